@@ -1,0 +1,347 @@
+"""The configuration: frozen, typed, and parsed in this one place.
+
+Flower hands an app flat ``key = value`` pairs (``run_config``). `parse` turns them into a
+`Config`; an unknown key, a wrong type or a value out of range is an `IdiolectError` that
+names the key, the value and what is allowed. Sections are written with a dot
+(``adapt.rounds``), underscores with a dash (``skip-bad-users``).
+"""
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from .errors import IdiolectError
+
+Scalar = str | int | float | bool
+
+TASKS = ("headline", "tagging", "rating", *(f"LaMP-{n}" for n in range(1, 8)))
+METHODS = ("base", "shared", "oppu", "kto", "bco", "c-bpo", "positives")
+KINDS = ("votes", "self", "public", "others")
+
+
+def key(
+    default: Scalar,
+    help: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Declare one configuration key: default, meaning, and what is allowed."""
+    allowed = {"help": help, "low": low, "high": high, "choices": choices}
+    return field(default=default, metadata=allowed)
+
+
+@dataclass(frozen=True)
+class Persona:
+    """The synthetic users (used when ``data`` is empty)."""
+
+    overlap: float = key(
+        0.5, "mean share of style attributes a user shares with everybody", 0, 1
+    )
+    strength: float = key(
+        0.8, "how often a user follows an own preference (mean)", 0.05, 1
+    )
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """The adapters, shared and personal alike."""
+
+    rank: int = key(8, "rank of the adapters", 1, 256)
+    alpha: float = key(16.0, "LoRA alpha: the adapter's scale is alpha / rank", 0)
+    targets: str = key("all", "which projections are adapted", choices=("all", "q,v"))
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """Federated training of the shared adapter."""
+
+    rounds: int = key(4, "federated rounds; 0 leaves the shared adapter at zero", 0)
+    users: str = key(
+        "all",
+        "who trains the shared adapter: all users, or only the development users "
+        "(the paper's setting: nobody who is evaluated)",
+        choices=("all", "development"),
+    )
+    epochs: int = key(1, "passes over the own history per round", 1)
+    batch: int = key(8, "items per optimiser step", 1)
+    learning_rate: float = key(3e-3, "local learning rate", 0)
+    clip: float = key(10.0, "largest L2 norm of one user's update", 0)
+
+
+@dataclass(frozen=True)
+class Unlabeled:
+    """The unlabeled set: what stands for "everyone else"."""
+
+    kind: str = key("votes", "where the unlabeled items come from", choices=KINDS)
+    file: str = key("", "JSON lines of {prompt, target}: for `public`, or as bank")
+    bank: int = key(400, "candidates in the bank of `votes`", 1)
+    nearest: int = key(3, "candidates that one history item votes for", 1)
+    ratio: float = key(1.0, "unlabeled items per history item (|H_aux| / |H_tar|)", 0)
+    alpha: str = key(
+        "estimate",
+        "preference overlap: `estimate`, or a number in [0, 0.9]; kinds whose alpha is "
+        "no population share (self, public) use 0.5 where this says `estimate`",
+    )
+
+
+@dataclass(frozen=True)
+class Personalise:
+    """Training of one user's own adapter; the same budget for every method."""
+
+    epochs: int = key(3, "passes over the own history", 1)
+    batch: int = key(8, "history items per optimiser step", 1)
+    microbatch: int = key(0, "rows per forward pass and user; 0: a whole step", 0)
+    learning_rates: str = key(
+        "1e-3,3e-3",
+        "comma-separated; of several, each method uses the one with the lowest NLL on "
+        "the development users",
+    )
+    warmup: float = key(0.1, "share of the steps with linear warm-up", 0, 1)
+    clip: float = key(1.0, "largest gradient norm of one user's adapter", 0)
+    beta: float = key(1.0, "scale of the implicit reward", 0)
+    ema: float = key(0.9, "decay of the running mean rewards in delta", 0, 0.9999)
+    stack: int = key(16, "users trained together in one forward pass", 1)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measuring the held-out items."""
+
+    generate: bool = key(True, "generate outputs for the text metrics, not only NLL")
+    users: int = key(0, "generate for the first N users only; 0: all", 0)
+    bootstrap: int = key(2000, "resamples of a confidence interval", 100)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, completely described."""
+
+    run_name: str = key("", "name of the run; empty: made from task, time and seed")
+    resume: str = key("", "name of a run to continue, or `latest`")
+    output_dir: str = key("", "where runs are written; empty: $IDIOLECT_HOME/runs")
+    seed: int = key(0, "seed of everything but privacy noise", 0)
+
+    task: str = key("headline", "what is written", choices=TASKS)
+    data: str = key("", "folder or file with real users; empty: personas")
+    users: int = key(48, "evaluated users", 1)
+    development_users: int = key(8, "users on whom learning rates are chosen", 0)
+    history: int = key(32, "items per user to learn from, at most", 1)
+    held_out: int = key(8, "items per user to be measured on, at most", 1)
+    skip_bad_users: bool = key(False, "leave users with malformed data out, count them")
+    users_per_node: int = key(0, "users hosted by one simulated node; 0: users/nodes", 0)
+
+    backbone: str = key("tiny", "`tiny` (built in), a model id, or a folder")
+    dtype: str = key(
+        "float32", "of the frozen backbone", choices=("float32", "bfloat16", "float16")
+    )
+    device: str = key("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    max_length: int = key(512, "longest sequence in tokens, prompt and output", 16)
+    methods: str = key(
+        "base,shared,oppu,kto,bco,c-bpo",
+        f"comma-separated, of {', '.join(METHODS)}",
+    )
+    quorum: float = key(0.75, "share of the users a phase needs to go on", 0, 1)
+    deadline: float = key(1800.0, "seconds after which a phase stops waiting", 1)
+
+    persona: Persona = field(default_factory=Persona)
+    lora: LoraShape = field(default_factory=LoraShape)
+    adapt: Adapt = field(default_factory=Adapt)
+    unlabeled: Unlabeled = field(default_factory=Unlabeled)
+    personalise: Personalise = field(default_factory=Personalise)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+
+    @property
+    def method_list(self) -> tuple[str, ...]:
+        """The methods, in the order given."""
+        return tuple(_words(self.methods))
+
+    @property
+    def learning_rate_list(self) -> tuple[float, ...]:
+        """The learning rates to choose from."""
+        return tuple(float(word) for word in _words(self.personalise.learning_rates))
+
+    @property
+    def fixed_alpha(self) -> float | None:
+        """Alpha where it is fixed by config, None where it is estimated."""
+        alpha = self.unlabeled.alpha
+        return None if alpha == "estimate" else float(alpha)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Yield every leaf field with its flat key."""
+    for entry in dataclasses.fields(cls):
+        name = prefix + entry.name.replace("_", "-")
+        if dataclasses.is_dataclass(entry.type):
+            yield from _fields(cast(type, entry.type), name + ".")
+        else:
+            yield name, entry
+
+
+FIELDS: dict[str, dataclasses.Field[Any]] = dict(_fields(Config))
+
+
+def defaults() -> dict[str, Scalar]:
+    """Every key with its default, in declared order."""
+    return {name: entry.default for name, entry in FIELDS.items()}
+
+
+def _check(name: str, value: object) -> Scalar:
+    """Return the value in its declared type, or say what is wrong with it."""
+    entry = FIELDS.get(name)
+    if entry is None:
+        near = difflib.get_close_matches(name, FIELDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "see docs/configuration.md."
+        raise IdiolectError(f"unknown config key '{name}': {hint}")
+    wanted = type(entry.default)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise IdiolectError(
+            f"config key '{name}' takes a {wanted.__name__}, not {value!r}: "
+            f"{entry.metadata['help']}."
+        )
+    choices = entry.metadata["choices"]
+    if choices and value not in choices:
+        raise IdiolectError(
+            f"config key '{name}' is {value!r}: use one of {', '.join(choices)}."
+        )
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        low, high = entry.metadata["low"], entry.metadata["high"]
+        if not low <= value <= high or not math.isfinite(value):
+            raise IdiolectError(
+                f"config key '{name}' is {value}: it must lie in [{low:g}, {high:g}]."
+            )
+    return cast(Scalar, value)
+
+
+def _build(cls: type, values: Mapping[str, Scalar], prefix: str = "") -> Any:
+    arguments: dict[str, Any] = {}
+    for entry in dataclasses.fields(cls):
+        name = prefix + entry.name.replace("_", "-")
+        if dataclasses.is_dataclass(entry.type):
+            arguments[entry.name] = _build(cast(type, entry.type), values, name + ".")
+        elif name in values:
+            arguments[entry.name] = values[name]
+    return cls(**arguments)
+
+
+def _check_lists(config: Config) -> None:
+    """Check the keys that hold a list or a number inside a string."""
+    for method in config.method_list:
+        if method not in METHODS:
+            raise IdiolectError(
+                f"config key 'methods' names {method!r}: use any of {', '.join(METHODS)}."
+            )
+    if not config.method_list:
+        raise IdiolectError("config key 'methods' is empty: name at least one method.")
+    try:
+        rates = config.learning_rate_list
+    except ValueError:
+        rates = ()
+    if not rates or not all(0 < rate < math.inf for rate in rates):
+        raise IdiolectError(
+            "config key 'personalise.learning-rates' is "
+            f"{config.personalise.learning_rates!r}: write positive numbers with commas, "
+            "for example 1e-3,3e-3."
+        )
+    try:
+        alpha = config.fixed_alpha
+    except ValueError:
+        alpha = -1.0
+    if alpha is not None and not 0 <= alpha <= 0.9:
+        raise IdiolectError(
+            f"config key 'unlabeled.alpha' is {config.unlabeled.alpha!r}: write "
+            "`estimate` or a number in [0, 0.9]."
+        )
+    if len(rates) > 1 and config.development_users == 0:
+        raise IdiolectError(
+            "config key 'personalise.learning-rates' gives several rates but "
+            "'development-users' is 0: give one rate, or development users to choose it on."
+        )
+    if config.adapt.users == "development" and config.development_users == 0:
+        raise IdiolectError(
+            "config key 'adapt.users' is 'development' but 'development-users' is 0: "
+            "raise 'development-users', or let all users train the shared adapter."
+        )
+
+
+def parse(values: Mapping[str, object]) -> Config:
+    """Parse flat key-value pairs, typed as TOML gives them.
+
+    Raises
+    ------
+    IdiolectError
+        Unknown key, wrong type, value out of range, or keys that contradict each other.
+    """
+    config: Config = _build(Config, {k: _check(k, v) for k, v in values.items()})
+    _check_lists(config)
+    return config
+
+
+def parse_word(name: str, text: str) -> Scalar:
+    """Type one ``key=value`` from a command line by the key's declared type.
+
+    Text needs no quotes: ``backbone=Qwen/Qwen2.5-0.5B-Instruct``.
+    """
+    wanted = type(FIELDS[name].default) if name in FIELDS else str
+    value: object = text
+    if wanted is bool and text.lower() in ("true", "false"):
+        value = text.lower() == "true"
+    elif wanted in (int, float):
+        try:
+            value = wanted(text)
+        except ValueError:
+            value = text
+    return _check(name, value)
+
+
+def flatten(config: Config) -> dict[str, Scalar]:
+    """Return the inverse of `parse`: every key with its value."""
+    flat: dict[str, Scalar] = {}
+    for name in FIELDS:
+        node: Any = config
+        for part in name.replace("-", "_").split("."):
+            node = getattr(node, part)
+        flat[name] = node
+    return flat
+
+
+def to_toml(config: Config) -> str:
+    """Write a config as flat TOML that `from_toml` reads back."""
+    lines: list[str] = []
+    for name, value in flatten(config).items():
+        quoted = f'"{name}"' if "." in name else name
+        lines.append(f"{quoted} = {_toml_value(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Scalar) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)
+
+
+def from_toml(text: str) -> Config:
+    """Read what `to_toml` wrote."""
+    return parse(tomllib.loads(text))
+
+
+def differences(one: Config, two: Config) -> list[str]:
+    """Keys in which two configs describe different runs.
+
+    Where a run is written and whether it is resumed does not change what it computes.
+    """
+    ignored = ("run-name", "resume", "output-dir")
+    first, second = flatten(one), flatten(two)
+    return [k for k in FIELDS if k not in ignored and first[k] != second[k]]

@@ -1,0 +1,117 @@
+"""What a task is made of: items, users, and the description of the task itself."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["generation", "classification", "rating"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """x, in three parts, so that only the input is ever shortened.
+
+    A prompt longer than the context loses tokens from the left of `input`; the
+    instruction around it (`before`, `after`) is never cut.
+    """
+
+    before: str
+    input: str
+    after: str = ""
+
+    @property
+    def text(self) -> str:
+        """The whole prompt."""
+        return self.before + self.input + self.after
+
+
+@dataclass(frozen=True)
+class Item:
+    """One pair (x, y): what was asked and what this user wrote.
+
+    `rival` is what the contrast metric compares a held-out item with: another user's text
+    for the same prompt where one exists, otherwise another user's held-out item.
+    """
+
+    id: str
+    prompt: Prompt
+    target: str
+    rival: "Item | None" = None
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known about a synthetic user (personas only); see `personas`.
+
+    Attributes
+    ----------
+    overlap
+        Share of the other users' text that this user would also have written: the
+        overlap sum_y min(p_user(y), p_others(y)) of the style distributions, in [0, 1].
+    own
+        Attribute -> value that this user prefers and the population does not.
+    shared
+        Attribute -> value that this user shares with the population.
+    strength
+        How often the user follows an own preference, in (0, 1].
+    """
+
+    overlap: float
+    own: dict[str, str]
+    shared: dict[str, str]
+    strength: float
+
+
+@dataclass(frozen=True)
+class User:
+    """One user's text. It never leaves the device; `held_out` is never trained on."""
+
+    id: str
+    history: tuple[Item, ...]
+    held_out: tuple[Item, ...]
+    truth: Truth | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """How outputs of a task are produced and scored.
+
+    Attributes
+    ----------
+    name
+        ``headline``, ``tagging``, ``rating`` (personas) or ``LaMP-1`` ... ``LaMP-7``.
+    kind
+        Decides the metrics: generation -> rouge-1, rouge-l; classification -> accuracy,
+        f1; rating -> mae, rmse.
+    labels
+        The fixed label list of a classification or rating task, else empty.
+    max_new_tokens
+        Budget of one generated output.
+    """
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...] = ()
+    max_new_tokens: int = 32
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Everyone who takes part in a run, and the public text beside them.
+
+    Attributes
+    ----------
+    users
+        The evaluated users.
+    development
+        Users on whom learning rates are chosen; never reported.
+    public
+        Public items: candidates for the bank of `votes`. Nobody's history.
+    dropped
+        Reason -> number of users left out (``skip-bad-users``).
+    """
+
+    task: Task
+    users: tuple[User, ...]
+    development: tuple[User, ...] = ()
+    public: tuple[Item, ...] = ()
+    dropped: dict[str, int] = field(default_factory=dict)

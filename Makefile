@@ -1,0 +1,44 @@
+# make lamp: install into .venv, then personalise 56 synthetic users and print a table.
+# make test: install, check format, lint, types, and run the tests.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: lamp test format generated clean
+
+lamp: .venv/.installed
+	$(BIN)/idiolect-server simulate simulations/lamp
+
+test: .venv/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest --cov --cov-fail-under=90
+
+format: .venv/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The key tables of docs/ and of the Flower app, rewritten from common/config.py.
+generated: .venv/.installed
+	$(BIN)/python -m idiolect.common.config .
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+# An install is repeated only when what it depends on has changed.
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[server,simulation]'
+	touch $@
+
+# Type checkers can't follow an editable install: .venv/types spells the packages out.
+.venv/.installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[server,simulation,dev]'
+	mkdir -p .venv/types/idiolect
+	cd .venv/types/idiolect && ln -sfn ../../../client ../../../common ../../../server .
+	touch $@ .venv/.installed
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "idiolect needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; \
+	  exit 1; }
+	$(PYTHON) -m venv .venv

@@ -1,0 +1,301 @@
+"""LoRA adapters as data: one, or K stacked on the resident backbone.
+
+An adapter is two dictionaries of tensors. `attached` adds adapters to the backbone's
+projections for the duration of a ``with`` block; the backbone's modules are never
+replaced and its weights never touched, so user B after user A equals user B alone.
+
+A *stack* holds the adapters of K users, ``a`` [K, r, in] and ``b`` [K, out, r]. A batch
+of N rows is user-major: rows ``k * N/K`` to ``(k + 1) * N/K`` belong to user k. One
+batched product then serves all users:
+
+    y += scaling * (x @ a_k^T) @ b_k^T          (Hu et al. 2022, one per user)
+
+A single adapter is a stack of one and serves every row, whatever their number.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .backbone import Backbone, projections
+from .config import LoraShape
+from .errors import IdiolectError
+from .seeds import fixed_uniform
+
+
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """One adapter.
+
+    Attributes
+    ----------
+    a
+        Projection -> down matrix [r, in].
+    b
+        Projection -> up matrix [out, r].
+    scaling
+        alpha / rank.
+    """
+
+    a: dict[str, Tensor]
+    b: dict[str, Tensor]
+    scaling: float
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """K adapters of one shape (see the module's text).
+
+    Attributes
+    ----------
+    a
+        Projection -> [K, r, in], or [1, r, in] where all users share a frozen A.
+    b
+        Projection -> [K, out, r].
+    scaling
+        alpha / rank.
+    """
+
+    a: dict[str, Tensor]
+    b: dict[str, Tensor]
+    scaling: float
+
+
+def new_lora(backbone: Backbone, shape: LoraShape, seed: int, *names: object) -> Lora:
+    """Return an untrained adapter: A uniform, B zero, so that it changes nothing.
+
+    A is uniform in +-1/sqrt(in), what PEFT's Kaiming initialisation amounts to, but drawn
+    from fixed bits (`seeds.fixed_uniform`): the same names give the same A on every
+    device, which the shared adapter needs, because only its B travels.
+    """
+    a: dict[str, Tensor] = {}
+    b: dict[str, Tensor] = {}
+    for name, linear in projections(backbone.model, shape.targets).items():
+        bound = linear.in_features**-0.5
+        size = (shape.rank, linear.in_features)
+        a[name] = bound * fixed_uniform(size, seed, "lora-a", *names, name)
+        b[name] = torch.zeros(linear.out_features, shape.rank)
+    return _to(Lora(a, b, shape.alpha / shape.rank), backbone.device)
+
+
+def zero_shared(backbone: Backbone, shape: LoraShape, seed: int) -> Lora:
+    """Return the shared adapter before its first round."""
+    return new_lora(backbone, shape, seed, "shared")
+
+
+def _to(lora: Lora, device: torch.device) -> Lora:
+    a = {name: tensor.to(device) for name, tensor in lora.a.items()}
+    b = {name: tensor.to(device) for name, tensor in lora.b.items()}
+    return Lora(a, b, lora.scaling)
+
+
+def stack(loras: Sequence[Lora]) -> Stack:
+    """Stack the adapters of K users, which must have one shape and scaling."""
+    first = loras[0]
+    if any(lora.scaling != first.scaling for lora in loras):
+        raise ValueError("adapters of different scaling cannot be stacked")
+    a = {name: torch.stack([lora.a[name] for lora in loras]) for name in first.a}
+    b = {name: torch.stack([lora.b[name] for lora in loras]) for name in first.b}
+    return Stack(a, b, first.scaling)
+
+
+def unstack(stacked: Stack) -> list[Lora]:
+    """Return the users' adapters, each a copy of its own."""
+    users = next(iter(stacked.b.values())).shape[0]
+    return [
+        Lora(
+            {n: t[min(k, len(t) - 1)].detach().clone() for n, t in stacked.a.items()},
+            {n: t[k].detach().clone() for n, t in stacked.b.items()},
+            stacked.scaling,
+        )
+        for k in range(users)
+    ]
+
+
+def _contribution(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """(x @ a^T) @ b^T for x [N, T, in], N user-major; returns [N, T, out]."""
+    users = b.shape[0]
+    if users == 1:
+        return (x @ a[0].T) @ b[0].T
+    rows = x.reshape(users, -1, x.shape[-1])
+    down = rows @ a[0].T if a.shape[0] == 1 else torch.bmm(rows, a.mT)
+    return torch.bmm(down, b.mT).reshape(*x.shape[:-1], b.shape[1])
+
+
+@contextmanager
+def attached(backbone: Backbone, *adapters: Lora | Stack | None) -> Iterator[None]:
+    """Add adapters to the backbone inside the ``with`` block.
+
+    Several adapters add up: the reference is ``attached(backbone, shared)``, a user's
+    policy ``attached(backbone, shared, personal)``. None stands for no adapter.
+    """
+    stacks = [
+        stack([entry]) if isinstance(entry, Lora) else entry
+        for entry in adapters
+        if entry is not None
+    ]
+    modules = dict(backbone.model.named_modules())
+    handles = [
+        modules[name].register_forward_hook(_hook(entry.a[name], b, entry.scaling))
+        for entry in stacks
+        for name, b in entry.b.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(a: Tensor, b: Tensor, scaling: float):
+    def add(_module: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        # Adapters compute in their own dtype, as PEFT does: bf16 would lose small steps.
+        update = scaling * _contribution(inputs[0].to(b.dtype), a, b)
+        return output + update.to(output.dtype)
+
+    return add
+
+
+def hash_lora(lora: Lora | None) -> str:
+    """SHA-256 of names, shapes and values; the identity of a reference policy."""
+    digest = hashlib.sha256()
+    if lora is not None:
+        digest.update(repr(lora.scaling).encode())
+        for part in (lora.a, lora.b):
+            for name in sorted(part):
+                tensor = part[name].detach().cpu().float().contiguous()
+                digest.update(f"{name}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_lora(path: Path, lora: Lora, metadata: dict[str, str]) -> None:
+    """Write an adapter so that a crash leaves the old file or the new one, never half.
+
+    Parameters
+    ----------
+    path
+        A safetensors file; its folder is made where missing.
+    lora, metadata
+        The adapter, and strings kept beside it.
+    """
+    tensors = {f"a.{name}": tensor.contiguous().cpu() for name, tensor in lora.a.items()}
+    tensors |= {f"b.{name}": t.contiguous().cpu() for name, t in lora.b.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(tensors, partial, {**metadata, "scaling": repr(lora.scaling)})
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load_lora(path: Path) -> tuple[Lora, dict[str, str]]:
+    """Read what `save_lora` wrote.
+
+    Raises
+    ------
+    IdiolectError
+        The file is missing or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        scaling = float(metadata.pop("scaling"))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise IdiolectError(
+            f"the adapter file {path} cannot be read ({error}): remove it to train anew."
+        ) from error
+    a = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("a.")}
+    b = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("b.")}
+    return Lora(a, b, scaling), metadata
+
+
+def concatenate(shared: Lora, personal: Lora) -> Lora:
+    """One adapter that does what two do: concatenated along the rank, scalings in B.
+
+    With A = [A_1; A_2] and B = [s_1 B_1, s_2 B_2], B A = s_1 B_1 A_1 + s_2 B_2 A_2.
+    """
+    a: dict[str, Tensor] = {}
+    b: dict[str, Tensor] = {}
+    for name in shared.a:
+        ups = [shared.scaling * shared.b[name], personal.scaling * personal.b[name]]
+        a[name] = torch.cat([shared.a[name], personal.a[name]], dim=0)
+        b[name] = torch.cat(ups, dim=1)
+    return Lora(a, b, 1.0)
+
+
+def export_peft(folder: Path, backbone: Backbone, shared: Lora, personal: Lora) -> None:
+    """Write a PEFT adapter that turns the bare backbone into the user's policy.
+
+    ``peft.PeftModel.from_pretrained(backbone, folder)`` then has the same logits as
+    ``attached(backbone, shared, personal)``.
+    """
+    from peft import LoraConfig, TaskType
+
+    both = concatenate(shared, personal)
+    rank = next(iter(both.a.values())).shape[0]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,  # a scale of one: both scalings are already in B
+        target_modules=sorted(both.a),
+        task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=backbone.name,
+        inference_mode=True,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    tensors: dict[str, Tensor] = {}
+    for name in both.a:
+        tensors[f"base_model.model.{name}.lora_A.weight"] = both.a[name].contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = both.b[name].contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+
+
+def import_peft(folder: Path) -> Lora:
+    """Read a PEFT LoRA of any rank.
+
+    Raises
+    ------
+    IdiolectError
+        No plain LoRA: another method, DoRA, biases, extra trained modules, or ranks
+        that differ between modules.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise IdiolectError(
+            f"{folder} holds no PEFT adapter that can be read ({error}): it needs "
+            "adapter_config.json and adapter_model.safetensors."
+        ) from error
+    unusual = [k for k in ("use_dora", "modules_to_save", "rank_pattern") if config.get(k)]
+    unusual += [k for k in ("alpha_pattern", "lora_bias") if config.get(k)]
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
+        unusual.append(f"{config.get('peft_type')} with bias={config.get('bias')}")
+    if unusual:
+        raise IdiolectError(
+            f"{folder} is no plain LoRA ({', '.join(unusual)}): only LoRA with one rank, "
+            "without biases and extra modules, can be imported."
+        )
+    rank = int(config["r"])
+    scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+    prefix, parts = "base_model.model.", {"A": {}, "B": {}}
+    for key, tensor in tensors.items():
+        name, _, part = key.removeprefix(prefix).rpartition(".lora_")
+        parts[part[0]][name] = tensor.float()
+    return Lora(parts["A"], parts["B"], float(scale))

@@ -1,0 +1,284 @@
+"""Log-probabilities of completions, reference scores, and generation.
+
+The vocabulary projection is applied to the positions that predict completion tokens only,
+in chunks, because prompt length x vocabulary size is what fills the memory of a device.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .adapters import Lora, Stack, attached, hash_lora
+from .backbone import Backbone, Encoded
+
+Adapters = Sequence[Lora | Stack | None]
+
+# Tokens in one forward pass without gradients: enough to keep two cores busy, little
+# enough for a device.
+TOKENS_PER_PASS = 8192
+# Logits computed at once (64 MB of float32).
+LOGITS_PER_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Right-padded sequences.
+
+    Attributes
+    ----------
+    ids
+        Token ids [N, T].
+    mask
+        1 for tokens, 0 for padding [N, T].
+    completion
+        True where the token belongs to the completion [N, T].
+    """
+
+    ids: Tensor
+    mask: Tensor
+    completion: Tensor
+
+
+def collate(backbone: Backbone, rows: Sequence[Encoded | None]) -> Batch:
+    """Pad rows to a batch. None is a filler row, in which nothing is scored."""
+    length = max((len(row.ids) for row in rows if row), default=1)
+    ids = torch.full((len(rows), length), backbone.pad_id)
+    mask = torch.zeros((len(rows), length), dtype=torch.long)
+    completion = torch.zeros((len(rows), length), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        if row is None:
+            mask[i, 0] = 1  # attention over nothing would be NaN
+            continue
+        size = len(row.ids)
+        ids[i, :size] = torch.tensor(row.ids)
+        mask[i, :size] = 1
+        completion[i, row.prompt_length : size] = True
+    device = backbone.device
+    return Batch(ids.to(device), mask.to(device), completion.to(device))
+
+
+def completion_logp(backbone: Backbone, batch: Batch) -> Tensor:
+    """log p(y | x) of every row [N], summed over completion tokens.
+
+    The hidden state at position t - 1 predicts the token at t.
+    """
+    return _scores(backbone, batch)[0]
+
+
+def _scores(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [N], and hidden states [N, T, d] they were computed from."""
+    hidden = backbone.hidden(batch.ids, batch.mask)
+    predicting = batch.completion[:, 1:]
+    states = hidden[:, :-1][predicting]
+    labels = batch.ids[:, 1:][predicting]
+    rows = predicting.nonzero()[:, 0]
+    logp = _token_logp(backbone, states, labels)
+    total = torch.zeros(len(batch.ids), dtype=logp.dtype, device=logp.device)
+    return total.index_add(0, rows, logp), hidden
+
+
+def _token_logp(backbone: Backbone, states: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability [M] of labels [M] from hidden states [M, d]."""
+
+    def head(states: Tensor, labels: Tensor) -> Tensor:
+        return -F.cross_entropy(backbone.logits(states), labels, reduction="none")
+
+    rows = max(1, LOGITS_PER_CHUNK // backbone.model.config.vocab_size)
+    if len(states) <= rows:
+        return head(states, labels)
+    # Recomputing a chunk's logits in the backward pass costs less than keeping them all.
+    parts = [
+        checkpoint(head, s, y, use_reentrant=False)
+        for s, y in zip(states.split(rows), labels.split(rows), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def completion_tokens(row: Encoded) -> int:
+    """Number of completion tokens, end of sequence included."""
+    return len(row.ids) - row.prompt_length
+
+
+def score_users(
+    backbone: Backbone, adapters: Adapters, users: Sequence[Sequence[Encoded]]
+) -> list[list[float]]:
+    """Log-probability of every item of every user, without gradients.
+
+    Parameters
+    ----------
+    backbone, adapters
+        The policy; a stack among the adapters must hold one adapter per user.
+    users
+        Items of K users; their numbers may differ.
+
+    Returns
+    -------
+    list of list of float
+        As `users`.
+    """
+    result = [[0.0] * len(items) for items in users]
+    for chunk in _chunks(users):
+        rows = [
+            users[k][i] if i is not None else None
+            for k, items in enumerate(chunk)
+            for i in items
+        ]
+        with torch.no_grad(), attached(backbone, *adapters):
+            logp = completion_logp(backbone, collate(backbone, rows)).tolist()
+        places = [(k, i) for k, items in enumerate(chunk) for i in items]
+        for (k, i), value in zip(places, logp, strict=True):
+            if i is not None:
+                result[k][i] = value
+    return result
+
+
+def _chunks(users: Sequence[Sequence[Encoded]]) -> list[list[list[int | None]]]:
+    """Split items into passes of similar length, the same number of rows per user.
+
+    Sorted by length, longest first, so that little is padded. A user with fewer items is
+    filled up with None.
+    """
+    orders = [
+        sorted(range(len(items)), key=lambda i, items=items: -len(items[i].ids))
+        for items in users
+    ]
+    most = max(map(len, orders), default=0)
+    chunks: list[list[list[int | None]]] = []
+    start = 0
+    while start < most:
+        heads = [
+            len(users[k][order[start]].ids)
+            for k, order in enumerate(orders)
+            if start < len(order)
+        ]
+        rows = max(1, TOKENS_PER_PASS // (len(users) * max(heads)))
+        parts = [order[start : start + rows] for order in orders]
+        width = max(map(len, parts))
+        chunks.append([[*part, *[None] * (width - len(part))] for part in parts])
+        start += rows
+    return chunks
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What one pass of the frozen reference says about an item.
+
+    Attributes
+    ----------
+    logp
+        log pi_ref(y | x), summed over completion tokens.
+    embedding
+        Mean hidden state over the completion tokens, float32 [d].
+    """
+
+    logp: float
+    embedding: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceCache:
+    """Reference scores, computed once for each (reference policy, sequence).
+
+    The key holds the hash of the backbone's weights, its dtype, the hash of the shared
+    adapter, and the token ids with the prompt's length. The ids already depend on the
+    prompt format, the tokenizer and the maximum length, so a change in any of them makes
+    another key: a stale score cannot be returned.
+    """
+
+    scores: dict[bytes, Reference] = field(default_factory=dict)
+
+    def get(
+        self, backbone: Backbone, shared: Lora | None, items: Sequence[Encoded]
+    ) -> list[Reference]:
+        """Return the reference scores of the items, computing those that are new."""
+        policy = f"{backbone.hash} {backbone.dtype} {hash_lora(shared)}"
+        keys = [_key(policy, item) for item in items]
+        new = {k: it for k, it in zip(keys, items, strict=True) if k not in self.scores}
+        self.scores.update(
+            zip(new, reference_pass(backbone, shared, list(new.values())), strict=True)
+        )
+        return [self.scores[key] for key in keys]
+
+
+def _key(policy: str, item: Encoded) -> bytes:
+    digest = hashlib.sha256(f"{policy} {item.prompt_length} ".encode())
+    digest.update(array("q", item.ids).tobytes())
+    return digest.digest()
+
+
+def reference_pass(
+    backbone: Backbone, shared: Lora | None, items: Sequence[Encoded]
+) -> list[Reference]:
+    """Score items under the frozen reference (see `Reference`)."""
+    found: dict[int, Reference] = {}
+    for chunk in _chunks([items]):
+        places = [i for i in chunk[0] if i is not None]
+        batch = collate(backbone, [items[i] for i in places])
+        with torch.no_grad(), attached(backbone, shared):
+            logp, hidden = _scores(backbone, batch)
+        weight = batch.completion.unsqueeze(-1).to(hidden.dtype)
+        means = (hidden * weight).sum(1).float() / weight.sum(1).float()
+        for i, value, mean in zip(places, logp.tolist(), means.cpu(), strict=True):
+            found[i] = Reference(value, mean.clone())
+    return [found[i] for i in range(len(items))]
+
+
+def generate(
+    backbone: Backbone,
+    adapters: Adapters,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    top_p: float | None = None,
+) -> list[str]:
+    """Continue prompts: greedily, or sampled where `top_p` is given (temperature 1).
+
+    Parameters
+    ----------
+    backbone, adapters
+        The policy; with a stack of K, prompts are user-major and the same number each.
+    prompts
+        Token ids. An empty prompt is a filler and yields an empty text.
+    max_new_tokens
+        Budget of one output.
+    top_p
+        Nucleus of the sampling. Draws come from torch's global generator, which the
+        caller seeds.
+    """
+    from transformers import GenerationConfig
+
+    if not any(map(len, prompts)):
+        return [""] * len(prompts)
+    longest = max(map(len, prompts))
+    filled = [list(p) if len(p) else [backbone.pad_id] for p in prompts]
+    ids = torch.tensor([[backbone.pad_id] * (longest - len(p)) + p for p in filled])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in filled])
+    sampling = {"do_sample": False, "top_p": 1.0} if top_p is None else {
+        "do_sample": True,
+        "top_p": top_p,
+    }
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=backbone.end_ids,
+        pad_token_id=backbone.pad_id,
+        temperature=1.0,
+        top_k=0,
+        repetition_penalty=1.0,
+        **sampling,
+    )
+    with torch.no_grad(), attached(backbone, *adapters):
+        output = backbone.model.generate(
+            ids.to(backbone.device),
+            attention_mask=mask.to(backbone.device),
+            generation_config=config,
+        )
+    new = output[:, longest:].tolist()
+    return [
+        backbone.decode(row) if len(p) else ""
+        for row, p in zip(new, prompts, strict=True)
+    ]

@@ -1,0 +1,124 @@
+"""One entrance to all data: personas, official LaMP files, OPPU-shaped files."""
+
+import json
+import re
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+from ..config import Config
+from ..errors import IdiolectError
+from . import lamp
+from .types import Dataset, Item, Prompt, User
+
+# A user's name becomes part of file names.
+_NAME = re.compile(r"[A-Za-z0-9][\w.@+-]{0,99}", re.ASCII)
+
+
+@lru_cache(maxsize=4)
+def load_dataset(config: Config) -> Dataset:
+    """Users, development users and public text of a run; kept in memory per config.
+
+    Raises
+    ------
+    IdiolectError
+        Task and ``data`` do not go together, the data are malformed, or there are fewer
+        users than asked for.
+    """
+    if config.task in lamp.FORMS:
+        if not config.data:
+            raise IdiolectError(
+                f"task '{config.task}' reads real data but 'data' is empty: download "
+                "the official files (docs/data.md says where) and set data=FOLDER, or "
+                "use a personas task such as task=headline."
+            )
+        dataset = lamp.read(config)
+    else:
+        if config.data:
+            raise IdiolectError(
+                f"task '{config.task}' is made of personas and reads no files, but "
+                f"'data' is {config.data!r}: leave 'data' empty, or set 'task' to the "
+                "LaMP task of these files, such as task=LaMP-4."
+            )
+        from . import personas  # only here, because real data never need the generator
+
+        dataset = personas.make(config)
+    check(dataset)
+    return dataset
+
+
+def check(dataset: Dataset) -> None:
+    """Refuse a dataset that a run could not use.
+
+    Raises
+    ------
+    IdiolectError
+        A user's name appears twice or cannot be part of a file name, or a user has
+        nothing to learn from or nothing to be measured on.
+    """
+    users = (*dataset.users, *dataset.development)
+    for name, count in Counter(user.id for user in users).items():
+        if count > 1:
+            raise IdiolectError(
+                f"user '{name}' appears {count} times: give every user one record."
+            )
+    for user in users:
+        _check_user(user)
+
+
+def _check_user(user: User) -> None:
+    if not _NAME.fullmatch(user.id):
+        raise IdiolectError(
+            f"user {user.id!r} cannot be part of a file name: use up to 100 letters, "
+            "digits and . _ @ + - in user ids, a letter or digit first."
+        )
+    for part, name in ((user.history, "history"), (user.held_out, "held-out items")):
+        if not part:
+            raise IdiolectError(
+                f"user '{user.id}' has no {name}: add items, or remove the user."
+            )
+
+
+def public_items(path: str | Path) -> tuple[Item, ...]:
+    """Read public text for ``unlabeled.file``: JSON lines of ``{"prompt", "target"}``.
+
+    Blank lines are skipped. The whole prompt is the part that may be shortened.
+
+    Raises
+    ------
+    IdiolectError
+        The file is missing, unreadable or empty, or a line is not such an object.
+    """
+    path = Path(path).expanduser()
+    lines = lamp.read_text(path, "unlabeled.file").split("\n")
+    items = [
+        _public_item(f"{path.name}, line {number}", f"public/{number}", line)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not items:
+        raise IdiolectError(
+            f"{path} holds no items: write one JSON object with prompt and target per "
+            "line."
+        )
+    return tuple(items)
+
+
+def _public_item(place: str, name: str, line: str) -> Item:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise IdiolectError(
+            f'{place}: not JSON ({error}): write {{"prompt": "…", "target": "…"}}.'
+        ) from None
+    texts: list[str] = []
+    for field in ("prompt", "target"):
+        value = record.get(field) if isinstance(record, dict) else None
+        text = lamp.clean(value) if isinstance(value, str) else ""
+        if not text:
+            raise IdiolectError(
+                f"{place}: field '{field}' is missing, empty or no text: write "
+                '{"prompt": "…", "target": "…"}.'
+            )
+        texts.append(text)
+    return Item(name, Prompt("", texts[0]), texts[1])

@@ -1,0 +1,147 @@
+"""Text metrics of the tasks, by their published definitions.
+
+One user's outputs give one value of each metric (`score`); a table averages those over
+users. The numbers printed in papers pool all questions of all users: `pooled`.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+from rouge_score.rouge_scorer import RougeScorer
+
+from .types import Task
+
+
+def score(
+    task: Task, outputs: Sequence[str], targets: Sequence[str]
+) -> dict[str, float]:
+    """Metrics of one user's outputs.
+
+    Parameters
+    ----------
+    outputs
+        What the model wrote, as decoded; only the first line counts (`first_line`).
+    targets
+        What the user wrote, in the same order.
+
+    Returns
+    -------
+    dict
+        generation: ``rouge-1``, ``rouge-l``, the mean of the per-item F-measures
+        (rouge-score with stemmer; an empty output scores 0; its tokens are a-z and 0-9,
+        so text in other scripts scores 0). classification: ``accuracy`` and ``f1``.
+        rating: ``mae`` and ``rmse``.
+
+    Raises
+    ------
+    ValueError
+        No outputs, or not as many outputs as targets.
+
+    Notes
+    -----
+    ``f1`` is macro-F1 over the labels that occur in this user's targets or outputs.
+    LaMP takes it over the whole label list, which suits one pool of thousands of
+    questions; for a user whose eight questions have three of fifteen labels it would
+    stop at 3/15 however good the outputs are: it would measure the user, not the model.
+    """
+    items = per_item(task, outputs, targets)
+    if not items:
+        raise ValueError("no outputs to score")
+    values = {name: _mean([item[name] for item in items]) for name in items[0]}
+    if task.kind == "classification":
+        written = [first_line(output) for output in outputs]
+        seen = {*written, *(target.strip() for target in targets)}
+        present = [label for label in task.labels if label in seen]
+        values["f1"] = macro_f1(written, targets, present)
+    if task.kind == "rating":
+        values["rmse"] = math.sqrt(_mean([item["mae"] ** 2 for item in items]))
+    return values
+
+
+def pooled(
+    task: Task, outputs: Sequence[str], targets: Sequence[str]
+) -> dict[str, float]:
+    """Return the metrics as LaMP publishes them, over all users' questions in one list.
+
+    They differ from the mean of `score` over users: every question weighs the same,
+    macro-F1 is over the fixed label list, and the root of ``rmse`` is taken once.
+    """
+    values = score(task, outputs, targets)
+    if task.kind == "classification":
+        written = [first_line(output) for output in outputs]
+        values["f1"] = macro_f1(written, targets, task.labels)
+    return values
+
+
+def per_item(
+    task: Task, outputs: Sequence[str], targets: Sequence[str]
+) -> list[dict[str, float]]:
+    """Those metrics that a single item has: rouge-1 and rouge-l, accuracy, or mae."""
+    values: list[dict[str, float]] = []
+    for output, target in zip(outputs, targets, strict=True):
+        text, wanted = first_line(output), target.strip()
+        if task.kind == "generation":
+            values.append(_rouge(text, wanted))
+        elif task.kind == "classification":
+            values.append({"accuracy": float(text == wanted)})
+        else:
+            values.append({"mae": abs(_rating(text, wanted, task) - float(wanted))})
+    return values
+
+
+def macro_f1(
+    outputs: Sequence[str], targets: Sequence[str], labels: Sequence[str]
+) -> float:
+    """Unweighted mean over `labels` of F1 = 2 TP / (2 TP + FP + FN).
+
+    A label with an empty denominator counts as 0, as in scikit-learn; an output that is
+    no label is a miss for its target and a false alarm for nobody.
+    """
+    scores: list[float] = []
+    for label in labels:
+        written = [output == label for output in outputs]
+        wanted = [target.strip() == label for target in targets]
+        true = sum(w and t for w, t in zip(written, wanted, strict=True))
+        either = sum(written) + sum(wanted)
+        scores.append(2 * true / either if either else 0.0)
+    return _mean(scores) if scores else 0.0
+
+
+def first_line(output: str) -> str:
+    """Return the answer inside a generated text: its first line that is not blank."""
+    lines = output.strip().splitlines()
+    return lines[0].strip() if lines else ""
+
+
+def _rating(text: str, wanted: str, task: Task) -> float:
+    """Return the rating an output means; what is no number counts as the worst answer.
+
+    LaMP's rule: the end of the scale that is farther from the target, the upper end at
+    equal distance. Numbers off the scale stay as they are.
+    """
+    low, high = float(task.labels[0]), float(task.labels[-1])
+    worst = low if abs(low - float(wanted)) > abs(high - float(wanted)) else high
+    try:
+        value = float(text)
+    except ValueError:
+        return worst
+    # "nan", "inf" and endless digits parse too, and would spoil every mean they enter.
+    return value if abs(value) < 1e6 else worst
+
+
+def _rouge(text: str, wanted: str) -> dict[str, float]:
+    found = _scorer().score(wanted, text)
+    return {
+        "rouge-1": float(found["rouge1"].fmeasure),
+        "rouge-l": float(found["rougeL"].fmeasure),
+    }
+
+
+@lru_cache(maxsize=1)
+def _scorer() -> RougeScorer:
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,106 @@
+"""Metrics against values worked out by hand."""
+
+import math
+
+import pytest
+
+from idiolect.common.tasks import metrics
+from idiolect.common.tasks.types import Task
+
+WRITING = Task("headline", "generation")
+TAGGING = Task("tagging", "classification", ("a", "b", "c", "d"))
+RATING = Task("rating", "rating", ("1", "2", "3", "4", "5"))
+
+
+def test_rouge_counts_words_and_longest_common_subsequence():
+    # Five output words, six target words, four in common and in order:
+    # P = 4/5, R = 4/6, F = 2 * 4 / (5 + 6).
+    values = metrics.score(WRITING, ["the cat lay on mat"], ["the cat sat on the mat"])
+    assert values == pytest.approx({"rouge-1": 8 / 11, "rouge-l": 8 / 11})
+    # All six words in common, but only three of them in the target's order.
+    values = metrics.score(
+        WRITING, ["on the mat the cat sat"], ["the cat sat on the mat"]
+    )
+    assert values == pytest.approx({"rouge-1": 1.0, "rouge-l": 0.5})
+
+
+def test_rouge_stems_and_ignores_case_and_punctuation():
+    values = metrics.score(WRITING, ["Horses, running!"], ["horse runs"])
+    assert values == pytest.approx({"rouge-1": 1.0, "rouge-l": 1.0})
+
+
+def test_rouge_is_the_plain_mean_of_items_and_empty_output_is_zero():
+    outputs = ["the cat lay on mat", "", "  \n ", "dog"]
+    targets = ["the cat sat on the mat", "anything", "else", "dog"]
+    values = metrics.score(WRITING, outputs, targets)
+    assert values["rouge-1"] == pytest.approx((8 / 11 + 0 + 0 + 1) / 4)
+    each = metrics.per_item(WRITING, outputs, targets)
+    assert [item["rouge-l"] for item in each] == pytest.approx([8 / 11, 0, 0, 1])
+
+
+def test_only_the_first_written_line_counts():
+    assert metrics.first_line("\n  A title \nand chatter") == "A title"
+    assert metrics.first_line(" \n") == ""
+    values = metrics.score(TAGGING, [" a\nbecause it is"], ["a"])
+    assert values == {"accuracy": 1.0, "f1": 1.0}
+
+
+def test_accuracy_and_f1_of_one_user():
+    outputs = ["a", "a", "b", "what?", "c"]
+    targets = ["a", "b", "b", "b", "a"]
+    values = metrics.score(TAGGING, outputs, targets)
+    assert values["accuracy"] == pytest.approx(2 / 5)
+    # a: one hit, 2 written + 2 wanted -> 2/4. b: one hit, 1 + 3 -> 2/4.
+    # c: written once, never wanted -> 0. d: nowhere, so not in this user's mean.
+    assert values["f1"] == pytest.approx((0.5 + 0.5 + 0) / 3)
+    each = metrics.per_item(TAGGING, outputs, targets)
+    assert [item["accuracy"] for item in each] == [1, 0, 1, 0, 0]
+
+
+def test_pooled_f1_is_over_the_whole_label_list():
+    outputs, targets = ["a", "a", "b", "what?", "c"], ["a", "b", "b", "b", "a"]
+    assert metrics.pooled(TAGGING, outputs, targets)["f1"] == pytest.approx(1 / 4)
+    # Everything right, yet two of four labels never asked for: they count as zero.
+    assert metrics.pooled(TAGGING, ["a", "b"], ["a", "b"])["f1"] == pytest.approx(0.5)
+    assert metrics.score(TAGGING, ["a", "b"], ["a", "b"])["f1"] == pytest.approx(1.0)
+
+
+def test_f1_with_nothing_found_is_zero():
+    values = metrics.score(TAGGING, ["?", "?"], ["a", "b"])
+    assert values == {"accuracy": 0.0, "f1": 0.0}
+    assert metrics.macro_f1(["?"], ["?"], ()) == 0.0
+
+
+def test_rating_errors():
+    values = metrics.score(RATING, ["5", "2", "4.0"], ["4", "4", "4"])
+    assert values == pytest.approx({"mae": 1.0, "rmse": math.sqrt((1 + 4 + 0) / 3)})
+
+
+@pytest.mark.parametrize("output", ["good", "", "nan", "inf", "9" * 400])
+@pytest.mark.parametrize(
+    ("target", "error"), [("1", 4), ("2", 3), ("3", 2), ("4", 3), ("5", 4)]
+)
+def test_unreadable_rating_is_the_farther_extreme(output, target, error):
+    assert metrics.score(RATING, [output], [target]) == {"mae": error, "rmse": error}
+
+
+def test_unreadable_rating_at_equal_distance_takes_the_upper_end():
+    # |3 - 5| = |3 - 1| tells nothing; on a lopsided scale the rule shows.
+    scale = Task("rating", "rating", ("0", "1", "2"))
+    assert metrics.per_item(scale, ["?"], ["1"]) == [{"mae": 1.0}]
+    assert metrics._rating("?", "1", scale) == 2.0
+
+
+def test_pooled_rmse_takes_the_root_once():
+    one, two = (["1"], ["5"]), (["5"], ["5"])
+    apart = [metrics.score(RATING, *user)["rmse"] for user in (one, two)]
+    assert sum(apart) / 2 == pytest.approx(2.0)
+    together = metrics.pooled(RATING, one[0] + two[0], one[1] + two[1])
+    assert together["rmse"] == pytest.approx(math.sqrt(8))
+
+
+def test_nothing_to_score_and_unequal_lengths_are_refused():
+    with pytest.raises(ValueError, match="no outputs"):
+        metrics.score(WRITING, [], [])
+    with pytest.raises(ValueError):
+        metrics.score(TAGGING, ["a"], ["a", "b"])

@@ -8,10 +8,13 @@ names the key, the value and what is allowed. Sections are written with a dot
 
 import dataclasses
 import difflib
+import json
 import math
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from .errors import IdiolectError
@@ -191,7 +194,7 @@ FIELDS: dict[str, dataclasses.Field[Any]] = dict(_fields(Config))
 
 def defaults() -> dict[str, Scalar]:
     """Every key with its default, in declared order."""
-    return {name: entry.default for name, entry in FIELDS.items()}
+    return {name: cast(Scalar, entry.default) for name, entry in FIELDS.items()}
 
 
 def _check(name: str, value: object) -> Scalar:
@@ -328,7 +331,7 @@ def _toml_value(value: Scalar) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
 
 
@@ -345,3 +348,57 @@ def differences(one: Config, two: Config) -> list[str]:
     ignored = ("run-name", "resume", "output-dir")
     first, second = flatten(one), flatten(two)
     return [k for k in FIELDS if k not in ignored and first[k] != second[k]]
+
+
+TABLE_START = "[tool.flwr.app.config]"
+
+
+def app_table() -> str:
+    """Every key with its default: the last table of an app's ``pyproject.toml``.
+
+    Flower accepts ``-c key=value`` only for keys that are listed there.
+    """
+    head = "# Written by `make generated`; meanings: docs/configuration.md."
+    return f"{TABLE_START}\n{head}\n{to_toml(Config())}"
+
+
+def markdown() -> str:
+    """``docs/configuration.md``: every key, its default, what is allowed, its meaning."""
+    lines = [
+        "# Configuration",
+        "",
+        "Written by `make generated` from `common/config.py`. Give a key with",
+        "`idiolect-server simulate APP -c key=value`, or with `flwr run APP -c key=value`",
+        "(there, strings need quotes of their own).",
+        "",
+        "| key | default | allowed | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, entry in FIELDS.items():
+        default = _toml_value(cast(Scalar, entry.default))
+        meaning = entry.metadata["help"].replace("|", "\\|")
+        lines.append(f"| `{name}` | `{default}` | {_allowed(entry)} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _allowed(entry: dataclasses.Field[Any]) -> str:
+    low, high = entry.metadata["low"], entry.metadata["high"]
+    if entry.metadata["choices"]:
+        return ", ".join(f"`{choice}`" for choice in entry.metadata["choices"])
+    if math.isfinite(low) and math.isfinite(high):
+        return f"{low:g} to {high:g}"
+    if math.isfinite(low):
+        return f"at least {low:g}"
+    return "true or false" if isinstance(entry.default, bool) else "text"
+
+
+def generate(root: Path) -> None:
+    """Rewrite what is generated from this file, in a checkout of the repository."""
+    (root / "docs" / "configuration.md").write_text(markdown())
+    project = root / "simulations" / "lamp" / "pyproject.toml"
+    kept, _, _ = project.read_text().partition(TABLE_START)
+    project.write_text(kept + app_table())
+
+
+if __name__ == "__main__":
+    generate(Path(sys.argv[1]))

@@ -305,6 +305,16 @@ def test_history_equal_to_a_held_out_item_is_removed_and_counted(tmp_path):
     assert dataset.dropped == {lamp.LEAKED: 3}
 
 
+def test_a_question_is_not_held_out_a_second_time_from_the_profile(tmp_path):
+    questions, _ = official(tmp_path)
+    questions[0]["profile"][-1]["title"] = "Gold 0"
+    save(tmp_path / "dev_questions.json", questions)
+    dataset = read(tmp_path, held_out=2)
+    held = [item.target for item in dataset.users[0].held_out]
+    assert held == ["Gold 0", "Head 0.6"]
+    assert dataset.dropped == {lamp.LEAKED: 1}
+
+
 def test_a_shared_label_is_no_leak_but_a_shared_input_is(tmp_path):
     questions, _ = official(tmp_path, "LaMP-2")
     questions[0]["profile"][0]["tag"] = "true story"

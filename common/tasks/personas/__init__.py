@@ -1,0 +1,178 @@
+"""Personas: seeded synthetic users with a known style, for three LaMP-shaped tasks.
+
+Everything about an author comes from (seed, task, name), and everything about an item
+from (seed, task, name, number): a user's text depends neither on how many users there are
+nor on how long the histories are. Only `Truth.overlap` and the rivals of held-out items
+refer to the other users of the run.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...config import Config
+from ...seeds import numpy_generator
+from ..types import Dataset, Item, Truth, User
+from .authors import Author, draw_author, draw_style, overlaps
+from .headline import HEADLINE
+from .rating import RATING
+from .tagging import TAGGING
+from .world import Event, World
+
+WORLDS = {world.task.name: world for world in (HEADLINE, TAGGING, RATING)}
+
+# What a prompt may be used for is a function of its text, so no held-out prompt is in
+# anybody's history, in the public text or in the training text of the tiny backbone.
+PURPOSES = ("history",) * 6 + ("held-out", "public")
+
+
+def make(config: Config) -> Dataset:
+    """Make the users of a run.
+
+    Parameters
+    ----------
+    config
+        Used are ``seed``, ``task``, ``users``, ``development-users``, ``history``,
+        ``held-out``, ``persona.*`` and ``unlabeled.bank``: the number of public items,
+        each by an author of its own who is drawn like the users.
+    """
+    world = WORLDS[config.task]
+    users = _authors(world, config, "persona-{:03d}", config.users)
+    development = _authors(world, config, "dev-{:03d}", config.development_users)
+    public = _authors(world, config, "public-{:05d}", config.unlabeled.bank)
+    run = users + development
+    # A lone user is compared with the public authors instead.
+    everybody = run if len(run) > 1 else run + public
+    shares = overlaps(world, everybody)
+    made = [
+        _user(world, config, author, share, everybody)
+        for author, share in zip(run, shares, strict=False)
+    ]
+    return Dataset(
+        task=world.task,
+        users=tuple(made[: len(users)]),
+        development=tuple(made[len(users) :]),
+        public=tuple(
+            _item(world, config, author, event, f"{author.name}/0")
+            for author in public
+            for event in _events(world, config, author.name, "public", 1)
+        ),
+    )
+
+
+def score_style(user: User, outputs: Sequence[tuple[Item, str]]) -> dict[str, float]:
+    """Share of a user's preferences that generated texts follow.
+
+    Returns
+    -------
+    dict
+        ``own-style`` and ``shared-style``: share of the user's own and shared attributes
+        that have the user's preferred value, mean over the outputs. A key is missing
+        where the user has no such attribute; the dict is empty for tasks whose outputs
+        do not show a style (tagging, rating) and for users who are no personas.
+    """
+    if user.truth is None or not outputs:
+        return {}
+    preferred = {"own-style": user.truth.own, "shared-style": user.truth.shared}
+    if HEADLINE.attributes.keys() != user.truth.own.keys() | user.truth.shared.keys():
+        return {}
+    scores: dict[str, float] = {}
+    styles = [HEADLINE.read(text) for _, text in outputs]
+    for name, wanted in preferred.items():
+        hits = [style.get(key) == wanted[key] for style in styles for key in wanted]
+        if hits:
+            scores[name] = sum(hits) / len(hits)
+    return scores
+
+
+def purpose(world: World, event: Event) -> str:
+    """Return what a prompt is for: ``history``, ``held-out`` or ``public``."""
+    text = world.prompt(event).text
+    return PURPOSES[zlib.crc32(text.encode()) % len(PURPOSES)]
+
+
+def draw_event(world: World, rng: np.random.Generator, wanted: str) -> Event:
+    """Draw an event whose prompt is for the wanted purpose."""
+    while True:
+        event = world.draw(rng)
+        if purpose(world, event) == wanted:
+            return event
+
+
+def _authors(world: World, config: Config, name: str, count: int) -> list[Author]:
+    return [
+        draw_author(world, config.seed, name.format(i), config.persona)
+        for i in range(count)
+    ]
+
+
+def _events(
+    world: World, config: Config, name: str, wanted: str, count: int
+) -> list[Event]:
+    """Events with different prompts; fewer of them are a prefix of more."""
+    rng = numpy_generator(config.seed, "events", world.task.name, name, wanted)
+    events: dict[str, Event] = {}
+    while len(events) < count:
+        event = draw_event(world, rng, wanted)
+        events.setdefault(world.prompt(event).text, event)
+    return list(events.values())
+
+
+def _item(
+    world: World, config: Config, author: Author, event: Event, name: str
+) -> Item:
+    """One text; the item's name seeds the style that the author is in that day."""
+    rng = numpy_generator(config.seed, "style", world.task.name, author.name, name)
+    style = draw_style(world, author.chances, rng)
+    return Item(name, world.prompt(event), world.write(event, style))
+
+
+def _user(
+    world: World, config: Config, author: Author, share: float, everybody: list[Author]
+) -> User:
+    def items(wanted: str, count: int) -> list[tuple[Event, Item]]:
+        events = _events(world, config, author.name, wanted, count)
+        return [
+            (event, _item(world, config, author, event, f"{author.name}/{wanted}-{i}"))
+            for i, event in enumerate(events)
+        ]
+
+    history = tuple(item for _, item in items("history", config.history))
+    held_out = tuple(
+        Item(
+            item.id,
+            item.prompt,
+            item.target,
+            _rival(world, config, item, event, author, everybody),
+        )
+        for event, item in items("held-out", config.held_out)
+    )
+    truth = Truth(share, author.own, author.shared, author.strength)
+    return User(author.name, history, held_out, truth)
+
+
+def _rival(
+    world: World,
+    config: Config,
+    item: Item,
+    event: Event,
+    author: Author,
+    everybody: list[Author],
+) -> Item | None:
+    """Text of another author for the same prompt.
+
+    The first, in a seeded order, whose text differs. Where everybody would write the same
+    (five stars for nothing but praise), it is another author's first held-out item.
+    """
+    others = [other for other in everybody if other.name != author.name]
+    rng = numpy_generator(config.seed, "rival", world.task.name, item.id)
+    others = [others[i] for i in rng.permutation(len(others))]
+    for other in others:
+        rival = _item(world, config, other, event, f"{item.id}/by-{other.name}")
+        if rival.target != item.target:
+            return rival
+    for other in others:
+        for elsewhere in _events(world, config, other.name, "held-out", 1):
+            return _item(world, config, other, elsewhere, f"{other.name}/held-out-0")
+    return None

@@ -1,0 +1,242 @@
+"""The ServerApp: the phases of a run, in order.
+
+    hello -> adapt -> pool -> personalise -> evaluate -> results
+
+Everything a phase produces is in the checkpoint before the next one begins, so a run
+that is killed anywhere continues with ``resume=latest`` and ends with the same results.
+"""
+
+import logging
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from rich.console import Console
+
+from ..common.config import Config, parse
+from ..common.errors import IdiolectError
+from ..common.protocol import package_version
+from ..common.tasks.load import load_dataset
+from . import results
+from .adapt import adapt
+from .checkpoint import RunFolder, load, open_run
+from .exchange import Journal, Run
+from .hello import Census, hello, identity
+from .personalise import evaluate, mean_log, personalise, workload
+from .pool import WEIGHT, pool
+
+LOG = logging.getLogger("flwr")
+PACKAGE = Path(__file__).resolve().parents[1]
+app = ServerApp()
+
+
+class _OneSentence(logging.Filter):
+    """Flower logs every exception with a traceback; the user's own errors need none."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], IdiolectError):
+            record.exc_info = None
+        return True
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Carry out, or continue, the run that the configuration describes.
+
+    Flower calls this. It must raise for the run to count as failed (``SystemExit`` in a
+    simulation's ServerApp thread ends as `completed`).
+    """
+    LOG.addFilter(_OneSentence())
+    try:
+        folder = open_run(resolved(parse(context.run_config)))
+    except IdiolectError as error:
+        LOG.error("%s", error)
+        raise
+    journal = Journal(folder.path / "metrics.jsonl")
+    try:
+        carry_out(grid, folder, journal)
+        journal.write({"event": "finished", "time": time.time()})
+    except IdiolectError as error:
+        journal.write({"event": "failed", "message": str(error)})
+        LOG.error("%s", error)
+        raise
+    except BaseException as error:
+        message = f"{type(error).__name__}: {error}"
+        journal.write({"event": "failed", "message": message})
+        raise
+    finally:
+        folder.lock.close()
+
+
+def resolved(config: Config) -> Config:
+    """Make paths absolute: the nodes' working directory need not be the server's."""
+    unlabeled = config.unlabeled
+    if unlabeled.file:
+        file = str(Path(unlabeled.file).expanduser().absolute())
+        unlabeled = replace(unlabeled, file=file)
+    data = str(Path(config.data).expanduser().absolute()) if config.data else ""
+    return replace(config, data=data, unlabeled=unlabeled)
+
+
+def carry_out(grid: Grid, folder: RunFolder, journal: Journal) -> None:
+    """Run the phases that are left."""
+    config = folder.config
+    announce(folder, journal)
+    dataset = load_dataset(config)
+    ours = identity(config)
+    state = load(folder.path, ours.shapes)
+    run = Run(config, folder.path, grid, journal, state, dataset)
+    run.began -= sum(state.cost.seconds.values())
+    run.total = work(config, len(dataset.users), len(dataset.development))
+    begin(run, "hello")
+    census = hello(run, ours)
+    begin(run, "adapt")
+    adapt(run)
+    begin(run, "pool")
+    pool(run)
+    begin(run, "personalise")
+    personalise(run)
+    begin(run, "evaluate")
+    evaluate(run)
+    finish(run, census)
+
+
+def begin(run: Run, phase: str) -> None:
+    """Say that a phase begins."""
+    LOG.info("phase %s", phase)
+    run.journal.write({"event": "phase", "phase": phase, "time": time.time()})
+
+
+def work(config: Config, users: int, development: int) -> float:
+    """Work of the whole run, roughly, in epochs of one user."""
+    everybody = users + development
+    adapting = development if config.adapt.users == "development" else everybody
+    return (
+        config.adapt.rounds * config.adapt.epochs * adapting
+        + WEIGHT * everybody * (config.unlabeled.kind in ("votes", "others"))
+        + workload(config, users, development)
+    )
+
+
+# --- beginning and end -----------------------------------------------------------------
+
+
+def announce(folder: RunFolder, journal: Journal) -> None:
+    """Log which code runs, so that nobody takes another checkout for this one."""
+    commit = git_commit()
+    LOG.info(
+        "idiolect %s from %s%s", package_version(), PACKAGE, commit and f" at {commit}"
+    )
+    LOG.info("run %s in %s", folder.path.name, folder.path)
+    journal.write(
+        {
+            "event": "start",
+            "time": time.time(),
+            "run": folder.path.name,
+            "version": package_version(),
+            "package": str(PACKAGE),
+            "commit": commit,
+            "pid": os.getpid(),
+            "resumed": folder.resumed,
+        }
+    )
+
+
+def git_commit() -> str:
+    """Commit of the checkout that this package is run from, or nothing."""
+    if not (PACKAGE / ".git").exists():
+        return ""
+    command = ["git", "-C", str(PACKAGE), "rev-parse", "--short=12", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def finish(run: Run, census: Census) -> None:
+    """Write ``results.json`` and show the table."""
+    state, config = run.state, run.config
+    state.cost.peak_rss_mb = max(state.cost.peak_rss_mb, peak_memory(run))
+    run.save()
+    users = {
+        user.id: {m: one[user.id] for m, one in state.metrics.items() if user.id in one}
+        for user in run.dataset.users
+    }
+    alpha, estimated = alphas(run)
+    built = results.build(
+        run=description(run, census, alpha, estimated),
+        users={user: methods for user, methods in users.items() if methods},
+        alpha=alpha,
+        alpha_estimated=estimated,
+        cost=asdict(state.cost),
+        seed=config.seed,
+        resamples=config.evaluate.bootstrap,
+    )
+    results.write(run.folder, built)
+    results.render(built, Console(width=100))
+
+
+def peak_memory(run: Run) -> float:
+    """Peak memory of this process and of all that answered it, added up, in MB.
+
+    An upper bound of what they held at one time, without Flower's and Ray's own.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    server = peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    own = f"{platform.node()}/{os.getpid()}"
+    return sum((run.processes | {own: server}).values())
+
+
+def alphas(run: Run) -> tuple[dict[str, float], bool]:
+    """User -> alpha as used by the methods, and whether it was estimated."""
+    found: dict[str, float] = {}
+    estimated = False
+    for outcomes in run.state.outcomes.values():
+        for user, outcome in outcomes.items():
+            if outcome.alpha is not None:
+                found[user] = outcome.alpha
+                estimated = estimated or outcome.estimated
+    return found, estimated
+
+
+def description(
+    run: Run, census: Census, alpha: dict[str, float], estimated: bool
+) -> dict[str, Any]:
+    """Return what ``results.json`` says about the run itself."""
+    state, config = run.state, run.config
+    rates = {method: mean_log(o, "clamp_rate") for method, o in state.outcomes.items()}
+    return {
+        "name": run.folder.name,
+        "simulation": True,
+        "task": config.task,
+        "backbone": config.backbone,
+        "seed": config.seed,
+        "versions": versions(),
+        "commit": git_commit(),
+        "users": len(run.dataset.users),
+        "dropped": census.dropped,
+        "failed": state.failed,
+        "truncated": census.truncated,
+        "learning_rates": state.learning_rates,
+        "alpha": alpha,
+        "alpha_estimated": estimated,
+        "clamp_rate": {m: rate for m, rate in rates.items() if rate is not None},
+        "path": str(run.folder),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("flwr", "torch", "transformers", "numpy")
+    own = {"idiolect": package_version(), "python": platform.python_version()}
+    return own | {name: version(name) for name in names}

@@ -1,0 +1,347 @@
+"""Asking the nodes: send tasks, collect replies until the deadline, count the cost.
+
+Flower's own ``send_and_receive`` waits three seconds between looks and says nothing
+until it ends. Here each reply is checked as it comes in; one that is an error, is
+malformed, stale, or does not come, costs the users it was about and nobody else. Whether
+enough users are left to go on is the phase's decision (`require`).
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from ..common.config import Config, flatten
+from ..common.errors import IdiolectError
+from ..common.protocol import Reply, Shapes, Task, check_step, check_users, pack, size
+from ..common.tasks.types import Dataset
+from .checkpoint import State, save
+
+LOG = logging.getLogger("flwr")
+SHORTEST_WAIT, LONGEST_WAIT = 0.05, 0.5  # seconds between two looks for replies
+AnyReply = TypeVar("AnyReply", bound=Reply)
+
+
+class Journal:
+    """``metrics.jsonl``: what happened, one JSON object per line, only ever appended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            self._append("\n")  # the last life was killed in the middle of a line
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        """Append one event."""
+        self._append(json.dumps(event) + "\n")
+
+    def _append(self, text: str) -> None:
+        with self.path.open("a") as stream:
+            stream.write(text)
+
+
+@dataclass
+class Run:
+    """What every phase needs.
+
+    Attributes
+    ----------
+    config, folder, grid, journal, state
+        The run's configuration, folder, Flower's grid, event log, and checkpoint.
+    dataset
+        Only its public text and the users' names are used here.
+    nodes
+        User -> node, for everyone who can be reached.
+    total, done
+        Work of the whole run, and what is done of it, in user-epochs, roughly.
+    processes
+        Process -> its peak memory, of all that answered.
+    began
+        When this life of the run began, less the seconds of its earlier lives.
+    """
+
+    config: Config
+    folder: Path
+    grid: Grid
+    journal: Journal
+    state: State
+    dataset: Dataset
+    nodes: dict[str, int] = field(default_factory=dict)
+    total: float = 1.0
+    done: float = 0.0
+    processes: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """The evaluated users that can be reached, in the order of the data."""
+        return tuple(u.id for u in self.dataset.users if u.id in self.nodes)
+
+    @property
+    def development(self) -> tuple[str, ...]:
+        """The development users that can be reached."""
+        return tuple(u.id for u in self.dataset.development if u.id in self.nodes)
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shapes of the shared adapter's B."""
+        return {name: array.shape for name, array in self.state.shared.items()}
+
+    def head(self, step: str, users: Sequence[str]) -> dict[str, Any]:
+        """Return the fields that every task begins with."""
+        return {
+            "run": self.folder.name,
+            "step": step,
+            "config": flatten(self.config),
+            "folder": str(self.folder),
+            "users": tuple(users),
+        }
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        save(self.folder, self.state)
+
+    def warn(self, message: str) -> None:
+        """Tell the reader of the log and of the journal."""
+        LOG.warning(message)
+        self.journal.write({"event": "warning", "message": message})
+
+
+@dataclass(frozen=True)
+class Step:
+    """One exchange of a phase, as progress is reported.
+
+    Attributes
+    ----------
+    phase, label
+        For example ``personalise``, ``c-bpo lr 0.003``.
+    kind
+        Flower's message type, for example ``train.personalise``.
+    weight
+        Work per user, in the unit of `Run.total`.
+    """
+
+    phase: str
+    label: str
+    kind: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Answers(Generic[AnyReply]):
+    """What came of an exchange.
+
+    Attributes
+    ----------
+    replies
+        In the order of the tasks (not of arrival, so that sums are reproducible).
+    errors
+        User -> sentence, for everyone who was asked and is in no reply; in hello, where
+        nobody is asked by name, step -> sentence.
+    """
+
+    replies: list[AnyReply]
+    errors: dict[str, str]
+
+
+def groups(run: Run, users: Sequence[str]) -> list[tuple[int, tuple[str, ...]]]:
+    """Split users into stacking groups: (node, up to ``personalise.stack`` users)."""
+    at: dict[int, list[str]] = {}
+    for user in users:
+        at.setdefault(run.nodes[user], []).append(user)
+    stack = run.config.personalise.stack
+    return [
+        (node, tuple(names[start : start + stack]))
+        for node, names in at.items()
+        for start in range(0, len(names), stack)
+    ]
+
+
+def ask(
+    run: Run,
+    step: Step,
+    tasks: Sequence[tuple[int, Task]],
+    read: Callable[[RecordDict], AnyReply],
+) -> Answers[AnyReply]:
+    """Send tasks, and collect the replies until all are in or the deadline has passed.
+
+    Parameters
+    ----------
+    run, step
+        The run, and which exchange of it this is.
+    tasks
+        (node, task) each.
+    read
+        Checks one reply's content and returns it typed.
+    """
+    starts = time.monotonic()
+    ends = starts + run.config.deadline
+    waiting: dict[str, int] = {}
+    replies: dict[int, AnyReply] = {}
+    errors: dict[str, str] = {}
+    for index, (node, task) in enumerate(tasks):
+        name = _send(run, node, task, step.kind)
+        if name:
+            waiting[name] = index
+        else:
+            errors |= dict.fromkeys(_about(task), f"node {node} cannot be reached.")
+    counted, of = len(errors), sum(len(task.users) for _, task in tasks)
+    wait = SHORTEST_WAIT
+    while waiting and time.monotonic() < ends:
+        messages = list(run.grid.pull_messages(list(waiting)))
+        for message in messages:
+            index = waiting.pop(message.metadata.reply_to_message_id, None)
+            if index is None:
+                continue
+            task = tasks[index][1]
+            try:
+                replies[index] = _receive(run, step, message, task, read)
+                errors |= replies[index].errors
+            except Exception as error:  # one reply, however odd, must not end the run
+                errors |= dict.fromkeys(_about(task), _sentence(error))
+            counted += len(task.users)
+            _progress(run, step, counted, of, len(task.users))
+        wait = SHORTEST_WAIT if messages else min(1.5 * wait, LONGEST_WAIT)
+        time.sleep(wait if waiting else 0)
+    for index in waiting.values():
+        late = f"no answer within {run.config.deadline:g} s (config key 'deadline')."
+        errors |= dict.fromkeys(_about(tasks[index][1]), late)
+    seconds = run.state.cost.seconds
+    seconds[step.phase] = seconds.get(step.phase, 0.0) + time.monotonic() - starts
+    ordered = [replies[index] for index in sorted(replies)]
+    return Answers(ordered, _all_errors(run, step, tasks, ordered, errors))
+
+
+def _about(task: Task) -> tuple[str, ...]:
+    """Whose failure it is when a task fails: its users', or, in hello, its own."""
+    return task.users or (task.step,)
+
+
+def _send(run: Run, node: int, task: Task, kind: str) -> str:
+    """Send one task; return the id that its reply will name, or nothing."""
+    content = pack(task)
+    run.state.cost.bytes_down += size(content)
+    # After the deadline nobody waits for it; Flower need not deliver it either.
+    message = Message(content, node, kind, ttl=run.config.deadline + 60)
+    # One by one: the grid's list of ids leaves out what it could not send.
+    names = list(run.grid.push_messages([message]))
+    return names[0] if names and names[0] else ""
+
+
+def _receive(
+    run: Run,
+    step: Step,
+    message: Message,
+    task: Task,
+    read: Callable[[RecordDict], AnyReply],
+) -> AnyReply:
+    if message.has_error():
+        reason = message.error.reason or f"error {message.error.code}"
+        raise IdiolectError(f"its node failed: {reason.splitlines()[0][:300]}")
+    run.state.cost.bytes_up += size(message.content)
+    reply = read(message.content)
+    check_step(reply, task.run, task.step)
+    if task.users:
+        check_users(reply, task.users)
+    run.processes[reply.process] = max(
+        reply.peak_rss_mb, run.processes.get(reply.process, 0.0)
+    )
+    for user in reply.users:
+        run.journal.write(
+            {
+                "event": "user",
+                "phase": step.phase,
+                "label": step.label,
+                "user": user,
+                "seconds": round(reply.seconds / len(reply.users), 4),
+            }
+        )
+    return reply
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, IdiolectError):
+        return str(error)
+    LOG.warning("a reply could not be read", exc_info=error)
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+def _progress(run: Run, step: Step, counted: int, of: int, users: int) -> None:
+    run.done += step.weight * users
+    cost = run.state.cost
+    run.journal.write(
+        {
+            "event": "progress",
+            "phase": step.phase,
+            "label": step.label,
+            "done": counted,
+            "total": of,
+            "fraction": round(min(run.done / run.total, 1.0), 4),
+            "seconds": round(time.monotonic() - run.began, 3),
+            "bytes_up": cost.bytes_up,
+            "bytes_down": cost.bytes_down,
+        }
+    )
+
+
+def _all_errors(
+    run: Run,
+    step: Step,
+    tasks: Sequence[tuple[int, Task]],
+    replies: Sequence[Reply],
+    errors: dict[str, str],
+) -> dict[str, str]:
+    """Complete the errors by users whom nobody mentions, and report them."""
+    answered = {user for reply in replies for user in reply.users}
+    for _, task in tasks:
+        for user in task.users:
+            if user not in answered:
+                errors.setdefault(user, "its node left this user out of the reply.")
+    errors = {user: text for user, text in errors.items() if user not in answered}
+    report(run, step, errors)
+    return errors
+
+
+def report(run: Run, step: Step, errors: Mapping[str, str]) -> None:
+    """Note failures: one warning per sentence, and the sentence beside each user."""
+    by_sentence: dict[str, list[str]] = {}
+    for user, text in errors.items():
+        by_sentence.setdefault(text, []).append(user)
+        run.state.failed[user] = f"{step.phase}, {step.label}: {text}"
+    for text, users in by_sentence.items():
+        more = f" and {len(users) - 5} more" if len(users) > 5 else ""
+        named = ", ".join(users[:5]) + more
+        run.warn(f"{step.phase}, {step.label}: {named}: {text}")
+
+
+def require(
+    run: Run, step: Step, got: int, asked: int, errors: Mapping[str, str]
+) -> None:
+    """Go on only if the quorum holds.
+
+    Raises
+    ------
+    IdiolectError
+        Fewer than ``quorum`` of the users are left; says why the first one failed.
+    """
+    if got and got >= run.config.quorum * asked:
+        return
+    why = next(iter(errors.values()), "nobody answered.")
+    raise IdiolectError(
+        f"{step.phase}, {step.label}: only {got} of {asked} users succeeded, and the "
+        f"quorum is {run.config.quorum:.0%} (config key 'quorum'). The first failure: {why}"
+    )
+
+
+def rows_shapes(shapes: Shapes) -> Callable[[dict[str, Any]], Shapes]:
+    """Shapes of a reply with one row per user it names."""
+
+    def of(fields: dict[str, Any]) -> Shapes:
+        return {name: (len(fields["users"]), *shape) for name, shape in shapes.items()}
+
+    return of

@@ -1,0 +1,182 @@
+"""Phase hello: who is there, and do both sides agree on what must be equal?"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from ..common.adapters import hash_lora, zero_shared
+from ..common.backbone import Backbone, check_family, locate, weights_hash
+from ..common.config import Config
+from ..common.errors import IdiolectError
+from ..common.protocol import HelloReply, HelloTask, Shapes, package_version, unpack
+from .exchange import Run, Step, ask, report, require
+
+STEP = Step("hello", "hello", "query.hello", 0.0)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a node must have in common with the server.
+
+    Attributes
+    ----------
+    package
+        Version of idiolect.
+    backbone, shared
+        Hash of the backbone's weights, and of the shared adapter before round 1.
+    shapes
+        Of the shared adapter's B.
+    """
+
+    package: str
+    backbone: str
+    shared: str
+    shapes: Shapes
+
+
+class _Weightless(Backbone):
+    """A backbone whose modules have shapes but no weights."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")  # of what is computed beside it
+
+
+def identity(config: Config) -> Identity:
+    """Compute the server's side of the comparison, without loading the backbone.
+
+    The server never runs the model, so it should not need the model's memory.
+
+    Raises
+    ------
+    IdiolectError
+        There is no such backbone, or it is of an unsupported family.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = locate(config.backbone)
+    check_family(config.backbone, folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    digest = weights_hash(folder)
+    backbone = _Weightless(config.backbone, model, None, digest, config.max_length)
+    zero = zero_shared(backbone, config.lora, config.seed)
+    shapes = {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
+    return Identity(package_version(), digest, hash_lora(zero), shapes)
+
+
+@dataclass
+class Census:
+    """What the nodes said of their data.
+
+    Attributes
+    ----------
+    dropped
+        Reason -> users left out of the data.
+    truncated
+        Items whose prompt was shortened.
+    """
+
+    dropped: dict[str, int]
+    truncated: int = 0
+
+
+def hello(run: Run, ours: Identity) -> Census:
+    """Greet every node, refuse those that do not match, and find out who lives where.
+
+    Raises
+    ------
+    IdiolectError
+        Too few users can be reached, or a user's text does not fit the backbone; the
+        sentence names the first reason.
+    """
+    census = Census({})
+    errors: dict[str, str] = {}
+    greeted: set[int] = set()
+    expected, ends = 1, time.monotonic() + run.config.deadline
+    # Simulated nodes come into being while the server already runs: the first that
+    # answers says how many there will be.
+    while len(greeted) < expected and time.monotonic() < ends:
+        fresh = sorted(set(run.grid.get_node_ids()) - greeted)
+        greeted |= set(fresh)
+        tasks = [(node, HelloTask(**run.head(f"hello/{node}", ()))) for node in fresh]
+        answers = ask(run, STEP, tasks, lambda record: unpack(HelloReply, record))
+        errors |= answers.errors
+        for node, reply in zip(answered(fresh, answers.replies), answers.replies, strict=True):
+            expected = max(expected, reply.nodes)
+            errors |= _welcome(run, node, reply, ours, census)
+        if not fresh:
+            time.sleep(0.1)
+    _check_everybody(run, census, errors)
+    return census
+
+
+def answered(nodes: list[int], replies: list[HelloReply]) -> list[int]:
+    """Which nodes the replies came from: each repeats the step it was asked in."""
+    steps = {f"hello/{node}": node for node in nodes}
+    return [steps[reply.step] for reply in replies]
+
+
+def _welcome(
+    run: Run, node: int, reply: HelloReply, ours: Identity, census: Census
+) -> dict[str, str]:
+    """Take a node's users in, or return why not."""
+    problem = mismatch(reply, ours, run.config)
+    if problem:
+        run.warn(f"hello: node {node} is refused: {problem}")
+        return dict.fromkeys([*reply.users, *reply.errors] or [f"node {node}"], problem)
+    known = {u.id for u in (*run.dataset.users, *run.dataset.development)}
+    for user in reply.users:
+        if user in known and user not in run.nodes:
+            run.nodes[user] = node
+    census.truncated += reply.truncated
+    for reason, count in reply.dropped.items():
+        census.dropped[reason] = census.dropped.get(reason, 0) + count
+    return dict(reply.errors)
+
+
+def mismatch(reply: HelloReply, ours: Identity, config: Config) -> str:
+    """Return why a node cannot take part, in one sentence, or nothing."""
+    if reply.package != ours.package:
+        return (
+            f"it runs idiolect {reply.package}, the server {ours.package}: install the "
+            "same version on both."
+        )
+    if reply.backbone != ours.backbone:
+        return (
+            f"its weights of backbone '{config.backbone}' are not the server's: fetch "
+            "the same revision on both."
+        )
+    if reply.shared != ours.shared:
+        return (
+            "its shared adapter does not begin with the server's numbers, though package "
+            "and backbone are the same: report this as a bug."
+        )
+    if config.unlabeled.kind == "others" and not reply.simulation:
+        return (
+            "unlabeled.kind 'others' would take its user's raw text, which is refused "
+            "outside a simulation: use unlabeled.kind=votes."
+        )
+    return ""
+
+
+def _check_everybody(run: Run, census: Census, errors: dict[str, str]) -> None:
+    """Account for everyone the data hold: reached, left out, or a reason to stop."""
+    everybody = [u.id for u in (*run.dataset.users, *run.dataset.development)]
+    unfit = [user for user in everybody if user not in run.nodes and user in errors]
+    if unfit and len(unfit) + len(run.nodes) == len(everybody):
+        if not run.config.skip_bad_users:
+            raise IdiolectError(errors[unfit[0]])
+        reason = "does not fit the context"
+        census.dropped[reason] = census.dropped.get(reason, 0) + len(unfit)
+    first = errors or {"": f"no node answered within {run.config.deadline:g} s."}
+    for asked, got in (
+        (run.dataset.users, run.users),
+        (run.dataset.development, run.development),
+    ):
+        if asked:
+            require(run, STEP, len(got), len(asked), first)
+    unreachable = next(iter(errors.values()), "its node did not answer.")
+    gone = {user: unreachable for user in everybody if user not in run.nodes}
+    report(run, STEP, gone | {user: errors[user] for user in unfit})

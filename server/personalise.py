@@ -1,0 +1,222 @@
+"""Phases personalise and evaluate: each method, for each user, on the same budget.
+
+Each method trains with the learning rate that suits it: the one with the lowest held-out
+NLL on the development users, who are never reported. Then the evaluated users train at
+that rate, and every method is measured on their held-out items. A checkpoint after each
+method, so that a resumed run repeats at most one; what its users already trained is on
+their disks.
+"""
+
+import math
+from collections.abc import Mapping
+
+from ..common.config import Config
+from ..common.protocol import (
+    EvaluateReply,
+    EvaluateTask,
+    Outcome,
+    PersonaliseReply,
+    PersonaliseTask,
+    unpack,
+)
+from ..common.unlabeled import fingerprint
+from .exchange import Run, Step, ask, groups, report, require
+
+UNTRAINED = ("base", "shared")
+# Work per user beside one epoch on the own history: the unlabeled items and two more
+# passes for scores; scoring the held-out items; generating for them.
+TRAINING, SCORING, GENERATING = 2.0, 0.5, 3.0
+
+
+def trained_methods(config: Config) -> tuple[str, ...]:
+    """Return the methods that have an adapter per user."""
+    return tuple(m for m in config.method_list if m not in UNTRAINED)
+
+
+def training_weight(config: Config) -> float:
+    """Work of training one user with one method."""
+    return TRAINING * config.personalise.epochs
+
+
+def workload(config: Config, users: int, development: int) -> float:
+    """Work of both phases, in the unit of `Run.total`."""
+    methods, rates = len(trained_methods(config)), len(config.learning_rate_list)
+    trial = (training_weight(config) + SCORING) * development * rates
+    measure = SCORING + (GENERATING if config.evaluate.generate else 0.0)
+    return (
+        methods * (training_weight(config) * users + trial * (rates > 1))
+        + measure * len(config.method_list) * users
+    )
+
+
+def personalise(run: Run) -> None:
+    """Choose the rates, then train every method; what is done already is skipped."""
+    for method in trained_methods(run.config):
+        if method not in run.state.learning_rates:
+            run.state.learning_rates[method] = choose_rate(run, method)
+            run.save()
+        elif len(run.config.learning_rate_list) > 1:
+            run.done += _trial_weight(run) * len(run.config.learning_rate_list)
+    for method in trained_methods(run.config):
+        if method in run.state.outcomes:
+            run.done += training_weight(run.config) * len(run.users)
+            continue
+        rate = run.state.learning_rates[method]
+        label = f"{method} lr {rate:g}"
+        run.state.outcomes[method] = train(run, method, rate, run.users, label, False)
+        run.save()
+
+
+def evaluate(run: Run) -> None:
+    """Measure every method on the evaluated users; a checkpoint after each."""
+    for method in run.config.method_list:
+        if method in run.state.metrics:
+            weight = SCORING + GENERATING * run.config.evaluate.generate
+            run.done += weight * len(run.users)
+            continue
+        rate = run.state.learning_rates.get(method, 0.0)
+        trained = run.state.outcomes.get(method)
+        users = tuple(u for u in run.users if trained is None or u in trained)
+        run.state.metrics[method] = measure(run, method, rate, users, method, False)
+        run.save()
+
+
+# --- the learning rate -----------------------------------------------------------------
+
+
+def choose_rate(run: Run, method: str) -> float:
+    """Return the rate with the lowest mean NLL on the development users.
+
+    A rate at which fewer users fail always wins, whatever the NLL of the others.
+    """
+    rates = run.config.learning_rate_list
+    if len(rates) == 1:
+        return rates[0]
+    results = run.state.trials.setdefault(method, {})
+    for rate in rates:
+        if repr(rate) in results:
+            run.done += _trial_weight(run)
+            continue
+        results[repr(rate)] = list(try_rate(run, method, rate))
+        run.save()
+    return min(rates, key=lambda rate: tuple(results[repr(rate)]))
+
+
+def _trial_weight(run: Run) -> float:
+    return (training_weight(run.config) + SCORING) * len(run.development)
+
+
+def try_rate(run: Run, method: str, rate: float) -> tuple[float, float]:
+    """Return how many development users failed at a rate, and the mean NLL of the others.
+
+    NLL alone, without generating: it is what the methods have in common.
+    """
+    label = f"{method} lr {rate:g}, development"
+    users = run.development
+    trained = train(run, method, rate, users, label, True)
+    scores = measure(run, method, rate, tuple(trained), label, True) if trained else {}
+    values = [metrics["nll"] for metrics in scores.values() if "nll" in metrics]
+    mean = sum(values) / len(values) if values else math.inf
+    return float(len(users) - len(values)), mean
+
+
+# --- exchanges ---------------------------------------------------------------------------
+
+
+def train(
+    run: Run, method: str, rate: float, users: tuple[str, ...], label: str, trial: bool
+) -> dict[str, Outcome]:
+    """Let the users' nodes train; return user -> outcome in the order of `users`."""
+    step = Step("personalise", label, "train.personalise", training_weight(run.config))
+    tasks = [
+        (
+            node,
+            PersonaliseTask(
+                **run.head(f"personalise/{label}/{i}", names),
+                method=method,
+                learning_rate=rate,
+                trial=trial,
+                unlabeled=run.state.unlabeled or (),
+                shared=run.state.shared,
+            ),
+        )
+        for i, (node, names) in enumerate(groups(run, users))
+    ]
+    answers = ask(run, step, tasks, lambda record: unpack(PersonaliseReply, record))
+    found = {
+        user: outcome
+        for reply in answers.replies
+        for user, outcome in reply.outcomes.items()
+        if user in reply.users and _sane(outcome)
+    }
+    if not trial:
+        require(run, step, len(found), len(users), answers.errors)
+    return {user: found[user] for user in users if user in found}
+
+
+def _sane(outcome: Outcome) -> bool:
+    return outcome.alpha is None or 0 <= outcome.alpha < 1
+
+
+def measure(
+    run: Run, method: str, rate: float, users: tuple[str, ...], label: str, trial: bool
+) -> dict[str, dict[str, float]]:
+    """Let the users' nodes measure; return user -> metric -> value."""
+    first = run.config.evaluate.users or len(users)
+    generating = users[:first] if run.config.evaluate.generate and not trial else ()
+    scored = users[len(generating) :]
+    results: dict[str, dict[str, float]] = {}
+    for names, generate in ((generating, True), (scored, False)):
+        if names:
+            results |= _measure(run, method, rate, names, label, trial, generate)
+    return {user: results[user] for user in users if user in results}
+
+
+def _measure(
+    run: Run,
+    method: str,
+    rate: float,
+    users: tuple[str, ...],
+    label: str,
+    trial: bool,
+    generate: bool,
+) -> dict[str, dict[str, float]]:
+    weight = SCORING + GENERATING * generate
+    step = Step("personalise" if trial else "evaluate", label, "evaluate", weight)
+    tasks = [
+        (
+            node,
+            EvaluateTask(
+                **run.head(f"evaluate/{label}/{generate}/{i}", names),
+                method=method,
+                learning_rate=rate,
+                trial=trial,
+                unlabeled_hash=fingerprint(run.state.unlabeled or ()),
+                generate=generate,
+                shared=run.state.shared,
+            ),
+        )
+        for i, (node, names) in enumerate(groups(run, users))
+    ]
+    answers = ask(run, step, tasks, lambda record: unpack(EvaluateReply, record))
+    found, bad = {}, {}
+    for reply in answers.replies:
+        for user in reply.users:
+            metrics = reply.metrics.get(user, {})
+            if "nll" in metrics and all(map(math.isfinite, metrics.values())):
+                found[user] = metrics
+            else:
+                bad[user] = "its metrics are missing or not finite."
+    report(run, step, bad)
+    if not trial:
+        require(run, step, len(found), len(users), answers.errors | bad)
+    return found
+
+
+# --- what the table says about training ----------------------------------------------------
+
+
+def mean_log(outcomes: Mapping[str, Outcome], key: str) -> float | None:
+    """Mean over users of one number in the training log, None where nobody logs it."""
+    values = [one.log[key] for one in outcomes.values() if key in one.log]
+    return sum(values) / len(values) if values else None

@@ -188,7 +188,9 @@ def save_lora(path: Path, lora: Lora, metadata: dict[str, str]) -> None:
     lora, metadata
         The adapter, and strings kept beside it.
     """
-    tensors = {f"a.{name}": tensor.contiguous().cpu() for name, tensor in lora.a.items()}
+    tensors = {
+        f"a.{name}": tensor.contiguous().cpu() for name, tensor in lora.a.items()
+    }
     tensors |= {f"b.{name}": t.contiguous().cpu() for name, t in lora.b.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -283,7 +285,9 @@ def import_peft(folder: Path) -> Lora:
             f"{folder} holds no PEFT adapter that can be read ({error}): it needs "
             "adapter_config.json and adapter_model.safetensors."
         ) from error
-    unusual = [k for k in ("use_dora", "modules_to_save", "rank_pattern") if config.get(k)]
+    unusual = [
+        k for k in ("use_dora", "modules_to_save", "rank_pattern") if config.get(k)
+    ]
     unusual += [k for k in ("alpha_pattern", "lora_bias") if config.get(k)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
         unusual.append(f"{config.get('peft_type')} with bias={config.get('bias')}")

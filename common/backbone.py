@@ -204,7 +204,9 @@ def load_backbone(name: str, dtype: str, device: str, max_length: int) -> Backbo
         weights. Nothing is ever unpickled and no remote code is run.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # a bar per file is noise in the log of every process
     folder = locate(name)
     family = check_family(name, folder)
     if device == "auto":
@@ -212,7 +214,7 @@ def load_backbone(name: str, dtype: str, device: str, max_length: int) -> Backbo
     if device == "cuda" and not torch.cuda.is_available():
         raise IdiolectError("device is 'cuda' but torch sees no GPU: use device=cpu.")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -283,9 +285,7 @@ def weights_hash(folder: Path) -> str:
     is kept by path, size and time of change in ``$IDIOLECT_HOME/cache``.
     """
     files = sorted(folder.glob("*.safetensors"))
-    stamps = [
-        (str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files
-    ]
+    stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     token = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
     cached = home() / "cache" / "weights" / token
     if cached.exists():

@@ -84,7 +84,9 @@ def moved(means: Means, positive: Scored, unlabeled: Scored, beta: float, decay:
     """The means after this batch. A user without items of a class keeps that mean."""
     with torch.no_grad():
         p, p_weight = _ema(means.positive, means.positive_weight, positive, beta, decay)
-        u, u_weight = _ema(means.unlabeled, means.unlabeled_weight, unlabeled, beta, decay)
+        u, u_weight = _ema(
+            means.unlabeled, means.unlabeled_weight, unlabeled, beta, decay
+        )
     return Means(p, p_weight, u, u_weight)
 
 

@@ -64,7 +64,7 @@ def collate(backbone: Backbone, rows: Sequence[Encoded | None]) -> Batch:
 
 
 def completion_logp(backbone: Backbone, batch: Batch) -> Tensor:
-    """log p(y | x) of every row [N], summed over completion tokens.
+    """Sum of log p(y | x) of every row [N] over its completion tokens.
 
     The hidden state at position t - 1 predicts the token at t.
     """
@@ -258,16 +258,13 @@ def generate(
     filled = [list(p) if len(p) else [backbone.pad_id] for p in prompts]
     ids = torch.tensor([[backbone.pad_id] * (longest - len(p)) + p for p in filled])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in filled])
-    sampling = {"do_sample": False, "top_p": 1.0} if top_p is None else {
-        "do_sample": True,
-        "top_p": top_p,
-    }
+    sampling = {"do_sample": False}
+    if top_p is not None:
+        sampling = {"do_sample": True, "top_p": top_p, "top_k": 0, "temperature": 1.0}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=backbone.end_ids,
         pad_token_id=backbone.pad_id,
-        temperature=1.0,
-        top_k=0,
         repetition_penalty=1.0,
         **sampling,
     )

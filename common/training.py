@@ -282,7 +282,9 @@ def train(
     plans = [plan(lesson, recipe) for lesson in lessons]
     weights = parameters(start, recipe.train_a)
     state = Adam(torch.zeros_like(weights.flat), torch.zeros_like(weights.flat))
-    state = Adam(state.first, state.second, torch.zeros(len(lessons), device=backbone.device))
+    state = Adam(
+        state.first, state.second, torch.zeros(len(lessons), device=backbone.device)
+    )
     means = objectives.zero_means(len(lessons))
     alpha = torch.tensor([lesson.alpha for lesson in lessons])
     lengths = [len(steps) for steps in plans]
@@ -364,7 +366,9 @@ def _align(kinds: list[list[Example]]) -> list[list[Example | None]]:
     return [[*examples, *[None] * (width - len(examples))] for examples in kinds]
 
 
-def _split(rows: list[list[Example | None]], size: int) -> list[list[list[Example | None]]]:
+def _split(
+    rows: list[list[Example | None]], size: int
+) -> list[list[list[Example | None]]]:
     """Split the rows of every user into passes of at most `size` rows (0: one pass)."""
     width = len(rows[0])
     size = size or width

@@ -186,6 +186,7 @@ def read(config: Config) -> Dataset:
         development=_with_rivals(development, evaluated, config.seed),
         public=tuple(item for item in public if not held.has(item, form))[:PUBLIC],
         dropped=dict(dropped),
+        source=name,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config import Config
 from ..errors import IdiolectError
 from . import lamp
-from .types import Dataset, Item, Prompt, User
+from .types import Dataset, Item, Prompt, Task, User
 
 # A user's name becomes part of file names.
 _NAME = re.compile(r"[A-Za-z0-9][\w.@+-]{0,99}", re.ASCII)
@@ -45,6 +45,15 @@ def load_dataset(config: Config) -> Dataset:
         dataset = personas.make(config)
     check(dataset)
     return dataset
+
+
+def task_of(name: str) -> Task:
+    """Return the task that a config names."""
+    if name in lamp.FORMS:
+        return lamp.FORMS[name].task
+    from . import personas
+
+    return personas.WORLDS[name].task
 
 
 def check(dataset: Dataset) -> None:

@@ -107,7 +107,10 @@ class Dataset:
     public
         Public items: candidates for the bank of `votes`. Nobody's history.
     dropped
-        Reason -> number of users left out (``skip-bad-users``).
+        Reason -> number of users left out (``skip-bad-users``); reasons that begin with
+        "history items" count single items.
+    source
+        The file that was read, or ``personas``.
     """
 
     task: Task
@@ -115,3 +118,4 @@ class Dataset:
     development: tuple[User, ...] = ()
     public: tuple[Item, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
+    source: str = "personas"

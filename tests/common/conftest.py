@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from idiolect.common.backbone import FAMILIES, Backbone, load_backbone
 from idiolect.common.tasks.types import Item, Prompt
 
+torch.set_num_threads(1)  # small matrices: a second thread only waits
+
 SIZES = {
     "vocab_size": 300,
     "hidden_size": 32,
@@ -45,7 +47,9 @@ def write_tokenizer(folder: Path, chat_template: str | None = None) -> None:
         special_tokens=["<pad>", "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator(["the quick brown fox writes a headline"] * 4, trainer)
+    tokenizer.train_from_iterator(
+        ["the quick brown fox writes a headline"] * 4, trainer
+    )
     fast = hf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
@@ -94,7 +98,8 @@ def backbone(model_folder) -> Backbone:
 @pytest.fixture(scope="session")
 def items() -> list[Item]:
     """Twelve items of different lengths."""
-    words = "the quick brown fox writes a headline about twelve odd things".split()
+    text = "the quick brown fox writes a headline about twelve odd things"
+    words = text.split(" ")
     return [
         Item(
             f"i{k}",

@@ -134,7 +134,9 @@ def test_delta_lags_one_step_and_carries_no_gradient():
 
 
 def test_means_survive_saving():
-    state = moved(zero_means(2), scored([[1.0], [2.0]]), scored([[0.0], [1.0]]), 1.0, 0.9)
+    state = moved(
+        zero_means(2), scored([[1.0], [2.0]]), scored([[0.0], [1.0]]), 1.0, 0.9
+    )
     restored = Means(**state.state_dict())
     assert torch.equal(boundary(restored), boundary(state))
 
@@ -146,8 +148,12 @@ def test_users_are_independent_in_a_batch():
         positive, unlabeled, torch.tensor([0.3, 0.6]).double(), zero_means(2), 1.0, 0.9
     )
     first = c_bpo(scored([0.4]), scored([0.1, 0.3]), alpha(0.3), zero_means(), 1.0, 0.9)
-    second = c_bpo(scored([-1.0, 2.0]), scored([0.5]), alpha(0.6), zero_means(), 1.0, 0.9)
-    assert both.value.tolist() == pytest.approx([first.value.item(), second.value.item()])
+    second = c_bpo(
+        scored([-1.0, 2.0]), scored([0.5]), alpha(0.6), zero_means(), 1.0, 0.9
+    )
+    assert both.value.tolist() == pytest.approx(
+        [first.value.item(), second.value.item()]
+    )
 
 
 def test_kto_closed_form_with_positive_and_negative_divergence():

@@ -1,0 +1,425 @@
+"""What a device computes: its part of the shared adapter, its own adapter, its scores.
+
+Pure functions of (backbone, shared adapter, users, configuration): no disk, no network.
+A device calls them with one user, a simulated node with a stacking group of many; the
+results are the same. Users' text enters here and does not leave: what is returned are
+adapters, numbers, and nothing else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import overlap
+from .adapters import Lora, new_lora, stack
+from .backbone import Backbone, Encoded
+from .config import Config
+from .errors import IdiolectError
+from .scoring import (
+    ReferenceCache,
+    completion_tokens,
+    generate,
+    score_users,
+)
+from .seeds import derive, numpy_generator
+from .tasks import metrics
+from .tasks.load import task_of
+from .tasks.personas import score_style
+from .tasks.types import Item, User
+from .training import Example, Lesson, Recipe, train
+from .unlabeled import Unlabeled, draw, population_share
+
+# Reference scores of this process. Methods share them: the reference is frozen.
+CACHE = ReferenceCache()
+# Nucleus of the samples that stand for everyone else in the kind `self`: the tail of an
+# untuned model is noise that is easy to tell from anybody's text.
+SELF_TOP_P = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Personal:
+    """One user's trained adapter. It never leaves the device.
+
+    Attributes
+    ----------
+    user
+        The user's id.
+    lora
+        The adapter, or None where training failed.
+    alpha, estimated
+        Preference overlap used, and whether it was estimated or fixed.
+    log
+        ``steps``, ``loss``, ``clamp_rate``, ``delta``, and ``truncated`` (history items
+        whose input did not fit).
+    error
+        Why training failed, else empty.
+    """
+
+    user: str
+    lora: Lora | None
+    alpha: float | None = None
+    estimated: bool = False
+    log: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+
+def shared_update(
+    backbone: Backbone,
+    shared: Lora,
+    users: Sequence[User],
+    config: Config,
+    round_number: int,
+) -> dict[str, Tensor]:
+    """Local training of the shared adapter: each user's change of B.
+
+    SFT on the own history with A frozen (FFA-LoRA, Sun et al. 2024): with one A for all,
+    averaging B averages the adapters exactly. Each user's change is clipped to
+    ``adapt.clip`` in L2 norm over all projections, so that one user's pull is bounded.
+
+    Returns
+    -------
+    dict
+        Projection -> float32 [len(users), out, r], one row per user.
+    """
+    recipe = Recipe(
+        method="oppu",
+        learning_rate=config.adapt.learning_rate,
+        epochs=config.adapt.epochs,
+        batch=config.adapt.batch,
+        warmup=config.personalise.warmup,
+        clip=config.personalise.clip,
+        microbatch=config.personalise.microbatch,
+        train_a=False,
+        seed=config.seed,
+    )
+    lessons = [
+        Lesson(
+            f"{user.id}/round-{round_number}",
+            [Example(encoded) for encoded in encode_all(backbone, user.history)],
+        )
+        for user in users
+    ]
+    trained = train(backbone, None, [shared] * len(users), lessons, recipe).loras
+    rows = {
+        name: torch.stack([lora.b[name] - start for lora in trained]).float().cpu()
+        for name, start in shared.b.items()
+    }
+    return clip_rows(rows, config.adapt.clip)
+
+
+def clip_rows(rows: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
+    """Scale every user's row so that its L2 norm over all projections is at most `clip`."""
+    squares = [tensor.flatten(1).square().sum(1) for tensor in rows.values()]
+    norm = torch.stack(squares).sum(0).sqrt()
+    factor = (clip / norm.clamp(min=1e-12)).clamp(max=1)
+    return {name: tensor * factor[:, None, None] for name, tensor in rows.items()}
+
+
+def encode_all(backbone: Backbone, items: Sequence[Item]) -> list[Encoded]:
+    """Tokens of many items."""
+    return [backbone.encode(item) for item in items]
+
+
+def personalise(
+    backbone: Backbone,
+    shared: Lora,
+    users: Sequence[User],
+    unlabeled: Sequence[Unlabeled],
+    method: str,
+    learning_rate: float,
+    config: Config,
+) -> list[Personal]:
+    """Train the own adapter of each user on top of the shared one.
+
+    Parameters
+    ----------
+    backbone, shared
+        The frozen reference.
+    users
+        A stacking group.
+    unlabeled
+        What the server handed out; a user's own items in it are left out. Empty for the
+        kind `self`, whose items are sampled here.
+    method, learning_rate, config
+        Objective and budget.
+
+    Returns
+    -------
+    list of Personal
+        In the order of `users`. A user whose training overflows has no adapter and an
+        error; the others are not affected.
+    """
+    material = [_material(backbone, shared, u, unlabeled, config) for u in users]
+    lessons, alphas = [], []
+    for user, (own, aux, weights) in zip(users, material, strict=True):
+        alpha = _alpha(backbone, shared, user, own, aux, weights, config)
+        alphas.append(alpha)
+        lessons.append(
+            _lesson(backbone, shared, user.id, own, aux, weights, method, alpha.alpha)
+        )
+    recipe = Recipe(
+        method=method,
+        learning_rate=learning_rate,
+        epochs=config.personalise.epochs,
+        batch=config.personalise.batch,
+        warmup=config.personalise.warmup,
+        clip=config.personalise.clip,
+        beta=config.personalise.beta,
+        decay=config.personalise.ema,
+        microbatch=config.personalise.microbatch,
+        seed=config.seed,
+    )
+    start = [
+        new_lora(backbone, config.lora, config.seed, "personal", user.id)
+        for user in users
+    ]
+    trained = train(backbone, shared, start, lessons, recipe)
+    return [
+        _checked(user, lora, alpha, {**log, "truncated": _truncated(own)})
+        for user, lora, alpha, log, (own, _, _) in zip(
+            users, trained.loras, alphas, trained.logs, material, strict=True
+        )
+    ]
+
+
+def _checked(
+    user: User, lora: Lora, alpha: overlap.Overlap, log: dict[str, float]
+) -> Personal:
+    finite = all(
+        tensor.isfinite().all() for tensor in (*lora.a.values(), *lora.b.values())
+    )
+    if finite:
+        return Personal(user.id, lora, alpha.alpha, alpha.estimated, log)
+    error = f"training of user '{user.id}' overflowed: lower the learning rate."
+    return Personal(user.id, None, alpha.alpha, alpha.estimated, log, error)
+
+
+def _truncated(items: Sequence[Encoded]) -> float:
+    return float(sum(item.truncated for item in items))
+
+
+# A user's own items and the unlabeled ones as tokens, and the weights of the latter.
+Material = tuple[list[Encoded], list[Encoded], list[float]]
+
+
+def _material(
+    backbone: Backbone,
+    shared: Lora,
+    user: User,
+    unlabeled: Sequence[Unlabeled],
+    config: Config,
+) -> Material:
+    """Encode a user's history and its draw from the unlabeled set.
+
+    The draw depends on (seed, user) only: every method learns from the same items.
+    """
+    if not user.history:
+        raise IdiolectError(
+            f"user '{user.id}' has an empty history: nothing to learn from."
+        )
+    own = encode_all(backbone, user.history)
+    count = round(config.unlabeled.ratio * len(own))
+    if config.unlabeled.kind == "self":
+        drawn = self_samples(backbone, shared, user, own, count, config)
+    else:
+        generator = numpy_generator(config.seed, "unlabeled", user.id)
+        drawn = draw(unlabeled, count, generator, user.id)
+    items = encode_all(backbone, [entry.item for entry in drawn])
+    return own, items, [entry.weight for entry in drawn]
+
+
+def self_samples(
+    backbone: Backbone,
+    shared: Lora,
+    user: User,
+    own: Sequence[Encoded],
+    count: int,
+    config: Config,
+) -> list[Unlabeled]:
+    """Sample pi_ref at the user's own prompts: nothing crosses users (kind `self`).
+
+    Temperature 1, nucleus 0.95. Drawn user by user, so that the samples do not depend on
+    who else is stacked.
+    """
+    chosen = [i % len(own) for i in range(count)]
+    prompts = [own[i].ids[: own[i].prompt_length] for i in chosen]
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(config.seed, "self", user.id))
+        budget = task_of(config.task).max_new_tokens
+        texts = generate(backbone, [shared], prompts, budget, SELF_TOP_P)
+    return [
+        Unlabeled(Item(f"self-{i}", user.history[k].prompt, text), 1.0)
+        for i, (k, text) in enumerate(zip(chosen, texts, strict=True))
+        if text
+    ]
+
+
+def _alpha(
+    backbone: Backbone,
+    shared: Lora,
+    user: User,
+    own: Sequence[Encoded],
+    aux: Sequence[Encoded],
+    weights: Sequence[float],
+    config: Config,
+) -> overlap.Overlap:
+    """Estimate alpha where it is a population share; otherwise it is fixed by config."""
+    if config.fixed_alpha is not None:
+        return overlap.Overlap(config.fixed_alpha, False)
+    if not population_share(config.unlabeled.kind):
+        return overlap.Overlap(overlap.DEFAULT, False)
+    target = _embeddings(backbone, shared, own)
+    others = _embeddings(backbone, shared, aux)
+    generator = numpy_generator(config.seed, "overlap", user.id)
+    return overlap.estimate(target, others, np.array(weights), generator)
+
+
+def _embeddings(
+    backbone: Backbone, shared: Lora, items: Sequence[Encoded]
+) -> np.ndarray:
+    if not items:
+        return np.zeros((0, 1))
+    scores = CACHE.get(backbone, shared, items)
+    return torch.stack([s.embedding for s in scores]).double().numpy()
+
+
+def _lesson(
+    backbone: Backbone,
+    shared: Lora,
+    user: str,
+    own: Sequence[Encoded],
+    aux: Sequence[Encoded],
+    weights: Sequence[float],
+    method: str,
+    alpha: float,
+) -> Lesson:
+    """Give a method what it uses: SFT the history alone, the others contrast and scores."""
+    if method == "oppu":
+        return Lesson(user, [Example(encoded) for encoded in own])
+    context = backbone.context
+    pairs = mismatched([*own, *aux], context) if method == "kto" else []
+    scores = [r.logp for r in CACHE.get(backbone, shared, [*own, *aux, *pairs])]
+    weight = [1.0] * len(own) + list(weights) + [1.0] * len(pairs)
+    examples = [
+        Example(encoded, score, w)
+        for encoded, score, w in zip([*own, *aux, *pairs], scores, weight, strict=True)
+    ]
+    first, second = len(own), len(own) + len(aux)
+    return Lesson(
+        user,
+        positive=examples[:first],
+        unlabeled=examples[first:second],
+        mismatched=examples[second:],
+        alpha=alpha,
+    )
+
+
+def mismatched(items: Sequence[Encoded], context: int) -> list[Encoded]:
+    """Each prompt with the completion of the next item, cyclically (KTO's KL term)."""
+    following = [*items[1:], *items[:1]]
+    return [
+        Encoded(
+            (*item.ids[: item.prompt_length], *after.ids[after.prompt_length :])[
+                :context
+            ],
+            item.prompt_length,
+        )
+        for item, after in zip(items, following, strict=True)
+    ]
+
+
+def evaluate(
+    backbone: Backbone,
+    shared: Lora,
+    personals: Sequence[Lora | None],
+    users: Sequence[User],
+    method: str,
+    config: Config,
+    generate_texts: bool,
+) -> list[dict[str, float]]:
+    """Measure a method on every user's held-out items.
+
+    Parameters
+    ----------
+    backbone, shared
+        The frozen reference.
+    personals
+        The users' adapters; None for the methods without (``base``, ``shared``).
+    users
+        A stacking group.
+    method, config
+        ``base`` is the backbone without the shared adapter.
+    generate_texts
+        Whether outputs are generated and scored; otherwise only ``nll`` and ``contrast``.
+
+    Returns
+    -------
+    list of dict
+        METRIC -> value, in the order of `users`. ``nll`` is per completion token,
+        ``contrast`` the share of held-out items whose own text has a higher per-token
+        reward than the rival text (a tie counts half).
+    """
+    own = [encode_all(backbone, user.held_out) for user in users]
+    rival = [encode_all(backbone, [_rival(item) for item in u.held_out]) for u in users]
+    policy = _policy(shared, personals, method)
+    scores = score_users(
+        backbone, policy, [a + b for a, b in zip(own, rival, strict=True)]
+    )
+    references = CACHE.get(backbone, shared, [e for k in _pairs(own, rival) for e in k])
+    remaining = iter([entry.logp for entry in references])
+    results: list[dict[str, float]] = []
+    for mine, other, logp in zip(own, rival, scores, strict=True):
+        tokens = np.array([completion_tokens(entry) for entry in (*mine, *other)])
+        reference = np.array([next(remaining) for _ in tokens])
+        reward = (np.array(logp) - reference) / tokens
+        first = len(mine)
+        margin = reward[:first] - reward[first:]
+        results.append(
+            {
+                "nll": float(-np.sum(logp[:first]) / tokens[:first].sum()),
+                "contrast": float(np.mean(0.5 * np.sign(margin) + 0.5)),
+            }
+        )
+    if generate_texts:
+        texts = _outputs(backbone, policy, own, config)
+        for user, outputs, result in zip(users, texts, results, strict=True):
+            targets = [item.target for item in user.held_out]
+            result |= metrics.score(task_of(config.task), outputs, targets)
+            if user.truth is not None:
+                pairs = list(zip(user.held_out, outputs, strict=True))
+                result |= score_style(user, [(i, text) for i, text in pairs])
+    return results
+
+
+def _rival(item: Item) -> Item:
+    return item.rival or item
+
+
+def _pairs(own: list[list[Encoded]], rival: list[list[Encoded]]) -> list[list[Encoded]]:
+    return [mine + other for mine, other in zip(own, rival, strict=True)]
+
+
+def _policy(shared: Lora, personals: Sequence[Lora | None], method: str) -> list:
+    if method == "base":
+        return []
+    own = [lora for lora in personals if lora is not None]
+    if own and len(own) != len(personals):
+        raise ValueError("either every user of a group has an adapter, or none has")
+    return [shared, stack(own)] if own else [shared]
+
+
+def _outputs(
+    backbone: Backbone, policy: list, own: list[list[Encoded]], config: Config
+) -> list[list[str]]:
+    """Greedy outputs for every user's held-out prompts, all users at once."""
+    most = max(map(len, own))
+    prompts = [
+        items[i].ids[: items[i].prompt_length] if i < len(items) else ()
+        for items in own
+        for i in range(most)
+    ]
+    texts = generate(backbone, policy, prompts, task_of(config.task).max_new_tokens)
+    return [texts[k * most : k * most + len(items)] for k, items in enumerate(own)]

@@ -1,0 +1,178 @@
+import peft
+import pytest
+import torch
+import transformers as hf
+
+from idiolect.common.adapters import (
+    Lora,
+    attached,
+    concatenate,
+    export_peft,
+    hash_lora,
+    import_peft,
+    load_lora,
+    new_lora,
+    save_lora,
+    stack,
+    unstack,
+    zero_shared,
+)
+from idiolect.common.backbone import FAMILIES, load_backbone, projections
+from idiolect.common.config import LoraShape
+from idiolect.common.errors import IdiolectError
+
+SHAPE = LoraShape(rank=3, alpha=6.0)
+
+
+def randomised(lora: Lora, seed: int) -> Lora:
+    generator = torch.Generator().manual_seed(seed)
+    b = {n: 0.3 * torch.randn(t.shape, generator=generator) for n, t in lora.b.items()}
+    return Lora(lora.a, b, lora.scaling)
+
+
+def adapter(backbone, name: str, seed: int) -> Lora:
+    return randomised(new_lora(backbone, SHAPE, 0, name), seed)
+
+
+def logits(backbone, ids):
+    with torch.no_grad():
+        return backbone.model(ids).logits
+
+
+IDS = torch.arange(3, 27).view(4, 6)
+
+
+def test_an_untrained_adapter_changes_nothing(backbone):
+    plain = logits(backbone, IDS)
+    with attached(backbone, zero_shared(backbone, SHAPE, 0)):
+        assert torch.equal(logits(backbone, IDS), plain)
+
+
+def test_the_fixed_a_is_the_same_everywhere(backbone):
+    one = zero_shared(backbone, SHAPE, 5)
+    assert hash_lora(one) == hash_lora(zero_shared(backbone, SHAPE, 5))
+    assert hash_lora(one) != hash_lora(zero_shared(backbone, SHAPE, 6))
+    name = "model.layers.0.self_attn.q_proj"
+    bound = projections(backbone.model, "all")[name].in_features ** -0.5
+    assert one.a[name].abs().max() <= bound
+    assert one.a[name].std().item() == pytest.approx(bound / 3**0.5, rel=0.15)
+
+
+def test_a_stack_gives_each_user_its_own_adapter(backbone):
+    loras = [adapter(backbone, f"u{k}", k) for k in range(2)]
+    with attached(backbone, stack(loras)):
+        both = logits(backbone, IDS)
+    for k, lora in enumerate(loras):
+        rows = IDS[2 * k : 2 * k + 2]
+        with attached(backbone, lora):
+            alone = logits(backbone, rows)
+        torch.testing.assert_close(both[2 * k : 2 * k + 2], alone, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(both[:2], both[2:], atol=1e-2)
+
+
+def test_user_b_after_user_a_equals_user_b_alone(backbone):
+    one, two = adapter(backbone, "a", 1), adapter(backbone, "b", 2)
+    before = logits(backbone, IDS)
+    with attached(backbone, two):
+        alone = logits(backbone, IDS)
+    with attached(backbone, one):
+        logits(backbone, IDS)
+    with attached(backbone, two):
+        assert torch.equal(logits(backbone, IDS), alone)
+    assert torch.equal(logits(backbone, IDS), before)
+
+
+def test_adapters_come_off_after_an_error(backbone):
+    before = logits(backbone, IDS)
+    with pytest.raises(RuntimeError), attached(backbone, adapter(backbone, "a", 1)):
+        raise RuntimeError
+    assert torch.equal(logits(backbone, IDS), before)
+
+
+def test_stacking_round_trip_and_shared_a(backbone):
+    loras = [adapter(backbone, "same", k) for k in range(3)]
+    back = unstack(stack(loras))
+    assert [hash_lora(x) for x in back] == [hash_lora(x) for x in loras]
+
+
+def test_different_scalings_do_not_stack(backbone):
+    one = adapter(backbone, "a", 1)
+    with pytest.raises(ValueError, match="scaling"):
+        stack([one, Lora(one.a, one.b, 7.0)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_round_trip_has_the_same_logits(family, model_folder, tmp_path):
+    folder = model_folder(family)
+    backbone = load_backbone(str(folder), "float32", "cpu", 96)
+    shared, personal = adapter(backbone, "s", 1), adapter(backbone, "p", 2)
+    with attached(backbone, shared, personal):
+        ours = logits(backbone, IDS)
+    export_peft(tmp_path, backbone, shared, personal)
+    bare = hf.AutoModelForCausalLM.from_pretrained(folder)
+    model = peft.PeftModel.from_pretrained(bare, tmp_path)
+    with torch.no_grad():
+        theirs = model(IDS).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    imported = import_peft(tmp_path)
+    with attached(backbone, imported):
+        torch.testing.assert_close(logits(backbone, IDS), ours, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_made_by_peft_is_imported(backbone, model_folder, tmp_path):
+    bare = hf.AutoModelForCausalLM.from_pretrained(model_folder("llama"))
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, use_rslora=True, target_modules=["q_proj", "v_proj"]
+    )
+    model = peft.get_peft_model(bare, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+        theirs = model(IDS).logits
+    model.save_pretrained(tmp_path)
+    lora = import_peft(tmp_path)
+    assert lora.scaling == pytest.approx(6 / 4**0.5)
+    with attached(backbone, lora):
+        torch.testing.assert_close(logits(backbone, IDS), theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_other_peft_methods_are_refused(backbone, tmp_path):
+    one = adapter(backbone, "a", 1)
+    export_peft(tmp_path, backbone, one, one)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(path.read_text().replace('"use_dora": false', '"use_dora": true'))
+    with pytest.raises(IdiolectError, match="use_dora"):
+        import_peft(tmp_path)
+    with pytest.raises(IdiolectError, match="adapter_config.json"):
+        import_peft(tmp_path / "nothing")
+
+
+def test_concatenation_adds_up(backbone):
+    one, two = adapter(backbone, "a", 1), adapter(backbone, "b", 2)
+    both = concatenate(one, Lora(two.a, two.b, 0.5))
+    name = next(iter(both.a))
+    update = both.scaling * both.b[name] @ both.a[name]
+    expected = one.scaling * one.b[name] @ one.a[name] + 0.5 * two.b[name] @ two.a[name]
+    torch.testing.assert_close(update, expected)
+
+
+def test_files_round_trip_and_name_damage(backbone, tmp_path):
+    lora = adapter(backbone, "a", 1)
+    path = tmp_path / "deep" / "user.safetensors"
+    save_lora(path, lora, {"user": "a"})
+    loaded, metadata = load_lora(path)
+    assert hash_lora(loaded) == hash_lora(lora)
+    assert metadata == {"user": "a"}
+    assert [p.name for p in path.parent.iterdir()] == ["user.safetensors"]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(IdiolectError, match=r"user\.safetensors cannot be read"):
+        load_lora(path)
+
+
+def test_query_and_value_only(backbone, model_folder):
+    names = projections(backbone.model, "q,v")
+    assert {n.rsplit(".", 1)[1] for n in names} == {"q_proj", "v_proj"}
+    fused = load_backbone(str(model_folder("phi3")), "float32", "cpu", 96)
+    with pytest.raises(IdiolectError, match=r"lora\.targets=all"):
+        projections(fused.model, "q,v")

@@ -1,0 +1,211 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from idiolect.common import personal
+from idiolect.common.adapters import attached, hash_lora, zero_shared
+from idiolect.common.config import Config, parse
+from idiolect.common.errors import IdiolectError
+from idiolect.common.personal import (
+    clip_rows,
+    evaluate,
+    mismatched,
+    personalise,
+    shared_update,
+)
+from idiolect.common.scoring import completion_tokens
+from idiolect.common.tasks import personas
+from idiolect.common.unlabeled import Unlabeled
+
+from .test_adapters import adapter
+from .test_scoring import obvious_logp
+
+SETTINGS = {
+    "task": "rating",
+    "users": 3,
+    "development-users": 0,
+    "history": 6,
+    "held-out": 3,
+    "personalise.learning-rates": "3e-3",
+    "personalise.epochs": 2,
+    "personalise.batch": 4,
+    "unlabeled.kind": "others",
+    "unlabeled.bank": 8,
+    "evaluate.generate": False,
+}
+
+
+def config(**changes) -> Config:
+    named = {key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()}
+    return parse({**SETTINGS, **named})
+
+
+CONFIG = config()
+
+
+@pytest.fixture(scope="module")
+def users():
+    return personas.make(CONFIG).users
+
+
+@pytest.fixture(scope="module")
+def wide(model_folder):
+    from idiolect.common.backbone import load_backbone
+
+    return load_backbone(str(model_folder("llama")), "float32", "cpu", 400)
+
+
+@pytest.fixture(scope="module")
+def shared(wide):
+    return adapter(wide, "s", 3)
+
+
+@pytest.fixture(scope="module")
+def others(users):
+    return [Unlabeled(item, 1.0, user.id) for user in users for item in user.history]
+
+
+def train(wide, shared, users, others, method, settings=CONFIG):
+    return personalise(wide, shared, users, others, method, 3e-3, settings)
+
+
+@pytest.mark.parametrize("method", ["oppu", "kto", "bco", "c-bpo", "positives"])
+def test_a_group_equals_its_users_alone(wide, shared, users, others, method):
+    together = train(wide, shared, users, others, method)
+    for k, user in enumerate(users):
+        (alone,) = train(wide, shared, [user], others, method)
+        assert together[k].user == user.id and together[k].lora is not None
+        assert together[k].alpha == pytest.approx(alone.alpha)
+        for name, tensor in alone.lora.b.items():
+            torch.testing.assert_close(
+                tensor, together[k].lora.b[name], atol=2e-5, rtol=1e-3
+            )
+
+
+def test_nobody_elses_history_reaches_an_sft_adapter(wide, shared, users, others):
+    """The public OPPU code trains user i on users 0..i; here user 0 changes nothing."""
+    changed = replace(users[0], history=users[0].history[::-1][:3])
+    before = train(wide, shared, users, others, "oppu")
+    after = train(wide, shared, [changed, *users[1:]], others, "oppu")
+    assert hash_lora(before[0].lora) != hash_lora(after[0].lora)
+    for one, two in zip(before[1:], after[1:], strict=True):
+        for name, tensor in one.lora.b.items():
+            torch.testing.assert_close(tensor, two.lora.b[name], atol=2e-5, rtol=1e-3)
+
+
+def test_own_items_are_left_out_of_the_unlabeled_set(wide, shared, users, others):
+    seen = personal._material(wide, shared, users[0], others, CONFIG)[1]
+    own = {wide.encode(item).ids for item in users[0].history}
+    assert len(seen) == 6
+    assert not own & {encoded.ids for encoded in seen}
+
+
+def test_self_samples_stay_on_the_own_prompts(wide, shared, users):
+    settings = config(unlabeled__kind="self")
+    first = personal._material(wide, shared, users[0], [], settings)[1]
+    again = personal._material(wide, shared, users[0], [], settings)[1]
+    prompts = {e.ids[: e.prompt_length] for e in map(wide.encode, users[0].history)}
+    assert first == again and len(first) > 0
+    assert {e.ids[: e.prompt_length] for e in first} <= prompts
+    (trained,) = train(wide, shared, users[:1], [], "c-bpo", settings)
+    assert (trained.alpha, trained.estimated) == (0.5, False)
+
+
+def test_alpha_is_estimated_for_a_population_and_fixed_by_config(
+    wide, shared, users, others
+):
+    estimated = train(wide, shared, users, others, "c-bpo")
+    assert all(p.estimated and 0 <= p.alpha <= 0.9 for p in estimated)
+    fixed = train(wide, shared, users, others, "c-bpo", config(unlabeled__alpha="0.25"))
+    assert [(p.alpha, p.estimated) for p in fixed] == [(0.25, False)] * 3
+
+
+def test_overflow_is_reported_by_name(wide, shared, users, others):
+    results = personalise(wide, shared, users, others, "oppu", 1e30, CONFIG)
+    assert all(p.lora is None for p in results)
+    assert users[1].id in results[1].error and "learning rate" in results[1].error
+
+
+def test_an_empty_history_is_refused(wide, shared, users, others):
+    with pytest.raises(IdiolectError, match="empty history"):
+        train(wide, shared, [replace(users[0], history=())], others, "c-bpo")
+
+
+def test_shared_update_is_clipped_per_user_and_leaves_a_alone(wide, users):
+    start = zero_shared(wide, CONFIG.lora, 0)
+    free = shared_update(wide, start, users, config(adapt__clip=1e6), 1)
+    tight = shared_update(wide, start, users, config(adapt__clip=0.01), 1)
+
+    def norms(rows):
+        return torch.stack([t.flatten(1).square().sum(1) for t in rows.values()]).sum(0)
+
+    assert set(free) == set(start.b)
+    assert all(free[n].shape == (3, *start.b[n].shape) for n in free)
+    assert (norms(free).sqrt() > 0.01).all()
+    torch.testing.assert_close(norms(tight).sqrt(), torch.full((3,), 0.01))
+    alone = shared_update(wide, start, users[1:2], config(adapt__clip=1e6), 1)
+    for name in free:
+        torch.testing.assert_close(free[name][1:2], alone[name], atol=2e-5, rtol=1e-3)
+    later = shared_update(wide, start, users, config(adapt__clip=1e6), 2)
+    assert any(not torch.equal(later[n], free[n]) for n in free)
+
+
+def test_clipping_leaves_short_rows_alone():
+    rows = {
+        "x": torch.tensor([[[3.0]], [[0.3]]]),
+        "y": torch.tensor([[[4.0]], [[0.4]]]),
+    }
+    clipped = clip_rows(rows, 1.0)
+    torch.testing.assert_close(clipped["x"].flatten(), torch.tensor([0.6, 0.3]))
+    torch.testing.assert_close(clipped["y"].flatten(), torch.tensor([0.8, 0.4]))
+
+
+def test_evaluation_equals_the_obvious_computation(wide, shared, users):
+    loras = [adapter(wide, f"u{k}", k) for k in range(3)]
+    results = evaluate(wide, shared, loras, users, "c-bpo", CONFIG, False)
+    for user, lora, result in zip(users, loras, results, strict=True):
+        own = [wide.encode(item) for item in user.held_out]
+        rival = [wide.encode(item.rival) for item in user.held_out]
+
+        def reward(encoded, lora=lora):
+            with attached(wide, shared, lora):
+                policy = obvious_logp(wide, encoded)
+            with attached(wide, shared):
+                reference = obvious_logp(wide, encoded)
+            return policy, (policy - reference) / completion_tokens(encoded)
+
+        total = sum(reward(e)[0] for e in own)
+        assert result["nll"] == pytest.approx(
+            -total / sum(map(completion_tokens, own)), abs=1e-4
+        )
+        wins = [reward(a)[1] > reward(b)[1] for a, b in zip(own, rival, strict=True)]
+        assert result["contrast"] == pytest.approx(sum(wins) / len(wins))
+
+
+def test_base_ignores_the_shared_adapter_and_shared_has_no_reward(wide, shared, users):
+    none = [None] * len(users)
+    base = evaluate(wide, shared, none, users, "base", CONFIG, False)
+    reference = evaluate(wide, shared, none, users, "shared", CONFIG, False)
+    assert [r["contrast"] for r in reference] == [0.5] * 3
+    assert all(a["nll"] != b["nll"] for a, b in zip(base, reference, strict=True))
+    own = wide.encode(users[0].held_out[0])
+    assert base[0]["nll"] > 0 and obvious_logp(wide, own) < 0
+
+
+def test_generation_adds_the_metrics_of_the_task(wide, shared, users):
+    loras = [adapter(wide, f"u{k}", k) for k in range(3)]
+    together = evaluate(wide, shared, loras, users, "c-bpo", CONFIG, True)
+    assert all({"nll", "contrast", "mae", "rmse"} <= set(r) for r in together)
+    (alone,) = evaluate(wide, shared, loras[2:], users[2:], "c-bpo", CONFIG, True)
+    assert alone == pytest.approx(together[2], abs=1e-5)
+
+
+def test_mismatched_pairs_shift_the_completions(wide, users):
+    encoded = [wide.encode(item) for item in users[0].history]
+    pairs = mismatched(encoded, 400)
+    for k, pair in enumerate(pairs):
+        after = encoded[(k + 1) % len(encoded)]
+        assert pair.ids[: pair.prompt_length] == encoded[k].ids[: pair.prompt_length]
+        assert pair.ids[pair.prompt_length :] == after.ids[after.prompt_length :]
+    assert all(len(pair.ids) <= 60 for pair in mismatched(encoded, 60))

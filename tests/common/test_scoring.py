@@ -1,0 +1,148 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from idiolect.common import scoring
+from idiolect.common.adapters import attached, stack
+from idiolect.common.backbone import FAMILIES, Encoded, load_backbone
+from idiolect.common.scoring import (
+    ReferenceCache,
+    collate,
+    completion_logp,
+    generate,
+    reference_pass,
+    score_users,
+)
+
+from .test_adapters import adapter
+
+
+def obvious_logp(backbone, encoded: Encoded) -> float:
+    """log p(completion | prompt) from the whole model, one token after the other."""
+    ids = torch.tensor([encoded.ids])
+    with torch.no_grad():
+        logp = F.log_softmax(backbone.model(ids).logits[0].float(), dim=-1)
+    places = range(encoded.prompt_length, len(encoded.ids))
+    return sum(logp[t - 1, encoded.ids[t]].item() for t in places)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logp_equals_the_whole_model(family, model_folder, items):
+    backbone = load_backbone(str(model_folder(family)), "float32", "cpu", 96)
+    encoded = [backbone.encode(item) for item in items[:4]]
+    with torch.no_grad():
+        logp = completion_logp(backbone, collate(backbone, encoded))
+    assert logp.tolist() == pytest.approx(
+        [obvious_logp(backbone, e) for e in encoded], abs=1e-3
+    )
+
+
+def test_filler_rows_score_nothing(backbone, items):
+    encoded = backbone.encode(items[0])
+    with torch.no_grad():
+        logp = completion_logp(backbone, collate(backbone, [None, encoded, None]))
+    assert logp[0] == logp[2] == 0
+    assert logp[1].item() == pytest.approx(obvious_logp(backbone, encoded), abs=1e-4)
+
+
+def test_chunked_head_has_the_same_values_and_gradients(backbone, items, monkeypatch):
+    encoded = [backbone.encode(item) for item in items]
+    lora = adapter(backbone, "u", 1)
+    results = []
+    for limit in (1 << 24, 700):  # 700 / vocabulary: two positions at a time
+        monkeypatch.setattr(scoring, "LOGITS_PER_CHUNK", limit)
+        leaf = next(iter(lora.b.values())).clone().requires_grad_()
+        lora.b[next(iter(lora.b))] = leaf
+        with attached(backbone, lora):
+            logp = completion_logp(backbone, collate(backbone, encoded))
+        (gradient,) = torch.autograd.grad(logp.sum(), leaf)
+        results.append((logp.detach(), gradient))
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
+
+
+def test_users_of_a_stack_are_scored_with_their_own_adapters(
+    backbone, items, monkeypatch
+):
+    monkeypatch.setattr(scoring, "TOKENS_PER_PASS", 200)  # several passes
+    encoded = [backbone.encode(item) for item in items]
+    users = [encoded[:5], encoded[5:7], encoded[7:]]
+    loras = [adapter(backbone, f"u{k}", k) for k in range(3)]
+    together = score_users(backbone, [stack(loras)], users)
+    for lora, own, scores in zip(loras, users, together, strict=True):
+        with attached(backbone, lora):
+            expected = [obvious_logp(backbone, e) for e in own]
+        assert scores == pytest.approx(expected, abs=1e-3)
+
+
+def test_reference_pass_gives_logp_and_mean_completion_state(backbone, items):
+    encoded = [backbone.encode(item) for item in items]
+    shared = adapter(backbone, "s", 3)
+    found = reference_pass(backbone, shared, encoded)
+    for e, reference in zip(encoded, found, strict=True):
+        with torch.no_grad(), attached(backbone, shared):
+            hidden = backbone.model.model(torch.tensor([e.ids])).last_hidden_state[0]
+            logp = obvious_logp(backbone, e)
+        assert reference.logp == pytest.approx(logp, abs=1e-3)
+        torch.testing.assert_close(
+            reference.embedding, hidden[e.prompt_length :].mean(0), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_cache_computes_once_and_never_returns_a_stale_score(
+    backbone, items, monkeypatch
+):
+    encoded = [backbone.encode(item) for item in items[:3]]
+    passes = []
+    real = scoring.reference_pass
+
+    def counted(backbone, shared, items):
+        passes.append(len(items))
+        return real(backbone, shared, items)
+
+    monkeypatch.setattr(scoring, "reference_pass", counted)
+    cache = ReferenceCache()
+    shared = adapter(backbone, "s", 3)
+    first = cache.get(backbone, shared, encoded)
+    assert [r.logp for r in cache.get(backbone, shared, encoded)] == [
+        r.logp for r in first
+    ]
+    other = cache.get(backbone, adapter(backbone, "s", 4), encoded)
+    assert other[0].logp != first[0].logp
+    shifted = Encoded(encoded[0].ids, encoded[0].prompt_length - 1)
+    assert cache.get(backbone, shared, [shifted])[0].logp != first[0].logp
+    assert passes == [3, 0, 3, 1]
+
+
+def test_greedy_generation_equals_the_obvious_loop(backbone, items):
+    loras = [adapter(backbone, f"u{k}", k) for k in range(2)]
+    prompts = []
+    for item in items[:4]:
+        encoded = backbone.encode(item)
+        prompts.append(encoded.ids[: encoded.prompt_length])
+    texts = generate(backbone, [stack(loras)], prompts, 6)
+    for k, prompt in enumerate(prompts):
+        ids = list(prompt)
+        with torch.no_grad(), attached(backbone, loras[k // 2]):
+            for _ in range(6):
+                ids.append(
+                    int(backbone.model(torch.tensor([ids])).logits[0, -1].argmax())
+                )
+        assert texts[k] == backbone.decode(ids[len(prompt) :])
+
+
+def test_filler_prompts_generate_nothing(backbone, items):
+    encoded = backbone.encode(items[0])
+    prompt = encoded.ids[: encoded.prompt_length]
+    alone = generate(backbone, [], [prompt], 5)
+    assert generate(backbone, [], [(), prompt], 5) == ["", *alone]
+    assert generate(backbone, [], [(), ()], 5) == ["", ""]
+
+
+def test_sampling_depends_on_the_seed(backbone, items):
+    encoded = backbone.encode(items[0])
+    prompt = encoded.ids[: encoded.prompt_length]
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(generate(backbone, [], [prompt] * 4, 8, top_p=0.95))
+    assert texts[0] == texts[1] != texts[2]

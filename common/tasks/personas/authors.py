@@ -104,8 +104,8 @@ def draw_style(world: World, chances: np.ndarray, rng: np.random.Generator) -> S
     }
 
 
-def _combinations(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All texts of all situations.
+def combinations(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Enumerate all texts of all situations.
 
     Returns
     -------
@@ -147,7 +147,7 @@ def overlaps(world: World, authors: Sequence[Author]) -> list[float]:
     authors
         At least two.
     """
-    rows, columns, text = _combinations(world)
+    rows, columns, text = combinations(world)
     size = int(text.max()) + 1
 
     def texts(author: Author) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""The built-in backbone: its files, and the script that made them."""

@@ -1,0 +1,404 @@
+"""Pretrain the built-in backbone: ``python -m idiolect.common.tiny.build``.
+
+A Llama of about a million parameters learns to read the articles, films and reviews of
+the persona worlds and to answer them in every style alike: each attribute of each text is
+drawn uniformly. What a population or a person prefers is left for adapters to learn.
+Held-out and public prompts of the personas never occur here (see `personas.purpose`).
+"""
+
+import argparse
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ..seeds import derive, numpy_generator
+from ..tasks.personas import WORLDS, draw_event
+from ..tasks.personas.authors import combinations
+from ..tasks.personas.world import Event, World
+from ..tasks.types import Prompt
+
+FOLDER = Path(__file__).parent
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+# Headlines are the hardest of the three: all their words must be copied.
+BLOCK = 16  # batches that are sorted by length together
+SHARES = {"headline": 0.7, "tagging": 0.15, "rating": 0.15}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result, but for the machine's arithmetic.
+
+    Attributes
+    ----------
+    prompt_weight
+        Weight of a prompt token in the loss against 1 of a target token. Most of a
+        prompt is random content that nobody can predict.
+    """
+
+    seed: int = 20_26
+    vocabulary: int = 1536
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    feed_forward: int = 320
+    context: int = 512
+    steps: int = 5000
+    batch: int = 64
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    prompt_weight: float = 0.1
+    held_out: int = 500
+
+
+def texts(seed: int, wanted: str) -> Iterator[tuple[World, Event, str]]:
+    """Endless (world, event, target), all styles equally likely.
+
+    Parameters
+    ----------
+    seed, wanted
+        Seed of the stream, and the purpose of its prompts (`personas.purpose`).
+    """
+    rng = numpy_generator(seed, "pretraining", wanted)
+    while True:
+        task = str(rng.choice(list(SHARES), p=list(SHARES.values())))
+        world = WORLDS[task]
+        event = draw_event(world, rng, wanted)
+        style = {
+            name: values[int(rng.integers(len(values)))]
+            for name, values in world.attributes.items()
+        }
+        yield world, event, world.write(event, style)
+
+
+def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on the same stream of texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    stream = texts(recipe.seed, "history")
+    samples = islice(stream, 30_000)
+    tokenizer.train_from_iterator(
+        (f"{world.prompt(event).text} {target}" for world, event, target in samples),
+        trainers.BpeTrainer(
+            vocab_size=recipe.vocabulary,
+            special_tokens=[PAD, BOS, EOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=recipe.context,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Make the untrained model."""
+    torch.manual_seed(derive(recipe.seed, "weights"))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.hidden,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads,
+            intermediate_size=recipe.feed_forward,
+            max_position_embeddings=recipe.context,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, prompt: Prompt, target: str
+) -> tuple[list[int], int]:
+    """Tokens as the engine makes them, and how many of them are the prompt's."""
+    before = tokenizer(prompt.text)["input_ids"]
+    after = tokenizer(f" {target}", add_special_tokens=False)["input_ids"]
+    return [*before, *after, tokenizer.eos_token_id], len(before)
+
+
+def batches(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[list[tuple[list[int], int]]]:
+    """Endless batches of sequences of about the same length, in random order."""
+    stream = texts(recipe.seed, "history")
+    rng = numpy_generator(recipe.seed, "order")
+    while True:
+        block = [
+            encode(tokenizer, world.prompt(event), target)
+            for world, event, target in islice(stream, BLOCK * recipe.batch)
+        ]
+        block.sort(key=lambda row: len(row[0]))
+        for i in rng.permutation(BLOCK):
+            yield block[i * recipe.batch : (i + 1) * recipe.batch]
+
+
+def token_losses(
+    model: LlamaForCausalLM, rows: list[tuple[list[int], int]]
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of every token but the first.
+
+    Returns
+    -------
+    losses, kind
+        [rows, length - 1] each; kind is 1 for prompt, 2 for target, 0 for padding.
+    """
+    length = max(len(ids) for ids, _ in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    kind = torch.zeros(len(rows), length, dtype=torch.long)
+    for row, (tokens, prompt) in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        kind[row, :prompt] = 1
+        kind[row, prompt : len(tokens)] = 2
+    # Right-padded and causal: what follows a sequence cannot change it.
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return losses.view(len(rows), -1), kind[:, 1:]
+
+
+def train(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe
+) -> int:
+    """Train in place; return the number of tokens seen."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim == 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed}, {"params": plain, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=recipe.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: learning_rate_factor(step, recipe)
+    )
+    model.train()
+    seen, start = 0, time.time()
+    for step, rows in enumerate(islice(batches(recipe, tokenizer), recipe.steps)):
+        losses, kind = token_losses(model, rows)
+        weight = (kind == 2) + recipe.prompt_weight * (kind == 1)
+        loss = (losses * weight).sum() / weight.sum()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        seen += sum(len(ids) for ids, _ in rows)
+        if step % 100 == 0:
+            target = losses[kind == 2].mean().item()
+            speed = seen / (time.time() - start)
+            print(
+                f"step {step}: nll {target:.3f} per target token, {speed:.0f} tokens/s",
+                flush=True,
+            )
+    return seen
+
+
+def learning_rate_factor(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, then a cosine down to zero."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def held_out(recipe: Recipe) -> dict[str, list[tuple[World, Event, str]]]:
+    """Collect texts on held-out prompts, by task."""
+    found: dict[str, list[tuple[World, Event, str]]] = {task: [] for task in SHARES}
+    for text in texts(recipe.seed, "held-out"):
+        if len(rows := found[text[0].task.name]) < recipe.held_out:
+            rows.append(text)
+        elif all(len(rows) == recipe.held_out for rows in found.values()):
+            break
+    return found
+
+
+@torch.no_grad()
+def held_out_losses(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe
+) -> dict[str, dict[str, float]]:
+    """Negative log-likelihood per target token on held-out prompts, by task.
+
+    Returns
+    -------
+    dict
+        ``nll``, and ``least``: the expected value for a model that is certain of the
+        content and knows all styles to be equally likely.
+    """
+    model.eval()
+    result = {}
+    for task, found in held_out(recipe).items():
+        rows = [
+            encode(tokenizer, w.prompt(event), target) for w, event, target in found
+        ]
+        losses, kind = token_losses(model, rows)
+        # Nobody can foresee a random style: what it costs on average is the least loss.
+        least = style_entropy(WORLDS[task]) * len(rows) / (kind == 2).sum().item()
+        loss = losses[kind == 2].mean().item()
+        result[task] = {"nll": round(loss, 4), "least": round(least, 4)}
+    return result
+
+
+def style_entropy(world: World) -> float:
+    """Entropy in nats of the text of an event when all styles are equally likely."""
+    _, _, text = combinations(world)
+    chances = np.bincount(text.ravel()) / text.size
+    return float(-(chances * np.log(chances)).sum() - math.log(len(world.situations)))
+
+
+@torch.no_grad()
+def faithful(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe
+) -> tuple[float, list[tuple[str, str]]]:
+    """Whether headlines generated for held-out articles tell what the article tells.
+
+    Returns
+    -------
+    share, examples
+        Share of sampled headlines that are, letter by letter, the headline of their
+        article in some style; and the first few (article, headline).
+    """
+    model.eval()
+    torch.manual_seed(derive(recipe.seed, "samples"))
+    found = held_out(recipe)["headline"]
+    prompts = [world.prompt(event) for world, event, _ in found]
+    tokens = tokenizer(
+        [prompt.text for prompt in prompts],
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+        return_token_type_ids=False,
+    )
+    output = model.generate(**tokens, max_new_tokens=40, do_sample=True)
+    written = tokenizer.batch_decode(
+        output[:, tokens["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    written = [text.strip() for text in written]
+    right = [
+        world.attributes.keys() == (style := world.read(text)).keys()
+        and world.write(event, style) == text
+        for (world, event, _), text in zip(found, written, strict=True)
+    ]
+    articles = [prompt.input for prompt in prompts]
+    return sum(right) / len(right), list(zip(articles, written, strict=True))[:5]
+
+
+def build(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """Pretrain, measure and save; return what is written to ``build.json``."""
+    start = time.time()
+    tokenizer = train_tokenizer(recipe)
+    model = new_model(recipe, tokenizer)
+    seen = train(model, tokenizer, recipe)
+    # What is shipped is what is measured: weights rounded to half precision.
+    model = model.half().float()
+    share, examples = faithful(model, tokenizer, recipe)
+    report = {
+        "recipe": asdict(recipe),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "vocabulary": len(tokenizer),
+        "tokens": seen,
+        "seconds": round(time.time() - start),
+        "threads": torch.get_num_threads(),
+        "held_out_nll_per_target_token": held_out_losses(model, tokenizer, recipe),
+        "faithful_headlines": round(share, 4),
+        "examples": examples,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+            "numpy": np.__version__,
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+    tokenizer.save_pretrained(folder)
+    (folder / "build.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / "README.md").write_text(readme(report))
+    return report
+
+
+def readme(report: dict[str, Any]) -> str:
+    """Describe the model; every number comes from the report."""
+    losses = "\n".join(
+        f"| {task} | {loss['nll']:.3f} | {loss['least']:.3f} |"
+        for task, loss in report["held_out_nll_per_target_token"].items()
+    )
+    examples = "\n".join(f"- {a}\n  **{h}**" for a, h in report["examples"])
+    versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+    return f"""# The built-in backbone
+
+Written by `python -m idiolect.common.tiny.build`, which also made the weights; the
+numbers are those of `build.json`. Do not edit.
+
+A Llama with {report["parameters"]:,} parameters and a byte-level BPE of
+{report["vocabulary"]} tokens, pretrained from random weights on
+{report["tokens"]:,} tokens ({report["recipe"]["steps"]:,} steps,
+{report["seconds"]} seconds on {report["threads"]} CPU threads) of text from the persona
+worlds in `common/tasks/personas`, and on nothing else. It knows no fact and no real
+person, and speaks of nothing but these worlds.
+
+**Training text.** Articles with headlines, films with tags, reviews with stars, every
+attribute of every text drawn uniformly: no population's and no person's style. Articles
+come from the same grammar as those of the personas; prompts that the personas hold out,
+or make public, are never trained on (`purpose` in `common/tasks/personas`).
+
+**Held-out loss.** Negative log-likelihood in nats per target token, end of sequence
+included, on {report["recipe"]["held_out"]} held-out prompts per task. The styles are
+random, so no model can reach zero: the least possible loss is their entropy.
+
+| task | nll | least possible |
+| --- | --- | --- |
+{losses}
+
+**Copying.** {report["faithful_headlines"]:.1%} of the headlines sampled for held-out
+articles tell, letter by letter, what the article tells, in some style. For example:
+
+{examples}
+
+**Files.** `model.safetensors` (half precision; loads as float32), `config.json`,
+`generation_config.json`, `tokenizer.json`, `tokenizer_config.json`, `build.json`.
+Seed {report["recipe"]["seed"]}; {versions}. Another machine or version gives slightly
+other weights, and so another backbone hash. Licence: that of the project.
+"""
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write")
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    arguments = parser.parse_args()
+    report = build(arguments.folder, Recipe(steps=arguments.steps))
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""`idiolect-server`: the command of the operator.
+
+Exit codes: 0 success, 1 the run failed, 2 something in the command or the config is
+wrong and nothing was started, 130 interrupted.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from ..common.errors import IdiolectError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Imported by the functions that need them: `--help` must not wait for torch or flwr.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `idiolect-server` and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except IdiolectError as error:
+        return _complain(error, 2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `idiolect-server show … | head`
+        sys.stderr.close()
+        return 141
+
+
+def _complain(error: IdiolectError, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="idiolect-server", description="Run personalisation, and look at results."
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"idiolect {version('idiolect')}"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_simulate(commands)
+    text = "list runs, oldest first"
+    runs = commands.add_parser("runs", help=text, description=text.capitalize() + ".")
+    runs.set_defaults(run=_runs)
+    text = "print the results of a run"
+    show = commands.add_parser("show", help=text, description=text.capitalize() + ".")
+    show.add_argument("name", metavar="RUN", help="name of a run, or `latest`")
+    show.set_defaults(run=_show)
+    for command in (runs, show):
+        command.add_argument("--json", action="store_true", help="print JSON")
+        command.add_argument(
+            "--output-dir",
+            default="",
+            metavar="DIR",
+            help="where runs are (default: $IDIOLECT_HOME/runs, ~/.idiolect/runs)",
+        )
+    return parser
+
+
+def _add_simulate(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> None:
+    simulate = commands.add_parser(
+        "simulate",
+        help="run a Flower app in simulation",
+        description="Run a Flower app on simulated devices, with a private SuperLink, "
+        "live progress and a true exit code.",
+        epilog="Keys: docs/configuration.md. A run that was stopped goes on with "
+        "-c resume=latest, or -c resume=NAME.",
+    )
+    simulate.add_argument(
+        "app", type=Path, metavar="APP", help="its folder, e.g. simulations/lamp"
+    )
+    simulate.add_argument(
+        "-c",
+        dest="words",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a config key; plain values, no quotes; relative paths are relative "
+        "to where you are",
+    )
+    simulate.add_argument(
+        "--nodes",
+        type=int,
+        metavar="N",
+        help="simulated SuperNodes, one process each; does not change the result "
+        "(default: one per core, at most 8)",
+    )
+    simulate.set_defaults(run=_simulate)
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from . import results
+    from .simulate import prepare, simulate
+
+    signal.signal(signal.SIGTERM, _terminated)
+    plan = prepare(options.app, options.words, options.nodes, Path.cwd())
+    console = _console()
+    try:
+        found = simulate(plan, console)
+    except IdiolectError as error:
+        return _complain(error, 1)
+    console.print()
+    results.render(found, console)
+    return 0
+
+
+def _terminated(*_: object) -> NoReturn:
+    """On SIGTERM unwind, so that the SuperLink is ended too."""
+    raise SystemExit(143)
+
+
+def _runs(options: argparse.Namespace) -> int:
+    import dataclasses
+
+    from rich.table import Table
+
+    from . import results
+
+    lines = list(results.runs(options.output_dir))
+    if options.json:
+        print(json.dumps([dataclasses.asdict(line) for line in lines], indent=2))
+        return 0
+    if not lines:
+        print(f"no runs in {results.runs_folder(options.output_dir)}")
+        return 0
+    table = Table("run", "state", "task", "backbone", "users", "started", box=None)
+    for line in lines:
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.started))
+        cells = (line.name, line.state, line.task, line.backbone, str(line.users))
+        table.add_row(*cells, started if line.started else "–")
+    _console().print(table)
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from . import results
+
+    found = results.load(options.output_dir, options.name)
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        results.render(found, _console())
+    return 0
+
+
+def _console() -> "Console":
+    """Return a console; wide where nobody's terminal sets the width."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=120)

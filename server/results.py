@@ -1,0 +1,449 @@
+"""Results of a run: intervals over users, ``results.json``, and the table.
+
+The unit of every statistic is the user: a method's mean is the mean of its users' values,
+and an interval says what other users of the same kind would have given.
+"""
+
+import dataclasses
+import fcntl
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ..common.errors import IdiolectError
+
+Users = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""User -> method -> metric -> value; None where it could not be measured."""
+
+# Baselines that the other methods are compared with, and what each is compared with.
+COMPARED = {"base": ("shared",), "shared": ("oppu",)}
+REFERENCES = ("oppu", "bco")
+TRAINED = ("positives", "oppu", "kto", "bco", "c-bpo")
+
+LOWER_IS_BETTER = ("nll", "mae", "rmse")
+
+NO_GUARANTEE = {
+    "mode": "simulation",
+    "epsilon": None,
+    "delta": None,
+    "statement": "Simulation without differential privacy: no privacy guarantee.",
+}
+
+
+def bootstrap(values: np.ndarray, seed: int, resamples: int = 2000) -> dict[str, Any]:
+    r"""Mean over users and its 95 % percentile bootstrap interval.
+
+    Users are drawn with replacement. Of a difference between two methods this is the
+    paired interval :math:`[q_{.025}, q_{.975}]` of the resampled means (Efron, 1979).
+
+    Parameters
+    ----------
+    values
+        float ``[users]``, finite.
+    seed
+        Seed of the draws; they depend on nothing else but the number of users.
+    resamples
+        Resampled means. With 2000, the rank of each end is off by 7 (one standard
+        error), that is 0.35 percentage points of the tail.
+
+    Returns
+    -------
+    dict
+        ``{"mean", "ci95": [low, high] or None, "n"}``; one user has no interval.
+    """
+    from ..common.seeds import numpy_generator  # imports torch: too slow for `runs`
+
+    count = len(values)
+    generator = numpy_generator(seed, "bootstrap", count)
+    # How often each user is drawn, instead of who: one matrix product gives every mean.
+    drawn = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
+    low, high = np.quantile(drawn @ values / count, (0.025, 0.975))
+    interval = [float(low), float(high)] if count > 1 else None
+    return {"mean": float(values.mean()), "ci95": interval, "n": count}
+
+
+def summarise(
+    rows: Sequence[Mapping[str, float | None]], seed: int, resamples: int
+) -> dict[str, Any]:
+    """METRIC -> mean, interval and number of users, from one row per user.
+
+    A value that is missing or not finite is left out; `n` says how many remain.
+    """
+    summary: dict[str, Any] = {}
+    for metric in dict.fromkeys(name for row in rows for name in row):
+        column = [value for row in rows if (value := row.get(metric)) is not None]
+        values = np.array(column, dtype=np.float64)
+        values = values[np.isfinite(values)]
+        if len(values):
+            summary[metric] = bootstrap(values, seed, resamples)
+    return summary
+
+
+def by_method(
+    users: Users, names: Sequence[str], seed: int, resamples: int
+) -> dict[str, Any]:
+    """METHOD -> METRIC -> interval, over the users named."""
+    methods = dict.fromkeys(method for name in names for method in users[name])
+    return {
+        method: summarise(
+            [users[name][method] for name in names if method in users[name]],
+            seed,
+            resamples,
+        )
+        for method in methods
+    }
+
+
+def pairs_of(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """Which methods are compared: ``(one, other)`` stands for ``one - other``."""
+    pairs = [
+        (one, other)
+        for other, against in COMPARED.items()
+        for one in against
+        if one in methods and other in methods
+    ]
+    for other in REFERENCES:
+        trained = [one for one in methods if one in TRAINED and other in methods]
+        # bco - oppu also says what oppu - bco would.
+        new = [one for one in trained if one != other and (other, one) not in pairs]
+        pairs += [(one, other) for one in new]
+    return pairs
+
+
+def paired(
+    users: Users, one: str, other: str, seed: int, resamples: int
+) -> dict[str, Any]:
+    """METRIC -> interval of ``one - other``, over users who have both."""
+    rows: list[dict[str, float]] = []
+    for methods in users.values():
+        if one in methods and other in methods:
+            a, b = methods[one], methods[other]
+            both = [m for m in a if a[m] is not None and b.get(m) is not None]
+            rows.append({metric: a[metric] - b[metric] for metric in both})
+    return summarise(rows, seed, resamples)
+
+
+def split_by_alpha(alpha: Mapping[str, float]) -> dict[str, list[str]]:
+    """Unique and non-unique users: below the median overlap, and the others."""
+    median = statistics.median(alpha.values())
+    return {
+        "unique": [user for user, value in alpha.items() if value < median],
+        "non-unique": [user for user, value in alpha.items() if value >= median],
+    }
+
+
+def build(
+    *,
+    run: Mapping[str, Any],
+    users: Users,
+    alpha: Mapping[str, float],
+    alpha_estimated: bool,
+    cost: Mapping[str, Any],
+    seed: int,
+    resamples: int = 2000,
+) -> dict[str, Any]:
+    """Everything that ``results.json`` says.
+
+    Parameters
+    ----------
+    run
+        Name, task, backbone, versions, learning rates, failed users, ...: taken over.
+    users
+        User -> method -> metric -> value, of the evaluated users.
+    alpha
+        User -> preference overlap that was used.
+    alpha_estimated
+        Whether alpha was estimated from the users' text. A fixed alpha says nothing
+        about who is unique, so there is no split then.
+    cost
+        ``bytes_up``, ``bytes_down``, ``seconds`` by phase, ``peak_rss_mb``.
+    seed, resamples
+        Of the bootstrap.
+    """
+    methods = by_method(users, list(users), seed, resamples)
+    known = {user: value for user, value in alpha.items() if user in users}
+    groups = split_by_alpha(known) if alpha_estimated and known else {}
+    return {
+        "run": {
+            **run,
+            "alpha": dict(alpha),
+            "alpha_estimated": alpha_estimated,
+        },
+        "methods": methods,
+        "pairs": {
+            f"{one} - {other}": paired(users, one, other, seed, resamples)
+            for one, other in pairs_of(list(methods))
+        },
+        "split": {
+            group: by_method(users, names, seed, resamples)
+            for group, names in groups.items()
+        },
+        "users": {user: dict(values) for user, values in users.items()},
+        "cost": dict(cost),
+        "privacy": dict(NO_GUARANTEE),
+    }
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part.
+
+    NaN and infinity become null: JSON has neither.
+    """
+    text = json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """Mappings, sequences and numpy numbers as JSON knows them."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write ``results.json`` into a run's folder."""
+    write_json(folder / "results.json", results)
+
+
+def runs_folder(output_dir: str = "") -> Path:
+    """Where runs are written: `output_dir`, or ``$IDIOLECT_HOME/runs``, absolute."""
+    home = os.environ.get("IDIOLECT_HOME") or "~/.idiolect"
+    chosen = Path(output_dir) if output_dir else Path(home) / "runs"
+    return chosen.expanduser().absolute()
+
+
+def find(output_dir: str, name: str) -> Path:
+    """Return the folder of a run; `name` may be ``latest``.
+
+    Raises
+    ------
+    IdiolectError
+        No such run.
+    """
+    folder = runs_folder(output_dir) / name
+    if "/" in name or not folder.is_dir():
+        raise IdiolectError(
+            f"there is no run '{name}' in {runs_folder(output_dir)}: "
+            "`idiolect-server runs` lists the runs, --output-dir looks elsewhere."
+        )
+    return folder.resolve()
+
+
+def load(output_dir: str, name: str) -> dict[str, Any]:
+    """Read the results of a run; `name` may be ``latest``.
+
+    Raises
+    ------
+    IdiolectError
+        No such run, no results yet, or a file that is not JSON.
+    """
+    folder = find(output_dir, name)
+    try:
+        return json.loads((folder / "results.json").read_text())
+    except FileNotFoundError:
+        state = state_of(folder)
+        raise IdiolectError(
+            f"run '{folder.name}' has no results, its state is '{state}': "
+            + (
+                "wait until it has finished."
+                if state == "running"
+                else f"continue it with `simulate … -c resume={folder.name}`."
+            )
+        ) from None
+    except json.JSONDecodeError as error:
+        raise IdiolectError(
+            f"{folder / 'results.json'} is damaged at line {error.lineno}: "
+            f"remove it and write it again with `simulate … -c resume={folder.name}`."
+        ) from None
+
+
+def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Events of a ``metrics.jsonl`` after `offset`, and the offset to go on from.
+
+    A line that is still being written is left for the next call.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return [], offset
+    complete = data[: data.rfind(b"\n") + 1]
+    events: list[dict[str, Any]] = []
+    for line in complete.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:  # torn by a crash; a resumed run goes on after it
+            continue
+        if isinstance(event, dict) and "event" in event:
+            events.append(event)
+    return events, offset + len(complete)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a live ServerApp holds the run."""
+    try:
+        with (folder / "lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def state_of(folder: Path) -> str:
+    """``running``, ``finished``, ``failed`` or ``interrupted``."""
+    if is_locked(folder):
+        return "running"
+    events, _ = read_events(folder / "metrics.jsonl")
+    ends = [event["event"] for event in events]
+    last = next((e for e in reversed(ends) if e in ("start", "finished", "failed")), "")
+    return last if last in ("finished", "failed") else "interrupted"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunLine:
+    """One line of `idiolect-server runs`."""
+
+    name: str
+    state: str
+    task: str
+    backbone: str
+    users: int
+    started: float
+    """Unix time of the first start; 0 where it never started."""
+
+
+def runs(output_dir: str = "") -> Iterator[RunLine]:
+    """Every run in a folder, oldest first."""
+    from ..common.config import Config, from_toml
+
+    folder = runs_folder(output_dir)
+    found: list[RunLine] = []
+    for run in folder.iterdir() if folder.is_dir() else ():
+        if run.is_symlink() or not run.is_dir() or run.name.startswith("."):
+            continue
+        try:
+            config = from_toml((run / "config.toml").read_text())
+        except (OSError, ValueError, IdiolectError):  # of another version, or not a run
+            config = Config(task="?", backbone="?", users=0)
+        events, _ = read_events(run / "metrics.jsonl")
+        started = next(
+            (e.get("time", 0.0) for e in events if e["event"] == "start"), 0.0
+        )
+        line = RunLine(
+            run.name, state_of(run), config.task, config.backbone, config.users, started
+        )
+        found.append(line)
+    yield from sorted(found, key=lambda line: (line.started, line.name))
+
+
+def render(results: Mapping[str, Any], console: Console) -> None:
+    """Print the tables of one run."""
+    run, users = results["run"], results["users"]
+    title = (
+        f"{run['task']} · {run['backbone']} · {len(users)} users · seed {run['seed']}"
+    )
+    _grid(console, f"{title}: mean [95 % interval over users]", results["methods"])
+    marked = "paired differences; * interval clear of zero"
+    _grid(console, marked, results["pairs"], difference=True)
+    for group, methods in results["split"].items():
+        count = max(
+            (m["n"] for row in methods.values() for m in row.values()), default=0
+        )
+        side = "below" if group == "unique" else "at or above"
+        heading = f"{group} users ({count}: alpha {side} the median)"
+        _grid(console, heading, methods)
+    for line in _notes(results):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _grid(
+    console: Console,
+    title: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    difference: bool = False,
+) -> None:
+    """One table, methods by metrics; cut into several where the console is narrow."""
+    metrics = list(dict.fromkeys(name for row in rows.values() for name in row))
+    first = max((len(name) for name in rows), default=0)
+    fit = max(1, (console.width - first) // (15 if difference else 14))
+    console.print(title, markup=False, highlight=False, soft_wrap=True, style="bold")
+    for start in range(0, len(metrics), fit):
+        shown = metrics[start : start + fit]
+        table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
+        table.add_column("", no_wrap=True)
+        for metric in shown:
+            arrow = "↓" if metric in LOWER_IS_BETTER else ""
+            table.add_column(f"{metric} {arrow}".strip(), justify="right", no_wrap=True)
+        for name, row in rows.items():
+            table.add_row(name, *(_cell(row.get(m), difference) for m in shown))
+        console.print(table)
+        console.print()
+
+
+def _cell(value: Mapping[str, Any] | None, difference: bool) -> str:
+    if value is None:
+        return "–"
+    sign = "+" if difference else ""
+    mean = f"{value['mean']:{sign}.3f}"
+    if value["ci95"] is None:
+        return mean
+    low, high = value["ci95"]
+    clear = "*" if difference and (low > 0 or high < 0) else ""
+    return f"{mean}{clear}\n[dim]{low:{sign}.3f}…{high:{sign}.3f}[/dim]"
+
+
+def _notes(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what stands below the tables: who is missing, rates, cost, privacy, path."""
+    run, cost = results["run"], results["cost"]
+    if rates := run.get("learning_rates"):
+        chosen = ", ".join(f"{method} {rate:g}" for method, rate in rates.items())
+        yield f"learning rates chosen on development users: {chosen}"
+    if not results["split"]:
+        yield "no split into unique and non-unique users: alpha was not estimated"
+    for key, meaning in (("failed", "failed"), ("dropped", "left out")):
+        if named := run.get(key):
+            yield f"users {meaning}: {_listed(named)}"
+    if truncated := run.get("truncated"):
+        yield f"prompts shortened to fit the context: {truncated}"
+    seconds = ", ".join(f"{p} {s:.0f} s" for p, s in cost.get("seconds", {}).items())
+    if seconds:
+        yield f"time: {seconds}"
+    sent = [
+        f"{cost.get(k, 0) / 1e6:.1f} MB {k[6:]}" for k in ("bytes_up", "bytes_down")
+    ]
+    memory = cost.get("peak_rss_mb")
+    peak = f"; peak memory {memory:.0f} MB" if memory else ""
+    yield f"sent: {', '.join(sent)}{peak}"
+    privacy = results["privacy"]
+    if privacy.get("epsilon") is None:
+        yield f"{privacy['mode']}: no privacy guarantee"
+    if path := run.get("path"):
+        yield f"results: {path}"
+
+
+def _listed(named: Any) -> str:
+    if isinstance(named, Mapping):
+        return ", ".join(f"{name}: {value}" for name, value in named.items())
+    return ", ".join(map(str, named)) if isinstance(named, list | tuple) else str(named)

@@ -242,7 +242,7 @@ def _evaluate(task: EvaluateTask, node: Node) -> EvaluateReply:
     return EvaluateReply(**_head(task, node, tuple(done), errors), metrics=done)
 
 
-# --- what the handlers share -------------------------------------------------------------
+# --- what the handlers share ---------------------------------------------------------
 
 
 def answer(
@@ -307,7 +307,9 @@ def _node(task: Task, context: Context, started: float) -> Node:
         )
     partition = int(context.node_config["partition-id"])
     nodes = int(context.node_config["num-partitions"])
-    residents = residents_of(load_dataset(config), config.users_per_node, partition, nodes)
+    residents = residents_of(
+        load_dataset(config), config.users_per_node, partition, nodes
+    )
     at_home = {user.id: user for user in residents}
     for name in task.users:
         if name not in at_home:
@@ -426,4 +428,6 @@ def _zero_shared(backbone: Backbone, shape: LoraShape, seed: int) -> Lora:
 
 
 def _backbone(config: Config) -> Backbone:
-    return load_backbone(config.backbone, config.dtype, config.device, config.max_length)
+    return load_backbone(
+        config.backbone, config.dtype, config.device, config.max_length
+    )

@@ -108,7 +108,7 @@ class Reply(Step):
 
 @dataclass(frozen=True)
 class HelloTask(Task):
-    """Server -> node: who are you?"""
+    """Server -> node: say who you are."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class AdaptReply(Reply):
 
 @dataclass(frozen=True)
 class VoteTask(Task):
-    """Server -> node: which of the bank's items resemble your users' text?"""
+    """Server -> node: say which of the bank's items resemble your users' text."""
 
     bank: tuple[Item, ...]
 
@@ -364,7 +364,9 @@ def unpack(
     wanted = shapes(values) if shapes else {}
     group = "".join(entry.name for entry in fields(cls) if entry.type == Rows)
     arrays = _arrays(record, group, wanted)
-    return cls(**values, **({group: arrays} if group else {}))
+    if group:
+        values[group] = arrays
+    return cls(**values)
 
 
 def _body(record: RecordDict, cls: type[Step]) -> dict[str, Any]:
@@ -401,7 +403,9 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list) or len(value) > MAX_ITEMS:
             raise ProtocolError(f"{where} must be a list of at most {MAX_ITEMS}.")
-        return tuple(_typed(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
+        return tuple(
+            _typed(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value)
+        )
     if origin is dict:
         if not isinstance(value, dict) or len(value) > MAX_ITEMS:
             raise ProtocolError(f"{where} must be an object of at most {MAX_ITEMS}.")
@@ -434,7 +438,9 @@ def _typed_dataclass(value: Any, cls: type, where: str) -> Any:
     hints = typing.get_type_hints(cls)
     entries = fields(cls)
     if not isinstance(value, list) or len(value) != len(entries):
-        raise ProtocolError(f"{where} must have the {len(entries)} fields of a {cls.__name__}.")
+        raise ProtocolError(
+            f"{where} must have the {len(entries)} fields of a {cls.__name__}."
+        )
     return cls(
         *(
             _typed(v, hints[entry.name], f"{where}.{entry.name}")
@@ -581,6 +587,6 @@ def valid_votes(votes: np.ndarray) -> np.ndarray:
     numpy.ndarray
         bool [users].
     """
-    good = np.isfinite(votes).all(axis=1)
+    good = np.asarray(np.isfinite(votes).all(axis=1))
     safe = np.where(good[:, None], votes, 0.0)
     return good & (safe >= 0).all(axis=1) & (row_norms({"votes": safe}) <= 1 + 1e-5)

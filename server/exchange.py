@@ -205,9 +205,11 @@ def ask(
             except Exception as error:  # one reply, however odd, must not end the run
                 errors |= dict.fromkeys(_about(task), _sentence(error))
             counted += len(task.users)
-            _progress(run, step, counted, of, len(task.users))
+            if of:  # hello asks nobody by name
+                _progress(run, step, counted, of, len(task.users))
         wait = SHORTEST_WAIT if messages else min(1.5 * wait, LONGEST_WAIT)
-        time.sleep(wait if waiting else 0)
+        if not messages:
+            time.sleep(wait)
     for index in waiting.values():
         late = f"no answer within {run.config.deadline:g} s (config key 'deadline')."
         errors |= dict.fromkeys(_about(tasks[index][1]), late)

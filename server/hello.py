@@ -1,4 +1,4 @@
-"""Phase hello: who is there, and do both sides agree on what must be equal?"""
+"""Phase hello: find out who is there, and that both sides agree on what must be equal."""
 
 import time
 from dataclasses import dataclass
@@ -103,7 +103,9 @@ def hello(run: Run, ours: Identity) -> Census:
         tasks = [(node, HelloTask(**run.head(f"hello/{node}", ()))) for node in fresh]
         answers = ask(run, STEP, tasks, lambda record: unpack(HelloReply, record))
         errors |= answers.errors
-        for node, reply in zip(answered(fresh, answers.replies), answers.replies, strict=True):
+        for node, reply in zip(
+            answered(fresh, answers.replies), answers.replies, strict=True
+        ):
             expected = max(expected, reply.nodes)
             errors |= _welcome(run, node, reply, ours, census)
         if not fresh:

@@ -114,6 +114,7 @@ def try_rate(run: Run, method: str, rate: float) -> tuple[float, float]:
     label = f"{method} lr {rate:g}, development"
     users = run.development
     trained = train(run, method, rate, users, label, True)
+    label += ", measured"
     scores = measure(run, method, rate, tuple(trained), label, True) if trained else {}
     values = [metrics["nll"] for metrics in scores.values() if "nll" in metrics]
     mean = sum(values) / len(values) if values else math.inf
@@ -213,7 +214,7 @@ def _measure(
     return found
 
 
-# --- what the table says about training ----------------------------------------------------
+# --- what the table says about training -----------------------------------------------
 
 
 def mean_log(outcomes: Mapping[str, Outcome], key: str) -> float | None:

@@ -1,8 +1,16 @@
 """Settings of a run that takes a second or two."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+
+from idiolect.common import personal
 from tests.common.conftest import write_model
+
+from .federation import run
+
+torch.set_num_threads(1)  # the model is so small that threads only get in the way
 
 
 @pytest.fixture(scope="session")
@@ -11,13 +19,11 @@ def small_model(tmp_path_factory) -> str:
     return str(write_model(tmp_path_factory.mktemp("model"), "llama"))
 
 
-@pytest.fixture
-def settings(tmp_path, small_model, monkeypatch) -> dict:
+def short_run(folder: Path, model: str) -> dict:
     """A complete run with three users and two development users."""
-    monkeypatch.setenv("IDIOLECT_HOME", str(tmp_path / "home"))
     return {
-        "output-dir": str(tmp_path / "runs"),
-        "backbone": small_model,
+        "output-dir": str(folder / "runs"),
+        "backbone": model,
         "device": "cpu",
         "users": 3,
         "development-users": 2,
@@ -35,3 +41,18 @@ def settings(tmp_path, small_model, monkeypatch) -> dict:
         "evaluate.generate": False,
         "evaluate.bootstrap": 100,
     }
+
+
+@pytest.fixture
+def settings(tmp_path, small_model, monkeypatch) -> dict:
+    """A short run, and a home of its own."""
+    monkeypatch.setenv("IDIOLECT_HOME", str(tmp_path / "home"))
+    return short_run(tmp_path, small_model)
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory, small_model) -> Path:
+    """Folder of a short run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    personal.CACHE.scores.clear()
+    return run({**short_run(folder, small_model), "run-name": "unbroken"})

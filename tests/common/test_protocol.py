@@ -1,0 +1,320 @@
+"""What a hostile or broken sender can put on the wire, and what is refused."""
+
+import dataclasses
+import json
+import tracemalloc
+from io import BytesIO
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from idiolect.common.errors import IdiolectError
+from idiolect.common.protocol import (
+    SCHEMA,
+    AdaptReply,
+    EvaluateReply,
+    Failure,
+    HelloReply,
+    Outcome,
+    PersonaliseReply,
+    PersonaliseTask,
+    ProtocolError,
+    ShareReply,
+    VoteReply,
+    check_step,
+    check_users,
+    finite_rows,
+    pack,
+    read_array,
+    row_norms,
+    size,
+    unpack,
+    valid_votes,
+)
+from idiolect.common.tasks.types import Item, Prompt
+from idiolect.common.unlabeled import Unlabeled
+
+SHAPES = {"layer.q": (3, 2), "layer.v": (4, 2)}
+REPLY = {"run": "r", "step": "adapt/0/0", "errors": {}, "seconds": 0.5}
+REPLY |= {"process": "host/1", "peak_rss_mb": 10.0}
+
+
+def rows(users: int = 2) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {
+        name: generator.normal(size=(users, *shape)).astype(np.float32)
+        for name, shape in SHAPES.items()
+    }
+
+
+def adapt_reply(users: int = 2) -> AdaptReply:
+    names = tuple(f"u{k}" for k in range(users))
+    return AdaptReply(**REPLY, users=names, rows=rows(users))
+
+
+def row_shapes(fields: dict) -> dict[str, tuple[int, ...]]:
+    return {name: (len(fields["users"]), *shape) for name, shape in SHAPES.items()}
+
+
+def read(record: RecordDict) -> AdaptReply:
+    return unpack(AdaptReply, record, row_shapes)
+
+
+def with_array(name: str, array: Array) -> RecordDict:
+    """A valid adapt reply in which one array is replaced or added."""
+    record = pack(adapt_reply())
+    arrays = dict(record.array_records["arrays"])
+    arrays[name] = array
+    return RecordDict(
+        {"message": record.config_records["message"], "arrays": ArrayRecord(arrays)}
+    )
+
+
+def with_body(**changes: object) -> RecordDict:
+    """A valid adapt reply in which fields of the body are replaced."""
+    record = pack(adapt_reply())
+    head = dict(record.config_records["message"])
+    body = json.loads(str(head["body"])) | changes
+    head["body"] = json.dumps(body)
+    return RecordDict(
+        {"message": ConfigRecord(head), "arrays": record.array_records["arrays"]}
+    )
+
+
+def npy(header_shape: tuple[int, ...], dtype: str, payload: bytes) -> bytes:
+    """Bytes of an npy file whose header says what we like."""
+    stream = BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": dtype, "fortran_order": False, "shape": header_shape}
+    )
+    return stream.getvalue() + payload
+
+
+def test_a_message_survives_the_wire():
+    item = Item("i1", Prompt("a ", "b", " c"), 'quoted "text" – ü')
+    task = PersonaliseTask(
+        run="r",
+        step="s",
+        config={"seed": 1, "quorum": 0.5, "skip-bad-users": True, "task": "headline"},
+        folder="/f",
+        users=("u1", "u2"),
+        method="c-bpo",
+        learning_rate=1e-3,
+        trial=True,
+        unlabeled=(Unlabeled(item, 0.25, "u9"),),
+        shared={name: np.ones(shape, np.float32) for name, shape in SHAPES.items()},
+    )
+    read_back = unpack(PersonaliseTask, pack(task), lambda _fields: SHAPES)
+    assert read_back.unlabeled == task.unlabeled
+    assert read_back.config == task.config
+    assert type(read_back.config["skip-bad-users"]) is bool
+    for name in SHAPES:
+        np.testing.assert_array_equal(read_back.shared[name], task.shared[name])
+    ours, theirs = dataclasses.asdict(task), dataclasses.asdict(read_back)
+    assert {k: v for k, v in ours.items() if k != "shared"} == {
+        k: v for k, v in theirs.items() if k != "shared"
+    }
+
+
+def test_nested_values_keep_their_types():
+    reply = PersonaliseReply(
+        **REPLY,
+        users=("u",),
+        outcomes={"u": Outcome(None, False, {"steps": 3.0})},
+    )
+    assert unpack(PersonaliseReply, pack(reply)) == reply
+
+
+def test_size_counts_text_and_tensors():
+    empty, full = size(pack(adapt_reply(0))), size(pack(adapt_reply(3)))
+    tensors = 3 * sum(4 * a * b for a, b in SHAPES.values())
+    assert tensors < full - empty < tensors + 200
+
+
+def test_a_lying_npy_header_is_refused_before_anything_is_allocated():
+    # The real attack: shape and dtype are declared as expected, and only numpy's header
+    # inside the 192 bytes asks for 10^11 numbers. np.load would try 745 GiB.
+    data = npy((10**11,), "<f8", b"\0" * 48)
+    array = Array("float32", (2, 3, 2), "numpy.ndarray", data)
+    with pytest.raises(ProtocolError, match="contradicts its shape"):
+        read(with_array("rows/layer.q", array))
+
+
+@pytest.mark.parametrize(
+    ("array", "sentence"),
+    [
+        (Array(np.zeros((2, 3, 2))), "float32 as numpy.ndarray is expected"),
+        (Array(np.zeros((1, 3, 2), np.float32)), "shape"),
+        (Array(np.zeros((2, 3), np.float32)), "shape"),
+        (Array("float32", (2, 3, 2), "pickle", b"x"), "numpy.ndarray is expected"),
+        (Array("float32", (2, 3, 2), "numpy.ndarray", b"x"), "no readable header"),
+        (Array("float32", (2, 3, 2), "numpy.ndarray", b""), "no readable header"),
+        (
+            Array(
+                "float32", (2, 3, 2), "numpy.ndarray", npy((2, 3, 2), "<f8", b"\0" * 96)
+            ),
+            "contradicts",
+        ),
+        (
+            Array(
+                "float32", (2, 3, 2), "numpy.ndarray", npy((2, 3, 2), "|O", b"\0" * 48)
+            ),
+            "contradicts",
+        ),
+        (
+            Array(
+                "float32", (2, 3, 2), "numpy.ndarray", npy((2, 3, 2), "<f4", b"\0" * 47)
+            ),
+            "not as many bytes",
+        ),
+        (
+            Array("float32", (2, 3, 2), "numpy.ndarray", b"\0" * 1000),
+            "more bytes",
+        ),
+    ],
+)
+def test_an_array_that_is_not_as_expected_is_refused(array, sentence):
+    with pytest.raises(ProtocolError, match=sentence):
+        read(with_array("rows/layer.q", array))
+
+
+def test_reading_an_array_does_not_copy_it():
+    shape = (1000, 1000)
+    array = Array(np.ones(shape, np.float32))
+    tracemalloc.start()
+    result = read_array(array, shape, "big")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result.sum() == 1e6
+    # BytesIO shares the bytes until it is written to; a copy would be 4 MB.
+    assert peak < 1e6
+
+
+def test_missing_and_extra_arrays_are_refused():
+    extra = with_array("rows/layer.k", Array(np.zeros((2, 3, 2), np.float32)))
+    with pytest.raises(ProtocolError, match=r"layer\.k.*not asked for"):
+        read(extra)
+    record = pack(adapt_reply())
+    arrays = dict(record.array_records["arrays"])
+    del arrays["rows/layer.q"]
+    missing = RecordDict(
+        {"message": record.config_records["message"], "arrays": ArrayRecord(arrays)}
+    )
+    with pytest.raises(ProtocolError, match=r"layer\.q.*missing"):
+        read(missing)
+
+
+def test_arrays_where_none_belong_are_refused():
+    record = pack(EvaluateReply(**REPLY, users=("u",), metrics={"u": {"nll": 1.0}}))
+    record["arrays"] = ArrayRecord({"x": Array(np.zeros(3))})
+    with pytest.raises(ProtocolError, match="not asked for"):
+        unpack(EvaluateReply, record)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("users", "u0", "users must be a list"),
+        ("users", ["u0", 3], r"users\[1\] must be text"),
+        ("users", ["u" * 300_000, "v"], "at most"),
+        ("users", ["\ud800", "v"], "no valid Unicode"),
+        ("errors", {"u" * 300: "x"}, "at most 200"),
+        ("errors", ["x"], "must be an object"),
+        ("seconds", "1", "seconds must be of type float"),
+        ("seconds", True, "seconds must be of type float"),
+        ("run", None, "run must be text"),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_named(field, value, sentence):
+    with pytest.raises(ProtocolError, match=sentence):
+        read(with_body(**{field: value}))
+
+
+def test_unknown_and_missing_fields_are_named():
+    with pytest.raises(ProtocolError, match="differ from ours in surplus"):
+        read(with_body(surplus=1))
+    record = pack(adapt_reply())
+    head = dict(record.config_records["message"])
+    body = json.loads(str(head["body"]))
+    del body["seconds"]
+    head["body"] = json.dumps(body)
+    with pytest.raises(ProtocolError, match="seconds"):
+        read(RecordDict({"message": ConfigRecord(head)}))
+
+
+@pytest.mark.parametrize("body", ["{", "[]", "3", "[" * 100_000, '{"a":' * 100_000])
+def test_a_body_that_is_no_object_is_refused(body):
+    head = ConfigRecord({"schema": SCHEMA, "kind": "AdaptReply", "body": body})
+    with pytest.raises(ProtocolError, match="no JSON"):
+        read(RecordDict({"message": head}))
+
+
+def test_items_nested_in_items_without_end_are_refused():
+    item: list = ["i", ["a", "b", "c"], "t", None]
+    for _ in range(400):
+        item = ["i", ["a", "b", "c"], "t", item]
+    reply = pack(ShareReply(**REPLY, users=("u",), items={}))
+    head = dict(reply.config_records["message"])
+    body = json.loads(str(head["body"])) | {"items": {"u": [item]}}
+    head["body"] = json.dumps(body)
+    with pytest.raises(ProtocolError, match="nested too deep"):
+        unpack(ShareReply, RecordDict({"message": ConfigRecord(head)}))
+
+
+def test_another_schema_says_what_to_do():
+    head = ConfigRecord({"schema": SCHEMA + 1, "kind": "HelloReply", "body": "{}"})
+    with pytest.raises(ProtocolError, match="same version of idiolect"):
+        unpack(HelloReply, RecordDict({"message": head}))
+
+
+def test_another_kind_and_no_message_at_all_are_refused():
+    with pytest.raises(ProtocolError, match="expected a HelloReply"):
+        unpack(HelloReply, pack(adapt_reply()))
+    with pytest.raises(ProtocolError, match="no message of idiolect"):
+        unpack(HelloReply, RecordDict({"other": ConfigRecord({"a": 1})}))
+
+
+def test_a_failure_is_raised_as_the_sender_worded_it():
+    with pytest.raises(IdiolectError, match="the vault is locked"):
+        unpack(VoteReply, pack(Failure("r", "s", "the vault is locked.")))
+
+
+def test_stale_messages_are_refused():
+    reply = adapt_reply()
+    check_step(reply, "r", "adapt/0/0")
+    with pytest.raises(ProtocolError, match="was expected"):
+        check_step(reply, "r", "adapt/1/0")
+    with pytest.raises(ProtocolError, match="was expected"):
+        check_step(reply, "another run", "adapt/0/0")
+
+
+def test_strangers_and_duplicates_are_refused():
+    reply = adapt_reply(2)
+    check_users(reply, ("u1", "u0", "u2"))
+    with pytest.raises(ProtocolError, match="not asked"):
+        check_users(reply, ("u0",))
+    with pytest.raises(ProtocolError, match="twice"):
+        check_users(dataclasses.replace(reply, users=("u0", "u0")), ("u0",))
+    with pytest.raises(ProtocolError, match="not asked"):
+        check_users(dataclasses.replace(reply, errors={"u7": "x"}), ("u0", "u1"))
+
+
+def test_a_row_that_is_not_finite_costs_only_its_user():
+    arrays = rows(4)
+    arrays["layer.q"][1, 0, 0] = np.nan
+    arrays["layer.v"][3, 1, 1] = np.inf
+    assert finite_rows(arrays).tolist() == [True, False, True, False]
+
+
+def test_row_norms_run_over_all_arrays():
+    arrays = {"a": np.array([[3.0], [0.0]]), "b": np.array([[4.0], [1.0]])}
+    np.testing.assert_allclose(row_norms(arrays), [5.0, 1.0])
+
+
+def test_votes_are_finite_not_negative_and_of_norm_one_at_most():
+    votes = np.array(
+        [[0.6, 0.8], [1.0, 1.0], [-0.1, 0.1], [np.nan, 0], [0, 0], [1e30, 0]],
+        np.float32,
+    )
+    assert valid_votes(votes).tolist() == [True, False, False, False, True, False]

@@ -1,0 +1,184 @@
+"""Votes, and drawing from the unlabeled set."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from idiolect.common.tasks.types import Item, Prompt, User
+from idiolect.common.unlabeled import (
+    Unlabeled,
+    build_bank,
+    draw,
+    fingerprint,
+    grams,
+    population_share,
+    vote,
+    without_own,
+)
+
+
+def items(*texts: str) -> list[Item]:
+    return [Item(f"i{k}", Prompt("", "p"), text) for k, text in enumerate(texts)]
+
+
+BANK = items(
+    "the harbour opens at dawn",
+    "a recipe for plum cake",
+    "seven goals in the derby",
+    "the plum harvest is early",
+    "rain over the northern hills",
+)
+
+
+def test_grams_count_characters_three_to_five():
+    counts = grams("abcd")  # padded: " abcd ", so 4 + 3 + 2 n-grams
+    assert sum(counts.values()) == 9
+    assert sum(grams("aaaa").values()) == 9
+    assert max(grams("aaaa").values()) == 2  # "aaa" twice
+
+
+def test_features_are_the_same_in_every_process():
+    # Python's own hash differs between processes; votes over one bank must not.
+    code = "from idiolect.common import unlabeled as u; print(sorted(u.grams('dawn').items()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == str(sorted(grams("dawn").items()))
+
+
+def test_similarity_is_the_cosine_of_tf_idf():
+    texts = ["abc", "abd", "abc abc"]
+    bank = build_bank(texts)
+    gram_sets = [grams(text) for text in texts]
+    m = len(texts)
+
+    def vector(counts: dict[int, int]) -> dict[int, float]:
+        found = {}
+        for bucket, count in counts.items():
+            df = sum(bucket in other for other in gram_sets)
+            found[bucket] = (1 + np.log(count)) * (np.log((1 + m) / (1 + df)) + 1)
+        norm = np.sqrt(sum(v * v for v in found.values()))
+        return {b: v / norm for b, v in found.items()}
+
+    query = vector(gram_sets[2])
+    wanted = [
+        sum(query.get(b, 0.0) * v for b, v in vector(counts).items())
+        for counts in gram_sets
+    ]
+    np.testing.assert_allclose(bank.similarity("abc abc"), wanted, atol=1e-12)
+    assert bank.similarity("abc abc")[2] == pytest.approx(1.0)
+
+
+def test_one_item_splits_its_vote_among_the_nearest():
+    votes = vote(BANK, items("plum cake"), nearest=2)
+    assert sorted(votes.tolist()) == pytest.approx([0, 0, 0, 0.5, 0.5])
+    assert votes[1] == votes[3] == 0.5  # the two texts about plums
+
+
+def test_a_vote_has_norm_at_most_one():
+    history = items(*[item.target for item in BANK] * 3)
+    votes = vote(BANK, history, nearest=1)
+    assert np.linalg.norm(votes) == pytest.approx(1.0)
+    np.testing.assert_allclose(
+        votes, 1 / np.sqrt(5), rtol=1e-6
+    )  # each 3 times, clipped
+    short = vote(BANK, history[:1], nearest=3)
+    assert short.sum() == pytest.approx(1.0)  # shorter than 1, so not scaled up
+
+
+def test_only_the_latest_32_items_vote():
+    history = items(*[BANK[0].target] * 40, *[BANK[2].target] * 32)
+    votes = vote(BANK, history, nearest=1)
+    assert votes[2] == pytest.approx(1.0)
+    assert votes[0] == 0
+
+
+def test_a_bank_smaller_than_the_neighbourhood_works():
+    votes = vote(BANK[:2], items("plum"), nearest=3)
+    np.testing.assert_allclose(votes, [0.5, 0.5])
+
+
+def test_leave_one_out_is_the_sum_of_the_others_votes():
+    histories = [
+        items("plum cake", "plum jam"),
+        items("harbour at dawn"),
+        items("derby"),
+    ]
+    votes = [vote(BANK, history, 2).astype(np.float64) for history in histories]
+    total = np.sum(votes, axis=0)
+    unlabeled = [Unlabeled(i, float(w)) for i, w in zip(BANK, total, strict=True)]
+    user = User("u", tuple(histories[0]), ())
+    left = [entry.weight for entry in without_own(unlabeled, user, "votes", 2)]
+    np.testing.assert_allclose(left, votes[1] + votes[2], atol=2e-5)
+    alone = [Unlabeled(i, float(w)) for i, w in zip(BANK, votes[0], strict=True)]
+    assert not any(entry.weight for entry in without_own(alone, user, "votes", 2))
+
+
+def test_own_items_are_left_out_and_weights_of_other_kinds_stay():
+    unlabeled = [Unlabeled(BANK[0], 2.0, "u"), Unlabeled(BANK[1], 3.0, "v")]
+    user = User("u", tuple(BANK), ())
+    assert without_own(unlabeled, user, "others", 3) == [unlabeled[1]]
+
+
+def test_drawing_follows_the_weights():
+    unlabeled = [
+        Unlabeled(item, w) for item, w in zip(BANK, [1, 2, 0, 1, 4], strict=True)
+    ]
+    generator = np.random.default_rng(0)
+    counts = dict.fromkeys(range(5), 0)
+    for _ in range(4000):
+        (entry,) = draw(unlabeled, 1, generator)
+        counts[BANK.index(entry.item)] += 1
+    assert counts[2] == 0
+    # Each count is binomial; 5 standard deviations alarm falsely once in 10^6.
+    for index, weight in enumerate([1, 2, 0, 1, 4]):
+        p = weight / 8
+        assert abs(counts[index] - 4000 * p) <= 5 * np.sqrt(4000 * p * (1 - p)) + 1e-9
+
+
+def test_drawing_is_without_replacement_while_it_can_be():
+    unlabeled = [
+        Unlabeled(item, w) for item, w in zip(BANK, [5, 1, 1, 0, 1], strict=True)
+    ]
+    generator = np.random.default_rng(1)
+    drawn = draw(unlabeled, 4, generator)
+    assert sorted(entry.item.id for entry in drawn) == ["i0", "i1", "i2", "i4"]
+    assert {entry.weight for entry in drawn} == {1.0}
+    many = [entry.item.id for entry in draw(unlabeled, 11, generator)]
+    assert len(many) == 11
+    assert {many.count(name) for name in ("i0", "i1", "i2", "i4")} == {2, 3}
+
+
+def test_drawing_excludes_an_owner_and_copes_with_nothing():
+    unlabeled = [Unlabeled(BANK[0], 1.0, "u"), Unlabeled(BANK[1], 0.0, "v")]
+    generator = np.random.default_rng(2)
+    assert [e.owner for e in draw(unlabeled, 2, generator, "u")] == ["v", "v"]
+    assert draw(unlabeled[:1], 3, generator, "u") == []
+    assert draw(unlabeled, 0, generator) == []
+
+
+def test_a_seed_gives_the_same_draw():
+    unlabeled = [Unlabeled(item, 1.0) for item in BANK]
+    first = draw(unlabeled, 3, np.random.default_rng(7))
+    assert first == draw(unlabeled, 3, np.random.default_rng(7))
+    assert first != draw(unlabeled, 3, np.random.default_rng(8))
+
+
+def test_the_fingerprint_sees_every_part():
+    entry = Unlabeled(BANK[0], 1.0, "")
+    others = [
+        Unlabeled(BANK[0], 1.5, ""),
+        Unlabeled(BANK[0], 1.0, "u"),
+        Unlabeled(BANK[1], 1.0, ""),
+    ]
+    assert (
+        len({fingerprint([one]) for one in [entry, *others]} | {fingerprint([])}) == 5
+    )
+    assert fingerprint([entry]) == fingerprint([Unlabeled(BANK[0], 1.0, "")])
+
+
+def test_alpha_is_a_share_only_where_people_wrote_the_text():
+    shares = {
+        kind: population_share(kind) for kind in ("votes", "others", "self", "public")
+    }
+    assert shares == {"votes": True, "others": True, "self": False, "public": False}

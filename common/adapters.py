@@ -121,14 +121,16 @@ def unstack(stacked: Stack) -> list[Lora]:
     ]
 
 
-def _contribution(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """(x @ a^T) @ b^T for x [N, T, in], N user-major; returns [N, T, out]."""
+def _adapted(output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """output + scaling (x @ a^T) @ b^T, for x [N, T, in] with N user-major.
+
+    Adapters compute in their own dtype, as in PEFT: bf16 would lose small steps.
+    """
     users = b.shape[0]
-    if users == 1:
-        return (x @ a[0].T) @ b[0].T
-    rows = x.reshape(users, -1, x.shape[-1])
-    down = rows @ a[0].T if a.shape[0] == 1 else torch.bmm(rows, a.mT)
-    return torch.bmm(down, b.mT).reshape(*x.shape[:-1], b.shape[1])
+    rows = x.to(b.dtype).reshape(users, -1, x.shape[-1])
+    down = scaling * (rows @ a.mT)
+    plain = output.to(b.dtype).reshape(users, -1, b.shape[1])
+    return torch.baddbmm(plain, down, b.mT).view_as(output).to(output.dtype)
 
 
 @contextmanager
@@ -158,9 +160,7 @@ def attached(backbone: Backbone, *adapters: Lora | Stack | None) -> Iterator[Non
 
 def _hook(a: Tensor, b: Tensor, scaling: float):
     def add(_module: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # Adapters compute in their own dtype, as PEFT does: bf16 would lose small steps.
-        update = scaling * _contribution(inputs[0].to(b.dtype), a, b)
-        return output + update.to(output.dtype)
+        return _adapted(output, inputs[0], a, b, scaling)
 
     return add
 

@@ -30,7 +30,7 @@ from .tasks.load import task_of
 from .tasks.personas import score_style
 from .tasks.types import Item, User
 from .training import Example, Lesson, Recipe, train
-from .unlabeled import Unlabeled, draw, population_share
+from .unlabeled import Unlabeled, draw, population_share, without_own
 
 # Reference scores of this process. Methods share them: the reference is frozen.
 CACHE = ReferenceCache()
@@ -141,8 +141,8 @@ def personalise(
     users
         A stacking group.
     unlabeled
-        What the server handed out; a user's own items in it are left out. Empty for the
-        kind `self`, whose items are sampled here.
+        What the server handed out; a user's own items and own vote are taken out of it
+        here. Empty for the kind `self`, whose items are sampled here.
     method, learning_rate, config
         Objective and budget.
 
@@ -226,7 +226,9 @@ def _material(
         drawn = self_samples(backbone, shared, user, own, count, config)
     else:
         generator = numpy_generator(config.seed, "unlabeled", user.id)
-        drawn = draw(unlabeled, count, generator, user.id)
+        nearest = config.unlabeled.nearest
+        others = without_own(unlabeled, user, config.unlabeled.kind, nearest)
+        drawn = draw(others, count, generator)
     items = encode_all(backbone, [entry.item for entry in drawn])
     return own, items, [entry.weight for entry in drawn]
 

@@ -81,6 +81,18 @@ def test_held_out_prompts_are_nobodys_history(task: str) -> None:
         assert len(set(own)) == len(own)
 
 
+def test_no_prompt_comes_twice_even_in_a_small_world(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = WORLDS["tagging"]
+    films = world.situations[:70]
+    assert sum(personas.purpose(world, film) == "history" for film in films) > 40
+    few = dataclasses.replace(world, draw=lambda rng: films[rng.integers(70)])
+    monkeypatch.setitem(WORLDS, "tagging", few)
+    user = make(small("tagging", history=40)).users[0]
+    assert len({item.prompt.text for item in user.history}) == 40
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_rivals_are_other_peoples_texts(task: str) -> None:
     data = make(small(task, users=20, held_out=10))

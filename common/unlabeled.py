@@ -110,15 +110,17 @@ class Bank:
 
     def similarity(self, text: str) -> np.ndarray:
         """Cosine between a text and every candidate, float64 [m], in [0, 1]."""
-        query = np.zeros(BUCKETS)
         counts = grams(text)
-        query[list(counts)] = 1 + np.log(list(counts.values())) if counts else 0.0
-        query *= self.idf
-        norm = np.linalg.norm(query)
+        buckets = np.array(list(counts), np.int64)
+        values = (1 + np.log(np.array(list(counts.values()), float))) * self.idf[
+            buckets
+        ]
+        query = np.zeros(BUCKETS)
+        query[buckets] = values
         products = np.bincount(
             self.row, self.value * query[self.bucket], minlength=self.size
         )
-        return products / norm if norm > 0 else products
+        return products / max(float(np.sqrt((values**2).sum())), 1e-12)
 
 
 def build_bank(texts: Sequence[str]) -> Bank:
@@ -170,14 +172,24 @@ def vote(bank: Sequence[Item], history: Sequence[Item], nearest: int) -> np.ndar
     numpy.ndarray
         float32 [m], not negative, of L2 norm at most 1.
     """
-    features = _cached_bank(tuple(item.target for item in bank))
+    latest = tuple(item.target for item in history[-VOTES:])
+    return _cached_vote(tuple(item.target for item in bank), latest, nearest)
+
+
+@lru_cache(maxsize=256)  # a device needs its vote again for every method
+def _cached_vote(
+    bank: tuple[str, ...], texts: tuple[str, ...], nearest: int
+) -> np.ndarray:
+    features = _cached_bank(bank)
     s = min(nearest, features.size)
     votes = np.zeros(features.size)
-    for item in history[-VOTES:]:
-        order = np.argsort(-features.similarity(item.target), kind="stable")
+    for text in texts:
+        order = np.argsort(-features.similarity(text), kind="stable")
         votes[order[:s]] += 1 / s
-    norm = np.linalg.norm(votes)
-    return (votes / max(norm, 1.0)).astype(np.float32)
+    norm = float(np.sqrt((votes**2).sum()))
+    votes = (votes / max(norm, 1.0)).astype(np.float32)
+    votes.setflags(write=False)
+    return votes
 
 
 def without_own(

@@ -57,8 +57,14 @@ def one_round(run: Run, number: int, users: tuple[str, ...], asked: int) -> Rows
     label = f"round {number + 1}/{run.config.adapt.rounds}"
     step = Step("adapt", label, "train.adapt", run.config.adapt.epochs)
     tasks = [
-        (node, AdaptTask(**run.head(f"adapt/{number}/{i}", names), round=number,
-                         shared=run.state.shared))
+        (
+            node,
+            AdaptTask(
+                **run.head(f"adapt/{number}/{i}", names),
+                round=number,
+                shared=run.state.shared,
+            ),
+        )
         for i, (node, names) in enumerate(groups(run, users))
     ]
     answers = ask(run, step, tasks, contribution(run.shapes, run.config.adapt.clip))
@@ -94,7 +100,9 @@ def sum_rows(reply: AdaptReply, clip: float) -> Contribution:
         for name, array in kept.items()
     }
     users = tuple(user for user, good in zip(reply.users, valid, strict=True) if good)
-    bad = {user: "the update is not finite." for user in reply.users if user not in users}
+    bad = {
+        user: "the update is not finite." for user in reply.users if user not in users
+    }
     return Contribution(
         reply.run,
         reply.step,

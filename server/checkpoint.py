@@ -20,12 +20,12 @@ import numpy as np
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from ..common.backbone import home
 from ..common.config import Config, differences, flatten, from_toml, to_toml
 from ..common.errors import IdiolectError
 from ..common.protocol import Outcome, Rows
 from ..common.tasks.types import Item, Prompt
 from ..common.unlabeled import Unlabeled
+from .results import runs_folder
 
 SCHEMA = 1
 
@@ -71,12 +71,6 @@ class RunFolder:
     lock: TextIO
 
 
-def runs_folder(config: Config) -> Path:
-    """Return where runs are written."""
-    chosen = config.output_dir
-    return (Path(chosen).expanduser() if chosen else home() / "runs").absolute()
-
-
 def open_run(config: Config) -> RunFolder:
     """Start a run, or continue one.
 
@@ -89,7 +83,7 @@ def open_run(config: Config) -> RunFolder:
         The run is locked by a living process, there is no such run, a run of this name
         exists already, or a config key differs from what the run was started with.
     """
-    root = runs_folder(config)
+    root = runs_folder(config.output_dir)
     if config.resume and (config.resume != "latest" or (root / "latest").exists()):
         return _continue(root, config)
     return _start(root, config)
@@ -144,7 +138,6 @@ def _continue(root: Path, config: Config) -> RunFolder:
             f"there is no run '{path.name}' in {root} to resume: leave out resume=… to "
             "start one; `idiolect-server runs` lists what is there."
         ) from error
-    lock = _lock(path)
     stored = from_toml(text)
     changed = differences(stored, config)
     if changed:
@@ -154,6 +147,7 @@ def _continue(root: Path, config: Config) -> RunFolder:
             f"the run '{path.name}' was started with another configuration: {listed}. "
             "Repeat the old values to resume it, or start a new run without resume=…."
         )
+    lock = _lock(path)
     _point_latest(path)
     return RunFolder(path, stored, True, lock)
 
@@ -279,7 +273,9 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
     """
     place = folder / "checkpoint"
     if not (place / "state.json").exists():
-        return State({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+        return State(
+            {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        )
     try:
         body = json.loads((place / "state.json").read_text())
         if body.pop("schema") != SCHEMA:

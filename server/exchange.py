@@ -131,6 +131,11 @@ class Step:
     kind: str
     weight: float
 
+    @property
+    def name(self) -> str:
+        """What a sentence calls it."""
+        return f"{self.phase}, {self.label}" if self.label else self.phase
+
 
 @dataclass(frozen=True)
 class Answers(Generic[AnyReply]):
@@ -314,11 +319,11 @@ def report(run: Run, step: Step, errors: Mapping[str, str]) -> None:
     by_sentence: dict[str, list[str]] = {}
     for user, text in errors.items():
         by_sentence.setdefault(text, []).append(user)
-        run.state.failed[user] = f"{step.phase}, {step.label}: {text}"
+        run.state.failed[user] = f"{step.name}: {text}"
     for text, users in by_sentence.items():
         more = f" and {len(users) - 5} more" if len(users) > 5 else ""
         named = ", ".join(users[:5]) + more
-        run.warn(f"{step.phase}, {step.label}: {named}: {text}")
+        run.warn(f"{step.name}: {named}: {text}")
 
 
 def require(
@@ -335,7 +340,7 @@ def require(
         return
     why = next(iter(errors.values()), "nobody answered.")
     raise IdiolectError(
-        f"{step.phase}, {step.label}: only {got} of {asked} users succeeded, and the "
+        f"{step.name}: only {got} of {asked} users succeeded, and the "
         f"quorum is {run.config.quorum:.0%} (config key 'quorum'). The first failure: {why}"
     )
 

@@ -12,7 +12,7 @@ from ..common.errors import IdiolectError
 from ..common.protocol import HelloReply, HelloTask, Shapes, package_version, unpack
 from .exchange import Run, Step, ask, report, require
 
-STEP = Step("hello", "hello", "query.hello", 0.0)
+STEP = Step("hello", "", "query.hello", 0.0)
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,8 @@ def mismatch(reply: HelloReply, ours: Identity, config: Config) -> str:
 
 def _check_everybody(run: Run, census: Census, errors: dict[str, str]) -> None:
     """Account for everyone the data hold: reached, left out, or a reason to stop."""
+    if errors and not run.nodes:
+        raise IdiolectError(next(iter(errors.values())))
     everybody = [u.id for u in (*run.dataset.users, *run.dataset.development)]
     unfit = [user for user in everybody if user not in run.nodes and user in errors]
     if unfit and len(unfit) + len(run.nodes) == len(everybody):

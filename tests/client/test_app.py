@@ -1,0 +1,278 @@
+"""The ClientApp's handlers, without a server."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from idiolect.client import app, state
+from idiolect.common import personal
+from idiolect.common.adapters import Lora
+from idiolect.common.config import Config, flatten, parse
+from idiolect.common.errors import IdiolectError
+from idiolect.common.personal import Personal
+from idiolect.common.protocol import (
+    EvaluateReply,
+    EvaluateTask,
+    Failure,
+    HelloReply,
+    HelloTask,
+    Outcome,
+    PersonaliseReply,
+    PersonaliseTask,
+    ShareReply,
+    ShareTask,
+    VoteReply,
+    VoteTask,
+    pack,
+    unpack,
+)
+from idiolect.common.tasks.types import Dataset, Item, Prompt, Task, User
+
+SHARED = {"layer.q": np.zeros((3, 2), np.float32)}
+HISTORY = (Item("i", Prompt("", "p"), "plum cake", Item("r", Prompt("", "p"), "x")),)
+PEOPLE = tuple(User(f"u{k}", HISTORY, HISTORY) for k in range(4))
+TRIAL = tuple(User(f"d{k}", HISTORY, HISTORY) for k in range(2))
+DATA = Dataset(Task("headline", "generation"), PEOPLE, TRIAL, dropped={"odd": 2})
+
+
+def lora(value: float) -> Lora:
+    return Lora(
+        {"layer.q": torch.ones(2, 5)}, {"layer.q": torch.full((3, 2), value)}, 2.0
+    )
+
+
+@pytest.fixture
+def node(monkeypatch, tmp_path):
+    """A node whose engine is replaced by functions that can be told to fail."""
+    calls: list[list[str]] = []
+    broken: set[str] = set()
+
+    def train(_backbone, _shared, users, _unlabeled, method, rate, _config):
+        calls.append([user.id for user in users])
+        if broken & set(calls[-1]):
+            raise RuntimeError("out of memory")
+        return [Personal(u.id, lora(rate), 0.25, True, {"steps": 3.0}) for u in users]
+
+    def measure(_backbone, _shared, adapters, users, *_rest):
+        return [
+            {"nll": 9.0 if a is None else float(a.b["layer.q"][0, 0])}
+            for a, _ in zip(adapters, users, strict=True)
+        ]
+
+    zero = Lora({"layer.q": torch.ones(2, 5)}, {"layer.q": torch.zeros(3, 2)}, 2.0)
+    backbone = type("Fake", (), {"hash": "b0", "device": torch.device("cpu")})()
+    monkeypatch.setattr(app, "load_dataset", lambda _config: DATA)
+    monkeypatch.setattr(app, "load_backbone", lambda *_: backbone)
+    monkeypatch.setattr(app, "_zero_shared", lambda *_: zero)
+    monkeypatch.setattr(personal, "personalise", train)
+    monkeypatch.setattr(personal, "evaluate", measure)
+    return type("Node", (), {"calls": calls, "broken": broken, "folder": tmp_path})
+
+
+def call(kind: str, task, place: dict | None = None) -> RecordDict:
+    """Send a task to the real ClientApp; by default to the only node there is."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    place = {"partition-id": 0, "num-partitions": 1} if place is None else place
+    message = Message(pack(task), 7, kind)
+    return app.app(message, Context(1, 7, place, RecordDict(), {})).content
+
+
+def head(folder, *users: str, **config: object) -> dict:
+    settings = flatten(parse(config))
+    return {
+        "run": "r",
+        "step": "s",
+        "config": settings,
+        "folder": str(folder),
+        "users": users,
+    }
+
+
+def personalise(folder, *users: str, rate: float = 0.5, **config) -> PersonaliseReply:
+    task = PersonaliseTask(
+        **head(folder, *users, **config),
+        method="oppu",
+        learning_rate=rate,
+        trial=False,
+        unlabeled=(),
+        shared=SHARED,
+    )
+    return unpack(PersonaliseReply, call("train.personalise", task))
+
+
+def evaluate(folder, *users: str, rate: float = 0.5, method: str = "oppu", **changes):
+    task = EvaluateTask(
+        **head(folder, *users),
+        method=method,
+        learning_rate=rate,
+        trial=False,
+        unlabeled_hash=app.fingerprint(()),
+        generate=False,
+        shared=SHARED,
+    )
+    reply = call("evaluate", dataclasses.replace(task, **changes))
+    return unpack(EvaluateReply, reply)
+
+
+def test_users_are_spread_over_the_nodes_in_order():
+    homes = [[u.id for u in app.residents_of(DATA, 0, p, 4)] for p in range(4)]
+    assert homes == [["u0", "u1"], ["u2", "u3"], ["d0", "d1"], []]
+    assert [u.id for u in app.residents_of(DATA, 5, 1, 2)] == ["d1"]
+
+
+def test_too_small_a_federation_says_what_to_do():
+    with pytest.raises(IdiolectError, match=r"2 nodes with 2 users.*num-supernodes=3"):
+        app.residents_of(DATA, 2, 0, 2)
+
+
+def test_a_device_is_told_that_the_vault_is_missing(node):
+    reply = call("query.hello", HelloTask(**head(node.folder)), place={})
+    with pytest.raises(IdiolectError, match="vault"):
+        unpack(HelloReply, reply)
+
+
+def test_hello_names_residents_and_hashes(node, monkeypatch):
+    monkeypatch.setattr(app, "_truncated", lambda _b, users: [1 for _ in users])
+    place = {"partition-id": 1, "num-partitions": 2}
+    reply = unpack(
+        HelloReply, call("query.hello", HelloTask(**head(node.folder)), place)
+    )
+    assert reply.users == ("u3", "d0", "d1")
+    assert reply.development == ("d0", "d1")
+    assert (reply.backbone, reply.nodes, reply.simulation) == ("b0", 2, True)
+    assert (reply.truncated, reply.dropped) == (3, {})  # node 0 reports what is dropped
+
+
+def test_votes_come_one_row_per_user(node):
+    bank = tuple(
+        Item(f"b{k}", Prompt("", ""), t) for k, t in enumerate(["plum jam", "fog"])
+    )
+    task = VoteTask(
+        **head(node.folder, "u1", "u0", **{"unlabeled.nearest": 1}), bank=bank
+    )
+    record = call("query.vote", task)
+    reply = unpack(VoteReply, record, lambda _f: {"votes": (2, 2)})
+    assert reply.users == ("u1", "u0")
+    np.testing.assert_allclose(reply.votes["votes"], [[1, 0], [1, 0]])
+
+
+def test_raw_text_leaves_only_for_the_kind_others(node):
+    with pytest.raises(IdiolectError, match="only shared where"):
+        unpack(ShareReply, call("query.share", ShareTask(**head(node.folder, "u0"))))
+    task = ShareTask(**head(node.folder, "u0", **{"unlabeled.kind": "others"}))
+    reply = unpack(ShareReply, call("query.share", task))
+    assert reply.items["u0"][0].target == "plum cake"
+    assert reply.items["u0"][0].rival is None
+
+
+def test_a_repeated_task_does_not_train_again(node):
+    first = personalise(node.folder, "u0", "u1")
+    again = personalise(node.folder, "u0", "u1")
+    assert node.calls == [["u0", "u1"]]
+    assert first.outcomes == again.outcomes
+    assert first.outcomes["u0"] == Outcome(0.25, True, {"steps": 3.0})
+
+
+@pytest.mark.parametrize(
+    "change", [{"rate": 0.25}, {"personalise.beta": 2.0}, {"seed": 1}]
+)
+def test_an_adapter_of_another_origin_is_trained_again(node, change):
+    personalise(node.folder, "u0")
+    personalise(node.folder, "u0", **change)
+    assert len(node.calls) == 2
+    other = personalise(node.folder, "u0", deadline=99.0)  # that changes no training
+    assert other.users == ("u0",)
+    assert len(node.calls) == 3  # the file is of the changed run by now
+
+
+def test_a_group_that_a_crash_cut_in_two_is_trained_whole(node):
+    personalise(node.folder, "u0", "u1")
+    (node.folder / "adapters/oppu/u1.safetensors").unlink()
+    personalise(node.folder, "u0", "u1")
+    assert node.calls == [["u0", "u1"], ["u0", "u1"]]
+
+
+def test_a_damaged_file_is_trained_again(node):
+    personalise(node.folder, "u0")
+    file = node.folder / "adapters/oppu/u0.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    assert personalise(node.folder, "u0").users == ("u0",)
+    assert len(node.calls) == 2
+
+
+def test_one_user_that_breaks_does_not_cost_the_group(node):
+    node.broken.add("u1")
+    reply = personalise(node.folder, "u0", "u1", "u2")
+    assert node.calls == [["u0", "u1", "u2"], ["u0"], ["u1"], ["u2"]]
+    assert reply.users == ("u0", "u2")
+    assert reply.errors == {"u1": "RuntimeError: out of memory"}
+
+
+def test_a_user_without_an_adapter_is_reported_and_stored_nowhere(node, monkeypatch):
+    def overflow(_b, _s, users, *_rest):
+        return [Personal(u.id, None, error="it overflowed.") for u in users]
+
+    monkeypatch.setattr(personal, "personalise", overflow)
+    reply = personalise(node.folder, "u0")
+    assert reply.users == ()
+    assert reply.errors == {"u0": "it overflowed."}
+    assert not (node.folder / "adapters/oppu/u0.safetensors").exists()
+
+
+def test_each_rate_is_measured_with_its_own_adapter(node):
+    personalise(node.folder, "u0", rate=0.5)
+    assert evaluate(node.folder, "u0").metrics == {"u0": {"nll": 0.5}}
+    wrong = evaluate(node.folder, "u0", rate=0.25)
+    assert wrong.users == ()
+    assert "no adapter" in wrong.errors["u0"]
+    other = evaluate(node.folder, "u0", unlabeled_hash="f00")
+    assert "no adapter" in other.errors["u0"]
+    shared = {"layer.q": np.ones((3, 2), np.float32)}
+    assert "no adapter" in evaluate(node.folder, "u0", shared=shared).errors["u0"]
+
+
+def test_methods_without_training_have_no_adapter(node):
+    assert evaluate(node.folder, "u0", method="base").metrics == {"u0": {"nll": 9.0}}
+
+
+def test_trials_and_final_adapters_are_apart(node, tmp_path):
+    paths = {
+        state.adapter_path(tmp_path, "oppu", rate, trial, "u0")
+        for rate in (1e-3, 3e-3)
+        for trial in (True, False)
+    }
+    assert len(paths) == 3  # the final one does not depend on the rate
+    assert tmp_path / "adapters/oppu/u0.safetensors" in paths
+
+
+def test_a_stranger_is_refused(node):
+    with pytest.raises(IdiolectError, match="'nobody' does not live on node 0"):
+        personalise(node.folder, "nobody")
+
+
+def test_a_shared_adapter_of_the_wrong_shape_is_refused(node):
+    with pytest.raises(IdiolectError, match="shape"):
+        evaluate(node.folder, "u0", shared={"layer.q": np.zeros((4, 2), np.float32)})
+
+
+def test_a_task_that_is_no_task_gets_a_sentence_back(node):
+    reply = call("query.hello", Failure("r", "s", "nonsense"))
+    failure = unpack(Failure, reply)
+    assert failure.sentence == "nonsense"
+    body = json.loads(str(reply.config_records["message"]["body"]))
+    assert body["run"] == ""
+
+
+def test_a_configuration_of_the_server_is_checked_here_too(node):
+    task = HelloTask(**head(node.folder) | {"config": {"seeed": 1}})
+    with pytest.raises(IdiolectError, match="did you mean 'seed'"):
+        unpack(HelloReply, call("query.hello", task))
+
+
+def test_the_default_configuration_crosses_the_wire():
+    assert parse(flatten(Config())) == Config()

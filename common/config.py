@@ -108,6 +108,11 @@ class Personalise:
     clip: float = key(1.0, "largest gradient norm of one user's adapter", 0)
     beta: float = key(1.0, "scale of the implicit reward", 0)
     ema: float = key(0.9, "decay of the running mean rewards in delta", 0, 0.9999)
+    boundary: str = key(
+        "separate",
+        "running means in the delta of C-BPO: one per class, or one pooled (a control)",
+        choices=("separate", "pooled"),
+    )
     stack: int = key(16, "users trained together in one forward pass", 1)
 
 
@@ -117,6 +122,9 @@ class Evaluate:
 
     generate: bool = key(True, "generate outputs for the text metrics, not only NLL")
     users: int = key(0, "generate for the first N users only; 0: all", 0)
+    shift: bool = key(
+        False, "also measure how far tokens that everyone writes are suppressed"
+    )
     bootstrap: int = key(2000, "resamples of a confidence interval", 100)
 
 
@@ -136,7 +144,9 @@ class Config:
     history: int = key(32, "items per user to learn from, at most", 1)
     held_out: int = key(8, "items per user to be measured on, at most", 1)
     skip_bad_users: bool = key(False, "leave users with malformed data out, count them")
-    users_per_node: int = key(0, "users hosted by one simulated node; 0: users/nodes", 0)
+    users_per_node: int = key(
+        0, "users hosted by one simulated node; 0: users/nodes", 0
+    )
 
     backbone: str = key("tiny", "`tiny` (built in), a model id, or a folder")
     dtype: str = key(
@@ -179,7 +189,9 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+def _fields(
+    cls: type, prefix: str = ""
+) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     """Yield every leaf field with its flat key."""
     for entry in dataclasses.fields(cls):
         name = prefix + entry.name.replace("_", "-")

@@ -15,6 +15,7 @@ so that gradient accumulation changes nothing (`training` sees to it).
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -141,6 +142,7 @@ def c_bpo(
     decay: float,
     negative: Scored | None = None,
     negative_weight: float = 1.0,
+    means_over: Literal["separate", "pooled"] = "separate",
 ) -> Loss:
     """Preference-calibrated binary objective (Ma et al., ACL 2026, "Objective").
 
@@ -168,6 +170,8 @@ def c_bpo(
     negative, negative_weight
         Known negatives (explicit dislikes), our extension: added as
         ``negative_weight * E_neg[l(g, -1)]`` outside the clamp, and no part of delta.
+    means_over
+        ``pooled`` runs one mean over both classes, as BCO does: the paper's ablation.
     """
     delta = boundary(means).unsqueeze(-1)
     g_positive = positive.reward(beta) - delta
@@ -180,7 +184,10 @@ def c_bpo(
         disliked = -F.logsigmoid(-(negative.reward(beta) - delta))
         value = value + negative_weight * average(disliked, negative.weight)
     clamped = (pure < 0).to(value.dtype)
-    return Loss(value, moved(means, positive, unlabeled, beta, decay), clamped)
+    classes = (positive, unlabeled)
+    if means_over == "pooled":
+        classes = (_pool(positive, unlabeled),) * 2
+    return Loss(value, moved(means, *classes, beta, decay), clamped)
 
 
 def positives(

@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from . import overlap
-from .adapters import Lora, new_lora, stack
+from .adapters import Lora, attached, new_lora, stack
 from .backbone import Backbone, Encoded
 from .config import Config
 from .errors import IdiolectError
 from .scoring import (
     ReferenceCache,
+    collate,
     completion_tokens,
     generate,
     score_users,
+    token_logp,
 )
 from .seeds import derive, numpy_generator
 from .tasks import metrics
@@ -169,6 +171,7 @@ def personalise(
         clip=config.personalise.clip,
         beta=config.personalise.beta,
         decay=config.personalise.ema,
+        boundary="pooled" if config.personalise.boundary == "pooled" else "separate",
         microbatch=config.personalise.microbatch,
         seed=config.seed,
     )
@@ -385,6 +388,9 @@ def evaluate(
                 "contrast": float(np.mean(0.5 * np.sign(margin) + 0.5)),
             }
         )
+    if config.evaluate.shift:
+        for user, lora, result in zip(users, personals, results, strict=True):
+            result["shift"] = shift(backbone, shared, lora, user)
     if generate_texts:
         texts = _outputs(backbone, policy, own, config)
         for user, outputs, result in zip(users, texts, results, strict=True):
@@ -398,6 +404,29 @@ def evaluate(
 
 def _rival(item: Item) -> Item:
     return item.rival or item
+
+
+# A token to which the reference gives at least this probability is one that everyone
+# writes here.
+COMMON = 0.5
+
+
+def shift(backbone: Backbone, shared: Lora, personal: Lora | None, user: User) -> float:
+    """Mean of log pi_theta - log pi_ref over the tokens that everyone writes.
+
+    Those are the tokens of other people's texts (the rivals) to which the reference gives
+    at least probability 1/2. Below zero, personalisation suppresses them. 0 for a method
+    without own adapter.
+    """
+    rivals = [_rival(item) for item in user.held_out]
+    batch = collate(backbone, encode_all(backbone, rivals))
+    with torch.no_grad():
+        with attached(backbone, shared):
+            reference = token_logp(backbone, batch)
+        with attached(backbone, shared, personal):
+            policy = token_logp(backbone, batch)
+    common = reference >= np.log(COMMON)
+    return float((policy - reference)[common].mean()) if common.any() else 0.0
 
 
 def _pairs(own: list[list[Encoded]], rival: list[list[Encoded]]) -> list[list[Encoded]]:

@@ -71,20 +71,24 @@ def completion_logp(backbone: Backbone, batch: Batch) -> Tensor:
     return _scores(backbone, batch)[0]
 
 
+def token_logp(backbone: Backbone, batch: Batch) -> Tensor:
+    """Log-probability of every completion token of the batch, row after row, [M]."""
+    return _token_logp(backbone, batch, backbone.hidden(batch.ids, batch.mask))
+
+
 def _scores(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
     """Log-probabilities [N], and hidden states [N, T, d] they were computed from."""
     hidden = backbone.hidden(batch.ids, batch.mask)
-    predicting = batch.completion[:, 1:]
-    states = hidden[:, :-1][predicting]
-    labels = batch.ids[:, 1:][predicting]
-    rows = predicting.nonzero()[:, 0]
-    logp = _token_logp(backbone, states, labels)
+    logp = _token_logp(backbone, batch, hidden)
+    rows = batch.completion[:, 1:].nonzero()[:, 0]
     total = torch.zeros(len(batch.ids), dtype=logp.dtype, device=logp.device)
     return total.index_add(0, rows, logp), hidden
 
 
-def _token_logp(backbone: Backbone, states: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability [M] of labels [M] from hidden states [M, d]."""
+def _token_logp(backbone: Backbone, batch: Batch, hidden: Tensor) -> Tensor:
+    predicting = batch.completion[:, 1:]
+    states = hidden[:, :-1][predicting]
+    labels = batch.ids[:, 1:][predicting]
 
     def head(states: Tensor, labels: Tensor) -> Tensor:
         return -F.cross_entropy(backbone.logits(states), labels, reduction="none")

@@ -8,6 +8,7 @@ that of K separate runs. One user is K = 1, the case of a device.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
+from typing import Literal
 
 import numpy as np
 import torch
@@ -85,8 +86,9 @@ class Recipe:
     learning_rate, epochs, batch, warmup, clip
         AdamW with linear warm-up, `batch` positives per step, `clip` on each user's
         gradient norm.
-    beta, decay
-        Scale of the reward and decay of its running means.
+    beta, decay, boundary
+        Scale of the reward, decay of its running means, and whether C-BPO runs one per
+        class (``separate``) or one for both (``pooled``, a control).
     microbatch
         Rows per forward pass and user; 0 takes a whole step at once. Changes memory and
         time, not the result.
@@ -104,6 +106,7 @@ class Recipe:
     clip: float = 1.0
     beta: float = 1.0
     decay: float = 0.9
+    boundary: Literal["separate", "pooled"] = "separate"
     microbatch: int = 0
     train_a: bool = True
     seed: int = 0
@@ -401,9 +404,15 @@ def _loss(
         case "positives":
             return objectives.positives(positive, unlabeled, means, beta, decay)
         case "c-bpo":
-            negative = scored["negative"] if width["negative"] else None
             return objectives.c_bpo(
-                positive, unlabeled, alpha, means, beta, decay, negative
+                positive,
+                unlabeled,
+                alpha,
+                means,
+                beta,
+                decay,
+                negative=scored["negative"] if width["negative"] else None,
+                means_over=recipe.boundary,
             )
         case _:
             raise ValueError(f"no objective is called {recipe.method!r}")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..common.config import Config
 from ..common.errors import IdiolectError
 from ..common.protocol import (
     MAX_ITEMS,
@@ -16,7 +17,7 @@ from ..common.protocol import (
 )
 from ..common.seeds import numpy_generator
 from ..common.tasks.load import public_items
-from ..common.tasks.types import Item
+from ..common.tasks.types import Dataset, Item
 from ..common.unlabeled import Unlabeled
 from .exchange import Run, Step, ask, groups, report, require
 
@@ -43,10 +44,10 @@ def made_on_the_device(_run: Run) -> tuple[Unlabeled, ...]:
 
 def public(run: Run) -> tuple[Unlabeled, ...]:
     """Kind `public`: public items, all of one weight."""
-    return tuple(Unlabeled(item) for item in public_text(run, MAX_ITEMS))
+    return tuple(Unlabeled(item) for item in public_text(run.config, run.dataset, MAX_ITEMS))
 
 
-def public_text(run: Run, count: int) -> list[Item]:
+def public_text(config: Config, dataset: Dataset, count: int) -> list[Item]:
     """Return at most `count` public items, chosen by the run's seed.
 
     Raises
@@ -54,15 +55,15 @@ def public_text(run: Run, count: int) -> list[Item]:
     IdiolectError
         There is no public text.
     """
-    file = run.config.unlabeled.file
-    items = public_items(file) if file else run.dataset.public
+    file = config.unlabeled.file
+    items = public_items(file) if file else dataset.public
     if not items:
         raise IdiolectError(
-            f"unlabeled.kind '{run.config.unlabeled.kind}' needs public text and these "
+            f"unlabeled.kind '{config.unlabeled.kind}' needs public text and these "
             "data bring none: set unlabeled.file to JSON lines of {prompt, target}, or "
             "use unlabeled.kind=self."
         )
-    order = numpy_generator(run.config.seed, "bank").permutation(len(items))
+    order = numpy_generator(config.seed, "bank").permutation(len(items))
     # A rival is for measuring; it is not part of the text.
     return [replace(items[i], rival=None) for i in sorted(order[:count])]
 
@@ -72,7 +73,7 @@ def voted(run: Run) -> tuple[Unlabeled, ...]:
 
     The sum is exact: without noise it carries no privacy guarantee, and the run says so.
     """
-    bank = tuple(public_text(run, run.config.unlabeled.bank))
+    bank = tuple(public_text(run.config, run.dataset, run.config.unlabeled.bank))
     step = Step("pool", "votes", "query.vote", WEIGHT)
     users = run.users + run.development
     tasks = [

@@ -1,0 +1,256 @@
+"""What the cells of a study say: verdicts on claims, tables, plots; from files alone."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..common.config import Scalar
+from ..common.errors import IdiolectError
+from . import results
+from .study import Claim, Study, matches, side_of
+
+Cell = Mapping[str, Any]
+"""One cell as `study.run_study` returns it."""
+
+
+def verdict(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
+    """Judge a claim by the paired difference over all users and seeds.
+
+    Returns
+    -------
+    dict
+        ``claim``, ``metric``, ``users``, ``mean``, ``ci95``, ``n``, and ``verdict``:
+        ``confirmed`` if the 95 % interval lies on the side that the claim predicts,
+        ``reversed`` if it lies on the other, else ``not confirmed``.
+    """
+    one, other = (values(side, claim, done) for side in (claim.one, claim.other))
+    both = [key for key in one if key in other]
+    if len(both) < 2:
+        raise IdiolectError(f"claim {claim.text!r}: fewer than two users to compare.")
+    difference = np.array([one[key] - other[key] for key in both])
+    found = results.bootstrap(difference, seed=0)
+    low, high = found["ci95"]
+    sign = -1 if claim.expect == "lower" else 1
+    if low <= 0 <= high:
+        word = "not confirmed"
+    else:
+        word = "confirmed" if sign * low > 0 else "reversed"
+    return {
+        "claim": claim.text,
+        "metric": claim.metric,
+        "users": claim.users,
+        "expect": claim.expect,
+        "verdict": word,
+        **found,
+    }
+
+
+def values(
+    side: Mapping[str, Scalar], claim: Claim, done: Sequence[Cell]
+) -> dict[tuple[int, str], float]:
+    """(seed, user) -> the metric of one side of a claim."""
+    method, keys = side_of(side)
+    found: dict[tuple[int, str], float] = {}
+    for cell in done:
+        if not matches(cell["cell"], keys):
+            continue
+        for user in chosen(cell, claim.users):
+            value = cell["users"][user].get(method, {}).get(claim.metric)
+            if value is not None:
+                place = (cell["run"]["seed"], user)
+                if place in found:
+                    raise IdiolectError(
+                        f"claim {claim.text!r}: {dict(side)} names several cells of one "
+                        "seed: name all other keys of the grid too."
+                    )
+                found[place] = value
+    return found
+
+
+def chosen(cell: Cell, users: str) -> list[str]:
+    """Users of a cell, or the half of them that a claim is about."""
+    names = list(cell["users"])
+    if users == "all":
+        return names
+    overlap = cell["run"]["overlap"] or cell["run"]["alpha"]
+    return results.split_by_alpha({name: overlap[name] for name in names})[users]
+
+
+def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
+    """Everything that the findings say about a study, from its cells alone."""
+    rows = []
+    for cell in done:
+        for method, metrics in cell["methods"].items():
+            rows.append({"cell": cell["cell"], "method": method, "metrics": metrics})
+    return {
+        "name": study.name,
+        "title": study.title,
+        "question": study.question,
+        "config": study.config,
+        "grid": study.grid,
+        "plot": study.plot,
+        "claims": [verdict(claim, done) for claim in study.claims],
+        "curve": curve(study, done) if study.plot else [],
+        "rows": rows,
+        "learning_rates": [cell["run"]["learning_rates"] for cell in done],
+        "clamp_rate": [cell["run"]["clamp_rate"] for cell in done],
+    }
+
+
+def curve(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Points of the study's plot: mean and interval over users and seeds.
+
+    ``[plot]`` names ``x`` (a key of the grid), ``metric``, optionally ``minus`` (a method
+    whose value for the same user is subtracted) and ``users`` (``split`` draws unique and
+    non-unique users apart). Every other key of the grid but the seed, and every method,
+    makes a line of its own.
+    """
+    points: dict[tuple[str, Scalar], list[float]] = {}
+    for cell in done:
+        for line, value in _plotted(study, cell):
+            points.setdefault((line, cell["cell"][study.plot["x"]]), []).append(value)
+    return [
+        {"line": line, "x": x, **results.bootstrap(np.array(found), seed=0)}
+        for (line, x), found in points.items()
+    ]
+
+
+def _plotted(study: Study, cell: Cell) -> Iterator[tuple[str, float]]:
+    """Yield (line, value) for every user and method of a cell."""
+    plot = study.plot
+    fixed = [
+        f"{key.split('.')[-1]} {value}"
+        for key, value in cell["cell"].items()
+        if key not in ("seed", plot["x"]) and len(study.grid[key]) > 1
+    ]
+    halves = ("unique", "non-unique") if plot.get("users") == "split" else ("all",)
+    for half in halves:
+        for user in chosen(cell, half):
+            metrics = cell["users"][user]
+            start = metrics.get(plot.get("minus", ""), {}).get(plot["metric"], 0.0)
+            for method, found in metrics.items():
+                if method != plot.get("minus") and plot["metric"] in found:
+                    name = [method, *fixed] + [half] * (half != "all")
+                    yield ", ".join(name), found[plot["metric"]] - start
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Draw the curve of a summary as an SVG.
+
+    Raises
+    ------
+    IdiolectError
+        matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise IdiolectError(
+            "plots need matplotlib: pip install 'idiolect[server]'."
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "idiolect"  # the same file every time
+    plot, points = found["plot"], found["curve"]
+    ticks = list(dict.fromkeys(point["x"] for point in points))
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for line in dict.fromkeys(point["line"] for point in points):
+        mine = [point for point in points if point["line"] == line]
+        places = [ticks.index(point["x"]) for point in mine]
+        means = np.array([point["mean"] for point in mine])
+        ends = np.array([point["ci95"] for point in mine]).T
+        axes.errorbar(
+            places, means, abs(ends - means), marker="o", capsize=3, label=line
+        )
+    axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+    axes.set_xlabel(plot["x"])
+    minus = f" - {plot['minus']}" if "minus" in plot else ""
+    axes.set_ylabel(f"{plot['metric']}{minus} (mean over users, 95 %)")
+    axes.set_title(found["title"])
+    axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def markdown(found: Mapping[str, Any], image: str = "") -> str:
+    """Return a study's summary as a section of ``docs/findings.md``."""
+    lines = [f"## {found['title']}", ""]
+    if found["question"]:
+        lines += [found["question"], ""]
+    setting = ", ".join(f"`{k}={v}`" for k, v in found["config"].items())
+    grid = "; ".join(f"`{k}` in {v}" for k, v in found["grid"].items())
+    lines += [f"Setting: {setting or 'defaults'}. Grid: {grid}.", ""]
+    if found["claims"]:
+        lines += [
+            "| claim | users | difference | 95 % interval | n | verdict |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        lines += [_claim_row(claim) for claim in found["claims"]]
+        lines.append("")
+    if image:
+        lines += [f"![{found['title']}]({image})", ""]
+    lines += _table(found)
+    return "\n".join(lines)
+
+
+def _claim_row(claim: Mapping[str, Any]) -> str:
+    low, high = claim["ci95"]
+    return (
+        f"| {claim['claim']} | {claim['users']} | {claim['metric']} {claim['mean']:+.3f} "
+        f"| [{low:+.3f}, {high:+.3f}] | {claim['n']} | **{claim['verdict']}** |"
+    )
+
+
+def _table(found: Mapping[str, Any]) -> list[str]:
+    """Mean of the plotted metric for every line and x, as a table."""
+    points = found["curve"]
+    if not points:
+        return []
+    ticks = list(dict.fromkeys(point["x"] for point in points))
+    lines = list(dict.fromkeys(point["line"] for point in points))
+    at = {(point["line"], point["x"]): point for point in points}
+    minus = f" - {found['plot']['minus']}" if "minus" in found["plot"] else ""
+    header = f"{found['plot']['metric']}{minus}, by {found['plot']['x']}"
+    rows = [
+        f"| {header} | " + " | ".join(map(str, ticks)) + " |",
+        "| --- |" + " --- |" * len(ticks),
+    ]
+    for line in lines:
+        values = [at.get((line, tick)) for tick in ticks]
+        shown = [
+            f"{v['mean']:.3f} [{v['ci95'][0]:.3f}, {v['ci95'][1]:.3f}]" if v else ""
+            for v in values
+        ]
+        rows.append(f"| {line} | " + " | ".join(shown) + " |")
+    return [*rows, ""]
+
+
+INTRODUCTION = """# Findings
+
+Written by `idiolect-server study … --findings docs/findings` from the result files beside
+this page; do not edit. A difference is paired by user over all seeds, its interval a
+bootstrap over users. *Confirmed*: the 95 % interval lies on the side that the claim
+predicts; *reversed*: on the other side; *not confirmed*: it contains zero. The intervals
+are not corrected for the number of claims. Users are synthetic (personas) unless a study
+says otherwise: what holds for them need not hold for people.
+"""
+
+
+def write_page(folder: Path) -> Path:
+    """Write ``<folder>.md`` from the summaries in the folder; return its path."""
+    sections = [INTRODUCTION]
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text())
+        image = path.with_suffix(".svg")
+        if found["curve"]:
+            draw(found, image)
+        name = f"{folder.name}/{image.name}" if found["curve"] else ""
+        sections.append(markdown(found, name))
+    page = folder.with_suffix(".md")
+    page.write_text("\n".join(sections))
+    return page

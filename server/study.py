@@ -1,0 +1,467 @@
+"""Studies: declared experiments, and the only way to run them.
+
+A study is a TOML file: config keys that all cells share (``[config]``), a grid of keys
+whose every combination is a cell (``[grid]``), and claims about differences between
+cells (``[[claims]]``). Cells run in this process on the stacked engine, without Flower:
+the same functions of `common.personal` that a device calls, and the same average that
+the server takes. What cells share is computed once. A finished cell is a file; running
+the study again does only what is missing. Tables, plots and verdicts are made from those
+files alone (`findings`).
+"""
+
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..common import personal
+from ..common.adapters import Lora, zero_shared
+from ..common.backbone import Backbone, load_backbone
+from ..common.config import Config, Scalar, flatten, parse
+from ..common.errors import IdiolectError
+from ..common.personal import Personal
+from ..common.seeds import numpy_generator
+from ..common.tasks.load import load_dataset
+from ..common.tasks.types import Dataset, User
+from ..common.unlabeled import Unlabeled, vote
+from . import results
+from .pool import public_text
+
+# What a grid may vary beside config keys, under the name ``control``: does the gain come
+# from the user's own text? `swapped` measures each user with a neighbour's adapter,
+# `shuffled` deals all histories out anew before training.
+CONTROLS = ("none", "swapped", "shuffled")
+
+Memory = dict[str, Any]
+"""Stage and the keys it depends on -> what it made."""
+
+# Keys that do not change what a stage makes. Everything not named here counts.
+NOT_TRAINING = ("methods", "evaluate.", "quorum", "deadline", "run-name", "resume")
+NOT_SHARED = (
+    *NOT_TRAINING,
+    "unlabeled.",
+    "personalise.epochs",
+    "personalise.batch",
+    "personalise.learning-rates",
+    "personalise.beta",
+    "personalise.ema",
+    "personalise.boundary",
+)
+NOT_POOL = (
+    *NOT_TRAINING,
+    "adapt.",
+    "personalise.",
+    "lora.",
+    "unlabeled.ratio",
+    "unlabeled.alpha",
+)
+CONTRAST_ONLY = ("personalise.beta", "personalise.ema", "personalise.boundary")
+UNTRAINED = (
+    "unlabeled.",
+    "personalise.epochs",
+    "personalise.batch",
+    "personalise.learning-rates",
+    *CONTRAST_ONLY,
+)
+UNUSED = {
+    "base": UNTRAINED,
+    "shared": UNTRAINED,
+    "oppu": ("unlabeled.", *CONTRAST_ONLY),
+    "kto": ("unlabeled.alpha", "personalise.ema", "personalise.boundary"),
+    "bco": ("unlabeled.alpha", "personalise.boundary"),
+    "positives": ("unlabeled.alpha", "personalise.boundary"),
+    "c-bpo": (),
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement about a difference, and the sign it predicts.
+
+    Attributes
+    ----------
+    text
+        The statement, as the table prints it.
+    metric
+        What is compared.
+    one, other
+        Cells (config keys with values) and the method in them; the difference is
+        one - other, paired by user and seed.
+    expect
+        ``lower`` or ``higher``: the sign of the difference if the statement is true.
+    users
+        ``all``, or the users below (``unique``) or above (``non-unique``) the median true
+        overlap of their cell, as far as the truth is known, else the estimated one.
+    """
+
+    text: str
+    metric: str
+    one: dict[str, Scalar]
+    other: dict[str, Scalar]
+    expect: str
+    users: str = "all"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A declared experiment (see the module's text)."""
+
+    name: str
+    title: str
+    question: str
+    config: dict[str, Scalar]
+    grid: dict[str, list[Scalar]]
+    claims: tuple[Claim, ...] = ()
+    plot: dict[str, str] = field(default_factory=dict)
+
+
+def read_study(path: Path) -> Study:
+    """Read a study and check it before anything is computed.
+
+    Raises
+    ------
+    IdiolectError
+        The file is missing or no TOML, a key is unknown, or a claim names no cell.
+    """
+    try:
+        raw = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise IdiolectError(
+            f"study file {path} cannot be read ({error.strerror}): give the path of a "
+            "TOML file, for example simulations/lamp/experiments/overlap.toml."
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise IdiolectError(f"study file {path} is no TOML: {error}.") from error
+    known = {"title", "question", "config", "grid", "claims", "plot"}
+    unknown = sorted(raw.keys() - known)
+    if unknown or not {"title", "config", "grid"} <= raw.keys():
+        raise IdiolectError(
+            f"study file {path}: needs title, [config] and [grid], may have question, "
+            f"[plot] and [[claims]]; found {', '.join(unknown) or 'too little'}."
+        )
+    try:
+        claims = tuple(Claim(**claim) for claim in raw.get("claims", []))
+    except TypeError as error:
+        raise IdiolectError(
+            f"study file {path}: a claim is malformed: {error}."
+        ) from None
+    grid = {key: list(values) for key, values in raw["grid"].items()}
+    study = Study(
+        path.stem,
+        raw["title"],
+        raw.get("question", ""),
+        raw["config"],
+        grid,
+        claims,
+        raw.get("plot", {}),
+    )
+    for cell in cells(study):
+        cell_config(study, cell)
+        control_of(cell)
+    for claim in claims:
+        _check_claim(path, study, claim)
+    return study
+
+
+def _check_claim(path: Path, study: Study, claim: Claim) -> None:
+    place = f"study file {path}: claim {claim.text!r}"
+    if claim.expect not in ("lower", "higher"):
+        raise IdiolectError(f"{place}: expect is 'lower' or 'higher'.")
+    if claim.users not in ("all", "unique", "non-unique"):
+        raise IdiolectError(f"{place}: users is 'all', 'unique' or 'non-unique'.")
+    for side in (claim.one, claim.other):
+        method, keys = side_of(side)
+        unknown = [key for key in keys if key not in study.grid]
+        if unknown:
+            raise IdiolectError(f"{place}: '{unknown[0]}' is no key of the grid.")
+        fits = [cell for cell in cells(study) if matches(cell, keys)]
+        named = [cell_config(study, cell).method_list for cell in fits]
+        if not fits or any(method not in methods for methods in named):
+            raise IdiolectError(f"{place}: no cell has {side}.")
+
+
+def side_of(side: Mapping[str, Scalar]) -> tuple[str, dict[str, Scalar]]:
+    """Split one side of a claim into its method (default ``c-bpo``) and its keys."""
+    keys = {key: value for key, value in side.items() if key != "method"}
+    return str(side.get("method", "c-bpo")), keys
+
+
+def matches(flat: Mapping[str, Scalar], keys: Mapping[str, Scalar]) -> bool:
+    """Whether a cell has the values that a claim names."""
+    return all(flat[key] == value for key, value in keys.items())
+
+
+def cells(study: Study) -> list[dict[str, Scalar]]:
+    """Every combination of the grid, the first key varying slowest."""
+    combinations = itertools.product(*study.grid.values())
+    return [dict(zip(study.grid, values, strict=True)) for values in combinations]
+
+
+def cell_config(study: Study, cell: Mapping[str, Scalar]) -> Config:
+    """Return the config of one cell."""
+    return parse({**study.config, **{k: v for k, v in cell.items() if k != "control"}})
+
+
+def control_of(cell: Mapping[str, Scalar]) -> str:
+    """Return the control of one cell, ``none`` where the grid has none."""
+    control = str(cell.get("control", "none"))
+    if control not in CONTROLS:
+        raise IdiolectError(
+            f"control is {control!r}: use any of {', '.join(CONTROLS)} in the grid."
+        )
+    return control
+
+
+def run_study(
+    study: Study, folder: Path, say: Callable[[str], None] = print
+) -> list[dict[str, Any]]:
+    """Run the cells that have no file yet; return all of them.
+
+    Parameters
+    ----------
+    study
+        What to run.
+    folder
+        Where ``cells/<hash of the config>.json`` are written.
+    say
+        Told about every cell.
+    """
+    done: list[dict[str, Any]] = []
+    memory: Memory = {}
+    todo = cells(study)
+    for number, cell in enumerate(todo, start=1):
+        config = cell_config(study, cell)
+        control = control_of(cell)
+        path = folder / "cells" / f"{key_of(config, ())}-{control}.json"
+        known = path.exists()
+        named = ", ".join(f"{k}={v}" for k, v in cell.items())
+        say(f"cell {number}/{len(todo)}: {named}{' (done)' if known else ''}")
+        if not known:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            results.write_json(
+                path, {"cell": cell, **run_cell(config, memory, control)}
+            )
+        done.append(json.loads(path.read_text()))
+    return done
+
+
+def key_of(config: Config, irrelevant: Sequence[str]) -> str:
+    """Short hash of a config without the keys (or prefixes ending in ``.``) named."""
+    rest = {
+        key: value
+        for key, value in flatten(config).items()
+        if not any(
+            key == name or (name.endswith(".") and key.startswith(name))
+            for name in irrelevant
+        )
+    }
+    return hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:16]
+
+
+def once(memory: Memory, stage: str, key: str, make: Callable[[], Any]) -> Any:
+    """Return what a stage made for these keys, making it if it is not there."""
+    place = f"{stage} {key}"
+    if place not in memory:
+        memory[place] = make()
+    return memory[place]
+
+
+# --- one cell -----------------------------------------------------------------------
+
+
+def run_cell(config: Config, memory: Memory, control: str = "none") -> dict[str, Any]:
+    """Run one cell, in the shape of ``results.json``."""
+    backbone = load_backbone(
+        config.backbone, config.dtype, config.device, config.max_length
+    )
+    dataset = load_dataset(config)
+    shared = once(
+        memory,
+        "shared",
+        key_of(config, NOT_SHARED),
+        lambda: shared_adapter(backbone, dataset, config),
+    )
+    unlabeled = once(
+        memory,
+        "pool",
+        key_of(config, NOT_POOL),
+        lambda: unlabeled_set(dataset, config),
+    )
+    if control == "shuffled":
+        dataset = shuffled(dataset, config.seed)
+    methods: dict[str, dict[str, Any]] = {
+        method: once(
+            memory,
+            f"{method} {control}",
+            key_of(config, ("methods", *UNUSED[method])),
+            lambda method=method: run_method(
+                backbone, shared, dataset, unlabeled, method, config, control
+            ),
+        )
+        for method in config.method_list
+    }
+    users = {
+        user.id: {
+            name: result["metrics"][user.id]
+            for name, result in methods.items()
+            if user.id in result["metrics"]
+        }
+        for user in dataset.users
+    }
+    alpha, estimated = _alphas(methods)
+    truth = {u.id: u.truth.overlap for u in dataset.users if u.truth is not None}
+    return results.build(
+        run={
+            "task": config.task,
+            "backbone": config.backbone,
+            "seed": config.seed,
+            "users": len(users),
+            "learning_rates": {m: r["rate"] for m, r in methods.items() if r["rate"]},
+            "clamp_rate": {m: r["clamp_rate"] for m, r in methods.items() if r["rate"]},
+            "overlap": truth,
+        },
+        users=users,
+        alpha=alpha,
+        alpha_estimated=estimated,
+        cost={},
+        seed=config.seed,
+        resamples=config.evaluate.bootstrap,
+    )
+
+
+def _alphas(methods: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], bool]:
+    trained = [p for result in methods.values() for p in result["personals"]]
+    alpha = {p.user: p.alpha for p in trained if p.alpha is not None}
+    return alpha, any(p.estimated for p in trained)
+
+
+def groups(users: Sequence[User], size: int) -> list[Sequence[User]]:
+    """Stacking groups of consecutive users."""
+    return [users[i : i + size] for i in range(0, len(users), size)]
+
+
+def shared_adapter(backbone: Backbone, dataset: Dataset, config: Config) -> Lora:
+    """Federated averaging of B over the rounds, without messages (see `adapt`)."""
+    development = config.adapt.users == "development"
+    users = dataset.development if development else dataset.users + dataset.development
+    shared = zero_shared(backbone, config.lora, config.seed)
+    for number in range(config.adapt.rounds):
+        rows = [
+            personal.shared_update(backbone, shared, group, config, number)
+            for group in groups(users, config.personalise.stack)
+        ]
+        b = {
+            name: start + sum(part[name].sum(0) for part in rows) / len(users)
+            for name, start in shared.b.items()
+        }
+        shared = replace(shared, b=b)
+    return shared
+
+
+def shuffled(dataset: Dataset, seed: int) -> Dataset:
+    """Deal the evaluated users' histories out anew: as long as before, anybody's items."""
+    items = [item for user in dataset.users for item in user.history]
+    order = numpy_generator(seed, "shuffled").permutation(len(items))
+    dealt = iter([items[i] for i in order])
+    users = tuple(
+        replace(user, history=tuple(next(dealt) for _ in user.history))
+        for user in dataset.users
+    )
+    return replace(dataset, users=users)
+
+
+def unlabeled_set(dataset: Dataset, config: Config) -> tuple[Unlabeled, ...]:
+    """Return the unlabeled set of the configured kind, without messages (see `pool`)."""
+    everybody = dataset.users + dataset.development
+    kind = config.unlabeled.kind
+    if kind == "self":
+        return ()
+    if kind == "others":
+        return tuple(
+            Unlabeled(replace(item, rival=None), 1.0, user.id)
+            for user in everybody
+            for item in user.history
+        )
+    bank = public_text(config, dataset, config.unlabeled.bank)
+    if kind == "public":
+        return tuple(Unlabeled(item) for item in bank)
+    votes = [vote(bank, user.history, config.unlabeled.nearest) for user in everybody]
+    weights = np.stack(votes).sum(axis=0, dtype=np.float64)
+    return tuple(
+        Unlabeled(item, float(weight))
+        for item, weight in zip(bank, weights, strict=True)
+    )
+
+
+def run_method(
+    backbone: Backbone,
+    shared: Lora,
+    dataset: Dataset,
+    unlabeled: Sequence[Unlabeled],
+    method: str,
+    config: Config,
+    control: str,
+) -> dict[str, Any]:
+    """Train one method at its chosen rate and measure it.
+
+    Returns
+    -------
+    dict
+        ``rate`` (0 for methods that are not trained), ``metrics`` (user -> METRIC ->
+        value), ``clamp_rate`` and ``personals`` (without their adapters).
+    """
+
+    def at(rate: float, users: Sequence[User], generate: bool):
+        trained: list[Personal] = []
+        metrics: dict[str, dict[str, float]] = {}
+        for group in groups(users, config.personalise.stack):
+            own = personal.personalise(
+                backbone, shared, group, unlabeled, method, rate, config
+            )
+            kept = [(u, p) for u, p in zip(group, own, strict=True) if p.lora]
+            loras = [p.lora for _, p in kept]
+            if control == "swapped":
+                loras = loras[1:] + loras[:1]
+            metrics |= measure([u for u, _ in kept], loras, generate)
+            trained += [replace(p, lora=None) for p in own]
+        return trained, metrics
+
+    def measure(users: Sequence[User], loras: Sequence[Lora | None], generate: bool):
+        if not users:
+            return {}
+        values = personal.evaluate(
+            backbone, shared, loras, users, method, config, generate
+        )
+        return {user.id: value for user, value in zip(users, values, strict=True)}
+
+    generate = config.evaluate.generate
+    if method in ("base", "shared"):
+        metrics = {}
+        for group in groups(dataset.users, config.personalise.stack):
+            metrics |= measure(group, [None] * len(group), generate)
+        return {"rate": 0.0, "metrics": metrics, "clamp_rate": 0.0, "personals": []}
+    rates = config.learning_rate_list
+    rate = rates[0]
+    if len(rates) > 1:
+        trials = {r: at(r, dataset.development, False)[1] for r in rates}
+        rate = min(rates, key=lambda r: _trial_score(trials[r]))
+    trained, metrics = at(rate, dataset.users, generate)
+    clamp = float(np.mean([p.log["clamp_rate"] for p in trained]))
+    return {
+        "rate": rate,
+        "metrics": metrics,
+        "clamp_rate": clamp,
+        "personals": trained,
+    }
+
+
+def _trial_score(metrics: Mapping[str, Mapping[str, float]]) -> tuple[int, float]:
+    """Order rates as the server does: fewer failures first, then the lowest mean NLL."""
+    values = [value["nll"] for value in metrics.values() if np.isfinite(value["nll"])]
+    return -len(values), float(np.mean(values)) if values else np.inf

@@ -28,6 +28,8 @@ COMPARED = {"base": ("shared",), "shared": ("oppu",)}
 REFERENCES = ("oppu", "bco")
 TRAINED = ("positives", "oppu", "kto", "bco", "c-bpo")
 
+FEW_USERS = 20  # below, percentile intervals cover visibly less than they say
+
 LOWER_IS_BETTER = ("nll", "mae", "rmse")
 
 NO_GUARANTEE = {
@@ -420,6 +422,8 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
     if rates := run.get("learning_rates"):
         chosen = ", ".join(f"{method} {rate:g}" for method, rate in rates.items())
         yield f"learning rates chosen on development users: {chosen}"
+    if len(results["users"]) < FEW_USERS:
+        yield f"fewer than {FEW_USERS} users: bootstrap intervals are too narrow"
     if not results["split"]:
         yield "no split into unique and non-unique users: alpha was not estimated"
     for key, meaning in (("failed", "failed"), ("dropped", "left out")):

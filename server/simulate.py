@@ -7,6 +7,7 @@ ends everything it started.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -185,9 +186,9 @@ def named(config: Config) -> tuple[Config, Path]:
                 f"continue it with -c resume={name}."
             )
     else:
-        stem = f"{config.task}-{time.strftime('%Y%m%d-%H%M%S')}"
-        taken = sum((output / f"{stem}{s}").exists() for s in ("", "-2", "-3"))
-        name = stem if not taken else f"{stem}-{taken + 1}"
+        stem = f"{config.task.lower()}-{time.strftime('%Y%m%d-%H%M%S')}"
+        names = (f"{stem}-{n}" if n > 1 else stem for n in itertools.count(1))
+        name = next(name for name in names if not (output / name).exists())
     flat = configuration.flatten(config) | {"run-name": name, "resume": ""}
     return configuration.parse(flat), output / name
 
@@ -283,8 +284,11 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
         with Display(console) as display:
             link = start_superlink(plan, environment)
             identity = submit(plan, environment)
-            for event in follow(plan, offset, link, identity, environment):
-                display.show(event)
+            try:
+                for event in follow(plan, offset, link, identity, environment):
+                    display.show(event)
+            finally:
+                keep_log(plan, identity, environment)
     finally:
         processes.end(mark)
         if read_mark(plan) == mark:  # else a later `simulate` took over
@@ -385,6 +389,23 @@ def start_superlink(
     raise IdiolectError(f"the SuperLink did not start: see the end of {plan.log}.")
 
 
+def keep_log(plan: Plan, identity: str, environment: Mapping[str, str]) -> None:
+    """Append the output of the run's own processes, which Flower keeps for itself."""
+    command = [str(BIN / "flwr"), "log", identity, "private", "--show"]
+    with (
+        (plan.scratch / "superlink.log").open("ab") as log,
+        contextlib.suppress(subprocess.TimeoutExpired),
+    ):
+        subprocess.run(
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            timeout=30,
+        )
+
+
 def _flwr(
     arguments: Sequence[str], environment: Mapping[str, str]
 ) -> tuple[dict[str, Any], str]:
@@ -416,7 +437,7 @@ def submit(plan: Plan, environment: Mapping[str, str]) -> str:
     command = ["run", str(plan.app), "private", "--run-config", settings]
     answer, said = _flwr([*command, "--federation-config", federation], environment)
     if not answer.get("run-id"):
-        reason = answer.get("error-message") or said
+        reason = " ".join(str(answer.get("error-message") or said).split())
         raise IdiolectError(f"Flower refused the app {plan.app}: {reason}")
     return str(answer["run-id"])
 
@@ -447,6 +468,7 @@ def follow(
             elif event["event"] == "finished":
                 return
             elif event["event"] == "failed":
+                wait_for_end(pid, mark)
                 raise IdiolectError(event["message"])
         if not alive:
             raise IdiolectError(
@@ -457,6 +479,13 @@ def follow(
             check_status(plan, identity, environment)
             asked = time.monotonic()
         time.sleep(0.3)
+
+
+def wait_for_end(pid: int, mark: str, patience: float = 5.0) -> None:
+    """Let a failing run write its traceback to the log, but not for ever."""
+    deadline = time.monotonic() + patience
+    while processes.is_marked(pid, mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def check_status(plan: Plan, identity: str, environment: Mapping[str, str]) -> None:

@@ -1,0 +1,156 @@
+"""Every wrong config is one sentence that names the key and what is allowed."""
+
+import tomllib
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from idiolect.common import config
+from idiolect.common.config import Config, parse, parse_word
+from idiolect.common.errors import IdiolectError
+
+
+def test_nothing_given_is_the_default() -> None:
+    assert parse({}) == Config()
+    assert parse(config.defaults()) == Config()
+
+
+def test_sections_and_dashes() -> None:
+    parsed = parse({"adapt.learning-rate": 0.5, "skip-bad-users": True, "users": 3})
+    assert parsed.adapt.learning_rate == 0.5
+    assert parsed.skip_bad_users is True
+    assert parsed.users == 3
+    assert parsed.adapt.rounds == Config().adapt.rounds
+
+
+def test_a_whole_number_may_stand_for_a_float() -> None:
+    value = parse({"personalise.beta": 2}).personalise.beta
+    assert value == 2.0
+    assert type(value) is float
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"user": 3}, "unknown config key 'user': did you mean 'users'?"),
+        ({"adapt.round": 3}, "did you mean 'adapt.rounds'?"),
+        ({"zzzz": 1}, "see docs/configuration.md"),
+        ({"users": "3"}, "'users' takes a int, not '3'"),
+        ({"users": True}, "'users' takes a int, not True"),
+        ({"users": 2.0}, "'users' takes a int"),
+        ({"skip-bad-users": 1}, "'skip-bad-users' takes a bool"),
+        ({"task": 3}, "'task' takes a str"),
+        ({"task": "LaMP-9"}, "use one of headline, tagging"),
+        ({"users": 0}, "'users' is 0: it must lie in [1, inf]"),
+        ({"quorum": 1.5}, "[0, 1]"),
+        ({"quorum": float("nan")}, "'quorum'"),
+        ({"adapt.clip": float("inf")}, "'adapt.clip'"),
+        ({"methods": "base,cbpo"}, "names 'cbpo'"),
+        ({"methods": " , "}, "'methods' is empty"),
+        ({"personalise.learning-rates": "1e-3,fast"}, "1e-3,3e-3"),
+        ({"personalise.learning-rates": ""}, "positive numbers"),
+        ({"personalise.learning-rates": "-1"}, "positive numbers"),
+        ({"personalise.learning-rates": "nan"}, "positive numbers"),
+        ({"unlabeled.alpha": "much"}, "`estimate` or a number in [0, 0.9]"),
+        ({"unlabeled.alpha": "0.95"}, "[0, 0.9]"),
+        ({"development-users": 0}, "development users to choose it on"),
+        (
+            {
+                "development-users": 0,
+                "personalise.learning-rates": "1e-3",
+                "adapt.users": "development",
+            },
+            "raise 'development-users'",
+        ),
+    ],
+)
+def test_errors_name_the_key_and_the_cure(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(IdiolectError) as raised:
+        parse(values)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("users", "7", 7),
+        ("adapt.learning-rate", "1e-3", 1e-3),
+        ("adapt.learning-rate", "1", 1.0),
+        ("skip-bad-users", "True", True),
+        ("skip-bad-users", "false", False),
+        ("backbone", "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"),
+        ("run-name", "12", "12"),
+        ("data", "a b='c'", "a b='c'"),
+    ],
+)
+def test_words_need_no_quotes(name: str, text: str, value: object) -> None:
+    typed = parse_word(name, text)
+    assert typed == value
+    assert type(typed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("users", "many"), ("users", "1.5"), ("skip-bad-users", "yes"), ("usres", "1")],
+)
+def test_wrong_words(name: str, text: str) -> None:
+    with pytest.raises(IdiolectError, match=name):
+        parse_word(name, text)
+
+
+def test_lists_inside_strings() -> None:
+    parsed = parse(
+        {"methods": "oppu, c-bpo,", "personalise.learning-rates": "1e-3 , 2e-3"}
+    )
+    assert parsed.method_list == ("oppu", "c-bpo")
+    assert parsed.learning_rate_list == (1e-3, 2e-3)
+
+
+def test_alpha_is_estimated_or_fixed() -> None:
+    assert Config().fixed_alpha is None
+    assert parse({"unlabeled.alpha": "0.25"}).fixed_alpha == 0.25
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.floats(1e-300, 1e300),
+    st.integers(0, 2**62),
+    st.booleans(),
+)
+def test_toml_round_trip(text: str, number: float, count: int, flag: bool) -> None:
+    values = {"data": text, "adapt.clip": number, "seed": count, "skip-bad-users": flag}
+    original = parse(values)
+    assert config.from_toml(config.to_toml(original)) == original
+
+
+def test_flatten_is_the_inverse_of_parse() -> None:
+    original = parse({"users": 5, "persona.overlap": 0.25, "resume": "latest"})
+    flat = config.flatten(original)
+    assert list(flat) == list(config.FIELDS)
+    assert flat["persona.overlap"] == 0.25
+    assert parse(flat) == original
+
+
+def test_differences_are_what_changes_the_run() -> None:
+    one = parse({"run-name": "a", "output-dir": "/x"})
+    two = parse({"resume": "latest", "users": 9, "adapt.rounds": 1})
+    assert config.differences(one, two) == ["users", "adapt.rounds"]
+    assert config.differences(one, parse({"run-name": "b"})) == []
+
+
+def test_the_app_table_is_what_flower_hands_back() -> None:
+    table = tomllib.loads(config.app_table())["tool"]["flwr"]["app"]["config"]
+    assert table == config.defaults()
+
+
+def test_markdown_says_what_is_allowed() -> None:
+    text = config.markdown()
+    assert "| `quorum` | `0.75` | 0 to 1 |" in text
+    assert "| `users` | `48` | at least 1 | evaluated users |" in text
+    assert "| `skip-bad-users` | `false` | true or false |" in text
+    assert "`votes`, `self`, `public`, `others`" in text
+    assert all(f"| `{name}` |" in text for name in config.FIELDS)

@@ -1,0 +1,144 @@
+"""`idiolect-server` and `idiolect`, without starting a run."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from idiolect.client import cli as device
+from idiolect.common.errors import IdiolectError
+from idiolect.server import cli, results, simulate
+
+from .test_results import make
+
+LAMP = str(Path(__file__).resolve().parents[2] / "simulations" / "lamp")
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "latest").symlink_to("one")
+    results.write(tmp_path / "one", make())
+    return tmp_path
+
+
+def test_help_is_there_at_once() -> None:
+    """Best of three below half a second, because it loads neither torch nor flwr."""
+    code = (
+        "import sys; from idiolect.server.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'flwr', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    seconds: list[float] = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+        seconds.append(time.perf_counter() - begin)
+        assert done.returncode == 0, done.stderr
+        assert b"simulate" in done.stdout
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("main", [cli.main, device.main])
+def test_version(
+    main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("idiolect 0.")
+
+
+def test_show(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "latest", "--output-dir", str(runs)]) == 0
+    assert "c-bpo - oppu" in capsys.readouterr().out
+
+
+def test_show_json_is_the_file(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "one", "--json", "--output-dir", str(runs)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == json.loads((runs / "one" / "results.json").read_text())
+
+
+def test_show_what_is_not_there(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "two", "--output-dir", str(runs)]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: there is no run 'two'")
+    assert said.out == ""
+
+
+def test_list(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["runs", "--output-dir", str(runs)]) == 0
+    assert "interrupted" in capsys.readouterr().out
+    assert cli.main(["runs", "--json", "--output-dir", str(runs)]) == 0
+    assert [line["name"] for line in json.loads(capsys.readouterr().out)] == ["one"]
+    assert cli.main(["runs", "--output-dir", str(runs / "none")]) == 0
+    assert "no runs in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["show"], ["simulate"]])
+def test_usage_errors_exit_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "nowhere/pyproject.toml does not exist"),
+        ([LAMP, "-c", "usres=3"], "did you mean 'users'?"),
+        ([LAMP, "-c", "users=many"], "'users' takes a int"),
+        ([LAMP, "-c", "users"], "-c takes key=value, not 'users'"),
+        ([LAMP, "-c", "data=no/such"], "no/such"),
+        ([LAMP, "-c", "backbone=./none"], "'backbone' is './none'"),
+        ([LAMP, "-c", "backbone=nobody/none"], "HF_HUB_OFFLINE"),
+        ([LAMP, "-c", "resume=old"], "there is no run 'old'"),
+        ([LAMP, "-c", "run-name=a/b"], "'run-name' is 'a/b'"),
+        ([LAMP, "--nodes", "99"], "--nodes is 99"),
+        ([LAMP, "--nodes", "0"], "--nodes is 0"),
+    ],
+)
+def test_errors_exit_2_and_write_nothing(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("IDIOLECT_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["simulate", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(None, 0), (IdiolectError("the sky fell"), 1), (KeyboardInterrupt(), 130)],
+)
+def test_the_exit_code_is_that_of_the_run(
+    error: BaseException | None,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stand_in(plan: simulate.Plan, console: object) -> dict[str, object]:
+        if error:
+            raise error
+        return make()
+
+    monkeypatch.setattr(simulate, "simulate", stand_in)
+    arguments = ["simulate", LAMP, "-c", f"output-dir={tmp_path}", "-c", "users=3"]
+    assert cli.main(arguments) == code
+    said = capsys.readouterr()
+    assert ("c-bpo - oppu" in said.out) == (code == 0)
+    assert ("error: the sky fell" in said.err) == (code == 1)

@@ -1,0 +1,437 @@
+"""`simulate`: what is checked before the start, and real runs of a tiny Flower app."""
+
+import fcntl
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from idiolect.common.config import Config, flatten, parse, to_toml
+from idiolect.common.errors import IdiolectError
+from idiolect.server import processes, progress, results, simulate
+
+from .test_results import make
+
+LAMP = Path(__file__).resolve().parents[2] / "simulations" / "lamp"
+SMALL = ("users=2", "development-users=1", "history=2", "held-out=1")
+
+# A ServerApp that writes a run's files and waits for nobody; the seed says how it ends.
+FAKE = """
+import fcntl, json, os, shutil, time
+from pathlib import Path
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+client = ClientApp()
+
+@app.main()
+def main(grid, context):
+    config = context.run_config
+    folder = Path(config["output-dir"], config["run-name"])
+    folder.mkdir(exist_ok=True)
+    lock = (folder / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    Path(config["data"], "config.toml").replace(folder / "config.toml")
+
+    def write(**event):
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(event) + chr(10))
+
+    write(event="start", time=time.time(), pid=os.getpid())
+    print("a line of the app's own")
+    progress = {"label": "round 1/2", "done": 1, "total": 3, "fraction": 0.25}
+    write(event="progress", phase="adapt", **progress)
+    if config["seed"] == 1:
+        write(event="failed", message="the sky fell: hold it up.")
+        raise RuntimeError
+    if config["seed"] == 2:
+        os._exit(1)
+    if config["seed"] == 3:
+        time.sleep(600)
+    shutil.copy(Path(config["data"], "results.json"), folder)
+    write(event="finished", time=time.time())
+"""
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+def text_of(one: Console) -> str:
+    return one.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> simulate.Plan:
+    """A run of the fake app; its data folder holds the files it is to write."""
+    app, output = tmp_path / "app", tmp_path / "runs"
+    app.mkdir()
+    settings = (LAMP / "pyproject.toml").read_text()
+    settings = settings.replace("idiolect.server.app:app", "fake:app")
+    settings = settings.replace("idiolect.client.app:app", "fake:client")
+    (app / "pyproject.toml").write_text(settings)
+    (app / "LICENSE").write_text((LAMP / "LICENSE").read_text())
+    (app / "fake.py").write_text(FAKE)
+    places = {"output-dir": str(output), "run-name": "one", "data": str(tmp_path)}
+    config = parse({"users": 2, **places})
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    results.write(tmp_path, make())
+    output.mkdir()
+    return simulate.Plan(app, config, output / "one", 1)
+
+
+def seeded(plan: simulate.Plan, seed: int) -> simulate.Plan:
+    config = parse(flatten(plan.config) | {"seed": seed})
+    return simulate.Plan(plan.app, config, plan.folder, plan.nodes)
+
+
+def nothing_is_left(plan: simulate.Plan) -> bool:
+    """No process that belongs to the run is alive, and no scratch folder remains."""
+    place = str(plan.scratch).encode()
+    return not plan.scratch.exists() and not any(
+        place in environment for environment in _environments()
+    )
+
+
+def _environments() -> list[bytes]:
+    found: list[bytes] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                found.append((entry / "environ").read_bytes())
+            except OSError:
+                continue
+    return found
+
+
+# --- real runs -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_that_succeeds(plan: simulate.Plan) -> None:
+    screen = console()
+    found = simulate.simulate(plan, screen)
+    assert found == json.loads(json.dumps(make()))
+    assert "adapt · round 1/2 · 1/3 users" in text_of(screen)
+    assert "a line of the app's own" in (plan.folder / "superlink.log").read_text()
+    assert nothing_is_left(plan)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails(plan: simulate.Plan) -> None:
+    with pytest.raises(IdiolectError, match=r"^the sky fell: hold it up\.$"):
+        simulate.simulate(seeded(plan, 1), console())
+    assert results.state_of(plan.folder) == "failed"
+    assert nothing_is_left(plan)
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume(plan: simulate.Plan) -> None:
+    """`simulate` dies; what it started lives on, is ended, and the run goes on."""
+    code = (
+        "import sys; from pathlib import Path; from rich.console import Console\n"
+        "from idiolect.common.config import from_toml\n"
+        "from idiolect.server.simulate import Plan, simulate\n"
+        "app, config, folder = map(Path, sys.argv[1:])\n"
+        "simulate(Plan(app, from_toml(config.read_text()), folder, 1), Console())\n"
+    )
+    hanging = plan.folder.parent.parent / "hanging.toml"
+    hanging.write_text(to_toml(seeded(plan, 3).config))
+    arguments = [str(plan.app), str(hanging), str(plan.folder)]
+    first = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    wait_for(lambda: results.read_events(plan.metrics)[0])
+    first.kill()
+    first.wait()
+    mark = simulate.read_mark(plan)
+    assert processes.marked(mark)
+    assert results.state_of(plan.folder) == "running"
+
+    (plan.folder / "config.toml").replace(plan.folder.parent.parent / "config.toml")
+    screen = console()
+    simulate.simulate(plan, screen)
+    assert "ending what is left of the last start of one" in text_of(screen)
+    assert processes.marked(mark) == []
+    assert nothing_is_left(plan)
+
+
+def wait_for(condition: Any, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_an_app_that_flower_refuses(plan: simulate.Plan) -> None:
+    (plan.app / "fake.py").write_text("")
+    with pytest.raises(IdiolectError, match=r"Flower refused the app .*fake"):
+        simulate.simulate(plan, console())
+    assert not plan.folder.exists()
+
+
+# --- following a run, without Flower ---------------------------------------------------
+
+
+class Link:
+    """A SuperLink that is up, or has ended."""
+
+    def __init__(self, code: int | None = None) -> None:
+        self.code = code
+
+    def poll(self) -> int | None:
+        return self.code
+
+
+def follow(plan: simulate.Plan, events: list[dict[str, Any]], link: Any) -> list[Any]:
+    plan.folder.mkdir(exist_ok=True)
+    lines = "".join(json.dumps(event) + "\n" for event in events)
+    plan.metrics.write_text(lines)
+    environment = {processes.VARIABLE: "mark"}
+    return list(simulate.follow(plan, 0, link, "1", environment))
+
+
+def test_following_ends_with_the_run(plan: simulate.Plan) -> None:
+    events = [{"event": "phase", "phase": "adapt"}, {"event": "finished"}]
+    assert follow(plan, [*events, {"event": "later"}], Link()) == events
+
+
+def test_the_last_words_of_a_dead_run_are_heard(plan: simulate.Plan) -> None:
+    assert follow(plan, [{"event": "finished"}], Link(1)) == [{"event": "finished"}]
+    with pytest.raises(IdiolectError, match="out of memory"):
+        follow(plan, [{"event": "failed", "message": "out of memory"}], Link(1))
+
+
+def test_a_dead_superlink_ends_the_wait(plan: simulate.Plan) -> None:
+    with pytest.raises(IdiolectError, match=r"without a word.*resume=one"):
+        follow(plan, [], Link(1))
+
+
+def test_a_dead_server_app_ends_the_wait(plan: simulate.Plan) -> None:
+    # This very process is alive, but not one of the run: its id was given anew.
+    with pytest.raises(IdiolectError, match=r"without a word.*resume=one"):
+        follow(plan, [{"event": "start", "pid": os.getpid()}], Link())
+
+
+def test_a_run_that_ended_before_it_began(
+    plan: simulate.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = {"runs": [{"status": "finished:failed", "status-details": "no uv"}]}
+    monkeypatch.setattr(simulate, "_flwr", lambda *_: (answer, ""))
+    monkeypatch.setattr(simulate, "SILENT_SECONDS", 0.0)
+    with pytest.raises(IdiolectError, match=r"ended before it began \(no uv\)"):
+        follow(plan, [], Link())
+
+
+# --- before the start ------------------------------------------------------------------
+
+
+def prepare(*words: str, cwd: Path | None = None) -> simulate.Plan:
+    return simulate.prepare(LAMP, [*SMALL, *words], None, cwd or Path.cwd())
+
+
+def test_a_plan(tmp_path: Path) -> None:
+    plan = prepare("output-dir=out", "adapt.rounds=1", cwd=tmp_path)
+    assert plan.config.users == 2
+    assert plan.config.adapt.rounds == 1
+    assert plan.config.output_dir == str(tmp_path / "out")
+    assert plan.folder == tmp_path / "out" / plan.config.run_name
+    assert plan.config.run_name.startswith("headline-2")
+    assert 1 <= plan.nodes <= 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_name_of_a_new_run_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    names: list[str] = []
+    for _ in range(3):
+        plan = prepare(f"output-dir={tmp_path}")
+        plan.folder.mkdir()
+        names.append(plan.folder.name)
+    assert names == ["headline-now", "headline-now-2", "headline-now-3"]
+    with pytest.raises(IdiolectError, match=r"run 'headline-now' exists.*resume="):
+        prepare(f"output-dir={tmp_path}", "run-name=headline-now")
+
+
+def test_paths_are_relative_to_the_caller(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    given = {"data": "d", "unlabeled.file": "u.jsonl", "backbone": "model"}
+    config = simulate.resolve_paths(parse(given), tmp_path)
+    assert config.data == str(tmp_path / "d")
+    assert config.unlabeled.file == str(tmp_path / "u.jsonl")
+    assert config.backbone == str(tmp_path / "model")
+    (tmp_path / "tiny").mkdir()
+    assert simulate.resolve_paths(Config(), tmp_path).backbone == "tiny"
+    hub = simulate.resolve_paths(parse({"backbone": "Qwen/Qwen3"}), tmp_path)
+    assert hub.backbone == "Qwen/Qwen3"
+
+
+def start_of(tmp_path: Path, *events: str) -> None:
+    """Write a run `one` as far as it came."""
+    plan = prepare(f"output-dir={tmp_path}", "run-name=one")
+    plan.folder.mkdir()
+    (plan.folder / "config.toml").write_text(to_toml(plan.config))
+    lines = "".join(json.dumps({"event": event}) + "\n" for event in events)
+    plan.metrics.write_text(lines)
+    (tmp_path / "latest").symlink_to("one")
+
+
+def test_resume_takes_the_saved_config(tmp_path: Path) -> None:
+    start_of(tmp_path, "start")
+    # `users` is not given again: the saved 2, not the default 48.
+    words = [f"output-dir={tmp_path}", "resume=latest"]
+    plan = simulate.prepare(LAMP, words, None, Path.cwd())
+    assert plan.config.users == 2
+    assert plan.config.resume == plan.config.run_name == "one"
+    assert plan.folder == tmp_path / "one"
+
+
+def test_resume_refuses_a_changed_key_by_name(tmp_path: Path) -> None:
+    start_of(tmp_path, "start")
+    with pytest.raises(IdiolectError, match=r"another lora\.rank, adapt\.rounds:"):
+        prepare(f"output-dir={tmp_path}", "resume=one", "lora.rank=4", "adapt.rounds=9")
+
+
+def test_resume_latest_starts_where_there_is_nothing(tmp_path: Path) -> None:
+    plan = prepare(f"output-dir={tmp_path}", "resume=latest")
+    assert plan.config.resume == ""
+
+
+def test_resume_of_a_damaged_run(tmp_path: Path) -> None:
+    start_of(tmp_path, "start")
+    (tmp_path / "one" / "config.toml").write_text("color = 3\n")
+    with pytest.raises(IdiolectError, match="another version of idiolect"):
+        prepare(f"output-dir={tmp_path}", "resume=one")
+    (tmp_path / "one" / "config.toml").unlink()
+    with pytest.raises(IdiolectError, match="before it had saved its config"):
+        prepare(f"output-dir={tmp_path}", "resume=one")
+
+
+def test_a_finished_run_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_of(tmp_path, "start", "finished")
+    results.write(tmp_path / "one", make())
+    monkeypatch.setattr(simulate, "start_superlink", None)  # would raise
+    plan = prepare(f"output-dir={tmp_path}", "resume=one")
+    assert simulate.simulate(plan, console())["run"]["task"] == "headline"
+
+
+def test_a_run_held_by_another_is_refused(plan: simulate.Plan) -> None:
+    plan.folder.mkdir()
+    with (plan.folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(IdiolectError, match="'one' is being written"):
+            simulate.claim(plan, console())
+    simulate.claim(plan, console())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[project]\n", "no table"),
+        ("[tool\n", "no valid TOML"),
+        ("[tool.flwr.app.config]\nseed = 1\n", "lists no 'run-name'"),
+    ],
+)
+def test_an_app_without_settings(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+    with pytest.raises(IdiolectError, match=said):
+        simulate.read_app(tmp_path)
+
+
+def test_dotted_tables_are_flat(tmp_path: Path) -> None:
+    text = (LAMP / "pyproject.toml").read_text()
+    text = text.replace('"adapt.rounds" = 4', "adapt.rounds = 7")
+    (tmp_path / "pyproject.toml").write_text(text)
+    assert simulate.read_app(tmp_path)["adapt.rounds"] == 7
+
+
+def test_a_backbone_folder_needs_a_config(tmp_path: Path) -> None:
+    with pytest.raises(IdiolectError, match=r"no config\.json"):
+        simulate.check_backbone(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    simulate.check_backbone(str(tmp_path))
+
+
+def test_a_backbone_id_is_looked_up_only_offline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    simulate.check_backbone("nobody/none")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(IdiolectError, match="HF_HUB_OFFLINE is set"):
+        simulate.check_backbone("nobody/none")
+
+
+# --- processes and progress ------------------------------------------------------------
+
+
+def test_only_marked_processes_are_ended() -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True)"
+    marked = {**os.environ, processes.VARIABLE: "m1"}
+    other = subprocess.Popen(sleep, env={**marked, processes.VARIABLE: "m12"})
+    polite = subprocess.Popen(sleep, env=marked, start_new_session=True)
+    stubborn = subprocess.Popen(
+        [sys.executable, "-c", f"{deaf}; time.sleep(60)"],
+        env=marked,
+        stdout=subprocess.PIPE,
+    )
+    assert stubborn.stdout is not None
+    stubborn.stdout.readline()
+    try:
+        assert sorted(processes.marked("m1")) == sorted([polite.pid, stubborn.pid])
+        processes.end("m1", patience=0.5)
+        assert processes.marked("m1") == []
+        assert (polite.wait(5), stubborn.wait(5)) == (-15, -9)
+        assert other.poll() is None
+    finally:
+        for process in (other, polite, stubborn):
+            process.kill()
+            process.wait()
+        stubborn.stdout.close()
+
+
+def test_progress_in_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    screen = console()
+
+    def event(done: int, fraction: float, seconds: float) -> dict[str, Any]:
+        now[0] += seconds
+        place = {"phase": "adapt", "label": "round 1/2", "done": done, "total": 8}
+        return {"event": "progress", "fraction": fraction, **place}
+
+    with progress.Display(screen) as display:
+        display.show({"event": "phase", "phase": "adapt"})
+        display.show(event(1, 0.5, 1))
+        display.show(event(2, 0.55, 1))  # the same step, a moment later: not shown
+        display.show(event(3, 0.6, 19))  # a resumed run: 10 % took 20 s, 40 % are left
+        display.show({"event": "warning", "message": "one [odd] thing"})
+        display.show({"event": "user", "user": "u1", "error": "not finite"})
+        display.show({"event": "user", "user": "u2", "seconds": 1.0})
+    assert text_of(screen).splitlines() == [
+        "  0% · adapt",
+        " 50% · adapt · round 1/2 · 1/8 users",
+        " 60% · adapt · round 1/2 · 3/8 users · about 80 s left",
+        "warning: one [odd] thing",
+        "warning: user u1: not finite",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(5, "5 s"), (89, "89 s"), (95, "2 min"), (3000, "50 min"), (7500, "2 h 5 min")],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert progress.duration(seconds) == said

@@ -1,0 +1,213 @@
+"""Studies: the grid, what cells share, resuming, and equality with a federated run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from idiolect.common.config import parse
+from idiolect.common.errors import IdiolectError
+from idiolect.server import study
+from idiolect.server.study import (
+    cells,
+    key_of,
+    read_study,
+    run_cell,
+    run_study,
+    shuffled,
+)
+
+from .conftest import short_run
+from .federation import results, run
+
+EXPERIMENTS = Path(__file__).parents[2] / "simulations" / "lamp" / "experiments"
+TEXT = """
+title = "A study"
+[config]
+backbone = "MODEL"
+users = 3
+development-users = 2
+history = 6
+held-out = 2
+methods = "shared,oppu,c-bpo"
+"lora.rank" = 2
+"lora.targets" = "q,v"
+"adapt.rounds" = 1
+"unlabeled.bank" = 24
+"personalise.epochs" = 1
+"personalise.learning-rates" = "3e-3"
+"evaluate.generate" = false
+"evaluate.bootstrap" = 100
+[grid]
+seed = [0, 1]
+"unlabeled.ratio" = [1.0, 2.0]
+[[claims]]
+text = "more is better"
+metric = "nll"
+expect = "lower"
+one = { "unlabeled.ratio" = 2.0 }
+other = { "unlabeled.ratio" = 1.0 }
+"""
+
+
+@pytest.fixture
+def declared(tmp_path, small_model):
+    path = tmp_path / "small.toml"
+    path.write_text(TEXT.replace("MODEL", small_model))
+    return read_study(path)
+
+
+def test_cells_are_all_combinations(declared):
+    assert cells(declared) == [
+        {"seed": 0, "unlabeled.ratio": 1.0},
+        {"seed": 0, "unlabeled.ratio": 2.0},
+        {"seed": 1, "unlabeled.ratio": 1.0},
+        {"seed": 1, "unlabeled.ratio": 2.0},
+    ]
+
+
+def test_what_cells_share_is_computed_once(declared, tmp_path, monkeypatch):
+    made: list[str] = []
+    for name in ("shared_adapter", "unlabeled_set", "run_method"):
+        real = getattr(study, name)
+
+        def counted(*arguments, real=real, name=name):
+            detail = arguments[4] if name == "run_method" else ""
+            made.append(f"{name} {detail}".strip())
+            return real(*arguments)
+
+        monkeypatch.setattr(study, name, counted)
+    done = run_study(declared, tmp_path, lambda _: None)
+    assert len(done) == 4
+    assert made.count("shared_adapter") == 2  # one per seed
+    assert made.count("unlabeled_set") == 2
+    assert made.count("run_method oppu") == 2  # does not use the unlabeled set
+    assert made.count("run_method shared") == 2
+    assert made.count("run_method c-bpo") == 4
+
+
+def test_an_interrupted_study_does_only_what_is_missing(
+    declared, tmp_path, monkeypatch
+):
+    first = run_study(declared, tmp_path, lambda _: None)
+    files = sorted((tmp_path / "cells").iterdir())
+    assert len(files) == 4
+    lost = files[1].read_text()
+    files[1].unlink()
+    said: list[str] = []
+    again = run_study(declared, tmp_path, said.append)
+    assert sum("(done)" in line for line in said) == 3
+    assert files[1].read_text() == lost
+    assert again == first
+    monkeypatch.setattr(study, "run_cell", None)
+    assert run_study(declared, tmp_path, lambda _: None) == first
+
+
+def test_a_cell_equals_the_federated_run(tmp_path, small_model, monkeypatch):
+    monkeypatch.setenv("IDIOLECT_HOME", str(tmp_path))
+    settings = short_run(tmp_path, small_model)
+    federated = results(run(settings))
+    here = run_cell(parse(settings), {})
+    for user, methods in federated["users"].items():
+        for method, metrics in methods.items():
+            assert here["users"][user][method] == pytest.approx(metrics, abs=2e-4)
+    assert here["run"]["learning_rates"] == federated["run"]["learning_rates"]
+    assert here["run"]["alpha"] == pytest.approx(federated["run"]["alpha"], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["self", "public", "others"])
+def test_other_kinds_equal_the_federated_run(kind, tmp_path, small_model, monkeypatch):
+    monkeypatch.setenv("IDIOLECT_HOME", str(tmp_path))
+    settings = short_run(tmp_path, small_model) | {
+        "unlabeled.kind": kind,
+        "methods": "c-bpo",
+        "personalise.learning-rates": "3e-3",
+    }
+    federated = results(run(settings))
+    here = run_cell(parse(settings), {})
+    for user, methods in federated["users"].items():
+        assert here["users"][user]["c-bpo"] == pytest.approx(methods["c-bpo"], abs=2e-4)
+
+
+def test_keys_without_effect_do_not_make_another_stage():
+    plain = parse({})
+    other = parse({"methods": "base", "unlabeled.alpha": "0.2"})
+    assert key_of(plain, study.NOT_SHARED) == key_of(other, study.NOT_SHARED)
+    assert key_of(plain, ()) != key_of(other, ())
+    for changed in ({"seed": 1}, {"adapt.rounds": 1}, {"lora.rank": 2}, {"users": 9}):
+        assert key_of(parse(changed), study.NOT_SHARED) != key_of(
+            plain, study.NOT_SHARED
+        )
+    assert key_of(parse({"unlabeled.bank": 9}), study.NOT_POOL) != key_of(
+        plain, study.NOT_POOL
+    )
+
+
+def test_shuffling_deals_every_item_once(settings):
+    from idiolect.common.tasks.load import load_dataset
+
+    dataset = load_dataset(parse(settings))
+    dealt = shuffled(dataset, 0)
+
+    def ids(users):
+        return [[item.id for item in user.history] for user in users]
+
+    before, after = ids(dataset.users), ids(dealt.users)
+    assert sorted(sum(before, [])) == sorted(sum(after, []))
+    assert list(map(len, before)) == list(map(len, after))
+    assert all(one != two for one, two in zip(before, after, strict=True))
+    assert [u.held_out for u in dealt.users] == [u.held_out for u in dataset.users]
+
+
+def test_controls_change_what_they_should(settings):
+    config = parse({**settings, "methods": "shared,oppu"})
+    memory: dict = {}
+    plain, swapped, dealt = (
+        run_cell(config, memory, control)["users"]
+        for control in ("none", "swapped", "shuffled")
+    )
+    for user, methods in plain.items():
+        assert swapped[user]["shared"] == dealt[user]["shared"] == methods["shared"]
+        assert swapped[user]["oppu"] != methods["oppu"]
+        assert dealt[user]["oppu"] != methods["oppu"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ('title = "A study"', "", "needs title"),
+        ("[grid]", "[surplus]\n[grid]", "surplus"),
+        ("history = 6", "histori = 6", "did you mean 'history'"),
+        ('expect = "lower"', 'expect = "better"', "'lower' or 'higher'"),
+        (
+            'one = { "unlabeled.ratio" = 2.0 }',
+            "one = { users = 2 }",
+            "no key of the grid",
+        ),
+        ('ratio" = 2.0 }', 'ratio" = 7.0 }', "no cell has"),
+        ("one = {", 'one = { method = "bco",', "no cell has"),
+        ('metric = "nll"', "", "malformed"),
+        ("seed = [0, 1]", 'control = ["swopped"]', "use any of none, swapped"),
+        ("[grid]", "[grid", "is no TOML"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(tmp_path, old, new, sentence):
+    path = tmp_path / "bad.toml"
+    path.write_text(TEXT.replace("MODEL", "tiny").replace(old, new))
+    with pytest.raises(IdiolectError, match=sentence):
+        read_study(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(IdiolectError, match="cannot be read"):
+        read_study(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize(
+    "path", sorted(EXPERIMENTS.glob("*.toml")), ids=lambda p: p.stem
+)
+def test_shipped_experiments_are_well_formed(path):
+    declared = read_study(path)
+    assert declared.question and declared.claims and declared.plot
+    assert declared.plot["x"] in declared.grid
+    assert json.dumps(cells(declared))

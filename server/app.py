@@ -183,7 +183,7 @@ def finish(run: Run, census: Census) -> None:
         resamples=config.evaluate.bootstrap,
     )
     results.write(run.folder, built)
-    results.render(built, Console(width=100))
+    results.render(built, Console(width=120))
 
 
 def peak_memory(run: Run) -> float:

@@ -44,7 +44,9 @@ def made_on_the_device(_run: Run) -> tuple[Unlabeled, ...]:
 
 def public(run: Run) -> tuple[Unlabeled, ...]:
     """Kind `public`: public items, all of one weight."""
-    return tuple(Unlabeled(item) for item in public_text(run.config, run.dataset, MAX_ITEMS))
+    return tuple(
+        Unlabeled(item) for item in public_text(run.config, run.dataset, MAX_ITEMS)
+    )
 
 
 def public_text(config: Config, dataset: Dataset, count: int) -> list[Item]:

@@ -32,6 +32,7 @@ from idiolect.common.protocol import (
     unpack,
 )
 from idiolect.common.tasks.types import Dataset, Item, Prompt, Task, User
+from idiolect.common.unlabeled import fingerprint
 
 SHARED = {"layer.q": np.zeros((3, 2), np.float32)}
 HISTORY = (Item("i", Prompt("", "p"), "plum cake", Item("r", Prompt("", "p"), "x")),)
@@ -111,7 +112,7 @@ def evaluate(folder, *users: str, rate: float = 0.5, method: str = "oppu", **cha
         method=method,
         learning_rate=rate,
         trial=False,
-        unlabeled_hash=app.fingerprint(()),
+        unlabeled_hash=fingerprint(()),
         generate=False,
         shared=SHARED,
     )
@@ -269,7 +270,7 @@ def test_a_task_that_is_no_task_gets_a_sentence_back(node):
 
 
 def test_a_configuration_of_the_server_is_checked_here_too(node):
-    task = HelloTask(**head(node.folder) | {"config": {"seeed": 1}})
+    task = dataclasses.replace(HelloTask(**head(node.folder)), config={"seeed": 1})
     with pytest.raises(IdiolectError, match="did you mean 'seed'"):
         unpack(HelloReply, call("query.hello", task))
 

@@ -41,7 +41,9 @@ def test_grams_count_characters_three_to_five():
 
 def test_features_are_the_same_in_every_process():
     # Python's own hash differs between processes; votes over one bank must not.
-    code = "from idiolect.common import unlabeled as u; print(sorted(u.grams('dawn').items()))"
+    code = (
+        "from idiolect.common.unlabeled import *; print(sorted(grams('dawn').items()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == str(sorted(grams("dawn").items()))
 

@@ -7,9 +7,11 @@ parameters takes seconds, and a test can stand anywhere between server and node.
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict, UserConfig
+from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from idiolect.client.app import app as client_app
@@ -61,7 +63,7 @@ class FakeGrid:
 
     def context(self, task: Message) -> Context:
         partition = task.metadata.dst_node_id - 100
-        place = {"partition-id": partition, "num-partitions": self.nodes}
+        place: UserConfig = {"partition-id": partition, "num-partitions": self.nodes}
         return Context(1, task.metadata.dst_node_id, place, RecordDict(), {})
 
 
@@ -77,7 +79,7 @@ def server_context(settings: dict) -> Context:
 
 def run(settings: dict, grid: FakeGrid | None = None) -> Path:
     """Carry out a run; returns its folder."""
-    main(grid or FakeGrid(), server_context(settings))
+    main(cast(Grid, grid or FakeGrid()), server_context(settings))
     return (Path(settings["output-dir"]) / "latest").resolve()
 
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from flwr.app import Message
 
-from idiolect.common import personal
+from idiolect.common import personal, unlabeled
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol import (
     AdaptReply,
@@ -139,10 +139,10 @@ def test_every_kind_of_unlabeled_set_runs(settings, kind):
 
 def test_nobody_trains_against_own_text(settings, monkeypatch):
     drawn: dict[str, set[str]] = {}
-    original = personal.draw
+    original = unlabeled.draw
 
-    def watch(unlabeled, count, generator, *owner):
-        result = original(unlabeled, count, generator, *owner)
+    def watch(pool, count, generator, *owner):
+        result = original(pool, count, generator, *owner)
         drawn.setdefault(str(len(drawn)), set()).update(e.owner for e in result)
         return result
 

@@ -370,7 +370,8 @@ def start_superlink(
     command = [str(BIN / "flower-superlink"), "--insecure", "--simulation"]
     command += ["--isolation", "subprocess", "--host", "127.0.0.1", "--port", port]
     command += ["--database", str(Path(environment["FLWR_HOME"]) / "state.db")]
-    with (plan.scratch / "superlink.log").open("wb") as log:
+    # Appending: `keep_log` writes to the same file, and neither may overwrite the other.
+    with (plan.scratch / "superlink.log").open("ab") as log:
         link = subprocess.Popen(
             command,
             env=dict(environment),

@@ -33,9 +33,10 @@ from ..tasks.personas.world import Event, World
 from ..tasks.types import Prompt
 
 FOLDER = Path(__file__).parent
+# Models and tokenizers are Any below: transformers' own annotations don't fit its use.
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
-# Headlines are the hardest of the three: all their words must be copied.
 BLOCK = 16  # batches that are sorted by length together
+# Headlines are the hardest of the three: all their words must be copied.
 SHARES = {"headline": 0.7, "tagging": 0.15, "rating": 0.15}
 
 
@@ -50,7 +51,7 @@ class Recipe:
         prompt is random content that nobody can predict.
     """
 
-    seed: int = 20_26
+    seed: int = 2026
     vocabulary: int = 1536
     hidden: int = 128
     layers: int = 4
@@ -86,7 +87,7 @@ def texts(seed: int, wanted: str) -> Iterator[tuple[World, Event, str]]:
         yield world, event, world.write(event, style)
 
 
-def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+def train_tokenizer(recipe: Recipe) -> Any:
     """Train a byte-level BPE on the same stream of texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -115,7 +116,7 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def new_model(recipe: Recipe, tokenizer: Any) -> Any:
     """Make the untrained model."""
     torch.manual_seed(derive(recipe.seed, "weights"))
     return LlamaForCausalLM(
@@ -135,18 +136,14 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
     )
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, prompt: Prompt, target: str
-) -> tuple[list[int], int]:
+def encode(tokenizer: Any, prompt: Prompt, target: str) -> tuple[list[int], int]:
     """Tokens as the engine makes them, and how many of them are the prompt's."""
     before = tokenizer(prompt.text)["input_ids"]
     after = tokenizer(f" {target}", add_special_tokens=False)["input_ids"]
     return [*before, *after, tokenizer.eos_token_id], len(before)
 
 
-def batches(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast
-) -> Iterator[list[tuple[list[int], int]]]:
+def batches(recipe: Recipe, tokenizer: Any) -> Iterator[list[tuple[list[int], int]]]:
     """Endless batches of sequences of about the same length, in random order."""
     stream = texts(recipe.seed, "history")
     rng = numpy_generator(recipe.seed, "order")
@@ -161,7 +158,7 @@ def batches(
 
 
 def token_losses(
-    model: LlamaForCausalLM, rows: list[tuple[list[int], int]]
+    model: Any, rows: list[tuple[list[int], int]]
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of every token but the first.
 
@@ -183,9 +180,7 @@ def token_losses(
     return losses.view(len(rows), -1), kind[:, 1:]
 
 
-def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe
-) -> int:
+def train(model: Any, tokenizer: Any, recipe: Recipe) -> int:
     """Train in place; return the number of tokens seen."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim == 1]
@@ -241,7 +236,7 @@ def held_out(recipe: Recipe) -> dict[str, list[tuple[World, Event, str]]]:
 
 @torch.no_grad()
 def held_out_losses(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe
+    model: Any, tokenizer: Any, recipe: Recipe
 ) -> dict[str, dict[str, float]]:
     """Negative log-likelihood per target token on held-out prompts, by task.
 
@@ -274,7 +269,7 @@ def style_entropy(world: World) -> float:
 
 @torch.no_grad()
 def faithful(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe
+    model: Any, tokenizer: Any, recipe: Recipe
 ) -> tuple[float, list[tuple[str, str]]]:
     """Whether headlines generated for held-out articles tell what the article tells.
 
@@ -353,40 +348,44 @@ def readme(report: dict[str, Any]) -> str:
     )
     examples = "\n".join(f"- {a}\n  **{h}**" for a, h in report["examples"])
     versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+    recipe = report["recipe"]
     return f"""# The built-in backbone
 
 Written by `python -m idiolect.common.tiny.build`, which also made the weights; the
 numbers are those of `build.json`. Do not edit.
 
-A Llama with {report["parameters"]:,} parameters and a byte-level BPE of
-{report["vocabulary"]} tokens, pretrained from random weights on
-{report["tokens"]:,} tokens ({report["recipe"]["steps"]:,} steps,
-{report["seconds"]} seconds on {report["threads"]} CPU threads) of text from the persona
-worlds in `common/tasks/personas`, and on nothing else. It knows no fact and no real
-person, and speaks of nothing but these worlds.
+| a Llama of | {report["parameters"]:,} parameters |
+| --- | --- |
+| tokenizer | byte-level BPE, {report["vocabulary"]:,} tokens |
+| trained on | {report["tokens"]:,} tokens in {recipe["steps"]:,} steps, from scratch |
+| took | {report["seconds"]:,} seconds on {report["threads"]} CPU threads |
+| seed | {recipe["seed"]} |
+| versions | {versions} |
 
-**Training text.** Articles with headlines, films with tags, reviews with stars, every
-attribute of every text drawn uniformly: no population's and no person's style. Articles
-come from the same grammar as those of the personas; prompts that the personas hold out,
-or make public, are never trained on (`purpose` in `common/tasks/personas`).
+**Training text.** Articles with headlines, films with tags, reviews with stars, from the
+persona worlds in `common/tasks/personas` and from nowhere else, every attribute of every
+text drawn uniformly: no population's and no person's style. The articles come from the
+same grammar as those of the personas, but prompts that personas hold out or make public
+are never trained on (`purpose` in `common/tasks/personas`). The model knows no fact and
+no real person, and speaks of nothing but these worlds.
 
 **Held-out loss.** Negative log-likelihood in nats per target token, end of sequence
-included, on {report["recipe"]["held_out"]} held-out prompts per task. The styles are
-random, so no model can reach zero: the least possible loss is their entropy.
+included, on {recipe["held_out"]} held-out prompts per task. The styles are random, so no
+model can reach zero: the least possible is what their entropy costs on average.
 
 | task | nll | least possible |
 | --- | --- | --- |
 {losses}
 
 **Copying.** {report["faithful_headlines"]:.1%} of the headlines sampled for held-out
-articles tell, letter by letter, what the article tells, in some style. For example:
+articles are letter by letter what the article tells, in some style. The first five:
 
 {examples}
 
-**Files.** `model.safetensors` (half precision; loads as float32), `config.json`,
-`generation_config.json`, `tokenizer.json`, `tokenizer_config.json`, `build.json`.
-Seed {report["recipe"]["seed"]}; {versions}. Another machine or version gives slightly
-other weights, and so another backbone hash. Licence: that of the project.
+**Files.** `model.safetensors` (half precision, loads as float32), `config.json`,
+`generation_config.json`, `tokenizer.json`, `tokenizer_config.json`, `build.json`. Another
+machine or another version gives slightly other weights, and so another backbone hash.
+Licence: that of the project.
 """
 
 

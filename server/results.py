@@ -421,7 +421,7 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
     run, cost = results["run"], results["cost"]
     if rates := run.get("learning_rates"):
         chosen = ", ".join(f"{method} {rate:g}" for method, rate in rates.items())
-        yield f"learning rates chosen on development users: {chosen}"
+        yield f"learning rates: {chosen}"
     if len(results["users"]) < FEW_USERS:
         yield f"fewer than {FEW_USERS} users: bootstrap intervals are too narrow"
     if not results["split"]:

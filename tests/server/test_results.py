@@ -281,7 +281,7 @@ def test_the_tables_say_everything() -> None:
     assert "15.500" in text
     assert "-2.000*" in text  # c-bpo - oppu, clear of zero
     assert "unique users (6: alpha below the median)" in text
-    assert "learning rates chosen on development users: oppu 0.003" in text
+    assert "learning rates: oppu 0.003" in text
     assert "users failed: u99: loss not finite" in text
     assert "users left out: empty history: 2" in text
     assert "prompts shortened to fit the context: 4" in text

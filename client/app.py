@@ -321,7 +321,10 @@ def _node(task: Task, context: Context, started: float) -> Node:
 def residents_of(
     dataset: Dataset, users_per_node: int, partition: int, nodes: int
 ) -> tuple[User, ...]:
-    """Return the users of one simulated node: a slice of everybody, in their order.
+    """Return the users of one simulated node.
+
+    Dealt out like cards, so that the development users, who come last, do not all end up
+    on one node while the others wait.
 
     Parameters
     ----------
@@ -346,7 +349,8 @@ def residents_of(
             f"users: set users-per-node=0, or start {needed} simulated nodes "
             f'(--federation-config "num-supernodes={needed}").'
         )
-    return everybody[partition * each_hosts : (partition + 1) * each_hosts]
+    used = math.ceil(len(everybody) / each_hosts)
+    return everybody[partition::used] if partition < used else ()
 
 
 def _head(

@@ -122,7 +122,7 @@ def unstack(stacked: Stack) -> list[Lora]:
 
 
 def _adapted(output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """output + scaling (x @ a^T) @ b^T, for x [N, T, in] with N user-major.
+    """Output + scaling (x @ a^T) @ b^T, for x [N, T, in] with N user-major.
 
     Adapters compute in their own dtype, as in PEFT: bf16 would lose small steps.
     """

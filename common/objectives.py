@@ -184,10 +184,9 @@ def c_bpo(
         disliked = -F.logsigmoid(-(negative.reward(beta) - delta))
         value = value + negative_weight * average(disliked, negative.weight)
     clamped = (pure < 0).to(value.dtype)
-    classes = (positive, unlabeled)
     if means_over == "pooled":
-        classes = (_pool(positive, unlabeled),) * 2
-    return Loss(value, moved(means, *classes, beta, decay), clamped)
+        positive = unlabeled = _pool(positive, unlabeled)
+    return Loss(value, moved(means, positive, unlabeled, beta, decay), clamped)
 
 
 def positives(

@@ -306,7 +306,8 @@ def _lesson(
         return Lesson(user, [Example(encoded) for encoded in own])
     context = backbone.context
     pairs = mismatched([*own, *aux], context) if method == "kto" else []
-    scores = [r.logp for r in CACHE.get(backbone, shared, [*own, *aux, *pairs])]
+    lists = (own, aux, pairs)
+    scores = [r.logp for items in lists for r in CACHE.get(backbone, shared, items)]
     weight = [1.0] * len(own) + list(weights) + [1.0] * len(pairs)
     examples = [
         Example(encoded, score, w)
@@ -370,16 +371,13 @@ def evaluate(
     own = [encode_all(backbone, user.held_out) for user in users]
     rival = [encode_all(backbone, [_rival(item) for item in u.held_out]) for u in users]
     policy = _policy(shared, personals, method)
-    scores = score_users(
-        backbone, policy, [a + b for a, b in zip(own, rival, strict=True)]
-    )
-    references = CACHE.get(backbone, shared, [e for k in _pairs(own, rival) for e in k])
-    remaining = iter([entry.logp for entry in references])
+    both = [mine + other for mine, other in zip(own, rival, strict=True)]
+    scores = score_users(backbone, policy, both)
     results: list[dict[str, float]] = []
-    for mine, other, logp in zip(own, rival, scores, strict=True):
-        tokens = np.array([completion_tokens(entry) for entry in (*mine, *other)])
-        reference = np.array([next(remaining) for _ in tokens])
-        reward = (np.array(logp) - reference) / tokens
+    for mine, items, logp in zip(own, both, scores, strict=True):
+        tokens = np.array([completion_tokens(entry) for entry in items])
+        reference = [entry.logp for entry in CACHE.get(backbone, shared, items)]
+        reward = (np.array(logp) - np.array(reference)) / tokens
         first = len(mine)
         margin = reward[:first] - reward[first:]
         results.append(
@@ -427,10 +425,6 @@ def shift(backbone: Backbone, shared: Lora, personal: Lora | None, user: User) -
             policy = token_logp(backbone, batch)
     common = reference >= np.log(COMMON)
     return float((policy - reference)[common].mean()) if common.any() else 0.0
-
-
-def _pairs(own: list[list[Encoded]], rival: list[list[Encoded]]) -> list[list[Encoded]]:
-    return [mine + other for mine, other in zip(own, rival, strict=True)]
 
 
 def _policy(shared: Lora, personals: Sequence[Lora | None], method: str) -> list:

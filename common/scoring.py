@@ -187,33 +187,33 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceCache:
-    """Reference scores, computed once for each (reference policy, sequence).
+    """Reference scores, computed once for each (reference policy, list of sequences).
 
     The key holds the hash of the backbone's weights, its dtype, the hash of the shared
-    adapter, and the token ids with the prompt's length. The ids already depend on the
+    adapter, and the token ids with the prompts' lengths. The ids already depend on the
     prompt format, the tokenizer and the maximum length, so a change in any of them makes
     another key: a stale score cannot be returned.
+
+    A list is scored as a whole, though some of its items may be known from another one:
+    the last bits of a score depend on the batch, and a resumed run, whose cache starts
+    empty, must get the bits of an unbroken one.
     """
 
-    scores: dict[bytes, Reference] = field(default_factory=dict)
+    scores: dict[bytes, list[Reference]] = field(default_factory=dict)
 
     def get(
         self, backbone: Backbone, shared: Lora | None, items: Sequence[Encoded]
     ) -> list[Reference]:
-        """Return the reference scores of the items, computing those that are new."""
-        policy = f"{backbone.hash} {backbone.dtype} {hash_lora(shared)}"
-        keys = [_key(policy, item) for item in items]
-        new = {k: it for k, it in zip(keys, items, strict=True) if k not in self.scores}
-        self.scores.update(
-            zip(new, reference_pass(backbone, shared, list(new.values())), strict=True)
-        )
-        return [self.scores[key] for key in keys]
-
-
-def _key(policy: str, item: Encoded) -> bytes:
-    digest = hashlib.sha256(f"{policy} {item.prompt_length} ".encode())
-    digest.update(array("q", item.ids).tobytes())
-    return digest.digest()
+        """Return the reference scores of the items, computing them if they are new."""
+        digest = hashlib.sha256()
+        digest.update(f"{backbone.hash} {backbone.dtype} {hash_lora(shared)}".encode())
+        for item in items:
+            digest.update(f" {item.prompt_length} {len(item.ids)} ".encode())
+            digest.update(array("q", item.ids).tobytes())
+        key = digest.digest()
+        if key not in self.scores:
+            self.scores[key] = reference_pass(backbone, shared, items)
+        return self.scores[key]
 
 
 def reference_pass(

@@ -120,10 +120,10 @@ def evaluate(folder, *users: str, rate: float = 0.5, method: str = "oppu", **cha
     return unpack(EvaluateReply, reply)
 
 
-def test_users_are_spread_over_the_nodes_in_order():
+def test_users_are_dealt_out_to_the_nodes():
     homes = [[u.id for u in app.residents_of(DATA, 0, p, 4)] for p in range(4)]
-    assert homes == [["u0", "u1"], ["u2", "u3"], ["d0", "d1"], []]
-    assert [u.id for u in app.residents_of(DATA, 5, 1, 2)] == ["d1"]
+    assert homes == [["u0", "u3"], ["u1", "d0"], ["u2", "d1"], []]
+    assert [u.id for u in app.residents_of(DATA, 5, 1, 2)] == ["u1", "u3", "d1"]
 
 
 def test_too_small_a_federation_says_what_to_do():
@@ -143,8 +143,8 @@ def test_hello_names_residents_and_hashes(node, monkeypatch):
     reply = unpack(
         HelloReply, call("query.hello", HelloTask(**head(node.folder)), place)
     )
-    assert reply.users == ("u3", "d0", "d1")
-    assert reply.development == ("d0", "d1")
+    assert reply.users == ("u1", "u3", "d1")
+    assert reply.development == ("d1",)
     assert (reply.backbone, reply.nodes, reply.simulation) == ("b0", 2, True)
     assert (reply.truncated, reply.dropped) == (3, {})  # node 0 reports what is dropped
 

@@ -61,7 +61,9 @@ def write_tokenizer(folder: Path, chat_template: str | None = None) -> None:
 def write_model(folder: Path, family: str, chat_template: str | None = None) -> Path:
     """A random model of a family, with weights large enough to have opinions."""
     torch.manual_seed(0)
-    extra = {"head_dim": 8} if "gemma" in family or family == "qwen3" else {}
+    extra: dict[str, float | None] = (
+        {"head_dim": 8} if "gemma" in family or family == "qwen3" else {}
+    )
     if "gemma" in family:
         extra["final_logit_softcapping"] = 3.0 if family != "gemma" else None
     config = CONFIGS[family](**SIZES, **extra)

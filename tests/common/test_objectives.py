@@ -113,6 +113,25 @@ def test_separate_means_do_not_depend_on_the_ratio():
         assert boundary(after).item() == pytest.approx(0.5)
 
 
+def test_c_bpo_keeps_one_mean_per_class_or_one_for_both():
+    positive, unlabeled = scored([1.0]), scored([0.0, 0.0, 0.0])
+    arguments = (positive, unlabeled, alpha(0.5), zero_means(), 1.0, 0.5)
+    separate = c_bpo(*arguments).means
+    assert separate.positive.item() == pytest.approx(0.5 * 1.0)
+    assert separate.unlabeled.item() == 0.0
+    pooled = c_bpo(*arguments, means_over="pooled").means
+    assert pooled.positive.item() == pytest.approx(0.5 * 0.25)
+    assert pooled.unlabeled.item() == pytest.approx(0.5 * 0.25)
+
+
+def test_a_user_without_items_keeps_the_means():
+    nothing = scored([0.0], weight=[0.0])
+    before = means(0.4, -0.2)
+    after = moved(before, nothing, nothing, 1.0, 0.9)
+    for name, value in before.state_dict().items():
+        assert after.state_dict()[name].item() == value.item(), name
+
+
 def test_means_are_bias_corrected_averages():
     state = zero_means()
     for reward in (1.0, 3.0):

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from idiolect.common import personal
-from idiolect.common.adapters import attached, hash_lora, zero_shared
+from idiolect.common.adapters import Lora, attached, hash_lora, zero_shared
 from idiolect.common.config import Config, parse
 from idiolect.common.errors import IdiolectError
 from idiolect.common.personal import (
+    Personal,
     clip_rows,
     evaluate,
     mismatched,
@@ -16,6 +17,7 @@ from idiolect.common.personal import (
 )
 from idiolect.common.scoring import completion_tokens
 from idiolect.common.tasks import personas
+from idiolect.common.tasks.types import User
 from idiolect.common.unlabeled import Unlabeled
 
 from .test_adapters import adapter
@@ -70,16 +72,21 @@ def train(wide, shared, users, others, method, settings=CONFIG):
     return personalise(wide, shared, users, others, method, 3e-3, settings)
 
 
+def lora_of(result: Personal) -> Lora:
+    assert result.lora is not None, result.error
+    return result.lora
+
+
 @pytest.mark.parametrize("method", ["oppu", "kto", "bco", "c-bpo", "positives"])
 def test_a_group_equals_its_users_alone(wide, shared, users, others, method):
     together = train(wide, shared, users, others, method)
     for k, user in enumerate(users):
         (alone,) = train(wide, shared, [user], others, method)
-        assert together[k].user == user.id and together[k].lora is not None
+        assert together[k].user == user.id
         assert together[k].alpha == pytest.approx(alone.alpha)
-        for name, tensor in alone.lora.b.items():
+        for name, tensor in lora_of(alone).b.items():
             torch.testing.assert_close(
-                tensor, together[k].lora.b[name], atol=2e-5, rtol=1e-3
+                tensor, lora_of(together[k]).b[name], atol=2e-5, rtol=1e-3
             )
 
 
@@ -90,8 +97,10 @@ def test_nobody_elses_history_reaches_an_sft_adapter(wide, shared, users, others
     after = train(wide, shared, [changed, *users[1:]], others, "oppu")
     assert hash_lora(before[0].lora) != hash_lora(after[0].lora)
     for one, two in zip(before[1:], after[1:], strict=True):
-        for name, tensor in one.lora.b.items():
-            torch.testing.assert_close(tensor, two.lora.b[name], atol=2e-5, rtol=1e-3)
+        for name, tensor in lora_of(one).b.items():
+            torch.testing.assert_close(
+                tensor, lora_of(two).b[name], atol=2e-5, rtol=1e-3
+            )
 
 
 def test_own_items_are_left_out_of_the_unlabeled_set(wide, shared, users, others):
@@ -116,7 +125,7 @@ def test_alpha_is_estimated_for_a_population_and_fixed_by_config(
     wide, shared, users, others
 ):
     estimated = train(wide, shared, users, others, "c-bpo")
-    assert all(p.estimated and 0 <= p.alpha <= 0.9 for p in estimated)
+    assert all(p.estimated and 0 <= (p.alpha or -1) <= 0.9 for p in estimated)
     fixed = train(wide, shared, users, others, "c-bpo", config(unlabeled__alpha="0.25"))
     assert [(p.alpha, p.estimated) for p in fixed] == [(0.25, False)] * 3
 
@@ -181,6 +190,35 @@ def test_evaluation_equals_the_obvious_computation(wide, shared, users):
         )
         wins = [reward(a)[1] > reward(b)[1] for a, b in zip(own, rival, strict=True)]
         assert result["contrast"] == pytest.approx(sum(wins) / len(wins))
+
+
+def test_evaluation_is_per_token_where_lengths_differ(wide, shared, items):
+    # The rivals are three times as long, so that whole texts would compare otherwise.
+    held = tuple(
+        replace(item, rival=replace(item, target=f"{other.target} " * 3))
+        for item, other in zip(items, reversed(items), strict=True)
+    )
+    user, lora = User("u", (), held), adapter(wide, "u", 2)
+    (found,) = evaluate(wide, shared, [lora], [user], "c-bpo", CONFIG, False)
+
+    def logp(item, *adapters):
+        with attached(wide, *adapters):
+            return obvious_logp(wide, wide.encode(item))
+
+    def reward(item):
+        return logp(item, shared, lora) - logp(item, shared)
+
+    def count(item):
+        return completion_tokens(wide.encode(item))
+
+    total = sum(logp(item, shared, lora) for item in held)
+    tokens = [count(item) for item in held]
+    assert len(set(tokens)) > 1
+    assert found["nll"] == pytest.approx(-total / sum(tokens), abs=1e-4)
+    pairs = [(item, item.rival) for item in held]
+    wins = [reward(a) / count(a) > reward(b) / count(b) for a, b in pairs]
+    assert sum(wins) != sum(reward(a) > reward(b) for a, b in pairs)
+    assert found["contrast"] == pytest.approx(sum(wins) / len(wins))
 
 
 def test_base_ignores_the_shared_adapter_and_shared_has_no_reward(wide, shared, users):

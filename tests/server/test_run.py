@@ -416,7 +416,7 @@ def test_a_run_killed_at_every_checkpoint_ends_as_if_never_killed(
         raise Killed
 
     monkeypatch.setattr("idiolect.server.exchange.save", save_and_die)
-    lives = 0
+    lives, broken = 0, Path()
     while lives < 40:
         try:
             resume = {"resume": "latest"} if lives else {"run-name": "broken"}

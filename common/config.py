@@ -102,7 +102,7 @@ class Personalise:
     batch: int = key(8, "history items per optimiser step", 1)
     microbatch: int = key(0, "rows per forward pass and user; 0: a whole step", 0)
     learning_rates: str = key(
-        "1e-3,3e-3",
+        "1e-3,3e-3,1e-2",
         "comma-separated; of several, each method uses the one with the lowest NLL on "
         "the development users",
     )

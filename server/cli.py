@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_simulate(commands)
+    _add_study(commands)
     text = "list runs, oldest first"
     runs = commands.add_parser("runs", help=text, description=text.capitalize() + ".")
     runs.set_defaults(run=_runs)
@@ -100,6 +101,58 @@ def _add_simulate(
         "(default: one per core, at most 8)",
     )
     simulate.set_defaults(run=_simulate)
+
+
+def _add_study(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> None:
+    study = commands.add_parser(
+        "study",
+        help="run declared experiments",
+        description="Run declared experiments in this process, without Flower. A cell "
+        "that is done is a file; running the same command again does what is missing.",
+        epilog="Threads: OMP_NUM_THREADS. The built-in backbone is so small that two "
+        "studies at once with one thread each are faster than one with two.",
+    )
+    study.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE.toml", help="what to run"
+    )
+    study.add_argument(
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="where cells are written (default: studies, beside the runs)",
+    )
+    study.add_argument(
+        "--findings",
+        type=Path,
+        metavar="DIR",
+        help="also write summaries and plots there, and the page DIR.md",
+    )
+    study.set_defaults(run=_study)
+
+
+def _study(options: argparse.Namespace) -> int:
+    from .findings import markdown, summary, write_page
+    from .results import runs_folder, write_json
+    from .study import read_study, run_study
+
+    declared = [read_study(path) for path in options.files]
+    place = options.output_dir or runs_folder("").parent / "studies"
+    for study in declared:
+        print(f"study {study.name} in {place / study.name}")
+        done = run_study(
+            study, place / study.name, lambda line: print(line, flush=True)
+        )
+        found = summary(study, done)
+        write_json(place / study.name / "summary.json", found)
+        print(f"\n{markdown(found)}")
+        if options.findings:
+            options.findings.mkdir(parents=True, exist_ok=True)
+            write_json(options.findings / f"{study.name}.json", found)
+    if options.findings:
+        print(f"findings: {write_page(options.findings)}")
+    return 0
 
 
 def _simulate(options: argparse.Namespace) -> int:

@@ -94,10 +94,32 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
         "plot": study.plot,
         "claims": [verdict(claim, done) for claim in study.claims],
         "curve": curve(study, done) if study.plot else [],
+        "alpha": [entry for cell in done if (entry := alpha_against_truth(cell))],
         "rows": rows,
         "learning_rates": [cell["run"]["learning_rates"] for cell in done],
         "clamp_rate": [cell["run"]["clamp_rate"] for cell in done],
     }
+
+
+def alpha_against_truth(cell: Cell) -> dict[str, Any] | None:
+    """Spearman's rank correlation of alpha with the true overlap, over a cell's users.
+
+    None where alpha was not estimated or the truth is not known.
+    """
+    truth, alpha = cell["run"]["overlap"], cell["run"].get("alpha", {})
+    users = [user for user in truth if user in alpha]
+    if not cell["run"].get("alpha_estimated") or len(users) < 3:
+        return None
+    ranks = [_ranks([values[user] for user in users]) for values in (truth, alpha)]
+    rho = float(np.corrcoef(*ranks)[0, 1])
+    return {"cell": cell["cell"], "n": len(users), "rank_correlation": rho}
+
+
+def _ranks(numbers: Sequence[float]) -> np.ndarray:
+    """Ranks from 0; equal numbers share the mean of theirs."""
+    values = np.array(numbers)
+    below = (values[:, None] > values).sum(1)
+    return below + ((values[:, None] == values).sum(1) - 1) / 2
 
 
 def curve(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -195,6 +217,13 @@ def markdown(found: Mapping[str, Any], image: str = "") -> str:
     if image:
         lines += [f"![{found['title']}]({image})", ""]
     lines += _table(found)
+    if found["alpha"]:
+        rhos = sorted(entry["rank_correlation"] for entry in found["alpha"])
+        lines += [
+            f"Rank correlation of the estimated alpha with the true overlap, one value per "
+            f"cell: {', '.join(f'{rho:.2f}' for rho in rhos)}.",
+            "",
+        ]
     return "\n".join(lines)
 
 

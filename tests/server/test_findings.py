@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from idiolect.common.errors import IdiolectError
-from idiolect.server.findings import curve, draw, markdown, summary, verdict, write_page
+from idiolect.server.findings import (
+    alpha_against_truth,
+    curve,
+    draw,
+    markdown,
+    summary,
+    verdict,
+    write_page,
+)
 from idiolect.server.study import Claim, Study
 
 
@@ -109,3 +117,19 @@ def test_a_study_without_plot_is_a_table_of_claims():
     found = summary(study(), CELLS)
     assert found["curve"] == []
     assert "verdict" in markdown(found)
+
+
+def test_alpha_is_compared_with_the_truth_by_ranks():
+    made = cell(1.0, 0, 0.1, users=4)
+    assert alpha_against_truth(made) is None  # not estimated
+    names = list(made["users"])
+    made["run"]["alpha"] = dict(zip(names, [0.1, 0.3, 0.2, 0.8], strict=True))
+    made["run"]["alpha_estimated"] = True
+    found = alpha_against_truth(made)
+    assert found is not None
+    # One pair of neighbours swapped among four: 1 - 6 * 2 / (4 * 15)
+    assert found["rank_correlation"] == pytest.approx(0.8)
+    assert found["n"] == 4
+    made["run"]["alpha"] = dict(zip(names, [0.1, 0.2, 0.2, 0.8], strict=True))
+    tied = alpha_against_truth(made)
+    assert tied and tied["rank_correlation"] == pytest.approx(0.9486833)

@@ -89,6 +89,7 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
         "name": study.name,
         "title": study.title,
         "question": study.question,
+        "reading": study.reading,
         "config": study.config,
         "grid": study.grid,
         "plot": study.plot,
@@ -214,17 +215,31 @@ def markdown(found: Mapping[str, Any], image: str = "") -> str:
         ]
         lines += [_claim_row(claim) for claim in found["claims"]]
         lines.append("")
+    if found["reading"]:
+        lines += [f"**Reading.** {found['reading']}", ""]
     if image:
         lines += [f"![{found['title']}]({image})", ""]
     lines += _table(found)
+    lines += ["Over the cells: " + "; ".join(_over_cells(found)) + ".", ""]
     if found["alpha"]:
         rhos = sorted(entry["rank_correlation"] for entry in found["alpha"])
-        lines += [
-            f"Rank correlation of the estimated alpha with the true overlap, one value per "
-            f"cell: {', '.join(f'{rho:.2f}' for rho in rhos)}.",
-            "",
-        ]
+        shown = ", ".join(f"{rho:.2f}" for rho in rhos)
+        line = (
+            "Rank correlation of the estimated alpha with the true overlap, by cell: "
+        )
+        lines += [f"{line}{shown}.", ""]
     return "\n".join(lines)
+
+
+def _over_cells(found: Mapping[str, Any]) -> Iterator[str]:
+    """Learning rates that the methods used, and how often the clamp was active."""
+    rates, clamps = found["learning_rates"], found["clamp_rate"]
+    for method in dict.fromkeys(name for cell in rates for name in cell):
+        used = sorted({cell[method] for cell in rates if method in cell})
+        yield f"{method} learning rate {' or '.join(f'{rate:g}' for rate in used)}"
+    active = [cell["c-bpo"] for cell in clamps if "c-bpo" in cell]
+    if active:
+        yield f"clamp of c-bpo active on {min(active):.0%} to {max(active):.0%} of steps"
 
 
 def _claim_row(claim: Mapping[str, Any]) -> str:

@@ -110,7 +110,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Study:
-    """A declared experiment (see the module's text)."""
+    """A declared experiment (see the module's text).
+
+    `reading` is what a person made of the results, without numbers: those are in the
+    tables beside it.
+    """
 
     name: str
     title: str
@@ -119,6 +123,7 @@ class Study:
     grid: dict[str, list[Scalar]]
     claims: tuple[Claim, ...] = ()
     plot: dict[str, str] = field(default_factory=dict)
+    reading: str = ""
 
 
 def read_study(path: Path) -> Study:
@@ -138,12 +143,12 @@ def read_study(path: Path) -> Study:
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise IdiolectError(f"study file {path} is no TOML: {error}.") from error
-    known = {"title", "question", "config", "grid", "claims", "plot"}
+    known = {"title", "question", "config", "grid", "claims", "plot", "reading"}
     unknown = sorted(raw.keys() - known)
     if unknown or not {"title", "config", "grid"} <= raw.keys():
         raise IdiolectError(
             f"study file {path}: needs title, [config] and [grid], may have question, "
-            f"[plot] and [[claims]]; found {', '.join(unknown) or 'too little'}."
+            f"reading, [plot] and [[claims]]; found {', '.join(unknown) or 'too little'}."
         )
     try:
         claims = tuple(Claim(**claim) for claim in raw.get("claims", []))
@@ -160,6 +165,7 @@ def read_study(path: Path) -> Study:
         grid,
         claims,
         raw.get("plot", {}),
+        raw.get("reading", ""),
     )
     for cell in cells(study):
         cell_config(study, cell)

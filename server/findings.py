@@ -111,8 +111,8 @@ def alpha_against_truth(cell: Cell) -> dict[str, Any] | None:
     users = [user for user in truth if user in alpha]
     if not cell["run"].get("alpha_estimated") or len(users) < 3:
         return None
-    ranks = [_ranks([values[user] for user in users]) for values in (truth, alpha)]
-    rho = float(np.corrcoef(*ranks)[0, 1])
+    one, other = (_ranks([values[user] for user in users]) for values in (truth, alpha))
+    rho = float(np.corrcoef(one, other)[0, 1])
     return {"cell": cell["cell"], "n": len(users), "rank_correlation": rho}
 
 

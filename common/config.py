@@ -211,6 +211,9 @@ def defaults() -> dict[str, Scalar]:
     return {name: cast(Scalar, entry.default) for name, entry in FIELDS.items()}
 
 
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
 def _check(name: str, value: object) -> Scalar:
     """Return the value in its declared type, or say what is wrong with it."""
     entry = FIELDS.get(name)
@@ -223,7 +226,7 @@ def _check(name: str, value: object) -> Scalar:
         value = float(value)
     if type(value) is not wanted:
         raise IdiolectError(
-            f"config key '{name}' takes a {wanted.__name__}, not {value!r}: "
+            f"config key '{name}' takes {_TYPES[wanted]}, not {value!r}: "
             f"{entry.metadata['help']}."
         )
     choices = entry.metadata["choices"]

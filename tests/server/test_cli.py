@@ -92,7 +92,7 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
     [
         (["nowhere"], "nowhere/pyproject.toml does not exist"),
         ([LAMP, "-c", "usres=3"], "did you mean 'users'?"),
-        ([LAMP, "-c", "users=many"], "'users' takes a int"),
+        ([LAMP, "-c", "users=many"], "'users' takes a whole number"),
         ([LAMP, "-c", "users"], "-c takes key=value, not 'users'"),
         ([LAMP, "-c", "data=no/such"], "no/such"),
         ([LAMP, "-c", "backbone=./none"], "'backbone' is './none'"),

@@ -1,0 +1,724 @@
+"""Do the tests notice wrong code? Break the code in known ways and see a test fail.
+
+    python benchmarks/mutations.py          all, then writes docs/mutations.md
+    python benchmarks/mutations.py delta    only those with "delta" in their title
+
+Each mutation is a mistake that somebody could make: it changes one place of a copy of
+the code, and the one test named beside it must then fail. The checkout itself is never
+changed. A mutation that no test notices, or that cannot be applied, ends the command
+with exit code 1. Takes about six minutes of one core.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "mutations.md"
+PACKAGES = ("client", "common", "server")
+LONGEST = 300  # seconds; a mutation that makes a test hang is not noticed by it
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One deliberate mistake.
+
+    Attributes
+    ----------
+    title
+        What is wrong then.
+    file
+        Where, from the root of the repository.
+    old, new
+        Text that occurs exactly once in the file, and what replaces it.
+    test
+        Name of the test that must fail; of a parametrised one any case may.
+    place
+        Its file; by default the one that mirrors `file`.
+    """
+
+    title: str
+    file: str
+    old: str
+    new: str
+    test: str
+    place: str = ""
+
+    @property
+    def node(self) -> str:
+        """The test as pytest names it."""
+        folder, _, name = self.file.rpartition("/")
+        return f"{self.place or f'tests/{folder}/test_{name}'}::{self.test}"
+
+
+MUTATIONS = (
+    # --- the losses ------------------------------------------------------------------
+    Mutation(
+        "C-BPO: the sign of delta is flipped",
+        "common/objectives.py",
+        "g_positive = positive.reward(beta) - delta\n"
+        "    g_unlabeled = unlabeled.reward(beta) - delta",
+        "g_positive = positive.reward(beta) + delta\n"
+        "    g_unlabeled = unlabeled.reward(beta) + delta",
+        "test_c_bpo_closed_form",
+    ),
+    Mutation(
+        "C-BPO: delta already contains the rewards of this step",
+        "common/objectives.py",
+        "delta = boundary(means).unsqueeze(-1)\n    g_positive",
+        "delta = boundary(\n"
+        "        moved(means, positive, unlabeled, beta, decay)\n"
+        "    ).unsqueeze(-1)\n    g_positive",
+        "test_c_bpo_closed_form",
+    ),
+    Mutation(
+        "C-BPO: the overlap alpha is not subtracted",
+        "common/objectives.py",
+        "unlabeled.weight) - alpha * overlap",
+        "unlabeled.weight)",
+        "test_c_bpo_closed_form",
+    ),
+    Mutation(
+        "C-BPO: the negative part is not divided by 1 - alpha",
+        "common/objectives.py",
+        "pure.clamp(min=0) / (1 - alpha)",
+        "pure.clamp(min=0)",
+        "test_c_bpo_closed_form",
+    ),
+    Mutation(
+        "C-BPO: the negative part may become negative",
+        "common/objectives.py",
+        "pure.clamp(min=0) / (1 - alpha)",
+        "pure / (1 - alpha)",
+        "test_c_bpo_clamp_leaves_the_positive_part",
+    ),
+    Mutation(
+        "C-BPO: one running mean over both classes instead of one each",
+        "common/objectives.py",
+        'if means_over == "pooled":',
+        'if means_over != "nothing":',
+        "test_c_bpo_keeps_one_mean_per_class_or_one_for_both",
+    ),
+    Mutation(
+        "C-BPO: known negatives are rewarded",
+        "common/objectives.py",
+        "-F.logsigmoid(-(negative.reward(beta) - delta))",
+        "-F.logsigmoid(negative.reward(beta) - delta)",
+        "test_known_negatives_stand_outside_the_clamp_and_delta",
+    ),
+    Mutation(
+        "The weights of items are ignored",
+        "common/objectives.py",
+        "mean = (weight * values).sum(-1) / total.clamp(min=1e-12)",
+        "mean = values.mean(-1)",
+        "test_c_bpo_weights_unlabeled_items",
+    ),
+    Mutation(
+        "Running means are not corrected for their start at zero",
+        "common/objectives.py",
+        "positive = means.positive / means.positive_weight.clamp(min=1e-12)",
+        "positive = means.positive",
+        "test_delta_lags_one_step_and_carries_no_gradient",
+    ),
+    Mutation(
+        "Running means move where a user has no items",
+        "common/objectives.py",
+        "torch.where(seen, new_mean, mean), torch.where(seen, new_weight, weight)",
+        "new_mean, new_weight",
+        "test_a_user_without_items_keeps_the_means",
+    ),
+    Mutation(
+        "BCO: one mean of the losses per class instead of one over all items",
+        "common/objectives.py",
+        "value = average(-F.logsigmoid(sign * (pooled.reward(beta) - delta)), "
+        "pooled.weight)",
+        "loss, n = -F.logsigmoid(sign * (pooled.reward(beta) - delta)), "
+        "positive.logp.shape[-1]\n"
+        "    value = average(loss[..., :n], positive.weight) / 2\n"
+        "    value = value + average(loss[..., n:], unlabeled.weight) / 2",
+        "test_bco_pools_losses_and_rewards",
+    ),
+    Mutation(
+        "BCO: one running mean per class instead of one over all items",
+        "common/objectives.py",
+        "moved(means, pooled, pooled, beta, decay)",
+        "moved(means, positive, unlabeled, beta, decay)",
+        "test_bco_pools_losses_and_rewards",
+    ),
+    Mutation(
+        "KTO: the divergence z carries a gradient",
+        "common/objectives.py",
+        "shift.clamp(min=0).detach()",
+        "shift.clamp(min=0)",
+        "test_kto_divergence_carries_no_gradient",
+    ),
+    Mutation(
+        "KTO: the divergence z may become negative",
+        "common/objectives.py",
+        "shift.clamp(min=0).detach()",
+        "shift.detach()",
+        "test_kto_closed_form_with_positive_and_negative_divergence",
+    ),
+    Mutation(
+        "SFT: the mean is per item instead of per token",
+        "common/objectives.py",
+        "tokens = (positive.weight * positive.tokens).sum(-1)",
+        "tokens = positive.weight.sum(-1)",
+        "test_sft_is_nll_per_token",
+    ),
+    # --- alpha -----------------------------------------------------------------------
+    Mutation(
+        "alpha: items are judged by a classifier that was fitted on them",
+        "common/overlap.py",
+        "features[~held], labels[~held], balance[~held], features[held]",
+        "features, labels, balance, features[held]",
+        "test_cross_fitting_keeps_alpha_up_with_more_dimensions_than_items",
+    ),
+    Mutation(
+        "alpha: the larger class weighs more",
+        "common/overlap.py",
+        "np.full(len(target), 0.5 / len(target)), 0.5 * weights / weights.sum()",
+        "np.ones(len(target)), weights",
+        "test_class_sizes_do_not_matter",
+    ),
+    Mutation(
+        "alpha: the probability of the wrong class",
+        "common/overlap.py",
+        "np.r_[np.ones(len(target)), -np.ones(len(unlabeled))]",
+        "np.r_[-np.ones(len(target)), np.ones(len(unlabeled))]",
+        "test_alpha_rises_with_the_true_overlap",
+    ),
+    Mutation(
+        "alpha: not kept below 0.9, where 1 / (1 - alpha) explodes",
+        "common/overlap.py",
+        "float(np.clip(mean, 0.0, HIGHEST))",
+        "float(mean)",
+        "test_alpha_never_exceeds_its_highest_value",
+    ),
+    # --- scores ----------------------------------------------------------------------
+    Mutation(
+        "Wrong shift of the labels: position t scores the token at t",
+        "common/scoring.py",
+        "hidden[:, :-1][predicting]",
+        "hidden[:, 1:][predicting]",
+        "test_logp_equals_the_whole_model",
+    ),
+    Mutation(
+        "Prompt tokens are scored too",
+        "common/scoring.py",
+        "completion[i, row.prompt_length : size] = True",
+        "completion[i, :size] = True",
+        "test_logp_equals_the_whole_model",
+    ),
+    Mutation(
+        "Soft-capping of the logits (Gemma) is dropped",
+        "common/backbone.py",
+        "return logits if cap is None else cap * torch.tanh(logits / cap)",
+        "return logits",
+        "test_logp_equals_the_whole_model",
+        "tests/common/test_scoring.py",
+    ),
+    Mutation(
+        "The padding before shorter prompts is attended to",
+        "common/scoring.py",
+        "[0] * (longest - len(p)) + [1] * len(p)",
+        "[1] * longest",
+        "test_greedy_generation_equals_the_obvious_loop",
+    ),
+    Mutation(
+        "The embedding is the mean over the prompt as well",
+        "common/scoring.py",
+        "weight = batch.completion.unsqueeze(-1)",
+        "weight = batch.mask.unsqueeze(-1)",
+        "test_reference_pass_gives_logp_and_mean_completion_state",
+    ),
+    Mutation(
+        "Stale cache: the key leaves out the shared adapter",
+        "common/scoring.py",
+        "{backbone.dtype} {hash_lora(shared)}",
+        "{backbone.dtype}",
+        "test_cache_computes_once_and_never_returns_a_stale_score",
+    ),
+    Mutation(
+        "Stale cache: the key leaves out where the prompt ends",
+        "common/scoring.py",
+        '{item.prompt_length} {len(item.ids)} "',
+        '{len(item.ids)} "',
+        "test_cache_computes_once_and_never_returns_a_stale_score",
+    ),
+    Mutation(
+        "Stale cache: the key leaves out the backbone's weights",
+        "common/scoring.py",
+        "{backbone.hash} {backbone.dtype}",
+        "{backbone.dtype}",
+        "test_cache_tells_backbones_and_dtypes_apart",
+    ),
+    Mutation(
+        "Stale cache: the hash of an adapter leaves out B",
+        "common/adapters.py",
+        "for part in (lora.a, lora.b):",
+        "for part in (lora.a,):",
+        "test_cache_computes_once_and_never_returns_a_stale_score",
+        "tests/common/test_scoring.py",
+    ),
+    # --- training --------------------------------------------------------------------
+    Mutation(
+        "A user who has finished keeps moving with the others",
+        "common/training.py",
+        "    if step >= steps:\n        return 0.0\n",
+        "",
+        "test_k_users_equal_k_runs",
+    ),
+    Mutation(
+        "Leaked optimiser state: the second moment is shared by the stack",
+        "common/training.py",
+        "(1 - decay2) * gradient.square()",
+        "(1 - decay2) * gradient.square().mean(0, keepdim=True)",
+        "test_k_users_equal_k_runs",
+    ),
+    Mutation(
+        "Leaked optimiser state: moments of a finished user go on",
+        "common/training.py",
+        "    first = torch.where(active, first, state.first)\n",
+        "",
+        "test_adam_step_matches_torch_per_user_and_stops_the_finished",
+    ),
+    Mutation(
+        "The gradient is clipped over the whole stack instead of per user",
+        "common/training.py",
+        "norm = gradient.norm(dim=1, keepdim=True)",
+        "norm = gradient.norm()",
+        "test_adam_step_matches_torch_per_user_and_stops_the_finished",
+    ),
+    Mutation(
+        "Adam: the first moment is not corrected for its start at zero",
+        "common/training.py",
+        "(first / (1 - decay1**t))",
+        "first",
+        "test_adam_step_matches_torch_per_user_and_stops_the_finished",
+    ),
+    Mutation(
+        "Every user of a stack gets the first one's alpha",
+        "common/training.py",
+        "torch.tensor([lesson.alpha for lesson in lessons])",
+        "torch.tensor([lessons[0].alpha for _ in lessons])",
+        "test_k_users_equal_k_runs",
+    ),
+    Mutation(
+        "Accumulation: only the first microbatch gives a gradient",
+        "common/training.py",
+        "zip(passes, coefficients.split(sizes, dim=1), strict=True)",
+        "zip(passes[:1], coefficients.split(sizes, dim=1), strict=False)",
+        "test_accumulation_changes_nothing",
+    ),
+    # --- adapters --------------------------------------------------------------------
+    Mutation(
+        "Adapters stay attached after an error",
+        "common/adapters.py",
+        "    try:\n        yield\n    finally:\n"
+        "        for handle in handles:\n            handle.remove()",
+        "    yield\n    for handle in handles:\n        handle.remove()",
+        "test_adapters_come_off_after_an_error",
+    ),
+    Mutation(
+        "User k of a stack gets B of user k + 1",
+        "common/adapters.py",
+        "torch.baddbmm(plain, down, b.mT)",
+        "torch.baddbmm(plain, down, b.roll(-1, 0).mT)",
+        "test_a_stack_gives_each_user_its_own_adapter",
+    ),
+    Mutation(
+        "The scaling of LoRA is dropped",
+        "common/adapters.py",
+        "down = scaling * (rows @ a.mT)",
+        "down = rows @ a.mT",
+        "test_an_adapter_made_by_peft_is_imported",
+    ),
+    Mutation(
+        "The PEFT export drops the scalings",
+        "common/adapters.py",
+        "[shared.scaling * shared.b[name], personal.scaling * personal.b[name]]",
+        "[shared.b[name], personal.b[name]]",
+        "test_peft_round_trip_has_the_same_logits",
+    ),
+    # --- prompts ---------------------------------------------------------------------
+    Mutation(
+        "Long inputs are cut on the right",
+        "common/backbone.py",
+        "prompt.input[max(cut, 1) :]",
+        "prompt.input[: -max(cut, 1)]",
+        "test_long_inputs_lose_their_left_only",
+    ),
+    Mutation(
+        "Completions have no end of sequence",
+        "common/backbone.py",
+        "return [*whole[shared:], self.end_ids[0]]",
+        "return whole[shared:]",
+        "test_encoding_is_prompt_then_completion_then_end",
+    ),
+    # --- one user's device -----------------------------------------------------------
+    Mutation(
+        "A user trains against own items in the unlabeled set",
+        "common/unlabeled.py",
+        "[entry for entry in unlabeled if entry.owner != user.id]",
+        "list(unlabeled)",
+        "test_own_items_are_left_out_of_the_unlabeled_set",
+        "tests/common/test_personal.py",
+    ),
+    Mutation(
+        "A user's own vote stays in the unlabeled set",
+        "common/unlabeled.py",
+        "entry.weight - float(v) for entry, v in",
+        "entry.weight for entry, _ in",
+        "test_leave_one_out_is_the_sum_of_the_others_votes",
+    ),
+    Mutation(
+        "Votes are not clipped",
+        "common/unlabeled.py",
+        "(votes / max(norm, 1.0))",
+        "votes",
+        "test_a_vote_has_norm_at_most_one",
+    ),
+    Mutation(
+        "alpha is estimated where the unlabeled set is no population",
+        "common/unlabeled.py",
+        'return kind in ("others", "votes")',
+        "return True",
+        "test_self_samples_stay_on_the_own_prompts",
+        "tests/common/test_personal.py",
+    ),
+    Mutation(
+        "The update of the shared adapter is not clipped",
+        "common/personal.py",
+        "return clip_rows(rows, config.adapt.clip)",
+        "return rows",
+        "test_shared_update_is_clipped_per_user_and_leaves_a_alone",
+    ),
+    Mutation(
+        "The update is clipped by its largest projection, not by all together",
+        "common/personal.py",
+        "torch.stack(squares).sum(0).sqrt()",
+        "torch.stack(squares).amax(0).sqrt()",
+        "test_clipping_leaves_short_rows_alone",
+    ),
+    Mutation(
+        "KTO: prompts keep their own completions",
+        "common/personal.py",
+        "following = [*items[1:], *items[:1]]",
+        "following = items",
+        "test_mismatched_pairs_shift_the_completions",
+    ),
+    Mutation(
+        "Method base is measured with the shared adapter",
+        "common/personal.py",
+        'if method == "base":\n        return []',
+        'if method == "base":\n        return [shared]',
+        "test_base_ignores_the_shared_adapter_and_shared_has_no_reward",
+    ),
+    Mutation(
+        "Contrast compares whole texts instead of per token",
+        "common/personal.py",
+        "reward = (np.array(logp) - np.array(reference)) / tokens",
+        "reward = np.array(logp) - np.array(reference)",
+        "test_evaluation_is_per_token_where_lengths_differ",
+    ),
+    Mutation(
+        "The reported NLL is per item instead of per token",
+        "common/personal.py",
+        "-np.sum(logp[:first]) / tokens[:first].sum()",
+        "-np.mean(logp[:first] / tokens[:first])",
+        "test_evaluation_is_per_token_where_lengths_differ",
+    ),
+    # --- data and metrics ------------------------------------------------------------
+    Mutation(
+        "ROUGE without the stemmer",
+        "common/tasks/metrics.py",
+        "use_stemmer=True",
+        "use_stemmer=False",
+        "test_rouge_stems_and_ignores_case_and_punctuation",
+        "tests/common/test_metrics.py",
+    ),
+    Mutation(
+        "An unreadable rating counts as the nearer end of the scale",
+        "common/tasks/metrics.py",
+        "abs(low - float(wanted)) > abs(high - float(wanted))",
+        "abs(low - float(wanted)) < abs(high - float(wanted))",
+        "test_unreadable_rating_is_the_farther_extreme",
+        "tests/common/test_metrics.py",
+    ),
+    Mutation(
+        "The oldest items are kept as history instead of the latest",
+        "common/tasks/lamp.py",
+        "tuple(history[-config.history :])",
+        "tuple(history[: config.history])",
+        "test_history_is_the_most_recent_by_date",
+        "tests/common/test_lamp.py",
+    ),
+    Mutation(
+        "Held-out items stay in the history",
+        "common/tasks/lamp.py",
+        "history = _without(older, held, form)",
+        "history = older",
+        "test_history_equal_to_a_held_out_item_is_removed_and_counted",
+        "tests/common/test_lamp.py",
+    ),
+    Mutation(
+        "Personas: held-out prompts may be in somebody's history",
+        "common/tasks/personas/__init__.py",
+        "if purpose(world, event) == wanted:",
+        "if wanted:",
+        "test_held_out_prompts_are_nobodys_history",
+        "tests/common/test_personas.py",
+    ),
+    # --- messages --------------------------------------------------------------------
+    Mutation(
+        "A lying npy header is believed",
+        "common/protocol.py",
+        'if inner != (shape, False, np.dtype("<f4")):',
+        "if not inner:",
+        # Others of this test would fail for their wording alone: the length catches them.
+        "test_an_array_that_is_not_as_expected_is_refused[array7-contradicts]",
+    ),
+    Mutation(
+        "A reply of an earlier step counts",
+        "common/protocol.py",
+        "(message.run, message.step) != (run, step)",
+        "message.run != run",
+        "test_stale_messages_are_refused",
+    ),
+    Mutation(
+        "Negative votes count",
+        "common/protocol.py",
+        "good & (safe >= 0).all(axis=1)",
+        "good",
+        "test_votes_are_finite_not_negative_and_of_norm_one_at_most",
+    ),
+    # --- client and server -----------------------------------------------------------
+    Mutation(
+        "A device hands over raw text for any kind of unlabeled set",
+        "client/app.py",
+        'if node.config.unlabeled.kind != "others":',
+        'if node.config.unlabeled.kind == "":',
+        "test_raw_text_leaves_only_for_the_kind_others",
+    ),
+    Mutation(
+        "An adapter trained on another shared adapter is taken from the disk",
+        "client/state.py",
+        "[run, method, learning_rate, shared_hash, unlabeled_hash, rest]",
+        "[run, method, learning_rate, unlabeled_hash, rest]",
+        "test_each_rate_is_measured_with_its_own_adapter",
+        "tests/client/test_app.py",
+    ),
+    Mutation(
+        "The average divides by who answered, not by who was asked",
+        "server/adapt.py",
+        "for total in totals) / asked)",
+        "for total in totals) / counted)",
+        "test_the_denominator_is_who_was_asked_not_who_answered",
+        "tests/server/test_run.py",
+    ),
+    Mutation(
+        "A row of NaN counts",
+        "server/adapt.py",
+        "valid = finite_rows(reply.rows)",
+        "valid = np.ones(len(reply.users), bool)",
+        "test_a_row_of_nan_costs_one_user_one_round",
+        "tests/server/test_run.py",
+    ),
+    Mutation(
+        "The server trusts devices to clip",
+        "server/adapt.py",
+        "scale = np.minimum(1.0, clip / np.maximum(row_norms(kept), 1e-12))",
+        "scale = np.ones(len(row_norms(kept)))",
+        "test_a_huge_row_is_clipped_by_the_server",
+        "tests/server/test_run.py",
+    ),
+    Mutation(
+        "A resumed run repeats the last round",
+        "server/adapt.py",
+        "        run.state.rounds += 1\n        run.save()",
+        "        run.save()\n        run.state.rounds += 1",
+        "test_a_run_killed_between_checkpoints_ends_as_if_it_never_was",
+        "tests/server/test_run.py",
+    ),
+    Mutation(
+        "A run that is still alive is joined",
+        "server/checkpoint.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "test_a_locked_run_is_refused_and_names_its_holder",
+    ),
+    Mutation(
+        "The worst learning rate is chosen",
+        "server/personalise.py",
+        "return min(rates, key=",
+        "return max(rates, key=",
+        "test_the_learning_rate_with_the_lowest_development_nll_is_taken",
+        "tests/server/test_run.py",
+    ),
+    Mutation(
+        "The interval of a difference is unpaired",
+        "server/results.py",
+        "a, b = methods[one], methods[other]",
+        "a, b = methods[one], users[list(users)[-1 - len(rows)]][other]",
+        "test_pairing_removes_what_users_have_in_common",
+    ),
+    Mutation(
+        "Intervals cover 90 % instead of 95 %",
+        "server/results.py",
+        "(0.025, 0.975)",
+        "(0.05, 0.95)",
+        "test_an_interval_is_as_wide_as_theory_says",
+    ),
+    Mutation(
+        "A value that could not be measured counts as zero",
+        "server/results.py",
+        "values = values[np.isfinite(values)]",
+        "values = np.nan_to_num(values, posinf=0.0)",
+        "test_values_that_are_not_there_are_not_zero",
+    ),
+)
+
+
+# --- running them ----------------------------------------------------------------------
+
+# Wherever the project is installed, the copy must be what is tested.
+INSIDE = """
+import importlib, pathlib, sys
+import pytest
+for name in ("client", "common", "server"):
+    file = importlib.import_module(f"idiolect.{name}").__file__
+    if not pathlib.Path(file).resolve().is_relative_to(pathlib.Path.cwd()):
+        sys.exit(f"idiolect.{name} was imported from {file}, not from the copy")
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of running tests: pytest's exit code, who failed, what it printed."""
+
+    code: int
+    failed: tuple[str, ...]
+    printed: str
+
+
+def copy_of_the_code(place: Path, root: Path = ROOT) -> Path:
+    """Copy what tests need below `place`, with links that spell the packages out."""
+    copy = place.resolve() / "repository"
+    forget = shutil.ignore_patterns("__pycache__", ".*", "build")
+    for name in (*PACKAGES, "tests"):
+        shutil.copytree(root / name, copy / name, ignore=forget)
+    shutil.copy(root / "pyproject.toml", copy)
+    links = place.resolve() / "packages" / "idiolect"
+    links.mkdir(parents=True)
+    for name in PACKAGES:
+        (links / name).symlink_to(copy / name)
+    return copy
+
+
+def run_tests(copy: Path, nodes: list[str]) -> Outcome:
+    """Run tests of the copy in a process of their own, up to the first that fails."""
+    paths = [str(copy.parent / "packages"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        # Python tells a stale .pyc by size and second: a mutation may keep both.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    options = ["-x", "-q", "-p", "no:cacheprovider", *nodes]
+    done = subprocess.run(
+        [sys.executable, "-c", INSIDE, *options],
+        cwd=copy,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LONGEST,
+    )
+    failed = re.findall(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    return Outcome(done.returncode, tuple(failed), done.stdout)
+
+
+def try_out(copy: Path, mutation: Mutation) -> tuple[str, str]:
+    """Apply a mutation and take it back.
+
+    Returns
+    -------
+    tuple
+        The test that failed, or nothing; and if nothing, why.
+    """
+    path = copy / mutation.file
+    text = path.read_text()
+    if text.count(mutation.old) != 1:
+        return "", f"its text occurs {text.count(mutation.old)} times in the file"
+    path.write_text(text.replace(mutation.old, mutation.new))
+    try:
+        outcome = run_tests(copy, [mutation.node])
+    except subprocess.TimeoutExpired:
+        return "", f"the test does not end within {LONGEST} s"
+    finally:
+        path.write_text(text)
+    if outcome.failed:
+        return outcome.failed[0], ""
+    if outcome.code == 0:
+        return "", "the test passes"
+    # A mutation that cannot even be imported proves nothing about the tests.
+    return "", f"the test could not be run:\n{outcome.printed}"
+
+
+def page(rows: list[tuple[Mutation, str]]) -> str:
+    """Text of docs/mutations.md, from (mutation, test that failed)."""
+    caught = sum(bool(failed) for _, failed in rows)
+    lines = [
+        "# Mutations",
+        "",
+        "Written by `python benchmarks/mutations.py`; don't edit. Each line is a mistake",
+        "made on purpose in a copy of the code, and the test that failed because of it",
+        "(and passes without). The mistakes themselves, as old and new text, are declared",
+        f"in that file. {caught} of {len(rows)} are noticed.",
+        "",
+        "| Mistake | File | Test that fails |",
+        "| --- | --- | --- |",
+    ]
+    for mutation, failed in rows:
+        test = f"`{failed}`" if failed else "**none**"
+        lines.append(f"| {mutation.title} | `{mutation.file}` | {test} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run the mutations and return the exit code."""
+    parser = argparse.ArgumentParser(description="Break the code; see a test fail.")
+    parser.add_argument("part", nargs="?", default="", help="part of a title")
+    part = parser.parse_args().part.lower()
+    chosen = [m for m in MUTATIONS if part in m.title.lower()]
+    rows: list[tuple[Mutation, str]] = []
+    with tempfile.TemporaryDirectory() as place:
+        copy = copy_of_the_code(Path(place))
+        nodes = list(dict.fromkeys(mutation.node for mutation in chosen))
+        sound = run_tests(copy, nodes)
+        if sound.code:
+            print(sound.printed)
+            print("These tests must pass on the code as it is: nothing was tried.")
+            return 1
+        for number, mutation in enumerate(chosen, 1):
+            failed, why = try_out(copy, mutation)
+            rows.append((mutation, failed))
+            verdict = f"noticed by {failed}" if failed else f"NOT NOTICED: {why}"
+            print(f"{number}/{len(chosen)} {mutation.title}: {verdict}", flush=True)
+    if not part:
+        PAGE.write_text(page(rows))
+    missed = sum(not failed for _, failed in rows)
+    print(f"{len(rows) - missed} of {len(rows)} mutations are noticed by a test.")
+    return 1 if missed or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

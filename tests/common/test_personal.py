@@ -247,3 +247,27 @@ def test_mismatched_pairs_shift_the_completions(wide, users):
         assert pair.ids[: pair.prompt_length] == encoded[k].ids[: pair.prompt_length]
         assert pair.ids[pair.prompt_length :] == after.ids[after.prompt_length :]
     assert all(len(pair.ids) <= 60 for pair in mismatched(encoded, 60))
+
+
+def test_shift_is_the_mean_over_tokens_that_the_reference_expects(
+    wide, shared, users, monkeypatch
+):
+    lora = adapter(wide, "u", 1)
+    assert personal.shift(wide, shared, None, users[0]) == 0.0
+    monkeypatch.setattr(personal, "COMMON", 1e-9)  # every token counts
+    rivals = [wide.encode(item.rival) for item in users[0].held_out]
+    total = 0.0
+    for encoded in rivals:
+        with attached(wide, shared, lora):
+            total += obvious_logp(wide, encoded)
+        with attached(wide, shared):
+            total -= obvious_logp(wide, encoded)
+    expected = total / sum(map(completion_tokens, rivals))
+    found = personal.shift(wide, shared, lora, users[0])
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert abs(found) > 0.01
+    monkeypatch.setattr(personal, "COMMON", 0.99999)  # no token does
+    assert personal.shift(wide, shared, lora, users[0]) == 0.0
+    measured = config(evaluate__shift=True)
+    (result,) = evaluate(wide, shared, [lora], users[:1], "c-bpo", measured, False)
+    assert result["shift"] == 0.0

@@ -15,7 +15,6 @@ A single adapter is a stack of one and serves every row, whatever their number.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +22,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from .backbone import Backbone, projections
 from .config import LoraShape
 from .errors import IdiolectError
+from .files import write_atomically
 from .seeds import fixed_uniform
 
 
@@ -192,17 +192,8 @@ def save_lora(path: Path, lora: Lora, metadata: dict[str, str]) -> None:
         f"a.{name}": tensor.contiguous().cpu() for name, tensor in lora.a.items()
     }
     tensors |= {f"b.{name}": t.contiguous().cpu() for name, t in lora.b.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, partial, {**metadata, "scaling": repr(lora.scaling)})
-    with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    data = save(tensors, {**metadata, "scaling": repr(lora.scaling)})
+    write_atomically(path, data)
 
 
 def load_lora(path: Path) -> tuple[Lora, dict[str, str]]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import IdiolectError
+from .files import write_atomically
 from .tasks.types import Item, Prompt
 
 # Families on whose module layout and logits the engine is tested. Another family may
@@ -295,10 +296,7 @@ def weights_hash(folder: Path) -> str:
         with file.open("rb") as stream:
             while block := stream.read(1 << 24):
                 digest.update(block)
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    partial = cached.with_name(f"{token}.{os.getpid()}")
-    partial.write_text(digest.hexdigest())
-    partial.replace(cached)
+    write_atomically(cached, digest.hexdigest().encode())
     return digest.hexdigest()
 
 

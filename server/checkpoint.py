@@ -22,28 +22,13 @@ from safetensors.numpy import save as save_arrays
 
 from ..common.config import Config, differences, flatten, from_toml, to_toml
 from ..common.errors import IdiolectError
+from ..common.files import write_atomically
 from ..common.protocol import Outcome, Rows
 from ..common.tasks.types import Item, Prompt
 from ..common.unlabeled import Unlabeled
 from .results import runs_folder
 
 SCHEMA = 1
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 # --- the folder ----------------------------------------------------------------------

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..common.errors import IdiolectError
+from ..common.files import write_atomically
 
 Users = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """User -> method -> metric -> value; None where it could not be measured."""
@@ -200,12 +201,7 @@ def write_json(path: Path, value: object) -> None:
     NaN and infinity become null: JSON has neither.
     """
     text = json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    write_atomically(path, text.encode())
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 
 from idiolect.common.config import Config, Personalise
 from idiolect.common.errors import IdiolectError
+from idiolect.common.files import write_atomically
 from idiolect.common.protocol import Outcome
 from idiolect.common.tasks.types import Item, Prompt
 from idiolect.common.unlabeled import Unlabeled
@@ -17,7 +18,6 @@ from idiolect.server.checkpoint import (
     load,
     open_run,
     save,
-    write_atomically,
 )
 from idiolect.server.exchange import Journal
 

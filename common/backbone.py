@@ -6,7 +6,6 @@ is trained lives beside it (`adapters`). The backbone itself is never written to
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import IdiolectError
-from .files import write_atomically
+from .files import home, write_atomically
 from .tasks.types import Item, Prompt
 
 # Families on whose module layout and logits the engine is tested. Another family may
@@ -298,11 +297,6 @@ def weights_hash(folder: Path) -> str:
                 digest.update(block)
     write_atomically(cached, digest.hexdigest().encode())
     return digest.hexdigest()
-
-
-def home() -> Path:
-    """Return the folder where idiolect keeps its files (``$IDIOLECT_HOME``)."""
-    return Path(os.environ.get("IDIOLECT_HOME") or Path.home() / ".idiolect")
 
 
 def projections(model: nn.Module, targets: str) -> dict[str, nn.Linear]:

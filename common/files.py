@@ -1,7 +1,12 @@
-"""Files that a crash leaves whole."""
+"""Where files are kept, and how a crash leaves them whole."""
 
 import os
 from pathlib import Path
+
+
+def home() -> Path:
+    """Return the folder where idiolect keeps its files (``$IDIOLECT_HOME``)."""
+    return Path(os.environ.get("IDIOLECT_HOME") or "~/.idiolect").expanduser()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

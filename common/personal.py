@@ -7,7 +7,7 @@ adapters, numbers, and nothing else.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -86,16 +86,11 @@ def shared_update(
     dict
         Projection -> float32 [len(users), out, r], one row per user.
     """
-    recipe = Recipe(
-        method="oppu",
-        learning_rate=config.adapt.learning_rate,
+    recipe = replace(
+        _recipe("oppu", config.adapt.learning_rate, config),
         epochs=config.adapt.epochs,
         batch=config.adapt.batch,
-        warmup=config.personalise.warmup,
-        clip=config.personalise.clip,
-        microbatch=config.personalise.microbatch,
         train_a=False,
-        seed=config.seed,
     )
     lessons = [
         Lesson(
@@ -110,6 +105,23 @@ def shared_update(
         for name, start in shared.b.items()
     }
     return clip_rows(rows, config.adapt.clip)
+
+
+def _recipe(method: str, learning_rate: float, config: Config) -> Recipe:
+    """How an own adapter is trained."""
+    return Recipe(
+        method=method,
+        learning_rate=learning_rate,
+        epochs=config.personalise.epochs,
+        batch=config.personalise.batch,
+        warmup=config.personalise.warmup,
+        clip=config.personalise.clip,
+        beta=config.personalise.beta,
+        decay=config.personalise.ema,
+        boundary="pooled" if config.personalise.boundary == "pooled" else "separate",
+        microbatch=config.personalise.microbatch,
+        seed=config.seed,
+    )
 
 
 def clip_rows(rows: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
@@ -162,19 +174,7 @@ def personalise(
         lessons.append(
             _lesson(backbone, shared, user.id, own, aux, weights, method, alpha.alpha)
         )
-    recipe = Recipe(
-        method=method,
-        learning_rate=learning_rate,
-        epochs=config.personalise.epochs,
-        batch=config.personalise.batch,
-        warmup=config.personalise.warmup,
-        clip=config.personalise.clip,
-        beta=config.personalise.beta,
-        decay=config.personalise.ema,
-        boundary="pooled" if config.personalise.boundary == "pooled" else "separate",
-        microbatch=config.personalise.microbatch,
-        seed=config.seed,
-    )
+    recipe = _recipe(method, learning_rate, config)
     start = [
         new_lora(backbone, config.lora, config.seed, "personal", user.id)
         for user in users

@@ -6,7 +6,7 @@ that of K separate runs. One user is K = 1, the case of a device.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
@@ -212,7 +212,7 @@ class Adam:
 
     first: Tensor
     second: Tensor
-    steps: Tensor = field(default_factory=lambda: torch.zeros(0))
+    steps: Tensor
 
 
 def adam_step(
@@ -284,10 +284,8 @@ def train(
     """
     plans = [plan(lesson, recipe) for lesson in lessons]
     weights = parameters(start, recipe.train_a)
-    state = Adam(torch.zeros_like(weights.flat), torch.zeros_like(weights.flat))
-    state = Adam(
-        state.first, state.second, torch.zeros(len(lessons), device=backbone.device)
-    )
+    zeros = torch.zeros_like(weights.flat)
+    state = Adam(zeros, zeros, zeros.new_zeros(len(lessons)))
     means = objectives.zero_means(len(lessons))
     alpha = torch.tensor([lesson.alpha for lesson in lessons])
     lengths = [len(steps) for steps in plans]

@@ -8,7 +8,6 @@ import dataclasses
 import fcntl
 import json
 import math
-import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..common.errors import IdiolectError
-from ..common.files import write_atomically
+from ..common.files import home, write_atomically
 
 Users = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """User -> method -> metric -> value; None where it could not be measured."""
@@ -224,8 +223,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> None:
 
 def runs_folder(output_dir: str = "") -> Path:
     """Where runs are written: `output_dir`, or ``$IDIOLECT_HOME/runs``, absolute."""
-    home = os.environ.get("IDIOLECT_HOME") or "~/.idiolect"
-    chosen = Path(output_dir) if output_dir else Path(home) / "runs"
+    chosen = Path(output_dir) if output_dir else home() / "runs"
     return chosen.expanduser().absolute()
 
 

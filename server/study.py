@@ -139,7 +139,7 @@ def read_study(path: Path) -> Study:
     except OSError as error:
         raise IdiolectError(
             f"study file {path} cannot be read ({error.strerror}): give the path of a "
-            "TOML file, for example simulations/lamp/experiments/overlap.toml."
+            "TOML file, for example simulations/lamp/experiments/uniqueness.toml."
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise IdiolectError(f"study file {path} is no TOML: {error}.") from error

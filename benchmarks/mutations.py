@@ -374,8 +374,8 @@ MUTATIONS = (
     Mutation(
         "A user's own vote stays in the unlabeled set",
         "common/unlabeled.py",
-        "entry.weight - float(v) for entry, v in",
-        "entry.weight for entry, _ in",
+        "entry.weight - float(v) - floor for entry, v in",
+        "entry.weight - floor for entry, _ in",
         "test_leave_one_out_is_the_sum_of_the_others_votes",
     ),
     Mutation(
@@ -388,7 +388,7 @@ MUTATIONS = (
     Mutation(
         "alpha is estimated where the unlabeled set is no population",
         "common/unlabeled.py",
-        'return kind in ("others", "votes")',
+        'return settings.kind in ("others", "anonymised")',
         "return True",
         "test_self_samples_stay_on_the_own_prompts",
         "tests/common/test_personal.py",

@@ -33,6 +33,8 @@ from ..common.adapters import Lora, hash_lora, zero_shared
 from ..common.backbone import Backbone, load_backbone
 from ..common.config import Config, LoraShape, parse
 from ..common.errors import IdiolectError
+from ..common.manifest import accept
+from ..common.manifest import parse as parse_manifest
 from ..common.protocol import (
     AdaptReply,
     AdaptTask,
@@ -41,6 +43,8 @@ from ..common.protocol import (
     Failure,
     HelloReply,
     HelloTask,
+    OfferReply,
+    OfferTask,
     Outcome,
     PersonaliseReply,
     PersonaliseTask,
@@ -56,9 +60,10 @@ from ..common.protocol import (
     package_version,
     unpack,
 )
-from ..common.tasks.load import load_dataset
-from ..common.tasks.types import Dataset, User
-from ..common.unlabeled import fingerprint, vote
+from ..common.tasks.load import load_dataset, task_of
+from ..common.tasks.metrics import bounded_row, released_metrics
+from ..common.tasks.types import Dataset, Item, User
+from ..common.unlabeled import Unlabeled, fingerprint
 from . import state
 
 LOG = logging.getLogger("flwr")
@@ -105,8 +110,10 @@ def hello(message: Envelope, context: Context) -> Envelope:
 def _hello(task: HelloTask, node: Node) -> HelloReply:
     backbone = _backbone(node.config)
     dataset = load_dataset(node.config)
-    shared = _zero_shared(backbone, node.config.lora, node.config.seed)
+    shared = _zero_shared(backbone, node.config.shared_shape, node.config.seed)
     truncated, errors = each(node.residents, lambda u: _truncated(backbone, u))
+    _, unwilling = each(node.residents, lambda u: _pin(task, u))
+    errors |= unwilling
     fitting = tuple(user.id for user in node.residents if user.id not in errors)
     trial = {user.id for user in dataset.development}
     return HelloReply(
@@ -119,7 +126,8 @@ def _hello(task: HelloTask, node: Node) -> HelloReply:
         nodes=node.nodes,
         # Every simulated node sees the same data; one of them reports what is left out.
         dropped=dict(dataset.dropped) if node.partition == 0 else {},
-        truncated=sum(truncated.values()),
+        # Where metrics are a release with noise, no count leaves without it.
+        truncated=0 if _noisy(node.config) else sum(truncated.values()),
     )
 
 
@@ -130,15 +138,19 @@ def adapt(message: Envelope, context: Context) -> Envelope:
 
 
 def _adapt(task: AdaptTask, node: Node) -> AdaptReply:
-    backbone = _backbone(node.config)
-    shared = _shared(backbone, node.config, task.shared)
+    backbone, config = _backbone(node.config), node.config
+    shared = _shared(backbone, config, task.shared)
+    willing, refused = _willing(task, node)
 
     def update(users: Sequence[User]) -> list[Rows]:
-        rows = personal.shared_update(backbone, shared, users, node.config, task.round)
+        rows = personal.shared_update(
+            backbone, shared, users, config, task.round, task.clip
+        )
         arrays = {name: tensor.numpy() for name, tensor in rows.items()}
         return [{n: a[k] for n, a in arrays.items()} for k in range(len(users))]
 
-    done, errors = each(node.users, update)
+    done, errors = each(willing, update)
+    errors |= refused
     rows = {
         name: np.stack([row[name] for row in done.values()])
         if done
@@ -155,14 +167,45 @@ def votes(message: Envelope, context: Context) -> Envelope:
 
 
 def _votes(task: VoteTask, node: Node) -> VoteReply:
-    nearest = node.config.unlabeled.nearest
-    done, errors = each(
-        node.users, lambda users: [vote(task.bank, u.history, nearest) for u in users]
-    )
+    config = node.config
+    _, strangers = each(node.users, lambda users: _check_bank(task, users))
+    willing, refused = _willing(task, node, strangers)
+
+    def choose(users: Sequence[User]) -> list[np.ndarray]:
+        if config.unlabeled.kind == "anonymised":
+            return [personal.offer_marks(task.bank, user, config) for user in users]
+        backbone = _backbone(config)
+        return [personal.user_vote(backbone, task.bank, u, config) for u in users]
+
+    done, errors = each(willing, choose)
     shape = (len(done), len(task.bank))
     matrix = np.array(list(done.values()), np.float32).reshape(shape)
-    head = _head(task, node, tuple(done), errors)
+    head = _head(task, node, tuple(done), errors | refused)
     return VoteReply(**head, votes={"votes": matrix})
+
+
+@app.query("offer")
+def offer(message: Envelope, context: Context) -> Envelope:
+    """Hand over scrubbed items whose like enough users have (kind `anonymised`)."""
+    return answer(message, context, OfferTask, _offer)
+
+
+def _offer(task: OfferTask, node: Node) -> OfferReply:
+    config, supported = node.config, frozenset(task.supported)
+    if config.unlabeled.kind != "anonymised":
+        raise IdiolectError(
+            "items are only offered where unlabeled.kind is 'anonymised'."
+        )
+
+    def choose(users: Sequence[User]) -> list[tuple[Item, ...]]:
+        _check_bank(task, users)
+        return [
+            tuple(personal.supported_offers(task.bank, supported, user, config))
+            for user in users
+        ]
+
+    done, errors = each(node.users, choose)
+    return OfferReply(**_head(task, node, tuple(done), errors), items=done)
 
 
 @app.query("share")
@@ -190,11 +233,15 @@ def personalise(message: Envelope, context: Context) -> Envelope:
 def _personalise(task: PersonaliseTask, node: Node) -> PersonaliseReply:
     backbone, config = _backbone(node.config), node.config
     shared = _shared(backbone, config, task.shared)
-    origin = _origin(task, node, shared, fingerprint(task.unlabeled))
-    paths = {user.id: _path(task, user) for user in node.users}
+    content = fingerprint(task.unlabeled)
+    willing, refused = each(node.users, lambda users: _check_set(task, users, content))
+    users = tuple(user for user in node.users if user.id in willing)
+    origin = _origin(task, node, shared, content)
+    paths = {user.id: _path(task, user) for user in users}
     known = state.recall_group(list(paths.values()), list(paths), origin)
     if known is not None:
-        return PersonaliseReply(**_head(task, node, tuple(known), {}), outcomes=known)
+        return _trained(task, node, known, refused)
+    floor, voters = _handed_out(task, users)
 
     def train(users: Sequence[User]) -> list[personal.Personal]:
         return personal.personalise(
@@ -205,9 +252,11 @@ def _personalise(task: PersonaliseTask, node: Node) -> PersonaliseReply:
             task.method,
             task.learning_rate,
             config,
+            floor,
+            voters,
         )
 
-    trained, errors = each(node.users, train)
+    trained, errors = each(users, train)
     errors |= {user: one.error for user, one in trained.items() if one.lora is None}
     outcomes = {
         user: Outcome(one.alpha, one.estimated, one.log)
@@ -216,9 +265,37 @@ def _personalise(task: PersonaliseTask, node: Node) -> PersonaliseReply:
     }
     for user in outcomes:
         state.store(paths[user], trained[user], origin)
-    return PersonaliseReply(
-        **_head(task, node, tuple(outcomes), errors), outcomes=outcomes
-    )
+    return _trained(task, node, outcomes, errors | refused)
+
+
+def _trained(
+    task: PersonaliseTask,
+    node: Node,
+    outcomes: dict[str, Outcome],
+    errors: dict[str, str],
+) -> PersonaliseReply:
+    """Say who was trained, and how it went unless that is nobody's business."""
+    if _noisy(node.config):
+        outcomes = dict.fromkeys(outcomes, Outcome(None, False, {}))
+    head = _head(task, node, tuple(outcomes), errors)
+    return PersonaliseReply(**head, outcomes=outcomes)
+
+
+def _handed_out(
+    task: PersonaliseTask, users: Sequence[User]
+) -> tuple[float, set[str] | None]:
+    """Return the manifest's floor, and who of the users took part in its vote."""
+    if not task.manifest:
+        return 0.0, None
+    manifest = parse_manifest(task.manifest)
+    if not manifest.vote:
+        return manifest.floor, None
+    stage = manifest.vote.partition("/")[0]
+    return manifest.floor, {
+        user.id
+        for user in users
+        if manifest.vote in state.agreed(_agreed(task, user)).took.get(stage, [])
+    }
 
 
 @app.evaluate()
@@ -231,6 +308,7 @@ def _evaluate(task: EvaluateTask, node: Node) -> EvaluateReply:
     backbone, config = _backbone(node.config), node.config
     shared = _shared(backbone, config, task.shared)
     origin = _origin(task, node, shared, task.unlabeled_hash)
+    willing, refused = _willing(task, node)
 
     def measure(users: Sequence[User]) -> list[dict[str, float]]:
         adapters = [_stored(task, user, origin) for user in users]
@@ -238,8 +316,14 @@ def _evaluate(task: EvaluateTask, node: Node) -> EvaluateReply:
             backbone, shared, adapters, users, task.method, config, task.generate
         )
 
-    done, errors = each(node.users, measure)
-    return EvaluateReply(**_head(task, node, tuple(done), errors), metrics=done)
+    done, errors = each(willing, measure)
+    head = _head(task, node, tuple(done), errors | refused)
+    if not _noisy(config):
+        return EvaluateReply(**head, metrics=done, sums={})
+    names = released_metrics(task_of(config.task).kind, task.generate)
+    rows = [bounded_row(values, names) for values in done.values()]
+    matrix = np.array(rows, np.float32).reshape(len(done), len(names) + 1)
+    return EvaluateReply(**head, metrics={}, sums={"sums": matrix})
 
 
 # --- what the handlers share ---------------------------------------------------------
@@ -287,6 +371,63 @@ def each(
         results |= done
         errors |= failed
     return results, errors
+
+
+def _willing(
+    task: AdaptTask | VoteTask | EvaluateTask,
+    node: Node,
+    refused: dict[str, str] | None = None,
+) -> tuple[tuple[User, ...], dict[str, str]]:
+    """Count a release as taken part in; return who takes part, and why others do not."""
+    most = node.config.privacy.participations
+
+    def count(users: Sequence[User]) -> list[None]:
+        return [state.take_part(_agreed(task, u), task.release, most) for u in users]
+
+    asked = [user for user in node.users if user.id not in (refused or {})]
+    taking, errors = each(asked, count)
+    willing = tuple(user for user in asked if user.id in taking)
+    return willing, errors | (refused or {})
+
+
+def _pin(task: HelloTask, users: Sequence[User]) -> list[None]:
+    return [state.pin(_agreed(task, user), task.key) for user in users]
+
+
+def _check_bank(task: VoteTask | OfferTask, users: Sequence[User]) -> list[None]:
+    content = fingerprint([Unlabeled(item) for item in task.bank])
+    return _check_manifest(task, users, content)
+
+
+def _check_set(
+    task: PersonaliseTask, users: Sequence[User], content: str
+) -> list[None]:
+    if not task.unlabeled:
+        return [None] * len(users)  # kind `self`: nothing was handed out
+    return _check_manifest(task, users, content)
+
+
+def _check_manifest(
+    task: VoteTask | OfferTask | PersonaliseTask, users: Sequence[User], content: str
+) -> list[None]:
+    """Refuse what the run's key did not sign, or what is older than what was seen."""
+    for user in users:
+        path = _agreed(task, user)
+        before = state.agreed(path)
+        seen = accept(
+            task.manifest, task.signature, task.run, content, before.seen, time.time()
+        )
+        if seen != before.seen:
+            state.keep(path, replace(before, seen=seen))
+    return [None] * len(users)
+
+
+def _agreed(task: Task, user: User) -> Path:
+    return state.agreed_path(Path(task.folder), user.id)
+
+
+def _noisy(config: Config) -> bool:
+    return config.privacy.metrics == "noisy"
 
 
 def sentence(error: Exception) -> str:
@@ -415,13 +556,13 @@ def _shapes(fields: dict[str, Any]) -> Shapes:
     if "round" not in fields and "method" not in fields:
         return {}
     config = parse(fields["config"])
-    zero = _zero_shared(_backbone(config), config.lora, config.seed)
+    zero = _zero_shared(_backbone(config), config.shared_shape, config.seed)
     return {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
 
 
 def _shared(backbone: Backbone, config: Config, rows: Rows) -> Lora:
     """Return the shared adapter: our own fixed A and the B that came with the task."""
-    zero = _zero_shared(backbone, config.lora, config.seed)
+    zero = _zero_shared(backbone, config.shared_shape, config.seed)
     b = {name: torch.from_numpy(array.copy()) for name, array in rows.items()}
     return Lora(zero.a, {n: t.to(backbone.device) for n, t in b.items()}, zero.scaling)
 

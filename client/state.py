@@ -1,20 +1,25 @@
-"""Personal adapters on disk: what must survive a restart of this device.
+"""What must survive a restart of this device: personal adapters, and what it agreed to.
 
 Flower's ``Context.state`` lives in memory and ends with its run, so a personal adapter is
 a file. Its metadata names everything it was trained from (`identity`); a task that is
 sent again finds the file and does not train again, and a file that was trained from
 anything else is never used.
+
+Beside it a device remembers the releases it took part in, which it counts itself because
+the server need not be believed, and the manifest it last took (`Agreed`).
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..common.adapters import Lora, load_lora, save_lora
 from ..common.config import Config, flatten
 from ..common.errors import IdiolectError
+from ..common.files import write_atomically
+from ..common.manifest import Seen
 from ..common.personal import Personal
 from ..common.protocol import Outcome
 
@@ -92,3 +97,106 @@ def recall_group(
             return None
         outcomes[user] = found[1]
     return outcomes
+
+
+# --- what a device agreed to -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What one user's device remembers of a run.
+
+    Attributes
+    ----------
+    took
+        Stage -> ids of the releases that this user's rows may be part of.
+    seen
+        The pinned key and the last manifest taken; None before the first contact.
+    """
+
+    took: dict[str, list[str]] = field(default_factory=dict)
+    seen: Seen | None = None
+
+
+def agreed_path(folder: Path, user: str) -> Path:
+    """Return ``devices/<user>.json`` below the run folder."""
+    return folder / "devices" / f"{user}.json"
+
+
+def agreed(path: Path) -> Agreed:
+    """Read what was agreed to; nothing, where there is no file yet.
+
+    Raises
+    ------
+    IdiolectError
+        The file is damaged. It is not made anew: the count of participations in it is
+        what the privacy guarantee rests on.
+    """
+    if not path.exists():
+        return Agreed()
+    try:
+        body = json.loads(path.read_text())
+        seen = body["seen"]
+        took = {str(stage): list(ids) for stage, ids in body["took"].items()}
+        return Agreed(took, None if seen is None else Seen(**seen))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IdiolectError(
+            f"{path} is damaged, and with it the count of what this user took part in: "
+            "restore it from a backup, or leave this run."
+        ) from error
+
+
+def keep(path: Path, now: Agreed) -> None:
+    """Write what was agreed to, atomically."""
+    write_atomically(path, json.dumps(asdict(now)).encode())
+
+
+def take_part(path: Path, release: str, most: int) -> None:
+    """Note, before anything is computed, that this user takes part in a release.
+
+    Parameters
+    ----------
+    path
+        The user's file (`agreed_path`).
+    release
+        Id of the ledger, ``<stage>/<number>``; empty without privacy: nothing to count.
+        One that is asked for again, after a crash, counts once.
+    most
+        Releases of one stage that the device takes part in; 0: no limit.
+
+    Raises
+    ------
+    IdiolectError
+        The device took part in that many already.
+    """
+    if not release:
+        return
+    before = agreed(path)
+    stage = release.partition("/")[0]
+    took = before.took.get(stage, [])
+    if release in took:
+        return
+    if most and len(took) >= most:
+        raise IdiolectError(
+            f"user '{path.stem}' took part in {len(took)} releases of stage '{stage}' "
+            "already, as many as privacy.participations allows: it sits this one out."
+        )
+    keep(path, replace(before, took={**before.took, stage: [*took, release]}))
+
+
+def pin(path: Path, key: str) -> None:
+    """Trust a run's key at first contact, and no other afterwards.
+
+    Raises
+    ------
+    IdiolectError
+        Another key was pinned before.
+    """
+    before = agreed(path)
+    if before.seen is None:
+        keep(path, replace(before, seen=Seen(key, 0, "")))
+    elif before.seen.key != key:
+        raise IdiolectError(
+            f"user '{path.stem}': the server's signing key is not the one that was pinned "
+            "at first contact: find out why it changed before you take part again."
+        )

@@ -13,7 +13,7 @@ import math
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ Scalar = str | int | float | bool
 
 TASKS = ("headline", "tagging", "rating", *(f"LaMP-{n}" for n in range(1, 8)))
 METHODS = ("base", "shared", "oppu", "kto", "bco", "c-bpo", "positives")
-KINDS = ("votes", "self", "public", "others")
+KINDS = ("votes", "self", "public", "anonymised", "others")
 
 
 def key(
@@ -32,9 +32,11 @@ def key(
     low: float = -math.inf,
     high: float = math.inf,
     choices: tuple[str, ...] = (),
+    infinite: bool = False,
 ) -> Any:
     """Declare one configuration key: default, meaning, and what is allowed."""
     allowed = {"help": help, "low": low, "high": high, "choices": choices}
+    allowed["infinite"] = infinite
     return field(default=default, metadata=allowed)
 
 
@@ -70,12 +72,26 @@ class Adapt:
         "(the paper's setting: nobody who is evaluated)",
         choices=("all", "development"),
     )
+    rank: int = key(
+        0,
+        "rank of the shared adapter, at the scale of the others; 0: lora.rank. Noise "
+        "grows with the number of coordinates, so a small one suits privacy",
+        0,
+        256,
+    )
     epochs: int = key(1, "passes over the own history per round", 1)
     batch: int = key(8, "items per optimiser step", 1)
     # B alone is trained, and its average moves less than any one user: a larger rate than
     # for an own adapter. Chosen on personas of seed 5, which no table reports.
     learning_rate: float = key(1e-2, "local learning rate", 0)
     clip: float = key(10.0, "largest L2 norm of one user's update", 0)
+    clip_quantile: float = key(
+        0.0,
+        "let the clip follow this quantile of the updates' norms (Andrew et al. 2021), "
+        "beginning at adapt.clip; 0: the clip stays",
+        0,
+        1,
+    )
 
 
 @dataclass(frozen=True)
@@ -85,12 +101,98 @@ class Unlabeled:
     kind: str = key("votes", "where the unlabeled items come from", choices=KINDS)
     file: str = key("", "JSON lines of {prompt, target}: for `public`, or as bank")
     bank: int = key(400, "candidates in the bank of `votes`", 1)
+    buckets: int = key(32, "public texts that sort the items of `anonymised`", 1)
+    bank_from: str = key(
+        "public",
+        "who wrote the bank: `public` text, or the `shared` adapter at public prompts",
+        choices=("public", "shared"),
+    )
+    features: str = key(
+        "ngrams",
+        "what makes a candidate near: hashed character n-grams, or hidden states of the "
+        "`backbone`, whitened on the bank",
+        choices=("ngrams", "backbone"),
+    )
     nearest: int = key(3, "candidates that one history item votes for", 1)
+    threshold: float = key(
+        0.5, "noisy votes below this many standard deviations count as none", 0, 10
+    )
+    offered: int = key(8, "items that one user offers at most (`anonymised`)", 1)
+    support: int = key(
+        20, "users who must have a bucket's like before it is taken (`anonymised`)", 1
+    )
     ratio: float = key(1.0, "unlabeled items per history item (|H_aux| / |H_tar|)", 0)
     alpha: str = key(
         "estimate",
         "preference overlap: `estimate`, or a number in [0, 0.9]; kinds whose alpha is "
         "no population share (self, public) use 0.5 where this says `estimate`",
+    )
+    second_opinion: bool = key(
+        False,
+        "also estimate alpha from the rewards of held-out items, and log it: costs one "
+        "more pass over them; never used for training",
+    )
+    valid_days: float = key(
+        30.0, "days for which a signed unlabeled set is valid; renewed on resume", 0.001
+    )
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """User-level differential privacy of what is released (docs/privacy.md)."""
+
+    mode: str = key(
+        "off",
+        "`central`: the server clips, adds noise and keeps a ledger of everything "
+        "released; `off`: exact sums, no guarantee",
+        choices=("off", "central"),
+    )
+    epsilon: float = key(
+        8.0,
+        "budget against whoever sees what is released; a release beyond it is refused; "
+        "`inf`: clipping and coins without noise, no guarantee",
+        1e-3,
+        infinite=True,
+    )
+    delta: float = key(1e-6, "of (epsilon, delta); below 1 / (10 users)", 1e-15, 1e-2)
+    noise: float = key(
+        0.0,
+        "noise multiplier of the shared adapter (standard deviation / clip); 0: the "
+        "smallest with which the planned releases stay within privacy.epsilon",
+        0,
+    )
+    votes: float = key(
+        1.0, "noise multiplier of votes, in units of the adapter's", 0.01
+    )
+    clip_bit: float = key(
+        10.0, "noise multiplier of the clip bit (adapt.clip-quantile), absolute", 0.1
+    )
+    sampling: float = key(
+        1.0, "chance that a user takes part in a round of the shared adapter", 1e-6, 1
+    )
+    vote_sampling: float = key(1.0, "chance that a user takes part in a vote", 1e-6, 1)
+    cohort: int = key(
+        0, "most users in one round or vote (truncated Poisson); 0: no limit", 0
+    )
+    participations: int = key(
+        0,
+        "exchanges of one stage (adapt, votes, metrics) that a device takes part in at "
+        "most, counted by the device; 0: no limit",
+        0,
+    )
+    metrics: str = key(
+        "clear",
+        "`noisy`: one clipped row per user, summed with noise; `clear`: values per user, "
+        "which marks the run as a simulation",
+        choices=("clear", "noisy"),
+    )
+    metrics_noise: float = key(
+        1.0, "noise multiplier of noisy metrics, in units of the adapter's", 0.01
+    )
+    seeded: bool = key(
+        False,
+        "draw noise and coins from the seed, not from the operating system: repeatable, "
+        "and marked as a simulation",
     )
 
 
@@ -167,6 +269,7 @@ class Config:
     lora: LoraShape = field(default_factory=LoraShape)
     adapt: Adapt = field(default_factory=Adapt)
     unlabeled: Unlabeled = field(default_factory=Unlabeled)
+    privacy: Privacy = field(default_factory=Privacy)
     personalise: Personalise = field(default_factory=Personalise)
     evaluate: Evaluate = field(default_factory=Evaluate)
 
@@ -179,6 +282,15 @@ class Config:
     def learning_rate_list(self) -> tuple[float, ...]:
         """The learning rates to choose from."""
         return tuple(float(word) for word in _words(self.personalise.learning_rates))
+
+    @property
+    def shared_shape(self) -> LoraShape:
+        """Shape of the shared adapter: alpha / rank is that of the personal ones."""
+        rank = self.adapt.rank or self.lora.rank
+        alpha = self.lora.alpha / self.lora.rank * rank
+        return (
+            replace(self.lora, rank=rank, alpha=alpha) if self.adapt.rank else self.lora
+        )
 
     @property
     def fixed_alpha(self) -> float | None:
@@ -236,7 +348,8 @@ def _check(name: str, value: object) -> Scalar:
         )
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high = entry.metadata["low"], entry.metadata["high"]
-        if not low <= value <= high or not math.isfinite(value):
+        endless = value == math.inf and entry.metadata["infinite"]
+        if not low <= value <= high or not (math.isfinite(value) or endless):
             raise IdiolectError(
                 f"config key '{name}' is {value}: it must lie in [{low:g}, {high:g}]."
             )
@@ -294,6 +407,33 @@ def _check_lists(config: Config) -> None:
         )
 
 
+def _check_privacy(config: Config) -> None:
+    """Refuse settings with which a guarantee could not hold."""
+    privacy = config.privacy
+    if privacy.mode == "off":
+        if privacy.metrics == "noisy" or config.adapt.clip_quantile:
+            what = (
+                "privacy.metrics"
+                if privacy.metrics == "noisy"
+                else "adapt.clip-quantile"
+            )
+            raise IdiolectError(
+                f"config key '{what}' needs the ledger: set privacy.mode=central."
+            )
+        return
+    if config.adapt.clip <= 0:
+        raise IdiolectError(
+            "config key 'adapt.clip' is 0 but privacy.mode is 'central': the noise is "
+            "proportional to the clip; set a positive one."
+        )
+    if privacy.metrics == "noisy" and len(config.learning_rate_list) > 1:
+        raise IdiolectError(
+            "config key 'personalise.learning-rates' gives several rates but "
+            "privacy.metrics is 'noisy': choosing one by private users' metrics is a "
+            "release that no noise covers; give one rate."
+        )
+
+
 def parse(values: Mapping[str, object]) -> Config:
     """Parse flat key-value pairs, typed as TOML gives them.
 
@@ -304,6 +444,7 @@ def parse(values: Mapping[str, object]) -> Config:
     """
     config: Config = _build(Config, {k: _check(k, v) for k, v in values.items()})
     _check_lists(config)
+    _check_privacy(config)
     return config
 
 

@@ -6,18 +6,20 @@ results are the same. Users' text enters here and does not leave: what is return
 adapters, numbers, and nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import overlap
+from . import overlap, prior
 from .adapters import Lora, attached, new_lora, stack
 from .backbone import Backbone, Encoded
 from .config import Config
 from .errors import IdiolectError
+from .privacy.scrub import offered
 from .scoring import (
     ReferenceCache,
     collate,
@@ -32,13 +34,29 @@ from .tasks.load import task_of
 from .tasks.personas import score_style
 from .tasks.types import Item, User
 from .training import Example, Lesson, Recipe, train
-from .unlabeled import Unlabeled, draw, population_share, without_own
+from .unlabeled import (
+    VOTES,
+    Unlabeled,
+    ballot,
+    draw,
+    effective_size,
+    marks,
+    nearest_candidate,
+    population_share,
+    tempered,
+    vote,
+    whitened_similarity,
+    without_own,
+)
 
 # Reference scores of this process. Methods share them: the reference is frozen.
 CACHE = ReferenceCache()
 # Nucleus of the samples that stand for everyone else in the kind `self`: the tail of an
 # untuned model is noise that is easy to tell from anybody's text.
 SELF_TOP_P = 0.95
+SAMPLED_AT_ONCE = 64
+# Characters of an offered text (kind `anonymised`): about 256 tokens of English.
+LONGEST_OFFER = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +72,9 @@ class Personal:
     alpha, estimated
         Preference overlap used, and whether it was estimated or fixed.
     log
-        ``steps``, ``loss``, ``clamp_rate``, ``delta``, and ``truncated`` (history items
-        whose input did not fit).
+        ``steps``, ``loss``, ``clamp_rate``, ``delta``, ``truncated`` (history items
+        whose input did not fit), ``ess`` (effective size of the unlabeled weights), and
+        with ``unlabeled.second-opinion`` what `second_opinion` says.
     error
         Why training failed, else empty.
     """
@@ -74,12 +93,14 @@ def shared_update(
     users: Sequence[User],
     config: Config,
     round_number: int,
+    clip: float | None = None,
 ) -> dict[str, Tensor]:
     """Local training of the shared adapter: each user's change of B.
 
     SFT on the own history with A frozen (FFA-LoRA, Sun et al. 2024): with one A for all,
-    averaging B averages the adapters exactly. Each user's change is clipped to
-    ``adapt.clip`` in L2 norm over all projections, so that one user's pull is bounded.
+    averaging B averages the adapters exactly. Each user's change is clipped to `clip`
+    (``adapt.clip`` unless given) in L2 norm over all projections, so that one user's pull
+    is bounded.
 
     Returns
     -------
@@ -104,7 +125,7 @@ def shared_update(
         name: torch.stack([lora.b[name] - start for lora in trained]).float().cpu()
         for name, start in shared.b.items()
     }
-    return clip_rows(rows, config.adapt.clip)
+    return clip_rows(rows, config.adapt.clip if clip is None else clip)
 
 
 def _recipe(method: str, learning_rate: float, config: Config) -> Recipe:
@@ -145,6 +166,8 @@ def personalise(
     method: str,
     learning_rate: float,
     config: Config,
+    floor: float = 0.0,
+    voters: Collection[str] | None = None,
 ) -> list[Personal]:
     """Train the own adapter of each user on top of the shared one.
 
@@ -159,6 +182,10 @@ def personalise(
         here. Empty for the kind `self`, whose items are sampled here.
     method, learning_rate, config
         Objective and budget.
+    floor
+        Weights of `votes` below it are noise (see `unlabeled.without_own`).
+    voters
+        Users whose own vote is part of the weights; None: all of them.
 
     Returns
     -------
@@ -166,9 +193,20 @@ def personalise(
         In the order of `users`. A user whose training overflows has no adapter and an
         error; the others are not affected.
     """
-    material = [_material(backbone, shared, u, unlabeled, config) for u in users]
+    material = [
+        _material(
+            backbone,
+            shared,
+            user,
+            unlabeled,
+            config,
+            floor,
+            voters is None or user.id in voters,
+        )
+        for user in users
+    ]
     lessons, alphas = [], []
-    for user, (own, aux, weights) in zip(users, material, strict=True):
+    for user, (own, aux, weights, _) in zip(users, material, strict=True):
         alpha = _alpha(backbone, shared, user, own, aux, weights, config)
         alphas.append(alpha)
         lessons.append(
@@ -180,12 +218,68 @@ def personalise(
         for user in users
     ]
     trained = train(backbone, shared, start, lessons, recipe)
-    return [
-        _checked(user, lora, alpha, {**log, "truncated": _truncated(own)})
-        for user, lora, alpha, log, (own, _, _) in zip(
-            users, trained.loras, alphas, trained.logs, material, strict=True
-        )
-    ]
+    results: list[Personal] = []
+    for user, lora, alpha, log, (own, aux, _, ess) in zip(
+        users, trained.loras, alphas, trained.logs, material, strict=True
+    ):
+        log = {**log, "truncated": _truncated(own), "ess": ess}
+        if config.unlabeled.second_opinion and population_share(config.unlabeled):
+            others = not_own(
+                backbone,
+                user,
+                unlabeled,
+                config,
+                floor,
+                voters is None or user.id in voters,
+            )
+            log |= second_opinion(backbone, shared, lora, user, others, aux, config)
+        results.append(_checked(user, lora, alpha, log))
+    return results
+
+
+# Unlabeled items that a second opinion on alpha looks at, at most.
+OPINIONS = 200
+
+
+def second_opinion(
+    backbone: Backbone,
+    shared: Lora,
+    lora: Lora,
+    user: User,
+    others: Sequence[Unlabeled],
+    trained_on: Sequence[Encoded],
+    config: Config,
+) -> dict[str, float]:
+    """Estimate alpha from the implicit rewards of items that training did not see.
+
+    Positives are the user's held-out items, unlabeled are items that were not drawn for
+    training: rewards of what was trained on are inflated. Rewards are per token, or their
+    length would tell them apart. The estimate is logged beside the one from embeddings;
+    it comes after training, so it cannot be what training used.
+
+    Returns
+    -------
+    dict
+        ``prior_alpha``, ``prior_auc``, ``prior_upper``, ``prior_em``, ``prior_reliable``
+        (see `prior.estimate`); empty where there is nothing to look at.
+    """
+    generator = numpy_generator(config.seed, "second opinion", user.id)
+    drawn = draw(others, min(OPINIONS + len(trained_on), len(others)), generator)
+    known = {entry.ids for entry in trained_on}
+    encoded = encode_all(backbone, [entry.item for entry in drawn])
+    fresh = [entry for entry in encoded if entry.ids not in known][:OPINIONS]
+    own = encode_all(backbone, user.held_out)
+    if not fresh or not own:
+        return {}
+    items = own + fresh
+    policy = np.array(score_users(backbone, [shared, stack([lora])], [items])[0])
+    reference = np.array([entry.logp for entry in CACHE.get(backbone, shared, items)])
+    rewards = (policy - reference) / [completion_tokens(entry) for entry in items]
+    if not np.isfinite(rewards).all():
+        return {}
+    weights = np.ones(len(fresh))
+    found = prior.estimate(rewards[: len(own)], rewards[len(own) :], weights)
+    return {f"prior_{name}": float(value) for name, value in vars(found).items()}
 
 
 def _checked(
@@ -204,8 +298,9 @@ def _truncated(items: Sequence[Encoded]) -> float:
     return float(sum(item.truncated for item in items))
 
 
-# A user's own items and the unlabeled ones as tokens, and the weights of the latter.
-Material = tuple[list[Encoded], list[Encoded], list[float]]
+# A user's own items and the unlabeled ones as tokens, the weights of the latter, and the
+# effective size of the weights that they were drawn by.
+Material = tuple[list[Encoded], list[Encoded], list[float], float]
 
 
 def _material(
@@ -214,6 +309,8 @@ def _material(
     user: User,
     unlabeled: Sequence[Unlabeled],
     config: Config,
+    floor: float = 0.0,
+    voted: bool = True,
 ) -> Material:
     """Encode a user's history and its draw from the unlabeled set.
 
@@ -227,13 +324,77 @@ def _material(
     count = round(config.unlabeled.ratio * len(own))
     if config.unlabeled.kind == "self":
         drawn = self_samples(backbone, shared, user, own, count, config)
+        weights = np.ones(len(drawn))
     else:
         generator = numpy_generator(config.seed, "unlabeled", user.id)
-        nearest = config.unlabeled.nearest
-        others = without_own(unlabeled, user, config.unlabeled.kind, nearest)
+        others = not_own(backbone, user, unlabeled, config, floor, voted)
         drawn = draw(others, count, generator)
+        weights = np.array([max(entry.weight, 0.0) for entry in others])
     items = encode_all(backbone, [entry.item for entry in drawn])
-    return own, items, [entry.weight for entry in drawn]
+    return own, items, [entry.weight for entry in drawn], effective_size(weights)
+
+
+def not_own(
+    backbone: Backbone,
+    user: User,
+    unlabeled: Sequence[Unlabeled],
+    config: Config,
+    floor: float,
+    voted: bool,
+) -> list[Unlabeled]:
+    """The unlabeled set without this user's part in it, and without the noise's.
+
+    See `unlabeled.without_own` and, where there was noise, `unlabeled.tempered`.
+    """
+    own_vote, own_texts = None, frozenset[str]()
+    if config.unlabeled.kind == "votes" and voted and unlabeled:
+        own_vote = user_vote(backbone, [e.item for e in unlabeled], user, config)
+    if config.unlabeled.kind == "anonymised":
+        own_texts = frozenset(item.target for item in offers(user, config))
+    others = without_own(unlabeled, user, own_vote, own_texts, floor)
+    return tempered(others) if floor else others
+
+
+def user_vote(
+    backbone: Backbone, bank: Sequence[Item], user: User, config: Config
+) -> np.ndarray:
+    """One user's vote over the bank by the configured features, float32 [m].
+
+    With ``unlabeled.features`` `backbone` these are mean hidden states of the bare
+    backbone, without the shared adapter: fixed before anybody's text is touched.
+    """
+    nearest = config.unlabeled.nearest
+    if config.unlabeled.features == "ngrams":
+        return vote(bank, user.history, nearest)
+    candidates = _bank_embeddings(backbone, tuple(bank))
+    texts = _embeddings(backbone, None, encode_all(backbone, user.history[-VOTES:]))
+    return ballot(whitened_similarity(candidates, texts), len(bank), nearest)
+
+
+@lru_cache(maxsize=2)
+def _bank_embeddings(backbone: Backbone, bank: tuple[Item, ...]) -> np.ndarray:
+    return _embeddings(backbone, None, encode_all(backbone, bank))
+
+
+def offers(user: User, config: Config) -> list[Item]:
+    """The user's items that may be offered (kind `anonymised`): scrubbed, few, short."""
+    return offered(user.history, config.unlabeled.offered, LONGEST_OFFER)
+
+
+def offer_marks(bank: Sequence[Item], user: User, config: Config) -> np.ndarray:
+    """Which buckets the user's offers fall into, 1 or 0, float32 [m]."""
+    return marks(bank, offers(user, config))
+
+
+def supported_offers(
+    bank: Sequence[Item], supported: Collection[int], user: User, config: Config
+) -> list[Item]:
+    """The user's offers that fall into a supported bucket; they leave the device."""
+    return [
+        item
+        for item in offers(user, config)
+        if nearest_candidate(bank, item) in supported
+    ]
 
 
 def self_samples(
@@ -251,15 +412,40 @@ def self_samples(
     """
     chosen = [i % len(own) for i in range(count)]
     prompts = [own[i].ids[: own[i].prompt_length] for i in chosen]
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(config.seed, "self", user.id))
-        budget = task_of(config.task).max_new_tokens
-        texts = generate(backbone, [shared], prompts, budget, SELF_TOP_P)
+    texts = _sampled(
+        backbone, shared, prompts, config, derive(config.seed, "self", user.id)
+    )
     return [
         Unlabeled(Item(f"self-{i}", user.history[k].prompt, text), 1.0)
         for i, (k, text) in enumerate(zip(chosen, texts, strict=True))
         if text
     ]
+
+
+def sample_reference(
+    backbone: Backbone, shared: Lora, items: Sequence[Item], config: Config, seed: int
+) -> list[str]:
+    """One sample of pi_ref at the prompt of each item (temperature 1, nucleus 0.95)."""
+    encoded = encode_all(backbone, items)
+    prompts = [entry.ids[: entry.prompt_length] for entry in encoded]
+    texts: list[str] = []
+    for start in range(0, len(prompts), SAMPLED_AT_ONCE):
+        part = prompts[start : start + SAMPLED_AT_ONCE]
+        texts += _sampled(backbone, shared, part, config, derive(seed, start))
+    return texts
+
+
+def _sampled(
+    backbone: Backbone,
+    shared: Lora,
+    prompts: Sequence[Sequence[int]],
+    config: Config,
+    seed: int,
+) -> list[str]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        budget = task_of(config.task).max_new_tokens
+        return generate(backbone, [shared], prompts, budget, SELF_TOP_P)
 
 
 def _alpha(
@@ -274,7 +460,7 @@ def _alpha(
     """Estimate alpha where it is a population share; otherwise it is fixed by config."""
     if config.fixed_alpha is not None:
         return overlap.Overlap(config.fixed_alpha, False)
-    if not population_share(config.unlabeled.kind):
+    if not population_share(config.unlabeled):
         return overlap.Overlap(overlap.DEFAULT, False)
     target = _embeddings(backbone, shared, own)
     others = _embeddings(backbone, shared, aux)
@@ -283,7 +469,7 @@ def _alpha(
 
 
 def _embeddings(
-    backbone: Backbone, shared: Lora, items: Sequence[Encoded]
+    backbone: Backbone, shared: Lora | None, items: Sequence[Encoded]
 ) -> np.ndarray:
     if not items:
         return np.zeros((0, 1))

@@ -33,7 +33,7 @@ from .errors import IdiolectError
 from .tasks.types import Item
 from .unlabeled import Unlabeled
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_BODY = 64 << 20  # bytes of JSON in one message
 MAX_ITEMS = 50_000  # items in one message
 MAX_TEXT = 200_000  # characters in one string
@@ -108,7 +108,15 @@ class Reply(Step):
 
 @dataclass(frozen=True)
 class HelloTask(Task):
-    """Server -> node: say who you are."""
+    """Server -> node: say who you are.
+
+    Attributes
+    ----------
+    key
+        The public key of the run's manifests, which the device pins.
+    """
+
+    key: str
 
 
 @dataclass(frozen=True)
@@ -149,11 +157,18 @@ class AdaptTask(Task):
     ----------
     round
         Counted from 0.
+    release
+        What the ledger calls the release that the rows go into; empty without privacy.
+        The device counts these (``privacy.participations``).
+    clip
+        Largest L2 norm of one user's row in this round.
     shared
         The shared adapter's B, projection -> [out, r].
     """
 
     round: int
+    release: str
+    clip: float
     shared: Rows
 
 
@@ -166,14 +181,31 @@ class AdaptReply(Reply):
 
 @dataclass(frozen=True)
 class VoteTask(Task):
-    """Server -> node: say which of the bank's items resemble your users' text."""
+    """Server -> node: say which of the bank's items resemble your users' text.
 
+    Attributes
+    ----------
+    release
+        As in `AdaptTask`.
+    manifest, signature
+        Of the bank (see `manifest`).
+    bank
+        The candidates.
+    """
+
+    release: str
+    manifest: str
+    signature: str
     bank: tuple[Item, ...]
 
 
 @dataclass(frozen=True)
 class VoteReply(Reply):
-    """Node -> server: `votes`, one array [users, bank], each row of L2 norm <= 1."""
+    """Node -> server: `votes`, one array [users, bank].
+
+    Each row has L2 norm at most 1; for the kind `anonymised` it is instead 1 for each
+    candidate that resembles an offered item, and 0 for the others.
+    """
 
     votes: Rows
 
@@ -191,6 +223,34 @@ class ShareReply(Reply):
 
 
 @dataclass(frozen=True)
+class OfferTask(Task):
+    """Server -> node: hand over scrubbed items (unlabeled.kind `anonymised`).
+
+    Attributes
+    ----------
+    manifest, signature
+        Of the bank (see `manifest`).
+    bank
+        The candidates.
+    supported
+        Places in the bank of those that enough users resemble; an item whose nearest
+        candidate is not among them stays on the device.
+    """
+
+    manifest: str
+    signature: str
+    bank: tuple[Item, ...]
+    supported: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OfferReply(Reply):
+    """Node -> server: user -> scrubbed items. Not differentially private."""
+
+    items: dict[str, tuple[Item, ...]]
+
+
+@dataclass(frozen=True)
 class PersonaliseTask(Task):
     """Server -> node: train these users' own adapters.
 
@@ -200,6 +260,8 @@ class PersonaliseTask(Task):
         What to train, and how fast.
     trial
         Whether the learning rate is only being tried, on development users.
+    manifest, signature
+        Of the unlabeled set (see `manifest`); empty for the kind `self`.
     unlabeled
         The unlabeled set; empty for the kind `self`, which the device makes itself.
     shared
@@ -209,13 +271,18 @@ class PersonaliseTask(Task):
     method: str
     learning_rate: float
     trial: bool
+    manifest: str
+    signature: str
     unlabeled: tuple[Unlabeled, ...]
     shared: Rows
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one user's training went (see `personal.Personal`)."""
+    """How one user's training went (see `personal.Personal`).
+
+    Where ``privacy.metrics`` is `noisy` it says nothing: alpha None, no log.
+    """
 
     alpha: float | None
     estimated: bool
@@ -241,6 +308,8 @@ class EvaluateTask(Task):
         Of the unlabeled set they were trained with (`unlabeled.fingerprint`).
     generate
         Whether outputs are generated for the text metrics, or only scored.
+    release
+        As in `AdaptTask`.
     shared
         The shared adapter's B, projection -> [out, r].
     """
@@ -250,14 +319,20 @@ class EvaluateTask(Task):
     trial: bool
     unlabeled_hash: str
     generate: bool
+    release: str
     shared: Rows
 
 
 @dataclass(frozen=True)
 class EvaluateReply(Reply):
-    """Node -> server: user -> metric -> value."""
+    """Node -> server: user -> metric -> value (``privacy.metrics`` `clear`).
+
+    Where it is `noisy`, `metrics` is empty, and `sums` has one row per user: an array
+    [users, metrics + 1] of L2 norm at most 1 (`metrics.bounded_row`).
+    """
 
     metrics: dict[str, dict[str, float]]
+    sums: Rows
 
 
 @dataclass(frozen=True)
@@ -580,7 +655,9 @@ def row_norms(rows: Rows) -> np.ndarray:
 
 
 def valid_votes(votes: np.ndarray) -> np.ndarray:
-    """Which rows [users, bank] are votes: finite, not negative, of L2 norm <= 1.
+    """Which rows [users, length] are finite, not negative, and of L2 norm at most 1.
+
+    So are votes, and rows of bounded metrics.
 
     Returns
     -------

@@ -1,6 +1,6 @@
-"""The unlabeled set: what stands for "everyone else" (design and proofs: `docs`).
+"""The unlabeled set: what stands for "everyone else" (guarantees: `docs/privacy.md`).
 
-Four kinds, which all end as items with weights:
+Five kinds, which all end as items with weights:
 
 `votes`
     A bank of public items; each user votes for those that resemble the own text, and the
@@ -10,6 +10,9 @@ Four kinds, which all end as items with weights:
     Made on the device: samples from the reference policy at the user's own prompts.
 `public`
     A file of items, all of one weight.
+`anonymised`
+    The users' own items, scrubbed, and only those whose like enough users have. **Not
+    differentially private**: each is still one person's text.
 `others`
     The other users' raw history, in a simulation only: the paper's setting.
 
@@ -19,12 +22,13 @@ A device never trains on the whole set: it draws as many items as it needs (`dra
 import hashlib
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from . import config
 from .tasks.types import Item, User
 
 BUCKETS = 1 << 16
@@ -43,7 +47,8 @@ class Unlabeled:
         Prompt and text.
     weight
         How often it should be drawn, relative to the others. For `votes` it is the sum
-        H of all users' votes, from which a device takes its own (`without_own`).
+        H of all users' votes and of the noise, from which a device takes its own vote
+        (`without_own`); it can be negative.
     owner
         The user who wrote it (`others` only), so that nobody trains against own text.
     """
@@ -53,13 +58,16 @@ class Unlabeled:
     owner: str = ""
 
 
-def population_share(kind: str) -> bool:
+def population_share(settings: config.Unlabeled) -> bool:
     """Whether alpha means a share of the population that can be estimated.
 
-    `others` and `votes` over human-written text: yes. `self` and `public`: a classifier
-    would separate machine from human text, or domain from domain; alpha is only a knob.
+    `others`, `anonymised`, and `votes` over a bank that people wrote: yes. `self`,
+    `public`, and a bank that the model wrote: a classifier would separate machine from
+    human text, or domain from domain; alpha is only a knob.
     """
-    return kind in ("others", "votes")
+    if settings.kind == "votes":
+        return settings.bank_from == "public"
+    return settings.kind in ("others", "anonymised")
 
 
 def fingerprint(unlabeled: Sequence[Unlabeled]) -> str:
@@ -153,17 +161,14 @@ def _cached_bank(texts: tuple[str, ...]) -> Bank:
 
 
 def vote(bank: Sequence[Item], history: Sequence[Item], nearest: int) -> np.ndarray:
-    """One user's vote over the bank.
-
-    Each of the latest 32 history items gives 1/s to each of its s nearest candidates;
-    the sum v is then clipped, v * min(1, 1/||v||_2), which bounds what one user changes.
+    """One user's vote over the bank, by hashed character n-grams (see `ballot`).
 
     Parameters
     ----------
     bank
         The m candidates.
     history
-        The user's items.
+        The user's items; the latest 32 vote.
     nearest
         s, at most m are used.
 
@@ -181,25 +186,101 @@ def _cached_vote(
     bank: tuple[str, ...], texts: tuple[str, ...], nearest: int
 ) -> np.ndarray:
     features = _cached_bank(bank)
-    s = min(nearest, features.size)
-    votes = np.zeros(features.size)
-    for text in texts:
-        order = np.argsort(-features.similarity(text), kind="stable")
-        votes[order[:s]] += 1 / s
-    norm = float(np.sqrt((votes**2).sum()))
-    votes = (votes / max(norm, 1.0)).astype(np.float32)
+    votes = ballot(
+        (features.similarity(text) for text in texts), features.size, nearest
+    )
     votes.setflags(write=False)
     return votes
 
 
+def ballot(similarities: Iterable[np.ndarray], size: int, nearest: int) -> np.ndarray:
+    """Turn similarities into a vote of bounded length.
+
+    Each text gives 1/s to each of its s nearest candidates; the sum v is then clipped,
+    v * min(1, 1/||v||_2), which bounds what one user changes (Private Evolution).
+
+    Parameters
+    ----------
+    similarities
+        Of one text to every candidate, [m] each.
+    size
+        m.
+    nearest
+        s.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 [m], not negative, of L2 norm at most 1.
+    """
+    s = min(nearest, size)
+    votes = np.zeros(size)
+    for similarity in similarities:
+        order = np.argsort(-similarity, kind="stable")
+        votes[order[:s]] += 1 / s
+    norm = float(np.sqrt((votes**2).sum()))
+    return (votes / max(norm, 1.0)).astype(np.float32)
+
+
+def whitened_similarity(bank: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Cosines between hidden states, whitened on the bank.
+
+    Mean hidden states all point the same way; centred and scaled to unit variance in
+    every direction of the bank (Su et al. 2021), they tell texts apart. The bank is
+    public, so what is fitted on it costs no privacy. Directions in which the bank hardly
+    varies would be noise blown up: a tenth of the mean variance is added to each.
+
+    Parameters
+    ----------
+    bank, texts
+        Embeddings of the candidates [m, d] and of a user's texts [n, d].
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 [n, m].
+    """
+    centre = bank.mean(0)
+    variances, directions = np.linalg.eigh(
+        np.cov(bank - centre, rowvar=False, bias=True)
+    )
+    scale = 1 / np.sqrt(variances.clip(min=0) + 0.1 * max(variances.mean(), 1e-12))
+
+    def white(rows: np.ndarray) -> np.ndarray:
+        rows = (rows - centre) @ directions * scale
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1e-12)
+
+    return white(texts) @ white(bank).T
+
+
+def nearest_candidate(bank: Sequence[Item], item: Item) -> int:
+    """Place in the bank of the candidate that resembles an item most."""
+    features = _cached_bank(tuple(candidate.target for candidate in bank))
+    return int(features.similarity(item.target).argmax())
+
+
+def marks(bank: Sequence[Item], items: Sequence[Item]) -> np.ndarray:
+    """Which candidates are nearest to one of a user's items: 1 or 0, float32 [m].
+
+    Summed over users: how many people's text resembles a candidate (`anonymised`).
+    """
+    found = np.zeros(len(bank), np.float32)
+    found[[nearest_candidate(bank, item) for item in items]] = 1
+    return found
+
+
 def without_own(
-    unlabeled: Sequence[Unlabeled], user: User, kind: str, nearest: int
+    unlabeled: Sequence[Unlabeled],
+    user: User,
+    own_vote: np.ndarray | None = None,
+    own_texts: Collection[str] = (),
+    floor: float = 0.0,
 ) -> list[Unlabeled]:
     """The unlabeled set as it would be if this user had not taken part.
 
     Own items are left out, and for `votes` the user's own vote is taken from the sum:
-    w_(-u) = H - v_u, computed on the device, which alone knows v_u. Without it a user
-    would train against what the user alone voted for.
+    w_(-u) = max(0, H - v_u - floor), computed on the device, which alone knows v_u.
+    Without it a user would train against what the user alone voted for.
 
     Parameters
     ----------
@@ -207,18 +288,64 @@ def without_own(
         As the server handed it out.
     user
         The user on whose device this runs.
-    kind, nearest
-        ``unlabeled.kind`` and ``unlabeled.nearest`` of the run.
+    own_vote
+        v_u, float32 [m], if it is part of the weights.
+    own_texts
+        Targets that this user offered (`anonymised`).
+    floor
+        Votes below it are noise rather than votes (``unlabeled.threshold`` times the
+        noise's standard deviation): 0 without noise.
     """
-    rest = [entry for entry in unlabeled if entry.owner != user.id]
-    if kind != "votes" or not rest:
+    rest = [
+        entry
+        for entry in unlabeled
+        if entry.owner != user.id and entry.item.target not in own_texts
+    ]
+    if own_vote is None and not floor:
         return rest
-    own = vote([entry.item for entry in rest], user.history, nearest)
-    left = [entry.weight - float(v) for entry, v in zip(rest, own, strict=True)]
+    own = np.zeros(len(rest)) if own_vote is None else own_vote
+    left = [entry.weight - float(v) - floor for entry, v in zip(rest, own, strict=True)]
     return [
         # A difference of rounding size is no vote.
         Unlabeled(entry.item, weight if weight > 1e-5 else 0.0, entry.owner)
         for entry, weight in zip(rest, left, strict=True)
+    ]
+
+
+# --- drawing -------------------------------------------------------------------------
+
+
+def effective_size(weights: np.ndarray) -> float:
+    """(sum w)^2 / sum w^2: how many equal weights would vary as little (Kish 1965)."""
+    squares = float((weights**2).sum())
+    return float(weights.sum()) ** 2 / squares if squares else 0.0
+
+
+def tempered(unlabeled: Sequence[Unlabeled], share: float = 0.2) -> list[Unlabeled]:
+    """Weights w^l with the largest l <= 1 that keeps the effective size up.
+
+    After noise a few candidates can hold most of the weight by chance. l is the largest
+    with effective_size(w^l) >= share * (candidates of positive weight).
+    """
+    weights = np.array([max(entry.weight, 0.0) for entry in unlabeled])
+    positive = weights > 0
+    if not positive.any():
+        return list(unlabeled)
+    logs = np.log(weights[positive] / weights.max())
+
+    def flat_enough(power: float) -> bool:
+        return effective_size(np.exp(power * logs)) >= share * len(logs)
+
+    low, high = 0.0, 1.0
+    if flat_enough(high):
+        low = high
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if flat_enough(middle) else (low, middle)
+    weights[positive] = np.exp(low * logs)
+    return [
+        Unlabeled(entry.item, float(weight), entry.owner)
+        for entry, weight in zip(unlabeled, weights, strict=True)
     ]
 
 

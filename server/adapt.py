@@ -4,14 +4,29 @@ FFA-LoRA (Sun et al. 2024): all devices hold the same frozen A, so the average o
 average of the adapters. One row per user, unweighted; the denominator is the number of
 users asked, not of those who answered, so that one user's influence on the result is
 bounded by ``adapt.clip`` / users whatever the others do.
+
+With ``privacy.mode`` `central` a round is a release (DP-FedAvg, McMahan et al. 2018):
+
+    coins     each user takes part by a coin of its own, with fixed chance q
+    sum       every row is clipped again here to L2 norm C; what is malformed counts 0
+    noise     N(0, (z C)^2) on every coordinate, whoever came
+    average   divided by q N, a number fixed beforehand
+    clip      C follows a quantile of the norms, by a noisy count (Andrew et al. 2021)
+
+One user changes the sum by at most C. The ledger is charged before anybody is asked.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import RecordDict
 
+from ..common.config import Config
+from ..common.privacy.ledger import BudgetSpent, Ledger
+from ..common.privacy.noise import Source, coins, gaussian
 from ..common.protocol import (
     AdaptReply,
     AdaptTask,
@@ -22,18 +37,29 @@ from ..common.protocol import (
     row_norms,
     unpack,
 )
+from .budget import Release, adapt_event, charge, noise_of
 from .exchange import Run, Step, ask, groups, require, rows_shapes
+
+# Step of the adaptive clip, and the value of Andrew et al. (2021, section 4).
+CLIP_RATE = 0.2
+Some = TypeVar("Some")
 
 
 @dataclass(frozen=True)
 class Contribution(Reply):
-    """The sum of a reply's valid rows, float64; `users` are those it counts."""
+    """The sum of a reply's valid rows, float64; `users` are those it counts.
+
+    `within` is how many of the rows were shorter than the clip.
+    """
 
     total: Rows
+    within: int
 
 
 def adapt(run: Run) -> None:
     """Run the rounds that are left; a checkpoint after each.
+
+    Where the budget does not allow another round, the phase ends with what it has.
 
     Raises
     ------
@@ -42,39 +68,160 @@ def adapt(run: Run) -> None:
     """
     only_development = run.config.adapt.users == "development"
     users = run.development if only_development else run.users + run.development
-    asked = len(run.dataset.development) + (
-        0 if only_development else len(run.dataset.users)
-    )
+    population = population_of(run)
     run.done += run.config.adapt.epochs * len(users) * run.state.rounds
     while run.state.rounds < run.config.adapt.rounds:
-        run.state.shared = one_round(run, run.state.rounds, users, asked)
+        try:
+            one_round(run, run.state.rounds, users, population)
+        except BudgetSpent as error:
+            run.warn(f"adapt ends after {run.state.rounds} rounds: {error}")
+            return
         run.state.rounds += 1
         run.save()
 
 
-def one_round(run: Run, number: int, users: tuple[str, ...], asked: int) -> Rows:
-    """Send the shared adapter out, and return it moved by the average update."""
-    label = f"round {number + 1}/{run.config.adapt.rounds}"
-    step = Step("adapt", label, "train.adapt", run.config.adapt.epochs)
+def population_of(run: Run) -> int:
+    """How many users may train the shared adapter, reached or not."""
+    return population(run.config, len(run.dataset.users), len(run.dataset.development))
+
+
+def population(config: Config, users: int, development: int) -> int:
+    """N: fixed by the data, so that it says nothing about who can be reached."""
+    return development + (0 if config.adapt.users == "development" else users)
+
+
+def one_round(run: Run, number: int, users: tuple[str, ...], asked: int) -> None:
+    """Send the shared adapter out, and move it by the average update.
+
+    Raises
+    ------
+    BudgetSpent
+        The round would exceed the budget; nobody was asked.
+    """
+    config = run.config
+    clip = run.state.clip or config.adapt.clip
+    release = None
+    if config.privacy.mode == "central":
+        release = charge_round(run.ledger, config, asked, number, clip)
+        users = participants(users, release, config)
+    place = f"adapt/{number}" + (f"/{release.id}" if release else "")
+    label = f"round {number + 1}/{config.adapt.rounds}"
+    step = Step("adapt", label, "train.adapt", config.adapt.epochs)
     tasks = [
         (
             node,
             AdaptTask(
-                **run.head(f"adapt/{number}/{i}", names),
+                **run.head(f"{place}/{i}", names),
                 round=number,
+                release=release.id if release else "",
+                clip=clip,
                 shared=run.state.shared,
             ),
         )
         for i, (node, names) in enumerate(groups(run, users))
     ]
-    answers = ask(run, step, tasks, contribution(run.shapes, run.config.adapt.clip))
-    counted = sum(len(reply.users) for reply in answers.replies)
-    require(run, step, counted, asked, answers.errors)
-    totals = [reply.total for reply in answers.replies]
+    answers = ask(run, step, tasks, contribution(run.shapes, clip))
+    parts = [reply.total for reply in answers.replies]
+    counted = [user for reply in answers.replies for user in reply.users]
+    if release is None:
+        require(run, step, len(counted), asked, answers.errors)
+        run.state.shared = moved(run.state.shared, parts, asked)
+        return
+    if users:  # coins may well name nobody: then only noise is released
+        require(run, step, len(counted), len(users), answers.errors)
+    run.took_part("adapt", counted)
+    run.state.shared = released(run.state.shared, parts, release, clip, config, asked)
+    within = sum(reply.within for reply in answers.replies)
+    run.state.clip = next_clip(clip, within, len(counted), release, config, asked)
+
+
+# --- a round as a release ----------------------------------------------------------------
+
+
+def charge_round(
+    ledger: Ledger, config: Config, population: int, number: int, clip: float
+) -> Release:
+    """Charge one round of the shared adapter.
+
+    Raises
+    ------
+    BudgetSpent
+        The round would exceed the budget.
+    """
+    event = adapt_event(config, noise_of(config, population), population)
+    return charge(ledger, event, config, round=number, clip=clip)
+
+
+def participants(
+    names: Sequence[Some], release: Release, config: Config
+) -> tuple[Some, ...]:
+    """Toss the coins of a charged round or vote."""
+    return coins(names, release.event.q, config.privacy.cohort, release.random)
+
+
+def released(
+    shared: Rows,
+    parts: Sequence[Rows],
+    release: Release,
+    clip: float,
+    config: Config,
+    population: int,
+) -> Rows:
+    """Return B moved by the noisy sum of the users' rows, over q N.
+
+    Parameters
+    ----------
+    shared
+        B before the round.
+    parts
+        Sums of rows that were clipped to `clip` (`clipped_sum`), float64.
+    release
+        The charged round: N(0, (z clip)^2) is added to every coordinate.
+    clip, config, population
+        C, and N, which with the chance q is fixed before anybody is asked.
+    """
+    shapes = {name: array.shape for name, array in shared.items()}
+    noise = noise_rows(shapes, release.event.z * clip, release.random)
+    return moved(shared, [*parts, noise], config.privacy.sampling * population)
+
+
+def moved(shared: Rows, parts: Sequence[Rows], denominator: float) -> Rows:
+    """B + sum of the parts / denominator, projection -> float32 [out, r]."""
     return {
-        name: (start + sum(total[name] for total in totals) / asked).astype(np.float32)
-        for name, start in run.state.shared.items()
+        name: (start + sum(part[name] for part in parts) / denominator).astype(
+            np.float32
+        )
+        for name, start in shared.items()
     }
+
+
+def noise_rows(shapes: Shapes, std: float, random: Source) -> Rows:
+    """Gaussian noise in the shape of B, float64; in the order of the names."""
+    return {name: gaussian(shapes[name], std, random) for name in sorted(shapes)}
+
+
+def next_clip(
+    clip: float,
+    within: int,
+    counted: int,
+    release: Release,
+    config: Config,
+    population: int,
+) -> float:
+    """Let the clip follow the quantile gamma of the norms (Andrew et al. 2021).
+
+        b = 1/2 + (sum_u (1[|row_u| < C] - 1/2) + N(0, (z/2)^2)) / (q N)
+        C <- C exp(-0.2 (b - gamma))
+
+    Centred, one user moves the sum by 1/2, so its noise is half as wide for the same z.
+    The bit is part of the event of its round.
+    """
+    if not config.adapt.clip_quantile:
+        return clip
+    noise = float(gaussian((1,), release.event.clip_bit_z / 2, release.random)[0])
+    centred = within - counted / 2 + noise
+    share = 0.5 + centred / (config.privacy.sampling * population)
+    return clip * math.exp(-CLIP_RATE * (share - config.adapt.clip_quantile))
 
 
 def contribution(shapes: Shapes, clip: float) -> Callable[[RecordDict], Contribution]:
@@ -93,12 +240,9 @@ def sum_rows(reply: AdaptReply, clip: float) -> Contribution:
     A device clips its own row; the server does it again, because it cannot know that.
     """
     valid = finite_rows(reply.rows)
-    kept = {name: array[valid] for name, array in reply.rows.items()}
-    scale = np.minimum(1.0, clip / np.maximum(row_norms(kept), 1e-12))
-    total = {
-        name: np.tensordot(scale, array.astype(np.float64), axes=1)
-        for name, array in kept.items()
-    }
+    total, norms = clipped_sum(
+        {name: array[valid] for name, array in reply.rows.items()}, clip
+    )
     users = tuple(user for user, good in zip(reply.users, valid, strict=True) if good)
     bad = {
         user: "the update is not finite." for user in reply.users if user not in users
@@ -112,4 +256,39 @@ def sum_rows(reply: AdaptReply, clip: float) -> Contribution:
         reply.process,
         reply.peak_rss_mb,
         total,
+        within_clip(norms, clip),
     )
+
+
+def within_clip(norms: np.ndarray, clip: float) -> int:
+    """How many rows were shorter than the clip.
+
+    A row that its device clipped has the clip's length but for rounding.
+    """
+    return int((norms < clip * (1 - 1e-5)).sum())
+
+
+def clipped_sum(rows: Rows, clip: float) -> tuple[Rows, np.ndarray]:
+    """Sum of the users' rows, each clipped to L2 norm `clip`, and their norms before.
+
+    The sensitivity of the sum to one user is `clip`.
+
+    Parameters
+    ----------
+    rows
+        Name -> [users, ...], finite.
+    clip
+        C.
+
+    Returns
+    -------
+    tuple
+        Name -> float64 [...], and float64 [users].
+    """
+    norms = row_norms(rows)
+    scale = np.minimum(1.0, clip / np.maximum(norms, 1e-12))
+    total = {
+        name: np.tensordot(scale, array.astype(np.float64), axes=1)
+        for name, array in rows.items()
+    }
+    return total, norms

@@ -24,10 +24,13 @@ from rich.console import Console
 
 from ..common.config import Config, parse
 from ..common.errors import IdiolectError
+from ..common.privacy.ledger import Ledger, card, read_ledger
 from ..common.protocol import package_version
 from ..common.tasks.load import load_dataset
+from ..common.tasks.types import Dataset
 from . import results
-from .adapt import adapt
+from .adapt import adapt, population
+from .budget import new_ledger
 from .checkpoint import RunFolder, load, open_run
 from .exchange import Journal, Run
 from .hello import Census, hello, identity
@@ -94,7 +97,8 @@ def carry_out(grid: Grid, folder: RunFolder, journal: Journal) -> None:
     dataset = load_dataset(config)
     ours = identity(config)
     state = load(folder.path, ours.shapes)
-    run = Run(config, folder.path, grid, journal, state, dataset)
+    ledger = open_ledger(folder.path, config, dataset)
+    run = Run(config, folder.path, grid, journal, state, dataset, ledger)
     run.began -= sum(state.cost.seconds.values())
     run.total = work(config, len(dataset.users), len(dataset.development))
     begin(run, "hello")
@@ -108,6 +112,15 @@ def carry_out(grid: Grid, folder: RunFolder, journal: Journal) -> None:
     begin(run, "evaluate")
     evaluate(run)
     finish(run, census)
+
+
+def open_ledger(folder: Path, config: Config, dataset: Dataset) -> Ledger:
+    """Continue the run's ledger, or begin it. What was spent is never forgotten."""
+    path = folder / "ledger.json"
+    if path.exists():
+        return read_ledger(path)
+    users, development = len(dataset.users), len(dataset.development)
+    return new_ledger(path, config, population(config, users, development))
 
 
 def begin(run: Run, phase: str) -> None:
@@ -173,6 +186,7 @@ def finish(run: Run, census: Census) -> None:
         for user in run.dataset.users
     }
     alpha, estimated = alphas(run)
+    privacy = card(run.ledger, run.folder.name, package_version(), git_commit())
     built = results.build(
         run=description(run, census, alpha, estimated),
         users={user: methods for user, methods in users.items() if methods},
@@ -181,7 +195,11 @@ def finish(run: Run, census: Census) -> None:
         cost=asdict(state.cost),
         seed=config.seed,
         resamples=config.evaluate.bootstrap,
+        privacy=privacy,
     )
+    if config.privacy.metrics == "noisy":
+        built["methods"] = state.noisy_metrics
+    results.write_json(run.folder / "privacy_card.json", privacy)
     results.write(run.folder, built)
     results.render(built, Console(width=120))
 
@@ -217,7 +235,7 @@ def description(
     rates = {method: mean_log(o, "clamp_rate") for method, o in state.outcomes.items()}
     return {
         "name": run.folder.name,
-        "simulation": True,
+        "simulation": bool(run.ledger.simulation_reasons()),
         "task": config.task,
         "backbone": config.backbone,
         "seed": config.seed,

@@ -28,7 +28,7 @@ from ..common.tasks.types import Item, Prompt
 from ..common.unlabeled import Unlabeled
 from .results import runs_folder
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 # --- the folder ----------------------------------------------------------------------
@@ -196,6 +196,17 @@ class State:
         The shared adapter's B.
     rounds
         Finished rounds of the adapt phase.
+    clip
+        The clip of the next round, where it adapts; 0 before the first.
+    took_part
+        Stage -> user -> releases that the user's rows were in (privacy only). Who took
+        part is a secret of the server: it is in this checkpoint and nowhere else.
+    version, manifest, signature
+        The last manifest that was signed, and how many were.
+    floor
+        Votes below it are noise; 0 without.
+    without_pool
+        Whether the budget did not allow the vote, so that there is no unlabeled set.
     unlabeled
         The unlabeled set, None until the pool phase is over.
     trials
@@ -206,6 +217,8 @@ class State:
         Method -> user -> how training went; a method is here once it is trained.
     metrics
         Method -> user -> metric -> value; a method is here once it is measured.
+    noisy_metrics
+        Method -> metric -> mean, interval and number (``privacy.metrics`` `noisy`).
     failed
         User -> what went wrong for this user, last.
     cost
@@ -214,11 +227,19 @@ class State:
 
     shared: Rows
     rounds: int = 0
+    clip: float = 0.0
+    took_part: dict[str, dict[str, int]] = field(default_factory=dict)
+    version: int = 0
+    manifest: str = ""
+    signature: str = ""
+    floor: float = 0.0
+    without_pool: bool = False
     unlabeled: tuple[Unlabeled, ...] | None = None
     trials: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     learning_rates: dict[str, float] = field(default_factory=dict)
     outcomes: dict[str, dict[str, Outcome]] = field(default_factory=dict)
     metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    noisy_metrics: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
 

@@ -19,6 +19,8 @@ from flwr.serverapp import Grid
 
 from ..common.config import Config, flatten
 from ..common.errors import IdiolectError
+from ..common.manifest import read_or_make_key
+from ..common.privacy.ledger import Ledger
 from ..common.protocol import Reply, Shapes, Task, check_step, check_users, pack, size
 from ..common.tasks.types import Dataset
 from .checkpoint import State, save
@@ -55,6 +57,8 @@ class Run:
         The run's configuration, folder, Flower's grid, event log, and checkpoint.
     dataset
         Only its public text and the users' names are used here.
+    ledger
+        Of everything that is released; charged before the tasks of a release are sent.
     nodes
         User -> node, for everyone who can be reached.
     total, done
@@ -71,6 +75,7 @@ class Run:
     journal: Journal
     state: State
     dataset: Dataset
+    ledger: Ledger
     nodes: dict[str, int] = field(default_factory=dict)
     total: float = 1.0
     done: float = 0.0
@@ -92,6 +97,11 @@ class Run:
         """Shapes of the shared adapter's B."""
         return {name: array.shape for name, array in self.state.shared.items()}
 
+    @property
+    def signing_key(self) -> bytes:
+        """Key of the run's manifests, made at its first use; it never leaves here."""
+        return read_or_make_key(self.folder / "checkpoint" / "signing.key")
+
     def head(self, step: str, users: Sequence[str]) -> dict[str, Any]:
         """Return the fields that every task begins with."""
         return {
@@ -105,6 +115,15 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint."""
         save(self.folder, self.state)
+
+    def took_part(self, stage: str, users: Sequence[str]) -> None:
+        """Count, for the privacy card, who took part in a release of a stage."""
+        counts = self.state.took_part.setdefault(stage, {})
+        for user in users:
+            counts[user] = counts.get(user, 0) + 1
+        most = max(counts.values(), default=0)
+        self.ledger.observed_participations[stage] = most
+        self.ledger.save()
 
     def warn(self, message: str) -> None:
         """Tell the reader of the log and of the journal."""

@@ -9,6 +9,7 @@ from ..common.adapters import hash_lora, zero_shared
 from ..common.backbone import Backbone, check_family, locate, weights_hash
 from ..common.config import Config
 from ..common.errors import IdiolectError
+from ..common.manifest import public_key
 from ..common.protocol import HelloReply, HelloTask, Shapes, package_version, unpack
 from .exchange import Run, Step, ask, report, require
 
@@ -61,7 +62,7 @@ def identity(config: Config) -> Identity:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     digest = weights_hash(folder)
     backbone = _Weightless(config.backbone, model, None, digest, config.max_length)
-    zero = zero_shared(backbone, config.lora, config.seed)
+    zero = zero_shared(backbone, config.shared_shape, config.seed)
     shapes = {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
     return Identity(package_version(), digest, hash_lora(zero), shapes)
 
@@ -92,6 +93,7 @@ def hello(run: Run, ours: Identity) -> Census:
         sentence names the first reason.
     """
     census = Census({})
+    key = public_key(run.signing_key)
     errors: dict[str, str] = {}
     greeted: set[int] = set()
     expected, ends = 1, time.monotonic() + run.config.deadline
@@ -100,7 +102,10 @@ def hello(run: Run, ours: Identity) -> Census:
     while len(greeted) < expected and time.monotonic() < ends:
         fresh = sorted(set(run.grid.get_node_ids()) - greeted)
         greeted |= set(fresh)
-        tasks = [(node, HelloTask(**run.head(f"hello/{node}", ()))) for node in fresh]
+        tasks = [
+            (node, HelloTask(**run.head(f"hello/{node}", ()), key=key))
+            for node in fresh
+        ]
         answers = ask(run, STEP, tasks, lambda record: unpack(HelloReply, record))
         errors |= answers.errors
         for node, reply in zip(

@@ -8,18 +8,29 @@ their disks.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from ..common.config import Config
+from ..common.privacy.ledger import BudgetSpent
+from ..common.privacy.noise import gaussian
 from ..common.protocol import (
     EvaluateReply,
     EvaluateTask,
     Outcome,
     PersonaliseReply,
     PersonaliseTask,
+    Task,
     unpack,
+    valid_votes,
 )
+from ..common.tasks.load import task_of
+from ..common.tasks.metrics import means_of_sum, released_metrics
 from ..common.unlabeled import fingerprint
+from .adapt import population_of
+from .budget import charge, metrics_event, noise_of
 from .exchange import Run, Step, ask, groups, report, require
 
 UNTRAINED = ("base", "shared")
@@ -31,6 +42,12 @@ TRAINING, SCORING, GENERATING = 2.0, 0.5, 3.0
 def trained_methods(config: Config) -> tuple[str, ...]:
     """Return the methods that have an adapter per user."""
     return tuple(m for m in config.method_list if m not in UNTRAINED)
+
+
+def possible_methods(run: Run) -> tuple[str, ...]:
+    """Return the methods that can be trained: all, or those that need no unlabeled set."""
+    trained = trained_methods(run.config)
+    return tuple(m for m in trained if m == "oppu" or not run.state.without_pool)
 
 
 def training_weight(config: Config) -> float:
@@ -51,13 +68,13 @@ def workload(config: Config, users: int, development: int) -> float:
 
 def personalise(run: Run) -> None:
     """Choose the rates, then train every method; what is done already is skipped."""
-    for method in trained_methods(run.config):
+    for method in possible_methods(run):
         if method not in run.state.learning_rates:
             run.state.learning_rates[method] = choose_rate(run, method)
             run.save()
         elif len(run.config.learning_rate_list) > 1:
             run.done += _trial_weight(run) * len(run.config.learning_rate_list)
-    for method in trained_methods(run.config):
+    for method in possible_methods(run):
         if method in run.state.outcomes:
             run.done += training_weight(run.config) * len(run.users)
             continue
@@ -68,16 +85,32 @@ def personalise(run: Run) -> None:
 
 
 def evaluate(run: Run) -> None:
-    """Measure every method on the evaluated users; a checkpoint after each."""
+    """Measure every method on the evaluated users; a checkpoint after each.
+
+    Where metrics are a release with noise and the budget does not allow another, the
+    phase ends with what it has.
+    """
+    possible = (*UNTRAINED, *possible_methods(run))
     for method in run.config.method_list:
-        if method in run.state.metrics:
+        if method not in possible:
+            continue
+        if method in run.state.metrics or method in run.state.noisy_metrics:
             weight = SCORING + GENERATING * run.config.evaluate.generate
             run.done += weight * len(run.users)
             continue
         rate = run.state.learning_rates.get(method, 0.0)
         trained = run.state.outcomes.get(method)
         users = tuple(u for u in run.users if trained is None or u in trained)
-        run.state.metrics[method] = measure(run, method, rate, users, method, False)
+        if run.config.privacy.metrics == "noisy":
+            try:
+                run.state.noisy_metrics[method] = measure_noisily(
+                    run, method, rate, users
+                )
+            except BudgetSpent as error:
+                run.warn(f"evaluate ends before method '{method}': {error}")
+                return
+        else:
+            run.state.metrics[method] = measure(run, method, rate, users, method, False)
         run.save()
 
 
@@ -137,6 +170,8 @@ def train(
                 method=method,
                 learning_rate=rate,
                 trial=trial,
+                manifest=run.state.manifest if run.state.unlabeled else "",
+                signature=run.state.signature if run.state.unlabeled else "",
                 unlabeled=run.state.unlabeled or (),
                 shared=run.state.shared,
             ),
@@ -182,23 +217,10 @@ def _measure(
     trial: bool,
     generate: bool,
 ) -> dict[str, dict[str, float]]:
-    weight = SCORING + GENERATING * generate
-    step = Step("personalise" if trial else "evaluate", label, "evaluate", weight)
-    tasks = [
-        (
-            node,
-            EvaluateTask(
-                **run.head(f"evaluate/{label}/{generate}/{i}", names),
-                method=method,
-                learning_rate=rate,
-                trial=trial,
-                unlabeled_hash=fingerprint(run.state.unlabeled or ()),
-                generate=generate,
-                shared=run.state.shared,
-            ),
-        )
-        for i, (node, names) in enumerate(groups(run, users))
-    ]
+    phase = "personalise" if trial else "evaluate"
+    step = Step(phase, label, "evaluate", SCORING + GENERATING * generate)
+    place = f"evaluate/{label}/{generate}"
+    tasks = _tasks(run, method, rate, users, place, trial, generate)
     answers = ask(run, step, tasks, lambda record: unpack(EvaluateReply, record))
     found, bad = {}, {}
     for reply in answers.replies:
@@ -212,6 +234,84 @@ def _measure(
     if not trial:
         require(run, step, len(found), len(users), answers.errors | bad)
     return found
+
+
+def _tasks(
+    run: Run,
+    method: str,
+    rate: float,
+    users: Sequence[str],
+    place: str,
+    trial: bool,
+    generate: bool,
+    release: str = "",
+) -> list[tuple[int, Task]]:
+    unlabeled_hash = fingerprint(run.state.unlabeled or ())
+    return [
+        (
+            node,
+            EvaluateTask(
+                **run.head(f"{place}/{i}", names),
+                method=method,
+                learning_rate=rate,
+                trial=trial,
+                unlabeled_hash=unlabeled_hash,
+                generate=generate,
+                release=release,
+                shared=run.state.shared,
+            ),
+        )
+        for i, (node, names) in enumerate(groups(run, users))
+    ]
+
+
+def measure_noisily(
+    run: Run, method: str, rate: float, users: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    """Release the sum of the users' bounded metrics with noise (`metrics.bounded_row`).
+
+    Returns
+    -------
+    dict
+        METRIC -> mean, interval of the noise, and noisy number of users.
+
+    Raises
+    ------
+    BudgetSpent
+        The release would exceed the budget; nobody was asked.
+    """
+    config = run.config
+    generate = config.evaluate.generate
+    event = metrics_event(noise_of(config, population_of(run)))
+    release = charge(run.ledger, event, config, method=method)
+    names = released_metrics(task_of(config.task).kind, generate)
+    step = Step("evaluate", method, "evaluate", SCORING + GENERATING * generate)
+    place = f"evaluate/{release.id}"
+    tasks = _tasks(run, method, rate, users, place, False, generate, release.id)
+
+    def shapes(fields: dict) -> dict[str, tuple[int, ...]]:
+        return {"sums": (len(fields["users"]), len(names) + 1)}
+
+    answers = ask(
+        run, step, tasks, lambda record: unpack(EvaluateReply, record, shapes)
+    )
+    total = np.zeros(len(names) + 1)
+    counted, bad = [], {}
+    for reply in answers.replies:
+        rows = reply.sums["sums"]
+        good = valid_votes(rows)
+        total += rows[good].sum(axis=0, dtype=np.float64)
+        counted += [u for u, fine in zip(reply.users, good, strict=True) if fine]
+        bad |= {
+            user: "its row of metrics is not finite, negative, or longer than 1."
+            for user, fine in zip(reply.users, good, strict=True)
+            if not fine
+        }
+    report(run, step, bad)
+    require(run, step, len(counted), len(users), answers.errors | bad)
+    run.took_part("metrics", counted)
+    total = total + gaussian(total.shape, event.z, release.random)
+    return means_of_sum(total, names, event.z)
 
 
 # --- what the table says about training -----------------------------------------------

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from ..common.errors import IdiolectError
 from ..common.files import home, write_atomically
+from ..common.privacy.ledger import describe
 
 Users = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """User -> method -> metric -> value; None where it could not be measured."""
@@ -31,13 +32,6 @@ TRAINED = ("positives", "oppu", "kto", "bco", "c-bpo")
 FEW_USERS = 20  # below, percentile intervals cover visibly less than they say
 
 LOWER_IS_BETTER = ("nll", "mae", "rmse")
-
-NO_GUARANTEE = {
-    "mode": "simulation",
-    "epsilon": None,
-    "delta": None,
-    "statement": "Simulation without differential privacy: no privacy guarantee.",
-}
 
 
 def bootstrap(values: np.ndarray, seed: int, resamples: int = 2000) -> dict[str, Any]:
@@ -149,6 +143,7 @@ def build(
     alpha: Mapping[str, float],
     alpha_estimated: bool,
     cost: Mapping[str, Any],
+    privacy: Mapping[str, Any],
     seed: int,
     resamples: int = 2000,
 ) -> dict[str, Any]:
@@ -167,6 +162,8 @@ def build(
         about who is unique, so there is no split then.
     cost
         ``bytes_up``, ``bytes_down``, ``seconds`` by phase, ``peak_rss_mb``.
+    privacy
+        The privacy card (`ledger.card`).
     seed, resamples
         Of the bootstrap.
     """
@@ -190,7 +187,7 @@ def build(
         },
         "users": {user: dict(values) for user, values in users.items()},
         "cost": dict(cost),
-        "privacy": dict(NO_GUARANTEE),
+        "privacy": dict(privacy),
     }
 
 
@@ -357,12 +354,13 @@ def runs(output_dir: str = "") -> Iterator[RunLine]:
 def render(results: Mapping[str, Any], console: Console) -> None:
     """Print the tables of one run."""
     run, users = results["run"], results["users"]
-    title = (
-        f"{run['task']} · {run['backbone']} · {len(users)} users · seed {run['seed']}"
-    )
-    _grid(console, f"{title}: mean [95 % interval over users]", results["methods"])
-    marked = "paired differences; * interval clear of zero"
-    _grid(console, marked, results["pairs"], difference=True)
+    count = len(users) or run["users"]
+    title = f"{run['task']} · {run['backbone']} · {count} users · seed {run['seed']}"
+    interval = "95 % interval over users" if users else "95 % interval of the noise"
+    _grid(console, f"{title}: mean [{interval}]", results["methods"])
+    if results["pairs"]:
+        marked = "paired differences; * interval clear of zero"
+        _grid(console, marked, results["pairs"], difference=True)
     for group, methods in results["split"].items():
         count = max(
             (m["n"] for row in methods.values() for m in row.values()), default=0
@@ -416,9 +414,9 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
     if rates := run.get("learning_rates"):
         chosen = ", ".join(f"{method} {rate:g}" for method, rate in rates.items())
         yield f"learning rates: {chosen}"
-    if len(results["users"]) < FEW_USERS:
+    if 0 < len(results["users"]) < FEW_USERS:
         yield f"fewer than {FEW_USERS} users: bootstrap intervals are too narrow"
-    if not results["split"]:
+    if results["users"] and not results["split"]:
         yield "no split into unique and non-unique users: alpha was not estimated"
     for key, meaning in (("failed", "failed"), ("dropped", "left out")):
         if named := run.get(key):
@@ -434,9 +432,7 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
     memory = cost.get("peak_rss_mb")
     peak = f"; peak memory {memory:.0f} MB" if memory else ""
     yield f"sent: {', '.join(sent)}{peak}"
-    privacy = results["privacy"]
-    if privacy.get("epsilon") is None:
-        yield f"{privacy['mode']}: no privacy guarantee"
+    yield from describe(results["privacy"])
     if path := run.get("path"):
         yield f"results: {path}"
 

@@ -12,6 +12,7 @@ files alone (`findings`).
 import hashlib
 import itertools
 import json
+import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,19 +20,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..common import personal
-from ..common.adapters import Lora, zero_shared
+from ..common.adapters import Lora, hash_lora, zero_shared
 from ..common.backbone import Backbone, load_backbone
 from ..common.config import Config, Scalar, flatten, parse
 from ..common.errors import IdiolectError
 from ..common.personal import Personal
+from ..common.privacy.ledger import Charge, Ledger, card
+from ..common.privacy.noise import gaussian
+from ..common.protocol import MAX_ITEMS, Rows, package_version
 from ..common.seeds import numpy_generator
 from ..common.tasks.load import load_dataset
-from ..common.tasks.types import Dataset, User
-from ..common.unlabeled import Unlabeled, vote
+from ..common.tasks.types import Dataset, Item, User
+from ..common.unlabeled import Unlabeled
 from . import results
-from .pool import public_text
+from .adapt import (
+    charge_round,
+    clipped_sum,
+    next_clip,
+    participants,
+    population,
+    released,
+    within_clip,
+)
+from .budget import new_ledger
+from .pool import (
+    charge_vote,
+    public_text,
+    shuffled_offers,
+    supported_buckets,
+    written_by_shared,
+)
 
 # What a grid may vary beside config keys, under the name ``control``: does the gain come
 # from the user's own text? `swapped` measures each user with a neighbour's adapter,
@@ -46,6 +67,7 @@ NOT_TRAINING = ("methods", "evaluate.", "quorum", "deadline", "run-name", "resum
 NOT_SHARED = (
     *NOT_TRAINING,
     "unlabeled.",
+    "privacy.vote-sampling",
     "personalise.epochs",
     "personalise.batch",
     "personalise.learning-rates",
@@ -249,10 +271,12 @@ def run_study(
         named = ", ".join(f"{k}={v}" for k, v in cell.items())
         say(f"cell {number}/{len(todo)}: {named}{' (done)' if known else ''}")
         if not known:
+            began = time.monotonic()
             path.parent.mkdir(parents=True, exist_ok=True)
             results.write_json(
                 path, {"cell": cell, **run_cell(config, memory, control)}
             )
+            say(f"  {time.monotonic() - began:.0f} s")
         done.append(json.loads(path.read_text()))
     return done
 
@@ -287,18 +311,20 @@ def run_cell(config: Config, memory: Memory, control: str = "none") -> dict[str,
         config.backbone, config.dtype, config.device, config.max_length
     )
     dataset = load_dataset(config)
-    shared = once(
+    shared, rounds = once(
         memory,
         "shared",
         key_of(config, NOT_SHARED),
         lambda: shared_adapter(backbone, dataset, config),
     )
-    unlabeled = once(
+    pool = once(
         memory,
         "pool",
-        key_of(config, NOT_POOL),
-        lambda: unlabeled_set(dataset, config),
+        key_of(config, NOT_POOL) + (hash_lora(shared) if uses_shared(config) else ""),
+        lambda: unlabeled_set(backbone, shared, dataset, config),
     )
+    ledger = empty_ledger(dataset, config)
+    ledger.charges += rounds + pool.charges
     if control == "shuffled":
         dataset = shuffled(dataset, config.seed)
     methods: dict[str, dict[str, Any]] = {
@@ -307,7 +333,7 @@ def run_cell(config: Config, memory: Memory, control: str = "none") -> dict[str,
             f"{method} {control}",
             key_of(config, ("methods", *UNUSED[method])),
             lambda method=method: run_method(
-                backbone, shared, dataset, unlabeled, method, config, control
+                backbone, shared, dataset, pool, method, config, control
             ),
         )
         for method in config.method_list
@@ -330,15 +356,23 @@ def run_cell(config: Config, memory: Memory, control: str = "none") -> dict[str,
             "users": len(users),
             "learning_rates": {m: r["rate"] for m, r in methods.items() if r["rate"]},
             "clamp_rate": {m: r["clamp_rate"] for m, r in methods.items() if r["rate"]},
+            "ess": {m: r["ess"] for m, r in methods.items() if r["rate"]},
             "overlap": truth,
         },
         users=users,
         alpha=alpha,
         alpha_estimated=estimated,
         cost={},
+        privacy=card(ledger, "", package_version(), ""),
         seed=config.seed,
         resamples=config.evaluate.bootstrap,
     )
+
+
+def empty_ledger(dataset: Dataset, config: Config) -> Ledger:
+    """Return a ledger in memory, as a run with this configuration begins it."""
+    users, development = len(dataset.users), len(dataset.development)
+    return new_ledger(None, config, population(config, users, development))
 
 
 def _alphas(methods: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], bool]:
@@ -352,22 +386,58 @@ def groups(users: Sequence[User], size: int) -> list[Sequence[User]]:
     return [users[i : i + size] for i in range(0, len(users), size)]
 
 
-def shared_adapter(backbone: Backbone, dataset: Dataset, config: Config) -> Lora:
-    """Federated averaging of B over the rounds, without messages (see `adapt`)."""
+def shared_adapter(
+    backbone: Backbone, dataset: Dataset, config: Config
+) -> tuple[Lora, list[Charge]]:
+    """Federated averaging of B over the rounds, without messages (see `adapt`).
+
+    Returns
+    -------
+    tuple
+        The shared adapter, and what its rounds were charged (nothing without privacy).
+    """
     development = config.adapt.users == "development"
     users = dataset.development if development else dataset.users + dataset.development
-    shared = zero_shared(backbone, config.lora, config.seed)
+    shared = zero_shared(backbone, config.shared_shape, config.seed)
+    ledger, clip = empty_ledger(dataset, config), config.adapt.clip
     for number in range(config.adapt.rounds):
-        rows = [
-            personal.shared_update(backbone, shared, group, config, number)
-            for group in groups(users, config.personalise.stack)
-        ]
-        b = {
-            name: start + sum(part[name].sum(0) for part in rows) / len(users)
-            for name, start in shared.b.items()
-        }
-        shared = replace(shared, b=b)
-    return shared
+        if config.privacy.mode == "central":
+            release = charge_round(ledger, config, len(users), number, clip)
+            taking = participants(users, release, config)
+            rows = _updates(backbone, shared, taking, config, number, clip)
+            sums = [clipped_sum(part, clip) for part in rows]
+            b = {name: tensor.cpu().numpy() for name, tensor in shared.b.items()}
+            parts = [total for total, _ in sums]
+            b = released(b, parts, release, clip, config, len(users))
+            within = sum(within_clip(norms, clip) for _, norms in sums)
+            clip = next_clip(clip, within, len(taking), release, config, len(users))
+            moved = {name: torch.from_numpy(array) for name, array in b.items()}
+            moved = {name: tensor.to(backbone.device) for name, tensor in moved.items()}
+        else:
+            rows = _updates(backbone, shared, users, config, number, clip)
+            moved = {
+                name: start
+                + sum(torch.from_numpy(part[name]).sum(0) for part in rows) / len(users)
+                for name, start in shared.b.items()
+            }
+        shared = replace(shared, b=moved)
+    return shared, ledger.charges
+
+
+def _updates(
+    backbone: Backbone,
+    shared: Lora,
+    users: Sequence[User],
+    config: Config,
+    number: int,
+    clip: float,
+) -> list[Rows]:
+    """Rows of one round, one array per stacking group."""
+    found: list[Rows] = []
+    for group in groups(users, config.personalise.stack):
+        rows = personal.shared_update(backbone, shared, group, config, number, clip)
+        found.append({name: tensor.numpy() for name, tensor in rows.items()})
+    return found
 
 
 def shuffled(dataset: Dataset, seed: int) -> Dataset:
@@ -382,34 +452,103 @@ def shuffled(dataset: Dataset, seed: int) -> Dataset:
     return replace(dataset, users=users)
 
 
-def unlabeled_set(dataset: Dataset, config: Config) -> tuple[Unlabeled, ...]:
+@dataclass(frozen=True)
+class Pool:
+    """The unlabeled set of a cell, as a run's manifest hands it out.
+
+    Attributes
+    ----------
+    unlabeled, floor
+        The set, and the weight below which a vote is noise.
+    voters
+        Users whose vote is part of the weights; None: everybody's.
+    charges
+        What the set was charged.
+    """
+
+    unlabeled: tuple[Unlabeled, ...]
+    floor: float = 0.0
+    voters: frozenset[str] | None = None
+    charges: list[Charge] = field(default_factory=list)
+
+
+def uses_shared(config: Config) -> bool:
+    """Whether the unlabeled set depends on the shared adapter."""
+    return config.unlabeled.bank_from == "shared" and config.unlabeled.kind == "votes"
+
+
+def unlabeled_set(
+    backbone: Backbone, shared: Lora, dataset: Dataset, config: Config
+) -> Pool:
     """Return the unlabeled set of the configured kind, without messages (see `pool`)."""
     everybody = dataset.users + dataset.development
     kind = config.unlabeled.kind
     if kind == "self":
-        return ()
+        return Pool(())
     if kind == "others":
-        return tuple(
-            Unlabeled(replace(item, rival=None), 1.0, user.id)
-            for user in everybody
-            for item in user.history
+        return Pool(
+            tuple(
+                Unlabeled(replace(item, rival=None), 1.0, user.id)
+                for user in everybody
+                for item in user.history
+            )
         )
-    bank = public_text(config, dataset, config.unlabeled.bank)
+    if kind == "anonymised":
+        return Pool(_anonymised(everybody, dataset, config))
     if kind == "public":
-        return tuple(Unlabeled(item) for item in bank)
-    votes = [vote(bank, user.history, config.unlabeled.nearest) for user in everybody]
-    weights = np.stack(votes).sum(axis=0, dtype=np.float64)
-    return tuple(
-        Unlabeled(item, float(weight))
-        for item, weight in zip(bank, weights, strict=True)
+        # As many as a run's node gets: all public text.
+        return Pool(
+            tuple(Unlabeled(i) for i in public_text(config, dataset, MAX_ITEMS))
+        )
+    bank = tuple(public_text(config, dataset, config.unlabeled.bank))
+    if uses_shared(config):
+        b = {name: tensor.cpu().numpy() for name, tensor in shared.b.items()}
+        bank = written_by_shared(config, b, bank)
+    return _voted(backbone, bank, everybody, dataset, config)
+
+
+def _voted(
+    backbone: Backbone,
+    bank: tuple[Item, ...],
+    everybody: tuple[User, ...],
+    dataset: Dataset,
+    config: Config,
+) -> Pool:
+    """Sum the votes over the bank; with privacy a charged sum of some, with noise."""
+    voting, release, ledger = everybody, None, empty_ledger(dataset, config)
+    if config.privacy.mode == "central":
+        release = charge_vote(ledger, config, len(everybody), ledger.population)
+        voting = participants(everybody, release, config)
+    total = np.zeros(len(bank))
+    for user in voting:
+        total += personal.user_vote(backbone, bank, user, config)
+    floor = 0.0
+    if release is not None:
+        total = total + gaussian(total.shape, release.event.z, release.random)
+        floor = config.unlabeled.threshold * release.event.z
+    handed = tuple(
+        Unlabeled(item, float(weight)) for item, weight in zip(bank, total, strict=True)
     )
+    voters = None if release is None else frozenset(user.id for user in voting)
+    return Pool(handed, floor, voters, ledger.charges)
+
+
+def _anonymised(
+    everybody: Sequence[User], dataset: Dataset, config: Config
+) -> tuple[Unlabeled, ...]:
+    """Scrubbed items of buckets with enough users, shuffled (see `pool.anonymised`)."""
+    bank = tuple(public_text(config, dataset, config.unlabeled.buckets))
+    support = sum(personal.offer_marks(bank, user, config) for user in everybody)
+    supported = supported_buckets(np.asarray(support), config)
+    offers = [personal.supported_offers(bank, supported, u, config) for u in everybody]
+    return shuffled_offers(offers, config.seed)
 
 
 def run_method(
     backbone: Backbone,
     shared: Lora,
     dataset: Dataset,
-    unlabeled: Sequence[Unlabeled],
+    pool: Pool,
     method: str,
     config: Config,
     control: str,
@@ -423,12 +562,20 @@ def run_method(
         value), ``clamp_rate`` and ``personals`` (without their adapters).
     """
 
-    def at(rate: float, users: Sequence[User], generate: bool):
+    def at(rate: float, parts: Sequence[tuple[Sequence[User], bool]]):
         trained: list[Personal] = []
         metrics: dict[str, dict[str, float]] = {}
-        for group in groups(users, config.personalise.stack):
+        for group, generate in parts:
             own = personal.personalise(
-                backbone, shared, group, unlabeled, method, rate, config
+                backbone,
+                shared,
+                group,
+                pool.unlabeled,
+                method,
+                rate,
+                config,
+                pool.floor,
+                pool.voters,
             )
             kept = [(u, p) for u, p in zip(group, own, strict=True) if p.lora]
             loras = [p.lora for _, p in kept]
@@ -446,25 +593,39 @@ def run_method(
         )
         return {user.id: value for user, value in zip(users, values, strict=True)}
 
-    generate = config.evaluate.generate
     if method in ("base", "shared"):
         metrics = {}
-        for group in groups(dataset.users, config.personalise.stack):
+        for group, generate in measured_groups(dataset.users, config):
             metrics |= measure(group, [None] * len(group), generate)
         return {"rate": 0.0, "metrics": metrics, "clamp_rate": 0.0, "personals": []}
     rates = config.learning_rate_list
     rate = rates[0]
     if len(rates) > 1:
-        trials = {r: at(r, dataset.development, False)[1] for r in rates}
+        parts = groups(dataset.development, config.personalise.stack)
+        trials = {r: at(r, [(part, False) for part in parts])[1] for r in rates}
         rate = min(rates, key=lambda r: _trial_score(trials[r]))
-    trained, metrics = at(rate, dataset.users, generate)
-    clamp = float(np.mean([p.log["clamp_rate"] for p in trained]))
+    trained, metrics = at(rate, measured_groups(dataset.users, config))
     return {
         "rate": rate,
         "metrics": metrics,
-        "clamp_rate": clamp,
+        "clamp_rate": float(np.mean([p.log["clamp_rate"] for p in trained])),
+        "ess": float(np.mean([p.log["ess"] for p in trained])),
         "personals": trained,
     }
+
+
+def measured_groups(
+    users: Sequence[User], config: Config
+) -> list[tuple[Sequence[User], bool]]:
+    """Stacking groups, and for which of them outputs are generated.
+
+    For the first ``evaluate.users`` users only, as in a run; 0: for all.
+    """
+    first = (config.evaluate.users or len(users)) * config.evaluate.generate
+    stack = config.personalise.stack
+    return [(group, True) for group in groups(users[:first], stack)] + [
+        (group, False) for group in groups(users[first:], stack)
+    ]
 
 
 def _trial_score(metrics: Mapping[str, Mapping[str, float]]) -> tuple[int, float]:

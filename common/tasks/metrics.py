@@ -5,12 +5,33 @@ users. The numbers printed in papers pool all questions of all users: `pooled`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
-from .types import Task
+from .types import Kind, Task
+
+# What a metric is clipped to, [0, bound], before it leaves a device (``privacy.metrics``
+# `noisy`). 8 nats per token is worse than guessing among 2,981 words; ratings are 1 to 5.
+BOUNDS = {
+    "nll": 8.0,
+    "contrast": 1.0,
+    "rouge-1": 1.0,
+    "rouge-l": 1.0,
+    "accuracy": 1.0,
+    "f1": 1.0,
+    "mae": 4.0,
+    "rmse": 4.0,
+}
+SCORED = ("nll", "contrast")
+GENERATED: dict[Kind, tuple[str, ...]] = {
+    "generation": ("rouge-1", "rouge-l"),
+    "classification": ("accuracy", "f1"),
+    "rating": ("mae", "rmse"),
+}
 
 
 def score(
@@ -145,3 +166,71 @@ def _scorer() -> RougeScorer:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
+
+
+# --- metrics as a release with noise ---------------------------------------------------
+
+
+def released_metrics(kind: Kind, generated: bool) -> tuple[str, ...]:
+    """Names of the metrics in a row, in order; a run fixes them before it begins."""
+    return SCORED + (GENERATED[kind] if generated else ())
+
+
+def bounded_row(metrics: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
+    """One user's metrics as a row of bounded length.
+
+        row = (1, m_1 / bound_1, ..., m_n / bound_n) / sqrt(n + 1),
+
+    each m clipped to [0, bound] (`BOUNDS`). Its L2 norm is at most 1 whatever the user
+    wrote, so a sum of rows can be released with Gaussian noise. A metric that is missing
+    or no number counts as its bound.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 [len(names) + 1].
+    """
+    parts = [1.0]
+    for name in names:
+        value, bound = metrics.get(name, math.inf), BOUNDS[name]
+        parts.append(1.0 if math.isnan(value) else min(max(value / bound, 0.0), 1.0))
+    # Rounded to float32, the norm must not exceed 1.
+    return (np.array(parts) / math.sqrt(len(parts)) * (1 - 1e-6)).astype(np.float32)
+
+
+def means_of_sum(
+    total: np.ndarray, names: Sequence[str], std: float
+) -> dict[str, dict[str, Any]]:
+    """Means over users, from the noisy sum of their rows.
+
+    mean = bound * sum_m / sum_1. The interval is that of the noise alone, by the delta
+    method: it does not say how users differ, which no release with noise here tells.
+
+    Parameters
+    ----------
+    total
+        Noisy sum of `bounded_row` over users, [len(names) + 1].
+    names
+        As they were given to `bounded_row`.
+    std
+        Standard deviation of the noise on each coordinate.
+
+    Returns
+    -------
+    dict
+        METRIC -> ``{"mean", "ci95", "n"}``, clipped to [0, bound]; `n` is the noisy
+        number of users. Empty where the noise leaves fewer than one user.
+    """
+    size = math.sqrt(len(total))
+    users = float(total[0]) * size
+    if users < 1:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for name, part in zip(names, total[1:], strict=True):
+        share, bound = float(part) * size / users, BOUNDS[name]
+        error = 1.96 * std * size / users * math.sqrt(1 + share**2)
+        low, mean, high = (
+            bound * min(max(v, 0.0), 1.0) for v in (share - error, share, share + error)
+        )
+        found[name] = {"mean": mean, "ci95": [low, high], "n": round(users)}
+    return found

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from idiolect.common import personal
 from idiolect.common.adapters import Lora
 from idiolect.common.config import Config, flatten, parse
 from idiolect.common.errors import IdiolectError
+from idiolect.common.manifest import Manifest, canonical, public_key, sign
 from idiolect.common.personal import Personal
 from idiolect.common.protocol import (
     EvaluateReply,
@@ -21,6 +24,8 @@ from idiolect.common.protocol import (
     Failure,
     HelloReply,
     HelloTask,
+    OfferReply,
+    OfferTask,
     Outcome,
     PersonaliseReply,
     PersonaliseTask,
@@ -32,7 +37,11 @@ from idiolect.common.protocol import (
     unpack,
 )
 from idiolect.common.tasks.types import Dataset, Item, Prompt, Task, User
-from idiolect.common.unlabeled import fingerprint
+from idiolect.common.unlabeled import Unlabeled, fingerprint
+
+SEED = bytes(range(32))
+KEY = public_key(SEED)
+NOW = time.time()
 
 SHARED = {"layer.q": np.zeros((3, 2), np.float32)}
 HISTORY = (Item("i", Prompt("", "p"), "plum cake", Item("r", Prompt("", "p"), "x")),)
@@ -53,7 +62,7 @@ def node(monkeypatch, tmp_path):
     calls: list[list[str]] = []
     broken: set[str] = set()
 
-    def train(_backbone, _shared, users, _unlabeled, method, rate, _config):
+    def train(_backbone, _shared, users, _unlabeled, method, rate, _config, *_handed):
         calls.append([user.id for user in users])
         if broken & set(calls[-1]):
             raise RuntimeError("out of memory")
@@ -100,6 +109,8 @@ def personalise(folder, *users: str, rate: float = 0.5, **config) -> Personalise
         method="oppu",
         learning_rate=rate,
         trial=False,
+        manifest="",
+        signature="",
         unlabeled=(),
         shared=SHARED,
     )
@@ -114,6 +125,7 @@ def evaluate(folder, *users: str, rate: float = 0.5, method: str = "oppu", **cha
         trial=False,
         unlabeled_hash=fingerprint(()),
         generate=False,
+        release="",
         shared=SHARED,
     )
     reply = call("evaluate", dataclasses.replace(task, **changes))
@@ -132,7 +144,7 @@ def test_too_small_a_federation_says_what_to_do():
 
 
 def test_a_device_is_told_that_the_vault_is_missing(node):
-    reply = call("query.hello", HelloTask(**head(node.folder)), place={})
+    reply = call("query.hello", HelloTask(**head(node.folder), key=KEY), place={})
     with pytest.raises(IdiolectError, match="vault"):
         unpack(HelloReply, reply)
 
@@ -141,7 +153,7 @@ def test_hello_names_residents_and_hashes(node, monkeypatch):
     monkeypatch.setattr(app, "_truncated", lambda _b, users: [1 for _ in users])
     place = {"partition-id": 1, "num-partitions": 2}
     reply = unpack(
-        HelloReply, call("query.hello", HelloTask(**head(node.folder)), place)
+        HelloReply, call("query.hello", HelloTask(**head(node.folder), key=KEY), place)
     )
     assert reply.users == ("u1", "u3", "d1")
     assert reply.development == ("d1",)
@@ -149,17 +161,170 @@ def test_hello_names_residents_and_hashes(node, monkeypatch):
     assert (reply.truncated, reply.dropped) == (3, {})  # node 0 reports what is dropped
 
 
-def test_votes_come_one_row_per_user(node):
-    bank = tuple(
-        Item(f"b{k}", Prompt("", ""), t) for k, t in enumerate(["plum jam", "fog"])
+BANK = tuple(
+    Item(f"b{k}", Prompt("", ""), text) for k, text in enumerate(["plum jam", "fog"])
+)
+
+
+def signed(kind: str, unlabeled: tuple[Unlabeled, ...], **changes) -> dict[str, Any]:
+    """A manifest as the server of run "r" would sign it."""
+    fields = {
+        "run": "r",
+        "kind": kind,
+        "version": 1,
+        "previous": "",
+        "content": fingerprint(unlabeled),
+        "count": len(unlabeled),
+        "features": "ngrams",
+        "vote": "",
+        "floor": 0.0,
+        "epsilon": None,
+        "created": NOW,
+        "expires": NOW + 600,
+    }
+    manifest = Manifest(**{**fields, **changes})
+    return {
+        "manifest": canonical(manifest).decode(),
+        "signature": sign(manifest, SEED),
+    }
+
+
+def greet(folder, **config) -> None:
+    """First contact, at which the devices pin the server's key."""
+    record = call("query.hello", HelloTask(**head(folder, **config), key=KEY))
+    assert unpack(HelloReply, record).errors == {}
+
+
+def vote_task(folder, *users: str, release: str = "", **changes) -> VoteTask:
+    return VoteTask(
+        **head(folder, *users, **{"unlabeled.nearest": 1} | changes),
+        release=release,
+        **signed("bank", tuple(Unlabeled(item) for item in BANK)),
+        bank=BANK,
     )
-    task = VoteTask(
-        **head(node.folder, "u1", "u0", **{"unlabeled.nearest": 1}), bank=bank
-    )
+
+
+def vote(task: VoteTask) -> VoteReply:
     record = call("query.vote", task)
-    reply = unpack(VoteReply, record, lambda _f: {"votes": (2, 2)})
+    count = len(task.users)
+    arrays = record.array_records.get("arrays")
+    if arrays:
+        count = next(iter(arrays.values())).shape[0]
+    return unpack(VoteReply, record, lambda _f: {"votes": (count, 2)})
+
+
+@pytest.fixture
+def greeted(node, monkeypatch):
+    monkeypatch.setattr(app, "_truncated", lambda _b, users: [0 for _ in users])
+    greet(node.folder)
+    return node
+
+
+def test_votes_come_one_row_per_user(greeted):
+    reply = vote(vote_task(greeted.folder, "u1", "u0"))
     assert reply.users == ("u1", "u0")
     np.testing.assert_allclose(reply.votes["votes"], [[1, 0], [1, 0]])
+
+
+def test_a_bank_that_nobody_signed_gets_no_votes(greeted):
+    task = vote_task(greeted.folder, "u0")
+    forged = (*BANK[:1], Item("b1", Prompt("", ""), "my secret"))
+    reply = vote(dataclasses.replace(task, bank=forged))
+    assert reply.users == ()
+    assert "not the signed ones" in reply.errors["u0"]
+    reply = vote(dataclasses.replace(task, signature="00" * 64))
+    assert reply.users == () and "sign" in reply.errors["u0"]
+
+
+def test_before_the_first_contact_nothing_is_trusted(node):
+    reply = vote(vote_task(node.folder, "u0"))
+    assert reply.users == () and "key" in reply.errors["u0"]
+
+
+def test_a_vote_beyond_what_was_agreed_to_is_not_cast(greeted):
+    capped = {"privacy.participations": 1, "privacy.mode": "central"}
+    first = vote_task(greeted.folder, "u0", "u1", release="votes/0", **capped)
+    assert vote(first).users == ("u0", "u1")
+    again = vote_task(greeted.folder, "u0", release="votes/1", **capped)
+    reply = vote(again)
+    assert reply.users == ()
+    assert "took part in 1 releases of stage 'votes' already" in reply.errors["u0"]
+    assert vote(first).users == ("u0", "u1")  # the same release counts once
+
+
+def test_only_a_floor_that_was_signed_is_used(greeted, monkeypatch):
+    handed: list[tuple] = []
+
+    def train(_b, _s, users, _u, _method, rate, _config, floor, voters):
+        handed.append((floor, voters))
+        return [Personal(u.id, lora(rate), 0.25, True, {}) for u in users]
+
+    monkeypatch.setattr(personal, "personalise", train)
+    vote(vote_task(greeted.folder, "u0", release="votes/0"))
+    unlabeled = tuple(Unlabeled(item, 2.0) for item in BANK)
+    task = PersonaliseTask(
+        **head(greeted.folder, "u0", "u1"),
+        method="c-bpo",
+        learning_rate=0.5,
+        trial=False,
+        **signed(
+            "votes", unlabeled, version=2, vote="votes/0", floor=0.75, previous="0" * 64
+        ),
+        unlabeled=unlabeled,
+        shared=SHARED,
+    )
+    # The device of u0 saw version 1, and version 2 does not follow from it.
+    reply = unpack(PersonaliseReply, call("train.personalise", task))
+    assert reply.users == ("u1",) and "u0" in reply.errors
+    assert handed == [(0.75, set())]  # u1 did not vote
+    seen = state.agreed(state.agreed_path(greeted.folder, "u0")).seen
+    assert seen is not None
+    follows = signed(
+        "votes", unlabeled, version=2, vote="votes/0", floor=0.5, previous=seen.digest
+    )
+    reply = unpack(
+        PersonaliseReply,
+        call("train.personalise", dataclasses.replace(task, users=("u0",), **follows)),
+    )
+    assert reply.users == ("u0",)
+    assert handed[1] == (0.5, {"u0"})
+
+
+def test_offers_leave_only_for_the_kind_anonymised_and_are_scrubbed(greeted):
+    bank = signed("bank", tuple(Unlabeled(item) for item in BANK))
+    task = OfferTask(**head(greeted.folder, "u0"), **bank, bank=BANK, supported=(0,))
+    with pytest.raises(IdiolectError, match="only offered where"):
+        unpack(OfferReply, call("query.offer", task))
+    settings = head(greeted.folder, "u0", **{"unlabeled.kind": "anonymised"})
+    task = dataclasses.replace(task, config=settings["config"])
+    reply = unpack(OfferReply, call("query.offer", task))
+    (item,) = reply.items["u0"]
+    assert item.target == "plum cake" and item.rival is None and "u0" not in item.id
+    nothing = dataclasses.replace(task, supported=(1,))
+    assert unpack(OfferReply, call("query.offer", nothing)).items["u0"] == ()
+
+
+def test_noisy_metrics_leave_as_one_bounded_row(greeted, monkeypatch):
+    noisy = {"privacy.mode": "central", "privacy.metrics": "noisy"}
+    settings: dict[str, Any] = {**noisy, "personalise.learning-rates": "0.5"}
+    assert personalise(greeted.folder, "u0", **settings).outcomes == {
+        "u0": Outcome(None, False, {})
+    }
+    task = EvaluateTask(
+        **head(greeted.folder, "u0", **settings),
+        method="oppu",
+        learning_rate=0.5,
+        trial=False,
+        unlabeled_hash=fingerprint(()),
+        generate=False,
+        release="metrics/0",
+        shared=SHARED,
+    )
+    record = call("evaluate", task)
+    reply = unpack(EvaluateReply, record, lambda _f: {"sums": (1, 3)})
+    assert reply.metrics == {}
+    assert np.linalg.norm(reply.sums["sums"]) <= 1
+    assert reply.sums["sums"][0, 1] * 3**0.5 * 8 == pytest.approx(0.5, rel=1e-4)
 
 
 def test_raw_text_leaves_only_for_the_kind_others(node):
@@ -270,7 +435,9 @@ def test_a_task_that_is_no_task_gets_a_sentence_back(node):
 
 
 def test_a_configuration_of_the_server_is_checked_here_too(node):
-    task = dataclasses.replace(HelloTask(**head(node.folder)), config={"seeed": 1})
+    task = dataclasses.replace(
+        HelloTask(**head(node.folder), key=KEY), config={"seeed": 1}
+    )
     with pytest.raises(IdiolectError, match="did you mean 'seed'"):
         unpack(HelloReply, call("query.hello", task))
 

@@ -152,5 +152,5 @@ def test_markdown_says_what_is_allowed() -> None:
     assert "| `quorum` | `0.75` | 0 to 1 |" in text
     assert "| `users` | `48` | at least 1 | evaluated users |" in text
     assert "| `skip-bad-users` | `false` | true or false |" in text
-    assert "`votes`, `self`, `public`, `others`" in text
+    assert "`votes`, `self`, `public`, `anonymised`, `others`" in text
     assert all(f"| `{name}` |" in text for name in config.FIELDS)

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from idiolect.common.tasks import metrics
+from idiolect.common.tasks.metrics import bounded_row, means_of_sum, released_metrics
 from idiolect.common.tasks.types import Task
 
 WRITING = Task("headline", "generation")
@@ -104,3 +106,50 @@ def test_nothing_to_score_and_unequal_lengths_are_refused():
         metrics.score(WRITING, [], [])
     with pytest.raises(ValueError):
         metrics.score(TAGGING, ["a"], ["a", "b"])
+
+
+# --- metrics as a release ----------------------------------------------------------------
+
+
+def test_a_row_of_metrics_has_norm_at_most_one_whatever_is_in_it():
+    names = released_metrics("generation", True)
+    assert names == ("nll", "contrast", "rouge-1", "rouge-l")
+    for values in (
+        {"nll": 1e9, "contrast": 5.0, "rouge-1": 1.0, "rouge-l": 1.0},
+        {"nll": math.nan, "contrast": math.inf},
+        {},
+    ):
+        row = bounded_row(values, names)
+        assert np.linalg.norm(row.astype(float)) <= 1
+        np.testing.assert_allclose(row, 1 / math.sqrt(5), rtol=1e-5)
+    low = bounded_row(dict.fromkeys(names, -3.0), names)
+    np.testing.assert_allclose(low, [5**-0.5, 0, 0, 0, 0], rtol=1e-5)
+
+
+def test_means_of_an_exact_sum_are_the_means():
+    names = ("nll", "contrast")
+    values = [{"nll": 2.0, "contrast": 0.5}, {"nll": 3.0, "contrast": 1.0}]
+    total = np.sum([bounded_row(v, names) for v in values], axis=0, dtype=float)
+    found = means_of_sum(total, names, 0.0)
+    assert found["nll"]["mean"] == pytest.approx(2.5, rel=1e-5)
+    assert found["contrast"]["mean"] == pytest.approx(0.75, rel=1e-5)
+    assert found["nll"]["n"] == 2
+    low, high = found["nll"]["ci95"]
+    assert low == pytest.approx(high)
+
+
+def test_the_interval_covers_the_exact_mean():
+    """95 % nominal; 400 repeats give 91 to 98.5 % but for 1 in 1,000 seeds."""
+    generator = np.random.default_rng(0)
+    names = ("nll",)
+    total = np.sum([bounded_row({"nll": 2.4}, names)] * 60, axis=0, dtype=float)
+    hits = 0
+    for _ in range(400):
+        noisy = total + generator.normal(scale=1.5, size=2)
+        low, high = means_of_sum(noisy, names, 1.5)["nll"]["ci95"]
+        hits += low <= 2.4 <= high
+    assert 0.91 * 400 <= hits <= 0.985 * 400
+
+
+def test_where_the_noise_leaves_nobody_nothing_is_said():
+    assert means_of_sum(np.array([0.2, 3.0]), ("nll",), 2.0) == {}

@@ -102,6 +102,8 @@ def test_a_message_survives_the_wire():
         method="c-bpo",
         learning_rate=1e-3,
         trial=True,
+        manifest="{}",
+        signature="00",
         unlabeled=(Unlabeled(item, 0.25, "u9"),),
         shared={name: np.ones(shape, np.float32) for name, shape in SHAPES.items()},
     )
@@ -206,7 +208,8 @@ def test_missing_and_extra_arrays_are_refused():
 
 
 def test_arrays_where_none_belong_are_refused():
-    record = pack(EvaluateReply(**REPLY, users=("u",), metrics={"u": {"nll": 1.0}}))
+    metrics = {"u": {"nll": 1.0}}
+    record = pack(EvaluateReply(**REPLY, users=("u",), metrics=metrics, sums={}))
     record["arrays"] = ArrayRecord({"x": Array(np.zeros(3))})
     with pytest.raises(ProtocolError, match="not asked for"):
         unpack(EvaluateReply, record)

@@ -5,16 +5,24 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from idiolect.common import config
 from idiolect.common.tasks.types import Item, Prompt, User
 from idiolect.common.unlabeled import (
     Unlabeled,
+    ballot,
     build_bank,
     draw,
+    effective_size,
     fingerprint,
     grams,
+    marks,
     population_share,
+    tempered,
     vote,
+    whitened_similarity,
     without_own,
 )
 
@@ -110,16 +118,100 @@ def test_leave_one_out_is_the_sum_of_the_others_votes():
     total = np.sum(votes, axis=0)
     unlabeled = [Unlabeled(i, float(w)) for i, w in zip(BANK, total, strict=True)]
     user = User("u", tuple(histories[0]), ())
-    left = [entry.weight for entry in without_own(unlabeled, user, "votes", 2)]
+    left = [entry.weight for entry in without_own(unlabeled, user, own_vote=votes[0])]
     np.testing.assert_allclose(left, votes[1] + votes[2], atol=2e-5)
     alone = [Unlabeled(i, float(w)) for i, w in zip(BANK, votes[0], strict=True)]
-    assert not any(entry.weight for entry in without_own(alone, user, "votes", 2))
+    assert not any(e.weight for e in without_own(alone, user, own_vote=votes[0]))
+
+
+def test_a_floor_takes_away_what_is_noise_rather_than_votes():
+    noisy = [
+        Unlabeled(i, w) for i, w in zip(BANK, [3.0, 0.4, -2.0, 1.5, 0.6], strict=True)
+    ]
+    user = User("u", (), ())
+    left = [entry.weight for entry in without_own(noisy, user, floor=0.5)]
+    np.testing.assert_allclose(left, [2.5, 0.0, 0.0, 1.0, 0.1])
+    voted = np.array([2.0, 0, 0, 1.5, 0], np.float32)
+    left = [e.weight for e in without_own(noisy, user, voted, floor=0.5)]
+    np.testing.assert_allclose(left, [0.5, 0.0, 0.0, 0.0, 0.1])
+
+
+def test_what_a_user_offered_does_not_come_back():
+    handed = [Unlabeled(item) for item in BANK]
+    user = User("u", (), ())
+    left = without_own(handed, user, own_texts={BANK[2].target})
+    assert [entry.item for entry in left] == [*BANK[:2], *BANK[3:]]
+
+
+# --- features of the backbone, buckets, tempering ----------------------------------------
+
+
+def test_whitening_keeps_one_wide_direction_from_deciding_who_is_near():
+    generator = np.random.default_rng(5)
+    bank = generator.normal(size=(300, 12)) * [10.0, *[1.0] * 11] + 50.0
+    texts = bank[:40] + generator.normal(size=(40, 12)) * [7.0, *[0.1] * 11]
+    found = whitened_similarity(bank, texts)
+    assert found.shape == (40, 300)
+    assert np.abs(found).max() <= 1 + 1e-9
+    centred, rows = bank - bank.mean(0), texts - bank.mean(0)
+    norms = np.linalg.norm(rows, axis=1)[:, None] * np.linalg.norm(centred, axis=1)
+    plain = (rows @ centred.T / norms).argmax(1) == np.arange(40)
+    whitened = found.argmax(1) == np.arange(40)
+    assert plain.mean() < 0.8 < 0.95 < whitened.mean()
+
+
+def test_a_bank_without_spread_does_not_break_whitening():
+    assert np.isfinite(whitened_similarity(np.ones((4, 3)), np.ones((2, 3)))).all()
+
+
+def test_ballot_closed_form():
+    similarities = [np.array([0.1, 0.9, 0.5]), np.array([0.2, 0.8, 0.7])]
+    np.testing.assert_allclose(ballot(similarities[:1], 3, 2), [0, 0.5, 0.5])
+    both = ballot(similarities, 3, 2)  # (0, 1, 1), of norm sqrt 2
+    np.testing.assert_allclose(both, [0, 0.5**0.5, 0.5**0.5], rtol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.floats(-1, 1), min_size=5, max_size=5), min_size=0, max_size=40
+    ),
+    st.integers(1, 9),
+)
+def test_a_vote_never_exceeds_its_sensitivity(similarities, nearest):
+    votes = ballot([np.array(row) for row in similarities], 5, nearest)
+    assert (votes >= 0).all()
+    assert np.linalg.norm(votes.astype(float)) <= 1 + 1e-6
+
+
+def test_marks_count_a_bucket_once_per_user():
+    found = marks(BANK, items(BANK[1].target, BANK[1].target, BANK[3].target))
+    np.testing.assert_array_equal(found, [0, 1, 0, 1, 0])
+    assert not marks(BANK, []).any()
+
+
+def test_effective_size_closed_form():
+    assert effective_size(np.ones(7)) == pytest.approx(7)
+    assert effective_size(np.array([1.0, 0, 0])) == pytest.approx(1)
+    assert effective_size(np.array([3.0, 1.0])) == pytest.approx(16 / 10)
+    assert effective_size(np.zeros(3)) == 0
+
+
+def test_tempering_flattens_no_more_than_it_must():
+    even = [Unlabeled(item, 2.0) for item in BANK]
+    assert [e.weight for e in tempered(even)] == [1.0] * 5  # scaled, and not flattened
+    peaked = [Unlabeled(i, w) for i, w in zip(BANK, [1e6, 1, 1, 1, 0], strict=True)]
+    weights = np.array([e.weight for e in tempered(peaked, share=0.5)])
+    assert weights[4] == 0
+    assert weights[0] > weights[1] == weights[2] > 0
+    assert effective_size(weights) == pytest.approx(0.5 * 4, abs=0.01)
+    assert tempered([]) == []
 
 
 def test_own_items_are_left_out_and_weights_of_other_kinds_stay():
     unlabeled = [Unlabeled(BANK[0], 2.0, "u"), Unlabeled(BANK[1], 3.0, "v")]
     user = User("u", tuple(BANK), ())
-    assert without_own(unlabeled, user, "others", 3) == [unlabeled[1]]
+    assert without_own(unlabeled, user) == [unlabeled[1]]
 
 
 def test_drawing_follows_the_weights():
@@ -180,7 +272,8 @@ def test_the_fingerprint_sees_every_part():
 
 
 def test_alpha_is_a_share_only_where_people_wrote_the_text():
-    shares = {
-        kind: population_share(kind) for kind in ("votes", "others", "self", "public")
-    }
-    assert shares == {"votes": True, "others": True, "self": False, "public": False}
+    kinds = ("votes", "others", "anonymised", "self", "public")
+    shares = {kind: population_share(config.Unlabeled(kind=kind)) for kind in kinds}
+    people = {"votes": True, "others": True, "anonymised": True}
+    assert shares == {**people, "self": False, "public": False}
+    assert not population_share(config.Unlabeled(kind="votes", bank_from="shared"))

@@ -12,9 +12,20 @@ from rich.console import Console
 
 from idiolect.common.config import parse, to_toml
 from idiolect.common.errors import IdiolectError
+from idiolect.common.privacy.ledger import Ledger, card
 from idiolect.server import results
 
 METHODS = ("base", "shared", "oppu", "bco", "c-bpo")
+
+
+LEDGER = Ledger(
+    None,
+    math.inf,
+    1e-6,
+    open_releases=[
+        {"stage": "metrics", "what": "in the clear", "why": "simulation"},
+    ],
+)
 
 
 def make_users(count: int = 12) -> dict[str, dict[str, dict[str, float]]]:
@@ -35,6 +46,7 @@ def make(**changes: Any) -> dict[str, Any]:
         "alpha": {user: i / 100 for i, user in enumerate(users)},
         "alpha_estimated": True,
         "cost": cost,
+        "privacy": card(LEDGER, "r", "1", "abc"),
         "seed": 0,
         "resamples": 500,
     }
@@ -135,7 +147,7 @@ def test_the_schema() -> None:
     assert found["users"]["u03"]["oppu"] == {"nll": 11.0}
     assert found["run"]["alpha"]["u05"] == 0.05
     assert found["run"]["alpha_estimated"] is True
-    assert found["privacy"]["epsilon"] is None
+    assert found["privacy"]["epsilon"]["release_observer"] is None
     assert found["privacy"]["mode"] == "simulation"
 
 
@@ -287,7 +299,8 @@ def test_the_tables_say_everything() -> None:
     assert "prompts shortened to fit the context: 4" in text
     assert "time: adapt 3 s" in text
     assert "sent: 2.0 MB up, 0.0 MB down" in text
-    assert "simulation: no privacy guarantee" in text
+    assert "epsilon: infinite, no privacy guarantee" in text
+    assert "simulation: metrics: in the clear" in text
     assert "fewer than 20 users" in text
     assert text.rstrip().endswith("results: /runs/r")
 

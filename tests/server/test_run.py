@@ -48,7 +48,8 @@ def scores(folder) -> dict:
     """What a run found out: everything in results.json but its cost and its name."""
     found = results(folder)
     told = {k: v for k, v in found["run"].items() if k not in ("name", "path")}
-    return {**found, "run": told, "cost": None}
+    card = {**found["privacy"], "run": ""}
+    return {**found, "run": told, "cost": None, "privacy": card}
 
 
 # --- a run that goes well ------------------------------------------------------------
@@ -429,8 +430,8 @@ def test_a_run_killed_at_every_checkpoint_ends_as_if_never_killed(
             state = checkpoint.load(finished, {})
             if len(state.metrics) == 4:  # the last save, after which it only reports
                 monkeypatch.setattr("idiolect.server.exchange.save", original)
-    # 2 rounds, pool, 2 methods x (2 rates + choice + training), 4 methods measured
-    assert lives == 2 + 1 + 2 * 4 + 4 + 1
+    # 2 rounds, bank, pool, 2 methods x (2 rates + choice + training), 4 measured
+    assert lives == 2 + 2 + 2 * 4 + 4 + 1
     assert scores(broken) == scores(unbroken)
     for file in sorted(unbroken.rglob("*.safetensors")):
         twin = broken / file.relative_to(unbroken)

@@ -1,0 +1,1 @@
+"""User-level differential privacy: the ledger, noise and coins, scrubbing of text."""

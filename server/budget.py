@@ -1,0 +1,178 @@
+"""What a run plans to release, and with how much noise.
+
+Without a noise multiplier of its own (``privacy.noise=0``) a run takes the smallest with
+which all planned releases together stay within ``privacy.epsilon``: the rounds of the
+shared adapter, one vote, and noisy metrics if there are any. The vote is planned for
+whatever the kind of unlabeled set, so that kinds can be compared over one and the same
+shared adapter; what is not used is not charged.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ..common.config import Config
+from ..common.privacy.ledger import Event, Ledger, calibrate
+from ..common.privacy.noise import Source, source
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise multipliers of a run (standard deviation / largest norm of one user's part).
+
+    All 0 without privacy, and where ``privacy.epsilon`` is `inf`.
+    """
+
+    adapt: float
+    votes: float
+    metrics: float
+
+
+def noise_of(config: Config, population: int) -> Noise:
+    """Return the noise multipliers that a configuration asks for, or amounts to.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    population
+        Users who may take part in the shared adapter and in the vote, reached or not.
+    """
+    privacy = config.privacy
+    if privacy.mode == "off" or privacy.epsilon == math.inf:
+        return Noise(0.0, 0.0, 0.0)
+    return _scaled(config, privacy.noise or _calibrated(config, population))
+
+
+def _scaled(config: Config, z: float) -> Noise:
+    return Noise(z, config.privacy.votes * z, config.privacy.metrics_noise * z)
+
+
+@lru_cache(maxsize=32)
+def _calibrated(config: Config, population: int) -> float:
+    return calibrate(
+        lambda z: programme(config, _scaled(config, z), population),
+        config.privacy.epsilon,
+        config.privacy.delta,
+    )
+
+
+def programme(config: Config, noise: Noise, population: int) -> Counter[Event]:
+    """Everything that a run will release if nothing goes wrong, with how often."""
+    planned: Counter[Event] = Counter()
+    if config.adapt.rounds:
+        planned[adapt_event(config, noise, population)] += config.adapt.rounds
+    planned[vote_event(config, noise, population)] += 1
+    if config.privacy.metrics == "noisy":
+        planned[metrics_event(noise)] += len(config.method_list)
+    return planned
+
+
+def adapt_event(config: Config, noise: Noise, population: int) -> Event:
+    """One round of the shared adapter, with its clip bit if the clip adapts."""
+    privacy = config.privacy
+    adaptive = bool(config.adapt.clip_quantile) and noise.adapt > 0
+    return Event(
+        "adapt",
+        noise.adapt,
+        privacy.sampling,
+        clip_bit_z=privacy.clip_bit if adaptive else 0.0,
+        cohort=privacy.cohort,
+        population=population if privacy.cohort else 0,
+    )
+
+
+def vote_event(config: Config, noise: Noise, population: int) -> Event:
+    """One vote over the bank."""
+    privacy = config.privacy
+    return Event(
+        "votes",
+        noise.votes,
+        privacy.vote_sampling,
+        cohort=privacy.cohort,
+        population=population if privacy.cohort else 0,
+    )
+
+
+def metrics_event(noise: Noise) -> Event:
+    """One method's metrics, summed over everybody who can be reached."""
+    return Event("metrics", noise.metrics)
+
+
+# --- the ledger of a run ---------------------------------------------------------------
+
+
+def new_ledger(path: Path | None, config: Config, population: int) -> Ledger:
+    """Begin the ledger of a run.
+
+    A run without privacy has one too: it says that what is released is exact.
+    """
+    privacy = config.privacy
+    ledger = Ledger(
+        path,
+        privacy.epsilon if privacy.mode == "central" else math.inf,
+        privacy.delta,
+        cap=privacy.participations,
+        population=population,
+        rng="seeded" if privacy.seeded else "os",
+    )
+    for stage, what, why in unprotected(config):
+        ledger.open(stage, what, why)
+    return ledger
+
+
+def unprotected(config: Config) -> list[tuple[str, str, str]]:
+    """(stage, what, why) of what a configuration releases without noise."""
+    kind = config.unlabeled.kind
+    found: list[tuple[str, str, str]] = []
+    if config.privacy.mode == "off":
+        if config.adapt.rounds:
+            found.append(("adapt", "exact average of the users' updates", SIMULATION))
+        if kind == "votes":
+            found.append(("votes", "exact sum of the users' votes", SIMULATION))
+    if kind == "others":
+        found.append(("pool", "raw text of the other users", SIMULATION))
+    if kind == "anonymised":
+        found.append(("pool", "scrubbed text whose like enough users have", NOT_DP))
+    if config.privacy.metrics == "clear":
+        found.append(("metrics", "every user's metrics and alpha", SIMULATION))
+    return found
+
+
+SIMULATION = "simulation"
+NOT_DP = "k-support is no differential privacy: each item is one person's text"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release that is charged and not yet made.
+
+    Attributes
+    ----------
+    id
+        What the ledger calls it.
+    event
+        What was charged.
+    random
+        Where its coins and noise come from.
+    """
+
+    id: str
+    event: Event
+    random: Source
+
+
+def charge(
+    ledger: Ledger, event: Event, config: Config, **note: str | int | float
+) -> Release:
+    """Charge a release; its noise may be drawn only afterwards.
+
+    Raises
+    ------
+    BudgetSpent
+        It would exceed the budget.
+    """
+    name = ledger.charge(event, **note)
+    return Release(name, event, source(config.privacy.seeded, config.seed, name))

@@ -396,7 +396,7 @@ def _pin(task: HelloTask, users: Sequence[User]) -> list[None]:
 
 def _check_bank(task: VoteTask | OfferTask, users: Sequence[User]) -> list[None]:
     content = fingerprint([Unlabeled(item) for item in task.bank])
-    return _check_manifest(task, users, content)
+    return _check_manifest(task, users, content, "bank")
 
 
 def _check_set(
@@ -404,18 +404,27 @@ def _check_set(
 ) -> list[None]:
     if not task.unlabeled:
         return [None] * len(users)  # kind `self`: nothing was handed out
-    return _check_manifest(task, users, content)
+    return _check_manifest(task, users, content, str(task.config["unlabeled.kind"]))
 
 
 def _check_manifest(
-    task: VoteTask | OfferTask | PersonaliseTask, users: Sequence[User], content: str
+    task: VoteTask | OfferTask | PersonaliseTask,
+    users: Sequence[User],
+    content: str,
+    kind: str,
 ) -> list[None]:
     """Refuse what the run's key did not sign, or what is older than what was seen."""
     for user in users:
         path = _agreed(task, user)
         before = state.agreed(path)
         seen = accept(
-            task.manifest, task.signature, task.run, content, before.seen, time.time()
+            task.manifest,
+            task.signature,
+            task.run,
+            content,
+            before.seen,
+            time.time(),
+            kind,
         )
         if seen != before.seen:
             state.keep(path, replace(before, seen=seen))

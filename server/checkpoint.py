@@ -117,13 +117,12 @@ def _continue(root: Path, config: Config) -> RunFolder:
     if config.resume == "latest":
         path = root / os.readlink(path)
     try:
-        text = (path / "config.toml").read_text()
+        stored = read_config(path)
     except OSError as error:
         raise IdiolectError(
             f"there is no run '{path.name}' in {root} to resume: leave out resume=… to "
             "start one; `idiolect-server runs` lists what is there."
         ) from error
-    stored = from_toml(text)
     changed = differences(stored, config)
     if changed:
         old, new = flatten(stored), flatten(config)
@@ -135,6 +134,11 @@ def _continue(root: Path, config: Config) -> RunFolder:
     lock = _lock(path)
     _point_latest(path)
     return RunFolder(path, stored, True, lock)
+
+
+def read_config(path: Path) -> Config:
+    """Read the configuration that a run was started with."""
+    return from_toml((path / "config.toml").read_text())
 
 
 def _lock(path: Path) -> TextIO:

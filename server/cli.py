@@ -59,8 +59,23 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help=text, description=text.capitalize() + ".")
     show.add_argument("name", metavar="RUN", help="name of a run, or `latest`")
     show.set_defaults(run=_show)
+    text = "attack what a run released, and the code that released it"
+    audit = commands.add_parser(
+        "audit",
+        help=text,
+        description=text.capitalize()
+        + ". Adds what it finds to the privacy card. Exits "
+        "with 1 where the honest mechanism leaks more than it claims, or a broken one is "
+        "not caught.",
+    )
+    audit.add_argument("name", metavar="RUN", help="name of a run, or `latest`")
+    audit.add_argument(
+        "--seed", type=int, default=0, help="of the canaries (default: 0)"
+    )
+    audit.set_defaults(run=_audit)
     for command in (runs, show):
         command.add_argument("--json", action="store_true", help="print JSON")
+    for command in (runs, show, audit):
         command.add_argument(
             "--output-dir",
             default="",
@@ -141,18 +156,37 @@ def _study(options: argparse.Namespace) -> int:
     place = options.output_dir or runs_folder("").parent / "studies"
     for study in declared:
         print(f"study {study.name} in {place / study.name}")
-        done = run_study(
-            study, place / study.name, lambda line: print(line, flush=True)
-        )
-        found = summary(study, done)
+        if study.audit is not None:
+            from . import audit
+
+            found = audit.run_study(study, place / study.name, _say)
+            print(f"\n{audit.markdown(found)}")
+        else:
+            found = summary(study, run_study(study, place / study.name, _say))
+            print(f"\n{markdown(found)}")
         write_json(place / study.name / "summary.json", found)
-        print(f"\n{markdown(found)}")
         if options.findings:
             options.findings.mkdir(parents=True, exist_ok=True)
             write_json(options.findings / f"{study.name}.json", found)
     if options.findings:
         print(f"findings: {write_page(options.findings)}")
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from . import results
+    from .audit import audit_run, defects
+
+    folder = results.find(options.output_dir, options.name)
+    done = audit_run(folder, options.seed, _say)
+    for line in defects(done):
+        print(f"error: {line}", file=sys.stderr)
+    print(f"card: {folder / 'privacy_card.json'}")
+    return 1 if defects(done) else 0
 
 
 def _simulate(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..common.config import Scalar
 from ..common.errors import IdiolectError
-from . import results
+from . import audit, results
 from .study import Claim, Study, matches, side_of
 
 Cell = Mapping[str, Any]
@@ -294,7 +294,8 @@ def write_page(folder: Path) -> Path:
         if found["curve"]:
             draw(found, image)
         name = f"{folder.name}/{image.name}" if found["curve"] else ""
-        sections.append(markdown(found, name))
+        is_audit = found.get("kind") == "audit"
+        sections.append(audit.markdown(found) if is_audit else markdown(found, name))
     page = folder.with_suffix(".md")
     page.write_text("\n".join(sections))
     return page

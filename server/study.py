@@ -135,7 +135,8 @@ class Study:
     """A declared experiment (see the module's text).
 
     `reading` is what a person made of the results, without numbers: those are in the
-    tables beside it.
+    tables beside it. With an `audit` table its cells are audits of the aggregation
+    (`audit.Design`), over a grid of ``control`` and ``seed``.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Study:
     claims: tuple[Claim, ...] = ()
     plot: dict[str, str] = field(default_factory=dict)
     reading: str = ""
+    audit: dict[str, Any] | None = None
 
 
 def read_study(path: Path) -> Study:
@@ -165,12 +167,23 @@ def read_study(path: Path) -> Study:
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise IdiolectError(f"study file {path} is no TOML: {error}.") from error
-    known = {"title", "question", "config", "grid", "claims", "plot", "reading"}
+    known = {
+        "title",
+        "question",
+        "config",
+        "grid",
+        "claims",
+        "plot",
+        "reading",
+        "audit",
+    }
     unknown = sorted(raw.keys() - known)
-    if unknown or not {"title", "config", "grid"} <= raw.keys():
+    either = {"config", "audit"} & raw.keys()
+    if unknown or not {"title", "grid"} <= raw.keys() or len(either) != 1:
         raise IdiolectError(
-            f"study file {path}: needs title, [config] and [grid], may have question, "
-            f"reading, [plot] and [[claims]]; found {', '.join(unknown) or 'too little'}."
+            f"study file {path}: needs title, [grid] and either [config] or [audit], may "
+            "have question, reading, [plot] and [[claims]]; found "
+            f"{', '.join(unknown) or 'too little'}."
         )
     try:
         claims = tuple(Claim(**claim) for claim in raw.get("claims", []))
@@ -183,12 +196,15 @@ def read_study(path: Path) -> Study:
         path.stem,
         raw["title"],
         raw.get("question", ""),
-        raw["config"],
+        raw.get("config", {}),
         grid,
         claims,
         raw.get("plot", {}),
         raw.get("reading", ""),
+        raw.get("audit"),
     )
+    if study.audit is not None:
+        return study
     for cell in cells(study):
         cell_config(study, cell)
         control_of(cell)

@@ -819,19 +819,41 @@ def _up(value: float) -> str:
 
 def _audit(audit: Mapping[str, Any], alone: Mapping[str, float | None] | None) -> str:
     """What an audit found, and what it could have found at most."""
-    claimed = alone["release_observer"] if alone else None
+    name = f"Audit '{audit.get('name')}'"
+    if "tpr" in audit:
+        low, high = audit["tpr95"]
+        return (
+            f"{name}: finds {audit['tpr']:.0%} of {audit['members']} members "
+            f"[{low:.0%}, {high:.0%}] at {audit['fpr']:.1%} false alarms; AUC "
+            f"{audit['auc']:.2f}."
+        )
+    if "exposure" in audit:
+        return (
+            f"{name}: exposure {audit['exposure']:.1f} of {audit['highest']:.1f} bits, in "
+            f"{audit['sampled']} of {audit['samples']} samples."
+        )
+    if "top1" in audit:
+        return (
+            f"{name}: names the writer of {audit['top1']:.0%} of {audit['users']} users "
+            f"(by chance {audit['chance']:.0%})."
+        )
+    claimed = audit.get("claimed", alone["release_observer"] if alone else None)
     found, most = audit.get("eps_lb"), audit.get("max_detectable")
-    text = f"Audit '{audit.get('name')}': epsilon is at least {found or 0:.3g}"
+    text = f"{name}: epsilon is at least {found or 0:.3g}"
     text += f" with {100 * audit.get('conf', 0.95):g} % confidence"
     if most is not None:
         text += f"; it could have shown {most:.3g} at most"
     if claimed is None:
         return f"{text}."
-    if found is not None and found > claimed:
+    beyond = found is not None and found > claimed
+    if audit.get("broken"):  # broken on purpose: not to be caught would be the defect
+        word = "caught" if beyond else "not caught by this attack"
+        return f"{text}, where {_up(claimed)} is claimed: {word}; broken on purpose."
+    if beyond:
         return f"{text}. That is more than the {_up(claimed)} claimed: a defect."
     if most is not None and most < claimed:
         return f"{text}, so it does not support the {_up(claimed)} claimed."
-    return f"{text}."
+    return f"{text}, where {_up(claimed)} is claimed."
 
 
 def describe(card: Mapping[str, Any]) -> list[str]:

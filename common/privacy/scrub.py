@@ -8,7 +8,7 @@ What it does not do:
 
 * Names, handles, street addresses, places, coordinates, dates of birth, employers: words
   are left as they are.
-* Style and facts: who wrote a text can often be told from the rest of it (of 80 authors,
+* Style and facts: who wrote a text can often be told from the rest of it (of 80 sources,
   a third were found from a single other paragraph), and scrubbing does not touch that.
 * Numbers of fewer than 7 digits: door numbers, postcodes, one-time codes, short PINs.
 * Bare host names (``example.org`` without scheme, ``www`` or path), secrets that are
@@ -44,7 +44,6 @@ PLACEHOLDERS = (
 PASSES = 6  # one replaces and one sees that nothing is left, nearly always
 FEWEST_DIGITS = 7  # a shorter number is a count, a year, a score
 MARKS = 30  # combining marks in a row, as in Unicode's stream-safe format (UAX 15)
-SECRET_LENGTH = 16
 # Letters or digits of one kind in a row: about 2 in a random mix of 62 characters, 3.5
 # in "human-in-the-loop", more in most compounds.
 SECRET_PIECE = 3.5

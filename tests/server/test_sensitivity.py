@@ -1,0 +1,161 @@
+"""How far one user can move a release: never farther than the noise was made for."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from idiolect.common.errors import IdiolectError
+from idiolect.common.protocol import AdaptReply, ProtocolError, pack, valid_votes
+from idiolect.common.tasks.metrics import bounded_row
+from idiolect.common.unlabeled import ballot
+from idiolect.server.adapt import clipped_sum, contribution, sum_rows
+from idiolect.server.pool import valid_marks
+
+# Anything that float32 holds: zeros, subnormals, 3e38, infinities, NaN.
+ANYTHING = st.floats(width=32, allow_nan=True, allow_infinity=True)
+SHAPES = {"q": (3, 2), "v": (2, 2)}
+
+
+def rows(users: int):
+    return st.fixed_dictionaries(
+        {
+            name: hnp.arrays(np.float32, (users, *shape), elements=ANYTHING)
+            for name, shape in SHAPES.items()
+        }
+    )
+
+
+def reply(given_rows: dict[str, np.ndarray]) -> AdaptReply:
+    users = tuple(f"u{i}" for i in range(len(given_rows["q"])))
+    return AdaptReply("r", "s", users, {}, 0.0, "p", 0.0, given_rows)
+
+
+def flat(total: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([total[name].ravel() for name in sorted(total)])
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows(4), st.floats(1e-3, 1e3))
+def test_adding_a_user_moves_the_sum_by_no_more_than_the_clip(everybody, clip):
+    without = {name: array[:-1] for name, array in everybody.items()}
+    one, other = (sum_rows(reply(part), clip) for part in (everybody, without))
+    assert all(np.isfinite(array).all() for array in one.total.values())
+    moved = np.linalg.norm(flat(one.total) - flat(other.total))
+    assert moved <= clip * (1 + 1e-6)
+    # The clip bit: of those who count, at most one more is within.
+    assert abs(one.within - other.within) <= 1
+    assert abs(len(one.users) - len(other.users)) <= 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_counts_for_nobody(value):
+    bad = {name: np.ones((2, *shape), np.float32) for name, shape in SHAPES.items()}
+    bad["q"][1, 0, 0] = value
+    found = sum_rows(reply(bad), 1.0)
+    assert found.users == ("u0",) and "not finite" in found.errors["u1"]
+    assert np.linalg.norm(flat(found.total)) == pytest.approx(1.0)
+
+
+def test_a_zero_row_is_zero_and_a_huge_one_has_the_clips_length():
+    zero = {name: np.zeros((1, *shape), np.float32) for name, shape in SHAPES.items()}
+    total, norms = clipped_sum(zero, 0.5)
+    assert not flat(total).any() and norms.tolist() == [0.0]
+    huge = {n: np.full((1, *s), 3e38, np.float32) for n, s in SHAPES.items()}
+    total, _ = clipped_sum(huge, 0.5)
+    assert np.linalg.norm(flat(total)) == pytest.approx(0.5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(hnp.arrays(np.float32, (3, 6), elements=ANYTHING))
+def test_one_vote_moves_the_histogram_by_no_more_than_one(votes):
+    good = valid_votes(votes)
+    for vote in votes[good].astype(np.float64):
+        assert np.linalg.norm(vote) <= 1 + 1e-5 and (vote >= 0).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(hnp.arrays(np.float64, (5, 6), elements=st.floats(-1, 1)), st.integers(1, 6))
+def test_every_honest_vote_is_valid(similarities, nearest):
+    assert valid_votes(ballot(similarities, 6, nearest)[None])[0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from(["nll", "contrast", "rouge-1"]), ANYTHING))
+def test_every_honest_row_of_metrics_is_valid(metrics):
+    row = bounded_row(metrics, ("nll", "contrast", "rouge-1"))
+    assert valid_votes(row[None])[0]
+    assert np.linalg.norm(row.astype(float)) <= 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(hnp.arrays(np.float32, (3, 6), elements=ANYTHING))
+def test_marks_are_zeros_and_ones(votes):
+    for row, good in zip(votes, valid_marks(votes), strict=True):
+        assert good == set(row.tolist()).issubset({0.0, 1.0})
+
+
+# --- malformed replies -----------------------------------------------------------------
+
+
+def record_with(name: str, array: Array | None) -> RecordDict:
+    """A valid reply of two users in which one array is replaced, added or left out."""
+    good = {n: np.ones((2, *s), np.float32) for n, s in SHAPES.items()}
+    record = pack(reply(good))
+    arrays = dict(record.array_records["arrays"])
+    arrays.pop(name, None)
+    if array is not None:
+        arrays[name] = array
+    return RecordDict(
+        {"message": record.config_records["message"], "arrays": ArrayRecord(arrays)}
+    )
+
+
+def header(shape: tuple[int, ...], dtype: str) -> Array:
+    """An array that declares itself as expected, and whose own header says otherwise."""
+    array = Array(np.ones((2, 3, 2), np.float32))
+    stream = np.lib.format.magic(1, 0)
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+    text += " " * (118 - len(text) - 1) + "\n"
+    data = stream + len(text).to_bytes(2, "little") + text.encode() + array.data[-48:]
+    return dataclasses.replace(array, data=data)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "match"),
+    [
+        ("rows/q", None, "missing"),
+        ("rows/other", Array(np.ones((2, 3, 2), np.float32)), "not asked for"),
+        ("rows/q", Array(np.ones((2, 3, 3), np.float32)), "shape"),
+        ("rows/q", Array(np.ones((1,), np.float32)), "shape"),
+        ("rows/q", Array(np.ones((2, 3, 2), np.float64)), "float64"),
+        ("rows/q", Array(np.ones((2, 3, 2), np.float16)), "float16"),
+        ("rows/q", header((10**6, 10**5), "<f8"), "contradicts"),
+        ("rows/q", header((2, 3, 2), "<f8"), "contradicts"),
+    ],
+)
+def test_a_malformed_reply_is_refused_before_anything_is_made_of_it(name, array, match):
+    read = contribution(SHAPES, 1.0)
+    with pytest.raises(ProtocolError, match=match):
+        read(record_with(name, array))
+
+
+def test_a_reply_with_weights_of_its_own_is_refused():
+    """There is no weight in the protocol that a user could raise to 10^18."""
+    record = record_with("x", None)
+    record["metrics"] = type(record.config_records["message"])({"num-examples": 1e18})
+    found = contribution(SHAPES, 1.0)(record)
+    assert np.linalg.norm(flat(found.total)) <= 2.0 + 1e-9
+    body = record.config_records["message"]
+    body["body"] = str(body["body"]).replace('"users"', '"weight":1e18,"users"', 1)
+    with pytest.raises(IdiolectError, match="fields differ"):
+        contribution(SHAPES, 1.0)(record)
+
+
+def test_metrics_of_nothing_count_as_the_worst():
+    assert bounded_row({}, ("nll",))[1] == pytest.approx(1 / math.sqrt(2), rel=1e-5)

@@ -1,6 +1,7 @@
 """What the cells of a study say: verdicts on claims, tables, plots; from files alone."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,14 +85,16 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
     rows = []
     for cell in done:
         for method, metrics in cell["methods"].items():
-            rows.append({"cell": cell["cell"], "method": method, "metrics": metrics})
+            rows.append(
+                {"cell": written(cell["cell"]), "method": method, "metrics": metrics}
+            )
     return {
         "name": study.name,
         "title": study.title,
         "question": study.question,
         "reading": study.reading,
         "config": study.config,
-        "grid": study.grid,
+        "grid": {k: [writable(v) for v in values] for k, values in study.grid.items()},
         "plot": study.plot,
         "claims": [verdict(claim, done) for claim in study.claims],
         "curve": curve(study, done) if study.plot else [],
@@ -113,7 +116,17 @@ def alpha_against_truth(cell: Cell) -> dict[str, Any] | None:
         return None
     one, other = (_ranks([values[user] for user in users]) for values in (truth, alpha))
     rho = float(np.corrcoef(one, other)[0, 1])
-    return {"cell": cell["cell"], "n": len(users), "rank_correlation": rho}
+    return {"cell": written(cell["cell"]), "n": len(users), "rank_correlation": rho}
+
+
+def written(cell: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return a cell as JSON can hold it."""
+    return {key: writable(value) for key, value in cell.items()}
+
+
+def writable(value: Scalar) -> Scalar:
+    """JSON has no infinity."""
+    return "inf" if value == math.inf else value
 
 
 def _ranks(numbers: Sequence[float]) -> np.ndarray:
@@ -134,7 +147,8 @@ def curve(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
     points: dict[tuple[str, Scalar], list[float]] = {}
     for cell in done:
         for line, value in _plotted(study, cell):
-            points.setdefault((line, cell["cell"][study.plot["x"]]), []).append(value)
+            x = writable(cell["cell"][study.plot["x"]])
+            points.setdefault((line, x), []).append(value)
     return [
         {"line": line, "x": x, **results.bootstrap(np.array(found), seed=0)}
         for (line, x), found in points.items()

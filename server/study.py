@@ -293,7 +293,8 @@ def run_study(
                 path, {"cell": cell, **run_cell(config, memory, control)}
             )
             say(f"  {time.monotonic() - began:.0f} s")
-        done.append(json.loads(path.read_text()))
+        # Not the file's own cell: JSON has no infinity.
+        done.append({**json.loads(path.read_text()), "cell": cell})
     return done
 
 

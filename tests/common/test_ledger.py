@@ -547,7 +547,8 @@ def test_the_card_in_words():
     )
     assert "participation: at most 1" in text
     assert (
-        "at least 0.3 with 95 % confidence; it could have shown 4.19 at most." in text
+        "at least 0.3 with 95 % confidence; it could have shown 4.19 at most, where 0.847 "
+        "is claimed." in text
     )
     assert "no privacy guarantee" not in text
     assert not any(line.startswith("simulation") for line in lines)
@@ -635,7 +636,16 @@ def test_a_delta_that_would_allow_exposing_somebody():
             "more than the 1.07 claimed: a defect",
         ),
         ({"eps_lb": 0.0, "max_detectable": 1.0}, "does not support the 1.07 claimed"),
-        ({"eps_lb": 0.0, "max_detectable": 4.0}, "it could have shown 4 at most."),
+        (
+            {"eps_lb": 0.0, "max_detectable": 4.0},
+            "it could have shown 4 at most, where 1.07 is claimed.",
+        ),
+        ({"eps_lb": 3.0, "broken": True}, "1.07 is claimed: caught; broken on purpose"),
+        (
+            {"eps_lb": 1.0, "broken": True},
+            "not caught by this attack; broken on purpose",
+        ),
+        ({"eps_lb": 3.0, "claimed": 4.0}, "where 4 is claimed."),
     ],
 )
 def test_an_audit_is_judged_by_what_it_could_have_seen(audit, said):

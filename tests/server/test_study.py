@@ -1,13 +1,14 @@
 """Studies: the grid, what cells share, resuming, and equality with a federated run."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from idiolect.common.config import parse
 from idiolect.common.errors import IdiolectError
-from idiolect.server import study
+from idiolect.server import findings, study
 from idiolect.server.study import (
     cells,
     key_of,
@@ -129,6 +130,73 @@ def test_other_kinds_equal_the_federated_run(kind, tmp_path, small_model, monkey
         assert here["users"][user]["c-bpo"] == pytest.approx(methods["c-bpo"], abs=2e-4)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"privacy.sampling": 0.6, "privacy.vote-sampling": 0.6, "seed": 4},
+        {"adapt.clip-quantile": 0.5, "privacy.epsilon": 40.0, "adapt.rank": 1},
+        {
+            "unlabeled.kind": "anonymised",
+            "unlabeled.buckets": 3,
+            "unlabeled.support": 4,
+        },
+        {"unlabeled.bank-from": "shared", "unlabeled.features": "backbone"},
+    ],
+    ids=["coins", "clip", "anonymised", "bank"],
+)
+def test_private_cells_equal_the_federated_run(
+    settings, tmp_path, small_model, monkeypatch
+):
+    """Coins, noise and what is made of them are one code; seeded, they are one result."""
+    monkeypatch.setenv("IDIOLECT_HOME", str(tmp_path))
+    private = {"privacy.mode": "central", "privacy.seeded": True, "privacy.delta": 1e-3}
+    asked = {"methods": "shared,c-bpo", "personalise.learning-rates": "1e-3"}
+    given = short_run(tmp_path, small_model) | private | asked | settings
+    federated = results(run({**given, "quorum": 0.0}))
+    here = run_cell(parse({**given, "quorum": 0.0}), {})
+    for user, methods in federated["users"].items():
+        for method, metrics in methods.items():
+            assert here["users"][user][method] == pytest.approx(metrics, abs=2e-3)
+    assert here["privacy"]["epsilon"] == federated["privacy"]["epsilon"]
+    events = [found["privacy"]["events"] for found in (here, federated)]
+    assert [e["stage"] for e in events[0]] == [e["stage"] for e in events[1]]
+
+
+def test_what_one_epsilon_shares_is_computed_once_for_all_kinds(
+    tmp_path, small_model, monkeypatch
+):
+    calls: list[int] = []
+    original = study.shared_adapter
+
+    def counted(*arguments):
+        calls.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(study, "shared_adapter", counted)
+    private = {"privacy.mode": "central", "privacy.seeded": True, "privacy.delta": 1e-3}
+    given = short_run(tmp_path, small_model) | private
+    given |= {"methods": "shared", "personalise.learning-rates": "1e-3"}
+    memory: study.Memory = {}
+    for epsilon in (8.0, 2.0):
+        for kind in ("votes", "self", "public"):
+            changed = {"privacy.epsilon": epsilon, "unlabeled.kind": kind}
+            run_cell(parse(given | changed), memory)
+    assert len(calls) == 2
+
+
+def test_an_infinite_budget_can_be_written_and_read(tmp_path, small_model):
+    text = TEXT.replace("MODEL", small_model).partition("[grid]")[0]
+    text += '"privacy.mode" = "central"\n[grid]\n"privacy.epsilon" = [inf, 8.0]\n'
+    text += '[plot]\nx = "privacy.epsilon"\nmetric = "nll"\n'
+    (tmp_path / "s.toml").write_text(text)
+    declared = read_study(tmp_path / "s.toml")
+    done = run_study(declared, tmp_path, lambda _: None)
+    assert [cell["cell"]["privacy.epsilon"] for cell in done] == [math.inf, 8.0]
+    found = findings.summary(declared, run_study(declared, tmp_path, lambda _: None))
+    assert {point["x"] for point in found["curve"]} == {"inf", 8.0}
+    json.dumps(found, allow_nan=False)
+
+
 def test_keys_without_effect_do_not_make_another_stage():
     plain = parse({})
     other = parse({"methods": "base", "unlabeled.alpha": "0.2"})
@@ -208,6 +276,7 @@ def test_a_missing_file_is_named(tmp_path):
 )
 def test_shipped_experiments_are_well_formed(path):
     declared = read_study(path)
-    assert declared.question and declared.claims and declared.plot
-    assert declared.plot["x"] in declared.grid
+    assert declared.question and declared.reading
+    if declared.audit is None:
+        assert declared.claims and declared.plot["x"] in declared.grid
     assert json.dumps(cells(declared))

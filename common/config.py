@@ -84,6 +84,13 @@ class Adapt:
     # B alone is trained, and its average moves less than any one user: a larger rate than
     # for an own adapter. Chosen on personas of seed 5, which no table reports.
     learning_rate: float = key(1e-2, "local learning rate", 0)
+    optimizer: str = key(
+        "adam",
+        "`adam`, or `sgd`: Adam's first steps have one size in every coordinate, so the "
+        "users' updates differ more than their gradients; under noise plain steps keep "
+        "more of what they share",
+        choices=("adam", "sgd"),
+    )
     clip: float = key(10.0, "largest L2 norm of one user's update", 0)
     clip_quantile: float = key(
         0.0,

@@ -112,6 +112,7 @@ def shared_update(
         epochs=config.adapt.epochs,
         batch=config.adapt.batch,
         train_a=False,
+        optimizer=config.adapt.optimizer,
     )
     lessons = [
         Lesson(

@@ -84,7 +84,7 @@ class Recipe:
     method
         ``oppu`` (SFT), ``kto``, ``bco``, ``c-bpo`` or ``positives``.
     learning_rate, epochs, batch, warmup, clip
-        AdamW with linear warm-up, `batch` positives per step, `clip` on each user's
+        Adam with linear warm-up, `batch` positives per step, `clip` on each user's
         gradient norm.
     beta, decay, boundary
         Scale of the reward, decay of its running means, and whether C-BPO runs one per
@@ -96,6 +96,8 @@ class Recipe:
         False keeps A fixed (FFA-LoRA, Sun et al. 2024): the shared adapter.
     seed
         Seed of the order of the batches.
+    optimizer
+        ``adam``, or ``sgd``: plain steps along the clipped gradient.
     """
 
     method: str
@@ -110,6 +112,7 @@ class Recipe:
     microbatch: int = 0
     train_a: bool = True
     seed: int = 0
+    optimizer: str = "adam"
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,8 +237,7 @@ def adam_step(
     """
     decay1, decay2, eps = ADAM
     active = (rates > 0).unsqueeze(1)
-    norm = gradient.norm(dim=1, keepdim=True)
-    gradient = gradient * (clip / norm.clamp(min=1e-12)).clamp(max=1)
+    gradient = clipped(gradient, clip)
     first = decay1 * state.first + (1 - decay1) * gradient
     second = decay2 * state.second + (1 - decay2) * gradient.square()
     steps = state.steps + active[:, 0]
@@ -246,6 +248,21 @@ def adam_step(
     first = torch.where(active, first, state.first)
     second = torch.where(active, second, state.second)
     return Adam(first, second, steps)
+
+
+def sgd_step(flat: Tensor, gradient: Tensor, rates: Tensor, clip: float) -> None:
+    """Move every user's row of `flat` in place along its clipped gradient, [K, P].
+
+    A row at rate 0 has finished; its gradient may be anything.
+    """
+    move = rates.unsqueeze(1) * clipped(gradient, clip)
+    flat -= torch.where((rates > 0).unsqueeze(1), move, torch.zeros_like(move))
+
+
+def clipped(gradient: Tensor, clip: float) -> Tensor:
+    """Each user's gradient, of L2 norm at most `clip`, [K, P]."""
+    norm = gradient.norm(dim=1, keepdim=True)
+    return gradient * (clip / norm.clamp(min=1e-12)).clamp(max=1)
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -295,7 +312,12 @@ def train(
         loss = _backward(backbone, shared, weights.stack, steps, alpha, means, recipe)
         rates = [learning_rate(recipe, t, length) for length in lengths]
         rates = torch.tensor(rates, device=backbone.device)
-        state = adam_step(weights.flat, weights.gradient(), state, rates, recipe.clip)
+        if recipe.optimizer == "sgd":
+            sgd_step(weights.flat, weights.gradient(), rates, recipe.clip)
+        else:
+            state = adam_step(
+                weights.flat, weights.gradient(), state, rates, recipe.clip
+            )
         means = loss.means
         active = rates.cpu() > 0
         losses = torch.where(active, loss.value.detach(), losses)

@@ -14,6 +14,7 @@ from idiolect.common.training import (
     adam_step,
     learning_rate,
     plan,
+    sgd_step,
     train,
 )
 
@@ -204,3 +205,33 @@ def test_delta_is_saved_per_user(backbone, material):
     shared, starts, lessons = material
     logs = train(backbone, shared, starts, lessons, RECIPE).logs
     assert len({round(log["delta"], 6) for log in logs}) == 3
+
+
+# --- plain gradient steps --------------------------------------------------------------
+
+
+def test_sgd_closed_form_and_finished_rows_stay():
+    flat = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
+    gradient = torch.tensor([[0.3, 0.4], [3.0, 4.0], [torch.nan, 1.0]])
+    sgd_step(flat, gradient, torch.tensor([2.0, 2.0, 0.0]), clip=1.0)
+    expected = [[0.4, 1.2], [1 - 2 * 0.6, 2 - 2 * 0.8], [1.0, 2.0]]
+    torch.testing.assert_close(flat, torch.tensor(expected))
+
+
+def test_a_recipe_chooses_its_optimizer(backbone, material):
+    """After one step from B = 0 Adam moved every entry by its rate; sgd did not."""
+    _, _, lessons = material
+    shared = zero_shared(backbone, SHAPE, 0)
+    recipe = Recipe("oppu", 1e-3, epochs=1, batch=100, warmup=0.0, train_a=False)
+    moves = {}
+    for optimizer in ("adam", "sgd"):
+        chosen = replace(recipe, optimizer=optimizer)
+        (lora,) = train(backbone, None, [shared], lessons[:1], chosen).loras
+        moves[optimizer] = torch.cat([b.flatten() for b in lora.b.values()]).abs()
+    # Adam divides by |g| + 1e-8: where a gradient is tiny it moves by less.
+    assert (moves["adam"] > 0.9e-3).float().mean() > 0.9
+    assert moves["sgd"].std() > 0.3 * moves["sgd"].mean() > 0
+    double = replace(recipe, optimizer="sgd", learning_rate=2e-3)
+    (lora,) = train(backbone, None, [shared], lessons[:1], double).loras
+    twice = torch.cat([b.flatten() for b in lora.b.values()]).abs()
+    torch.testing.assert_close(twice, 2 * moves["sgd"], rtol=1e-3, atol=1e-9)

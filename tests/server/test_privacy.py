@@ -17,6 +17,7 @@ from idiolect.common.privacy.ledger import BudgetSpent, epsilons, read_ledger
 from idiolect.common.protocol import (
     AdaptTask,
     EvaluateReply,
+    OfferReply,
     PersonaliseTask,
     VoteTask,
     pack,
@@ -341,6 +342,31 @@ def test_anonymised_items_are_scrubbed_supported_and_said_to_be_no_dp(central, m
     card = results(folder)["privacy"]
     assert any("no differential privacy" in r["why"] for r in card["open_releases"])
     assert card["epsilon"]["release_observer"] is None
+
+
+def test_text_that_was_not_scrubbed_is_not_handed_out(central):
+    """A device that does not scrub must not get its secret to everybody."""
+
+    def careless(record):
+        reply = unpack(OfferReply, record)
+        items = {
+            user: tuple(
+                dataclasses.replace(item, target=f"{item.target}, jane@example.org")
+                for item in offered
+            )
+            if user == "persona-000"
+            else offered
+            for user, offered in reply.items.items()
+        }
+        return pack(dataclasses.replace(reply, items=items))
+
+    plain = central | {"unlabeled.kind": "anonymised", "methods": "shared"}
+    plain |= {"unlabeled.buckets": 2, "unlabeled.support": 3}
+    careful = checkpoint.load(run(plain, FakeGrid(5)), {}).unlabeled
+    folder = run(plain, FakeGrid(5, alter("query.offer", careless)))
+    entries = checkpoint.load(folder, {}).unlabeled
+    assert careful and entries and len(entries) < len(careful)
+    assert not any("jane" in entry.item.target for entry in entries)
 
 
 def test_too_little_support_hands_out_nothing(central):

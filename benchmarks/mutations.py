@@ -643,7 +643,7 @@ MUTATIONS = (
     Mutation(
         "A device does not count what it takes part in",
         "client/state.py",
-        "if most and len(took) >= most:",
+        "if before.most and len(took) >= before.most:",
         "if False:",
         "test_a_vote_beyond_what_was_agreed_to_is_not_cast",
         "tests/client/test_app.py",
@@ -667,8 +667,8 @@ MUTATIONS = (
     Mutation(
         "Who did not vote takes a vote out of the sum too",
         "client/app.py",
-        "if manifest.vote in state.agreed(_agreed(task, user)).took.get(stage, [])",
-        "if stage",
+        "return manifest.vote in took and user.id in task.voted",
+        "return True",
         "test_only_those_who_voted_take_their_vote_out",
         "tests/server/test_privacy.py",
     ),

@@ -9,6 +9,7 @@ Threads: PyTorch takes them from ``OMP_NUM_THREADS``, which Ray sets to the CPUs
 actor (two by default), so nothing is set here.
 """
 
+import hashlib
 import logging
 import math
 import os
@@ -140,7 +141,8 @@ def adapt(message: Envelope, context: Context) -> Envelope:
 def _adapt(task: AdaptTask, node: Node) -> AdaptReply:
     backbone, config = _backbone(node.config), node.config
     shared = _shared(backbone, config, task.shared)
-    willing, refused = _willing(task, node)
+    content = _digest(task.round, task.clip, hash_lora(shared))
+    willing, refused = _willing(task, node, "adapt", content)
 
     def update(users: Sequence[User]) -> list[Rows]:
         rows = personal.shared_update(
@@ -169,7 +171,8 @@ def votes(message: Envelope, context: Context) -> Envelope:
 def _votes(task: VoteTask, node: Node) -> VoteReply:
     config = node.config
     _, strangers = each(node.users, lambda users: _check_bank(task, users))
-    willing, refused = _willing(task, node, strangers)
+    content = fingerprint([Unlabeled(item) for item in task.bank])
+    willing, refused = _willing(task, node, "votes", content, strangers)
 
     def choose(users: Sequence[User]) -> list[np.ndarray]:
         if config.unlabeled.kind == "anonymised":
@@ -285,17 +288,18 @@ def _handed_out(
     task: PersonaliseTask, users: Sequence[User]
 ) -> tuple[float, set[str] | None]:
     """Return the manifest's floor, and who of the users took part in its vote."""
-    if not task.manifest:
+    if not task.unlabeled:
         return 0.0, None
     manifest = parse_manifest(task.manifest)
     if not manifest.vote:
         return manifest.floor, None
-    stage = manifest.vote.partition("/")[0]
-    return manifest.floor, {
-        user.id
-        for user in users
-        if manifest.vote in state.agreed(_agreed(task, user)).took.get(stage, [])
-    }
+
+    def voted(user: User) -> bool:
+        """Both sides say so: a vote that came too late is not in the sum."""
+        took = state.agreed(_agreed(task, user)).took.get("votes", {})
+        return manifest.vote in took and user.id in task.voted
+
+    return manifest.floor, {user.id for user in users if voted(user)}
 
 
 @app.evaluate()
@@ -308,7 +312,8 @@ def _evaluate(task: EvaluateTask, node: Node) -> EvaluateReply:
     backbone, config = _backbone(node.config), node.config
     shared = _shared(backbone, config, task.shared)
     origin = _origin(task, node, shared, task.unlabeled_hash)
-    willing, refused = _willing(task, node)
+    content = _digest(origin, task.generate)
+    willing, refused = _willing(task, node, "metrics", content)
 
     def measure(users: Sequence[User]) -> list[dict[str, float]]:
         adapters = [_stored(task, user, origin) for user in users]
@@ -376,13 +381,26 @@ def each(
 def _willing(
     task: AdaptTask | VoteTask | EvaluateTask,
     node: Node,
+    stage: str,
+    content: str,
     refused: dict[str, str] | None = None,
 ) -> tuple[tuple[User, ...], dict[str, str]]:
     """Count a release as taken part in; return who takes part, and why others do not."""
-    most = node.config.privacy.participations
+    unprotected = (stage == "metrics" and not _noisy(node.config)) or (
+        stage == "votes" and node.config.unlabeled.kind == "anonymised"
+    )
+    private = node.config.privacy.mode == "central" and not unprotected
+    if private and not task.release:
+        raise IdiolectError(
+            "the task names no release of the ledger, though privacy.mode is 'central': "
+            "it is not answered."
+        )
 
     def count(users: Sequence[User]) -> list[None]:
-        return [state.take_part(_agreed(task, u), task.release, most) for u in users]
+        return [
+            state.take_part(_agreed(task, user), stage, task.release, content)
+            for user in users
+        ]
 
     asked = [user for user in node.users if user.id not in (refused or {})]
     taking, errors = each(asked, count)
@@ -391,7 +409,8 @@ def _willing(
 
 
 def _pin(task: HelloTask, users: Sequence[User]) -> list[None]:
-    return [state.pin(_agreed(task, user), task.key) for user in users]
+    most = int(task.config["privacy.participations"])
+    return [state.pin(_agreed(task, user), task.key, most) for user in users]
 
 
 def _check_bank(task: VoteTask | OfferTask, users: Sequence[User]) -> list[None]:
@@ -402,9 +421,10 @@ def _check_bank(task: VoteTask | OfferTask, users: Sequence[User]) -> list[None]
 def _check_set(
     task: PersonaliseTask, users: Sequence[User], content: str
 ) -> list[None]:
-    if not task.unlabeled:
-        return [None] * len(users)  # kind `self`: nothing was handed out
-    return _check_manifest(task, users, content, str(task.config["unlabeled.kind"]))
+    kind = str(task.config["unlabeled.kind"])
+    if not task.unlabeled and (kind == "self" or task.method == "oppu"):
+        return [None] * len(users)  # nothing was handed out, and nothing is needed
+    return _check_manifest(task, users, content, kind)
 
 
 def _check_manifest(
@@ -429,6 +449,10 @@ def _check_manifest(
         if seen != before.seen:
             state.keep(path, replace(before, seen=seen))
     return [None] * len(users)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _agreed(task: Task, user: User) -> Path:

@@ -5,8 +5,9 @@ a file. Its metadata names everything it was trained from (`identity`); a task t
 sent again finds the file and does not train again, and a file that was trained from
 anything else is never used.
 
-Beside it a device remembers the releases it took part in, which it counts itself because
-the server need not be believed, and the manifest it last took (`Agreed`).
+Beside it a device remembers the releases it took part in, which it counts itself, and the
+manifest it last took (`Agreed`). The count binds a server that keeps to the protocol after
+first contact; what a simulated node counts lies in the server's own folder.
 """
 
 import hashlib
@@ -109,12 +110,17 @@ class Agreed:
     Attributes
     ----------
     took
-        Stage -> ids of the releases that this user's rows may be part of.
+        Stage -> id of a release that this user's rows may be part of -> hash of what was
+        asked for it.
+    most
+        Releases of one stage to take part in, at most, as agreed at first contact;
+        0: no limit.
     seen
         The pinned key and the last manifest taken; None before the first contact.
     """
 
-    took: dict[str, list[str]] = field(default_factory=dict)
+    took: dict[str, dict[str, str]] = field(default_factory=dict)
+    most: int = 0
     seen: Seen | None = None
 
 
@@ -137,8 +143,8 @@ def agreed(path: Path) -> Agreed:
     try:
         body = json.loads(path.read_text())
         seen = body["seen"]
-        took = {str(stage): list(ids) for stage, ids in body["took"].items()}
-        return Agreed(took, None if seen is None else Seen(**seen))
+        took = {str(stage): dict(ids) for stage, ids in body["took"].items()}
+        return Agreed(took, int(body["most"]), None if seen is None else Seen(**seen))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IdiolectError(
             f"{path} is damaged, and with it the count of what this user took part in: "
@@ -151,41 +157,50 @@ def keep(path: Path, now: Agreed) -> None:
     write_atomically(path, json.dumps(asdict(now)).encode())
 
 
-def take_part(path: Path, release: str, most: int) -> None:
+def take_part(path: Path, stage: str, release: str, content: str) -> None:
     """Note, before anything is computed, that this user takes part in a release.
 
     Parameters
     ----------
     path
         The user's file (`agreed_path`).
+    stage
+        What kind of task it is: the device knows that without being told.
     release
-        Id of the ledger, ``<stage>/<number>``; empty without privacy: nothing to count.
-        One that is asked for again, after a crash, counts once.
-    most
-        Releases of one stage that the device takes part in; 0: no limit.
+        The ledger's id; empty without privacy: nothing to count.
+    content
+        Hash of what the rows depend on. A release that is asked for again, after a
+        crash, counts once, but only if the same is asked.
 
     Raises
     ------
     IdiolectError
-        The device took part in that many already.
+        The device took part in as many as it agreed to, or other rows are asked for
+        under an id that it has seen.
     """
     if not release:
         return
     before = agreed(path)
-    stage = release.partition("/")[0]
-    took = before.took.get(stage, [])
+    took = before.took.get(stage, {})
     if release in took:
+        if took[release] != content:
+            raise IdiolectError(
+                f"user '{path.stem}': something else is asked for as '{release}' than "
+                "before: it counts as one release, so only one is answered."
+            )
         return
-    if most and len(took) >= most:
+    if before.most and len(took) >= before.most:
         raise IdiolectError(
             f"user '{path.stem}' took part in {len(took)} releases of stage '{stage}' "
-            "already, as many as privacy.participations allows: it sits this one out."
+            "already, as many as privacy.participations allowed at first contact: it sits "
+            "this one out."
         )
-    keep(path, replace(before, took={**before.took, stage: [*took, release]}))
+    took = {**took, release: content}
+    keep(path, replace(before, took={**before.took, stage: took}))
 
 
-def pin(path: Path, key: str) -> None:
-    """Trust a run's key at first contact, and no other afterwards.
+def pin(path: Path, key: str, most: int) -> None:
+    """Agree at first contact to a run's key and cap, and to no other key afterwards.
 
     Raises
     ------
@@ -194,7 +209,7 @@ def pin(path: Path, key: str) -> None:
     """
     before = agreed(path)
     if before.seen is None:
-        keep(path, replace(before, seen=Seen(key, 0, "")))
+        keep(path, replace(before, most=most, seen=Seen(key, 0, "")))
     elif before.seen.key != key:
         raise IdiolectError(
             f"user '{path.stem}': the server's signing key is not the one that was pinned "

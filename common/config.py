@@ -433,6 +433,18 @@ def _check_privacy(config: Config) -> None:
             "config key 'adapt.clip' is 0 but privacy.mode is 'central': the noise is "
             "proportional to the clip; set a positive one."
         )
+    if privacy.metrics == "noisy" and config.evaluate.users:
+        raise IdiolectError(
+            "config key 'evaluate.users' is for metrics per user, but privacy.metrics is "
+            "'noisy': set it to 0."
+        )
+    releases = len(config.method_list)
+    if privacy.metrics == "noisy" and 0 < privacy.participations < releases:
+        raise IdiolectError(
+            f"config key 'privacy.participations' is {privacy.participations}, but the "
+            f"metrics of {releases} methods are {releases} releases: raise it, or name "
+            "fewer methods."
+        )
     if privacy.metrics == "noisy" and len(config.learning_rate_list) > 1:
         raise IdiolectError(
             "config key 'personalise.learning-rates' gives several rates but "

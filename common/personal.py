@@ -186,7 +186,8 @@ def personalise(
     floor
         Weights of `votes` below it are noise (see `unlabeled.without_own`).
     voters
-        Users whose own vote is part of the weights; None: all of them.
+        Users whose own vote is part of the weights, where these are a release with noise;
+        None: the sum is exact and holds everybody's.
 
     Returns
     -------
@@ -203,6 +204,7 @@ def personalise(
             config,
             floor,
             voters is None or user.id in voters,
+            voters is not None,
         )
         for user in users
     ]
@@ -232,6 +234,7 @@ def personalise(
                 config,
                 floor,
                 voters is None or user.id in voters,
+                voters is not None,
             )
             log |= second_opinion(backbone, shared, lora, user, others, aux, config)
         results.append(_checked(user, lora, alpha, log))
@@ -312,6 +315,7 @@ def _material(
     config: Config,
     floor: float = 0.0,
     voted: bool = True,
+    noisy: bool = False,
 ) -> Material:
     """Encode a user's history and its draw from the unlabeled set.
 
@@ -328,7 +332,7 @@ def _material(
         weights = np.ones(len(drawn))
     else:
         generator = numpy_generator(config.seed, "unlabeled", user.id)
-        others = not_own(backbone, user, unlabeled, config, floor, voted)
+        others = not_own(backbone, user, unlabeled, config, floor, voted, noisy)
         drawn = draw(others, count, generator)
         weights = np.array([max(entry.weight, 0.0) for entry in others])
     items = encode_all(backbone, [entry.item for entry in drawn])
@@ -342,6 +346,7 @@ def not_own(
     config: Config,
     floor: float,
     voted: bool,
+    noisy: bool,
 ) -> list[Unlabeled]:
     """The unlabeled set without this user's part in it, and without the noise's.
 
@@ -353,7 +358,7 @@ def not_own(
     if config.unlabeled.kind == "anonymised":
         own_texts = frozenset(item.target for item in offers(user, config))
     others = without_own(unlabeled, user, own_vote, own_texts, floor)
-    return tempered(others) if floor else others
+    return tempered(others) if noisy else others
 
 
 def user_vote(

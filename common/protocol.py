@@ -262,6 +262,8 @@ class PersonaliseTask(Task):
         Whether the learning rate is only being tried, on development users.
     manifest, signature
         Of the unlabeled set (see `manifest`); empty for the kind `self`.
+    voted
+        Those of `users` whose vote is part of its weights (privacy only).
     unlabeled
         The unlabeled set; empty for the kind `self`, which the device makes itself.
     shared
@@ -273,6 +275,7 @@ class PersonaliseTask(Task):
     trial: bool
     manifest: str
     signature: str
+    voted: tuple[str, ...]
     unlabeled: tuple[Unlabeled, ...]
     shared: Rows
 

@@ -37,7 +37,7 @@ from ..common.protocol import (
     row_norms,
     unpack,
 )
-from .budget import Release, adapt_event, charge, noise_of
+from .budget import Crowd, Release, adapt_event, charge, crowd_of, noise_of
 from .exchange import Run, Step, ask, groups, require, rows_shapes
 
 # Step of the adaptive clip, and the value of Andrew et al. (2021, section 4).
@@ -68,11 +68,11 @@ def adapt(run: Run) -> None:
     """
     only_development = run.config.adapt.users == "development"
     users = run.development if only_development else run.users + run.development
-    population = population_of(run)
+    crowd = crowd_of_run(run)
     run.done += run.config.adapt.epochs * len(users) * run.state.rounds
     while run.state.rounds < run.config.adapt.rounds:
         try:
-            one_round(run, run.state.rounds, users, population)
+            one_round(run, run.state.rounds, users, crowd)
         except BudgetSpent as error:
             run.warn(f"adapt ends after {run.state.rounds} rounds: {error}")
             return
@@ -80,18 +80,16 @@ def adapt(run: Run) -> None:
         run.save()
 
 
-def population_of(run: Run) -> int:
-    """How many users may train the shared adapter, reached or not."""
-    return population(run.config, len(run.dataset.users), len(run.dataset.development))
+def crowd_of_run(run: Run) -> Crowd:
+    """How many users may take part in a run, reached or not."""
+    return crowd_of(run.config, len(run.dataset.users), len(run.dataset.development))
 
 
-def population(config: Config, users: int, development: int) -> int:
-    """N: fixed by the data, so that it says nothing about who can be reached."""
-    return development + (0 if config.adapt.users == "development" else users)
-
-
-def one_round(run: Run, number: int, users: tuple[str, ...], asked: int) -> None:
+def one_round(run: Run, number: int, users: tuple[str, ...], crowd: Crowd) -> None:
     """Send the shared adapter out, and move it by the average update.
+
+    With privacy, a round in which too few of those drawn gave a valid row is left out:
+    it is paid for, and the next one begins.
 
     Raises
     ------
@@ -102,7 +100,7 @@ def one_round(run: Run, number: int, users: tuple[str, ...], asked: int) -> None
     clip = run.state.clip or config.adapt.clip
     release = None
     if config.privacy.mode == "central":
-        release = charge_round(run.ledger, config, asked, number, clip)
+        release = charge_round(run.ledger, config, crowd, number, number, clip)
         users = participants(users, release, config)
     place = f"adapt/{number}" + (f"/{release.id}" if release else "")
     label = f"round {number + 1}/{config.adapt.rounds}"
@@ -124,22 +122,25 @@ def one_round(run: Run, number: int, users: tuple[str, ...], asked: int) -> None
     parts = [reply.total for reply in answers.replies]
     counted = [user for reply in answers.replies for user in reply.users]
     if release is None:
-        require(run, step, len(counted), asked, answers.errors)
-        run.state.shared = moved(run.state.shared, parts, asked)
+        require(run, step, len(counted), crowd.adapt, answers.errors)
+        run.state.shared = moved(run.state.shared, parts, crowd.adapt)
         return
-    if users:  # coins may well name nobody: then only noise is released
-        require(run, step, len(counted), len(users), answers.errors)
+    if len(counted) < config.quorum * len(users):  # coins may well name nobody
+        run.warn(f"adapt, {label}: {len(counted)} of {len(users)}: left out")
+        return
     run.took_part("adapt", counted)
-    run.state.shared = released(run.state.shared, parts, release, clip, config, asked)
+    run.state.shared = released(
+        run.state.shared, parts, release, clip, config, crowd.adapt
+    )
     within = sum(reply.within for reply in answers.replies)
-    run.state.clip = next_clip(clip, within, len(counted), release, config, asked)
+    run.state.clip = next_clip(clip, within, len(counted), release, config, crowd.adapt)
 
 
 # --- a round as a release ----------------------------------------------------------------
 
 
 def charge_round(
-    ledger: Ledger, config: Config, population: int, number: int, clip: float
+    ledger: Ledger, config: Config, crowd: Crowd, done: int, number: int, clip: float
 ) -> Release:
     """Charge one round of the shared adapter.
 
@@ -148,8 +149,8 @@ def charge_round(
     BudgetSpent
         The round would exceed the budget.
     """
-    event = adapt_event(config, noise_of(config, population), population)
-    return charge(ledger, event, config, round=number, clip=clip)
+    event = adapt_event(config, noise_of(config, crowd), crowd)
+    return charge(ledger, event, config, done, round=number, clip=clip)
 
 
 def participants(

@@ -29,8 +29,8 @@ from ..common.protocol import package_version
 from ..common.tasks.load import load_dataset
 from ..common.tasks.types import Dataset
 from . import results
-from .adapt import adapt, population
-from .budget import new_ledger
+from .adapt import adapt
+from .budget import crowd_of, new_ledger
 from .checkpoint import RunFolder, load, open_run
 from .exchange import Journal, Run
 from .hello import Census, hello, identity
@@ -115,12 +115,23 @@ def carry_out(grid: Grid, folder: RunFolder, journal: Journal) -> None:
 
 
 def open_ledger(folder: Path, config: Config, dataset: Dataset) -> Ledger:
-    """Continue the run's ledger, or begin it. What was spent is never forgotten."""
+    """Continue the run's ledger, or begin it.
+
+    Raises
+    ------
+    IdiolectError
+        There is none, though the run has begun: what it spent must not be forgotten.
+    """
     path = folder / "ledger.json"
     if path.exists():
         return read_ledger(path)
-    users, development = len(dataset.users), len(dataset.development)
-    return new_ledger(path, config, population(config, users, development))
+    if (folder / "checkpoint" / "state.json").exists() or (folder / "devices").exists():
+        raise IdiolectError(
+            f"the ledger {path} is gone, and with it what this run has spent: restore the "
+            "file from a backup, or start a new run."
+        )
+    crowd = crowd_of(config, len(dataset.users), len(dataset.development))
+    return new_ledger(path, config, crowd)
 
 
 def begin(run: Run, phase: str) -> None:
@@ -199,6 +210,9 @@ def finish(run: Run, census: Census) -> None:
     )
     if config.privacy.metrics == "noisy":
         built["methods"] = state.noisy_metrics
+        # Who failed or was left out, and how much was sent, would tell who took part.
+        built["run"] |= {"failed": {}, "dropped": {}, "truncated": 0}
+        built["cost"] |= {"bytes_up": 0, "bytes_down": 0}
     results.write_json(run.folder / "privacy_card.json", privacy)
     results.write(run.folder, built)
     results.render(built, Console(width=120))

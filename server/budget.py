@@ -30,20 +30,35 @@ class Noise:
     metrics: float
 
 
-def noise_of(config: Config, population: int) -> Noise:
-    """Return the noise multipliers that a configuration asks for, or amounts to.
+@dataclass(frozen=True)
+class Crowd:
+    """How many users may take part, reached or not.
 
-    Parameters
+    Attributes
     ----------
-    config
-        Of the run.
-    population
-        Users who may take part in the shared adapter and in the vote, reached or not.
+    adapt
+        In the shared adapter: all, or the development users (``adapt.users``).
+    everybody
+        In the vote.
     """
+
+    adapt: int
+    everybody: int
+
+
+def crowd_of(config: Config, users: int, development: int) -> Crowd:
+    """Count by the data, so that it says nothing about who can be reached."""
+    everybody = users + development
+    only = config.adapt.users == "development"
+    return Crowd(development if only else everybody, everybody)
+
+
+def noise_of(config: Config, crowd: Crowd) -> Noise:
+    """Return the noise multipliers that a configuration asks for, or amounts to."""
     privacy = config.privacy
     if privacy.mode == "off" or privacy.epsilon == math.inf:
         return Noise(0.0, 0.0, 0.0)
-    return _scaled(config, privacy.noise or _calibrated(config, population))
+    return _scaled(config, privacy.noise or _calibrated(config, crowd))
 
 
 def _scaled(config: Config, z: float) -> Noise:
@@ -51,26 +66,26 @@ def _scaled(config: Config, z: float) -> Noise:
 
 
 @lru_cache(maxsize=32)
-def _calibrated(config: Config, population: int) -> float:
+def _calibrated(config: Config, crowd: Crowd) -> float:
     return calibrate(
-        lambda z: programme(config, _scaled(config, z), population),
+        lambda z: programme(config, _scaled(config, z), crowd),
         config.privacy.epsilon,
         config.privacy.delta,
     )
 
 
-def programme(config: Config, noise: Noise, population: int) -> Counter[Event]:
+def programme(config: Config, noise: Noise, crowd: Crowd) -> Counter[Event]:
     """Everything that a run will release if nothing goes wrong, with how often."""
     planned: Counter[Event] = Counter()
     if config.adapt.rounds:
-        planned[adapt_event(config, noise, population)] += config.adapt.rounds
-    planned[vote_event(config, noise, population)] += 1
+        planned[adapt_event(config, noise, crowd)] += config.adapt.rounds
+    planned[vote_event(config, noise, crowd)] += 1
     if config.privacy.metrics == "noisy":
         planned[metrics_event(noise)] += len(config.method_list)
     return planned
 
 
-def adapt_event(config: Config, noise: Noise, population: int) -> Event:
+def adapt_event(config: Config, noise: Noise, crowd: Crowd) -> Event:
     """One round of the shared adapter, with its clip bit if the clip adapts."""
     privacy = config.privacy
     adaptive = bool(config.adapt.clip_quantile) and noise.adapt > 0
@@ -80,11 +95,11 @@ def adapt_event(config: Config, noise: Noise, population: int) -> Event:
         privacy.sampling,
         clip_bit_z=privacy.clip_bit if adaptive else 0.0,
         cohort=privacy.cohort,
-        population=population if privacy.cohort else 0,
+        population=crowd.adapt if privacy.cohort else 0,
     )
 
 
-def vote_event(config: Config, noise: Noise, population: int) -> Event:
+def vote_event(config: Config, noise: Noise, crowd: Crowd) -> Event:
     """One vote over the bank."""
     privacy = config.privacy
     return Event(
@@ -92,7 +107,7 @@ def vote_event(config: Config, noise: Noise, population: int) -> Event:
         noise.votes,
         privacy.vote_sampling,
         cohort=privacy.cohort,
-        population=population if privacy.cohort else 0,
+        population=crowd.everybody if privacy.cohort else 0,
     )
 
 
@@ -104,8 +119,8 @@ def metrics_event(noise: Noise) -> Event:
 # --- the ledger of a run ---------------------------------------------------------------
 
 
-def new_ledger(path: Path | None, config: Config, population: int) -> Ledger:
-    """Begin the ledger of a run.
+def new_ledger(path: Path | None, config: Config, crowd: Crowd) -> Ledger:
+    """Begin the ledger of a run, on disk before anything happens.
 
     A run without privacy has one too: it says that what is released is exact.
     """
@@ -115,11 +130,12 @@ def new_ledger(path: Path | None, config: Config, population: int) -> Ledger:
         privacy.epsilon if privacy.mode == "central" else math.inf,
         privacy.delta,
         cap=privacy.participations,
-        population=population,
+        population=crowd.everybody,
         rng="seeded" if privacy.seeded else "os",
     )
     for stage, what, why in unprotected(config):
         ledger.open(stage, what, why)
+    ledger.save()
     return ledger
 
 
@@ -134,6 +150,10 @@ def unprotected(config: Config) -> list[tuple[str, str, str]]:
             found.append(("votes", "exact sum of the users' votes", SIMULATION))
     if kind == "others":
         found.append(("pool", "raw text of the other users", SIMULATION))
+    banked = kind in ("votes", "public", "anonymised") and not config.unlabeled.file
+    if config.privacy.mode == "central" and config.data and banked:
+        what = "a bank of histories of the same data set, chosen by who takes part"
+        found.append(("pool", what, SIMULATION))
     if kind == "anonymised":
         found.append(("pool", "scrubbed text whose like enough users have", NOT_DP))
     if config.privacy.metrics == "clear":
@@ -165,14 +185,29 @@ class Release:
 
 
 def charge(
-    ledger: Ledger, event: Event, config: Config, **note: str | int | float
+    ledger: Ledger, event: Event, config: Config, done: int, **note: str | int | float
 ) -> Release:
     """Charge a release; its noise may be drawn only afterwards.
+
+    Parameters
+    ----------
+    ledger, event, config
+        Where, what, and where noise and coins come from.
+    done
+        How many releases of the event's stage were finished, as the checkpoint knows. A
+        charge beyond them was cut short by a crash before anything of it was released:
+        it is used, with new coins and noise, and not paid for again.
+    note
+        What the card is to say of it.
 
     Raises
     ------
     BudgetSpent
         It would exceed the budget.
     """
-    name = ledger.charge(event, **note)
+    paid = [entry for entry in ledger.charges if entry.event.stage == event.stage]
+    if len(paid) > done and paid[-1].event == event:
+        name = paid[-1].id
+    else:
+        name = ledger.charge(event, **note)
     return Release(name, event, source(config.privacy.seeded, config.seed, name))

@@ -277,7 +277,8 @@ def _receive(
     run.processes[reply.process] = max(
         reply.peak_rss_mb, run.processes.get(reply.process, 0.0)
     )
-    for user in reply.users:
+    named = run.config.privacy.mode == "off"  # else who took part is a secret
+    for user in reply.users if named else ():
         run.journal.write(
             {
                 "event": "user",

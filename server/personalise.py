@@ -29,7 +29,7 @@ from ..common.protocol import (
 from ..common.tasks.load import task_of
 from ..common.tasks.metrics import means_of_sum, released_metrics
 from ..common.unlabeled import fingerprint
-from .adapt import population_of
+from .adapt import crowd_of_run
 from .budget import charge, metrics_event, noise_of
 from .exchange import Run, Step, ask, groups, report, require
 
@@ -162,6 +162,7 @@ def train(
 ) -> dict[str, Outcome]:
     """Let the users' nodes train; return user -> outcome in the order of `users`."""
     step = Step("personalise", label, "train.personalise", training_weight(run.config))
+    voters = run.state.took_part.get("votes", {})
     tasks = [
         (
             node,
@@ -172,6 +173,7 @@ def train(
                 trial=trial,
                 manifest=run.state.manifest if run.state.unlabeled else "",
                 signature=run.state.signature if run.state.unlabeled else "",
+                voted=tuple(name for name in names if name in voters),
                 unlabeled=run.state.unlabeled or (),
                 shared=run.state.shared,
             ),
@@ -282,8 +284,9 @@ def measure_noisily(
     """
     config = run.config
     generate = config.evaluate.generate
-    event = metrics_event(noise_of(config, population_of(run)))
-    release = charge(run.ledger, event, config, method=method)
+    event = metrics_event(noise_of(config, crowd_of_run(run)))
+    done = len(run.state.noisy_metrics)
+    release = charge(run.ledger, event, config, done, method=method)
     names = released_metrics(task_of(config.task).kind, generate)
     step = Step("evaluate", method, "evaluate", SCORING + GENERATING * generate)
     place = f"evaluate/{release.id}"

@@ -31,8 +31,8 @@ from ..common.seeds import derive, numpy_generator
 from ..common.tasks.load import public_items
 from ..common.tasks.types import Dataset, Item
 from ..common.unlabeled import Unlabeled, fingerprint
-from .adapt import participants, population_of
-from .budget import Release, charge, noise_of, vote_event
+from .adapt import crowd_of_run, participants
+from .budget import Crowd, Release, charge, noise_of, vote_event
 from .exchange import Run, Step, ask, groups, report, require
 
 WEIGHT = 0.1  # a vote is cheap beside an epoch of training
@@ -211,8 +211,7 @@ def voted(run: Run) -> tuple[Unlabeled, ...]:
     users = run.users + run.development
     release = None
     if config.privacy.mode == "central":
-        everybody = len(run.dataset.users) + len(run.dataset.development)
-        release = charge_vote(run.ledger, config, everybody, population_of(run))
+        release = charge_vote(run.ledger, config, crowd_of_run(run))
         users = participants(users, release, config)
     bank = candidates(run)
     total, counted = ask_votes(run, bank, users, release)
@@ -227,18 +226,16 @@ def voted(run: Run) -> tuple[Unlabeled, ...]:
     return handed
 
 
-def charge_vote(
-    ledger: Ledger, config: Config, everybody: int, population: int
-) -> Release:
-    """Charge one vote of `everybody`; the noise was planned for `population`.
+def charge_vote(ledger: Ledger, config: Config, crowd: Crowd) -> Release:
+    """Charge the vote, unless that was done before a crash.
 
     Raises
     ------
     BudgetSpent
         The vote would exceed the budget.
     """
-    event = vote_event(config, noise_of(config, population), everybody)
-    return charge(ledger, event, config, bank=config.unlabeled.bank)
+    event = vote_event(config, noise_of(config, crowd), crowd)
+    return charge(ledger, event, config, 0, bank=config.unlabeled.bank)
 
 
 def ask_votes(

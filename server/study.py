@@ -41,11 +41,10 @@ from .adapt import (
     clipped_sum,
     next_clip,
     participants,
-    population,
     released,
     within_clip,
 )
-from .budget import new_ledger
+from .budget import Crowd, crowd_of, new_ledger
 from .pool import (
     charge_vote,
     public_text,
@@ -388,8 +387,12 @@ def run_cell(config: Config, memory: Memory, control: str = "none") -> dict[str,
 
 def empty_ledger(dataset: Dataset, config: Config) -> Ledger:
     """Return a ledger in memory, as a run with this configuration begins it."""
-    users, development = len(dataset.users), len(dataset.development)
-    return new_ledger(None, config, population(config, users, development))
+    return new_ledger(None, config, crowd_in(dataset, config))
+
+
+def crowd_in(dataset: Dataset, config: Config) -> Crowd:
+    """How many users may take part."""
+    return crowd_of(config, len(dataset.users), len(dataset.development))
 
 
 def _alphas(methods: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], bool]:
@@ -419,7 +422,8 @@ def shared_adapter(
     ledger, clip = empty_ledger(dataset, config), config.adapt.clip
     for number in range(config.adapt.rounds):
         if config.privacy.mode == "central":
-            release = charge_round(ledger, config, len(users), number, clip)
+            crowd = crowd_in(dataset, config)
+            release = charge_round(ledger, config, crowd, number, number, clip)
             taking = participants(users, release, config)
             rows = _updates(backbone, shared, taking, config, number, clip)
             sums = [clipped_sum(part, clip) for part in rows]
@@ -534,7 +538,7 @@ def _voted(
     """Sum the votes over the bank; with privacy a charged sum of some, with noise."""
     voting, release, ledger = everybody, None, empty_ledger(dataset, config)
     if config.privacy.mode == "central":
-        release = charge_vote(ledger, config, len(everybody), ledger.population)
+        release = charge_vote(ledger, config, crowd_in(dataset, config))
         voting = participants(everybody, release, config)
     total = np.zeros(len(bank))
     for user in voting:

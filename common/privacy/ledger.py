@@ -155,7 +155,7 @@ def epsilons(events: Mapping[Event, int], delta: float, cap: int = 0) -> Epsilon
         Upper bounds; ``inf`` if anything was released without noise, 0 if nothing was.
     """
     release = _amplified(events, delta, INTERVAL)
-    if release in (0.0, math.inf):
+    if release == math.inf or not any(events.values()):
         return Epsilons(release, release)
     return Epsilons(release, _gaussian(_precision(events, cap), delta))
 
@@ -178,7 +178,8 @@ def _noise(event: Event) -> float:
 def _mechanism(event: Event) -> Mechanism:
     z = _noise(event)
     if z < FAINT:
-        return z, 1.0, 0, 0
+        # Truncated, a user in the draw may turn somebody else away: two rows differ.
+        return (z / 2 if event.cohort else z), 1.0, 0, 0
     if event.cohort >= event.population:  # nobody is ever turned away
         return z, event.q, 0, 0
     return z, event.q, event.cohort, event.population if event.cohort else 0
@@ -727,7 +728,9 @@ def _not_covered(ledger: Ledger) -> list[str]:
         "single updates and votes, which the server sees before it adds them up",
         "a server that does not keep to the protocol",
         "when devices answer and how much they send",
+        "other runs on the same users: their epsilons add to these",
         "settings chosen by looking at results of the same users in other runs",
+        "that an exchange failed, and for whom",
         "what a device keeps or shows to whoever holds it",
     ]
     if ledger.charges and 10 * ledger.population * ledger.delta > 1:

@@ -111,6 +111,7 @@ def personalise(folder, *users: str, rate: float = 0.5, **config) -> Personalise
         trial=False,
         manifest="",
         signature="",
+        voted=(),
         unlabeled=(),
         shared=SHARED,
     )
@@ -243,6 +244,9 @@ def test_before_the_first_contact_nothing_is_trusted(node):
 
 def test_a_vote_beyond_what_was_agreed_to_is_not_cast(greeted):
     capped = {"privacy.participations": 1, "privacy.mode": "central"}
+    for user in ("u0", "u1"):  # first contact was without a cap; agree to one
+        path = state.agreed_path(greeted.folder, user)
+        state.keep(path, dataclasses.replace(state.agreed(path), most=1))
     first = vote_task(greeted.folder, "u0", "u1", release="votes/0", **capped)
     assert vote(first).users == ("u0", "u1")
     again = vote_task(greeted.folder, "u0", release="votes/1", **capped)
@@ -267,6 +271,7 @@ def test_only_a_floor_that_was_signed_is_used(greeted, monkeypatch):
         method="c-bpo",
         learning_rate=0.5,
         trial=False,
+        voted=("u0", "u1"),
         **signed(
             "votes", unlabeled, version=2, vote="votes/0", floor=0.75, previous="0" * 64
         ),
@@ -321,10 +326,35 @@ def test_noisy_metrics_leave_as_one_bounded_row(greeted, monkeypatch):
         shared=SHARED,
     )
     record = call("evaluate", task)
-    reply = unpack(EvaluateReply, record, lambda _f: {"sums": (1, 3)})
+    reply = unpack(EvaluateReply, record, lambda _f: {"sums": (1, 2)})
     assert reply.metrics == {}
     assert np.linalg.norm(reply.sums["sums"]) <= 1
-    assert reply.sums["sums"][0, 1] * 3**0.5 * 8 == pytest.approx(0.5, rel=1e-4)
+    assert reply.sums["sums"][0, 1] * 2**0.5 * 8 == pytest.approx(0.5, rel=1e-4)
+
+
+def test_an_emptied_set_is_not_taken_for_the_kind_self(greeted):
+    task = PersonaliseTask(
+        **head(greeted.folder, "u0"),
+        method="c-bpo",
+        learning_rate=0.5,
+        trial=False,
+        manifest="",
+        signature="",
+        voted=(),
+        unlabeled=(),
+        shared=SHARED,
+    )
+    reply = unpack(PersonaliseReply, call("train.personalise", task))
+    assert reply.users == () and reply.errors["u0"]
+    own = head(greeted.folder, "u0", **{"unlabeled.kind": "self"})
+    task = dataclasses.replace(task, config=own["config"])
+    assert unpack(PersonaliseReply, call("train.personalise", task)).users == ("u0",)
+
+
+def test_with_privacy_a_task_without_a_release_is_not_answered(greeted):
+    task = vote_task(greeted.folder, "u0", **{"privacy.mode": "central"})
+    with pytest.raises(IdiolectError, match="names no release of the ledger"):
+        vote(task)
 
 
 def test_raw_text_leaves_only_for_the_kind_others(node):

@@ -666,3 +666,21 @@ def test_a_bound_is_never_printed_too_small(value):
 def test_events_are_counted_not_ordered():
     ledger = full()
     assert ledger.events() == Counter(c.event for c in reversed(ledger.charges))
+
+
+def test_no_epsilon_against_outsiders_is_not_none_against_the_server():
+    """Sampling can hide everything from those who see releases alone, at this delta."""
+    rare = {Event("adapt", 1.0, 1e-3): 1}
+    spent = epsilons(rare, 1e-3)
+    assert spent.release == pytest.approx(0.0, abs=1e-6)
+    plain = epsilons({Event("adapt", 1.0): 1}, 1e-3).participants
+    assert spent.participants == pytest.approx(plain) and plain > 3
+
+
+def test_faint_noise_with_a_cohort_is_charged_for_two_rows():
+    """Whoever is drawn can turn somebody else away, which moves the sum by 2 C."""
+    one = Event("adapt", 0.199, 0.5, cohort=50, population=100)
+    charged = epsilons({one: 1}, 1e-3).release
+    double = epsilons({Event("adapt", 0.199 / 2): 1}, 1e-3).release
+    assert charged == pytest.approx(double, rel=1e-6)
+    assert charged > 2 * epsilons({Event("adapt", 0.199): 1}, 1e-3).release

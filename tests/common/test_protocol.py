@@ -104,6 +104,7 @@ def test_a_message_survives_the_wire():
         trial=True,
         manifest="{}",
         signature="00",
+        voted=("u2",),
         unlabeled=(Unlabeled(item, 0.25, "u9"),),
         shared={name: np.ones(shape, np.float32) for name, shape in SHAPES.items()},
     )

@@ -154,3 +154,25 @@ def test_markdown_says_what_is_allowed() -> None:
     assert "| `skip-bad-users` | `false` | true or false |" in text
     assert "`votes`, `self`, `public`, `anonymised`, `others`" in text
     assert all(f"| `{name}` |" in text for name in config.FIELDS)
+
+
+def test_a_budget_may_be_infinite_and_nothing_else() -> None:
+    endless = parse({"privacy.epsilon": float("inf")})
+    assert config.from_toml(config.to_toml(endless)) == endless
+    with pytest.raises(IdiolectError, match=r"privacy\.epsilon.*must lie in"):
+        parse({"privacy.epsilon": float("nan")})
+    with pytest.raises(IdiolectError, match=r"adapt\.clip.*must lie in"):
+        parse({"adapt.clip": float("inf")})
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"privacy.metrics": "noisy"}, "'privacy.metrics' needs the ledger"),
+        ({"adapt.clip-quantile": 0.5}, "'adapt.clip-quantile' needs the ledger"),
+        ({"privacy.mode": "central", "adapt.clip": 0.0}, "proportional to the clip"),
+    ],
+)
+def test_settings_without_a_guarantee_are_refused(values, match) -> None:
+    with pytest.raises(IdiolectError, match=match):
+        parse(values)

@@ -271,3 +271,64 @@ def test_shift_is_the_mean_over_tokens_that_the_reference_expects(
     measured = config(evaluate__shift=True)
     (result,) = evaluate(wide, shared, [lora], users[:1], "c-bpo", measured, False)
     assert result["shift"] == 0.0
+
+
+# --- a second opinion, and what privacy needs of a device --------------------------------
+
+
+def test_a_second_opinion_is_logged_and_changes_nothing(wide, shared, users, others):
+    plain = train(wide, shared, users, others, "c-bpo")
+    asked = config(unlabeled__second_opinion=True)
+    told = train(wide, shared, users, others, "c-bpo", asked)
+    for one, two in zip(plain, told, strict=True):
+        assert hash_lora(one.lora) == hash_lora(two.lora)
+        assert one.alpha == two.alpha
+        assert not any(name.startswith("prior") for name in one.log)
+        # Three held-out items are too few for the rule: it falls back to a tenth.
+        assert (two.log["prior_alpha"], two.log["prior_reliable"]) == (0.1, 0.0)
+        assert 0 <= two.log["prior_auc"] <= 1 and 0 <= two.log["prior_upper"] <= 1
+    (knob,) = train(
+        wide,
+        shared,
+        users[:1],
+        others,
+        "c-bpo",
+        config(unlabeled__kind="public", unlabeled__second_opinion=True),
+    )
+    assert "prior_alpha" not in knob.log  # no share of a population there
+
+
+def test_a_second_opinion_never_looks_at_what_was_trained_on(
+    wide, shared, users, others, monkeypatch
+):
+    looked: list[set] = []
+    original = personal.score_users
+
+    def watch(backbone, adapters, items):
+        looked.append({entry.ids for part in items for entry in part})
+        return original(backbone, adapters, items)
+
+    monkeypatch.setattr(personal, "score_users", watch)
+    train(
+        wide, shared, users[:1], others, "c-bpo", config(unlabeled__second_opinion=True)
+    )
+    drawn = personal._material(wide, shared, users[0], others, CONFIG)[1]
+    own = {wide.encode(item).ids for item in users[0].history}
+    assert looked and not looked[-1] & ({entry.ids for entry in drawn} | own)
+
+
+def test_a_smaller_shared_adapter_has_the_scale_of_the_others():
+    settings = config(adapt__rank=2, lora__rank=8, lora__alpha=16.0)
+    assert settings.shared_shape.rank == 2
+    assert settings.shared_shape.alpha / 2 == settings.lora.alpha / 8
+    assert config().shared_shape == config().lora
+
+
+def test_votes_by_hidden_states_are_votes(wide, users):
+    settings = config(unlabeled__kind="votes", unlabeled__features="backbone")
+    bank = personas.make(settings).public
+    vote = personal.user_vote(wide, bank, users[0], settings)
+    assert vote.shape == (8,) and (vote >= 0).all()
+    assert 0 < (vote.astype(float) ** 2).sum() <= 1 + 1e-6
+    other = personal.user_vote(wide, bank, users[1], settings)
+    assert (vote != other).any()

@@ -430,8 +430,11 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
         f"{cost.get(k, 0) / 1e6:.1f} MB {k[6:]}" for k in ("bytes_up", "bytes_down")
     ]
     memory = cost.get("peak_rss_mb")
-    peak = f"; peak memory {memory:.0f} MB" if memory else ""
-    yield f"sent: {', '.join(sent)}{peak}"
+    peak = f"peak memory {memory:.0f} MB" if memory else ""
+    if cost.get("bytes_up") or cost.get("bytes_down"):
+        yield "; ".join([f"sent: {', '.join(sent)}", *[peak] * bool(peak)])
+    elif peak:
+        yield peak
     yield from describe(results["privacy"])
     if path := run.get("path"):
         yield f"results: {path}"

@@ -751,7 +751,7 @@ def _claims(
         "assumed": [],
     }
     found["measured"] += [
-        f"Exchanges of '{stage}' that any device reported: at most {most}."
+        f"Releases of '{stage}' that hold rows of any one user: at most {most}."
         for stage, most in ledger.observed_participations.items()
     ]
     if alone is None:

@@ -11,7 +11,11 @@ import numpy as np
 from ..common.config import Scalar
 from ..common.errors import IdiolectError
 from . import audit, results
-from .study import Claim, Study, matches, side_of
+from .study import UNUSED, Claim, Study, matches, side_of
+
+# Kinds of unlabeled set whose text no noise protects, and what a line of theirs says.
+NOT_PRIVATE = ("others", "anonymised")
+TOTAL_INFINITE = " (adapter epsilon only, total infinite)"
 
 Cell = Mapping[str, Any]
 """One cell as `study.run_study` returns it."""
@@ -108,11 +112,13 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
 def alpha_against_truth(cell: Cell) -> dict[str, Any] | None:
     """Spearman's rank correlation of alpha with the true overlap, over a cell's users.
 
-    None where alpha was not estimated or the truth is not known.
+    None where alpha was not estimated, is the same for all, or the truth is not known.
     """
     truth, alpha = cell["run"]["overlap"], cell["run"].get("alpha", {})
     users = [user for user in truth if user in alpha]
     if not cell["run"].get("alpha_estimated") or len(users) < 3:
+        return None
+    if len({alpha[user] for user in users}) == 1:
         return None
     one, other = (_ranks([values[user] for user in users]) for values in (truth, alpha))
     rho = float(np.corrcoef(one, other)[0, 1])
@@ -144,25 +150,28 @@ def curve(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
     non-unique users apart). Every other key of the grid but the seed, and every method,
     makes a line of its own.
     """
-    points: dict[tuple[str, Scalar], list[float]] = {}
+    points: dict[tuple[str, Scalar], dict[tuple[int, str], float]] = {}
     for cell in done:
-        for line, value in _plotted(study, cell):
-            x = writable(cell["cell"][study.plot["x"]])
-            points.setdefault((line, x), []).append(value)
+        x = writable(cell["cell"][study.plot["x"]])
+        for line, user, value in _plotted(study, cell):
+            points.setdefault((line, x), {})[cell["run"]["seed"], user] = value
     return [
-        {"line": line, "x": x, **results.bootstrap(np.array(found), seed=0)}
+        {
+            "line": line,
+            "x": x,
+            **results.bootstrap(np.array(list(found.values())), seed=0),
+        }
         for (line, x), found in points.items()
     ]
 
 
-def _plotted(study: Study, cell: Cell) -> Iterator[tuple[str, float]]:
-    """Yield (line, value) for every user and method of a cell."""
+def _plotted(study: Study, cell: Cell) -> Iterator[tuple[str, str, float]]:
+    """Yield (line, user, value) for every user and method of a cell.
+
+    A key that a method does not use is left out of the name of its line: cells that
+    differ in nothing else hold the same values of the same users.
+    """
     plot = study.plot
-    fixed = [
-        f"{key.split('.')[-1]} {value}"
-        for key, value in cell["cell"].items()
-        if key not in ("seed", plot["x"]) and len(study.grid[key]) > 1
-    ]
     halves = ("unique", "non-unique") if plot.get("users") == "split" else ("all",)
     for half in halves:
         for user in chosen(cell, half):
@@ -170,8 +179,23 @@ def _plotted(study: Study, cell: Cell) -> Iterator[tuple[str, float]]:
             start = metrics.get(plot.get("minus", ""), {}).get(plot["metric"], 0.0)
             for method, found in metrics.items():
                 if method != plot.get("minus") and plot["metric"] in found:
-                    name = [method, *fixed] + [half] * (half != "all")
-                    yield ", ".join(name), found[plot["metric"]] - start
+                    name = [method, *_fixed(study, cell, method)]
+                    name += [half] * (half != "all")
+                    yield ", ".join(name), user, found[plot["metric"]] - start
+
+
+def _fixed(study: Study, cell: Cell, method: str) -> list[str]:
+    """Keys of the grid, with their values, that tell a method's lines apart."""
+    private = study.config.get("privacy.mode") == "central"
+    return [
+        f"{key.split('.')[-1]} {value}"
+        + TOTAL_INFINITE
+        * (private and key == "unlabeled.kind" and value in NOT_PRIVATE)
+        for key, value in cell["cell"].items()
+        if key not in ("seed", study.plot["x"])
+        and len(study.grid[key]) > 1
+        and not any(key == k or key.startswith(k) for k in UNUSED.get(method, ()))
+    ]
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:

@@ -396,7 +396,14 @@ def crowd_in(dataset: Dataset, config: Config) -> Crowd:
 
 
 def _alphas(methods: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float], bool]:
-    trained = [p for result in methods.values() for p in result["personals"]]
+    """Alpha of every user, from methods that use it.
+
+    A result of SFT may be one that cells with another unlabeled set share.
+    """
+    use_it = {
+        name: r for name, r in methods.items() if "unlabeled." not in UNUSED[name]
+    }
+    trained = [p for r in (use_it or methods).values() for p in r["personals"]]
     alpha = {p.user: p.alpha for p in trained if p.alpha is not None}
     return alpha, any(p.estimated for p in trained)
 

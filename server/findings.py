@@ -258,7 +258,8 @@ def markdown(found: Mapping[str, Any], image: str = "") -> str:
     if image:
         lines += [f"![{found['title']}]({image})", ""]
     lines += _table(found)
-    lines += ["Over the cells: " + "; ".join(_over_cells(found)) + ".", ""]
+    if over := "; ".join(_over_cells(found)):
+        lines += [f"Over the cells: {over}.", ""]
     if found["alpha"]:
         rhos = sorted(entry["rank_correlation"] for entry in found["alpha"])
         shown = ", ".join(f"{rho:.2f}" for rho in rhos)

@@ -518,7 +518,7 @@ MUTATIONS = (
     Mutation(
         "The average divides by who answered, not by who was asked",
         "server/adapt.py",
-        "run.state.shared = moved(run.state.shared, parts, asked)",
+        "run.state.shared = moved(run.state.shared, parts, crowd.adapt)",
         "run.state.shared = moved(run.state.shared, parts, len(counted))",
         "test_the_denominator_is_who_was_asked_not_who_answered",
         "tests/server/test_run.py",

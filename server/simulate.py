@@ -33,6 +33,7 @@ from .progress import Display
 
 BIN = Path(sys.executable).parent
 START_SECONDS = 60.0
+LAST_BREATH = 10.0  # seconds in which what was ended must let go of the run
 SILENT_SECONDS = 10.0  # between two questions to the SuperLink while no event comes
 
 ENVIRONMENT = {
@@ -310,6 +311,11 @@ def claim(plan: Plan, console: Console) -> None:
     if mark and processes.marked(mark):
         console.print(f"ending what is left of the last start of {name}")
         processes.end(mark)
+        # A process that is going away loses its environment, by which it is known, before
+        # it lets go of its files.
+        deadline = time.monotonic() + LAST_BREATH
+        while results.is_locked(plan.folder) and time.monotonic() < deadline:
+            time.sleep(0.1)
     if results.is_locked(plan.folder):
         raise IdiolectError(
             f"run '{name}' is being written by a process that `simulate` did not "

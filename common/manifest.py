@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from .errors import IdiolectError
+from .files import sync_folder
 
 MAX_TEXT = 8192  # characters of a manifest; a usual one has about 600
 MAX_FIELD = 500  # characters of one of its texts
@@ -406,11 +407,7 @@ def _make_key(path: Path) -> None:
             return  # another process was first
     finally:
         os.unlink(partial)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _read_key(path: Path) -> bytes:

@@ -35,7 +35,7 @@ from ..common.backbone import Backbone, load_backbone
 from ..common.config import Config, parse
 from ..common.errors import IdiolectError
 from ..common.privacy.ledger import Event, calibrate, card, epsilons, read_ledger
-from ..common.privacy.noise import Source, source
+from ..common.privacy.noise import source
 from ..common.protocol import package_version
 from ..common.scoring import completion_tokens, generate
 from ..common.seeds import numpy_generator
@@ -116,23 +116,10 @@ def audit_mechanism(
     config = parse(
         {"privacy.mode": "central", "privacy.sampling": design.sampling},
     )
-    bits = [random(1 << 22)]
-
-    def repeated() -> Source:
-        """Bytes that begin anew in every round."""
-        place = {"at": 0}
-
-        def read(count: int) -> bytes:
-            start = place["at"]
-            place["at"] += count
-            while len(bits[0]) < place["at"]:
-                bits[0] += random(1 << 22)
-            return bits[0][start : place["at"]]
-
-        return read
 
     def aggregate(rows: np.ndarray) -> np.ndarray:
-        drawn = repeated() if control == "noise-reused" else random
+        # A seeded source begins anew each time it is made: the same noise every round.
+        drawn = source(True, seed) if control == "noise-reused" else random
         release = Release("", Event("adapt", z, design.sampling), drawn)
         total, _ = clipped_sum({"b": rows}, clip)
         zero = {"b": np.zeros(design.dimension, np.float32)}

@@ -235,7 +235,7 @@ MUTATIONS = (
         "The embedding is the mean over the prompt as well",
         "common/scoring.py",
         "weight = batch.completion.unsqueeze(-1)",
-        "weight = batch.mask.unsqueeze(-1)",
+        "weight = torch.ones_like(batch.completion).unsqueeze(-1)",
         "test_reference_pass_gives_logp_and_mean_completion_state",
     ),
     Mutation(
@@ -329,23 +329,30 @@ MUTATIONS = (
     Mutation(
         "User k of a stack gets B of user k + 1",
         "common/adapters.py",
-        "torch.baddbmm(plain, down, b.mT)",
-        "torch.baddbmm(plain, down, b.roll(-1, 0).mT)",
+        "baddbmm_(down.mT, b.mT)",
+        "baddbmm_(down.mT, b.roll(-1, 0).mT)",
         "test_a_stack_gives_each_user_its_own_adapter",
     ),
     Mutation(
         "The scaling of LoRA is dropped",
         "common/adapters.py",
-        "down = scaling * (rows @ a.mT)",
-        "down = rows @ a.mT",
+        "ups = [entry.scaling * entry.b[name] for entry in stacks]",
+        "ups = [entry.b[name] for entry in stacks]",
         "test_an_adapter_made_by_peft_is_imported",
     ),
     Mutation(
-        "The PEFT export drops the scalings",
+        "The gradient of A is that of another user's rows",
         "common/adapters.py",
-        "[shared.scaling * shared.b[name], personal.scaling * personal.b[name]]",
-        "[shared.b[name], personal.b[name]]",
-        "test_peft_round_trip_has_the_same_logits",
+        "(up @ _by_user(x, b))",
+        "(up.roll(-1, 0) @ _by_user(x, b))",
+        "test_gradients_equal_those_of_the_plain_formula",
+    ),
+    Mutation(
+        "The gradient of x forgets the adapters",
+        "common/adapters.py",
+        "(up.mT @ a).to(x.dtype).view_as(x) if needs_x else None",
+        "torch.zeros_like(x) if needs_x else None",
+        "test_gradients_equal_those_of_the_plain_formula",
     ),
     # --- prompts ---------------------------------------------------------------------
     Mutation(
@@ -363,6 +370,13 @@ MUTATIONS = (
         "test_encoding_is_prompt_then_completion_then_end",
     ),
     # --- one user's device -----------------------------------------------------------
+    Mutation(
+        "Rounding decides whether the reference prefers a text to itself",
+        "common/personal.py",
+        "same = policy == [shared]",
+        "same = False",
+        "test_base_ignores_the_shared_adapter_and_shared_has_no_reward",
+    ),
     Mutation(
         "A user trains against own items in the unlabeled set",
         "common/unlabeled.py",

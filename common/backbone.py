@@ -101,10 +101,13 @@ class Backbone:
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
-    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Last hidden states [N, T, d] of right-padded ids [N, T]."""
-        output = self.model.model(input_ids=ids, attention_mask=mask, use_cache=False)
-        return output.last_hidden_state
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Last hidden states [N, T, d] of right-padded ids [N, T].
+
+        There is no mask: a causal model never looks at the padding on the right, and what
+        it says there nobody reads. Attention without a mask is faster.
+        """
+        return self.model.model(input_ids=ids, use_cache=False).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 vocabulary logits [M, V] of hidden states [M, d]."""

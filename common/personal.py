@@ -564,11 +564,16 @@ def evaluate(
     rival = [encode_all(backbone, [_rival(item) for item in u.held_out]) for u in users]
     policy = _policy(shared, personals, method)
     both = [mine + other for mine, other in zip(own, rival, strict=True)]
-    scores = score_users(backbone, policy, both)
+    references = [
+        [score.logp for score in CACHE.get(backbone, shared, items)] for items in both
+    ]
+    # The reference is its own policy: scored again in other batches it would differ from
+    # itself in the last bits, and these would decide who wins a contrast.
+    same = policy == [shared]
+    scores = references if same else score_users(backbone, policy, both)
     results: list[dict[str, float]] = []
-    for mine, items, logp in zip(own, both, scores, strict=True):
+    for mine, items, logp, reference in zip(own, both, scores, references, strict=True):
         tokens = np.array([completion_tokens(entry) for entry in items])
-        reference = [entry.logp for entry in CACHE.get(backbone, shared, items)]
         reward = (np.array(logp) - np.array(reference)) / tokens
         first = len(mine)
         margin = reward[:first] - reward[first:]

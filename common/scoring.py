@@ -34,14 +34,11 @@ class Batch:
     ----------
     ids
         Token ids [N, T].
-    mask
-        1 for tokens, 0 for padding [N, T].
     completion
         True where the token belongs to the completion [N, T].
     """
 
     ids: Tensor
-    mask: Tensor
     completion: Tensor
 
 
@@ -49,18 +46,15 @@ def collate(backbone: Backbone, rows: Sequence[Encoded | None]) -> Batch:
     """Pad rows to a batch. None is a filler row, in which nothing is scored."""
     length = max((len(row.ids) for row in rows if row), default=1)
     ids = torch.full((len(rows), length), backbone.pad_id)
-    mask = torch.zeros((len(rows), length), dtype=torch.long)
     completion = torch.zeros((len(rows), length), dtype=torch.bool)
     for i, row in enumerate(rows):
         if row is None:
-            mask[i, 0] = 1  # attention over nothing would be NaN
             continue
         size = len(row.ids)
         ids[i, :size] = torch.tensor(row.ids)
-        mask[i, :size] = 1
         completion[i, row.prompt_length : size] = True
     device = backbone.device
-    return Batch(ids.to(device), mask.to(device), completion.to(device))
+    return Batch(ids.to(device), completion.to(device))
 
 
 def completion_logp(backbone: Backbone, batch: Batch) -> Tensor:
@@ -73,12 +67,12 @@ def completion_logp(backbone: Backbone, batch: Batch) -> Tensor:
 
 def token_logp(backbone: Backbone, batch: Batch) -> Tensor:
     """Log-probability of every completion token of the batch, row after row, [M]."""
-    return _token_logp(backbone, batch, backbone.hidden(batch.ids, batch.mask))
+    return _token_logp(backbone, batch, backbone.hidden(batch.ids))
 
 
 def _scores(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
     """Log-probabilities [N], and hidden states [N, T, d] they were computed from."""
-    hidden = backbone.hidden(batch.ids, batch.mask)
+    hidden = backbone.hidden(batch.ids)
     logp = _token_logp(backbone, batch, hidden)
     rows = batch.completion[:, 1:].nonzero()[:, 0]
     total = torch.zeros(len(batch.ids), dtype=logp.dtype, device=logp.device)

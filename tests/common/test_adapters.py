@@ -5,6 +5,7 @@ import transformers as hf
 
 from idiolect.common.adapters import (
     Lora,
+    LowRank,
     attached,
     concatenate,
     export_peft,
@@ -68,6 +69,39 @@ def test_a_stack_gives_each_user_its_own_adapter(backbone):
             alone = logits(backbone, rows)
         torch.testing.assert_close(both[2 * k : 2 * k + 2], alone, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(both[:2], both[2:], atol=1e-2)
+
+
+@pytest.mark.parametrize("users_of_a", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_equal_those_of_the_plain_formula(users_of_a, dtype):
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+    x, weight = drawn(4, 6, 5).to(dtype), drawn(7, 5).to(dtype)
+    a, b, pull = drawn(users_of_a, 3, 5), drawn(2, 7, 3), drawn(4, 6, 7)
+
+    def plain(x, a, b):
+        update = [
+            x[2 * k : 2 * k + 2].float() @ a[min(k, len(a) - 1)].T @ b[k].T
+            for k in range(2)
+        ]
+        return ((x @ weight.T).float() + torch.cat(update)).to(dtype)
+
+    def ours(x, a, b):
+        return LowRank.apply(x @ weight.T, x, a, b)
+
+    found = []
+    for formula in (plain, ours):
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, a, b)]
+        output = formula(*leaves)
+        assert output.dtype == dtype
+        gradients = torch.autograd.grad((output.float() * pull).sum(), leaves)
+        found.append([output, *gradients])
+    close = 1e-5 if dtype == torch.float32 else 2e-2
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=close, atol=close)
 
 
 def test_user_b_after_user_a_equals_user_b_alone(backbone):

@@ -15,7 +15,7 @@ from idiolect.common.personal import (
     personalise,
     shared_update,
 )
-from idiolect.common.scoring import completion_tokens
+from idiolect.common.scoring import completion_tokens, score_users
 from idiolect.common.tasks import personas
 from idiolect.common.tasks.types import User
 from idiolect.common.unlabeled import Unlabeled
@@ -221,7 +221,15 @@ def test_evaluation_is_per_token_where_lengths_differ(wide, shared, items):
     assert found["contrast"] == pytest.approx(sum(wins) / len(wins))
 
 
-def test_base_ignores_the_shared_adapter_and_shared_has_no_reward(wide, shared, users):
+def test_base_ignores_the_shared_adapter_and_shared_has_no_reward(
+    wide, shared, users, monkeypatch
+):
+    def otherwise_rounded(*arguments):
+        scores = score_users(*arguments)
+        return [[logp * (1 + 1e-6) for logp in user] for user in scores]
+
+    # A score's last bits depend on its batch; they must not decide who wins a contrast.
+    monkeypatch.setattr(personal, "score_users", otherwise_rounded)
     none = [None] * len(users)
     base = evaluate(wide, shared, none, users, "base", CONFIG, False)
     reference = evaluate(wide, shared, none, users, "shared", CONFIG, False)

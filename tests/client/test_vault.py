@@ -1,0 +1,349 @@
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from idiolect.client import vault as module
+from idiolect.client.vault import (
+    DamagedError,
+    Passphrase,
+    RandomKey,
+    Record,
+    Vault,
+    WrongKeyError,
+)
+from idiolect.common.errors import IdiolectError
+
+KEY = RandomKey(bytes(range(32)))
+OTHER = RandomKey(bytes(32))
+CANARY = "the-quick-brown-fox-jumps-over-0123456789"
+
+
+def record(name: str, text: str = "") -> Record:
+    return Record(name, (text or f"text of {name}").encode())
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "device" / "vault.db"
+
+
+@pytest.fixture
+def vault(path) -> Iterator[Vault]:
+    with Vault.create(path, KEY) as made:
+        made.put("item", [record("a"), record("b")], "mail")
+        made.put("item", [record("c")], "notes")
+        yield made
+
+
+def names(vault: Vault, kind: str = "item") -> list[str]:
+    return [entry.name for entry in vault.records(kind)]
+
+
+def edit(path: Path, query: str, *values: object) -> None:
+    database = sqlite3.connect(path)
+    with database:
+        assert database.execute(query, values).rowcount
+    database.close()
+
+
+def test_records_come_back_in_order_and_are_replaced(vault, path):
+    vault.put("item", [record("b", "again"), record("d")], "notes")
+    vault.put("adapter", [record("a", "another kind")], "training")
+    with Vault.open(path, KEY) as again:
+        assert names(again) == ["a", "c", "b", "d"]
+        assert again.get("item", "b") == b"again"
+        assert again.get("adapter", "a") == b"another kind"
+        assert again.get("item", "nobody") is None
+        assert again.count("item") == 4 and again.count("adapter") == 1
+        assert again.holds("item", "a") and not again.holds("adapter", "b")
+        assert again.sources() == ["mail", "notes", "training"]
+        assert again.check() == 5
+        assert again.delete("item", ["a", "nobody", "d"]) == 2
+        assert names(again) == ["c", "b"]
+
+
+@pytest.mark.parametrize("size", [0, 1, module.CHUNK - 4, module.CHUNK, 2_700_001])
+def test_large_records_are_sealed_in_chunks(vault, size):
+    body = os.urandom(size)
+    vault.put("adapter", [Record("x", body)], "training")
+    assert vault.get("adapter", "x") == body
+    assert vault.count("adapter") == 1
+    assert vault.delete("adapter", ["x"]) == 1
+
+
+def test_a_passphrase_opens_what_it_closed(path):
+    Vault.create(path, Passphrase("correct horse")).close()
+    Vault.open(path, Passphrase("correct horse")).close()
+    with pytest.raises(WrongKeyError, match="does not open"):
+        Vault.open(path, Passphrase("correct  horse"))
+    with pytest.raises(IdiolectError, match="protects nothing"):
+        Vault.open(path, Passphrase(""))
+
+
+def test_another_random_key_does_not_open_it(vault, path):
+    with pytest.raises(WrongKeyError):
+        Vault.open(path, OTHER)
+    with pytest.raises(IdiolectError, match="32 bytes"):
+        Vault.open(path, RandomKey(b"short"))
+
+
+def test_nothing_is_on_disk_in_clear_and_only_the_owner_reads_it(path):
+    with Vault.create(path, KEY) as vault:
+        vault.put(
+            "item", [record(f"name {CANARY}", f"body {CANARY}")], f"from {CANARY}"
+        )
+        files = list(path.parent.iterdir())
+        assert len(files) >= 2  # the log of what is not yet in the file counts too
+        for file in files:
+            assert CANARY.encode() not in file.read_bytes()
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_was_there_keeps_its_mode(tmp_path):
+    tmp_path.chmod(0o755)
+    Vault.create(tmp_path / "vault.db", KEY).close()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+
+
+def test_an_existing_vault_is_never_overwritten(vault, path):
+    with pytest.raises(IdiolectError, match="already"):
+        Vault.create(path, OTHER)
+    assert names(vault) == ["a", "b", "c"]
+    assert not [f for f in path.parent.iterdir() if f.name.startswith(".")]
+
+
+def test_a_missing_vault_is_named(path):
+    with pytest.raises(IdiolectError, match="vault init"):
+        Vault.open(path, KEY)
+
+
+def one(change: str, which: str = "MIN") -> str:
+    """SQL that changes the first (or last) record."""
+    chosen = f"number = (SELECT {which}(number) FROM records)"
+    return f"UPDATE records SET {change} WHERE {chosen}"
+
+
+OF_LAST = "FROM records ORDER BY number DESC LIMIT 1"
+A_BIT = "sealed = CAST(X'00' || substr(sealed, 2) AS BLOB)"
+SWAPPED = "(SELECT wrapped FROM sources s WHERE s.source != sources.source)"
+DAMAGE = {
+    "a byte of a record": one(A_BIT),
+    "text for bytes": one("sealed = 'text'"),
+    "a record cut": one("sealed = substr(sealed, 1, 20)"),
+    "a record emptied": one("sealed = X''"),
+    "a record in another's place": one(f"sealed = (SELECT sealed {OF_LAST})"),
+    "another kind": one("kind = 'sent'"),
+    "another name": one("key = X'00'"),
+    "another source": one(f"source = (SELECT source {OF_LAST})"),
+    "more chunks": one("chunks = 2", "MAX"),
+    "no chunks": one("chunks = 0"),
+    "a data key": "UPDATE sources SET wrapped = zeroblob(40)",
+    "a source's name": "UPDATE sources SET label = zeroblob(40)",
+    "data keys swapped": f"UPDATE sources SET wrapped = {SWAPPED}",
+    "no data key": "DELETE FROM sources",
+}
+
+
+@pytest.mark.parametrize("query", DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_named_and_never_read_as_data(vault, path, query):
+    vault.close()
+    edit(path, query)
+    with Vault.open(path, KEY) as again, pytest.raises(DamagedError, match="damaged"):
+        again.check()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "DELETE FROM records WHERE kind = 'adapter' AND chunk = 0",
+        "DELETE FROM records WHERE kind = 'adapter' AND chunk = 1",
+        "DELETE FROM records WHERE kind = 'adapter' AND chunk = 2",
+        "UPDATE records SET chunks = 2 WHERE kind = 'adapter'",
+        "UPDATE records SET chunk = chunk + 7 WHERE kind = 'adapter'",
+    ],
+)
+def test_a_cut_adapter_is_damaged(vault, path, query):
+    vault.put("adapter", [Record("x", os.urandom(2_500_000))], "training")
+    vault.close()
+    edit(path, query)
+    with Vault.open(path, KEY) as again:
+        with pytest.raises(DamagedError):
+            again.get("adapter", "x")
+        assert names(again) == ["a", "b", "c"]
+
+
+def test_damage_to_one_record_leaves_the_others_readable(vault, path):
+    edit(path, one(A_BIT))
+    assert vault.get("item", "c") == b"text of c"
+    with pytest.raises(DamagedError):
+        vault.get("item", "a")
+    vault.put("item", [record("a", "anew")], "mail")
+    assert vault.check() == 3
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("UPDATE header SET value = zeroblob(16) WHERE name = 'salt'", "header"),
+        ("UPDATE header SET value = zeroblob(40) WHERE name = 'index'", "header"),
+        ("DELETE FROM header WHERE name = 'check'", "header"),
+        ("UPDATE header SET value = X'FF' WHERE name = 'schema'", "header"),
+        ("UPDATE header SET value = X'3939' WHERE name = 'schema'", "newer"),
+    ],
+)
+def test_a_damaged_header_is_not_called_a_wrong_key(vault, path, query, sentence):
+    vault.close()
+    edit(path, query)
+    with pytest.raises(IdiolectError, match=sentence) as error:
+        Vault.open(path, KEY)
+    assert not isinstance(error.value, WrongKeyError)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database at all" * 100])
+def test_a_file_that_is_no_vault_is_named(path, content):
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match="no vault"):
+        Vault.open(path, KEY)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "vault.db"
+    with Vault.create(path, KEY) as vault:
+        vault.put("item", [record("a"), record("b")], "mail")
+        vault.compact()
+    return path.replace(path.with_name("image"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_flipped_byte_or_cut_is_an_error_or_changes_nothing(image, data):
+    path, content = image.with_name("vault.db"), bytearray(image.read_bytes())
+    if data.draw(st.booleans()):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(
+            st.integers(1, 255)
+        )
+    else:
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    for old in path.parent.glob("vault.db*"):
+        old.unlink()
+    path.write_bytes(content)
+    try:
+        with Vault.open(path, KEY) as vault:
+            found = {entry.name: entry.body for entry in vault.records("item")}
+    except IdiolectError:
+        return
+    # A record that SQLite no longer finds is missing; what is there is what was written.
+    assert found.items() <= {"a": b"text of a", "b": b"text of b"}.items()
+
+
+def test_forgetting_a_source_erases_its_key_and_its_records(vault, path):
+    database = sqlite3.connect(path)
+    rows = database.execute(
+        "SELECT sealed, wrapped FROM records JOIN sources USING (source)"
+    ).fetchall()
+    database.close()
+    traces = [trace for row in rows for trace in row]
+    assert vault.forget("mail") == 2
+    assert vault.forget("mail") == 0
+    assert names(vault) == ["c"] and vault.sources() == ["notes"]
+    there = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    assert [trace in there for trace in traces] == [False] * 4 + [True] * 2
+    vault.put("item", [record("a", "a new key for the same source")], "mail")
+    assert names(vault) == ["c", "a"]
+
+
+def test_a_new_key_opens_and_the_old_one_does_not(vault, path):
+    elsewhere = Vault.open(path, KEY)
+    vault.rewrap(OTHER)
+    with pytest.raises(WrongKeyError):
+        Vault.open(path, KEY)
+    with Vault.open(path, OTHER) as again:
+        assert again.check() == 3
+    vault.put("item", [record("d")], "new source")
+    # A process with the old key must not write what the new one can't read.
+    for attempt in (
+        lambda: elsewhere.put("item", [record("e")], "newest source"),
+        lambda: elsewhere.check(),
+    ):
+        with pytest.raises(IdiolectError, match="changed meanwhile"):
+            attempt()
+    elsewhere.close()
+    assert vault.check() == 4
+
+
+def test_a_failed_write_leaves_nothing(vault):
+    def broken():
+        yield record("d")
+        raise RuntimeError("the import failed")
+
+    with pytest.raises(RuntimeError):
+        vault.put("item", broken(), "new source")
+    assert names(vault) == ["a", "b", "c"] and vault.sources() == ["mail", "notes"]
+    vault.put("item", [record("d")], "new source")
+    assert vault.get("item", "d") == b"text of d"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from idiolect.client.vault import RandomKey, Record, Vault
+name, total, pause = sys.argv[2], int(sys.argv[3]), sys.argv[4:]
+with Vault.open(Path(sys.argv[1]), RandomKey(bytes(range(32)))) as vault:
+    for i in range(total):
+        pair = [Record(f"{name}-{i}-{half}", b"x" * 50_000) for half in "ab"]
+        vault.put("item", pair, name)
+        print(i, flush=True)
+"""
+
+
+def writer(path: Path, name: str, total: int) -> subprocess.Popen:
+    command = [sys.executable, "-c", WRITER, str(path), name, str(total)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_write_at_once(vault, path):
+    both = [writer(path, name, 20) for name in ("one", "two")]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert vault.count("item") == 3 + 2 * 2 * 20
+    assert vault.check() == vault.count("item")
+
+
+def test_kill_9_leaves_whole_writes(vault, path):
+    for attempt in range(3):
+        process = writer(path, f"killed-{attempt}", 100_000)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.05 + 0.07 * attempt)
+        process.send_signal(signal.SIGKILL)
+        acknowledged = [line for line in process.stdout if line.endswith("\n")]
+        process.wait()
+        kept = [n for n in names(vault) if n.startswith(f"killed-{attempt}")]
+        pairs = len(kept) // 2
+        assert kept == [
+            f"killed-{attempt}-{i}-{half}" for i in range(pairs) for half in "ab"
+        ]
+        assert pairs >= 1 + len(acknowledged)  # what was reported done is there
+    assert vault.check() == vault.count("item")
+
+
+def test_a_vault_that_cannot_be_written_is_named(vault, monkeypatch):
+    blocker = sqlite3.connect(vault.path, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    vault._database.execute("PRAGMA busy_timeout = 10")
+    with pytest.raises(IdiolectError, match="another process"):
+        vault.put("item", [record("d")], "mail")
+    blocker.close()
+    vault.put("item", [record("d")], "mail")

@@ -1,24 +1,463 @@
-"""`idiolect`: the command of a device and its owner."""
+"""`idiolect`: the command of a device and its owner.
+
+Exit codes: 0 success, 1 the new adapter loses and is not used, 2 something in the command
+or on the device is wrong and nothing was changed, 130 interrupted.
+"""
 
 import argparse
-from collections.abc import Sequence
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
+from time import localtime, strftime
+from typing import TYPE_CHECKING, Any
+
+from ..common.errors import IdiolectError
+from ..common.files import home
+
+if TYPE_CHECKING:
+    from .history import Entry
+    from .vault import Vault
+
+# Imported by the functions that need them: `--help` must not wait for torch.
+
+WIDTH = 60  # characters of a text in a list
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `idiolect` and return its exit code.
+    """Run `idiolect` and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except IdiolectError as error:
+        if options.json:
+            print(json.dumps({"error": str(error)}))
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `idiolect history list | head`
+        sys.stderr.close()
+        return 141
 
-    Only ``--version`` exists so far: in simulation a device is started by Flower, and
-    real devices are not supported yet.
-    """
+
+# --- the command line ------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="idiolect",
-        description="One device. So far it only runs in simulation, where Flower starts "
-        "it: see `idiolect-server simulate --help`.",
+        description="The owner's side of a device: a history in an encrypted vault, and a "
+        "model that learns from it. Nothing here talks to a server.",
     )
     parser.add_argument(
         "--version", action="version", version=f"idiolect {version('idiolect')}"
     )
-    parser.parse_args(arguments)
-    parser.print_help()
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_vault(commands)
+    _add_history(commands)
+    _add_model(commands)
+    return parser
+
+
+def _add(commands: Any, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+    one = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+    one.set_defaults(run=run)
+    one.add_argument("--json", action="store_true", help="print JSON")
+    one.add_argument(
+        "--vault",
+        type=Path,
+        metavar="FILE",
+        default=home() / "device" / "vault.db",
+        help="(default: %(default)s)",
+    )
+    one.add_argument(
+        "--passphrase-file",
+        type=Path,
+        metavar="FILE",
+        help="its first line opens the vault (default: $IDIOLECT_PASSPHRASE_FILE, the "
+        "systemd credential idiolect-passphrase, the keyring, or ask)",
+    )
+    return one
+
+
+def _add_vault(commands: Any) -> None:
+    text = "make, check or lock anew the vault"
+    vault = commands.add_parser("vault", help=text, description=text.capitalize() + ".")
+    parts = vault.add_subparsers(required=True, metavar="COMMAND")
+    init = _add(parts, "init", _init, "make an empty vault")
+    init.add_argument(
+        "--keyring", action="store_true", help="keep its key in the system's keyring"
+    )
+    init.add_argument("--backbone", default="tiny", help="(default: tiny, built in)")
+    init.add_argument("--max-length", type=int, default=512, metavar="TOKENS")
+    _add(parts, "check", _check, "open every record, to see that none is damaged")
+    rewrap = _add(parts, "rewrap", _rewrap, "change the passphrase")
+    rewrap.add_argument(
+        "--new-passphrase-file", type=Path, metavar="FILE", help="(default: ask)"
+    )
+    _add(
+        commands,
+        "status",
+        _status,
+        "say what the vault holds and which adapter is used",
+    )
+
+
+def _add_history(commands: Any) -> None:
+    one = _add(commands, "import", _import, "add the pairs of a file to the history")
+    one.add_argument("file", type=Path, help="a .jsonl, .csv, LaMP or OPPU file")
+    one.add_argument("--source", help="name to forget it by (default: the file's)")
+    one.add_argument("--task", default="", help="LaMP-1 … LaMP-7: a LaMP or OPPU file")
+    one.add_argument("--user", default="", help="whose history of a LaMP file")
+    one.add_argument(
+        "--dry-run", action="store_true", help="read it, and change nothing"
+    )
+
+    text = "look at the history"
+    part = commands.add_parser(
+        "history", help=text, description=text.capitalize() + "."
+    )
+    parts = part.add_subparsers(required=True, metavar="COMMAND")
+    one = _add(parts, "list", _list, "list the pairs, oldest first")
+    one.add_argument("--search", default="", metavar="TEXT", help="only those with it")
+    one.add_argument("--last", type=int, metavar="N", help="only the newest N")
+    _add(parts, "sources", _sources, "list where the pairs came from")
+    one = _add(
+        parts, "export", _export_history, "write the history in clear, as JSON lines"
+    )
+    one.add_argument("file", type=Path)
+
+    one = _add(commands, "feedback", _feedback, "like or dislike a pair")
+    one.add_argument("verdict", choices=("up", "down"))
+    one.add_argument("id", nargs="?", default="", help="a pair of `history list`")
+    one.add_argument("--prompt", default="", help="of a new pair")
+    one.add_argument("--text", default="", help="of a new pair")
+
+    one = _add(
+        commands, "forget", _forget, "erase text, and the adapters that learnt it"
+    )
+    one.add_argument("ids", nargs="*", metavar="ID", help="pairs of `history list`")
+    one.add_argument("--source", action="append", default=[], help="whole sources")
+    one.add_argument("--everything", action="store_true", help="the vault itself")
+    one.add_argument("--yes", action="store_true", help="do not ask")
+    one.add_argument(
+        "--no-retrain", action="store_true", help="go on without an adapter"
+    )
+
+
+def _add_model(commands: Any) -> None:
+    one = _add(commands, "personalize", _personalize, "train an adapter on the history")
+    one.add_argument("--method", choices=("c-bpo", "oppu"), default="c-bpo")
+    one.add_argument("--learning-rate", type=float, default=3e-3, metavar="RATE")
+    one = _add(commands, "generate", _generate, "continue a prompt in the owner's way")
+    one.add_argument("prompt")
+    one.add_argument("--compare", action="store_true", help="also without the adapter")
+    one.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+    _add(commands, "rollback", _rollback, "use the adapter before the one in use")
+    one = _add(
+        commands, "export-adapter", _export, "write the adapter, in clear, for PEFT"
+    )
+    one.add_argument("folder", type=Path)
+
+
+# --- the vault -------------------------------------------------------------------------
+
+
+def _open(options: argparse.Namespace) -> "Vault":
+    from .unlock import unlock
+    from .vault import Vault
+
+    if not options.vault.is_file():
+        raise IdiolectError(
+            f"there is no vault at {options.vault}: make one by `idiolect vault init`."
+        )
+    return Vault.open(options.vault, unlock(options.vault, options.passphrase_file))
+
+
+def _say(options: argparse.Namespace, found: Any, text: str) -> int:
+    print(json.dumps(found) if options.json else text)
     return 0
+
+
+def _init(options: argparse.Namespace) -> int:
+    from .owner import backbone_of, choose, configured
+    from .unlock import forget_keyring_entry, new_keyring_entry, new_passphrase
+    from .vault import Vault
+
+    if options.vault.exists():
+        raise IdiolectError(
+            f"there is a vault at {options.vault} already: it is left as it is."
+        )
+    if options.keyring:
+        key = new_keyring_entry(options.vault)
+    else:
+        key = new_passphrase(options.passphrase_file)
+    try:
+        with Vault.create(options.vault, key) as vault:
+            choose(
+                vault,
+                **{"backbone": options.backbone, "max-length": str(options.max_length)},
+            )
+            backbone_of(configured(vault))
+    except IdiolectError:  # a backbone that cannot be loaded: no vault that needs it
+        options.vault.unlink(missing_ok=True)
+        forget_keyring_entry(options.vault)
+        raise
+    return _say(
+        options,
+        {"vault": str(options.vault)},
+        f"{options.vault} is ready. Without its key nobody can open it, you included.",
+    )
+
+
+def _check(options: argparse.Namespace) -> int:
+    with _open(options) as vault:
+        count = vault.check()
+    return _say(options, {"records": count}, f"{count} records, none damaged.")
+
+
+def _rewrap(options: argparse.Namespace) -> int:
+    from .unlock import forget_keyring_entry, new_passphrase
+
+    with _open(options) as vault:
+        vault.rewrap(new_passphrase(options.new_passphrase_file))
+    forget_keyring_entry(options.vault)
+    return _say(options, {}, "the vault has a new passphrase.")
+
+
+def _status(options: argparse.Namespace) -> int:
+    from . import owner
+    from .history import entries
+
+    with _open(options) as vault:
+        everything = entries(vault)
+        found = {
+            "vault": str(options.vault),
+            "bytes": options.vault.stat().st_size,
+            "backbone": owner.settings(vault)["backbone"],
+            "liked": sum(entry.liked for entry in everything),
+            "disliked": sum(not entry.liked for entry in everything),
+            "active": owner.active(vault),
+            "adapters": [
+                {**asdict(one), "accepted": one.accepted}
+                for one in owner.versions(vault)
+            ],
+        }
+    head = "{vault}: {liked} liked and {disliked} disliked pairs, backbone {backbone}"
+    lines = [head.format(**found)]
+    for one in found["adapters"]:
+        mark = "*" if one["number"] == found["active"] else " "
+        lines.append(f"{mark} adapter {one['number']}: {_judged(one)}")
+    if not found["active"]:
+        lines.append("no adapter is in use: `idiolect personalize` trains one.")
+    return _say(options, found, "\n".join(lines))
+
+
+def _judged(one: dict[str, Any]) -> str:
+    return (
+        f"{one['method']} on {one['trained']} pairs and {one['disliked']} disliked; NLL "
+        f"per token {one['nll_before']:.3f} -> {one['nll']:.3f} on the newest "
+        f"{one['held_out']}"
+    )
+
+
+# --- the history -----------------------------------------------------------------------
+
+
+def _import(options: argparse.Namespace) -> int:
+    from . import history
+
+    found = history.read_file(options.file, options.task, options.user)
+    source = options.source or options.file.name
+    with _open(options) as vault:
+        if options.dry_run:
+            known = {entry.id for entry in history.entries(vault)}
+            new = len({entry.id for entry in found} - known)
+            counts = (new, len(found) - new)
+        else:
+            counts = history.add(vault, found, source)
+    verb = "would be added" if options.dry_run else "added"
+    return _say(
+        options,
+        {"new": counts[0], "known": counts[1], "source": source},
+        f"{counts[0]} pairs {verb} from '{source}', {counts[1]} were there already.",
+    )
+
+
+def _list(options: argparse.Namespace) -> int:
+    from .history import entries
+
+    with _open(options) as vault:
+        found = entries(vault)
+    word = options.search.casefold()
+    found = [e for e in found if word in f"{e.prompt.text}\n{e.target}".casefold()]
+    if options.last is not None:
+        found = found[max(len(found) - options.last, 0) :]
+    lines = [
+        f"{entry.id}  {'+' if entry.liked else '-'}  "
+        f"{strftime('%Y-%m-%d', localtime(entry.added))}  "
+        f"{_short(entry.prompt.text)} => {_short(entry.target)}"
+        for entry in found
+    ]
+    text = "\n".join(lines) if lines else "nothing."
+    return _say(options, [_plain(entry) for entry in found], text)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+
+
+def _plain(entry: "Entry") -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "prompt": entry.prompt.text,
+        "target": entry.target,
+        "liked": entry.liked,
+        "source": entry.source,
+        "added": entry.added,
+    }
+
+
+def _sources(options: argparse.Namespace) -> int:
+    from .history import entries
+
+    counts: dict[str, int] = {}
+    with _open(options) as vault:
+        for entry in entries(vault):
+            counts[entry.source] = counts.get(entry.source, 0) + 1
+    lines = [f"{count:6}  {source}" for source, count in counts.items()]
+    return _say(options, counts, "\n".join(lines) if lines else "nothing.")
+
+
+def _export_history(options: argparse.Namespace) -> int:
+    from .history import entries
+
+    with _open(options) as vault:
+        lines = [json.dumps(_plain(entry)) for entry in entries(vault)]
+    try:
+        # The owner's alone, from the first byte on.
+        new = os.open(options.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with open(new, "w") as stream:
+            stream.writelines(f"{line}\n" for line in lines)
+    except OSError as error:
+        raise IdiolectError(
+            f"{options.file} cannot be written ({error.strerror}): name a new file."
+        ) from error
+    text = f"{len(lines)} pairs are in {options.file}, in clear."
+    return _say(options, {"pairs": len(lines)}, text)
+
+
+def _feedback(options: argparse.Namespace) -> int:
+    from ..common.tasks.types import Prompt
+    from .history import Entry, clean, find, judge
+
+    if bool(options.id) == bool(options.text):
+        raise IdiolectError("feedback is about an ID, or about a new pair by --text.")
+    with _open(options) as vault:
+        if options.id:
+            (entry,) = find(vault, [options.id])
+        else:
+            entry = Entry(Prompt("", clean(options.prompt)), clean(options.text))
+        entry = judge(vault, entry, options.verdict == "up")
+    verb = "liked" if entry.liked else "disliked: the next training learns to avoid it"
+    return _say(options, _plain(entry), f"{entry.id} is {verb}.")
+
+
+def _forget(options: argparse.Namespace) -> int:
+    if not (options.ids or options.source or options.everything):
+        raise IdiolectError("say what to forget: IDs, --source NAME, or --everything.")
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise IdiolectError("what is forgotten is gone: say so with --yes.")
+        if input("what is forgotten is gone. Go on (yes/no)? ").strip() != "yes":
+            raise IdiolectError("nothing was forgotten.")
+    if options.everything:
+        return _forget_everything(options)
+    from . import owner
+
+    with _open(options) as vault:
+        count, stale = owner.forget(vault, options.source, options.ids)
+        found: dict[str, Any] = {"pairs": count, "adapters": stale, "retrained": None}
+        text = f"{count} pairs are gone, and {len(stale)} adapters that knew them."
+        if stale and not options.no_retrain:
+            try:
+                new = owner.train(vault)
+            except IdiolectError as error:
+                text += f"\nno adapter is in use: {error}"
+            else:
+                found["retrained"] = new.number
+                text += (
+                    f"\nadapter {new.number} ({_verdict(new.accepted)}) was trained "
+                )
+                text += "on what remains."
+    return _say(options, found, text)
+
+
+def _forget_everything(options: argparse.Namespace) -> int:
+    from .unlock import forget_keyring_entry
+
+    # The key first: without it, what a crash leaves of the file is noise.
+    forget_keyring_entry(options.vault)
+    for beside in ("", "-wal", "-shm"):
+        Path(f"{options.vault}{beside}").unlink(missing_ok=True)
+    return _say(options, {"everything": True}, f"{options.vault} is gone.")
+
+
+# --- the model -------------------------------------------------------------------------
+
+
+def _personalize(options: argparse.Namespace) -> int:
+    from .owner import train
+
+    with _open(options) as vault:
+        new = train(vault, options.method, options.learning_rate)
+    one = asdict(new)
+    verdict = (
+        "in use now" if new.accepted else "NOT used: it loses to the one without it"
+    )
+    text = f"adapter {new.number} ({verdict}): {_judged(one)}"
+    _say(options, {**one, "accepted": new.accepted}, text)
+    return 0 if new.accepted else 1
+
+
+def _verdict(accepted: bool) -> str:
+    return "in use now" if accepted else "NOT used: the model does better without it"
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from .owner import write
+
+    with _open(options) as vault:
+        found = write(vault, options.prompt, options.max_new_tokens, options.compare)
+    lines = [f"{name + ':':10}{text}" for name, text in found.items()]
+    text = "\n".join(lines) if options.compare else found["personal"]
+    return _say(options, found, text)
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    from .owner import rollback
+
+    with _open(options) as vault:
+        number = rollback(vault)
+    text = f"adapter {number} is in use." if number else "no adapter is in use."
+    return _say(options, {"active": number}, text)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .owner import export
+
+    with _open(options) as vault:
+        try:
+            export(vault, options.folder)
+        except OSError as error:
+            raise IdiolectError(
+                f"{options.folder} cannot be written ({error.strerror}): name another."
+            ) from error
+    text = f"{options.folder} is a PEFT adapter, in clear."
+    return _say(options, {"folder": str(options.folder)}, text)

@@ -292,6 +292,29 @@ class Vault:
         self.compact()
         return count
 
+    def forget_some(self, source: str, kind: str, names: Iterable[str]) -> int:
+        """Erase some records of a source: what remains is sealed anew under a new key.
+
+        Returns
+        -------
+        int
+            How many there were.
+        """
+        place = self._hashed("source", source)
+        with self._writing():
+            count = sum(self._erase(kind, self._hashed(kind, name)) for name in names)
+            rows = self._rows("WHERE source = ?", (place,))
+            kept = list(zip(_kinds(rows), self._opened(rows), strict=True))
+            self._database.execute("DELETE FROM records WHERE source = ?", (place,))
+            self._database.execute("DELETE FROM sources WHERE source = ?", (place,))
+            self._data_keys.pop(place, None)
+            for one, record in kept:
+                place, data_key = self._data_key(source)
+                key = self._hashed(one, record.name)
+                self._seal(one, key, place, data_key, record)
+        self.compact()
+        return count
+
     def compact(self) -> None:
         """Rewrite the file without what was deleted, and empty the log beside it."""
         with self._named():
@@ -567,6 +590,11 @@ def _checksum(salt: bytes, wrapped: bytes) -> bytes:
 def _bound(kind: str, key: bytes, place: bytes, chunk: int, chunks: int) -> bytes:
     """Where a sealed chunk stands; authenticated with it."""
     return json.dumps([SCHEMA, kind, key.hex(), place.hex(), chunk, chunks]).encode()
+
+
+def _kinds(rows: Sequence[tuple]) -> list[str]:
+    """The kind of each record among rows of chunks."""
+    return [row[0] for row in rows if row[3] == 0]
 
 
 def _label(place: bytes) -> bytes:

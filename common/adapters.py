@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from .backbone import Backbone, projections
@@ -83,7 +83,8 @@ def new_lora(backbone: Backbone, shape: LoraShape, seed: int, *names: object) ->
     for name, linear in projections(backbone.model, shape.targets).items():
         bound = linear.in_features**-0.5
         size = (shape.rank, linear.in_features)
-        a[name] = bound * fixed_uniform(size, seed, "lora-a", *names, name)
+        drawn = fixed_uniform(size, seed, "lora-a", *names, name)
+        a[name] = bound * torch.from_numpy(drawn)
         b[name] = torch.zeros(linear.out_features, shape.rank)
     return _to(Lora(a, b, shape.alpha / shape.rank), backbone.device)
 
@@ -227,22 +228,38 @@ def hash_lora(lora: Lora | None) -> str:
     return digest.hexdigest()
 
 
-def save_lora(path: Path, lora: Lora, metadata: dict[str, str]) -> None:
-    """Write an adapter so that a crash leaves the old file or the new one, never half.
-
-    Parameters
-    ----------
-    path
-        A safetensors file; its folder is made where missing.
-    lora, metadata
-        The adapter, and strings kept beside it.
-    """
+def dump_lora(lora: Lora, metadata: dict[str, str]) -> bytes:
+    """An adapter, and strings kept beside it, as the bytes of a safetensors file."""
     tensors = {
         f"a.{name}": tensor.contiguous().cpu() for name, tensor in lora.a.items()
     }
     tensors |= {f"b.{name}": t.contiguous().cpu() for name, t in lora.b.items()}
-    data = save(tensors, {**metadata, "scaling": repr(lora.scaling)})
-    write_atomically(path, data)
+    return save(tensors, {**metadata, "scaling": repr(lora.scaling)})
+
+
+def parse_lora(data: bytes) -> tuple[Lora, dict[str, str]]:
+    """Read what `dump_lora` made.
+
+    Raises
+    ------
+    ValueError
+        The bytes are no such file.
+    """
+    try:
+        tensors = load(data)
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+        scaling = float(metadata.pop("scaling"))
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(str(error)) from error
+    a = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("a.")}
+    b = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("b.")}
+    return Lora(a, b, scaling), metadata
+
+
+def save_lora(path: Path, lora: Lora, metadata: dict[str, str]) -> None:
+    """Write an adapter so that a crash leaves the old file or the new one, never half."""
+    write_atomically(path, dump_lora(lora, metadata))
 
 
 def load_lora(path: Path) -> tuple[Lora, dict[str, str]]:
@@ -254,17 +271,11 @@ def load_lora(path: Path) -> tuple[Lora, dict[str, str]]:
         The file is missing or damaged.
     """
     try:
-        with safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        scaling = float(metadata.pop("scaling"))
-    except (OSError, SafetensorError, KeyError) as error:
+        return parse_lora(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise IdiolectError(
             f"the adapter file {path} cannot be read ({error}): remove it to train anew."
         ) from error
-    a = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("a.")}
-    b = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("b.")}
-    return Lora(a, b, scaling), metadata
 
 
 def concatenate(shared: Lora, personal: Lora) -> Lora:

@@ -21,7 +21,7 @@ from .errors import IdiolectError
 
 Scalar = str | int | float | bool
 
-TASKS = ("headline", "tagging", "rating", *(f"LaMP-{n}" for n in range(1, 8)))
+TASKS = ("headline", "tagging", "rating", *(f"LaMP-{n}" for n in range(1, 8)), "text")
 METHODS = ("base", "shared", "oppu", "kto", "bco", "c-bpo", "positives")
 KINDS = ("votes", "self", "public", "anonymised", "others")
 

@@ -213,7 +213,7 @@ def personalise(
         alpha = _alpha(backbone, shared, user, own, aux, weights, config)
         alphas.append(alpha)
         lessons.append(
-            _lesson(backbone, shared, user.id, own, aux, weights, method, alpha.alpha)
+            _lesson(backbone, shared, user, own, aux, weights, method, alpha.alpha)
         )
     recipe = _recipe(method, learning_rate, config)
     start = [
@@ -486,7 +486,7 @@ def _embeddings(
 def _lesson(
     backbone: Backbone,
     shared: Lora,
-    user: str,
+    user: User,
     own: Sequence[Encoded],
     aux: Sequence[Encoded],
     weights: Sequence[float],
@@ -495,22 +495,26 @@ def _lesson(
 ) -> Lesson:
     """Give a method what it uses: SFT the history alone, the others contrast and scores."""
     if method == "oppu":
-        return Lesson(user, [Example(encoded) for encoded in own])
-    context = backbone.context
-    pairs = mismatched([*own, *aux], context) if method == "kto" else []
-    lists = (own, aux, pairs)
-    scores = [r.logp for items in lists for r in CACHE.get(backbone, shared, items)]
-    weight = [1.0] * len(own) + list(weights) + [1.0] * len(pairs)
-    examples = [
-        Example(encoded, score, w)
-        for encoded, score, w in zip([*own, *aux, *pairs], scores, weight, strict=True)
-    ]
-    first, second = len(own), len(own) + len(aux)
+        return Lesson(user.id, [Example(encoded) for encoded in own])
+
+    def scored(
+        items: Sequence[Encoded], weights: Sequence[float] = ()
+    ) -> list[Example]:
+        scores = CACHE.get(backbone, shared, items)
+        weights = weights or [1.0] * len(items)
+        return [
+            Example(encoded, score.logp, weight)
+            for encoded, score, weight in zip(items, scores, weights, strict=True)
+        ]
+
+    pairs = mismatched([*own, *aux], backbone.context) if method == "kto" else []
+    disliked = encode_all(backbone, user.disliked) if method == "c-bpo" else []
     return Lesson(
-        user,
-        positive=examples[:first],
-        unlabeled=examples[first:second],
-        mismatched=examples[second:],
+        user.id,
+        positive=scored(own),
+        unlabeled=scored(aux, weights),
+        negative=scored(disliked),
+        mismatched=scored(pairs),
         alpha=alpha,
     )
 

@@ -7,7 +7,6 @@ numbers. Privacy noise must never come from here.
 import hashlib
 
 import numpy as np
-import torch
 
 
 def derive(seed: int, *names: object) -> int:
@@ -31,7 +30,7 @@ def numpy_generator(seed: int, *names: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(derive(seed, *names)))
 
 
-def fixed_uniform(shape: tuple[int, ...], seed: int, *names: object) -> torch.Tensor:
+def fixed_uniform(shape: tuple[int, ...], seed: int, *names: object) -> np.ndarray:
     """Uniform numbers in [-1, 1) that are the same on every machine, bit for bit.
 
     A library's distributions may change with its version; here each number is 24 bits of
@@ -40,10 +39,12 @@ def fixed_uniform(shape: tuple[int, ...], seed: int, *names: object) -> torch.Te
 
     Returns
     -------
-    torch.Tensor
+    numpy.ndarray
         float32, of the given shape.
     """
     count = int(np.prod(shape))
     stream = hashlib.shake_256(str(derive(seed, *names)).encode()).digest(4 * count)
     bits = np.frombuffer(stream, dtype="<u4") >> 8
-    return torch.from_numpy((bits.astype(np.float32) * 2.0**-23 - 1.0).reshape(shape))
+    return (bits.astype(np.float32) * np.float32(2.0**-23) - np.float32(1)).reshape(
+        shape
+    )

@@ -45,6 +45,11 @@ ENVIRONMENT = {
     # Else Ray hides the GPU from actors that reserve none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "PYTHONUNBUFFERED": "1",
+    # glibc then keeps what a training step frees for the next one, instead of asking the
+    # kernel for zeroed pages again.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(1 << 27),
 }
 
 

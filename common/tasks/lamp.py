@@ -6,6 +6,7 @@ Tan et al. 2024, OPPU (the one-word cue behind the input). What each task looks 
 and how users are split, is written out in docs/data.md.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -188,6 +189,17 @@ def read(config: Config) -> Dataset:
         dropped=dict(dropped),
         source=name,
     )
+
+
+def everyone(config: Config) -> list[User]:
+    """Every well-formed user of the files, as one of whom an owner imports a history."""
+    form = FORMS[config.task]
+    _, records = _records(Path(config.data).expanduser(), form.task.name)
+    users: list[User] = []
+    for record in records:
+        with contextlib.suppress(_BadUserError):
+            users.append(_user(record, form, config)[0])
+    return users
 
 
 def clean(text: str) -> str:

@@ -14,6 +14,9 @@ from .types import Dataset, Item, Prompt, Task, User
 # A user's name becomes part of file names.
 _NAME = re.compile(r"[A-Za-z0-9][\w.@+-]{0,99}", re.ASCII)
 
+# What an owner keeps on a device has no fixed shape.
+TEXT = Task("text", "generation", max_new_tokens=64)
+
 
 @lru_cache(maxsize=4)
 def load_dataset(config: Config) -> Dataset:
@@ -25,6 +28,11 @@ def load_dataset(config: Config) -> Dataset:
         Task and ``data`` do not go together, the data are malformed, or there are fewer
         users than asked for.
     """
+    if config.task == TEXT.name:
+        raise IdiolectError(
+            "task 'text' is what an owner keeps on a device (`idiolect import`); there is "
+            "nothing to simulate: set 'task' to headline or to a LaMP task."
+        )
     if config.task in lamp.FORMS:
         if not config.data:
             raise IdiolectError(
@@ -51,6 +59,8 @@ def task_of(name: str) -> Task:
     """Return the task that a config names."""
     if name in lamp.FORMS:
         return lamp.FORMS[name].task
+    if name == TEXT.name:
+        return TEXT
     from . import personas
 
     return personas.WORLDS[name].task

@@ -63,12 +63,16 @@ class Truth:
 
 @dataclass(frozen=True)
 class User:
-    """One user's text. It never leaves the device; `held_out` is never trained on."""
+    """One user's text. It never leaves the device; `held_out` is never trained on.
+
+    `disliked` holds pairs that the user turned down: known negatives, which C-BPO uses.
+    """
 
     id: str
     history: tuple[Item, ...]
     held_out: tuple[Item, ...]
     truth: Truth | None = None
+    disliked: tuple[Item, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Task:
     Attributes
     ----------
     name
-        ``headline``, ``tagging``, ``rating`` (personas) or ``LaMP-1`` ... ``LaMP-7``.
+        ``headline``, ``tagging``, ``rating`` (personas), ``LaMP-1`` ... ``LaMP-7``, or
+        ``text``: whatever an owner keeps on a device.
     kind
         Decides the metrics: generation -> rouge-1, rouge-l; classification -> accuracy,
         f1; rating -> mae, rmse.

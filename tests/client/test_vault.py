@@ -265,6 +265,26 @@ def test_forgetting_a_source_erases_its_key_and_its_records(vault, path):
     assert names(vault) == ["c", "a"]
 
 
+def test_forgetting_some_of_a_source_seals_the_rest_anew(vault, path):
+    large = Record("large", os.urandom(1_500_000))
+    vault.put("draft", [large, record("a", "of another kind")], "mail")
+    database = sqlite3.connect(path)
+    traces = database.execute(
+        "SELECT sealed, wrapped FROM records JOIN sources USING (source) "
+        "WHERE kind = 'item' LIMIT 1"
+    ).fetchone()
+    database.close()
+    assert vault.forget_some("mail", "item", ["a", "nobody"]) == 1
+    assert sorted(names(vault)) == ["b", "c"] and vault.check() == 4
+    assert vault.get("draft", "large") == large.body
+    assert vault.get("draft", "a") == b"of another kind"
+    there = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    assert [trace in there for trace in traces] == [False, False]
+    assert vault.forget_some("mail", "item", ["b"]) == 1
+    assert vault.forget_some("notes", "item", ["c"]) == 1
+    assert vault.sources() == ["mail"]
+
+
 def test_a_new_key_opens_and_the_old_one_does_not(vault, path):
     elsewhere = Vault.open(path, KEY)
     vault.rewrap(OTHER)

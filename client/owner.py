@@ -1,0 +1,303 @@
+"""What the owner of a device does with the vault, without any server.
+
+Training starts from the bare backbone (no shared adapter came yet), on everything the
+owner likes but the newest fifth, which decides whether the new adapter is used at all.
+The unlabeled set is `self`: samples of the backbone at the owner's own prompts, so that
+nobody else's text is needed. What was turned down are known negatives.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common.adapters import Lora, dump_lora, export_peft, parse_lora, zero_shared
+from ..common.backbone import Backbone, load_backbone
+from ..common.config import Config, parse
+from ..common.errors import IdiolectError
+from ..common.personal import evaluate, personalise
+from ..common.scoring import generate
+from ..common.tasks.types import Prompt, User
+from . import history
+from .history import Entry
+from .vault import Record, Vault
+
+FEWEST = 4  # liked pairs to train on and be judged by
+HELD_OUT = 8  # at most; a fifth of the liked pairs otherwise
+DEVICE = "device"  # source of what is about the device and not from the owner's text
+
+
+@dataclass(frozen=True)
+class Version:
+    """One trained adapter.
+
+    Attributes
+    ----------
+    number
+        Counts up; never used twice.
+    method, backbone
+        How it was trained, and on top of which weights (their hash).
+    sources
+        Whose text is in it.
+    trained, disliked, held_out
+        Numbers of pairs.
+    nll, nll_before
+        Per token on the held-out pairs, with it and without.
+    """
+
+    number: int
+    method: str
+    backbone: str
+    sources: tuple[str, ...]
+    trained: int
+    disliked: int
+    held_out: int
+    nll: float
+    nll_before: float
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it does not lose to the model without it."""
+        return self.nll <= self.nll_before
+
+
+# --- settings --------------------------------------------------------------------------
+
+
+def settings(vault: Vault) -> dict[str, str]:
+    """What the owner chose: ``backbone`` and ``max-length``."""
+    body = vault.get("state", "settings")
+    return {"backbone": "tiny", "max-length": "512", **json.loads(body or b"{}")}
+
+
+def choose(vault: Vault, **chosen: str) -> None:
+    """Change settings."""
+    body = json.dumps({**settings(vault), **chosen}).encode()
+    vault.put("state", [Record("settings", body)], DEVICE)
+
+
+def configured(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Config:
+    """The configuration of this device, as training takes it."""
+    chosen = settings(vault)
+    return parse(
+        {
+            "task": "text",
+            "methods": f"base,shared,{method}",
+            "backbone": chosen["backbone"],
+            "max-length": int(chosen["max-length"]),
+            "unlabeled.kind": "self",
+            "personalise.learning-rates": repr(rate),
+        }
+    )
+
+
+def backbone_of(config: Config) -> Backbone:
+    """The resident backbone."""
+    return load_backbone(
+        config.backbone, config.dtype, config.device, config.max_length
+    )
+
+
+# --- training --------------------------------------------------------------------------
+
+
+def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
+    """Train a new adapter, keep it, and use it if it does not lose.
+
+    Raises
+    ------
+    IdiolectError
+        There is too little history, or training overflowed; the adapter in use stays.
+    """
+    user, sources = _user(history.entries(vault))
+    config = configured(vault, method, rate)
+    backbone = backbone_of(config)
+    shared = zero_shared(backbone, config.shared_shape, config.seed)
+    (found,) = personalise(backbone, shared, [user], (), method, rate, config)
+    if found.lora is None:
+        raise IdiolectError(found.error)
+    scores = [
+        evaluate(backbone, shared, [lora], [user], name, config, False)[0]["nll"]
+        for lora, name in ((found.lora, method), (None, "shared"))
+    ]
+    version = Version(
+        number=_next_number(vault),
+        method=method,
+        backbone=backbone.hash,
+        sources=sources,
+        trained=len(user.history),
+        disliked=len(user.disliked) if method == "c-bpo" else 0,
+        held_out=len(user.held_out),
+        nll=scores[0],
+        nll_before=scores[1],
+    )
+    body = dump_lora(found.lora, {"version": json.dumps(vars(version))})
+    # A source of its own: it can be erased without the others.
+    record = Record(str(version.number), body)
+    vault.put("adapter", [record], _source(version.number))
+    if version.accepted:
+        activate(vault, version.number)
+    return version
+
+
+def _user(entries: Sequence[Entry]) -> tuple[User, tuple[str, ...]]:
+    """Split the history; also returns the sources that are trained on."""
+    liked = [entry for entry in entries if entry.liked]
+    disliked = [entry for entry in entries if not entry.liked]
+    if len(liked) < FEWEST:
+        raise IdiolectError(
+            f"there are {len(liked)} liked pairs in the vault, and training needs "
+            f"{FEWEST}: import more with `idiolect import FILE`."
+        )
+    held_out = max(1, min(HELD_OUT, len(liked) // 5))
+    learnt = liked[:-held_out]
+    user = User(
+        "owner",
+        tuple(entry.item() for entry in learnt),
+        tuple(entry.item() for entry in liked[-held_out:]),
+        disliked=tuple(entry.item() for entry in disliked),
+    )
+    sources = dict.fromkeys(entry.source for entry in (*learnt, *disliked))
+    return user, tuple(sources)
+
+
+def _source(number: int) -> str:
+    return f"adapter {number}"
+
+
+def _next_number(vault: Vault) -> int:
+    """Count in the vault, not from what is left: a number that was erased stays used."""
+    number = int(vault.get("state", "numbers") or b"0") + 1
+    vault.put("state", [Record("numbers", str(number).encode())], DEVICE)
+    return number
+
+
+# --- versions --------------------------------------------------------------------------
+
+
+def versions(vault: Vault) -> list[Version]:
+    """All adapters that are kept, oldest first."""
+    return [_parsed(record)[1] for record in vault.records("adapter")]
+
+
+def active(vault: Vault) -> int:
+    """Number of the adapter in use; 0: none."""
+    return int(vault.get("state", "active") or b"0")
+
+
+def activate(vault: Vault, number: int) -> None:
+    """Use an adapter from now on; 0: none."""
+    vault.put("state", [Record("active", str(number).encode())], DEVICE)
+
+
+def rollback(vault: Vault) -> int:
+    """Use the accepted adapter before the one in use, or none; returns its number."""
+    now = active(vault)
+    if not now:
+        raise IdiolectError("no adapter is in use: there is nothing to go back from.")
+    before = [v.number for v in versions(vault) if v.accepted and v.number < now]
+    activate(vault, max(before, default=0))
+    return max(before, default=0)
+
+
+def _parsed(record: Record) -> tuple[Lora, Version]:
+    lora, metadata = parse_lora(record.body)
+    fields = json.loads(metadata["version"])
+    return lora, Version(**{**fields, "sources": tuple(fields["sources"])})
+
+
+def adapter(vault: Vault, backbone: Backbone) -> Lora:
+    """The adapter in use.
+
+    Raises
+    ------
+    IdiolectError
+        None is, or it belongs to other weights than the backbone's.
+    """
+    number = active(vault)
+    body = vault.get("adapter", str(number)) if number else None
+    if body is None:
+        raise IdiolectError(
+            "no adapter is in use yet: train one by `idiolect personalize`."
+        )
+    lora, version = _parsed(Record(str(number), body))
+    if version.backbone != backbone.hash:
+        raise IdiolectError(
+            f"adapter {number} was trained on other weights than those of backbone "
+            f"'{backbone.name}': train anew by `idiolect personalize`."
+        )
+    return lora
+
+
+# --- use -------------------------------------------------------------------------------
+
+
+def write(
+    vault: Vault, prompt: str, budget: int, compare: bool = False
+) -> dict[str, str]:
+    """Continue a prompt with the adapter in use; with `compare` also without it."""
+    config = configured(vault)
+    backbone = backbone_of(config)
+    shared = zero_shared(backbone, config.shared_shape, config.seed)
+    space = backbone.context - budget
+    if space < 1:
+        raise IdiolectError(
+            f"{budget} new tokens do not fit into a context of {backbone.context}."
+        )
+    asked = Prompt("", history.clean(prompt))
+    ids, _ = backbone.encode_prompt(asked, space, "the prompt")
+    policies = {"personal": [shared, adapter(vault, backbone)]}
+    if compare:
+        policies["without"] = [shared]
+    return {
+        name: history.clean(generate(backbone, policy, [ids], budget)[0])
+        for name, policy in policies.items()
+    }
+
+
+def export(vault: Vault, folder: Path) -> None:
+    """Write the adapter in use as a PEFT folder, in clear."""
+    if folder.exists() and any(folder.iterdir()):
+        raise IdiolectError(f"{folder} is not empty: name a new folder.")
+    config = configured(vault)
+    backbone = backbone_of(config)
+    shared = zero_shared(backbone, config.shared_shape, config.seed)
+    export_peft(folder, backbone, shared, adapter(vault, backbone))
+
+
+# --- forgetting ------------------------------------------------------------------------
+
+
+def forget(
+    vault: Vault, sources: Collection[str] = (), ids: Collection[str] = ()
+) -> tuple[int, list[int]]:
+    """Erase sources or single pairs, and every adapter that learnt from them.
+
+    Returns
+    -------
+    tuple
+        How many pairs there were, and the numbers of the adapters.
+
+    Raises
+    ------
+    IdiolectError
+        There is no such source or pair; nothing was erased.
+    """
+    known = {entry.source for entry in history.entries(vault)}
+    if missing := sorted(set(sources) - known):
+        raise IdiolectError(
+            f"there is no source '{missing[0]}': see `idiolect history sources`."
+        )
+    chosen = history.find(vault, ids)
+    touched = {*sources, *(entry.source for entry in chosen)}
+    # Adapters first: a crash in between must not leave one that knows what is gone.
+    stale = [v.number for v in versions(vault) if touched & set(v.sources)]
+    if active(vault) in stale:
+        activate(vault, 0)
+    for number in stale:
+        vault.forget(_source(number))
+    count = sum(vault.forget(source) for source in sources)
+    for source in {entry.source for entry in chosen} - set(sources):
+        names = [entry.id for entry in chosen if entry.source == source]
+        count += vault.forget_some(source, history.KIND, names)
+    return count, stale

@@ -1,0 +1,280 @@
+"""The owner's commands, as an owner runs them, on the built-in backbone."""
+
+import json
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from idiolect.client import owner
+from idiolect.client.cli import main
+from idiolect.client.vault import Passphrase, Vault
+from idiolect.common.config import parse
+from idiolect.common.tasks.load import load_dataset
+
+SECRET = "correct horse battery"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    (tmp_path / "secret").write_text(SECRET)
+    monkeypatch.setenv("IDIOLECT_PASSPHRASE_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv("IDIOLECT_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys):
+    def command(*words, code=0):
+        assert main([*map(str, words)]) == code
+        return capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture
+def asked(run):
+    """Run a command with --json and return what it printed."""
+    return lambda *words, code=0: json.loads(run(*words, "--json", code=code).out)
+
+
+@pytest.fixture
+def persona(place):
+    """A file with the history of one persona."""
+    config = parse({"users": 1, "history": 24, "held-out": 8})
+    user = load_dataset(config).users[0]
+    path = place / "persona.jsonl"
+    lines = [
+        json.dumps({"prompt": item.prompt.text, "target": item.target})
+        for item in (*user.history, *user.held_out)
+    ]
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def ready(place, persona, run):
+    run("vault", "init")
+    run("import", persona)
+    return place
+
+
+def vault_of(place):
+    return Vault.open(place / "home" / "device" / "vault.db", Passphrase(SECRET))
+
+
+def test_an_owner_from_import_to_forgetting(ready, run, asked):
+    assert "no adapter is in use" in run("status").out
+    new = asked("personalize")
+    assert new["accepted"] and new["nll"] < new["nll_before"] - 0.05
+    assert (new["trained"], new["held_out"]) == (26, 6)
+    found = asked("status")
+    assert (found["liked"], found["active"]) == (32, 1)
+
+    prompt = asked("history", "list")[-1]["prompt"]
+    texts = asked("generate", prompt, "--compare")
+    assert set(texts) == {"personal", "without"} and texts["personal"]
+    assert texts["personal"] != texts["without"]
+    assert run("generate", prompt).out.strip() == " ".join(texts["personal"].split())
+
+    second = asked("personalize", "--method", "oppu")
+    assert second["number"] == 2 and asked("status")["active"] == 2
+    assert asked("rollback") == {"active": 1}
+    assert asked("rollback") == {"active": 0}
+    assert "nothing to go back from" in run("rollback", code=2).err
+
+    gone = asked("forget", "--source", "persona.jsonl", "--yes")
+    assert gone == {"pairs": 32, "adapters": [1, 2], "retrained": None}
+    assert asked("history", "list") == [] and asked("status")["adapters"] == []
+    assert "no adapter is in use" in run("generate", "x", code=2).err
+
+
+def test_forgetting_a_pair_erases_the_adapters_that_learnt_it_and_trains_anew(
+    place, persona, run, asked
+):
+    run("vault", "init")
+    run("import", _more(place), "--source", "more")
+    run("import", persona)
+    assert set(asked("personalize")["sources"]) == {"more", "persona.jsonl"}
+    words = {e["target"]: e["id"] for e in asked("history", "list")}
+    found = asked("forget", words["something else 3"], "--yes")
+    assert found == {"pairs": 1, "adapters": [1], "retrained": 2}
+    assert asked("status")["active"] == 2
+    assert len(asked("history", "list", "--search", "something ELSE")) == 4
+    assert asked("vault", "check")["records"] > 30
+    with vault_of(place) as vault:
+        assert "more" in vault.sources() and "adapter 1" not in vault.sources()
+
+
+def _more(place):
+    path = place / "more.csv"
+    rows = [f"question {i},something else {i}" for i in range(5)]
+    path.write_text("prompt,target\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_disliked_pairs_are_learnt_to_be_avoided(ready, run, asked):
+    bad = {"--prompt": "What is this?", "--text": "nothing that I would say"}
+    words = [word for both in bad.items() for word in both]
+
+    def disliked_shift():
+        asked("personalize")
+        with vault_of(ready) as vault:
+            config = owner.configured(vault)
+            backbone = owner.backbone_of(config)
+            entry = owner.Entry(owner.Prompt("", bad["--prompt"]), bad["--text"])
+            encoded = [backbone.encode(entry.item())]
+            lora = owner.adapter(vault, backbone)
+        from idiolect.common.scoring import score_users
+
+        with_it = score_users(backbone, [lora], [encoded])[0][0]
+        return with_it - score_users(backbone, [], [encoded])[0][0]
+
+    without = disliked_shift()
+    run("feedback", "down", *words)
+    assert asked("status")["disliked"] == 1
+    assert disliked_shift() < without - 1
+
+
+def test_an_adapter_that_loses_is_kept_but_not_used(ready, run, asked):
+    asked("personalize")
+    found = asked("personalize", "--learning-rate", "1", code=1)
+    assert not found["accepted"] and found["nll"] > found["nll_before"]
+    assert asked("status")["active"] == 1
+    assert "NOT used" in run("personalize", "--learning-rate", "1", code=1).out
+
+
+def test_the_exported_adapter_is_one_that_peft_reads(ready, run, asked):
+    asked("personalize")
+    folder = ready / "out"
+    run("export-adapter", folder)
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from idiolect.common.backbone import TINY
+
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(TINY), str(folder)
+    )
+    assert vars(model.peft_config["default"])["r"] == 16
+    assert "not empty" in run("export-adapter", folder, code=2).err
+
+
+def test_too_little_history_is_said(place, run):
+    run("vault", "init")
+    run("feedback", "up", "--text", "only one")
+    assert "needs 4" in run("personalize", code=2).err
+
+
+def test_import_counts_and_a_dry_run_changes_nothing(place, persona, run, asked):
+    run("vault", "init")
+    assert asked("import", persona, "--dry-run")["new"] == 32
+    assert asked("history", "list") == []
+    assert asked("import", persona, "--source", "mail")["new"] == 32
+    assert asked("import", persona) == {
+        "new": 0,
+        "known": 32,
+        "source": "persona.jsonl",
+    }
+    assert asked("history", "sources") == {"mail": 32}
+    assert "32 were there" in run("import", persona, "--dry-run").out
+
+
+def test_a_bad_line_imports_nothing(place, persona, run, asked):
+    run("vault", "init")
+    persona.write_text(persona.read_text() + "\n{broken")
+    assert "line 33 is no JSON" in run("import", persona, code=2).err
+    assert asked("history", "list") == []
+
+
+def test_listing_searches_and_shortens(ready, run, asked):
+    everything = asked("history", "list")
+    assert len(run("history", "list", "--last", "3").out.splitlines()) == 3
+    assert asked("history", "list", "--last", "3") == everything[-3:]
+    assert asked("history", "list", "--last", "0") == []
+    word = everything[5]["target"].upper()
+    assert everything[5] in asked("history", "list", "--search", word)
+    assert max(map(len, run("history", "list").out.splitlines())) < 160
+    assert run("history", "list", "--search", "no such text").out == "nothing.\n"
+
+
+def test_nothing_that_a_terminal_obeys_is_kept(place, run, asked):
+    run("vault", "init")
+    run(
+        "feedback", "up", "--prompt", "\x1b[2Jwho", "--text", "\x1b]0;owned\x07me\u202e"
+    )
+    (entry,) = asked("history", "list")
+    assert (entry["prompt"], entry["target"]) == ("[2Jwho", "]0;ownedme")
+
+
+def test_the_exported_history_is_the_owners_alone_and_imports_again(ready, run, asked):
+    path = ready / "out.jsonl"
+    run("history", "export", path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert "out.jsonl cannot be written" in run("history", "export", path, code=2).err
+    assert asked("import", path)["known"] == 32
+
+
+def test_keys(ready, run, monkeypatch):
+    other = ready / "other"
+    other.write_text("another")
+    wrong = run("status", "--passphrase-file", other, code=2)
+    assert "does not open" in wrong.err and "Traceback" not in wrong.err
+    run("vault", "rewrap", "--new-passphrase-file", other)
+    assert "does not open" in run("status", code=2).err
+    assert "32 liked" in run("status", "--passphrase-file", other).out
+
+
+def test_everything_can_be_forgotten(ready, run, monkeypatch):
+    assert "--yes" in run("forget", "--everything", code=2).err
+    run("forget", "--everything", "--yes")
+    assert [f.name for f in (ready / "home" / "device").iterdir()] == []
+    assert "vault init" in run("status", code=2).err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["status"], "vault init"),
+        (["import", "missing.jsonl"], "missing.jsonl"),
+        (["vault", "init", "--backbone", "/nowhere"], "backbone '/nowhere'"),
+    ],
+)
+def test_without_a_vault_each_command_says_what_to_do(place, run, words, sentence):
+    assert sentence in run(*words, code=2).err
+    assert not (place / "home" / "device" / "vault.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["vault", "init"], "already"),
+        (["feedback", "up"], "an ID, or"),
+        (["feedback", "up", "zzz"], "no entry begins with 'zzz'"),
+        (["forget", "--yes"], "say what to forget"),
+        (["forget", "zzz", "--yes"], "no entry begins"),
+        (["forget", "--source", "nowhere", "--yes"], "no source 'nowhere'"),
+        (["generate", "x"], "no adapter is in use"),
+        (["generate", "x", "--max-new-tokens", "5000"], "do not fit"),
+        (["personalize", "--learning-rate", "-1"], "learning-rate"),
+    ],
+)
+def test_mistakes_get_a_sentence_and_change_nothing(ready, run, asked, words, sentence):
+    before = asked("status")
+    assert sentence in run(*words, code=2).err
+    assert asked("status") == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["history", "list"], ["history", "sources"], ["vault", "check"]],
+)
+def test_what_needs_no_model_does_not_wait_for_torch(ready, words):
+    code = (
+        "import sys; from idiolect.client.cli import main\n"
+        f"try: code = main({words})\n"
+        "except SystemExit as end: code = end.code\n"
+        "assert not code and not {'torch', 'flwr', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

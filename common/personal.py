@@ -196,25 +196,17 @@ def personalise(
         error; the others are not affected.
     """
     material = [
-        _material(
-            backbone,
-            shared,
-            user,
-            unlabeled,
-            config,
-            floor,
-            voters is None or user.id in voters,
-            voters is not None,
-        )
+        _material(backbone, shared, user, unlabeled, config, floor, voters)
         for user in users
     ]
-    lessons, alphas = [], []
-    for user, (own, aux, weights, _) in zip(users, material, strict=True):
-        alpha = _alpha(backbone, shared, user, own, aux, weights, config)
-        alphas.append(alpha)
-        lessons.append(
-            _lesson(backbone, shared, user, own, aux, weights, method, alpha.alpha)
-        )
+    alphas = [
+        _alpha(backbone, shared, user, each, config)
+        for user, each in zip(users, material, strict=True)
+    ]
+    lessons = [
+        _lesson(backbone, shared, user, each, method, alpha.alpha)
+        for user, each, alpha in zip(users, material, alphas, strict=True)
+    ]
     recipe = _recipe(method, learning_rate, config)
     start = [
         new_lora(backbone, config.lora, config.seed, "personal", user.id)
@@ -222,21 +214,14 @@ def personalise(
     ]
     trained = train(backbone, shared, start, lessons, recipe)
     results: list[Personal] = []
-    for user, lora, alpha, log, (own, aux, _, ess) in zip(
-        users, trained.loras, alphas, trained.logs, material, strict=True
+    for user, each, alpha, lora, log in zip(
+        users, material, alphas, trained.loras, trained.logs, strict=True
     ):
-        log = {**log, "truncated": _truncated(own), "ess": ess}
+        log = {**log, "truncated": _truncated(each.own), "ess": each.ess}
         if config.unlabeled.second_opinion and population_share(config.unlabeled):
-            others = not_own(
-                backbone,
-                user,
-                unlabeled,
-                config,
-                floor,
-                voters is None or user.id in voters,
-                voters is not None,
+            log |= second_opinion(
+                backbone, shared, lora, user, each.others, each.aux, config
             )
-            log |= second_opinion(backbone, shared, lora, user, others, aux, config)
         results.append(_checked(user, lora, alpha, log))
     return results
 
@@ -302,9 +287,27 @@ def _truncated(items: Sequence[Encoded]) -> float:
     return float(sum(item.truncated for item in items))
 
 
-# A user's own items and the unlabeled ones as tokens, the weights of the latter, and the
-# effective size of the weights that they were drawn by.
-Material = tuple[list[Encoded], list[Encoded], list[float], float]
+@dataclass(frozen=True)
+class Material:
+    """What one user learns from.
+
+    Attributes
+    ----------
+    own, aux
+        The history, and the items drawn from the unlabeled set.
+    weights
+        Of `aux`.
+    ess
+        Effective size of the weights that `aux` was drawn by.
+    others
+        What it was drawn from; empty where the items were sampled (kind `self`).
+    """
+
+    own: list[Encoded]
+    aux: list[Encoded]
+    weights: list[float]
+    ess: float
+    others: list[Unlabeled]
 
 
 def _material(
@@ -314,8 +317,7 @@ def _material(
     unlabeled: Sequence[Unlabeled],
     config: Config,
     floor: float = 0.0,
-    voted: bool = True,
-    noisy: bool = False,
+    voters: Collection[str] | None = None,
 ) -> Material:
     """Encode a user's history and its draw from the unlabeled set.
 
@@ -327,16 +329,17 @@ def _material(
         )
     own = encode_all(backbone, user.history)
     count = round(config.unlabeled.ratio * len(own))
+    others: list[Unlabeled] = []
     if config.unlabeled.kind == "self":
         drawn = self_samples(backbone, shared, user, own, count, config)
-        weights = np.ones(len(drawn))
+        ess = effective_size(np.ones(len(drawn)))
     else:
         generator = numpy_generator(config.seed, "unlabeled", user.id)
-        others = not_own(backbone, user, unlabeled, config, floor, voted, noisy)
+        others = not_own(backbone, user, unlabeled, config, floor, voters)
         drawn = draw(others, count, generator)
-        weights = np.array([max(entry.weight, 0.0) for entry in others])
-    items = encode_all(backbone, [entry.item for entry in drawn])
-    return own, items, [entry.weight for entry in drawn], effective_size(weights)
+        ess = effective_size(np.array([max(entry.weight, 0.0) for entry in others]))
+    aux = encode_all(backbone, [entry.item for entry in drawn])
+    return Material(own, aux, [entry.weight for entry in drawn], ess, others)
 
 
 def not_own(
@@ -344,21 +347,22 @@ def not_own(
     user: User,
     unlabeled: Sequence[Unlabeled],
     config: Config,
-    floor: float,
-    voted: bool,
-    noisy: bool,
+    floor: float = 0.0,
+    voters: Collection[str] | None = None,
 ) -> list[Unlabeled]:
     """The unlabeled set without this user's part in it, and without the noise's.
 
-    See `unlabeled.without_own` and, where there was noise, `unlabeled.tempered`.
+    See `personalise` for `floor` and `voters`, `unlabeled.without_own` and, where there
+    was noise, `unlabeled.tempered`.
     """
     own_vote, own_texts = None, frozenset[str]()
+    voted = voters is None or user.id in voters
     if config.unlabeled.kind == "votes" and voted and unlabeled:
         own_vote = user_vote(backbone, [e.item for e in unlabeled], user, config)
     if config.unlabeled.kind == "anonymised":
         own_texts = frozenset(item.target for item in offers(user, config))
     others = without_own(unlabeled, user, own_vote, own_texts, floor)
-    return tempered(others) if noisy else others
+    return others if voters is None else tempered(others)
 
 
 def user_vote(
@@ -458,9 +462,7 @@ def _alpha(
     backbone: Backbone,
     shared: Lora,
     user: User,
-    own: Sequence[Encoded],
-    aux: Sequence[Encoded],
-    weights: Sequence[float],
+    material: Material,
     config: Config,
 ) -> overlap.Overlap:
     """Estimate alpha where it is a population share; otherwise it is fixed by config."""
@@ -468,10 +470,10 @@ def _alpha(
         return overlap.Overlap(config.fixed_alpha, False)
     if not population_share(config.unlabeled):
         return overlap.Overlap(overlap.DEFAULT, False)
-    target = _embeddings(backbone, shared, own)
-    others = _embeddings(backbone, shared, aux)
+    target = _embeddings(backbone, shared, material.own)
+    others = _embeddings(backbone, shared, material.aux)
     generator = numpy_generator(config.seed, "overlap", user.id)
-    return overlap.estimate(target, others, np.array(weights), generator)
+    return overlap.estimate(target, others, np.array(material.weights), generator)
 
 
 def _embeddings(
@@ -487,13 +489,12 @@ def _lesson(
     backbone: Backbone,
     shared: Lora,
     user: User,
-    own: Sequence[Encoded],
-    aux: Sequence[Encoded],
-    weights: Sequence[float],
+    material: Material,
     method: str,
     alpha: float,
 ) -> Lesson:
     """Give a method what it uses: SFT the history alone, the others contrast and scores."""
+    own, aux = material.own, material.aux
     if method == "oppu":
         return Lesson(user.id, [Example(encoded) for encoded in own])
 
@@ -512,7 +513,7 @@ def _lesson(
     return Lesson(
         user.id,
         positive=scored(own),
-        unlabeled=scored(aux, weights),
+        unlabeled=scored(aux, material.weights),
         negative=scored(disliked),
         mismatched=scored(pairs),
         alpha=alpha,

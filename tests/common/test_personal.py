@@ -104,7 +104,7 @@ def test_nobody_elses_history_reaches_an_sft_adapter(wide, shared, users, others
 
 
 def test_own_items_are_left_out_of_the_unlabeled_set(wide, shared, users, others):
-    seen = personal._material(wide, shared, users[0], others, CONFIG)[1]
+    seen = personal._material(wide, shared, users[0], others, CONFIG).aux
     own = {wide.encode(item).ids for item in users[0].history}
     assert len(seen) == 6
     assert not own & {encoded.ids for encoded in seen}
@@ -112,8 +112,8 @@ def test_own_items_are_left_out_of_the_unlabeled_set(wide, shared, users, others
 
 def test_self_samples_stay_on_the_own_prompts(wide, shared, users):
     settings = config(unlabeled__kind="self")
-    first = personal._material(wide, shared, users[0], [], settings)[1]
-    again = personal._material(wide, shared, users[0], [], settings)[1]
+    first = personal._material(wide, shared, users[0], [], settings).aux
+    again = personal._material(wide, shared, users[0], [], settings).aux
     prompts = {e.ids[: e.prompt_length] for e in map(wide.encode, users[0].history)}
     assert first == again and len(first) > 0
     assert {e.ids[: e.prompt_length] for e in first} <= prompts
@@ -320,7 +320,7 @@ def test_a_second_opinion_never_looks_at_what_was_trained_on(
     train(
         wide, shared, users[:1], others, "c-bpo", config(unlabeled__second_opinion=True)
     )
-    drawn = personal._material(wide, shared, users[0], others, CONFIG)[1]
+    drawn = personal._material(wide, shared, users[0], others, CONFIG).aux
     own = {wide.encode(item).ids for item in users[0].history}
     assert looked and not looked[-1] & ({entry.ids for entry in drawn} | own)
 

@@ -100,7 +100,7 @@ def one_round(run: Run, number: int, users: tuple[str, ...], crowd: Crowd) -> No
     clip = run.state.clip or config.adapt.clip
     release = None
     if config.privacy.mode == "central":
-        release = charge_round(run.ledger, config, crowd, number, number, clip)
+        release = charge_round(run.ledger, config, crowd, number, clip)
         users = participants(users, release, config)
     place = f"adapt/{number}" + (f"/{release.id}" if release else "")
     label = f"round {number + 1}/{config.adapt.rounds}"
@@ -140,7 +140,7 @@ def one_round(run: Run, number: int, users: tuple[str, ...], crowd: Crowd) -> No
 
 
 def charge_round(
-    ledger: Ledger, config: Config, crowd: Crowd, done: int, number: int, clip: float
+    ledger: Ledger, config: Config, crowd: Crowd, number: int, clip: float
 ) -> Release:
     """Charge one round of the shared adapter.
 
@@ -150,7 +150,7 @@ def charge_round(
         The round would exceed the budget.
     """
     event = adapt_event(config, noise_of(config, crowd), crowd)
-    return charge(ledger, event, config, done, round=number, clip=clip)
+    return charge(ledger, event, config, number, round=number, clip=clip)
 
 
 def participants(

@@ -430,7 +430,7 @@ def shared_adapter(
     for number in range(config.adapt.rounds):
         if config.privacy.mode == "central":
             crowd = crowd_in(dataset, config)
-            release = charge_round(ledger, config, crowd, number, number, clip)
+            release = charge_round(ledger, config, crowd, number, clip)
             taking = participants(users, release, config)
             rows = _updates(backbone, shared, taking, config, number, clip)
             sums = [clipped_sum(part, clip) for part in rows]

@@ -82,7 +82,7 @@ def test_the_vote_is_planned_for_everybody_who_may_vote():
     ledger = budget.new_ledger(None, config, crowd)
     assert ledger.population == 70
     for number in range(config.adapt.rounds):
-        adapt.charge_round(ledger, config, crowd, number, number, 1.0)
+        adapt.charge_round(ledger, config, crowd, number, 1.0)
     budget.charge(ledger, budget.vote_event(config, noise, crowd), config, 0)
     assert ledger.spent().release <= config.privacy.epsilon
 

@@ -383,11 +383,12 @@ def _forget(options: argparse.Namespace) -> int:
 
     with _open(options) as vault:
         count, stale = owner.forget(vault, options.source, options.ids)
-        found: dict[str, Any] = {"pairs": count, "adapters": stale, "retrained": None}
+        numbers = [one.number for one in stale]
+        found: dict[str, Any] = {"pairs": count, "adapters": numbers, "retrained": None}
         text = f"{count} pairs are gone, and {len(stale)} adapters that knew them."
         if stale and not options.no_retrain:
             try:
-                new = owner.train(vault)
+                new = owner.train(vault, stale[-1].method)
             except IdiolectError as error:
                 text += f"\nno adapter is in use: {error}"
             else:

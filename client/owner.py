@@ -121,7 +121,7 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
         for lora, name in ((found.lora, method), (None, "shared"))
     ]
     version = Version(
-        number=_next_number(vault),
+        number=vault.count_up("adapters", DEVICE),
         method=method,
         backbone=backbone.hash,
         sources=sources,
@@ -163,13 +163,6 @@ def _user(entries: Sequence[Entry]) -> tuple[User, tuple[str, ...]]:
 
 def _source(number: int) -> str:
     return f"adapter {number}"
-
-
-def _next_number(vault: Vault) -> int:
-    """Count in the vault, not from what is left: a number that was erased stays used."""
-    number = int(vault.get("state", "numbers") or b"0") + 1
-    vault.put("state", [Record("numbers", str(number).encode())], DEVICE)
-    return number
 
 
 # --- versions --------------------------------------------------------------------------
@@ -239,13 +232,13 @@ def write(
     config = configured(vault)
     backbone = backbone_of(config)
     shared = zero_shared(backbone, config.shared_shape, config.seed)
-    space = backbone.context - budget
-    if space < 1:
+    if not 0 < budget < backbone.context:
         raise IdiolectError(
-            f"{budget} new tokens do not fit into a context of {backbone.context}."
+            f"{budget} new tokens do not fit into a context of {backbone.context}: ask "
+            f"for 1 to {backbone.context - 1}."
         )
     asked = Prompt("", history.clean(prompt))
-    ids, _ = backbone.encode_prompt(asked, space, "the prompt")
+    ids, _ = backbone.encode_prompt(asked, backbone.context - budget, "the prompt")
     policies = {"personal": [shared, adapter(vault, backbone)]}
     if compare:
         policies["without"] = [shared]
@@ -270,13 +263,13 @@ def export(vault: Vault, folder: Path) -> None:
 
 def forget(
     vault: Vault, sources: Collection[str] = (), ids: Collection[str] = ()
-) -> tuple[int, list[int]]:
+) -> tuple[int, list[Version]]:
     """Erase sources or single pairs, and every adapter that learnt from them.
 
     Returns
     -------
     tuple
-        How many pairs there were, and the numbers of the adapters.
+        How many pairs there were, and the adapters.
 
     Raises
     ------
@@ -291,11 +284,11 @@ def forget(
     chosen = history.find(vault, ids)
     touched = {*sources, *(entry.source for entry in chosen)}
     # Adapters first: a crash in between must not leave one that knows what is gone.
-    stale = [v.number for v in versions(vault) if touched & set(v.sources)]
-    if active(vault) in stale:
+    stale = [version for version in versions(vault) if touched & set(version.sources)]
+    if active(vault) in [version.number for version in stale]:
         activate(vault, 0)
-    for number in stale:
-        vault.forget(_source(number))
+    for version in stale:
+        vault.forget(_source(version.number))
     count = sum(vault.forget(source) for source in sources)
     for source in {entry.source for entry in chosen} - set(sources):
         names = [entry.id for entry in chosen if entry.source == source]

@@ -227,11 +227,14 @@ class Vault:
             Where they come from: what can be forgotten at once.
         """
         with self._writing():
-            place, data_key = self._data_key(source)
-            for record in records:
-                key = self._hashed(kind, record.name)
-                self._erase(kind, key)
-                self._seal(kind, key, place, data_key, record)
+            self._put(kind, records, source)
+
+    def count_up(self, name: str, source: str) -> int:
+        """Add one to a counter; no two processes get the same number."""
+        with self._writing():
+            number = int(self.get("counter", name) or b"0") + 1
+            self._put("counter", [Record(name, str(number).encode())], source)
+        return number
 
     def get(self, kind: str, name: str) -> bytes | None:
         """Return a record's body, or None if there is none."""
@@ -357,6 +360,13 @@ class Vault:
         return sum(1 for _ in self._opened(self._rows("", ())))
 
     # --- sealing -----------------------------------------------------------------------
+
+    def _put(self, kind: str, records: Iterable[Record], source: str) -> None:
+        place, data_key = self._data_key(source)
+        for record in records:
+            key = self._hashed(kind, record.name)
+            self._erase(kind, key)
+            self._seal(kind, key, place, data_key, record)
 
     def _hashed(self, kind: str, name: str) -> bytes:
         text = json.dumps([kind, name]).encode()

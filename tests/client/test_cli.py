@@ -96,11 +96,13 @@ def test_forgetting_a_pair_erases_the_adapters_that_learnt_it_and_trains_anew(
     run("vault", "init")
     run("import", _more(place), "--source", "more")
     run("import", persona)
-    assert set(asked("personalize")["sources"]) == {"more", "persona.jsonl"}
+    new = asked("personalize", "--method", "oppu")
+    assert set(new["sources"]) == {"more", "persona.jsonl"}
     words = {e["target"]: e["id"] for e in asked("history", "list")}
     found = asked("forget", words["something else 3"], "--yes")
     assert found == {"pairs": 1, "adapters": [1], "retrained": 2}
-    assert asked("status")["active"] == 2
+    (kept,) = asked("status")["adapters"]
+    assert kept["method"] == "oppu" and kept["trained"] == new["trained"] - 1
     assert len(asked("history", "list", "--search", "something ELSE")) == 4
     assert asked("vault", "check")["records"] > 30
     with vault_of(place) as vault:
@@ -257,6 +259,7 @@ def test_without_a_vault_each_command_says_what_to_do(place, run, words, sentenc
         (["forget", "--source", "nowhere", "--yes"], "no source 'nowhere'"),
         (["generate", "x"], "no adapter is in use"),
         (["generate", "x", "--max-new-tokens", "5000"], "do not fit"),
+        (["generate", "x", "--max-new-tokens", "0"], "ask for 1 to 511"),
         (["personalize", "--learning-rate", "-1"], "learning-rate"),
     ],
 )

@@ -341,6 +341,12 @@ def test_two_processes_write_at_once(vault, path):
     assert vault.check() == vault.count("item")
 
 
+def test_a_counter_never_gives_a_number_twice(vault, path):
+    with Vault.open(path, KEY) as other:
+        numbers = [one.count_up("adapters", "device") for one in (vault, other) * 3]
+    assert numbers == [1, 2, 3, 4, 5, 6]
+
+
 def test_kill_9_leaves_whole_writes(vault, path):
     for attempt in range(3):
         process = writer(path, f"killed-{attempt}", 100_000)

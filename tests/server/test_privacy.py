@@ -348,10 +348,10 @@ def test_only_those_who_voted_take_their_vote_out(central, monkeypatch):
     taken: dict[str, bool] = {}
     original = personal.not_own
 
-    def watch(backbone, user, unlabeled, config, floor, voted, noisy):
-        taken[user.id] = voted
-        assert noisy
-        return original(backbone, user, unlabeled, config, floor, voted, noisy)
+    def watch(backbone, user, unlabeled, config, floor, voters):
+        assert voters is not None
+        taken[user.id] = user.id in voters
+        return original(backbone, user, unlabeled, config, floor, voters)
 
     monkeypatch.setattr(personal, "not_own", watch)
     half = central | {"privacy.vote-sampling": 0.5, "seed": 2}

@@ -41,7 +41,7 @@ from ..common.errors import IdiolectError
 
 SCHEMA = 1
 # Types of a row of records, as `Vault._rows` returns it.
-COLUMNS = [str, bytes, bytes, int, int, bytes]
+COLUMNS = [str, bytes, bytes, int, int, bytes, bytes]
 # RFC 9106, section 4: 64 MiB, 3 passes; one lane, because a device may have one core.
 MEMORY, PASSES, LANES = 64 * 1024, 3, 1
 CHUNK = 1 << 20  # plaintext bytes sealed at once: an adapter is not one huge ciphertext
@@ -132,7 +132,6 @@ class Vault:
         self.path = path
         self._database = database
         self._master = master
-        self._data_keys: dict[bytes, bytes] = {}
         self._wrapped_index = _header(path, database)["index"]
         try:
             self._index = aes_key_unwrap(master, self._wrapped_index)
@@ -291,7 +290,6 @@ class Vault:
             ).fetchone()[0]
             self._database.execute("DELETE FROM records WHERE source = ?", (place,))
             self._database.execute("DELETE FROM sources WHERE source = ?", (place,))
-            self._data_keys.pop(place, None)
         self.compact()
         return count
 
@@ -306,11 +304,10 @@ class Vault:
         place = self._hashed("source", source)
         with self._writing():
             count = sum(self._erase(kind, self._hashed(kind, name)) for name in names)
-            rows = self._rows("WHERE source = ?", (place,))
+            rows = self._rows("WHERE records.source = ?", (place,))
             kept = list(zip(_kinds(rows), self._opened(rows), strict=True))
             self._database.execute("DELETE FROM records WHERE source = ?", (place,))
             self._database.execute("DELETE FROM sources WHERE source = ?", (place,))
-            self._data_keys.pop(place, None)
             for one, record in kept:
                 place, data_key = self._data_key(source)
                 key = self._hashed(one, record.name)
@@ -373,33 +370,24 @@ class Vault:
         return hmac.digest(self._index, text, "sha256")[:16]
 
     def _data_key(self, source: str) -> tuple[bytes, bytes]:
-        """The source's place and data key, made where there is none yet."""
+        """The source's place and data key, made where there is none yet.
+
+        Read anew each time: another process may have forgotten the source since, and made
+        it again under another key.
+        """
         place = self._hashed("source", source)
-        if place in self._data_keys and self._known(place):
-            return place, self._data_keys[place]
         row = self._database.execute(
             "SELECT wrapped FROM sources WHERE source = ?", (place,)
         ).fetchone()
         if row:
-            data_key = self._unwrapped(place, bytes(row[0]))
-        else:
-            data_key = os.urandom(32)
-            self._database.execute(
-                "INSERT INTO sources VALUES (?, ?, ?, ?)",
-                (
-                    place,
-                    aes_key_wrap(self._master, data_key),
-                    _sealed(self._index, source.encode(), _label(place)),
-                    time(),
-                ),
-            )
-        self._data_keys[place] = data_key
+            return place, self._unwrapped(place, bytes(row[0]))
+        data_key = os.urandom(32)
+        wrapped = aes_key_wrap(self._master, data_key)
+        label = _sealed(self._index, source.encode(), _label(place))
+        self._database.execute(
+            "INSERT INTO sources VALUES (?, ?, ?, ?)", (place, wrapped, label, time())
+        )
         return place, data_key
-
-    def _known(self, place: bytes) -> bool:
-        """Whether no other process has forgotten the source since."""
-        query = "SELECT 1 FROM sources WHERE source = ?"
-        return self._database.execute(query, (place,)).fetchone() is not None
 
     def _unwrapped(self, place: bytes, wrapped: bytes) -> bytes:
         try:
@@ -437,23 +425,24 @@ class Vault:
         return min(self._database.execute(query, (kind, key)).rowcount, 1)
 
     def _rows(self, where: str, values: tuple) -> list[tuple]:
+        """Chunks of records, each with its wrapped data key, as of one moment."""
         query = (
-            "SELECT kind, key, source, chunk, chunks, sealed FROM records "
-            f"{where} ORDER BY number"
+            "SELECT kind, key, records.source, chunk, chunks, sealed, wrapped "
+            f"FROM records LEFT JOIN sources USING (source) {where} ORDER BY number"
         )
         with self._named():
             return self._database.execute(query, values).fetchall()
 
     def _opened(self, rows: Sequence[tuple]) -> Iterator[Record]:
         """Open rows, and put the chunks of a record together again."""
-        with self._named():
-            query = "SELECT source, wrapped FROM sources"
-            keys = dict(self._database.execute(query).fetchall())
+        data_keys: dict[tuple[bytes, bytes], bytes] = {}
         at = 0
         while at < len(rows):
-            kind, key, place, _, chunks, _ = rows[at]
+            kind, key, place, _, chunks, _, wrapped = rows[at]
             short = key.hex()[:8] if isinstance(key, bytes) else key
             name = f"record {short} of kind '{kind}'"
+            if wrapped is None:
+                raise self._damaged(name, "its data key is missing")
             if [type(value) for value in rows[at]] != COLUMNS:
                 raise self._damaged(name, "its row was changed")
             parts = rows[at : at + max(chunks, 1)]
@@ -461,12 +450,9 @@ class Vault:
                 (kind, key, place, chunk, chunks) for chunk in range(chunks)
             ]:
                 raise self._damaged(name, "a part of it is missing")
-            if place not in keys:
-                raise self._damaged(name, "its data key is missing")
-            data_key = self._data_keys.get(place)
-            if data_key is None:
-                data_key = self._unwrapped(place, bytes(keys[place]))
-                self._data_keys[place] = data_key
+            if (place, wrapped) not in data_keys:
+                data_keys[place, wrapped] = self._unwrapped(place, wrapped)
+            data_key = data_keys[place, wrapped]
             body = b"".join(
                 self._unsealed(data_key, row[5], _bound(*row[:5]), name)
                 for row in parts
@@ -517,7 +503,6 @@ class Vault:
                 yield
             except BaseException:
                 self._database.execute("ROLLBACK")
-                self._data_keys.clear()  # some may have been made in what was undone
                 raise
             self._database.execute("COMMIT")
 

@@ -341,6 +341,17 @@ def test_two_processes_write_at_once(vault, path):
     assert vault.check() == vault.count("item")
 
 
+def test_a_source_that_another_process_forgot_and_made_again(vault, path):
+    assert vault.check() == 3
+    with Vault.open(path, KEY) as other:
+        other.forget("mail")
+        other.put("item", [record("new")], "mail")
+    vault.put("item", [record("newer")], "mail")
+    assert names(vault) == ["c", "new", "newer"]
+    with Vault.open(path, KEY) as other:
+        assert names(other) == ["c", "new", "newer"]
+
+
 def test_a_counter_never_gives_a_number_twice(vault, path):
     with Vault.open(path, KEY) as other:
         numbers = [one.count_up("adapters", "device") for one in (vault, other) * 3]

@@ -252,7 +252,8 @@ def test_any_flipped_byte_or_cut_is_an_error_or_changes_nothing(image, data):
 def test_forgetting_a_source_erases_its_key_and_its_records(vault, path):
     database = sqlite3.connect(path)
     rows = database.execute(
-        "SELECT sealed, wrapped FROM records JOIN sources USING (source)"
+        "SELECT sealed, wrapped FROM records JOIN sources USING (source) "
+        "ORDER BY number"
     ).fetchall()
     database.close()
     traces = [trace for row in rows for trace in row]
@@ -271,7 +272,7 @@ def test_forgetting_some_of_a_source_seals_the_rest_anew(vault, path):
     database = sqlite3.connect(path)
     traces = database.execute(
         "SELECT sealed, wrapped FROM records JOIN sources USING (source) "
-        "WHERE kind = 'item' LIMIT 1"
+        "WHERE kind = 'item' ORDER BY number LIMIT 1"
     ).fetchone()
     database.close()
     assert vault.forget_some("mail", "item", ["a", "nobody"]) == 1

@@ -185,7 +185,7 @@ def _say(options: argparse.Namespace, found: Any, text: str) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from .owner import backbone_of, choose, configured
+    from .owner import choose, configured, reference
     from .unlock import forget_keyring_entry, new_keyring_entry, new_passphrase
     from .vault import Vault
 
@@ -203,7 +203,7 @@ def _init(options: argparse.Namespace) -> int:
                 vault,
                 **{"backbone": options.backbone, "max-length": str(options.max_length)},
             )
-            backbone_of(configured(vault))
+            reference(configured(vault))
     except IdiolectError:  # a backbone that cannot be loaded: no vault that needs it
         options.vault.unlink(missing_ok=True)
         forget_keyring_entry(options.vault)
@@ -276,8 +276,7 @@ def _import(options: argparse.Namespace) -> int:
     source = options.source or options.file.name
     with _open(options) as vault:
         if options.dry_run:
-            known = {entry.id for entry in history.entries(vault)}
-            new = len({entry.id for entry in found} - known)
+            new = len(history.unknown(vault, found))
             counts = (new, len(found) - new)
         else:
             counts = history.add(vault, found, source)

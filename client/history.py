@@ -75,17 +75,23 @@ def add(vault: Vault, entries: Iterable[Entry], source: str) -> tuple[int, int]:
     tuple
         How many are new, and how many were there already (and stay as they are).
     """
-    now, new, seen, known = time(), [], set(), 0
-    for number, entry in enumerate(entries):
-        if entry.id in seen or vault.holds(KIND, entry.id):
-            known += 1
-            continue
-        seen.add(entry.id)
-        # The order of a file is the order of the list, whatever the clock's resolution.
-        new.append(replace(entry, source=source, added=now + number * 1e-6))
+    given, now = list(entries), time()
+    # The order of a file is the order of the list, whatever the clock's resolution.
+    new = [
+        replace(entry, source=source, added=now + number * 1e-6)
+        for number, entry in enumerate(unknown(vault, given))
+    ]
     if new:
         vault.put(KIND, map(_record, new), source)
-    return len(new), known
+    return len(new), len(given) - len(new)
+
+
+def unknown(vault: Vault, entries: Iterable[Entry]) -> list[Entry]:
+    """The entries that are not in the vault, each once."""
+    once: dict[str, Entry] = {}
+    for entry in entries:
+        once.setdefault(entry.id, entry)
+    return [entry for entry in once.values() if not vault.holds(KIND, entry.id)]
 
 
 def entries(vault: Vault) -> list[Entry]:

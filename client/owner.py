@@ -91,11 +91,12 @@ def configured(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Confi
     )
 
 
-def backbone_of(config: Config) -> Backbone:
-    """The resident backbone."""
-    return load_backbone(
+def reference(config: Config) -> tuple[Backbone, Lora]:
+    """The resident backbone, and the shared adapter before its first round."""
+    backbone = load_backbone(
         config.backbone, config.dtype, config.device, config.max_length
     )
+    return backbone, zero_shared(backbone, config.shared_shape, config.seed)
 
 
 # --- training --------------------------------------------------------------------------
@@ -111,8 +112,7 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
     """
     user, sources = _user(history.entries(vault))
     config = configured(vault, method, rate)
-    backbone = backbone_of(config)
-    shared = zero_shared(backbone, config.shared_shape, config.seed)
+    backbone, shared = reference(config)
     (found,) = personalise(backbone, shared, [user], (), method, rate, config)
     if found.lora is None:
         raise IdiolectError(found.error)
@@ -230,8 +230,7 @@ def write(
 ) -> dict[str, str]:
     """Continue a prompt with the adapter in use; with `compare` also without it."""
     config = configured(vault)
-    backbone = backbone_of(config)
-    shared = zero_shared(backbone, config.shared_shape, config.seed)
+    backbone, shared = reference(config)
     if not 0 < budget < backbone.context:
         raise IdiolectError(
             f"{budget} new tokens do not fit into a context of {backbone.context}: ask "
@@ -253,8 +252,7 @@ def export(vault: Vault, folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise IdiolectError(f"{folder} is not empty: name a new folder.")
     config = configured(vault)
-    backbone = backbone_of(config)
-    shared = zero_shared(backbone, config.shared_shape, config.seed)
+    backbone, shared = reference(config)
     export_peft(folder, backbone, shared, adapter(vault, backbone))
 
 

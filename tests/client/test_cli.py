@@ -124,7 +124,7 @@ def test_disliked_pairs_are_learnt_to_be_avoided(ready, run, asked):
         asked("personalize")
         with vault_of(ready) as vault:
             config = owner.configured(vault)
-            backbone = owner.backbone_of(config)
+            backbone, _ = owner.reference(config)
             entry = owner.Entry(owner.Prompt("", bad["--prompt"]), bad["--text"])
             encoded = [backbone.encode(entry.item())]
             lora = owner.adapter(vault, backbone)

@@ -249,14 +249,19 @@ def test_any_flipped_byte_or_cut_is_an_error_or_changes_nothing(image, data):
     assert found.items() <= {"a": b"text of a", "b": b"text of b"}.items()
 
 
-def test_forgetting_a_source_erases_its_key_and_its_records(vault, path):
+def sealed_and_wrapped(path: Path) -> list[bytes]:
+    """Of every item in order, what was sealed and the wrapped key of its source."""
     database = sqlite3.connect(path)
     rows = database.execute(
         "SELECT sealed, wrapped FROM records JOIN sources USING (source) "
-        "ORDER BY number"
+        "WHERE kind = 'item' ORDER BY number"
     ).fetchall()
     database.close()
-    traces = [trace for row in rows for trace in row]
+    return [trace for row in rows for trace in row]
+
+
+def test_forgetting_a_source_erases_its_key_and_its_records(vault, path):
+    traces = sealed_and_wrapped(path)
     assert vault.forget("mail") == 2
     assert vault.forget("mail") == 0
     assert names(vault) == ["c"] and vault.sources() == ["notes"]
@@ -269,12 +274,7 @@ def test_forgetting_a_source_erases_its_key_and_its_records(vault, path):
 def test_forgetting_some_of_a_source_seals_the_rest_anew(vault, path):
     large = Record("large", os.urandom(1_500_000))
     vault.put("draft", [large, record("a", "of another kind")], "mail")
-    database = sqlite3.connect(path)
-    traces = database.execute(
-        "SELECT sealed, wrapped FROM records JOIN sources USING (source) "
-        "WHERE kind = 'item' ORDER BY number LIMIT 1"
-    ).fetchone()
-    database.close()
+    traces = sealed_and_wrapped(path)[:2]
     assert vault.forget_some("mail", "item", ["a", "nobody"]) == 1
     assert sorted(names(vault)) == ["b", "c"] and vault.check() == 4
     assert vault.get("draft", "large") == large.body

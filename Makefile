@@ -12,7 +12,8 @@ test: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest --cov --cov-fail-under=90
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
+	  --cov --cov-fail-under=90
 
 format: .venv/.installed-dev
 	$(BIN)/ruff format .

@@ -516,7 +516,7 @@ MUTATIONS = (
     # --- client and server -----------------------------------------------------------
     Mutation(
         "A device hands over raw text for any kind of unlabeled set",
-        "client/app.py",
+        "client/tasks.py",
         'if node.config.unlabeled.kind != "others":',
         'if node.config.unlabeled.kind == "":',
         "test_raw_text_leaves_only_for_the_kind_others",
@@ -527,7 +527,7 @@ MUTATIONS = (
         "[run, method, learning_rate, shared_hash, unlabeled_hash, rest]",
         "[run, method, learning_rate, unlabeled_hash, rest]",
         "test_each_rate_is_measured_with_its_own_adapter",
-        "tests/client/test_app.py",
+        "tests/client/test_tasks.py",
     ),
     Mutation(
         "The average divides by who answered, not by who was asked",
@@ -660,11 +660,11 @@ MUTATIONS = (
         "if before.most and len(took) >= before.most:",
         "if False:",
         "test_a_vote_beyond_what_was_agreed_to_is_not_cast",
-        "tests/client/test_app.py",
+        "tests/client/test_tasks.py",
     ),
     Mutation(
         "A changed item is taken under an old signature",
-        "client/app.py",
+        "client/tasks.py",
         "content = fingerprint(task.unlabeled)",
         "content = parse_manifest(task.manifest).content if task.manifest else ''",
         "test_a_changed_item_is_refused_by_every_device",
@@ -680,7 +680,7 @@ MUTATIONS = (
     ),
     Mutation(
         "Who did not vote takes a vote out of the sum too",
-        "client/app.py",
+        "client/tasks.py",
         "return manifest.vote in took and user.id in task.voted",
         "return True",
         "test_only_those_who_voted_take_their_vote_out",
@@ -688,7 +688,7 @@ MUTATIONS = (
     ),
     Mutation(
         "Metrics per user leave though they should be noisy",
-        "client/app.py",
+        "client/tasks.py",
         "return EvaluateReply(**head, metrics={}, sums={",
         "return EvaluateReply(**head, metrics=done, sums={",
         "test_noisy_metrics_leave_no_value_of_any_user",

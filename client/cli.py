@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="idiolect",
         description="The owner's side of a device: a history in an encrypted vault, and a "
-        "model that learns from it. Nothing here talks to a server.",
+        "model that learns from it. Only `idiolect node run` talks to a server.",
     )
     parser.add_argument(
         "--version", action="version", version=f"idiolect {version('idiolect')}"
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_vault(commands)
     _add_history(commands)
     _add_model(commands)
+    _add_server(commands)
     return parser
 
 
@@ -163,6 +164,23 @@ def _add_model(commands: Any) -> None:
         commands, "export-adapter", _export, "write the adapter, in clear, for PEFT"
     )
     one.add_argument("folder", type=Path)
+
+
+def _add_server(commands: Any) -> None:
+    text = "take part in the runs of a server"
+    node = commands.add_parser("node", help=text, description=text.capitalize() + ".")
+    parts = node.add_subparsers(required=True, metavar="COMMAND")
+    join = _add(parts, "join", _join, "remember a server, and show this device's key")
+    join.add_argument("invitation", type=Path, help="the file that its operator gave")
+    _add(parts, "run", _node, "answer the server's tasks until ended")
+    one = _add(commands, "consent", _consent, "say what may leave the device")
+    one.add_argument("outflow", nargs="?", help="update, votes, metrics or items")
+    one.add_argument("answer", nargs="?", choices=("no", "noisy", "clear"))
+    _add(commands, "sent", _sent, "list what left the device")
+    _add(commands, "pause", _pause, "answer no server for now")
+    _add(commands, "resume", _resume, "answer again")
+    one = _add(commands, "leave", _leave, "leave the server, and forget it")
+    one.add_argument("--yes", action="store_true", help="do not ask")
 
 
 # --- the vault -------------------------------------------------------------------------
@@ -371,11 +389,7 @@ def _feedback(options: argparse.Namespace) -> int:
 def _forget(options: argparse.Namespace) -> int:
     if not (options.ids or options.source or options.everything):
         raise IdiolectError("say what to forget: IDs, --source NAME, or --everything.")
-    if not options.yes:
-        if not sys.stdin.isatty():
-            raise IdiolectError("what is forgotten is gone: say so with --yes.")
-        if input("what is forgotten is gone. Go on (yes/no)? ").strip() != "yes":
-            raise IdiolectError("nothing was forgotten.")
+    _sure(options, "what is forgotten is gone")
     if options.everything:
         return _forget_everything(options)
     from . import owner
@@ -397,6 +411,15 @@ def _forget(options: argparse.Namespace) -> int:
                 )
                 text += "on what remains."
     return _say(options, found, text)
+
+
+def _sure(options: argparse.Namespace, what: str) -> None:
+    if options.yes:
+        return
+    if not sys.stdin.isatty():
+        raise IdiolectError(f"{what}: say so with --yes.")
+    if input(f"{what}. Go on (yes/no)? ").strip() != "yes":
+        raise IdiolectError("nothing was done.")
 
 
 def _forget_everything(options: argparse.Namespace) -> int:
@@ -461,3 +484,88 @@ def _export(options: argparse.Namespace) -> int:
             ) from error
     text = f"{options.folder} is a PEFT adapter, in clear."
     return _say(options, {"folder": str(options.folder)}, text)
+
+
+# --- the server ------------------------------------------------------------------------
+
+
+def _join(options: argparse.Namespace) -> int:
+    from .node import join, public_line, read_invitation
+
+    server = read_invitation(options.invitation)
+    with _open(options) as vault:
+        join(vault, server)
+        line = public_line(vault)
+    text = f"joined {server.address}. Its operator registers this device by its key:\n"
+    return _say(options, {"server": server.address, "key": line}, text + line)
+
+
+def _node(options: argparse.Namespace) -> int:
+    from .node import keep_running, server_of
+    from .unlock import unlock
+    from .vault import Vault
+
+    key = unlock(options.vault, options.passphrase_file)
+    with Vault.open(options.vault, key) as vault:  # before anything is started
+        if server_of(vault) is None:
+            raise IdiolectError(
+                "this device has joined no server: `idiolect node join INVITATION`."
+            )
+    keep_running(options.vault, key, lambda line: print(line, flush=True))
+    return 0
+
+
+def _consent(options: argparse.Namespace) -> int:
+    from . import consent
+
+    with _open(options) as vault:
+        if options.outflow:
+            if options.outflow not in consent.DEFAULTS or not options.answer:
+                raise IdiolectError(
+                    f"say which of {', '.join(consent.DEFAULTS)}, and no, noisy or clear."
+                )
+            consent.consent(vault, options.outflow, options.answer)
+        found = consent.consents(vault)
+    lines = [f"{name:8}{given:7}{consent.NAMES[name]}" for name, given in found.items()]
+    return _say(options, found, "\n".join(lines))
+
+
+def _sent(options: argparse.Namespace) -> int:
+    from .consent import sent
+
+    with _open(options) as vault:
+        found = sent(vault)
+    lines = [
+        f"{strftime('%Y-%m-%d %H:%M:%S', localtime(one.time))}  {one.bytes:9}  "
+        f"{'no bound' if one.epsilon is None else f'eps {one.epsilon:<4g}'}  "
+        f"{one.kind:16}  {one.run}"
+        for one in found
+    ]
+    text = "\n".join(lines) if lines else "nothing."
+    return _say(options, [asdict(one) for one in found], text)
+
+
+def _pause(options: argparse.Namespace) -> int:
+    return _set_paused(options, True, "this device answers no server.")
+
+
+def _resume(options: argparse.Namespace) -> int:
+    return _set_paused(options, False, "this device answers again.")
+
+
+def _set_paused(options: argparse.Namespace, yes: bool, text: str) -> int:
+    from .consent import pause
+
+    with _open(options) as vault:
+        pause(vault, yes)
+    return _say(options, {"paused": yes}, text)
+
+
+def _leave(options: argparse.Namespace) -> int:
+    from .node import leave
+
+    _sure(options, "the device's key for this server is erased")
+    with _open(options) as vault:
+        leave(vault)
+    text = "left. Ask the operator to revoke this device's key as well."
+    return _say(options, {"left": True}, text)

@@ -1,7 +1,9 @@
 """What the owner of a device does with the vault, without any server.
 
-Training starts from the bare backbone (no shared adapter came yet), on everything the
-owner likes but the newest fifth, which decides whether the new adapter is used at all.
+Training starts from the shared adapter that the last federated run brought (from the bare
+backbone before there was one), on everything the owner likes but the newest fifth, which
+decides whether the new adapter is used at all. An adapter that a run trained is judged and
+kept in the same way (`adopt`).
 The unlabeled set is `self`: samples of the backbone at the owner's own prompts, so that
 nobody else's text is needed. What was turned down are known negatives.
 """
@@ -11,7 +13,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.adapters import Lora, dump_lora, export_peft, parse_lora, zero_shared
+from ..common.adapters import (
+    Lora,
+    dump_lora,
+    export_peft,
+    hash_lora,
+    parse_lora,
+    zero_shared,
+)
 from ..common.backbone import Backbone, load_backbone
 from ..common.config import Config, parse
 from ..common.errors import IdiolectError
@@ -19,12 +28,13 @@ from ..common.personal import evaluate, personalise
 from ..common.scoring import generate
 from ..common.tasks.types import Prompt, User
 from . import history
+from .consent import SOURCE as DEVICE
 from .history import Entry
 from .vault import Record, Vault
 
 FEWEST = 4  # liked pairs to train on and be judged by
 HELD_OUT = 8  # at most; a fifth of the liked pairs otherwise
-DEVICE = "device"  # source of what is about the device and not from the owner's text
+RUN = "run "  # begins the source of what one federated run has trained here
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,10 @@ class Version:
         Numbers of pairs.
     nll, nll_before
         Per token on the held-out pairs, with it and without.
+    shared
+        Hash of the shared adapter below it; empty: none.
+    origin
+        What a federated run trained it from (`state.identity`); empty: no run did.
     """
 
     number: int
@@ -54,6 +68,8 @@ class Version:
     held_out: int
     nll: float
     nll_before: float
+    shared: str = ""
+    origin: str = ""
 
     @property
     def accepted(self) -> bool:
@@ -110,15 +126,37 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
     IdiolectError
         There is too little history, or training overflowed; the adapter in use stays.
     """
-    user, sources = _user(history.entries(vault))
+    user, sources = split(history.entries(vault))
     config = configured(vault, method, rate)
-    backbone, shared = reference(config)
+    backbone, zero = reference(config)
+    shared = latest_shared(vault, backbone, zero)
     (found,) = personalise(backbone, shared, [user], (), method, rate, config)
     if found.lora is None:
         raise IdiolectError(found.error)
+    return adopt(vault, backbone, shared, found.lora, user, sources, method, config)
+
+
+def adopt(
+    vault: Vault,
+    backbone: Backbone,
+    shared: Lora,
+    lora: Lora,
+    user: User,
+    sources: tuple[str, ...],
+    method: str,
+    config: Config,
+    origin: str = "",
+) -> Version:
+    """Judge a trained adapter on the held-out pairs, keep it, and use it if it holds.
+
+    One of an `origin` that is kept already is not kept twice.
+    """
+    for version in versions(vault) if origin else ():
+        if version.origin == origin:
+            return version
     scores = [
-        evaluate(backbone, shared, [lora], [user], name, config, False)[0]["nll"]
-        for lora, name in ((found.lora, method), (None, "shared"))
+        evaluate(backbone, shared, [own], [user], name, config, False)[0]["nll"]
+        for own, name in ((lora, method), (None, "shared"))
     ]
     version = Version(
         number=vault.count_up("adapters", DEVICE),
@@ -130,8 +168,10 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
         held_out=len(user.held_out),
         nll=scores[0],
         nll_before=scores[1],
+        shared=_keep_shared(vault, backbone, shared),
+        origin=origin,
     )
-    body = dump_lora(found.lora, {"version": json.dumps(vars(version))})
+    body = dump_lora(lora, {"version": json.dumps(vars(version))})
     # A source of its own: it can be erased without the others.
     record = Record(str(version.number), body)
     vault.put("adapter", [record], _source(version.number))
@@ -140,8 +180,21 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
     return version
 
 
-def _user(entries: Sequence[Entry]) -> tuple[User, tuple[str, ...]]:
-    """Split the history; also returns the sources that are trained on."""
+def split(
+    entries: Sequence[Entry], name: str = "owner"
+) -> tuple[User, tuple[str, ...]]:
+    """Split the history into what is trained on and what judges.
+
+    Returns
+    -------
+    tuple
+        The owner as a user, and the sources that are trained on.
+
+    Raises
+    ------
+    IdiolectError
+        There is too little.
+    """
     liked = [entry for entry in entries if entry.liked]
     disliked = [entry for entry in entries if not entry.liked]
     if len(liked) < FEWEST:
@@ -152,7 +205,7 @@ def _user(entries: Sequence[Entry]) -> tuple[User, tuple[str, ...]]:
     held_out = max(1, min(HELD_OUT, len(liked) // 5))
     learnt = liked[:-held_out]
     user = User(
-        "owner",
+        name,
         tuple(entry.item() for entry in learnt),
         tuple(entry.item() for entry in liked[-held_out:]),
         disliked=tuple(entry.item() for entry in disliked),
@@ -199,8 +252,8 @@ def _parsed(record: Record) -> tuple[Lora, Version]:
     return lora, Version(**{**fields, "sources": tuple(fields["sources"])})
 
 
-def adapter(vault: Vault, backbone: Backbone) -> Lora:
-    """The adapter in use.
+def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:
+    """The shared adapter below the one in use (`zero` if there is none), and that one.
 
     Raises
     ------
@@ -219,7 +272,47 @@ def adapter(vault: Vault, backbone: Backbone) -> Lora:
             f"adapter {number} was trained on other weights than those of backbone "
             f"'{backbone.name}': train anew by `idiolect personalize`."
         )
-    return lora
+    return (_read_shared(vault, version.shared) if version.shared else zero), lora
+
+
+# --- the shared adapter ----------------------------------------------------------------
+
+
+def latest_shared(vault: Vault, backbone: Backbone, zero: Lora) -> Lora:
+    """The shared adapter of the last run, if it is of these weights; else `zero`."""
+    name = (vault.get("state", "shared") or b"").decode()
+    if not name:
+        return zero
+    of, _, digest = name.partition("/")
+    return _read_shared(vault, digest) if of == backbone.hash else zero
+
+
+def _read_shared(vault: Vault, digest: str) -> Lora:
+    body = vault.get("shared", digest)
+    if body is None:
+        raise IdiolectError(
+            f"the shared adapter {digest[:12]} is missing from the vault, and what was "
+            "trained on it cannot be used: train anew by `idiolect personalize`."
+        )
+    return parse_lora(body)[0]
+
+
+def _keep_shared(vault: Vault, backbone: Backbone, shared: Lora) -> str:
+    """Keep a shared adapter for what is trained on it; returns its hash, empty if zero.
+
+    It is what the server sent to everyone, and knows nothing of the owner in particular.
+    """
+    if not any(tensor.any() for tensor in shared.b.values()):
+        return ""
+    digest = hash_lora(shared)
+    used = {digest, *(version.shared for version in versions(vault))}
+    stale = [one.name for one in vault.records("shared") if one.name not in used]
+    vault.delete("shared", stale)
+    if not vault.holds("shared", digest):
+        vault.put("shared", [Record(digest, dump_lora(shared, {}))], DEVICE)
+    pointer = f"{backbone.hash}/{digest}".encode()
+    vault.put("state", [Record("shared", pointer)], DEVICE)
+    return digest
 
 
 # --- use -------------------------------------------------------------------------------
@@ -228,9 +321,13 @@ def adapter(vault: Vault, backbone: Backbone) -> Lora:
 def write(
     vault: Vault, prompt: str, budget: int, compare: bool = False
 ) -> dict[str, str]:
-    """Continue a prompt with the adapter in use; with `compare` also without it."""
+    """Continue a prompt with the adapter in use; with `compare` also without it.
+
+    ``shared`` is then what everyone has: the backbone, with the shared adapter if a run
+    brought one.
+    """
     config = configured(vault)
-    backbone, shared = reference(config)
+    backbone, zero = reference(config)
     if not 0 < budget < backbone.context:
         raise IdiolectError(
             f"{budget} new tokens do not fit into a context of {backbone.context}: ask "
@@ -238,9 +335,10 @@ def write(
         )
     asked = Prompt("", history.clean(prompt))
     ids, _ = backbone.encode_prompt(asked, backbone.context - budget, "the prompt")
-    policies = {"personal": [shared, adapter(vault, backbone)]}
+    shared, own = adapter(vault, backbone, zero)
+    policies = {"personal": [shared, own]}
     if compare:
-        policies["without"] = [shared]
+        policies["shared"] = [shared]
     return {
         name: history.clean(generate(backbone, policy, [ids], budget)[0])
         for name, policy in policies.items()
@@ -252,8 +350,8 @@ def export(vault: Vault, folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise IdiolectError(f"{folder} is not empty: name a new folder.")
     config = configured(vault)
-    backbone, shared = reference(config)
-    export_peft(folder, backbone, shared, adapter(vault, backbone))
+    backbone, zero = reference(config)
+    export_peft(folder, backbone, *adapter(vault, backbone, zero))
 
 
 # --- forgetting ------------------------------------------------------------------------
@@ -287,6 +385,9 @@ def forget(
         activate(vault, 0)
     for version in stale:
         vault.forget(_source(version.number))
+    for source in vault.sources():
+        if source.startswith(RUN):  # what a run trained, until it has ended
+            vault.forget(source)
     count = sum(vault.forget(source) for source in sources)
     for source in {entry.source for entry in chosen} - set(sources):
         names = [entry.id for entry in chosen if entry.source == source]

@@ -1,9 +1,10 @@
 """What must survive a restart of this device: personal adapters, and what it agreed to.
 
-Flower's ``Context.state`` lives in memory and ends with its run, so a personal adapter is
-a file. Its metadata names everything it was trained from (`identity`); a task that is
-sent again finds the file and does not train again, and a file that was trained from
-anything else is never used.
+Flower's ``Context.state`` lives in memory and ends with its run, so what a run leaves on a
+device lies on a `Shelf`: a folder in a simulation, the owner's vault on a device. The
+metadata of a personal adapter names everything it was trained from (`identity`); a task
+that is sent again finds the adapter and does not train again, and one that was trained
+from anything else is never used.
 
 Beside it a device remembers the releases it took part in, which it counts itself, and the
 manifest it last took (`Agreed`). The count binds a server that keeps to the protocol after
@@ -15,32 +16,62 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
-from ..common.adapters import Lora, load_lora, save_lora
+from ..common.adapters import Lora, dump_lora, parse_lora
 from ..common.config import Config, flatten
 from ..common.errors import IdiolectError
 from ..common.files import write_atomically
 from ..common.manifest import Seen
 from ..common.personal import Personal
 from ..common.protocol import Outcome
+from .consent import Refusal
 
 # Keys that do not change what is trained.
 _ELSEWHERE = ("run-name", "resume", "output-dir", "quorum", "deadline")
 
 
-def adapter_path(
-    folder: Path, method: str, learning_rate: float, trial: bool, user: str
-) -> Path:
-    """Return ``adapters/<method>/<user>.safetensors`` below the run folder.
+class Shelf(Protocol):
+    """Where a device keeps what belongs to one run, by name."""
+
+    def read(self, name: str) -> bytes | None:
+        """Return what was written under a name, or None."""
+        ...
+
+    def write(self, name: str, body: bytes) -> None:
+        """Keep it; a crash leaves what was there before, or all of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A shelf of files below the run's folder."""
+
+    path: Path
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes, or None."""
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, body: bytes) -> None:
+        """Write a file, atomically."""
+        write_atomically(self.path / name, body)
+
+
+def adapter_name(method: str, learning_rate: float, trial: bool, user: str) -> str:
+    """Return ``adapters/<method>/<user>.safetensors``.
 
     A rate that is only tried has a folder of its own, so that nothing overwrites the
     adapter of another rate before it is measured. User ids can be file names: the
     readers of the data see to that.
     """
-    place = folder / "adapters" / method
+    place = f"adapters/{method}"
     if trial:
-        place = place / "trials" / repr(learning_rate)
-    return place / f"{user}.safetensors"
+        place += f"/trials/{learning_rate!r}"
+    return f"{place}/{user}.safetensors"
 
 
 def identity(
@@ -57,8 +88,8 @@ def identity(
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def store(path: Path, personal: Personal, trained_from: str) -> None:
-    """Keep one user's adapter, atomically, with how its training went."""
+def store(shelf: Shelf, name: str, personal: Personal, trained_from: str) -> None:
+    """Keep one user's adapter, with how its training went."""
     if personal.lora is None:
         return
     outcome = Outcome(personal.alpha, personal.estimated, personal.log)
@@ -67,16 +98,19 @@ def store(path: Path, personal: Personal, trained_from: str) -> None:
         "trained-from": trained_from,
         "outcome": json.dumps(asdict(outcome)),
     }
-    save_lora(path, personal.lora, metadata)
+    shelf.write(name, dump_lora(personal.lora, metadata))
 
 
-def recall(path: Path, user: str, trained_from: str) -> tuple[Lora, Outcome] | None:
+def recall(
+    shelf: Shelf, name: str, user: str, trained_from: str
+) -> tuple[Lora, Outcome] | None:
     """Return a stored adapter, or None if there is none of exactly this origin."""
-    if not path.exists():
+    body = shelf.read(name)
+    if body is None:
         return None
     try:
-        lora, metadata = load_lora(path)
-    except IdiolectError:  # damaged: train again, which overwrites it
+        lora, metadata = parse_lora(body)
+    except ValueError:  # damaged: train again, which overwrites it
         return None
     if (metadata.get("user"), metadata.get("trained-from")) != (user, trained_from):
         return None
@@ -84,16 +118,16 @@ def recall(path: Path, user: str, trained_from: str) -> tuple[Lora, Outcome] | N
 
 
 def recall_group(
-    paths: Sequence[Path], users: Sequence[str], trained_from: str
+    shelf: Shelf, names: Sequence[str], users: Sequence[str], trained_from: str
 ) -> dict[str, Outcome] | None:
-    """Return the outcomes of a stacking group that is complete on disk, else None.
+    """Return the outcomes of a stacking group that is complete on the shelf, else None.
 
     A group that a crash cut in two is trained again as a whole: a smaller stack rounds
     differently, and a resumed run must equal an unbroken one bit for bit.
     """
     outcomes: dict[str, Outcome] = {}
-    for path, user in zip(paths, users, strict=True):
-        found = recall(path, user, trained_from)
+    for name, user in zip(names, users, strict=True):
+        found = recall(shelf, name, user, trained_from)
         if found is None:
             return None
         outcomes[user] = found[1]
@@ -124,46 +158,46 @@ class Agreed:
     seen: Seen | None = None
 
 
-def agreed_path(folder: Path, user: str) -> Path:
-    """Return ``devices/<user>.json`` below the run folder."""
-    return folder / "devices" / f"{user}.json"
+def _agreed_name(user: str) -> str:
+    return f"devices/{user}.json"
 
 
-def agreed(path: Path) -> Agreed:
-    """Read what was agreed to; nothing, where there is no file yet.
+def agreed(shelf: Shelf, user: str) -> Agreed:
+    """Read what was agreed to; nothing, where nothing was yet.
 
     Raises
     ------
     IdiolectError
-        The file is damaged. It is not made anew: the count of participations in it is
-        what the privacy guarantee rests on.
+        It is damaged. It is not made anew: the count of participations in it is what the
+        privacy guarantee rests on.
     """
-    if not path.exists():
-        return Agreed()
     try:
-        body = json.loads(path.read_text())
+        text = shelf.read(_agreed_name(user))
+        if text is None:
+            return Agreed()
+        body = json.loads(text)
         seen = body["seen"]
         took = {str(stage): dict(ids) for stage, ids in body["took"].items()}
         return Agreed(took, int(body["most"]), None if seen is None else Seen(**seen))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IdiolectError(
-            f"{path} is damaged, and with it the count of what this user took part in: "
-            "restore it from a backup, or leave this run."
+            f"{_agreed_name(user)} is damaged, and with it the count of what this user "
+            "took part in: restore it from a backup, or leave this run."
         ) from error
 
 
-def keep(path: Path, now: Agreed) -> None:
-    """Write what was agreed to, atomically."""
-    write_atomically(path, json.dumps(asdict(now)).encode())
+def keep(shelf: Shelf, user: str, now: Agreed) -> None:
+    """Write what was agreed to."""
+    shelf.write(_agreed_name(user), json.dumps(asdict(now)).encode())
 
 
-def take_part(path: Path, stage: str, release: str, content: str) -> None:
+def take_part(shelf: Shelf, user: str, stage: str, release: str, content: str) -> None:
     """Note, before anything is computed, that this user takes part in a release.
 
     Parameters
     ----------
-    path
-        The user's file (`agreed_path`).
+    shelf, user
+        Where, and whose count it is.
     stage
         What kind of task it is: the device knows that without being told.
     release
@@ -174,44 +208,44 @@ def take_part(path: Path, stage: str, release: str, content: str) -> None:
 
     Raises
     ------
-    IdiolectError
+    Refusal
         The device took part in as many as it agreed to, or other rows are asked for
         under an id that it has seen.
     """
     if not release:
         return
-    before = agreed(path)
+    before = agreed(shelf, user)
     took = before.took.get(stage, {})
     if release in took:
         if took[release] != content:
-            raise IdiolectError(
-                f"user '{path.stem}': something else is asked for as '{release}' than "
+            raise Refusal(
+                f"user '{user}': something else is asked for as '{release}' than "
                 "before: it counts as one release, so only one is answered."
             )
         return
     if before.most and len(took) >= before.most:
-        raise IdiolectError(
-            f"user '{path.stem}' took part in {len(took)} releases of stage '{stage}' "
+        raise Refusal(
+            f"user '{user}' took part in {len(took)} releases of stage '{stage}' "
             "already, as many as privacy.participations allowed at first contact: it sits "
             "this one out."
         )
     took = {**took, release: content}
-    keep(path, replace(before, took={**before.took, stage: took}))
+    keep(shelf, user, replace(before, took={**before.took, stage: took}))
 
 
-def pin(path: Path, key: str, most: int) -> None:
+def pin(shelf: Shelf, user: str, key: str, most: int) -> None:
     """Agree at first contact to a run's key and cap, and to no other key afterwards.
 
     Raises
     ------
-    IdiolectError
+    Refusal
         Another key was pinned before.
     """
-    before = agreed(path)
+    before = agreed(shelf, user)
     if before.seen is None:
-        keep(path, replace(before, most=most, seen=Seen(key, 0, "")))
+        keep(shelf, user, replace(before, most=most, seen=Seen(key, 0, "")))
     elif before.seen.key != key:
-        raise IdiolectError(
-            f"user '{path.stem}': the server's signing key is not the one that was pinned "
+        raise Refusal(
+            f"user '{user}': the server's signing key is not the one that was pinned "
             "at first contact: find out why it changed before you take part again."
         )

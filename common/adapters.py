@@ -29,7 +29,6 @@ from torch import Tensor
 from .backbone import Backbone, projections
 from .config import LoraShape
 from .errors import IdiolectError
-from .files import write_atomically
 from .seeds import fixed_uniform
 
 
@@ -255,27 +254,6 @@ def parse_lora(data: bytes) -> tuple[Lora, dict[str, str]]:
     a = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("a.")}
     b = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("b.")}
     return Lora(a, b, scaling), metadata
-
-
-def save_lora(path: Path, lora: Lora, metadata: dict[str, str]) -> None:
-    """Write an adapter so that a crash leaves the old file or the new one, never half."""
-    write_atomically(path, dump_lora(lora, metadata))
-
-
-def load_lora(path: Path) -> tuple[Lora, dict[str, str]]:
-    """Read what `save_lora` wrote.
-
-    Raises
-    ------
-    IdiolectError
-        The file is missing or damaged.
-    """
-    try:
-        return parse_lora(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise IdiolectError(
-            f"the adapter file {path} cannot be read ({error}): remove it to train anew."
-        ) from error
 
 
 def concatenate(shared: Lora, personal: Lora) -> Lora:

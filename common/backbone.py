@@ -142,6 +142,14 @@ class Backbone:
         )
         return Encoded((*prompt, *completion), len(prompt), truncated)
 
+    def fits(self, item: Item) -> bool:
+        """Whether an item can be encoded without cutting its target or instruction."""
+        try:
+            self.encode(item)
+        except IdiolectError:
+            return False
+        return True
+
     def encode_prompt(
         self, prompt: Prompt, budget: int, name: str
     ) -> tuple[list[int], bool]:

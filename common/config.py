@@ -250,7 +250,7 @@ class Config:
 
     task: str = key("headline", "what is written", choices=TASKS)
     data: str = key("", "folder or file with real users; empty: personas")
-    users: int = key(48, "evaluated users", 1)
+    users: int = key(48, "evaluated users; with task=text: devices that take part", 1)
     development_users: int = key(8, "users on whom learning rates are chosen", 0)
     history: int = key(32, "items per user to learn from, at most", 1)
     held_out: int = key(8, "items per user to be measured on, at most", 1)
@@ -298,6 +298,11 @@ class Config:
         return (
             replace(self.lora, rank=rank, alpha=alpha) if self.adapt.rank else self.lora
         )
+
+    @property
+    def on_devices(self) -> bool:
+        """Whether the nodes are devices with what their owners keep, not simulated ones."""
+        return self.task == "text"
 
     @property
     def fixed_alpha(self) -> float | None:
@@ -453,6 +458,24 @@ def _check_privacy(config: Config) -> None:
         )
 
 
+def _check_devices(config: Config) -> None:
+    """Refuse what has no meaning where every node is a real device."""
+    if not config.on_devices:
+        return
+    wrong = {
+        "data": bool(config.data),
+        "unlabeled.kind": config.unlabeled.kind == "others",
+        "adapt.users": config.adapt.users == "development",
+        "personalise.learning-rates": len(config.learning_rate_list) > 1,
+    }
+    if names := [name for name, bad in wrong.items() if bad]:
+        raise IdiolectError(
+            f"config key '{names[0]}' is set for a simulation, but task 'text' runs on "
+            "devices, which have no development users and show nobody their text: leave "
+            "data empty, give one learning rate, adapt.users=all, and no kind 'others'."
+        )
+
+
 def parse(values: Mapping[str, object]) -> Config:
     """Parse flat key-value pairs, typed as TOML gives them.
 
@@ -464,6 +487,7 @@ def parse(values: Mapping[str, object]) -> Config:
     config: Config = _build(Config, {k: _check(k, v) for k, v in values.items()})
     _check_lists(config)
     _check_privacy(config)
+    _check_devices(config)
     return config
 
 

@@ -425,11 +425,13 @@ def self_samples(
     texts = _sampled(
         backbone, shared, prompts, config, derive(config.seed, "self", user.id)
     )
-    return [
+    samples = [
         Unlabeled(Item(f"self-{i}", user.history[k].prompt, text), 1.0)
         for i, (k, text) in enumerate(zip(chosen, texts, strict=True))
         if text
     ]
+    # Text can have more tokens when it is read than when it was written.
+    return [sample for sample in samples if backbone.fits(sample.item)]
 
 
 def sample_reference(

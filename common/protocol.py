@@ -353,6 +353,15 @@ def package_version() -> str:
         return "0+checkout"
 
 
+def device_user(node: int) -> str:
+    """Return the user's name on a device: bound, by its number, to the node's key.
+
+    A server compares it with the node that a reply came from, so that no device can
+    answer for another.
+    """
+    return f"device-{node}"
+
+
 # --- writing -------------------------------------------------------------------------
 
 

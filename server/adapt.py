@@ -82,7 +82,7 @@ def adapt(run: Run) -> None:
 
 def crowd_of_run(run: Run) -> Crowd:
     """How many users may take part in a run, reached or not."""
-    return crowd_of(run.config, len(run.dataset.users), len(run.dataset.development))
+    return crowd_of(run.config, *run.population)
 
 
 def one_round(run: Run, number: int, users: tuple[str, ...], crowd: Crowd) -> None:

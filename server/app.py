@@ -26,13 +26,13 @@ from ..common.config import Config, parse
 from ..common.errors import IdiolectError
 from ..common.privacy.ledger import Ledger, card, read_ledger
 from ..common.protocol import package_version
-from ..common.tasks.load import load_dataset
+from ..common.tasks.load import TEXT, load_dataset
 from ..common.tasks.types import Dataset
 from . import results
 from .adapt import adapt
 from .budget import crowd_of, new_ledger
 from .checkpoint import RunFolder, load, open_run
-from .exchange import Journal, Run
+from .exchange import Journal, Run, population
 from .hello import Census, hello, identity
 from .personalise import evaluate, mean_log, personalise, workload
 from .pool import WEIGHT, pool
@@ -94,13 +94,13 @@ def carry_out(grid: Grid, folder: RunFolder, journal: Journal) -> None:
     """Run the phases that are left."""
     config = folder.config
     announce(folder, journal)
-    dataset = load_dataset(config)
+    dataset = Dataset(TEXT, ()) if config.on_devices else load_dataset(config)
     ours = identity(config)
     state = load(folder.path, ours.shapes)
     ledger = open_ledger(folder.path, config, dataset)
     run = Run(config, folder.path, grid, journal, state, dataset, ledger)
     run.began -= sum(state.cost.seconds.values())
-    run.total = work(config, len(dataset.users), len(dataset.development))
+    run.total = work(config, *run.population)
     begin(run, "hello")
     census = hello(run, ours)
     begin(run, "adapt")
@@ -130,7 +130,7 @@ def open_ledger(folder: Path, config: Config, dataset: Dataset) -> Ledger:
             f"the ledger {path} is gone, and with it what this run has spent: restore the "
             "file from a backup, or start a new run."
         )
-    crowd = crowd_of(config, len(dataset.users), len(dataset.development))
+    crowd = crowd_of(config, *population(config, dataset))
     return new_ledger(path, config, crowd)
 
 
@@ -255,7 +255,7 @@ def description(
         "seed": config.seed,
         "versions": versions(),
         "commit": git_commit(),
-        "users": len(run.dataset.users),
+        "users": run.population[0],
         "dropped": census.dropped,
         "failed": state.failed,
         "truncated": census.truncated,

@@ -28,7 +28,7 @@ from ..common.tasks.types import Item, Prompt
 from ..common.unlabeled import Unlabeled
 from .results import runs_folder
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 # --- the folder ----------------------------------------------------------------------
@@ -225,6 +225,8 @@ class State:
         Method -> metric -> mean, interval and number (``privacy.metrics`` `noisy`).
     failed
         User -> what went wrong for this user, last.
+    devices
+        The users of the run where they are devices, as they were first met.
     cost
         So far.
     """
@@ -245,6 +247,7 @@ class State:
     metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     noisy_metrics: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    devices: list[str] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
 
 

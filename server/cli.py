@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_simulate(commands)
     _add_study(commands)
+    _add_devices(commands)
     text = "list runs, oldest first"
     runs = commands.add_parser("runs", help=text, description=text.capitalize() + ".")
     runs.set_defaults(run=_runs)
@@ -116,6 +117,52 @@ def _add_simulate(
         "(default: one per core, at most 8)",
     )
     simulate.set_defaults(run=_simulate)
+
+
+def _add_devices(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> None:
+    """Commands of a server of real devices (docs/deploy.md)."""
+
+    def add(
+        parts: "argparse._SubParsersAction[argparse.ArgumentParser]",
+        name: str,
+        run: Callable[[argparse.Namespace], int],
+        text: str,
+    ) -> argparse.ArgumentParser:
+        one = parts.add_parser(name, help=text, description=text.capitalize() + ".")
+        one.add_argument(
+            "--at",
+            type=Path,
+            metavar="DIR",
+            help="the server's folder (default: $IDIOLECT_HOME/server)",
+        )
+        one.set_defaults(run=run)
+        return one
+
+    keys = commands.add_parser("keys", help="make the keys of a server of devices")
+    parts = keys.add_subparsers(required=True, metavar="COMMAND")
+    init = add(parts, "init", _keys, "make authority, certificate and signing key")
+    init.add_argument(
+        "names", nargs="+", metavar="NAME", help="by which devices reach the server"
+    )
+    init.add_argument("--port", type=int, default=9443, help="(default: 9443)")
+    serve = add(commands, "serve", _serve, "serve devices, until ended")
+    serve.add_argument("--host", default="0.0.0.0", help="(default: all addresses)")
+    serve.add_argument("--port", type=int, default=9443, help="(default: 9443)")
+    run = add(commands, "run", _run, "run a flower app on the devices of a server")
+    run.add_argument("app", type=Path, metavar="APP", help="its folder")
+    run.add_argument(
+        "-c", dest="words", action="append", default=[], metavar="KEY=VALUE"
+    )
+    nodes = commands.add_parser("nodes", help="enrol devices, list and revoke them")
+    parts = nodes.add_subparsers(required=True, metavar="COMMAND")
+    one = add(parts, "add", _nodes_add, "let a device in")
+    one.add_argument("key", help="the line that `idiolect node join` prints")
+    one = add(parts, "list", _nodes_list, "list the devices that are let in")
+    one.add_argument("--json", action="store_true", help="print JSON")
+    one = add(parts, "revoke", _nodes_revoke, "let a device in no more")
+    one.add_argument("number", metavar="NODE", help="its number in `nodes list`")
 
 
 def _add_study(
@@ -202,6 +249,70 @@ def _simulate(options: argparse.Namespace) -> int:
         return _complain(error, 1)
     console.print()
     results.render(found, console)
+    return 0
+
+
+def _at(options: argparse.Namespace) -> Path:
+    from .deploy import default_folder
+
+    return options.at or default_folder()
+
+
+def _keys(options: argparse.Namespace) -> int:
+    from .deploy import keys_init
+
+    invitation = keys_init(_at(options), options.names, options.port)
+    print(f"keys are in {invitation.parent}; give every device {invitation}")
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from .deploy import serve
+
+    serve(_at(options), options.host, options.port, _say)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from . import results
+    from .deploy import prepare, run
+
+    plan = prepare(_at(options), options.app, options.words, Path.cwd())
+    console = _console()
+    try:
+        found = run(_at(options), plan, console)
+    except IdiolectError as error:
+        return _complain(error, 1)
+    console.print()
+    results.render(found, console)
+    return 0
+
+
+def _nodes_add(options: argparse.Namespace) -> int:
+    from .deploy import add_node
+
+    print(f"let in as node {add_node(_at(options), options.key)}")
+    return 0
+
+
+def _nodes_list(options: argparse.Namespace) -> int:
+    from .deploy import nodes
+
+    found = nodes(_at(options))
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for node in found:
+        since = node["online-at"] if node["status"] == "online" else node["created-at"]
+        print(f"{node['node-id']:>22}  {node['status']:11}  {since}")
+    return 0
+
+
+def _nodes_revoke(options: argparse.Namespace) -> int:
+    from .deploy import revoke_node
+
+    revoke_node(_at(options), options.number)
+    print(f"node {options.number} is let in no more")
     return 0
 
 

@@ -8,6 +8,7 @@ enough users are left to go on is the phase's decision (`require`).
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from .checkpoint import State, save
 
 LOG = logging.getLogger("flwr")
 SHORTEST_WAIT, LONGEST_WAIT = 0.05, 0.5  # seconds between two looks for replies
+SIGNING_KEY = "IDIOLECT_SIGNING_KEY"  # path of the one key of a server of devices
 AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
@@ -83,6 +85,11 @@ class Run:
     began: float = field(default_factory=time.monotonic)
 
     @property
+    def population(self) -> tuple[int, int]:
+        """Evaluated and development users of the run, reached or not."""
+        return population(self.config, self.dataset)
+
+    @property
     def users(self) -> tuple[str, ...]:
         """The evaluated users that can be reached, in the order of the data."""
         return tuple(u.id for u in self.dataset.users if u.id in self.nodes)
@@ -99,16 +106,24 @@ class Run:
 
     @property
     def signing_key(self) -> bytes:
-        """Key of the run's manifests, made at its first use; it never leaves here."""
-        return read_or_make_key(self.folder / "checkpoint" / "signing.key")
+        """Key of the run's manifests, made at its first use; it never leaves here.
+
+        A server of devices has one for all its runs, which their owners pinned.
+        """
+        own = self.folder / "checkpoint" / "signing.key"
+        return read_or_make_key(Path(os.environ.get(SIGNING_KEY) or own))
 
     def head(self, step: str, users: Sequence[str]) -> dict[str, Any]:
         """Return the fields that every task begins with."""
+        settings, folder = flatten(self.config), str(self.folder)
+        if self.config.on_devices:  # paths of this machine are nobody else's business
+            settings |= {"output-dir": "", "unlabeled.file": "", "backbone": "tiny"}
+            folder = ""
         return {
             "run": self.folder.name,
             "step": step,
-            "config": flatten(self.config),
-            "folder": str(self.folder),
+            "config": settings,
+            "folder": folder,
             "users": tuple(users),
         }
 
@@ -129,6 +144,13 @@ class Run:
         """Tell the reader of the log and of the journal."""
         LOG.warning(message)
         self.journal.write({"event": "warning", "message": message})
+
+
+def population(config: Config, dataset: Dataset) -> tuple[int, int]:
+    """Evaluated and development users, by what is known before anybody is reached."""
+    if config.on_devices:
+        return config.users, 0
+    return len(dataset.users), len(dataset.development)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Phase hello: find out who is there, and that both sides agree on what must be equal."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -10,7 +10,15 @@ from ..common.backbone import Backbone, check_family, locate, weights_hash
 from ..common.config import Config
 from ..common.errors import IdiolectError
 from ..common.manifest import public_key
-from ..common.protocol import HelloReply, HelloTask, Shapes, package_version, unpack
+from ..common.protocol import (
+    HelloReply,
+    HelloTask,
+    Shapes,
+    device_user,
+    package_version,
+    unpack,
+)
+from ..common.tasks.types import User
 from .exchange import Run, Step, ask, report, require
 
 STEP = Step("hello", "", "query.hello", 0.0)
@@ -96,9 +104,10 @@ def hello(run: Run, ours: Identity) -> Census:
     key = public_key(run.signing_key)
     errors: dict[str, str] = {}
     greeted: set[int] = set()
-    expected, ends = 1, time.monotonic() + run.config.deadline
     # Simulated nodes come into being while the server already runs: the first that
     # answers says how many there will be.
+    expected = run.config.users if run.config.on_devices else 1
+    ends = time.monotonic() + run.config.deadline
     while len(greeted) < expected and time.monotonic() < ends:
         fresh = sorted(set(run.grid.get_node_ids()) - greeted)
         greeted |= set(fresh)
@@ -115,8 +124,19 @@ def hello(run: Run, ours: Identity) -> Census:
             errors |= _welcome(run, node, reply, ours, census)
         if not fresh:
             time.sleep(0.1)
-    _check_everybody(run, census, errors)
+    if run.config.on_devices:
+        stubs = tuple(User(name, (), ()) for name in run.state.devices)
+        run.dataset = replace(run.dataset, users=stubs)
+        run.save()
+        require(run, STEP, len(run.nodes), run.config.users, errors or _silence(run))
+        report(run, STEP, {u: e for u, e in errors.items() if u not in run.nodes})
+    else:
+        _check_everybody(run, census, errors)
     return census
+
+
+def _silence(run: Run) -> dict[str, str]:
+    return {"": f"no node answered within {run.config.deadline:g} s."}
 
 
 def answered(nodes: list[int], replies: list[HelloReply]) -> list[int]:
@@ -133,6 +153,8 @@ def _welcome(
     if problem:
         run.warn(f"hello: node {node} is refused: {problem}")
         return dict.fromkeys([*reply.users, *reply.errors] or [f"node {node}"], problem)
+    if run.config.on_devices:
+        return _enlist(run, node, reply)
     known = {u.id for u in (*run.dataset.users, *run.dataset.development)}
     for user in reply.users:
         if user in known and user not in run.nodes:
@@ -141,6 +163,23 @@ def _welcome(
     for reason, count in reply.dropped.items():
         census.dropped[reason] = census.dropped.get(reason, 0) + count
     return dict(reply.errors)
+
+
+def _enlist(run: Run, node: int, reply: HelloReply) -> dict[str, str]:
+    """Take a device into the run, or return why not.
+
+    The first that come, as many as ``users``, are the users of the run: it was calibrated
+    for that many, and a device that joins later would be one more.
+    """
+    name, devices = device_user(node), run.state.devices
+    if reply.users != (name,):
+        return {name: reply.errors.get(name, "it answered for somebody else.")}
+    if name not in devices and len(devices) >= run.config.users:
+        return {name: f"the run has its {run.config.users} devices already."}
+    if name not in devices:
+        devices.append(name)
+    run.nodes[name] = node
+    return {}
 
 
 def mismatch(reply: HelloReply, ours: Identity, config: Config) -> str:
@@ -160,10 +199,11 @@ def mismatch(reply: HelloReply, ours: Identity, config: Config) -> str:
             "its shared adapter does not begin with the server's numbers, though package "
             "and backbone are the same: report this as a bug."
         )
-    if config.unlabeled.kind == "others" and not reply.simulation:
+    if reply.simulation == config.on_devices:
+        kind = "simulated" if reply.simulation else "a device"
         return (
-            "unlabeled.kind 'others' would take its user's raw text, which is refused "
-            "outside a simulation: use unlabeled.kind=votes."
+            f"it is {kind}, and the run's task is '{config.task}': task=text is for "
+            "devices, every other task for a simulation."
         )
     return ""
 
@@ -179,7 +219,7 @@ def _check_everybody(run: Run, census: Census, errors: dict[str, str]) -> None:
             raise IdiolectError(errors[unfit[0]])
         reason = "does not fit the context"
         census.dropped[reason] = census.dropped.get(reason, 0) + len(unfit)
-    first = errors or {"": f"no node answered within {run.config.deadline:g} s."}
+    first = errors or _silence(run)
     for asked, got in (
         (run.dataset.users, run.users),
         (run.dataset.development, run.development),

@@ -18,7 +18,7 @@ import sys
 import time
 import tomllib
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from . import processes, results
 from .progress import Display
 
 BIN = Path(sys.executable).parent
+CONNECTION = "private"  # what Flower's own configuration calls the SuperLink
 START_SECONDS = 60.0
 LAST_BREATH = 10.0  # seconds in which what was ended must let go of the run
 SILENT_SECONDS = 10.0  # between two questions to the SuperLink while no event comes
@@ -98,16 +99,12 @@ def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Pl
     IdiolectError
         An unknown key, a value out of range, missing data, a run that can't be resumed.
     """
-    base = read_app(app)
-    given = dict(_split(word) for word in words)
-    base |= {name: configuration.parse_word(name, text) for name, text in given.items()}
-    config = resolve_paths(configuration.parse(base), cwd)
-    latest = results.runs_folder(config.output_dir) / "latest"
-    # `resume=latest` where there is no run starts one: a supervisor repeats one command.
-    if config.resume and (config.resume != "latest" or latest.exists()):
-        config, folder = resumed(config, given, cwd)
-    else:
-        config, folder = named(config)
+    config, folder = configured(app, words, cwd)
+    if config.on_devices:
+        raise IdiolectError(
+            "task 'text' is what owners keep on their devices: run it there by "
+            "`idiolect-server run`, or set task=headline to simulate."
+        )
     check_backbone(config.backbone)
     check_data(config)
     cores = len(os.sched_getaffinity(0))
@@ -119,6 +116,25 @@ def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Pl
             f"use 1 to {most}."
         )
     return Plan(app.absolute(), config, folder, nodes)
+
+
+def configured(app: Path, words: Sequence[str], cwd: Path) -> tuple[Config, Path]:
+    """Read the app's settings and the given ones; name the run, or find the one to resume.
+
+    Raises
+    ------
+    IdiolectError
+        An unknown key, a value out of range, a run that can't be resumed.
+    """
+    base = read_app(app)
+    given = dict(_split(word) for word in words)
+    base |= {name: configuration.parse_word(name, text) for name, text in given.items()}
+    config = resolve_paths(configuration.parse(base), cwd)
+    latest = results.runs_folder(config.output_dir) / "latest"
+    # `resume=latest` where there is no run starts one: a supervisor repeats one command.
+    if config.resume and (config.resume != "latest" or latest.exists()):
+        return resumed(config, given, cwd)
+    return named(config)
 
 
 def read_app(app: Path) -> dict[str, Any]:
@@ -289,9 +305,18 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
         console.print(f"run {name} in {output}", highlight=False, soft_wrap=True)
         with Display(console) as display:
             link = start_superlink(plan, environment)
-            identity = submit(plan, environment)
+            # One core per client and as many as there are nodes: every node is a process.
+            federation = (
+                f"num-supernodes={plan.nodes} client-resources-num-cpus=1 "
+                f"init-args-num-cpus={plan.nodes}"
+            )
+            settings = Path(environment["FLWR_HOME"]) / "run.toml"
+            more = ("--federation-config", federation)
+            identity = submit(plan, settings, environment, more)
             try:
-                for event in follow(plan, offset, link, identity, environment):
+                for event in follow(
+                    plan, offset, lambda: link.poll() is None, identity, environment
+                ):
                     display.show(event)
             finally:
                 keep_log(plan, identity, environment)
@@ -355,11 +380,9 @@ def private_environment(plan: Plan, mark: str) -> dict[str, str]:
         ) from None
     record = {"mark": mark, "pid": os.getpid()}
     results.write_json(plan.scratch / "process.json", record)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "private"\n\n[superlink.private]\n'
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
         f'address = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     (home / "run.toml").write_text(configuration.to_toml(plan.config))
@@ -371,6 +394,13 @@ def private_environment(plan: Plan, mark: str) -> dict[str, str]:
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port,
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
     }
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def start_superlink(
@@ -403,7 +433,7 @@ def start_superlink(
 
 def keep_log(plan: Plan, identity: str, environment: Mapping[str, str]) -> None:
     """Append the output of the run's own processes, which Flower keeps for itself."""
-    command = [str(BIN / "flwr"), "log", identity, "private", "--show"]
+    command = [str(BIN / "flwr"), "log", identity, CONNECTION, "--show"]
     with (
         (plan.scratch / "superlink.log").open("ab") as log,
         contextlib.suppress(subprocess.TimeoutExpired),
@@ -418,7 +448,7 @@ def keep_log(plan: Plan, identity: str, environment: Mapping[str, str]) -> None:
         )
 
 
-def _flwr(
+def flwr(
     arguments: Sequence[str], environment: Mapping[str, str]
 ) -> tuple[dict[str, Any], str]:
     """Run a `flwr` command that answers in JSON; return the answer and all it said."""
@@ -438,16 +468,12 @@ def _flwr(
     return (answer if isinstance(answer, dict) else {}), said
 
 
-def submit(plan: Plan, environment: Mapping[str, str]) -> str:
+def submit(
+    plan: Plan, settings: Path, environment: Mapping[str, str], more: Sequence[str] = ()
+) -> str:
     """Hand the app to the SuperLink; return Flower's id of the run."""
-    # One core per client and as many as there are nodes: every node is an own process.
-    federation = (
-        f"num-supernodes={plan.nodes} client-resources-num-cpus=1 "
-        f"init-args-num-cpus={plan.nodes}"
-    )
-    settings = str(Path(environment["FLWR_HOME"]) / "run.toml")
-    command = ["run", str(plan.app), "private", "--run-config", settings]
-    answer, said = _flwr([*command, "--federation-config", federation], environment)
+    command = ["run", str(plan.app), CONNECTION, "--run-config", str(settings)]
+    answer, said = flwr([*command, *more], environment)
     if not answer.get("run-id"):
         reason = " ".join(str(answer.get("error-message") or said).split())
         raise IdiolectError(f"Flower refused the app {plan.app}: {reason}")
@@ -457,11 +483,20 @@ def submit(plan: Plan, environment: Mapping[str, str]) -> str:
 def follow(
     plan: Plan,
     offset: int,
-    link: "subprocess.Popen[bytes]",
+    up: Callable[[], bool],
     identity: str,
     environment: Mapping[str, str],
 ) -> Iterator[dict[str, Any]]:
     """Yield the run's events as they are written, until it has finished.
+
+    Parameters
+    ----------
+    plan, offset
+        The run, and where in its events to begin.
+    up
+        Whether the SuperLink, or who starts it again, is alive.
+    identity, environment
+        Flower's id of the run, and the environment of what carries it out.
 
     Raises
     ------
@@ -471,7 +506,7 @@ def follow(
     mark, pid, asked = environment[processes.VARIABLE], 0, time.monotonic()
     while True:
         # Asked before the events are read, so that no last word is missed.
-        alive = link.poll() is None and (not pid or processes.is_marked(pid, mark))
+        alive = up() and (not pid or processes.is_marked(pid, mark))
         events, offset = results.read_events(plan.metrics, offset)
         for event in events:
             yield event
@@ -502,7 +537,7 @@ def wait_for_end(pid: int, mark: str, patience: float = 5.0) -> None:
 
 def check_status(plan: Plan, identity: str, environment: Mapping[str, str]) -> None:
     """Ask the SuperLink about a run that has not written anything yet."""
-    answer, _ = _flwr(["list", "private", "--run-id", identity], environment)
+    answer, _ = flwr(["list", CONNECTION, "--run-id", identity], environment)
     for run in answer.get("runs", []):
         if str(run.get("status", "")).startswith("finished"):
             details = run.get("status-details") or run["status"]

@@ -258,7 +258,7 @@ def test_next_clip_closed_form(within, expected):
 def test_a_device_refuses_more_releases_than_it_agreed_to(central):
     capped = central | {"privacy.participations": 1, "methods": "shared"}
     folder = run(capped, FakeGrid(5))
-    agreed = device.agreed(device.agreed_path(folder, "persona-000"))
+    agreed = device.agreed(device.Folder(folder), "persona-000")
     assert list(agreed.took["adapt"]) == ["adapt/0"]
     # The second round had nobody left: it was paid for and left out, and the run went on.
     warnings = " ".join(entry["message"] for entry in events(folder, "warning"))
@@ -290,37 +290,37 @@ def test_a_round_that_is_left_out_moves_nothing(central):
 
 
 def test_a_release_that_is_asked_for_again_counts_once(tmp_path):
-    path = tmp_path / "user.json"
-    device.pin(path, "key", 1)
+    shelf = device.Folder(tmp_path)
+    device.pin(shelf, "u", "key", 1)
     for _ in range(3):
-        device.take_part(path, "adapt", "adapt/4", "hash")
+        device.take_part(shelf, "u", "adapt", "adapt/4", "hash")
     with pytest.raises(
         IdiolectError, match="as many as privacy.participations allowed"
     ):
-        device.take_part(path, "adapt", "adapt/5", "hash")
+        device.take_part(shelf, "u", "adapt", "adapt/5", "hash")
     with pytest.raises(IdiolectError, match="something else is asked for as 'adapt/4'"):
-        device.take_part(path, "adapt", "adapt/4", "another")
-    device.take_part(path, "votes", "votes/0", "bank")
-    assert device.agreed(path).took == {
+        device.take_part(shelf, "u", "adapt", "adapt/4", "another")
+    device.take_part(shelf, "u", "votes", "votes/0", "bank")
+    assert device.agreed(shelf, "u").took == {
         "adapt": {"adapt/4": "hash"},
         "votes": {"votes/0": "bank"},
     }
 
 
 def test_the_cap_is_that_of_the_first_contact(tmp_path):
-    path = tmp_path / "user.json"
-    device.pin(path, "key", 1)
-    device.pin(path, "key", 99)
-    device.take_part(path, "adapt", "adapt/0", "")
+    shelf = device.Folder(tmp_path)
+    device.pin(shelf, "u", "key", 1)
+    device.pin(shelf, "u", "key", 99)
+    device.take_part(shelf, "u", "adapt", "adapt/0", "")
     with pytest.raises(IdiolectError, match="allowed at first contact"):
-        device.take_part(path, "adapt", "adapt/1", "")
+        device.take_part(shelf, "u", "adapt", "adapt/1", "")
 
 
 def test_a_damaged_count_is_not_begun_anew(tmp_path):
-    path = tmp_path / "user.json"
-    path.write_text('{"took": {"adapt": [')
+    shelf = device.Folder(tmp_path)
+    shelf.write("devices/u.json", b'{"took": {"adapt": [')
     with pytest.raises(IdiolectError, match="damaged.*backup"):
-        device.take_part(path, "adapt", "adapt/0", "")
+        device.take_part(shelf, "u", "adapt", "adapt/0", "")
 
 
 # --- votes ----------------------------------------------------------------------------
@@ -497,7 +497,7 @@ def test_an_expired_manifest_is_renewed_on_resume(central, monkeypatch):
     folder = Path(short["output-dir"]) / "late"
     before = manifests.parse(checkpoint.load(folder, {}).manifest)
     late = before.expires + 1
-    for module in ("idiolect.server.pool.time", "idiolect.client.app.time"):
+    for module in ("idiolect.server.pool.time", "idiolect.client.tasks.time"):
         monkeypatch.setattr(f"{module}.time", lambda: late)
     run(
         short | {"resume": "late"},

@@ -195,7 +195,7 @@ def follow(plan: simulate.Plan, events: list[dict[str, Any]], link: Any) -> list
     lines = "".join(json.dumps(event) + "\n" for event in events)
     plan.metrics.write_text(lines)
     environment = {processes.VARIABLE: "mark"}
-    return list(simulate.follow(plan, 0, link, "1", environment))
+    return list(simulate.follow(plan, 0, lambda: link.poll() is None, "1", environment))
 
 
 def test_following_ends_with_the_run(plan: simulate.Plan) -> None:
@@ -224,7 +224,7 @@ def test_a_run_that_ended_before_it_began(
     plan: simulate.Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = {"runs": [{"status": "finished:failed", "status-details": "no uv"}]}
-    monkeypatch.setattr(simulate, "_flwr", lambda *_: (answer, ""))
+    monkeypatch.setattr(simulate, "flwr", lambda *_: (answer, ""))
     monkeypatch.setattr(simulate, "SILENT_SECONDS", 0.0)
     with pytest.raises(IdiolectError, match=r"ended before it began \(no uv\)"):
         follow(plan, [], Link())

@@ -11,7 +11,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from idiolect.client import app, state
+from idiolect.client import app, state, tasks
 from idiolect.common import personal
 from idiolect.common.adapters import Lora
 from idiolect.common.config import Config, flatten, parse
@@ -77,8 +77,8 @@ def node(monkeypatch, tmp_path):
     zero = Lora({"layer.q": torch.ones(2, 5)}, {"layer.q": torch.zeros(3, 2)}, 2.0)
     backbone = type("Fake", (), {"hash": "b0", "device": torch.device("cpu")})()
     monkeypatch.setattr(app, "load_dataset", lambda _config: DATA)
-    monkeypatch.setattr(app, "load_backbone", lambda *_: backbone)
-    monkeypatch.setattr(app, "_zero_shared", lambda *_: zero)
+    monkeypatch.setattr(tasks, "load_backbone", lambda *_: backbone)
+    monkeypatch.setattr(tasks, "_zero_shared", lambda *_: zero)
     monkeypatch.setattr(personal, "personalise", train)
     monkeypatch.setattr(personal, "evaluate", measure)
     return type("Node", (), {"calls": calls, "broken": broken, "folder": tmp_path})
@@ -144,14 +144,14 @@ def test_too_small_a_federation_says_what_to_do():
         app.residents_of(DATA, 2, 0, 2)
 
 
-def test_a_device_is_told_that_the_vault_is_missing(node):
+def test_the_app_of_a_simulation_does_not_run_on_a_device(node):
     reply = call("query.hello", HelloTask(**head(node.folder), key=KEY), place={})
-    with pytest.raises(IdiolectError, match="vault"):
+    with pytest.raises(IdiolectError, match="idiolect node run"):
         unpack(HelloReply, reply)
 
 
 def test_hello_names_residents_and_hashes(node, monkeypatch):
-    monkeypatch.setattr(app, "_truncated", lambda _b, users: [1 for _ in users])
+    monkeypatch.setattr(tasks, "_truncated", lambda _b, users: [1 for _ in users])
     place = {"partition-id": 1, "num-partitions": 2}
     reply = unpack(
         HelloReply, call("query.hello", HelloTask(**head(node.folder), key=KEY), place)
@@ -216,7 +216,7 @@ def vote(task: VoteTask) -> VoteReply:
 
 @pytest.fixture
 def greeted(node, monkeypatch):
-    monkeypatch.setattr(app, "_truncated", lambda _b, users: [0 for _ in users])
+    monkeypatch.setattr(tasks, "_truncated", lambda _b, users: [0 for _ in users])
     greet(node.folder)
     return node
 
@@ -245,8 +245,9 @@ def test_before_the_first_contact_nothing_is_trusted(node):
 def test_a_vote_beyond_what_was_agreed_to_is_not_cast(greeted):
     capped = {"privacy.participations": 1, "privacy.mode": "central"}
     for user in ("u0", "u1"):  # first contact was without a cap; agree to one
-        path = state.agreed_path(greeted.folder, user)
-        state.keep(path, dataclasses.replace(state.agreed(path), most=1))
+        shelf = state.Folder(greeted.folder)
+        agreed = dataclasses.replace(state.agreed(shelf, user), most=1)
+        state.keep(shelf, user, agreed)
     first = vote_task(greeted.folder, "u0", "u1", release="votes/0", **capped)
     assert vote(first).users == ("u0", "u1")
     again = vote_task(greeted.folder, "u0", release="votes/1", **capped)
@@ -282,7 +283,7 @@ def test_only_a_floor_that_was_signed_is_used(greeted, monkeypatch):
     reply = unpack(PersonaliseReply, call("train.personalise", task))
     assert reply.users == ("u1",) and "u0" in reply.errors
     assert handed == [(0.75, set())]  # u1 did not vote
-    seen = state.agreed(state.agreed_path(greeted.folder, "u0")).seen
+    seen = state.agreed(state.Folder(greeted.folder), "u0").seen
     assert seen is not None
     follows = signed(
         "votes", unlabeled, version=2, vote="votes/0", floor=0.5, previous=seen.digest
@@ -436,14 +437,14 @@ def test_methods_without_training_have_no_adapter(node):
     assert evaluate(node.folder, "u0", method="base").metrics == {"u0": {"nll": 9.0}}
 
 
-def test_trials_and_final_adapters_are_apart(node, tmp_path):
-    paths = {
-        state.adapter_path(tmp_path, "oppu", rate, trial, "u0")
+def test_trials_and_final_adapters_are_apart():
+    names = {
+        state.adapter_name("oppu", rate, trial, "u0")
         for rate in (1e-3, 3e-3)
         for trial in (True, False)
     }
-    assert len(paths) == 3  # the final one does not depend on the rate
-    assert tmp_path / "adapters/oppu/u0.safetensors" in paths
+    assert len(names) == 3  # the final one does not depend on the rate
+    assert "adapters/oppu/u0.safetensors" in names
 
 
 def test_a_stranger_is_refused(node):

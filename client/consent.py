@@ -1,0 +1,124 @@
+"""What the owner lets leave the device, and what has left it.
+
+An outflow has one of three answers:
+
+    no      nothing of this kind leaves
+    noisy   only as part of a sum to which the server adds noise, within its ledger
+    clear   in any case
+
+``noisy`` is a promise of the server, made in the run's configuration; a device cannot see
+the noise being added. Raw text (unlabeled.kind `others`) has no answer: no device sends it.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from time import time
+
+from ..common.config import Config
+from ..common.errors import IdiolectError
+from .vault import Record, Vault
+
+# Outflow -> the answer of an owner who said nothing.
+DEFAULTS = {"update": "noisy", "votes": "noisy", "metrics": "noisy", "items": "no"}
+ANSWERS = ("no", "noisy", "clear")
+NAMES = {
+    "update": "updates of the shared adapter",
+    "votes": "votes on candidates",
+    "metrics": "metrics",
+    "items": "scrubbed items, which are never noisy",
+}
+# Records that are about the device and not made of the owner's text.
+SOURCE = "device"
+
+
+class Refusal(IdiolectError):
+    """Why a device does not do a task, in words that the server may read.
+
+    Every other error could quote what is private; of those a server only hears that there
+    was one.
+    """
+
+
+def consents(vault: Vault) -> dict[str, str]:
+    """Outflow -> answer."""
+    return DEFAULTS | json.loads(vault.get("state", "consents") or b"{}")
+
+
+def consent(vault: Vault, outflow: str, given: str) -> None:
+    """Answer for one outflow from now on."""
+    body = json.dumps(consents(vault) | {outflow: given}).encode()
+    vault.put("state", [Record("consents", body)], SOURCE)
+
+
+def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
+    """Hold an outflow against the owner's answers.
+
+    Raises
+    ------
+    Refusal
+        The owner does not consent to it, as this run would have it.
+    """
+    if outflow not in answers:
+        raise Refusal("no device hands over raw text: use another unlabeled.kind.")
+    given = answers[outflow]
+    noisy = config.privacy.mode == "central" and config.privacy.epsilon < float("inf")
+    if outflow == "metrics":
+        noisy = noisy and config.privacy.metrics == "noisy"
+    if outflow == "items":
+        noisy = False
+    if given == "no" or (given == "noisy" and not noisy):
+        only = ", only with noise" if given == "noisy" else ""
+        raise Refusal(
+            f"the owner does not consent to {NAMES[outflow]}{only}: the owner can change "
+            f"that (idiolect consent {outflow} clear), or the run its privacy keys."
+        )
+
+
+def paused(vault: Vault) -> bool:
+    """Whether the device answers nobody for now."""
+    return vault.get("state", "paused") is not None
+
+
+def pause(vault: Vault, yes: bool) -> None:
+    """Answer nobody from now on, or answer again."""
+    if yes:
+        vault.put("state", [Record("paused", b"")], SOURCE)
+    else:
+        vault.delete("state", ["paused"])
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One message that left this device.
+
+    Attributes
+    ----------
+    time
+        Unix seconds.
+    run, kind
+        For which run, and the protocol's name of the message.
+    bytes
+        Of text and tensors.
+    epsilon
+        The budget that the run declared for all it releases; None: no guarantee.
+    """
+
+    time: float
+    run: str
+    kind: str
+    bytes: int
+    epsilon: float | None
+
+
+def note_sent(
+    vault: Vault, run: str, kind: str, size: int, epsilon: float | None
+) -> None:
+    """Note a message before it is sent."""
+    number = vault.count_up("sent", SOURCE)
+    body = json.dumps(asdict(Sent(time(), run, kind, size, epsilon))).encode()
+    vault.put("sent", [Record(str(number), body)], SOURCE)
+
+
+def sent(vault: Vault) -> list[Sent]:
+    """Everything that left, oldest first."""
+    return [Sent(**json.loads(record.body)) for record in vault.records("sent")]

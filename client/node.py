@@ -1,0 +1,297 @@
+"""A device's connection to a server: fetch tasks, carry them out, send the answers.
+
+It speaks Flower's fleet protocol with Flower's own connection code, where otherwise a
+SuperNode would stand, with one difference that matters on a device: a SuperNode runs the
+app bundle that comes with a run, that is, whatever code the server sends. Here no bundle is
+fetched or run. A task is data, and what it can ask for is what the installed `tasks` do.
+
+Two processes: the keeper (`keep_running`) holds the vault's key and starts the worker
+again, with back-off, when it ended; the worker (`serve`) holds the open vault, the loaded
+backbone and the connection. A worker whose keeper is gone ends itself.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509 import load_pem_x509_certificate
+
+from ..common.errors import IdiolectError
+from .consent import SOURCE
+from .vault import Key, Passphrase, RandomKey, Record, Vault
+
+LOG = logging.getLogger("flwr")
+POLL = 1.0  # seconds between two questions for a task
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a worker is started again
+SETTLED = 120.0  # a worker that lived this long is not failing at its start
+
+
+@dataclass(frozen=True)
+class Server:
+    """The server that the owner joined: what an invitation says.
+
+    Attributes
+    ----------
+    address
+        ``host:port`` of the devices' entrance.
+    certificate
+        PEM of the authority that its certificate must come from.
+    signing_key
+        Public key of the manifests of all its runs, 64 hex digits.
+    """
+
+    address: str
+    certificate: str
+    signing_key: str
+
+
+def read_invitation(file: Path) -> Server:
+    """Read what `idiolect-server invitation` wrote.
+
+    Raises
+    ------
+    IdiolectError
+        It is no such file.
+    """
+    try:
+        server = Server(**json.loads(file.read_text()))
+        load_pem_x509_certificate(server.certificate.encode())
+        if len(bytes.fromhex(server.signing_key)) != 32:
+            raise ValueError("the signing key has not 32 bytes")
+        host, _, port = server.address.rpartition(":")
+        if not host or not 0 < int(port) < 65536:
+            raise ValueError("the address is not host:port")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise IdiolectError(
+            f"{file} is no invitation ({error}): ask the server's operator for the file "
+            "that `idiolect-server keys init` writes."
+        ) from error
+    return server
+
+
+def server_of(vault: Vault) -> Server | None:
+    """Return the server that was joined, or None."""
+    body = vault.get("state", "server")
+    return Server(**json.loads(body)) if body else None
+
+
+def join(vault: Vault, server: Server) -> None:
+    """Remember a server; its keys are pinned from now on.
+
+    Raises
+    ------
+    IdiolectError
+        Another one was joined before.
+    """
+    before = server_of(vault)
+    if before is not None and before.signing_key != server.signing_key:
+        raise IdiolectError(
+            f"this device belongs to {before.address}: `idiolect leave` first."
+        )
+    vault.put("state", [Record("server", json.dumps(asdict(server)).encode())], SOURCE)
+
+
+def leave(vault: Vault) -> None:
+    """Forget the server, and the key by which it knows this device."""
+    vault.delete("state", ["server", "node-key"])
+    vault.compact()
+
+
+# --- the node's key --------------------------------------------------------------------
+
+
+def node_key(vault: Vault) -> ec.EllipticCurvePrivateKey:
+    """Return the key by which the server knows this device, made at its first use."""
+    body = vault.get("state", "node-key")
+    if body is None:
+        made = ec.generate_private_key(ec.SECP384R1())
+        body = made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        vault.put("state", [Record("node-key", body)], SOURCE)
+    key = load_pem_private_key(body, None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise IdiolectError("the vault's node key is of an unknown kind: join anew.")
+    return key
+
+
+def public_line(vault: Vault) -> str:
+    """Return the public half, one line in OpenSSH's format: what the server registers."""
+    public = node_key(vault).public_key()
+    return public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+# --- the keeper ------------------------------------------------------------------------
+
+
+def keep_running(vault: Path, key: Key, say: Callable[[str], None]) -> None:
+    """Run a worker, and a new one whenever it has ended, until SIGTERM or Ctrl-C.
+
+    A server takes a device that vanished for present for up to a minute, and lets nobody
+    in with its key meanwhile; so a worker that cannot get in is tried again, later and
+    later.
+    """
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    wait = FIRST_WAIT
+    while not stopping.is_set():
+        began = time.monotonic()
+        worker = _start(vault, key)
+        while worker.poll() is None and not stopping.wait(0.2):
+            pass
+        if stopping.is_set():
+            _end(worker)
+            return
+        if time.monotonic() - began > SETTLED:
+            wait = FIRST_WAIT
+        say(f"the node ended with {worker.returncode}; it starts again in {wait:g} s")
+        stopping.wait(wait)
+        wait = min(2 * wait, LONGEST_WAIT)
+
+
+def _start(vault: Path, key: Key) -> "subprocess.Popen[bytes]":
+    """Start a worker; the key goes through its standard input and into no file."""
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "idiolect.client.node", str(vault.absolute())],
+        stdin=subprocess.PIPE,
+        env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
+    )
+    secret = (
+        {"passphrase": key.text}
+        if isinstance(key, Passphrase)
+        else {"secret": key.secret.hex()}
+    )
+    assert worker.stdin is not None
+    worker.stdin.write(json.dumps(secret).encode() + b"\n")
+    worker.stdin.flush()  # and it stays open: its end tells the worker that we are gone
+    return worker
+
+
+def _end(worker: "subprocess.Popen[bytes]") -> None:
+    worker.terminate()
+    try:
+        worker.wait(10)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()
+
+
+# --- the worker ------------------------------------------------------------------------
+
+
+def serve(vault: Vault) -> None:
+    """Answer the server's tasks until the process is ended.
+
+    Raises
+    ------
+    IdiolectError
+        No server was joined.
+    """
+    from flwr.app import Message
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_all_nested_objects,
+        get_object_tree,
+    )
+    from flwr.supercore.inflatable.inflatable_utils import (
+        pull_and_inflate_object_from_tree,
+        push_objects,
+    )
+    from flwr.supercore.run import RunNotRunningException
+    from flwr.supernode.fleet_http_connection import http_request_response
+
+    from .device import Device
+
+    server = server_of(vault)
+    if server is None:
+        raise IdiolectError(
+            "this device has joined no server: `idiolect node join INVITATION` first."
+        )
+    key = node_key(vault)
+    with http_request_response(
+        server.address,
+        insecure=False,
+        root_certificates=server.certificate.encode(),
+        authentication_keys=(key, key.public_key()),
+    ) as (node, receive, send, _run, _bundle, pull_object, push_object, confirm):
+        device = Device(vault, node)
+        LOG.info("%s is ready", device.user)
+        while True:
+            try:
+                found = receive()
+                if found is None:
+                    time.sleep(POLL)
+                    continue
+                head, tree = found
+                run = head.metadata.run_id
+                task = pull_and_inflate_object_from_tree(
+                    tree,
+                    lambda name, run=run: pull_object(run, name),
+                    lambda name, run=run: confirm(run, name),
+                    return_type=Message,
+                )
+                task.metadata.__dict__["_message_id"] = tree.object_id
+                LOG.info("task %s", task.metadata.message_type)
+                began = time.monotonic()
+                reply = Message(device.answer(task), reply_to=task)
+                reply.metadata.__dict__["_message_id"] = reply.object_id
+                wanted, session = send(
+                    reply, get_object_tree(reply), time.monotonic() - began
+                )
+                push_objects(
+                    get_all_nested_objects(reply),
+                    lambda name, body, run=run, session=session: push_object(
+                        run, session, name, body
+                    ),
+                    object_ids_to_push=wanted,
+                )
+            except RunNotRunningException:
+                LOG.info("that run has ended")
+
+
+def _watch_keeper() -> None:
+    """End this process when the other end of its standard input is gone."""
+    # Unbuffered: a thread that waits in a buffer would hold up the end of the process.
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> int:
+    """Be a worker: the vault's path as argument, its key on standard input."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    line = b""
+    while not line.endswith(b"\n"):
+        line += os.read(0, 1)
+    given = json.loads(line)
+    threading.Thread(target=_watch_keeper, daemon=True).start()
+    key = (
+        Passphrase(given["passphrase"])
+        if "passphrase" in given
+        else RandomKey(bytes.fromhex(given["secret"]))
+    )
+    try:
+        with Vault.open(Path(sys.argv[1]), key) as vault:
+            serve(vault)
+    except IdiolectError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

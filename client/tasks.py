@@ -1,0 +1,612 @@
+"""What a node does when a task comes: one handler for each message of the protocol.
+
+Each handler reads a typed task, calls a pure function of `common.personal` on the users
+it names, and answers with a typed reply. Tasks carry all they need and can be repeated:
+nothing depends on what this process did before, except that the backbone and the data
+stay resident. What goes wrong comes back as a sentence, never as a traceback.
+
+Who lives on the node, and where things are kept, is the business of its `Home`: of a
+simulated node (`app`), which hosts many users, or of a device (`device`), which hosts its
+owner.
+
+Threads: PyTorch takes them from ``OMP_NUM_THREADS``, which Ray sets to the CPUs of the
+actor (two by default), so nothing is set here.
+"""
+
+import hashlib
+import logging
+import os
+import platform
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Message as Envelope
+from flwr.app import RecordDict
+
+from ..common import personal
+from ..common.adapters import Lora, hash_lora, zero_shared
+from ..common.backbone import Backbone, load_backbone
+from ..common.config import Config, LoraShape
+from ..common.errors import IdiolectError
+from ..common.manifest import ManifestError, accept
+from ..common.manifest import parse as parse_manifest
+from ..common.protocol import (
+    AdaptReply,
+    AdaptTask,
+    EvaluateReply,
+    EvaluateTask,
+    Failure,
+    HelloReply,
+    HelloTask,
+    OfferReply,
+    OfferTask,
+    Outcome,
+    PersonaliseReply,
+    PersonaliseTask,
+    ProtocolError,
+    Reply,
+    Rows,
+    Shapes,
+    ShareReply,
+    ShareTask,
+    Task,
+    VoteReply,
+    VoteTask,
+    pack,
+    package_version,
+    unpack,
+)
+from ..common.tasks.load import task_of
+from ..common.tasks.metrics import bounded_row, released_metrics
+from ..common.tasks.types import Item, User
+from ..common.unlabeled import Unlabeled, fingerprint
+from . import state
+from .consent import Refusal
+from .state import Shelf
+
+LOG = logging.getLogger("flwr")
+Some = TypeVar("Some")
+
+
+def _everything(_outflow: str, _config: Config) -> None:
+    """Simulated users consent to everything."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """Where a task is carried out.
+
+    Attributes
+    ----------
+    config
+        The run's configuration, as it holds here.
+    users
+        The users of this node that the task is for.
+    residents
+        All users of this node, evaluated and development.
+    development
+        Names of those residents on whom only learning rates are chosen.
+    shelf
+        Where what belongs to the run is kept.
+    started
+        When the task came in.
+    nodes
+        Among how many simulated nodes this is one; 0: this is a device.
+    dropped
+        Reason -> users left out of the data, from the one node that reports them.
+    permit
+        Raises where the owner does not consent to an outflow: ``update``, ``votes``,
+        ``items``, ``metrics``, ``text``.
+    trained
+        Called with the shared and the own adapter, the method and the `state.identity` of
+        what was trained for good, before the server hears of it.
+    """
+
+    config: Config
+    users: tuple[User, ...]
+    residents: tuple[User, ...]
+    development: frozenset[str]
+    shelf: Shelf
+    started: float
+    nodes: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    permit: Callable[[str, Config], None] = _everything
+    trained: Callable[[Lora, Lora, str, str], None] | None = None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether this node stands in for devices."""
+        return self.nodes > 0
+
+
+class Home(Protocol):
+    """Who lives on a node.
+
+    Attributes
+    ----------
+    simulated
+        Whether the node stands in for devices.
+    """
+
+    simulated: bool
+
+    def config(self, given: Mapping[str, object]) -> Config:
+        """Return the run's configuration as it holds on this node."""
+        ...
+
+    def node(self, task: Task, started: float) -> Node:
+        """Find the users that a task is for.
+
+        Raises
+        ------
+        IdiolectError
+            They do not live here, or the task cannot be done here.
+        """
+        ...
+
+
+# --- handlers ------------------------------------------------------------------------
+
+
+def _hello(task: HelloTask, node: Node) -> HelloReply:
+    """Say who lives here, and what must agree with the server."""
+    backbone = _backbone(node.config)
+    shared = _zero_shared(backbone, node.config.shared_shape, node.config.seed)
+    truncated, errors = each(node, node.residents, lambda u: _truncated(backbone, u))
+    _, unwilling = each(node, node.residents, lambda u: _pin(task, node, u))
+    errors |= unwilling
+    fitting = tuple(user.id for user in node.residents if user.id not in errors)
+    return HelloReply(
+        **_head(task, node, fitting, errors),
+        package=package_version(),
+        backbone=backbone.hash,
+        shared=hash_lora(shared),
+        development=tuple(name for name in fitting if name in node.development),
+        simulation=node.simulated,
+        nodes=node.nodes,
+        dropped=dict(node.dropped),
+        # Where metrics are a release with noise, no count leaves without it.
+        truncated=sum(truncated.values()) if _open(node) else 0,
+    )
+
+
+def _adapt(task: AdaptTask, node: Node) -> AdaptReply:
+    """Train the shared adapter on each user's history; answer one row per user."""
+    backbone, config = _backbone(node.config), node.config
+    shared = _shared(backbone, config, task.shared)
+    content = _digest(task.round, task.clip, hash_lora(shared))
+    willing, refused = _willing(task, node, "adapt", "update", content)
+
+    def update(users: Sequence[User]) -> list[Rows]:
+        rows = personal.shared_update(
+            backbone, shared, users, config, task.round, task.clip
+        )
+        arrays = {name: tensor.numpy() for name, tensor in rows.items()}
+        return [{n: a[k] for n, a in arrays.items()} for k in range(len(users))]
+
+    done, errors = each(node, willing, update)
+    errors |= refused
+    rows = {
+        name: np.stack([row[name] for row in done.values()])
+        if done
+        else np.zeros((0, *tensor.shape), np.float32)
+        for name, tensor in shared.b.items()
+    }
+    return AdaptReply(**_head(task, node, tuple(done), errors), rows=rows)
+
+
+def _votes(task: VoteTask, node: Node) -> VoteReply:
+    """Let each user vote for the bank's items that resemble the own text."""
+    config = node.config
+    _, strangers = each(node, node.users, lambda users: _check_bank(task, node, users))
+    content = fingerprint([Unlabeled(item) for item in task.bank])
+    outflow = "items" if config.unlabeled.kind == "anonymised" else "votes"
+    willing, refused = _willing(task, node, "votes", outflow, content, strangers)
+
+    def choose(users: Sequence[User]) -> list[np.ndarray]:
+        if config.unlabeled.kind == "anonymised":
+            return [personal.offer_marks(task.bank, user, config) for user in users]
+        backbone = _backbone(config)
+        return [personal.user_vote(backbone, task.bank, u, config) for u in users]
+
+    done, errors = each(node, willing, choose)
+    shape = (len(done), len(task.bank))
+    matrix = np.array(list(done.values()), np.float32).reshape(shape)
+    head = _head(task, node, tuple(done), errors | refused)
+    return VoteReply(**head, votes={"votes": matrix})
+
+
+def _offer(task: OfferTask, node: Node) -> OfferReply:
+    """Hand over scrubbed items whose like enough users have (kind `anonymised`)."""
+    config, supported = node.config, frozenset(task.supported)
+    if config.unlabeled.kind != "anonymised":
+        raise IdiolectError(
+            "items are only offered where unlabeled.kind is 'anonymised'."
+        )
+    node.permit("items", config)
+
+    def choose(users: Sequence[User]) -> list[tuple[Item, ...]]:
+        _check_bank(task, node, users)
+        return [
+            tuple(personal.supported_offers(task.bank, supported, user, config))
+            for user in users
+        ]
+
+    done, errors = each(node, node.users, choose)
+    return OfferReply(**_head(task, node, tuple(done), errors), items=done)
+
+
+def _share(task: ShareTask, node: Node) -> ShareReply:
+    """Hand over the raw history: simulation only (unlabeled.kind `others`)."""
+    if node.config.unlabeled.kind != "others":
+        raise IdiolectError("raw text is only shared where unlabeled.kind is 'others'.")
+    node.permit("text", node.config)
+    items = {
+        user.id: tuple(replace(item, rival=None) for item in user.history)
+        for user in node.users
+    }
+    return ShareReply(**_head(task, node, tuple(items), {}), items=items)
+
+
+def _personalise(task: PersonaliseTask, node: Node) -> PersonaliseReply:
+    """Train each user's own adapter and keep it here."""
+    backbone, config = _backbone(node.config), node.config
+    shared = _shared(backbone, config, task.shared)
+    content = fingerprint(task.unlabeled)
+    willing, refused = each(
+        node, node.users, lambda users: _check_set(task, node, users, content)
+    )
+    users = tuple(user for user in node.users if user.id in willing)
+    origin = _origin(task, node, shared, content)
+    names = {user.id: _name(task, user) for user in users}
+    known = state.recall_group(node.shelf, list(names.values()), list(names), origin)
+    if known is not None:
+        return _trained(task, node, shared, origin, known, refused)
+    floor, voters = _handed_out(task, node, users)
+
+    def train(users: Sequence[User]) -> list[personal.Personal]:
+        return personal.personalise(
+            backbone,
+            shared,
+            users,
+            task.unlabeled,
+            task.method,
+            task.learning_rate,
+            config,
+            floor,
+            voters,
+        )
+
+    trained, errors = each(node, users, train)
+    errors |= {user: one.error for user, one in trained.items() if one.lora is None}
+    outcomes = {
+        user: Outcome(one.alpha, one.estimated, one.log)
+        for user, one in trained.items()
+        if one.lora is not None
+    }
+    for user in outcomes:
+        state.store(node.shelf, names[user], trained[user], origin)
+    return _trained(task, node, shared, origin, outcomes, errors | refused)
+
+
+def _trained(
+    task: PersonaliseTask,
+    node: Node,
+    shared: Lora,
+    origin: str,
+    outcomes: dict[str, Outcome],
+    errors: dict[str, str],
+) -> PersonaliseReply:
+    """Say who was trained, and how it went unless that is nobody's business."""
+    if node.trained and not task.trial:
+        for user in node.users:
+            if user.id in outcomes:
+                own = _stored(task, node, user, origin)
+                node.trained(shared, own, task.method, origin)
+    if not _open(node):
+        outcomes = dict.fromkeys(outcomes, Outcome(None, False, {}))
+    head = _head(task, node, tuple(outcomes), errors)
+    return PersonaliseReply(**head, outcomes=outcomes)
+
+
+def _handed_out(
+    task: PersonaliseTask, node: Node, users: Sequence[User]
+) -> tuple[float, set[str] | None]:
+    """Return the manifest's floor, and who of the users took part in its vote."""
+    if not task.unlabeled:
+        return 0.0, None
+    manifest = parse_manifest(task.manifest)
+    if not manifest.vote:
+        return manifest.floor, None
+
+    def voted(user: User) -> bool:
+        """Both sides say so: a vote that came too late is not in the sum."""
+        took = state.agreed(node.shelf, user.id).took.get("votes", {})
+        return manifest.vote in took and user.id in task.voted
+
+    return manifest.floor, {user.id for user in users if voted(user)}
+
+
+def _evaluate(task: EvaluateTask, node: Node) -> EvaluateReply:
+    """Measure each user's held-out items; only numbers leave."""
+    backbone, config = _backbone(node.config), node.config
+    shared = _shared(backbone, config, task.shared)
+    origin = _origin(task, node, shared, task.unlabeled_hash)
+    content = _digest(origin, task.generate)
+    willing, refused = _willing(task, node, "metrics", "metrics", content)
+
+    def measure(users: Sequence[User]) -> list[dict[str, float]]:
+        trained = task.method not in ("base", "shared")
+        adapters = [
+            _stored(task, node, user, origin) if trained else None for user in users
+        ]
+        return personal.evaluate(
+            backbone, shared, adapters, users, task.method, config, task.generate
+        )
+
+    done, errors = each(node, willing, measure)
+    head = _head(task, node, tuple(done), errors | refused)
+    if not _noisy(config):
+        return EvaluateReply(**head, metrics=done, sums={})
+    names = released_metrics(task_of(config.task).kind, task.generate)
+    rows = [bounded_row(values, names) for values in done.values()]
+    matrix = np.array(rows, np.float32).reshape(len(done), len(names) + 1)
+    return EvaluateReply(**head, metrics={}, sums={"sums": matrix})
+
+
+# Type of Flower's message -> the task in it, and who answers it.
+HANDLERS: dict[str, tuple[type[Task], Callable[[Any, Node], Reply]]] = {
+    "query.hello": (HelloTask, _hello),
+    "train.adapt": (AdaptTask, _adapt),
+    "query.vote": (VoteTask, _votes),
+    "query.offer": (OfferTask, _offer),
+    "query.share": (ShareTask, _share),
+    "train.personalise": (PersonaliseTask, _personalise),
+    "evaluate": (EvaluateTask, _evaluate),
+}
+
+
+# --- what the handlers share ---------------------------------------------------------
+
+
+def answer(message: Envelope, home: Home) -> RecordDict:
+    """Read a task, do it, and answer; a task that cannot be done is a `Failure`."""
+    started = time.monotonic()
+    task: Task | None = None
+    try:
+        kind = message.metadata.message_type
+        if kind not in HANDLERS:
+            raise Refusal(f"'{kind:.80}' is no task of idiolect.")
+        cls, work = HANDLERS[kind]
+        task = unpack(cls, message.content, lambda fields: _shapes(fields, home))
+        return pack(work(task, home.node(task, started)))
+    except Exception as error:
+        run, step = (task.run, task.step) if task else ("", "")
+        return pack(Failure(run, step, sentence(error, home.simulated)))
+
+
+def each(
+    node: Node, users: Sequence[User], work: Callable[[Sequence[User]], list[Some]]
+) -> tuple[dict[str, Some], dict[str, str]]:
+    """Do the work for all users at once; if that fails, for one after the other.
+
+    So one user whose data breaks the training costs only that user.
+
+    Returns
+    -------
+    tuple
+        User -> result, and user -> sentence for those that fail even alone.
+    """
+    try:
+        return dict(zip([u.id for u in users], work(users), strict=True)), {}
+    except Exception as error:
+        if len(users) == 1:
+            return {}, {users[0].id: sentence(error, node.simulated)}
+    results: dict[str, Some] = {}
+    errors: dict[str, str] = {}
+    for user in users:
+        done, failed = each(node, [user], work)
+        results |= done
+        errors |= failed
+    return results, errors
+
+
+def _willing(
+    task: AdaptTask | VoteTask | EvaluateTask,
+    node: Node,
+    stage: str,
+    outflow: str,
+    content: str,
+    refused: dict[str, str] | None = None,
+) -> tuple[tuple[User, ...], dict[str, str]]:
+    """Count a release as taken part in; return who takes part, and why others do not."""
+    node.permit(outflow, node.config)
+    unprotected = (stage == "metrics" and not _noisy(node.config)) or (
+        stage == "votes" and node.config.unlabeled.kind == "anonymised"
+    )
+    private = node.config.privacy.mode == "central" and not unprotected
+    if private and not task.release:
+        raise IdiolectError(
+            "the task names no release of the ledger, though privacy.mode is 'central': "
+            "it is not answered."
+        )
+
+    def count(users: Sequence[User]) -> list[None]:
+        return [
+            state.take_part(node.shelf, user.id, stage, task.release, content)
+            for user in users
+        ]
+
+    asked = [user for user in node.users if user.id not in (refused or {})]
+    taking, errors = each(node, asked, count)
+    willing = tuple(user for user in asked if user.id in taking)
+    return willing, errors | (refused or {})
+
+
+def _pin(task: HelloTask, node: Node, users: Sequence[User]) -> list[None]:
+    most = int(task.config["privacy.participations"])
+    return [state.pin(node.shelf, user.id, task.key, most) for user in users]
+
+
+def _check_bank(
+    task: VoteTask | OfferTask, node: Node, users: Sequence[User]
+) -> list[None]:
+    content = fingerprint([Unlabeled(item) for item in task.bank])
+    return _check_manifest(task, node, users, content, "bank")
+
+
+def _check_set(
+    task: PersonaliseTask, node: Node, users: Sequence[User], content: str
+) -> list[None]:
+    kind = str(task.config["unlabeled.kind"])
+    if not task.unlabeled and (kind == "self" or task.method == "oppu"):
+        return [None] * len(users)  # nothing was handed out, and nothing is needed
+    return _check_manifest(task, node, users, content, kind)
+
+
+def _check_manifest(
+    task: VoteTask | OfferTask | PersonaliseTask,
+    node: Node,
+    users: Sequence[User],
+    content: str,
+    kind: str,
+) -> list[None]:
+    """Refuse what the run's key did not sign, or what is older than what was seen."""
+    for user in users:
+        before = state.agreed(node.shelf, user.id)
+        seen = accept(
+            task.manifest,
+            task.signature,
+            task.run,
+            content,
+            before.seen,
+            time.time(),
+            kind,
+        )
+        if seen != before.seen:
+            state.keep(node.shelf, user.id, replace(before, seen=seen))
+    return [None] * len(users)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _noisy(config: Config) -> bool:
+    return config.privacy.metrics == "noisy"
+
+
+def _open(node: Node) -> bool:
+    """Whether counts and logs may be told: in a simulation that hides no metrics."""
+    return node.simulated and not _noisy(node.config)
+
+
+def sentence(error: Exception, simulated: bool) -> str:
+    """One sentence for an error; what is a defect of ours is also logged in full.
+
+    A device tells a server only what cannot quote the owner's text, and does not write to
+    its log what an unforeseen error quotes.
+    """
+    if isinstance(error, Refusal | ProtocolError | ManifestError):
+        return str(error)
+    if not simulated:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        mine = str(error) if isinstance(error, IdiolectError) else ""
+        LOG.warning(
+            "a task failed: %s at %s:%s %s",
+            *(type(error).__name__, where.filename, where.lineno, mine),
+        )
+        return f"{type(error).__name__}: the device's own log says more."
+    if isinstance(error, IdiolectError):
+        return str(error)
+    LOG.warning("a task failed", exc_info=error)
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def _head(
+    task: Task, node: Node, users: tuple[str, ...], errors: dict[str, str]
+) -> dict[str, Any]:
+    """Return the fields that every reply begins with."""
+    head = {"run": task.run, "step": task.step, "users": users, "errors": errors}
+    if not node.simulated:  # how long a device takes would tell how much it holds
+        return head | {"seconds": 0.0, "process": "", "peak_rss_mb": 0.0}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return head | {
+        "seconds": time.monotonic() - node.started,
+        "process": f"{platform.node()}/{os.getpid()}",
+        # Kilobytes on Linux, bytes on macOS.
+        "peak_rss_mb": peak / (1 << 20 if sys.platform == "darwin" else 1 << 10),
+    }
+
+
+def _origin(
+    task: PersonaliseTask | EvaluateTask, node: Node, shared: Lora, unlabeled_hash: str
+) -> str:
+    return state.identity(
+        task.run,
+        task.method,
+        task.learning_rate,
+        hash_lora(shared),
+        unlabeled_hash,
+        node.config,
+    )
+
+
+def _name(task: PersonaliseTask | EvaluateTask, user: User) -> str:
+    return state.adapter_name(task.method, task.learning_rate, task.trial, user.id)
+
+
+def _stored(
+    task: PersonaliseTask | EvaluateTask, node: Node, user: User, origin: str
+) -> Lora:
+    """Return the adapter that the task is about."""
+    found = state.recall(node.shelf, _name(task, user), user.id, origin)
+    if found is None:
+        raise IdiolectError(
+            f"user '{user.id}' has no adapter of method '{task.method}' from this run: "
+            "start the run anew, what it left on the node was changed."
+        )
+    return found[0]
+
+
+def _truncated(backbone: Backbone, users: Sequence[User]) -> list[int]:
+    """Count, per user, the items whose prompt does not fit into the context."""
+    return [
+        sum(item.truncated for item in personal.encode_all(backbone, items))
+        for items in (user.history + user.held_out for user in users)
+    ]
+
+
+def _shapes(fields: dict[str, Any], home: Home) -> Shapes:
+    """Shapes of the shared adapter's B that a task with these fields must bring."""
+    if "round" not in fields and "method" not in fields:
+        return {}
+    config = home.config(fields["config"])
+    zero = _zero_shared(_backbone(config), config.shared_shape, config.seed)
+    return {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
+
+
+def _shared(backbone: Backbone, config: Config, rows: Rows) -> Lora:
+    """Return the shared adapter: our own fixed A and the B that came with the task."""
+    zero = _zero_shared(backbone, config.shared_shape, config.seed)
+    b = {name: torch.from_numpy(array.copy()) for name, array in rows.items()}
+    return Lora(zero.a, {n: t.to(backbone.device) for n, t in b.items()}, zero.scaling)
+
+
+@lru_cache(maxsize=1)
+def _zero_shared(backbone: Backbone, shape: LoraShape, seed: int) -> Lora:
+    return zero_shared(backbone, shape, seed)
+
+
+def _backbone(config: Config) -> Backbone:
+    return load_backbone(
+        config.backbone, config.dtype, config.device, config.max_length
+    )

@@ -1,0 +1,510 @@
+"""Serve real devices: keys, processes that stay up, enrolled nodes, and runs on them.
+
+One folder (``$IDIOLECT_HOME/server``) holds everything: the keys, Flower's database, and
+what the running server notes of itself. Three processes make a server, and `serve` starts
+each again when it has ended:
+
+    superlink   Flower's, on this machine alone, with TLS, node keys and a database
+    superexec   Flower's; starts a ServerApp for each run
+    entrance    `front`: the only port that devices reach
+
+A ServerApp that is killed is not started again by Flower: `idiolect-server run` says so,
+and the same command with ``-c resume=latest`` goes on from its checkpoint.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import ipaddress
+import json
+import os
+import secrets
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from rich.console import Console
+
+from ..common import config as configuration
+from ..common.errors import IdiolectError
+from ..common.files import home, write_atomically
+from ..common.manifest import public_key, read_or_make_key
+from ..common.tasks.load import public_items
+from . import processes, results
+from .exchange import SIGNING_KEY
+from .progress import Display
+from .simulate import (
+    BIN,
+    CONNECTION,
+    ENVIRONMENT,
+    Plan,
+    check_backbone,
+    configured,
+    flwr,
+    follow,
+    free_port,
+    submit,
+)
+
+YEARS = 10  # of the authority; devices carry its certificate
+DAYS = 397  # of the server's own certificate
+START_SECONDS = 60.0
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds before a process is started again
+
+
+def default_folder() -> Path:
+    """Return where a server's keys and database are, if nothing else is said."""
+    return home() / "server"
+
+
+# --- keys ------------------------------------------------------------------------------
+
+
+def keys_init(folder: Path, names: Sequence[str], port: int) -> Path:
+    """Make the authority, the server's certificate, the signing key and the invitation.
+
+    Parameters
+    ----------
+    folder
+        New; readable by this account alone.
+    names
+        Host names and addresses by which devices reach the server; the invitation names
+        the first.
+    port
+        Of the entrance.
+
+    Returns
+    -------
+    pathlib.Path
+        The invitation: what a device needs to know, and nothing secret.
+
+    Raises
+    ------
+    IdiolectError
+        There are keys already, or a name is none.
+    """
+    if (folder / "ca.key").exists():
+        raise IdiolectError(
+            f"there are keys in {folder} already, and devices that trust them: keep them, "
+            "or move the folder away first."
+        )
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    authority_key = ec.generate_private_key(ec.SECP384R1())
+    authority = _certificate("idiolect authority", authority_key, None, None, ())
+    key = ec.generate_private_key(ec.SECP384R1())
+    own = _certificate(names[0], key, authority, authority_key, names)
+    for name, certificate in (("ca.crt", authority), ("server.crt", own)):
+        write_atomically(folder / name, certificate.public_bytes(Encoding.PEM))
+    seed = read_or_make_key(folder / "signing.key")
+    invitation = {
+        "address": f"{names[0]}:{port}",
+        "certificate": authority.public_bytes(Encoding.PEM).decode(),
+        "signing_key": public_key(seed),
+    }
+    results.write_json(folder / "invitation.json", invitation)
+    for name, private in (
+        ("server.key", key),
+        ("ca.key", authority_key),
+    ):  # ca.key last
+        _write_private(folder / name, private)
+    return folder / "invitation.json"
+
+
+def _write_private(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    body = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+        file.write(body)
+
+
+def _certificate(
+    subject: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Certificate | None,
+    issuer_key: ec.EllipticCurvePrivateKey | None,
+    names: Sequence[str],
+) -> x509.Certificate:
+    """Sign a certificate: an authority's own where there is no issuer."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject[:64])])
+    now = datetime.datetime.now(datetime.UTC)
+    days = DAYS if issuer else 365 * YEARS
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(issuer.subject if issuer else name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.BasicConstraints(issuer is None, None), critical=True)
+        .add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+        )
+    )
+    if issuer is None:
+        usage = x509.KeyUsage(
+            key_cert_sign=True,
+            crl_sign=True,
+            digital_signature=False,
+            content_commitment=False,
+            key_encipherment=False,
+            data_encipherment=False,
+            key_agreement=False,
+            encipher_only=False,
+            decipher_only=False,
+        )
+        builder = builder.add_extension(usage, critical=True)
+    else:
+        assert issuer_key is not None
+        # The SuperLink is reached on this machine, whatever the devices call it.
+        alternatives = [_general_name(one) for one in dict.fromkeys((*names, *LOCAL))]
+        builder = (
+            builder.add_extension(
+                x509.SubjectAlternativeName(alternatives), critical=False
+            )
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
+            )
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(
+                    issuer_key.public_key()
+                ),
+                critical=False,
+            )
+        )
+    return builder.sign(issuer_key or key, hashes.SHA384())
+
+
+LOCAL = ("localhost", "127.0.0.1")
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        pass
+    try:
+        if not name or name != name.strip() or "/" in name or ":" in name:
+            raise ValueError
+        return x509.DNSName(name)
+    except ValueError:
+        raise IdiolectError(
+            f"{name!r} is no host name and no address: give what devices connect to, "
+            "such as lab.example.org or 192.0.2.7."
+        ) from None
+
+
+# --- serving ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What a running server notes of itself.
+
+    Attributes
+    ----------
+    mark
+        In the environment of everything it started (see `processes`).
+    pid
+        Of `serve`.
+    port
+        Of the SuperLink, on this machine.
+    """
+
+    mark: str
+    pid: int
+    port: int
+
+
+def serving(folder: Path) -> Serving | None:
+    """Return what the last server noted; None if there was none, or it ended in order."""
+    try:
+        return Serving(**json.loads((folder / "serving.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Keep a server up until SIGTERM or Ctrl-C; end all it started.
+
+    Raises
+    ------
+    IdiolectError
+        There are no keys, or another `serve` holds the folder.
+    """
+    _check_keys(folder)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise IdiolectError(
+                f"{folder} is being served already: end that process first."
+            ) from None
+        if (before := serving(folder)) is not None:  # killed: what it started may live
+            processes.end(before.mark)
+        now = Serving(secrets.token_hex(16), os.getpid(), free_port())
+        results.write_json(folder / "serving.json", vars(now))
+        _write_connection(folder, now)
+        commands = _commands(folder, host, port, now)
+        try:
+            _keep_up(commands, _environment(folder, now), folder, stopping, say)
+        finally:
+            processes.end(now.mark)
+            (folder / "serving.json").unlink(missing_ok=True)
+
+
+def _check_keys(folder: Path) -> None:
+    names = ("ca.crt", "server.crt", "server.key", "signing.key", "invitation.json")
+    for name in names:
+        if not (folder / name).is_file():
+            raise IdiolectError(
+                f"there is no {name} in {folder}: make the keys by `idiolect-server keys "
+                "init NAME`."
+            )
+
+
+def _environment(folder: Path, now: Serving) -> dict[str, str]:
+    return {
+        **os.environ,
+        **ENVIRONMENT,
+        processes.VARIABLE: now.mark,
+        SIGNING_KEY: str(folder.absolute() / "signing.key"),
+        "FLWR_HOME": str(folder.absolute() / "flower"),
+        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+
+
+def _write_connection(folder: Path, now: Serving) -> None:
+    """Tell Flower's own commands where the SuperLink is."""
+    text = (
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+        f'address = "127.0.0.1:{now.port}"\n'
+        f'root-certificates = "{folder.absolute() / "ca.crt"}"\n'
+    )
+    write_atomically(folder / "flower" / "config.toml", text.encode())
+
+
+def _commands(folder: Path, host: str, port: int, now: Serving) -> dict[str, list[str]]:
+    place = folder.absolute()
+    inner = f"127.0.0.1:{now.port}"
+    return {
+        "superlink": [
+            str(BIN / "flower-superlink"),
+            *("--host", "127.0.0.1", "--port", str(now.port)),
+            *("--ssl-ca-certfile", str(place / "ca.crt")),
+            *("--ssl-certfile", str(place / "server.crt")),
+            *("--ssl-keyfile", str(place / "server.key")),
+            "--enable-supernode-auth",
+            *("--database", str(place / "flower" / "state.db")),
+            *("--isolation", "process"),
+            "--disable-runtime-dependency-installation",
+        ],
+        "superexec": [
+            str(BIN / "flower-superexec"),
+            *("--root-certificates", str(place / "ca.crt")),
+            *("--runtime-api-address", inner),
+        ],
+        "entrance": [
+            *(sys.executable, "-m", "idiolect.server.front"),
+            *(host, str(port), str(now.port), str(place)),
+        ],
+    }
+
+
+def _keep_up(
+    commands: Mapping[str, Sequence[str]],
+    environment: Mapping[str, str],
+    folder: Path,
+    stopping: threading.Event,
+    say: Callable[[str], None],
+) -> None:
+    """Start every process, and again when one has ended; later and later."""
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    wait = dict.fromkeys(commands, FIRST_WAIT)
+    due = dict.fromkeys(commands, 0.0)
+    with (folder / "server.log").open("ab") as log:
+        while not stopping.is_set():
+            for name, command in commands.items():
+                process = running.get(name)
+                if process is not None and process.poll() is not None:
+                    say(f"{name} ended with {process.returncode}; it starts again")
+                    del running[name]
+                    due[name] = time.monotonic() + wait[name]
+                    wait[name] = min(2 * wait[name], LONGEST_WAIT)
+                elif process is None and time.monotonic() >= due[name]:
+                    running[name] = subprocess.Popen(
+                        command,
+                        env=dict(environment),
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,  # Ctrl-C is ours: we end them in order
+                    )
+                    if name == "superlink" and _answers(folder, command, running[name]):
+                        say("the SuperLink is up")
+            stopping.wait(0.5)
+
+
+def _answers(
+    folder: Path, command: Sequence[str], link: "subprocess.Popen[bytes]"
+) -> bool:
+    """Wait until a SuperLink answers: the others end when they find none."""
+    port = command[command.index("--port") + 1]
+    trust = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+    deadline = time.monotonic() + START_SECONDS
+    while link.poll() is None and time.monotonic() < deadline:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(
+                f"https://127.0.0.1:{port}/health", timeout=1, context=trust
+            ),
+        ):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+# --- what is done beside a running server ----------------------------------------------
+
+
+def _running(folder: Path) -> dict[str, str]:
+    """Environment of commands that talk to the running server."""
+    now = serving(folder)
+    if now is None or not results.is_locked(folder):
+        raise IdiolectError(
+            f"no server is up for {folder}: start one by `idiolect-server serve`."
+        )
+    return _environment(folder, now)
+
+
+def add_node(folder: Path, key: str) -> str:
+    """Register a device by its public key; returns its number.
+
+    It gets no name: the server need not know whose it is.
+
+    Raises
+    ------
+    IdiolectError
+        The line is no such key, or it is registered already.
+    """
+    environment = _running(folder)
+    if not key.startswith("ecdsa-sha2-nistp384 "):
+        raise IdiolectError(
+            "that is no device's key: take the line that `idiolect node join` prints, "
+            "ecdsa-sha2-nistp384 AAAA…"
+        )
+    file = folder / f"node.{os.getpid()}.pub"
+    file.write_text(key + "\n")
+    try:
+        command = ["supernode", "register", str(file), CONNECTION]
+        answer = _answer(command, environment, "register the device")
+        return str(answer["node-id"])
+    finally:
+        file.unlink()
+
+
+def nodes(folder: Path) -> list[dict[str, Any]]:
+    """List the registered devices."""
+    environment = _running(folder)
+    answer = _answer(["supernode", "list", CONNECTION], environment, "list devices")
+    return answer["nodes"]
+
+
+def revoke_node(folder: Path, number: str) -> None:
+    """Let a device in no more.
+
+    Raises
+    ------
+    IdiolectError
+        There is no such device.
+    """
+    environment = _running(folder)
+    command = ["supernode", "unregister", number, CONNECTION]
+    _answer(command, environment, f"revoke device {number}")
+
+
+def _answer(
+    command: Sequence[str], environment: Mapping[str, str], what: str
+) -> dict[str, Any]:
+    answer, said = flwr(command, environment)
+    if not answer.get("success"):
+        reason = " ".join(str(answer.get("error-message") or said).split())
+        raise IdiolectError(f"Flower could not {what}: {reason}")
+    return answer
+
+
+def prepare(folder: Path, app: Path, words: Sequence[str], cwd: Path) -> Plan:
+    """Check everything that can be checked before a run on devices is started.
+
+    Raises
+    ------
+    IdiolectError
+        Something in the settings is wrong, no server is up, or the run goes on already.
+    """
+    config, place = configured(app, words, cwd)
+    if not config.on_devices:
+        raise IdiolectError(
+            f"task '{config.task}' is for simulations: a run on devices has -c task=text."
+        )
+    check_backbone(config.backbone)
+    if file := config.unlabeled.file:
+        public_items(file)
+    elif config.unlabeled.kind != "self":
+        raise IdiolectError(
+            f"unlabeled.kind '{config.unlabeled.kind}' needs public text: set "
+            "unlabeled.file to JSON lines of {prompt, target}, or use kind self."
+        )
+    _running(folder)
+    plan = Plan(app.absolute(), config, place, 0)
+    if results.is_locked(place):
+        raise IdiolectError(
+            f"run '{place.name}' goes on already: see {plan.metrics}, or end its process."
+        )
+    return plan
+
+
+def run(folder: Path, plan: Plan, console: Console) -> dict[str, Any]:
+    """Run a plan on the devices of a running server, to its end.
+
+    Raises
+    ------
+    IdiolectError
+        The run failed; the sentence is the run's own where it gave one.
+    """
+    name, output = plan.folder.name, str(plan.folder.parent)
+    if plan.config.resume and results.state_of(plan.folder) == "finished":
+        console.print(f"run {name} has finished already", highlight=False)
+        return results.load(output, name)
+    environment = _running(folder)
+    _, offset = results.read_events(plan.metrics)
+    console.print(f"run {name} in {output}", highlight=False, soft_wrap=True)
+    with tempfile.TemporaryDirectory() as scratch, Display(console) as display:
+        settings = Path(scratch) / "run.toml"
+        settings.write_text(configuration.to_toml(plan.config))
+        identity = submit(plan, settings, environment)
+        serving = partial(results.is_locked, folder)
+        for event in follow(plan, offset, serving, identity, environment):
+            display.show(event)
+    return results.load(output, name)

@@ -1,0 +1,432 @@
+"""Whole runs on devices: real vaults and the real server, without a network between."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from idiolect.client import consent, history, owner
+from idiolect.client.device import Device, VaultShelf, check_round
+from idiolect.client.history import Entry
+from idiolect.client.node import Server, join
+from idiolect.client.vault import RandomKey, Vault
+from idiolect.common.config import parse
+from idiolect.common.errors import IdiolectError
+from idiolect.common.protocol import Failure, ShareTask, device_user, pack, unpack
+from idiolect.common.tasks.load import load_dataset
+from idiolect.common.tasks.types import Prompt, User
+
+from .common.conftest import write_model
+from .server.federation import FakeGrid, events, results, run
+
+KEY = RandomKey(bytes(32))
+CANARY = "zebra-quartz-7f3a91c4e2b85d60-marmalade-{}"  # 41 characters
+SECRET = "my e-mail is canary.{}@private-example.org and my card 4111 1111 1111 1111"
+
+
+class DeviceGrid(FakeGrid):
+    """Flower's grid, played by devices with vaults; remembers everything in clear."""
+
+    def __init__(self, vaults: list[Vault], change=None) -> None:
+        super().__init__(len(vaults), change)
+        self.devices = {100 + k: Device(v, 100 + k) for k, v in enumerate(vaults)}
+        self.traffic: list[tuple[str, str]] = []
+        self.heads: list[tuple[str, dict]] = []
+
+    def pull_messages(self, message_ids):
+        for name in message_ids:
+            task = self.waiting.pop(name, None)
+            if task is None:
+                continue
+            device = self.devices[task.metadata.dst_node_id]
+            self.kinds.append(task.metadata.message_type)
+            self._note(task.content)
+            record = device.answer(task)
+            self._note(record)
+            reply = self.change(task, Message(record, reply_to=task))
+            if reply is not None:
+                return [reply]
+        return []
+
+    def _note(self, record: RecordDict) -> None:
+        head = record.config_records["message"]
+        arrays = [
+            a.data.hex() for r in record.array_records.values() for a in r.values()
+        ]
+        self.traffic.append((str(head["kind"]), str(head["body"]) + "".join(arrays)))
+        self.heads.append((str(head["kind"]), json.loads(str(head["body"]))))
+
+    def bodies(self, kind: str) -> list[dict]:
+        """Bodies of all messages of a kind."""
+        return [body for name, body in self.heads if name == kind]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> str:
+    return str(write_model(tmp_path_factory.mktemp("model"), "llama"))
+
+
+@pytest.fixture(scope="session")
+def people() -> tuple[User, ...]:
+    return load_dataset(parse({"users": 3, "history": 6, "held-out": 2})).users
+
+
+@pytest.fixture
+def public(tmp_path) -> str:
+    items = load_dataset(parse({"users": 3})).public[:24]
+    lines = [json.dumps({"prompt": i.prompt.text, "target": i.target}) for i in items]
+    (tmp_path / "public.jsonl").write_text("\n".join(lines))
+    return str(tmp_path / "public.jsonl")
+
+
+@pytest.fixture
+def vaults(tmp_path, model, people):
+    made = []
+    for number, user in enumerate(people):
+        vault = Vault.create(tmp_path / f"device{number}" / "vault.db", KEY)
+        owner.choose(vault, backbone=model)
+        pairs = [Entry(i.prompt, i.target) for i in (*user.history, *user.held_out)]
+        pairs.append(Entry(Prompt("", "What is it?"), CANARY.format(number)))
+        pairs += [Entry(Prompt("", "Who?"), SECRET.format(number))]
+        history.add(vault, pairs, "persona")
+        made.append(vault)
+    yield made
+    for vault in made:
+        vault.close()
+
+
+def agree(vaults: list[Vault], **answers: str) -> None:
+    for vault in vaults:
+        for outflow, given in answers.items():
+            consent.consent(vault, outflow, given)
+
+
+@pytest.fixture
+def settings(tmp_path, model, public) -> dict:
+    return {
+        "output-dir": str(tmp_path / "runs"),
+        "task": "text",
+        "backbone": model,
+        "device": "cpu",
+        "users": 3,
+        "methods": "base,shared,c-bpo",
+        "deadline": 5.0,
+        "lora.rank": 2,
+        "lora.targets": "q,v",
+        "adapt.rounds": 2,
+        "adapt.batch": 4,
+        "unlabeled.file": public,
+        "unlabeled.bank": 24,
+        "personalise.epochs": 1,
+        "personalise.learning-rates": "3e-3",
+        "evaluate.generate": False,
+        "evaluate.bootstrap": 100,
+    }
+
+
+CLEAR = {"update": "clear", "votes": "clear", "metrics": "clear"}
+PRIVATE = {
+    "privacy.mode": "central",
+    "privacy.metrics": "noisy",
+    "privacy.delta": 1e-3,
+    "privacy.epsilon": 8.0,
+}
+
+
+def test_a_run_on_devices_leaves_each_an_adapter_of_its_own(vaults, settings):
+    agree(vaults, **CLEAR)
+    grid = DeviceGrid(vaults)
+    found = results(run(settings, grid))
+    names = [device_user(node) for node in grid.devices]
+    assert list(found["users"]) == names
+    assert set(found["methods"]) == {"base", "shared", "c-bpo"}
+    numbers = []
+    for vault, name in zip(vaults, names, strict=True):
+        (version,) = owner.versions(vault)
+        assert (version.method, version.trained, version.held_out) == ("c-bpo", 8, 2)
+        assert version.shared and version.origin
+        # What the device measured for itself is what it told, and nothing else moved it.
+        assert version.nll == pytest.approx(found["users"][name]["c-bpo"]["nll"])
+        assert version.nll_before == pytest.approx(
+            found["users"][name]["shared"]["nll"]
+        )
+        assert owner.active(vault) == (1 if version.accepted else 0)
+        numbers.append(version.nll)
+    assert len(set(numbers)) == 3
+
+
+def test_what_a_run_trained_is_used_afterwards(vaults, settings):
+    agree(vaults, **CLEAR)
+    run(settings, DeviceGrid(vaults))
+    vault = vaults[0]
+    owner.activate(vault, 1)
+    config = owner.configured(vault)
+    backbone, zero = owner.reference(config)
+    shared, _ = owner.adapter(vault, backbone, zero)
+    assert any(tensor.any() for tensor in shared.b.values())
+    # Training without a server goes on from the shared adapter that the run brought.
+    version = owner.train(vault)
+    assert version.shared == owner.versions(vault)[0].shared != ""
+
+
+def test_without_the_owners_consent_nothing_of_the_kind_leaves(vaults, settings):
+    grid = DeviceGrid(vaults)
+    with pytest.raises(IdiolectError, match="does not consent to updates.*only with"):
+        run(settings, grid)
+    kinds = {kind for kind, _ in grid.traffic if kind.endswith("Reply")}
+    assert kinds == {"HelloReply"}
+    assert {one.kind for one in consent.sent(vaults[0])} == {"HelloReply", "Failure"}
+
+
+@pytest.mark.parametrize(
+    ("answers", "sentence"),
+    [
+        ({"update": "clear"}, "votes on candidates, only with noise"),
+        ({"update": "clear", "votes": "clear"}, "metrics, only with noise"),
+        ({**CLEAR, "metrics": "no"}, "consent to metrics:"),
+        ({**CLEAR, "update": "no"}, "updates of the shared adapter:"),
+    ],
+)
+def test_each_outflow_has_its_own_consent(vaults, settings, answers, sentence):
+    agree(vaults, **answers)
+    with pytest.raises(IdiolectError, match=sentence):
+        run(settings, DeviceGrid(vaults))
+
+
+def test_a_private_run_needs_no_more_than_the_usual_consent(vaults, settings):
+    grid = DeviceGrid(vaults)
+    folder = run(settings | PRIVATE, grid)
+    found = results(folder)
+    assert not found["users"] and not found["pairs"]
+    assert set(found["methods"]) == {"base", "shared", "c-bpo"}
+    assert found["privacy"]["mode"] == "central"
+    assert {one.epsilon for one in consent.sent(vaults[0])} == {8.0}
+    assert all(owner.versions(vault) for vault in vaults)
+    # How training went stays here: alpha, logs, clocks, names of machines.
+    for reply in grid.bodies("PersonaliseReply"):
+        (outcome,) = reply["outcomes"].values()
+        assert outcome == [None, False, {}]
+        assert (reply["seconds"], reply["process"]) == (0.0, "")
+
+
+@pytest.mark.parametrize("kind", ["votes", "public", "self", "anonymised"])
+def test_no_canary_is_in_the_traffic_or_in_a_file_of_the_server(
+    kind, vaults, settings, tmp_path, people
+):
+    """What is in clear at the server's handlers, and all it writes."""
+    agree(vaults, **CLEAR, items="clear")
+    more = {"unlabeled.support": 1, "unlabeled.buckets": 2, "unlabeled.offered": 20}
+    grid = DeviceGrid(vaults)
+    folder = run(settings | more | {"unlabeled.kind": kind}, grid)
+    said = "\n".join(body for _, body in grid.traffic)
+    written = b"".join(p.read_bytes() for p in folder.rglob("*") if p.is_file())
+    for number, vault in enumerate(vaults):
+        texts = [CANARY.format(number), f"canary.{number}@private-example", "4111 1111"]
+        if kind != "anonymised":  # whose very point is to hand over scrubbed text
+            texts += [entry.target for entry in history.entries(vault)]
+        ids = _tokens(vault, CANARY.format(number))
+        for text in (*texts, ids):
+            assert text not in said
+            assert text.encode() not in written
+    sent = {name for name, _ in grid.traffic}
+    assert sent <= {
+        *("HelloTask", "HelloReply", "AdaptTask", "AdaptReply", "VoteTask"),
+        *("VoteReply", "OfferTask", "OfferReply", "PersonaliseTask"),
+        *("PersonaliseReply", "EvaluateTask", "EvaluateReply"),
+    }
+    if kind == "anonymised":  # the test would also pass if nothing were handed over
+        assert any(reply["items"] for reply in grid.bodies("OfferReply"))
+
+
+def _tokens(vault: Vault, text: str) -> str:
+    backbone, _ = owner.reference(owner.configured(vault))
+    return json.dumps(backbone.tokenizer(text)["input_ids"], separators=(",", ":"))[
+        1:-1
+    ]
+
+
+def test_the_capture_would_see_a_canary(vaults, settings, monkeypatch):
+    """A device that leaks is noticed: the check above is no empty one."""
+    agree(vaults, **CLEAR)
+    original = Device.answer
+
+    def leaky(self: Device, message: Message) -> RecordDict:
+        record = original(self, message)
+        head = record.config_records["message"]
+        head["body"] = str(head["body"]).replace('"errors":{}', '"errors":{"x":"%s"}')
+        head["body"] = str(head["body"]) % CANARY.format(0)
+        return record
+
+    monkeypatch.setattr(Device, "answer", leaky)
+    grid = DeviceGrid(vaults)
+    with pytest.raises(IdiolectError):
+        run(settings, grid)
+    assert CANARY.format(0) in "".join(body for _, body in grid.traffic)
+
+
+def test_paths_of_the_server_stay_there(vaults, settings, tmp_path):
+    agree(vaults, **CLEAR)
+    grid = DeviceGrid(vaults)
+    run(settings, grid)
+    tasks = "".join(body for kind, body in grid.traffic if kind.endswith("Task"))
+    assert str(tmp_path) not in tasks
+
+
+def test_a_killed_run_goes_on_with_the_devices_it_had(vaults, settings, monkeypatch):
+    agree(vaults, **CLEAR)
+    unbroken = results(run(settings | {"run-name": "one"}, DeviceGrid(vaults)))
+
+    def die(task: Message, reply: Message) -> Message:
+        if task.metadata.message_type == "train.personalise":
+            raise KeyboardInterrupt
+        return reply
+
+    fresh = settings | {"run-name": "two"}
+    with pytest.raises(KeyboardInterrupt):
+        run(fresh, DeviceGrid(vaults, die))
+    resumed = results(run(settings | {"resume": "two"}, DeviceGrid(vaults)))
+    for name, methods in unbroken["users"].items():
+        assert resumed["users"][name] == methods
+    # The device that had trained before the crash did not train, nor adopt, again.
+    assert [len(owner.versions(vault)) for vault in vaults] == [2, 2, 2]
+
+
+def test_a_device_that_was_killed_before_adopting_adopts_when_asked_again(
+    vaults, settings, monkeypatch
+):
+    agree(vaults, **CLEAR)
+
+    def dies(*_args, **_more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, "adopt", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings | {"run-name": "a"}, DeviceGrid(vaults))
+    assert owner.versions(vaults[0]) == []
+    run(settings | {"resume": "a"}, DeviceGrid(vaults))
+    assert [len(owner.versions(vault)) for vault in vaults] == [1, 1, 1]
+
+
+def test_forgetting_reaches_what_a_run_trained(vaults, settings):
+    agree(vaults, **CLEAR)
+    run(settings, DeviceGrid(vaults))
+    vault = vaults[0]
+    assert vault.count("run") > 1
+    owner.forget(vault, ["persona"])
+    assert owner.versions(vault) == [] and owner.active(vault) == 0
+    assert [r.name for r in vault.records("run") if "adapters/" in r.name] == []
+    # What it took part in is still counted.
+    assert any("devices/" in record.name for record in vault.records("run"))
+
+
+def ask(device: Device, kind: str, task) -> str:
+    """The sentence with which a device refuses a task."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    message = Message(pack(task), 100, kind)
+    return unpack(Failure, device.answer(message)).sentence
+
+
+def share_task(settings: dict, *users: str, **more) -> ShareTask:
+    from idiolect.common.config import flatten
+
+    config = flatten(parse(settings | {"unlabeled.kind": "self"} | more))
+    return ShareTask("r", "s", config, "", users)
+
+
+def test_raw_text_never_leaves_a_device(vaults, settings):
+    agree(vaults, **CLEAR, items="clear")
+    task = share_task(settings, device_user(100))
+    for kind in ("others", "self"):
+        task.config["unlabeled.kind"] = kind
+        said = ask(Device(vaults[0], 100), "query.share", task)
+        assert CANARY.format(0) not in said and "ShareReply" not in said
+    # Even past the check of the configuration, the owner's answers stand before it.
+    with pytest.raises(consent.Refusal, match="no device hands over raw text"):
+        consent.permit({"update": "clear"}, "text", parse({}))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda vault, task: consent.pause(vault, True), "paused"),
+        (lambda vault, task: task.config.update({"task": "headline"}), "simulations"),
+        (lambda vault, task: owner.forget(vault, ["persona"]), "too little history"),
+    ],
+)
+def test_a_device_says_why_it_does_not_take_part(
+    vaults, settings, change: Callable, sentence
+):
+    task = share_task(settings, device_user(100))
+    change(vaults[0], task)
+    assert sentence in ask(Device(vaults[0], 100), "query.share", task)
+
+
+def test_a_task_for_somebody_else_is_refused(vaults, settings):
+    task = share_task(settings, device_user(101))
+    said = ask(Device(vaults[0], 100), "query.share", task)
+    assert "the task is for device-101, this is device-100" in said
+
+
+def test_what_is_no_task_is_refused(vaults, settings):
+    said = ask(Device(vaults[0], 100), "train.everything", share_task(settings))
+    assert "no task of idiolect" in said
+
+
+def test_a_round_that_is_over_is_refused(vaults):
+    shelf = VaultShelf(vaults[0], "r")
+    for number in (0, 1, 1):
+        check_round(shelf, number)
+    with pytest.raises(consent.Refusal, match="round 1 is over: round 2 has begun"):
+        check_round(shelf, 0)
+    check_round(VaultShelf(vaults[0], "another"), 0)
+
+
+def test_a_run_signed_by_another_than_the_joined_server_is_refused(vaults, settings):
+    agree(vaults, **CLEAR)
+    for vault in vaults:
+        join(vault, Server("server.example:9443", "", "00" * 32))
+    with pytest.raises(IdiolectError, match="signed by another key than that of the"):
+        run(settings, DeviceGrid(vaults))
+
+
+def test_a_device_cannot_answer_for_another(vaults, settings):
+    agree(vaults, **CLEAR)
+    grid = DeviceGrid(vaults)
+    grid.devices[101].user = device_user(100)
+    with pytest.raises(IdiolectError, match="it answered for somebody else"):
+        run(settings | {"quorum": 1.0}, grid)
+
+
+def test_a_run_has_as_many_devices_as_it_was_calibrated_for(vaults, settings):
+    agree(vaults, **CLEAR)
+    folder = run(settings | {"users": 2}, DeviceGrid(vaults))
+    assert len(results(folder)["users"]) == 2
+    assert any(
+        "has its 2 devices already" in e["message"] for e in events(folder, "warning")
+    )
+
+
+def test_an_error_that_could_quote_the_text_is_not_told(vaults, settings, monkeypatch):
+    agree(vaults, **CLEAR)
+
+    def quoting(*_):
+        raise RuntimeError(f"odd text: {CANARY.format(0)}")
+
+    monkeypatch.setattr("idiolect.common.personal.shared_update", quoting)
+    grid = DeviceGrid(vaults)
+    with pytest.raises(IdiolectError, match="RuntimeError: the device's own log"):
+        run(settings, grid)
+    assert "zebra" not in "".join(body for _, body in grid.traffic)
+
+
+def test_a_simulated_node_has_no_part_in_a_run_on_devices(settings):
+    with pytest.raises(IdiolectError, match="task=text is for devices|nothing to sim"):
+        run(settings, FakeGrid())
+
+
+def test_the_server_of_a_simulation_refuses_devices(vaults, settings):
+    with pytest.raises(IdiolectError, match="which is for simulations"):
+        run({**settings, "task": "headline"}, DeviceGrid(vaults))

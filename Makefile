@@ -1,9 +1,10 @@
 # make lamp: install into .venv, then personalise 56 synthetic users and print a table.
+# make device-demo: a server and three devices on this machine, from keys to a model.
 # make test: install, check format, lint, types, and run the tests.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: lamp test format generated clean
+.PHONY: lamp test device-demo format generated clean
 
 lamp: .venv/.installed
 	$(BIN)/idiolect-server simulate simulations/lamp
@@ -14,6 +15,9 @@ test: .venv/.installed-dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
 	  --cov --cov-fail-under=90
+
+device-demo: .venv/.installed
+	$(BIN)/python benchmarks/device_demo.py
 
 format: .venv/.installed-dev
 	$(BIN)/ruff format .

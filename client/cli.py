@@ -176,6 +176,9 @@ def _add_server(commands: Any) -> None:
     one = _add(commands, "consent", _consent, "say what may leave the device")
     one.add_argument("outflow", nargs="?", help="update, votes, metrics or items")
     one.add_argument("answer", nargs="?", choices=("no", "noisy", "clear"))
+    one = _add(commands, "settings", _settings, "show or change what the device uses")
+    one.add_argument("name", nargs="?", help="a setting")
+    one.add_argument("value", nargs="?", help="what it is from now on")
     _add(commands, "sent", _sent, "list what left the device")
     _add(commands, "pause", _pause, "answer no server for now")
     _add(commands, "resume", _resume, "answer again")
@@ -203,7 +206,8 @@ def _say(options: argparse.Namespace, found: Any, text: str) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from .owner import choose, configured, reference
+    from .consent import choose
+    from .owner import configured, reference
     from .unlock import forget_keyring_entry, new_keyring_entry, new_passphrase
     from .vault import Vault
 
@@ -217,10 +221,7 @@ def _init(options: argparse.Namespace) -> int:
         key = new_passphrase(options.passphrase_file)
     try:
         with Vault.create(options.vault, key) as vault:
-            choose(
-                vault,
-                **{"backbone": options.backbone, "max-length": str(options.max_length)},
-            )
+            choose(vault, backbone=options.backbone, max_length=str(options.max_length))
             reference(configured(vault))
     except IdiolectError:  # a backbone that cannot be loaded: no vault that needs it
         options.vault.unlink(missing_ok=True)
@@ -250,6 +251,7 @@ def _rewrap(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     from . import owner
+    from .consent import settings
     from .history import entries
 
     with _open(options) as vault:
@@ -257,7 +259,7 @@ def _status(options: argparse.Namespace) -> int:
         found = {
             "vault": str(options.vault),
             "bytes": options.vault.stat().st_size,
-            "backbone": owner.settings(vault)["backbone"],
+            "backbone": settings(vault)["backbone"],
             "liked": sum(entry.liked for entry in everything),
             "disliked": sum(not entry.liked for entry in everything),
             "active": owner.active(vault),
@@ -527,6 +529,19 @@ def _consent(options: argparse.Namespace) -> int:
             consent.consent(vault, options.outflow, options.answer)
         found = consent.consents(vault)
     lines = [f"{name:8}{given:7}{consent.NAMES[name]}" for name, given in found.items()]
+    return _say(options, found, "\n".join(lines))
+
+
+def _settings(options: argparse.Namespace) -> int:
+    from .consent import choose, settings
+
+    with _open(options) as vault:
+        if options.name:
+            if options.value is None:
+                raise IdiolectError("give the setting's new value as well.")
+            choose(vault, **{options.name: options.value})
+        found = settings(vault)
+    lines = [f"{name:12}{value}" for name, value in found.items()]
     return _say(options, found, "\n".join(lines))
 
 

@@ -1,4 +1,4 @@
-"""What the owner lets leave the device, and what has left it.
+"""What the owner chose: settings, what may leave the device; and what has left it.
 
 An outflow has one of three answers:
 
@@ -72,6 +72,56 @@ def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
             f"the owner does not consent to {NAMES[outflow]}{only}: the owner can change "
             f"that (idiolect consent {outflow} clear), or the run its privacy keys."
         )
+
+
+# Setting -> its value before the owner chose one; 0: no limit.
+SETTINGS = {
+    "backbone": "tiny",
+    "max-length": "512",
+    "threads": "0",
+    "memory-mb": "0",
+    "max-seconds": "0",
+    "max-load": "0",
+    "on-battery": "yes",
+}
+
+
+def settings(vault: Vault) -> dict[str, str]:
+    """Setting -> value, as the owner chose."""
+    return SETTINGS | json.loads(vault.get("state", "settings") or b"{}")
+
+
+def choose(vault: Vault, **chosen: str) -> None:
+    """Change settings.
+
+    Raises
+    ------
+    IdiolectError
+        There is no such setting, or the value does not suit it.
+    """
+    for name, value in chosen.items():
+        check_setting(name.replace("_", "-"), value)
+    named = {name.replace("_", "-"): value for name, value in chosen.items()}
+    body = json.dumps(settings(vault) | named).encode()
+    vault.put("state", [Record("settings", body)], SOURCE)
+
+
+def check_setting(name: str, value: str) -> None:
+    """Refuse a setting that is none, or a value that is not of its kind."""
+    if name not in SETTINGS:
+        raise IdiolectError(f"there is no setting '{name}': {', '.join(SETTINGS)}.")
+    if name == "backbone":
+        return
+    if name == "on-battery":
+        fine, what = value in ("yes", "no"), "yes or no"
+    elif name in ("max-load", "max-seconds"):
+        fine, what = value.replace(".", "", 1).isdigit(), "a number; 0: no limit"
+    else:
+        fine, what = value.isdigit(), "a whole number; 0: no limit"
+    if name == "max-length":
+        fine, what = value.isdigit() and int(value) >= 16, "a whole number from 16 on"
+    if not fine:
+        raise IdiolectError(f"setting '{name}' is {value!r}: it takes {what}.")
 
 
 def paused(vault: Vault) -> bool:

@@ -17,7 +17,7 @@ from ..common.backbone import load_backbone
 from ..common.config import Config, parse
 from ..common.personal import CACHE
 from ..common.protocol import AdaptTask, HelloTask, Task, device_user, size
-from . import consent, history, owner
+from . import consent, history, limits, owner
 from .consent import Refusal
 from .node import server_of
 from .tasks import Node, answer
@@ -57,7 +57,7 @@ class Device:
 
     def config(self, given: Mapping[str, object]) -> Config:
         """Return the run's configuration, with what this device decides itself."""
-        chosen = owner.settings(self._vault)
+        chosen = consent.settings(self._vault)
         wanted = cast(int, given.get("max-length", 512))
         own: dict[str, object] = {
             "backbone": chosen["backbone"],
@@ -79,6 +79,7 @@ class Device:
         """Find out whether the owner takes part, and with what."""
         if consent.paused(self._vault):
             raise Refusal("the owner has paused this device.")
+        limits.check_now(consent.settings(self._vault))
         if task.users not in ((), (self.user,)):
             raise Refusal(f"the task is for {task.users[0]:.80}, this is {self.user}.")
         config = self.config(task.config)
@@ -134,7 +135,8 @@ class Device:
     def answer(self, message: Message) -> RecordDict:
         """Carry out a task, and note what the answer to it is before it leaves."""
         try:
-            record = answer(message, self)
+            with limits.time_limit(consent.settings(self._vault)):
+                record = answer(message, self)
         finally:
             CACHE.scores.clear()  # scores of private text, which may be forgotten next
         head = record.config_records["message"]

@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import load_pem_x509_certificate
 
 from ..common.errors import IdiolectError
-from .consent import SOURCE
+from .consent import SOURCE, settings
 from .vault import Key, Passphrase, RandomKey, Record, Vault
 
 LOG = logging.getLogger("flwr")
@@ -215,6 +215,7 @@ def serve(vault: Vault) -> None:
     from flwr.supernode.fleet_http_connection import http_request_response
 
     from .device import Device
+    from .limits import hold_process
 
     server = server_of(vault)
     if server is None:
@@ -228,6 +229,7 @@ def serve(vault: Vault) -> None:
         root_certificates=server.certificate.encode(),
         authentication_keys=(key, key.public_key()),
     ) as (node, receive, send, _run, _bundle, pull_object, push_object, confirm):
+        hold_process(settings(vault))
         device = Device(vault, node)
         LOG.info("%s is ready", device.user)
         while True:

@@ -29,6 +29,7 @@ from ..common.scoring import generate
 from ..common.tasks.types import Prompt, User
 from . import history
 from .consent import SOURCE as DEVICE
+from .consent import settings
 from .history import Entry
 from .vault import Record, Vault
 
@@ -78,18 +79,6 @@ class Version:
 
 
 # --- settings --------------------------------------------------------------------------
-
-
-def settings(vault: Vault) -> dict[str, str]:
-    """What the owner chose: ``backbone`` and ``max-length``."""
-    body = vault.get("state", "settings")
-    return {"backbone": "tiny", "max-length": "512", **json.loads(body or b"{}")}
-
-
-def choose(vault: Vault, **chosen: str) -> None:
-    """Change settings."""
-    body = json.dumps({**settings(vault), **chosen}).encode()
-    vault.put("state", [Record("settings", body)], DEVICE)
 
 
 def configured(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Config:

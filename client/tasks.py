@@ -70,6 +70,7 @@ from ..common.tasks.types import Item, User
 from ..common.unlabeled import Unlabeled, fingerprint
 from . import state
 from .consent import Refusal
+from .limits import out_of_memory
 from .state import Shelf
 
 LOG = logging.getLogger("flwr")
@@ -517,6 +518,8 @@ def sentence(error: Exception, simulated: bool) -> str:
     """
     if isinstance(error, Refusal | ProtocolError | ManifestError):
         return str(error)
+    if out_of_memory(error) and not simulated:
+        return "the work does not fit into the memory of this device."
     if not simulated:
         where = traceback.extract_tb(error.__traceback__)[-1]
         mine = str(error) if isinstance(error, IdiolectError) else ""

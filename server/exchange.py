@@ -29,6 +29,7 @@ from .checkpoint import State, save
 LOG = logging.getLogger("flwr")
 SHORTEST_WAIT, LONGEST_WAIT = 0.05, 0.5  # seconds between two looks for replies
 SIGNING_KEY = "IDIOLECT_SIGNING_KEY"  # path of the one key of a server of devices
+TRIES, RETRY_SECONDS = 4, 15.0  # how often, and after how long, a dead device is asked
 AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
@@ -228,6 +229,8 @@ def ask(
     starts = time.monotonic()
     ends = starts + run.config.deadline
     waiting: dict[str, int] = {}
+    again: list[tuple[float, int]] = []  # tasks of devices that died: when, and which
+    tries = dict.fromkeys(range(len(tasks)), 1)
     replies: dict[int, AnyReply] = {}
     errors: dict[str, str] = {}
     for index, (node, task) in enumerate(tasks):
@@ -238,13 +241,23 @@ def ask(
             errors |= dict.fromkeys(_about(task), f"node {node} cannot be reached.")
     counted, of = len(errors), sum(len(task.users) for _, task in tasks)
     wait = SHORTEST_WAIT
-    while waiting and time.monotonic() < ends:
+    while (waiting or again) and time.monotonic() < ends:
+        for due in [entry for entry in again if entry[0] <= time.monotonic()]:
+            again.remove(due)
+            node, task = tasks[due[1]]
+            if name := _send(run, node, task, step.kind):
+                waiting[name] = due[1]
         messages = list(run.grid.pull_messages(list(waiting)))
         for message in messages:
             index = waiting.pop(message.metadata.reply_to_message_id, None)
             if index is None:
                 continue
             task = tasks[index][1]
+            if message.has_error() and run.config.on_devices and tries[index] < TRIES:
+                # It starts again; what it did already it will not do twice.
+                tries[index] += 1
+                again.append((time.monotonic() + RETRY_SECONDS, index))
+                continue
             try:
                 replies[index] = _receive(run, step, message, task, read)
                 errors |= replies[index].errors
@@ -256,7 +269,7 @@ def ask(
         wait = SHORTEST_WAIT if messages else min(1.5 * wait, LONGEST_WAIT)
         if not messages:
             time.sleep(wait)
-    for index in waiting.values():
+    for index in (*waiting.values(), *(index for _, index in again)):
         late = f"no answer within {run.config.deadline:g} s (config key 'deadline')."
         errors |= dict.fromkeys(_about(tasks[index][1]), late)
     seconds = run.state.cost.seconds

@@ -86,7 +86,7 @@ def vaults(tmp_path, model, people):
     made = []
     for number, user in enumerate(people):
         vault = Vault.create(tmp_path / f"device{number}" / "vault.db", KEY)
-        owner.choose(vault, backbone=model)
+        consent.choose(vault, backbone=model)
         pairs = [Entry(i.prompt, i.target) for i in (*user.history, *user.held_out)]
         pairs.append(Entry(Prompt("", "What is it?"), CANARY.format(number)))
         pairs += [Entry(Prompt("", "Who?"), SECRET.format(number))]

@@ -74,8 +74,8 @@ def test_an_owner_from_import_to_forgetting(ready, run, asked):
 
     prompt = asked("history", "list")[-1]["prompt"]
     texts = asked("generate", prompt, "--compare")
-    assert set(texts) == {"personal", "without"} and texts["personal"]
-    assert texts["personal"] != texts["without"]
+    assert set(texts) == {"personal", "shared"} and texts["personal"]
+    assert texts["personal"] != texts["shared"]
     assert run("generate", prompt).out.strip() == " ".join(texts["personal"].split())
 
     second = asked("personalize", "--method", "oppu")
@@ -124,10 +124,10 @@ def test_disliked_pairs_are_learnt_to_be_avoided(ready, run, asked):
         asked("personalize")
         with vault_of(ready) as vault:
             config = owner.configured(vault)
-            backbone, _ = owner.reference(config)
+            backbone, zero = owner.reference(config)
             entry = owner.Entry(owner.Prompt("", bad["--prompt"]), bad["--text"])
             encoded = [backbone.encode(entry.item())]
-            lora = owner.adapter(vault, backbone)
+            _, lora = owner.adapter(vault, backbone, zero)
         from idiolect.common.scoring import score_users
 
         with_it = score_users(backbone, [lora], [encoded])[0][0]

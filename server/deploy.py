@@ -107,6 +107,8 @@ def keys_init(folder: Path, names: Sequence[str], port: int) -> Path:
             f"there are keys in {folder} already, and devices that trust them: keep them, "
             "or move the folder away first."
         )
+    for name in names:
+        _general_name(name)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     authority_key = ec.generate_private_key(ec.SECP384R1())

@@ -1,0 +1,165 @@
+"""The keeper of a node: it starts its worker again, and the two end together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from idiolect.client import consent, node
+from idiolect.client.node import Server
+from idiolect.client.vault import Passphrase, RandomKey, Vault
+from idiolect.common.errors import IdiolectError
+
+KEEPER = """
+import sys
+from pathlib import Path
+from idiolect.client import node
+from idiolect.client.vault import RandomKey
+node.FIRST_WAIT = 0.2
+node.keep_running(Path(sys.argv[1]), RandomKey(bytes(32)), lambda s: print(s, flush=True))
+"""
+
+
+@pytest.fixture
+def vault(tmp_path):
+    with Vault.create(tmp_path / "vault.db", RandomKey(bytes(32))) as made:
+        yield made
+
+
+def test_the_nodes_key_is_made_once_and_stays_in_the_vault(vault):
+    line = node.public_line(vault)
+    assert line.startswith("ecdsa-sha2-nistp384 AAAA")
+    assert node.public_line(vault) == line
+    raw = vault.path.read_bytes()
+    assert b"PRIVATE KEY" not in raw
+
+
+def test_a_device_belongs_to_one_server(vault):
+    one = Server("one.example:1", "pem", "00" * 32)
+    node.join(vault, one)
+    node.join(vault, Server("one.example:2", "pem", "00" * 32))  # it has moved
+    with pytest.raises(IdiolectError, match=r"belongs to one.example:2.*leave"):
+        node.join(vault, Server("two.example:1", "pem", "11" * 32))
+    before = node.public_line(vault)
+    node.leave(vault)
+    assert node.server_of(vault) is None
+    node.join(vault, Server("two.example:1", "pem", "11" * 32))
+    assert node.public_line(vault) != before
+
+
+def test_a_node_without_a_server_says_what_to_do(vault):
+    with pytest.raises(IdiolectError, match="node join"):
+        node.serve(vault)
+
+
+def test_what_is_sent_is_listed_in_order(vault):
+    for number in range(3):
+        consent.note_sent(vault, "run", f"Kind{number}", number, None)
+    assert [(s.kind, s.bytes) for s in consent.sent(vault)] == [
+        ("Kind0", 0),
+        ("Kind1", 1),
+        ("Kind2", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("colour", "red", "no setting 'colour'"),
+        ("threads", "-1", "whole number"),
+        ("max-length", "3", "from 16 on"),
+        ("max-seconds", "soon", "a number"),
+        ("on-battery", "maybe", "yes or no"),
+    ],
+)
+def test_a_setting_is_checked(vault, name, value, sentence):
+    with pytest.raises(IdiolectError, match=sentence):
+        consent.choose(vault, **{name: value})
+    assert consent.settings(vault) == consent.SETTINGS
+
+
+def workers(place: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"idiolect.client.node" in line and str(place).encode() in line:
+                found.append(int(entry.name))
+    return found
+
+
+def until(condition, patience: float = 60.0):
+    ends = time.monotonic() + patience
+    while not (found := condition()):
+        assert time.monotonic() < ends, "it did not come"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture
+def keeper(vault):
+    """A keeper whose worker finds no server at the address that was joined."""
+    certificate = _certificate(vault.path.parent)
+    node.join(vault, Server("127.0.0.1:9", certificate, "00" * 32))
+    process = subprocess.Popen(
+        [sys.executable, "-c", KEEPER, str(vault.path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    yield process, vault.path
+    process.kill()
+    process.wait()
+    until(lambda: not workers(vault.path))
+
+
+def _certificate(folder: Path) -> str:
+    from idiolect.server.deploy import keys_init
+
+    keys_init(folder / "server", ["localhost"], 9)
+    return (folder / "server" / "ca.crt").read_text()
+
+
+def test_a_killed_worker_is_started_again(keeper):
+    process, path = keeper
+    (first,) = until(lambda: workers(path))
+    os.kill(first, signal.SIGKILL)
+    assert "ended with -9; it starts again" in process.stdout.readline()
+    (second,) = until(lambda: workers(path))
+    assert second != first
+
+
+def test_a_worker_does_not_outlive_its_keeper(keeper):
+    process, path = keeper
+    until(lambda: workers(path))
+    process.kill()
+    until(lambda: not workers(path))
+
+
+def test_the_keeper_ends_its_worker_when_told(keeper):
+    process, path = keeper
+    until(lambda: workers(path))
+    process.terminate()
+    assert process.wait(30) == 0
+    assert not workers(path)
+
+
+def test_the_key_is_on_no_command_line_and_in_no_environment(vault):
+    certificate = _certificate(vault.path.parent)
+    node.join(vault, Server("127.0.0.1:9", certificate, "00" * 32))
+    worker = node._start(vault.path, Passphrase("correct horse battery"))
+    try:
+        place = Path(f"/proc/{worker.pid}")
+        assert b"horse" not in (place / "cmdline").read_bytes()
+        assert b"horse" not in (place / "environ").read_bytes()
+        assert worker.wait(60) == 1  # it is not this vault's
+    finally:
+        worker.kill()

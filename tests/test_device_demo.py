@@ -1,0 +1,157 @@
+"""Real processes: a server and devices over TLS, from keys to a personal model."""
+
+import json
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from fleet import Fleet  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    """A server and two devices that are up."""
+    with Fleet(tmp_path_factory.mktemp("fleet"), 2) as made:
+        made.open(update="clear", votes="clear", metrics="clear")
+        yield made
+    assert made.alive("") == []
+
+
+SHORT = ("adapt.rounds=1", "personalise.epochs=1", "evaluate.generate=false")
+
+
+def ended(run: subprocess.Popen) -> tuple[int, str]:
+    said, _ = run.communicate(timeout=300)
+    return run.returncode, said
+
+
+def test_a_run_on_devices_over_tls(fleet):
+    code, said = ended(fleet.run(*SHORT, "run-name=one"))
+    assert code == 0, said
+    assert "c-bpo" in said
+    for number in range(2):
+        status = json.loads(fleet.command(f"device{number}", "status", "--json"))
+        (adapter,) = status["adapters"]
+        assert adapter["method"] == "c-bpo" and adapter["origin"]
+    folder = fleet.folder / "server" / "runs" / "one"
+    written = b"".join(p.read_bytes() for p in folder.rglob("*") if p.is_file())
+    log = (fleet.folder / "server" / "server" / "server.log").read_bytes()
+    text = json.loads((fleet.folder / "device0.jsonl").read_text().splitlines()[0])
+    for place in (written, log):
+        assert text["target"].encode() not in place
+
+
+def test_a_failed_run_has_a_true_exit_code(fleet):
+    fleet.command("device0", "pause")
+    try:
+        code, said = ended(fleet.run(*SHORT, "run-name=two", "quorum=1.0"))
+    finally:
+        fleet.command("device0", "resume")
+    assert code == 1
+    assert "the owner has paused this device" in said
+
+
+def test_a_killed_device_comes_back_and_the_run_completes(fleet):
+    run = fleet.run(*SHORT, "run-name=three", "quorum=1.0")
+    metrics = fleet.folder / "server" / "runs" / "three" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and '"adapt"' in metrics.read_text())
+    assert fleet.kill("idiolect.client.node", "device0") == 1
+    code, said = ended(run)
+    assert code == 0, said
+
+
+def test_a_devices_credentials_start_no_run(fleet):
+    """Neither through the entrance nor with its key at the control interface."""
+    trust = ssl.create_default_context(
+        cafile=str(fleet.folder / "server" / "server" / "ca.crt")
+    )
+    for path in ("start-run", "list-runs", "register-node", "unregister-node"):
+        url = f"https://localhost:{fleet.port}/v1/control/{path}"
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(url, b"x"), context=trust)
+        assert caught.value.code == 404
+    home = fleet.folder / "device0" / "flower"
+    home.mkdir(exist_ok=True)
+    (home / "config.toml").write_text(
+        f'[superlink.e]\naddress = "localhost:{fleet.port}"\nroot-certificates = '
+        f'"{fleet.folder / "server" / "server" / "ca.crt"}"\n'
+    )
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "flwr"),
+            *("run", str(ROOT / "simulations/lamp"), "e"),
+        ],
+        env={**fleet.environment("device0"), "FLWR_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "404" in done.stdout + done.stderr
+
+
+def test_the_superlink_itself_is_out_of_reach(fleet):
+    """It listens on this machine's own address alone."""
+    serving = json.loads(
+        (fleet.folder / "server" / "server" / "serving.json").read_text()
+    )
+    own = _address()
+    if own == "127.0.0.1":
+        pytest.skip("this machine has no other address")
+    with pytest.raises(OSError):
+        socket.create_connection((own, serving["port"]), timeout=2)
+
+
+def _address() -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return "127.0.0.1"
+        return probe.getsockname()[0]
+
+
+def test_a_device_that_nobody_registered_is_not_let_in(fleet):
+    place = fleet.folder / "stranger"
+    place.mkdir()
+    (place / "passphrase").write_text("passphrase\n")
+    invitation = str(fleet.folder / "server" / "server" / "invitation.json")
+    fleet.command("stranger", "vault", "init")
+    fleet.command("stranger", "node", "join", invitation)
+    fleet.start("stranger", "node", "run")
+    log = fleet.folder / "stranger.log"
+    # It is told so, and tries again later: the operator may still register it.
+    wait_for(lambda: log.read_text().count("it starts again") > 1)
+    assert "is ready" not in log.read_text()
+    fleet.processes["stranger"].terminate()
+    assert fleet.processes["stranger"].wait(30) == 0
+
+
+def test_a_revoked_device_is_not_let_in_again(fleet):
+    nodes = json.loads(fleet.command("server", "nodes", "list", "--json"))
+    online = [node["node-id"] for node in nodes if node["status"] == "online"]
+    assert len(online) == 2
+    fleet.command("server", "nodes", "revoke", online[0])
+    nodes = json.loads(fleet.command("server", "nodes", "list", "--json"))
+    assert online[0] not in [
+        node["node-id"] for node in nodes if node["status"] == "online"
+    ]
+
+
+def wait_for(condition, patience: float = 120.0) -> None:
+    ends = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < ends, "it did not come"
+        time.sleep(0.1)

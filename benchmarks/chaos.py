@@ -1,0 +1,222 @@
+"""Kill -9 every kind of process in every phase of a run on devices; write what was lost.
+
+    python benchmarks/chaos.py [--findings docs/reliability]
+
+One server and two devices on this machine (`fleet.py`). Each trial starts a private run,
+kills its victim a moment after a phase began, and repeats ``run -c resume=NAME`` where the
+run failed, as an operator or a supervisor would. Then it looks at everything that must not
+be lost. Trials that are done are kept in a file; the same command does what is missing.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fleet import Fleet
+
+from idiolect.client import consent, owner, state
+from idiolect.client.device import VaultShelf
+from idiolect.client.history import entries
+from idiolect.client.vault import Passphrase, Vault
+
+DEVICES = 2
+# Victim -> (words of its command line, whose it is).
+VICTIMS = {
+    "device": ("idiolect.client.node", "device0"),
+    "ServerApp": ("flwr-serverapp", "server"),
+    "SuperLink": ("flower-superlink", "server"),
+    "SuperExec": ("flower-superexec", "server"),
+    "entrance": ("idiolect.server.front", "server"),
+}
+PHASES = ("adapt", "pool", "personalise", "evaluate")
+DELAYS = (0.3, 2.0)  # seconds after the phase began, in turn
+METHODS = ("base", "shared", "c-bpo")
+SETTINGS = (
+    *("adapt.rounds=2", "personalise.epochs=1", "evaluate.generate=false"),
+    *("privacy.mode=central", "privacy.metrics=noisy", "privacy.noise=0.5"),
+    *("privacy.epsilon=10000", "privacy.delta=0.001", "quorum=1.0", "deadline=240"),
+)
+RESUMES = 5
+
+
+HEAD = """# Reliability
+
+Written by `python benchmarks/chaos.py --findings docs/reliability`: `kill -9` of one
+process at a time, during private runs on {devices} devices over TLS, all on one machine.
+
+**{kills} kills; {kept} runs completed with nothing lost.** An unbroken run took {usual:.0f} s
+(median of {count}, {low:.0f} to {high:.0f}).
+
+*Resumed* counts how often `idiolect-server run … -c resume=NAME` had to be given; 0: the
+run completed by itself. *Time lost* is against the unbroken median; up to a minute of it is
+Flower taking a vanished device for present. *Lost* looks at: every record of both vaults
+opens, the histories are those from before, each device has exactly one new adapter, every
+release that a device took part in stands in the ledger, every method was measured.
+
+| killed | during | after s | completed | resumed | time lost, s | lost |
+|---|---|---|---|---|---|---|"""
+
+
+def trial(fleet: Fleet, name: str, victim: str, phase: str, delay: float) -> dict:
+    """One run with one kill (none, if `victim` is empty)."""
+    before = [holdings(fleet, number) for number in range(DEVICES)]
+    began = time.monotonic()
+    run = fleet.run(*SETTINGS, f"run-name={name}")
+    killed = 0
+    if victim:
+        wait_for_phase(fleet, name, phase)
+        time.sleep(delay)
+        killed = fleet.kill(*VICTIMS[victim])
+    said, _ = run.communicate()
+    resumes = 0
+    while run.returncode and resumes < RESUMES:
+        resumes += 1
+        time.sleep(5)
+        wait_until_served(fleet)
+        run = fleet.run(*SETTINGS, f"resume={name}")
+        said, _ = run.communicate()
+    seconds = time.monotonic() - began
+    fleet.wait_for_devices()
+    return {
+        "victim": victim,
+        "phase": phase,
+        "delay": delay,
+        "killed": killed,
+        "completed": run.returncode == 0,
+        "resumes": resumes,
+        "seconds": seconds,
+        "lost": losses(fleet, name, before) if run.returncode == 0 else [said[-500:]],
+    }
+
+
+def wait_for_phase(fleet: Fleet, name: str, phase: str) -> None:
+    """Wait until a run says that a phase began."""
+    metrics = fleet.folder / "server" / "runs" / name / "metrics.jsonl"
+    while not (metrics.exists() and f'"phase": "{phase}"' in metrics.read_text()):
+        time.sleep(0.05)
+
+
+def wait_until_served(fleet: Fleet) -> None:
+    """Wait until the server answers the operator again."""
+    for _ in range(60):
+        try:
+            fleet.command("server", "nodes", "list")
+            return
+        except RuntimeError:
+            time.sleep(1)
+
+
+def vault_of(fleet: Fleet, number: int) -> Vault:
+    """Open a device's vault, as its owner would, beside the running node."""
+    path = fleet.folder / f"device{number}" / "device" / "vault.db"
+    return Vault.open(path, Passphrase(f"passphrase {number}"))
+
+
+def holdings(fleet: Fleet, number: int) -> dict[str, Any]:
+    """What a device holds: its history, and how many adapters."""
+    with vault_of(fleet, number) as vault:
+        vault.check()
+        return {
+            "history": [entry.id for entry in entries(vault)],
+            "adapters": len(owner.versions(vault)),
+        }
+
+
+def losses(fleet: Fleet, name: str, before: list[dict[str, Any]]) -> list[str]:
+    """Everything that is not as it must be after a run that was resumed or not."""
+    lost: list[str] = []
+    folder = fleet.folder / "server" / "runs" / name
+    ledger = json.loads((folder / "ledger.json").read_text())
+    spent = json.dumps(ledger)
+    results = json.loads((folder / "results.json").read_text())
+    if set(results["methods"]) != set(METHODS):
+        lost.append(f"methods measured: {', '.join(results['methods'])}")
+    for number in range(DEVICES):
+        try:
+            now = holdings(fleet, number)
+        except Exception as error:  # damage is what is looked for
+            lost.append(f"vault of device {number}: {error}")
+            continue
+        if now["history"] != before[number]["history"]:
+            lost.append(f"history of device {number}")
+        if now["adapters"] != before[number]["adapters"] + 1:
+            more = now["adapters"] - before[number]["adapters"]
+            lost.append(f"device {number} has {more} new adapters")
+        with vault_of(fleet, number) as vault:
+            shelf = VaultShelf(vault, name)
+            users = {
+                one.name.split("/")[-1].removesuffix(".json")
+                for one in vault.records("run")
+                if one.name.startswith(f"{name}/devices/")
+            }
+            for user in users:
+                for stage, took in state.agreed(shelf, user).took.items():
+                    for release in took:
+                        if json.dumps(release) not in spent:
+                            lost.append(f"{stage} {release} is not in the ledger")
+            if not any(one.run == name for one in consent.sent(vault)):
+                lost.append(f"device {number} notes nothing sent")
+    return lost
+
+
+def summary(done: list[dict]) -> str:
+    """The page."""
+    unbroken = [one["seconds"] for one in done if not one["victim"]]
+    usual = statistics.median(unbroken)
+    trials = [one for one in done if one["victim"]]
+    kept = sum(one["completed"] and not one["lost"] for one in trials)
+    lines = [
+        HEAD.format(
+            devices=DEVICES,
+            kills=len(trials),
+            kept=kept,
+            usual=usual,
+            count=len(unbroken),
+            low=min(unbroken),
+            high=max(unbroken),
+        )
+    ]
+    for one in trials:
+        lines.append(
+            f"| {one['victim']} | {one['phase']} | {one['delay']:g} | "
+            f"{'yes' if one['completed'] else 'NO'} | {one['resumes']} | "
+            f"{one['seconds'] - usual:+.0f} | {'; '.join(one['lost']) or 'nothing'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run what is missing, and write the page if asked to."""
+    parser = argparse.ArgumentParser(description="Kill every process in every phase.")
+    parser.add_argument("--findings", type=Path, help="write FINDINGS.json and .md")
+    options = parser.parse_args()
+    file = options.findings.with_suffix(".json") if options.findings else None
+    done = json.loads(file.read_text()) if file and file.exists() else []
+    known = {(one["victim"], one["phase"], one["name"]) for one in done}
+    wanted = [("", "", 0.0, f"unbroken-{k}") for k in range(3)] + [
+        (victim, phase, delay, f"{victim}-{phase}-{k}".lower())
+        for k, delay in enumerate(DELAYS)
+        for phase in PHASES
+        for victim in VICTIMS
+    ]
+    missing = [one for one in wanted if (one[0], one[1], one[3]) not in known]
+    with tempfile.TemporaryDirectory() as place, Fleet(Path(place), DEVICES) as fleet:
+        fleet.open(update="clear", votes="clear", metrics="clear")
+        for victim, phase, delay, name in missing:
+            one = trial(fleet, name, victim, phase, delay) | {"name": name}
+            print(json.dumps(one), flush=True)
+            done.append(one)
+            if file:
+                file.write_text(json.dumps(done, indent=1) + "\n")
+    if options.findings:
+        options.findings.with_suffix(".md").write_text(summary(done))
+    return 0 if all(one["completed"] and not one["lost"] for one in done) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

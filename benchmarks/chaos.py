@@ -49,8 +49,8 @@ HEAD = """# Reliability
 Written by `python benchmarks/chaos.py --findings docs/reliability`: `kill -9` of one
 process at a time, during private runs on {devices} devices over TLS, all on one machine.
 
-**{kills} kills; {kept} runs completed with nothing lost.** An unbroken run took {usual:.0f} s
-(median of {count}, {low:.0f} to {high:.0f}).
+**{kills} kills; {kept} runs completed with nothing lost.** An unbroken run took
+{usual:.0f} s (median of {count}, {low:.0f} to {high:.0f}).
 
 *Resumed* counts how often `idiolect-server run … -c resume=NAME` had to be given; 0: the
 run completed by itself. *Time lost* is against the unbroken median; up to a minute of it is

@@ -176,9 +176,9 @@ def _start(vault: Path, key: Key) -> "subprocess.Popen[bytes]":
         if isinstance(key, Passphrase)
         else {"secret": key.secret.hex()}
     )
-    assert worker.stdin is not None
-    worker.stdin.write(json.dumps(secret).encode() + b"\n")
-    worker.stdin.flush()  # and it stays open: its end tells the worker that we are gone
+    if worker.stdin:
+        worker.stdin.write(json.dumps(secret).encode() + b"\n")
+        worker.stdin.flush()  # and it stays open: its end tells the worker that we are gone
     return worker
 
 

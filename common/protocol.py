@@ -44,8 +44,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 Message = TypeVar("Message", bound="Step")
 
 
+def printable(text: str) -> str:
+    """A sender's sentence without what a terminal or a log would obey, and not too long."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:500])
+
+
 class ProtocolError(IdiolectError):
     """A message that is not what it should be. One sentence says what is wrong."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))  # it may quote the sender
 
 
 @dataclass(frozen=True)
@@ -440,8 +448,10 @@ def unpack(
     values: dict[str, Any] = {}
     names = [entry.name for entry in fields(cls) if entry.type != Rows]
     if set(body) != set(names):
-        odd = ", ".join(sorted(set(body) ^ set(names)))
-        raise ProtocolError(f"{cls.__name__}: the fields differ from ours in {odd}.")
+        odd = ", ".join(repr(name) for name in sorted(set(body) ^ set(names)))
+        raise ProtocolError(
+            f"{cls.__name__}: the fields differ from ours in {odd:.200}."
+        )
     hints = typing.get_type_hints(cls)
     try:
         for name in names:
@@ -453,6 +463,8 @@ def unpack(
     arrays = _arrays(record, group, wanted)
     if group:
         values[group] = arrays
+    if "errors" in values:
+        values["errors"] = {u: printable(text) for u, text in values["errors"].items()}
     return cls(**values)
 
 
@@ -476,7 +488,8 @@ def _body(record: RecordDict, cls: type[Step]) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ProtocolError(f"{cls.__name__}: the body is no JSON object.")
     if head["kind"] == Failure.__name__ and cls is not Failure:
-        raise IdiolectError(_typed(body.get("sentence"), str, "Failure.sentence"))
+        sentence = _typed(body.get("sentence"), str, "Failure.sentence")
+        raise IdiolectError(printable(sentence))
     if head["kind"] != cls.__name__:
         raise ProtocolError(f"expected a {cls.__name__}, got a {head['kind']!r:.80}.")
     return body

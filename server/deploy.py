@@ -112,9 +112,9 @@ def keys_init(folder: Path, names: Sequence[str], port: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     authority_key = ec.generate_private_key(ec.SECP384R1())
-    authority = _certificate("idiolect authority", authority_key, None, None, ())
+    authority = _certificate("idiolect authority", authority_key)
     key = ec.generate_private_key(ec.SECP384R1())
-    own = _certificate(names[0], key, authority, authority_key, names)
+    own = _certificate(names[0], key, (authority, authority_key), names)
     for name, certificate in (("ca.crt", authority), ("server.crt", own)):
         write_atomically(folder / name, certificate.public_bytes(Encoding.PEM))
     seed = read_or_make_key(folder / "signing.key")
@@ -141,9 +141,8 @@ def _write_private(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
 def _certificate(
     subject: str,
     key: ec.EllipticCurvePrivateKey,
-    issuer: x509.Certificate | None,
-    issuer_key: ec.EllipticCurvePrivateKey | None,
-    names: Sequence[str],
+    issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None,
+    names: Sequence[str] = (),
 ) -> x509.Certificate:
     """Sign a certificate: an authority's own where there is no issuer."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject[:64])])
@@ -152,7 +151,7 @@ def _certificate(
     builder = (
         x509.CertificateBuilder()
         .subject_name(name)
-        .issuer_name(issuer.subject if issuer else name)
+        .issuer_name(issuer[0].subject if issuer else name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
@@ -176,7 +175,6 @@ def _certificate(
         )
         builder = builder.add_extension(usage, critical=True)
     else:
-        assert issuer_key is not None
         # The SuperLink is reached on this machine, whatever the devices call it.
         alternatives = [_general_name(one) for one in dict.fromkeys((*names, *LOCAL))]
         builder = (
@@ -188,12 +186,12 @@ def _certificate(
             )
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(
-                    issuer_key.public_key()
+                    issuer[1].public_key()
                 ),
                 critical=False,
             )
         )
-    return builder.sign(issuer_key or key, hashes.SHA384())
+    return builder.sign(issuer[1] if issuer else key, hashes.SHA384())
 
 
 LOCAL = ("localhost", "127.0.0.1")

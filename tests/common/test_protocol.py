@@ -236,7 +236,7 @@ def test_a_field_of_the_wrong_type_is_named(field, value, sentence):
 
 
 def test_unknown_and_missing_fields_are_named():
-    with pytest.raises(ProtocolError, match="differ from ours in surplus"):
+    with pytest.raises(ProtocolError, match="differ from ours in 'surplus'"):
         read(with_body(surplus=1))
     record = pack(adapt_reply())
     head = dict(record.config_records["message"])

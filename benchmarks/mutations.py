@@ -6,7 +6,7 @@
 Each mutation is a mistake that somebody could make: it changes one place of a copy of
 the code, and the one test named beside it must then fail. The checkout itself is never
 changed. A mutation that no test notices, or that cannot be applied, ends the command
-with exit code 1. Takes about six minutes of one core.
+with exit code 1. Takes about fifteen minutes of one core.
 """
 
 import argparse
@@ -709,6 +709,141 @@ MUTATIONS = (
         "return all(True for",
         "test_text_that_was_not_scrubbed_is_not_handed_out",
         "tests/server/test_privacy.py",
+    ),
+    # --- devices ---------------------------------------------------------------------
+    Mutation(
+        "An outflow that the owner wants noisy leaves without noise",
+        "client/consent.py",
+        'if given == "no" or (given == "noisy" and not noisy):',
+        'if given == "no":',
+        "test_without_the_owners_consent_nothing_of_the_kind_leaves",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "Metrics in clear count as noisy where the adapter's are",
+        "client/consent.py",
+        'noisy = noisy and config.privacy.metrics == "noisy"',
+        "pass",
+        "test_metrics_are_noisy_only_where_they_are_said_to_be",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "A device answers while its owner has paused it",
+        "client/device.py",
+        "if consent.paused(self._vault):",
+        "if False:",
+        "test_a_device_says_why_it_does_not_take_part",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "A device carries out a task for somebody else",
+        "client/device.py",
+        "if task.users not in ((), (self.user,)):",
+        "if False:",
+        "test_a_task_for_somebody_else_is_refused",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "A device trains for a round that is over",
+        "client/device.py",
+        "if number < seen:",
+        "if False:",
+        "test_a_round_that_is_over_is_refused",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "A device takes part in a run that its server did not sign",
+        "client/device.py",
+        "server.signing_key != task.key",
+        "False",
+        "test_a_run_signed_by_another_than_the_joined_server_is_refused",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "A device uses paths that the server names",
+        "client/device.py",
+        '"backbone": chosen["backbone"],',
+        "",
+        "test_a_run_on_devices_leaves_each_an_adapter_of_its_own",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "A device tells alpha and its training log",
+        "client/tasks.py",
+        "return node.simulated and not _noisy(node.config)",
+        "return not _noisy(node.config)",
+        "test_a_run_on_devices_leaves_each_an_adapter_of_its_own",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "A device quotes an error that nobody foresaw",
+        "client/tasks.py",
+        """return f"{type(error).__name__}: the device's own log says more.\"""",
+        'return f"{type(error).__name__}: {error}"',
+        "test_an_error_that_could_quote_the_text_is_not_told",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "What a run trained is adopted twice",
+        "client/owner.py",
+        "if version.origin == origin:",
+        "if False:",
+        "test_a_killed_run_goes_on_with_the_devices_it_had",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "Forgetting leaves what a run trained",
+        "client/owner.py",
+        "if source.startswith(RUN):  # what a run trained, until it has ended",
+        "if False:",
+        "test_forgetting_reaches_what_a_run_trained",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "A record can be moved to the place of another",
+        "client/vault.py",
+        "return json.dumps([SCHEMA, kind, key.hex(), place.hex(), chunk, chunks]).encode()",
+        'return b""',
+        "test_damage_is_named_and_never_read_as_data",
+    ),
+    Mutation(
+        "One device answers for another",
+        "server/hello.py",
+        "if reply.users != (name,):",
+        "if False:",
+        "test_a_device_cannot_answer_for_another",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "A run takes in more devices than it was calibrated for",
+        "server/hello.py",
+        "if name not in devices and len(devices) >= run.config.users:",
+        "if False:",
+        "test_a_run_has_as_many_devices_as_it_was_calibrated_for",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "The server tells devices its paths",
+        "server/exchange.py",
+        "if self.config.on_devices:  # paths of this machine are nobody else's business",
+        "if False:",
+        "test_paths_of_the_server_stay_there",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "The entrance lets everything through",
+        "server/front.py",
+        'Route(path, forward, methods=["POST"]) for path in PATHS',
+        'Route(path, forward, methods=["POST"]) for path in ["/{path:path}"]',
+        "test_nothing_else_reaches_the_superlink",
+    ),
+    Mutation(
+        "A sender's words reach the operator's terminal as they are",
+        "common/protocol.py",
+        'return "".join(c if c.isprintable() else "\\ufffd" for c in text[:500])',
+        "return text",
+        "test_a_server_refuses_or_reads_whatever_comes",
+        "tests/test_fuzz.py",
     ),
 )
 

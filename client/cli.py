@@ -206,27 +206,23 @@ def _say(options: argparse.Namespace, found: Any, text: str) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from .consent import choose
-    from .owner import configured, reference
-    from .unlock import forget_keyring_entry, new_keyring_entry, new_passphrase
+    from .consent import SETTINGS, choose
+    from .owner import config_of, reference
+    from .unlock import new_keyring_entry, new_passphrase
     from .vault import Vault
 
     if options.vault.exists():
         raise IdiolectError(
             f"there is a vault at {options.vault} already: it is left as it is."
         )
+    chosen = {"backbone": options.backbone, "max-length": str(options.max_length)}
+    reference(config_of(SETTINGS | chosen))  # before there is a vault that needs it
     if options.keyring:
         key = new_keyring_entry(options.vault)
     else:
         key = new_passphrase(options.passphrase_file)
-    try:
-        with Vault.create(options.vault, key) as vault:
-            choose(vault, backbone=options.backbone, max_length=str(options.max_length))
-            reference(configured(vault))
-    except IdiolectError:  # a backbone that cannot be loaded: no vault that needs it
-        options.vault.unlink(missing_ok=True)
-        forget_keyring_entry(options.vault)
-        raise
+    with Vault.create(options.vault, key) as vault:
+        choose(vault, **chosen)
     return _say(
         options,
         {"vault": str(options.vault)},

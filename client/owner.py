@@ -9,7 +9,7 @@ nobody else's text is needed. What was turned down are known negatives.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,13 @@ class Version:
 
 def configured(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Config:
     """The configuration of this device, as training takes it."""
-    chosen = settings(vault)
+    return config_of(settings(vault), method, rate)
+
+
+def config_of(
+    chosen: Mapping[str, str], method: str = "c-bpo", rate: float = 3e-3
+) -> Config:
+    """The configuration that settings amount to."""
     return parse(
         {
             "task": "text",

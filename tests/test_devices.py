@@ -155,6 +155,10 @@ def test_a_run_on_devices_leaves_each_an_adapter_of_its_own(vaults, settings):
         assert owner.active(vault) == (1 if version.accepted else 0)
         numbers.append(version.nll)
     assert len(set(numbers)) == 3
+    # How training went stays on the device, whatever its owner consents to.
+    for reply in grid.bodies("PersonaliseReply"):
+        assert list(reply["outcomes"].values()) == [[None, False, {}]]
+        assert (reply["seconds"], reply["process"], reply["peak_rss_mb"]) == (0, "", 0)
 
 
 def test_what_a_run_trained_is_used_afterwards(vaults, settings):
@@ -195,6 +199,11 @@ def test_each_outflow_has_its_own_consent(vaults, settings, answers, sentence):
         run(settings, DeviceGrid(vaults))
 
 
+def test_metrics_are_noisy_only_where_they_are_said_to_be(vaults, settings):
+    with pytest.raises(IdiolectError, match="consent to metrics, only with noise"):
+        run(settings | PRIVATE | {"privacy.metrics": "clear"}, DeviceGrid(vaults))
+
+
 def test_a_private_run_needs_no_more_than_the_usual_consent(vaults, settings):
     grid = DeviceGrid(vaults)
     folder = run(settings | PRIVATE, grid)
@@ -204,11 +213,6 @@ def test_a_private_run_needs_no_more_than_the_usual_consent(vaults, settings):
     assert found["privacy"]["mode"] == "central"
     assert {one.epsilon for one in consent.sent(vaults[0])} == {8.0}
     assert all(owner.versions(vault) for vault in vaults)
-    # How training went stays here: alpha, logs, clocks, names of machines.
-    for reply in grid.bodies("PersonaliseReply"):
-        (outcome,) = reply["outcomes"].values()
-        assert outcome == [None, False, {}]
-        assert (reply["seconds"], reply["process"]) == (0.0, "")
 
 
 @pytest.mark.parametrize("kind", ["votes", "public", "self", "anonymised"])

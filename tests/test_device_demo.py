@@ -102,6 +102,70 @@ def test_a_devices_credentials_start_no_run(fleet):
     assert "404" in done.stdout + done.stderr
 
 
+EVIL = """
+from pathlib import Path
+
+Path({place!r}, "ran-" + {side!r}).touch()  # as soon as it is imported
+"""
+EVIL_CLIENT = """
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.train()
+def train(message, context):
+    raise RuntimeError("it runs")
+"""
+EVIL_SERVER = """
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    content = RecordDict({{"order": ConfigRecord({{"send": "everything"}})}})
+    tasks = [Message(content, node, kind) for node in grid.get_node_ids()
+             for kind in ("train", "query.share")]
+    replies = grid.send_and_receive(tasks, timeout=60)
+    said = [str(reply.content) for reply in replies]
+    Path({place!r}, "said").write_text("\\n".join(said))
+"""
+
+
+def test_an_app_that_someone_else_submits_runs_on_no_device(fleet, tmp_path):
+    """Whoever reached the control interface could submit this; devices carry out data."""
+    app = tmp_path / "evil"
+    (app / "evil").mkdir(parents=True)
+    settings = (ROOT / "simulations/lamp/pyproject.toml").read_text()
+    settings = settings.replace("idiolect.server.app:app", "evil.server:app")
+    settings = settings.replace("idiolect.client.app:app", "evil.client:app")
+    (app / "pyproject.toml").write_text(settings)
+    (app / "LICENSE").write_text((ROOT / "LICENSE").read_text())
+    for side, body in (("client", EVIL_CLIENT), ("server", EVIL_SERVER)):
+        text = EVIL.format(place=str(tmp_path), side=side) + body.format(
+            place=str(tmp_path)
+        )
+        (app / "evil" / f"{side}.py").write_text(text)
+    flower = fleet.folder / "server" / "server" / "flower"
+    subprocess.run(
+        [str(Path(sys.executable).parent / "flwr"), "run", str(app), "private"],
+        env={**fleet.environment("server"), "FLWR_HOME": str(flower)},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    wait_for(lambda: (tmp_path / "said").exists())
+    said = (tmp_path / "said").read_text()
+    assert said.count("Failure") == 4  # two devices, two tasks, and nothing else
+    assert (tmp_path / "ran-server").exists()
+    assert not (tmp_path / "ran-client").exists()
+    text = json.loads((fleet.folder / "device0.jsonl").read_text().splitlines()[0])
+    assert text["target"] not in said
+
+
 def test_the_superlink_itself_is_out_of_reach(fleet):
     """It listens on this machine's own address alone."""
     serving = json.loads(

@@ -280,6 +280,7 @@ def main() -> int:
     while not line.endswith(b"\n"):
         line += os.read(0, 1)
     given = json.loads(line)
+    LOG.propagate = False  # it has a handler of its own
     threading.Thread(target=_watch_keeper, daemon=True).start()
     key = (
         Passphrase(given["passphrase"])

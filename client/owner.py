@@ -9,6 +9,7 @@ nobody else's text is needed. What was turned down are known negatives.
 """
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,10 @@ class Version:
     trained, disliked, held_out
         Numbers of pairs.
     nll, nll_before
-        Per token on the held-out pairs, with it and without.
+        Per token on the held-out pairs, with it, and with the shared adapter alone.
+    nll_bare
+        The same with the bare backbone: a shared adapter can be worse than none, where
+        few users and much noise made it.
     shared
         Hash of the shared adapter below it; empty: none.
     origin
@@ -69,13 +73,14 @@ class Version:
     held_out: int
     nll: float
     nll_before: float
+    nll_bare: float = math.inf
     shared: str = ""
     origin: str = ""
 
     @property
     def accepted(self) -> bool:
-        """Whether it does not lose to the model without it."""
-        return self.nll <= self.nll_before
+        """Whether it loses neither to the shared adapter nor to the bare backbone."""
+        return self.nll <= min(self.nll_before, self.nll_bare)
 
 
 # --- settings --------------------------------------------------------------------------
@@ -151,7 +156,7 @@ def adopt(
             return version
     scores = [
         evaluate(backbone, shared, [own], [user], name, config, False)[0]["nll"]
-        for own, name in ((lora, method), (None, "shared"))
+        for own, name in ((lora, method), (None, "shared"), (None, "base"))
     ]
     version = Version(
         number=vault.count_up("adapters", DEVICE),
@@ -163,6 +168,7 @@ def adopt(
         held_out=len(user.held_out),
         nll=scores[0],
         nll_before=scores[1],
+        nll_bare=scores[2],
         shared=_keep_shared(vault, backbone, shared),
         origin=origin,
     )

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+import torch
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -159,6 +161,21 @@ def test_a_run_on_devices_leaves_each_an_adapter_of_its_own(vaults, settings):
     for reply in grid.bodies("PersonaliseReply"):
         assert list(reply["outcomes"].values()) == [[None, False, {}]]
         assert (reply["seconds"], reply["process"], reply["peak_rss_mb"]) == (0, "", 0)
+
+
+def test_an_adapter_on_a_shared_one_that_noise_has_ruined_is_not_used(vaults):
+    vault = vaults[0]
+    config = owner.configured(vault)
+    backbone, zero = owner.reference(config)
+    noise = {n: torch.full_like(b, 5.0) for n, b in zero.b.items()}
+    ruined = replace(zero, b=noise)
+    user, sources = owner.split(history.entries(vault))
+    version = owner.adopt(
+        vault, backbone, ruined, zero, user, sources, "oppu", config, "a run"
+    )
+    assert version.nll == pytest.approx(version.nll_before)
+    assert version.nll > version.nll_bare + 1
+    assert not version.accepted and owner.active(vault) == 0
 
 
 def test_what_a_run_trained_is_used_afterwards(vaults, settings):

@@ -234,15 +234,16 @@ def test_a_private_run_needs_no_more_than_the_usual_consent(vaults, settings):
 
 @pytest.mark.parametrize("kind", ["votes", "public", "self", "anonymised"])
 def test_no_canary_is_in_the_traffic_or_in_a_file_of_the_server(
-    kind, vaults, settings, tmp_path, people
+    kind, vaults, settings, capfd
 ):
-    """What is in clear at the server's handlers, and all it writes."""
+    """What is in clear at the server's handlers, and all it writes and prints."""
     agree(vaults, **CLEAR, items="clear")
     more = {"unlabeled.support": 1, "unlabeled.buckets": 2, "unlabeled.offered": 20}
     grid = DeviceGrid(vaults)
     folder = run(settings | more | {"unlabeled.kind": kind}, grid)
     said = "\n".join(body for _, body in grid.traffic)
     written = b"".join(p.read_bytes() for p in folder.rglob("*") if p.is_file())
+    written += "".join(capfd.readouterr()).encode()  # the log of both sides
     for number, vault in enumerate(vaults):
         texts = [CANARY.format(number), f"canary.{number}@private-example", "4111 1111"]
         if kind != "anonymised":  # whose very point is to hand over scrubbed text

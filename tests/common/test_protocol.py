@@ -235,6 +235,19 @@ def test_a_field_of_the_wrong_type_is_named(field, value, sentence):
         read(with_body(**{field: value}))
 
 
+def test_a_senders_words_reach_no_terminals_controls():
+    hostile = "\x1b]0;owned\x07" + "x" * 1000
+    reply = dataclasses.replace(adapt_reply(), errors={"u0": hostile})
+    told = read(pack(reply)).errors["u0"]
+    assert told.isprintable() and len(told) == 500
+    with pytest.raises(IdiolectError) as caught:
+        unpack(AdaptReply, pack(Failure("r", "s", hostile)))
+    assert str(caught.value).isprintable()
+    with pytest.raises(ProtocolError) as refused:
+        check_step(dataclasses.replace(adapt_reply(), step=hostile), "r", "s")
+    assert str(refused.value).isprintable()
+
+
 def test_unknown_and_missing_fields_are_named():
     with pytest.raises(ProtocolError, match="differ from ours in 'surplus'"):
         read(with_body(surplus=1))

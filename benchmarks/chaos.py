@@ -199,10 +199,9 @@ def main() -> int:
     done = json.loads(file.read_text()) if file and file.exists() else []
     known = {(one["victim"], one["phase"], one["name"]) for one in done}
     wanted = [("", "", 0.0, f"unbroken-{k}") for k in range(3)] + [
-        (victim, phase, delay, f"{victim}-{phase}-{k}".lower())
-        for k, delay in enumerate(DELAYS)
-        for phase in PHASES
-        for victim in VICTIMS
+        (victim, phase, DELAYS[(i + k) % len(DELAYS)], f"{victim}-{phase}".lower())
+        for i, phase in enumerate(PHASES)
+        for k, victim in enumerate(VICTIMS)
     ]
     missing = [one for one in wanted if (one[0], one[1], one[3]) not in known]
     with tempfile.TemporaryDirectory() as place, Fleet(Path(place), DEVICES) as fleet:

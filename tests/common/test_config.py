@@ -150,10 +150,26 @@ def test_the_app_table_is_what_flower_hands_back() -> None:
 def test_markdown_says_what_is_allowed() -> None:
     text = config.markdown()
     assert "| `quorum` | `0.75` | 0 to 1 |" in text
-    assert "| `users` | `48` | at least 1 | evaluated users |" in text
+    assert "| `users` | `48` | at least 1 | evaluated users; with task=text" in text
     assert "| `skip-bad-users` | `false` | true or false |" in text
     assert "`votes`, `self`, `public`, `anonymised`, `others`" in text
     assert all(f"| `{name}` |" in text for name in config.FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("unlabeled.kind", "others"),
+        ("data", "/somewhere"),
+        ("adapt.users", "development"),
+        ("personalise.learning-rates", "1e-3,3e-3"),
+    ],
+)
+def test_what_has_no_meaning_on_devices_is_refused(key, value) -> None:
+    fine = {"task": "text", "personalise.learning-rates": "1e-3"}
+    assert parse(fine).on_devices
+    with pytest.raises(IdiolectError, match=f"'{key}' is set for a simulation"):
+        parse(fine | {key: value})
 
 
 def test_a_budget_may_be_infinite_and_nothing_else() -> None:

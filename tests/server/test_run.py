@@ -354,7 +354,7 @@ def test_raw_text_is_refused_outside_a_simulation(settings):
         return pack(dataclasses.replace(unpack(HelloReply, record), simulation=False))
 
     grid = FakeGrid(2, alter("query.hello", device))
-    with pytest.raises(IdiolectError, match="refused outside a simulation"):
+    with pytest.raises(IdiolectError, match="it is a device, and the run's task"):
         run({**settings, "unlabeled.kind": "others"}, grid)
     assert "query.share" not in grid.kinds
 

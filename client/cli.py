@@ -499,16 +499,13 @@ def _join(options: argparse.Namespace) -> int:
 
 
 def _node(options: argparse.Namespace) -> int:
-    from .node import keep_running, server_of
+    from .node import joined, keep_running
     from .unlock import unlock
     from .vault import Vault
 
     key = unlock(options.vault, options.passphrase_file)
     with Vault.open(options.vault, key) as vault:  # before anything is started
-        if server_of(vault) is None:
-            raise IdiolectError(
-                "this device has joined no server: `idiolect node join INVITATION`."
-            )
+        joined(vault)
     keep_running(options.vault, key, lambda line: print(line, flush=True))
     return 0
 

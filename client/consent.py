@@ -20,7 +20,6 @@ from .vault import Record, Vault
 
 # Outflow -> the answer of an owner who said nothing.
 DEFAULTS = {"update": "noisy", "votes": "noisy", "metrics": "noisy", "items": "no"}
-ANSWERS = ("no", "noisy", "clear")
 NAMES = {
     "update": "updates of the shared adapter",
     "votes": "votes on candidates",
@@ -116,10 +115,10 @@ def check_setting(name: str, value: str) -> None:
         fine, what = value in ("yes", "no"), "yes or no"
     elif name in ("max-load", "max-seconds"):
         fine, what = value.replace(".", "", 1).isdigit(), "a number; 0: no limit"
+    elif name == "max-length":
+        fine, what = value.isdigit() and int(value) >= 16, "a whole number from 16 on"
     else:
         fine, what = value.isdigit(), "a whole number; 0: no limit"
-    if name == "max-length":
-        fine, what = value.isdigit() and int(value) >= 16, "a whole number from 16 on"
     if not fine:
         raise IdiolectError(f"setting '{name}' is {value!r}: it takes {what}.")
 

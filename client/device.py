@@ -13,14 +13,13 @@ from typing import cast
 from flwr.app import Message, RecordDict
 
 from ..common.adapters import Lora
-from ..common.backbone import load_backbone
 from ..common.config import Config, parse
 from ..common.personal import CACHE
 from ..common.protocol import AdaptTask, HelloTask, Task, device_user, size
 from . import consent, history, limits, owner
 from .consent import Refusal
 from .node import server_of
-from .tasks import Node, answer
+from .tasks import Node, answer, backbone_of
 from .vault import Record, Vault
 
 
@@ -95,12 +94,9 @@ class Device:
         answers = consent.consents(self._vault)
 
         def keep(shared: Lora, lora: Lora, method: str, origin: str) -> None:
-            backbone = load_backbone(
-                config.backbone, config.dtype, config.device, config.max_length
-            )
             owner.adopt(
                 self._vault,
-                backbone,
+                backbone_of(config),
                 shared,
                 lora,
                 user,

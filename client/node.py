@@ -62,7 +62,7 @@ class Server:
 
 
 def read_invitation(file: Path) -> Server:
-    """Read what `idiolect-server invitation` wrote.
+    """Read what `idiolect-server keys init` wrote.
 
     Raises
     ------
@@ -89,6 +89,22 @@ def server_of(vault: Vault) -> Server | None:
     """Return the server that was joined, or None."""
     body = vault.get("state", "server")
     return Server(**json.loads(body)) if body else None
+
+
+def joined(vault: Vault) -> Server:
+    """Return the server that was joined.
+
+    Raises
+    ------
+    IdiolectError
+        None was.
+    """
+    server = server_of(vault)
+    if server is None:
+        raise IdiolectError(
+            "this device has joined no server: `idiolect node join INVITATION` first."
+        )
+    return server
 
 
 def join(vault: Vault, server: Server) -> None:
@@ -217,12 +233,7 @@ def serve(vault: Vault) -> None:
     from .device import Device
     from .limits import hold_process
 
-    server = server_of(vault)
-    if server is None:
-        raise IdiolectError(
-            "this device has joined no server: `idiolect node join INVITATION` first."
-        )
-    key = node_key(vault)
+    server, key = joined(vault), node_key(vault)
     with http_request_response(
         server.address,
         insecure=False,
@@ -278,7 +289,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     line = b""
     while not line.endswith(b"\n"):
-        line += os.read(0, 1)
+        if not (byte := os.read(0, 1)):
+            return 1  # the keeper was gone before it had given the key
+        line += byte
     given = json.loads(line)
     LOG.propagate = False  # it has a handler of its own
     threading.Thread(target=_watch_keeper, daemon=True).start()

@@ -159,7 +159,7 @@ class Home(Protocol):
 
 def _hello(task: HelloTask, node: Node) -> HelloReply:
     """Say who lives here, and what must agree with the server."""
-    backbone = _backbone(node.config)
+    backbone = backbone_of(node.config)
     shared = _zero_shared(backbone, node.config.shared_shape, node.config.seed)
     truncated, errors = each(node, node.residents, lambda u: _truncated(backbone, u))
     _, unwilling = each(node, node.residents, lambda u: _pin(task, node, u))
@@ -181,7 +181,7 @@ def _hello(task: HelloTask, node: Node) -> HelloReply:
 
 def _adapt(task: AdaptTask, node: Node) -> AdaptReply:
     """Train the shared adapter on each user's history; answer one row per user."""
-    backbone, config = _backbone(node.config), node.config
+    backbone, config = backbone_of(node.config), node.config
     shared = _shared(backbone, config, task.shared)
     content = _digest(task.round, task.clip, hash_lora(shared))
     willing, refused = _willing(task, node, "adapt", "update", content)
@@ -215,7 +215,7 @@ def _votes(task: VoteTask, node: Node) -> VoteReply:
     def choose(users: Sequence[User]) -> list[np.ndarray]:
         if config.unlabeled.kind == "anonymised":
             return [personal.offer_marks(task.bank, user, config) for user in users]
-        backbone = _backbone(config)
+        backbone = backbone_of(config)
         return [personal.user_vote(backbone, task.bank, u, config) for u in users]
 
     done, errors = each(node, willing, choose)
@@ -259,7 +259,7 @@ def _share(task: ShareTask, node: Node) -> ShareReply:
 
 def _personalise(task: PersonaliseTask, node: Node) -> PersonaliseReply:
     """Train each user's own adapter and keep it here."""
-    backbone, config = _backbone(node.config), node.config
+    backbone, config = backbone_of(node.config), node.config
     shared = _shared(backbone, config, task.shared)
     content = fingerprint(task.unlabeled)
     willing, refused = each(
@@ -338,7 +338,7 @@ def _handed_out(
 
 def _evaluate(task: EvaluateTask, node: Node) -> EvaluateReply:
     """Measure each user's held-out items; only numbers leave."""
-    backbone, config = _backbone(node.config), node.config
+    backbone, config = backbone_of(node.config), node.config
     shared = _shared(backbone, config, task.shared)
     origin = _origin(task, node, shared, task.unlabeled_hash)
     content = _digest(origin, task.generate)
@@ -593,7 +593,7 @@ def _shapes(fields: dict[str, Any], home: Home) -> Shapes:
     if "round" not in fields and "method" not in fields:
         return {}
     config = home.config(fields["config"])
-    zero = _zero_shared(_backbone(config), config.shared_shape, config.seed)
+    zero = _zero_shared(backbone_of(config), config.shared_shape, config.seed)
     return {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
 
 
@@ -609,7 +609,8 @@ def _zero_shared(backbone: Backbone, shape: LoraShape, seed: int) -> Lora:
     return zero_shared(backbone, shape, seed)
 
 
-def _backbone(config: Config) -> Backbone:
+def backbone_of(config: Config) -> Backbone:
+    """Return the resident backbone of a configuration."""
     return load_backbone(
         config.backbone, config.dtype, config.device, config.max_length
     )

@@ -55,10 +55,12 @@ from .progress import Display
 from .simulate import (
     BIN,
     CONNECTION,
-    ENVIRONMENT,
     Plan,
     check_backbone,
     configured,
+    connection,
+    finished,
+    flower_environment,
     flwr,
     follow,
     free_port,
@@ -224,14 +226,11 @@ class Serving:
     ----------
     mark
         In the environment of everything it started (see `processes`).
-    pid
-        Of `serve`.
     port
         Of the SuperLink, on this machine.
     """
 
     mark: str
-    pid: int
     port: int
 
 
@@ -264,9 +263,11 @@ def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> Non
             ) from None
         if (before := serving(folder)) is not None:  # killed: what it started may live
             processes.end(before.mark)
-        now = Serving(secrets.token_hex(16), os.getpid(), free_port())
+        now = Serving(secrets.token_hex(16), free_port())
         results.write_json(folder / "serving.json", vars(now))
-        _write_connection(folder, now)
+        trust = f'root-certificates = "{folder.absolute() / "ca.crt"}"'
+        text = connection(now.port, trust)
+        write_atomically(folder / "flower" / "config.toml", text.encode())
         commands = _commands(folder, host, port, now)
         try:
             _keep_up(commands, _environment(folder, now), folder, stopping, say)
@@ -286,24 +287,9 @@ def _check_keys(folder: Path) -> None:
 
 
 def _environment(folder: Path, now: Serving) -> dict[str, str]:
-    return {
-        **os.environ,
-        **ENVIRONMENT,
-        processes.VARIABLE: now.mark,
-        SIGNING_KEY: str(folder.absolute() / "signing.key"),
-        "FLWR_HOME": str(folder.absolute() / "flower"),
-        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
-
-
-def _write_connection(folder: Path, now: Serving) -> None:
-    """Tell Flower's own commands where the SuperLink is."""
-    text = (
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
-        f'address = "127.0.0.1:{now.port}"\n'
-        f'root-certificates = "{folder.absolute() / "ca.crt"}"\n'
-    )
-    write_atomically(folder / "flower" / "config.toml", text.encode())
+    place = folder.absolute()
+    key = {SIGNING_KEY: str(place / "signing.key")}
+    return flower_environment(place / "flower", now.mark) | key
 
 
 def _commands(folder: Path, host: str, port: int, now: Serving) -> dict[str, list[str]]:
@@ -448,9 +434,8 @@ def revoke_node(folder: Path, number: str) -> None:
 def _answer(
     command: Sequence[str], environment: Mapping[str, str], what: str
 ) -> dict[str, Any]:
-    answer, said = flwr(command, environment)
+    answer, reason = flwr(command, environment)
     if not answer.get("success"):
-        reason = " ".join(str(answer.get("error-message") or said).split())
         raise IdiolectError(f"Flower could not {what}: {reason}")
     return answer
 
@@ -494,9 +479,8 @@ def run(folder: Path, plan: Plan, console: Console) -> dict[str, Any]:
         The run failed; the sentence is the run's own where it gave one.
     """
     name, output = plan.folder.name, str(plan.folder.parent)
-    if plan.config.resume and results.state_of(plan.folder) == "finished":
-        console.print(f"run {name} has finished already", highlight=False)
-        return results.load(output, name)
+    if (done := finished(plan, console)) is not None:
+        return done
     environment = _running(folder)
     _, offset = results.read_events(plan.metrics)
     console.print(f"run {name} in {output}", highlight=False, soft_wrap=True)

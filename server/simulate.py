@@ -293,9 +293,8 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
         The run failed; the sentence is the run's own where it gave one.
     """
     name, output = plan.folder.name, str(plan.folder.parent)
-    if plan.config.resume and results.state_of(plan.folder) == "finished":
-        console.print(f"run {name} has finished already", highlight=False)
-        return results.load(output, name)
+    if (done := finished(plan, console)) is not None:
+        return done
     claim(plan, console)
     mark = secrets.token_hex(16)
     # Read before the start, so that events of an earlier life are not taken for ours.
@@ -325,6 +324,14 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
         if read_mark(plan) == mark:  # else a later `simulate` took over
             clear(plan)
     return results.load(output, name)
+
+
+def finished(plan: Plan, console: Console) -> dict[str, Any] | None:
+    """Return the results of a run that is to be resumed and has ended already."""
+    if not plan.config.resume or results.state_of(plan.folder) != "finished":
+        return None
+    console.print(f"run {plan.folder.name} has finished already", highlight=False)
+    return results.load(str(plan.folder.parent), plan.folder.name)
 
 
 def read_mark(plan: Plan) -> str:
@@ -381,17 +388,29 @@ def private_environment(plan: Plan, mark: str) -> dict[str, str]:
     record = {"mark": mark, "pid": os.getpid()}
     results.write_json(plan.scratch / "process.json", record)
     port = str(free_port())
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
-        f'address = "127.0.0.1:{port}"\ninsecure = true\n'
-    )
+    (home / "config.toml").write_text(connection(port, "insecure = true"))
     (home / "run.toml").write_text(configuration.to_toml(plan.config))
+    return {
+        **flower_environment(home, mark),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port,
+    }
+
+
+def connection(port: int | str, trust: str) -> str:
+    """Flower's own configuration: where the SuperLink is, and one line of whom to trust."""
+    return (
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+        f'address = "127.0.0.1:{port}"\n{trust}\n'
+    )
+
+
+def flower_environment(home: Path, mark: str) -> dict[str, str]:
+    """Environment of everything of Flower's that is started here, marked to be found."""
     return {
         **os.environ,
         **ENVIRONMENT,
         processes.VARIABLE: mark,
         "FLWR_HOME": str(home),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port,
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
     }
 
@@ -451,7 +470,7 @@ def keep_log(plan: Plan, identity: str, environment: Mapping[str, str]) -> None:
 def flwr(
     arguments: Sequence[str], environment: Mapping[str, str]
 ) -> tuple[dict[str, Any], str]:
-    """Run a `flwr` command that answers in JSON; return the answer and all it said."""
+    """Run a `flwr` command that answers in JSON; return the answer, or why it failed."""
     done = subprocess.run(
         [str(BIN / "flwr"), *arguments, "--format", "json"],
         env=dict(environment),
@@ -464,8 +483,10 @@ def flwr(
         answer = json.loads(done.stdout)
     except ValueError:
         answer = {}
-    said = " ".join((done.stdout + done.stderr).split())
-    return (answer if isinstance(answer, dict) else {}), said
+    if not isinstance(answer, dict):
+        answer = {}
+    said = answer.get("error-message") or done.stdout + done.stderr
+    return answer, " ".join(str(said).split())
 
 
 def submit(
@@ -473,9 +494,8 @@ def submit(
 ) -> str:
     """Hand the app to the SuperLink; return Flower's id of the run."""
     command = ["run", str(plan.app), CONNECTION, "--run-config", str(settings)]
-    answer, said = flwr([*command, *more], environment)
+    answer, reason = flwr([*command, *more], environment)
     if not answer.get("run-id"):
-        reason = " ".join(str(answer.get("error-message") or said).split())
         raise IdiolectError(f"Flower refused the app {plan.app}: {reason}")
     return str(answer["run-id"])
 

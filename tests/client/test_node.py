@@ -137,6 +137,15 @@ def test_a_killed_worker_is_started_again(keeper):
     assert second != first
 
 
+def test_a_worker_ends_whose_keeper_died_before_it_gave_the_key(vault):
+    done = subprocess.run(
+        [sys.executable, "-m", "idiolect.client.node", str(vault.path)],
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+    )
+    assert done.returncode == 1
+
+
 def test_a_worker_does_not_outlive_its_keeper(keeper):
     process, path = keeper
     until(lambda: workers(path))

@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 
 VARIABLE = "IDIOLECT_SIMULATION"
+# One look that finds nothing proves nothing: a process that is just being started shows
+# an empty environment for a moment (between the kernel's new memory map and its end).
+LOOKS = 3
 
 
 def is_marked(pid: int, mark: str) -> bool:
@@ -36,10 +39,13 @@ def end(mark: str, patience: float = 5.0) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + patience
         sent: set[int] = set()
-        while (pids := marked(mark)) and time.monotonic() < deadline:
-            for pid in set(pids) - sent:
+        unseen = 0
+        while unseen < LOOKS and time.monotonic() < deadline:
+            pids = set(marked(mark))
+            for pid in pids - sent:
                 _send(pid, mark, number)
-            sent.update(pids)
+            sent |= pids
+            unseen = 0 if pids else unseen + 1
             time.sleep(0.1)
 
 

@@ -463,7 +463,7 @@ def keep_log(plan: Plan, identity: str, environment: Mapping[str, str]) -> None:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            timeout=30,
+            timeout=60,
         )
 
 

@@ -93,23 +93,18 @@ def seeded(plan: simulate.Plan, seed: int) -> simulate.Plan:
     return simulate.Plan(plan.app, config, plan.folder, plan.nodes)
 
 
-def nothing_is_left(plan: simulate.Plan) -> bool:
-    """No process that belongs to the run is alive, and no scratch folder remains."""
+def left_of(plan: simulate.Plan) -> list[str]:
+    """What is left of a run: live processes and files."""
     place = str(plan.scratch).encode()
-    return not plan.scratch.exists() and not any(
-        place in environment for environment in _environments()
-    )
-
-
-def _environments() -> list[bytes]:
-    found: list[bytes] = []
+    left = [str(entry) for entry in plan.scratch.rglob("*")]
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                found.append((entry / "environ").read_bytes())
+                if place in (entry / "environ").read_bytes():
+                    left.append((entry / "cmdline").read_bytes().decode())
             except OSError:
                 continue
-    return found
+    return left + [str(plan.scratch)] * plan.scratch.exists()
 
 
 # --- real runs -------------------------------------------------------------------------
@@ -122,7 +117,7 @@ def test_a_run_that_succeeds(plan: simulate.Plan) -> None:
     assert found == json.loads(json.dumps(make()))
     assert "adapt · round 1/2 · 1/3 users" in text_of(screen)
     assert "a line of the app's own" in (plan.folder / "superlink.log").read_text()
-    assert nothing_is_left(plan)
+    assert left_of(plan) == []
 
 
 @pytest.mark.slow
@@ -130,7 +125,7 @@ def test_a_run_that_fails(plan: simulate.Plan) -> None:
     with pytest.raises(IdiolectError, match=r"^the sky fell: hold it up\.$"):
         simulate.simulate(seeded(plan, 1), console())
     assert results.state_of(plan.folder) == "failed"
-    assert nothing_is_left(plan)
+    assert left_of(plan) == []
 
 
 @pytest.mark.slow
@@ -159,7 +154,7 @@ def test_kill_9_and_resume(plan: simulate.Plan) -> None:
     simulate.simulate(plan, screen)
     assert "ending what is left of the last start of one" in text_of(screen)
     assert processes.marked(mark) == []
-    assert nothing_is_left(plan)
+    assert left_of(plan) == []
 
 
 def wait_for(condition: Any, seconds: float = 60.0) -> None:
@@ -400,6 +395,23 @@ def test_only_marked_processes_are_ended() -> None:
             process.kill()
             process.wait()
         stubborn.stdout.close()
+
+
+def test_one_look_that_finds_nothing_proves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process between its start and its environment escapes a look, not `end`."""
+    environment = {**os.environ, processes.VARIABLE: "m2"}
+    hidden = subprocess.Popen(["sleep", "60"], env=environment)
+    wait_for(lambda: processes.marked("m2"))
+    looks, really = iter(((), ())), processes.marked
+    monkeypatch.setattr(processes, "marked", lambda mark: next(looks, really(mark)))
+    try:
+        processes.end("m2")
+        assert hidden.poll() == -15
+    finally:
+        hidden.kill()
+        hidden.wait()
 
 
 def test_progress_in_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:

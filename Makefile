@@ -1,12 +1,13 @@
 # make lamp: install into .venv, then personalise 56 synthetic users and print a table.
 # make device-demo: a server and three devices on this machine, from keys to a model.
+# make bench: time this against its peers; half an hour of a quiet machine.
 # make test: install, check format, lint, types, and run the tests.
 PYTHON ?= python3
 BIN := .venv/bin
 # One test process more than cores, up to four: some tests wait for other processes.
 WORKERS := $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) + 1 )); echo $$(( n > 4 ? 4 : n )))
 
-.PHONY: lamp test device-demo format generated clean
+.PHONY: lamp test device-demo bench format generated clean
 
 lamp: .venv/.installed
 	$(BIN)/idiolect-server simulate simulations/lamp
@@ -20,6 +21,13 @@ test: .venv/.installed-dev
 
 device-demo: .venv/.installed
 	$(BIN)/python benchmarks/device_demo.py
+
+bench: .venv/.installed-bench
+	$(BIN)/python benchmarks/device_cost.py
+	$(BIN)/python benchmarks/one_user.py
+	$(BIN)/python benchmarks/many_users.py
+	$(BIN)/python benchmarks/simulation.py
+	$(BIN)/python benchmarks/performance.py
 
 format: .venv/.installed-dev
 	$(BIN)/ruff format .
@@ -42,6 +50,10 @@ clean:
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[server,simulation,dev]'
 	mkdir -p .venv/types/idiolect
 	cd .venv/types/idiolect && ln -sfn ../../../client ../../../common ../../../server .
+	touch $@ .venv/.installed
+
+.venv/.installed-bench: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[server,simulation,bench]'
 	touch $@ .venv/.installed
 
 .venv/bin/python:

@@ -1,0 +1,108 @@
+"""What one device pays: start-up, first step, memory and CPU for a history of 64 items.
+
+    python benchmarks/device_cost.py [--runs N]
+
+A new process does what a device does for one task of personalisation (built-in backbone,
+C-BPO, 64 history and 64 unlabeled items, 3 epochs) and reports when the first optimiser
+step was taken, counted from the start of the process. The kernel says what it used.
+Import times are those of a Python that imports one module, less those of one that imports
+none. Writes benchmarks/results/device_cost.json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+# What is asked for where no model is needed.
+LIGHT = ("idiolect.client.cli", "idiolect.server.cli")
+
+
+def device() -> None:
+    """Personalise one user in this process and print when the first step was taken."""
+    from one_user import METHOD, RATE, memory
+
+    from idiolect.common import personal, training
+    from idiolect.common.adapters import zero_shared
+    from idiolect.common.backbone import load_backbone
+    from idiolect.common.config import parse
+    from idiolect.common.tasks.load import load_dataset
+    from idiolect.common.tasks.types import Item
+    from idiolect.common.unlabeled import Unlabeled
+
+    keys: dict[str, Any] = {"users": 1, "development-users": 0, "history": 64}
+    keys |= {"unlabeled.kind": "public", "personalise.learning-rates": str(RATE)}
+    config = parse(keys)
+    dataset = load_dataset(config)
+    unlabeled = [Unlabeled(Item(i.id, i.prompt, i.target)) for i in dataset.public]
+    backbone = load_backbone("tiny", "float32", "cpu", config.max_length)
+    shared = zero_shared(backbone, config.shared_shape, config.seed)
+    step, first = training.adam_step, []
+
+    def noted(*arguments: Any) -> Any:
+        moved = step(*arguments)
+        first.append(time.time())
+        return moved
+
+    training.adam_step = noted
+    personal.personalise(
+        backbone, shared, dataset.users, unlabeled, METHOD, RATE, config
+    )
+    cpu = sum(os.times()[:2])
+    print(json.dumps({"first": first[0], "rss": memory("VmHWM"), "cpu": cpu}))
+
+
+def one_device() -> dict[str, float]:
+    """Start such a process and wait for it."""
+    command = [sys.executable, __file__, "--device"]
+    began = time.time()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    ended = time.time()
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {
+        "first_step": found["first"] - began,
+        "seconds": ended - began,
+        "cpu": found["cpu"],
+        "bytes": found["rss"],
+    }
+
+
+def seconds_of(code: str) -> float:
+    """How long a Python takes that runs this."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description="What one device pays.")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--device", action="store_true")
+    given = parser.parse_args()
+    if given.device:
+        device()
+        return
+    rows = [one_device() for _ in range(given.runs)]
+    found: dict[str, Any] = {
+        key: statistics.median(row[key] for row in rows) for key in rows[0]
+    }
+    bare = statistics.median(seconds_of("pass") for _ in range(given.runs))
+    found["import"] = {
+        name: statistics.median(seconds_of(f"import {name}") for _ in rows) - bare
+        for name in LIGHT
+    }
+    print(json.dumps(found, indent=1))
+    RESULTS.mkdir(exist_ok=True)
+    report = {"runs": given.runs, "medians": found, "all": rows}
+    (RESULTS / "device_cost.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""The cost of personalising one user, against what people would use instead.
+
+    python benchmarks/one_user.py [--backbone DIR] [--runs N]
+
+Peers, each in a process of its own and in turn, on the same history and the same
+unlabeled items (3 epochs, rank 8 on every projection, float32):
+
+`cold`, `warm`  this engine with C-BPO: alpha, reference scores, training. Cold computes
+                the reference scores; warm finds them, as every method after the first does
+`trl`           trl's KTOTrainer with peft, as it comes, but without gradient
+                checkpointing, which costs time and saves no memory that a model this
+                small would need
+`trl-cached`    the same with precompute_ref_log_probs
+`sft`           a plain loop with peft and torch's AdamW over the same rows: the floor that
+                any objective pays
+`limit`         only the matrix products of the frozen projections over the same tokens,
+                forward and backward to the activations, at these shapes
+
+The time is from a loaded backbone to a trained adapter, without imports; the memory is
+the largest resident set above that of the process with the backbone loaded and one
+backward pass done, which reads 60 MB of library code in, the same for everybody. Writes
+benchmarks/results/one_user-BACKBONE.json; `performance.py` makes the page of it.
+"""
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PEERS = ("cold", "warm", "trl", "trl-cached", "sft", "limit")
+METHOD, RATE = "c-bpo", 3e-3
+# Name -> parts of the names of operations; the first that fits counts.
+SHARES = {
+    "attention": ("scaled_dot_product",),
+    "the adapters' products": ("bmm", "LowRank"),
+    "the frozen products": ("::mm", "::addmm"),
+}
+
+
+def prepared(backbone_name: str) -> tuple[Any, ...]:
+    """Load the backbone and make one user with a history of 32 and 32 unlabeled items."""
+    from idiolect.common import personal
+    from idiolect.common.adapters import zero_shared
+    from idiolect.common.backbone import load_backbone
+    from idiolect.common.config import parse
+    from idiolect.common.tasks.load import load_dataset
+    from idiolect.server.study import unlabeled_set
+
+    keys = {"users": 8, "development-users": 0, "backbone": backbone_name}
+    keys |= {"unlabeled.kind": "others", "personalise.learning-rates": str(RATE)}
+    config = parse(keys)
+    backbone = load_backbone(
+        config.backbone, config.dtype, config.device, config.max_length
+    )
+    dataset = load_dataset(config)
+    shared = zero_shared(backbone, config.shared_shape, config.seed)
+    unlabeled = unlabeled_set(backbone, shared, dataset, config).unlabeled
+    user = dataset.users[0]
+    material = personal._material(backbone, shared, user, unlabeled, config)
+    first_pass(backbone)
+    return config, backbone, shared, user, unlabeled, material
+
+
+def ours(backbone_name: str, warm: bool) -> Callable[[], object]:
+    """One user with this engine, as a device does it."""
+    from idiolect.common import personal
+
+    config, backbone, shared, user, unlabeled, _ = prepared(backbone_name)
+
+    def work() -> object:
+        return personal.personalise(
+            backbone, shared, [user], unlabeled, METHOD, RATE, config
+        )
+
+    if warm:
+        work()
+    return work
+
+
+def trl(backbone_name: str, cached: bool) -> Callable[[], object]:
+    """The same items with trl's KTOTrainer and peft."""
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from peft import LoraConfig
+    from trl import KTOConfig, KTOTrainer  # pyright: ignore[reportMissingImports]
+
+    config, backbone, _, user, _, material = prepared(backbone_name)
+    tokenizer = backbone.tokenizer
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    rows = [(entry, True) for entry in material.own]
+    rows += [(entry, False) for entry in material.aux]
+    # Own and foreign in turn: the trainer takes the rows as they come.
+    half = len(rows) // 2
+    rows = [rows[k + part] for k in range(half) for part in (0, half)]
+    texts = [
+        {
+            "prompt": tokenizer.decode(entry.ids[: entry.prompt_length]),
+            "completion": tokenizer.decode(entry.ids[entry.prompt_length : -1]),
+            "label": label,
+        }
+        for entry, label in rows
+    ]
+
+    def work() -> object:
+        arguments = KTOConfig(
+            output_dir=os.environ.get("TMPDIR", "/tmp"),
+            per_device_train_batch_size=2 * config.personalise.batch,
+            num_train_epochs=config.personalise.epochs,
+            learning_rate=RATE,
+            max_length=backbone.context,
+            precompute_ref_log_probs=cached,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        trainer = KTOTrainer(
+            model=backbone.model,
+            args=arguments,
+            train_dataset=Dataset.from_list(texts),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(
+                r=config.lora.rank,
+                lora_alpha=int(config.lora.alpha),
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            ),
+        )
+        return trainer.train()
+
+    return work
+
+
+def sft(backbone_name: str) -> Callable[[], object]:
+    """A plain supervised loop with peft over the same rows, as anybody would write it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config, backbone, _, _, _, material = prepared(backbone_name)
+    rows, size = [*material.own, *material.aux], 2 * config.personalise.batch
+
+    def work() -> object:
+        model: Any = get_peft_model(
+            backbone.model,
+            LoraConfig(
+                r=config.lora.rank,
+                lora_alpha=int(config.lora.alpha),
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            ),
+        )
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=RATE)
+        for _ in range(config.personalise.epochs):
+            order = torch.randperm(len(rows)).tolist()
+            for start in range(0, len(rows), size):
+                batch = [rows[i] for i in order[start : start + size]]
+                longest = max(len(row.ids) for row in batch)
+                ids = torch.full((len(batch), longest), backbone.pad_id)
+                labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+                for i, row in enumerate(batch):
+                    tokens = torch.tensor(row.ids)
+                    ids[i, : len(tokens)], mask[i, : len(tokens)] = tokens, 1
+                    labels[i, row.prompt_length : len(tokens)] = tokens[
+                        row.prompt_length :
+                    ]
+                loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(trained, config.personalise.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+        return model
+
+    return work
+
+
+def limit(backbone_name: str) -> Callable[[], object]:
+    """The frozen projections alone: y = x W' and dx = dy W, for every step's tokens."""
+    import torch
+
+    config, backbone, _, _, _, material = prepared(backbone_name)
+    rows = [*material.own, *material.aux]
+    steps = len(rows) // (2 * config.personalise.batch)
+    tokens = sum(len(row.ids) for row in rows) // steps
+    predicted = sum(len(row.ids) - row.prompt_length for row in rows) // steps
+    products = []
+    for name, module in backbone.model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            count = predicted if name == "lm_head" else tokens
+            weight = module.weight.detach()
+            products.append(
+                (
+                    torch.randn(count, weight.shape[1]),
+                    weight,
+                    torch.randn(count, weight.shape[0]),
+                )
+            )
+
+    def work() -> object:
+        with torch.no_grad():
+            for _ in range(steps * config.personalise.epochs):
+                for x, weight, dy in products:
+                    torch.nn.functional.linear(x, weight)
+                    torch.mm(dy, weight)
+        return None
+
+    return work
+
+
+def memory(field: str) -> int:
+    """Bytes of this process in memory: now (`VmRSS`), or at most since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+
+def shares(backbone_name: str) -> dict[str, Any]:
+    """Where the time of training goes, and how much padding adds to the tokens."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from idiolect.common import personal, training
+    from idiolect.common.adapters import new_lora
+
+    torch.set_num_threads(1)
+    config, backbone, shared, user, _, material = prepared(backbone_name)
+    alpha = personal._alpha(backbone, shared, user, material, config).alpha
+    lesson = personal._lesson(backbone, shared, user, material, METHOD, alpha)
+    recipe = personal._recipe(METHOD, RATE, config)
+    start = [new_lora(backbone, config.lora, config.seed, "personal", user.id)]
+    training.train(backbone, shared, start, [lesson], recipe)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        training.train(backbone, shared, start, [lesson], recipe)
+    found = dict.fromkeys(SHARES, 0.0) | {"the rest": 0.0}
+    for event in seen.key_averages():
+        fits = [n for n, keys in SHARES.items() if any(k in event.key for k in keys)]
+        found[fits[0] if fits else "the rest"] += event.self_cpu_time_total
+    total = sum(found.values())
+    tokens = padded = 0
+    for step in training.plan(lesson, recipe):
+        sizes = [len(e.encoded.ids) for kind in step.values() for e in kind]
+        tokens, padded = tokens + sum(sizes), padded + len(sizes) * max(sizes)
+    return {
+        "shares": {name: part / total for name, part in found.items()},
+        "padding": padded / tokens - 1,
+    }
+
+
+def forget_peak() -> None:
+    """Let the kernel begin anew with the largest resident set."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def first_pass(backbone: Any) -> None:
+    """Read in the code of a forward, a backward and an optimiser step."""
+    import torch
+
+    inputs = torch.zeros((2, 8, backbone.model.config.hidden_size), requires_grad=True)
+    backbone.model(inputs_embeds=inputs).logits.sum().backward()
+    torch.optim.AdamW([inputs]).step()
+
+
+def measure(peer: str, backbone_name: str) -> dict[str, float]:
+    """Prepare, run once, and return seconds, CPU seconds and bytes above the backbone."""
+    if peer in ("cold", "warm"):
+        work = ours(backbone_name, peer == "warm")
+    elif peer in ("trl", "trl-cached"):
+        work = trl(backbone_name, peer == "trl-cached")
+    else:
+        work = {"sft": sft, "limit": limit}[peer](backbone_name)
+    gc.collect()
+    forget_peak()
+    before, began, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
+    work()
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return {"seconds": seconds, "cpu": cpu, "bytes": memory("VmHWM") - before}
+
+
+def in_own_process(peer: str, backbone_name: str) -> dict[str, Any]:
+    """Measure a peer in a new process."""
+    command = [sys.executable, __file__, "--peer", peer, "--backbone", backbone_name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"peer {peer} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure every peer in turn, several times, and write the medians."""
+    parser = argparse.ArgumentParser(description="One user, against the peers.")
+    parser.add_argument("--backbone", default="tiny")
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--peer", choices=(*PEERS, "shares"))
+    given = parser.parse_args()
+    if given.peer == "shares":
+        print(json.dumps(shares(given.backbone)))
+        return
+    if given.peer:
+        print(json.dumps(measure(given.peer, given.backbone)))
+        return
+    runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in PEERS}
+    for _ in range(given.runs):
+        for peer in PEERS:
+            runs[peer].append(in_own_process(peer, given.backbone))
+    found = {
+        peer: {key: statistics.median(run[key] for run in rows) for key in rows[0]}
+        for peer, rows in runs.items()
+    }
+    for peer, row in found.items():
+        print(f"{peer:11}{row['seconds']:8.2f} s {row['bytes'] / 2**20:8.0f} MiB")
+    RESULTS.mkdir(exist_ok=True)
+    name = Path(given.backbone).name
+    report = {"backbone": name, "runs": given.runs, "medians": found, "all": runs}
+    report |= in_own_process("shares", given.backbone)
+    (RESULTS / f"one_user-{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

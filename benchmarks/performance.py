@@ -1,0 +1,195 @@
+"""Write docs/performance.md from the result files that the benchmarks wrote.
+
+python benchmarks/performance.py
+"""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+NAMES = {
+    "cold": "idiolect, C-BPO, cold",
+    "warm": "idiolect, C-BPO, warm reference scores",
+    "trl": "trl KTOTrainer + peft",
+    "trl-cached": "trl KTOTrainer + peft, precomputed reference",
+    "sft": "plain peft SFT loop, same rows",
+    "limit": "frozen matrix products alone",
+}
+# Peer, what is compared, with whom, at most (or, of the rate, at least) what.
+TARGETS = (
+    ("trl KTOTrainer / idiolect cold, time", "trl", "cold", "seconds", "≥ 4"),
+    ("idiolect warm / SFT loop, time", "warm", "sft", "seconds", "≤ 1.1"),
+    ("idiolect cold / SFT loop, time", "cold", "sft", "seconds", "≤ 1.3"),
+    ("idiolect warm / limit, time", "warm", "limit", "seconds", "≤ 1.6"),
+    ("idiolect cold / trl KTOTrainer, memory", "cold", "trl", "bytes", "≤ 0.5"),
+)
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """Return a result file, or None where that benchmark was not run."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def met(value: float, target: str) -> str:
+    """Whether a ratio keeps to ``≤ x`` or ``≥ x``."""
+    sign, bound = target.split()
+    good = value <= float(bound) if sign == "≤" else value >= float(bound)
+    return "yes" if good else "**no**"
+
+
+def one_user(found: dict[str, Any]) -> list[str]:
+    """Tables of the peers, and of the ratios that were aimed at."""
+    medians = found["medians"]
+    lines = [
+        f"Backbone `{found['backbone']}`, medians of {found['runs']} runs in turn:",
+        "",
+        "| peer | seconds | CPU seconds | MiB above the backbone |",
+        "| --- | --- | --- | --- |",
+    ]
+    for peer, row in medians.items():
+        lines.append(
+            f"| {NAMES[peer]} | {row['seconds']:.2f} | {row['cpu']:.2f} "
+            f"| {row['bytes'] / 2**20:.0f} |"
+        )
+    lines += ["", "| ratio | measured | target | met |", "| --- | --- | --- | --- |"]
+    for text, one, other, key, target in TARGETS:
+        ratio = medians[one][key] / medians[other][key]
+        lines.append(f"| {text} | {ratio:.2f} | {target} | {met(ratio, target)} |")
+    return [*lines, ""]
+
+
+def many_users(found: dict[str, Any]) -> list[str]:
+    """Table of users per minute and memory against K."""
+    medians = found["medians"]
+    one = medians["1"]
+    lines = [
+        (
+            f"Backbone `{found['backbone']}`, {found['users']} users, medians of "
+            f"{found['runs']} runs:"
+        ),
+        "",
+        "| K | users per minute | of K = 1 | CPU s per user | MiB | MiB per extra user |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for size, row in medians.items():
+        extra = (row["bytes"] - one["bytes"]) / max(1, int(size) - 1) / 2**20
+        lines.append(
+            f"| {size} | {row['users_per_minute']:.0f} "
+            f"| {row['users_per_minute'] / one['users_per_minute']:.2f} "
+            f"| {row['cpu_per_user']:.2f} | {row['bytes'] / 2**20:.0f} "
+            f"| {'' if size == '1' else f'{extra:.0f}'} |"
+        )
+    return [*lines, ""]
+
+
+def simulation(found: dict[str, Any]) -> list[str]:
+    """Tables of the runs, their lines, and the ratio of the slopes."""
+    lines = [
+        "| who | users | seconds | largest process, MiB |",
+        "| --- | --- | --- | --- |",
+    ]
+    for who, name in (("ours", "idiolect"), ("naive", "naive Flower app")):
+        for row in found[who]["rows"]:
+            peak = f"{row['peak_mb']:.0f}" if "peak_mb" in row else ""
+            lines.append(f"| {name} | {row['users']} | {row['seconds']:.0f} | {peak} |")
+    mine, theirs = found["ours"]["line"], found["naive"]["line"]
+    ratio = theirs["per_user"] / mine["per_user"]
+    return [
+        *lines,
+        "",
+        (
+            f"A line through each: idiolect {mine['start']:.0f} s + "
+            f"{mine['per_user']:.2f} s per user (worst error {mine['worst_error']:.0%}), "
+            f"the naive app {theirs['start']:.0f} s + {theirs['per_user']:.2f} s per user: "
+            f"**{ratio:.1f}** times the users per minute (target ≥ 10: "
+            f"{met(ratio, '≥ 10')}). Start-up of the smallest run of idiolect, everything "
+            f"outside its phases: {found['ours']['rows'][0]['start']:.0f} s (target ≤ 25)."
+        ),
+        "",
+    ]
+
+
+def device_cost(found: dict[str, Any]) -> list[str]:
+    """Table of what one device pays."""
+    row = found["medians"]
+    imports = ", ".join(f"`{k}` {v:.2f} s" for k, v in row["import"].items())
+    return [
+        (
+            "| process start to first optimiser step | whole task | CPU "
+            "seconds | largest resident set |"
+        ),
+        "| --- | --- | --- | --- |",
+        (
+            f"| {row['first_step']:.1f} s | {row['seconds']:.1f} s | {row['cpu']:.1f} "
+            f"| {row['bytes'] / 2**20:.0f} MiB |"
+        ),
+        "",
+        f"Imports where no model is needed (target ≤ 0.3 s): {imports}.",
+        "",
+    ]
+
+
+INTRODUCTION = """# Performance
+
+Written by `make bench` (`benchmarks/performance.py`) from the files in
+`benchmarks/results`; don't edit. Every ratio is between peers that were run in turn on
+one machine: {machine}. What each peer is, is said in the first lines of its program.
+No GPU was at hand: nothing here says anything about one.
+
+## One user
+
+C-BPO with 32 history and 32 unlabeled items, 3 epochs, rank 8 on every projection,
+against trl's KTOTrainer, a plain SFT loop with peft over the same rows, and the matrix
+products that no method can do without (`benchmarks/one_user.py`).
+"""
+
+NOTES = """
+Not done: the last layer for predicting positions only (it needs each family's own layer
+code), torch.compile (its start costs more than a user), adapters on the upper layers only
+(another model, whose quality would have to be shown).
+
+"""
+
+
+def shares(found: dict[str, Any]) -> list[str]:
+    """What holds `warm` above the limit: where a profile of its training says time goes."""
+    parts = ", ".join(f"{name} {part:.0%}" for name, part in found["shares"].items())
+    return [
+        (
+            "Where the time of training goes, by `torch.profiler` on one thread: "
+            f"{parts}. Padding adds {found['padding']:.0%} to the tokens."
+        ),
+        "",
+    ]
+
+
+def main() -> None:
+    """Write the page from what is there."""
+    machine = f"{platform.machine()}, two cores, PyTorch on the CPU"
+    lines = [INTRODUCTION.format(machine=machine)]
+    for path in sorted(RESULTS.glob("one_user-*.json")):
+        found = json.loads(path.read_text())
+        lines += one_user(found) + shares(found)
+    lines += [NOTES]
+    many = sorted(RESULTS.glob("many_users-*.json"))
+    if many:
+        lines += ["## Many users in one pass (`benchmarks/many_users.py`)", ""]
+    for path in many:
+        lines += many_users(json.loads(path.read_text()))
+    if found := read("simulation"):
+        lines += ["## The whole main job (`benchmarks/simulation.py`)", ""]
+        lines += simulation(found)
+    if found := read("device_cost"):
+        lines += ["## One device (`benchmarks/device_cost.py`)", ""]
+        lines += device_cost(found)
+    PAGE.write_text("\n".join(lines).rstrip() + "\n")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

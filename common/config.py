@@ -270,7 +270,12 @@ class Config:
         f"comma-separated, of {', '.join(METHODS)}",
     )
     quorum: float = key(0.75, "share of the users a phase needs to go on", 0, 1)
-    deadline: float = key(1800.0, "seconds after which a phase stops waiting", 1)
+    deadline: float = key(
+        1800.0,
+        "seconds after which a phase stops waiting; a device that is silent is asked "
+        "again after each quarter of it",
+        1,
+    )
 
     persona: Persona = field(default_factory=Persona)
     lora: LoraShape = field(default_factory=LoraShape)

@@ -29,7 +29,10 @@ from .checkpoint import State, save
 LOG = logging.getLogger("flwr")
 SHORTEST_WAIT, LONGEST_WAIT = 0.05, 0.5  # seconds between two looks for replies
 SIGNING_KEY = "IDIOLECT_SIGNING_KEY"  # path of the one key of a server of devices
-TRIES, RETRY_SECONDS = 4, 15.0  # how often, and after how long, a dead device is asked
+# How often a device is asked: again at once (or nearly) where it is known to have died,
+# else after an equal share of the deadline, since a task or its answer may have got lost
+# with a process between. What it did already it does not do twice.
+TRIES, RETRY_SECONDS = 4, 15.0
 AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
@@ -228,36 +231,44 @@ def ask(
     """
     starts = time.monotonic()
     ends = starts + run.config.deadline
+    tries = dict.fromkeys(range(len(tasks)), 0)
     waiting: dict[str, int] = {}
-    again: list[tuple[float, int]] = []  # tasks of devices that died: when, and which
-    tries = dict.fromkeys(range(len(tasks)), 1)
+    again: dict[int, float] = {}  # tasks to be sent once more, and when
     replies: dict[int, AnyReply] = {}
     errors: dict[str, str] = {}
-    for index, (node, task) in enumerate(tasks):
+
+    def send(index: int) -> bool:
+        node, task = tasks[index]
         name = _send(run, node, task, step.kind)
         if name:
             waiting[name] = index
-        else:
+        tries[index] += 1
+        again.pop(index, None)
+        if run.config.on_devices and tries[index] < TRIES:
+            again[index] = time.monotonic() + run.config.deadline / TRIES
+        return bool(name)
+
+    for index, (node, task) in enumerate(tasks):
+        if not send(index) and index not in again:
             errors |= dict.fromkeys(_about(task), f"node {node} cannot be reached.")
     counted, of = len(errors), sum(len(task.users) for _, task in tasks)
     wait = SHORTEST_WAIT
     while (waiting or again) and time.monotonic() < ends:
-        for due in [entry for entry in again if entry[0] <= time.monotonic()]:
-            again.remove(due)
-            node, task = tasks[due[1]]
-            if name := _send(run, node, task, step.kind):
-                waiting[name] = due[1]
+        for index in [i for i, due in again.items() if due <= time.monotonic()]:
+            send(index)
         messages = list(run.grid.pull_messages(list(waiting)))
         for message in messages:
             index = waiting.pop(message.metadata.reply_to_message_id, None)
             if index is None:
                 continue
-            task = tasks[index][1]
-            if message.has_error() and run.config.on_devices and tries[index] < TRIES:
-                # It starts again; what it did already it will not do twice.
-                tries[index] += 1
-                again.append((time.monotonic() + RETRY_SECONDS, index))
+            if message.has_error() and index in again:  # the device starts again
+                soon = time.monotonic() + RETRY_SECONDS
+                again[index] = min(again[index], soon)
                 continue
+            # The first answer counts, however often was asked.
+            again.pop(index, None)
+            waiting = {name: other for name, other in waiting.items() if other != index}
+            task = tasks[index][1]
             try:
                 replies[index] = _receive(run, step, message, task, read)
                 errors |= replies[index].errors
@@ -269,7 +280,7 @@ def ask(
         wait = SHORTEST_WAIT if messages else min(1.5 * wait, LONGEST_WAIT)
         if not messages:
             time.sleep(wait)
-    for index in (*waiting.values(), *(index for _, index in again)):
+    for index in {*waiting.values(), *again}:
         late = f"no answer within {run.config.deadline:g} s (config key 'deadline')."
         errors |= dict.fromkeys(_about(tasks[index][1]), late)
     seconds = run.state.cost.seconds

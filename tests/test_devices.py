@@ -452,3 +452,37 @@ def test_a_simulated_node_has_no_part_in_a_run_on_devices(settings):
 def test_the_server_of_a_simulation_refuses_devices(vaults, settings):
     with pytest.raises(IdiolectError, match="which is for simulations"):
         run({**settings, "task": "headline"}, DeviceGrid(vaults))
+
+
+@pytest.mark.parametrize("lost", ["TaskLost", "AnswerLost"])
+def test_a_message_that_gets_lost_costs_a_share_of_the_deadline(vaults, settings, lost):
+    """A process between server and device may die with a task or an answer in it."""
+    agree(vaults, **CLEAR)
+
+    class Lossy(DeviceGrid):
+        dropped = 0
+
+        def pull_messages(self, message_ids):
+            for name in message_ids:
+                task = self.waiting.get(name)
+                if task is None or self.dropped:
+                    continue
+                if task.metadata.message_type == "train.adapt":
+                    self.dropped += 1
+                    del self.waiting[name]
+                    if lost == "AnswerLost":
+                        self.devices[task.metadata.dst_node_id].answer(task)
+                    return []
+            return super().pull_messages(message_ids)
+
+    grid = Lossy(vaults)
+    settings |= {"deadline": 16.0, "quorum": 1.0, "adapt.rounds": 1}
+    folder = run(settings, grid)
+    assert grid.dropped == 1
+    assert len(results(folder)["users"]) == 3
+    assert results(folder)["cost"]["seconds"]["adapt"] < 12
+    answers = [
+        [entry.kind for entry in consent.sent(vault)].count("AdaptReply")
+        for vault in vaults
+    ]
+    assert sorted(answers) == ([1, 1, 2] if lost == "AnswerLost" else [1, 1, 1])

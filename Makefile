@@ -24,7 +24,8 @@ device-demo: .venv/.installed
 
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/device_cost.py
-	$(BIN)/python benchmarks/one_user.py
+	$(BIN)/python benchmarks/one_user.py --threads 1
+	$(BIN)/python benchmarks/one_user.py --threads 2
 	$(BIN)/python benchmarks/many_users.py
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/performance.py

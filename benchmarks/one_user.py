@@ -1,6 +1,6 @@
 """The cost of personalising one user, against what people would use instead.
 
-    python benchmarks/one_user.py [--backbone DIR] [--runs N]
+    python benchmarks/one_user.py [--backbone DIR] [--threads N] [--runs N]
 
 Peers, each in a process of its own and in turn, on the same history and the same
 unlabeled items (3 epochs, rank 8 on every projection, float32):
@@ -19,7 +19,7 @@ unlabeled items (3 epochs, rank 8 on every projection, float32):
 The time is from a loaded backbone to a trained adapter, without imports; the memory is
 the largest resident set above that of the process with the backbone loaded and one
 backward pass done, which reads 60 MB of library code in, the same for everybody. Writes
-benchmarks/results/one_user-BACKBONE.json; `performance.py` makes the page of it.
+benchmarks/results/one_user-BACKBONE-THREADS.json; `performance.py` makes the page.
 """
 
 import argparse
@@ -286,10 +286,11 @@ def measure(peer: str, backbone_name: str) -> dict[str, float]:
     return {"seconds": seconds, "cpu": cpu, "bytes": memory("VmHWM") - before}
 
 
-def in_own_process(peer: str, backbone_name: str) -> dict[str, Any]:
+def in_own_process(peer: str, backbone_name: str, threads: int) -> dict[str, Any]:
     """Measure a peer in a new process."""
     command = [sys.executable, __file__, "--peer", peer, "--backbone", backbone_name]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"peer {peer} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -299,6 +300,7 @@ def main() -> None:
     """Measure every peer in turn, several times, and write the medians."""
     parser = argparse.ArgumentParser(description="One user, against the peers.")
     parser.add_argument("--backbone", default="tiny")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--peer", choices=(*PEERS, "shares"))
     given = parser.parse_args()
@@ -311,7 +313,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in PEERS}
     for _ in range(given.runs):
         for peer in PEERS:
-            runs[peer].append(in_own_process(peer, given.backbone))
+            runs[peer].append(in_own_process(peer, given.backbone, given.threads))
     found = {
         peer: {key: statistics.median(run[key] for run in rows) for key in rows[0]}
         for peer, rows in runs.items()
@@ -320,9 +322,12 @@ def main() -> None:
         print(f"{peer:11}{row['seconds']:8.2f} s {row['bytes'] / 2**20:8.0f} MiB")
     RESULTS.mkdir(exist_ok=True)
     name = Path(given.backbone).name
-    report = {"backbone": name, "runs": given.runs, "medians": found, "all": runs}
-    report |= in_own_process("shares", given.backbone)
-    (RESULTS / f"one_user-{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    report: dict[str, Any] = {"backbone": name, "threads": given.threads}
+    report |= {"runs": given.runs, "medians": found, "all": runs}
+    report |= in_own_process("shares", given.backbone, given.threads)
+    (RESULTS / f"one_user-{name}-{given.threads}.json").write_text(
+        json.dumps(report, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

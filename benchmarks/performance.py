@@ -4,7 +4,6 @@ python benchmarks/performance.py
 """
 
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,10 @@ def one_user(found: dict[str, Any]) -> list[str]:
     """Tables of the peers, and of the ratios that were aimed at."""
     medians = found["medians"]
     lines = [
-        f"Backbone `{found['backbone']}`, medians of {found['runs']} runs in turn:",
+        (
+            f"Backbone `{found['backbone']}`, {found['threads']} thread(s), medians of "
+            f"{found['runs']} runs in turn:"
+        ),
         "",
         "| peer | seconds | CPU seconds | MiB above the backbone |",
         "| --- | --- | --- | --- |",
@@ -138,8 +140,8 @@ INTRODUCTION = """# Performance
 
 Written by `make bench` (`benchmarks/performance.py`) from the files in
 `benchmarks/results`; don't edit. Every ratio is between peers that were run in turn on
-one machine: {machine}. What each peer is, is said in the first lines of its program.
-No GPU was at hand: nothing here says anything about one.
+one machine, on its CPU. What each peer is, the first
+lines of its program say. No GPU was at hand: nothing here says anything about one.
 
 ## One user
 
@@ -149,6 +151,11 @@ products that no method can do without (`benchmarks/one_user.py`).
 """
 
 NOTES = """
+With two threads this engine is slower than with one at these sizes, and the peers are not:
+its threads sleep while they wait (`OMP_WAIT_POLICY=PASSIVE`, set by the package), theirs
+spin. Beside any other busy process spinning is the worse by far, so a device sleeps; for a
+model as small as the built-in one, give it one thread (`idiolect settings threads 1`).
+
 Not done: the last layer for predicting positions only (it needs each family's own layer
 code), torch.compile (its start costs more than a user), adapters on the upper layers only
 (another model, whose quality would have to be shown).
@@ -170,8 +177,7 @@ def shares(found: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Write the page from what is there."""
-    machine = f"{platform.machine()}, two cores, PyTorch on the CPU"
-    lines = [INTRODUCTION.format(machine=machine)]
+    lines = [INTRODUCTION]
     for path in sorted(RESULTS.glob("one_user-*.json")):
         found = json.loads(path.read_text())
         lines += one_user(found) + shares(found)

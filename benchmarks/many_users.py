@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from one_user import METHOD, RATE, RESULTS, first_pass, forget_peak, memory
+from one_user import METHOD, RATE, RESULTS, forget_peak, memory, world
 
 SIZES = (1, 2, 4, 8, 16)
 
@@ -24,29 +24,16 @@ SIZES = (1, 2, 4, 8, 16)
 def measure(size: int, users: int, backbone_name: str) -> dict[str, float]:
     """Train all users in groups of `size`; return users per minute and bytes."""
     from idiolect.common import personal
-    from idiolect.common.adapters import zero_shared
-    from idiolect.common.backbone import load_backbone
-    from idiolect.common.config import parse
-    from idiolect.common.tasks.load import load_dataset
-    from idiolect.server.study import groups, unlabeled_set
+    from idiolect.server.study import groups
 
-    keys = {"users": users, "development-users": 0, "backbone": backbone_name}
-    keys |= {"unlabeled.kind": "others", "personalise.learning-rates": str(RATE)}
-    config = parse(keys)
-    backbone = load_backbone(
-        config.backbone, config.dtype, config.device, config.max_length
-    )
-    dataset = load_dataset(config)
-    shared = zero_shared(backbone, config.shared_shape, config.seed)
-    unlabeled = unlabeled_set(backbone, shared, dataset, config).unlabeled
-    for user in dataset.users:  # the reference scores
+    config, backbone, shared, everybody, unlabeled = world(backbone_name, users)
+    for user in everybody:  # the reference scores
         material = personal._material(backbone, shared, user, unlabeled, config)
         personal.CACHE.get(backbone, shared, material.own)
         personal.CACHE.get(backbone, shared, material.aux)
-    first_pass(backbone)
     forget_peak()
     before, began, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
-    for group in groups(dataset.users, size):
+    for group in groups(everybody, size):
         personal.personalise(backbone, shared, group, unlabeled, METHOD, RATE, config)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     return {

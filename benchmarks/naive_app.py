@@ -5,7 +5,7 @@
 One user per node; every message loads the backbone, wraps it with peft and runs a plain
 loop. The work is that of the main job with one method: four rounds of federated averaging
 of a LoRA adapter (fp32, A and B), then each user trains an adapter of its own for three
-epochs and measures the held-out text. Prints seconds and users per minute.
+epochs and measures the held-out text. Prints the seconds and the mean NLL.
 
 Uses Flower's in-process `run_simulation`, which has no SuperLink to start: an advantage
 for this peer.

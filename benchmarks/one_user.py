@@ -45,16 +45,15 @@ SHARES = {
 }
 
 
-def prepared(backbone_name: str) -> tuple[Any, ...]:
-    """Load the backbone and make one user with a history of 32 and 32 unlabeled items."""
-    from idiolect.common import personal
+def world(backbone_name: str, users: int) -> tuple[Any, ...]:
+    """Load the backbone, and make users, a zero shared adapter and the unlabeled set."""
     from idiolect.common.adapters import zero_shared
     from idiolect.common.backbone import load_backbone
     from idiolect.common.config import parse
     from idiolect.common.tasks.load import load_dataset
     from idiolect.server.study import unlabeled_set
 
-    keys = {"users": 8, "development-users": 0, "backbone": backbone_name}
+    keys = {"users": users, "development-users": 0, "backbone": backbone_name}
     keys |= {"unlabeled.kind": "others", "personalise.learning-rates": str(RATE)}
     config = parse(keys)
     backbone = load_backbone(
@@ -63,10 +62,17 @@ def prepared(backbone_name: str) -> tuple[Any, ...]:
     dataset = load_dataset(config)
     shared = zero_shared(backbone, config.shared_shape, config.seed)
     unlabeled = unlabeled_set(backbone, shared, dataset, config).unlabeled
-    user = dataset.users[0]
-    material = personal._material(backbone, shared, user, unlabeled, config)
     first_pass(backbone)
-    return config, backbone, shared, user, unlabeled, material
+    return config, backbone, shared, dataset.users, unlabeled
+
+
+def prepared(backbone_name: str) -> tuple[Any, ...]:
+    """Make one user with a history of 32 and 32 unlabeled items, and encode them."""
+    from idiolect.common import personal
+
+    config, backbone, shared, users, unlabeled = world(backbone_name, 8)
+    material = personal._material(backbone, shared, users[0], unlabeled, config)
+    return config, backbone, shared, users[0], unlabeled, material
 
 
 def ours(backbone_name: str, warm: bool) -> Callable[[], object]:
@@ -145,6 +151,7 @@ def trl(backbone_name: str, cached: bool) -> Callable[[], object]:
 def sft(backbone_name: str) -> Callable[[], object]:
     """A plain supervised loop with peft over the same rows, as anybody would write it."""
     import torch
+    from naive_app import batch_loss
     from peft import LoraConfig, get_peft_model
 
     config, backbone, _, _, _, material = prepared(backbone_name)
@@ -166,17 +173,7 @@ def sft(backbone_name: str) -> Callable[[], object]:
             order = torch.randperm(len(rows)).tolist()
             for start in range(0, len(rows), size):
                 batch = [rows[i] for i in order[start : start + size]]
-                longest = max(len(row.ids) for row in batch)
-                ids = torch.full((len(batch), longest), backbone.pad_id)
-                labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-                for i, row in enumerate(batch):
-                    tokens = torch.tensor(row.ids)
-                    ids[i, : len(tokens)], mask[i, : len(tokens)] = tokens, 1
-                    labels[i, row.prompt_length : len(tokens)] = tokens[
-                        row.prompt_length :
-                    ]
-                loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-                loss.backward()
+                batch_loss(model, batch).backward()
                 torch.nn.utils.clip_grad_norm_(trained, config.personalise.clip)
                 optimizer.step()
                 optimizer.zero_grad()

@@ -135,7 +135,10 @@ def one(change: str, which: str = "MIN") -> str:
 
 
 OF_LAST = "FROM records ORDER BY number DESC LIMIT 1"
-A_BIT = "sealed = CAST(X'00' || substr(sealed, 2) AS BLOB)"
+# The first byte is one of a random nonce: writing one fixed value would leave
+# one record in 256 as it was.
+CHANGED = "CASE substr(sealed, 1, 1) WHEN X'00' THEN X'01' ELSE X'00' END"
+A_BIT = f"sealed = CAST({CHANGED} || substr(sealed, 2) AS BLOB)"
 SWAPPED = "(SELECT wrapped FROM sources s WHERE s.source != sources.source)"
 DAMAGE = {
     "a byte of a record": one(A_BIT),

@@ -343,8 +343,8 @@ MUTATIONS = (
     Mutation(
         "The gradient of A is that of another user's rows",
         "common/adapters.py",
-        "(up @ _by_user(x, b))",
-        "(up.roll(-1, 0) @ _by_user(x, b))",
+        "(up[:, own] @ _by_user(x, b))",
+        "(up[:, own].roll(-1, 0) @ _by_user(x, b))",
         "test_gradients_equal_those_of_the_plain_formula",
     ),
     Mutation(

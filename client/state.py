@@ -61,17 +61,12 @@ class Folder:
         write_atomically(self.path / name, body)
 
 
-def adapter_name(method: str, learning_rate: float, trial: bool, user: str) -> str:
+def adapter_name(method: str, user: str) -> str:
     """Return ``adapters/<method>/<user>.safetensors``.
 
-    A rate that is only tried has a folder of its own, so that nothing overwrites the
-    adapter of another rate before it is measured. User ids can be file names: the
-    readers of the data see to that.
+    User ids can be file names: the readers of the data see to that.
     """
-    place = f"adapters/{method}"
-    if trial:
-        place += f"/trials/{learning_rate!r}"
-    return f"{place}/{user}.safetensors"
+    return f"adapters/{method}/{user}.safetensors"
 
 
 def identity(

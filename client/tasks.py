@@ -259,43 +259,82 @@ def _share(task: ShareTask, node: Node) -> ShareReply:
 
 def _personalise(task: PersonaliseTask, node: Node) -> PersonaliseReply:
     """Train each user's own adapter and keep it here."""
-    backbone, config = backbone_of(node.config), node.config
-    shared = _shared(backbone, config, task.shared)
+    shared = _shared(backbone_of(node.config), node.config, task.shared)
     content = fingerprint(task.unlabeled)
     willing, refused = each(
         node, node.users, lambda users: _check_set(task, node, users, content)
     )
     users = tuple(user for user in node.users if user.id in willing)
+    if task.trial:
+        return _tried(task, node, shared, users, refused)
     origin = _origin(task, node, shared, content)
-    names = {user.id: _name(task, user) for user in users}
+    names = {user.id: state.adapter_name(task.method, user.id) for user in users}
     known = state.recall_group(node.shelf, list(names.values()), list(names), origin)
     if known is not None:
         return _trained(task, node, shared, origin, known, refused)
+    trained, errors = _train(task, node, shared, users)
+    for user, one in trained.items():
+        state.store(node.shelf, names[user], one, origin)
+    outcomes = {user: _outcome(one) for user, one in trained.items()}
+    return _trained(task, node, shared, origin, outcomes, errors | refused)
+
+
+def _train(
+    task: PersonaliseTask, node: Node, shared: Lora, users: Sequence[User]
+) -> tuple[dict[str, personal.Personal], dict[str, str]]:
+    """Train; return user -> what came of it, and user -> why nothing did."""
     floor, voters = _handed_out(task, node, users)
 
     def train(users: Sequence[User]) -> list[personal.Personal]:
         return personal.personalise(
-            backbone,
+            backbone_of(node.config),
             shared,
             users,
             task.unlabeled,
             task.method,
             task.learning_rate,
-            config,
+            node.config,
             floor,
             voters,
         )
 
     trained, errors = each(node, users, train)
     errors |= {user: one.error for user, one in trained.items() if one.lora is None}
-    outcomes = {
-        user: Outcome(one.alpha, one.estimated, one.log)
-        for user, one in trained.items()
-        if one.lora is not None
-    }
-    for user in outcomes:
-        state.store(node.shelf, names[user], trained[user], origin)
-    return _trained(task, node, shared, origin, outcomes, errors | refused)
+    return {user: trained[user] for user in trained if user not in errors}, errors
+
+
+def _outcome(one: personal.Personal) -> Outcome:
+    return Outcome(one.alpha, one.estimated, one.log)
+
+
+def _tried(
+    task: PersonaliseTask,
+    node: Node,
+    shared: Lora,
+    users: Sequence[User],
+    refused: dict[str, str],
+) -> PersonaliseReply:
+    """Train, measure, and keep nothing: what a learning rate is worth."""
+    if not _open(node):
+        raise Refusal(
+            "a learning rate is only tried in a simulation with clear metrics."
+        )
+    trained, errors = _train(task, node, shared, users)
+
+    def measure(users: Sequence[User]) -> list[dict[str, float]]:
+        adapters = [trained[user.id].lora for user in users]
+        backbone = backbone_of(node.config)
+        return personal.evaluate(
+            backbone, shared, adapters, users, task.method, node.config, False
+        )
+
+    able = [user for user in users if user.id in trained]
+    measured, unmeasured = each(node, able, measure)
+    outcomes = {user: _outcome(trained[user]) for user in measured}
+    for user, metrics in measured.items():
+        outcomes[user].log["nll"] = metrics["nll"]
+    head = _head(task, node, tuple(outcomes), errors | unmeasured | refused)
+    return PersonaliseReply(**head, outcomes=outcomes)
 
 
 def _trained(
@@ -307,7 +346,7 @@ def _trained(
     errors: dict[str, str],
 ) -> PersonaliseReply:
     """Say who was trained, and how it went unless that is nobody's business."""
-    if node.trained and not task.trial:
+    if node.trained:
         for user in node.users:
             if user.id in outcomes:
                 own = _stored(task, node, user, origin)
@@ -563,15 +602,12 @@ def _origin(
     )
 
 
-def _name(task: PersonaliseTask | EvaluateTask, user: User) -> str:
-    return state.adapter_name(task.method, task.learning_rate, task.trial, user.id)
-
-
 def _stored(
     task: PersonaliseTask | EvaluateTask, node: Node, user: User, origin: str
 ) -> Lora:
     """Return the adapter that the task is about."""
-    found = state.recall(node.shelf, _name(task, user), user.id, origin)
+    name = state.adapter_name(task.method, user.id)
+    found = state.recall(node.shelf, name, user.id, origin)
     if found is None:
         raise IdiolectError(
             f"user '{user.id}' has no adapter of method '{task.method}' from this run: "

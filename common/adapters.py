@@ -128,19 +128,24 @@ class LowRank(torch.autograd.Function):
     What autograd would record for the same formula is right but slow: matrix products of
     which one side is as narrow as the rank run at a tenth of a CPU's speed or at half of
     it, depending on which operand is transposed. So the narrow activations are kept
-    transposed, ``down`` = a x^T and ``up`` = b^T g^T, both [K, r, M], with M rows a user:
+    transposed, ``down`` = a x^T and ``up`` = b^T g^T, both [K, R, M], with M rows a user:
 
         d/dx = up^T a,   d/da = up x,   d/db = (down g)^T
 
     and the sum is taken in place, where a projection's output is needed by nobody else.
+    Of the R ranks only the last r are trained, `own_a` and `own_b`: the others are the
+    frozen reference's, whose gradients nobody asks for.
     Adapters compute in their own dtype, as in PEFT: bf16 would lose small steps.
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Add the adapters [K, r, in] (or [1, r, in]) and [K, out, r] to the output."""
+    def forward(
+        ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, *own: Tensor
+    ) -> Tensor:
+        """Add the adapters [K, R, in] (or [1, R, in]) and [K, out, R] to the output."""
         down = a @ _by_user(x, b).mT
         ctx.save_for_backward(x, a, b, down)
+        ctx.own = [tensor.shape for tensor in own]
         if output.dtype == b.dtype:
             ctx.mark_dirty(output)
         total = output.to(b.dtype)
@@ -149,17 +154,21 @@ class LowRank(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of output, x, a and b, where they are needed."""
+        """Gradients of output, x and the last r ranks, where they are needed."""
         x, a, b, down = ctx.saved_tensors
         (grad,) = grads
         g = _by_user(grad, b)
         up = b.mT @ g.mT
-        _, needs_x, needs_a, needs_b = ctx.needs_input_grad
+        _, needs_x, _, _, needs_a, needs_b = ctx.needs_input_grad
+        of_a, of_b = ctx.own
+        own = slice(-of_b[-1], None)
         return (
             grad,
             (up.mT @ a).to(x.dtype).view_as(x) if needs_x else None,
-            (up @ _by_user(x, b)).sum_to_size(a.shape) if needs_a else None,
-            (down @ g).mT if needs_b else None,
+            None,
+            None,
+            (up[:, own] @ _by_user(x, b)).sum_to_size(of_a) if needs_a else None,
+            (down[:, own] @ g).mT.sum_to_size(of_b) if needs_b else None,
         )
 
 
@@ -174,7 +183,7 @@ def attached(backbone: Backbone, *adapters: Lora | Stack | None) -> Iterator[Non
 
     Several adapters add up: the reference is ``attached(backbone, shared)``, a user's
     policy ``attached(backbone, shared, personal)``. None stands for no adapter. They must
-    have the same projections.
+    have the same projections. Gradients reach the last one only: the others are frozen.
     """
     stacks = [
         stack([entry]) if isinstance(entry, Lora) else entry
@@ -183,7 +192,7 @@ def attached(backbone: Backbone, *adapters: Lora | Stack | None) -> Iterator[Non
     ]
     modules = dict(backbone.model.named_modules())
     handles = [
-        modules[name].register_forward_hook(_hook(*_joined(stacks, name)))
+        modules[name].register_forward_hook(_hook(stacks, name))
         for name in (stacks[0].b if stacks else ())
     ]
     try:
@@ -207,9 +216,12 @@ def _joined(stacks: Sequence[Stack], name: str) -> tuple[Tensor, Tensor]:
     return a, torch.cat([up.expand(users, -1, -1) for up in ups], dim=2)
 
 
-def _hook(a: Tensor, b: Tensor):
+def _hook(stacks: Sequence[Stack], name: str):
+    a, b = (part.detach() for part in _joined(stacks, name))
+    own = stacks[-1].a[name], stacks[-1].scaling * stacks[-1].b[name]
+
     def add(_module: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return LowRank.apply(output, inputs[0], a, b)
+        return LowRank.apply(output, inputs[0], a, b, *own)
 
     return add
 

@@ -33,7 +33,7 @@ from .errors import IdiolectError
 from .tasks.types import Item
 from .unlabeled import Unlabeled
 
-SCHEMA = 2
+SCHEMA = 3
 MAX_BODY = 64 << 20  # bytes of JSON in one message
 MAX_ITEMS = 50_000  # items in one message
 MAX_TEXT = 200_000  # characters in one string
@@ -267,7 +267,8 @@ class PersonaliseTask(Task):
     method, learning_rate
         What to train, and how fast.
     trial
-        Whether the learning rate is only being tried, on development users.
+        Whether the learning rate is only being tried, on development users: simulation
+        only. The adapter is measured at once and not kept; the log says ``nll``.
     manifest, signature
         Of the unlabeled set (see `manifest`); empty for the kind `self`.
     voted
@@ -292,7 +293,8 @@ class PersonaliseTask(Task):
 class Outcome:
     """How one user's training went (see `personal.Personal`).
 
-    Where ``privacy.metrics`` is `noisy` it says nothing: alpha None, no log.
+    Where ``privacy.metrics`` is `noisy` it says nothing: alpha None, no log. Where a rate
+    was only tried the log also has ``nll``, of the held-out items.
     """
 
     alpha: float | None
@@ -313,7 +315,7 @@ class EvaluateTask(Task):
 
     Attributes
     ----------
-    method, learning_rate, trial
+    method, learning_rate
         Which of the stored adapters to measure.
     unlabeled_hash
         Of the unlabeled set they were trained with (`unlabeled.fingerprint`).
@@ -327,7 +329,6 @@ class EvaluateTask(Task):
 
     method: str
     learning_rate: float
-    trial: bool
     unlabeled_hash: str
     generate: bool
     release: str

@@ -110,7 +110,7 @@ def evaluate(run: Run) -> None:
                 run.warn(f"evaluate ends before method '{method}': {error}")
                 return
         else:
-            run.state.metrics[method] = measure(run, method, rate, users, method, False)
+            run.state.metrics[method] = measure(run, method, rate, users)
         run.save()
 
 
@@ -145,13 +145,11 @@ def try_rate(run: Run, method: str, rate: float) -> tuple[float, float]:
     NLL alone, without generating: it is what the methods have in common.
     """
     label = f"{method} lr {rate:g}, development"
-    users = run.development
-    trained = train(run, method, rate, users, label, True)
-    label += ", measured"
-    scores = measure(run, method, rate, tuple(trained), label, True) if trained else {}
-    values = [metrics["nll"] for metrics in scores.values() if "nll" in metrics]
+    tried = train(run, method, rate, run.development, label, True)
+    values = [outcome.log.get("nll", math.nan) for outcome in tried.values()]
+    values = [value for value in values if math.isfinite(value)]
     mean = sum(values) / len(values) if values else math.inf
-    return float(len(users) - len(values)), mean
+    return float(len(run.development) - len(values)), mean
 
 
 # --- exchanges ---------------------------------------------------------------------------
@@ -161,7 +159,8 @@ def train(
     run: Run, method: str, rate: float, users: tuple[str, ...], label: str, trial: bool
 ) -> dict[str, Outcome]:
     """Let the users' nodes train; return user -> outcome in the order of `users`."""
-    step = Step("personalise", label, "train.personalise", training_weight(run.config))
+    weight = training_weight(run.config) + SCORING * trial
+    step = Step("personalise", label, "train.personalise", weight)
     voters = run.state.took_part.get("votes", {})
     tasks = [
         (
@@ -197,32 +196,25 @@ def _sane(outcome: Outcome) -> bool:
 
 
 def measure(
-    run: Run, method: str, rate: float, users: tuple[str, ...], label: str, trial: bool
+    run: Run, method: str, rate: float, users: tuple[str, ...]
 ) -> dict[str, dict[str, float]]:
     """Let the users' nodes measure; return user -> metric -> value."""
     first = run.config.evaluate.users or len(users)
-    generating = users[:first] if run.config.evaluate.generate and not trial else ()
+    generating = users[:first] if run.config.evaluate.generate else ()
     scored = users[len(generating) :]
     results: dict[str, dict[str, float]] = {}
     for names, generate in ((generating, True), (scored, False)):
         if names:
-            results |= _measure(run, method, rate, names, label, trial, generate)
+            results |= _measure(run, method, rate, names, generate)
     return {user: results[user] for user in users if user in results}
 
 
 def _measure(
-    run: Run,
-    method: str,
-    rate: float,
-    users: tuple[str, ...],
-    label: str,
-    trial: bool,
-    generate: bool,
+    run: Run, method: str, rate: float, users: tuple[str, ...], generate: bool
 ) -> dict[str, dict[str, float]]:
-    phase = "personalise" if trial else "evaluate"
-    step = Step(phase, label, "evaluate", SCORING + GENERATING * generate)
-    place = f"evaluate/{label}/{generate}"
-    tasks = _tasks(run, method, rate, users, place, trial, generate)
+    step = Step("evaluate", method, "evaluate", SCORING + GENERATING * generate)
+    place = f"evaluate/{method}/{generate}"
+    tasks = _tasks(run, method, rate, users, place, generate)
     answers = ask(run, step, tasks, lambda record: unpack(EvaluateReply, record))
     found, bad = {}, {}
     for reply in answers.replies:
@@ -233,8 +225,7 @@ def _measure(
             else:
                 bad[user] = "its metrics are missing or not finite."
     report(run, step, bad)
-    if not trial:
-        require(run, step, len(found), len(users), answers.errors | bad)
+    require(run, step, len(found), len(users), answers.errors | bad)
     return found
 
 
@@ -244,7 +235,6 @@ def _tasks(
     rate: float,
     users: Sequence[str],
     place: str,
-    trial: bool,
     generate: bool,
     release: str = "",
 ) -> list[tuple[int, Task]]:
@@ -256,7 +246,6 @@ def _tasks(
                 **run.head(f"{place}/{i}", names),
                 method=method,
                 learning_rate=rate,
-                trial=trial,
                 unlabeled_hash=unlabeled_hash,
                 generate=generate,
                 release=release,
@@ -290,7 +279,7 @@ def measure_noisily(
     names = released_metrics(task_of(config.task).kind, generate)
     step = Step("evaluate", method, "evaluate", SCORING + GENERATING * generate)
     place = f"evaluate/{release.id}"
-    tasks = _tasks(run, method, rate, users, place, False, generate, release.id)
+    tasks = _tasks(run, method, rate, users, place, generate, release.id)
 
     def shapes(fields: dict) -> dict[str, tuple[int, ...]]:
         return {"sums": (len(fields["users"]), len(names) + 1)}

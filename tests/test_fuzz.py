@@ -71,7 +71,7 @@ def tasks(config: dict, rows: dict[str, np.ndarray]) -> dict[str, Any]:
     head["users"] = (user,)
     bank = tuple(Item(f"b{i}", Prompt("", "ask"), f"word {i}") for i in range(3))
     signed: dict[str, Any] = {"manifest": "{}", "signature": "00" * 64}
-    method: dict[str, Any] = {"method": "c-bpo", "learning_rate": 1e-3, "trial": False}
+    method: dict[str, Any] = {"method": "c-bpo", "learning_rate": 1e-3}
     return {
         "query.hello": HelloTask(**{**head, "users": ()}, key="00" * 32),
         "train.adapt": AdaptTask(**head, round=0, release="", clip=1.0, shared=rows),
@@ -79,7 +79,13 @@ def tasks(config: dict, rows: dict[str, np.ndarray]) -> dict[str, Any]:
         "query.offer": OfferTask(**head, bank=bank, supported=(0,), **signed),
         "query.share": ShareTask(**head),
         "train.personalise": PersonaliseTask(
-            **head, **method, **signed, voted=(), unlabeled=(), shared=rows
+            **head,
+            **method,
+            **signed,
+            trial=False,
+            voted=(),
+            unlabeled=(),
+            shared=rows,
         ),
         "evaluate": EvaluateTask(
             **head, **method, unlabeled_hash="", generate=False, release="", shared=rows

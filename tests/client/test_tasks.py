@@ -103,12 +103,14 @@ def head(folder, *users: str, **config: object) -> dict:
     }
 
 
-def personalise(folder, *users: str, rate: float = 0.5, **config) -> PersonaliseReply:
+def personalise(
+    folder, *users: str, rate: float = 0.5, trial: bool = False, **config
+) -> PersonaliseReply:
     task = PersonaliseTask(
         **head(folder, *users, **config),
         method="oppu",
         learning_rate=rate,
-        trial=False,
+        trial=trial,
         manifest="",
         signature="",
         voted=(),
@@ -123,7 +125,6 @@ def evaluate(folder, *users: str, rate: float = 0.5, method: str = "oppu", **cha
         **head(folder, *users),
         method=method,
         learning_rate=rate,
-        trial=False,
         unlabeled_hash=fingerprint(()),
         generate=False,
         release="",
@@ -320,7 +321,6 @@ def test_noisy_metrics_leave_as_one_bounded_row(greeted, monkeypatch):
         **head(greeted.folder, "u0", **settings),
         method="oppu",
         learning_rate=0.5,
-        trial=False,
         unlabeled_hash=fingerprint(()),
         generate=False,
         release="metrics/0",
@@ -437,14 +437,28 @@ def test_methods_without_training_have_no_adapter(node):
     assert evaluate(node.folder, "u0", method="base").metrics == {"u0": {"nll": 9.0}}
 
 
-def test_trials_and_final_adapters_are_apart():
-    names = {
-        state.adapter_name("oppu", rate, trial, "u0")
-        for rate in (1e-3, 3e-3)
-        for trial in (True, False)
-    }
-    assert len(names) == 3  # the final one does not depend on the rate
-    assert "adapters/oppu/u0.safetensors" in names
+def test_a_trial_is_measured_and_not_kept(node):
+    personalise(node.folder, "u0", rate=0.5)
+    tried = personalise(node.folder, "u0", rate=0.25, trial=True)
+    assert tried.outcomes["u0"].log == {"steps": 3.0, "nll": 0.25}
+    assert personalise(node.folder, "u0", trial=True).outcomes["u0"].log["nll"] == 0.5
+    assert evaluate(node.folder, "u0", rate=0.5).metrics == {"u0": {"nll": 0.5}}
+    names = [p.name for p in node.folder.rglob("*.safetensors")]
+    assert names == ["u0.safetensors"]
+
+
+def test_a_user_whose_trial_fails_costs_the_others_nothing(node):
+    node.broken.add("u1")
+    reply = personalise(node.folder, "u0", "u1", trial=True)
+    assert reply.users == ("u0",)
+    assert "out of memory" in reply.errors["u1"]
+
+
+def test_where_metrics_are_noise_no_rate_is_tried(node):
+    noisy = {"privacy.mode": "central", "privacy.metrics": "noisy"}
+    settings: dict[str, Any] = {**noisy, "personalise.learning-rates": "0.5"}
+    with pytest.raises(IdiolectError, match="only tried in a simulation"):
+        personalise(node.folder, "u0", trial=True, **settings)
 
 
 def test_a_stranger_is_refused(node):

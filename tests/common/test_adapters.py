@@ -80,17 +80,19 @@ def test_gradients_equal_those_of_the_plain_formula(users_of_a, dtype):
         return torch.randn(shape, generator=generator, dtype=torch.float32)
 
     x, weight = drawn(4, 6, 5).to(dtype), drawn(7, 5).to(dtype)
+    frozen_a, frozen_b = drawn(2, 2, 5), drawn(2, 7, 2)
     a, b, pull = drawn(users_of_a, 3, 5), drawn(2, 7, 3), drawn(4, 6, 7)
 
     def plain(x, a, b):
-        update = [
-            x[2 * k : 2 * k + 2].float() @ a[min(k, len(a) - 1)].T @ b[k].T
-            for k in range(2)
-        ]
+        a = torch.cat([frozen_a, a.expand(2, -1, -1)], dim=1)
+        b = torch.cat([frozen_b, b], dim=2)
+        update = [x[2 * k : 2 * k + 2].float() @ a[k].T @ b[k].T for k in range(2)]
         return ((x @ weight.T).float() + torch.cat(update)).to(dtype)
 
     def ours(x, a, b):
-        return LowRank.apply(x @ weight.T, x, a, b)
+        whole_a = torch.cat([frozen_a, a.detach().expand(2, -1, -1)], dim=1)
+        whole_b = torch.cat([frozen_b, b.detach()], dim=2)
+        return LowRank.apply(x @ weight.T, x, whole_a, whole_b, a, b)
 
     found = []
     for formula in (plain, ours):

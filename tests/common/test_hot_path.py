@@ -76,11 +76,11 @@ def frozen_products(made) -> float:
 
 
 def test_the_matrix_products_of_a_step(made) -> None:
-    """Beside the frozen products only the adapters', at rank 8 + 8."""
+    """Beside the frozen products only the adapters', at rank 8 + 8 of which 8 learn."""
     counter = FlopCounterMode(display=False)
     trained(made, counter)
     assert counter.get_total_flops() / frozen_products(made) == pytest.approx(
-        1.19, abs=0.01
+        1.15, abs=0.01
     )
 
 

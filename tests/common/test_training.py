@@ -57,7 +57,7 @@ def test_k_users_equal_k_runs(backbone, material, method):
     for k, lesson in enumerate(lessons):
         alone = train(backbone, shared, starts[k : k + 1], [lesson], recipe)
         assert distance(alone.loras[0], starts[k]) > 5e-3
-        assert distance(alone.loras[0], together.loras[k]) < 2e-5
+        assert distance(alone.loras[0], together.loras[k]) < 1e-4
         assert together.logs[k] == pytest.approx(alone.logs[0], abs=1e-3)
 
 
@@ -68,7 +68,7 @@ def test_accumulation_changes_nothing(backbone, material, method):
     whole = train(backbone, shared, starts, lessons, recipe)
     parts = train(backbone, shared, starts, lessons, replace(recipe, microbatch=2))
     for one, two in zip(whole.loras, parts.loras, strict=True):
-        assert distance(one, two) < 2e-5
+        assert distance(one, two) < 1e-4
     assert [log["delta"] for log in whole.logs] == pytest.approx(
         [log["delta"] for log in parts.logs], abs=1e-3
     )

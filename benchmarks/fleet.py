@@ -18,7 +18,7 @@ from idiolect.common.tasks.load import load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-PATIENCE = 120.0  # seconds for something to come up
+PATIENCE = 300.0  # seconds for something to come up
 
 
 class Fleet:

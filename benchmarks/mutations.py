@@ -354,6 +354,21 @@ MUTATIONS = (
         "torch.zeros_like(x) if needs_x else None",
         "test_gradients_equal_those_of_the_plain_formula",
     ),
+    # --- the wire ----------------------------------------------------------------------
+    Mutation(
+        "Updates are rounded to nearest: small coordinates are lost every round",
+        "common/wire.py",
+        "if random is None:",
+        "if random is not None:",
+        "test_random_rounding_is_right_on_average",
+    ),
+    Mutation(
+        "A user's update takes the scales of another user's",
+        "common/wire.py",
+        "{name: array[k] for name, array in rows.items()},",
+        "{name: array[k - 1] for name, array in rows.items()},",
+        "test_each_user_has_a_scale_and_bits_of_its_own",
+    ),
     # --- prompts ---------------------------------------------------------------------
     Mutation(
         "Long inputs are cut on the right",

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -193,8 +194,9 @@ def _start(vault: Path, key: Key) -> "subprocess.Popen[bytes]":
         else {"secret": key.secret.hex()}
     )
     if worker.stdin:
-        worker.stdin.write(json.dumps(secret).encode() + b"\n")
-        worker.stdin.flush()  # and it stays open: its end tells the worker that we are gone
+        with suppress(BrokenPipeError):  # it is dead already: the keeper sees that
+            worker.stdin.write(json.dumps(secret).encode() + b"\n")
+            worker.stdin.flush()  # stays open: its end tells the worker that we are gone
     return worker
 
 

@@ -68,6 +68,7 @@ from ..common.tasks.load import task_of
 from ..common.tasks.metrics import bounded_row, released_metrics
 from ..common.tasks.types import Item, User
 from ..common.unlabeled import Unlabeled, fingerprint
+from ..common.wire import coded_shapes, decode, update_codes
 from . import state
 from .consent import Refusal
 from .limits import out_of_memory
@@ -201,6 +202,8 @@ def _adapt(task: AdaptTask, node: Node) -> AdaptReply:
         else np.zeros((0, *tensor.shape), np.float32)
         for name, tensor in shared.b.items()
     }
+    if config.signed_bytes:
+        rows = update_codes(rows, config.seed, tuple(done), task.round)
     return AdaptReply(**_head(task, node, tuple(done), errors), rows=rows)
 
 
@@ -625,17 +628,20 @@ def _truncated(backbone: Backbone, users: Sequence[User]) -> list[int]:
 
 
 def _shapes(fields: dict[str, Any], home: Home) -> Shapes:
-    """Shapes of the shared adapter's B that a task with these fields must bring."""
+    """Shapes of the arrays that a task with these fields must bring: the shared B."""
     if "round" not in fields and "method" not in fields:
         return {}
     config = home.config(fields["config"])
     zero = _zero_shared(backbone_of(config), config.shared_shape, config.seed)
-    return {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
+    return coded_shapes(shapes) if config.signed_bytes else shapes
 
 
 def _shared(backbone: Backbone, config: Config, rows: Rows) -> Lora:
     """Return the shared adapter: our own fixed A and the B that came with the task."""
     zero = _zero_shared(backbone, config.shared_shape, config.seed)
+    if config.signed_bytes:
+        rows = decode(rows, {n: tuple(tensor.shape) for n, tensor in zero.b.items()})
     b = {name: torch.from_numpy(array.copy()) for name, array in rows.items()}
     return Lora(zero.a, {n: t.to(backbone.device) for n, t in b.items()}, zero.scaling)
 

@@ -91,6 +91,12 @@ class Adapt:
         "more of what they share",
         choices=("adam", "sgd"),
     )
+    wire: str = key(
+        "auto",
+        "numbers of the shared adapter in messages: `int8` (a signed byte each), "
+        "`float32`, or `auto`: float32 where privacy.mode is `central`, else int8",
+        choices=("auto", "int8", "float32"),
+    )
     clip: float = key(10.0, "largest L2 norm of one user's update", 0)
     clip_quantile: float = key(
         0.0,
@@ -308,6 +314,12 @@ class Config:
     def on_devices(self) -> bool:
         """Whether the nodes are devices with what their owners keep, not simulated ones."""
         return self.task == "text"
+
+    @property
+    def signed_bytes(self) -> bool:
+        """Whether the shared adapter travels as signed bytes (see `wire`)."""
+        wire = self.adapt.wire
+        return wire == "int8" or (wire == "auto" and self.privacy.mode == "off")
 
     @property
     def fixed_alpha(self) -> float | None:

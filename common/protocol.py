@@ -40,6 +40,8 @@ MAX_TEXT = 200_000  # characters in one string
 MAX_ID = 200  # characters in a user's or an item's id
 
 Rows = dict[str, np.ndarray]
+# The array of this name holds signed bytes (see `wire`); all others float32.
+CODES = "codes"
 Shapes = Mapping[str, tuple[int, ...]]
 Message = TypeVar("Message", bound="Step")
 
@@ -382,7 +384,7 @@ def pack(message: Step) -> RecordDict:
         value = getattr(message, entry.name)
         if entry.type == Rows:
             arrays = {
-                f"{entry.name}/{name}": Array(np.ascontiguousarray(array, np.float32))
+                f"{entry.name}/{name}": Array(np.ascontiguousarray(array, _type(name)))
                 for name, array in value.items()
             }
         else:
@@ -394,6 +396,10 @@ def pack(message: Step) -> RecordDict:
     if arrays:
         records["arrays"] = ArrayRecord(arrays)
     return RecordDict(records)
+
+
+def _type(name: str) -> np.dtype:
+    return np.dtype("<i1" if name == CODES else "<f4")
 
 
 def _plain(value: Any) -> Any:
@@ -435,8 +441,8 @@ def unpack(
     record
         What came in.
     shapes
-        Given the message's other fields, already checked: name -> shape of the float32
-        arrays that must be there, no more and no fewer.
+        Given the message's other fields, already checked: name -> shape of the arrays
+        that must be there, no more and no fewer.
 
     Raises
     ------
@@ -569,13 +575,15 @@ def _arrays(record: RecordDict, group: str, shapes: Shapes) -> Rows:
         state = "is missing" if odd in wanted else "was not asked for"
         raise ProtocolError(f"the array {odd!r:.120} {state}.")
     return {
-        name: read_array(sent[key], tuple(shapes[name]), key)
+        name: read_array(sent[key], tuple(shapes[name]), key, _type(name))
         for key, name in wanted.items()
     }
 
 
-def read_array(array: Array, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """Return a float32 array of the expected shape, or refuse it.
+def read_array(
+    array: Array, shape: tuple[int, ...], name: str, dtype: np.dtype
+) -> np.ndarray:
+    """Return an array of the expected shape and type, or refuse it.
 
     The array is a view of the bytes that already arrived; nothing is allocated.
 
@@ -587,22 +595,25 @@ def read_array(array: Array, shape: tuple[int, ...], name: str) -> np.ndarray:
         The shape it must have.
     name
         What to call it in an error.
+    dtype
+        The type it must have.
 
     Raises
     ------
     ProtocolError
         Declared type or shape, byte length or numpy header is not as expected.
     """
-    if array.stype != "numpy.ndarray" or array.dtype != "float32":
+    if array.stype != "numpy.ndarray" or array.dtype != dtype.name:
         raise ProtocolError(
-            f"array '{name}' is {array.dtype!r:.40} as {array.stype!r:.40}: float32 as "
-            "numpy.ndarray is expected."
+            f"array '{name}' is {array.dtype!r:.40} as {array.stype!r:.40}: "
+            f"{dtype.name} as numpy.ndarray is expected."
         )
+    bytes_of = dtype.itemsize * math.prod(shape)
     if tuple(array.shape) != shape:
         raise ProtocolError(
             f"array '{name}' has the shape {tuple(array.shape)!s:.80}: {shape} is expected."
         )
-    if len(array.data) > 4 * math.prod(shape) + 256:  # 256: more than numpy's header
+    if len(array.data) > bytes_of + 256:  # 256: more than numpy's header
         raise ProtocolError(f"array '{name}' has more bytes than its shape takes.")
     stream = BytesIO(array.data)
     try:
@@ -611,12 +622,12 @@ def read_array(array: Array, shape: tuple[int, ...], name: str) -> np.ndarray:
         inner = np.lib.format.read_array_header_1_0(stream, max_header_size=256)
     except Exception as error:  # numpy raises what it likes on garbage
         raise ProtocolError(f"array '{name}' has no readable header.") from error
-    if inner != (shape, False, np.dtype("<f4")):
+    if inner != (shape, False, dtype):
         raise ProtocolError(f"array '{name}' has a header that contradicts its shape.")
     start = stream.tell()
-    if len(array.data) != start + 4 * math.prod(shape):
+    if len(array.data) != start + bytes_of:
         raise ProtocolError(f"array '{name}' has not as many bytes as its shape takes.")
-    return np.frombuffer(array.data, np.dtype("<f4"), offset=start).reshape(shape)
+    return np.frombuffer(array.data, dtype, offset=start).reshape(shape)
 
 
 # --- what only the values can tell -----------------------------------------------------

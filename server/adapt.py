@@ -18,7 +18,7 @@ One user changes the sum by at most C. The ledger is charged before anybody is a
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -37,6 +37,7 @@ from ..common.protocol import (
     row_norms,
     unpack,
 )
+from ..common.wire import coded_shapes, decode
 from .budget import Crowd, Release, adapt_event, charge, crowd_of, noise_of
 from .exchange import Run, Step, ask, groups, require, rows_shapes
 
@@ -105,6 +106,7 @@ def one_round(run: Run, number: int, users: tuple[str, ...], crowd: Crowd) -> No
     place = f"adapt/{number}" + (f"/{release.id}" if release else "")
     label = f"round {number + 1}/{config.adapt.rounds}"
     step = Step("adapt", label, "train.adapt", config.adapt.epochs)
+    shared = run.shared_to_send
     tasks = [
         (
             node,
@@ -113,12 +115,12 @@ def one_round(run: Run, number: int, users: tuple[str, ...], crowd: Crowd) -> No
                 round=number,
                 release=release.id if release else "",
                 clip=clip,
-                shared=run.state.shared,
+                shared=shared,
             ),
         )
         for i, (node, names) in enumerate(groups(run, users))
     ]
-    answers = ask(run, step, tasks, contribution(run.shapes, clip))
+    answers = ask(run, step, tasks, contribution(run.shapes, clip, config.signed_bytes))
     parts = [reply.total for reply in answers.replies]
     counted = [user for reply in answers.replies for user in reply.users]
     if release is None:
@@ -225,11 +227,16 @@ def next_clip(
     return clip * math.exp(-CLIP_RATE * (share - config.adapt.clip_quantile))
 
 
-def contribution(shapes: Shapes, clip: float) -> Callable[[RecordDict], Contribution]:
+def contribution(
+    shapes: Shapes, clip: float, signed_bytes: bool
+) -> Callable[[RecordDict], Contribution]:
     """Return a reader of replies that keeps the sum of their valid rows."""
+    sent = coded_shapes(shapes) if signed_bytes else shapes
 
     def read(record: RecordDict) -> Contribution:
-        reply = unpack(AdaptReply, record, rows_shapes(shapes))
+        reply = unpack(AdaptReply, record, rows_shapes(sent))
+        if signed_bytes:
+            reply = replace(reply, rows=decode(reply.rows, shapes))
         return sum_rows(reply, clip)
 
     return read

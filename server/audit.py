@@ -42,6 +42,7 @@ from ..common.seeds import numpy_generator
 from ..common.tasks.load import load_dataset
 from ..common.tasks.types import Dataset, Item, User
 from ..common.unlabeled import Unlabeled, build_bank
+from ..common.wire import as_received
 from . import attacks, checkpoint, results
 from .adapt import clipped_sum, released
 from .budget import Release
@@ -365,10 +366,8 @@ def attack_personas(folder: Path, config: Config, seed: int) -> list[dict[str, A
     members = dataset.users + dataset.development
     state = checkpoint.load(folder, {})
     zero = zero_shared(backbone, config.shared_shape, config.seed)
-    b = {
-        name: torch.from_numpy(a).to(backbone.device)
-        for name, a in state.shared.items()
-    }
+    rows = as_received(state.shared, config.signed_bytes)
+    b = {name: torch.from_numpy(a).to(backbone.device) for name, a in rows.items()}
     shared = replace(zero, b=b)
     trained = dataset.development if config.adapt.users == "development" else members
     done: list[dict[str, Any]] = []

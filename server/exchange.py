@@ -22,8 +22,18 @@ from ..common.config import Config, flatten
 from ..common.errors import IdiolectError
 from ..common.manifest import read_or_make_key
 from ..common.privacy.ledger import Ledger
-from ..common.protocol import Reply, Shapes, Task, check_step, check_users, pack, size
+from ..common.protocol import (
+    Reply,
+    Rows,
+    Shapes,
+    Task,
+    check_step,
+    check_users,
+    pack,
+    size,
+)
 from ..common.tasks.types import Dataset
+from ..common.wire import encode
 from .checkpoint import State, save
 
 LOG = logging.getLogger("flwr")
@@ -107,6 +117,12 @@ class Run:
     def shapes(self) -> Shapes:
         """Shapes of the shared adapter's B."""
         return {name: array.shape for name, array in self.state.shared.items()}
+
+    @property
+    def shared_to_send(self) -> Rows:
+        """The shared adapter's B as tasks carry it."""
+        shared = self.state.shared
+        return encode(shared) if self.config.signed_bytes else shared
 
     @property
     def signing_key(self) -> bytes:

@@ -161,7 +161,7 @@ def train(
     """Let the users' nodes train; return user -> outcome in the order of `users`."""
     weight = training_weight(run.config) + SCORING * trial
     step = Step("personalise", label, "train.personalise", weight)
-    voters = run.state.took_part.get("votes", {})
+    voters, shared = run.state.took_part.get("votes", {}), run.shared_to_send
     tasks = [
         (
             node,
@@ -174,7 +174,7 @@ def train(
                 signature=run.state.signature if run.state.unlabeled else "",
                 voted=tuple(name for name in names if name in voters),
                 unlabeled=run.state.unlabeled or (),
-                shared=run.state.shared,
+                shared=shared,
             ),
         )
         for i, (node, names) in enumerate(groups(run, users))
@@ -239,6 +239,7 @@ def _tasks(
     release: str = "",
 ) -> list[tuple[int, Task]]:
     unlabeled_hash = fingerprint(run.state.unlabeled or ())
+    shared = run.shared_to_send
     return [
         (
             node,
@@ -249,7 +250,7 @@ def _tasks(
                 unlabeled_hash=unlabeled_hash,
                 generate=generate,
                 release=release,
-                shared=run.state.shared,
+                shared=shared,
             ),
         )
         for i, (node, names) in enumerate(groups(run, users))

@@ -31,6 +31,7 @@ from ..common.seeds import derive, numpy_generator
 from ..common.tasks.load import public_items
 from ..common.tasks.types import Dataset, Item
 from ..common.unlabeled import Unlabeled, fingerprint
+from ..common.wire import as_received
 from .adapt import crowd_of_run, participants
 from .budget import Crowd, Release, charge, noise_of, vote_event
 from .exchange import Run, Step, ask, groups, report, require
@@ -157,7 +158,8 @@ def candidates(run: Run) -> tuple[Item, ...]:
     bank = tuple(public_text(config, run.dataset, config.unlabeled.bank))
     if config.unlabeled.bank_from == "public":
         return bank
-    return written_by_shared(config, run.state.shared, bank)
+    shared = as_received(run.state.shared, config.signed_bytes)
+    return written_by_shared(config, shared, bank)
 
 
 def written_by_shared(

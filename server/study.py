@@ -35,10 +35,12 @@ from ..common.seeds import numpy_generator
 from ..common.tasks.load import load_dataset
 from ..common.tasks.types import Dataset, Item, User
 from ..common.unlabeled import Unlabeled
+from ..common.wire import as_received, decode, update_codes
 from . import results
 from .adapt import (
     charge_round,
     clipped_sum,
+    moved,
     next_clip,
     participants,
     released,
@@ -425,31 +427,33 @@ def shared_adapter(
     """
     development = config.adapt.users == "development"
     users = dataset.development if development else dataset.users + dataset.development
-    shared = zero_shared(backbone, config.shared_shape, config.seed)
+    zero = zero_shared(backbone, config.shared_shape, config.seed)
+    exact = {name: tensor.cpu().numpy() for name, tensor in zero.b.items()}
     ledger, clip = empty_ledger(dataset, config), config.adapt.clip
     for number in range(config.adapt.rounds):
+        shared = _received(backbone, zero, exact, config)
         if config.privacy.mode == "central":
             crowd = crowd_in(dataset, config)
             release = charge_round(ledger, config, crowd, number, clip)
             taking = participants(users, release, config)
             rows = _updates(backbone, shared, taking, config, number, clip)
             sums = [clipped_sum(part, clip) for part in rows]
-            b = {name: tensor.cpu().numpy() for name, tensor in shared.b.items()}
             parts = [total for total, _ in sums]
-            b = released(b, parts, release, clip, config, len(users))
+            exact = released(exact, parts, release, clip, config, len(users))
             within = sum(within_clip(norms, clip) for _, norms in sums)
             clip = next_clip(clip, within, len(taking), release, config, len(users))
-            moved = {name: torch.from_numpy(array) for name, array in b.items()}
-            moved = {name: tensor.to(backbone.device) for name, tensor in moved.items()}
         else:
             rows = _updates(backbone, shared, users, config, number, clip)
-            moved = {
-                name: start
-                + sum(torch.from_numpy(part[name]).sum(0) for part in rows) / len(users)
-                for name, start in shared.b.items()
-            }
-        shared = replace(shared, b=moved)
-    return shared, ledger.charges
+            parts = [clipped_sum(part, clip)[0] for part in rows]
+            exact = moved(exact, parts, len(users))
+    return _received(backbone, zero, exact, config), ledger.charges
+
+
+def _received(backbone: Backbone, zero: Lora, exact: Rows, config: Config) -> Lora:
+    """The shared adapter as the devices have it."""
+    rows = as_received(exact, config.signed_bytes)
+    b = {name: torch.from_numpy(array) for name, array in rows.items()}
+    return replace(zero, b={n: t.to(backbone.device) for n, t in b.items()})
 
 
 def _updates(
@@ -460,11 +464,16 @@ def _updates(
     number: int,
     clip: float,
 ) -> list[Rows]:
-    """Rows of one round, one array per stacking group."""
+    """Rows of one round as the server reads them, one array per stacking group."""
     found: list[Rows] = []
+    shapes = {name: tuple(tensor.shape) for name, tensor in shared.b.items()}
     for group in groups(users, config.personalise.stack):
         rows = personal.shared_update(backbone, shared, group, config, number, clip)
-        found.append({name: tensor.numpy() for name, tensor in rows.items()})
+        arrays = {name: tensor.numpy() for name, tensor in rows.items()}
+        if config.signed_bytes:
+            names = [user.id for user in group]
+            arrays = decode(update_codes(arrays, config.seed, names, number), shapes)
+        found.append(arrays)
     return found
 
 

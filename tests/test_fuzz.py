@@ -43,6 +43,7 @@ from idiolect.common.protocol import (
     unpack,
 )
 from idiolect.common.tasks.types import Item, Prompt
+from idiolect.common.wire import encode
 
 from .common.conftest import write_model
 
@@ -145,7 +146,7 @@ def device(tmp_path_factory):
         made = Device(vault, 100)
         config = made.config(CONFIG)
         _, zero = owner.reference(config)
-        yield made, {name: b.numpy() for name, b in zero.b.items()}
+        yield made, encode({name: b.numpy() for name, b in zero.b.items()})
 
 
 CONFIG = flatten(
@@ -200,7 +201,7 @@ def replies() -> dict[str, Any]:
     head: dict[str, Any] = {"run": "r", "step": "s", "users": ("u",), "errors": {}}
     head["seconds"] = 0.0
     head |= {"process": "", "peak_rss_mb": 0.0}
-    row = {"layer": np.zeros((1, 2, 3), np.float32)}
+    row = {"layer": np.zeros((1, 2, 3), "f4"), "codes": np.zeros((1, 6), "i1")}
     item = Item("i", Prompt("", "p"), "t")
     return {
         "HelloReply": HelloReply(
@@ -228,7 +229,8 @@ def replies() -> dict[str, Any]:
 @given(data=st.data())
 def test_a_server_refuses_or_reads_whatever_comes(cls, data):
     reply = replies()[cls.__name__]
-    shapes = {"AdaptReply": {"layer": (1, 2, 3)}, "VoteReply": {"votes": (1, 4)}}
+    rows = {"layer": (1, 2, 3), "codes": (1, 6)}
+    shapes = {"AdaptReply": rows, "VoteReply": {"votes": (1, 4)}}
     wanted = shapes.get(cls.__name__, {})
     try:
         got = unpack(cls, broken(pack(reply), data), lambda fields: wanted)
@@ -238,5 +240,6 @@ def test_a_server_refuses_or_reads_whatever_comes(cls, data):
     for text in (getattr(got, "errors", {}) or {}).values():
         assert text.isprintable()
     for field in ("rows", "votes"):  # what was read is what was promised
-        for array in getattr(got, field, {}).values():
-            assert array.dtype == np.float32 and array.size <= 6
+        for name, array in getattr(got, field, {}).items():
+            assert array.dtype == (np.int8 if name == "codes" else np.float32)
+            assert array.size <= 6

@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
 
 from .types import Kind, Task
 
@@ -161,7 +160,10 @@ def _rouge(text: str, wanted: str) -> dict[str, float]:
 
 
 @lru_cache(maxsize=1)
-def _scorer() -> RougeScorer:
+def _scorer() -> Any:
+    # Here, because it brings nltk and scipy: a second of every process that never asks.
+    from rouge_score.rouge_scorer import RougeScorer
+
     return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
 
 

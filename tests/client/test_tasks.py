@@ -93,7 +93,7 @@ def call(kind: str, task, place: dict | None = None) -> RecordDict:
 
 
 def head(folder, *users: str, **config: object) -> dict:
-    settings = flatten(parse(config))
+    settings = flatten(parse({"adapt.wire": "float32", **config}))
     return {
         "run": "r",
         "step": "s",
@@ -182,7 +182,7 @@ def signed(kind: str, unlabeled: tuple[Unlabeled, ...], **changes) -> dict[str, 
         "floor": 0.0,
         "epsilon": None,
         "created": NOW,
-        "expires": NOW + 600,
+        "expires": NOW + 86_400,
     }
     manifest = Manifest(**{**fields, **changes})
     return {

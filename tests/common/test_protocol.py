@@ -186,7 +186,7 @@ def test_reading_an_array_does_not_copy_it():
     shape = (1000, 1000)
     array = Array(np.ones(shape, np.float32))
     tracemalloc.start()
-    result = read_array(array, shape, "big")
+    result = read_array(array, shape, "big", np.dtype("<f4"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert result.sum() == 1e6

@@ -1,9 +1,9 @@
 """`idiolect-server` and `idiolect`, without starting a run."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_help_is_there_at_once() -> None:
-    """Best of three below half a second, because it loads neither torch nor flwr."""
+    """A fraction of a second of CPU, because it loads neither torch nor flwr."""
     code = (
         "import sys; from idiolect.server.cli import main\n"
         "try: main(['--help'])\n"
@@ -35,14 +35,13 @@ def test_help_is_there_at_once() -> None:
         "heavy = {'torch', 'flwr', 'transformers', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
-    seconds: list[float] = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True)
-        seconds.append(time.perf_counter() - begin)
-        assert done.returncode == 0, done.stderr
-        assert b"simulate" in done.stdout
-    assert min(seconds) < 0.5
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert b"simulate" in done.stdout
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert spent < 1.5  # .1 s where a core is fast and free
 
 
 @pytest.mark.parametrize("main", [cli.main, device.main])

@@ -21,6 +21,7 @@ from idiolect.common.protocol import (
     pack,
     unpack,
 )
+from idiolect.common.wire import decode
 from idiolect.server import checkpoint
 
 from .federation import FakeGrid, events, node_error, results, run
@@ -96,16 +97,20 @@ def test_a_run_leaves_the_files_it_promises(settings):
     ]
 
 
-def test_the_shared_adapter_is_the_mean_of_the_users_updates(settings):
+@pytest.mark.parametrize("wire", ["float32", "int8"])
+def test_the_shared_adapter_is_the_mean_of_the_users_updates(settings, wire):
     seen: list[AdaptReply] = []
 
     def watch(record):
         seen.append(rows_of(record))
         return record
 
-    settings |= {"adapt.rounds": 1, "methods": "shared"}
+    settings |= {"adapt.rounds": 1, "methods": "shared", "adapt.wire": wire}
     folder = run(settings, FakeGrid(2, alter("train.adapt", watch)))
     state = checkpoint.load(folder, {})
+    if wire == "int8":
+        shapes = {name: array.shape for name, array in state.shared.items()}
+        seen = [dataclasses.replace(r, rows=decode(r.rows, shapes)) for r in seen]
     users = [user for reply in seen for user in reply.users]
     assert sorted(users) == sorted({*users}) and len(users) == 5
     for name, array in state.shared.items():
@@ -191,17 +196,19 @@ def test_the_learning_rate_with_the_lowest_development_nll_is_taken(settings):
 # --- nodes that fail, lie, or say nothing -------------------------------------------------
 
 
-def test_a_row_of_nan_costs_one_user_one_round(settings):
+@pytest.mark.parametrize("wire", ["float32", "int8"])
+def test_a_row_of_nan_costs_one_user_one_round(settings, wire):
     def poison(record):
         reply = rows_of(record)
         if "persona-001" not in reply.users:
             return record
         rows = {name: array.copy() for name, array in reply.rows.items()}
         for array in rows.values():
-            array[reply.users.index("persona-001")] = np.nan
+            if array.dtype == np.float32:  # of int8 the scales
+                array[reply.users.index("persona-001")] = np.nan
         return pack(dataclasses.replace(reply, rows=rows))
 
-    settings |= {"adapt.rounds": 1, "methods": "shared"}
+    settings |= {"adapt.rounds": 1, "methods": "shared", "adapt.wire": wire}
     folder = run(settings, FakeGrid(2, alter("train.adapt", poison)))
     state = checkpoint.load(folder, {})
     assert all(np.isfinite(array).all() for array in state.shared.values())
@@ -212,13 +219,18 @@ def test_a_row_of_nan_costs_one_user_one_round(settings):
     assert not np.allclose(clean.shared[name], state.shared[name])
 
 
-def test_a_huge_row_is_clipped_by_the_server(settings):
+@pytest.mark.parametrize("wire", ["float32", "int8"])
+def test_a_huge_row_is_clipped_by_the_server(settings, wire):
     def inflate(record):
         reply = rows_of(record)
-        rows = {name: array * np.float32(1e12) for name, array in reply.rows.items()}
+        rows = {
+            name: array * np.float32(1e12) if array.dtype == np.float32 else array
+            for name, array in reply.rows.items()
+        }
         return pack(dataclasses.replace(reply, rows=rows))
 
     settings |= {"adapt.rounds": 1, "adapt.clip": 0.5, "methods": "shared"}
+    settings |= {"adapt.wire": wire}
     folder = run(settings, FakeGrid(2, alter("train.adapt", inflate)))
     shared = checkpoint.load(folder, {}).shared
     norm = np.sqrt(sum(np.square(array).sum() for array in shared.values()))
@@ -246,7 +258,7 @@ def test_a_malformed_reply_costs_its_node_and_the_quorum_decides(settings):
 
 def test_the_denominator_is_who_was_asked_not_who_answered(settings):
     settings |= {"adapt.rounds": 1, "methods": "shared", "users-per-node": 1}
-    settings |= {"quorum": 0.5}
+    settings |= {"quorum": 0.5, "adapt.wire": "float32"}
     updates: dict[str, AdaptReply] = {}
 
     def drop(record):

@@ -140,7 +140,7 @@ def header(shape: tuple[int, ...], dtype: str) -> Array:
     ],
 )
 def test_a_malformed_reply_is_refused_before_anything_is_made_of_it(name, array, match):
-    read = contribution(SHAPES, 1.0)
+    read = contribution(SHAPES, 1.0, False)
     with pytest.raises(ProtocolError, match=match):
         read(record_with(name, array))
 
@@ -149,12 +149,12 @@ def test_a_reply_with_weights_of_its_own_is_refused():
     """There is no weight in the protocol that a user could raise to 10^18."""
     record = record_with("x", None)
     record["metrics"] = type(record.config_records["message"])({"num-examples": 1e18})
-    found = contribution(SHAPES, 1.0)(record)
+    found = contribution(SHAPES, 1.0, False)(record)
     assert np.linalg.norm(flat(found.total)) <= 2.0 + 1e-9
     body = record.config_records["message"]
     body["body"] = str(body["body"]).replace('"users"', '"weight":1e18,"users"', 1)
     with pytest.raises(IdiolectError, match="fields differ"):
-        contribution(SHAPES, 1.0)(record)
+        contribution(SHAPES, 1.0, False)(record)
 
 
 def test_metrics_of_nothing_count_as_the_worst():

@@ -374,8 +374,9 @@ def test_a_backbone_id_is_looked_up_only_offline(
 def test_only_marked_processes_are_ended() -> None:
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True)"
-    marked = {**os.environ, processes.VARIABLE: "m1"}
-    other = subprocess.Popen(sleep, env={**marked, processes.VARIABLE: "m12"})
+    mark = f"m{os.getpid()}"  # two runs of the tests must not end each other's
+    marked = {**os.environ, processes.VARIABLE: mark}
+    other = subprocess.Popen(sleep, env={**marked, processes.VARIABLE: mark + "2"})
     polite = subprocess.Popen(sleep, env=marked, start_new_session=True)
     stubborn = subprocess.Popen(
         [sys.executable, "-c", f"{deaf}; time.sleep(60)"],
@@ -385,9 +386,10 @@ def test_only_marked_processes_are_ended() -> None:
     assert stubborn.stdout is not None
     stubborn.stdout.readline()
     try:
-        assert sorted(processes.marked("m1")) == sorted([polite.pid, stubborn.pid])
-        processes.end("m1", patience=0.5)
-        assert processes.marked("m1") == []
+        wait_for(lambda: len(processes.marked(mark)) == 2)
+        assert sorted(processes.marked(mark)) == sorted([polite.pid, stubborn.pid])
+        processes.end(mark, patience=0.5)
+        assert processes.marked(mark) == []
         assert (polite.wait(5), stubborn.wait(5)) == (-15, -9)
         assert other.poll() is None
     finally:
@@ -401,13 +403,14 @@ def test_one_look_that_finds_nothing_proves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A process between its start and its environment escapes a look, not `end`."""
-    environment = {**os.environ, processes.VARIABLE: "m2"}
+    mark = f"m{os.getpid()}"
+    environment = {**os.environ, processes.VARIABLE: mark}
     hidden = subprocess.Popen(["sleep", "60"], env=environment)
-    wait_for(lambda: processes.marked("m2"))
+    wait_for(lambda: processes.marked(mark))
     looks, really = iter(((), ())), processes.marked
     monkeypatch.setattr(processes, "marked", lambda mark: next(looks, really(mark)))
     try:
-        processes.end("m2")
+        processes.end(mark)
         assert hidden.poll() == -15
     finally:
         hidden.kill()

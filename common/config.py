@@ -230,7 +230,11 @@ class Personalise:
         "running means in the delta of C-BPO: one per class, or one pooled (a control)",
         choices=("separate", "pooled"),
     )
-    stack: int = key(8, "users trained together in one forward pass", 1)
+    stack: int = key(
+        4,
+        "users trained together in one forward pass: 4 for a CPU, a GPU bears more",
+        1,
+    )
 
 
 @dataclass(frozen=True)

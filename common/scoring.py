@@ -44,7 +44,7 @@ class Batch:
 
 def collate(backbone: Backbone, rows: Sequence[Encoded | None]) -> Batch:
     """Pad rows to a batch. None is a filler row, in which nothing is scored."""
-    length = max((len(row.ids) for row in rows if row), default=1)
+    length = max((len(row.ids) for row in rows if row), default=2)
     ids = torch.full((len(rows), length), backbone.pad_id)
     completion = torch.zeros((len(rows), length), dtype=torch.bool)
     for i, row in enumerate(rows):
@@ -58,31 +58,34 @@ def collate(backbone: Backbone, rows: Sequence[Encoded | None]) -> Batch:
 
 
 def completion_logp(backbone: Backbone, batch: Batch) -> Tensor:
-    """Sum of log p(y | x) of every row [N] over its completion tokens.
+    """Sum of log p(y | x) of every row [N] over its completion tokens."""
+    return _row_sums(batch, token_logp(backbone, batch))
 
-    The hidden state at position t - 1 predicts the token at t.
-    """
-    return _scores(backbone, batch)[0]
+
+def _row_sums(batch: Batch, logp: Tensor) -> Tensor:
+    """Sum of the tokens' log-probabilities [M] of every row, [N]."""
+    rows = batch.completion[:, 1:].nonzero()[:, 0]
+    total = torch.zeros(len(batch.ids), dtype=logp.dtype, device=logp.device)
+    return total.index_add(0, rows, logp)
 
 
 def token_logp(backbone: Backbone, batch: Batch) -> Tensor:
-    """Log-probability of every completion token of the batch, row after row, [M]."""
-    return _token_logp(backbone, batch, backbone.hidden(batch.ids))
+    """Log-probability of every completion token of the batch, row after row, [M].
 
-
-def _scores(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [N], and hidden states [N, T, d] they were computed from."""
-    hidden = backbone.hidden(batch.ids)
-    logp = _token_logp(backbone, batch, hidden)
-    rows = batch.completion[:, 1:].nonzero()[:, 0]
-    total = torch.zeros(len(batch.ids), dtype=logp.dtype, device=logp.device)
-    return total.index_add(0, rows, logp), hidden
-
-
-def _token_logp(backbone: Backbone, batch: Batch, hidden: Tensor) -> Tensor:
+    The hidden state at position t - 1 predicts the token at t; it is computed for the
+    completion only, which is one stretch in each row.
+    """
     predicting = batch.completion[:, 1:]
-    states = hidden[:, :-1][predicting]
-    labels = batch.ids[:, 1:][predicting]
+    counts = predicting.sum(1, keepdim=True)
+    offsets = torch.arange(max(1, int(counts.max())), device=batch.ids.device)
+    first = predicting.int().argmax(1, keepdim=True)
+    positions = (first + offsets).clamp(max=batch.ids.shape[1] - 2)
+    hidden = backbone.hidden_at(batch.ids, positions)[offsets < counts]
+    return _token_logp(backbone, hidden, batch.ids[:, 1:][predicting])
+
+
+def _token_logp(backbone: Backbone, states: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability of the labels [M] that hidden states [M, d] predict."""
 
     def head(states: Tensor, labels: Tensor) -> Tensor:
         return -F.cross_entropy(backbone.logits(states), labels, reduction="none")
@@ -219,7 +222,11 @@ def reference_pass(
         places = [i for i in chunk[0] if i is not None]
         batch = collate(backbone, [items[i] for i in places])
         with torch.no_grad(), attached(backbone, shared):
-            logp, hidden = _scores(backbone, batch)
+            hidden = backbone.hidden(batch.ids)  # whole: the embedding needs it
+            predicting = batch.completion[:, 1:]
+            labels = batch.ids[:, 1:][predicting]
+            tokens = _token_logp(backbone, hidden[:, :-1][predicting], labels)
+            logp = _row_sums(batch, tokens)
         weight = batch.completion.unsqueeze(-1).to(hidden.dtype)
         means = (hidden * weight).sum(1).float() / weight.sum(1).float()
         for i, value, mean in zip(places, logp.tolist(), means.cpu(), strict=True):

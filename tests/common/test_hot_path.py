@@ -76,11 +76,12 @@ def frozen_products(made) -> float:
 
 
 def test_the_matrix_products_of_a_step(made) -> None:
-    """Beside the frozen products only the adapters', at rank 8 + 8 of which 8 learn."""
+    """The adapters' come on top, at rank 8 + 8 of which 8 learn; the last layer's
+    feed-forward block falls away where nothing is predicted."""
     counter = FlopCounterMode(display=False)
     trained(made, counter)
     assert counter.get_total_flops() / frozen_products(made) == pytest.approx(
-        1.15, abs=0.01
+        1.04, abs=0.01
     )
 
 

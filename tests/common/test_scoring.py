@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from idiolect.common import backbone as backbone_module
 from idiolect.common import scoring
 from idiolect.common.adapters import attached, stack
 from idiolect.common.backbone import FAMILIES, Encoded, load_backbone
@@ -39,10 +40,37 @@ def test_logp_equals_the_whole_model(family, model_folder, items):
     )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_short_last_layer_has_the_gradients_of_the_whole(
+    family, model_folder, items, monkeypatch
+):
+    backbone = load_backbone(str(model_folder(family)), "float32", "cpu", 96)
+    encoded = [None, *(backbone.encode(item) for item in items[:5])]
+    lora = adapter(backbone, "u", 1)
+    leaves = [t.requires_grad_() for t in (*lora.a.values(), *lora.b.values())]
+    found = []
+    for plain in (backbone_module.PLAIN_LAYER, set()):
+        monkeypatch.setattr(backbone_module, "PLAIN_LAYER", plain)
+        with attached(backbone, lora):
+            logp = completion_logp(backbone, collate(backbone, encoded))
+        found.append([logp.detach(), *torch.autograd.grad(logp.sum(), leaves)])
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+
+
+def test_the_last_layer_is_itself_again_after_an_error(backbone, items):
+    batch = collate(backbone, [backbone.encode(items[0])])
+    layer = backbone.model.model.layers[-1]
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        backbone.hidden_at(batch.ids, torch.full((1, 1), 10**6))
+    assert "forward" not in vars(layer)
+
+
 def test_filler_rows_score_nothing(backbone, items):
     encoded = backbone.encode(items[0])
     with torch.no_grad():
         logp = completion_logp(backbone, collate(backbone, [None, encoded, None]))
+        nothing = completion_logp(backbone, collate(backbone, [None, None]))
+    assert nothing.tolist() == [0, 0]
     assert logp[0] == logp[2] == 0
     assert logp[1].item() == pytest.approx(obvious_logp(backbone, encoded), abs=1e-4)
 

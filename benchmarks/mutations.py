@@ -606,6 +606,20 @@ MUTATIONS = (
         "test_an_interval_is_as_wide_as_theory_says",
     ),
     Mutation(
+        "Claims are not corrected for how many a study makes",
+        "server/findings.py",
+        "min(1.0, (len(claims) - rank) * alone[k])",
+        "min(1.0, alone[k])",
+        "test_the_more_claims_the_more_each_must_show",
+    ),
+    Mutation(
+        "A real user counts once per seed",
+        "server/findings.py",
+        "place = key if done[0]",
+        "place = key if True or done[0]",
+        "test_a_real_user_counts_once_whatever_the_number_of_seeds",
+    ),
+    Mutation(
         "A value that could not be measured counts as zero",
         "server/results.py",
         "values = values[np.isfinite(values)]",
@@ -820,6 +834,13 @@ MUTATIONS = (
         "return json.dumps([SCHEMA, kind, key.hex(), place.hex(), chunk, chunks]).encode()",
         'return b""',
         "test_damage_is_named_and_never_read_as_data",
+    ),
+    Mutation(
+        "A subset of the unlabeled set ignores the weights",
+        "common/unlabeled.py",
+        "drawn = generator.choice(len(weights), count, p=weights / weights.sum())",
+        "drawn = generator.choice(len(weights), count)",
+        "test_a_large_set_is_sampled_in_proportion_to_its_weights",
     ),
     Mutation(
         "One device answers for another",

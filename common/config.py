@@ -21,7 +21,8 @@ from .errors import IdiolectError
 
 Scalar = str | int | float | bool
 
-TASKS = ("headline", "tagging", "rating", *(f"LaMP-{n}" for n in range(1, 8)), "text")
+PERSONAS = ("headline", "tagging", "rating")
+TASKS = (*PERSONAS, *(f"LaMP-{n}" for n in range(1, 8)), "text")
 METHODS = ("base", "shared", "oppu", "kto", "bco", "c-bpo", "positives")
 KINDS = ("votes", "self", "public", "anonymised", "others")
 
@@ -139,6 +140,15 @@ class Unlabeled:
         "estimate",
         "preference overlap: `estimate`, or a number in [0, 0.9]; kinds whose alpha is "
         "no population share (self, public) use 0.5 where this says `estimate`",
+    )
+    alpha_features: str = key(
+        "backbone",
+        "what the classifier behind alpha tells texts apart by: mean hidden states of the "
+        "`backbone` with the shared adapter (the paper), or hashed character n-grams",
+        choices=("backbone", "ngrams"),
+    )
+    alpha_items: int = key(
+        0, "unlabeled items that classifier looks at; 0: those drawn for training", 0
     )
     second_opinion: bool = key(
         False,

@@ -40,9 +40,11 @@ from .unlabeled import (
     ballot,
     draw,
     effective_size,
+    hashed,
     marks,
     nearest_candidate,
     population_share,
+    subset,
     tempered,
     vote,
     whitened_similarity,
@@ -295,8 +297,8 @@ class Material:
     ----------
     own, aux
         The history, and the items drawn from the unlabeled set.
-    weights
-        Of `aux`.
+    drawn
+        The items of `aux`.
     ess
         Effective size of the weights that `aux` was drawn by.
     others
@@ -305,7 +307,7 @@ class Material:
 
     own: list[Encoded]
     aux: list[Encoded]
-    weights: list[float]
+    drawn: list[Unlabeled]
     ess: float
     others: list[Unlabeled]
 
@@ -339,7 +341,7 @@ def _material(
         drawn = draw(others, count, generator)
         ess = effective_size(np.array([max(entry.weight, 0.0) for entry in others]))
     aux = encode_all(backbone, [entry.item for entry in drawn])
-    return Material(own, aux, [entry.weight for entry in drawn], ess, others)
+    return Material(own, aux, drawn, ess, others)
 
 
 def not_own(
@@ -472,10 +474,19 @@ def _alpha(
         return overlap.Overlap(config.fixed_alpha, False)
     if not population_share(config.unlabeled):
         return overlap.Overlap(overlap.DEFAULT, False)
-    target = _embeddings(backbone, shared, material.own)
-    others = _embeddings(backbone, shared, material.aux)
     generator = numpy_generator(config.seed, "overlap", user.id)
-    return overlap.estimate(target, others, np.array(material.weights), generator)
+    looked = material.drawn
+    if count := config.unlabeled.alpha_items:
+        looked = subset(material.others, count, generator)
+    if config.unlabeled.alpha_features == "ngrams":
+        target = hashed([item.target for item in user.history])
+        others = hashed([entry.item.target for entry in looked])
+    else:
+        target = _embeddings(backbone, shared, material.own)
+        encoded = encode_all(backbone, [entry.item for entry in looked])
+        others = _embeddings(backbone, shared, encoded)
+    weights = np.array([entry.weight for entry in looked])
+    return overlap.estimate(target, others, weights, generator)
 
 
 def _embeddings(
@@ -515,7 +526,7 @@ def _lesson(
     return Lesson(
         user.id,
         positive=scored(own),
-        unlabeled=scored(aux, material.weights),
+        unlabeled=scored(aux, [entry.weight for entry in material.drawn]),
         negative=scored(disliked),
         mismatched=scored(pairs),
         alpha=alpha,

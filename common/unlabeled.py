@@ -23,7 +23,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -33,6 +33,7 @@ from .tasks.types import Item, User
 
 BUCKETS = 1 << 16
 GRAMS = (3, 4, 5)
+WIDTH = 256  # columns of `hashed`: 1,024 rank users no better, and cost twice as much
 LONGEST = 2000  # characters of a text that are looked at
 VOTES = 32  # history items that vote
 
@@ -94,6 +95,19 @@ def grams(text: str) -> dict[int, int]:
             bucket = zlib.crc32(padded[start : start + n].encode()) % BUCKETS
             counts[bucket] = counts.get(bucket, 0) + 1
     return counts
+
+
+def hashed(texts: Sequence[str], width: int = WIDTH) -> np.ndarray:
+    """Square roots of n-gram counts, hashed to a few columns, float64 [n, width].
+
+    Rows have length 1. The square root keeps what a text repeats from drowning the rest.
+    """
+    counts = np.zeros((len(texts), width))
+    for row, text in enumerate(texts):
+        for bucket, count in grams(text).items():
+            counts[row, bucket % width] += count
+    roots = np.sqrt(counts)
+    return roots / np.linalg.norm(roots, axis=1, keepdims=True).clip(1e-12)
 
 
 @dataclass(frozen=True, eq=False)
@@ -383,3 +397,23 @@ def draw(
     chance = weights[able] / weights[able].sum()
     chosen = [*np.tile(able, rounds), *generator.choice(able, rest, False, chance)]
     return [Unlabeled(pool[i].item, 1.0, pool[i].owner) for i in chosen]
+
+
+def subset(
+    unlabeled: Sequence[Unlabeled], count: int, generator: np.random.Generator
+) -> list[Unlabeled]:
+    """At most `count` different items that stand for the set, with weights.
+
+    Everything of positive weight where that is no more than `count`; else `count` draws
+    with replacement, an item's weight being how often it came. Where no weight is
+    positive, all items count alike.
+    """
+    weights = np.array([max(entry.weight, 0.0) for entry in unlabeled])
+    if not weights.any():
+        weights = np.ones(len(unlabeled))
+    chosen = np.flatnonzero(weights)
+    if len(chosen) > count:
+        drawn = generator.choice(len(weights), count, p=weights / weights.sum())
+        chosen, counts = np.unique(drawn, return_counts=True)
+        weights[chosen] = counts
+    return [replace(unlabeled[int(i)], weight=float(weights[i])) for i in chosen]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.config import Scalar
+from ..common.config import PERSONAS, Scalar
 from ..common.errors import IdiolectError
 from . import audit, results
 from .study import UNUSED, Claim, Study, matches, side_of
@@ -21,36 +21,70 @@ Cell = Mapping[str, Any]
 """One cell as `study.run_study` returns it."""
 
 
-def verdict(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
-    """Judge a claim by the paired difference over all users and seeds.
+def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
+    """Paired difference that a claim is about, over all users and seeds.
+
+    Personas of different seeds are different people. Users of real data are the same under
+    every seed, so each counts once, by the mean over the seeds.
 
     Returns
     -------
     dict
-        ``claim``, ``metric``, ``users``, ``mean``, ``ci95``, ``n``, and ``verdict``:
-        ``confirmed`` if the 95 % interval lies on the side that the claim predicts,
-        ``reversed`` if it lies on the other, else ``not confirmed``.
+        ``claim``, ``metric``, ``users``, ``expect``, ``mean``, ``ci95``, ``n``.
     """
     one, other = (values(side, claim, done) for side in (claim.one, claim.other))
-    both = [key for key in one if key in other]
-    if len(both) < 2:
+    people: dict[tuple[int, str], list[float]] = {}
+    for key in (key for key in one if key in other):
+        place = key if done[0]["run"]["task"] in PERSONAS else (0, key[1])
+        people.setdefault(place, []).append(one[key] - other[key])
+    if len(people) < 2:
         raise IdiolectError(f"claim {claim.text!r}: fewer than two users to compare.")
-    difference = np.array([one[key] - other[key] for key in both])
-    found = results.bootstrap(difference, seed=0)
-    low, high = found["ci95"]
-    sign = -1 if claim.expect == "lower" else 1
-    if low <= 0 <= high:
-        word = "not confirmed"
-    else:
-        word = "confirmed" if sign * low > 0 else "reversed"
+    means = np.array([np.mean(found) for found in people.values()])
     return {
         "claim": claim.text,
         "metric": claim.metric,
         "users": claim.users,
         "expect": claim.expect,
-        "verdict": word,
-        **found,
+        **results.bootstrap(means, seed=0),
     }
+
+
+def judged(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add to each difference of a study ``p``, corrected by Holm (1979), and ``verdict``.
+
+    The p-value is that of a normal whose 95 % interval is as wide as the bootstrap's. Of n
+    claims the smallest p counts n times, the next n - 1 times, and none less than the one
+    before it: the chance that any of the study's claims is called confirmed or reversed
+    though its difference is zero is then 5 %.
+
+    Returns
+    -------
+    list of dict
+        ``verdict`` is ``confirmed`` where p < 0.05 and the sign is the one that the claim
+        predicts, ``reversed`` where it is the other, else ``not confirmed``.
+    """
+    alone = [_p_value(claim["mean"], *claim["ci95"]) for claim in claims]
+    order = sorted(range(len(claims)), key=lambda k: alone[k])
+    corrected, last = dict[int, float](), 0.0
+    for rank, k in enumerate(order):
+        last = corrected[k] = max(last, min(1.0, (len(claims) - rank) * alone[k]))
+    return [
+        {**claim, "p": corrected[k], "verdict": _word(claim, corrected[k])}
+        for k, claim in enumerate(claims)
+    ]
+
+
+def _p_value(mean: float, low: float, high: float) -> float:
+    """Two-sided, that a normal mean with this 95 % interval is zero."""
+    error = (high - low) / (2 * 1.959964)
+    return math.erfc(abs(mean) / error / math.sqrt(2)) if error else float(mean == 0)
+
+
+def _word(claim: Mapping[str, Any], p: float) -> str:
+    if p >= 0.05:
+        return "not confirmed"
+    predicted = -1 if claim["expect"] == "lower" else 1
+    return "confirmed" if predicted * claim["mean"] > 0 else "reversed"
 
 
 def values(
@@ -100,7 +134,7 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
         "config": study.config,
         "grid": {k: [writable(v) for v in values] for k, values in study.grid.items()},
         "plot": study.plot,
-        "claims": [verdict(claim, done) for claim in study.claims],
+        "claims": [difference(claim, done) for claim in study.claims],
         "curve": curve(study, done) if study.plot else [],
         "alpha": [entry for cell in done if (entry := alpha_against_truth(cell))],
         "rows": rows,
@@ -110,7 +144,7 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
 
 
 def alpha_against_truth(cell: Cell) -> dict[str, Any] | None:
-    """Spearman's rank correlation of alpha with the true overlap, over a cell's users.
+    """How well alpha ranks a cell's users (Spearman), and how far it is off on average.
 
     None where alpha was not estimated, is the same for all, or the truth is not known.
     """
@@ -121,8 +155,13 @@ def alpha_against_truth(cell: Cell) -> dict[str, Any] | None:
     if len({alpha[user] for user in users}) == 1:
         return None
     one, other = (_ranks([values[user] for user in users]) for values in (truth, alpha))
-    rho = float(np.corrcoef(one, other)[0, 1])
-    return {"cell": written(cell["cell"]), "n": len(users), "rank_correlation": rho}
+    off = [abs(alpha[user] - truth[user]) for user in users]
+    return {
+        "cell": written(cell["cell"]),
+        "n": len(users),
+        "rank_correlation": float(np.corrcoef(one, other)[0, 1]),
+        "error": float(np.mean(off)),
+    }
 
 
 def written(cell: Mapping[str, Scalar]) -> dict[str, Scalar]:
@@ -248,10 +287,10 @@ def markdown(found: Mapping[str, Any], image: str = "") -> str:
     lines += [f"Setting: {setting or 'defaults'}. Grid: {grid}.", ""]
     if found["claims"]:
         lines += [
-            "| claim | users | difference | 95 % interval | n | verdict |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| claim | users | difference | 95 % interval | n | p (Holm) | verdict |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
         ]
-        lines += [_claim_row(claim) for claim in found["claims"]]
+        lines += [_claim_row(claim) for claim in judged(found["claims"])]
         lines.append("")
     if found["reading"]:
         lines += [f"**Reading.** {found['reading']}", ""]
@@ -260,14 +299,29 @@ def markdown(found: Mapping[str, Any], image: str = "") -> str:
     lines += _table(found)
     if over := "; ".join(_over_cells(found)):
         lines += [f"Over the cells: {over}.", ""]
-    if found["alpha"]:
-        rhos = sorted(entry["rank_correlation"] for entry in found["alpha"])
-        shown = ", ".join(f"{rho:.2f}" for rho in rhos)
-        line = (
-            "Rank correlation of the estimated alpha with the true overlap, by cell: "
-        )
-        lines += [f"{line}{shown}.", ""]
+    lines += _alpha_table(found["alpha"])
     return "\n".join(lines)
+
+
+def _alpha_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows of alpha against the true overlap: a row is what differs in its seed alone."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        keys = [
+            f"{k.split('.')[-1]} {v}" for k, v in entry["cell"].items() if k != "seed"
+        ]
+        rows.setdefault(", ".join(keys), []).append(entry)
+    lines = [
+        "| estimated alpha against the true overlap | users | rank correlation, by seed "
+        "| mean error |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, found in rows.items():
+        rhos = ", ".join(f"{entry['rank_correlation']:.2f}" for entry in found)
+        errors = [entry["error"] for entry in found if "error" in entry]
+        error = f"{np.mean(errors):.2f}" if errors else ""
+        lines.append(f"| {name} | {found[0]['n']} | {rhos} | {error} |")
+    return [*lines, ""] if rows else []
 
 
 def _over_cells(found: Mapping[str, Any]) -> Iterator[str]:
@@ -283,9 +337,10 @@ def _over_cells(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _claim_row(claim: Mapping[str, Any]) -> str:
     low, high = claim["ci95"]
+    p = f"{claim['p']:.3f}" if claim["p"] >= 0.001 else "< 0.001"
     return (
         f"| {claim['claim']} | {claim['users']} | {claim['metric']} {claim['mean']:+.3f} "
-        f"| [{low:+.3f}, {high:+.3f}] | {claim['n']} | **{claim['verdict']}** |"
+        f"| [{low:+.3f}, {high:+.3f}] | {claim['n']} | {p} | **{claim['verdict']}** |"
     )
 
 
@@ -317,10 +372,10 @@ INTRODUCTION = """# Findings
 
 Written by `idiolect-server study … --findings docs/findings` from the result files beside
 this page; do not edit. A difference is paired by user over all seeds, its interval a
-bootstrap over users. *Confirmed*: the 95 % interval lies on the side that the claim
-predicts; *reversed*: on the other side; *not confirmed*: it contains zero. The intervals
-are not corrected for the number of claims. Users are synthetic (personas) unless a study
-says otherwise: what holds for them need not hold for people.
+bootstrap over users. *Confirmed*: the difference has the sign that the claim predicts, and
+p < 0.05 after Holm's correction for the number of claims in its study; *reversed*: the
+other sign; *not confirmed*: neither. The intervals are not corrected. Users are synthetic
+(personas) unless a study says otherwise: what holds for them need not hold for people.
 """
 
 

@@ -76,13 +76,14 @@ NOT_SHARED = (
     "personalise.ema",
     "personalise.boundary",
 )
+ALPHA = ("unlabeled.alpha", "unlabeled.alpha-features", "unlabeled.alpha-items")
 NOT_POOL = (
     *NOT_TRAINING,
     "adapt.",
     "personalise.",
     "lora.",
     "unlabeled.ratio",
-    "unlabeled.alpha",
+    *ALPHA,
 )
 CONTRAST_ONLY = ("personalise.beta", "personalise.ema", "personalise.boundary")
 UNTRAINED = (
@@ -96,9 +97,9 @@ UNUSED = {
     "base": UNTRAINED,
     "shared": UNTRAINED,
     "oppu": ("unlabeled.", *CONTRAST_ONLY),
-    "kto": ("unlabeled.alpha", "personalise.ema", "personalise.boundary"),
-    "bco": ("unlabeled.alpha", "personalise.boundary"),
-    "positives": ("unlabeled.alpha", "personalise.boundary"),
+    "kto": (*ALPHA, "personalise.ema", "personalise.boundary"),
+    "bco": (*ALPHA, "personalise.boundary"),
+    "positives": (*ALPHA, "personalise.boundary"),
     "c-bpo": (),
 }
 

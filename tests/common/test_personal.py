@@ -1,12 +1,15 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata
 
 from idiolect.common import personal
 from idiolect.common.adapters import Lora, attached, hash_lora, zero_shared
 from idiolect.common.config import Config, parse
 from idiolect.common.errors import IdiolectError
+from idiolect.common.overlap import Overlap
 from idiolect.common.personal import (
     Personal,
     clip_rows,
@@ -128,6 +131,51 @@ def test_alpha_is_estimated_for_a_population_and_fixed_by_config(
     assert all(p.estimated and 0 <= (p.alpha or -1) <= 0.9 for p in estimated)
     fixed = train(wide, shared, users, others, "c-bpo", config(unlabeled__alpha="0.25"))
     assert [(p.alpha, p.estimated) for p in fixed] == [(0.25, False)] * 3
+
+
+def alphas(backbone, shared, users, others, settings) -> list[float]:
+    found = []
+    for user in users:
+        material = personal._material(backbone, shared, user, others, settings)
+        found.append(personal._alpha(backbone, shared, user, material, settings).alpha)
+    return found
+
+
+def test_alpha_from_ngrams_ranks_users_by_their_true_overlap(wide, shared):
+    """48 personas with 32 headlines each; nothing of this runs the model."""
+    settings = parse(
+        {
+            "unlabeled.kind": "others",
+            "unlabeled.alpha-features": "ngrams",
+            "unlabeled.alpha-items": 128,
+        }
+    )
+    people = personas.make(settings).users
+    others = [Unlabeled(item, 1.0, u.id) for u in people for item in u.history]
+    found = alphas(wide, shared, people, others, settings)
+    truth = [user.truth.overlap for user in people if user.truth]
+    assert np.corrcoef(rankdata(truth), rankdata(found))[0, 1] > 0.8
+
+
+def test_alpha_looks_at_as_many_items_as_it_is_told(
+    wide, shared, users, others, monkeypatch
+):
+    seen: list[tuple[int, float]] = []
+
+    def estimate(target, unlabeled, weights, generator):
+        seen.append((len(unlabeled), weights.sum()))
+        return Overlap(0.1, True)
+
+    monkeypatch.setattr(personal.overlap, "estimate", estimate)
+    for count in (0, 4, 400):
+        for features in ("backbone", "ngrams"):
+            settings = config(
+                unlabeled__alpha_items=count, unlabeled__alpha_features=features
+            )
+            alphas(wide, shared, users[:1], others, settings)
+    drawn, four, everything = (6, 6.0), (4, 4.0), (12, 12.0)
+    assert seen[:2] == [drawn] * 2 and seen[4:] == [everything] * 2
+    assert all(n <= four[0] and total == four[1] for n, total in seen[2:4])
 
 
 def test_overflow_is_reported_by_name(wide, shared, users, others):

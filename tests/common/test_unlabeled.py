@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from idiolect.common.unlabeled import (
     effective_size,
     fingerprint,
     grams,
+    hashed,
     marks,
     population_share,
+    subset,
     tempered,
     vote,
     whitened_similarity,
@@ -54,6 +57,18 @@ def test_features_are_the_same_in_every_process():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == str(sorted(grams("dawn").items()))
+
+
+def test_hashed_rows_are_square_roots_of_counts_of_length_one():
+    texts = ["abcd", "seven goals in the derby", ""]
+    rows = hashed(texts, 16)
+    assert rows.shape == (3, 16)
+    counts = np.zeros(16)
+    for bucket, count in grams(texts[1]).items():
+        counts[bucket % 16] += count
+    np.testing.assert_allclose(rows[1], np.sqrt(counts / counts.sum()))
+    assert np.linalg.norm(rows[0]) == pytest.approx(1)
+    assert np.isfinite(rows).all()
 
 
 def test_similarity_is_the_cosine_of_tf_idf():
@@ -249,6 +264,31 @@ def test_drawing_excludes_an_owner_and_copes_with_nothing():
     assert [e.owner for e in draw(unlabeled, 2, generator, "u")] == ["v", "v"]
     assert draw(unlabeled[:1], 3, generator, "u") == []
     assert draw(unlabeled, 0, generator) == []
+
+
+def test_a_small_subset_is_everything_of_positive_weight():
+    entries = [
+        Unlabeled(item, w) for item, w in zip(BANK, (2, 0, 1, -1, 3), strict=True)
+    ]
+    found = subset(entries, 3, np.random.default_rng(0))
+    assert [(e.item.id, e.weight) for e in found] == [("i0", 2), ("i2", 1), ("i4", 3)]
+    nothing = [replace(entry, weight=0.0) for entry in entries]
+    assert len(subset(nothing, 9, np.random.default_rng(0))) == 5
+
+
+def test_a_large_set_is_sampled_in_proportion_to_its_weights():
+    entries = [
+        Unlabeled(item, w) for item, w in zip(BANK, (6, 0, 1, -1, 3), strict=True)
+    ]
+    total = np.zeros(5)
+    for seed in range(400):
+        found = subset(entries, 2, np.random.default_rng(seed))
+        assert sum(e.weight for e in found) == 2
+        assert len({e.item.id for e in found}) == len(found)
+        for entry in found:
+            total[int(entry.item.id[1])] += entry.weight
+    # 800 draws: one standard error is at most .018.
+    np.testing.assert_allclose(total / 800, [0.6, 0, 0.1, 0, 0.3], atol=0.06)
 
 
 def test_a_seed_gives_the_same_draw():

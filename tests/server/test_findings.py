@@ -7,18 +7,20 @@ import pytest
 
 from idiolect.common.errors import IdiolectError
 from idiolect.server.findings import (
+    _alpha_table,
     alpha_against_truth,
     curve,
+    difference,
     draw,
+    judged,
     markdown,
     summary,
-    verdict,
     write_page,
 )
 from idiolect.server.study import Claim, Study
 
 
-def cell(ratio: float, seed: int, gain: float, users: int = 12) -> dict:
+def cell(ratio: float, seed: int, gain: float, users=12, task="headline") -> dict:
     """Users whose c-bpo is `gain` below oppu; overlap rises with the user's number."""
     rng = np.random.default_rng(seed)
     values = {}
@@ -31,6 +33,7 @@ def cell(ratio: float, seed: int, gain: float, users: int = 12) -> dict:
     return {
         "cell": {"unlabeled.ratio": ratio, "seed": seed},
         "run": {
+            "task": task,
             "seed": seed,
             "overlap": {f"u{k:02}": k / users for k in range(users)},
             "alpha": {},
@@ -52,23 +55,55 @@ def claim(expect="lower", users="all", one=None, other=None) -> Claim:
 
 
 def test_differences_are_paired_by_user_and_seed():
-    found = verdict(claim(), CELLS)
+    found = difference(claim(), CELLS)
     # Half the users gain .2, half .4; unpaired, the spread of the users would hide it.
     assert found["mean"] == pytest.approx(-0.3)
     assert found["n"] == 24
     assert found["ci95"][0] > -0.36 and found["ci95"][1] < -0.24
-    assert found["verdict"] == "confirmed"
+
+
+def test_a_real_user_counts_once_whatever_the_number_of_seeds():
+    real = [
+        cell(r, s, g, task="LaMP-4")
+        for r, g in ((1.0, 0.1), (2.0, 0.3))
+        for s in (0, 1)
+    ]
+    found, personas = difference(claim(), real), difference(claim(), CELLS)
+    assert (found["n"], personas["n"]) == (12, 24)
+    assert found["mean"] == pytest.approx(personas["mean"])
 
 
 def test_the_three_verdicts():
-    assert verdict(claim("higher"), CELLS)["verdict"] == "reversed"
     same = claim(other={"method": "c-bpo", "unlabeled.ratio": 2.0})
-    assert verdict(same, CELLS)["verdict"] == "not confirmed"
+    three = [difference(c, CELLS) for c in (claim(), claim("higher"), same)]
+    words = [found["verdict"] for found in judged(three)]
+    assert words == ["confirmed", "reversed", "not confirmed"]
+
+
+def told(mean: float, error: float = 1.0) -> dict:
+    ends = [mean - 1.96 * error, mean + 1.96 * error]
+    return {"mean": mean, "ci95": ends, "n": 99, "expect": "higher"}
+
+
+def test_the_more_claims_the_more_each_must_show():
+    # z of 3, 2.5 and 2.1: p of .0027, .0124 and .0357 alone.
+    found = judged([told(2.1), told(3.0), told(-2.5)])
+    assert [f["p"] for f in found] == pytest.approx([0.0357, 0.0081, 0.0248], abs=1e-4)
+    assert [f["verdict"] for f in found] == ["confirmed", "confirmed", "reversed"]
+    crowd = judged([told(2.1), told(3.0), *[told(0.1)] * 18])
+    assert crowd[0]["verdict"] == "not confirmed"
+    assert crowd[1]["p"] == pytest.approx(20 * 0.0027, abs=1e-3)
+
+
+def test_a_corrected_p_is_never_below_that_of_a_stronger_claim():
+    found = judged([told(2.0), told(2.01), told(2.02)])
+    assert found[0]["p"] == found[1]["p"] == found[2]["p"]
+    assert judged([told(0.0)])[0]["p"] == 1
 
 
 def test_halves_are_split_at_the_median_overlap():
-    unique = verdict(claim(users="unique"), CELLS)
-    common = verdict(claim(users="non-unique"), CELLS)
+    unique = difference(claim(users="unique"), CELLS)
+    common = difference(claim(users="non-unique"), CELLS)
     assert (unique["n"], common["n"]) == (12, 12)
     assert unique["mean"] == pytest.approx(-0.4)
     assert common["mean"] == pytest.approx(-0.2)
@@ -76,7 +111,7 @@ def test_halves_are_split_at_the_median_overlap():
 
 def test_an_ambiguous_side_is_refused():
     with pytest.raises(IdiolectError, match="names several cells"):
-        verdict(claim(one={"method": "c-bpo"}), CELLS)
+        difference(claim(one={"method": "c-bpo"}), CELLS)
 
 
 def study(**plot) -> Study:
@@ -130,6 +165,25 @@ def test_alpha_is_compared_with_the_truth_by_ranks():
     # One pair of neighbours swapped among four: 1 - 6 * 2 / (4 * 15)
     assert found["rank_correlation"] == pytest.approx(0.8)
     assert found["n"] == 4
+    # The overlaps are 0, .25, .5 and .75.
+    assert found["error"] == pytest.approx((0.1 + 0.05 + 0.3 + 0.05) / 4)
     made["run"]["alpha"] = dict(zip(names, [0.1, 0.2, 0.2, 0.8], strict=True))
     tied = alpha_against_truth(made)
     assert tied and tied["rank_correlation"] == pytest.approx(0.9486833)
+
+
+def test_the_alpha_table_has_a_row_for_what_differs_in_its_seed_alone():
+    cells = [(1.0, 0), (1.0, 1), (2.0, 0)]
+    entries = [
+        {
+            "cell": {"unlabeled.ratio": ratio, "seed": seed},
+            "n": 24,
+            "rank_correlation": 0.5 + seed / 4,
+            "error": 0.1 + seed / 10,
+        }
+        for ratio, seed in cells
+    ]
+    text = "\n".join(_alpha_table(entries))
+    assert "| ratio 1.0 | 24 | 0.50, 0.75 | 0.15 |" in text
+    assert "| ratio 2.0 | 24 | 0.50 | 0.10 |" in text
+    assert _alpha_table([]) == []

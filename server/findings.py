@@ -304,7 +304,10 @@ def markdown(found: Mapping[str, Any], image: str = "") -> str:
 
 
 def _alpha_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rows of alpha against the true overlap: a row is what differs in its seed alone."""
+    """Rows of alpha against the true overlap: a row is what differs in its seed alone.
+
+    One rank correlation for each seed; the error is averaged over them.
+    """
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
         keys = [
@@ -312,8 +315,7 @@ def _alpha_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         rows.setdefault(", ".join(keys), []).append(entry)
     lines = [
-        "| estimated alpha against the true overlap | users | rank correlation, by seed "
-        "| mean error |",
+        "| alpha against the true overlap | users | rank correlation | mean error |",
         "| --- | --- | --- | --- |",
     ]
     for name, found in rows.items():

@@ -28,6 +28,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/one_user.py --threads 2
 	$(BIN)/python benchmarks/many_users.py
 	$(BIN)/python benchmarks/simulation.py
+	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/performance.py
 
 format: .venv/.installed-dev

@@ -116,6 +116,27 @@ def simulation(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def wire(found: list[dict[str, Any]]) -> list[str]:
+    """Table of the shared adapter's bytes."""
+    lines = [
+        "Bytes of one user's task and reply in a round of the shared adapter, as Flower",
+        "serialises them. Plain: A and B as float32, both ways. That signed bytes cost no",
+        "quality that three seeds of personas show is in [the findings](findings.md).",
+        "",
+        "| model, projections, rank | down | up | plain, both | ratio | target | met |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in found:
+        target = "≤ 0.1" if row["targets"] == "q,v" else "≤ 0.15"
+        both = sum(row["plain"].values())
+        lines.append(
+            f"| {row['model']}, {row['targets']}, {row['rank']} | {row['ours']['down']:,} "
+            f"| {row['ours']['up']:,} | {both:,} | {row['ratio']:.3f} | {target} "
+            f"| {met(row['ratio'], target)} |"
+        )
+    return [*lines, ""]
+
+
 def device_cost(found: dict[str, Any]) -> list[str]:
     """Table of what one device pays."""
     row = found["medians"]
@@ -156,9 +177,11 @@ its threads sleep while they wait (`OMP_WAIT_POLICY=PASSIVE`, set by the package
 spin. Beside any other busy process spinning is the worse by far, so a device sleeps; for a
 model as small as the built-in one, give it one thread (`idiolect settings threads 1`).
 
-Not done: the last layer for predicting positions only (it needs each family's own layer
-code), torch.compile (its start costs more than a user), adapters on the upper layers only
-(another model, whose quality would have to be shown).
+The last layer's feed-forward block is computed where a token is predicted only, for the
+families whose layer is attention and block one after the other. Not done: the same for its
+queries (it needs each family's own attention code), torch.compile (its start costs more
+than a user), adapters on the upper layers only (another model, whose quality would have to
+be shown).
 
 """
 
@@ -190,6 +213,9 @@ def main() -> None:
     if found := read("simulation"):
         lines += ["## The whole main job (`benchmarks/simulation.py`)", ""]
         lines += simulation(found)
+    if found := read("wire"):
+        lines += ["## On the wire (`benchmarks/wire.py`)", ""]
+        lines += wire(found)
     if found := read("device_cost"):
         lines += ["## One device (`benchmarks/device_cost.py`)", ""]
         lines += device_cost(found)

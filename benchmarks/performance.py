@@ -172,10 +172,11 @@ products that no method can do without (`benchmarks/one_user.py`).
 """
 
 NOTES = """
-With two threads this engine is slower than with one at these sizes, and the peers are not:
-its threads sleep while they wait (`OMP_WAIT_POLICY=PASSIVE`, set by the package), theirs
-spin. Beside any other busy process spinning is the worse by far, so a device sleeps; for a
-model as small as the built-in one, give it one thread (`idiolect settings threads 1`).
+With two threads this engine's wait for each other by spinning for some microseconds and
+then sleeping (`GOMP_SPINCOUNT`, set by the package unless `OMP_WAIT_POLICY` is); the peers'
+spin all the time, which is faster where nothing else runs and several times slower beside
+another busy process. For a model as small as the built-in one, one thread wastes least
+(`idiolect settings threads 1`).
 
 The last layer's feed-forward block is computed where a token is predicted only, for the
 families whose layer is attention and block one after the other. Not done: the same for its

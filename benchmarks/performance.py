@@ -116,7 +116,7 @@ def simulation(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def wire(found: list[dict[str, Any]]) -> list[str]:
+def wire(found: dict[str, Any]) -> list[str]:
     """Table of the shared adapter's bytes."""
     lines = [
         "Bytes of one user's task and reply in a round of the shared adapter, as Flower",
@@ -126,7 +126,7 @@ def wire(found: list[dict[str, Any]]) -> list[str]:
         "| model, projections, rank | down | up | plain, both | ratio | target | met |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in found:
+    for row in found["rows"]:
         target = "≤ 0.1" if row["targets"] == "q,v" else "≤ 0.15"
         both = sum(row["plain"].values())
         lines.append(

@@ -110,7 +110,7 @@ def main() -> None:
         rows.append(row)
         print(f"{name}, {targets}: {row['ours']} of {row['plain']}, {row['ratio']:.3f}")
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "wire.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (RESULTS / "wire.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

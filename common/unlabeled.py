@@ -33,9 +33,7 @@ from .tasks.types import Item, User
 
 BUCKETS = 1 << 16
 GRAMS = (3, 4, 5)
-WIDTH = (
-    256  # columns of `hashed`: 1,024 rank users hardly better and take twice as long
-)
+WIDTH = 256  # columns of `hashed`: 1,024 rank users hardly better, in twice the time
 LONGEST = 2000  # characters of a text that are looked at
 VOTES = 32  # history items that vote
 

@@ -95,7 +95,8 @@ def trl(backbone_name: str, cached: bool) -> Callable[[], object]:
     """The same items with trl's KTOTrainer and peft."""
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from peft import LoraConfig
-    from trl import KTOConfig, KTOTrainer  # pyright: ignore[reportMissingImports]
+    from trl.trainer.kto_config import KTOConfig  # pyright: ignore[reportMissingImports]
+    from trl.trainer.kto_trainer import KTOTrainer  # pyright: ignore[reportMissingImports]
 
     config, backbone, _, user, _, material = prepared(backbone_name)
     tokenizer = backbone.tokenizer

@@ -363,6 +363,12 @@ def tempered(unlabeled: Sequence[Unlabeled], share: float = 0.2) -> list[Unlabel
     ]
 
 
+def _weights(unlabeled: Sequence[Unlabeled]) -> np.ndarray:
+    """Weights, none below zero; where none is positive, all items count alike."""
+    weights = np.array([max(entry.weight, 0.0) for entry in unlabeled])
+    return weights if weights.any() else np.ones(len(unlabeled))
+
+
 def draw(
     unlabeled: Sequence[Unlabeled],
     count: int,
@@ -387,9 +393,7 @@ def draw(
         A user whose items are left out.
     """
     pool = [e for e in unlabeled if not exclude_owner or e.owner != exclude_owner]
-    weights = np.array([max(entry.weight, 0.0) for entry in pool])
-    if not weights.any():
-        weights = np.ones(len(pool))
+    weights = _weights(pool)
     able = np.flatnonzero(weights)
     if count <= 0 or not len(able):
         return []
@@ -408,9 +412,7 @@ def subset(
     with replacement, an item's weight being how often it came. Where no weight is
     positive, all items count alike.
     """
-    weights = np.array([max(entry.weight, 0.0) for entry in unlabeled])
-    if not weights.any():
-        weights = np.ones(len(unlabeled))
+    weights = _weights(unlabeled)
     chosen = np.flatnonzero(weights)
     if len(chosen) > count:
         drawn = generator.choice(len(weights), count, p=weights / weights.sum())

@@ -254,7 +254,7 @@ def _share(task: ShareTask, node: Node) -> ShareReply:
         raise IdiolectError("raw text is only shared where unlabeled.kind is 'others'.")
     node.permit("text", node.config)
     items = {
-        user.id: tuple(replace(item, rival=None) for item in user.history)
+        user.id: tuple(replace(item, rivals=()) for item in user.history)
         for user in node.users
     }
     return ShareReply(**_head(task, node, tuple(items), {}), items=items)

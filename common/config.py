@@ -253,6 +253,13 @@ class Evaluate:
 
     generate: bool = key(True, "generate outputs for the text metrics, not only NLL")
     users: int = key(0, "generate for the first N users only; 0: all", 0)
+    rivals: int = key(
+        1,
+        "texts of other users that each held-out item is compared with; of several, "
+        "`contrast` is the mean and `mrr` the reciprocal rank of the own text",
+        1,
+        63,
+    )
     shift: bool = key(
         False, "also measure how far tokens that everyone writes are suppressed"
     )

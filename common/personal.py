@@ -574,14 +574,17 @@ def evaluate(
     Returns
     -------
     list of dict
-        METRIC -> value, in the order of `users`. ``nll`` is per completion token,
-        ``contrast`` the share of held-out items whose own text has a higher per-token
-        reward than the rival text (a tie counts half).
+        METRIC -> value, in the order of `users`. ``nll`` is per completion token;
+        ``contrast`` and ``mrr`` say how the user's own text ranks among rival texts (see
+        `ranking`), ``mrr`` where each item has several (``evaluate.rivals``).
     """
     own = [encode_all(backbone, user.held_out) for user in users]
-    rival = [encode_all(backbone, [_rival(item) for item in u.held_out]) for u in users]
+    rivals = [[rival for item in u.held_out for rival in _rivals(item)] for u in users]
     policy = _policy(shared, personals, method)
-    both = [mine + other for mine, other in zip(own, rival, strict=True)]
+    both = [
+        mine + encode_all(backbone, theirs)
+        for mine, theirs in zip(own, rivals, strict=True)
+    ]
     references = [
         [score.logp for score in CACHE.get(backbone, shared, items)] for items in both
     ]
@@ -590,17 +593,19 @@ def evaluate(
     same = policy == [shared]
     scores = references if same else score_users(backbone, policy, both)
     results: list[dict[str, float]] = []
-    for mine, items, logp, reference in zip(own, both, scores, references, strict=True):
+    for user, items, logp, reference in zip(
+        users, both, scores, references, strict=True
+    ):
         tokens = np.array([completion_tokens(entry) for entry in items])
         reward = (np.array(logp) - np.array(reference)) / tokens
-        first = len(mine)
-        margin = reward[:first] - reward[first:]
-        results.append(
-            {
-                "nll": float(-np.sum(logp[:first]) / tokens[:first].sum()),
-                "contrast": float(np.mean(0.5 * np.sign(margin) + 0.5)),
-            }
-        )
+        first = len(user.held_out)
+        counts = [len(_rivals(item)) for item in user.held_out]
+        ends = np.cumsum(counts)[:-1]
+        found = ranking(reward[:first], np.split(reward[first:], ends))
+        if max(counts) == 1:
+            del found["mrr"]  # it would say what contrast says
+        nll = float(-np.sum(logp[:first]) / tokens[:first].sum())
+        results.append({"nll": nll, **found})
     if config.evaluate.shift:
         for user, lora, result in zip(users, personals, results, strict=True):
             result["shift"] = shift(backbone, shared, lora, user)
@@ -615,8 +620,27 @@ def evaluate(
     return results
 
 
-def _rival(item: Item) -> Item:
-    return item.rival or item
+def ranking(own: np.ndarray, rivals: Sequence[np.ndarray]) -> dict[str, float]:
+    """How rewards rank each own text [n] among its rivals (n arrays); a tie counts half.
+
+    Returns
+    -------
+    dict
+        ``contrast``: share of rivals with a lower reward than the own text. ``mrr``: mean
+        reciprocal rank of the own text, 1 where it is always first.
+    """
+    above = [
+        np.mean(0.5 * np.sign(r - o) + 0.5) for o, r in zip(own, rivals, strict=True)
+    ]
+    ranks = [1 + a * len(r) for a, r in zip(above, rivals, strict=True)]
+    return {
+        "contrast": float(1 - np.mean(above)),
+        "mrr": float(np.mean(1 / np.array(ranks))),
+    }
+
+
+def _rivals(item: Item) -> tuple[Item, ...]:
+    return item.rivals or (item,)
 
 
 # A token to which the reference gives at least this probability is one that everyone
@@ -631,7 +655,7 @@ def shift(backbone: Backbone, shared: Lora, personal: Lora | None, user: User) -
     at least probability 1/2. Below zero, personalisation suppresses them. 0 for a method
     without own adapter.
     """
-    rivals = [_rival(item) for item in user.held_out]
+    rivals = [rival for item in user.held_out for rival in _rivals(item)]
     batch = collate(backbone, encode_all(backbone, rivals))
     with torch.no_grad():
         with attached(backbone, shared):

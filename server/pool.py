@@ -146,7 +146,7 @@ def public_text(config: Config, dataset: Dataset, count: int) -> list[Item]:
         )
     order = numpy_generator(config.seed, "bank").permutation(len(items))
     # A rival is for measuring; it is not part of the text.
-    return [replace(items[i], rival=None) for i in sorted(order[:count])]
+    return [replace(items[i], rivals=()) for i in sorted(order[:count])]
 
 
 def candidates(run: Run) -> tuple[Item, ...]:
@@ -374,7 +374,7 @@ def shuffled_offers(
     found = [item for items in offers for item in items]
     order = numpy_generator(seed, "offers").permutation(len(found))[:MAX_ITEMS]
     return tuple(
-        Unlabeled(replace(found[k], id=f"offer/{i}", rival=None))
+        Unlabeled(replace(found[k], id=f"offer/{i}", rivals=()))
         for i, k in enumerate(order)
     )
 
@@ -396,7 +396,7 @@ def others(run: Run) -> tuple[Unlabeled, ...]:
     }
     require(run, step, len(items), len(users), answers.errors)
     found = [
-        Unlabeled(replace(item, rival=None), 1.0, user)
+        Unlabeled(replace(item, rivals=()), 1.0, user)
         for user in users
         for item in items.get(user, ())
     ]

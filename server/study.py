@@ -526,7 +526,7 @@ def unlabeled_set(
     if kind == "others":
         return Pool(
             tuple(
-                Unlabeled(replace(item, rival=None), 1.0, user.id)
+                Unlabeled(replace(item, rivals=()), 1.0, user.id)
                 for user in everybody
                 for item in user.history
             )

@@ -102,7 +102,7 @@ def offered(items: Sequence[Item], cap: int, longest: int) -> list[Item]:
     -------
     list of Item
         Distinct items, oldest first, with ids that say nothing about the user and
-        without rival.
+        without rivals.
     """
     chosen: dict[tuple[Prompt, str], None] = {}
     for item in reversed(items):

@@ -183,8 +183,8 @@ def read(config: Config) -> Dataset:
     evaluated, development = users[: config.users], users[config.users :]
     return Dataset(
         task=form.task,
-        users=_with_rivals(evaluated, development, config.seed),
-        development=_with_rivals(development, evaluated, config.seed),
+        users=_with_rivals(evaluated, development, config),
+        development=_with_rivals(development, evaluated, config),
         public=tuple(item for item in public if not held.has(item, form))[:PUBLIC],
         dropped=dict(dropped),
         source=name,
@@ -544,9 +544,9 @@ def _without(items: Sequence[Item], held: Sequence[Item], form: Form) -> list[It
 
 
 def _with_rivals(
-    users: Sequence[User], others: Sequence[User], seed: int
+    users: Sequence[User], others: Sequence[User], config: Config
 ) -> tuple[User, ...]:
-    """Give every held-out item another user's held-out item, drawn from the seed.
+    """Give every held-out item held-out items of other users, drawn from the seed.
 
     Rivals come from the same group, so that evaluated users are compared among
     themselves; from `others` where the group has only one user.
@@ -560,10 +560,16 @@ def _with_rivals(
         own = {text(item) for item in user.held_out}
         group = [other for other in users if other.id != user.id] or others
         pool = [i for other in group for i in other.held_out if text(i) not in own]
-        draw = numpy_generator(seed, "rivals", user.id)
+        draw = numpy_generator(config.seed, "rivals", user.id)
         picks = draw.integers(len(pool), size=len(user.held_out)) if pool else []
-        rivals = [pool[pick] for pick in picks] or [None] * len(user.held_out)
-        held = (replace(i, rival=r) for i, r in zip(user.held_out, rivals, strict=True))
+        picks = [[pick] for pick in picks] or [[] for _ in user.held_out]
+        if config.evaluate.rivals > 1:
+            most = min(config.evaluate.rivals, len(pool))
+            picks = [draw.choice(len(pool), most, replace=False) for _ in picks]
+        held = (
+            replace(item, rivals=tuple(pool[i] for i in chosen))
+            for item, chosen in zip(user.held_out, picks, strict=True)
+        )
         result.append(replace(user, held_out=tuple(held)))
     return tuple(result)
 

@@ -28,14 +28,14 @@ class Prompt:
 class Item:
     """One pair (x, y): what was asked and what this user wrote.
 
-    `rival` is what the contrast metric compares a held-out item with: another user's text
-    for the same prompt where one exists, otherwise another user's held-out item.
+    `rivals` is what a held-out item is compared with (contrast, MRR): other users' texts
+    for the same prompt where they exist, otherwise other users' held-out items.
     """
 
     id: str
     prompt: Prompt
     target: str
-    rival: "Item | None" = None
+    rivals: "tuple[Item, ...]" = ()
 
 
 @dataclass(frozen=True)

@@ -306,7 +306,7 @@ def test_offers_leave_only_for_the_kind_anonymised_and_are_scrubbed(greeted):
     task = dataclasses.replace(task, config=settings["config"])
     reply = unpack(OfferReply, call("query.offer", task))
     (item,) = reply.items["u0"]
-    assert item.target == "plum cake" and item.rival is None and "u0" not in item.id
+    assert item.target == "plum cake" and item.rivals == () and "u0" not in item.id
     nothing = dataclasses.replace(task, supported=(1,))
     assert unpack(OfferReply, call("query.offer", nothing)).items["u0"] == ()
 
@@ -364,7 +364,7 @@ def test_raw_text_leaves_only_for_the_kind_others(node):
     task = ShareTask(**head(node.folder, "u0", **{"unlabeled.kind": "others"}))
     reply = unpack(ShareReply, call("query.share", task))
     assert reply.items["u0"][0].target == "plum cake"
-    assert reply.items["u0"][0].rival is None
+    assert reply.items["u0"][0].rivals == ()
 
 
 def test_a_repeated_task_does_not_train_again(node):

@@ -363,10 +363,22 @@ def test_rivals_are_other_users_held_out_items_of_the_same_group(tmp_path):
         held = {item.id for user in group for item in user.held_out}
         for user in group:
             for item in user.held_out:
-                assert item.rival is not None
-                assert item.rival.id in held
-                assert item.rival.id.split("/")[0] != user.id
-                assert item.rival.rival is None
+                assert len(item.rivals) == 1
+                assert item.rivals[0].id in held
+                assert item.rivals[0].id.split("/")[0] != user.id
+                assert item.rivals[0].rivals == ()
+
+
+def test_several_rivals_are_different_items_and_no_more_than_there_are(tmp_path):
+    official(tmp_path, users=9)
+    several = read(tmp_path, users=5, development=3, **{"evaluate.rivals": 3})
+    for item in (item for user in several.users for item in user.held_out):
+        assert len({rival.id for rival in item.rivals}) == 3
+    many = read(tmp_path, users=5, development=3, **{"evaluate.rivals": 63})
+    held = sum(len(user.held_out) for user in many.users)
+    for user in many.users:
+        for item in user.held_out:
+            assert len(item.rivals) <= held - len(user.held_out)
 
 
 def test_a_rival_never_has_the_same_text(tmp_path):
@@ -376,14 +388,14 @@ def test_a_rival_never_has_the_same_text(tmp_path):
     save(tmp_path / "dev_questions.json", questions)
     save(tmp_path / "dev_outputs.json", outputs)
     dataset = read(tmp_path, users=1, development=1)
-    assert dataset.users[0].held_out[0].rival is None
+    assert dataset.users[0].held_out[0].rivals == ()
 
 
 def test_a_lone_user_takes_rivals_from_development(tmp_path):
     official(tmp_path)
     dataset = read(tmp_path, users=1, development=1)
-    rival = dataset.users[0].held_out[0].rival
-    assert rival is not None and rival.id.startswith("10/")
+    (rival,) = dataset.users[0].held_out[0].rivals
+    assert rival.id.startswith("10/")
 
 
 def test_reading_is_deterministic_and_rivals_follow_the_seed(tmp_path):

@@ -223,7 +223,7 @@ def test_evaluation_equals_the_obvious_computation(wide, shared, users):
     results = evaluate(wide, shared, loras, users, "c-bpo", CONFIG, False)
     for user, lora, result in zip(users, loras, results, strict=True):
         own = [wide.encode(item) for item in user.held_out]
-        rival = [wide.encode(item.rival) for item in user.held_out]
+        rival = [wide.encode(item.rivals[0]) for item in user.held_out]
 
         def reward(encoded, lora=lora):
             with attached(wide, shared, lora):
@@ -243,7 +243,7 @@ def test_evaluation_equals_the_obvious_computation(wide, shared, users):
 def test_evaluation_is_per_token_where_lengths_differ(wide, shared, items):
     # The rivals are three times as long, so that whole texts would compare otherwise.
     held = tuple(
-        replace(item, rival=replace(item, target=f"{other.target} " * 3))
+        replace(item, rivals=(replace(item, target=f"{other.target} " * 3),))
         for item, other in zip(items, reversed(items), strict=True)
     )
     user, lora = User("u", (), held), adapter(wide, "u", 2)
@@ -263,10 +263,43 @@ def test_evaluation_is_per_token_where_lengths_differ(wide, shared, items):
     tokens = [count(item) for item in held]
     assert len(set(tokens)) > 1
     assert found["nll"] == pytest.approx(-total / sum(tokens), abs=1e-4)
-    pairs = [(item, item.rival) for item in held]
+    pairs = [(item, item.rivals[0]) for item in held]
     wins = [reward(a) / count(a) > reward(b) / count(b) for a, b in pairs]
     assert sum(wins) != sum(reward(a) > reward(b) for a, b in pairs)
     assert found["contrast"] == pytest.approx(sum(wins) / len(wins))
+
+
+def test_ranks_among_several_rivals_are_the_obvious_ones(wide, shared, users):
+    others = [item for user in users for item in user.history]
+    held = tuple(
+        replace(item, rivals=tuple(others[k : k + 2 + k]))
+        for k, item in enumerate(users[0].held_out)
+    )
+    user, lora = replace(users[0], held_out=held), adapter(wide, "u", 2)
+    (found,) = evaluate(wide, shared, [lora], [user], "c-bpo", CONFIG, False)
+
+    def reward(item):
+        encoded = wide.encode(item)
+        with attached(wide, shared, lora):
+            policy = obvious_logp(wide, encoded)
+        with attached(wide, shared):
+            reference = obvious_logp(wide, encoded)
+        return (policy - reference) / completion_tokens(encoded)
+
+    shares, ranks = [], []
+    for item in held:
+        rewards = [reward(rival) for rival in item.rivals]
+        above = sum(r > reward(item) for r in rewards)
+        shares.append(1 - above / len(rewards))
+        ranks.append(1 / (1 + above))
+    assert len(set(ranks)) > 1
+    assert found["contrast"] == pytest.approx(sum(shares) / len(shares))
+    assert found["mrr"] == pytest.approx(sum(ranks) / len(ranks))
+
+
+def test_a_tie_counts_half_in_both_measures():
+    found = personal.ranking(np.array([1.0]), [np.array([1.0, 0.0, 2.0])])
+    assert found == {"contrast": 0.5, "mrr": 1 / 2.5}
 
 
 def test_base_ignores_the_shared_adapter_and_shared_has_no_reward(
@@ -311,7 +344,7 @@ def test_shift_is_the_mean_over_tokens_that_the_reference_expects(
     lora = adapter(wide, "u", 1)
     assert personal.shift(wide, shared, None, users[0]) == 0.0
     monkeypatch.setattr(personal, "COMMON", 1e-9)  # every token counts
-    rivals = [wide.encode(item.rival) for item in users[0].held_out]
+    rivals = [wide.encode(item.rivals[0]) for item in users[0].held_out]
     total = 0.0
     for encoded in rivals:
         with attached(wide, shared, lora):

@@ -60,8 +60,8 @@ def test_text_depends_on_neither_the_other_users_nor_the_lengths(task: str) -> N
     for one, two in zip(few.users, many.users, strict=False):
         assert one.history == two.history[:12]
         for item, same in zip(one.held_out, two.held_out, strict=False):
-            assert dataclasses.replace(item, rival=None) == dataclasses.replace(
-                same, rival=None
+            assert dataclasses.replace(item, rivals=()) == dataclasses.replace(
+                same, rivals=()
             )
     assert few.public == many.public
 
@@ -98,13 +98,25 @@ def test_rivals_are_other_peoples_texts(task: str) -> None:
     data = make(small(task, users=20, held_out=10))
     same_prompt = 0
     for item in (item for user in data.users for item in user.held_out):
-        assert item.rival is not None
-        assert item.rival != item
-        assert item.rival.rival is None
-        if item.rival.prompt == item.prompt:
+        (rival,) = item.rivals
+        assert rival != item
+        assert rival.rivals == ()
+        if rival.prompt == item.prompt:
             same_prompt += 1
-            assert item.rival.target != item.target
+            assert rival.target != item.target
     assert same_prompt >= 0.95 * 200
+
+
+def test_several_rivals_begin_with_the_one_alone() -> None:
+    one, many = small(users=20), small(users=20)
+    many = dataclasses.replace(
+        many, evaluate=dataclasses.replace(many.evaluate, rivals=7)
+    )
+    for alone, user in zip(make(one).users, make(many).users, strict=True):
+        for item, same in zip(alone.held_out, user.held_out, strict=True):
+            assert same.rivals[:1] == item.rivals
+            assert len(same.rivals) == 7
+            assert all(rival.target != item.target for rival in same.rivals)
 
 
 def test_rival_is_written_by_the_named_user() -> None:
@@ -114,9 +126,9 @@ def test_rival_is_written_by_the_named_user() -> None:
     by_name = {user.id: user for user in data.users + data.development}
     for user in data.users:
         for item in user.held_out:
-            assert item.rival is not None
-            writer = item.rival.id.split("/by-")[1]
-            style = HEADLINE.read(item.rival.target)
+            (rival,) = item.rivals
+            writer = rival.id.split("/by-")[1]
+            style = HEADLINE.read(rival.target)
             truth = by_name[writer].truth
             assert truth is not None
             assert writer != user.id
@@ -128,7 +140,7 @@ def test_one_user_without_company_still_has_rivals_and_overlap() -> None:
     truth = data.users[0].truth
     assert truth is not None
     assert 0 < truth.overlap < 1
-    assert all(item.rival for item in data.users[0].held_out)
+    assert all(item.rivals for item in data.users[0].held_out)
 
 
 @pytest.mark.parametrize("task", TASKS)

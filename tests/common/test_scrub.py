@@ -536,7 +536,9 @@ def test_the_time_is_linear():
 
 def item(number: int, asked: str, target: str) -> Item:
     rival = Item("rival", Prompt("", "x"), "y")
-    return Item(f"anna/{number}", Prompt("Title: ", asked, "\nAnswer:"), target, rival)
+    return Item(
+        f"anna/{number}", Prompt("Title: ", asked, "\nAnswer:"), target, (rival,)
+    )
 
 
 def test_the_latest_distinct_items_that_survive_are_offered():
@@ -558,7 +560,7 @@ def test_the_latest_distinct_items_that_survive_are_offered():
             zip(prompts, ["one", "two", "seven goals"], strict=True)
         )
     ]
-    assert "anna" not in repr(found) and "rival=None" in repr(found[0])
+    assert "anna" not in repr(found) and "rivals=()" in repr(found[0])
     assert [entry.target for entry in offered(history, 2, 100)] == [
         "two",
         "seven goals",

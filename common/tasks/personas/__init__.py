@@ -34,8 +34,8 @@ def make(config: Config) -> Dataset:
     ----------
     config
         Used are ``seed``, ``task``, ``users``, ``development-users``, ``history``,
-        ``held-out``, ``persona.*`` and ``unlabeled.bank``: the number of public items,
-        each by an author of its own who is drawn like the users.
+        ``held-out``, ``evaluate.rivals``, ``persona.*`` and ``unlabeled.bank``: the number
+        of public items, each by an author of its own who is drawn like the users.
     """
     world = WORLDS[config.task]
     users = _authors(world, config, "persona-{:03d}", config.users)
@@ -144,7 +144,7 @@ def _user(
             item.id,
             item.prompt,
             item.target,
-            _rival(world, config, item, event, author, everybody),
+            _rivals(world, config, item, event, author, everybody),
         )
         for event, item in items("held-out", config.held_out)
     )
@@ -152,27 +152,31 @@ def _user(
     return User(author.name, history, held_out, truth)
 
 
-def _rival(
+def _rivals(
     world: World,
     config: Config,
     item: Item,
     event: Event,
     author: Author,
     everybody: list[Author],
-) -> Item | None:
-    """Text of another author for the same prompt.
+) -> tuple[Item, ...]:
+    """Texts of other authors for the same prompt, ``evaluate.rivals`` of them at most.
 
     The first, in a seeded order, whose text differs. Where everybody would write the same
     (five stars for nothing but praise), it is another author's first held-out item.
     """
+    found: list[Item] = []
     others = [other for other in everybody if other.name != author.name]
     rng = numpy_generator(config.seed, "rival", world.task.name, item.id)
     others = [others[i] for i in rng.permutation(len(others))]
     for other in others:
         rival = _item(world, config, other, event, f"{item.id}/by-{other.name}")
         if rival.target != item.target:
-            return rival
-    for other in others:
-        for elsewhere in _events(world, config, other.name, "held-out", 1):
-            return _item(world, config, other, elsewhere, f"{other.name}/held-out-0")
-    return None
+            found.append(rival)
+        if len(found) == config.evaluate.rivals:
+            return tuple(found)
+    for other in others[: not found]:
+        (elsewhere,) = _events(world, config, other.name, "held-out", 1)
+        name = f"{other.name}/held-out-0"
+        found.append(_item(world, config, other, elsewhere, name))
+    return tuple(found)

@@ -240,6 +240,20 @@ class Personalise:
         "running means in the delta of C-BPO: one per class, or one pooled (a control)",
         choices=("separate", "pooled"),
     )
+    reward: str = key(
+        "sequence",
+        "implicit reward of C-BPO: the sum over completion tokens (the paper), or the "
+        "mean per `token`, which wants a larger beta",
+        choices=("sequence", "token"),
+    )
+    unlabeled_weight: float = key(
+        1.0, "weight of C-BPO's unlabeled term; 0 is its positive term alone", 0
+    )
+    anchor: float = key(
+        0.0,
+        "weight of a likelihood term beside C-BPO's: NLL per token of the own items",
+        0,
+    )
     stack: int = key(
         4,
         "users trained together in one forward pass: 4 for a CPU, a GPU bears more",

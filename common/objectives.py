@@ -14,7 +14,7 @@ batch*: delta moves once per optimiser step and the clamp is decided on the whol
 so that gradient accumulation changes nothing (`training` sees to it).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -44,6 +44,11 @@ class Scored:
     def reward(self, beta: float) -> Tensor:
         """Implicit reward r, [..., n]."""
         return beta * (self.logp - self.reference)
+
+    def per_token(self) -> "Scored":
+        """Means over completion tokens: a long text then weighs no more than a short."""
+        tokens = self.tokens.clamp(min=1)
+        return replace(self, logp=self.logp / tokens, reference=self.reference / tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,12 +148,17 @@ def c_bpo(
     negative: Scored | None = None,
     negative_weight: float = 1.0,
     means_over: Literal["separate", "pooled"] = "separate",
+    weight: float = 1.0,
+    anchor: float = 0.0,
+    per_token: bool = False,
 ) -> Loss:
     """Preference-calibrated binary objective (Ma et al., ACL 2026, "Objective").
 
         L_pos      = E_tar[l(g, +1)]
         L_pure_neg = E_aux[l(g, -1)] - alpha E_tar[l(g, -1)]
-        L          = L_pos + max(0, L_pure_neg) / (1 - alpha)
+        L          = L_pos + w max(0, L_pure_neg) / (1 - alpha) + a NLL_tar
+
+    with w = 1 and a = 0 in the paper.
 
     The unlabeled set is a mixture: a share alpha of it is what this user would also have
     written. Subtracting that share, estimated on the user's own items, leaves the
@@ -172,14 +182,26 @@ def c_bpo(
         ``negative_weight * E_neg[l(g, -1)]`` outside the clamp, and no part of delta.
     means_over
         ``pooled`` runs one mean over both classes, as BCO does: the paper's ablation.
+    weight
+        w, our extension. 0 leaves the positive term alone, the control that shows what
+        the unlabeled set adds: its items then move delta and do nothing else.
+    anchor
+        a, our extension: weight of the negative log-likelihood per token of the own
+        items (`sft`), which goes on where the bounded loss saturates.
+    per_token
+        Rewards as means over tokens, not sums.
     """
+    nll = sft(positive, means).value if anchor else 0.0
+    if per_token:
+        positive, unlabeled = positive.per_token(), unlabeled.per_token()
+        negative = negative and negative.per_token()
     delta = boundary(means).unsqueeze(-1)
     g_positive = positive.reward(beta) - delta
     g_unlabeled = unlabeled.reward(beta) - delta
     wanted = average(-F.logsigmoid(g_positive), positive.weight)
     overlap = average(-F.logsigmoid(-g_positive), positive.weight)
     pure = average(-F.logsigmoid(-g_unlabeled), unlabeled.weight) - alpha * overlap
-    value = wanted + pure.clamp(min=0) / (1 - alpha)
+    value = wanted + weight * pure.clamp(min=0) / (1 - alpha) + anchor * nll
     if negative is not None:
         disliked = -F.logsigmoid(-(negative.reward(beta) - delta))
         value = value + negative_weight * average(disliked, negative.weight)
@@ -187,19 +209,6 @@ def c_bpo(
     if means_over == "pooled":
         positive = unlabeled = _pool(positive, unlabeled)
     return Loss(value, moved(means, positive, unlabeled, beta, decay), clamped)
-
-
-def positives(
-    positive: Scored, unlabeled: Scored, means: Means, beta: float, decay: float
-) -> Loss:
-    """L_pos of C-BPO alone: the control that shows what the unlabeled set adds.
-
-    The unlabeled items move delta, as in C-BPO, and do nothing else.
-    """
-    g = positive.reward(beta) - boundary(means).unsqueeze(-1)
-    value = average(-F.logsigmoid(g), positive.weight)
-    after = moved(means, positive, unlabeled, beta, decay)
-    return Loss(value, after, torch.zeros_like(value))
 
 
 def bco(

@@ -143,6 +143,9 @@ def _recipe(method: str, learning_rate: float, config: Config) -> Recipe:
         beta=config.personalise.beta,
         decay=config.personalise.ema,
         boundary="pooled" if config.personalise.boundary == "pooled" else "separate",
+        reward="token" if config.personalise.reward == "token" else "sequence",
+        unlabeled_weight=config.personalise.unlabeled_weight,
+        anchor=config.personalise.anchor,
         microbatch=config.personalise.microbatch,
         seed=config.seed,
     )

@@ -89,6 +89,10 @@ class Recipe:
     beta, decay, boundary
         Scale of the reward, decay of its running means, and whether C-BPO runs one per
         class (``separate``) or one for both (``pooled``, a control).
+    reward, unlabeled_weight, anchor
+        Of C-BPO and its positive term alone: whether rewards are sums over completion
+        tokens (``sequence``, the paper) or means (``token``), the weight of the
+        unlabeled term, and that of a likelihood term (see `objectives.c_bpo`).
     microbatch
         Rows per forward pass and user; 0 takes a whole step at once. Changes memory and
         time, not the result.
@@ -109,6 +113,9 @@ class Recipe:
     beta: float = 1.0
     decay: float = 0.9
     boundary: Literal["separate", "pooled"] = "separate"
+    reward: Literal["sequence", "token"] = "sequence"
+    unlabeled_weight: float = 1.0
+    anchor: float = 0.0
     microbatch: int = 0
     train_a: bool = True
     seed: int = 0
@@ -421,9 +428,8 @@ def _loss(
             return objectives.kto(positive, unlabeled, other, means, beta)
         case "bco":
             return objectives.bco(positive, unlabeled, means, beta, decay)
-        case "positives":
-            return objectives.positives(positive, unlabeled, means, beta, decay)
-        case "c-bpo":
+        case "c-bpo" | "positives":
+            alone = recipe.method == "positives"
             return objectives.c_bpo(
                 positive,
                 unlabeled,
@@ -433,6 +439,9 @@ def _loss(
                 decay,
                 negative=scored["negative"] if width["negative"] else None,
                 means_over=recipe.boundary,
+                weight=0.0 if alone else recipe.unlabeled_weight,
+                anchor=recipe.anchor,
+                per_token=recipe.reward == "token",
             )
         case _:
             raise ValueError(f"no objective is called {recipe.method!r}")

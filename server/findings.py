@@ -11,7 +11,7 @@ import numpy as np
 from ..common.config import PERSONAS, Scalar
 from ..common.errors import IdiolectError
 from . import audit, results
-from .study import UNUSED, Claim, Study, matches, side_of
+from .study import BEST, UNUSED, Claim, Study, comparisons, matches, name_of, side_of
 
 # Kinds of unlabeled set whose text no noise protects, and what a line of theirs says.
 NOT_PRIVATE = ("others", "anonymised")
@@ -35,8 +35,7 @@ def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
     one, other = (values(side, claim, done) for side in (claim.one, claim.other))
     people: dict[tuple[int, str], list[float]] = {}
     for key in (key for key in one if key in other):
-        place = key if done[0]["run"]["task"] in PERSONAS else (0, key[1])
-        people.setdefault(place, []).append(one[key] - other[key])
+        people.setdefault(key[1:], []).append(one[key] - other[key])
     if len(people) < 2:
         raise IdiolectError(f"claim {claim.text!r}: fewer than two users to compare.")
     means = np.array([np.mean(found) for found in people.values()])
@@ -89,23 +88,32 @@ def _word(claim: Mapping[str, Any], p: float) -> str:
 
 def values(
     side: Mapping[str, Scalar], claim: Claim, done: Sequence[Cell]
-) -> dict[tuple[int, str], float]:
-    """(seed, user) -> the metric of one side of a claim."""
+) -> dict[tuple[int, int, str], float]:
+    """(seed, person's seed, user) -> the metric of one side of a claim.
+
+    The person's seed is 0 for users of real data, who are the same under every seed. Of a
+    key whose value is `BEST` each user has the value that suits them best.
+    """
     method, keys = side_of(side)
-    found: dict[tuple[int, str], float] = {}
+    fixed = {key: value for key, value in keys.items() if value != BEST}
+    better = min if claim.metric in results.LOWER_IS_BETTER else max
+    found: dict[tuple[int, int, str], float] = {}
     for cell in done:
-        if not matches(cell["cell"], keys):
+        if not matches(cell["cell"], fixed):
             continue
+        seed = cell["run"]["seed"]
         for user in chosen(cell, claim.users):
             value = cell["users"][user].get(method, {}).get(claim.metric)
-            if value is not None:
-                place = (cell["run"]["seed"], user)
-                if place in found:
-                    raise IdiolectError(
-                        f"claim {claim.text!r}: {dict(side)} names several cells of one "
-                        "seed: name all other keys of the grid too."
-                    )
-                found[place] = value
+            if value is None:
+                continue
+            place = (seed, seed if cell["run"]["task"] in PERSONAS else 0, user)
+            if place not in found or len(fixed) < len(keys):
+                found[place] = better(found.get(place, value), value)
+            elif found[place] != value:
+                raise IdiolectError(
+                    f"claim {claim.text!r}: {dict(side)} names several cells of one "
+                    "seed: name all other keys of the grid too."
+                )
     return found
 
 
@@ -134,8 +142,14 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
         "config": study.config,
         "grid": {k: [writable(v) for v in values] for k, values in study.grid.items()},
         "plot": study.plot,
+        "measured": study.measured,
+        "named": study.named,
         "claims": [difference(claim, done) for claim in study.claims],
-        "curve": curve(study, done) if study.plot else [],
+        "compare": compared(study, done),
+        "curve": curve(study, done, study.plot["metric"]) if study.plot else [],
+        "also": {
+            metric: curve(study, done, metric) for metric in study.plot.get("also", [])
+        },
         "alpha": [entry for cell in done if (entry := alpha_against_truth(cell))],
         "rows": rows,
         "learning_rates": [cell["run"]["learning_rates"] for cell in done],
@@ -181,18 +195,32 @@ def _ranks(numbers: Sequence[float]) -> np.ndarray:
     return below + ((values[:, None] == values).sum(1) - 1) / 2
 
 
-def curve(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Points of the study's plot: mean and interval over users and seeds.
+def compared(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Differences of ``[compare]``; a metric that a world does not have is left out."""
+    if not study.compare:
+        return []
+    x, one = study.compare["x"], study.compare["one"]
+    found: list[dict[str, Any]] = []
+    for claim in comparisons(study):
+        if values(claim.one, claim, done) and values(claim.other, claim, done):
+            other = {key: value for key, value in claim.other.items() if key != x}
+            where = {"x": writable(claim.one[x]), "one": name_of(one)}
+            found.append({**where, "other": name_of(other), **difference(claim, done)})
+    return found
 
-    ``[plot]`` names ``x`` (a key of the grid), ``metric``, optionally ``minus`` (a method
-    whose value for the same user is subtracted) and ``users`` (``split`` draws unique and
-    non-unique users apart). Every other key of the grid but the seed, and every method,
-    makes a line of its own.
+
+def curve(study: Study, done: Sequence[Cell], metric: str) -> list[dict[str, Any]]:
+    """Points of a metric, as plot and tables show them: mean and interval over users.
+
+    ``[plot]`` names ``x`` (a key of the grid), ``metric``, optionally ``also`` (metrics of
+    further tables), ``minus`` (a method whose value for the same user is subtracted) and
+    ``users`` (``split`` draws unique and non-unique users apart). Every other key of the
+    grid but the seed, and every method, makes a line of its own.
     """
     points: dict[tuple[str, Scalar], dict[tuple[int, str], float]] = {}
     for cell in done:
         x = writable(cell["cell"][study.plot["x"]])
-        for line, user, value in _plotted(study, cell):
+        for line, user, value in _plotted(study, cell, metric):
             points.setdefault((line, x), {})[cell["run"]["seed"], user] = value
     return [
         {
@@ -204,7 +232,7 @@ def curve(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
     ]
 
 
-def _plotted(study: Study, cell: Cell) -> Iterator[tuple[str, str, float]]:
+def _plotted(study: Study, cell: Cell, metric: str) -> Iterator[tuple[str, str, float]]:
     """Yield (line, user, value) for every user and method of a cell.
 
     A key that a method does not use is left out of the name of its line: cells that
@@ -215,12 +243,12 @@ def _plotted(study: Study, cell: Cell) -> Iterator[tuple[str, str, float]]:
     for half in halves:
         for user in chosen(cell, half):
             metrics = cell["users"][user]
-            start = metrics.get(plot.get("minus", ""), {}).get(plot["metric"], 0.0)
+            start = metrics.get(plot.get("minus", ""), {}).get(metric, 0.0)
             for method, found in metrics.items():
-                if method != plot.get("minus") and plot["metric"] in found:
+                if method != plot.get("minus") and metric in found:
                     name = [method, *_fixed(study, cell, method)]
                     name += [half] * (half != "all")
-                    yield ", ".join(name), user, found[plot["metric"]] - start
+                    yield ", ".join(name), user, found[metric] - start
 
 
 def _fixed(study: Study, cell: Cell, method: str) -> list[str]:
@@ -285,6 +313,10 @@ def markdown(found: Mapping[str, Any], image: str = "") -> str:
     setting = ", ".join(f"`{k}={v}`" for k, v in found["config"].items())
     grid = "; ".join(f"`{k}` in {v}" for k, v in found["grid"].items())
     lines += [f"Setting: {setting or 'defaults'}. Grid: {grid}.", ""]
+    lines += _named(found)
+    if found.get("measured") == "development":
+        lines += ["Measured on development users, who are in no other study.", ""]
+    lines += _sentences(found)
     if found["claims"]:
         lines += [
             "| claim | users | difference | 95 % interval | n | p (Holm) | verdict |",
@@ -296,7 +328,9 @@ def markdown(found: Mapping[str, Any], image: str = "") -> str:
         lines += [f"**Reading.** {found['reading']}", ""]
     if image:
         lines += [f"![{found['title']}]({image})", ""]
-    lines += _table(found)
+    lines += _table(found, found["curve"], found["plot"].get("metric", ""))
+    for metric, points in found.get("also", {}).items():
+        lines += _table(found, points, metric)
     if over := "; ".join(_over_cells(found)):
         lines += [f"Over the cells: {over}.", ""]
     lines += _alpha_table(found["alpha"])
@@ -346,16 +380,61 @@ def _claim_row(claim: Mapping[str, Any]) -> str:
     )
 
 
-def _table(found: Mapping[str, Any]) -> list[str]:
-    """Mean of the plotted metric for every line and x, as a table."""
-    points = found["curve"]
+def _named(found: Mapping[str, Any]) -> list[str]:
+    """What the names in a study's grid stand for."""
+    lines: list[str] = []
+    for key, meanings in found.get("named", {}).items():
+        lines += [f"| {key} | stands for |", "| --- | --- |"]
+        for value, keys in meanings.items():
+            shown = ", ".join(f"`{k}={v}`" for k, v in keys.items())
+            lines.append(f"| {value} | {shown or 'the setting'} |")
+        lines.append("")
+    return lines
+
+
+# What the verdict on "one is better than the other" says of the two.
+OUTCOMES = {"confirmed": "beats", "reversed": "loses to", "not confirmed": "equals"}
+
+
+def _sentences(found: Mapping[str, Any]) -> list[str]:
+    """One line for each world and metric of ``[compare]``: who beats whom, by how much.
+
+    Holm's correction is for all comparisons by one metric. `equals` means that no
+    difference shows; how large it could be is in the interval.
+    """
+    every = found.get("compare", [])
+    rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for metric in dict.fromkeys(entry["metric"] for entry in every):
+        for entry in judged([e for e in every if e["metric"] == metric]):
+            rows.setdefault((entry["x"], metric), []).append(entry)
+    lines: list[str] = []
+    for world in dict.fromkeys(world for world, _ in rows):
+        for metric in dict.fromkeys(metric for place, metric in rows if place == world):
+            mine = rows[world, metric]
+            said = "; ".join(_sentence(entry) for entry in mine)
+            one, n = mine[0]["one"], mine[0]["n"]
+            lines.append(f"- **{world}** ({n} users), {metric}: {one} {said}.")
+    return [*lines, ""] if lines else []
+
+
+def _sentence(entry: Mapping[str, Any]) -> str:
+    low, high = entry["ci95"]
+    word = OUTCOMES[entry["verdict"]]
+    interval = f"{entry['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"**{word}** {entry['other']} ({interval})"
+
+
+def _table(
+    found: Mapping[str, Any], points: Sequence[Mapping[str, Any]], metric: str
+) -> list[str]:
+    """Mean of a metric for every line and x, as a table."""
     if not points:
         return []
     ticks = list(dict.fromkeys(point["x"] for point in points))
     lines = list(dict.fromkeys(point["line"] for point in points))
     at = {(point["line"], point["x"]): point for point in points}
     minus = f" - {found['plot']['minus']}" if "minus" in found["plot"] else ""
-    header = f"{found['plot']['metric']}{minus}, by {found['plot']['x']}"
+    header = f"{metric}{minus}, by {found['plot']['x']}"
     rows = [
         f"| {header} | " + " | ".join(map(str, ticks)) + " |",
         "| --- |" + " --- |" * len(ticks),
@@ -367,6 +446,8 @@ def _table(found: Mapping[str, Any]) -> list[str]:
             for v in values
         ]
         rows.append(f"| {line} | " + " | ".join(shown) + " |")
+    most = [max(p["n"] for p in points if p["x"] == tick) for tick in ticks]
+    rows.append("| users | " + " | ".join(map(str, most)) + " |")
     return [*rows, ""]
 
 
@@ -384,8 +465,9 @@ other sign; *not confirmed*: neither. The intervals are not corrected. Users are
 def write_page(folder: Path) -> Path:
     """Write ``<folder>.md`` from the summaries in the folder; return its path."""
     sections = [INTRODUCTION]
-    for path in sorted(folder.glob("*.json")):
-        found = json.loads(path.read_text())
+    pages = [(path, json.loads(path.read_text())) for path in folder.glob("*.json")]
+    # What the page is about first: who beats whom.
+    for path, found in sorted(pages, key=lambda p: (not p[1].get("compare"), p[0])):
         image = path.with_suffix(".svg")
         if found["curve"]:
             draw(found, image)

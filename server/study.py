@@ -2,16 +2,18 @@
 
 A study is a TOML file: config keys that all cells share (``[config]``), a grid of keys
 whose every combination is a cell (``[grid]``), and claims about differences between
-cells (``[[claims]]``). Cells run in this process on the stacked engine, without Flower:
-the same functions of `common.personal` that a device calls, and the same average that
-the server takes. What cells share is computed once. A finished cell is a file; running
-the study again does only what is missing. Tables, plots and verdicts are made from those
-files alone (`findings`).
+cells (``[[claims]]``). A key of the grid may also be a name of the study's own whose
+values stand for several config keys (``[named.world.short]``). Cells run in this process
+on the stacked engine, without Flower: the same functions of `common.personal` that a
+device calls, and the same average that the server takes. What cells share is computed
+once. A finished cell is a file; running the study again does only what is missing.
+Tables, plots and verdicts are made from those files alone (`findings`).
 """
 
 import hashlib
 import itertools
 import json
+import os
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -57,8 +59,16 @@ from .pool import (
 
 # What a grid may vary beside config keys, under the name ``control``: does the gain come
 # from the user's own text? `swapped` measures each user with a neighbour's adapter,
-# `shuffled` deals all histories out anew before training.
-CONTROLS = ("none", "swapped", "shuffled")
+# `shuffled` deals all histories out anew before training. Does it matter what the
+# unlabeled set says? `random` fills its texts with words drawn from all of them.
+CONTROLS = ("none", "swapped", "shuffled", "random")
+
+# A recipe is chosen on development users and reported on the others.
+MEASURED = ("confirmation", "development")
+
+# In a claim, the value of a key that each user has where it suits them best: what could
+# be had by looking at the held-out items, which nobody has in practice.
+BEST = "best"
 
 Memory = dict[str, Any]
 """Stage and the keys it depends on -> what it made."""
@@ -75,6 +85,9 @@ NOT_SHARED = (
     "personalise.beta",
     "personalise.ema",
     "personalise.boundary",
+    "personalise.reward",
+    "personalise.unlabeled-weight",
+    "personalise.anchor",
 )
 ALPHA = ("unlabeled.alpha", "unlabeled.alpha-features", "unlabeled.alpha-items")
 NOT_POOL = (
@@ -85,7 +98,17 @@ NOT_POOL = (
     "unlabeled.ratio",
     *ALPHA,
 )
-CONTRAST_ONLY = ("personalise.beta", "personalise.ema", "personalise.boundary")
+CBPO_ONLY = (
+    "personalise.reward",
+    "personalise.unlabeled-weight",
+    "personalise.anchor",
+)
+CONTRAST_ONLY = (
+    "personalise.beta",
+    "personalise.ema",
+    "personalise.boundary",
+    *CBPO_ONLY,
+)
 UNTRAINED = (
     "unlabeled.",
     "personalise.epochs",
@@ -97,9 +120,9 @@ UNUSED = {
     "base": UNTRAINED,
     "shared": UNTRAINED,
     "oppu": ("unlabeled.", *CONTRAST_ONLY),
-    "kto": (*ALPHA, "personalise.ema", "personalise.boundary"),
-    "bco": (*ALPHA, "personalise.boundary"),
-    "positives": (*ALPHA, "personalise.boundary"),
+    "kto": (*ALPHA, "personalise.ema", "personalise.boundary", *CBPO_ONLY),
+    "bco": (*ALPHA, "personalise.boundary", *CBPO_ONLY),
+    "positives": (*ALPHA, "personalise.unlabeled-weight"),
     "c-bpo": (),
 }
 
@@ -139,6 +162,11 @@ class Study:
     `reading` is what a person made of the results, without numbers: those are in the
     tables beside it. With an `audit` table its cells are audits of the aggregation
     (`audit.Design`), over a grid of ``control`` and ``seed``.
+
+    `named` holds, for a key of the grid that is no config key, what each of its values
+    stands for. `measured` says which users the cells measure: ``confirmation``, the
+    evaluated ones, or ``development``, those on whom a recipe may be chosen. `compare`
+    makes a claim for every world, opponent and metric (`comparisons`).
     """
 
     name: str
@@ -150,6 +178,9 @@ class Study:
     plot: dict[str, str] = field(default_factory=dict)
     reading: str = ""
     audit: dict[str, Any] | None = None
+    named: dict[str, dict[str, dict[str, Scalar]]] = field(default_factory=dict)
+    measured: str = "confirmation"
+    compare: dict[str, Any] = field(default_factory=dict)
 
 
 def read_study(path: Path) -> Study:
@@ -178,13 +209,17 @@ def read_study(path: Path) -> Study:
         "plot",
         "reading",
         "audit",
+        "named",
+        "measured",
+        "compare",
     }
     unknown = sorted(raw.keys() - known)
     either = {"config", "audit"} & raw.keys()
     if unknown or not {"title", "grid"} <= raw.keys() or len(either) != 1:
         raise IdiolectError(
             f"study file {path}: needs title, [grid] and either [config] or [audit], may "
-            "have question, reading, [plot] and [[claims]]; found "
+            "have question, reading, measured, [named], [plot], [compare] and [[claims]]; "
+            "found "
             f"{', '.join(unknown) or 'too little'}."
         )
     try:
@@ -204,15 +239,53 @@ def read_study(path: Path) -> Study:
         raw.get("plot", {}),
         raw.get("reading", ""),
         raw.get("audit"),
+        raw.get("named", {}),
+        raw.get("measured", MEASURED[0]),
+        raw.get("compare", {}),
     )
+    if study.measured not in MEASURED:
+        raise IdiolectError(
+            f"study file {path}: measured is {study.measured!r}: use 'confirmation' or "
+            "'development'."
+        )
     if study.audit is not None:
         return study
     for cell in cells(study):
         cell_config(study, cell)
         control_of(cell)
-    for claim in claims:
+    for claim in (*claims, *comparisons(study)):
         _check_claim(path, study, claim)
     return study
+
+
+def comparisons(study: Study) -> list[Claim]:
+    """Claims of ``[compare]``: in each world, each opponent, by each metric.
+
+    ``one`` and every side of ``others`` are sides of a claim; ``x`` is the key of the grid
+    that varies (the world), ``metrics`` what is compared. The claim is that `one` is
+    better.
+    """
+    if not study.compare:
+        return []
+    x, one = study.compare["x"], study.compare["one"]
+    return [
+        Claim(
+            text=f"{value}: {name_of(one)} against {name_of(other)}",
+            metric=metric,
+            one={**one, x: value},
+            other={**other, x: value},
+            expect="lower" if metric in results.LOWER_IS_BETTER else "higher",
+        )
+        for metric in study.compare["metrics"]
+        for value in study.grid[x]
+        for other in study.compare["others"]
+    ]
+
+
+def name_of(side: Mapping[str, Scalar]) -> str:
+    """How a table names one side of a comparison: its method and the values it fixes."""
+    method, keys = side_of(side)
+    return f"{method} ({', '.join(map(str, keys.values()))})" if keys else method
 
 
 def _check_claim(path: Path, study: Study, claim: Claim) -> None:
@@ -226,6 +299,7 @@ def _check_claim(path: Path, study: Study, claim: Claim) -> None:
         unknown = [key for key in keys if key not in study.grid]
         if unknown:
             raise IdiolectError(f"{place}: '{unknown[0]}' is no key of the grid.")
+        keys = {key: value for key, value in keys.items() if value != BEST}
         fits = [cell for cell in cells(study) if matches(cell, keys)]
         named = [cell_config(study, cell).method_list for cell in fits]
         if not fits or any(method not in methods for methods in named):
@@ -251,7 +325,40 @@ def cells(study: Study) -> list[dict[str, Scalar]]:
 
 def cell_config(study: Study, cell: Mapping[str, Scalar]) -> Config:
     """Return the config of one cell."""
-    return parse({**study.config, **{k: v for k, v in cell.items() if k != "control"}})
+    keys = dict(study.config)
+    for key, value in cell.items():
+        if key in study.named:
+            keys |= _meaning(study, key, str(value))
+        elif key != "control":
+            keys[key] = value
+    return parse(keys)
+
+
+def _meaning(study: Study, key: str, value: str) -> dict[str, Scalar]:
+    try:
+        return study.named[key][value]
+    except KeyError:
+        raise IdiolectError(
+            f"study {study.name}: the grid has {key}={value!r} but there is no table "
+            f"[named.{key}.{value}]: write what it stands for."
+        ) from None
+
+
+def located(config: Config) -> Config:
+    """Replace environment variables in the paths of a cell: data are not everywhere.
+
+    Raises
+    ------
+    IdiolectError
+        A variable is not set.
+    """
+    data, backbone = map(os.path.expandvars, (config.data, config.backbone))
+    if "$" in data + backbone:
+        raise IdiolectError(
+            f"the study reads {config.data or config.backbone}: set the environment "
+            "variable in it to the folder that holds them (docs/data.md)."
+        )
+    return replace(config, data=data, backbone=backbone)
 
 
 def control_of(cell: Mapping[str, Scalar]) -> str:
@@ -284,16 +391,16 @@ def run_study(
     for number, cell in enumerate(todo, start=1):
         config = cell_config(study, cell)
         control = control_of(cell)
-        path = folder / "cells" / f"{key_of(config, ())}-{control}.json"
+        name = f"{key_of(config, ())}-{control}-{study.measured}.json"
+        path = folder / "cells" / name
         known = path.exists()
         named = ", ".join(f"{k}={v}" for k, v in cell.items())
         say(f"cell {number}/{len(todo)}: {named}{' (done)' if known else ''}")
         if not known:
             began = time.monotonic()
             path.parent.mkdir(parents=True, exist_ok=True)
-            results.write_json(
-                path, {"cell": cell, **run_cell(config, memory, control)}
-            )
+            found = run_cell(located(config), memory, control, study.measured)
+            results.write_json(path, {"cell": cell, **found})
             say(f"  {time.monotonic() - began:.0f} s")
         # Not the file's own cell: JSON has no infinity.
         done.append({**json.loads(path.read_text()), "cell": cell})
@@ -324,7 +431,12 @@ def once(memory: Memory, stage: str, key: str, make: Callable[[], Any]) -> Any:
 # --- one cell -----------------------------------------------------------------------
 
 
-def run_cell(config: Config, memory: Memory, control: str = "none") -> dict[str, Any]:
+def run_cell(
+    config: Config,
+    memory: Memory,
+    control: str = "none",
+    measured: str = "confirmation",
+) -> dict[str, Any]:
     """Run one cell, in the shape of ``results.json``."""
     backbone = load_backbone(
         config.backbone, config.dtype, config.device, config.max_length
@@ -346,13 +458,16 @@ def run_cell(config: Config, memory: Memory, control: str = "none") -> dict[str,
     ledger.charges += rounds + pool.charges
     if control == "shuffled":
         dataset = shuffled(dataset, config.seed)
+    if control == "random":
+        pool = replace(pool, unlabeled=of_random_words(pool.unlabeled, config.seed))
+    people = dataset.development if measured == "development" else dataset.users
     methods: dict[str, dict[str, Any]] = {
         method: once(
             memory,
             f"{method} {control}",
             key_of(config, ("methods", *UNUSED[method])),
             lambda method=method: run_method(
-                backbone, shared, dataset, pool, method, config, control
+                backbone, shared, dataset, people, pool, method, config, control
             ),
         )
         for method in config.method_list
@@ -363,10 +478,10 @@ def run_cell(config: Config, memory: Memory, control: str = "none") -> dict[str,
             for name, result in methods.items()
             if user.id in result["metrics"]
         }
-        for user in dataset.users
+        for user in people
     }
     alpha, estimated = _alphas(methods)
-    truth = {u.id: u.truth.overlap for u in dataset.users if u.truth is not None}
+    truth = {u.id: u.truth.overlap for u in people if u.truth is not None}
     return results.build(
         run={
             "task": config.task,
@@ -490,6 +605,29 @@ def shuffled(dataset: Dataset, seed: int) -> Dataset:
     return replace(dataset, users=users)
 
 
+def of_random_words(unlabeled: Sequence[Unlabeled], seed: int) -> tuple[Unlabeled, ...]:
+    """The same prompts and lengths, with words drawn from the whole set's vocabulary.
+
+    Raises
+    ------
+    IdiolectError
+        Nothing was handed out whose text could be replaced.
+    """
+    words = sorted({word for e in unlabeled for word in e.item.target.split()})
+    if not words:
+        raise IdiolectError(
+            "control 'random' replaces what the server hands out, which is nothing with "
+            "unlabeled.kind=self: use another kind."
+        )
+    generator = numpy_generator(seed, "random words")
+
+    def filled(item: Item) -> Item:
+        picks = generator.integers(len(words), size=len(item.target.split()))
+        return replace(item, target=" ".join(words[pick] for pick in picks))
+
+    return tuple(replace(entry, item=filled(entry.item)) for entry in unlabeled)
+
+
 @dataclass(frozen=True)
 class Pool:
     """The unlabeled set of a cell, as a run's manifest hands it out.
@@ -586,12 +724,13 @@ def run_method(
     backbone: Backbone,
     shared: Lora,
     dataset: Dataset,
+    people: Sequence[User],
     pool: Pool,
     method: str,
     config: Config,
     control: str,
 ) -> dict[str, Any]:
-    """Train one method at its chosen rate and measure it.
+    """Train one method at its chosen rate and measure it on these people.
 
     Returns
     -------
@@ -633,7 +772,7 @@ def run_method(
 
     if method in ("base", "shared"):
         metrics = {}
-        for group, generate in measured_groups(dataset.users, config):
+        for group, generate in measured_groups(people, config):
             metrics |= measure(group, [None] * len(group), generate)
         return {"rate": 0.0, "metrics": metrics, "clamp_rate": 0.0, "personals": []}
     rates = config.learning_rate_list
@@ -642,7 +781,7 @@ def run_method(
         parts = groups(dataset.development, config.personalise.stack)
         trials = {r: at(r, [(part, False) for part in parts])[1] for r in rates}
         rate = min(rates, key=lambda r: _trial_score(trials[r]))
-    trained, metrics = at(rate, measured_groups(dataset.users, config))
+    trained, metrics = at(rate, measured_groups(people, config))
     return {
         "rate": rate,
         "metrics": metrics,

@@ -12,7 +12,6 @@ from idiolect.common.objectives import (
     c_bpo,
     kto,
     moved,
-    positives,
     sft,
     zero_means,
 )
@@ -144,12 +143,35 @@ def test_means_are_bias_corrected_averages():
 def test_delta_lags_one_step_and_carries_no_gradient():
     logp = torch.tensor([0.7], requires_grad=True)
     items = Scored(logp, torch.zeros(1), torch.ones(1), torch.ones(1))
-    loss = positives(items, items, zero_means(), 1.0, 0.9)
+    loss = c_bpo(items, items, alpha(0.0), zero_means(), 1.0, 0.9, weight=0.0)
     assert loss.value.item() == pytest.approx(minus_log_sigmoid(0.7))
-    again = positives(items, items, loss.means, 1.0, 0.9)
+    again = c_bpo(items, items, alpha(0.0), loss.means, 1.0, 0.9, weight=0.0)
     assert again.value.item() == pytest.approx(minus_log_sigmoid(0.0))
     (gradient,) = torch.autograd.grad(again.value, logp)
     assert gradient.item() == pytest.approx(-0.5)
+
+
+def test_weight_anchor_and_reward_per_token_do_what_they_say():
+    def items(rewards, tokens):
+        logp, count = torch.tensor(rewards).double(), torch.tensor(tokens).double()
+        return Scored(logp, torch.zeros_like(logp), count, torch.ones_like(logp))
+
+    positive, unlabeled = items([0.8, -0.6], [2, 3]), items([0.5], [5])
+    arguments = (positive, unlabeled, alpha(0.25), zero_means(), 2.0, 0.9)
+    alone = c_bpo(*arguments, weight=0.0).value.item()
+    wanted = [minus_log_sigmoid(1.6), minus_log_sigmoid(-1.2)]
+    assert alone == pytest.approx(sum(wanted) / 2)
+    whole = c_bpo(*arguments).value.item()
+    half = c_bpo(*arguments, weight=0.5).value.item()
+    assert half == pytest.approx((alone + whole) / 2) and whole > alone
+    anchored = c_bpo(*arguments, weight=0.0, anchor=3.0).value.item()
+    assert anchored == pytest.approx(alone + 3 * -(0.8 - 0.6) / 5)
+    each = c_bpo(*arguments, weight=0.0, per_token=True).value.item()
+    wanted = [minus_log_sigmoid(2 * 0.4), minus_log_sigmoid(2 * -0.2)]
+    assert each == pytest.approx(sum(wanted) / 2)
+    # The anchor is per token of the batch, whatever the reward is.
+    both = c_bpo(*arguments, weight=0.0, per_token=True, anchor=3.0).value.item()
+    assert both == pytest.approx(each + 3 * -(0.8 - 0.6) / 5)
 
 
 def test_means_survive_saving():
@@ -203,7 +225,7 @@ def test_empty_sets_count_as_nothing():
     assert average(nothing.logp, nothing.weight).item() == 0.0
 
 
-@pytest.mark.parametrize("method", ["sft", "c_bpo", "bco", "kto", "positives"])
+@pytest.mark.parametrize("method", ["sft", "c_bpo", "bco", "kto", "extended"])
 def test_gradients_match_finite_differences(method):
     torch.manual_seed(1)
     reference = torch.randn(5, dtype=torch.float64)
@@ -222,7 +244,12 @@ def test_gradients_match_finite_differences(method):
             "c_bpo": lambda: c_bpo(one, two, alpha(0.4), state, 0.7, 0.9),
             "bco": lambda: bco(one, two, state, 0.7, 0.9),
             "kto": lambda: kto(one, two, fixed, state, 0.7),
-            "positives": lambda: positives(one, two, state, 0.7, 0.9),
+            "extended": lambda: c_bpo(
+                *(one, two, alpha(0.4), state, 0.7, 0.9),
+                weight=0.3,
+                anchor=0.5,
+                per_token=True,
+            ),
         }[method]().value
 
     logp = start.clone().requires_grad_()

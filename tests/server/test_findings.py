@@ -119,12 +119,52 @@ def study(**plot) -> Study:
     return Study("small", "Small", "Why?", {}, grid, (claim(),), plot)
 
 
+def test_the_best_value_of_a_key_is_each_users_own():
+    cells = [cell(r, 0, g) for r, g in ((1.0, 0.1), (2.0, 0.3))]
+    cells[0]["users"]["u03"]["c-bpo"]["nll"] = -5.0
+    best = claim(one={"unlabeled.ratio": "best"}, other={"unlabeled.ratio": 2.0})
+    found = difference(best, cells)
+    start = cells[1]["users"]["u03"]["c-bpo"]["nll"]
+    # Ratio 2 suits everybody better but this one user.
+    assert found["mean"] == pytest.approx((-5.0 - start) / 12)
+
+
+def test_cells_with_the_same_value_are_one_side():
+    # SFT does not use the unlabeled set, so both ratios hold the same values.
+    same = claim(one={"method": "oppu"}, other={"unlabeled.ratio": 1.0})
+    assert difference(same, CELLS)["mean"] == pytest.approx(0.15)
+
+
+def worlds() -> tuple[Study, list[dict]]:
+    compare = {"x": "unlabeled.ratio", "metrics": ["nll", "accuracy"]}
+    compare |= {"one": {"method": "c-bpo"}, "others": [{"method": "oppu"}]}
+    grid = {"seed": [0, 1], "unlabeled.ratio": [1.0, 2.0, 3.0]}
+    study = Study("s", "t", "q", {}, grid, compare=compare)
+    even = [cell(3.0, seed, 0.0) for seed in (0, 1)]
+    for k, one in enumerate(even):
+        for i, user in enumerate(one["users"].values()):
+            user["c-bpo"]["nll"] += 0.1 if (i + k) % 2 else -0.1
+    worse = [cell(2.0, seed, -0.2) for seed in (0, 1)]
+    return study, [cell(1.0, 0, 0.1), cell(1.0, 1, 0.1), *worse, *even]
+
+
+def test_each_world_gets_its_sentence():
+    study, done = worlds()
+    text = markdown(summary(study, done))
+    assert "- **1.0** (24 users), nll: c-bpo **beats** oppu (-0.150 [" in text
+    assert "- **2.0** (24 users), nll: c-bpo **loses to** oppu (+0.300 [" in text
+    assert "- **3.0** (24 users), nll: c-bpo **equals** oppu (" in text
+    assert "accuracy" not in text  # no world has it
+
+
 def test_the_curve_subtracts_the_baseline_of_the_same_user():
-    points = curve(study(x="unlabeled.ratio", metric="nll", minus="oppu"), CELLS)
+    points = curve(study(x="unlabeled.ratio", metric="nll", minus="oppu"), CELLS, "nll")
     assert [(p["line"], p["x"]) for p in points] == [("c-bpo", 1.0), ("c-bpo", 2.0)]
     assert [p["mean"] for p in points] == pytest.approx([-0.15, -0.45])
     split = curve(
-        study(x="unlabeled.ratio", metric="nll", minus="oppu", users="split"), CELLS
+        study(x="unlabeled.ratio", metric="nll", minus="oppu", users="split"),
+        CELLS,
+        "nll",
     )
     named = {(p["line"], p["x"]): p["mean"] for p in split}
     assert named["c-bpo, unique", 2.0] == pytest.approx(-0.6)

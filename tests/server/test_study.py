@@ -2,12 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from idiolect.common.config import parse
 from idiolect.common.errors import IdiolectError
+from idiolect.common.tasks.load import load_dataset
+from idiolect.common.unlabeled import Unlabeled
 from idiolect.server import findings, study
 from idiolect.server.study import (
     cells,
@@ -73,7 +76,7 @@ def test_what_cells_share_is_computed_once(declared, tmp_path, monkeypatch):
         real = getattr(study, name)
 
         def counted(*arguments, real=real, name=name):
-            detail = arguments[4] if name == "run_method" else ""
+            detail = arguments[5] if name == "run_method" else ""
             made.append(f"{name} {detail}".strip())
             return real(*arguments)
 
@@ -212,8 +215,6 @@ def test_keys_without_effect_do_not_make_another_stage():
 
 
 def test_shuffling_deals_every_item_once(settings):
-    from idiolect.common.tasks.load import load_dataset
-
     dataset = load_dataset(parse(settings))
     dealt = shuffled(dataset, 0)
 
@@ -240,6 +241,54 @@ def test_controls_change_what_they_should(settings):
         assert dealt[user]["oppu"] != methods["oppu"]
 
 
+def test_words_of_the_unlabeled_set_are_dealt_out_anew(settings):
+    config = parse({**settings, "methods": "c-bpo", "unlabeled.kind": "public"})
+    dataset = load_dataset(config)
+    plain = tuple(Unlabeled(item) for item in dataset.public)
+    random = study.of_random_words(plain, 0)
+    known = {word for entry in plain for word in entry.item.target.split()}
+    for one, two in zip(plain, random, strict=True):
+        before, after = one.item.target.split(), two.item.target.split()
+        assert len(before) == len(after) and set(after) <= known
+        assert one.item.prompt == two.item.prompt
+    assert random != plain and random == study.of_random_words(plain, 0)
+    other = run_cell(config, {}, "random")["users"]
+    assert all(run_cell(config, {})["users"][user] != other[user] for user in other)
+    with pytest.raises(IdiolectError, match="use another kind"):
+        study.of_random_words((), 0)
+
+
+def test_a_name_of_the_study_stands_for_config_keys(declared):
+    named = {"world": {"few": {"history": 2}, "many": {"history": 5, "seed": 3}}}
+    grid = {"world": ["few", "many"], "seed": [0]}
+    worlds = replace(declared, named=named, grid=grid)
+    found = [study.cell_config(worlds, cell) for cell in cells(worlds)]
+    assert [config.history for config in found] == [2, 5]
+    assert found[0].lora.rank == 2
+    # The grid's own keys come later and win over what a name before them says.
+    assert [config.seed for config in found] == [0, 0]
+
+
+def test_a_recipe_is_chosen_on_development_users(declared, tmp_path):
+    chosen = replace(declared, measured="development", grid={"seed": [0]}, claims=())
+    (cell,) = run_study(chosen, tmp_path, lambda _: None)
+    assert sorted(cell["users"]) == ["dev-000", "dev-001"]
+    assert sorted(cell["run"]["alpha"]) == ["dev-000", "dev-001"]
+    (other,) = run_study(
+        replace(chosen, measured="confirmation"), tmp_path, lambda _: None
+    )
+    assert sorted(other["users"]) == ["persona-000", "persona-001", "persona-002"]
+
+
+def test_paths_of_a_study_may_name_a_variable(monkeypatch):
+    config = parse({"task": "LaMP-4", "data": "$PLACE/set", "backbone": "$PLACE/lm"})
+    with pytest.raises(IdiolectError, match="set the environment variable"):
+        study.located(config)
+    monkeypatch.setenv("PLACE", "here")
+    found = study.located(config)
+    assert (found.data, found.backbone) == ("here/set", "here/lm")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
@@ -257,6 +306,14 @@ def test_controls_change_what_they_should(settings):
         ('metric = "nll"', "", "malformed"),
         ("seed = [0, 1]", 'control = ["swopped"]', "use any of none, swapped"),
         ("[grid]", "[grid", "is no TOML"),
+        ("[grid]", '[named.world.far]\n[grid]\nworld = ["near"]', "named.world.near"),
+        ("[config]", 'measured = "everybody"\n[config]', "'confirmation' or"),
+        (
+            "[grid]",
+            """[compare]\nx="seed"\none={method="kto"}\nothers=[{method="oppu"}]
+            metrics=["nll"]\n[grid]""",
+            "no cell has",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(tmp_path, old, new, sentence):
@@ -278,5 +335,6 @@ def test_shipped_experiments_are_well_formed(path):
     declared = read_study(path)
     assert declared.question and declared.reading
     if declared.audit is None:
-        assert declared.claims and declared.plot["x"] in declared.grid
+        assert declared.claims or declared.compare
+        assert declared.plot["x"] in declared.grid
     assert json.dumps(cells(declared))

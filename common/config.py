@@ -139,16 +139,17 @@ class Unlabeled:
     alpha: str = key(
         "estimate",
         "preference overlap: `estimate`, or a number in [0, 0.9]; kinds whose alpha is "
-        "no population share (self, public) use 0.5 where this says `estimate`",
+        "no population share (self, public) use 0.5 where this says `estimate`. `true` is "
+        "a control that only personas can have: the overlap they were made with",
     )
     alpha_features: str = key(
-        "backbone",
+        "ngrams",
         "what the classifier behind alpha tells texts apart by: mean hidden states of the "
         "`backbone` with the shared adapter (the paper), or hashed character n-grams",
         choices=("backbone", "ngrams"),
     )
     alpha_items: int = key(
-        0, "unlabeled items that classifier looks at; 0: those drawn for training", 0
+        128, "unlabeled items that classifier looks at; 0: those drawn for training", 0
     )
     second_opinion: bool = key(
         False,
@@ -247,10 +248,10 @@ class Personalise:
         choices=("sequence", "token"),
     )
     unlabeled_weight: float = key(
-        1.0, "weight of C-BPO's unlabeled term; 0 is its positive term alone", 0
+        0.3, "weight of C-BPO's unlabeled term; 0 is its positive term alone", 0
     )
     anchor: float = key(
-        0.0,
+        5.0,
         "weight of a likelihood term beside C-BPO's: NLL per token of the own items",
         0,
     )
@@ -288,6 +289,12 @@ class Config:
     resume: str = key("", "name of a run to continue, or `latest`")
     output_dir: str = key("", "where runs are written; empty: $IDIOLECT_HOME/runs")
     seed: int = key(0, "seed of everything but privacy noise", 0)
+    recipe: str = key(
+        "default",
+        "`default`: the keys as they stand in this table. `paper`: those of C-BPO that "
+        "stand at their defaults get the paper's values instead (docs/recipes.md)",
+        choices=("default", "paper"),
+    )
 
     task: str = key("headline", "what is written", choices=TASKS)
     data: str = key("", "folder or file with real users; empty: personas")
@@ -358,9 +365,9 @@ class Config:
 
     @property
     def fixed_alpha(self) -> float | None:
-        """Alpha where it is fixed by config, None where it is estimated."""
+        """Alpha where it is fixed by config, None where each user has an own one."""
         alpha = self.unlabeled.alpha
-        return None if alpha == "estimate" else float(alpha)
+        return None if alpha in ("estimate", "true") else float(alpha)
 
 
 def _words(text: str) -> list[str]:
@@ -457,7 +464,12 @@ def _check_lists(config: Config) -> None:
     if alpha is not None and not 0 <= alpha <= 0.9:
         raise IdiolectError(
             f"config key 'unlabeled.alpha' is {config.unlabeled.alpha!r}: write "
-            "`estimate` or a number in [0, 0.9]."
+            "`estimate`, `true` or a number in [0, 0.9]."
+        )
+    if config.unlabeled.alpha == "true" and config.task not in PERSONAS:
+        raise IdiolectError(
+            "config key 'unlabeled.alpha' is 'true' but the overlap of real users is not "
+            f"known: use `estimate`, or one of the tasks {', '.join(PERSONAS)}."
         )
     if len(rates) > 1 and config.development_users == 0:
         raise IdiolectError(
@@ -528,6 +540,15 @@ def _check_devices(config: Config) -> None:
         )
 
 
+# The recipe of the paper (Ma et al., ACL 2026), where it differs from the defaults.
+PAPER: dict[str, Scalar] = {
+    "personalise.unlabeled-weight": 1.0,
+    "personalise.anchor": 0.0,
+    "unlabeled.alpha-features": "backbone",
+    "unlabeled.alpha-items": 0,
+}
+
+
 def parse(values: Mapping[str, object]) -> Config:
     """Parse flat key-value pairs, typed as TOML gives them.
 
@@ -536,7 +557,11 @@ def parse(values: Mapping[str, object]) -> Config:
     IdiolectError
         Unknown key, wrong type, value out of range, or keys that contradict each other.
     """
-    config: Config = _build(Config, {k: _check(k, v) for k, v in values.items()})
+    known = {k: _check(k, v) for k, v in values.items()}
+    if known.get("recipe") == "paper":
+        standing = defaults() | known
+        known |= {k: v for k, v in PAPER.items() if standing[k] == defaults()[k]}
+    config: Config = _build(Config, known)
     _check_lists(config)
     _check_privacy(config)
     _check_devices(config)

@@ -475,6 +475,8 @@ def _alpha(
     """Estimate alpha where it is a population share; otherwise it is fixed by config."""
     if config.fixed_alpha is not None:
         return overlap.Overlap(config.fixed_alpha, False)
+    if config.unlabeled.alpha == "true" and user.truth is not None:
+        return overlap.Overlap(min(user.truth.overlap, overlap.HIGHEST), False)
     if not population_share(config.unlabeled):
         return overlap.Overlap(overlap.DEFAULT, False)
     generator = numpy_generator(config.seed, "overlap", user.id)

@@ -252,7 +252,7 @@ def read_study(path: Path) -> Study:
         return study
     for cell in cells(study):
         cell_config(study, cell)
-        control_of(cell)
+        control_of(study, cell)
     for claim in (*claims, *comparisons(study)):
         _check_claim(path, study, claim)
     return study
@@ -325,13 +325,17 @@ def cells(study: Study) -> list[dict[str, Scalar]]:
 
 def cell_config(study: Study, cell: Mapping[str, Scalar]) -> Config:
     """Return the config of one cell."""
-    keys = dict(study.config)
+    keys = {**study.config, **spelt_out(study, cell)}
+    return parse({key: value for key, value in keys.items() if key != "control"})
+
+
+def spelt_out(study: Study, cell: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """A cell with what its names stand for in their place; later keys win."""
+    keys: dict[str, Scalar] = {}
     for key, value in cell.items():
-        if key in study.named:
-            keys |= _meaning(study, key, str(value))
-        elif key != "control":
-            keys[key] = value
-    return parse(keys)
+        named = key in study.named
+        keys |= _meaning(study, key, str(value)) if named else {key: value}
+    return keys
 
 
 def _meaning(study: Study, key: str, value: str) -> dict[str, Scalar]:
@@ -361,9 +365,9 @@ def located(config: Config) -> Config:
     return replace(config, data=data, backbone=backbone)
 
 
-def control_of(cell: Mapping[str, Scalar]) -> str:
-    """Return the control of one cell, ``none`` where the grid has none."""
-    control = str(cell.get("control", "none"))
+def control_of(study: Study, cell: Mapping[str, Scalar]) -> str:
+    """Return the control of one cell, ``none`` where it has none."""
+    control = str(spelt_out(study, cell).get("control", "none"))
     if control not in CONTROLS:
         raise IdiolectError(
             f"control is {control!r}: use any of {', '.join(CONTROLS)} in the grid."
@@ -390,7 +394,7 @@ def run_study(
     todo = cells(study)
     for number, cell in enumerate(todo, start=1):
         config = cell_config(study, cell)
-        control = control_of(cell)
+        control = control_of(study, cell)
         name = f"{key_of(config, ())}-{control}-{study.measured}.json"
         path = folder / "cells" / name
         known = path.exists()

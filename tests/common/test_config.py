@@ -192,3 +192,25 @@ def test_a_budget_may_be_infinite_and_nothing_else() -> None:
 def test_settings_without_a_guarantee_are_refused(values, match) -> None:
     with pytest.raises(IdiolectError, match=match):
         parse(values)
+
+
+def test_a_recipe_sets_what_stands_at_its_default_and_nothing_else():
+    paper = parse({"recipe": "paper"})
+    flat = config.flatten(paper)
+    assert all(flat[key] == value for key, value in config.PAPER.items())
+    assert all(config.defaults()[key] != value for key, value in config.PAPER.items())
+    rest = set(config.FIELDS) - config.PAPER.keys() - {"recipe"}
+    assert all(flat[key] == config.defaults()[key] for key in rest)
+    # What is given stays, and what was resolved once stays as it was.
+    given = parse(
+        {"recipe": "paper", "personalise.anchor": 0.25, "personalise.beta": 2.0}
+    )
+    assert (given.personalise.anchor, given.personalise.beta) == (0.25, 2.0)
+    assert parse(flat) == paper and config.from_toml(config.to_toml(given)) == given
+    assert parse({}) == parse({"recipe": "default"}) == Config()
+
+
+def test_the_true_overlap_is_known_of_personas_only():
+    assert parse({"unlabeled.alpha": "true"}).fixed_alpha is None
+    with pytest.raises(IdiolectError, match="overlap of real users is not known"):
+        parse({"unlabeled.alpha": "true", "task": "LaMP-4"})

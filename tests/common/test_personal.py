@@ -20,7 +20,7 @@ from idiolect.common.personal import (
 )
 from idiolect.common.scoring import completion_tokens, score_users
 from idiolect.common.tasks import personas
-from idiolect.common.tasks.types import User
+from idiolect.common.tasks.types import Truth, User
 from idiolect.common.unlabeled import Unlabeled
 
 from .test_adapters import adapter
@@ -131,6 +131,17 @@ def test_alpha_is_estimated_for_a_population_and_fixed_by_config(
     assert all(p.estimated and 0 <= (p.alpha or -1) <= 0.9 for p in estimated)
     fixed = train(wide, shared, users, others, "c-bpo", config(unlabeled__alpha="0.25"))
     assert [(p.alpha, p.estimated) for p in fixed] == [(0.25, False)] * 3
+
+
+def test_the_true_overlap_takes_the_place_of_the_estimate(wide, shared, users, others):
+    truth = [Truth(share, {}, {}, 1.0) for share in (0.2, 0.5, 0.95)]
+    known = [replace(u, truth=t) for u, t in zip(users, truth, strict=True)]
+    settings = config(unlabeled__alpha="true", task="headline")
+    found = [
+        (p.alpha, p.estimated)
+        for p in train(wide, shared, known, others, "c-bpo", settings)
+    ]
+    assert found == [(0.2, False), (0.5, False), (0.9, False)]
 
 
 def alphas(backbone, shared, users, others, settings) -> list[float]:

@@ -53,7 +53,7 @@ def test_a_whole_number_may_stand_for_a_float() -> None:
         ({"personalise.learning-rates": ""}, "positive numbers"),
         ({"personalise.learning-rates": "-1"}, "positive numbers"),
         ({"personalise.learning-rates": "nan"}, "positive numbers"),
-        ({"unlabeled.alpha": "much"}, "`estimate` or a number in [0, 0.9]"),
+        ({"unlabeled.alpha": "much"}, "`true` or a number in [0, 0.9]"),
         ({"unlabeled.alpha": "0.95"}, "[0, 0.9]"),
         ({"development-users": 0}, "development users to choose it on"),
         (

@@ -25,7 +25,7 @@ import torch
 from ..common import personal
 from ..common.adapters import Lora, hash_lora, zero_shared
 from ..common.backbone import Backbone, load_backbone
-from ..common.config import Config, Scalar, flatten, parse
+from ..common.config import UNTRAINED, Config, Scalar, flatten, parse
 from ..common.errors import IdiolectError
 from ..common.personal import Personal
 from ..common.privacy.ledger import Charge, Ledger, card
@@ -86,21 +86,25 @@ NOT_POOL = (
     *ALPHA,
 )
 CONTRAST_ONLY = ("personalise.beta", "personalise.ema", "personalise.boundary")
-UNTRAINED = (
+TRAINING = (
     "unlabeled.",
     "personalise.epochs",
     "personalise.batch",
     "personalise.learning-rates",
     *CONTRAST_ONLY,
 )
+PROMPTS, DECODING = "evaluate.retrieved", "evaluate.contrast"
 UNUSED = {
-    "base": UNTRAINED,
-    "shared": UNTRAINED,
-    "oppu": ("unlabeled.", *CONTRAST_ONLY),
-    "kto": (*ALPHA, "personalise.ema", "personalise.boundary"),
-    "bco": (*ALPHA, "personalise.boundary"),
-    "positives": (*ALPHA, "personalise.boundary"),
-    "c-bpo": (),
+    "base": (*TRAINING, PROMPTS, DECODING),
+    "shared": (*TRAINING, PROMPTS, DECODING),
+    "rag": (*TRAINING, DECODING),
+    "pag": (*TRAINING, DECODING),
+    "oppu": ("unlabeled.", *CONTRAST_ONLY, PROMPTS, DECODING),
+    "cope": ("unlabeled.", "personalise.ema", "personalise.boundary", PROMPTS),
+    "kto": (*ALPHA, "personalise.ema", "personalise.boundary", PROMPTS, DECODING),
+    "bco": (*ALPHA, "personalise.boundary", PROMPTS, DECODING),
+    "positives": (*ALPHA, "personalise.boundary", PROMPTS, DECODING),
+    "c-bpo": (PROMPTS, DECODING),
 }
 
 
@@ -631,7 +635,7 @@ def run_method(
         )
         return {user.id: value for user, value in zip(users, values, strict=True)}
 
-    if method in ("base", "shared"):
+    if method in UNTRAINED:
         metrics = {}
         for group, generate in measured_groups(dataset.users, config):
             metrics |= measure(group, [None] * len(group), generate)

@@ -34,7 +34,7 @@ from flwr.app import RecordDict
 from ..common import personal
 from ..common.adapters import Lora, hash_lora, zero_shared
 from ..common.backbone import Backbone, load_backbone
-from ..common.config import Config, LoraShape
+from ..common.config import UNCONTRASTED, UNTRAINED, Config, LoraShape
 from ..common.errors import IdiolectError
 from ..common.manifest import ManifestError, accept
 from ..common.manifest import parse as parse_manifest
@@ -387,7 +387,7 @@ def _evaluate(task: EvaluateTask, node: Node) -> EvaluateReply:
     willing, refused = _willing(task, node, "metrics", "metrics", content)
 
     def measure(users: Sequence[User]) -> list[dict[str, float]]:
-        trained = task.method not in ("base", "shared")
+        trained = task.method not in UNTRAINED
         adapters = [
             _stored(task, node, user, origin) if trained else None for user in users
         ]
@@ -510,7 +510,7 @@ def _check_set(
     task: PersonaliseTask, node: Node, users: Sequence[User], content: str
 ) -> list[None]:
     kind = str(task.config["unlabeled.kind"])
-    if not task.unlabeled and (kind == "self" or task.method == "oppu"):
+    if not task.unlabeled and (kind == "self" or task.method in UNCONTRASTED):
         return [None] * len(users)  # nothing was handed out, and nothing is needed
     return _check_manifest(task, node, users, content, kind)
 

@@ -122,6 +122,13 @@ def unstack(stacked: Stack) -> list[Lora]:
     ]
 
 
+def shadowed(stacked: Stack) -> Stack:
+    """The K adapters of a stack, then K that change nothing: each user's reference."""
+    a = {n: t if len(t) == 1 else torch.cat([t, t]) for n, t in stacked.a.items()}
+    b = {n: torch.cat([t, torch.zeros_like(t)]) for n, t in stacked.b.items()}
+    return Stack(a, b, stacked.scaling)
+
+
 class LowRank(torch.autograd.Function):
     """output + (x @ a^T) @ b^T with the rows of N user-major, and its gradients.
 

@@ -162,7 +162,7 @@ class Backbone:
         IdiolectError
             Instruction and target alone do not fit into the context.
         """
-        completion = self._completion(item)
+        completion = self.completion(item)
         prompt, truncated = self.encode_prompt(
             item.prompt, self.context - len(completion), item.id
         )
@@ -201,7 +201,8 @@ class Backbone:
         special = not self.tokenizer.chat_template
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
 
-    def _completion(self, item: Item) -> list[int]:
+    def completion(self, item: Item) -> list[int]:
+        """Tokens of what was written, as they follow the prompt, and end of sequence."""
         # Tokenised behind the prompt's last characters, because a tokenizer may treat
         # the start of a text differently from its middle.
         chat = bool(self.tokenizer.chat_template)

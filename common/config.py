@@ -23,7 +23,21 @@ Scalar = str | int | float | bool
 
 PERSONAS = ("headline", "tagging", "rating")
 TASKS = (*PERSONAS, *(f"LaMP-{n}" for n in range(1, 8)), "text")
-METHODS = ("base", "shared", "oppu", "kto", "bco", "c-bpo", "positives")
+METHODS = (
+    "base",
+    "shared",
+    "rag",
+    "pag",
+    "oppu",
+    "cope",
+    "kto",
+    "bco",
+    "c-bpo",
+    "positives",
+)
+# Methods without an own adapter, and trained ones that need no unlabeled set.
+UNTRAINED = ("base", "shared", "rag", "pag")
+UNCONTRASTED = ("oppu", "cope")
 KINDS = ("votes", "self", "public", "anonymised", "others")
 
 
@@ -274,6 +288,20 @@ class Evaluate:
         "`contrast` is the mean and `mrr` the reciprocal rank of the own text",
         1,
         63,
+    )
+    retrieved: int = key(
+        4,
+        "history items that `rag` and `pag` put into the prompt, as far as they fit: 4 "
+        "short ones leave room for the question in the default context",
+        1,
+        64,
+    )
+    contrast: float = key(
+        0.5,
+        "lambda of `cope`'s decoding: log pi_theta + lambda (log pi_theta - log pi_ref); "
+        "0 is greedy decoding. Published code has 0.11 and 2.3 (there as the weight "
+        "lambda / (1 + lambda), .1 and .7)",
+        0,
     )
     shift: bool = key(
         False, "also measure how far tokens that everyone writes are suppressed"

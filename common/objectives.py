@@ -249,6 +249,24 @@ def kto(
     return Loss(value, means, torch.zeros_like(value))
 
 
+def dpo(chosen: Scored, rejected: Scored, means: Means, beta: float) -> Loss:
+    """Direct preference optimisation (Rafailov et al. 2023, equation 7).
+
+        L = E[-log sigmoid(beta ((log pi_theta(y_w|x) - log pi_ref(y_w|x))
+                                 - (log pi_theta(y_l|x) - log pi_ref(y_l|x))))]
+
+    Parameters
+    ----------
+    chosen, rejected
+        y_w and y_l, pair by pair. A pair's weight is the product of its two.
+    means, beta
+        Returned as they are (there is no delta); scale of the reward.
+    """
+    margin = chosen.reward(beta) - rejected.reward(beta)
+    value = average(-F.logsigmoid(margin), chosen.weight * rejected.weight)
+    return Loss(value, means, torch.zeros_like(value))
+
+
 def _pool(one: Scored, two: Scored) -> Scored:
     fields = zip(vars(one).values(), vars(two).values(), strict=True)
     return Scored(*(torch.cat(pair, dim=-1) for pair in fields))

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import overlap, prior
+from . import in_context, overlap, prior
 from .adapters import Lora, attached, new_lora, stack
 from .backbone import Backbone, Encoded
-from .config import Config
+from .config import UNCONTRASTED, Config
 from .errors import IdiolectError
 from .privacy.scrub import offered
 from .scoring import (
@@ -33,7 +33,7 @@ from .tasks import metrics
 from .tasks.load import task_of
 from .tasks.personas import score_style
 from .tasks.types import Item, User
-from .training import Example, Lesson, Recipe, train
+from .training import Example, Lesson, Recipe, Trained, train
 from .unlabeled import (
     VOTES,
     Unlabeled,
@@ -212,12 +212,15 @@ def personalise(
         _lesson(backbone, shared, user, each, method, alpha.alpha)
         for user, each, alpha in zip(users, material, alphas, strict=True)
     ]
-    recipe = _recipe(method, learning_rate, config)
+    recipe = _recipe("oppu" if method == "cope" else method, learning_rate, config)
     start = [
         new_lora(backbone, config.lora, config.seed, "personal", user.id)
         for user in users
     ]
     trained = train(backbone, shared, start, lessons, recipe)
+    if method == "cope":
+        own = [each.own for each in material]
+        trained = _preferred(backbone, shared, users, own, trained, recipe, config)
     results: list[Personal] = []
     for user, each, alpha, lora, log in zip(
         users, material, alphas, trained.loras, trained.logs, strict=True
@@ -229,6 +232,65 @@ def personalise(
             )
         results.append(_checked(user, lora, alpha, log))
     return results
+
+
+def _preferred(
+    backbone: Backbone,
+    shared: Lora,
+    users: Sequence[User],
+    own: Sequence[Sequence[Encoded]],
+    tuned: Trained,
+    recipe: Recipe,
+    config: Config,
+) -> Trained:
+    """CoPe's second stage (Bu et al. 2025): DPO from SFT adapters, which are its reference.
+
+    One epoch over pairs of a user's own text and one sample of pi_ref at its prompt, so
+    that a user's tokens stay fewer than with an unlabeled set as large as the history.
+    Published code takes, of several samples, the one with the lowest implicit reward, and
+    has a smaller rate and beta in this stage; here they are the run's, as for all methods.
+    """
+    samples = [
+        preference_samples(backbone, shared, user, mine, config)
+        for user, mine in zip(users, own, strict=True)
+    ]
+    both = [[*mine, *theirs] for mine, theirs in zip(own, samples, strict=True)]
+    scores = score_users(backbone, [shared, stack(tuned.loras)], both)
+    lessons: list[Lesson] = []
+    for user, items, logp in zip(users, both, scores, strict=True):
+        examples = [Example(e, s) for e, s in zip(items, logp, strict=True)]
+        half = len(items) // 2
+        lessons.append(Lesson(user.id, examples[:half], rejected=examples[half:]))
+    recipe = replace(recipe, method="dpo", epochs=1)
+    trained = train(backbone, shared, tuned.loras, lessons, recipe)
+    logs = [
+        {**after, "steps": before["steps"] + after["steps"]}
+        for before, after in zip(tuned.logs, trained.logs, strict=True)
+    ]
+    return Trained(trained.loras, logs)
+
+
+def preference_samples(
+    backbone: Backbone,
+    shared: Lora,
+    user: User,
+    own: Sequence[Encoded],
+    config: Config,
+) -> list[Encoded]:
+    """One sample of pi_ref behind the prompt of each item of the history, in its order.
+
+    Drawn user by user, as `self_samples` are. A pair has one prompt, token by token, and
+    differs in what follows; an empty sample is one too.
+    """
+    seed = derive(config.seed, "preference", user.id)
+    texts = sample_reference(backbone, shared, user.history, config, seed)
+    samples: list[Encoded] = []
+    for mine, item, text in zip(own, user.history, texts, strict=True):
+        written = backbone.completion(replace(item, target=text))
+        ids = (*mine.ids[: mine.prompt_length], *written)
+        # Text can have more tokens when it is read than when it was written.
+        samples.append(Encoded(ids[: backbone.context], mine.prompt_length))
+    return samples
 
 
 # Unlabeled items that a second opinion on alpha looks at, at most.
@@ -513,7 +575,7 @@ def _lesson(
 ) -> Lesson:
     """Give a method what it uses: SFT the history alone, the others contrast and scores."""
     own, aux = material.own, material.aux
-    if method == "oppu":
+    if method in UNCONTRASTED:
         return Lesson(user.id, [Example(encoded) for encoded in own])
 
     def scored(
@@ -568,11 +630,13 @@ def evaluate(
     backbone, shared
         The frozen reference.
     personals
-        The users' adapters; None for the methods without (``base``, ``shared``).
+        The users' adapters; None for the methods without (`config.UNTRAINED`).
     users
         A stacking group.
     method, config
-        ``base`` is the backbone without the shared adapter.
+        ``base`` is the backbone without the shared adapter. ``rag`` and ``pag`` are the
+        shared policy at longer prompts (`in_context`), rewarded against the reference at
+        the plain ones. ``cope`` decodes by contrast, of which its scores know nothing.
     generate_texts
         Whether outputs are generated and scored; otherwise only ``nll`` and ``contrast``.
 
@@ -583,20 +647,19 @@ def evaluate(
         ``contrast`` and ``mrr`` say how the user's own text ranks among rival texts (see
         `ranking`), ``mrr`` where each item has several (``evaluate.rivals``).
     """
-    own = [encode_all(backbone, user.held_out) for user in users]
-    rivals = [[rival for item in u.held_out for rival in _rivals(item)] for u in users]
     policy = _policy(shared, personals, method)
-    both = [
-        mine + encode_all(backbone, theirs)
-        for mine, theirs in zip(own, rivals, strict=True)
-    ]
+    both = [_with_rivals(backbone, user) for user in users]
+    prompted = both
+    if method in ("rag", "pag"):
+        longer = [_longer(backbone, shared, user, method, config) for user in users]
+        prompted = [_with_rivals(backbone, user) for user in longer]
     references = [
         [score.logp for score in CACHE.get(backbone, shared, items)] for items in both
     ]
     # The reference is its own policy: scored again in other batches it would differ from
     # itself in the last bits, and these would decide who wins a contrast.
-    same = policy == [shared]
-    scores = references if same else score_users(backbone, policy, both)
+    same = policy == [shared] and prompted is both
+    scores = references if same else score_users(backbone, policy, prompted)
     results: list[dict[str, float]] = []
     for user, items, logp, reference in zip(
         users, both, scores, references, strict=True
@@ -615,7 +678,9 @@ def evaluate(
         for user, lora, result in zip(users, personals, results, strict=True):
             result["shift"] = shift(backbone, shared, lora, user)
     if generate_texts:
-        texts = _outputs(backbone, policy, own, config)
+        own = [p[: len(u.held_out)] for u, p in zip(users, prompted, strict=True)]
+        contrast = config.evaluate.contrast if method == "cope" else 0.0
+        texts = _outputs(backbone, policy, own, config, contrast)
         for user, outputs, result in zip(users, texts, results, strict=True):
             targets = [item.target for item in user.held_out]
             result |= metrics.score(task_of(config.task), outputs, targets)
@@ -623,6 +688,26 @@ def evaluate(
                 pairs = list(zip(user.held_out, outputs, strict=True))
                 result |= score_style(user, [(i, text) for i, text in pairs])
     return results
+
+
+def _with_rivals(backbone: Backbone, user: User) -> list[Encoded]:
+    """Tokens of the held-out items, then those of their rivals, item by item."""
+    rivals = [rival for item in user.held_out for rival in _rivals(item)]
+    return encode_all(backbone, [*user.held_out, *rivals])
+
+
+def _longer(
+    backbone: Backbone, shared: Lora, user: User, method: str, config: Config
+) -> User:
+    """The user with the prompts of ``rag`` or ``pag``; plain ones without a history."""
+    if not user.history:
+        return user
+    profile = ""
+    if method == "pag":
+        profile = in_context.write_profile(backbone, shared, user)
+    budget = task_of(config.task).max_new_tokens
+    count = config.evaluate.retrieved
+    return in_context.with_history(backbone, user, count, budget, profile)
 
 
 def ranking(own: np.ndarray, rivals: Sequence[np.ndarray]) -> dict[str, float]:
@@ -681,7 +766,11 @@ def _policy(shared: Lora, personals: Sequence[Lora | None], method: str) -> list
 
 
 def _outputs(
-    backbone: Backbone, policy: list, own: list[list[Encoded]], config: Config
+    backbone: Backbone,
+    policy: list,
+    own: list[list[Encoded]],
+    config: Config,
+    contrast: float = 0.0,
 ) -> list[list[str]]:
     """Greedy outputs for every user's held-out prompts, all users at once."""
     most = max(map(len, own))
@@ -690,5 +779,6 @@ def _outputs(
         for items in own
         for i in range(most)
     ]
-    texts = generate(backbone, policy, prompts, task_of(config.task).max_new_tokens)
+    budget = task_of(config.task).max_new_tokens
+    texts = generate(backbone, policy, prompts, budget, contrast=contrast)
     return [texts[k * most : k * most + len(items)] for k, items in enumerate(own)]

@@ -5,6 +5,7 @@ in chunks, because prompt length x vocabulary size is what fills the memory of a
 """
 
 import hashlib
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .adapters import Lora, Stack, attached, hash_lora
+from .adapters import Lora, Stack, attached, hash_lora, shadowed
 from .backbone import Backbone, Encoded
 
 Adapters = Sequence[Lora | Stack | None]
@@ -24,6 +25,9 @@ Adapters = Sequence[Lora | Stack | None]
 TOKENS_PER_PASS = 8192
 # Logits computed at once (64 MB of float32).
 LOGITS_PER_CHUNK = 1 << 24
+# Contrastive decoding considers a token that has at least this share of the probability
+# of the likeliest (the plausibility constraint of Li et al. 2023, and its value there).
+PLAUSIBLE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,8 +244,13 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     top_p: float | None = None,
+    contrast: float = 0.0,
 ) -> list[str]:
     """Continue prompts: greedily, or sampled where `top_p` is given (temperature 1).
+
+    With `contrast` greedily by `contrasted`: each prompt is continued a second time
+    without the last of the adapters, by the same tokens, and what that policy expects is
+    the reference.
 
     Parameters
     ----------
@@ -254,11 +263,22 @@ def generate(
     top_p
         Nucleus of the sampling. Draws come from torch's global generator, which the
         caller seeds.
+    contrast
+        lambda of `contrasted`; 0: none. The last of the adapters must be a stack.
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
 
     if not any(map(len, prompts)):
         return [""] * len(prompts)
+    asked, processors = prompts, LogitsProcessorList()
+    if contrast:
+        *frozen, own = adapters
+        if not isinstance(own, Stack):
+            raise ValueError(
+                "only the policies of a stack have a reference to contrast"
+            )
+        adapters, prompts = [*frozen, shadowed(own)], [*prompts, *prompts]
+        processors.append(lambda _ids, logits: contrasted(logits, contrast))
     longest = max(map(len, prompts))
     filled = [list(p) if len(p) else [backbone.pad_id] for p in prompts]
     ids = torch.tensor([[backbone.pad_id] * (longest - len(p)) + p for p in filled])
@@ -278,9 +298,38 @@ def generate(
             ids.to(backbone.device),
             attention_mask=mask.to(backbone.device),
             generation_config=config,
+            logits_processor=processors,
         )
-    new = output[:, longest:].tolist()
+    new = output[: len(asked), longest:].tolist()
     return [
         backbone.decode(row) if len(p) else ""
-        for row, p in zip(new, prompts, strict=True)
+        for row, p in zip(new, asked, strict=True)
     ]
+
+
+def contrasted(logits: Tensor, weight: float) -> Tensor:
+    """Scores of the next token that favour what a policy adds to its reference.
+
+        log pi_theta + weight (log pi_theta - log pi_ref)
+            where pi_theta >= PLAUSIBLE max pi_theta, else -inf
+
+    Contrastive decoding (Li et al. 2023) of a user's policy against the shared one, as in
+    CoPe (Bu et al. 2025). Published code has log pi_theta - alpha log pi_ref, which ranks
+    tokens in the same way with alpha = weight / (1 + weight).
+
+    Parameters
+    ----------
+    logits
+        Those of the policy's rows, then those of the reference's, [2N, V].
+    weight
+        lambda.
+
+    Returns
+    -------
+    Tensor
+        [2N, V], the same for both halves, so that they go on by the same tokens.
+    """
+    policy, reference = logits.log_softmax(-1).chunk(2)
+    scores = policy + weight * (policy - reference)
+    least = policy.max(-1, keepdim=True).values + math.log(PLAUSIBLE)
+    return scores.masked_fill(policy < least, -math.inf).repeat(2, 1)

@@ -63,6 +63,8 @@ class Lesson:
     mismatched
         Pairs of a prompt with another item's completion (KTO only): one per positive,
         then one per unlabeled item, in their order.
+    rejected
+        What is preferred less than each positive, in their order (DPO only).
     alpha
         Preference overlap (C-BPO only).
     """
@@ -73,6 +75,7 @@ class Lesson:
     negative: Sequence[Example] = ()
     mismatched: Sequence[Example] = ()
     alpha: float = 0.0
+    rejected: Sequence[Example] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Recipe:
     Attributes
     ----------
     method
-        ``oppu`` (SFT), ``kto``, ``bco``, ``c-bpo`` or ``positives``.
+        ``oppu`` (SFT), ``dpo``, ``kto``, ``bco``, ``c-bpo`` or ``positives``.
     learning_rate, epochs, batch, warmup, clip
         Adam with linear warm-up, `batch` positives per step, `clip` on each user's
         gradient norm.
@@ -141,15 +144,17 @@ class Trained:
 
 # One optimiser step of one user: the examples of each kind.
 Step = dict[str, list[Example]]
-KINDS = ("positive", "unlabeled", "negative", "mismatched")
+TRAINED = ("positive", "unlabeled", "negative", "rejected")
+KINDS = (*TRAINED, "mismatched")
 
 
 def plan(lesson: Lesson, recipe: Recipe) -> list[Step]:
     """The steps of one user, in order.
 
     An epoch visits every positive once, in ceil(n / batch) steps of nearly equal size;
-    the unlabeled and negative items are spread evenly over the same steps. The order is
-    drawn from (seed, user, epoch) only, so it does not depend on who else is stacked.
+    the unlabeled and negative items are spread evenly over the same steps, what is
+    rejected goes with its positive. The order is drawn from (seed, user, epoch) only, so
+    it does not depend on who else is stacked.
     """
     count = ceil(len(lesson.positive) / recipe.batch)
     steps: list[Step] = []
@@ -161,16 +166,16 @@ def plan(lesson: Lesson, recipe: Recipe) -> list[Step]:
         }
         for t in range(count):
             step = {k: [getattr(lesson, k)[i] for i in parts[k][t]] for k in parts}
-            step["mismatched"] = _mismatched(lesson, parts["positive"][t], 0)
-            step["mismatched"] += _mismatched(
-                lesson, parts["unlabeled"][t], len(lesson.positive)
-            )
+            own, aux = parts["positive"][t], parts["unlabeled"][t]
+            step["rejected"] = _paired(lesson.rejected, own)
+            step["mismatched"] = _paired(lesson.mismatched, own)
+            step["mismatched"] += _paired(lesson.mismatched, aux + len(lesson.positive))
             steps.append(step)
     return steps
 
 
-def _mismatched(lesson: Lesson, chosen: np.ndarray, offset: int) -> list[Example]:
-    return [lesson.mismatched[offset + i] for i in chosen] if lesson.mismatched else []
+def _paired(partners: Sequence[Example], chosen: np.ndarray) -> list[Example]:
+    return [partners[i] for i in chosen] if partners else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -360,7 +365,7 @@ def _backward(
     is the same sum, so accumulation changes nothing: not delta, not the clamp.
     """
     rows = {kind: _align([step.get(kind, []) for step in steps]) for kind in KINDS}
-    trained = {kind: rows[kind] for kind in ("positive", "unlabeled", "negative")}
+    trained = {kind: rows[kind] for kind in TRAINED}
     users = len(steps)
     width = {kind: len(examples[0]) for kind, examples in trained.items()}
     merged = [[e for k in trained for e in trained[k][u]] for u in range(users)]
@@ -422,6 +427,8 @@ def _loss(
     match recipe.method:
         case "oppu":
             return objectives.sft(positive, means)
+        case "dpo":
+            return objectives.dpo(positive, scored["rejected"], means, beta)
         case "kto":
             pairs = torch.zeros(len(logp), 0) if mismatched is None else mismatched
             other = _scored(pairs, rows["mismatched"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.config import Config
+from ..common.config import UNCONTRASTED, UNTRAINED, Config
 from ..common.privacy.ledger import BudgetSpent
 from ..common.privacy.noise import gaussian
 from ..common.protocol import (
@@ -33,7 +33,6 @@ from .adapt import crowd_of_run
 from .budget import charge, metrics_event, noise_of
 from .exchange import Run, Step, ask, groups, report, require
 
-UNTRAINED = ("base", "shared")
 # Work per user beside one epoch on the own history: the unlabeled items and two more
 # passes for scores; scoring the held-out items; generating for them.
 TRAINING, SCORING, GENERATING = 2.0, 0.5, 3.0
@@ -47,7 +46,8 @@ def trained_methods(config: Config) -> tuple[str, ...]:
 def possible_methods(run: Run) -> tuple[str, ...]:
     """Return the methods that can be trained: all, or those that need no unlabeled set."""
     trained = trained_methods(run.config)
-    return tuple(m for m in trained if m == "oppu" or not run.state.without_pool)
+    without = run.state.without_pool
+    return tuple(m for m in trained if m in UNCONTRASTED or not without)
 
 
 def training_weight(config: Config) -> float:

@@ -25,9 +25,9 @@ Users = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """User -> method -> metric -> value; None where it could not be measured."""
 
 # Baselines that the other methods are compared with, and what each is compared with.
-COMPARED = {"base": ("shared",), "shared": ("oppu",)}
+COMPARED = {"base": ("shared",), "shared": ("rag", "pag", "oppu")}
 REFERENCES = ("oppu", "bco")
-TRAINED = ("positives", "oppu", "kto", "bco", "c-bpo")
+TRAINED = ("positives", "oppu", "cope", "kto", "bco", "c-bpo")
 
 FEW_USERS = 20  # below, percentile intervals cover visibly less than they say
 

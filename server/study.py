@@ -27,7 +27,7 @@ import torch
 from ..common import personal
 from ..common.adapters import Lora, hash_lora, zero_shared
 from ..common.backbone import Backbone, load_backbone
-from ..common.config import Config, Scalar, flatten, parse
+from ..common.config import UNTRAINED, Config, Scalar, flatten, parse
 from ..common.errors import IdiolectError
 from ..common.personal import Personal
 from ..common.privacy.ledger import Charge, Ledger, card
@@ -74,7 +74,15 @@ Memory = dict[str, Any]
 """Stage and the keys it depends on -> what it made."""
 
 # Keys that do not change what a stage makes. Everything not named here counts.
-NOT_TRAINING = ("methods", "evaluate.", "quorum", "deadline", "run-name", "resume")
+NOT_TRAINING = (
+    "methods",
+    "recipe",  # what it sets is in the other keys
+    "evaluate.",
+    "quorum",
+    "deadline",
+    "run-name",
+    "resume",
+)
 NOT_SHARED = (
     *NOT_TRAINING,
     "unlabeled.",
@@ -109,21 +117,26 @@ CONTRAST_ONLY = (
     "personalise.boundary",
     *CBPO_ONLY,
 )
-UNTRAINED = (
+TRAINING = (
     "unlabeled.",
     "personalise.epochs",
     "personalise.batch",
     "personalise.learning-rates",
     *CONTRAST_ONLY,
 )
+PROMPTS, DECODING = "evaluate.retrieved", "evaluate.contrast"
+MEANS = ("personalise.ema", "personalise.boundary")
 UNUSED = {
-    "base": UNTRAINED,
-    "shared": UNTRAINED,
-    "oppu": ("unlabeled.", *CONTRAST_ONLY),
-    "kto": (*ALPHA, "personalise.ema", "personalise.boundary", *CBPO_ONLY),
-    "bco": (*ALPHA, "personalise.boundary", *CBPO_ONLY),
-    "positives": (*ALPHA, "personalise.unlabeled-weight"),
-    "c-bpo": (),
+    "base": (*TRAINING, PROMPTS, DECODING),
+    "shared": (*TRAINING, PROMPTS, DECODING),
+    "rag": (*TRAINING, DECODING),
+    "pag": (*TRAINING, DECODING),
+    "oppu": ("unlabeled.", *CONTRAST_ONLY, PROMPTS, DECODING),
+    "cope": ("unlabeled.", *MEANS, *CBPO_ONLY, PROMPTS),
+    "kto": (*ALPHA, *MEANS, *CBPO_ONLY, PROMPTS, DECODING),
+    "bco": (*ALPHA, "personalise.boundary", *CBPO_ONLY, PROMPTS, DECODING),
+    "positives": (*ALPHA, "personalise.unlabeled-weight", PROMPTS, DECODING),
+    "c-bpo": (PROMPTS, DECODING),
 }
 
 
@@ -469,7 +482,7 @@ def run_cell(
         method: once(
             memory,
             f"{method} {control}",
-            key_of(config, ("methods", *UNUSED[method])),
+            key_of(config, ("methods", "recipe", *UNUSED[method])),
             lambda method=method: run_method(
                 backbone, shared, dataset, people, pool, method, config, control
             ),
@@ -774,7 +787,7 @@ def run_method(
         )
         return {user.id: value for user, value in zip(users, values, strict=True)}
 
-    if method in ("base", "shared"):
+    if method in UNTRAINED:
         metrics = {}
         for group, generate in measured_groups(people, config):
             metrics |= measure(group, [None] * len(group), generate)

@@ -14,6 +14,7 @@ from idiolect.common.adapters import (
     import_peft,
     new_lora,
     parse_lora,
+    shadowed,
     stack,
     unstack,
     zero_shared,
@@ -47,6 +48,19 @@ def test_an_untrained_adapter_changes_nothing(backbone):
     plain = logits(backbone, IDS)
     with attached(backbone, zero_shared(backbone, SHAPE, 0)):
         assert torch.equal(logits(backbone, IDS), plain)
+
+
+def test_a_shadow_is_the_policy_without_the_own_adapters(backbone):
+    shared, loras = (
+        adapter(backbone, "s", 3),
+        [adapter(backbone, f"u{k}", k) for k in (1, 2)],
+    )
+    with attached(backbone, shared, shadowed(stack(loras))):
+        found = logits(backbone, IDS.repeat(2, 1))
+    with attached(backbone, shared, stack(loras)):
+        torch.testing.assert_close(found[:4], logits(backbone, IDS))
+    with attached(backbone, shared):
+        torch.testing.assert_close(found[4:], logits(backbone, IDS))
 
 
 def test_the_fixed_a_is_the_same_everywhere(backbone):

@@ -10,6 +10,7 @@ from idiolect.common.objectives import (
     bco,
     boundary,
     c_bpo,
+    dpo,
     kto,
     moved,
     sft,
@@ -217,6 +218,34 @@ def test_kto_divergence_carries_no_gradient():
     assert not kto(items, items, pairs, zero_means(), 1.0).value.requires_grad
 
 
+def test_dpo_closed_form():
+    chosen = scored([-2.0, -1.0], [-3.0, -1.5])
+    rejected = scored([-4.0, -0.5], [-3.5, -2.0])
+    margins = [(1.0 + 0.5) * 0.5, (0.5 - 1.5) * 0.5]
+    loss = dpo(chosen, rejected, means(0.3, 0.1), 0.5)
+    expected = sum(map(minus_log_sigmoid, margins)) / 2
+    assert loss.value.item() == pytest.approx(expected, rel=1e-12)
+    assert boundary(loss.means).item() == pytest.approx(0.2)
+    assert loss.clamped.item() == 0
+
+
+def test_dpo_is_log_two_at_its_reference_and_counts_real_pairs_only():
+    same = scored([-2.0, -3.0], [-2.0, -3.0])
+    assert dpo(same, same, means(), 3.0).value.item() == pytest.approx(math.log(2))
+    chosen = scored([1.0, 9.0], weight=[1.0, 0.0])
+    rejected = scored([0.0, 9.0], weight=[1.0, 0.0])
+    loss = dpo(chosen, rejected, means(), 1.0)
+    assert loss.value.item() == pytest.approx(minus_log_sigmoid(1.0))
+
+
+def test_dpo_pairs_by_place():
+    chosen, rejected = scored([2.0, 0.0]), scored([1.0, -3.0])
+    crossed = dpo(chosen, scored([-3.0, 1.0]), means(), 1.0).value.item()
+    expected = (minus_log_sigmoid(1.0) + minus_log_sigmoid(3.0)) / 2
+    assert dpo(chosen, rejected, means(), 1.0).value.item() == pytest.approx(expected)
+    assert crossed != pytest.approx(expected)
+
+
 def test_empty_sets_count_as_nothing():
     nothing = scored([])
     loss = c_bpo(scored([0.3]), nothing, alpha(0.0), means(), 1.0, 0.9)
@@ -225,7 +254,7 @@ def test_empty_sets_count_as_nothing():
     assert average(nothing.logp, nothing.weight).item() == 0.0
 
 
-@pytest.mark.parametrize("method", ["sft", "c_bpo", "bco", "kto", "extended"])
+@pytest.mark.parametrize("method", ["sft", "c_bpo", "bco", "kto", "extended", "dpo"])
 def test_gradients_match_finite_differences(method):
     torch.manual_seed(1)
     reference = torch.randn(5, dtype=torch.float64)
@@ -249,6 +278,9 @@ def test_gradients_match_finite_differences(method):
                 weight=0.3,
                 anchor=0.5,
                 per_token=True,
+            ),
+            "dpo": lambda: dpo(
+                one, Scored(*(t[:2] for t in vars(two).values())), state, 0.7
             ),
         }[method]().value
 

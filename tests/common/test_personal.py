@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from idiolect.common import personal
 from idiolect.common.adapters import Lora, attached, hash_lora, zero_shared
 from idiolect.common.config import Config, parse
 from idiolect.common.errors import IdiolectError
+from idiolect.common.in_context import with_history, write_profile
 from idiolect.common.overlap import Overlap
 from idiolect.common.personal import (
     Personal,
@@ -80,7 +82,7 @@ def lora_of(result: Personal) -> Lora:
     return result.lora
 
 
-@pytest.mark.parametrize("method", ["oppu", "kto", "bco", "c-bpo", "positives"])
+@pytest.mark.parametrize("method", ["oppu", "cope", "kto", "bco", "c-bpo", "positives"])
 def test_a_group_equals_its_users_alone(wide, shared, users, others, method):
     together = train(wide, shared, users, others, method)
     for k, user in enumerate(users):
@@ -329,6 +331,222 @@ def test_base_ignores_the_shared_adapter_and_shared_has_no_reward(
     assert all(a["nll"] != b["nll"] for a, b in zip(base, reference, strict=True))
     own = wide.encode(users[0].held_out[0])
     assert base[0]["nll"] > 0 and obvious_logp(wide, own) < 0
+
+
+# --- the user's own items in the prompt -------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    from idiolect.common.backbone import load_backbone
+
+    return load_backbone("tiny", "float32", "cpu", 512)
+
+
+@pytest.fixture(scope="module")
+def shared_tiny(tiny):
+    return adapter(tiny, "s", 3)
+
+
+def prompted(backbone, shared, user, method):
+    profile = write_profile(backbone, shared, user) if method == "pag" else ""
+    return with_history(backbone, user, 4, 4, profile)
+
+
+@pytest.mark.parametrize("method", ["rag", "pag"])
+def test_prompts_with_own_items_equal_the_obvious_computation(
+    tiny, shared_tiny, users, method
+):
+    user = users[0]
+    (found,) = evaluate(tiny, shared_tiny, [None], [user], method, CONFIG, False)
+    (plain,) = evaluate(tiny, shared_tiny, [None], [user], "shared", CONFIG, False)
+
+    def logp(item):
+        with attached(tiny, shared_tiny):
+            return obvious_logp(tiny, tiny.encode(item))
+
+    def count(item):
+        return completion_tokens(tiny.encode(item))
+
+    longer = prompted(tiny, shared_tiny, user, method).held_out
+    total, tokens, wins = 0.0, 0, []
+    for item, asked in zip(user.held_out, longer, strict=True):
+        assert len(asked.prompt.text) > 3 * len(item.prompt.text)
+        total += logp(asked)
+        tokens += count(item)
+        own, rival = (
+            (logp(one) - logp(was)) / count(was)
+            for one, was in ((asked, item), (asked.rivals[0], item.rivals[0]))
+        )
+        wins.append(own > rival)
+    assert found["nll"] == pytest.approx(-total / tokens, abs=1e-4)
+    assert found["contrast"] == pytest.approx(sum(wins) / len(wins))
+    assert abs(found["nll"] - plain["nll"]) > 1e-3
+
+
+@pytest.mark.parametrize("method", ["rag", "pag"])
+def test_nobody_elses_history_is_in_a_prompt(tiny, shared_tiny, users, method):
+    """A group gives what its users give alone, whatever the others wrote."""
+    none, settings = [None] * 3, config(evaluate__generate=True)
+    together = evaluate(tiny, shared_tiny, none, users, method, settings, True)
+    changed = [replace(u, history=u.history[::-1][:2]) for u in users[1:]]
+    group = [users[0], *changed]
+    other = evaluate(tiny, shared_tiny, none, group, method, settings, True)
+    (alone,) = evaluate(tiny, shared_tiny, [None], users[:1], method, settings, True)
+    assert together[0] == pytest.approx(alone, abs=1e-5)
+    assert other[0] == pytest.approx(alone, abs=1e-5)
+    assert other[1]["nll"] != pytest.approx(together[1]["nll"], abs=1e-3)
+
+
+def test_outputs_are_generated_at_the_longer_prompts(
+    tiny, shared_tiny, users, monkeypatch
+):
+    seen: list[list[int]] = []
+
+    def watch(_backbone, _policy, prompts, _budget, contrast):
+        assert contrast == 0.0
+        seen.extend(map(list, prompts))
+        return ["3"] * len(prompts)
+
+    monkeypatch.setattr(personal, "generate", watch)
+    evaluate(tiny, shared_tiny, [None], users[:1], "rag", CONFIG, True)
+    longer = map(tiny.encode, with_history(tiny, users[0], 4, 4).held_out)
+    assert seen == [list(e.ids[: e.prompt_length]) for e in longer]
+
+
+def test_as_many_items_as_configured_are_put_into_the_prompt(tiny, shared_tiny, users):
+    found = {
+        count: evaluate(
+            tiny,
+            shared_tiny,
+            [None],
+            users[:1],
+            "rag",
+            config(evaluate__retrieved=count),
+            False,
+        )[0]["nll"]
+        for count in (1, 2, 6, 64)
+    }
+    assert len({found[1], found[2], found[6]}) == 3
+    assert found[6] == found[64]
+
+
+def test_without_a_history_the_plain_prompt_is_asked(tiny, shared_tiny, users):
+    empty = replace(users[0], history=())
+    plain, rag, pag = (
+        evaluate(tiny, shared_tiny, [None], [empty], method, CONFIG, False)[0]["nll"]
+        for method in ("shared", "rag", "pag")
+    )
+    assert rag == pytest.approx(plain) and pag == pytest.approx(plain)
+
+
+def test_only_prompts_with_own_items_need_the_search_library(
+    tiny, shared_tiny, users, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    for method in ("base", "shared"):
+        evaluate(tiny, shared_tiny, [None], users[:1], method, CONFIG, False)
+    with pytest.raises(ImportError, match="bm25s"):
+        evaluate(tiny, shared_tiny, [None], users[:1], "rag", CONFIG, False)
+
+
+# --- CoPe -------------------------------------------------------------------------------
+
+
+def test_preference_pairs_have_one_prompt_each(wide, shared, users):
+    own = [wide.encode(item) for item in users[0].history]
+    samples = personal.preference_samples(wide, shared, users[0], own, CONFIG)
+    again = personal.preference_samples(wide, shared, users[0], own, CONFIG)
+    other = config(seed=1)
+    assert samples == again
+    assert samples != personal.preference_samples(wide, shared, users[0], own, other)
+    for mine, sample in zip(own, samples, strict=True):
+        assert sample.prompt_length == mine.prompt_length
+        assert sample.ids[: mine.prompt_length] == mine.ids[: mine.prompt_length]
+        assert mine.prompt_length < len(sample.ids) <= wide.context
+
+
+def test_cope_is_sft_and_then_one_epoch_of_dpo_against_it(
+    wide, shared, users, others, monkeypatch
+):
+    calls: list[tuple] = []
+    real = personal.train
+
+    def watch(backbone, shared, start, lessons, recipe):
+        result = real(backbone, shared, start, lessons, recipe)
+        calls.append((start, lessons, recipe, result.loras))
+        return result
+
+    monkeypatch.setattr(personal, "train", watch)
+    (cope,) = train(wide, shared, users[:1], others, "cope")
+    (oppu,) = train(wide, shared, users[:1], others, "oppu")
+    (_, sft, first, tuned), (start, pairs, second, _) = calls[:2]
+    assert (first.method, first.epochs) == ("oppu", CONFIG.personalise.epochs)
+    assert (second.method, second.epochs) == ("dpo", 1)
+    assert hash_lora(start[0]) == hash_lora(tuned[0]) == hash_lora(oppu.lora)
+    assert hash_lora(cope.lora) != hash_lora(oppu.lora)
+    assert cope.log["steps"] == 2 * 2 + 2
+    (lesson,) = pairs
+    own = [wide.encode(item) for item in users[0].history]
+    assert [e.encoded for e in lesson.positive] == own
+    assert [e.encoded for e in sft[0].positive] == own
+    with attached(wide, shared, oppu.lora):
+        for example in (*lesson.positive, *lesson.rejected):
+            expected = obvious_logp(wide, example.encoded)
+            assert example.reference == pytest.approx(expected, abs=1e-3)
+
+
+def test_cope_does_not_depend_on_the_unlabeled_set(wide, shared, users, others):
+    (one,) = train(wide, shared, users[:1], others, "cope")
+    settings = config(unlabeled__kind="public", unlabeled__ratio=2.0)
+    (two,) = train(wide, shared, users[:1], others[::2], "cope", settings)
+    assert hash_lora(one.lora) == hash_lora(two.lora)
+
+
+def test_an_overflow_in_copes_first_stage_costs_one_user(
+    wide, shared, users, others, monkeypatch
+):
+    clean = train(wide, shared, users, others, "cope")
+    real = personal.new_lora
+
+    def broken(backbone, shape, seed, *names):
+        lora = real(backbone, shape, seed, *names)
+        if users[1].id not in names:
+            return lora
+        return replace(lora, b={n: t + torch.inf for n, t in lora.b.items()})
+
+    monkeypatch.setattr(personal, "new_lora", broken)
+    mixed = train(wide, shared, users, others, "cope")
+    assert mixed[1].lora is None and users[1].id in mixed[1].error
+    for k in (0, 2):
+        for name, tensor in lora_of(clean[k]).b.items():
+            torch.testing.assert_close(
+                tensor, lora_of(mixed[k]).b[name], atol=2e-5, rtol=1e-3
+            )
+
+
+def test_only_cope_decodes_by_contrast_and_is_scored_without(
+    wide, shared, users, monkeypatch
+):
+    loras = [adapter(wide, f"u{k}", k) for k in range(3)]
+    asked: list[float] = []
+    real = personal.generate
+
+    def watch(*arguments, contrast):
+        asked.append(contrast)
+        return real(*arguments, contrast=contrast)
+
+    monkeypatch.setattr(personal, "generate", watch)
+    settings = config(evaluate__contrast=0.7)
+    results = {
+        method: evaluate(wide, shared, loras, users, method, settings, True)
+        for method in ("oppu", "cope")
+    }
+    assert asked == [0.0, 0.7]
+    for one, two in zip(*results.values(), strict=True):
+        assert (one["nll"], one["contrast"]) == (two["nll"], two["contrast"])
+    (alone,) = evaluate(wide, shared, loras[1:2], users[1:2], "cope", settings, True)
+    assert alone == pytest.approx(results["cope"][1], abs=1e-5)
 
 
 def test_generation_adds_the_metrics_of_the_task(wide, shared, users):

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -6,18 +7,19 @@ import torch.nn.functional as F
 
 from idiolect.common import backbone as backbone_module
 from idiolect.common import scoring
-from idiolect.common.adapters import attached, stack
+from idiolect.common.adapters import attached, stack, zero_shared
 from idiolect.common.backbone import FAMILIES, Encoded, load_backbone
 from idiolect.common.scoring import (
     ReferenceCache,
     collate,
     completion_logp,
+    contrasted,
     generate,
     reference_pass,
     score_users,
 )
 
-from .test_adapters import adapter
+from .test_adapters import SHAPE, adapter
 
 
 def obvious_logp(backbone, encoded: Encoded) -> float:
@@ -182,6 +184,77 @@ def test_greedy_generation_equals_the_obvious_loop(backbone, items):
                     int(backbone.model(torch.tensor([ids])).logits[0, -1].argmax())
                 )
         assert texts[k] == backbone.decode(ids[len(prompt) :])
+
+
+def prompts_of(backbone, items) -> list[tuple[int, ...]]:
+    encoded = [backbone.encode(item) for item in items]
+    return [e.ids[: e.prompt_length] for e in encoded]
+
+
+def obvious_contrast(backbone, shared, lora, prompt, weight, count) -> list[int]:
+    """Contrastive decoding of one prompt, token by token over the vocabulary."""
+    ids = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            with attached(backbone, shared, lora):
+                policy = backbone.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+            with attached(backbone, shared):
+                other = backbone.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+        best, chosen = -float("inf"), -1
+        for token, (p, q) in enumerate(
+            zip(policy.tolist(), other.tolist(), strict=True)
+        ):
+            score = math.log(p) + weight * (math.log(p) - math.log(q))
+            if p >= 0.1 * policy.max().item() and score > best:
+                best, chosen = score, token
+        ids.append(chosen)
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("weight", [0.3, 4.0])
+def test_contrastive_decoding_equals_the_obvious_loop(backbone, items, weight):
+    shared = adapter(backbone, "s", 3)
+    loras = [adapter(backbone, f"u{k}", k) for k in range(2)]
+    prompts = prompts_of(backbone, items[:4])
+    texts = generate(backbone, [shared, stack(loras)], prompts, 6, contrast=weight)
+    plain = generate(backbone, [shared, stack(loras)], prompts, 6)
+    for k, prompt in enumerate(prompts):
+        lora = loras[k // 2]
+        ids = obvious_contrast(backbone, shared, lora, prompt, weight, 6)
+        assert texts[k] == backbone.decode(ids)
+    assert texts != plain
+
+
+def test_contrastive_decoding_has_greedy_decoding_as_its_limit(backbone, items):
+    policy = [adapter(backbone, "s", 3), stack([adapter(backbone, "u", 1)])]
+    prompts = [(), *prompts_of(backbone, items[:3])]
+    plain = generate(backbone, policy, prompts, 6)
+    assert generate(backbone, policy, prompts, 6, contrast=1e-9) == plain
+    assert plain[0] == "" and len(plain) == 4
+
+
+def test_contrast_with_itself_is_greedy_decoding(backbone, items):
+    """An own adapter that changes nothing has nothing to favour."""
+    shared = adapter(backbone, "s", 3)
+    own = stack([zero_shared(backbone, SHAPE, 0)])
+    prompts = prompts_of(backbone, items[:3])
+    plain = generate(backbone, [shared], prompts, 6)
+    assert generate(backbone, [shared, own], prompts, 6, contrast=5.0) == plain
+
+
+def test_only_plausible_tokens_are_contrasted():
+    # The third token is what the policy adds most of, but it is too unlikely.
+    policy = torch.tensor([[0.6, 0.3, 0.05, 0.05]]).log()
+    other = torch.tensor([[0.6, 0.2, 0.0001, 0.1999]]).log()
+    scores = contrasted(torch.cat([policy, other]) + 7.0, 2.0)
+    expected = [math.log(0.6), math.log(0.3) + 2 * math.log(1.5)]
+    assert scores[0].tolist() == pytest.approx([*expected, -math.inf, -math.inf])
+    assert torch.equal(scores[0], scores[1])
+
+
+def test_there_is_no_contrast_without_own_adapters(backbone):
+    with pytest.raises(ValueError, match="of a stack"):
+        generate(backbone, [adapter(backbone, "s", 3)], [(3, 4)], 2, contrast=1.0)
 
 
 def test_filler_prompts_generate_nothing(backbone, items):

@@ -21,7 +21,7 @@ from idiolect.common.training import (
 from .test_adapters import adapter
 
 SHAPE = LoraShape(rank=3, alpha=6.0)
-METHODS = ("oppu", "kto", "bco", "c-bpo", "positives")
+METHODS = ("oppu", "kto", "bco", "c-bpo", "positives", "dpo")
 RECIPE = Recipe("c-bpo", 5e-3, epochs=2, batch=3)
 
 
@@ -37,7 +37,8 @@ def material(backbone, items):
         own, aux = examples[first:last], examples[last:] + examples[:first]
         aux = [replace(e, weight=1.0 + i % 2) for i, e in enumerate(aux)]
         pairs = own[1:] + aux + own[:1]
-        lessons.append(Lesson(f"u{k}", own, aux, aux[:2], pairs, alpha=0.2 * k))
+        worse = examples[::-1][: len(own)]
+        lessons.append(Lesson(f"u{k}", own, aux, aux[:2], pairs, 0.2 * k, worse))
     starts = [new_lora(backbone, SHAPE, 0, f"u{k}") for k in range(3)]
     return shared, starts, lessons
 
@@ -171,6 +172,30 @@ def test_mismatched_pairs_follow_their_items(material):
     expected = [lesson.mismatched[i] for i in own]
     expected += [lesson.mismatched[len(lesson.positive) + i] for i in aux]
     assert step["mismatched"] == expected
+
+
+def test_what_is_rejected_follows_its_positive(material):
+    lesson = material[2][0]
+    for step in plan(lesson, RECIPE):
+        own = [lesson.positive.index(e) for e in step["positive"]]
+        assert step["rejected"] == [lesson.rejected[i] for i in own]
+    (step,) = plan(Lesson("u", lesson.positive), Recipe("oppu", 1.0, 1, 100))
+    assert step["rejected"] == []
+
+
+def test_dpo_parts_what_is_preferred_from_what_is_not(backbone, material):
+    shared, starts, lessons = material
+    recipe = replace(RECIPE, method="dpo", epochs=4)
+    (lora,) = train(backbone, shared, starts[:1], lessons[:1], recipe).loras
+
+    def margin(*adapters):
+        own, worse = (
+            sum(score_users(backbone, adapters, [[e.encoded for e in part]])[0])
+            for part in (lessons[0].positive, lessons[0].rejected)
+        )
+        return own - worse
+
+    assert margin(shared, stack([lora])) > margin(shared) + 5
 
 
 def test_learning_rate_warms_up_and_ends():

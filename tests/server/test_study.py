@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from idiolect.common.config import parse
+from idiolect.common.config import FIELDS, METHODS, UNTRAINED, parse
 from idiolect.common.errors import IdiolectError
 from idiolect.common.tasks.load import load_dataset
 from idiolect.common.unlabeled import Unlabeled
@@ -119,6 +119,24 @@ def test_a_cell_equals_the_federated_run(tmp_path, small_model, monkeypatch):
     assert here["run"]["alpha"] == pytest.approx(federated["run"]["alpha"], abs=1e-4)
 
 
+def test_further_baselines_equal_the_federated_run(tmp_path, small_model, monkeypatch):
+    monkeypatch.setenv("IDIOLECT_HOME", str(tmp_path))
+    settings = short_run(tmp_path, small_model) | {
+        "task": "rating",
+        "methods": "shared,rag,pag,cope",
+        "backbone": "tiny",
+        "evaluate.generate": True,
+    }
+    federated = results(run(settings))
+    here = run_cell(parse(settings), {})
+    for user, methods in federated["users"].items():
+        assert len({metrics["nll"] for metrics in methods.values()}) == 4
+        for method, metrics in methods.items():
+            assert here["users"][user][method] == pytest.approx(metrics, abs=2e-4)
+    rates = federated["run"]["learning_rates"]
+    assert here["run"]["learning_rates"] == rates and list(rates) == ["cope"]
+
+
 @pytest.mark.parametrize("kind", ["self", "public", "others"])
 def test_other_kinds_equal_the_federated_run(kind, tmp_path, small_model, monkeypatch):
     monkeypatch.setenv("IDIOLECT_HOME", str(tmp_path))
@@ -212,6 +230,29 @@ def test_keys_without_effect_do_not_make_another_stage():
     assert key_of(parse({"unlabeled.bank": 9}), study.NOT_POOL) != key_of(
         plain, study.NOT_POOL
     )
+
+
+def test_each_method_depends_on_its_own_keys():
+    """A key named in UNUSED that a method does use would give it another cell's numbers."""
+    assert set(study.UNUSED) == set(METHODS)
+    named = {name for names in study.UNUSED.values() for name in names}
+    assert all(any(key.startswith(name) for key in FIELDS) for name in named)
+
+    def matters(method, key, value):
+        keys = (key_of(parse(s), study.UNUSED[method]) for s in ({}, {key: value}))
+        return len(set(keys)) == 2
+
+    def users_of(key, value):
+        return {method for method in METHODS if matters(method, key, value)}
+
+    asked = {"rag", "pag"}
+    trained = set(METHODS) - set(UNTRAINED)
+    assert users_of("evaluate.retrieved", 2) == asked
+    assert users_of("evaluate.contrast", 0.1) == {"cope"}
+    assert users_of("personalise.epochs", 1) == trained
+    assert users_of("personalise.beta", 0.1) == trained - {"oppu"}
+    assert users_of("unlabeled.kind", "public") == trained - {"oppu", "cope"}
+    assert users_of("history", 4) == set(METHODS)
 
 
 def test_shuffling_deals_every_item_once(settings):

@@ -262,10 +262,10 @@ class Personalise:
         choices=("sequence", "token"),
     )
     unlabeled_weight: float = key(
-        0.3, "weight of C-BPO's unlabeled term; 0 is its positive term alone", 0
+        0.1, "weight of C-BPO's unlabeled term; 0 is its positive term alone", 0
     )
     anchor: float = key(
-        5.0,
+        1.0,
         "weight of a likelihood term beside C-BPO's: NLL per token of the own items",
         0,
     )

@@ -5,8 +5,11 @@ never shortened because of it: an addition that does not fit is left out. Nobody
 but the user's own is looked at.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
+from typing import cast
 
 import numpy as np
 
@@ -106,19 +109,25 @@ def ranked(questions: Sequence[Item], history: Sequence[Item]) -> list[list[int]
     BM25 (Robertson and Zaragoza 2009) over the words of the prompts' inputs; common words
     need no list, their inverse document frequency is low. Among equals the newest first.
     """
-    from bm25s import BM25, tokenize  # only `rag` and `pag` need it
+    # Here, because only `rag` and `pag` need it.
+    from bm25s import BM25, tokenize
+    from bm25s.tokenization import Tokenized
 
-    def words(items: Sequence[Item]):
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index
+
+    def words(items: Sequence[Item]) -> list[list[str]]:
         texts = [item.prompt.input for item in items]
-        return tokenize(texts, stopwords=None, show_progress=False)
+        found = tokenize(texts, stopwords=[], return_ids=False, show_progress=False)
+        return cast(list[list[str]], found)
 
-    corpus, asked, index = words(history), words(questions), BM25()
-    if corpus.vocab:
-        index.index(corpus, create_empty_token=False, show_progress=False)
-    names = {number: word for word, number in asked.vocab.items()}
+    corpus, index = words(history), BM25()
+    numbers = {w: i for i, w in enumerate(dict.fromkeys(chain(*corpus)))}
+    if numbers:
+        ids = [[numbers[word] for word in text] for text in corpus]
+        index.index(Tokenized(ids, numbers), False, show_progress=False)
     places: list[list[int]] = []
-    for query in asked.ids:
-        known = [corpus.vocab[names[i]] for i in query if names[i] in corpus.vocab]
+    for query in words(questions):
+        known = [word for word in query if word in numbers]
         scores = index.get_scores(known) if known else np.zeros(len(history))
         newest_first = np.arange(len(history))[::-1]
         places.append(sorted(newest_first.tolist(), key=lambda i, s=scores: -s[i]))

@@ -1,3 +1,4 @@
+import logging
 import math
 import re
 import subprocess
@@ -98,6 +99,12 @@ def test_among_equals_the_newest_comes_first():
     assert ranked([item("q", "b c")], (item("h", ""), item("h", "bb"))) == [[1, 0]]
 
 
+def test_a_search_is_quiet(caplog, capfd):
+    with caplog.at_level(logging.DEBUG):
+        ranked([QUESTION], HISTORY)
+    assert caplog.records == [] and capfd.readouterr() == ("", "")
+
+
 def test_the_most_similar_stands_next_to_the_question(tiny, user):
     (asked,) = with_history(tiny, user, 2, 8).held_out
     first, second = ranked([QUESTION], HISTORY)[0][:2]
@@ -122,7 +129,8 @@ def test_a_rival_of_the_same_prompt_stays_one(tiny, user):
             assert asked.rivals[0].prompt == asked.prompt
             assert (asked.rivals[0].id, asked.rivals[0].target) == ("r0", rival.target)
             assert asked.rivals[1].prompt.input == "a garden"
-    assert asked.rivals[1].prompt.before == asked.prompt.before
+            if context == 512:  # room enough for all of them
+                assert asked.rivals[1].prompt.before == asked.prompt.before
 
 
 def test_no_addition_ever_shortens_a_question(tiny, user):

@@ -232,10 +232,11 @@ def test_dpo_closed_form():
 def test_dpo_is_log_two_at_its_reference_and_counts_real_pairs_only():
     same = scored([-2.0, -3.0], [-2.0, -3.0])
     assert dpo(same, same, means(), 3.0).value.item() == pytest.approx(math.log(2))
-    chosen = scored([1.0, 9.0], weight=[1.0, 0.0])
-    rejected = scored([0.0, 9.0], weight=[1.0, 0.0])
-    loss = dpo(chosen, rejected, means(), 1.0)
-    assert loss.value.item() == pytest.approx(minus_log_sigmoid(1.0))
+    for filler in ([0.0, 0.0], [1.0, 0.0], [0.0, 1.0]):
+        chosen = scored([1.0, 9.0], weight=[1.0, filler[0]])
+        rejected = scored([0.0, 2.0], weight=[1.0, filler[1]])
+        loss = dpo(chosen, rejected, means(), 1.0)
+        assert loss.value.item() == pytest.approx(minus_log_sigmoid(1.0))
 
 
 def test_dpo_pairs_by_place():

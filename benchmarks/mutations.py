@@ -665,6 +665,27 @@ MUTATIONS = (
         "test_weight_anchor_and_reward_per_token_do_what_they_say",
     ),
     Mutation(
+        "DPO: the rejected text is preferred",
+        "common/objectives.py",
+        "margin = chosen.reward(beta) - rejected.reward(beta)",
+        "margin = rejected.reward(beta) - chosen.reward(beta)",
+        "test_dpo_closed_form",
+    ),
+    Mutation(
+        "Decoding by contrast: implausible tokens may be chosen",
+        "common/scoring.py",
+        "return scores.masked_fill(policy < least, -math.inf).repeat(2, 1)",
+        "return scores.repeat(2, 1)",
+        "test_only_plausible_tokens_are_contrasted",
+    ),
+    Mutation(
+        "Examples in the prompt: the least similar stands next to the question",
+        "common/in_context.py",
+        "kept = text + kept",
+        "kept = kept + text",
+        "test_the_most_similar_stands_next_to_the_question",
+    ),
+    Mutation(
         "Ranking: a tie counts as a win",
         "common/personal.py",
         "0.5 * np.sign(r - o) + 0.5",

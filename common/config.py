@@ -297,11 +297,14 @@ class Evaluate:
         64,
     )
     contrast: float = key(
-        0.5,
-        "lambda of `cope`'s decoding: log pi_theta + lambda (log pi_theta - log pi_ref); "
-        "0 is greedy decoding. Published code has 0.11 and 2.3 (there as the weight "
-        "lambda / (1 + lambda), .1 and .7)",
+        1.0,
+        "lambda of decoding by contrast: log pi_theta + lambda (log pi_theta - log pi_ref);"
+        " 0 is greedy decoding. Published code of CoPe has 0.11 and 2.3 (there as the "
+        "weight lambda / (1 + lambda), .1 and .7)",
         0,
+    )
+    contrasted: str = key(
+        "cope,c-bpo", "comma-separated: methods whose outputs are decoded by contrast"
     )
     shift: bool = key(
         False, "also measure how far tokens that everyone writes are suppressed"
@@ -365,6 +368,11 @@ class Config:
     def method_list(self) -> tuple[str, ...]:
         """The methods, in the order given."""
         return tuple(_words(self.methods))
+
+    @property
+    def contrasted_list(self) -> tuple[str, ...]:
+        """The methods that decode by contrast."""
+        return tuple(_words(self.evaluate.contrasted))
 
     @property
     def learning_rate_list(self) -> tuple[float, ...]:
@@ -473,6 +481,13 @@ def _check_lists(config: Config) -> None:
             raise IdiolectError(
                 f"config key 'methods' names {method!r}: use any of {', '.join(METHODS)}."
             )
+    able = [method for method in METHODS if method not in UNTRAINED]
+    for method in config.contrasted_list:
+        if method not in able:
+            raise IdiolectError(
+                f"config key 'evaluate.contrasted' names {method!r}: use any of "
+                f"{', '.join(able)}, which have an adapter to contrast with the shared one."
+            )
     if not config.method_list:
         raise IdiolectError("config key 'methods' is empty: name at least one method.")
     try:
@@ -574,6 +589,7 @@ PAPER: dict[str, Scalar] = {
     "personalise.anchor": 0.0,
     "unlabeled.alpha-features": "backbone",
     "unlabeled.alpha-items": 0,
+    "evaluate.contrasted": "cope",
 }
 
 

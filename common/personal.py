@@ -636,7 +636,8 @@ def evaluate(
     method, config
         ``base`` is the backbone without the shared adapter. ``rag`` and ``pag`` are the
         shared policy at longer prompts (`in_context`), rewarded against the reference at
-        the plain ones. ``cope`` decodes by contrast, of which its scores know nothing.
+        the plain ones. Methods in ``evaluate.contrasted`` decode by
+        contrast, of which scores know nothing.
     generate_texts
         Whether outputs are generated and scored; otherwise only ``nll`` and ``contrast``.
 
@@ -679,7 +680,8 @@ def evaluate(
             result["shift"] = shift(backbone, shared, lora, user)
     if generate_texts:
         own = [p[: len(u.held_out)] for u, p in zip(users, prompted, strict=True)]
-        contrast = config.evaluate.contrast if method == "cope" else 0.0
+        by_contrast = method in config.contrasted_list
+        contrast = config.evaluate.contrast if by_contrast else 0.0
         texts = _outputs(backbone, policy, own, config, contrast)
         for user, outputs, result in zip(users, texts, results, strict=True):
             targets = [item.target for item in user.held_out]

@@ -124,19 +124,20 @@ TRAINING = (
     "personalise.learning-rates",
     *CONTRAST_ONLY,
 )
-PROMPTS, DECODING = "evaluate.retrieved", "evaluate.contrast"
+PROMPTS = "evaluate.retrieved"
+DECODING = ("evaluate.contrast", "evaluate.contrasted")
 MEANS = ("personalise.ema", "personalise.boundary")
 UNUSED = {
-    "base": (*TRAINING, PROMPTS, DECODING),
-    "shared": (*TRAINING, PROMPTS, DECODING),
-    "rag": (*TRAINING, DECODING),
-    "pag": (*TRAINING, DECODING),
-    "oppu": ("unlabeled.", *CONTRAST_ONLY, PROMPTS, DECODING),
+    "base": (*TRAINING, PROMPTS, *DECODING),
+    "shared": (*TRAINING, PROMPTS, *DECODING),
+    "rag": (*TRAINING, *DECODING),
+    "pag": (*TRAINING, *DECODING),
+    "oppu": ("unlabeled.", *CONTRAST_ONLY, PROMPTS),
     "cope": ("unlabeled.", *MEANS, *CBPO_ONLY, PROMPTS),
-    "kto": (*ALPHA, *MEANS, *CBPO_ONLY, PROMPTS, DECODING),
-    "bco": (*ALPHA, "personalise.boundary", *CBPO_ONLY, PROMPTS, DECODING),
-    "positives": (*ALPHA, "personalise.unlabeled-weight", PROMPTS, DECODING),
-    "c-bpo": (PROMPTS, DECODING),
+    "kto": (*ALPHA, *MEANS, *CBPO_ONLY, PROMPTS),
+    "bco": (*ALPHA, "personalise.boundary", *CBPO_ONLY, PROMPTS),
+    "positives": (*ALPHA, "personalise.unlabeled-weight", PROMPTS),
+    "c-bpo": (PROMPTS,),
 }
 
 

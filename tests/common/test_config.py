@@ -49,6 +49,7 @@ def test_a_whole_number_may_stand_for_a_float() -> None:
         ({"adapt.clip": float("inf")}, "'adapt.clip'"),
         ({"methods": "base,cbpo"}, "names 'cbpo'"),
         ({"methods": " , "}, "'methods' is empty"),
+        ({"evaluate.contrasted": "oppu,rag"}, "'evaluate.contrasted' names 'rag'"),
         ({"personalise.learning-rates": "1e-3,fast"}, "1e-3,3e-3"),
         ({"personalise.learning-rates": ""}, "positive numbers"),
         ({"personalise.learning-rates": "-1"}, "positive numbers"),

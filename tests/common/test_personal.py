@@ -525,7 +525,7 @@ def test_an_overflow_in_copes_first_stage_costs_one_user(
             )
 
 
-def test_only_cope_decodes_by_contrast_and_is_scored_without(
+def test_named_methods_decode_by_contrast_and_are_scored_without(
     wide, shared, users, monkeypatch
 ):
     loras = [adapter(wide, f"u{k}", k) for k in range(3)]
@@ -543,6 +543,11 @@ def test_only_cope_decodes_by_contrast_and_is_scored_without(
         for method in ("oppu", "cope")
     }
     assert asked == [0.0, 0.7]
+    both = replace(
+        settings, evaluate=replace(settings.evaluate, contrasted="oppu,cope")
+    )
+    (named,) = evaluate(wide, shared, loras[:1], users[:1], "oppu", both, True)
+    assert asked[2:] == [0.7] and named == pytest.approx(results["cope"][0], abs=1e-5)
     for one, two in zip(*results.values(), strict=True):
         assert (one["nll"], one["contrast"]) == (two["nll"], two["contrast"])
     (alone,) = evaluate(wide, shared, loras[1:2], users[1:2], "cope", settings, True)

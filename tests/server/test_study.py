@@ -248,7 +248,7 @@ def test_each_method_depends_on_its_own_keys():
     asked = {"rag", "pag"}
     trained = set(METHODS) - set(UNTRAINED)
     assert users_of("evaluate.retrieved", 2) == asked
-    assert users_of("evaluate.contrast", 0.1) == {"cope"}
+    assert users_of("evaluate.contrast", 0.1) == trained
     assert users_of("personalise.epochs", 1) == trained
     assert users_of("personalise.beta", 0.1) == trained - {"oppu"}
     assert users_of("unlabeled.kind", "public") == trained - {"oppu", "cope"}

@@ -20,6 +20,7 @@ from ..common.adapters import (
     export_peft,
     hash_lora,
     parse_lora,
+    stack,
     zero_shared,
 )
 from ..common.backbone import Backbone, load_backbone
@@ -324,8 +325,9 @@ def write(
 ) -> dict[str, str]:
     """Continue a prompt with the adapter in use; with `compare` also without it.
 
-    ``shared`` is then what everyone has: the backbone, with the shared adapter if a run
-    brought one.
+    The personal policy decodes by contrast with the shared one (`scoring.contrasted`), as
+    the recipe says. ``shared`` is what everyone has: the backbone, with the shared adapter
+    if a run brought one; greedy.
     """
     config = configured(vault)
     backbone, zero = reference(config)
@@ -337,12 +339,15 @@ def write(
     asked = Prompt("", history.clean(prompt))
     ids, _ = backbone.encode_prompt(asked, backbone.context - budget, "the prompt")
     shared, own = adapter(vault, backbone, zero)
-    policies = {"personal": [shared, own]}
+    contrast = config.contrast_of("c-bpo")
+    policies = {"personal": ([shared, stack([own])], contrast)}
     if compare:
-        policies["shared"] = [shared]
+        policies["shared"] = ([shared], 0.0)
     return {
-        name: history.clean(generate(backbone, policy, [ids], budget)[0])
-        for name, policy in policies.items()
+        name: history.clean(
+            generate(backbone, policy, [ids], budget, contrast=contrast)[0]
+        )
+        for name, (policy, contrast) in policies.items()
     }
 
 

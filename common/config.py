@@ -304,7 +304,8 @@ class Evaluate:
         0,
     )
     contrasted: str = key(
-        "cope,c-bpo", "comma-separated: methods whose outputs are decoded by contrast"
+        "oppu,cope,kto,bco,positives,c-bpo",
+        "comma-separated: methods whose outputs are decoded by contrast",
     )
     shift: bool = key(
         False, "also measure how far tokens that everyone writes are suppressed"
@@ -329,7 +330,7 @@ class Config:
 
     task: str = key("headline", "what is written", choices=TASKS)
     data: str = key("", "folder or file with real users; empty: personas")
-    users: int = key(48, "evaluated users; with task=text: devices that take part", 1)
+    users: int = key(40, "evaluated users; with task=text: devices that take part", 1)
     development_users: int = key(8, "users on whom learning rates are chosen", 0)
     history: int = key(32, "items per user to learn from, at most", 1)
     held_out: int = key(8, "items per user to be measured on, at most", 1)
@@ -345,7 +346,7 @@ class Config:
     device: str = key("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     max_length: int = key(512, "longest sequence in tokens, prompt and output", 16)
     methods: str = key(
-        "base,shared,oppu,kto,bco,c-bpo",
+        "base,shared,oppu,kto,bco,positives,c-bpo",
         f"comma-separated, of {', '.join(METHODS)}",
     )
     quorum: float = key(0.75, "share of the users a phase needs to go on", 0, 1)
@@ -373,6 +374,10 @@ class Config:
     def contrasted_list(self) -> tuple[str, ...]:
         """The methods that decode by contrast."""
         return tuple(_words(self.evaluate.contrasted))
+
+    def contrast_of(self, method: str) -> float:
+        """Lambda with which a method decodes by contrast; 0: it decodes greedily."""
+        return self.evaluate.contrast if method in self.contrasted_list else 0.0
 
     @property
     def learning_rate_list(self) -> tuple[float, ...]:

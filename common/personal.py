@@ -680,9 +680,7 @@ def evaluate(
             result["shift"] = shift(backbone, shared, lora, user)
     if generate_texts:
         own = [p[: len(u.held_out)] for u, p in zip(users, prompted, strict=True)]
-        by_contrast = method in config.contrasted_list
-        contrast = config.evaluate.contrast if by_contrast else 0.0
-        texts = _outputs(backbone, policy, own, config, contrast)
+        texts = _outputs(backbone, policy, own, config, config.contrast_of(method))
         for user, outputs, result in zip(users, texts, results, strict=True):
             targets = [item.target for item in user.held_out]
             result |= metrics.score(task_of(config.task), outputs, targets)

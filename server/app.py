@@ -260,6 +260,12 @@ def description(
         "failed": state.failed,
         "truncated": census.truncated,
         "learning_rates": state.learning_rates,
+        "recipe": config.recipe,
+        "contrast": {
+            method: config.contrast_of(method)
+            for method in config.method_list
+            if config.contrast_of(method) and config.evaluate.generate
+        },
         "alpha": alpha,
         "alpha_estimated": estimated,
         "clamp_rate": {m: rate for m, rate in rates.items() if rate is not None},

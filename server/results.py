@@ -414,6 +414,13 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
     if rates := run.get("learning_rates"):
         chosen = ", ".join(f"{method} {rate:g}" for method, rate in rates.items())
         yield f"learning rates: {chosen}"
+    if recipe := run.get("recipe"):
+        yield f"recipe of c-bpo: {recipe}"
+    if contrast := run.get("contrast"):
+        weights = ", ".join(
+            f"{method} {weight:g}" for method, weight in contrast.items()
+        )
+        yield f"outputs decoded by contrast with the shared policy, lambda: {weights}"
     if 0 < len(results["users"]) < FEW_USERS:
         yield f"fewer than {FEW_USERS} users: bootstrap intervals are too narrow"
     if results["users"] and not results["split"]:

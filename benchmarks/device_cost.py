@@ -16,10 +16,10 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from report import save
+
 # What is asked for where no model is needed.
 LIGHT = ("idiolect.client.cli", "idiolect.server.cli")
 
@@ -99,9 +99,7 @@ def main() -> None:
         for name in LIGHT
     }
     print(json.dumps(found, indent=1))
-    RESULTS.mkdir(exist_ok=True)
-    report = {"runs": given.runs, "medians": found, "all": rows}
-    (RESULTS / "device_cost.json").write_text(json.dumps(report, indent=1) + "\n")
+    save("device_cost", {"runs": given.runs, "medians": found, "all": rows})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from one_user import METHOD, RATE, RESULTS, forget_peak, memory, world
+from one_user import METHOD, RATE, forget_peak, memory, world
+from report import save
 
 SIZES = (1, 2, 4, 8, 16)
 
@@ -68,12 +69,10 @@ def main() -> None:
     for size, row in found.items():
         print(f"K={size:3}{row['users_per_minute']:8.0f} users/min", end="")
         print(f"{row['bytes'] / 2**20:8.0f} MiB")
-    RESULTS.mkdir(exist_ok=True)
     name = Path(given.backbone).name
     report = {"backbone": name, "users": given.users, "runs": given.runs}
     report |= {"medians": found, "all": runs}
-    path = RESULTS / f"many_users-{name}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    save(f"many_users-{name}", report)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from report import save
+
 PEERS = ("cold", "warm", "trl", "trl-cached", "sft", "limit")
 METHOD, RATE = "c-bpo", 3e-3
 # Name -> parts of the names of operations; the first that fits counts.
@@ -318,14 +319,11 @@ def main() -> None:
     }
     for peer, row in found.items():
         print(f"{peer:11}{row['seconds']:8.2f} s {row['bytes'] / 2**20:8.0f} MiB")
-    RESULTS.mkdir(exist_ok=True)
     name = Path(given.backbone).name
     report: dict[str, Any] = {"backbone": name, "threads": given.threads}
     report |= {"runs": given.runs, "medians": found, "all": runs}
     report |= in_own_process("shares", given.backbone, given.threads)
-    (RESULTS / f"one_user-{name}-{given.threads}.json").write_text(
-        json.dumps(report, indent=1) + "\n"
-    )
+    save(f"one_user-{name}-{given.threads}", report)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,14 @@ def met(value: float, target: str) -> str:
     return "yes" if good else "**no**"
 
 
+def measured(found: dict[str, Any]) -> list[str]:
+    """When, where and on what code a result was measured."""
+    if not (origin := found.get("origin")):
+        return ["Measured before results kept their commit.", ""]
+    commit, day = origin["commit"], origin["day"]
+    return [f"Measured at {commit}, {day}, on {origin['processor']}.", ""]
+
+
 def one_user(found: dict[str, Any]) -> list[str]:
     """Tables of the peers, and of the ratios that were aimed at."""
     medians = found["medians"]
@@ -204,22 +212,23 @@ def main() -> None:
     lines = [INTRODUCTION]
     for path in sorted(RESULTS.glob("one_user-*.json")):
         found = json.loads(path.read_text())
-        lines += one_user(found) + shares(found)
+        lines += one_user(found) + shares(found) + measured(found)
     lines += [NOTES]
     many = sorted(RESULTS.glob("many_users-*.json"))
     if many:
         lines += ["## Many users in one pass (`benchmarks/many_users.py`)", ""]
     for path in many:
-        lines += many_users(json.loads(path.read_text()))
+        found = json.loads(path.read_text())
+        lines += many_users(found) + measured(found)
     if found := read("simulation"):
         lines += ["## The whole main job (`benchmarks/simulation.py`)", ""]
-        lines += simulation(found)
+        lines += simulation(found) + measured(found)
     if found := read("wire"):
         lines += ["## On the wire (`benchmarks/wire.py`)", ""]
-        lines += wire(found)
+        lines += wire(found) + measured(found)
     if found := read("device_cost"):
         lines += ["## One device (`benchmarks/device_cost.py`)", ""]
-        lines += device_cost(found)
+        lines += device_cost(found) + measured(found)
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(PAGE)
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import save
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).parent / "results"
 KEYS = (
     "development-users=0",
     "methods=shared,c-bpo",
@@ -86,8 +86,7 @@ def main() -> None:
             print(name, json.dumps(rows[-1]), flush=True)
         report[name] = {"rows": rows, "line": line(rows)}
         print(name, json.dumps(report[name]["line"]), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "simulation.json").write_text(json.dumps(report, indent=1) + "\n")
+    save("simulation", report)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ What quality the signed bytes cost, the study `wire` says. Writes
 benchmarks/results/wire.json.
 """
 
-import json
-from pathlib import Path
-
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
+from report import save
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 
 from idiolect.common.adapters import projections
@@ -24,7 +22,6 @@ from idiolect.common.config import flatten, parse
 from idiolect.common.protocol import AdaptReply, AdaptTask, pack
 from idiolect.common.wire import encode, update_codes
 
-RESULTS = Path(__file__).parent / "results"
 RANK = 8
 # The shape of Qwen2-0.5B: 14 query heads share 2 heads of keys and values.
 GROUPED = Qwen2Config(
@@ -109,8 +106,7 @@ def main() -> None:
         row["ratio"] = sum(row["ours"].values()) / sum(row["plain"].values())
         rows.append(row)
         print(f"{name}, {targets}: {row['ours']} of {row['plain']}, {row['ratio']:.3f}")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "wire.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    save("wire", {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -282,7 +282,7 @@ def start_of(tmp_path: Path, *events: str) -> None:
 
 def test_resume_takes_the_saved_config(tmp_path: Path) -> None:
     start_of(tmp_path, "start")
-    # `users` is not given again: the saved 2, not the default 48.
+    # `users` is not given again: the saved 2, not the default 40.
     words = [f"output-dir={tmp_path}", "resume=latest"]
     plan = simulate.prepare(LAMP, words, None, Path.cwd())
     assert plan.config.users == 2

@@ -11,7 +11,7 @@ import numpy as np
 from ..common.config import PERSONAS, Scalar
 from ..common.errors import IdiolectError
 from . import audit, results
-from .study import BEST, UNUSED, Claim, Study, comparisons, matches, name_of, side_of
+from .study import BEST, UNUSED, Claim, Study, comparisons, matches, side_of
 
 # Kinds of unlabeled set whose text no noise protects, and what a line of theirs says.
 NOT_PRIVATE = ("others", "anonymised")
@@ -196,16 +196,11 @@ def _ranks(numbers: Sequence[float]) -> np.ndarray:
 
 
 def compared(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Differences of ``[compare]``; a metric that a world does not have is left out."""
-    if not study.compare:
-        return []
-    x, one = study.compare["x"], study.compare["one"]
+    """Differences of ``[[compare]]``; a metric that a world does not have is left out."""
     found: list[dict[str, Any]] = []
-    for claim in comparisons(study):
+    for names, claim in comparisons(study):
         if values(claim.one, claim, done) and values(claim.other, claim, done):
-            other = {key: value for key, value in claim.other.items() if key != x}
-            where = {"x": writable(claim.one[x]), "one": name_of(one)}
-            found.append({**where, "other": name_of(other), **difference(claim, done)})
+            found.append({**names, **difference(claim, done)})
     return found
 
 
@@ -397,24 +392,26 @@ OUTCOMES = {"confirmed": "beats", "reversed": "loses to", "not confirmed": "equa
 
 
 def _sentences(found: Mapping[str, Any]) -> list[str]:
-    """One line for each world and metric of ``[compare]``: who beats whom, by how much.
+    """One line for each world and metric of ``[[compare]]``: who beats whom, by how much.
 
-    Holm's correction is for all comparisons by one metric. `equals` means that no
-    difference shows; how large it could be is in the interval.
+    Holm's correction is for all of a study's comparisons by one metric. `equals` means
+    that no difference shows; how large it could be is in the interval.
     """
     every = found.get("compare", [])
-    rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    lines: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for metric in dict.fromkeys(entry["metric"] for entry in every):
         for entry in judged([e for e in every if e["metric"] == metric]):
-            rows.setdefault((entry["x"], metric), []).append(entry)
-    lines: list[str] = []
-    for world in dict.fromkeys(world for world, _ in rows):
-        for metric in dict.fromkeys(metric for place, metric in rows if place == world):
-            mine = rows[world, metric]
-            said = "; ".join(_sentence(entry) for entry in mine)
-            one, n = mine[0]["one"], mine[0]["n"]
-            lines.append(f"- **{world}** ({n} users), {metric}: {one} {said}.")
-    return [*lines, ""] if lines else []
+            place = (entry["x"], entry["one"], entry["metric"])
+            lines.setdefault(place, []).append(entry)
+    order = dict.fromkeys((entry["x"], entry["one"]) for entry in every)
+    shown = [
+        f"- **{world}** ({entries[0]['n']} users), {metric}: {one} "
+        f"{'; '.join(_sentence(entry) for entry in entries)}."
+        for at in order
+        for (world, one, metric), entries in lines.items()
+        if (world, one) == at
+    ]
+    return [*shown, ""] if shown else []
 
 
 def _sentence(entry: Mapping[str, Any]) -> str:

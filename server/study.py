@@ -194,7 +194,7 @@ class Study:
     audit: dict[str, Any] | None = None
     named: dict[str, dict[str, dict[str, Scalar]]] = field(default_factory=dict)
     measured: str = "confirmation"
-    compare: dict[str, Any] = field(default_factory=dict)
+    compare: tuple[dict[str, Any], ...] = ()
 
 
 def read_study(path: Path) -> Study:
@@ -232,8 +232,8 @@ def read_study(path: Path) -> Study:
     if unknown or not {"title", "grid"} <= raw.keys() or len(either) != 1:
         raise IdiolectError(
             f"study file {path}: needs title, [grid] and either [config] or [audit], may "
-            "have question, reading, measured, [named], [plot], [compare] and [[claims]]; "
-            "found "
+            "have question, reading, measured, [named], [plot], [[compare]] and "
+            "[[claims]]; found "
             f"{', '.join(unknown) or 'too little'}."
         )
     try:
@@ -255,7 +255,7 @@ def read_study(path: Path) -> Study:
         raw.get("audit"),
         raw.get("named", {}),
         raw.get("measured", MEASURED[0]),
-        raw.get("compare", {}),
+        tuple(raw.get("compare", [])),
     )
     if study.measured not in MEASURED:
         raise IdiolectError(
@@ -267,32 +267,33 @@ def read_study(path: Path) -> Study:
     for cell in cells(study):
         cell_config(study, cell)
         control_of(study, cell)
-    for claim in (*claims, *comparisons(study)):
+    for claim in (*claims, *(claim for _, claim in comparisons(study))):
         _check_claim(path, study, claim)
     return study
 
 
-def comparisons(study: Study) -> list[Claim]:
-    """Claims of ``[compare]``: in each world, each opponent, by each metric.
+def comparisons(study: Study) -> list[tuple[dict[str, str], Claim]]:
+    """Claims of ``[[compare]]``: in each world, each opponent, by each metric.
 
     ``one`` and every side of ``others`` are sides of a claim; ``x`` is the key of the grid
     that varies (the world), ``metrics`` what is compared. The claim is that `one` is
-    better.
+    better; beside it stands what a table calls the world and the two.
     """
-    if not study.compare:
-        return []
-    x, one = study.compare["x"], study.compare["one"]
     return [
-        Claim(
-            text=f"{value}: {name_of(one)} against {name_of(other)}",
-            metric=metric,
-            one={**one, x: value},
-            other={**other, x: value},
-            expect="lower" if metric in results.LOWER_IS_BETTER else "higher",
+        (
+            {"x": str(value), "one": name_of(entry["one"]), "other": name_of(other)},
+            Claim(
+                text=f"{value}: {name_of(entry['one'])} is better than {name_of(other)}",
+                metric=metric,
+                one={**entry["one"], entry["x"]: value},
+                other={**other, entry["x"]: value},
+                expect="lower" if metric in results.LOWER_IS_BETTER else "higher",
+            ),
         )
-        for metric in study.compare["metrics"]
-        for value in study.grid[x]
-        for other in study.compare["others"]
+        for entry in study.compare
+        for metric in entry["metrics"]
+        for value in study.grid[entry["x"]]
+        for other in entry["others"]
     ]
 
 

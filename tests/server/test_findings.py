@@ -139,7 +139,7 @@ def worlds() -> tuple[Study, list[dict]]:
     compare = {"x": "unlabeled.ratio", "metrics": ["nll", "accuracy"]}
     compare |= {"one": {"method": "c-bpo"}, "others": [{"method": "oppu"}]}
     grid = {"seed": [0, 1], "unlabeled.ratio": [1.0, 2.0, 3.0]}
-    study = Study("s", "t", "q", {}, grid, compare=compare)
+    study = Study("s", "t", "q", {}, grid, compare=(compare,))
     even = [cell(3.0, seed, 0.0) for seed in (0, 1)]
     for k, one in enumerate(even):
         for i, user in enumerate(one["users"].values()):

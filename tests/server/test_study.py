@@ -351,7 +351,7 @@ def test_paths_of_a_study_may_name_a_variable(monkeypatch):
         ("[config]", 'measured = "everybody"\n[config]', "'confirmation' or"),
         (
             "[grid]",
-            """[compare]\nx="seed"\none={method="kto"}\nothers=[{method="oppu"}]
+            """[[compare]]\nx="seed"\none={method="kto"}\nothers=[{method="oppu"}]
             metrics=["nll"]\n[grid]""",
             "no cell has",
         ),

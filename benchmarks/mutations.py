@@ -688,9 +688,9 @@ MUTATIONS = (
     Mutation(
         "Ranking: a tie counts as a win",
         "common/personal.py",
-        "0.5 * np.sign(r - o) + 0.5",
-        "r > o",
-        "test_a_tie_counts_half_in_both_measures",
+        "(above + tied / 2) / len(others)",
+        "above / len(others)",
+        "test_nobody_gains_by_a_tie",
     ),
     Mutation(
         "A value that could not be measured counts as zero",

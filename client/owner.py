@@ -20,7 +20,6 @@ from ..common.adapters import (
     export_peft,
     hash_lora,
     parse_lora,
-    stack,
     zero_shared,
 )
 from ..common.backbone import Backbone, load_backbone
@@ -325,9 +324,8 @@ def write(
 ) -> dict[str, str]:
     """Continue a prompt with the adapter in use; with `compare` also without it.
 
-    The personal policy decodes by contrast with the shared one (`scoring.contrasted`), as
-    the recipe says. ``shared`` is what everyone has: the backbone, with the shared adapter
-    if a run brought one; greedy.
+    ``shared`` is then what everyone has: the backbone, with the shared adapter if a run
+    brought one.
     """
     config = configured(vault)
     backbone, zero = reference(config)
@@ -339,15 +337,12 @@ def write(
     asked = Prompt("", history.clean(prompt))
     ids, _ = backbone.encode_prompt(asked, backbone.context - budget, "the prompt")
     shared, own = adapter(vault, backbone, zero)
-    contrast = config.contrast_of("c-bpo")
-    policies = {"personal": ([shared, stack([own])], contrast)}
+    policies = {"personal": [shared, own]}
     if compare:
-        policies["shared"] = ([shared], 0.0)
+        policies["shared"] = [shared]
     return {
-        name: history.clean(
-            generate(backbone, policy, [ids], budget, contrast=contrast)[0]
-        )
-        for name, (policy, contrast) in policies.items()
+        name: history.clean(generate(backbone, policy, [ids], budget)[0])
+        for name, policy in policies.items()
     }
 
 

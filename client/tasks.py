@@ -34,7 +34,7 @@ from flwr.app import RecordDict
 from ..common import personal
 from ..common.adapters import Lora, hash_lora, zero_shared
 from ..common.backbone import Backbone, load_backbone
-from ..common.config import UNCONTRASTED, UNTRAINED, Config, LoraShape
+from ..common.config import SETLESS, UNTRAINED, Config, LoraShape
 from ..common.errors import IdiolectError
 from ..common.manifest import ManifestError, accept
 from ..common.manifest import parse as parse_manifest
@@ -510,7 +510,7 @@ def _check_set(
     task: PersonaliseTask, node: Node, users: Sequence[User], content: str
 ) -> list[None]:
     kind = str(task.config["unlabeled.kind"])
-    if not task.unlabeled and (kind == "self" or task.method in UNCONTRASTED):
+    if not task.unlabeled and (kind == "self" or task.method in SETLESS):
         return [None] * len(users)  # nothing was handed out, and nothing is needed
     return _check_manifest(task, node, users, content, kind)
 

@@ -37,7 +37,7 @@ METHODS = (
 )
 # Methods without an own adapter, and trained ones that need no unlabeled set.
 UNTRAINED = ("base", "shared", "rag", "pag")
-UNCONTRASTED = ("oppu", "cope")
+SETLESS = ("oppu", "cope")
 KINDS = ("votes", "self", "public", "anonymised", "others")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import in_context, overlap, prior
 from .adapters import Lora, attached, new_lora, stack
 from .backbone import Backbone, Encoded
-from .config import UNCONTRASTED, Config
+from .config import SETLESS, Config
 from .errors import IdiolectError
 from .privacy.scrub import offered
 from .scoring import (
@@ -575,7 +575,7 @@ def _lesson(
 ) -> Lesson:
     """Give a method what it uses: SFT the history alone, the others contrast and scores."""
     own, aux = material.own, material.aux
-    if method in UNCONTRASTED:
+    if method in SETLESS:
         return Lesson(user.id, [Example(encoded) for encoded in own])
 
     def scored(
@@ -711,22 +711,22 @@ def _longer(
 
 
 def ranking(own: np.ndarray, rivals: Sequence[np.ndarray]) -> dict[str, float]:
-    """How rewards rank each own text [n] among its rivals (n arrays); a tie counts half.
+    """How rewards rank each own text [n] among its rivals (n arrays).
 
     Returns
     -------
     dict
-        ``contrast``: share of rivals with a lower reward than the own text. ``mrr``: mean
-        reciprocal rank of the own text, 1 where it is always first.
+        ``contrast``: share of rivals with a lower reward than the own text; a tie counts
+        half. ``mrr``: mean reciprocal rank of the own text, 1 where it is always first;
+        of equal rewards every order is as likely, so that no policy gains by a tie. Among
+        seven rivals chance is .34.
     """
-    above = [
-        np.mean(0.5 * np.sign(r - o) + 0.5) for o, r in zip(own, rivals, strict=True)
-    ]
-    ranks = [1 + a * len(r) for a, r in zip(above, rivals, strict=True)]
-    return {
-        "contrast": float(1 - np.mean(above)),
-        "mrr": float(np.mean(1 / np.array(ranks))),
-    }
+    lower, reciprocal = [], []
+    for mine, others in zip(own, rivals, strict=True):
+        above, tied = np.sum(others > mine), np.sum(others == mine)
+        lower.append(1 - (above + tied / 2) / len(others))
+        reciprocal.append(np.mean(1 / (above + 1 + np.arange(tied + 1))))
+    return {"contrast": float(np.mean(lower)), "mrr": float(np.mean(reciprocal))}
 
 
 def _rivals(item: Item) -> tuple[Item, ...]:

@@ -33,7 +33,7 @@ from .errors import IdiolectError
 from .tasks.types import Item
 from .unlabeled import Unlabeled
 
-SCHEMA = 3
+SCHEMA = 4
 MAX_BODY = 64 << 20  # bytes of JSON in one message
 MAX_ITEMS = 50_000  # items in one message
 MAX_TEXT = 200_000  # characters in one string

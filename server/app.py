@@ -260,7 +260,7 @@ def description(
         "failed": state.failed,
         "truncated": census.truncated,
         "learning_rates": state.learning_rates,
-        "recipe": config.recipe,
+        "recipe": recipe_of(config),
         "contrast": {
             method: config.contrast_of(method)
             for method in config.method_list
@@ -271,6 +271,17 @@ def description(
         "clamp_rate": {m: rate for m, rate in rates.items() if rate is not None},
         "path": str(run.folder),
     }
+
+
+def recipe_of(config: Config) -> str:
+    """In words, what C-BPO was run with; empty where it was not."""
+    if "c-bpo" not in config.method_list:
+        return ""
+    own = config.personalise
+    return (
+        f"{config.recipe}, unlabeled weight {own.unlabeled_weight:g}, anchor "
+        f"{own.anchor:g}, alpha from {config.unlabeled.alpha_features}"
+    )
 
 
 def versions() -> dict[str, str]:

@@ -28,7 +28,7 @@ from ..common.tasks.types import Item, Prompt
 from ..common.unlabeled import Unlabeled
 from .results import runs_folder
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 # --- the folder ----------------------------------------------------------------------

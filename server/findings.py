@@ -51,10 +51,9 @@ def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
 def judged(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Add to each difference of a study ``p``, corrected by Holm (1979), and ``verdict``.
 
-    The p-value is that of a normal whose 95 % interval is as wide as the bootstrap's. Of n
-    claims the smallest p counts n times, the next n - 1 times, and none less than the one
-    before it: the chance that any of the study's claims is called confirmed or reversed
-    though its difference is zero is then 5 %.
+    Of n claims the smallest p counts n times, the next n - 1 times, and none less than the
+    one before it: the chance that any of them is called confirmed or reversed though its
+    difference is zero is then 5 %.
 
     Returns
     -------
@@ -62,7 +61,7 @@ def judged(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         ``verdict`` is ``confirmed`` where p < 0.05 and the sign is the one that the claim
         predicts, ``reversed`` where it is the other, else ``not confirmed``.
     """
-    alone = [_p_value(claim["mean"], *claim["ci95"]) for claim in claims]
+    alone = [_p_value(claim) for claim in claims]
     order = sorted(range(len(claims)), key=lambda k: alone[k])
     corrected, last = dict[int, float](), 0.0
     for rank, k in enumerate(order):
@@ -73,10 +72,19 @@ def judged(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _p_value(mean: float, low: float, high: float) -> float:
-    """Two-sided, that a normal mean with this 95 % interval is zero."""
-    error = (high - low) / (2 * 1.959964)
-    return math.erfc(abs(mean) / error / math.sqrt(2)) if error else float(mean == 0)
+def _p_value(claim: Mapping[str, Any]) -> float:
+    """Two-sided, by Student's t: that the mean difference of n users is zero.
+
+    The bootstrap's interval is that of a normal with the spread of the n themselves, which
+    is too narrow by sqrt((n - 1) / n).
+    """
+    from scipy.stats import t  # comes with the extra [server]
+
+    (low, high), n = claim["ci95"], claim["n"]
+    error = (high - low) / (2 * 1.959964) * math.sqrt(n / (n - 1))
+    if not error:
+        return float(claim["mean"] == 0)
+    return float(2 * t.sf(abs(claim["mean"]) / error, n - 1))
 
 
 def _word(claim: Mapping[str, Any], p: float) -> str:
@@ -98,16 +106,19 @@ def values(
     fixed = {key: value for key, value in keys.items() if value != BEST}
     better = min if claim.metric in results.LOWER_IS_BETTER else max
     found: dict[tuple[int, int, str], float] = {}
+    group: dict[int, dict[str, Scalar]] = {}
     for cell in done:
         if not matches(cell["cell"], fixed):
             continue
+        rest = {k: v for k, v in cell["cell"].items() if k not in keys}
         seed = cell["run"]["seed"]
+        group.setdefault(seed, rest)
         for user in chosen(cell, claim.users):
             value = cell["users"][user].get(method, {}).get(claim.metric)
             if value is None:
                 continue
             place = (seed, seed if cell["run"]["task"] in PERSONAS else 0, user)
-            if place not in found or len(fixed) < len(keys):
+            if place not in found or rest == group[seed]:
                 found[place] = better(found.get(place, value), value)
             elif found[place] != value:
                 raise IdiolectError(
@@ -310,7 +321,7 @@ def markdown(found: Mapping[str, Any], image: str = "") -> str:
     lines += [f"Setting: {setting or 'defaults'}. Grid: {grid}.", ""]
     lines += _named(found)
     if found.get("measured") == "development":
-        lines += ["Measured on development users, who are in no other study.", ""]
+        lines += ["Measured on development users, whom no other table reports.", ""]
     lines += _sentences(found)
     if found["claims"]:
         lines += [
@@ -388,14 +399,18 @@ def _named(found: Mapping[str, Any]) -> list[str]:
 
 
 # What the verdict on "one is better than the other" says of the two.
-OUTCOMES = {"confirmed": "beats", "reversed": "loses to", "not confirmed": "equals"}
+OUTCOMES = {
+    "confirmed": "beats",
+    "reversed": "loses to",
+    "not confirmed": "is not told apart from",
+}
 
 
 def _sentences(found: Mapping[str, Any]) -> list[str]:
     """One line for each world and metric of ``[[compare]]``: who beats whom, by how much.
 
-    Holm's correction is for all of a study's comparisons by one metric. `equals` means
-    that no difference shows; how large it could be is in the interval.
+    Holm's correction is for all of a study's comparisons by one metric. Where two are not
+    told apart, the interval says how large a difference could be.
     """
     every = found.get("compare", [])
     lines: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
@@ -453,8 +468,9 @@ INTRODUCTION = """# Findings
 Written by `idiolect-server study … --findings docs/findings` from the result files beside
 this page; do not edit. A difference is paired by user over all seeds, its interval a
 bootstrap over users. *Confirmed*: the difference has the sign that the claim predicts, and
-p < 0.05 after Holm's correction for the number of claims in its study; *reversed*: the
-other sign; *not confirmed*: neither. The intervals are not corrected. Users are synthetic
+p < 0.05 (Student's t) after Holm's correction for the number of claims in its study, or of
+its comparisons by the same metric; *reversed*: the other sign; *not confirmed*, *not told
+apart*: neither. The intervals are not corrected. Users are synthetic
 (personas) unless a study says otherwise: what holds for them need not hold for people.
 """
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.config import UNCONTRASTED, UNTRAINED, Config
+from ..common.config import SETLESS, UNTRAINED, Config
 from ..common.privacy.ledger import BudgetSpent
 from ..common.privacy.noise import gaussian
 from ..common.protocol import (
@@ -47,7 +47,7 @@ def possible_methods(run: Run) -> tuple[str, ...]:
     """Return the methods that can be trained: all, or those that need no unlabeled set."""
     trained = trained_methods(run.config)
     without = run.state.without_pool
-    return tuple(m for m in trained if m in UNCONTRASTED or not without)
+    return tuple(m for m in trained if m in SETLESS or not without)
 
 
 def training_weight(config: Config) -> float:

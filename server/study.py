@@ -170,6 +170,26 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """One method against others in every world, by several metrics.
+
+    Attributes
+    ----------
+    x
+        The key of the grid that varies: the world.
+    one, others
+        Sides as a claim has them; ``as`` in a side is what the table calls it.
+    metrics
+        What is compared. Where a world does not have one, nothing is said.
+    """
+
+    x: str
+    one: dict[str, Scalar]
+    others: list[dict[str, Scalar]]
+    metrics: list[str]
+
+
+@dataclass(frozen=True)
 class Study:
     """A declared experiment (see the module's text).
 
@@ -194,7 +214,7 @@ class Study:
     audit: dict[str, Any] | None = None
     named: dict[str, dict[str, dict[str, Scalar]]] = field(default_factory=dict)
     measured: str = "confirmation"
-    compare: tuple[dict[str, Any], ...] = ()
+    compare: tuple[Comparison, ...] = ()
 
 
 def read_study(path: Path) -> Study:
@@ -238,9 +258,10 @@ def read_study(path: Path) -> Study:
         )
     try:
         claims = tuple(Claim(**claim) for claim in raw.get("claims", []))
+        compare = tuple(Comparison(**entry) for entry in raw.get("compare", []))
     except TypeError as error:
         raise IdiolectError(
-            f"study file {path}: a claim is malformed: {error}."
+            f"study file {path}: a [[claims]] or [[compare]] table is malformed: {error}."
         ) from None
     grid = {key: list(values) for key, values in raw["grid"].items()}
     study = Study(
@@ -255,7 +276,7 @@ def read_study(path: Path) -> Study:
         raw.get("audit"),
         raw.get("named", {}),
         raw.get("measured", MEASURED[0]),
-        tuple(raw.get("compare", [])),
+        compare,
     )
     if study.measured not in MEASURED:
         raise IdiolectError(
@@ -267,6 +288,12 @@ def read_study(path: Path) -> Study:
     for cell in cells(study):
         cell_config(study, cell)
         control_of(study, cell)
+    for entry in compare:
+        if entry.x not in study.grid:
+            raise IdiolectError(
+                f"study file {path}: [[compare]] has x = {entry.x!r}, which is no key of "
+                f"the grid: use one of {', '.join(study.grid)}."
+            )
     for claim in (*claims, *(claim for _, claim in comparisons(study))):
         _check_claim(path, study, claim)
     return study
@@ -275,32 +302,32 @@ def read_study(path: Path) -> Study:
 def comparisons(study: Study) -> list[tuple[dict[str, str], Claim]]:
     """Claims of ``[[compare]]``: in each world, each opponent, by each metric.
 
-    ``one`` and every side of ``others`` are sides of a claim; ``x`` is the key of the grid
-    that varies (the world), ``metrics`` what is compared. The claim is that `one` is
-    better; beside it stands what a table calls the world and the two.
+    The claim is that `one` is better; beside it stands what a table calls the world and
+    the two.
     """
     return [
         (
-            {"x": str(value), "one": name_of(entry["one"]), "other": name_of(other)},
+            {"x": str(value), "one": name_of(entry.one), "other": name_of(other)},
             Claim(
-                text=f"{value}: {name_of(entry['one'])} is better than {name_of(other)}",
+                text=f"{value}: {name_of(entry.one)} is better than {name_of(other)}",
                 metric=metric,
-                one={**entry["one"], entry["x"]: value},
-                other={**other, entry["x"]: value},
+                one={**entry.one, entry.x: value},
+                other={**other, entry.x: value},
                 expect="lower" if metric in results.LOWER_IS_BETTER else "higher",
             ),
         )
         for entry in study.compare
-        for metric in entry["metrics"]
-        for value in study.grid[entry["x"]]
-        for other in entry["others"]
+        for metric in entry.metrics
+        for value in study.grid[entry.x]
+        for other in entry.others
     ]
 
 
 def name_of(side: Mapping[str, Scalar]) -> str:
-    """How a table names one side of a comparison: its method and the values it fixes."""
+    """How a table names one side: as it says, or by its method and the values it fixes."""
     method, keys = side_of(side)
-    return f"{method} ({', '.join(map(str, keys.values()))})" if keys else method
+    fixed = f"{method} ({', '.join(map(str, keys.values()))})" if keys else method
+    return str(side.get("as", fixed))
 
 
 def _check_claim(path: Path, study: Study, claim: Claim) -> None:
@@ -323,7 +350,7 @@ def _check_claim(path: Path, study: Study, claim: Claim) -> None:
 
 def side_of(side: Mapping[str, Scalar]) -> tuple[str, dict[str, Scalar]]:
     """Split one side of a claim into its method (default ``c-bpo``) and its keys."""
-    keys = {key: value for key, value in side.items() if key != "method"}
+    keys = {key: value for key, value in side.items() if key not in ("method", "as")}
     return str(side.get("method", "c-bpo")), keys
 
 
@@ -478,6 +505,7 @@ def run_cell(
     if control == "shuffled":
         dataset = shuffled(dataset, config.seed)
     if control == "random":
+        _check_random(config)
         pool = replace(pool, unlabeled=of_random_words(pool.unlabeled, config.seed))
     people = dataset.development if measured == "development" else dataset.users
     methods: dict[str, dict[str, Any]] = {
@@ -538,7 +566,7 @@ def _alphas(methods: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float],
     A result of SFT may be one that cells with another unlabeled set share.
     """
     use_it = {
-        name: r for name, r in methods.items() if "unlabeled." not in UNUSED[name]
+        n: r for n, r in methods.items() if not {*ALPHA, "unlabeled."} & {*UNUSED[n]}
     }
     trained = [p for r in (use_it or methods).values() for p in r["personals"]]
     alpha = {p.user: p.alpha for p in trained if p.alpha is not None}
@@ -625,19 +653,8 @@ def shuffled(dataset: Dataset, seed: int) -> Dataset:
 
 
 def of_random_words(unlabeled: Sequence[Unlabeled], seed: int) -> tuple[Unlabeled, ...]:
-    """The same prompts and lengths, with words drawn from the whole set's vocabulary.
-
-    Raises
-    ------
-    IdiolectError
-        Nothing was handed out whose text could be replaced.
-    """
+    """The same prompts and lengths, with words drawn from the whole set's vocabulary."""
     words = sorted({word for e in unlabeled for word in e.item.target.split()})
-    if not words:
-        raise IdiolectError(
-            "control 'random' replaces what the server hands out, which is nothing with "
-            "unlabeled.kind=self: use another kind."
-        )
     generator = numpy_generator(seed, "random words")
 
     def filled(item: Item) -> Item:
@@ -645,6 +662,15 @@ def of_random_words(unlabeled: Sequence[Unlabeled], seed: int) -> tuple[Unlabele
         return replace(item, target=" ".join(words[pick] for pick in picks))
 
     return tuple(replace(entry, item=filled(entry.item)) for entry in unlabeled)
+
+
+def _check_random(config: Config) -> None:
+    """Own votes and offers are taken out by their text, and `self` hands out none."""
+    if config.unlabeled.kind not in ("others", "public"):
+        raise IdiolectError(
+            "control 'random' replaces texts that the server hands out as they are: set "
+            f"unlabeled.kind to others or public, not {config.unlabeled.kind}."
+        )
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def test_the_app_table_is_what_flower_hands_back() -> None:
 def test_markdown_says_what_is_allowed() -> None:
     text = config.markdown()
     assert "| `quorum` | `0.75` | 0 to 1 |" in text
-    assert "| `users` | `48` | at least 1 | evaluated users; with task=text" in text
+    assert "| `users` | `40` | at least 1 | evaluated users; with task=text" in text
     assert "| `skip-bad-users` | `false` | true or false |" in text
     assert "`votes`, `self`, `public`, `anonymised`, `others`" in text
     assert all(f"| `{name}` |" in text for name in config.FIELDS)

@@ -310,9 +310,13 @@ def test_ranks_among_several_rivals_are_the_obvious_ones(wide, shared, users):
     assert found["mrr"] == pytest.approx(sum(ranks) / len(ranks))
 
 
-def test_a_tie_counts_half_in_both_measures():
+def test_nobody_gains_by_a_tie():
     found = personal.ranking(np.array([1.0]), [np.array([1.0, 0.0, 2.0])])
-    assert found == {"contrast": 0.5, "mrr": 1 / 2.5}
+    assert found["contrast"] == 0.5
+    assert found["mrr"] == pytest.approx((1 / 2 + 1 / 3) / 2)  # second or third
+    # What says nothing ranks as a coin does.
+    silent = personal.ranking(np.zeros(1), [np.zeros(7)])
+    assert silent["mrr"] == pytest.approx(sum(1 / k for k in range(1, 9)) / 8)
 
 
 def test_base_ignores_the_shared_adapter_and_shared_has_no_reward(
@@ -537,7 +541,7 @@ def test_named_methods_decode_by_contrast_and_are_scored_without(
         return real(*arguments, contrast=contrast)
 
     monkeypatch.setattr(personal, "generate", watch)
-    settings = config(evaluate__contrast=0.7)
+    settings = config(evaluate__contrast=0.7, evaluate__contrasted="cope")
     results = {
         method: evaluate(wide, shared, loras, users, method, settings, True)
         for method in ("oppu", "cope")

@@ -17,7 +17,7 @@ from idiolect.server.findings import (
     summary,
     write_page,
 )
-from idiolect.server.study import Claim, Study
+from idiolect.server.study import Claim, Comparison, Study
 
 
 def cell(ratio: float, seed: int, gain: float, users=12, task="headline") -> dict:
@@ -86,13 +86,18 @@ def told(mean: float, error: float = 1.0) -> dict:
 
 
 def test_the_more_claims_the_more_each_must_show():
-    # z of 3, 2.5 and 2.1: p of .0027, .0124 and .0357 alone.
+    # t of 3, 2.5 and 2.1 with 98 degrees of freedom: p of .0034, .0141 and .0383 alone.
     found = judged([told(2.1), told(3.0), told(-2.5)])
-    assert [f["p"] for f in found] == pytest.approx([0.0357, 0.0081, 0.0248], abs=1e-4)
+    assert [f["p"] for f in found] == pytest.approx([0.0383, 0.0103, 0.0281], abs=2e-3)
     assert [f["verdict"] for f in found] == ["confirmed", "confirmed", "reversed"]
     crowd = judged([told(2.1), told(3.0), *[told(0.1)] * 18])
     assert crowd[0]["verdict"] == "not confirmed"
-    assert crowd[1]["p"] == pytest.approx(20 * 0.0027, abs=1e-3)
+    assert crowd[1]["p"] == pytest.approx(20 * 0.0034, abs=1e-2)
+
+
+def test_few_users_must_show_more():
+    many, few = told(2.1), told(2.1) | {"n": 8}
+    assert judged([few])[0]["p"] > 1.5 * judged([many])[0]["p"]
 
 
 def test_a_corrected_p_is_never_below_that_of_a_stronger_claim():
@@ -129,6 +134,15 @@ def test_the_best_value_of_a_key_is_each_users_own():
     assert found["mean"] == pytest.approx((-5.0 - start) / 12)
 
 
+def test_the_best_value_of_one_key_does_not_hide_another():
+    more = [{**one, "cell": one["cell"] | {"world": w}} for w in "ab" for one in CELLS]
+    for one in more[len(CELLS) :]:
+        one["users"] = {u: {"c-bpo": {"nll": 9.0}} for u in one["users"]}
+    best = claim(one={"unlabeled.ratio": "best"}, other={"unlabeled.ratio": 2.0})
+    with pytest.raises(IdiolectError, match="names several cells"):
+        difference(best, more)
+
+
 def test_cells_with_the_same_value_are_one_side():
     # SFT does not use the unlabeled set, so both ratios hold the same values.
     same = claim(one={"method": "oppu"}, other={"unlabeled.ratio": 1.0})
@@ -136,8 +150,8 @@ def test_cells_with_the_same_value_are_one_side():
 
 
 def worlds() -> tuple[Study, list[dict]]:
-    compare = {"x": "unlabeled.ratio", "metrics": ["nll", "accuracy"]}
-    compare |= {"one": {"method": "c-bpo"}, "others": [{"method": "oppu"}]}
+    one, other = {"method": "c-bpo"}, {"method": "oppu", "as": "SFT"}
+    compare = Comparison("unlabeled.ratio", one, [other], ["nll", "accuracy"])
     grid = {"seed": [0, 1], "unlabeled.ratio": [1.0, 2.0, 3.0]}
     study = Study("s", "t", "q", {}, grid, compare=(compare,))
     even = [cell(3.0, seed, 0.0) for seed in (0, 1)]
@@ -151,9 +165,9 @@ def worlds() -> tuple[Study, list[dict]]:
 def test_each_world_gets_its_sentence():
     study, done = worlds()
     text = markdown(summary(study, done))
-    assert "- **1.0** (24 users), nll: c-bpo **beats** oppu (-0.150 [" in text
-    assert "- **2.0** (24 users), nll: c-bpo **loses to** oppu (+0.300 [" in text
-    assert "- **3.0** (24 users), nll: c-bpo **equals** oppu (" in text
+    assert "- **1.0** (24 users), nll: c-bpo **beats** SFT (-0.150 [" in text
+    assert "- **2.0** (24 users), nll: c-bpo **loses to** SFT (+0.300 [" in text
+    assert "- **3.0** (24 users), nll: c-bpo **is not told apart from** SFT (" in text
     assert "accuracy" not in text  # no world has it
 
 

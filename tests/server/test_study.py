@@ -295,8 +295,12 @@ def test_words_of_the_unlabeled_set_are_dealt_out_anew(settings):
     assert random != plain and random == study.of_random_words(plain, 0)
     other = run_cell(config, {}, "random")["users"]
     assert all(run_cell(config, {})["users"][user] != other[user] for user in other)
-    with pytest.raises(IdiolectError, match="use another kind"):
-        study.of_random_words((), 0)
+    with pytest.raises(IdiolectError, match="not votes"):
+        run_cell(
+            replace(config, unlabeled=replace(config.unlabeled, kind="votes")),
+            {},
+            "random",
+        )
 
 
 def test_a_name_of_the_study_stands_for_config_keys(declared):
@@ -347,6 +351,13 @@ def test_paths_of_a_study_may_name_a_variable(monkeypatch):
         ('metric = "nll"', "", "malformed"),
         ("seed = [0, 1]", 'control = ["swopped"]', "use any of none, swapped"),
         ("[grid]", "[grid", "is no TOML"),
+        ("[grid]", "[compare]\nx = 'seed'\n[grid]", "table is malformed"),
+        ("[grid]", "[[compare]]\nx = 'seed'\n[grid]", "table is malformed"),
+        (
+            "[grid]",
+            "[[compare]]\nx='far'\none={}\nothers=[]\nmetrics=['nll']\n[grid]",
+            "use one of seed, unlabeled.ratio",
+        ),
         ("[grid]", '[named.world.far]\n[grid]\nworld = ["near"]', "named.world.near"),
         ("[config]", 'measured = "everybody"\n[config]', "'confirmation' or"),
         (

@@ -44,7 +44,8 @@ KEY = public_key(SEED)
 NOW = time.time()
 
 SHARED = {"layer.q": np.zeros((3, 2), np.float32)}
-HISTORY = (Item("i", Prompt("", "p"), "plum cake", Item("r", Prompt("", "p"), "x")),)
+RIVAL = Item("r", Prompt("", "p"), "x")
+HISTORY = (Item("i", Prompt("", "p"), "plum cake", (RIVAL,)),)
 PEOPLE = tuple(User(f"u{k}", HISTORY, HISTORY) for k in range(4))
 TRIAL = tuple(User(f"d{k}", HISTORY, HISTORY) for k in range(2))
 DATA = Dataset(Task("headline", "generation"), PEOPLE, TRIAL, dropped={"odd": 2})

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -371,10 +372,12 @@ def test_rivals_are_other_users_held_out_items_of_the_same_group(tmp_path):
 
 def test_several_rivals_are_different_items_and_no_more_than_there_are(tmp_path):
     official(tmp_path, users=9)
-    several = read(tmp_path, users=5, development=3, **{"evaluate.rivals": 3})
+    few: dict[str, Any] = {"evaluate.rivals": 3}
+    several = read(tmp_path, users=5, development=3, **few)
     for item in (item for user in several.users for item in user.held_out):
         assert len({rival.id for rival in item.rivals}) == 3
-    many = read(tmp_path, users=5, development=3, **{"evaluate.rivals": 63})
+    more: dict[str, Any] = {"evaluate.rivals": 63}
+    many = read(tmp_path, users=5, development=3, **more)
     held = sum(len(user.held_out) for user in many.users)
     for user in many.users:
         for item in user.held_out:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from idiolect.common.config import Scalar
 from idiolect.common.errors import IdiolectError
 from idiolect.server.findings import (
     _alpha_table,
@@ -150,7 +151,8 @@ def test_cells_with_the_same_value_are_one_side():
 
 
 def worlds() -> tuple[Study, list[dict]]:
-    one, other = {"method": "c-bpo"}, {"method": "oppu", "as": "SFT"}
+    one: dict[str, Scalar] = {"method": "c-bpo"}
+    other: dict[str, Scalar] = {"method": "oppu", "as": "SFT"}
     compare = Comparison("unlabeled.ratio", one, [other], ["nll", "accuracy"])
     grid = {"seed": [0, 1], "unlabeled.ratio": [1.0, 2.0, 3.0]}
     study = Study("s", "t", "q", {}, grid, compare=(compare,))

@@ -322,7 +322,7 @@ def markdown(found: Mapping[str, Any], image: str = "") -> str:
     lines += _named(found)
     if found.get("measured") == "development":
         lines += ["Measured on development users, whom no other table reports.", ""]
-    lines += _sentences(found)
+    lines += _compared(found)
     if found["claims"]:
         lines += [
             "| claim | users | difference | 95 % interval | n | p (Holm) | verdict |",
@@ -399,41 +399,44 @@ def _named(found: Mapping[str, Any]) -> list[str]:
 
 
 # What the verdict on "one is better than the other" says of the two.
-OUTCOMES = {
-    "confirmed": "beats",
-    "reversed": "loses to",
-    "not confirmed": "is not told apart from",
-}
+OUTCOMES = {"confirmed": "beats", "reversed": "loses to", "not confirmed": "undecided"}
 
 
-def _sentences(found: Mapping[str, Any]) -> list[str]:
-    """One line for each world and metric of ``[[compare]]``: who beats whom, by how much.
+def _compared(found: Mapping[str, Any]) -> list[str]:
+    """Tables of ``[[compare]]``: in which world the one beats whom, by how much.
 
-    Holm's correction is for all of a study's comparisons by one metric. Where two are not
-    told apart, the interval says how large a difference could be.
+    Holm's correction is for all of a study's comparisons by one metric.
     """
     every = found.get("compare", [])
-    lines: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    tables: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for metric in dict.fromkeys(entry["metric"] for entry in every):
         for entry in judged([e for e in every if e["metric"] == metric]):
-            place = (entry["x"], entry["one"], entry["metric"])
-            lines.setdefault(place, []).append(entry)
-    order = dict.fromkeys((entry["x"], entry["one"]) for entry in every)
-    shown = [
-        f"- **{world}** ({entries[0]['n']} users), {metric}: {one} "
-        f"{'; '.join(_sentence(entry) for entry in entries)}."
-        for at in order
-        for (world, one, metric), entries in lines.items()
-        if (world, one) == at
-    ]
-    return [*shown, ""] if shown else []
+            tables.setdefault((entry["one"], metric), []).append(entry)
+    lines: list[str] = []
+    for (one, metric), entries in tables.items():
+        others = list(dict.fromkeys(entry["other"] for entry in entries))
+        lines += [
+            f"| {one}, by {metric}{_arrow(metric)} | " + " | ".join(others) + " |",
+            "| --- |" + " --- |" * len(others),
+        ]
+        for world in dict.fromkeys(entry["x"] for entry in entries):
+            mine = {entry["other"]: entry for entry in entries if entry["x"] == world}
+            n = max(entry["n"] for entry in mine.values())
+            cells = [_outcome(mine[o]) if o in mine else "" for o in others]
+            lines.append(f"| {world} ({n} users) | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
 
 
-def _sentence(entry: Mapping[str, Any]) -> str:
+def _arrow(metric: str) -> str:
+    return " (lower is better)" if metric in results.LOWER_IS_BETTER else ""
+
+
+def _outcome(entry: Mapping[str, Any]) -> str:
     low, high = entry["ci95"]
     word = OUTCOMES[entry["verdict"]]
-    interval = f"{entry['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
-    return f"**{word}** {entry['other']} ({interval})"
+    shown = f"{entry['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{word} {shown}" if word == "undecided" else f"**{word}** {shown}"
 
 
 def _table(
@@ -469,9 +472,11 @@ Written by `idiolect-server study … --findings docs/findings` from the result 
 this page; do not edit. A difference is paired by user over all seeds, its interval a
 bootstrap over users. *Confirmed*: the difference has the sign that the claim predicts, and
 p < 0.05 (Student's t) after Holm's correction for the number of claims in its study, or of
-its comparisons by the same metric; *reversed*: the other sign; *not confirmed*, *not told
-apart*: neither. The intervals are not corrected. Users are synthetic
-(personas) unless a study says otherwise: what holds for them need not hold for people.
+its comparisons by the same metric; *reversed*: the other sign; *not confirmed*: neither. In
+a comparison of methods these are *beats*, *loses to* and *undecided*: no difference shows,
+and the interval says how large one could be. Intervals are not corrected. Users are
+synthetic (personas) unless a study says otherwise: what holds for them need not hold for
+people.
 """
 
 

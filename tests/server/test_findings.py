@@ -164,12 +164,13 @@ def worlds() -> tuple[Study, list[dict]]:
     return study, [cell(1.0, 0, 0.1), cell(1.0, 1, 0.1), *worse, *even]
 
 
-def test_each_world_gets_its_sentence():
+def test_each_world_says_who_beats_whom():
     study, done = worlds()
     text = markdown(summary(study, done))
-    assert "- **1.0** (24 users), nll: c-bpo **beats** SFT (-0.150 [" in text
-    assert "- **2.0** (24 users), nll: c-bpo **loses to** SFT (+0.300 [" in text
-    assert "- **3.0** (24 users), nll: c-bpo **is not told apart from** SFT (" in text
+    assert "| c-bpo, by nll (lower is better) | SFT |" in text
+    assert "| 1.0 (24 users) | **beats** -0.150 [" in text
+    assert "| 2.0 (24 users) | **loses to** +0.300 [" in text
+    assert "| 3.0 (24 users) | undecided " in text
     assert "accuracy" not in text  # no world has it
 
 

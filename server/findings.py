@@ -267,8 +267,16 @@ def _fixed(study: Study, cell: Cell, method: str) -> list[str]:
         for key, value in cell["cell"].items()
         if key not in ("seed", study.plot["x"])
         and len(study.grid[key]) > 1
-        and not any(key == k or key.startswith(k) for k in UNUSED.get(method, ()))
+        and not _unused(study, key, method)
     ]
+
+
+def _unused(study: Study, key: str, method: str) -> bool:
+    """Whether a method does not depend on a key, or on anything that it stands for."""
+    meanings = study.named.get(key, {"": {key: ""}}).values()
+    names = {name for meaning in meanings for name in meaning}
+    without = ("methods", "recipe", *UNUSED.get(method, ()))
+    return all(any(n == k or n.startswith(k) for k in without) for n in names)
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:

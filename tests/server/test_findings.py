@@ -188,6 +188,20 @@ def test_the_curve_subtracts_the_baseline_of_the_same_user():
     assert named["c-bpo, non-unique", 2.0] == pytest.approx(-0.3)
 
 
+def test_a_name_that_means_nothing_to_a_method_is_left_out_of_its_line():
+    means = {"light": {"personalise.anchor": 1.0}, "heavy": {"personalise.anchor": 9.0}}
+    done = [
+        {**one, "cell": {"variant": v, "unlabeled.ratio": 1.0, "seed": 0}}
+        for v in means
+        for one in CELLS[:1]
+    ]
+    grid = {"seed": [0], "unlabeled.ratio": [1.0], "variant": list(means)}
+    plot = {"x": "unlabeled.ratio", "metric": "nll"}
+    named = Study("s", "t", "", {}, grid, plot=plot, named={"variant": means})
+    lines = [point["line"] for point in curve(named, done, "nll")]
+    assert lines == ["oppu", "c-bpo, variant light", "c-bpo, variant heavy"]
+
+
 def test_the_page_is_made_from_files_alone(tmp_path):
     folder = tmp_path / "findings"
     folder.mkdir()

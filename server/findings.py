@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.config import PERSONAS, Scalar
+from ..common.config import PAPER, PERSONAS, Scalar
 from ..common.errors import IdiolectError
 from . import audit, results
 from .study import BEST, UNUSED, Claim, Study, comparisons, matches, side_of
@@ -275,7 +275,9 @@ def _unused(study: Study, key: str, method: str) -> bool:
     """Whether a method does not depend on a key, or on anything that it stands for."""
     meanings = study.named.get(key, {"": {key: ""}}).values()
     names = {name for meaning in meanings for name in meaning}
-    without = ("methods", "recipe", *UNUSED.get(method, ()))
+    if "recipe" in names:
+        names = names - {"recipe"} | set(PAPER)
+    without = ("methods", *UNUSED.get(method, ()))
     return all(any(n == k or n.startswith(k) for k in without) for n in names)
 
 

@@ -200,6 +200,13 @@ def test_a_name_that_means_nothing_to_a_method_is_left_out_of_its_line():
     named = Study("s", "t", "", {}, grid, plot=plot, named={"variant": means})
     lines = [point["line"] for point in curve(named, done, "nll")]
     assert lines == ["oppu", "c-bpo, variant light", "c-bpo, variant heavy"]
+    # A recipe is what it sets.
+    for one, recipe in zip(done, ("default", "paper"), strict=True):
+        one["cell"] = {"recipe": recipe, "unlabeled.ratio": 1.0, "seed": 0}
+    grid = {"seed": [0], "unlabeled.ratio": [1.0], "recipe": ["default", "paper"]}
+    named = Study("s", "t", "", {}, grid, plot=plot)
+    lines = [point["line"] for point in curve(named, done, "nll")]
+    assert lines[1] == "c-bpo, recipe default" and "c-bpo, recipe paper" in lines
 
 
 def test_the_page_is_made_from_files_alone(tmp_path):

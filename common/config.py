@@ -304,8 +304,7 @@ class Evaluate:
         0,
     )
     contrasted: str = key(
-        "oppu,cope,kto,bco,positives,c-bpo",
-        "comma-separated: methods whose outputs are decoded by contrast",
+        "cope", "comma-separated: methods whose outputs are decoded by contrast"
     )
     shift: bool = key(
         False, "also measure how far tokens that everyone writes are suppressed"
@@ -594,7 +593,6 @@ PAPER: dict[str, Scalar] = {
     "personalise.anchor": 0.0,
     "unlabeled.alpha-features": "backbone",
     "unlabeled.alpha-items": 0,
-    "evaluate.contrasted": "cope",
 }
 
 

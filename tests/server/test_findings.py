@@ -157,8 +157,8 @@ def worlds() -> tuple[Study, list[dict]]:
     grid = {"seed": [0, 1], "unlabeled.ratio": [1.0, 2.0, 3.0]}
     study = Study("s", "t", "q", {}, grid, compare=(compare,))
     even = [cell(3.0, seed, 0.0) for seed in (0, 1)]
-    for k, one in enumerate(even):
-        for i, user in enumerate(one["users"].values()):
+    for k, level in enumerate(even):
+        for i, user in enumerate(level["users"].values()):
             user["c-bpo"]["nll"] += 0.1 if (i + k) % 2 else -0.1
     worse = [cell(2.0, seed, -0.2) for seed in (0, 1)]
     return study, [cell(1.0, 0, 0.1), cell(1.0, 1, 0.1), *worse, *even]
@@ -189,7 +189,8 @@ def test_the_curve_subtracts_the_baseline_of_the_same_user():
 
 
 def test_a_name_that_means_nothing_to_a_method_is_left_out_of_its_line():
-    means = {"light": {"personalise.anchor": 1.0}, "heavy": {"personalise.anchor": 9.0}}
+    light: dict[str, Scalar] = {"personalise.anchor": 1.0}
+    means = {"light": light, "heavy": {**light, "personalise.anchor": 9.0}}
     done = [
         {**one, "cell": {"variant": v, "unlabeled.ratio": 1.0, "seed": 0}}
         for v in means

@@ -268,9 +268,9 @@ def test_a_body_that_is_no_object_is_refused(body):
 
 
 def test_items_nested_in_items_without_end_are_refused():
-    item: list = ["i", ["a", "b", "c"], "t", None]
+    item: list = ["i", ["a", "b", "c"], "t", []]
     for _ in range(400):
-        item = ["i", ["a", "b", "c"], "t", item]
+        item = ["i", ["a", "b", "c"], "t", [item]]
     reply = pack(ShareReply(**REPLY, users=("u",), items={}))
     head = dict(reply.config_records["message"])
     body = json.loads(str(head["body"])) | {"items": {"u": [item]}}

@@ -219,8 +219,9 @@ def curve(study: Study, done: Sequence[Cell], metric: str) -> list[dict[str, Any
     """Points of a metric, as plot and tables show them: mean and interval over users.
 
     ``[plot]`` names ``x`` (a key of the grid), ``metric``, optionally ``also`` (metrics of
-    further tables), ``minus`` (a method whose value for the same user is subtracted) and
-    ``users`` (``split`` draws unique and non-unique users apart). Every other key of the
+    further tables), ``minus`` (a method whose value for the same user is subtracted),
+    ``hide`` (methods that the picture leaves out) and ``users`` (``split`` draws unique and
+    non-unique users apart). Every other key of the
     grid but the seed, and every method, makes a line of its own.
     """
     points: dict[tuple[str, Scalar], dict[tuple[int, str], float]] = {}
@@ -299,23 +300,37 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "idiolect"  # the same file every time
-    plot, points = found["plot"], found["curve"]
+    plot, hidden = found["plot"], found["plot"].get("hide", [])
+    points = [p for p in found["curve"] if p["line"].split(",")[0] not in hidden]
     ticks = list(dict.fromkeys(point["x"] for point in points))
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    for line in dict.fromkeys(point["line"] for point in points):
+    lines = list(dict.fromkeys(point["line"] for point in points))
+    crowded = len(lines) > 6
+    figure, axes = pyplot.subplots(figsize=(10 if crowded else 7, 4))
+    colours = matplotlib.color_sequences["tab20" if crowded else "tab10"]
+    for k, line in enumerate(lines):
         mine = [point for point in points if point["line"] == line]
-        places = [ticks.index(point["x"]) for point in mine]
+        # Side by side, so that intervals do not cover each other.
+        aside = 0.6 * (k - (len(lines) - 1) / 2) / len(lines) * crowded
+        places = [ticks.index(point["x"]) + aside for point in mine]
         means = np.array([point["mean"] for point in mine])
         ends = np.array([point["ci95"] for point in mine]).T
+        style = "o" if crowded else "o-"
         axes.errorbar(
-            places, means, abs(ends - means), marker="o", capsize=3, label=line
+            *(places, means, abs(ends - means)),
+            fmt=style,
+            capsize=3,
+            label=line,
+            color=colours[k % len(colours)],
         )
     axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+    if len(ticks) > 8:
+        axes.tick_params("x", rotation=60)
     axes.set_xlabel(plot["x"])
     minus = f" - {plot['minus']}" if "minus" in plot else ""
     axes.set_ylabel(f"{plot['metric']}{minus} (mean over users, 95 %)")
     axes.set_title(found["title"])
-    axes.legend(fontsize="small")
+    outside = {"bbox_to_anchor": (1.01, 1), "loc": "upper left"} if crowded else {}
+    axes.legend(fontsize="small", **outside)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

@@ -102,7 +102,6 @@ class Device:
                 user,
                 sources,
                 method,
-                config,
                 origin,
             )
 

@@ -25,7 +25,7 @@ from ..common.adapters import (
 from ..common.backbone import Backbone, load_backbone
 from ..common.config import Config, parse
 from ..common.errors import IdiolectError
-from ..common.personal import evaluate, personalise
+from ..common.personal import held_out_nll, personalise
 from ..common.scoring import generate
 from ..common.tasks.types import Prompt, User
 from . import history
@@ -133,7 +133,7 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
     (found,) = personalise(backbone, shared, [user], (), method, rate, config)
     if found.lora is None:
         raise IdiolectError(found.error)
-    return adopt(vault, backbone, shared, found.lora, user, sources, method, config)
+    return adopt(vault, backbone, shared, found.lora, user, sources, method)
 
 
 def adopt(
@@ -144,7 +144,6 @@ def adopt(
     user: User,
     sources: tuple[str, ...],
     method: str,
-    config: Config,
     origin: str = "",
 ) -> Version:
     """Judge a trained adapter on the held-out pairs, keep it, and use it if it holds.
@@ -155,7 +154,7 @@ def adopt(
         if version.origin == origin:
             return version
     scores = [
-        evaluate(backbone, shared, [own], [user], name, config, False)[0]["nll"]
+        held_out_nll(backbone, shared, [own], [user], name)[0]
         for own, name in ((lora, method), (None, "shared"), (None, "base"))
     ]
     version = Version(

@@ -324,18 +324,16 @@ def _tried(
         )
     trained, errors = _train(task, node, shared, users)
 
-    def measure(users: Sequence[User]) -> list[dict[str, float]]:
+    def measure(users: Sequence[User]) -> list[float]:
         adapters = [trained[user.id].lora for user in users]
         backbone = backbone_of(node.config)
-        return personal.evaluate(
-            backbone, shared, adapters, users, task.method, node.config, False
-        )
+        return personal.held_out_nll(backbone, shared, adapters, users, task.method)
 
     able = [user for user in users if user.id in trained]
     measured, unmeasured = each(node, able, measure)
     outcomes = {user: _outcome(trained[user]) for user in measured}
-    for user, metrics in measured.items():
-        outcomes[user].log["nll"] = metrics["nll"]
+    for user, nll in measured.items():
+        outcomes[user].log["nll"] = nll
     head = _head(task, node, tuple(outcomes), errors | unmeasured | refused)
     return PersonaliseReply(**head, outcomes=outcomes)
 

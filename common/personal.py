@@ -541,19 +541,37 @@ def _alpha(
         return overlap.Overlap(min(user.truth.overlap, overlap.HIGHEST), False)
     if not population_share(config.unlabeled):
         return overlap.Overlap(overlap.DEFAULT, False)
-    generator = numpy_generator(config.seed, "overlap", user.id)
-    looked = material.drawn
-    if count := config.unlabeled.alpha_items:
-        looked = subset(material.others, count, generator)
+    count = config.unlabeled.alpha_items
+    source = tuple(material.others if count else material.drawn)
     if config.unlabeled.alpha_features == "ngrams":
-        target = hashed([item.target for item in user.history])
-        others = hashed([entry.item.target for entry in looked])
-    else:
-        target = _embeddings(backbone, shared, material.own)
-        encoded = encode_all(backbone, [entry.item for entry in looked])
-        others = _embeddings(backbone, shared, encoded)
+        history = tuple(item.target for item in user.history)
+        return _overlap_in_ngrams(history, source, count, config.seed, user.id)
+    generator = numpy_generator(config.seed, "overlap", user.id)
+    looked = subset(source, count, generator) if count else source
+    encoded = encode_all(backbone, [entry.item for entry in looked])
+    return overlap.estimate(
+        _embeddings(backbone, shared, material.own),
+        _embeddings(backbone, shared, encoded),
+        np.array([entry.weight for entry in looked]),
+        generator,
+    )
+
+
+# Every method and every rate that is tried asks for the same users' alpha again.
+@lru_cache(maxsize=4096)
+def _overlap_in_ngrams(
+    history: tuple[str, ...],
+    source: tuple[Unlabeled, ...],
+    count: int,
+    seed: int,
+    user: str,
+) -> overlap.Overlap:
+    """Alpha from character n-grams, of `count` items of the source; 0: of all."""
+    generator = numpy_generator(seed, "overlap", user)
+    looked = subset(source, count, generator) if count else source
+    others = hashed([entry.item.target for entry in looked])
     weights = np.array([entry.weight for entry in looked])
-    return overlap.estimate(target, others, weights, generator)
+    return overlap.estimate(hashed(history), others, weights, generator)
 
 
 def _embeddings(
@@ -612,6 +630,27 @@ def mismatched(items: Sequence[Encoded], context: int) -> list[Encoded]:
         )
         for item, after in zip(items, following, strict=True)
     ]
+
+
+def held_out_nll(
+    backbone: Backbone,
+    shared: Lora,
+    personals: Sequence[Lora | None],
+    users: Sequence[User],
+    method: str,
+) -> list[float]:
+    """Return every user's ``nll`` alone, of which `evaluate` says more at a higher price.
+
+    What a learning rate is chosen by, and what decides whether a device uses an adapter.
+    """
+    items = [encode_all(backbone, user.held_out) for user in users]
+    scores = score_users(backbone, _policy(shared, personals, method), items)
+    return [_nll(*each) for each in zip(scores, items, strict=True)]
+
+
+def _nll(logp: Sequence[float], items: Sequence[Encoded]) -> float:
+    """Negative log-likelihood per completion token."""
+    return -float(np.sum(logp)) / sum(map(completion_tokens, items))
 
 
 def evaluate(
@@ -673,8 +712,7 @@ def evaluate(
         found = ranking(reward[:first], np.split(reward[first:], ends))
         if max(counts) == 1:
             del found["mrr"]  # it would say what contrast says
-        nll = float(-np.sum(logp[:first]) / tokens[:first].sum())
-        results.append({"nll": nll, **found})
+        results.append({"nll": _nll(logp[:first], items[:first]), **found})
     if config.evaluate.shift:
         for user, lora, result in zip(users, personals, results, strict=True):
             result["shift"] = shift(backbone, shared, lora, user)
@@ -692,8 +730,15 @@ def evaluate(
 
 def _with_rivals(backbone: Backbone, user: User) -> list[Encoded]:
     """Tokens of the held-out items, then those of their rivals, item by item."""
-    rivals = [rival for item in user.held_out for rival in _rivals(item)]
-    return encode_all(backbone, [*user.held_out, *rivals])
+    return encode_all(backbone, [*user.held_out, *_all_rivals(user)])
+
+
+def _all_rivals(user: User) -> list[Item]:
+    return [rival for item in user.held_out for rival in _rivals(item)]
+
+
+def _rivals(item: Item) -> tuple[Item, ...]:
+    return item.rivals or (item,)
 
 
 def _longer(
@@ -729,10 +774,6 @@ def ranking(own: np.ndarray, rivals: Sequence[np.ndarray]) -> dict[str, float]:
     return {"contrast": float(np.mean(lower)), "mrr": float(np.mean(reciprocal))}
 
 
-def _rivals(item: Item) -> tuple[Item, ...]:
-    return item.rivals or (item,)
-
-
 # A token to which the reference gives at least this probability is one that everyone
 # writes here.
 COMMON = 0.5
@@ -745,8 +786,7 @@ def shift(backbone: Backbone, shared: Lora, personal: Lora | None, user: User) -
     at least probability 1/2. Below zero, personalisation suppresses them. 0 for a method
     without own adapter.
     """
-    rivals = [rival for item in user.held_out for rival in _rivals(item)]
-    batch = collate(backbone, encode_all(backbone, rivals))
+    batch = collate(backbone, encode_all(backbone, _all_rivals(user)))
     with torch.no_grad():
         with attached(backbone, shared):
             reference = token_logp(backbone, batch)

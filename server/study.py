@@ -781,59 +781,63 @@ def run_method(
     -------
     dict
         ``rate`` (0 for methods that are not trained), ``metrics`` (user -> METRIC ->
-        value), ``clamp_rate`` and ``personals`` (without their adapters).
+        value), ``personals`` (without their adapters), and of trained ones means of
+        ``clamp_rate`` and ``ess``.
     """
 
-    def at(rate: float, parts: Sequence[tuple[Sequence[User], bool]]):
-        trained: list[Personal] = []
-        metrics: dict[str, dict[str, float]] = {}
-        for group, generate in parts:
-            own = personal.personalise(
-                backbone,
-                shared,
-                group,
-                pool.unlabeled,
-                method,
-                rate,
-                config,
-                pool.floor,
-                pool.voters,
-            )
-            kept = [(u, p) for u, p in zip(group, own, strict=True) if p.lora]
-            loras = [p.lora for _, p in kept]
-            if control == "swapped":
-                loras = loras[1:] + loras[:1]
-            metrics |= measure([u for u, _ in kept], loras, generate)
-            trained += [replace(p, lora=None) for p in own]
-        return trained, metrics
-
-    def measure(users: Sequence[User], loras: Sequence[Lora | None], generate: bool):
-        if not users:
-            return {}
-        values = personal.evaluate(
-            backbone, shared, loras, users, method, config, generate
+    def train(rate: float, group: Sequence[User]) -> list[Personal]:
+        return personal.personalise(
+            backbone,
+            shared,
+            group,
+            pool.unlabeled,
+            method,
+            rate,
+            config,
+            pool.floor,
+            pool.voters,
         )
-        return {user.id: value for user, value in zip(users, values, strict=True)}
 
-    if method in UNTRAINED:
-        metrics = {}
-        for group, generate in measured_groups(people, config):
-            metrics |= measure(group, [None] * len(group), generate)
-        return {"rate": 0.0, "metrics": metrics, "clamp_rate": 0.0, "personals": []}
+    def tried(rate: float) -> tuple[int, float]:
+        """Order rates as the server does: fewer failures, then the lowest mean NLL."""
+        values: list[float] = []
+        for group in groups(dataset.development, config.personalise.stack):
+            kept, loras = _with_adapter(group, train(rate, group))
+            if kept:
+                values += personal.held_out_nll(backbone, shared, loras, kept, method)
+        values = [value for value in values if np.isfinite(value)]
+        return -len(values), float(np.mean(values)) if values else np.inf
+
     rates = config.learning_rate_list
-    rate = rates[0]
-    if len(rates) > 1:
-        parts = groups(dataset.development, config.personalise.stack)
-        trials = {r: at(r, [(part, False) for part in parts])[1] for r in rates}
-        rate = min(rates, key=lambda r: _trial_score(trials[r]))
-    trained, metrics = at(rate, measured_groups(people, config))
-    return {
-        "rate": rate,
-        "metrics": metrics,
-        "clamp_rate": float(np.mean([p.log["clamp_rate"] for p in trained])),
-        "ess": float(np.mean([p.log["ess"] for p in trained])),
-        "personals": trained,
-    }
+    untrained = method in UNTRAINED
+    rate = 0.0 if untrained else rates[0] if len(rates) == 1 else min(rates, key=tried)
+    trained: list[Personal] = []
+    metrics: dict[str, dict[str, float]] = {}
+    for group, generate in measured_groups(people, config):
+        users, loras = group, [None] * len(group)
+        if not untrained:
+            own = train(rate, group)
+            trained += [replace(one, lora=None) for one in own]
+            users, loras = _with_adapter(group, own)
+        if control == "swapped":
+            loras = loras[1:] + loras[:1]
+        if users:
+            values = personal.evaluate(
+                backbone, shared, loras, users, method, config, generate
+            )
+            metrics |= {u.id: found for u, found in zip(users, values, strict=True)}
+    logs = ("clamp_rate", "ess") if trained else ()
+    means = {name: float(np.mean([one.log[name] for one in trained])) for name in logs}
+    return {"rate": rate, "metrics": metrics, "personals": trained, **means}
+
+
+def _with_adapter(
+    users: Sequence[User], personals: Sequence[Personal]
+) -> tuple[list[User], list[Lora | None]]:
+    """Those whose training succeeded, and their adapters."""
+    pairs = zip(users, personals, strict=True)
+    kept = [(user, one.lora) for user, one in pairs if one.lora is not None]
+    return [user for user, _ in kept], [lora for _, lora in kept]
 
 
 def measured_groups(
@@ -848,9 +852,3 @@ def measured_groups(
     return [(group, True) for group in groups(users[:first], stack)] + [
         (group, False) for group in groups(users[first:], stack)
     ]
-
-
-def _trial_score(metrics: Mapping[str, Mapping[str, float]]) -> tuple[int, float]:
-    """Order rates as the server does: fewer failures first, then the lowest mean NLL."""
-    values = [value["nll"] for value in metrics.values() if np.isfinite(value["nll"])]
-    return -len(values), float(np.mean(values)) if values else np.inf

@@ -170,9 +170,7 @@ def test_an_adapter_on_a_shared_one_that_noise_has_ruined_is_not_used(vaults):
     noise = {n: torch.full_like(b, 5.0) for n, b in zero.b.items()}
     ruined = replace(zero, b=noise)
     user, sources = owner.split(history.entries(vault))
-    version = owner.adopt(
-        vault, backbone, ruined, zero, user, sources, "oppu", config, "a run"
-    )
+    version = owner.adopt(vault, backbone, ruined, zero, user, sources, "oppu", "a run")
     assert version.nll == pytest.approx(version.nll_before)
     assert version.nll > version.nll_bare
     assert not version.accepted and owner.active(vault) == 0

@@ -69,11 +69,12 @@ def node(monkeypatch, tmp_path):
             raise RuntimeError("out of memory")
         return [Personal(u.id, lora(rate), 0.25, True, {"steps": 3.0}) for u in users]
 
-    def measure(_backbone, _shared, adapters, users, *_rest):
-        return [
-            {"nll": 9.0 if a is None else float(a.b["layer.q"][0, 0])}
-            for a, _ in zip(adapters, users, strict=True)
-        ]
+    def nll(_backbone, _shared, adapters, users, *_rest):
+        assert len(adapters) == len(users)
+        return [9.0 if a is None else float(a.b["layer.q"][0, 0]) for a in adapters]
+
+    def measure(*arguments):
+        return [{"nll": value} for value in nll(*arguments)]
 
     zero = Lora({"layer.q": torch.ones(2, 5)}, {"layer.q": torch.zeros(3, 2)}, 2.0)
     backbone = type("Fake", (), {"hash": "b0", "device": torch.device("cpu")})()
@@ -82,6 +83,7 @@ def node(monkeypatch, tmp_path):
     monkeypatch.setattr(tasks, "_zero_shared", lambda *_: zero)
     monkeypatch.setattr(personal, "personalise", train)
     monkeypatch.setattr(personal, "evaluate", measure)
+    monkeypatch.setattr(personal, "held_out_nll", nll)
     return type("Node", (), {"calls": calls, "broken": broken, "folder": tmp_path})
 
 

@@ -16,6 +16,7 @@ from idiolect.common.personal import (
     Personal,
     clip_rows,
     evaluate,
+    held_out_nll,
     mismatched,
     personalise,
     shared_update,
@@ -154,6 +155,22 @@ def alphas(backbone, shared, users, others, settings) -> list[float]:
     return found
 
 
+def test_alpha_is_kept_for_its_user_its_set_and_its_seed(wide, shared, users, others):
+    twins = [replace(user, id=f"twin of {user.id}") for user in users]
+    cases = [
+        (users, others, config(unlabeled__alpha_items=4)),
+        (twins, others, config(unlabeled__alpha_items=4)),
+        (users, others[2:], config(unlabeled__alpha_items=4)),
+        (users, others, config(unlabeled__alpha_items=5)),
+        (users, others, config(unlabeled__alpha_items=4, seed=7)),
+    ]
+    kept = [alphas(wide, shared, *case) for case in cases]
+    assert len({tuple(each) for each in kept}) == len(cases)
+    for case, known in zip(cases, kept, strict=True):
+        personal._overlap_in_ngrams.cache_clear()
+        assert alphas(wide, shared, *case) == known
+
+
 def test_alpha_from_ngrams_ranks_users_by_their_true_overlap(wide, shared):
     """48 personas with 32 headlines each; nothing of this runs the model."""
     settings = parse(
@@ -251,6 +268,16 @@ def test_evaluation_equals_the_obvious_computation(wide, shared, users):
         )
         wins = [reward(a)[1] > reward(b)[1] for a, b in zip(own, rival, strict=True)]
         assert result["contrast"] == pytest.approx(sum(wins) / len(wins))
+
+
+@pytest.mark.parametrize("method", ["base", "shared", "c-bpo"])
+def test_the_likelihood_alone_is_the_one_of_the_evaluation(wide, shared, users, method):
+    own: list[Lora | None] = [None] * 3
+    if method == "c-bpo":
+        own = [adapter(wide, f"u{k}", k) for k in range(3)]
+    full = evaluate(wide, shared, own, users, method, CONFIG, False)
+    alone = held_out_nll(wide, shared, own, users, method)
+    assert alone == pytest.approx([found["nll"] for found in full], abs=1e-5)
 
 
 def test_evaluation_is_per_token_where_lengths_differ(wide, shared, items):

@@ -175,6 +175,20 @@ MUTATIONS = (
     ),
     # --- alpha -----------------------------------------------------------------------
     Mutation(
+        "alpha: directions of the span are not as long as they were",
+        "common/overlap.py",
+        "vectors[:, kept] * np.sqrt(values[kept])",
+        "vectors[:, kept]",
+        "test_coordinates_in_the_span_keep_all_products",
+    ),
+    Mutation(
+        "alpha: one user's items are judged in another user's folds",
+        "common/personal.py",
+        'generator = numpy_generator(seed, "overlap", user)',
+        'generator = numpy_generator(seed, "overlap")',
+        "test_alpha_is_kept_for_its_user_its_set_and_its_seed",
+    ),
+    Mutation(
         "alpha: items are judged by a classifier that was fitted on them",
         "common/overlap.py",
         "features[~held], labels[~held], balance[~held], features[held]",
@@ -468,8 +482,8 @@ MUTATIONS = (
     Mutation(
         "The reported NLL is per item instead of per token",
         "common/personal.py",
-        "-np.sum(logp[:first]) / tokens[:first].sum()",
-        "-np.mean(logp[:first] / tokens[:first])",
+        "-float(np.sum(logp)) / sum(map(completion_tokens, items))",
+        "-float(np.mean([p / completion_tokens(e) for p, e in zip(logp, items)]))",
         "test_evaluation_is_per_token_where_lengths_differ",
     ),
     # --- data and metrics ------------------------------------------------------------

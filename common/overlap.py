@@ -69,7 +69,7 @@ def estimate(
     """
     if min(len(target), len(unlabeled)) < FEWEST:
         return Overlap(DEFAULT, False)
-    features = standardise(np.concatenate([target, unlabeled]), unlabeled)
+    features = in_span(standardise(np.concatenate([target, unlabeled]), unlabeled))
     labels = np.r_[np.ones(len(target)), -np.ones(len(unlabeled))]
     balance = np.r_[
         np.full(len(target), 0.5 / len(target)), 0.5 * weights / weights.sum()
@@ -93,6 +93,17 @@ def standardise(
     centre, scale = unlabeled.mean(0), unlabeled.std(0)
     scale = np.where(scale > 1e-6, scale, 1.0)
     return (features - centre) / scale / np.sqrt(features.shape[1])
+
+
+def in_span(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coordinates of rows [n, d] in an orthonormal basis of their span, [n, <= n].
+
+    All products of rows stay, so a linear classifier with a ridge predicts the same from
+    them, however long the embeddings are.
+    """
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    kept = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
+    return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def _folds(count: int, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -120,28 +131,24 @@ def ridge_logistic(
 ) -> NDArray[np.float64]:
     """Minimise sum_i w_i log(1 + exp(-y_i x_i c)) + ridge / (2 n) |c|^2.
 
-    Newton's method in the span of the rows (at most n dimensions, however long the
-    embeddings are); the objective is strictly convex.
+    Newton's method; the objective is strictly convex.
 
     Returns
     -------
     ndarray
         Coefficients c [d].
     """
-    _, singular, basis = np.linalg.svd(features, full_matrices=False)
-    basis = basis[singular > 1e-9 * max(singular.max(initial=0.0), 1e-300)]
-    x = features @ basis.T
     penalty = ridge / len(features)
-    c = np.zeros(x.shape[1])
+    c = np.zeros(features.shape[1])
     for _ in range(50):
-        p = _sigmoid(-labels * (x @ c))
-        gradient = penalty * c - x.T @ (weights * labels * p)
-        hessian = penalty * np.eye(len(c)) + (x.T * (weights * p * (1 - p))) @ x
-        step = np.linalg.solve(hessian, gradient)
+        p = _sigmoid(-labels * (features @ c))
+        gradient = penalty * c - features.T @ (weights * labels * p)
+        curvature = (features.T * (weights * p * (1 - p))) @ features
+        step = np.linalg.solve(curvature + penalty * np.eye(len(c)), gradient)
         c = c - step
         if np.abs(step).max(initial=0.0) < 1e-9:
             break
-    return basis.T @ c
+    return c
 
 
 def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:

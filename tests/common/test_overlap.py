@@ -7,6 +7,7 @@ from idiolect.common.overlap import (
     DEFAULT,
     HIGHEST,
     estimate,
+    in_span,
     ridge_logistic,
     standardise,
 )
@@ -35,6 +36,14 @@ def test_ridge_logistic_is_the_minimum():
 
     best = minimize(objective, np.zeros(5), tol=1e-12).x
     np.testing.assert_allclose(ridge_logistic(x, y, w, 0.7), best, atol=1e-5)
+
+
+def test_coordinates_in_the_span_keep_all_products():
+    wide = draw().normal(size=(6, 40))
+    rows = np.concatenate([wide, wide[:2], np.zeros((1, 40))])
+    found = in_span(rows)
+    assert found.shape == (9, 6)
+    np.testing.assert_allclose(found @ found.T, rows @ rows.T, atol=1e-9)
 
 
 def test_alpha_rises_with_the_true_overlap():

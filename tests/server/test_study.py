@@ -255,6 +255,49 @@ def test_each_method_depends_on_its_own_keys():
     assert users_of("history", 4) == set(METHODS)
 
 
+# Every key that some method does not use, at another value than usual.
+OTHERWISE = {
+    "unlabeled.kind": "others",
+    "unlabeled.ratio": 2.0,
+    "unlabeled.alpha": "0.2",
+    "unlabeled.alpha-features": "backbone",
+    "unlabeled.alpha-items": 0,
+    "personalise.epochs": 2,
+    "personalise.batch": 3,
+    "personalise.learning-rates": "1e-2",
+    "personalise.beta": 0.3,
+    "personalise.ema": 0.5,
+    "personalise.boundary": "pooled",
+    "personalise.reward": "token",
+    "personalise.unlabeled-weight": 0.7,
+    "personalise.anchor": 0.3,
+    "evaluate.retrieved": 1,
+    "evaluate.contrast": 2.0,
+    "evaluate.contrasted": "oppu,cope,kto,bco,positives,c-bpo",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_method_does_not_use_changes_nothing(settings, method):
+    def measured(changes):
+        keys = {**settings, "methods": method, "evaluate.generate": True, **changes}
+        return run_cell(parse(keys), {})["users"]
+
+    unused = {
+        key: value
+        for key, value in OTHERWISE.items()
+        if key_of(parse({}), study.UNUSED[method])
+        == key_of(parse({key: value}), study.UNUSED[method])
+    }
+    assert unused
+    assert measured(unused) == measured({})
+
+
+def test_every_key_that_is_unused_somewhere_is_tried():
+    named = {name for names in study.UNUSED.values() for name in names}
+    assert named - {"unlabeled."} <= OTHERWISE.keys()
+
+
 def test_shuffling_deals_every_item_once(settings):
     dataset = load_dataset(parse(settings))
     dealt = shuffled(dataset, 0)

@@ -648,7 +648,7 @@ def held_out_nll(
     return [_nll(*each) for each in zip(scores, items, strict=True)]
 
 
-def _nll(logp: Sequence[float], items: Sequence[Encoded]) -> float:
+def _nll(logp: Sequence[float] | np.ndarray, items: Sequence[Encoded]) -> float:
     """Negative log-likelihood per completion token."""
     return -float(np.sum(logp)) / sum(map(completion_tokens, items))
 
@@ -675,10 +675,10 @@ def evaluate(
     method, config
         ``base`` is the backbone without the shared adapter. ``rag`` and ``pag`` are the
         shared policy at longer prompts (`in_context`), rewarded against the reference at
-        the plain ones. Methods in ``evaluate.contrasted`` decode by
-        contrast, of which scores know nothing.
+        the plain ones. Methods in ``evaluate.contrasted`` decode by contrast, of which
+        scores know nothing.
     generate_texts
-        Whether outputs are generated and scored; otherwise only ``nll`` and ``contrast``.
+        Whether outputs are generated and judged too.
 
     Returns
     -------
@@ -700,19 +700,12 @@ def evaluate(
     # itself in the last bits, and these would decide who wins a contrast.
     same = policy == [shared] and prompted is both
     scores = references if same else score_users(backbone, policy, prompted)
-    results: list[dict[str, float]] = []
-    for user, items, logp, reference in zip(
-        users, both, scores, references, strict=True
-    ):
-        tokens = np.array([completion_tokens(entry) for entry in items])
-        reward = (np.array(logp) - np.array(reference)) / tokens
-        first = len(user.held_out)
-        counts = [len(_rivals(item)) for item in user.held_out]
-        ends = np.cumsum(counts)[:-1]
-        found = ranking(reward[:first], np.split(reward[first:], ends))
-        if max(counts) == 1:
-            del found["mrr"]  # it would say what contrast says
-        results.append({"nll": _nll(logp[:first], items[:first]), **found})
+    results = [
+        _ranked(user, items, np.array(logp), np.array(reference))
+        for user, items, logp, reference in zip(
+            users, both, scores, references, strict=True
+        )
+    ]
     if config.evaluate.shift:
         for user, lora, result in zip(users, personals, results, strict=True):
             result["shift"] = shift(backbone, shared, lora, user)
@@ -720,12 +713,30 @@ def evaluate(
         own = [p[: len(u.held_out)] for u, p in zip(users, prompted, strict=True)]
         texts = _outputs(backbone, policy, own, config, config.contrast_of(method))
         for user, outputs, result in zip(users, texts, results, strict=True):
-            targets = [item.target for item in user.held_out]
-            result |= metrics.score(task_of(config.task), outputs, targets)
-            if user.truth is not None:
-                pairs = list(zip(user.held_out, outputs, strict=True))
-                result |= score_style(user, [(i, text) for i, text in pairs])
+            result |= _written(user, outputs, config)
     return results
+
+
+def _ranked(
+    user: User, items: Sequence[Encoded], logp: np.ndarray, reference: np.ndarray
+) -> dict[str, float]:
+    """``nll``, ``contrast`` and ``mrr`` from the scores of `_with_rivals`."""
+    reward = (logp - reference) / [completion_tokens(entry) for entry in items]
+    first = len(user.held_out)
+    counts = [len(_rivals(item)) for item in user.held_out]
+    found = ranking(reward[:first], np.split(reward[first:], np.cumsum(counts)[:-1]))
+    if max(counts) == 1:
+        del found["mrr"]  # it would say what contrast says
+    return {"nll": _nll(logp[:first], items[:first]), **found}
+
+
+def _written(user: User, outputs: Sequence[str], config: Config) -> dict[str, float]:
+    """Metrics of the outputs for the held-out items, and whose style they follow."""
+    targets = [item.target for item in user.held_out]
+    found = metrics.score(task_of(config.task), outputs, targets)
+    if user.truth is not None:
+        found |= score_style(user, list(zip(user.held_out, outputs, strict=True)))
+    return found
 
 
 def _with_rivals(backbone: Backbone, user: User) -> list[Encoded]:

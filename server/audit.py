@@ -234,6 +234,7 @@ def summary(study: Study, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "title": study.title,
         "question": study.question,
         "reading": study.reading,
+        "answer": study.answer,
         "claims": cells[0]["claims"],
         "noise": cells[0]["noise"],
         "largest_detectable": cells[0]["audits"][0]["largest_detectable"],

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,7 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
         "title": study.title,
         "question": study.question,
         "reading": study.reading,
+        "answer": study.answer,
         "config": study.config,
         "grid": {k: [writable(v) for v in values] for k, values in study.grid.items()},
         "plot": study.plot,
@@ -441,7 +443,9 @@ def _compared(found: Mapping[str, Any]) -> list[str]:
     for (one, metric), entries in tables.items():
         others = list(dict.fromkeys(entry["other"] for entry in entries))
         lines += [
-            f"| {one}, by {metric}{_arrow(metric)} | " + " | ".join(others) + " |",
+            f"| {one}, by {metric}{_terms(metric, entries[0])} | "
+            + " | ".join(others)
+            + " |",
             "| --- |" + " --- |" * len(others),
         ]
         for world in dict.fromkeys(entry["x"] for entry in entries):
@@ -453,15 +457,22 @@ def _compared(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _arrow(metric: str) -> str:
-    return " (lower is better)" if metric in results.LOWER_IS_BETTER else ""
+def _terms(metric: str, entry: Mapping[str, Any]) -> str:
+    """What a reader of a table must know of its metric: direction and margin."""
+    terms = ["lower is better"] * (metric in results.LOWER_IS_BETTER)
+    if margin := entry.get("margin", 0.0):
+        terms.append(f"equal within {margin:g}")
+    return f" ({'; '.join(terms)})" if terms else ""
 
 
 def _outcome(entry: Mapping[str, Any]) -> str:
     low, high = entry["ci95"]
-    word = OUTCOMES[entry["verdict"]]
+    word, margin = OUTCOMES[entry["verdict"]], entry.get("margin", 0.0)
+    if word == "undecided" and -margin < low and high < margin:
+        word = "equals"
     shown = f"{entry['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
-    return f"{word} {shown}" if word == "undecided" else f"**{word}** {shown}"
+    told_apart = entry["verdict"] != "not confirmed"
+    return f"**{word}** {shown}" if told_apart else f"{word} {shown}"
 
 
 def _table(
@@ -499,18 +510,19 @@ bootstrap over users. *Confirmed*: the difference has the sign that the claim pr
 p < 0.05 (Student's t) after Holm's correction for the number of claims in its study, or of
 its comparisons by the same metric; *reversed*: the other sign; *not confirmed*: neither. In
 a comparison of methods these are *beats*, *loses to* and *undecided*: no difference shows,
-and the interval says how large one could be. Intervals are not corrected. Users are
-synthetic (personas) unless a study says otherwise: what holds for them need not hold for
-people.
+and the interval says how large one could be; *equals* where it lies within the margin that
+the study declares. Intervals are not corrected. Users are synthetic (personas) unless a
+study says otherwise: what holds for them need not hold for people.
 """
 
 
 def write_page(folder: Path) -> Path:
     """Write ``<folder>.md`` from the summaries in the folder; return its path."""
-    sections = [INTRODUCTION]
     pages = [(path, json.loads(path.read_text())) for path in folder.glob("*.json")]
     # What the page is about first: who beats whom.
-    for path, found in sorted(pages, key=lambda p: (not p[1].get("compare"), p[0])):
+    pages.sort(key=lambda p: (-len(p[1].get("compare", [])), p[0]))
+    sections = [INTRODUCTION, _answers([found for _, found in pages])]
+    for path, found in pages:
         image = path.with_suffix(".svg")
         if found["curve"]:
             draw(found, image)
@@ -520,3 +532,18 @@ def write_page(folder: Path) -> Path:
     page = folder.with_suffix(".md")
     page.write_text("\n".join(sections))
     return page
+
+
+def _answers(pages: Sequence[Mapping[str, Any]]) -> str:
+    """Every study's answer in a sentence, with a link to its section."""
+    rows = [
+        f"| [{found['title']}](#{_anchor(found['title'])}) | {found['answer']} |"
+        for found in pages
+        if found.get("answer")
+    ]
+    return "\n".join(["| Study | Answer |", "| --- | --- |", *rows, ""] if rows else [])
+
+
+def _anchor(title: str) -> str:
+    """The name that a heading has in a link, as GitHub and most others make it."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")

@@ -181,12 +181,16 @@ class Comparison:
         Sides as a claim has them; ``as`` in a side is what the table calls it.
     metrics
         What is compared. Where a world does not have one, nothing is said.
+    margin
+        Metric -> difference that nobody would mind. Two that are not told apart are called
+        equal where the whole interval lies within it.
     """
 
     x: str
     one: dict[str, Scalar]
     others: list[dict[str, Scalar]]
     metrics: list[str]
+    margin: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -194,8 +198,9 @@ class Study:
     """A declared experiment (see the module's text).
 
     `reading` is what a person made of the results, without numbers: those are in the
-    tables beside it. With an `audit` table its cells are audits of the aggregation
-    (`audit.Design`), over a grid of ``control`` and ``seed``.
+    tables beside it; `answer` is its sentence for the head of the page. With an `audit`
+    table its cells are audits of the aggregation (`audit.Design`), over a grid of
+    ``control`` and ``seed``.
 
     `named` holds, for a key of the grid that is no config key, what each of its values
     stands for. `measured` says which users the cells measure: ``confirmation``, the
@@ -211,6 +216,7 @@ class Study:
     claims: tuple[Claim, ...] = ()
     plot: dict[str, str] = field(default_factory=dict)
     reading: str = ""
+    answer: str = ""
     audit: dict[str, Any] | None = None
     named: dict[str, dict[str, dict[str, Scalar]]] = field(default_factory=dict)
     measured: str = "confirmation"
@@ -237,6 +243,7 @@ def read_study(path: Path) -> Study:
     known = {
         "title",
         "question",
+        "answer",
         "config",
         "grid",
         "claims",
@@ -252,7 +259,7 @@ def read_study(path: Path) -> Study:
     if unknown or not {"title", "grid"} <= raw.keys() or len(either) != 1:
         raise IdiolectError(
             f"study file {path}: needs title, [grid] and either [config] or [audit], may "
-            "have question, reading, measured, [named], [plot], [[compare]] and "
+            "have question, answer, reading, measured, [named], [plot], [[compare]] and "
             "[[claims]]; found "
             f"{', '.join(unknown) or 'too little'}."
         )
@@ -273,6 +280,7 @@ def read_study(path: Path) -> Study:
         claims,
         raw.get("plot", {}),
         raw.get("reading", ""),
+        raw.get("answer", ""),
         raw.get("audit"),
         raw.get("named", {}),
         raw.get("measured", MEASURED[0]),
@@ -299,15 +307,20 @@ def read_study(path: Path) -> Study:
     return study
 
 
-def comparisons(study: Study) -> list[tuple[dict[str, str], Claim]]:
+def comparisons(study: Study) -> list[tuple[dict[str, Any], Claim]]:
     """Claims of ``[[compare]]``: in each world, each opponent, by each metric.
 
     The claim is that `one` is better; beside it stands what a table calls the world and
-    the two.
+    the two, and the margin.
     """
     return [
         (
-            {"x": str(value), "one": name_of(entry.one), "other": name_of(other)},
+            {
+                "x": str(value),
+                "one": name_of(entry.one),
+                "other": name_of(other),
+                "margin": entry.margin.get(metric, 0.0),
+            },
             Claim(
                 text=f"{value}: {name_of(entry.one)} is better than {name_of(other)}",
                 metric=metric,

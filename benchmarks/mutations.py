@@ -635,6 +635,13 @@ MUTATIONS = (
         "test_the_more_claims_the_more_each_must_show",
     ),
     Mutation(
+        "Two methods are equal where their mean difference alone is within the margin",
+        "server/findings.py",
+        "-margin < low and high < margin",
+        '-margin < entry["mean"] < margin',
+        "test_two_are_equal_only_where_the_whole_interval_lies_within_the_margin",
+    ),
+    Mutation(
         "A real user counts once per seed",
         "server/findings.py",
         "(seed, seed if cell",

@@ -1,6 +1,7 @@
 """Verdicts, curves and the page, from made-up cells whose answers are known."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,6 +175,20 @@ def test_each_world_says_who_beats_whom():
     assert "accuracy" not in text  # no world has it
 
 
+@pytest.mark.parametrize(
+    ("margin", "word"), [(0.03, "undecided"), (0.05, "equals"), (0.2, "equals")]
+)
+def test_two_are_equal_only_where_the_whole_interval_lies_within_the_margin(
+    margin, word
+):
+    study, done = worlds()  # in the third one the interval is [-0.04, 0.04]
+    compare = replace(study.compare[0], margin={"nll": margin})
+    text = markdown(summary(replace(study, compare=(compare,)), done))
+    assert f"| c-bpo, by nll (lower is better; equal within {margin}) | SFT |" in text
+    assert f"| 3.0 (24 users) | {word} " in text
+    assert "| 1.0 (24 users) | **beats** -0.150 [" in text
+
+
 def test_the_curve_subtracts_the_baseline_of_the_same_user():
     points = curve(study(x="unlabeled.ratio", metric="nll", minus="oppu"), CELLS, "nll")
     assert [(p["line"], p["x"]) for p in points] == [("c-bpo", 1.0), ("c-bpo", 2.0)]
@@ -215,8 +230,12 @@ def test_the_page_is_made_from_files_alone(tmp_path):
     folder.mkdir()
     found = summary(study(x="unlabeled.ratio", metric="nll", minus="oppu"), CELLS)
     (folder / "small.json").write_text(json.dumps(found))
+    asked = found | {"title": "Who, and: why?", "answer": "All of them."}
+    (folder / "asked.json").write_text(json.dumps(asked))
     page = write_page(folder)
     text = page.read_text()
+    assert "| [Who, and: why?](#who-and-why) | All of them. |" in text
+    assert "](#small)" not in text  # it has no answer
     assert page == tmp_path / "findings.md"
     assert "| text | all | nll -0.300 |" in text and "**confirmed**" in text
     assert "![Small](findings/small.svg)" in text

@@ -475,8 +475,8 @@ MUTATIONS = (
     Mutation(
         "Contrast compares whole texts instead of per token",
         "common/personal.py",
-        "reward = (np.array(logp) - np.array(reference)) / tokens",
-        "reward = np.array(logp) - np.array(reference)",
+        "(logp - reference) / [completion_tokens(entry) for entry in items]",
+        "logp - reference",
         "test_evaluation_is_per_token_where_lengths_differ",
     ),
     Mutation(
@@ -642,10 +642,17 @@ MUTATIONS = (
         "test_two_are_equal_only_where_the_whole_interval_lies_within_the_margin",
     ),
     Mutation(
+        "A study reuses noise that was calibrated for another plan",
+        "server/study.py",
+        "key_of(config, NOT_SHARED) + noise,",
+        "key_of(config, NOT_SHARED),",
+        "test_what_noise_is_calibrated_from_is_not_shared",
+    ),
+    Mutation(
         "A real user counts once per seed",
         "server/findings.py",
-        "(seed, seed if cell",
-        "(seed, seed if True or cell",
+        'return cell["run"]["seed"] if cell',
+        'return cell["run"]["seed"] if True or cell',
         "test_a_real_user_counts_once_whatever_the_number_of_seeds",
     ),
     Mutation(

@@ -168,9 +168,9 @@ def device_cost(found: dict[str, Any]) -> list[str]:
 INTRODUCTION = """# Performance
 
 Written by `make bench` (`benchmarks/performance.py`) from the files in
-`benchmarks/results`; don't edit. Every ratio is between peers that were run in turn on
-one machine, on its CPU. What each peer is, the first
-lines of its program say. No GPU was at hand: nothing here says anything about one.
+`benchmarks/results`; don't edit. Every ratio is between peers that were run on one
+machine, on its CPU, in turn where nothing else is said. What each peer is, the first lines
+of its program say. No GPU was at hand: nothing here says anything about one.
 
 ## One user
 
@@ -192,6 +192,12 @@ queries (it needs each family's own attention code), torch.compile (its start co
 than a user), adapters on the upper layers only (another model, whose quality would have to
 be shown).
 
+"""
+
+SIMULATION = """## Many users through Flower (`benchmarks/simulation.py`)
+
+The shared adapter, votes and one trained method (`shared,c-bpo`), one learning rate, no
+development users, no outputs; the naive app was run first.
 """
 
 
@@ -221,8 +227,7 @@ def main() -> None:
         found = json.loads(path.read_text())
         lines += many_users(found) + measured(found)
     if found := read("simulation"):
-        lines += ["## The whole main job (`benchmarks/simulation.py`)", ""]
-        lines += simulation(found) + measured(found)
+        lines += [SIMULATION, *simulation(found), *measured(found)]
     if found := read("wire"):
         lines += ["## On the wire (`benchmarks/wire.py`)", ""]
         lines += wire(found) + measured(found)

@@ -2,10 +2,11 @@
 
 import json
 import platform
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
+
+from idiolect.server.results import git_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -21,17 +22,10 @@ def save(name: str, report: dict[str, Any]) -> None:
 def origin() -> dict[str, str]:
     """Commit of the checkout (with a ``+`` if it was changed), day, and processor."""
     return {
-        "commit": _git("rev-parse", "--short=12", "HEAD")
-        + "+" * bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": git_commit(),
         "day": time.strftime("%Y-%m-%d", time.gmtime()),
         "processor": _processor(),
     }
-
-
-def _git(*words: str) -> str:
-    command = ["git", "-C", str(ROOT), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def _processor() -> str:

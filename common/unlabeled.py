@@ -370,10 +370,7 @@ def _weights(unlabeled: Sequence[Unlabeled]) -> np.ndarray:
 
 
 def draw(
-    unlabeled: Sequence[Unlabeled],
-    count: int,
-    generator: np.random.Generator,
-    exclude_owner: str = "",
+    unlabeled: Sequence[Unlabeled], count: int, generator: np.random.Generator
 ) -> list[Unlabeled]:
     """Draw items with probability proportional to their weight.
 
@@ -389,18 +386,15 @@ def draw(
         How many to draw.
     generator
         The user's own, seeded.
-    exclude_owner
-        A user whose items are left out.
     """
-    pool = [e for e in unlabeled if not exclude_owner or e.owner != exclude_owner]
-    weights = _weights(pool)
+    weights = _weights(unlabeled)
     able = np.flatnonzero(weights)
     if count <= 0 or not len(able):
         return []
     rounds, rest = divmod(count, len(able))
     chance = weights[able] / weights[able].sum()
     chosen = [*np.tile(able, rounds), *generator.choice(able, rest, False, chance)]
-    return [Unlabeled(pool[i].item, 1.0, pool[i].owner) for i in chosen]
+    return [replace(unlabeled[int(i)], weight=1.0) for i in chosen]
 
 
 def subset(

@@ -10,7 +10,6 @@ import logging
 import os
 import platform
 import resource
-import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
@@ -36,9 +35,9 @@ from .exchange import Journal, Run, population
 from .hello import Census, hello, identity
 from .personalise import evaluate, mean_log, personalise, workload
 from .pool import WEIGHT, pool
+from .results import PACKAGE, git_commit
 
 LOG = logging.getLogger("flwr")
-PACKAGE = Path(__file__).resolve().parents[1]
 app = ServerApp()
 
 
@@ -173,18 +172,6 @@ def announce(folder: RunFolder, journal: Journal) -> None:
             "resumed": folder.resumed,
         }
     )
-
-
-def git_commit() -> str:
-    """Commit of the checkout that this package is run from, or nothing."""
-    if not (PACKAGE / ".git").exists():
-        return ""
-    command = ["git", "-C", str(PACKAGE), "rev-parse", "--short=12", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
 
 
 def finish(run: Run, census: Census) -> None:

@@ -1,9 +1,10 @@
 """What the cells of a study say: verdicts on claims, tables, plots; from files alone."""
 
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from ..common.config import PAPER, PERSONAS, Scalar
 from ..common.errors import IdiolectError
 from . import audit, results
-from .study import BEST, UNUSED, Claim, Study, comparisons, matches, side_of
+from .study import BEST, UNUSED, Claim, Study, comparisons, matches, named_by, side_of
 
 # Kinds of unlabeled set whose text no noise protects, and what a line of theirs says.
 NOT_PRIVATE = ("others", "anonymised")
@@ -39,7 +40,7 @@ def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
         people.setdefault(key[1:], []).append(one[key] - other[key])
     if len(people) < 2:
         raise IdiolectError(f"claim {claim.text!r}: fewer than two users to compare.")
-    means = np.array([np.mean(found) for found in people.values()])
+    means = _means(people)
     return {
         "claim": claim.text,
         "metric": claim.metric,
@@ -47,6 +48,16 @@ def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
         "expect": claim.expect,
         **results.bootstrap(means, seed=0),
     }
+
+
+def _person_seed(cell: Cell) -> int:
+    """Tell personas of several seeds apart; users of real data are always the same."""
+    return cell["run"]["seed"] if cell["run"]["task"] in PERSONAS else 0
+
+
+def _means(people: Mapping[Any, Sequence[float]]) -> np.ndarray:
+    """Return one value for each person, the mean of theirs."""
+    return np.array([np.mean(values) for values in people.values()])
 
 
 def judged(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -118,7 +129,7 @@ def values(
             value = cell["users"][user].get(method, {}).get(claim.metric)
             if value is None:
                 continue
-            place = (seed, seed if cell["run"]["task"] in PERSONAS else 0, user)
+            place = (seed, _person_seed(cell), user)
             if place not in found or rest == group[seed]:
                 found[place] = better(found.get(place, value), value)
             elif found[place] != value:
@@ -165,6 +176,7 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
         },
         "alpha": [entry for cell in done if (entry := alpha_against_truth(cell))],
         "rows": rows,
+        "commits": sorted({cell["run"].get("commit", "") for cell in done} - {""}),
         "learning_rates": [cell["run"]["learning_rates"] for cell in done],
         "clamp_rate": [cell["run"]["clamp_rate"] for cell in done],
     }
@@ -226,17 +238,14 @@ def curve(study: Study, done: Sequence[Cell], metric: str) -> list[dict[str, Any
     non-unique users apart). Every other key of the
     grid but the seed, and every method, makes a line of its own.
     """
-    points: dict[tuple[str, Scalar], dict[tuple[int, str], float]] = {}
+    points: dict[tuple[str, Scalar], dict[tuple[int, str], list[float]]] = {}
     for cell in done:
         x = writable(cell["cell"][study.plot["x"]])
         for line, user, value in _plotted(study, cell, metric):
-            points.setdefault((line, x), {})[cell["run"]["seed"], user] = value
+            person = (_person_seed(cell), user)
+            points.setdefault((line, x), {}).setdefault(person, []).append(value)
     return [
-        {
-            "line": line,
-            "x": x,
-            **results.bootstrap(np.array(list(found.values())), seed=0),
-        }
+        {"line": line, "x": x, **results.bootstrap(_means(found), seed=0)}
         for (line, x), found in points.items()
     ]
 
@@ -252,9 +261,12 @@ def _plotted(study: Study, cell: Cell, metric: str) -> Iterator[tuple[str, str, 
     for half in halves:
         for user in chosen(cell, half):
             metrics = cell["users"][user]
-            start = metrics.get(plot.get("minus", ""), {}).get(metric, 0.0)
+            start = 0.0
+            if "minus" in plot:
+                start = metrics.get(plot["minus"], {}).get(metric)
             for method, found in metrics.items():
-                if method != plot.get("minus") and metric in found:
+                known = start is not None and found.get(metric) is not None
+                if method != plot.get("minus") and known:
                     name = [method, *_fixed(study, cell, method)]
                     name += [half] * (half != "all")
                     yield ", ".join(name), user, found[metric] - start
@@ -281,7 +293,7 @@ def _unused(study: Study, key: str, method: str) -> bool:
     if "recipe" in names:
         names = names - {"recipe"} | set(PAPER)
     without = ("methods", *UNUSED.get(method, ()))
-    return all(any(n == k or n.startswith(k) for k in without) for n in names)
+    return all(named_by(name, without) for name in names)
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
@@ -347,6 +359,8 @@ def markdown(found: Mapping[str, Any], image: str = "") -> str:
     grid = "; ".join(f"`{k}` in {v}" for k, v in found["grid"].items())
     lines += [f"Setting: {setting or 'defaults'}. Grid: {grid}.", ""]
     lines += _named(found)
+    if commits := ", ".join(f"`{commit}`" for commit in found.get("commits", [])):
+        lines += [f"Measured at commit {commits}.", ""]
     if found.get("measured") == "development":
         lines += ["Measured on development users, whom no other table reports.", ""]
     lines += _compared(found)
@@ -364,8 +378,7 @@ def markdown(found: Mapping[str, Any], image: str = "") -> str:
     lines += _table(found, found["curve"], found["plot"].get("metric", ""))
     for metric, points in found.get("also", {}).items():
         lines += _table(found, points, metric)
-    if over := "; ".join(_over_cells(found)):
-        lines += [f"Over the cells: {over}.", ""]
+    lines += _rates(found) + _clamped(found)
     lines += _alpha_table(found["alpha"])
     return "\n".join(lines)
 
@@ -393,15 +406,43 @@ def _alpha_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*lines, ""] if rows else []
 
 
-def _over_cells(found: Mapping[str, Any]) -> Iterator[str]:
-    """Learning rates that the methods used, and how often the clamp was active."""
-    rates, clamps = found["learning_rates"], found["clamp_rate"]
-    for method in dict.fromkeys(name for cell in rates for name in cell):
-        used = sorted({cell[method] for cell in rates if method in cell})
-        yield f"{method} learning rate {' or '.join(f'{rate:g}' for rate in used)}"
-    active = [cell["c-bpo"] for cell in clamps if "c-bpo" in cell]
-    if active:
-        yield f"clamp of c-bpo active on {min(active):.0%} to {max(active):.0%} of steps"
+def _rates(found: Mapping[str, Any]) -> list[str]:
+    """Learning rates that the methods used: one each, or by what the plot varies."""
+    x = found["plot"].get("x")
+    cells = itertools.product(*found["grid"].values())
+    named = [dict(zip(found["grid"], cell, strict=True)) for cell in cells]
+    used: dict[str, dict[str, set[float]]] = {}
+    for cell, rates in zip(named, found["learning_rates"], strict=True):
+        for method, rate in rates.items():
+            used.setdefault(method, {}).setdefault(str(cell.get(x)), set()).add(rate)
+    every = {method: set().union(*at.values()) for method, at in used.items()}
+    if all(len(rates) == 1 for rates in every.values()):
+        once = ", ".join(
+            f"{method} {_either(rates)}" for method, rates in every.items()
+        )
+        return [f"Learning rates: {once}.", ""] if once else []
+    ticks = list(dict.fromkeys(str(cell.get(x)) for cell in named))
+    lines = [
+        f"| learning rate, by {x} | " + " | ".join(ticks) + " |",
+        "| --- |" + " --- |" * len(ticks),
+    ]
+    for method, at in used.items():
+        shown = [_either(at.get(tick, set())) for tick in ticks]
+        lines.append(f"| {method} | " + " | ".join(shown) + " |")
+    return [*lines, ""]
+
+
+def _either(rates: Collection[float]) -> str:
+    return " or ".join(f"{rate:g}" for rate in sorted(rates))
+
+
+def _clamped(found: Mapping[str, Any]) -> list[str]:
+    """How often the clamp of C-BPO was active."""
+    active = [cell["c-bpo"] for cell in found["clamp_rate"] if "c-bpo" in cell]
+    if not active:
+        return []
+    low, high = min(active), max(active)
+    return [f"The clamp of c-bpo was active on {low:.0%} to {high:.0%} of steps.", ""]
 
 
 def _claim_row(claim: Mapping[str, Any]) -> str:
@@ -451,7 +492,7 @@ def _compared(found: Mapping[str, Any]) -> list[str]:
         for world in dict.fromkeys(entry["x"] for entry in entries):
             mine = {entry["other"]: entry for entry in entries if entry["x"] == world}
             n = max(entry["n"] for entry in mine.values())
-            cells = [_outcome(mine[o]) if o in mine else "" for o in others]
+            cells = [_outcome(mine[o], n) if o in mine else "" for o in others]
             lines.append(f"| {world} ({n} users) | " + " | ".join(cells) + " |")
         lines.append("")
     return lines
@@ -465,14 +506,16 @@ def _terms(metric: str, entry: Mapping[str, Any]) -> str:
     return f" ({'; '.join(terms)})" if terms else ""
 
 
-def _outcome(entry: Mapping[str, Any]) -> str:
+def _outcome(entry: Mapping[str, Any], n: int) -> str:
+    """Say who is better, by how much, and of how many users if they are fewer than n."""
     low, high = entry["ci95"]
     word, margin = OUTCOMES[entry["verdict"]], entry.get("margin", 0.0)
-    if word == "undecided" and -margin < low and high < margin:
-        word = "equals"
     shown = f"{entry['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
-    told_apart = entry["verdict"] != "not confirmed"
-    return f"**{word}** {shown}" if told_apart else f"{word} {shown}"
+    shown += f", {entry['n']} users" * (entry["n"] < n)
+    if -margin < low and high < margin:
+        aside = {"beats": ", just ahead", "loses to": ", just behind"}
+        return f"equals{aside.get(word, '')} {shown}"
+    return f"{word} {shown}" if word == "undecided" else f"**{word}** {shown}"
 
 
 def _table(
@@ -511,8 +554,11 @@ p < 0.05 (Student's t) after Holm's correction for the number of claims in its s
 its comparisons by the same metric; *reversed*: the other sign; *not confirmed*: neither. In
 a comparison of methods these are *beats*, *loses to* and *undecided*: no difference shows,
 and the interval says how large one could be; *equals* where it lies within the margin that
-the study declares. Intervals are not corrected. Users are synthetic (personas) unless a
-study says otherwise: what holds for them need not hold for people.
+the study declares, *just ahead* or *just behind* if they are told apart all the same.
+Intervals are not corrected, and hold for the populations that were drawn: users of one
+seed share a shared adapter, an unlabeled set and the learning rates chosen for them. Users
+are synthetic (personas) unless a study says otherwise: what holds for them need not hold
+for people.
 """
 
 

@@ -9,6 +9,7 @@ import fcntl
 import json
 import math
 import statistics
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,31 @@ TRAINED = ("positives", "oppu", "cope", "kto", "bco", "c-bpo")
 FEW_USERS = 20  # below, percentile intervals cover visibly less than they say
 
 LOWER_IS_BETTER = ("nll", "mae", "rmse")
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def git_commit() -> str:
+    """Commit of the checkout that this package is run from, or nothing.
+
+    With a ``+`` where a file that git knows was changed since.
+    """
+    if not (PACKAGE / ".git").exists():
+        return ""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return commit + "+" * bool(commit and changed)
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(PACKAGE), *words]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
 
 
 def bootstrap(values: np.ndarray, seed: int, resamples: int = 2000) -> dict[str, Any]:

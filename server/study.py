@@ -48,7 +48,7 @@ from .adapt import (
     released,
     within_clip,
 )
-from .budget import Crowd, crowd_of, new_ledger
+from .budget import Crowd, crowd_of, new_ledger, noise_of
 from .pool import (
     charge_vote,
     public_text,
@@ -294,13 +294,28 @@ def read_study(path: Path) -> Study:
     if study.audit is not None:
         return study
     for cell in cells(study):
-        cell_config(study, cell)
+        config = cell_config(study, cell)
         control_of(study, cell)
+        if study.measured == "development" and len(config.learning_rate_list) > 1:
+            raise IdiolectError(
+                f"study file {path}: it measures development users, on whom several "
+                "learning rates would be chosen: give one in personalise.learning-rates."
+            )
+    if study.plot and study.plot.get("x") not in study.grid:
+        raise IdiolectError(
+            f"study file {path}: [plot] has x = {study.plot.get('x')!r}, which is no key "
+            f"of the grid: use one of {', '.join(study.grid)}."
+        )
     for entry in compare:
         if entry.x not in study.grid:
             raise IdiolectError(
                 f"study file {path}: [[compare]] has x = {entry.x!r}, which is no key of "
                 f"the grid: use one of {', '.join(study.grid)}."
+            )
+        if unknown := sorted(entry.margin.keys() - set(entry.metrics)):
+            raise IdiolectError(
+                f"study file {path}: [[compare]] has a margin for {unknown[0]!r}, which is "
+                f"not among its metrics: {', '.join(entry.metrics)}."
             )
     for claim in (*claims, *(claim for _, claim in comparisons(study))):
         _check_claim(path, study, claim)
@@ -468,15 +483,14 @@ def run_study(
 
 def key_of(config: Config, irrelevant: Sequence[str]) -> str:
     """Short hash of a config without the keys (or prefixes ending in ``.``) named."""
-    rest = {
-        key: value
-        for key, value in flatten(config).items()
-        if not any(
-            key == name or (name.endswith(".") and key.startswith(name))
-            for name in irrelevant
-        )
-    }
+    values = flatten(config).items()
+    rest = {key: value for key, value in values if not named_by(key, irrelevant)}
     return hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:16]
+
+
+def named_by(key: str, names: Sequence[str]) -> bool:
+    """Whether a key is among names, of which one that ends in ``.`` stands for a table."""
+    return any(key == n or (n.endswith(".") and key.startswith(n)) for n in names)
 
 
 def once(memory: Memory, stage: str, key: str, make: Callable[[], Any]) -> Any:
@@ -501,16 +515,20 @@ def run_cell(
         config.backbone, config.dtype, config.device, config.max_length
     )
     dataset = load_dataset(config)
+    # What noise is calibrated from is spread over keys that these stages do not use.
+    noise = str(noise_of(config, crowd_in(dataset, config)))
     shared, rounds = once(
         memory,
         "shared",
-        key_of(config, NOT_SHARED),
+        key_of(config, NOT_SHARED) + noise,
         lambda: shared_adapter(backbone, dataset, config),
     )
     pool = once(
         memory,
         "pool",
-        key_of(config, NOT_POOL) + (hash_lora(shared) if uses_shared(config) else ""),
+        key_of(config, NOT_POOL)
+        + noise
+        + (hash_lora(shared) if uses_shared(config) else ""),
         lambda: unlabeled_set(backbone, shared, dataset, config),
     )
     ledger = empty_ledger(dataset, config)
@@ -547,6 +565,7 @@ def run_cell(
             "task": config.task,
             "backbone": config.backbone,
             "seed": config.seed,
+            "commit": results.git_commit(),
             "users": len(users),
             "learning_rates": {m: r["rate"] for m, r in methods.items() if r["rate"]},
             "clamp_rate": {m: r["clamp_rate"] for m, r in methods.items() if r["rate"]},
@@ -821,9 +840,10 @@ def run_method(
         values = [value for value in values if np.isfinite(value)]
         return -len(values), float(np.mean(values)) if values else np.inf
 
-    rates = config.learning_rate_list
     untrained = method in UNTRAINED
-    rate = 0.0 if untrained else rates[0] if len(rates) == 1 else min(rates, key=tried)
+    rate, *others = (0.0,) if untrained else config.learning_rate_list
+    if others:
+        rate = min((rate, *others), key=tried)
     trained: list[Personal] = []
     metrics: dict[str, dict[str, float]] = {}
     for group, generate in measured_groups(people, config):
@@ -833,7 +853,7 @@ def run_method(
             trained += [replace(one, lora=None) for one in own]
             users, loras = _with_adapter(group, own)
         if control == "swapped":
-            loras = loras[1:] + loras[:1]
+            loras = _swapped(loras)
         if users:
             values = personal.evaluate(
                 backbone, shared, loras, users, method, config, generate
@@ -842,6 +862,16 @@ def run_method(
     logs = ("clamp_rate", "ess") if trained else ()
     means = {name: float(np.mean([one.log[name] for one in trained])) for name in logs}
     return {"rate": rate, "metrics": metrics, "personals": trained, **means}
+
+
+def _swapped(loras: Sequence[Lora | None]) -> list[Lora | None]:
+    """Give every user of a stacking group the next one's adapter."""
+    if len(loras) < 2:
+        raise IdiolectError(
+            "control 'swapped' leaves one user of a stacking group alone, who has no "
+            "neighbour: choose users and personalise.stack so that none is left over."
+        )
+    return [*loras[1:], *loras[:1]]
 
 
 def _with_adapter(

@@ -258,11 +258,12 @@ def test_drawing_is_without_replacement_while_it_can_be():
     assert {many.count(name) for name in ("i0", "i1", "i2", "i4")} == {2, 3}
 
 
-def test_drawing_excludes_an_owner_and_copes_with_nothing():
-    unlabeled = [Unlabeled(BANK[0], 1.0, "u"), Unlabeled(BANK[1], 0.0, "v")]
+def test_drawing_copes_with_nothing():
+    unlabeled = [Unlabeled(BANK[0], 0.0, "u"), Unlabeled(BANK[1], 0.0, "v")]
     generator = np.random.default_rng(2)
-    assert [e.owner for e in draw(unlabeled, 2, generator, "u")] == ["v", "v"]
-    assert draw(unlabeled[:1], 3, generator, "u") == []
+    drawn = draw(unlabeled, 2, generator)
+    assert sorted((e.owner, e.weight) for e in drawn) == [("u", 1.0), ("v", 1.0)]
+    assert draw([], 3, generator) == []
     assert draw(unlabeled, 0, generator) == []
 
 

@@ -175,6 +175,40 @@ def test_each_world_says_who_beats_whom():
     assert "accuracy" not in text  # no world has it
 
 
+def test_a_comparison_of_fewer_users_than_the_others_of_its_row_says_so():
+    study, done = worlds()
+    both: list[dict[str, Scalar]] = [{"method": "oppu"}, {"method": "kto"}]
+    compare = replace(study.compare[0], others=both, metrics=["nll"])
+    for level in done:
+        for user, metrics in level["users"].items():
+            metrics["kto"] = {"nll": None if user == "u00" else 3.0}
+    text = markdown(summary(replace(study, compare=(compare,)), done))
+    assert text.count("], 22 users |") == 3 and "], 24 users |" not in text
+
+
+def test_what_was_measured_where_and_at_which_rate():
+    _, done = worlds()
+    in_order = [done[i] for i in (0, 2, 4, 1, 3, 5)]  # the first key varies slowest
+    grid = {"seed": [0, 1], "unlabeled.ratio": [1.0, 2.0, 3.0]}
+    plot = {"x": "unlabeled.ratio", "metric": "nll", "minus": "oppu"}
+    study = Study("s", "t", "q", {}, grid, plot=plot)
+    assert "Learning rates: c-bpo 0.003." in markdown(summary(study, in_order))
+    in_order[1]["run"] |= {"learning_rates": {"c-bpo": 0.01}, "commit": "c0ffee"}
+    text = markdown(summary(study, in_order))
+    assert "| learning rate, by unlabeled.ratio | 1.0 | 2.0 | 3.0 |" in text
+    assert "| c-bpo | 0.003 | 0.003 or 0.01 | 0.003 |" in text
+    assert "Measured at commit `c0ffee`." in text
+
+
+def test_a_value_that_is_missing_is_left_out_of_the_curve():
+    made = cell(1.0, 0, 0.1)
+    made["users"]["u00"]["c-bpo"]["nll"] = None
+    del made["users"]["u01"]["oppu"]
+    plotted = study(x="unlabeled.ratio", metric="nll", minus="oppu")
+    (point,) = curve(plotted, [made], "nll")
+    assert point["n"] == 10
+
+
 @pytest.mark.parametrize(
     ("margin", "word"), [(0.03, "undecided"), (0.05, "equals"), (0.2, "equals")]
 )
@@ -186,7 +220,8 @@ def test_two_are_equal_only_where_the_whole_interval_lies_within_the_margin(
     text = markdown(summary(replace(study, compare=(compare,)), done))
     assert f"| c-bpo, by nll (lower is better; equal within {margin}) | SFT |" in text
     assert f"| 3.0 (24 users) | {word} " in text
-    assert "| 1.0 (24 users) | **beats** -0.150 [" in text
+    told_apart = "equals, just ahead" if margin > 0.15 else "**beats**"
+    assert f"| 1.0 (24 users) | {told_apart} -0.150 [" in text
 
 
 def test_the_curve_subtracts_the_baseline_of_the_same_user():

@@ -205,6 +205,29 @@ def test_what_one_epsilon_shares_is_computed_once_for_all_kinds(
     assert len(calls) == 2
 
 
+def test_what_noise_is_calibrated_from_is_not_shared(
+    tmp_path, small_model, monkeypatch
+):
+    """The adapter's noise depends on how many users vote, though its rounds do not."""
+    made: list[str] = []
+    for name in ("shared_adapter", "unlabeled_set"):
+        original = getattr(study, name)
+
+        def counted(*arguments, name=name, original=original):
+            made.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(study, name, counted)
+    private = {"privacy.mode": "central", "privacy.seeded": True, "privacy.delta": 1e-3}
+    given = short_run(tmp_path, small_model) | private
+    given |= {"methods": "shared", "personalise.learning-rates": "1e-3"}
+    memory: study.Memory = {}
+    run_cell(parse(given), memory)
+    run_cell(parse(given | {"privacy.vote-sampling": 0.5}), memory)
+    run_cell(parse(given | {"adapt.rounds": 3}), memory)
+    assert made == ["shared_adapter", "unlabeled_set"] * 3
+
+
 def test_an_infinite_budget_can_be_written_and_read(tmp_path, small_model):
     text = TEXT.replace("MODEL", small_model).partition("[grid]")[0]
     text += '"privacy.mode" = "central"\n[grid]\n"privacy.epsilon" = [inf, 8.0]\n'
@@ -325,6 +348,12 @@ def test_controls_change_what_they_should(settings):
         assert dealt[user]["oppu"] != methods["oppu"]
 
 
+def test_a_user_without_neighbour_cannot_be_swapped(settings):
+    config = parse({**settings, "methods": "shared", "personalise.stack": 2})
+    with pytest.raises(IdiolectError, match="so that none is left over"):
+        run_cell(config, {}, "swapped")  # three users
+
+
 def test_words_of_the_unlabeled_set_are_dealt_out_anew(settings):
     config = parse({**settings, "methods": "c-bpo", "unlabeled.kind": "public"})
     dataset = load_dataset(config)
@@ -409,12 +438,33 @@ def test_paths_of_a_study_may_name_a_variable(monkeypatch):
             metrics=["nll"]\n[grid]""",
             "no cell has",
         ),
+        (
+            "[grid]",
+            """[[compare]]\nx="seed"\none={}\nothers=[]\nmetrics=["nll"]
+            margin={ nil = 0.1 }\n[grid]""",
+            "margin for 'nil', which is not among its metrics: nll",
+        ),
+        (
+            "[grid]",
+            '[plot]\nx="far"\n[grid]',
+            r"\[plot\] has x = 'far', which is no key",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(tmp_path, old, new, sentence):
     path = tmp_path / "bad.toml"
     path.write_text(TEXT.replace("MODEL", "tiny").replace(old, new))
     with pytest.raises(IdiolectError, match=sentence):
+        read_study(path)
+
+
+def test_those_who_are_measured_do_not_choose_the_rate(tmp_path):
+    path = tmp_path / "bad.toml"
+    text = TEXT.replace("MODEL", "tiny").replace('"3e-3"', '"1e-3,3e-3"')
+    path.write_text(text)
+    read_study(path)
+    path.write_text(text.replace("[config]", 'measured = "development"\n[config]'))
+    with pytest.raises(IdiolectError, match=r"give one in personalise\.learning-rates"):
         read_study(path)
 
 

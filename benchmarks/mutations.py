@@ -409,7 +409,7 @@ MUTATIONS = (
     # --- one user's device -----------------------------------------------------------
     Mutation(
         "Rounding decides whether the reference prefers a text to itself",
-        "common/personal.py",
+        "common/evaluation.py",
         "same = policy == [shared]",
         "same = False",
         "test_base_ignores_the_shared_adapter_and_shared_has_no_reward",
@@ -467,21 +467,21 @@ MUTATIONS = (
     ),
     Mutation(
         "Method base is measured with the shared adapter",
-        "common/personal.py",
+        "common/evaluation.py",
         'if method == "base":\n        return []',
         'if method == "base":\n        return [shared]',
         "test_base_ignores_the_shared_adapter_and_shared_has_no_reward",
     ),
     Mutation(
         "Contrast compares whole texts instead of per token",
-        "common/personal.py",
+        "common/evaluation.py",
         "(logp - reference) / [completion_tokens(entry) for entry in items]",
         "logp - reference",
         "test_evaluation_is_per_token_where_lengths_differ",
     ),
     Mutation(
         "The reported NLL is per item instead of per token",
-        "common/personal.py",
+        "common/evaluation.py",
         "-float(np.sum(logp)) / sum(map(completion_tokens, items))",
         "-float(np.mean([p / completion_tokens(e) for p, e in zip(logp, items)]))",
         "test_evaluation_is_per_token_where_lengths_differ",
@@ -715,7 +715,7 @@ MUTATIONS = (
     ),
     Mutation(
         "Ranking: a tie counts as a win",
-        "common/personal.py",
+        "common/evaluation.py",
         "(above + tied / 2) / len(others)",
         "above / len(others)",
         "test_nobody_gains_by_a_tie",

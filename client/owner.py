@@ -25,7 +25,8 @@ from ..common.adapters import (
 from ..common.backbone import Backbone, load_backbone
 from ..common.config import Config, parse
 from ..common.errors import IdiolectError
-from ..common.personal import held_out_nll, personalise
+from ..common.evaluation import held_out_nll
+from ..common.personal import personalise
 from ..common.scoring import generate
 from ..common.tasks.types import Prompt, User
 from . import history

@@ -31,7 +31,7 @@ import torch
 from flwr.app import Message as Envelope
 from flwr.app import RecordDict
 
-from ..common import personal
+from ..common import evaluation, personal
 from ..common.adapters import Lora, hash_lora, zero_shared
 from ..common.backbone import Backbone, load_backbone
 from ..common.config import SETLESS, UNTRAINED, Config, LoraShape
@@ -327,7 +327,7 @@ def _tried(
     def measure(users: Sequence[User]) -> list[float]:
         adapters = [trained[user.id].lora for user in users]
         backbone = backbone_of(node.config)
-        return personal.held_out_nll(backbone, shared, adapters, users, task.method)
+        return evaluation.held_out_nll(backbone, shared, adapters, users, task.method)
 
     able = [user for user in users if user.id in trained]
     measured, unmeasured = each(node, able, measure)
@@ -389,7 +389,7 @@ def _evaluate(task: EvaluateTask, node: Node) -> EvaluateReply:
         adapters = [
             _stored(task, node, user, origin) if trained else None for user in users
         ]
-        return personal.evaluate(
+        return evaluation.evaluate(
             backbone, shared, adapters, users, task.method, config, task.generate
         )
 

@@ -1,4 +1,4 @@
-"""What a device computes: its part of the shared adapter, its own adapter, its scores.
+"""What a device computes: its part of the shared adapter, its vote, its own adapter.
 
 Pure functions of (backbone, shared adapter, users, configuration): no disk, no network.
 A device calls them with one user, a simulated node with a stacking group of many; the
@@ -14,24 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import in_context, overlap, prior
-from .adapters import Lora, attached, new_lora, stack
+from . import overlap, prior
+from .adapters import Lora, new_lora, stack
 from .backbone import Backbone, Encoded
 from .config import SETLESS, Config
 from .errors import IdiolectError
 from .privacy.scrub import offered
 from .scoring import (
     ReferenceCache,
-    collate,
     completion_tokens,
     generate,
     score_users,
-    token_logp,
 )
 from .seeds import derive, numpy_generator
-from .tasks import metrics
 from .tasks.load import task_of
-from .tasks.personas import score_style
 from .tasks.types import Item, User
 from .training import Example, Lesson, Recipe, Trained, train
 from .unlabeled import (
@@ -630,206 +626,3 @@ def mismatched(items: Sequence[Encoded], context: int) -> list[Encoded]:
         )
         for item, after in zip(items, following, strict=True)
     ]
-
-
-def held_out_nll(
-    backbone: Backbone,
-    shared: Lora,
-    personals: Sequence[Lora | None],
-    users: Sequence[User],
-    method: str,
-) -> list[float]:
-    """Return every user's ``nll`` alone, of which `evaluate` says more at a higher price.
-
-    What a learning rate is chosen by, and what decides whether a device uses an adapter.
-    """
-    items = [encode_all(backbone, user.held_out) for user in users]
-    scores = score_users(backbone, _policy(shared, personals, method), items)
-    return [_nll(*each) for each in zip(scores, items, strict=True)]
-
-
-def _nll(logp: Sequence[float] | np.ndarray, items: Sequence[Encoded]) -> float:
-    """Negative log-likelihood per completion token."""
-    return -float(np.sum(logp)) / sum(map(completion_tokens, items))
-
-
-def evaluate(
-    backbone: Backbone,
-    shared: Lora,
-    personals: Sequence[Lora | None],
-    users: Sequence[User],
-    method: str,
-    config: Config,
-    generate_texts: bool,
-) -> list[dict[str, float]]:
-    """Measure a method on every user's held-out items.
-
-    Parameters
-    ----------
-    backbone, shared
-        The frozen reference.
-    personals
-        The users' adapters; None for the methods without (`config.UNTRAINED`).
-    users
-        A stacking group.
-    method, config
-        ``base`` is the backbone without the shared adapter. ``rag`` and ``pag`` are the
-        shared policy at longer prompts (`in_context`), rewarded against the reference at
-        the plain ones. Methods in ``evaluate.contrasted`` decode by contrast, of which
-        scores know nothing.
-    generate_texts
-        Whether outputs are generated and judged too.
-
-    Returns
-    -------
-    list of dict
-        METRIC -> value, in the order of `users`. ``nll`` is per completion token;
-        ``contrast`` and ``mrr`` say how the user's own text ranks among rival texts (see
-        `ranking`), ``mrr`` where each item has several (``evaluate.rivals``).
-    """
-    policy = _policy(shared, personals, method)
-    both = [_with_rivals(backbone, user) for user in users]
-    prompted = both
-    if method in ("rag", "pag"):
-        longer = [_longer(backbone, shared, user, method, config) for user in users]
-        prompted = [_with_rivals(backbone, user) for user in longer]
-    references = [
-        [score.logp for score in CACHE.get(backbone, shared, items)] for items in both
-    ]
-    # The reference is its own policy: scored again in other batches it would differ from
-    # itself in the last bits, and these would decide who wins a contrast.
-    same = policy == [shared] and prompted is both
-    scores = references if same else score_users(backbone, policy, prompted)
-    results = [
-        _ranked(user, items, np.array(logp), np.array(reference))
-        for user, items, logp, reference in zip(
-            users, both, scores, references, strict=True
-        )
-    ]
-    if config.evaluate.shift:
-        for user, lora, result in zip(users, personals, results, strict=True):
-            result["shift"] = shift(backbone, shared, lora, user)
-    if generate_texts:
-        own = [p[: len(u.held_out)] for u, p in zip(users, prompted, strict=True)]
-        texts = _outputs(backbone, policy, own, config, config.contrast_of(method))
-        for user, outputs, result in zip(users, texts, results, strict=True):
-            result |= _written(user, outputs, config)
-    return results
-
-
-def _ranked(
-    user: User, items: Sequence[Encoded], logp: np.ndarray, reference: np.ndarray
-) -> dict[str, float]:
-    """``nll``, ``contrast`` and ``mrr`` from the scores of `_with_rivals`."""
-    reward = (logp - reference) / [completion_tokens(entry) for entry in items]
-    first = len(user.held_out)
-    counts = [len(_rivals(item)) for item in user.held_out]
-    found = ranking(reward[:first], np.split(reward[first:], np.cumsum(counts)[:-1]))
-    if max(counts) == 1:
-        del found["mrr"]  # it would say what contrast says
-    return {"nll": _nll(logp[:first], items[:first]), **found}
-
-
-def _written(user: User, outputs: Sequence[str], config: Config) -> dict[str, float]:
-    """Metrics of the outputs for the held-out items, and whose style they follow."""
-    targets = [item.target for item in user.held_out]
-    found = metrics.score(task_of(config.task), outputs, targets)
-    if user.truth is not None:
-        found |= score_style(user, list(zip(user.held_out, outputs, strict=True)))
-    return found
-
-
-def _with_rivals(backbone: Backbone, user: User) -> list[Encoded]:
-    """Tokens of the held-out items, then those of their rivals, item by item."""
-    return encode_all(backbone, [*user.held_out, *_all_rivals(user)])
-
-
-def _all_rivals(user: User) -> list[Item]:
-    return [rival for item in user.held_out for rival in _rivals(item)]
-
-
-def _rivals(item: Item) -> tuple[Item, ...]:
-    return item.rivals or (item,)
-
-
-def _longer(
-    backbone: Backbone, shared: Lora, user: User, method: str, config: Config
-) -> User:
-    """The user with the prompts of ``rag`` or ``pag``; plain ones without a history."""
-    if not user.history:
-        return user
-    profile = ""
-    if method == "pag":
-        profile = in_context.write_profile(backbone, shared, user)
-    budget = task_of(config.task).max_new_tokens
-    count = config.evaluate.retrieved
-    return in_context.with_history(backbone, user, count, budget, profile)
-
-
-def ranking(own: np.ndarray, rivals: Sequence[np.ndarray]) -> dict[str, float]:
-    """How rewards rank each own text [n] among its rivals (n arrays).
-
-    Returns
-    -------
-    dict
-        ``contrast``: share of rivals with a lower reward than the own text; a tie counts
-        half. ``mrr``: mean reciprocal rank of the own text, 1 where it is always first;
-        of equal rewards every order is as likely, so that no policy gains by a tie. Among
-        seven rivals chance is .34.
-    """
-    lower, reciprocal = [], []
-    for mine, others in zip(own, rivals, strict=True):
-        above, tied = np.sum(others > mine), np.sum(others == mine)
-        lower.append(1 - (above + tied / 2) / len(others))
-        reciprocal.append(np.mean(1 / (above + 1 + np.arange(tied + 1))))
-    return {"contrast": float(np.mean(lower)), "mrr": float(np.mean(reciprocal))}
-
-
-# A token to which the reference gives at least this probability is one that everyone
-# writes here.
-COMMON = 0.5
-
-
-def shift(backbone: Backbone, shared: Lora, personal: Lora | None, user: User) -> float:
-    """Mean of log pi_theta - log pi_ref over the tokens that everyone writes.
-
-    Those are the tokens of other people's texts (the rivals) to which the reference gives
-    at least probability 1/2. Below zero, personalisation suppresses them. 0 for a method
-    without own adapter.
-    """
-    batch = collate(backbone, encode_all(backbone, _all_rivals(user)))
-    with torch.no_grad():
-        with attached(backbone, shared):
-            reference = token_logp(backbone, batch)
-        with attached(backbone, shared, personal):
-            policy = token_logp(backbone, batch)
-    common = reference >= np.log(COMMON)
-    return float((policy - reference)[common].mean()) if common.any() else 0.0
-
-
-def _policy(shared: Lora, personals: Sequence[Lora | None], method: str) -> list:
-    if method == "base":
-        return []
-    own = [lora for lora in personals if lora is not None]
-    if own and len(own) != len(personals):
-        raise ValueError("either every user of a group has an adapter, or none has")
-    return [shared, stack(own)] if own else [shared]
-
-
-def _outputs(
-    backbone: Backbone,
-    policy: list,
-    own: list[list[Encoded]],
-    config: Config,
-    contrast: float = 0.0,
-) -> list[list[str]]:
-    """Greedy outputs for every user's held-out prompts, all users at once."""
-    most = max(map(len, own))
-    prompts = [
-        items[i].ids[: items[i].prompt_length] if i < len(items) else ()
-        for items in own
-        for i in range(most)
-    ]
-    budget = task_of(config.task).max_new_tokens
-    texts = generate(backbone, policy, prompts, budget, contrast=contrast)
-    return [texts[k * most : k * most + len(items)] for k, items in enumerate(own)]

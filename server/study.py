@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..common import personal
+from ..common import evaluation, personal
 from ..common.adapters import Lora, hash_lora, zero_shared
 from ..common.backbone import Backbone, load_backbone
 from ..common.config import UNTRAINED, Config, Scalar, flatten, parse
@@ -836,7 +836,7 @@ def run_method(
         for group in groups(dataset.development, config.personalise.stack):
             kept, loras = _with_adapter(group, train(rate, group))
             if kept:
-                values += personal.held_out_nll(backbone, shared, loras, kept, method)
+                values += evaluation.held_out_nll(backbone, shared, loras, kept, method)
         values = [value for value in values if np.isfinite(value)]
         return -len(values), float(np.mean(values)) if values else np.inf
 
@@ -855,7 +855,7 @@ def run_method(
         if control == "swapped":
             loras = _swapped(loras)
         if users:
-            values = personal.evaluate(
+            values = evaluation.evaluate(
                 backbone, shared, loras, users, method, config, generate
             )
             metrics |= {u.id: found for u, found in zip(users, values, strict=True)}

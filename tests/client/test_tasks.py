@@ -12,7 +12,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from idiolect.client import app, state, tasks
-from idiolect.common import personal
+from idiolect.common import evaluation, personal
 from idiolect.common.adapters import Lora
 from idiolect.common.config import Config, flatten, parse
 from idiolect.common.errors import IdiolectError
@@ -82,8 +82,8 @@ def node(monkeypatch, tmp_path):
     monkeypatch.setattr(tasks, "load_backbone", lambda *_: backbone)
     monkeypatch.setattr(tasks, "_zero_shared", lambda *_: zero)
     monkeypatch.setattr(personal, "personalise", train)
-    monkeypatch.setattr(personal, "evaluate", measure)
-    monkeypatch.setattr(personal, "held_out_nll", nll)
+    monkeypatch.setattr(evaluation, "evaluate", measure)
+    monkeypatch.setattr(evaluation, "held_out_nll", nll)
     return type("Node", (), {"calls": calls, "broken": broken, "folder": tmp_path})
 
 

@@ -8,7 +8,10 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from idiolect.common.backbone import FAMILIES, Backbone, load_backbone
+from idiolect.common.config import Config, parse
+from idiolect.common.tasks import personas
 from idiolect.common.tasks.types import Item, Prompt
+from idiolect.common.unlabeled import Unlabeled
 
 torch.set_num_threads(1)  # small matrices: a second thread only waits
 
@@ -110,3 +113,49 @@ def items() -> list[Item]:
         )
         for k in range(12)
     ]
+
+
+# Three personas on a model that has room for their prompts.
+SETTINGS = {
+    "task": "rating",
+    "users": 3,
+    "development-users": 0,
+    "history": 6,
+    "held-out": 3,
+    "personalise.learning-rates": "3e-3",
+    "personalise.epochs": 2,
+    "personalise.batch": 4,
+    "unlabeled.kind": "others",
+    "unlabeled.bank": 8,
+    "evaluate.generate": False,
+}
+
+
+def config(**changes) -> Config:
+    named = {key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()}
+    return parse({**SETTINGS, **named})
+
+
+CONFIG = config()
+
+
+@pytest.fixture(scope="module")
+def users():
+    return personas.make(CONFIG).users
+
+
+@pytest.fixture(scope="module")
+def wide(model_folder):
+    return load_backbone(str(model_folder("llama")), "float32", "cpu", 400)
+
+
+@pytest.fixture(scope="module")
+def shared(wide):
+    from .test_adapters import adapter
+
+    return adapter(wide, "s", 3)
+
+
+@pytest.fixture(scope="module")
+def others(users):
+    return [Unlabeled(item, 1.0, user.id) for user in users for item in user.history]

@@ -665,8 +665,8 @@ MUTATIONS = (
     Mutation(
         "A recipe is chosen on the users it is reported on",
         "server/study.py",
-        'people = dataset.development if measured == "development" else dataset.users',
-        "people = dataset.users",
+        'return dataset.development if measured == "development" else dataset.users',
+        "return dataset.users",
         "test_a_recipe_is_chosen_on_development_users",
         "tests/server/test_study.py",
     ),

@@ -537,13 +537,13 @@ def _alpha(
         return overlap.Overlap(min(user.truth.overlap, overlap.HIGHEST), False)
     if not population_share(config.unlabeled):
         return overlap.Overlap(overlap.DEFAULT, False)
-    count = config.unlabeled.alpha_items
-    source = tuple(material.others if count else material.drawn)
+    source = tuple(material.others if config.unlabeled.alpha_items else material.drawn)
+    count = config.unlabeled.alpha_items or len(source)
     if config.unlabeled.alpha_features == "ngrams":
         history = tuple(item.target for item in user.history)
         return _overlap_in_ngrams(history, source, count, config.seed, user.id)
     generator = numpy_generator(config.seed, "overlap", user.id)
-    looked = subset(source, count, generator) if count else source
+    looked = subset(source, count, generator)
     encoded = encode_all(backbone, [entry.item for entry in looked])
     return overlap.estimate(
         _embeddings(backbone, shared, material.own),
@@ -562,9 +562,9 @@ def _overlap_in_ngrams(
     seed: int,
     user: str,
 ) -> overlap.Overlap:
-    """Alpha from character n-grams, of `count` items of the source; 0: of all."""
+    """Alpha from the character n-grams of at most `count` items of the source."""
     generator = numpy_generator(seed, "overlap", user)
-    looked = subset(source, count, generator) if count else source
+    looked = subset(source, count, generator)
     others = hashed([entry.item.target for entry in looked])
     weights = np.array([entry.weight for entry in looked])
     return overlap.estimate(hashed(history), others, weights, generator)

@@ -235,8 +235,8 @@ def curve(study: Study, done: Sequence[Cell], metric: str) -> list[dict[str, Any
     ``[plot]`` names ``x`` (a key of the grid), ``metric``, optionally ``also`` (metrics of
     further tables), ``minus`` (a method whose value for the same user is subtracted),
     ``hide`` (methods that the picture leaves out) and ``users`` (``split`` draws unique and
-    non-unique users apart). Every other key of the
-    grid but the seed, and every method, makes a line of its own.
+    non-unique users apart). Every other key of the grid but the seed, and every method,
+    makes a line of its own.
     """
     points: dict[tuple[str, Scalar], dict[tuple[int, str], list[float]]] = {}
     for cell in done:
@@ -422,14 +422,26 @@ def _rates(found: Mapping[str, Any]) -> list[str]:
         )
         return [f"Learning rates: {once}.", ""] if once else []
     ticks = list(dict.fromkeys(str(cell.get(x)) for cell in named))
-    lines = [
-        f"| learning rate, by {x} | " + " | ".join(ticks) + " |",
-        "| --- |" + " --- |" * len(ticks),
+    rows = {
+        method: [_either(at.get(tick, set())) for tick in ticks]
+        for method, at in used.items()
+    }
+    return _cross(f"learning rate, by {x}", ticks, rows)
+
+
+def _cross(
+    corner: str, columns: Sequence[Scalar], rows: Mapping[str, Sequence[Scalar]]
+) -> list[str]:
+    """Return the lines of a table: its corner, the heads of its columns, named rows."""
+    return [
+        f"| {corner} | " + " | ".join(map(str, columns)) + " |",
+        "| --- |" + " --- |" * len(columns),
+        *(
+            f"| {name} | " + " | ".join(map(str, row)) + " |"
+            for name, row in rows.items()
+        ),
+        "",
     ]
-    for method, at in used.items():
-        shown = [_either(at.get(tick, set())) for tick in ticks]
-        lines.append(f"| {method} | " + " | ".join(shown) + " |")
-    return [*lines, ""]
 
 
 def _either(rates: Collection[float]) -> str:
@@ -483,18 +495,13 @@ def _compared(found: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     for (one, metric), entries in tables.items():
         others = list(dict.fromkeys(entry["other"] for entry in entries))
-        lines += [
-            f"| {one}, by {metric}{_terms(metric, entries[0])} | "
-            + " | ".join(others)
-            + " |",
-            "| --- |" + " --- |" * len(others),
-        ]
+        rows: dict[str, list[str]] = {}
         for world in dict.fromkeys(entry["x"] for entry in entries):
             mine = {entry["other"]: entry for entry in entries if entry["x"] == world}
             n = max(entry["n"] for entry in mine.values())
             cells = [_outcome(mine[o], n) if o in mine else "" for o in others]
-            lines.append(f"| {world} ({n} users) | " + " | ".join(cells) + " |")
-        lines.append("")
+            rows[f"{world} ({n} users)"] = cells
+        lines += _cross(f"{one}, by {metric}{_terms(metric, entries[0])}", others, rows)
     return lines
 
 
@@ -528,21 +535,16 @@ def _table(
     lines = list(dict.fromkeys(point["line"] for point in points))
     at = {(point["line"], point["x"]): point for point in points}
     minus = f" - {found['plot']['minus']}" if "minus" in found["plot"] else ""
-    header = f"{metric}{minus}, by {found['plot']['x']}"
-    rows = [
-        f"| {header} | " + " | ".join(map(str, ticks)) + " |",
-        "| --- |" + " --- |" * len(ticks),
-    ]
+    rows: dict[str, Sequence[Scalar]] = {}
     for line in lines:
         values = [at.get((line, tick)) for tick in ticks]
         shown = [
             f"{v['mean']:.3f} [{v['ci95'][0]:.3f}, {v['ci95'][1]:.3f}]" if v else ""
             for v in values
         ]
-        rows.append(f"| {line} | " + " | ".join(shown) + " |")
-    most = [max(p["n"] for p in points if p["x"] == tick) for tick in ticks]
-    rows.append("| users | " + " | ".join(map(str, most)) + " |")
-    return [*rows, ""]
+        rows[line] = shown
+    rows["users"] = [max(p["n"] for p in points if p["x"] == tick) for tick in ticks]
+    return _cross(f"{metric}{minus}, by {found['plot']['x']}", ticks, rows)
 
 
 INTRODUCTION = """# Findings

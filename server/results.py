@@ -11,6 +11,7 @@ import math
 import statistics
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,12 @@ LOWER_IS_BETTER = ("nll", "mae", "rmse")
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
+@lru_cache(maxsize=1)
 def git_commit() -> str:
     """Commit of the checkout that this package is run from, or nothing.
 
-    With a ``+`` where a file that git knows was changed since.
+    With a ``+`` where a file that git knows was changed since. Asked once a process: every
+    cell of a study says it.
     """
     if not (PACKAGE / ".git").exists():
         return ""

@@ -515,6 +515,10 @@ def run_cell(
         config.backbone, config.dtype, config.device, config.max_length
     )
     dataset = load_dataset(config)
+    if control == "random":
+        _check_random(config)
+    if control == "swapped":
+        _check_swapped(_people(dataset, measured), config)
     # What noise is calibrated from is spread over keys that these stages do not use.
     noise = str(noise_of(config, crowd_in(dataset, config)))
     shared, rounds = once(
@@ -536,9 +540,8 @@ def run_cell(
     if control == "shuffled":
         dataset = shuffled(dataset, config.seed)
     if control == "random":
-        _check_random(config)
         pool = replace(pool, unlabeled=of_random_words(pool.unlabeled, config.seed))
-    people = dataset.development if measured == "development" else dataset.users
+    people = _people(dataset, measured)
     methods: dict[str, dict[str, Any]] = {
         method: once(
             memory,
@@ -705,6 +708,19 @@ def _check_random(config: Config) -> None:
         )
 
 
+def _people(dataset: Dataset, measured: str) -> Sequence[User]:
+    return dataset.development if measured == "development" else dataset.users
+
+
+def _check_swapped(people: Sequence[User], config: Config) -> None:
+    """Everybody needs a neighbour in the stacking group, whose adapter to have."""
+    if any(len(group) < 2 for group, _ in measured_groups(people, config)):
+        raise IdiolectError(
+            "control 'swapped' leaves one user of a stacking group alone, who has no "
+            "neighbour: choose users and personalise.stack so that none is left over."
+        )
+
+
 @dataclass(frozen=True)
 class Pool:
     """The unlabeled set of a cell, as a run's manifest hands it out.
@@ -851,9 +867,9 @@ def run_method(
         if not untrained:
             own = train(rate, group)
             trained += [replace(one, lora=None) for one in own]
+            if control == "swapped":
+                own = [*own[1:], *own[:1]]
             users, loras = _with_adapter(group, own)
-        if control == "swapped":
-            loras = _swapped(loras)
         if users:
             values = evaluation.evaluate(
                 backbone, shared, loras, users, method, config, generate
@@ -864,20 +880,10 @@ def run_method(
     return {"rate": rate, "metrics": metrics, "personals": trained, **means}
 
 
-def _swapped(loras: Sequence[Lora | None]) -> list[Lora | None]:
-    """Give every user of a stacking group the next one's adapter."""
-    if len(loras) < 2:
-        raise IdiolectError(
-            "control 'swapped' leaves one user of a stacking group alone, who has no "
-            "neighbour: choose users and personalise.stack so that none is left over."
-        )
-    return [*loras[1:], *loras[:1]]
-
-
 def _with_adapter(
     users: Sequence[User], personals: Sequence[Personal]
 ) -> tuple[list[User], list[Lora | None]]:
-    """Those whose training succeeded, and their adapters."""
+    """Those for whom training gave an adapter, and the adapters."""
     pairs = zip(users, personals, strict=True)
     kept = [(user, one.lora) for user, one in pairs if one.lora is not None]
     return [user for user, _ in kept], [lora for _, lora in kept]

@@ -1,11 +1,17 @@
 """Users per minute against the number of users trained in one pass.
 
-    python benchmarks/many_users.py [--backbone DIR] [--users N] [--runs N]
+    python benchmarks/many_users.py [--backbone DIR] [--users N] [--runs N] [--no-trl]
 
-C-BPO with warm reference scores, as in `one_user.py`, in one process per K: `--users`
-persona users in groups of K = 1, 2, 4, 8, 16. The memory is the largest resident set
-above that of the process with the backbone loaded. Computes where `device=auto` does: on
-a GPU if there is one. Writes benchmarks/results/many_users-BACKBONE.json.
+C-BPO with warm reference scores, as in `one_user.py`: `--users` persona users in groups
+of K = 1, 2, 4, 8, 16 (on a GPU 1, 4, 16), and trl's KTOTrainer for one user after the
+other. Computes where `device=auto` does: on a CPU in float32, on a GPU in bfloat16.
+
+On a CPU each K has a process of its own, whose memory is the largest resident set above
+that with the backbone loaded. On a GPU one process runs all K in turn after a first
+group that is not timed, and the memory is what torch allocated at most, above the
+backbone, the adapters of the users that are done included. Everything is timed that
+training a user takes, the estimate of alpha included; only reference scores are known.
+Writes benchmarks/results/many_users-BACKBONE[-gpu].json.
 """
 
 import argparse
@@ -15,33 +21,82 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from one_user import METHOD, RATE, forget_peak, memory, world
+import torch
+from one_user import METHOD, RATE, forget_peak, memory, trl, world
 from report import save
 
-SIZES = (1, 2, 4, 8, 16)
+GPU = torch.cuda.is_available()
+SIZES = (1, 4, 16) if GPU else (1, 2, 4, 8, 16)
+DTYPE = "bfloat16" if GPU else "float32"
+Row = dict[str, float]
 
 
-def measure(size: int, users: int, backbone_name: str) -> dict[str, float]:
-    """Train all users in groups of `size`; return users per minute and bytes."""
+def measure(sizes: list[int], users: int, backbone_name: str) -> list[tuple[int, Row]]:
+    """Train all users in groups of each size: users per minute and bytes, in turn."""
     from idiolect.common import personal
     from idiolect.server.study import groups
 
-    config, backbone, shared, everybody, unlabeled = world(backbone_name, users)
+    config, backbone, shared, everybody, unlabeled = world(backbone_name, users, DTYPE)
     for user in everybody:  # the reference scores
         material = personal._material(backbone, shared, user, unlabeled, config)
         personal.CACHE.get(backbone, shared, material.own)
         personal.CACHE.get(backbone, shared, material.aux)
-    forget_peak()
-    before, began, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
-    for group in groups(everybody, size):
-        personal.personalise(backbone, shared, group, unlabeled, METHOD, RATE, config)
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    return {
-        "users_per_minute": 60 * users / seconds,
-        "cpu_per_user": cpu / users,
-        "bytes": memory("VmHWM") - before,
-    }
+
+    def train(size: int) -> None:
+        for group in groups(everybody, size):
+            personal.personalise(
+                backbone, shared, group, unlabeled, METHOD, RATE, config
+            )
+        if GPU:
+            torch.cuda.synchronize()
+
+    if GPU:  # kernels are loaded and chosen when they first run
+        train(max(sizes))
+    rows: list[tuple[int, Row]] = []
+    for size in sizes:
+        personal._overlap_in_ngrams.cache_clear()
+        before, began, cpu = taken(), time.perf_counter(), time.process_time()
+        train(size)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+        row = {"users_per_minute": 60 * users / seconds, "cpu_per_user": cpu / users}
+        rows.append((size, row | {"bytes": most() - before}))
+    return rows
+
+
+def taken() -> int:
+    """Bytes that are taken now; what was taken at most is forgotten."""
+    if not GPU:
+        forget_peak()
+        return memory("VmRSS")
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def most() -> int:
+    """Bytes that were taken at most since `taken`."""
+    return torch.cuda.max_memory_allocated() if GPU else memory("VmHWM")
+
+
+def measure_trl(backbone_name: str) -> Row:
+    """One user with trl's KTOTrainer, after one that is not timed."""
+    work = trl(backbone_name, cached=False, dtype=DTYPE)
+    work().model.unload()
+    before, began = taken(), time.perf_counter()
+    work()
+    if GPU:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    return {"users_per_minute": 60 / seconds, "bytes": most() - before}
+
+
+def in_own_process(backbone: str, *arguments: str) -> Any:
+    """What another process of this program prints last."""
+    command = [sys.executable, __file__, "--backbone", backbone, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -50,18 +105,22 @@ def main() -> None:
     parser.add_argument("--backbone", default="tiny")
     parser.add_argument("--users", type=int, default=16)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--size", type=int, default=0)
+    parser.add_argument("--no-trl", action="store_true")
+    parser.add_argument("--sizes", type=int, nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--only-trl", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.size:
-        print(json.dumps(measure(given.size, given.users, given.backbone)))
+    if given.sizes:
+        print(json.dumps(measure(given.sizes, given.users, given.backbone)))
         return
-    runs: dict[int, list[dict[str, float]]] = {size: [] for size in SIZES}
-    command = [sys.executable, __file__, "--backbone", given.backbone]
-    for _ in range(given.runs):
-        for size in SIZES:
-            arguments = ["--users", str(given.users), "--size", str(size)]
-            done = subprocess.run([*command, *arguments], stdout=-1, check=True)
-            runs[size].append(json.loads(done.stdout.splitlines()[-1]))
+    if given.only_trl:
+        print(json.dumps(measure_trl(given.backbone)))
+        return
+    runs: dict[int, list[Row]] = {size: [] for size in SIZES}
+    together = [list(SIZES) * given.runs] if GPU else [[k] for k in SIZES] * given.runs
+    for sizes in together:
+        asked = ["--users", str(given.users), "--sizes", *map(str, sizes)]
+        for size, row in in_own_process(given.backbone, *asked):
+            runs[size].append(row)
     found = {
         str(size): {key: statistics.median(run[key] for run in rows) for key in rows[0]}
         for size, rows in runs.items()
@@ -70,9 +129,18 @@ def main() -> None:
         print(f"K={size:3}{row['users_per_minute']:8.0f} users/min", end="")
         print(f"{row['bytes'] / 2**20:8.0f} MiB")
     name = Path(given.backbone).name
-    report = {"backbone": name, "users": given.users, "runs": given.runs}
-    report |= {"medians": found, "all": runs}
-    save(f"many_users-{name}", report)
+    report: dict[str, Any] = {"backbone": name, "users": given.users, "dtype": DTYPE}
+    report |= {"runs": given.runs, "medians": found, "all": runs}
+    if GPU:
+        report |= {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    if not given.no_trl:
+        peer = [in_own_process(given.backbone, "--only-trl") for _ in range(given.runs)]
+        report["trl"] = {
+            key: statistics.median(run[key] for run in peer) for key in peer[0]
+        }
+        print(f"trl   {report['trl']['users_per_minute']:6.1f} users/min", end="")
+        print(f"{report['trl']['bytes'] / 2**20:8.0f} MiB")
+    save(f"many_users-{name}" + "-gpu" * GPU, report)
 
 
 if __name__ == "__main__":

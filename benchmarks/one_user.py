@@ -46,7 +46,7 @@ SHARES = {
 }
 
 
-def world(backbone_name: str, users: int) -> tuple[Any, ...]:
+def world(backbone_name: str, users: int, dtype: str = "float32") -> tuple[Any, ...]:
     """Load the backbone, and make users, a zero shared adapter and the unlabeled set."""
     from idiolect.common.adapters import zero_shared
     from idiolect.common.backbone import load_backbone
@@ -55,6 +55,7 @@ def world(backbone_name: str, users: int) -> tuple[Any, ...]:
     from idiolect.server.study import unlabeled_set
 
     keys = {"users": users, "development-users": 0, "backbone": backbone_name}
+    keys |= {"dtype": dtype}
     keys |= {"unlabeled.kind": "others", "personalise.learning-rates": str(RATE)}
     config = parse(keys)
     backbone = load_backbone(
@@ -67,11 +68,11 @@ def world(backbone_name: str, users: int) -> tuple[Any, ...]:
     return config, backbone, shared, dataset.users, unlabeled
 
 
-def prepared(backbone_name: str) -> tuple[Any, ...]:
+def prepared(backbone_name: str, dtype: str = "float32") -> tuple[Any, ...]:
     """Make one user with a history of 32 and 32 unlabeled items, and encode them."""
     from idiolect.common import personal
 
-    config, backbone, shared, users, unlabeled = world(backbone_name, 8)
+    config, backbone, shared, users, unlabeled = world(backbone_name, 8, dtype)
     material = personal._material(backbone, shared, users[0], unlabeled, config)
     return config, backbone, shared, users[0], unlabeled, material
 
@@ -92,14 +93,14 @@ def ours(backbone_name: str, warm: bool) -> Callable[[], object]:
     return work
 
 
-def trl(backbone_name: str, cached: bool) -> Callable[[], object]:
-    """The same items with trl's KTOTrainer and peft."""
+def trl(backbone_name: str, cached: bool, dtype: str = "float32") -> Callable[[], Any]:
+    """The same items with trl's KTOTrainer and peft; the work returns the trainer."""
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from peft import LoraConfig
     from trl.trainer.kto_config import KTOConfig  # pyright: ignore[reportMissingImports]
     from trl.trainer.kto_trainer import KTOTrainer  # pyright: ignore[reportMissingImports]
 
-    config, backbone, _, user, _, material = prepared(backbone_name)
+    config, backbone, _, _, _, material = prepared(backbone_name, dtype)
     tokenizer = backbone.tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     rows = [(entry, True) for entry in material.own]
@@ -116,7 +117,7 @@ def trl(backbone_name: str, cached: bool) -> Callable[[], object]:
         for entry, label in rows
     ]
 
-    def work() -> object:
+    def work() -> Any:
         arguments = KTOConfig(
             output_dir=os.environ.get("TMPDIR", "/tmp"),
             per_device_train_batch_size=2 * config.personalise.batch,
@@ -125,8 +126,8 @@ def trl(backbone_name: str, cached: bool) -> Callable[[], object]:
             max_length=backbone.context,
             precompute_ref_log_probs=cached,
             gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
+            bf16=dtype == "bfloat16",
+            use_cpu=backbone.device.type == "cpu",
             report_to="none",
             save_strategy="no",
             logging_strategy="no",
@@ -145,7 +146,8 @@ def trl(backbone_name: str, cached: bool) -> Callable[[], object]:
                 task_type="CAUSAL_LM",
             ),
         )
-        return trainer.train()
+        trainer.train()
+        return trainer
 
     return work
 
@@ -264,7 +266,10 @@ def first_pass(backbone: Any) -> None:
     """Read in the code of a forward, a backward and an optimiser step."""
     import torch
 
-    inputs = torch.zeros((2, 8, backbone.model.config.hidden_size), requires_grad=True)
+    size = (2, 8, backbone.model.config.hidden_size)
+    inputs = torch.zeros(
+        size, dtype=backbone.dtype, device=backbone.device, requires_grad=True
+    )
     backbone.model(inputs_embeds=inputs).logits.sum().backward()
     torch.optim.AdamW([inputs]).step()
 

@@ -142,7 +142,8 @@ class LowRank(torch.autograd.Function):
     and the sum is taken in place, where a projection's output is needed by nobody else.
     Of the R ranks only the last r are trained, `own_a` and `own_b`: the others are the
     frozen reference's, whose gradients nobody asks for.
-    Adapters compute in their own dtype, as in PEFT: bf16 would lose small steps.
+    Products are taken in the dtype of `a` and `b` (see `_products_in`), sums over rows in
+    float32, and what is trained, `own_a` and `own_b`, is float32 always.
     """
 
     @staticmethod
@@ -174,13 +175,15 @@ class LowRank(torch.autograd.Function):
             (up.mT @ a).to(x.dtype).view_as(x) if needs_x else None,
             None,
             None,
-            (up[:, own] @ _by_user(x, b)).sum_to_size(of_a) if needs_a else None,
-            (down[:, own] @ g).mT.sum_to_size(of_b) if needs_b else None,
+            (up[:, own] @ _by_user(x, b)).float().sum_to_size(of_a)
+            if needs_a
+            else None,
+            (down[:, own] @ g).float().mT.sum_to_size(of_b) if needs_b else None,
         )
 
 
 def _by_user(rows: Tensor, b: Tensor) -> Tensor:
-    """Rows [N, T, d] in the dtype of the adapters and user by user, [K, M, d]."""
+    """Rows [N, T, d] in the dtype of the products and user by user, [K, M, d]."""
     return rows.to(b.dtype).reshape(len(b), -1, rows.shape[-1])
 
 
@@ -197,9 +200,9 @@ def attached(backbone: Backbone, *adapters: Lora | Stack | None) -> Iterator[Non
         for entry in adapters
         if entry is not None
     ]
-    modules = dict(backbone.model.named_modules())
+    modules, dtype = dict(backbone.model.named_modules()), _products_in(backbone)
     handles = [
-        modules[name].register_forward_hook(_hook(stacks, name))
+        modules[name].register_forward_hook(_hook(stacks, name, dtype))
         for name in (stacks[0].b if stacks else ())
     ]
     try:
@@ -207,6 +210,17 @@ def attached(backbone: Backbone, *adapters: Lora | Stack | None) -> Iterator[Non
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _products_in(backbone: Backbone) -> torch.dtype:
+    """Dtype of the adapters' products: the backbone's on a GPU, else float32.
+
+    Adapters are float32, because bf16 would lose small steps. Their rounded copies are
+    as good for a product as the rounded activations that it takes; on a GPU this saves
+    the conversion of every activation to float32 and back, on most CPUs products in bf16
+    are slower than the conversions.
+    """
+    return backbone.dtype if backbone.device.type == "cuda" else torch.float32
 
 
 def _joined(stacks: Sequence[Stack], name: str) -> tuple[Tensor, Tensor]:
@@ -223,8 +237,8 @@ def _joined(stacks: Sequence[Stack], name: str) -> tuple[Tensor, Tensor]:
     return a, torch.cat([up.expand(users, -1, -1) for up in ups], dim=2)
 
 
-def _hook(stacks: Sequence[Stack], name: str):
-    a, b = (part.detach() for part in _joined(stacks, name))
+def _hook(stacks: Sequence[Stack], name: str, dtype: torch.dtype):
+    a, b = (part.detach().to(dtype) for part in _joined(stacks, name))
     own = stacks[-1].a[name], stacks[-1].scaling * stacks[-1].b[name]
 
     def add(_module: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -4,6 +4,9 @@ A Llama of about a million parameters learns to read the articles, films and rev
 the persona worlds and to answer them in every style alike: each attribute of each text is
 drawn uniformly. What a population or a person prefers is left for adapters to learn.
 Held-out and public prompts of the personas never occur here (see `personas.purpose`).
+
+With ``--size small --folder FOLDER`` the model has ten million parameters, to see whether
+what is found with the built-in one holds for a larger one. That wants a GPU.
 """
 
 import argparse
@@ -12,7 +15,7 @@ import math
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..seeds import derive, numpy_generator
@@ -49,6 +53,9 @@ class Recipe:
     prompt_weight
         Weight of a prompt token in the loss against 1 of a target token. Most of a
         prompt is random content that nobody can predict.
+    writers
+        Processes that make up the texts, each a stream of its own, in turn; 0: one
+        stream, made up in between. A GPU reads faster than one process writes.
     """
 
     seed: int = 2026
@@ -65,6 +72,20 @@ class Recipe:
     weight_decay: float = 0.01
     prompt_weight: float = 0.1
     held_out: int = 500
+    writers: int = 0
+
+
+RECIPES = {
+    "tiny": Recipe(),
+    "small": Recipe(
+        hidden=320,
+        layers=8,
+        heads=10,
+        feed_forward=864,
+        learning_rate=1e-3,
+        writers=8,
+    ),
+}
 
 
 def texts(seed: int, wanted: str) -> Iterator[tuple[World, Event, str]]:
@@ -145,6 +166,10 @@ def encode(tokenizer: Any, prompt: Prompt, target: str) -> tuple[list[int], int]
 
 def batches(recipe: Recipe, tokenizer: Any) -> Iterator[list[tuple[list[int], int]]]:
     """Endless batches of sequences of about the same length, in random order."""
+    if recipe.writers:
+        written = Written(replace(recipe, writers=0), tokenizer)
+        yield from DataLoader(written, batch_size=None, num_workers=recipe.writers)
+        return
     stream = texts(recipe.seed, "history")
     rng = numpy_generator(recipe.seed, "order")
     while True:
@@ -155,6 +180,21 @@ def batches(recipe: Recipe, tokenizer: Any) -> Iterator[list[tuple[list[int], in
         block.sort(key=lambda row: len(row[0]))
         for i in rng.permutation(BLOCK):
             yield block[i * recipe.batch : (i + 1) * recipe.batch]
+
+
+@dataclass(frozen=True)
+class Written(IterableDataset):
+    """The batches of one writer, whose number is the rest of its seed."""
+
+    recipe: Recipe
+    tokenizer: Any
+
+    def __iter__(self) -> Iterator[list[tuple[list[int], int]]]:
+        """Endless batches."""
+        writer = get_worker_info()
+        number = writer.id if writer else 0
+        seed = derive(self.recipe.seed, "writer", number)
+        return batches(replace(self.recipe, seed=seed), self.tokenizer)
 
 
 def token_losses(
@@ -174,8 +214,10 @@ def token_losses(
         ids[row, : len(tokens)] = torch.tensor(tokens)
         kind[row, :prompt] = 1
         kind[row, prompt : len(tokens)] = 2
+    ids, kind = ids.to(model.device), kind.to(model.device)
     # Right-padded and causal: what follows a sequence cannot change it.
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    with torch.autocast("cuda", torch.bfloat16, enabled=ids.is_cuda):
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     return losses.view(len(rows), -1), kind[:, 1:]
 
@@ -289,7 +331,7 @@ def faithful(
         padding=True,
         padding_side="left",
         return_token_type_ids=False,
-    )
+    ).to(model.device)
     output = model.generate(**tokens, max_new_tokens=40, do_sample=True)
     written = tokenizer.batch_decode(
         output[:, tokens["input_ids"].shape[1] :], skip_special_tokens=True
@@ -309,6 +351,7 @@ def build(folder: Path, recipe: Recipe) -> dict[str, Any]:
     start = time.time()
     tokenizer = train_tokenizer(recipe)
     model = new_model(recipe, tokenizer)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     seen = train(model, tokenizer, recipe)
     # What is shipped is what is measured: weights rounded to half precision.
     model = model.half().float()
@@ -320,6 +363,7 @@ def build(folder: Path, recipe: Recipe) -> dict[str, Any]:
         "tokens": seen,
         "seconds": round(time.time() - start),
         "threads": torch.get_num_threads(),
+        "device": device_name(model),
         "held_out_nll_per_target_token": held_out_losses(model, tokenizer, recipe),
         "faithful_headlines": round(share, 4),
         "examples": examples,
@@ -340,6 +384,13 @@ def build(folder: Path, recipe: Recipe) -> dict[str, Any]:
     return report
 
 
+def device_name(model: Any) -> str:
+    """What the model was trained on."""
+    if model.device.type == "cuda":
+        return f"one {torch.cuda.get_device_name()}"
+    return f"{torch.get_num_threads()} CPU threads"
+
+
 def readme(report: dict[str, Any]) -> str:
     """Describe the model; every number comes from the report."""
     losses = "\n".join(
@@ -349,16 +400,17 @@ def readme(report: dict[str, Any]) -> str:
     examples = "\n".join(f"- {a}\n  **{h}**" for a, h in report["examples"])
     versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
     recipe = report["recipe"]
+    size = "" if recipe["hidden"] == Recipe.hidden else " --size small"
     return f"""# The built-in backbone
 
-Written by `python -m idiolect.common.tiny.build`, which also made the weights; the
+Written by `python -m idiolect.common.tiny.build{size}`, which also made the weights; the
 numbers are those of `build.json`. Do not edit.
 
 | a Llama of | {report["parameters"]:,} parameters |
 | --- | --- |
 | tokenizer | byte-level BPE, {report["vocabulary"]:,} tokens |
 | trained on | {report["tokens"]:,} tokens in {recipe["steps"]:,} steps, from scratch |
-| took | {report["seconds"]:,} seconds on {report["threads"]} CPU threads |
+| took | {report["seconds"]:,} seconds on {report["device"]} |
 | seed | {recipe["seed"]} |
 | versions | {versions} |
 
@@ -393,9 +445,11 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write")
+    parser.add_argument("--size", choices=RECIPES, default="tiny")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     arguments = parser.parse_args()
-    report = build(arguments.folder, Recipe(steps=arguments.steps))
+    recipe = replace(RECIPES[arguments.size], steps=arguments.steps)
+    report = build(arguments.folder, recipe)
     print(json.dumps(report, indent=2))
 
 

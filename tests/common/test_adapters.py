@@ -86,8 +86,15 @@ def test_a_stack_gives_each_user_its_own_adapter(backbone):
 
 
 @pytest.mark.parametrize("users_of_a", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_equal_those_of_the_plain_formula(users_of_a, dtype):
+@pytest.mark.parametrize(
+    "dtype, products",
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_gradients_equal_those_of_the_plain_formula(users_of_a, dtype, products):
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape):
@@ -106,7 +113,8 @@ def test_gradients_equal_those_of_the_plain_formula(users_of_a, dtype):
     def ours(x, a, b):
         whole_a = torch.cat([frozen_a, a.detach().expand(2, -1, -1)], dim=1)
         whole_b = torch.cat([frozen_b, b.detach()], dim=2)
-        return LowRank.apply(x @ weight.T, x, whole_a, whole_b, a, b)
+        whole = whole_a.to(products), whole_b.to(products)
+        return LowRank.apply(x @ weight.T, x, *whole, a, b)
 
     found = []
     for formula in (plain, ours):
@@ -115,7 +123,7 @@ def test_gradients_equal_those_of_the_plain_formula(users_of_a, dtype):
         assert output.dtype == dtype
         gradients = torch.autograd.grad((output.float() * pull).sum(), leaves)
         found.append([output, *gradients])
-    close = 1e-5 if dtype == torch.float32 else 2e-2
+    close = 1e-5 if dtype == torch.float32 else 2e-2 if products != dtype else 6e-2
     for expected, got in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=close, atol=close)
 

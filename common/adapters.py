@@ -18,6 +18,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,7 @@ def _hook(stacks: Sequence[Stack], name: str, dtype: torch.dtype):
     return add
 
 
+@lru_cache(maxsize=4)  # of the one shared adapter every user's scores ask
 def hash_lora(lora: Lora | None) -> str:
     """SHA-256 of names, shapes and values; the identity of a reference policy."""
     digest = hashlib.sha256()

@@ -32,6 +32,7 @@ from .tasks.types import Item, User
 from .training import Example, Lesson, Recipe, Trained, train
 from .unlabeled import (
     VOTES,
+    WIDTH,
     Unlabeled,
     ballot,
     draw,
@@ -553,6 +554,12 @@ def _alpha(
     )
 
 
+# Users of one node look at the same set.
+@lru_cache(maxsize=4096)
+def _hashed(text: str) -> np.ndarray:
+    return hashed([text])[0]
+
+
 # Every method and every rate that is tried asks for the same users' alpha again.
 @lru_cache(maxsize=4096)
 def _overlap_in_ngrams(
@@ -565,7 +572,8 @@ def _overlap_in_ngrams(
     """Alpha from the character n-grams of at most `count` items of the source."""
     generator = numpy_generator(seed, "overlap", user)
     looked = subset(source, count, generator)
-    others = hashed([entry.item.target for entry in looked])
+    rows = [_hashed(entry.item.target) for entry in looked]
+    others = np.array(rows).reshape(-1, WIDTH)
     weights = np.array([entry.weight for entry in looked])
     return overlap.estimate(hashed(history), others, weights, generator)
 

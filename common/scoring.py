@@ -23,8 +23,10 @@ Adapters = Sequence[Lora | Stack | None]
 # Tokens in one forward pass without gradients: enough to keep two cores busy, little
 # enough for a device.
 TOKENS_PER_PASS = 8192
-# Logits computed at once (64 MB of float32).
+# Logits computed at once (64 MB of float32; on a GPU, where starting a chunk costs more
+# than computing it, 256 MB).
 LOGITS_PER_CHUNK = 1 << 24
+LOGITS_PER_CHUNK_ON_GPU = 1 << 26
 # Contrastive decoding considers a token that has at least this share of the probability
 # of the likeliest (the plausibility constraint of Li et al. 2023, and its value there).
 PLAUSIBLE = 0.1
@@ -94,7 +96,8 @@ def _token_logp(backbone: Backbone, states: Tensor, labels: Tensor) -> Tensor:
     def head(states: Tensor, labels: Tensor) -> Tensor:
         return -F.cross_entropy(backbone.logits(states), labels, reduction="none")
 
-    rows = max(1, LOGITS_PER_CHUNK // backbone.model.config.vocab_size)
+    most = LOGITS_PER_CHUNK_ON_GPU if states.is_cuda else LOGITS_PER_CHUNK
+    rows = max(1, most // backbone.model.config.vocab_size)
     if len(states) <= rows:
         return head(states, labels)
     # Recomputing a chunk's logits in the backward pass costs less than keeping them all.

@@ -70,6 +70,19 @@ def measure(sizes: list[int], users: int, backbone_name: str) -> list[tuple[int,
     return rows
 
 
+def state_bytes(backbone_name: str) -> int:
+    """Bytes that one more user takes before any activation, all in float32.
+
+    The adapter, its gradient and Adam's two moments.
+    """
+    from idiolect.common.adapters import zero_shared
+
+    config, backbone, *_ = world(backbone_name, 1, DTYPE)
+    lora = zero_shared(backbone, config.lora, 0)
+    tensors = (*lora.a.values(), *lora.b.values())
+    return 4 * 4 * sum(tensor.numel() for tensor in tensors)
+
+
 def taken() -> int:
     """Bytes that are taken now; what was taken at most is forgotten."""
     if not GPU:
@@ -136,6 +149,7 @@ def main() -> None:
     name = Path(given.backbone).name
     report: dict[str, Any] = {"backbone": name, "users": given.users, "dtype": DTYPE}
     report |= {"runs": given.runs, "medians": found, "all": runs}
+    report["state_bytes"] = state_bytes(given.backbone)
     if GPU:
         report |= {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     if not given.no_trl:

@@ -85,7 +85,7 @@ def new_lora(backbone: Backbone, shape: LoraShape, seed: int, *names: object) ->
         size = (shape.rank, linear.in_features)
         drawn = fixed_uniform(size, seed, "lora-a", *names, name)
         a[name] = bound * torch.from_numpy(drawn)
-        b[name] = torch.zeros(linear.out_features, shape.rank)
+        b[name] = torch.zeros(linear.out_features, shape.rank, device=backbone.device)
     return _to(Lora(a, b, shape.alpha / shape.rank), backbone.device)
 
 

@@ -338,10 +338,9 @@ def second_opinion(
 def _checked(
     user: User, lora: Lora, alpha: overlap.Overlap, log: dict[str, float]
 ) -> Personal:
-    finite = all(
-        tensor.isfinite().all() for tensor in (*lora.a.values(), *lora.b.values())
-    )
-    if finite:
+    tensors = (*lora.a.values(), *lora.b.values())
+    # One question to the device, not one for each tensor.
+    if torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
         return Personal(user.id, lora, alpha.alpha, alpha.estimated, log)
     error = f"training of user '{user.id}' overflowed: lower the learning rate."
     return Personal(user.id, None, alpha.alpha, alpha.estimated, log, error)

@@ -2,8 +2,10 @@
 
 The SuperLink and Ray start processes in sessions of their own, so neither a process
 group nor a parent says what belongs to a run. An environment variable does: it is
-inherited by everything the SuperLink starts, and `/proc` shows it. A process id alone
-is never trusted, because it may have been given to another program since.
+inherited by everything the SuperLink starts, and `/proc` shows it. Ray's agents write
+their title over it, so what a marked process has started belongs to the run as well. A
+process id alone is never trusted, because it may have been given to another program
+since: the time of the process's start goes with it.
 """
 
 import os
@@ -14,7 +16,9 @@ from pathlib import Path
 VARIABLE = "IDIOLECT_SIMULATION"
 # One look that finds nothing proves nothing: a process that is just being started shows
 # an empty environment for a moment (between the kernel's new memory map and its end).
-LOOKS = 3
+LOOKS = 6
+# Seconds that killed processes may take to be gone: on a busy machine, many.
+KILLED = 30.0
 
 
 def is_marked(pid: int, mark: str) -> bool:
@@ -34,29 +38,57 @@ def marked(mark: str) -> list[int]:
     return [pid for pid in pids if is_marked(pid, mark)]
 
 
+def family(mark: str) -> dict[int, int]:
+    """Process id -> time of start, of what carries this mark and all that it started."""
+    seen: dict[int, tuple[int, int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (found := _status(int(entry.name))):
+            seen[int(entry.name)] = found
+    members = seen.keys() & set(marked(mark))
+    while more := {p for p, (parent, _) in seen.items() if parent in members} - members:
+        members |= more
+    return {pid: seen[pid][1] for pid in members}
+
+
+def _status(pid: int) -> tuple[int, int] | None:
+    """Parent and time of start of a process; None if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else (int(fields[1]), int(fields[19]))
+
+
 def end(mark: str, patience: float = 5.0) -> None:
-    """End every process with this mark: politely, then by force; return when gone."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + patience
+    """End every process of this mark: politely, then by force; return when gone."""
+    known: dict[int, int] = {}
+    for number, most in ((signal.SIGTERM, patience), (signal.SIGKILL, KILLED)):
+        deadline = time.monotonic() + most
         sent: set[int] = set()
         unseen = 0
         while unseen < LOOKS and time.monotonic() < deadline:
-            pids = set(marked(mark))
-            for pid in pids - sent:
-                _send(pid, mark, number)
-            sent |= pids
-            unseen = 0 if pids else unseen + 1
+            known |= family(mark)
+            known = {pid: born for pid, born in known.items() if _is(pid, born)}
+            for pid in known.keys() - sent:
+                _send(pid, known[pid], number)
+            sent |= known.keys()
+            unseen = 0 if known else unseen + 1
             time.sleep(0.1)
 
 
-def _send(pid: int, mark: str, number: int) -> None:
+def _is(pid: int, born: int) -> bool:
+    """Whether the process of this id is alive and the one that started then."""
+    return (found := _status(pid)) is not None and found[1] == born
+
+
+def _send(pid: int, born: int, number: int) -> None:
     """Signal a process that can't be exchanged for another between check and signal."""
     try:
         handle = os.pidfd_open(pid)
     except OSError:
         return
     try:
-        if is_marked(pid, mark):
+        if _is(pid, born):
             signal.pidfd_send_signal(handle, number)
     except ProcessLookupError:
         pass

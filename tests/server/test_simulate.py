@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -397,6 +398,28 @@ def test_only_marked_processes_are_ended() -> None:
             process.kill()
             process.wait()
         stubborn.stdout.close()
+
+
+def test_what_a_marked_process_started_is_ended_without_a_mark() -> None:
+    """Ray's agents write their title over their environment."""
+    mark = f"m{os.getpid()}"
+    parent = subprocess.Popen(
+        ["sh", "-c", "env -i sleep 60 & echo $!; wait"],
+        env={**os.environ, processes.VARIABLE: mark},
+        stdout=subprocess.PIPE,
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    wait_for(lambda: not processes.is_marked(child, mark))
+    handle = os.pidfd_open(child)
+    try:
+        assert processes.family(mark).keys() == {parent.pid, child}
+        processes.end(mark)
+        assert parent.wait(5) == -15
+        assert select.select([handle], [], [], 0)[0]  # readable: it has ended
+    finally:
+        parent.stdout.close()
+        os.close(handle)
 
 
 def test_one_look_that_finds_nothing_proves_nothing(

@@ -22,9 +22,9 @@ test: .venv/.installed-dev
 device-demo: .venv/.installed
 	$(BIN)/python benchmarks/device_demo.py
 
-bench: .venv/.installed-bench
+bench: .venv/.installed-bench .venv/trl-1.8
 	$(BIN)/python benchmarks/device_cost.py
-	$(BIN)/python benchmarks/one_user.py --threads 1
+	$(BIN)/python benchmarks/one_user.py --threads 1 --bco .venv/trl-1.8
 	$(BIN)/python benchmarks/one_user.py --threads 2
 	$(BIN)/python benchmarks/many_users.py
 	$(BIN)/python benchmarks/simulation.py
@@ -53,6 +53,10 @@ clean:
 	mkdir -p .venv/types/idiolect
 	cd .venv/types/idiolect && ln -sfn ../../../client ../../../common ../../../server .
 	touch $@ .venv/.installed
+
+# The last release with a BCOTrainer, for the one peer that asks for it.
+.venv/trl-1.8: | .venv/bin/python
+	$(BIN)/python -m pip install -q --no-deps --target $@ trl==1.8.0
 
 .venv/.installed-bench: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[server,simulation,bench]'

@@ -1,6 +1,6 @@
 """The cost of personalising one user, against what people would use instead.
 
-    python benchmarks/one_user.py [--backbone DIR] [--threads N] [--runs N]
+    python benchmarks/one_user.py [--backbone DIR] [--threads N] [--runs N] [--bco DIR]
 
 Peers, each in a process of its own and in turn, on the same history and the same
 unlabeled items (3 epochs, rank 8 on every projection, float32):
@@ -11,6 +11,8 @@ unlabeled items (3 epochs, rank 8 on every projection, float32):
                 checkpointing, which costs time and saves no memory that a model this
                 small would need
 `trl-cached`    the same with precompute_ref_log_probs
+`trl-bco`       the BCOTrainer of trl 1.8.0, the last release that has one; only with
+                `--bco DIR`, after `pip install --no-deps --target DIR trl==1.8.0`
 `sft`           a plain loop with peft and torch's AdamW over the same rows: the floor that
                 any objective pays
 `limit`         only the matrix products of the frozen projections over the same tokens,
@@ -93,13 +95,26 @@ def ours(backbone_name: str, warm: bool) -> Callable[[], object]:
     return work
 
 
-def trl(backbone_name: str, cached: bool, dtype: str = "float32") -> Callable[[], Any]:
-    """The same items with trl's KTOTrainer and peft; the work returns the trainer."""
-    from datasets import Dataset  # pyright: ignore[reportMissingImports]
-    from peft import LoraConfig
+def trainer_of(objective: str) -> tuple[Any, Any]:
+    """Return a trainer of trl, and the class of its arguments."""
+    if objective == "bco":
+        from trl.experimental import bco  # pyright: ignore[reportMissingImports]
+
+        return bco.BCOTrainer, bco.BCOConfig
     from trl.trainer.kto_config import KTOConfig  # pyright: ignore[reportMissingImports]
     from trl.trainer.kto_trainer import KTOTrainer  # pyright: ignore[reportMissingImports]
 
+    return KTOTrainer, KTOConfig
+
+
+def trl(
+    backbone_name: str, cached: bool, dtype: str = "float32", objective: str = "kto"
+) -> Callable[[], Any]:
+    """The same items with a trainer of trl and peft; the work returns the trainer."""
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from peft import LoraConfig
+
+    trainer_class, arguments_class = trainer_of(objective)
     config, backbone, _, _, _, material = prepared(backbone_name, dtype)
     tokenizer = backbone.tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -118,7 +133,7 @@ def trl(backbone_name: str, cached: bool, dtype: str = "float32") -> Callable[[]
     ]
 
     def work() -> Any:
-        arguments = KTOConfig(
+        arguments = arguments_class(
             output_dir=os.environ.get("TMPDIR", "/tmp"),
             per_device_train_batch_size=2 * config.personalise.batch,
             num_train_epochs=config.personalise.epochs,
@@ -134,7 +149,7 @@ def trl(backbone_name: str, cached: bool, dtype: str = "float32") -> Callable[[]
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        trainer = KTOTrainer(
+        trainer = trainer_class(
             model=backbone.model,
             args=arguments,
             train_dataset=Dataset.from_list(texts),
@@ -280,6 +295,8 @@ def measure(peer: str, backbone_name: str) -> dict[str, float]:
         work = ours(backbone_name, peer == "warm")
     elif peer in ("trl", "trl-cached"):
         work = trl(backbone_name, peer == "trl-cached")
+    elif peer == "trl-bco":
+        work = trl(backbone_name, cached=False, objective="bco")
     else:
         work = {"sft": sft, "limit": limit}[peer](backbone_name)
     gc.collect()
@@ -290,10 +307,14 @@ def measure(peer: str, backbone_name: str) -> dict[str, float]:
     return {"seconds": seconds, "cpu": cpu, "bytes": memory("VmHWM") - before}
 
 
-def in_own_process(peer: str, backbone_name: str, threads: int) -> dict[str, Any]:
-    """Measure a peer in a new process."""
+def in_own_process(
+    peer: str, backbone_name: str, threads: int, bco: str = ""
+) -> dict[str, Any]:
+    """Measure a peer in a new process; `trl-bco` with the trl in the folder `bco`."""
     command = [sys.executable, __file__, "--peer", peer, "--backbone", backbone_name]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    if peer == "trl-bco":
+        environment["PYTHONPATH"] = bco
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"peer {peer} failed:\n{done.stderr[-2000:]}")
@@ -306,7 +327,8 @@ def main() -> None:
     parser.add_argument("--backbone", default="tiny")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--peer", choices=(*PEERS, "shares"))
+    parser.add_argument("--bco", default="", help="folder with trl 1.8.0")
+    parser.add_argument("--peer", choices=(*PEERS, "trl-bco", "shares"))
     given = parser.parse_args()
     if given.peer == "shares":
         print(json.dumps(shares(given.backbone)))
@@ -314,10 +336,12 @@ def main() -> None:
     if given.peer:
         print(json.dumps(measure(given.peer, given.backbone)))
         return
-    runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in PEERS}
+    peers = [*PEERS, "trl-bco"] if given.bco else PEERS
+    runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in peers}
     for _ in range(given.runs):
-        for peer in PEERS:
-            runs[peer].append(in_own_process(peer, given.backbone, given.threads))
+        for peer in peers:
+            found = in_own_process(peer, given.backbone, given.threads, given.bco)
+            runs[peer].append(found)
     found = {
         peer: {key: statistics.median(run[key] for run in rows) for key in rows[0]}
         for peer, rows in runs.items()

@@ -15,6 +15,7 @@ NAMES = {
     "warm": "idiolect, C-BPO, warm reference scores",
     "trl": "trl KTOTrainer + peft",
     "trl-cached": "trl KTOTrainer + peft, precomputed reference",
+    "trl-bco": "trl 1.8.0 BCOTrainer + peft",
     "sft": "plain peft SFT loop, same rows",
     "limit": "frozen matrix products alone",
 }

@@ -98,7 +98,7 @@ def ours(backbone_name: str, warm: bool) -> Callable[[], object]:
 def trainer_of(objective: str) -> tuple[Any, Any]:
     """Return a trainer of trl, and the class of its arguments."""
     if objective == "bco":
-        from trl.experimental import bco  # pyright: ignore[reportMissingImports]
+        from trl.experimental import bco  # pyright: ignore
 
         return bco.BCOTrainer, bco.BCOConfig
     from trl.trainer.kto_config import KTOConfig  # pyright: ignore[reportMissingImports]

@@ -27,6 +27,7 @@ bench: .venv/.installed-bench .venv/trl-1.8
 	$(BIN)/python benchmarks/one_user.py --threads 1 --bco .venv/trl-1.8
 	$(BIN)/python benchmarks/one_user.py --threads 2
 	$(BIN)/python benchmarks/many_users.py
+	$(BIN)/python benchmarks/long_prompts.py
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/performance.py

@@ -190,6 +190,25 @@ def wire(found: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def long_prompts(found: dict[str, Any]) -> list[str]:
+    """Table of the memory of a step against lengths."""
+    lines = [
+        "One step over four rows, vocabulary of 32,000 words. A logit for every token and",
+        "word is what transformers' own loss computes; this engine computes them for the",
+        "completion alone, in chunks, so that its memory follows the activations.",
+        "",
+        "| prompt | completion | all logits, MiB | idiolect, MiB | peft SFT, MiB | ratio |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in found["rows"]:
+        mine, theirs = row["ours"]["bytes"], row["peft"]["bytes"]
+        lines.append(
+            f"| {row['prompt']} | {row['completion']} | {row['logits'] / 2**20:.0f} "
+            f"| {mine / 2**20:.0f} | {theirs / 2**20:.0f} | {mine / theirs:.2f} |"
+        )
+    return [*lines, ""]
+
+
 def device_cost(found: dict[str, Any]) -> list[str]:
     """Table of what one device pays."""
     row = found["medians"]
@@ -231,11 +250,16 @@ spin all the time, which is faster where nothing else runs and several times slo
 another busy process. For a model as small as the built-in one, one thread wastes least
 (`idiolect settings threads 1`).
 
-The last layer's feed-forward block is computed where a token is predicted only, for the
-families whose layer is attention and block one after the other. Not done: the same for its
-queries (it needs each family's own attention code), torch.compile (its start costs more
-than a user), adapters on the upper layers only (another model, whose quality would have to
-be shown).
+What pays, and is in: one optimiser step for all users, in one buffer; no attention mask;
+logits for the completion alone, in chunks; the last layer's feed-forward block only where
+a token is predicted, for the families whose layer is attention and block one after the
+other; the adapters' narrow products transposed on a CPU, and in the backbone's dtype on a
+GPU. What does not pay, or is not done: torch.compile (its start costs more than a user);
+packing without padding (what padding adds is said above, and is the most that it could
+save); the queries of the last layer (they need each family's own attention code); adapters
+on the upper layers only (another model, whose quality would have to be shown); reuse of the
+prompts' common beginning (a few tokens here); CUDA graphs and pinned prefetch (not tried;
+on a GPU the first is what to try next).
 
 """
 
@@ -280,6 +304,9 @@ def main() -> None:
     for path in many:
         found = json.loads(path.read_text())
         lines += many_users(found) + measured(found)
+    if found := read("long_prompts"):
+        lines += ["## Long prompts (`benchmarks/long_prompts.py`)", ""]
+        lines += long_prompts(found) + measured(found)
     if found := read("simulation"):
         lines += [SIMULATION, *simulation(found), *measured(found)]
     if found := read("wire"):

@@ -1,0 +1,124 @@
+"""Memory of one training step against the lengths of prompt and completion, on a CPU.
+
+    python benchmarks/long_prompts.py
+
+One step over four rows with a vocabulary of 32,000 words: C-BPO with this engine, and SFT
+with peft and transformers' own loss, which has a logit for every token and word. The model
+is a Llama of twelve million random parameters. Each measurement is a process of its own:
+the largest resident set above that with the backbone loaded and one backward pass done.
+Writes benchmarks/results/long_prompts.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from one_user import first_pass, forget_peak, memory
+from report import save
+
+LENGTHS = ((300, 50), (300, 200), (1300, 50), (1300, 200))
+ROWS, WORDS = 4, 32_000
+
+
+def write_model(folder: str) -> None:
+    """Write the random model, with the built-in tokenizer."""
+    from shutil import copy
+
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from idiolect.common.backbone import TINY
+
+    config = LlamaConfig(
+        vocab_size=WORDS,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for file in TINY.glob("tokenizer*"):
+        copy(file, folder)
+
+
+def ours(backbone: Any, rows: list[Any]) -> None:
+    """One step of C-BPO: half of the rows are the user's."""
+    from idiolect.common.adapters import new_lora, zero_shared
+    from idiolect.common.config import LoraShape
+    from idiolect.common.training import Example, Lesson, Recipe, train
+
+    shape = LoraShape()
+    examples = [Example(row, -100.0) for row in rows]
+    half = len(rows) // 2
+    lesson = Lesson("u", examples[:half], unlabeled=examples[half:], alpha=0.3)
+    recipe = Recipe("c-bpo", 1e-3, epochs=1, batch=half)
+    shared = zero_shared(backbone, shape, 0)
+    train(backbone, shared, [new_lora(backbone, shape, 0, "u")], [lesson], recipe)
+
+
+def with_peft(backbone: Any, rows: list[Any]) -> None:
+    """One step of SFT, as anybody would write it."""
+    import torch
+    from naive_app import batch_loss
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model: Any = get_peft_model(backbone.model, lora)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    batch_loss(model, rows).backward()
+    optimizer.step()
+
+
+def measure(who: str, folder: str, prompt: int, completion: int) -> dict[str, float]:
+    """Seconds and bytes of one step."""
+    import torch
+
+    from idiolect.common.backbone import Encoded, load_backbone
+
+    backbone = load_backbone(folder, "float32", "cpu", 2048)
+    first_pass(backbone)
+    torch.manual_seed(0)
+    ids = torch.randint(3, WORDS, (ROWS, prompt + completion)).tolist()
+    rows = [Encoded(tuple(row), prompt) for row in ids]
+    forget_peak()
+    before, began = memory("VmRSS"), time.perf_counter()
+    {"ours": ours, "peft": with_peft}[who](backbone, rows)
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "bytes": memory("VmHWM") - before}
+
+
+def main() -> None:
+    """Measure both at all lengths, and write the result."""
+    parser = argparse.ArgumentParser(description="Memory against lengths.")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        who, folder, prompt, completion = given.one
+        print(json.dumps(measure(who, folder, int(prompt), int(completion))))
+        return
+    rows: list[dict[str, Any]] = []
+    with TemporaryDirectory() as folder:
+        write_model(folder)
+        for prompt, completion in LENGTHS:
+            row: dict[str, Any] = {"prompt": prompt, "completion": completion}
+            row["logits"] = 4 * ROWS * (prompt + completion) * WORDS
+            for who in ("ours", "peft"):
+                command = [sys.executable, str(Path(__file__)), "--one", who, folder]
+                command += [str(prompt), str(completion)]
+                done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+                row[who] = json.loads(done.stdout.splitlines()[-1])
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    save("long_prompts", {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

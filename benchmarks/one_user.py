@@ -7,6 +7,7 @@ unlabeled items (3 epochs, rank 8 on every projection, float32):
 
 `cold`, `warm`  this engine with C-BPO: alpha, reference scores, training. Cold computes
                 the reference scores; warm finds them, as every method after the first does
+`small`         `cold` with `personalise.microbatch=8`: half of a step's rows at once
 `trl`           trl's KTOTrainer with peft, as it comes, but without gradient
                 checkpointing, which costs time and saves no memory that a model this
                 small would need
@@ -33,12 +34,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from report import save
 
-PEERS = ("cold", "warm", "trl", "trl-cached", "sft", "limit")
+PEERS = ("cold", "warm", "small", "trl", "trl-cached", "sft", "limit")
 METHOD, RATE = "c-bpo", 3e-3
 # Name -> parts of the names of operations; the first that fits counts.
 SHARES = {
@@ -79,18 +81,21 @@ def prepared(backbone_name: str, dtype: str = "float32") -> tuple[Any, ...]:
     return config, backbone, shared, users[0], unlabeled, material
 
 
-def ours(backbone_name: str, warm: bool) -> Callable[[], object]:
+def ours(backbone_name: str, peer: str) -> Callable[[], object]:
     """One user with this engine, as a device does it."""
     from idiolect.common import personal
 
     config, backbone, shared, user, unlabeled, _ = prepared(backbone_name)
+    if peer == "small":
+        fewer = replace(config.personalise, microbatch=config.personalise.batch)
+        config = replace(config, personalise=fewer)
 
     def work() -> object:
         return personal.personalise(
             backbone, shared, [user], unlabeled, METHOD, RATE, config
         )
 
-    if warm:
+    if peer == "warm":
         work()
     return work
 
@@ -291,8 +296,8 @@ def first_pass(backbone: Any) -> None:
 
 def measure(peer: str, backbone_name: str) -> dict[str, float]:
     """Prepare, run once, and return seconds, CPU seconds and bytes above the backbone."""
-    if peer in ("cold", "warm"):
-        work = ours(backbone_name, peer == "warm")
+    if peer in ("cold", "warm", "small"):
+        work = ours(backbone_name, peer)
     elif peer in ("trl", "trl-cached"):
         work = trl(backbone_name, peer == "trl-cached")
     elif peer == "trl-bco":

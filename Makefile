@@ -1,6 +1,6 @@
 # make lamp: install into .venv, then personalise 40 synthetic users and print a table.
 # make device-demo: a server and three devices on this machine, from keys to a model.
-# make bench: time this against its peers; half an hour of a quiet machine.
+# make bench: time this against its peers; an hour of a quiet machine.
 # make test: install, check format, lint, types, and run the tests.
 PYTHON ?= python3
 BIN := .venv/bin

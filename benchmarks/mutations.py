@@ -552,6 +552,13 @@ MUTATIONS = (
     ),
     # --- client and server -----------------------------------------------------------
     Mutation(
+        "What a marked process started outlives the run",
+        "server/processes.py",
+        "{p for p, (parent, _) in seen.items() if parent in members} - members",
+        "set()",
+        "test_what_a_marked_process_started_is_ended_without_a_mark",
+    ),
+    Mutation(
         "A device hands over raw text for any kind of unlabeled set",
         "client/tasks.py",
         'if node.config.unlabeled.kind != "others":',

@@ -251,7 +251,8 @@ INTRODUCTION = """# Performance
 Written by `make bench` (`benchmarks/performance.py`) from the files in
 `benchmarks/results`; don't edit. Every ratio is between peers that were run on one
 machine, on its CPU where no GPU is named, in turn where nothing else is said. What each
-peer is, the first lines of its program say.
+peer is, the first lines of its program say. A `+` after a commit: files had changed since,
+the results that the bench itself had just written among them.
 
 ## One user
 

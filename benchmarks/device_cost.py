@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any
 
-from report import save
+from report import medians, printed, save
 
 # What is asked for where no model is needed.
 LIGHT = ("idiolect.client.cli", "idiolect.server.cli")
@@ -60,11 +60,9 @@ def device() -> None:
 
 def one_device() -> dict[str, float]:
     """Start such a process and wait for it."""
-    command = [sys.executable, __file__, "--device"]
     began = time.time()
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = printed(__file__, "--device")
     ended = time.time()
-    found = json.loads(done.stdout.splitlines()[-1])
     return {
         "first_step": found["first"] - began,
         "seconds": ended - began,
@@ -90,9 +88,7 @@ def main() -> None:
         device()
         return
     rows = [one_device() for _ in range(given.runs)]
-    found: dict[str, Any] = {
-        key: statistics.median(row[key] for row in rows) for key in rows[0]
-    }
+    found: dict[str, Any] = {**medians(rows)}
     bare = statistics.median(seconds_of("pass") for _ in range(given.runs))
     found["import"] = {
         name: statistics.median(seconds_of(f"import {name}") for _ in rows) - bare

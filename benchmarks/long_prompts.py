@@ -11,27 +11,23 @@ Writes benchmarks/results/long_prompts.json.
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from one_user import first_pass, forget_peak, memory
-from report import save
+from report import printed, save
 
 LENGTHS = ((300, 50), (300, 200), (1300, 50), (1300, 200))
 ROWS, WORDS = 4, 32_000
 
 
 def write_model(folder: str) -> None:
-    """Write the random model, with the built-in tokenizer."""
-    from shutil import copy
-
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    from idiolect.common.backbone import TINY
+    """Write the random model."""
+    import torch
+    from shapes import write
+    from transformers import LlamaConfig
 
     config = LlamaConfig(
         vocab_size=WORDS,
@@ -43,9 +39,7 @@ def write_model(folder: str) -> None:
         max_position_embeddings=2048,
         tie_word_embeddings=True,
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    for file in TINY.glob("tokenizer*"):
-        copy(file, folder)
+    write(config, torch.float32, Path(folder))
 
 
 def ours(backbone: Any, rows: list[Any]) -> None:
@@ -111,10 +105,8 @@ def main() -> None:
             row: dict[str, Any] = {"prompt": prompt, "completion": completion}
             row["logits"] = 4 * ROWS * (prompt + completion) * WORDS
             for who in ("ours", "peft"):
-                command = [sys.executable, str(Path(__file__)), "--one", who, folder]
-                command += [str(prompt), str(completion)]
-                done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-                row[who] = json.loads(done.stdout.splitlines()[-1])
+                words = (who, folder, str(prompt), str(completion))
+                row[who] = printed(__file__, "--one", *words)
             rows.append(row)
             print(json.dumps(row), flush=True)
     save("long_prompts", {"rows": rows})

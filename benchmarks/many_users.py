@@ -17,16 +17,18 @@ Writes benchmarks/results/many_users-BACKBONE[-gpu].json.
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from one_user import METHOD, RATE, forget_peak, memory, trl, world
-from report import save
+from report import medians, printed, save
+from shapes import linears
+from transformers import AutoConfig
+
+from idiolect.common.backbone import locate
+from idiolect.common.config import LoraShape
 
 GPU = torch.cuda.is_available()
 SIZES = (1, 4, 16) if GPU else (1, 2, 4, 8, 16)
@@ -75,12 +77,9 @@ def state_bytes(backbone_name: str) -> int:
 
     The adapter, its gradient and Adam's two moments.
     """
-    from idiolect.common.adapters import zero_shared
-
-    config, backbone, *_ = world(backbone_name, 1, DTYPE)
-    lora = zero_shared(backbone, config.lora, 0)
-    tensors = (*lora.a.values(), *lora.b.values())
-    return 4 * 4 * sum(tensor.numel() for tensor in tensors)
+    lora = LoraShape()
+    shapes = linears(AutoConfig.from_pretrained(locate(backbone_name)), lora.targets)
+    return 4 * 4 * lora.rank * sum(map(sum, shapes.values()))
 
 
 def taken() -> int:
@@ -112,9 +111,7 @@ def measure_trl(backbone_name: str) -> Row:
 
 def in_own_process(backbone: str, *arguments: str) -> Any:
     """What another process of this program prints last."""
-    command = [sys.executable, __file__, "--backbone", backbone, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return printed(__file__, "--backbone", backbone, *arguments)
 
 
 def main() -> None:
@@ -139,10 +136,7 @@ def main() -> None:
         asked = ["--users", str(given.users), "--sizes", *map(str, sizes)]
         for size, row in in_own_process(given.backbone, *asked):
             runs[size].append(row)
-    found = {
-        str(size): {key: statistics.median(run[key] for run in rows) for key in rows[0]}
-        for size, rows in runs.items()
-    }
+    found = {str(size): medians(rows) for size, rows in runs.items()}
     for size, row in found.items():
         print(f"K={size:3}{row['users_per_minute']:8.0f} users/min", end="")
         print(f"{row['bytes'] / 2**20:8.0f} MiB")
@@ -154,9 +148,7 @@ def main() -> None:
         report |= {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     if not given.no_trl:
         peer = [in_own_process(given.backbone, "--only-trl") for _ in range(given.runs)]
-        report["trl"] = {
-            key: statistics.median(run[key] for run in peer) for key in peer[0]
-        }
+        report["trl"] = medians(peer)
         print(f"trl   {report['trl']['users_per_minute']:6.1f} users/min", end="")
         print(f"{report['trl']['bytes'] / 2**20:8.0f} MiB")
     save(f"many_users-{name}" + "-gpu" * GPU, report)

@@ -29,16 +29,13 @@ import argparse
 import gc
 import json
 import os
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from report import save
+from report import medians, printed, save
 
 PEERS = ("cold", "warm", "small", "trl", "trl-cached", "sft", "limit")
 METHOD, RATE = "c-bpo", 3e-3
@@ -316,14 +313,11 @@ def in_own_process(
     peer: str, backbone_name: str, threads: int, bco: str = ""
 ) -> dict[str, Any]:
     """Measure a peer in a new process; `trl-bco` with the trl in the folder `bco`."""
-    command = [sys.executable, __file__, "--peer", peer, "--backbone", backbone_name]
+    words = ("--peer", peer, "--backbone", backbone_name)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if peer == "trl-bco":
         environment["PYTHONPATH"] = bco
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        sys.exit(f"peer {peer} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return printed(__file__, *words, environment=environment)
 
 
 def main() -> None:
@@ -347,10 +341,7 @@ def main() -> None:
         for peer in peers:
             found = in_own_process(peer, given.backbone, given.threads, given.bco)
             runs[peer].append(found)
-    found = {
-        peer: {key: statistics.median(run[key] for run in rows) for key in rows[0]}
-        for peer, rows in runs.items()
-    }
+    found = {peer: medians(rows) for peer, rows in runs.items()}
     for peer, row in found.items():
         print(f"{peer:11}{row['seconds']:8.2f} s {row['bytes'] / 2**20:8.0f} MiB")
     name = Path(given.backbone).name

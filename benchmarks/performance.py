@@ -27,8 +27,6 @@ TARGETS = (
     ("idiolect cold / SFT loop, time", "cold", "sft", "seconds", "≤ 1.3"),
     ("idiolect warm / limit, time", "warm", "limit", "seconds", "≤ 1.6"),
     ("idiolect cold / trl KTOTrainer, memory", "cold", "trl", "bytes", "≤ 0.5"),
-)
-SMALL = (
     ("trl KTOTrainer / half of a step at once, time", "trl", "small", "seconds", "≥ 4"),
     (
         "half of a step at once / trl KTOTrainer, memory",
@@ -51,6 +49,14 @@ def met(value: float, target: str) -> str:
     sign, bound = target.split()
     good = value <= float(bound) if sign == "≤" else value >= float(bound)
     return "yes" if good else "**no**"
+
+
+def ratios(found: list[tuple[str, float, str]]) -> list[str]:
+    """Table of (what, ratio, target)."""
+    lines = ["| ratio | measured | target | met |", "| --- | --- | --- | --- |"]
+    for text, ratio, target in found:
+        lines.append(f"| {text} | {ratio:.2f} | {target} | {met(ratio, target)} |")
+    return [*lines, ""]
 
 
 def measured(found: dict[str, Any]) -> list[str]:
@@ -78,12 +84,12 @@ def one_user(found: dict[str, Any]) -> list[str]:
             f"| {NAMES[peer]} | {row['seconds']:.2f} | {row['cpu']:.2f} "
             f"| {row['bytes'] / 2**20:.0f} |"
         )
-    lines += ["", "| ratio | measured | target | met |", "| --- | --- | --- | --- |"]
-    targets = [*TARGETS, *SMALL] if "small" in medians else TARGETS
-    for text, one, other, key, target in targets:
-        ratio = medians[one][key] / medians[other][key]
-        lines.append(f"| {text} | {ratio:.2f} | {target} | {met(ratio, target)} |")
-    return [*lines, ""]
+    compared = [
+        (text, medians[one][key] / medians[other][key], target)
+        for text, one, other, key, target in TARGETS
+        if one in medians and other in medians
+    ]
+    return [*lines, "", *ratios(compared)]
 
 
 def many_users(found: dict[str, Any]) -> list[str]:
@@ -122,16 +128,11 @@ def many_users(found: dict[str, Any]) -> list[str]:
         )
     if "gpu" in found and peer:
         most = medians["16"]["users_per_minute"]
-        lines += [
-            "",
-            "| ratio | measured | target | met |",
-            "| --- | --- | --- | --- |",
-        ]
-        for text, ratio, target in (
+        compared = [
             ("K = 16 / K = 1, users per minute", most / one["users_per_minute"], "≥ 5"),
             ("K = 16 / trl, users per minute", most / peer["users_per_minute"], "≥ 10"),
-        ):
-            lines.append(f"| {text} | {ratio:.1f} | {target} | {met(ratio, target)} |")
+        ]
+        return [*lines, "", *ratios(compared)]
     return [*lines, ""]
 
 

@@ -1,8 +1,13 @@
-"""Where results are kept, and what they were measured on."""
+"""How results come about and where they are kept, and what they were measured on."""
 
 import json
 import platform
+import shlex
+import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,21 @@ def save(name: str, report: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(report | {"origin": origin()}, indent=1) + "\n")
+
+
+def printed(*command: str, environment: dict[str, str] | None = None) -> Any:
+    """What a Python program prints last, as JSON; leaves with its errors if it fails."""
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment
+    )
+    if done.returncode:
+        sys.exit(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Median of every key."""
+    return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
 
 
 def origin() -> dict[str, str]:

@@ -9,11 +9,12 @@ the vocabulary is as wide as theirs all the same.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
-from idiolect.common.backbone import TINY
+from idiolect.common.backbone import TINY, projections
 
 # Hidden size, layers, heads, heads of keys and values, feed-forward size.
 SHAPES = {
@@ -38,16 +39,23 @@ def shape(name: str) -> Qwen2Config:
     )
 
 
-def write(name: str, folder: Path) -> None:
-    """Write such a model, with a tokenizer."""
+def linears(config: object, targets: str) -> dict[str, tuple[int, int]]:
+    """Adapted projection -> (out, in), without any weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    found = projections(model, targets)
+    return {name: (m.out_features, m.in_features) for name, m in found.items()}
+
+
+def write(config: Any, dtype: torch.dtype, folder: Path) -> None:
+    """Write a random model of a configuration, with a tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    config = shape(name)
     config.pad_token_id = tokenizer.pad_token_id
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -58,7 +66,7 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()
-    write(given.shape, given.folder)
+    write(shape(given.shape), torch.bfloat16, given.folder)
     print(given.folder)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import save
+from report import printed, save
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = (
@@ -54,10 +54,7 @@ def ours(users: int) -> dict[str, float]:
 
 def naive(users: int) -> dict[str, float]:
     """Run the naive app for this many users."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "naive_app.py")]
-    command += ["--users", str(users)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return printed(str(ROOT / "benchmarks" / "naive_app.py"), "--users", str(users))
 
 
 def line(rows: list[dict[str, float]]) -> dict[str, float]:

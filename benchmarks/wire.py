@@ -10,35 +10,20 @@ benchmarks/results/wire.json.
 """
 
 import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from report import save
-from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
+from shapes import linears, shape
+from transformers import AutoConfig
 
-from idiolect.common.adapters import projections
 from idiolect.common.backbone import TINY
 from idiolect.common.config import flatten, parse
 from idiolect.common.protocol import AdaptReply, AdaptTask, pack
 from idiolect.common.wire import encode, update_codes
 
 RANK = 8
-# The shape of Qwen2-0.5B: 14 query heads share 2 heads of keys and values.
-GROUPED = Qwen2Config(
-    hidden_size=896,
-    intermediate_size=4864,
-    num_hidden_layers=24,
-    num_attention_heads=14,
-    num_key_value_heads=2,
-)
-
-
-def linears(config: object, targets: str) -> dict[str, tuple[int, int]]:
-    """Projection -> (out, in), without any weights."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    found = projections(model, targets)
-    return {name: (m.out_features, m.in_features) for name, m in found.items()}
+# 14 query heads share 2 heads of keys and values.
+GROUPED = shape("0.5B")
 
 
 def sent(record: RecordDict) -> int:
@@ -95,12 +80,12 @@ def ours(shapes: dict[str, tuple[int, int]], targets: str) -> dict[str, int]:
 def main() -> None:
     """Compare both, write the result and print it."""
     rows = []
-    for name, shape, targets in (
+    for name, config, targets in (
         ("tiny", AutoConfig.from_pretrained(TINY), "all"),
         ("Qwen2-0.5B's shape", GROUPED, "all"),
         ("Qwen2-0.5B's shape", GROUPED, "q,v"),
     ):
-        shapes = linears(shape, targets)
+        shapes = linears(config, targets)
         row = {"model": name, "targets": targets, "rank": RANK}
         row |= {"plain": plain(shapes), "ours": ours(shapes, targets)}
         row["ratio"] = sum(row["ours"].values()) / sum(row["plain"].values())

@@ -84,20 +84,14 @@ def new_lora(backbone: Backbone, shape: LoraShape, seed: int, *names: object) ->
         bound = linear.in_features**-0.5
         size = (shape.rank, linear.in_features)
         drawn = fixed_uniform(size, seed, "lora-a", *names, name)
-        a[name] = bound * torch.from_numpy(drawn)
+        a[name] = (bound * torch.from_numpy(drawn)).to(backbone.device)
         b[name] = torch.zeros(linear.out_features, shape.rank, device=backbone.device)
-    return _to(Lora(a, b, shape.alpha / shape.rank), backbone.device)
+    return Lora(a, b, shape.alpha / shape.rank)
 
 
 def zero_shared(backbone: Backbone, shape: LoraShape, seed: int) -> Lora:
     """Return the shared adapter before its first round."""
     return new_lora(backbone, shape, seed, "shared")
-
-
-def _to(lora: Lora, device: torch.device) -> Lora:
-    a = {name: tensor.to(device) for name, tensor in lora.a.items()}
-    b = {name: tensor.to(device) for name, tensor in lora.b.items()}
-    return Lora(a, b, lora.scaling)
 
 
 def stack(loras: Sequence[Lora]) -> Stack:
@@ -143,8 +137,8 @@ class LowRank(torch.autograd.Function):
     and the sum is taken in place, where a projection's output is needed by nobody else.
     Of the R ranks only the last r are trained, `own_a` and `own_b`: the others are the
     frozen reference's, whose gradients nobody asks for.
-    Products are taken in the dtype of `a` and `b` (see `_products_in`), sums over rows in
-    float32, and what is trained, `own_a` and `own_b`, is float32 always.
+    Products are taken in the dtype of `a` and `b` (see `_products_in`); what is trained,
+    `own_a` and `own_b`, is float32 always, and so are the sums of its gradients over users.
     """
 
     @staticmethod

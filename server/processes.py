@@ -32,18 +32,16 @@ def is_marked(pid: int, mark: str) -> bool:
 
 def marked(mark: str) -> list[int]:
     """Process ids of everything alive that carries this mark."""
-    pids = (
-        int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()
-    )
-    return [pid for pid in pids if is_marked(pid, mark)]
+    return [pid for pid in _pids() if is_marked(pid, mark)]
+
+
+def _pids() -> list[int]:
+    return [int(e.name) for e in Path("/proc").iterdir() if e.name.isdigit()]
 
 
 def family(mark: str) -> dict[int, int]:
     """Process id -> time of start, of what carries this mark and all that it started."""
-    seen: dict[int, tuple[int, int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (found := _status(int(entry.name))):
-            seen[int(entry.name)] = found
+    seen = {pid: found for pid in _pids() if (found := _status(pid))}
     members = seen.keys() & set(marked(mark))
     while more := {p for p, (parent, _) in seen.items() if parent in members} - members:
         members |= more

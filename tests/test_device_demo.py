@@ -5,12 +5,13 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -66,7 +67,7 @@ def test_a_failed_run_has_a_true_exit_code(fleet):
 def test_a_killed_device_comes_back_and_the_run_completes(fleet):
     run = fleet.run(*SHORT, "run-name=three", "quorum=1.0")
     metrics = fleet.folder / "server" / "runs" / "three" / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and '"adapt"' in metrics.read_text())
+    until(lambda: metrics.exists() and '"adapt"' in metrics.read_text(), patience=300)
     assert fleet.kill("idiolect.client.node", "device0") == 1
     code, said = ended(run)
     assert code == 0, said
@@ -157,7 +158,7 @@ def test_an_app_that_someone_else_submits_runs_on_no_device(fleet, tmp_path):
         capture_output=True,
         timeout=120,
     )
-    wait_for(lambda: (tmp_path / "said").exists())
+    until(lambda: (tmp_path / "said").exists(), patience=300)
     said = (tmp_path / "said").read_text()
     assert said.count("Failure") == 4  # two devices, two tasks, and nothing else
     assert (tmp_path / "ran-server").exists()
@@ -197,7 +198,7 @@ def test_a_device_that_nobody_registered_is_not_let_in(fleet):
     fleet.start("stranger", "node", "run")
     log = fleet.folder / "stranger.log"
     # It is told so, and tries again later: the operator may still register it.
-    wait_for(lambda: log.read_text().count("it starts again") > 1)
+    until(lambda: log.read_text().count("it starts again") > 1, patience=300)
     assert "is ready" not in log.read_text()
     fleet.processes["stranger"].terminate()
     assert fleet.processes["stranger"].wait(30) == 0
@@ -213,10 +214,3 @@ def test_a_revoked_device_is_not_let_in_again(fleet):
     assert online[0] not in [
         node["node-id"] for node in nodes if node["status"] == "online"
     ]
-
-
-def wait_for(condition, patience: float = 300.0) -> None:
-    ends = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < ends, "it did not come"
-        time.sleep(0.1)

@@ -362,7 +362,6 @@ def build(folder: Path, recipe: Recipe) -> dict[str, Any]:
         "vocabulary": len(tokenizer),
         "tokens": seen,
         "seconds": round(time.time() - start),
-        "threads": torch.get_num_threads(),
         "device": device_name(model),
         "held_out_nll_per_target_token": held_out_losses(model, tokenizer, recipe),
         "faithful_headlines": round(share, 4),

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from idiolect.client import consent, node
 from idiolect.client.node import Server
 from idiolect.client.vault import Passphrase, RandomKey, Vault
 from idiolect.common.errors import IdiolectError
+from tests.waiting import until
 
 KEEPER = """
 import sys
@@ -92,14 +92,6 @@ def workers(place: Path) -> list[int]:
                 continue
             if b"idiolect.client.node" in line and str(place).encode() in line:
                 found.append(int(entry.name))
-    return found
-
-
-def until(condition, patience: float = 60.0):
-    ends = time.monotonic() + patience
-    while not (found := condition()):
-        assert time.monotonic() < ends, "it did not come"
-        time.sleep(0.05)
     return found
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from idiolect.common.adapters import Lora, new_lora, stack, zero_shared
-from idiolect.common.backbone import TINY, Encoded, load_backbone
+from idiolect.common.backbone import Encoded, load_backbone
 from idiolect.common.config import parse
 from idiolect.common.personal import personalise
 from idiolect.common.scoring import (
@@ -20,6 +20,8 @@ from idiolect.common.scoring import (
 from idiolect.common.tasks import personas
 from idiolect.common.training import Example, Lesson, Recipe, train
 from idiolect.common.unlabeled import Unlabeled
+
+from .conftest import write_tokenizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -158,8 +160,7 @@ def test_memory_of_long_prompts_grows_with_the_completion(tmp_path):
         max_position_embeddings=2048,
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    for file in TINY.glob("tokenizer*"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    write_tokenizer(tmp_path)
     backbone = load_backbone.__wrapped__(str(tmp_path), "bfloat16", "cuda", 2048)
     lora = new_lora(backbone, CONFIG.lora, 0, "personal")
 

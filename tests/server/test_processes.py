@@ -4,19 +4,11 @@ import os
 import select
 import subprocess
 import sys
-import time
-from typing import Any
 
 import pytest
 
 from idiolect.server import processes
-
-
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+from tests.waiting import until
 
 
 def test_only_marked_processes_are_ended() -> None:
@@ -34,7 +26,7 @@ def test_only_marked_processes_are_ended() -> None:
     assert stubborn.stdout is not None
     stubborn.stdout.readline()
     try:
-        wait_for(lambda: len(processes.marked(mark)) == 2)
+        until(lambda: len(processes.marked(mark)) == 2)
         assert sorted(processes.marked(mark)) == sorted([polite.pid, stubborn.pid])
         processes.end(mark, patience=0.5)
         assert processes.marked(mark) == []
@@ -57,7 +49,7 @@ def test_what_a_marked_process_started_is_ended_without_a_mark() -> None:
     )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    wait_for(lambda: not processes.is_marked(child, mark))
+    until(lambda: not processes.is_marked(child, mark))
     handle = os.pidfd_open(child)
     try:
         assert processes.family(mark).keys() == {parent.pid, child}
@@ -76,7 +68,7 @@ def test_one_look_that_finds_nothing_proves_nothing(
     mark = f"m{os.getpid()}"
     environment = {**os.environ, processes.VARIABLE: mark}
     hidden = subprocess.Popen(["sleep", "60"], env=environment)
-    wait_for(lambda: processes.marked(mark))
+    until(lambda: processes.marked(mark))
     looks, really = iter(((), ())), processes.marked
     monkeypatch.setattr(processes, "marked", lambda mark: next(looks, really(mark)))
     try:

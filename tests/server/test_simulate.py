@@ -16,6 +16,7 @@ from rich.console import Console
 from idiolect.common.config import Config, flatten, parse, to_toml
 from idiolect.common.errors import IdiolectError
 from idiolect.server import processes, progress, results, simulate
+from tests.waiting import until
 
 from .test_results import make
 
@@ -142,7 +143,7 @@ def test_kill_9_and_resume(plan: simulate.Plan) -> None:
     hanging.write_text(to_toml(seeded(plan, 3).config))
     arguments = [str(plan.app), str(hanging), str(plan.folder)]
     first = subprocess.Popen([sys.executable, "-c", code, *arguments])
-    wait_for(lambda: results.read_events(plan.metrics)[0])
+    until(lambda: results.read_events(plan.metrics)[0])
     first.kill()
     first.wait()
     mark = simulate.read_mark(plan)
@@ -155,13 +156,6 @@ def test_kill_9_and_resume(plan: simulate.Plan) -> None:
     assert "ending what is left of the last start of one" in text_of(screen)
     assert processes.marked(mark) == []
     assert left_of(plan) == []
-
-
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.mark.slow

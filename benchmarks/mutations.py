@@ -184,9 +184,16 @@ MUTATIONS = (
     Mutation(
         "alpha: one user's items are judged in another user's folds",
         "common/personal.py",
-        'generator = numpy_generator(seed, "overlap", user)',
-        'generator = numpy_generator(seed, "overlap")',
+        'numpy_generator(config.seed, "overlap", user.id)',
+        'numpy_generator(config.seed, "overlap")',
         "test_alpha_is_kept_for_its_user_its_set_and_its_seed",
+    ),
+    Mutation(
+        "Stale alpha: what is kept is found whatever the embeddings' reference was",
+        "common/personal.py",
+        "repr((name, own, aux, ",
+        "repr((own, aux, ",
+        "test_alpha_from_embeddings_is_kept_for_its_reference",
     ),
     Mutation(
         "alpha: items are judged by a classifier that was fitted on them",
@@ -225,13 +232,6 @@ MUTATIONS = (
         "test_logp_equals_the_whole_model",
     ),
     Mutation(
-        "Wrong shift of the labels in the reference pass",
-        "common/scoring.py",
-        "hidden[:, :-1][predicting]",
-        "hidden[:, 1:][predicting]",
-        "test_reference_pass_gives_logp_and_mean_completion_state",
-    ),
-    Mutation(
         "Prompt tokens are scored too",
         "common/scoring.py",
         "completion[i, row.prompt_length : size] = True",
@@ -258,7 +258,7 @@ MUTATIONS = (
         "common/scoring.py",
         "weight = batch.completion.unsqueeze(-1)",
         "weight = torch.ones_like(batch.completion).unsqueeze(-1)",
-        "test_reference_pass_gives_logp_and_mean_completion_state",
+        "test_an_embedding_is_the_mean_state_of_the_completion",
     ),
     Mutation(
         "Stale cache: the key leaves out the shared adapter",
@@ -441,8 +441,7 @@ MUTATIONS = (
         "common/unlabeled.py",
         'return settings.kind in ("others", "anonymised")',
         "return True",
-        "test_self_samples_stay_on_the_own_prompts",
-        "tests/common/test_personal.py",
+        "test_alpha_is_a_share_only_where_people_wrote_the_text",
     ),
     Mutation(
         "The update of the shared adapter is not clipped",

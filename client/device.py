@@ -14,7 +14,7 @@ from flwr.app import Message, RecordDict
 
 from ..common.adapters import Lora
 from ..common.config import Config, parse
-from ..common.personal import CACHE
+from ..common.personal import forget
 from ..common.protocol import AdaptTask, HelloTask, Task, device_user, size
 from . import consent, history, limits, owner
 from .consent import Refusal
@@ -133,7 +133,7 @@ class Device:
             with limits.time_limit(consent.settings(self._vault)):
                 record = answer(message, self)
         finally:
-            CACHE.scores.clear()  # scores of private text, which may be forgotten next
+            forget()  # private text, which its owner may erase next
         head = record.config_records["message"]
         body = json.loads(cast(str, head["body"]))
         consent.note_sent(

@@ -81,9 +81,7 @@ def evaluate(
     if method in ("rag", "pag"):
         longer = [_longer(backbone, shared, user, method, config) for user in users]
         prompted = [_with_rivals(backbone, user) for user in longer]
-    references = [
-        [score.logp for score in CACHE.get(backbone, shared, items)] for items in both
-    ]
+    references = [CACHE.get(backbone, shared, items) for items in both]
     # The reference is its own policy: scored again in other batches it would differ from
     # itself in the last bits, and these would decide who wins a contrast.
     same = policy == [shared] and prompted is both

@@ -6,9 +6,11 @@ results are the same. Users' text enters here and does not leave: what is return
 adapters, numbers, and nothing else.
 """
 
-from collections.abc import Collection, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +25,9 @@ from .privacy.scrub import offered
 from .scoring import (
     ReferenceCache,
     completion_tokens,
+    embed,
     generate,
+    reference_name,
     score_users,
 )
 from .seeds import derive, numpy_generator
@@ -48,14 +52,24 @@ from .unlabeled import (
     without_own,
 )
 
-# Reference scores of this process. Methods share them: the reference is frozen.
+# Reference scores and alphas of this process. Methods share them, and every rate that is
+# tried: the reference is frozen, and what alpha is estimated from stays the same.
 CACHE = ReferenceCache()
+ALPHAS: dict[bytes, overlap.Overlap] = {}
+Some = TypeVar("Some")
 # Nucleus of the samples that stand for everyone else in the kind `self`: the tail of an
 # untuned model is noise that is easy to tell from anybody's text.
 SELF_TOP_P = 0.95
 SAMPLED_AT_ONCE = 64
 # Characters of an offered text (kind `anonymised`): about 256 tokens of English.
 LONGEST_OFFER = 1000
+
+
+def forget() -> None:
+    """Drop what this process keeps of users' texts and what follows from them."""
+    CACHE.scores.clear()
+    ALPHAS.clear()
+    _hashed.cache_clear()
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,7 +340,7 @@ def second_opinion(
         return {}
     items = own + fresh
     policy = np.array(score_users(backbone, [shared, stack([lora])], [items])[0])
-    reference = np.array([entry.logp for entry in CACHE.get(backbone, shared, items)])
+    reference = np.array(CACHE.get(backbone, shared, items))
     rewards = (policy - reference) / [completion_tokens(entry) for entry in items]
     if not np.isfinite(rewards).all():
         return {}
@@ -440,13 +454,13 @@ def user_vote(
     if config.unlabeled.features == "ngrams":
         return vote(bank, user.history, nearest)
     candidates = _bank_embeddings(backbone, tuple(bank))
-    texts = _embeddings(backbone, None, encode_all(backbone, user.history[-VOTES:]))
+    texts = embed(backbone, None, encode_all(backbone, user.history[-VOTES:]))
     return ballot(whitened_similarity(candidates, texts), len(bank), nearest)
 
 
 @lru_cache(maxsize=2)
 def _bank_embeddings(backbone: Backbone, bank: tuple[Item, ...]) -> np.ndarray:
-    return _embeddings(backbone, None, encode_all(backbone, bank))
+    return embed(backbone, None, encode_all(backbone, bank))
 
 
 def offers(user: User, config: Config) -> list[Item]:
@@ -537,53 +551,51 @@ def _alpha(
         return overlap.Overlap(min(user.truth.overlap, overlap.HIGHEST), False)
     if not population_share(config.unlabeled):
         return overlap.Overlap(overlap.DEFAULT, False)
-    source = tuple(material.others if config.unlabeled.alpha_items else material.drawn)
+    source = material.others if config.unlabeled.alpha_items else material.drawn
     count = config.unlabeled.alpha_items or len(source)
-    if config.unlabeled.alpha_features == "ngrams":
-        history = tuple(item.target for item in user.history)
-        return _overlap_in_ngrams(history, source, count, config.seed, user.id)
     generator = numpy_generator(config.seed, "overlap", user.id)
     looked = subset(source, count, generator)
+    weights = np.array([entry.weight for entry in looked])
+    if config.unlabeled.alpha_features == "ngrams":
+        mine = [item.target for item in user.history]
+        theirs = [entry.item.target for entry in looked]
+        return _estimated(mine, theirs, weights, generator, _ngrams)
     encoded = encode_all(backbone, [entry.item for entry in looked])
-    return overlap.estimate(
-        _embeddings(backbone, shared, material.own),
-        _embeddings(backbone, shared, encoded),
-        np.array([entry.weight for entry in looked]),
+    return _estimated(
+        material.own,
+        encoded,
+        weights,
         generator,
+        lambda items: embed(backbone, shared, items),
+        reference_name(backbone, shared),
     )
 
 
-# Users of one node look at the same set.
-@lru_cache(maxsize=4096)
+def _estimated(
+    own: list[Some],
+    aux: list[Some],
+    weights: np.ndarray,
+    generator: np.random.Generator,
+    features: Callable[[list[Some]], np.ndarray],
+    name: str = "",
+) -> overlap.Overlap:
+    """Alpha from the features of both sides; `name` is what these depend on besides."""
+    # The generator draws the classifier's folds; its state tells seed and user.
+    state = generator.bit_generator.state
+    parts = repr((name, own, aux, weights.tolist(), state))
+    key = hashlib.sha256(parts.encode()).digest()
+    if key not in ALPHAS:
+        ALPHAS[key] = overlap.estimate(features(own), features(aux), weights, generator)
+    return ALPHAS[key]
+
+
+def _ngrams(texts: Sequence[str]) -> np.ndarray:
+    return np.array([_hashed(text) for text in texts]).reshape(-1, WIDTH)
+
+
+@lru_cache(maxsize=4096)  # users of one node look at the same set
 def _hashed(text: str) -> np.ndarray:
     return hashed([text])[0]
-
-
-# Every method and every rate that is tried asks for the same users' alpha again.
-@lru_cache(maxsize=4096)
-def _overlap_in_ngrams(
-    history: tuple[str, ...],
-    source: tuple[Unlabeled, ...],
-    count: int,
-    seed: int,
-    user: str,
-) -> overlap.Overlap:
-    """Alpha from the character n-grams of at most `count` items of the source."""
-    generator = numpy_generator(seed, "overlap", user)
-    looked = subset(source, count, generator)
-    rows = [_hashed(entry.item.target) for entry in looked]
-    others = np.array(rows).reshape(-1, WIDTH)
-    weights = np.array([entry.weight for entry in looked])
-    return overlap.estimate(hashed(history), others, weights, generator)
-
-
-def _embeddings(
-    backbone: Backbone, shared: Lora | None, items: Sequence[Encoded]
-) -> np.ndarray:
-    if not items:
-        return np.zeros((0, 1))
-    scores = CACHE.get(backbone, shared, items)
-    return torch.stack([s.embedding for s in scores]).double().numpy()
 
 
 def _lesson(
@@ -605,8 +617,8 @@ def _lesson(
         scores = CACHE.get(backbone, shared, items)
         weights = weights or [1.0] * len(items)
         return [
-            Example(encoded, score.logp, weight)
-            for encoded, score, weight in zip(items, scores, weights, strict=True)
+            Example(encoded, logp, weight)
+            for encoded, logp, weight in zip(items, scores, weights, strict=True)
         ]
 
     pairs = mismatched([*own, *aux], backbone.context) if method == "kto" else []

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -173,20 +174,9 @@ def _chunks(users: Sequence[Sequence[Encoded]]) -> list[list[list[int | None]]]:
     return chunks
 
 
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """What one pass of the frozen reference says about an item.
-
-    Attributes
-    ----------
-    logp
-        log pi_ref(y | x), summed over completion tokens.
-    embedding
-        Mean hidden state over the completion tokens, float32 [d].
-    """
-
-    logp: float
-    embedding: Tensor
+def reference_name(backbone: Backbone, shared: Lora | None) -> str:
+    """What a score of the frozen reference depends on, but for the item."""
+    return f"{backbone.hash} {backbone.dtype} {hash_lora(shared)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,45 +190,41 @@ class ReferenceCache:
 
     A list is scored as a whole, though some of its items may be known from another one:
     the last bits of a score depend on the batch, and a resumed run, whose cache starts
-    empty, must get the bits of an unbroken one.
+    empty, must get the bits of an unbroken one. Nothing is ever dropped: a user's scores
+    are a kilobyte, and the next method, which comes when all users are through, needs
+    them again.
     """
 
-    scores: dict[bytes, list[Reference]] = field(default_factory=dict)
+    scores: dict[bytes, list[float]] = field(default_factory=dict)
 
     def get(
         self, backbone: Backbone, shared: Lora | None, items: Sequence[Encoded]
-    ) -> list[Reference]:
-        """Return the reference scores of the items, computing them if they are new."""
-        digest = hashlib.sha256()
-        digest.update(f"{backbone.hash} {backbone.dtype} {hash_lora(shared)}".encode())
+    ) -> list[float]:
+        """Return log pi_ref(y | x) of the items, computing it if they are new."""
+        digest = hashlib.sha256(reference_name(backbone, shared).encode())
         for item in items:
             digest.update(f" {item.prompt_length} {len(item.ids)} ".encode())
             digest.update(array("q", item.ids).tobytes())
         key = digest.digest()
         if key not in self.scores:
-            self.scores[key] = reference_pass(backbone, shared, items)
+            (self.scores[key],) = score_users(backbone, [shared], [items])
         return self.scores[key]
 
 
-def reference_pass(
+def embed(
     backbone: Backbone, shared: Lora | None, items: Sequence[Encoded]
-) -> list[Reference]:
-    """Score items under the frozen reference (see `Reference`)."""
-    found: dict[int, Reference] = {}
+) -> np.ndarray:
+    """Mean hidden state of each item over its completion tokens, float64 [n, d]."""
+    means = np.zeros((len(items), backbone.model.config.hidden_size))
     for chunk in _chunks([items]):
         places = [i for i in chunk[0] if i is not None]
         batch = collate(backbone, [items[i] for i in places])
         with torch.no_grad(), attached(backbone, shared):
-            hidden = backbone.hidden(batch.ids)  # whole: the embedding needs it
-            predicting = batch.completion[:, 1:]
-            labels = batch.ids[:, 1:][predicting]
-            tokens = _token_logp(backbone, hidden[:, :-1][predicting], labels)
-            logp = _row_sums(batch, tokens)
+            hidden = backbone.hidden(batch.ids)
         weight = batch.completion.unsqueeze(-1).to(hidden.dtype)
-        means = (hidden * weight).sum(1).float() / weight.sum(1).float()
-        for i, value, mean in zip(places, logp.tolist(), means.cpu(), strict=True):
-            found[i] = Reference(value, mean.clone())
-    return [found[i] for i in range(len(items))]
+        states = (hidden * weight).sum(1).float() / weight.sum(1).float()
+        means[places] = states.double().cpu().numpy()
+    return means
 
 
 def generate(

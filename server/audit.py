@@ -396,8 +396,7 @@ def fitted(backbone: Backbone, shared: Lora, user: User) -> float:
     items = personal.encode_all(backbone, user.history)
     with_it = personal.CACHE.get(backbone, shared, items)
     without = personal.CACHE.get(backbone, None, items)
-    gain = sum(a.logp - b.logp for a, b in zip(with_it, without, strict=True))
-    return gain / sum(map(completion_tokens, items))
+    return (sum(with_it) - sum(without)) / sum(map(completion_tokens, items))
 
 
 def resemblance(
@@ -470,7 +469,7 @@ def extraction(
     for _, secret, repeats in list(planted.values())[:count]:
         candidates = [replace(secret, target=f"my code is {code}") for code in codes]
         encoded = personal.encode_all(backbone, candidates)
-        scores = [r.logp for r in personal.CACHE.get(backbone, shared, encoded)]
+        scores = personal.CACHE.get(backbone, shared, encoded)
         own = scores[[c.target for c in candidates].index(secret.target)]
         rank = 1 + sum(score > own for score in scores)
         texts = personal.sample_reference(

@@ -14,7 +14,6 @@ from idiolect.common.scoring import (
     collate,
     completion_logp,
     generate,
-    reference_pass,
     score_users,
 )
 from idiolect.common.tasks import personas
@@ -51,10 +50,8 @@ def lessons(backbone, users) -> list[Lesson]:
         kinds = []
         for items in (user.history, users[k - 1].history):
             encoded = [backbone.encode(item) for item in items]
-            scores = reference_pass(backbone, shared, encoded)
-            kinds.append(
-                [Example(e, s.logp) for e, s in zip(encoded, scores, strict=True)]
-            )
+            (scores,) = score_users(backbone, [shared], [encoded])
+            kinds.append([Example(e, s) for e, s in zip(encoded, scores, strict=True)])
         found.append(Lesson(user.id, kinds[0], unlabeled=kinds[1], alpha=0.3))
     return found
 

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import rankdata
 
 from idiolect.common import personal
-from idiolect.common.adapters import Lora, attached, hash_lora, zero_shared
+from idiolect.common.adapters import Lora, attached, hash_lora, new_lora, zero_shared
 from idiolect.common.config import parse
 from idiolect.common.errors import IdiolectError
 from idiolect.common.overlap import Overlap
@@ -118,8 +118,19 @@ def test_alpha_is_kept_for_its_user_its_set_and_its_seed(wide, shared, users, ot
     kept = [alphas(wide, shared, *case) for case in cases]
     assert len({tuple(each) for each in kept}) == len(cases)
     for case, known in zip(cases, kept, strict=True):
-        personal._overlap_in_ngrams.cache_clear()
+        personal.forget()
         assert alphas(wide, shared, *case) == known
+
+
+def test_alpha_from_embeddings_is_kept_for_its_reference(wide, shared, users, others):
+    settings = config(unlabeled__alpha_features="backbone")
+    other = new_lora(wide, settings.shared_shape, 1, "other")
+    for tensor in other.b.values():
+        tensor.normal_()
+    kept = [alphas(wide, policy, users, others, settings) for policy in (shared, other)]
+    assert kept[0] != kept[1]
+    personal.forget()
+    assert alphas(wide, other, users, others, settings) == kept[1]
 
 
 def test_alpha_from_ngrams_ranks_users_by_their_true_overlap(wide, shared):

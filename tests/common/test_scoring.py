@@ -14,8 +14,8 @@ from idiolect.common.scoring import (
     collate,
     completion_logp,
     contrasted,
+    embed,
     generate,
-    reference_pass,
     score_users,
 )
 
@@ -106,18 +106,25 @@ def test_users_of_a_stack_are_scored_with_their_own_adapters(
         assert scores == pytest.approx(expected, abs=1e-3)
 
 
-def test_reference_pass_gives_logp_and_mean_completion_state(backbone, items):
+def test_reference_scores_are_those_of_the_shared_policy(backbone, items):
     encoded = [backbone.encode(item) for item in items]
     shared = adapter(backbone, "s", 3)
-    found = reference_pass(backbone, shared, encoded)
-    for e, reference in zip(encoded, found, strict=True):
+    found = ReferenceCache().get(backbone, shared, encoded)
+    with attached(backbone, shared):
+        expected = [obvious_logp(backbone, e) for e in encoded]
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_an_embedding_is_the_mean_state_of_the_completion(backbone, items):
+    encoded = [backbone.encode(item) for item in items]
+    shared = adapter(backbone, "s", 3)
+    found = embed(backbone, shared, encoded)
+    for e, embedding in zip(encoded, found, strict=True):
         with torch.no_grad(), attached(backbone, shared):
             hidden = backbone.model.model(torch.tensor([e.ids])).last_hidden_state[0]
-            logp = obvious_logp(backbone, e)
-        assert reference.logp == pytest.approx(logp, abs=1e-3)
-        torch.testing.assert_close(
-            reference.embedding, hidden[e.prompt_length :].mean(0), atol=1e-4, rtol=1e-4
-        )
+        mean = hidden[e.prompt_length :].mean(0).double().numpy()
+        assert embedding == pytest.approx(mean, abs=1e-4)
+    assert embed(backbone, shared, []).shape == (0, found.shape[1])
 
 
 def test_cache_computes_once_and_never_returns_a_stale_score(
@@ -125,24 +132,22 @@ def test_cache_computes_once_and_never_returns_a_stale_score(
 ):
     encoded = [backbone.encode(item) for item in items[:3]]
     passes = []
-    real = scoring.reference_pass
+    real = scoring.score_users
 
-    def counted(backbone, shared, items):
-        passes.append(len(items))
-        return real(backbone, shared, items)
+    def counted(backbone, adapters, users):
+        passes.append(len(users[0]))
+        return real(backbone, adapters, users)
 
-    monkeypatch.setattr(scoring, "reference_pass", counted)
+    monkeypatch.setattr(scoring, "score_users", counted)
     cache = ReferenceCache()
     shared = adapter(backbone, "s", 3)
     first = cache.get(backbone, shared, encoded)
-    assert [r.logp for r in cache.get(backbone, shared, encoded)] == [
-        r.logp for r in first
-    ]
+    assert cache.get(backbone, shared, encoded) is first
     other = cache.get(backbone, adapter(backbone, "s", 4), encoded)
-    assert other[0].logp != first[0].logp
+    assert other[0] != first[0]
     (alone,) = cache.get(backbone, shared, encoded[:1])
     shifted = Encoded(encoded[0].ids, encoded[0].prompt_length - 1)
-    assert cache.get(backbone, shared, [shifted])[0].logp != alone.logp
+    assert cache.get(backbone, shared, [shifted])[0] != alone
     assert passes == [3, 3, 1, 1]
 
 
@@ -152,8 +157,7 @@ def test_the_bits_of_a_score_do_not_depend_on_what_was_cached_before(backbone, i
     used = ReferenceCache()
     for k in range(7):
         used.get(backbone, None, encoded[k : k + 2])
-    again = used.get(backbone, None, encoded[:7])
-    assert [r.logp for r in again] == [r.logp for r in fresh]
+    assert used.get(backbone, None, encoded[:7]) == fresh
 
 
 def test_cache_tells_backbones_and_dtypes_apart(backbone, model_folder, items):
@@ -161,12 +165,12 @@ def test_cache_tells_backbones_and_dtypes_apart(backbone, model_folder, items):
     assert half.hash == backbone.hash
     encoded = [backbone.encode(items[0])]
     cache = ReferenceCache()
-    first = cache.get(backbone, None, encoded)[0]
-    other = cache.get(replace(backbone, hash="other weights"), None, encoded)[0]
-    rounded = cache.get(half, None, encoded)[0]
+    first = cache.get(backbone, None, encoded)
+    other = cache.get(replace(backbone, hash="other weights"), None, encoded)
+    rounded = cache.get(half, None, encoded)
     assert len(cache.scores) == 3
-    assert other.logp == first.logp != rounded.logp
-    assert cache.get(backbone, None, encoded)[0] is first
+    assert other == first != rounded
+    assert cache.get(backbone, None, encoded) is first
 
 
 def test_greedy_generation_equals_the_obvious_loop(backbone, items):

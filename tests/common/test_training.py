@@ -30,7 +30,7 @@ def material(backbone, items):
     """A shared adapter, three users' starts and lessons of different lengths."""
     shared = adapter(backbone, "s", 3)
     encoded = [backbone.encode(item) for item in items]
-    scores = [r.logp for r in ReferenceCache().get(backbone, shared, encoded)]
+    scores = ReferenceCache().get(backbone, shared, encoded)
     examples = [Example(e, s) for e, s in zip(encoded, scores, strict=True)]
     lessons = []
     for k, (first, last) in enumerate(((0, 7), (4, 9), (3, 5))):

@@ -54,5 +54,5 @@ def settings(tmp_path, small_model, monkeypatch) -> dict:
 def unbroken(tmp_path_factory, small_model) -> Path:
     """Folder of a short run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("unbroken")
-    personal.CACHE.scores.clear()
+    personal.forget()
     return run({**short_run(folder, small_model), "run-name": "unbroken"})

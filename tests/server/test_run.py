@@ -413,7 +413,7 @@ class Killed(BaseException):
 
 def new_process() -> None:
     """Forget what only lives in memory."""
-    personal.CACHE.scores.clear()
+    personal.forget()
 
 
 def test_a_run_killed_at_every_checkpoint_ends_as_if_never_killed(

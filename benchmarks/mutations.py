@@ -343,9 +343,9 @@ MUTATIONS = (
     Mutation(
         "Adapters stay attached after an error",
         "common/adapters.py",
-        "    try:\n        yield\n    finally:\n"
+        "    try:\n        yield refresh\n    finally:\n"
         "        for handle in handles:\n            handle.remove()",
-        "    yield\n    for handle in handles:\n        handle.remove()",
+        "    yield refresh\n    for handle in handles:\n        handle.remove()",
         "test_adapters_come_off_after_an_error",
     ),
     Mutation(
@@ -363,17 +363,31 @@ MUTATIONS = (
         "test_an_adapter_made_by_peft_is_imported",
     ),
     Mutation(
+        "Every step of a training computes with the adapter of the first one",
+        "common/training.py",
+        "            refresh()\n",
+        "",
+        "test_one_steps_of_sft_equal_torch_adamw",
+    ),
+    Mutation(
+        "The gradient of B forgets the scaling",
+        "common/adapters.py",
+        ".mul_(ctx.scaling)",
+        "",
+        "test_gradients_equal_those_of_the_plain_formula",
+    ),
+    Mutation(
         "The gradient of A is that of another user's rows",
         "common/adapters.py",
-        "(up[:, own] @ _by_user(x, b))",
-        "(up[:, own].roll(-1, 0) @ _by_user(x, b))",
+        "torch.bmm(up[:, own], _by",
+        "torch.bmm(up[:, own].roll(-1, 0), _by",
         "test_gradients_equal_those_of_the_plain_formula",
     ),
     Mutation(
         "The gradient of x forgets the adapters",
         "common/adapters.py",
-        "(up.mT @ a).to(x.dtype).view_as(x) if needs_x else None",
-        "torch.zeros_like(x) if needs_x else None",
+        "of_x = torch.bmm(up.mT, a).to(x.dtype).view_as(x)",
+        "of_x = torch.zeros_like(x)",
         "test_gradients_equal_those_of_the_plain_formula",
     ),
     # --- the wire ----------------------------------------------------------------------

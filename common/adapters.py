@@ -15,7 +15,7 @@ A single adapter is a stack of one and serves every row, whatever their number.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -135,20 +135,26 @@ class LowRank(torch.autograd.Function):
         d/dx = up^T a,   d/da = up x,   d/db = (down g)^T
 
     and the sum is taken in place, where a projection's output is needed by nobody else.
-    Of the R ranks only the last r are trained, `own_a` and `own_b`: the others are the
-    frozen reference's, whose gradients nobody asks for.
-    Products are taken in the dtype of `a` and `b` (see `_products_in`); what is trained,
-    `own_a` and `own_b`, is float32 always, and so are the sums of its gradients over users.
+    Of the R ranks only the last r are trained: gradients go to `own_a` and `own_b`, which
+    `a` and, times `scaling`, `b` hold copies of. The others are the frozen reference's.
+    Products are taken in the dtype of `a` and `b` (see `_products_in`); what is trained
+    is float32 always, and so are the sums of its gradients over users.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, *own: Tensor
+        ctx: Any,
+        output: Tensor,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+        *own: Tensor,
     ) -> Tensor:
         """Add the adapters [K, R, in] (or [1, R, in]) and [K, out, R] to the output."""
-        down = a @ _by_user(x, b).mT
+        down = torch.bmm(a.expand(len(b), -1, -1), _by_user(x, b).mT)
         ctx.save_for_backward(x, a, b, down)
-        ctx.own = [tensor.shape for tensor in own]
+        ctx.own, ctx.scaling = [tensor.shape for tensor in own], scaling
         if output.dtype == b.dtype:
             ctx.mark_dirty(output)
         total = output.to(b.dtype)
@@ -160,21 +166,19 @@ class LowRank(torch.autograd.Function):
         """Gradients of output, x and the last r ranks, where they are needed."""
         x, a, b, down = ctx.saved_tensors
         (grad,) = grads
-        g = _by_user(grad, b)
-        up = b.mT @ g.mT
-        _, needs_x, _, _, needs_a, needs_b = ctx.needs_input_grad
-        of_a, of_b = ctx.own
-        own = slice(-of_b[-1], None)
-        return (
-            grad,
-            (up.mT @ a).to(x.dtype).view_as(x) if needs_x else None,
-            None,
-            None,
-            (up[:, own] @ _by_user(x, b)).float().sum_to_size(of_a)
-            if needs_a
-            else None,
-            (down[:, own] @ g).float().mT.sum_to_size(of_b) if needs_b else None,
-        )
+        g, a = _by_user(grad, b), a.expand(len(b), -1, -1)
+        up = torch.bmm(b.mT, g.mT)
+        _, needs_x, *_, needs_a, needs_b = ctx.needs_input_grad
+        of_x = of_a = of_b = None
+        shape_a, shape_b = ctx.own
+        own = slice(-shape_b[-1], None)
+        if needs_x:
+            of_x = torch.bmm(up.mT, a).to(x.dtype).view_as(x)
+        if needs_a:
+            of_a = torch.bmm(up[:, own], _by_user(x, b)).float().sum_to_size(shape_a)
+        if needs_b:
+            of_b = torch.bmm(down[:, own], g).float().mul_(ctx.scaling).mT
+        return grad, of_x, None, None, None, of_a, of_b
 
 
 def _by_user(rows: Tensor, b: Tensor) -> Tensor:
@@ -183,12 +187,17 @@ def _by_user(rows: Tensor, b: Tensor) -> Tensor:
 
 
 @contextmanager
-def attached(backbone: Backbone, *adapters: Lora | Stack | None) -> Iterator[None]:
+def attached(
+    backbone: Backbone, *adapters: Lora | Stack | None
+) -> Iterator[Callable[[], None]]:
     """Add adapters to the backbone inside the ``with`` block.
 
     Several adapters add up: the reference is ``attached(backbone, shared)``, a user's
     policy ``attached(backbone, shared, personal)``. None stands for no adapter. They must
     have the same projections. Gradients reach the last one only: the others are frozen.
+
+    The block gets a function to call whenever the last adapter was changed in place:
+    the hooks compute with copies, made once and not anew in each step of a training.
     """
     stacks = [
         stack([entry]) if isinstance(entry, Lora) else entry
@@ -196,12 +205,24 @@ def attached(backbone: Backbone, *adapters: Lora | Stack | None) -> Iterator[Non
         if entry is not None
     ]
     modules, dtype = dict(backbone.model.named_modules()), _products_in(backbone)
-    handles = [
-        modules[name].register_forward_hook(_hook(stacks, name, dtype))
+    joints = {
+        name: tuple(part.detach().to(dtype) for part in _joined(stacks, name))
         for name in (stacks[0].b if stacks else ())
+    }
+
+    def refresh() -> None:
+        own = stacks[-1]
+        for name, (a, b) in joints.items():
+            rank = own.b[name].shape[-1]
+            a[:, -rank:] = own.a[name].detach()
+            torch.mul(own.b[name].detach(), own.scaling, out=b[:, :, -rank:])
+
+    handles = [
+        modules[name].register_forward_hook(_hook(stacks[-1], name, *joint))
+        for name, joint in joints.items()
     ]
     try:
-        yield
+        yield refresh
     finally:
         for handle in handles:
             handle.remove()
@@ -232,12 +253,11 @@ def _joined(stacks: Sequence[Stack], name: str) -> tuple[Tensor, Tensor]:
     return a, torch.cat([up.expand(users, -1, -1) for up in ups], dim=2)
 
 
-def _hook(stacks: Sequence[Stack], name: str, dtype: torch.dtype):
-    a, b = (part.detach().to(dtype) for part in _joined(stacks, name))
-    own = stacks[-1].a[name], stacks[-1].scaling * stacks[-1].b[name]
+def _hook(own: Stack, name: str, a: Tensor, b: Tensor):
+    trained = own.scaling, own.a[name], own.b[name]
 
     def add(_module: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return LowRank.apply(output, inputs[0], a, b, *own)
+        return LowRank.apply(output, inputs[0], a, b, *trained)
 
     return add
 

@@ -319,21 +319,23 @@ def train(
     alpha = torch.tensor([lesson.alpha for lesson in lessons])
     lengths = [len(steps) for steps in plans]
     losses, clamps = torch.zeros(len(lessons)), torch.zeros(len(lessons))
-    for t in range(max(lengths)):
-        steps = [steps[t] if t < len(steps) else {} for steps in plans]
-        loss = _backward(backbone, shared, weights.stack, steps, alpha, means, recipe)
-        rates = [learning_rate(recipe, t, length) for length in lengths]
-        rates = torch.tensor(rates, device=backbone.device)
-        if recipe.optimizer == "sgd":
-            sgd_step(weights.flat, weights.gradient(), rates, recipe.clip)
-        else:
-            state = adam_step(
-                weights.flat, weights.gradient(), state, rates, recipe.clip
-            )
-        means = loss.means
-        active = rates.cpu() > 0
-        losses = torch.where(active, loss.value.detach(), losses)
-        clamps += torch.where(active, loss.clamped, 0)
+    with attached(backbone, shared, weights.stack) as refresh:
+        for t in range(max(lengths)):
+            steps = [steps[t] if t < len(steps) else {} for steps in plans]
+            loss = _backward(backbone, steps, alpha, means, recipe)
+            rates = [learning_rate(recipe, t, length) for length in lengths]
+            rates = torch.tensor(rates, device=backbone.device)
+            if recipe.optimizer == "sgd":
+                sgd_step(weights.flat, weights.gradient(), rates, recipe.clip)
+            else:
+                state = adam_step(
+                    weights.flat, weights.gradient(), state, rates, recipe.clip
+                )
+            refresh()
+            means = loss.means
+            active = rates.cpu() > 0
+            losses = torch.where(active, loss.value.detach(), losses)
+            clamps += torch.where(active, loss.clamped, 0)
     delta = objectives.boundary(means)
     logs = [
         {
@@ -349,14 +351,12 @@ def train(
 
 def _backward(
     backbone: Backbone,
-    shared: Lora | None,
-    adapters: Stack,
     steps: Sequence[Step],
     alpha: Tensor,
     means: Means,
     recipe: Recipe,
 ) -> Loss:
-    """Gradient of one optimiser batch into the leaves of the stack.
+    """Gradient of one optimiser batch into the leaves of the attached stack.
 
     The loss is a function of the whole batch's log-probabilities. Where the batch fits
     into one pass it is differentiated directly. Otherwise the log-probabilities are
@@ -373,9 +373,7 @@ def _backward(
 
     def logp(examples: list[list[Example | None]]) -> Tensor:
         flat = [e.encoded if e else None for user in examples for e in user]
-        with attached(backbone, shared, adapters):
-            scores = completion_logp(backbone, collate(backbone, flat))
-        return scores.view(users, -1)
+        return completion_logp(backbone, collate(backbone, flat)).view(users, -1)
 
     with torch.no_grad():
         mismatched = logp(rows["mismatched"]).cpu() if rows["mismatched"][0] else None

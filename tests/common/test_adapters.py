@@ -106,15 +106,15 @@ def test_gradients_equal_those_of_the_plain_formula(users_of_a, dtype, products)
 
     def plain(x, a, b):
         a = torch.cat([frozen_a, a.expand(2, -1, -1)], dim=1)
-        b = torch.cat([frozen_b, b], dim=2)
+        b = torch.cat([frozen_b, 2 * b], dim=2)
         update = [x[2 * k : 2 * k + 2].float() @ a[k].T @ b[k].T for k in range(2)]
         return ((x @ weight.T).float() + torch.cat(update)).to(dtype)
 
     def ours(x, a, b):
         whole_a = torch.cat([frozen_a, a.detach().expand(2, -1, -1)], dim=1)
-        whole_b = torch.cat([frozen_b, b.detach()], dim=2)
+        whole_b = torch.cat([frozen_b, 2 * b.detach()], dim=2)
         whole = whole_a.to(products), whole_b.to(products)
-        return LowRank.apply(x @ weight.T, x, *whole, a, b)
+        return LowRank.apply(x @ weight.T, x, *whole, 2.0, a, b)
 
     found = []
     for formula in (plain, ours):
@@ -126,6 +126,21 @@ def test_gradients_equal_those_of_the_plain_formula(users_of_a, dtype, products)
     close = 1e-5 if dtype == torch.float32 else 2e-2 if products != dtype else 6e-2
     for expected, got in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_change_in_place_counts_after_a_refresh(backbone, frozen):
+    shared = [adapter(backbone, "s", 3)] if frozen else []
+    own = stack([adapter(backbone, "a", 1)])
+    with attached(backbone, *shared, own) as refresh:
+        before = logits(backbone, IDS)
+        for tensor in (*own.a.values(), *own.b.values()):
+            tensor.mul_(1.5)
+        refresh()
+        after = logits(backbone, IDS)
+    assert not torch.allclose(before, after, atol=1e-3)
+    with attached(backbone, *shared, own):
+        assert torch.equal(logits(backbone, IDS), after)
 
 
 def test_user_b_after_user_a_equals_user_b_alone(backbone):

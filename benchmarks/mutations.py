@@ -589,8 +589,8 @@ MUTATIONS = (
     Mutation(
         "The average divides by who answered, not by who was asked",
         "server/adapt.py",
-        "run.state.shared = moved(run.state.shared, parts, crowd.adapt)",
-        "run.state.shared = moved(run.state.shared, parts, len(counted))",
+        "run.state.shared = moved(run.state.shared, [total], crowd.adapt)",
+        "run.state.shared = moved(run.state.shared, [total], len(counted))",
         "test_the_denominator_is_who_was_asked_not_who_answered",
         "tests/server/test_run.py",
     ),
@@ -755,6 +755,14 @@ MUTATIONS = (
         "noise = noise_rows(shapes, release.event.z * clip / 10, release.random)",
         "test_the_honest_aggregation_is_within_its_claim",
         "tests/server/test_audit.py",
+    ),
+    Mutation(
+        "Rounding makes a sum depend on groups and order, and its sensitivity unsure",
+        "server/adapt.py",
+        "(np.trunc(clipped / unit) * unit).sum(0)",
+        "clipped.sum(0)",
+        "test_the_bits_of_the_sum_do_not_depend_on_groups_and_order",
+        "tests/server/test_sensitivity.py",
     ),
     Mutation(
         "The denominator is who came, not who was expected",

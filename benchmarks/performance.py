@@ -139,13 +139,17 @@ def many_users(found: dict[str, Any]) -> list[str]:
 def simulation(found: dict[str, Any]) -> list[str]:
     """Tables of the runs, their lines, and the ratio of the slopes."""
     lines = [
-        "| who | users | seconds | all processes, MiB |",
-        "| --- | --- | --- | --- |",
+        "| who | users | seconds | all processes, MiB | the server's, MiB |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for who, name in (("ours", "idiolect"), ("naive", "naive Flower app")):
         for row in found[who]["rows"]:
-            peak = f"{row['peak_mb']:.0f}" if "peak_mb" in row else ""
-            lines.append(f"| {name} | {row['users']} | {row['seconds']:.0f} | {peak} |")
+            peaks = [
+                f"{row[key]:.0f}" if key in row else ""
+                for key in ("peak_mb", "server_mb")
+            ]
+            cells = [name, str(row["users"]), f"{row['seconds']:.0f}", *peaks]
+            lines.append(f"| {' | '.join(cells)} |")
     mine, theirs = found["ours"]["line"], found["naive"]["line"]
     ratio = theirs["per_user"] / mine["per_user"]
     first, *_, last = found["ours"]["rows"]

@@ -42,11 +42,15 @@ def ours(users: int) -> dict[str, float]:
         began = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - began
-        cost = json.loads((Path(place) / "bench" / "results.json").read_text())["cost"]
+        folder = Path(place) / "bench"
+        cost = json.loads((folder / "results.json").read_text())["cost"]
+        events = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        (memory,) = [event for event in events if event["event"] == "memory"]
     return {
         "users": users,
         "seconds": seconds,
         "peak_mb": cost["peak_rss_mb"],
+        "server_mb": memory["server_mb"],
         "start": seconds - sum(cost["seconds"].values()),
         **cost["seconds"],
     }

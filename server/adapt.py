@@ -43,6 +43,9 @@ from .exchange import Run, Step, ask, groups, require, rows_shapes
 
 # Step of the adaptive clip, and the value of Andrew et al. (2021, section 4).
 CLIP_RATE = 0.2
+# Bits of a clipped coordinate in a sum. Float32 has 24; with 32, float64 adds two million
+# users without rounding.
+BITS = 32
 Some = TypeVar("Some")
 
 
@@ -107,6 +110,14 @@ def one_round(run: Run, number: int, users: tuple[str, ...], crowd: Crowd) -> No
     label = f"round {number + 1}/{config.adapt.rounds}"
     step = Step("adapt", label, "train.adapt", config.adapt.epochs)
     shared = run.shared_to_send
+    total = {name: np.zeros(shape) for name, shape in run.shapes.items()}
+
+    def add(reply: Contribution) -> Contribution:
+        """Keep one sum, however many reply: they need not wait for each other."""
+        for name, part in reply.total.items():
+            total[name] += part
+        return replace(reply, total={})
+
     tasks = [
         (
             node,
@@ -120,19 +131,19 @@ def one_round(run: Run, number: int, users: tuple[str, ...], crowd: Crowd) -> No
         )
         for i, (node, names) in enumerate(groups(run, users))
     ]
-    answers = ask(run, step, tasks, contribution(run.shapes, clip, config.signed_bytes))
-    parts = [reply.total for reply in answers.replies]
+    read = contribution(run.shapes, clip, config.signed_bytes)
+    answers = ask(run, step, tasks, read, add)
     counted = [user for reply in answers.replies for user in reply.users]
     if release is None:
         require(run, step, len(counted), crowd.adapt, answers.errors)
-        run.state.shared = moved(run.state.shared, parts, crowd.adapt)
+        run.state.shared = moved(run.state.shared, [total], crowd.adapt)
         return
     if len(counted) < config.quorum * len(users):  # coins may well name nobody
         run.warn(f"adapt, {label}: {len(counted)} of {len(users)}: left out")
         return
     run.took_part("adapt", counted)
     run.state.shared = released(
-        run.state.shared, parts, release, clip, config, crowd.adapt
+        run.state.shared, [total], release, clip, config, crowd.adapt
     )
     within = sum(reply.within for reply in answers.replies)
     run.state.clip = next_clip(clip, within, len(counted), release, config, crowd.adapt)
@@ -279,7 +290,10 @@ def within_clip(norms: np.ndarray, clip: float) -> int:
 def clipped_sum(rows: Rows, clip: float) -> tuple[Rows, np.ndarray]:
     """Sum of the users' rows, each clipped to L2 norm `clip`, and their norms before.
 
-    The sensitivity of the sum to one user is `clip`.
+    The sensitivity of the sum to one user is `clip`, in floating point too (Casacuberta
+    et al. 2022): each coordinate is cut, towards zero, to a multiple of 2^-32 times the
+    power of two above `clip`, and float64 adds such numbers exactly. So the sum has the
+    same bits in whatever groups and order the rows come.
 
     Parameters
     ----------
@@ -295,8 +309,9 @@ def clipped_sum(rows: Rows, clip: float) -> tuple[Rows, np.ndarray]:
     """
     norms = row_norms(rows)
     scale = np.minimum(1.0, clip / np.maximum(norms, 1e-12))
-    total = {
-        name: np.tensordot(scale, array.astype(np.float64), axes=1)
-        for name, array in rows.items()
-    }
+    unit = 2.0 ** (math.frexp(clip)[1] - BITS)
+    total: Rows = {}
+    for name, array in rows.items():
+        clipped = array * scale.reshape(-1, *[1] * (array.ndim - 1))
+        total[name] = (np.trunc(clipped / unit) * unit).sum(0)
     return total, norms

@@ -177,7 +177,10 @@ def announce(folder: RunFolder, journal: Journal) -> None:
 def finish(run: Run, census: Census) -> None:
     """Write ``results.json`` and show the table."""
     state, config = run.state, run.config
-    state.cost.peak_rss_mb = max(state.cost.peak_rss_mb, peak_memory(run))
+    server = own_peak()
+    together = server + sum(run.processes.values())
+    run.journal.write({"event": "memory", "server_mb": server, "all_mb": together})
+    state.cost.peak_rss_mb = max(state.cost.peak_rss_mb, together)
     run.save()
     users = {
         user.id: {m: one[user.id] for m, one in state.metrics.items() if user.id in one}
@@ -205,15 +208,14 @@ def finish(run: Run, census: Census) -> None:
     results.render(built, Console(width=120))
 
 
-def peak_memory(run: Run) -> float:
-    """Peak memory of this process and of all that answered it, added up, in MB.
+def own_peak() -> float:
+    """Peak memory of this process in MB.
 
-    An upper bound of what they held at one time, without Flower's and Ray's own.
+    With the peaks of all that answered it, which replies tell, an upper bound of what a
+    run held at one time, without Flower's and Ray's own.
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    server = peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-    own = f"{platform.node()}/{os.getpid()}"
-    return sum((run.processes | {own: server}).values())
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 def alphas(run: Run) -> tuple[dict[str, float], bool]:

@@ -233,6 +233,7 @@ def ask(
     step: Step,
     tasks: Sequence[tuple[int, Task]],
     read: Callable[[RecordDict], AnyReply],
+    keep: Callable[[AnyReply], AnyReply] = lambda reply: reply,
 ) -> Answers[AnyReply]:
     """Send tasks, and collect the replies until all are in or the deadline has passed.
 
@@ -244,6 +245,9 @@ def ask(
         (node, task) each.
     read
         Checks one reply's content and returns it typed.
+    keep
+        Called once with each reply that counts, in the order they come; returns what is
+        to be kept of it.
     """
     starts = time.monotonic()
     ends = starts + run.config.deadline
@@ -286,7 +290,7 @@ def ask(
             waiting = {name: other for name, other in waiting.items() if other != index}
             task = tasks[index][1]
             try:
-                replies[index] = _receive(run, step, message, task, read)
+                replies[index] = keep(_receive(run, step, message, task, read))
                 errors |= replies[index].errors
             except Exception as error:  # one reply, however odd, must not end the run
                 errors |= dict.fromkeys(_about(task), _sentence(error))

@@ -71,6 +71,28 @@ def test_a_zero_row_is_zero_and_a_huge_one_has_the_clips_length():
     assert np.linalg.norm(flat(total)) == pytest.approx(0.5)
 
 
+@settings(max_examples=100, deadline=None)
+@given(rows(6), st.floats(1e-3, 1e3), st.permutations(range(6)), st.integers(1, 6))
+def test_the_bits_of_the_sum_do_not_depend_on_groups_and_order(
+    everybody, clip, order, size
+):
+    whole = sum_rows(reply(everybody), clip).total
+    found = np.zeros_like(flat(whole))
+    for start in range(0, 6, size):
+        chosen = order[start : start + size]
+        part = {name: array[chosen] for name, array in everybody.items()}
+        found += flat(sum_rows(reply(part), clip).total)
+    assert np.array_equal(found, flat(whole))
+
+
+def test_the_sum_is_exact_to_the_clips_billionth():
+    generator = np.random.default_rng(0)
+    some = {n: generator.normal(size=(50, *s)) for n, s in SHAPES.items()}
+    total, _ = clipped_sum(some, 100.0)
+    expected = flat({name: array.sum(0) for name, array in some.items()})
+    assert np.abs(flat(total) - expected).max() <= 50 * 128 * 2.0**-32
+
+
 @settings(max_examples=200, deadline=None)
 @given(hnp.arrays(np.float32, (3, 6), elements=ANYTHING))
 def test_one_vote_moves_the_histogram_by_no_more_than_one(votes):

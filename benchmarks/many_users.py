@@ -62,7 +62,7 @@ def measure(sizes: list[int], users: int, backbone_name: str) -> list[tuple[int,
         train(max(sizes))
     rows: list[tuple[int, Row]] = []
     for size in sizes:
-        personal.ALPHAS.clear()
+        personal.FOUND.clear()
         personal._hashed.cache_clear()
         before, began, cpu = taken(), time.perf_counter(), time.process_time()
         count = train(size)

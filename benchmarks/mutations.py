@@ -191,8 +191,8 @@ MUTATIONS = (
     Mutation(
         "Stale alpha: what is kept is found whatever the embeddings' reference was",
         "common/personal.py",
-        "repr((name, own, aux, ",
-        "repr((own, aux, ",
+        "(name, own, aux, rest)",
+        "(own, aux, rest)",
         "test_alpha_from_embeddings_is_kept_for_its_reference",
     ),
     Mutation(
@@ -757,6 +757,28 @@ MUTATIONS = (
         "tests/server/test_audit.py",
     ),
     Mutation(
+        "A row is cut to the nearest, not towards zero, and so may exceed the clip",
+        "server/adapt.py",
+        "np.trunc(clipped / unit)",
+        "np.rint(clipped / unit)",
+        "test_cut_rows_do_not_exceed_the_clip",
+        "tests/server/test_sensitivity.py",
+    ),
+    Mutation(
+        "Stale alpha: what is kept is found whatever the history was",
+        "common/personal.py",
+        "(name, own, aux, rest)",
+        "(name, aux, rest)",
+        "test_alpha_is_kept_for_its_user_its_set_and_its_seed",
+    ),
+    Mutation(
+        "Stale alpha: what is kept is found whatever the weights were",
+        "common/personal.py",
+        "rest = (weights.tolist(), generator",
+        "rest = (generator",
+        "test_alpha_is_kept_for_its_user_its_set_and_its_seed",
+    ),
+    Mutation(
         "Rounding makes a sum depend on groups and order, and its sensitivity unsure",
         "server/adapt.py",
         "(np.trunc(clipped / unit) * unit).sum(0)",
@@ -923,6 +945,14 @@ MUTATIONS = (
         '"backbone": chosen["backbone"],',
         "",
         "test_a_run_on_devices_leaves_each_an_adapter_of_its_own",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "A device's worker keeps the history's texts until its next task",
+        "client/device.py",
+        "            forget()  # private text",
+        "            pass  # private text",
+        "test_no_text_stays_in_a_worker_between_tasks",
         "tests/test_devices.py",
     ),
     Mutation(

@@ -154,7 +154,7 @@ def simulation(found: dict[str, Any]) -> list[str]:
     ratio = theirs["per_user"] / mine["per_user"]
     first, *_, last = found["ours"]["rows"]
     users = last["users"] - first["users"]
-    growth = (last["peak_mb"] - first["peak_mb"]) / users
+    growth, own = ((last[k] - first[k]) / users for k in ("peak_mb", "server_mb"))
     return [
         *lines,
         "",
@@ -165,8 +165,9 @@ def simulation(found: dict[str, Any]) -> list[str]:
             f"**{ratio:.1f}** times the users per minute (target ≥ 10: "
             f"{met(ratio, '≥ 10')}). Start-up of the smallest run of idiolect, everything "
             f"outside its phases: {first['start']:.0f} s (target ≤ 25). Its "
-            f"processes grow by {growth:.1f} MiB per user together (target: flat); each "
-            "user's reference scores, kept for the methods that follow, are part of it."
+            f"processes grow by {growth:.2f} MiB per user together (target: flat), the "
+            f"server by {own:.2f}: each holds everybody's texts; more groups also have "
+            "longer ones among them, which set the peak of a pass."
         ),
         "",
         *bound(theirs["per_user"]),
@@ -273,16 +274,23 @@ spin all the time, which is faster where nothing else runs and several times slo
 another busy process. For a model as small as the built-in one, one thread wastes least
 (`idiolect settings threads 1`).
 
-What pays, and is in: one optimiser step for all users, in one buffer; no attention mask;
-logits for the completion alone, in chunks; the last layer's feed-forward block only where
-a token is predicted, for the families whose layer is attention and block one after the
-other; the adapters' narrow products transposed on a CPU, and in the backbone's dtype on a
-GPU. What does not pay, or is not done: torch.compile (its start costs more than a user);
-packing without padding (what padding adds is said above, and is the most that it could
-save); the queries of the last layer (they need each family's own attention code); adapters
-on the upper layers only (another model, whose quality would have to be shown); reuse of the
-prompts' common beginning (a few tokens here); CUDA graphs and pinned prefetch (not tried;
-on a GPU the first is what to try next).
+What pays, and is in: one optimiser step for all users, in one buffer; adapters attached
+once for a whole training; no attention mask; logits for the completion alone, in chunks;
+the last layer's feed-forward block only where a token is predicted, for the families whose
+layer is attention and block one after the other; the adapters' narrow products transposed
+on a CPU, and in the backbone's dtype on a GPU.
+
+What was tried on a CPU and does not pay: torch.compile of the norms, the rotary
+embedding and the gate (it takes longer to start than ten users, and nothing is gained
+beyond the noise); PyTorch's plain attention instead of its blockwise one (no faster at
+50 tokens, slower at 160); memory that malloc never returns (nothing; there are few page
+faults left); the adapters of q, k and v, and of gate and up, in one product each and
+together with the frozen one (a few percent of a step, for a second path beside the
+hooks). Not tried: packing without padding (what padding adds is said above, and is the
+most that it could save); the queries of the last layer (they need each family's own
+attention code); adapters on the upper layers only (another model, whose quality would
+have to be shown); reuse of the prompts' common beginning (a few tokens here); CUDA
+graphs and pinned prefetch (on a GPU the first is what to try next).
 
 """
 

@@ -211,11 +211,11 @@ def attached(
     }
 
     def refresh() -> None:
-        own = stacks[-1]
         for name, (a, b) in joints.items():
-            rank = own.b[name].shape[-1]
-            a[:, -rank:] = own.a[name].detach()
-            torch.mul(own.b[name].detach(), own.scaling, out=b[:, :, -rank:])
+            own_a, own_b = stacks[-1].a[name].detach(), stacks[-1].b[name].detach()
+            rank = own_b.shape[-1]
+            a[:, -rank:] = own_a
+            b[:, :, -rank:] = stacks[-1].scaling * own_b
 
     handles = [
         modules[name].register_forward_hook(_hook(stacks[-1], name, *joint))

@@ -112,7 +112,8 @@ class Adapt:
         "`float32`, or `auto`: float32 where privacy.mode is `central`, else int8",
         choices=("auto", "int8", "float32"),
     )
-    clip: float = key(10.0, "largest L2 norm of one user's update", 0)
+    # The most leaves a grid for exact sums that is finer than any update (`server/adapt`).
+    clip: float = key(10.0, "largest L2 norm of one user's update", 0, 1000)
     clip_quantile: float = key(
         0.0,
         "let the clip follow this quantile of the updates' norms (Andrew et al. 2021), "

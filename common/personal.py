@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from .unlabeled import (
     ballot,
     draw,
     effective_size,
+    forget_votes,
     hashed,
     marks,
     nearest_candidate,
@@ -52,10 +53,10 @@ from .unlabeled import (
     without_own,
 )
 
-# Reference scores and alphas of this process. Methods share them, and every rate that is
-# tried: the reference is frozen, and what alpha is estimated from stays the same.
+# Reference scores, and alphas and votes, of this process. Methods share them, and every
+# rate that is tried: the reference is frozen, and what they follow from stays the same.
 CACHE = ReferenceCache()
-ALPHAS: dict[bytes, overlap.Overlap] = {}
+FOUND: dict[bytes, Any] = {}
 Some = TypeVar("Some")
 # Nucleus of the samples that stand for everyone else in the kind `self`: the tail of an
 # untuned model is noise that is easy to tell from anybody's text.
@@ -66,10 +67,14 @@ LONGEST_OFFER = 1000
 
 
 def forget() -> None:
-    """Drop what this process keeps of users' texts and what follows from them."""
+    """Drop what is kept here of users' texts, and what follows from them.
+
+    Words of it remain in the tokenizer's own cache until the process ends.
+    """
     CACHE.scores.clear()
-    ALPHAS.clear()
+    FOUND.clear()
     _hashed.cache_clear()
+    forget_votes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -453,9 +458,15 @@ def user_vote(
     nearest = config.unlabeled.nearest
     if config.unlabeled.features == "ngrams":
         return vote(bank, user.history, nearest)
-    candidates = _bank_embeddings(backbone, tuple(bank))
-    texts = embed(backbone, None, encode_all(backbone, user.history[-VOTES:]))
-    return ballot(whitened_similarity(candidates, texts), len(bank), nearest)
+    texts = encode_all(backbone, user.history[-VOTES:])
+
+    def find() -> np.ndarray:
+        candidates = _bank_embeddings(backbone, tuple(bank))
+        near = whitened_similarity(candidates, embed(backbone, None, texts))
+        return ballot(near, len(bank), nearest)
+
+    name = reference_name(backbone, None)
+    return _once((name, texts, list(bank), nearest), find)
 
 
 @lru_cache(maxsize=2)
@@ -556,41 +567,37 @@ def _alpha(
     generator = numpy_generator(config.seed, "overlap", user.id)
     looked = subset(source, count, generator)
     weights = np.array([entry.weight for entry in looked])
+    # The generator draws the classifier's folds; its state tells seed and user.
+    rest = (weights.tolist(), generator.bit_generator.state)
     if config.unlabeled.alpha_features == "ngrams":
-        mine = [item.target for item in user.history]
-        theirs = [entry.item.target for entry in looked]
-        return _estimated(mine, theirs, weights, generator, _ngrams)
-    encoded = encode_all(backbone, [entry.item for entry in looked])
-    return _estimated(
-        material.own,
-        encoded,
-        weights,
-        generator,
-        lambda items: embed(backbone, shared, items),
-        reference_name(backbone, shared),
+        own = [item.target for item in user.history]
+        aux = [entry.item.target for entry in looked]
+
+        def features() -> tuple[np.ndarray, np.ndarray]:
+            rows = [_hashed(text) for text in aux]
+            return hashed(own), np.array(rows).reshape(-1, WIDTH)
+
+        name = ""
+    else:
+        own = material.own
+        aux = encode_all(backbone, [entry.item for entry in looked])
+
+        def features() -> tuple[np.ndarray, np.ndarray]:
+            return embed(backbone, shared, own), embed(backbone, shared, aux)
+
+        name = reference_name(backbone, shared)
+    return _once(
+        (name, own, aux, rest),
+        lambda: overlap.estimate(*features(), weights, generator),
     )
 
 
-def _estimated(
-    own: list[Some],
-    aux: list[Some],
-    weights: np.ndarray,
-    generator: np.random.Generator,
-    features: Callable[[list[Some]], np.ndarray],
-    name: str = "",
-) -> overlap.Overlap:
-    """Alpha from the features of both sides; `name` is what these depend on besides."""
-    # The generator draws the classifier's folds; its state tells seed and user.
-    state = generator.bit_generator.state
-    parts = repr((name, own, aux, weights.tolist(), state))
-    key = hashlib.sha256(parts.encode()).digest()
-    if key not in ALPHAS:
-        ALPHAS[key] = overlap.estimate(features(own), features(aux), weights, generator)
-    return ALPHAS[key]
-
-
-def _ngrams(texts: Sequence[str]) -> np.ndarray:
-    return np.array([_hashed(text) for text in texts]).reshape(-1, WIDTH)
+def _once(parts: object, find: Callable[[], Some]) -> Some:
+    """What `find` returns, kept by a hash of all that it follows from."""
+    key = hashlib.sha256(repr(parts).encode()).digest()
+    if key not in FOUND:
+        FOUND[key] = find()
+    return FOUND[key]
 
 
 @lru_cache(maxsize=4096)  # users of one node look at the same set

@@ -1,4 +1,4 @@
-"""Log-probabilities of completions, reference scores, and generation.
+"""Log-probabilities of completions, reference scores, embeddings, and generation.
 
 The vocabulary projection is applied to the positions that predict completion tokens only,
 in chunks, because prompt length x vocabulary size is what fills the memory of a device.
@@ -190,9 +190,9 @@ class ReferenceCache:
 
     A list is scored as a whole, though some of its items may be known from another one:
     the last bits of a score depend on the batch, and a resumed run, whose cache starts
-    empty, must get the bits of an unbroken one. Nothing is ever dropped: a user's scores
-    are a kilobyte, and the next method, which comes when all users are through, needs
-    them again.
+    empty, must get the bits of an unbroken one. A simulated node drops nothing: a user's
+    scores are a kilobyte, and the next method, which comes when all users are through,
+    needs them again.
     """
 
     scores: dict[bytes, list[float]] = field(default_factory=dict)

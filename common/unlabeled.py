@@ -195,7 +195,7 @@ def vote(bank: Sequence[Item], history: Sequence[Item], nearest: int) -> np.ndar
     return _cached_vote(tuple(item.target for item in bank), latest, nearest)
 
 
-@lru_cache(maxsize=256)  # a device needs its vote again for every method
+@lru_cache(maxsize=256)  # every method needs the vote again
 def _cached_vote(
     bank: tuple[str, ...], texts: tuple[str, ...], nearest: int
 ) -> np.ndarray:
@@ -205,6 +205,11 @@ def _cached_vote(
     )
     votes.setflags(write=False)
     return votes
+
+
+def forget_votes() -> None:
+    """Drop the votes that are kept, and the texts that they are kept for."""
+    _cached_vote.cache_clear()
 
 
 def ballot(similarities: Iterable[np.ndarray], size: int, nearest: int) -> np.ndarray:

@@ -43,8 +43,8 @@ from .exchange import Run, Step, ask, groups, require, rows_shapes
 
 # Step of the adaptive clip, and the value of Andrew et al. (2021, section 4).
 CLIP_RATE = 0.2
-# Bits of a clipped coordinate in a sum. Float32 has 24; with 32, float64 adds two million
-# users without rounding.
+# Bits of the clip, to the last of which a sum has its coordinates. Float64 has 53: it adds
+# two million such numbers without rounding.
 BITS = 32
 Some = TypeVar("Some")
 

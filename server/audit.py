@@ -113,6 +113,7 @@ def audit_mechanism(
     """
     random = source(False, seed)
     z = noise_for(design) / (10 if control == "noise-tenth" else 1)
+    # Without a bound a sum's grid is that of clips from 0.5 to 1, as the canaries are.
     clip = math.inf if control == "no-clip" else 1.0
     config = parse(
         {"privacy.mode": "central", "privacy.sampling": design.sampling},

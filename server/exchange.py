@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -38,6 +38,8 @@ from .checkpoint import State, save
 
 LOG = logging.getLogger("flwr")
 SHORTEST_WAIT, LONGEST_WAIT = 0.05, 0.5  # seconds between two looks for replies
+# Replies taken in at once: each may be as large as the model's shared adapter.
+AT_ONCE = 32
 SIGNING_KEY = "IDIOLECT_SIGNING_KEY"  # path of the one key of a server of devices
 # How often a device is asked: again at once (or nearly) where it is known to have died,
 # else after an equal share of the deadline, since a task or its answer may have got lost
@@ -276,8 +278,9 @@ def ask(
     while (waiting or again) and time.monotonic() < ends:
         for index in [i for i, due in again.items() if due <= time.monotonic()]:
             send(index)
-        messages = list(run.grid.pull_messages(list(waiting)))
-        for message in messages:
+        idle = True
+        for message in _arrived(run.grid, list(waiting)):
+            idle = False
             index = waiting.pop(message.metadata.reply_to_message_id, None)
             if index is None:
                 continue
@@ -297,8 +300,8 @@ def ask(
             counted += len(task.users)
             if of:  # hello asks nobody by name
                 _progress(run, step, counted, of, len(task.users))
-        wait = SHORTEST_WAIT if messages else min(1.5 * wait, LONGEST_WAIT)
-        if not messages:
+        wait = min(1.5 * wait, LONGEST_WAIT) if idle else SHORTEST_WAIT
+        if idle:
             time.sleep(wait)
     for index in {*waiting.values(), *again}:
         late = f"no answer within {run.config.deadline:g} s (config key 'deadline')."
@@ -307,6 +310,12 @@ def ask(
     seconds[step.phase] = seconds.get(step.phase, 0.0) + time.monotonic() - starts
     ordered = [replies[index] for index in sorted(replies)]
     return Answers(ordered, _all_errors(run, step, tasks, ordered, errors))
+
+
+def _arrived(grid: Grid, names: Sequence[str]) -> Iterator[Message]:
+    """The replies that are there, a few of them in memory at a time."""
+    for start in range(0, len(names), AT_ONCE):
+        yield from grid.pull_messages(names[start : start + AT_ONCE])
 
 
 def _about(task: Task) -> tuple[str, ...]:

@@ -147,9 +147,14 @@ def try_rate(run: Run, method: str, rate: float) -> tuple[float, float]:
     label = f"{method} lr {rate:g}, development"
     tried = train(run, method, rate, run.development, label, True)
     values = [outcome.log.get("nll", math.nan) for outcome in tried.values()]
-    values = [value for value in values if math.isfinite(value)]
-    mean = sum(values) / len(values) if values else math.inf
-    return float(len(run.development) - len(values)), mean
+    return rate_order(values, len(run.development))
+
+
+def rate_order(values: Sequence[float], users: int) -> tuple[float, float]:
+    """What rates are compared by, less is better: failures, then the others' mean NLL."""
+    finite = [value for value in values if math.isfinite(value)]
+    mean = sum(finite) / len(finite) if finite else math.inf
+    return float(users - len(finite)), mean
 
 
 # --- exchanges ---------------------------------------------------------------------------

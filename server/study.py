@@ -49,6 +49,7 @@ from .adapt import (
     within_clip,
 )
 from .budget import Crowd, crowd_of, new_ledger, noise_of
+from .personalise import rate_order
 from .pool import (
     charge_vote,
     public_text,
@@ -846,15 +847,13 @@ def run_method(
             pool.voters,
         )
 
-    def tried(rate: float) -> tuple[int, float]:
-        """Order rates as the server does: fewer failures, then the lowest mean NLL."""
+    def tried(rate: float) -> tuple[float, float]:
         values: list[float] = []
         for group in groups(dataset.development, config.personalise.stack):
             kept, loras = _with_adapter(group, train(rate, group))
             if kept:
                 values += evaluation.held_out_nll(backbone, shared, loras, kept, method)
-        values = [value for value in values if np.isfinite(value)]
-        return -len(values), float(np.mean(values)) if values else np.inf
+        return rate_order(values, len(dataset.development))
 
     untrained = method in UNTRAINED
     rate, *others = (0.0,) if untrained else config.learning_rate_list

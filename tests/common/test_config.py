@@ -123,7 +123,8 @@ def test_alpha_is_estimated_or_fixed() -> None:
     st.booleans(),
 )
 def test_toml_round_trip(text: str, number: float, count: int, flag: bool) -> None:
-    values = {"data": text, "adapt.clip": number, "seed": count, "skip-bad-users": flag}
+    values = {"data": text, "personalise.clip": number, "seed": count}
+    values |= {"skip-bad-users": flag}
     original = parse(values)
     assert config.from_toml(config.to_toml(original)) == original
 

@@ -110,6 +110,18 @@ def test_training_text_is_nobodys() -> None:
     assert abs(total - 2100) < 4.5 * math.sqrt(3000 * 0.7 * 0.3)
 
 
+def test_writers_take_turns_each_with_texts_of_its_own(tiny: Backbone) -> None:
+    recipe = build.Recipe(batch=2, writers=2)
+    first, second, third = islice(build.batches(recipe, tiny.tokenizer), 3)
+    assert first != second != third
+    again = islice(build.batches(recipe, tiny.tokenizer), 3)
+    assert [first, second, third] == list(again)
+    one = build.Written(dataclasses.replace(recipe, writers=0), tiny.tokenizer)
+    # What comes from another process comes in lists.
+    alone = [[list(row) for row in batch] for batch in islice(one, 2)]
+    assert [first, third] == alone
+
+
 def test_only_targets_and_prompts_are_counted_as_such(tiny: Backbone) -> None:
     short = build.encode(
         tiny.tokenizer, Prompt("Tag this film: ", "A desert."), "magic"

@@ -85,6 +85,15 @@ def test_the_bits_of_the_sum_do_not_depend_on_groups_and_order(
     assert np.array_equal(found, flat(whole))
 
 
+def test_cut_rows_do_not_exceed_the_clip():
+    """To the last bit but one: noise is made for the clip, not for a little more."""
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        one = {n: 99 * generator.normal(size=(1, *s)) for n, s in SHAPES.items()}
+        total, _ = clipped_sum(one, 0.5)
+        assert np.linalg.norm(flat(total)) <= 0.5 * (1 + 1e-15)
+
+
 def test_the_sum_is_exact_to_the_clips_billionth():
     generator = np.random.default_rng(0)
     some = {n: generator.normal(size=(50, *s)) for n, s in SHAPES.items()}

@@ -15,10 +15,6 @@ actor (two by default), so nothing is set here.
 
 import hashlib
 import logging
-import os
-import platform
-import resource
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +34,7 @@ from ..common.config import SETLESS, UNTRAINED, Config, LoraShape
 from ..common.errors import IdiolectError
 from ..common.manifest import ManifestError, accept
 from ..common.manifest import parse as parse_manifest
+from ..common.process import peak_mb, process_name
 from ..common.protocol import (
     AdaptReply,
     AdaptTask,
@@ -581,12 +578,10 @@ def _head(
     head = {"run": task.run, "step": task.step, "users": users, "errors": errors}
     if not node.simulated:  # how long a device takes would tell how much it holds
         return head | {"seconds": 0.0, "process": "", "peak_rss_mb": 0.0}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return head | {
         "seconds": time.monotonic() - node.started,
-        "process": f"{platform.node()}/{os.getpid()}",
-        # Kilobytes on Linux, bytes on macOS.
-        "peak_rss_mb": peak / (1 << 20 if sys.platform == "darwin" else 1 << 10),
+        "process": process_name(),
+        "peak_rss_mb": peak_mb(),
     }
 
 

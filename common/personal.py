@@ -41,7 +41,6 @@ from .unlabeled import (
     ballot,
     draw,
     effective_size,
-    forget_votes,
     hashed,
     marks,
     nearest_candidate,
@@ -74,7 +73,6 @@ def forget() -> None:
     CACHE.scores.clear()
     FOUND.clear()
     _hashed.cache_clear()
-    forget_votes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -455,18 +453,22 @@ def user_vote(
     With ``unlabeled.features`` `backbone` these are mean hidden states of the bare
     backbone, without the shared adapter: fixed before anybody's text is touched.
     """
-    nearest = config.unlabeled.nearest
+    nearest, latest = config.unlabeled.nearest, user.history[-VOTES:]
     if config.unlabeled.features == "ngrams":
-        return vote(bank, user.history, nearest)
-    texts = encode_all(backbone, user.history[-VOTES:])
+        texts = [[item.target for item in items] for items in (bank, latest)]
+        votes = _once((texts, nearest), lambda: vote(bank, latest, nearest))
+    else:
+        encoded = encode_all(backbone, latest)
 
-    def find() -> np.ndarray:
-        candidates = _bank_embeddings(backbone, tuple(bank))
-        near = whitened_similarity(candidates, embed(backbone, None, texts))
-        return ballot(near, len(bank), nearest)
+        def find() -> np.ndarray:
+            candidates = _bank_embeddings(backbone, tuple(bank))
+            near = whitened_similarity(candidates, embed(backbone, None, encoded))
+            return ballot(near, len(bank), nearest)
 
-    name = reference_name(backbone, None)
-    return _once((name, texts, list(bank), nearest), find)
+        name = reference_name(backbone, None)
+        votes = _once((name, encoded, list(bank), nearest), find)
+    votes.setflags(write=False)  # whoever asks next gets the same
+    return votes
 
 
 @lru_cache(maxsize=2)

@@ -191,25 +191,9 @@ def vote(bank: Sequence[Item], history: Sequence[Item], nearest: int) -> np.ndar
     numpy.ndarray
         float32 [m], not negative, of L2 norm at most 1.
     """
-    latest = tuple(item.target for item in history[-VOTES:])
-    return _cached_vote(tuple(item.target for item in bank), latest, nearest)
-
-
-@lru_cache(maxsize=256)  # every method needs the vote again
-def _cached_vote(
-    bank: tuple[str, ...], texts: tuple[str, ...], nearest: int
-) -> np.ndarray:
-    features = _cached_bank(bank)
-    votes = ballot(
-        (features.similarity(text) for text in texts), features.size, nearest
-    )
-    votes.setflags(write=False)
-    return votes
-
-
-def forget_votes() -> None:
-    """Drop the votes that are kept, and the texts that they are kept for."""
-    _cached_vote.cache_clear()
+    features = _cached_bank(tuple(item.target for item in bank))
+    near = (features.similarity(item.target) for item in history[-VOTES:])
+    return ballot(near, features.size, nearest)
 
 
 def ballot(similarities: Iterable[np.ndarray], size: int, nearest: int) -> np.ndarray:

@@ -9,8 +9,6 @@ that is killed anywhere continues with ``resume=latest`` and ends with the same 
 import logging
 import os
 import platform
-import resource
-import sys
 import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -24,6 +22,7 @@ from rich.console import Console
 from ..common.config import Config, parse
 from ..common.errors import IdiolectError
 from ..common.privacy.ledger import Ledger, card, read_ledger
+from ..common.process import peak_mb, process_name
 from ..common.protocol import package_version
 from ..common.tasks.load import TEXT, load_dataset
 from ..common.tasks.types import Dataset
@@ -177,9 +176,10 @@ def announce(folder: RunFolder, journal: Journal) -> None:
 def finish(run: Run, census: Census) -> None:
     """Write ``results.json`` and show the table."""
     state, config = run.state, run.config
-    server = own_peak()
-    here = f"{platform.node()}/{os.getpid()}"  # in tests it answers itself
-    together = sum((run.processes | {here: server}).values())
+    server = peak_mb()
+    # An upper bound of what a run held at one time, without Flower's and Ray's own. In
+    # tests the server's process also answers.
+    together = sum((run.processes | {process_name(): server}).values())
     run.journal.write({"event": "memory", "server_mb": server, "all_mb": together})
     state.cost.peak_rss_mb = max(state.cost.peak_rss_mb, together)
     run.save()
@@ -207,16 +207,6 @@ def finish(run: Run, census: Census) -> None:
     results.write_json(run.folder / "privacy_card.json", privacy)
     results.write(run.folder, built)
     results.render(built, Console(width=120))
-
-
-def own_peak() -> float:
-    """Peak memory of this process in MB.
-
-    With the peaks of all that answered it, which replies tell, an upper bound of what a
-    run held at one time, without Flower's and Ray's own.
-    """
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 def alphas(run: Run) -> tuple[dict[str, float], bool]:

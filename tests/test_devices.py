@@ -14,7 +14,7 @@ from idiolect.client.device import Device, VaultShelf, check_round
 from idiolect.client.history import Entry
 from idiolect.client.node import Server, join
 from idiolect.client.vault import RandomKey, Vault
-from idiolect.common import personal, unlabeled
+from idiolect.common import personal
 from idiolect.common.config import parse
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol import Failure, ShareTask, device_user, pack, unpack
@@ -336,20 +336,19 @@ def test_no_text_stays_in_a_worker_between_tasks(vaults, settings, monkeypatch):
     kept = []
 
     def counted() -> list[int]:
-        ngrams, votes = personal._hashed, unlabeled._cached_vote
-        stores = [personal.CACHE.scores, personal.FOUND]
-        return [*map(len, stores)] + [f.cache_info().currsize for f in (ngrams, votes)]
+        stores = personal.CACHE.scores, personal.FOUND
+        return [*map(len, stores), personal._hashed.cache_info().currsize]
 
     def forget() -> None:
         kept.append(counted())
         personal.forget()
-        assert counted() == [0, 0, 0, 0]
+        assert counted() == [0, 0, 0]
 
     monkeypatch.setattr("idiolect.client.device.forget", forget)
     agree(vaults, **CLEAR)
     run(settings, DeviceGrid(vaults))
     assert all(max(column) > 0 for column in zip(*kept, strict=True))
-    assert counted() == [0, 0, 0, 0]
+    assert counted() == [0, 0, 0]
 
 
 def test_forgetting_reaches_what_a_run_trained(vaults, settings):

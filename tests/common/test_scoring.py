@@ -31,6 +31,12 @@ def obvious_logp(backbone, encoded: Encoded) -> float:
     return sum(logp[t - 1, encoded.ids[t]].item() for t in places)
 
 
+def obvious(backbone, lora, encoded: list[Encoded]) -> list[float]:
+    """That of every item, one after the other, under an adapter."""
+    with attached(backbone, lora):
+        return [obvious_logp(backbone, e) for e in encoded]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logp_equals_the_whole_model(family, model_folder, items):
     backbone = load_backbone(str(model_folder(family)), "float32", "cpu", 96)
@@ -101,18 +107,14 @@ def test_users_of_a_stack_are_scored_with_their_own_adapters(
     loras = [adapter(backbone, f"u{k}", k) for k in range(3)]
     together = score_users(backbone, [stack(loras)], users)
     for lora, own, scores in zip(loras, users, together, strict=True):
-        with attached(backbone, lora):
-            expected = [obvious_logp(backbone, e) for e in own]
-        assert scores == pytest.approx(expected, abs=1e-3)
+        assert scores == pytest.approx(obvious(backbone, lora, own), abs=1e-3)
 
 
 def test_reference_scores_are_those_of_the_shared_policy(backbone, items):
     encoded = [backbone.encode(item) for item in items]
     shared = adapter(backbone, "s", 3)
     found = ReferenceCache().get(backbone, shared, encoded)
-    with attached(backbone, shared):
-        expected = [obvious_logp(backbone, e) for e in encoded]
-    assert found == pytest.approx(expected, abs=1e-3)
+    assert found == pytest.approx(obvious(backbone, shared, encoded), abs=1e-3)
 
 
 def test_an_embedding_is_the_mean_state_of_the_completion(backbone, items):

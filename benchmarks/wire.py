@@ -19,6 +19,7 @@ from transformers import AutoConfig
 from idiolect.common.backbone import TINY
 from idiolect.common.config import flatten, parse
 from idiolect.common.protocol import AdaptReply, AdaptTask, pack
+from idiolect.common.signed import make_part, part_names, seal_task
 from idiolect.common.wire import encode, update_codes
 
 RANK = 8
@@ -74,7 +75,10 @@ def ours(shapes: dict[str, tuple[int, int]], targets: str) -> dict[str, int]:
         peak_rss_mb=1.0,
         rows=rows,
     )
-    return {"down": sent(pack(task)), "up": sent(pack(reply))}
+    parts = {n: make_part(n, getattr(task, n)) for n in part_names(AdaptTask)}
+    known = {"config": parts["config"].hash}  # every node has it since the hello
+    down = seal_task(task, 1, 2**32, parts, bytes(32), known)
+    return {"down": sent(down), "up": sent(pack(reply))}
 
 
 def main() -> None:

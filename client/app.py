@@ -5,18 +5,18 @@ with the code that its owner installed.
 """
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from ..common.config import Config, parse
+from ..common.config import parse
 from ..common.errors import IdiolectError
-from ..common.protocol import Task
+from ..common.protocol import HelloTask, Task
+from ..common.signed import Sealed, verify
 from ..common.tasks.load import load_dataset
 from ..common.tasks.types import Dataset, User
-from .state import Folder
+from .state import Folder, Shelf, agreed
 from .tasks import Node, answer
 
 app = ClientApp()
@@ -42,18 +42,32 @@ class Simulated:
     def __init__(self, context: Context) -> None:
         self._place = context.node_config
 
-    def config(self, given: Mapping[str, object]) -> Config:
-        """Return what the task brought: a simulated node has no settings of its own."""
-        return parse(given)
+    def admit(self, sealed: Sealed) -> Folder:
+        """Believe the key of the first hello, which each user pins, and no other.
 
-    def node(self, task: Task, started: float) -> Node:
+        Counters are for devices, which others can reach: here tasks of one exchange
+        overtake each other.
+        """
+        folder = Path(sealed.fields["folder"])
+        if not folder.is_absolute():
+            raise IdiolectError("the task names no run folder: its run is on devices.")
+        shelf = Folder(folder)
+        if sealed.cls is HelloTask:
+            key = sealed.fields["key"]
+        else:
+            seen = agreed(shelf, sealed.users[0]).seen
+            key = seen.key if seen else ""
+        verify(sealed, key)
+        return shelf
+
+    def node(self, task: Task, shelf: Shelf, started: float) -> Node:
         """Find out who lives on this node, and whom of them the task is for."""
         if "partition-id" not in self._place:
             raise IdiolectError(
                 "this node is not simulated, and a device runs no app that a server sent: "
                 "end the SuperNode, and start `idiolect node run` instead."
             )
-        config = self.config(task.config)
+        config = parse(task.config)
         partition = int(self._place["partition-id"])
         nodes = int(self._place["num-partitions"])
         dataset = load_dataset(config)
@@ -67,7 +81,7 @@ class Simulated:
             users=tuple(at_home[name] for name in task.users),
             residents=residents,
             development=frozenset(user.id for user in dataset.development),
-            shelf=Folder(Path(task.folder)),
+            shelf=shelf,
             started=started,
             nodes=nodes,
             # Every simulated node sees the same data; one of them reports what is left out.

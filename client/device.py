@@ -6,6 +6,7 @@ opened here. Whatever leaves is held against the owner's consent first, and note
 """
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -15,20 +16,26 @@ from flwr.app import Message, RecordDict
 from ..common.adapters import Lora
 from ..common.config import Config, parse
 from ..common.personal import forget
-from ..common.protocol import AdaptTask, HelloTask, Task, device_user, size
+from ..common.protocol import HelloTask, Task, device_user, size
+from ..common.signed import Sealed, verify
 from . import consent, history, limits, owner
 from .consent import Refusal
-from .node import server_of
+from .node import joined
+from .state import Shelf, advance
 from .tasks import Node, answer, backbone_of
 from .vault import Record, Vault
+
+# What a run has left here is kept for a week after its last hello, of this many runs: a
+# run that is resumed finds it, and two runs at once do not erase each other's.
+KEPT, MOST_RUNS = 7 * 86_400.0, 8
 
 
 @dataclass(frozen=True)
 class VaultShelf:
     """What one run leaves on a device, in the vault.
 
-    A trained adapter lies under a source of its run, so that forgetting reaches it; what
-    the device agreed to outlives that.
+    A trained adapter lies under a source of its run, so that forgetting reaches it, and so
+    do the parts that the server sent; what the device agreed to outlives that.
     """
 
     vault: Vault
@@ -40,7 +47,7 @@ class VaultShelf:
 
     def write(self, name: str, body: bytes) -> None:
         """Keep it; done or not done as a whole."""
-        learnt = name.startswith("adapters/")
+        learnt = name.startswith(("adapters/", "parts/"))
         source = f"{owner.RUN}{self.run}" if learnt else owner.DEVICE
         self.vault.put("run", [Record(f"{self.run}/{name}", body)], source)
 
@@ -52,9 +59,11 @@ class Device:
 
     def __init__(self, vault: Vault, node: int) -> None:
         self._vault = vault
-        self.user = device_user(node)
+        self.number = node
+        self.user = device_user(node)  # what runs call the owner
+        self._doing: Config | None = None  # what the task that is being done belongs to
 
-    def config(self, given: Mapping[str, object]) -> Config:
+    def _config(self, given: Mapping[str, object]) -> Config:
         """Return the run's configuration, with what this device decides itself."""
         chosen = consent.settings(self._vault)
         wanted = cast(int, given.get("max-length", 512))
@@ -74,19 +83,27 @@ class Device:
             )
         return config
 
-    def node(self, task: Task, started: float) -> Node:
-        """Find out whether the owner takes part, and with what."""
+    def admit(self, sealed: Sealed) -> VaultShelf:
+        """Believe the key of the invitation, and each task of a run once."""
         if consent.paused(self._vault):
             raise Refusal("the owner has paused this device.")
         limits.check_now(consent.settings(self._vault))
-        if task.users not in ((), (self.user,)):
-            raise Refusal(f"the task is for {task.users[0]:.80}, this is {self.user}.")
-        config = self.config(task.config)
-        shelf = VaultShelf(self._vault, task.run)
+        verify(sealed, joined(self._vault).signing_key)
+        if sealed.seal.node != self.number:
+            raise Refusal("the task is sealed for another device.")
+        if sealed.users not in ((), (self.user,)):
+            raise Refusal(
+                f"the task is for {sealed.users[0]:.80}, this is {self.user}."
+            )
+        shelf = VaultShelf(self._vault, sealed.run)
+        advance(shelf, sealed.seal.counter)
+        return shelf
+
+    def node(self, task: Task, shelf: Shelf, started: float) -> Node:
+        """Find out whether the owner takes part, and with what."""
+        self._doing = config = self._config(task.config)
         if isinstance(task, HelloTask):
-            self._check_server(task)
-        if isinstance(task, AdaptTask):
-            check_round(shelf, task.round)
+            self._drop_old_runs(task)
         everything = history.entries(self._vault)
         if sum(entry.liked for entry in everything) < owner.FEWEST:
             raise Refusal("there is too little history on this device.")
@@ -116,58 +133,42 @@ class Device:
             trained=keep,
         )
 
-    def _check_server(self, task: HelloTask) -> None:
-        server = server_of(self._vault)
-        if server is not None and server.signing_key != task.key:
-            raise Refusal(
-                "the run is signed by another key than that of the invitation: start it "
-                "where the server's keys are (idiolect-server run)."
-            )
-        for source in self._vault.sources():  # what an earlier run trained has ended
-            if source.startswith(owner.RUN) and source != f"{owner.RUN}{task.run}":
+    def _drop_old_runs(self, task: HelloTask) -> None:
+        """Erase what runs have trained here that were not heard of for a while."""
+        now = time.time()
+        runs = json.loads(self._vault.get("state", "runs") or b"{}")
+        runs = {run: heard for run, heard in runs.items() if heard > now - KEPT} | {
+            task.run: now
+        }
+        recent = sorted(runs, key=lambda run: runs[run])[-MOST_RUNS:]
+        body = json.dumps({run: runs[run] for run in recent}).encode()
+        self._vault.put("state", [Record("runs", body)], owner.DEVICE)
+        for source in self._vault.sources():
+            if source.startswith(owner.RUN) and source[len(owner.RUN) :] not in recent:
                 self._vault.forget(source)
 
     def answer(self, message: Message) -> RecordDict:
         """Carry out a task, and note what the answer to it is before it leaves."""
+        self._doing = None
         try:
             with limits.time_limit(consent.settings(self._vault)):
                 record = answer(message, self)
         finally:
             forget()  # private text, which its owner may erase next
         head = record.config_records["message"]
-        body = json.loads(cast(str, head["body"]))
+        config = self._doing
         consent.note_sent(
             self._vault,
-            body["run"],
+            config.run_name if config else json.loads(cast(str, head["body"]))["run"],
             str(head["kind"]),
             size(record),
-            _declared(message),
+            _declared(config) if config else None,
         )
         return record
 
 
-def _declared(message: Message) -> float | None:
-    """Budget that the task's run declares; None where it gives no guarantee."""
-    try:
-        text = cast(str, message.content.config_records["message"]["body"])
-        config = json.loads(text)["config"]
-        epsilon = float(config["privacy.epsilon"])
-        bounded = config["privacy.mode"] == "central" and epsilon < float("inf")
-    except (KeyError, ValueError, TypeError):
-        return None
-    return epsilon if bounded else None
-
-
-def check_round(shelf: VaultShelf, number: int) -> None:
-    """Refuse a round that is over: a device that was away is still sent its tasks.
-
-    Raises
-    ------
-    Refusal
-        A later one was seen.
-    """
-    seen = int(shelf.read("round") or b"0")
-    if number < seen:
-        raise Refusal(f"round {number + 1} is over: round {seen + 1} has begun.")
-    if number > seen:
-        shelf.write("round", str(number).encode())
+def _declared(config: Config) -> float | None:
+    """Budget that a run declares; None where it gives no guarantee."""
+    privacy = config.privacy
+    bounded = privacy.mode == "central" and privacy.epsilon < float("inf")
+    return privacy.epsilon if bounded else None

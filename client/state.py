@@ -146,11 +146,14 @@ class Agreed:
         0: no limit.
     seen
         The pinned key and the last manifest taken; None before the first contact.
+    config
+        Hash of the run's configuration, which was agreed to as well; empty before.
     """
 
     took: dict[str, dict[str, str]] = field(default_factory=dict)
     most: int = 0
     seen: Seen | None = None
+    config: str = ""
 
 
 def _agreed_name(user: str) -> str:
@@ -173,7 +176,9 @@ def agreed(shelf: Shelf, user: str) -> Agreed:
         body = json.loads(text)
         seen = body["seen"]
         took = {str(stage): dict(ids) for stage, ids in body["took"].items()}
-        return Agreed(took, int(body["most"]), None if seen is None else Seen(**seen))
+        known = None if seen is None else Seen(**seen)
+        # Runs of before schema 5 agreed to no configuration; their next hello does.
+        return Agreed(took, int(body["most"]), known, str(body.get("config", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IdiolectError(
             f"{_agreed_name(user)} is damaged, and with it the count of what this user "
@@ -228,19 +233,61 @@ def take_part(shelf: Shelf, user: str, stage: str, release: str, content: str) -
     keep(shelf, user, replace(before, took={**before.took, stage: took}))
 
 
-def pin(shelf: Shelf, user: str, key: str, most: int) -> None:
-    """Agree at first contact to a run's key and cap, and to no other key afterwards.
+def pin(shelf: Shelf, user: str, key: str, most: int, config: str) -> None:
+    """Agree at first contact to a run's key, configuration and cap, and to no others.
 
     Raises
     ------
     Refusal
-        Another key was pinned before.
+        Another key or configuration was agreed to before.
     """
     before = agreed(shelf, user)
     if before.seen is None:
-        keep(shelf, user, replace(before, most=most, seen=Seen(key, 0, "")))
+        keep(
+            shelf,
+            user,
+            replace(before, most=most, seen=Seen(key, 0, ""), config=config),
+        )
     elif before.seen.key != key:
         raise Refusal(
             f"user '{user}': the server's signing key is not the one that was pinned "
             "at first contact: find out why it changed before you take part again."
         )
+    elif before.config not in ("", config):
+        raise Refusal(
+            f"user '{user}': the run's configuration is not the one of the first "
+            "contact: start a new run for a new configuration."
+        )
+    elif not before.config:
+        keep(shelf, user, replace(before, config=config))
+
+
+def check_agreed(shelf: Shelf, user: str, config: str) -> None:
+    """Refuse a task of a run that this user did not agree to.
+
+    Raises
+    ------
+    Refusal
+        There was no valid hello, or the task has another configuration.
+    """
+    before = agreed(shelf, user)
+    if before.seen is None or before.config != config:
+        raise Refusal(
+            f"user '{user}' did not agree to this run in a hello, or not with this "
+            "configuration: resume the run, which says hello again."
+        )
+
+
+def advance(shelf: Shelf, counter: int) -> None:
+    """Take a task's counter, which only grows; before anything of the task is done.
+
+    Raises
+    ------
+    Refusal
+        It does not: the task is replayed, or was overtaken by a later one.
+    """
+    if counter <= int(shelf.read("counter") or b"0"):
+        raise Refusal(
+            "this task was answered before, or a later one was: it is not done again."
+        )
+    shelf.write("counter", str(counter).encode())

@@ -43,6 +43,7 @@ from ..common.protocol import (
     Failure,
     HelloReply,
     HelloTask,
+    Missing,
     OfferReply,
     OfferTask,
     Outcome,
@@ -51,16 +52,16 @@ from ..common.protocol import (
     ProtocolError,
     Reply,
     Rows,
-    Shapes,
     ShareReply,
     ShareTask,
     Task,
     VoteReply,
     VoteTask,
+    check_rows,
     pack,
     package_version,
-    unpack,
 )
+from ..common.signed import MissingParts, Sealed, complete, read_sealed
 from ..common.tasks.load import task_of
 from ..common.tasks.metrics import bounded_row, released_metrics
 from ..common.tasks.types import Item, User
@@ -97,6 +98,8 @@ class Node:
         Where what belongs to the run is kept.
     started
         When the task came in.
+    agreement
+        Hash of the configuration, which does not change within a run.
     nodes
         Among how many simulated nodes this is one; 0: this is a device.
     dropped
@@ -115,6 +118,7 @@ class Node:
     development: frozenset[str]
     shelf: Shelf
     started: float
+    agreement: str = ""
     nodes: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     permit: Callable[[str, Config], None] = _everything
@@ -137,11 +141,22 @@ class Home(Protocol):
 
     simulated: bool
 
-    def config(self, given: Mapping[str, object]) -> Config:
-        """Return the run's configuration as it holds on this node."""
+    def admit(self, sealed: Sealed) -> Shelf:
+        """Find out whether a task may be done here, before anything of it is used.
+
+        Returns
+        -------
+        Shelf
+            Where what belongs to its run is kept.
+
+        Raises
+        ------
+        IdiolectError
+            It is not signed by whom this node believes, or may not be done now.
+        """
         ...
 
-    def node(self, task: Task, started: float) -> Node:
+    def node(self, task: Task, shelf: Shelf, started: float) -> Node:
         """Find the users that a task is for.
 
         Raises
@@ -418,17 +433,47 @@ HANDLERS: dict[str, tuple[type[Task], Callable[[Any, Node], Reply]]] = {
 def answer(message: Envelope, home: Home) -> RecordDict:
     """Read a task, do it, and answer; a task that cannot be done is a `Failure`."""
     started = time.monotonic()
-    task: Task | None = None
+    run, step = "", ""
     try:
         kind = message.metadata.message_type
         if kind not in HANDLERS:
             raise Refusal(f"'{kind:.80}' is no task of idiolect.")
         cls, work = HANDLERS[kind]
-        task = unpack(cls, message.content, lambda fields: _shapes(fields, home))
-        return pack(work(task, home.node(task, started)))
+        sealed = read_sealed(cls, message.content)
+        run, step = sealed.run, sealed.fields["step"]
+        if cls is not HelloTask and not sealed.users:
+            raise Refusal("the task names nobody whom it is for.")
+        shelf = home.admit(sealed)
+        _check_agreed(sealed, shelf)
+        task = complete(sealed, _parts(sealed, shelf))
+        node = home.node(task, shelf, started)
+        return pack(work(task, replace(node, agreement=sealed.seal.parts["config"])))
+    except MissingParts as error:
+        return pack(Missing(run, step, error.names))
     except Exception as error:
-        run, step = (task.run, task.step) if task else ("", "")
         return pack(Failure(run, step, sentence(error, home.simulated)))
+
+
+def _check_agreed(sealed: Sealed, shelf: Shelf) -> None:
+    """Refuse work for a run that the users did not agree to, in a hello, as it is now."""
+    if sealed.cls is not HelloTask:
+        for user in sealed.users:
+            state.check_agreed(shelf, user, sealed.seal.parts["config"])
+
+
+def _parts(sealed: Sealed, shelf: Shelf) -> dict[str, bytes]:
+    """The parts of a task, those that came along and those that came before.
+
+    Those that came are kept, in the place of what came before under their name.
+    """
+    found: dict[str, bytes] = {}
+    for name in sealed.seal.parts:
+        if name in sealed.brought:
+            found[name] = sealed.brought[name]
+            shelf.write(f"parts/{name}", found[name])
+        elif (kept := shelf.read(f"parts/{name}")) is not None:
+            found[name] = kept
+    return found
 
 
 def each(
@@ -465,7 +510,10 @@ def _willing(
     content: str,
     refused: dict[str, str] | None = None,
 ) -> tuple[tuple[User, ...], dict[str, str]]:
-    """Count a release as taken part in; return who takes part, and why others do not."""
+    """Count a release as taken part in; return who takes part, and why others do not.
+
+    `content` is a hash of what the rows depend on, beside the agreed configuration.
+    """
     node.permit(outflow, node.config)
     unprotected = (stage == "metrics" and not _noisy(node.config)) or (
         stage == "votes" and node.config.unlabeled.kind == "anonymised"
@@ -490,8 +538,10 @@ def _willing(
 
 
 def _pin(task: HelloTask, node: Node, users: Sequence[User]) -> list[None]:
-    most = int(task.config["privacy.participations"])
-    return [state.pin(node.shelf, user.id, task.key, most) for user in users]
+    most = node.config.privacy.participations
+    return [
+        state.pin(node.shelf, user.id, task.key, most, node.agreement) for user in users
+    ]
 
 
 def _check_bank(
@@ -504,7 +554,7 @@ def _check_bank(
 def _check_set(
     task: PersonaliseTask, node: Node, users: Sequence[User], content: str
 ) -> list[None]:
-    kind = str(task.config["unlabeled.kind"])
+    kind = node.config.unlabeled.kind
     if not task.unlabeled and (kind == "self" or task.method in SETLESS):
         return [None] * len(users)  # nothing was handed out, and nothing is needed
     return _check_manifest(task, node, users, content, kind)
@@ -620,21 +670,19 @@ def _truncated(backbone: Backbone, users: Sequence[User]) -> list[int]:
     ]
 
 
-def _shapes(fields: dict[str, Any], home: Home) -> Shapes:
-    """Shapes of the arrays that a task with these fields must bring: the shared B."""
-    if "round" not in fields and "method" not in fields:
-        return {}
-    config = home.config(fields["config"])
-    zero = _zero_shared(backbone_of(config), config.shared_shape, config.seed)
-    shapes = {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
-    return coded_shapes(shapes) if config.signed_bytes else shapes
-
-
 def _shared(backbone: Backbone, config: Config, rows: Rows) -> Lora:
-    """Return the shared adapter: our own fixed A and the B that came with the task."""
+    """Return the shared adapter: our own fixed A and the B that came with the task.
+
+    Raises
+    ------
+    ProtocolError
+        B has other projections, shapes or numbers than the configuration says.
+    """
     zero = _zero_shared(backbone, config.shared_shape, config.seed)
+    shapes = {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
+    check_rows(rows, coded_shapes(shapes) if config.signed_bytes else shapes)
     if config.signed_bytes:
-        rows = decode(rows, {n: tuple(tensor.shape) for n, tensor in zero.b.items()})
+        rows = decode(rows, shapes)
     b = {name: torch.from_numpy(array.copy()) for name, array in rows.items()}
     return Lora(zero.a, {n: t.to(backbone.device) for n, t in b.items()}, zero.scaling)
 

@@ -153,7 +153,22 @@ def public_key(seed: bytes) -> str:
 
 def sign(manifest: Manifest, seed: bytes) -> str:
     """Sign the canonical bytes; 128 hex digits."""
-    message = _CONTEXT + canonical(manifest)
+    return sign_text(_CONTEXT, canonical(manifest).decode(), seed)
+
+
+def sign_text(context: bytes, text: str, seed: bytes) -> str:
+    """Sign a text by Ed25519; 128 hex digits.
+
+    Parameters
+    ----------
+    context
+        What kind of text it is: a signature under one context fits no other.
+    text
+        Any.
+    seed
+        The private key, 32 bytes.
+    """
+    message = context + text.encode()
     return Ed25519PrivateKey.from_private_bytes(seed).sign(message).hex()
 
 
@@ -280,7 +295,7 @@ def accept(
         )
     if len(text) > MAX_TEXT:
         raise _broken(f"is longer than {MAX_TEXT} characters")
-    if not _verified(text, signature, key):
+    if not verify_text(_CONTEXT, text, signature, key):
         raise ManifestError(
             "the manifest's signature does not fit the pinned key "
             f"{key[:16]!r}…: try again, and if it stays so, ask the operator whether "
@@ -298,12 +313,13 @@ def accept(
     return Seen(key, manifest.version, digest(manifest))
 
 
-def _verified(text: str, signature: str, key: str) -> bool:
+def verify_text(context: bytes, text: str, signature: str, key: str) -> bool:
+    """Whether a public key, 64 hex digits, fits a signature by `sign_text`."""
     # fromhex would also take spaces and capitals: two texts of one signature.
     if not (_HASH.fullmatch(key) and _SIGNATURE.fullmatch(signature)):
         return False
     try:
-        message = _CONTEXT + text.encode()
+        message = context + text.encode()
         public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
         public.verify(bytes.fromhex(signature), message)
     except (InvalidSignature, ValueError):  # ValueError: no key, or a lone surrogate

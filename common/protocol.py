@@ -12,8 +12,9 @@ message trusts nothing in it:
 * a value that is not finite, a vote that is negative or too large: that one user's row is
   dropped (`finite_rows`, `valid_votes`), the other users of the reply count.
 
-Every message carries the schema number, the run's name and the step it belongs to, so
-that an answer from before a crash, or from another run, is refused (`check_step`).
+Every message carries the schema number, the run's id and the step it belongs to, so
+that an answer from before a crash, or from another run, is refused (`check_step`). Tasks
+are signed besides, and their large fields travel once: see `signed`.
 """
 
 import json
@@ -33,7 +34,7 @@ from .errors import IdiolectError
 from .tasks.types import Item
 from .unlabeled import Unlabeled
 
-SCHEMA = 4
+SCHEMA = 5
 MAX_BODY = 64 << 20  # bytes of JSON in one message
 MAX_ITEMS = 50_000  # items in one message
 MAX_TEXT = 200_000  # characters in one string
@@ -65,7 +66,8 @@ class Step:
     Attributes
     ----------
     run
-        Our own name of the run; Flower's run id changes when a run is resumed.
+        The run's id, random and our own: names can repeat, and Flower's run id changes
+        when a run is resumed.
     step
         Which exchange this is, for example ``adapt/2/0``. A reply repeats it.
     """
@@ -77,6 +79,8 @@ class Step:
 @dataclass(frozen=True)
 class Task(Step):
     """What every task carries besides.
+
+    Its fields `config`, `shared`, `unlabeled` and `bank` are sent once (`signed.PARTS`).
 
     Attributes
     ----------
@@ -356,6 +360,17 @@ class Failure(Step):
     sentence: str
 
 
+@dataclass(frozen=True)
+class Missing(Step):
+    """Node -> server: send the task again with these of its parts (see `signed`)."""
+
+    parts: tuple[str, ...]
+
+
+class LacksParts(IdiolectError):
+    """The reply is a `Missing`."""
+
+
 def package_version() -> str:
     """Version of the installed idiolect."""
     try:
@@ -388,7 +403,7 @@ def pack(message: Step) -> RecordDict:
                 for name, array in value.items()
             }
         else:
-            body[entry.name] = _plain(value)
+            body[entry.name] = plain(value)
     kind = type(message).__name__
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     head = ConfigRecord({"schema": SCHEMA, "kind": kind, "body": text})
@@ -402,14 +417,14 @@ def _type(name: str) -> np.dtype:
     return np.dtype("<i1" if name == CODES else "<f4")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dataclasses and tuples as JSON knows them."""
     if is_dataclass(value):
-        return [_plain(getattr(value, entry.name)) for entry in fields(value)]
+        return [plain(getattr(value, entry.name)) for entry in fields(value)]
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return value
 
 
@@ -451,20 +466,14 @@ def unpack(
     IdiolectError
         The record is a `Failure`: the sender's own sentence.
     """
-    body = _body(record, cls)
-    values: dict[str, Any] = {}
+    body, _ = read_head(record, cls, MAX_BODY)
     names = [entry.name for entry in fields(cls) if entry.type != Rows]
     if set(body) != set(names):
         odd = ", ".join(repr(name) for name in sorted(set(body) ^ set(names)))
         raise ProtocolError(
             f"{cls.__name__}: the fields differ from ours in {odd:.200}."
         )
-    hints = typing.get_type_hints(cls)
-    try:
-        for name in names:
-            values[name] = _typed(body[name], hints[name], f"{cls.__name__}.{name}")
-    except RecursionError as error:
-        raise ProtocolError(f"{cls.__name__}: the body is nested too deep.") from error
+    values = typed(body, typing.get_type_hints(cls), cls.__name__)
     wanted = shapes(values) if shapes else {}
     group = "".join(entry.name for entry in fields(cls) if entry.type == Rows)
     arrays = _arrays(record, group, wanted)
@@ -475,19 +484,36 @@ def unpack(
     return cls(**values)
 
 
-def _body(record: RecordDict, cls: type[Step]) -> dict[str, Any]:
-    """Parse the JSON body after checking schema, kind and size."""
-    head = record.config_records.get("message")
-    if head is None or set(head) != {"schema", "kind", "body"}:
-        raise ProtocolError(f"{cls.__name__}: this is no message of idiolect.")
-    if head["schema"] != SCHEMA:
+def read_head(
+    record: RecordDict, cls: type[Step], longest: int
+) -> tuple[dict[str, Any], str]:
+    """Return the JSON body and the signature, after checking schema, kind and size.
+
+    A task must have a signature, which is only returned here; everything else has none.
+
+    Raises
+    ------
+    ProtocolError
+        One of them is not as expected.
+    IdiolectError
+        The record is a `Failure` or a `Missing`.
+    """
+    head = record.config_records.get("message") or {}
+    names = {"schema", "kind", "body"} | (
+        {"signature"} if issubclass(cls, Task) else set()
+    )
+    if head.get("schema", SCHEMA) != SCHEMA:
         raise ProtocolError(
-            f"the other side speaks message schema {head['schema']!r}, this one {SCHEMA}: "
-            "install the same version of idiolect on both."
+            f"the other side speaks message schema {head['schema']!r:.20}, this one "
+            f"{SCHEMA}: install the same version of idiolect on both."
         )
-    text = head["body"]
-    if not isinstance(text, str) or len(text) > MAX_BODY:
+    if set(head) != names:
+        raise ProtocolError(f"{cls.__name__}: this is no message of idiolect.")
+    text, signature = head["body"], head.get("signature", "")
+    if not isinstance(text, str) or len(text) > longest:
         raise ProtocolError(f"{cls.__name__}: the body is no text of allowed size.")
+    if not isinstance(signature, str):
+        raise ProtocolError(f"{cls.__name__}: the signature is no text.")
     try:
         body = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -497,9 +523,30 @@ def _body(record: RecordDict, cls: type[Step]) -> dict[str, Any]:
     if head["kind"] == Failure.__name__ and cls is not Failure:
         sentence = _typed(body.get("sentence"), str, "Failure.sentence")
         raise IdiolectError(printable(sentence))
+    if head["kind"] == Missing.__name__ and cls is not Missing:
+        raise LacksParts("the node lacks parts of the task.")
     if head["kind"] != cls.__name__:
         raise ProtocolError(f"expected a {cls.__name__}, got a {head['kind']!r:.80}.")
-    return body
+    return body, signature
+
+
+def typed(
+    body: Mapping[str, Any], hints: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Check the fields of a body against type hints; returns those that it has.
+
+    Raises
+    ------
+    ProtocolError
+        One has another type, or is too large or nested too deep.
+    """
+    try:
+        return {
+            name: _typed(value, hints[name], f"{where}.{name}")
+            for name, value in body.items()
+        }
+    except RecursionError as error:
+        raise ProtocolError(f"{where}: the body is nested too deep.") from error
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
@@ -663,6 +710,27 @@ def check_users(reply: Reply, asked: tuple[str, ...]) -> None:
         raise ProtocolError(
             f"a reply is about the user {sorted(strangers)[0]!r:.80}, who was not asked."
         )
+
+
+def check_rows(rows: Rows, shapes: Shapes) -> None:
+    """Refuse arrays of other names, shapes or types than expected, or not finite.
+
+    Raises
+    ------
+    ProtocolError
+        Names the first that is not as it should be.
+    """
+    if odd := sorted(set(rows) ^ set(shapes)):
+        state = "is missing" if odd[0] in shapes else "was not asked for"
+        raise ProtocolError(f"the array {odd[0]!r:.120} {state}.")
+    for name, array in rows.items():
+        if array.shape != tuple(shapes[name]) or array.dtype != _type(name):
+            raise ProtocolError(
+                f"array '{name}' is {array.dtype} of the shape {array.shape!s:.80}: "
+                f"{_type(name)} of {tuple(shapes[name])} is expected."
+            )
+        if not np.isfinite(array).all():
+            raise ProtocolError(f"array '{name}' is not finite.")
 
 
 def finite_rows(rows: Rows) -> np.ndarray:

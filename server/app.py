@@ -99,6 +99,8 @@ def carry_out(grid: Grid, folder: RunFolder, journal: Journal) -> None:
     run = Run(config, folder.path, grid, journal, state, dataset, ledger)
     run.began -= sum(state.cost.seconds.values())
     run.total = work(config, *run.population)
+    state.life += 1
+    run.save()  # what this life sends counts up from here
     begin(run, "hello")
     census = hello(run, ours)
     begin(run, "adapt")

@@ -10,6 +10,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from ..common.tasks.types import Item, Prompt
 from ..common.unlabeled import Unlabeled
 from .results import runs_folder
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 # --- the folder ----------------------------------------------------------------------
@@ -198,6 +199,10 @@ class State:
     ----------
     shared
         The shared adapter's B.
+    id
+        The run's id in messages: random, so that no other run has it.
+    life
+        How often the run was started or resumed; saved before anybody is asked.
     rounds
         Finished rounds of the adapt phase.
     clip
@@ -232,6 +237,8 @@ class State:
     """
 
     shared: Rows
+    id: str = field(default_factory=lambda: secrets.token_hex(16))
+    life: int = 0
     rounds: int = 0
     clip: float = 0.0
     took_part: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -291,8 +298,13 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
         )
     try:
         body = json.loads((place / "state.json").read_text())
-        if body.pop("schema") != SCHEMA:
-            raise ValueError("another schema")
+        schema = body.pop("schema")
+        if schema == 4:  # runs were told apart by name, which their manifests bear
+            body |= {"id": folder.name, "life": 0}
+        elif schema != SCHEMA:
+            raise ValueError(
+                f"schema {schema}, this version of idiolect knows {SCHEMA}"
+            )
         file = place / f"shared-{body['rounds']}.safetensors"
         state = State(shared=load_arrays(file.read_bytes()))
         if body.pop("pooled"):

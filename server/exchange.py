@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -23,15 +24,16 @@ from ..common.errors import IdiolectError
 from ..common.manifest import read_or_make_key
 from ..common.privacy.ledger import Ledger
 from ..common.protocol import (
+    LacksParts,
     Reply,
     Rows,
     Shapes,
     Task,
     check_step,
     check_users,
-    pack,
     size,
 )
+from ..common.signed import Part, make_part, part_names, seal_task
 from ..common.tasks.types import Dataset
 from ..common.wire import encode
 from .checkpoint import State, save
@@ -85,6 +87,11 @@ class Run:
         Process -> its peak memory, of all that answered.
     began
         When this life of the run began, less the seconds of its earlier lives.
+    holds
+        Node -> part -> hash of what the node has of it, as far as this life of the run
+        knows (see `signed`).
+    sent
+        Tasks that this life of the run has sent.
     """
 
     config: Config
@@ -99,6 +106,13 @@ class Run:
     done: float = 0.0
     processes: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
+    holds: dict[int, dict[str, str]] = field(default_factory=dict)
+    sent: int = 0
+
+    @property
+    def id(self) -> str:
+        """What messages call the run."""
+        return self.state.id
 
     @property
     def population(self) -> tuple[int, int]:
@@ -126,7 +140,7 @@ class Run:
         shared = self.state.shared
         return encode(shared) if self.config.signed_bytes else shared
 
-    @property
+    @cached_property
     def signing_key(self) -> bytes:
         """Key of the run's manifests, made at its first use; it never leaves here.
 
@@ -135,19 +149,33 @@ class Run:
         own = self.folder / "checkpoint" / "signing.key"
         return read_or_make_key(Path(os.environ.get(SIGNING_KEY) or own))
 
+    @cached_property
+    def settings(self) -> dict[str, str | int | float | bool]:
+        """The configuration as tasks carry it: the same in every life of the run.
+
+        Keys of the server's own are left at their defaults, and so are, for devices, the
+        paths of this machine.
+        """
+        settings, usual = flatten(self.config), flatten(Config())
+        own = ["resume", "output-dir", "quorum", "deadline"]
+        if self.config.on_devices:
+            own += ["unlabeled.file", "backbone"]
+        return settings | {name: usual[name] for name in own}
+
     def head(self, step: str, users: Sequence[str]) -> dict[str, Any]:
         """Return the fields that every task begins with."""
-        settings, folder = flatten(self.config), str(self.folder)
-        if self.config.on_devices:  # paths of this machine are nobody else's business
-            settings |= {"output-dir": "", "unlabeled.file": "", "backbone": "tiny"}
-            folder = ""
         return {
-            "run": self.folder.name,
+            "run": self.id,
             "step": step,
-            "config": settings,
-            "folder": folder,
+            "config": self.settings,
+            "folder": "" if self.config.on_devices else str(self.folder),
             "users": tuple(users),
         }
+
+    def count_up(self) -> int:
+        """The next task's counter: larger than any that an earlier life has sent."""
+        self.sent += 1
+        return (self.state.life << 32) + self.sent
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -252,64 +280,161 @@ def ask(
         to be kept of it.
     """
     starts = time.monotonic()
-    ends = starts + run.config.deadline
-    tries = dict.fromkeys(range(len(tasks)), 0)
-    waiting: dict[str, int] = {}
-    again: dict[int, float] = {}  # tasks to be sent once more, and when
-    replies: dict[int, AnyReply] = {}
-    errors: dict[str, str] = {}
-
-    def send(index: int) -> bool:
-        node, task = tasks[index]
-        name = _send(run, node, task, step.kind)
-        if name:
-            waiting[name] = index
-        tries[index] += 1
-        again.pop(index, None)
-        if run.config.on_devices and tries[index] < TRIES:
-            again[index] = time.monotonic() + run.config.deadline / TRIES
-        return bool(name)
-
-    for index, (node, task) in enumerate(tasks):
-        if not send(index) and index not in again:
-            errors |= dict.fromkeys(_about(task), f"node {node} cannot be reached.")
-    counted, of = len(errors), sum(len(task.users) for _, task in tasks)
+    asking = Asking(run, step, tasks, starts + run.config.deadline)
+    asking.begin()
     wait = SHORTEST_WAIT
-    while (waiting or again) and time.monotonic() < ends:
-        for index in [i for i, due in again.items() if due <= time.monotonic()]:
-            send(index)
+    while asking.open and time.monotonic() < asking.ends:
+        asking.ask_again()
         idle = True
-        for message in _arrived(run.grid, list(waiting)):
+        for message in _arrived(run.grid, list(asking.waiting)):
             idle = False
-            index = waiting.pop(message.metadata.reply_to_message_id, None)
-            if index is None:
-                continue
-            if message.has_error() and index in again:  # the device starts again
-                soon = time.monotonic() + RETRY_SECONDS
-                again[index] = min(again[index], soon)
-                continue
-            # The first answer counts, however often was asked.
-            again.pop(index, None)
-            waiting = {name: other for name, other in waiting.items() if other != index}
-            task = tasks[index][1]
-            try:
-                replies[index] = keep(_receive(run, step, message, task, read))
-                errors |= replies[index].errors
-            except Exception as error:  # one reply, however odd, must not end the run
-                errors |= dict.fromkeys(_about(task), _sentence(error))
-            counted += len(task.users)
-            if of:  # hello asks nobody by name
-                _progress(run, step, counted, of, len(task.users))
+            asking.take(message, read, keep)
         wait = min(1.5 * wait, LONGEST_WAIT) if idle else SHORTEST_WAIT
         if idle:
             time.sleep(wait)
-    for index in {*waiting.values(), *again}:
-        late = f"no answer within {run.config.deadline:g} s (config key 'deadline')."
-        errors |= dict.fromkeys(_about(tasks[index][1]), late)
+    asking.give_up()
     seconds = run.state.cost.seconds
     seconds[step.phase] = seconds.get(step.phase, 0.0) + time.monotonic() - starts
-    ordered = [replies[index] for index in sorted(replies)]
-    return Answers(ordered, _all_errors(run, step, tasks, ordered, errors))
+    ordered = [asking.replies[index] for index in sorted(asking.replies)]
+    return Answers(ordered, _all_errors(run, step, tasks, ordered, asking.errors))
+
+
+class Asking(Generic[AnyReply]):
+    """One exchange while it goes on: who was asked, who answered, who is asked next.
+
+    A task that brings its node a part goes first, and that node's other tasks wait for
+    the answer, so that the part travels once.
+
+    Attributes
+    ----------
+    run, step, tasks, ends
+        As in `ask`; when to stop waiting.
+    parts
+        Of each task.
+    tries
+        How often each task was sent.
+    waiting
+        Flower's id of a message -> the task in it.
+    again
+        Tasks to be sent once more, and when.
+    held
+        Node -> tasks that wait for the first one's answer.
+    replies, errors
+        What came: task -> reply; user -> sentence.
+    counted
+        Users that are accounted for, for the progress.
+    """
+
+    def __init__(
+        self, run: Run, step: Step, tasks: Sequence[tuple[int, Task]], ends: float
+    ) -> None:
+        self.run, self.step, self.tasks, self.ends = run, step, tasks, ends
+        self.parts = encoded([task for _, task in tasks])
+        self.tries = [0] * len(tasks)
+        self.waiting: dict[str, int] = {}
+        self.again: dict[int, float] = {}
+        self.held: dict[int, list[int]] = {}
+        self.replies: dict[int, AnyReply] = {}
+        self.errors: dict[str, str] = {}
+        self.counted = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether anybody may still answer."""
+        return bool(self.waiting or self.again)
+
+    def begin(self) -> None:
+        """Send every task that need not wait for another."""
+        for index, (node, _) in enumerate(self.tasks):
+            known = self.run.holds.get(node, {})
+            if node in self.held:
+                self.held[node].append(index)
+                continue
+            if any(known.get(n) != part.hash for n, part in self.parts[index].items()):
+                self.held[node] = []
+            self.send(index)
+
+    def send(self, index: int) -> None:
+        """Send one task, for the first time or again; then with all its parts."""
+        run, (node, task) = self.run, self.tasks[index]
+        known = {} if self.tries[index] else run.holds.get(node, {})
+        counter, parts = run.count_up(), self.parts[index]
+        content = seal_task(task, node, counter, parts, run.signing_key, known)
+        name = _send(run, node, content, self.step.kind)
+        if name:
+            self.waiting[name] = index
+        self.tries[index] += 1
+        self.again.pop(index, None)
+        if run.config.on_devices and self.tries[index] < TRIES:
+            self.again[index] = time.monotonic() + run.config.deadline / TRIES
+        elif index not in self.waiting.values():
+            self.fail(index, f"node {node} cannot be reached.")
+
+    def ask_again(self) -> None:
+        """Send what is due once more."""
+        now = time.monotonic()
+        for index in [i for i, due in self.again.items() if due <= now]:
+            self.send(index)
+
+    def take(
+        self,
+        message: Message,
+        read: Callable[[RecordDict], AnyReply],
+        keep: Callable[[AnyReply], AnyReply],
+    ) -> None:
+        """Count an answer, whatever it is."""
+        index = self.waiting.pop(message.metadata.reply_to_message_id, None)
+        if index is None:
+            return
+        if message.has_error() and index in self.again:  # the device starts again
+            soon = time.monotonic() + RETRY_SECONDS
+            self.again[index] = min(self.again[index], soon)
+            return
+        # The first answer counts, however often was asked.
+        self.again.pop(index, None)
+        self.waiting = {n: other for n, other in self.waiting.items() if other != index}
+        node, task = self.tasks[index]
+        try:
+            self.replies[index] = keep(
+                _receive(self.run, self.step, message, task, read)
+            )
+        except LacksParts as error:
+            self.run.holds.pop(node, None)
+            if self.tries[index] < TRIES:
+                self.send(index)
+            else:
+                self.fail(index, str(error))
+        except Exception as error:  # one reply, however odd, must not end the run
+            self.fail(index, _sentence(error))
+        else:
+            hashes = {name: part.hash for name, part in self.parts[index].items()}
+            self.run.holds[node] = self.run.holds.get(node, {}) | hashes
+            self.errors |= self.replies[index].errors
+            self.done(index)
+
+    def fail(self, index: int, sentence: str) -> None:
+        """Give a task up."""
+        self.errors |= dict.fromkeys(_about(self.tasks[index][1]), sentence)
+        self.done(index)
+
+    def done(self, index: int) -> None:
+        """Go on behind a task that was answered or given up."""
+        node, task = self.tasks[index]
+        self.counted += len(task.users)
+        of = sum(len(task.users) for _, task in self.tasks)
+        if of:  # hello asks nobody by name
+            _progress(self.run, self.step, self.counted, of, len(task.users))
+        for other in self.held.pop(node, []):
+            self.send(other)
+
+    def give_up(self) -> None:
+        """Note whose answer did not come in time."""
+        late = (
+            f"no answer within {self.run.config.deadline:g} s (config key 'deadline')."
+        )
+        behind = [index for indices in self.held.values() for index in indices]
+        for index in {*self.waiting.values(), *self.again, *behind}:
+            self.errors |= dict.fromkeys(_about(self.tasks[index][1]), late)
 
 
 def _arrived(grid: Grid, names: Sequence[str]) -> Iterator[Message]:
@@ -323,9 +448,24 @@ def _about(task: Task) -> tuple[str, ...]:
     return task.users or (task.step,)
 
 
-def _send(run: Run, node: int, task: Task, kind: str) -> str:
-    """Send one task; return the id that its reply will name, or nothing."""
-    content = pack(task)
+def encoded(tasks: Sequence[Task]) -> list[dict[str, Part]]:
+    """The parts of each task, by name; what tasks share is encoded once."""
+    done: dict[tuple[str, int], Part] = {}
+
+    def one(name: str, value: Any) -> Part:
+        place = name, id(value)
+        if place not in done:
+            done[place] = make_part(name, value)
+        return done[place]
+
+    return [
+        {name: one(name, getattr(task, name)) for name in part_names(type(task))}
+        for task in tasks
+    ]
+
+
+def _send(run: Run, node: int, content: RecordDict, kind: str) -> str:
+    """Send a message; return the id that its reply will name, or nothing."""
     run.state.cost.bytes_down += size(content)
     # After the deadline nobody waits for it; Flower need not deliver it either.
     message = Message(content, node, kind, ttl=run.config.deadline + 60)

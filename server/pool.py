@@ -87,7 +87,7 @@ def sign(
     guaranteed = config.privacy.mode == "central" and not run.ledger.open_releases
     spent = run.ledger.spent().release if guaranteed else math.inf
     manifest = Manifest(
-        run=run.folder.name,
+        run=run.id,
         kind=kind,
         version=state.version + 1,
         previous=digest(last) if last else "",

@@ -3,28 +3,42 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from idiolect.client import consent, history, owner
-from idiolect.client.device import Device, VaultShelf, check_round
+from idiolect.client import consent, history, owner, state
+from idiolect.client.device import Device, VaultShelf
 from idiolect.client.history import Entry
-from idiolect.client.node import Server, join
+from idiolect.client.node import Server, join, leave
 from idiolect.client.vault import RandomKey, Vault
 from idiolect.common import personal
-from idiolect.common.config import parse
+from idiolect.common.adapters import zero_shared
+from idiolect.common.config import flatten, parse
 from idiolect.common.errors import IdiolectError
-from idiolect.common.protocol import Failure, ShareTask, device_user, pack, unpack
+from idiolect.common.protocol import (
+    AdaptReply,
+    AdaptTask,
+    Failure,
+    HelloTask,
+    ShareTask,
+    device_user,
+    unpack,
+)
+from idiolect.common.signed import make_part
 from idiolect.common.tasks.load import load_dataset
 from idiolect.common.tasks.types import Prompt, User
+from idiolect.server.exchange import SIGNING_KEY
 
 from .common.conftest import write_model
+from .sealing import KEY, SEED, sealed
 from .server.federation import FakeGrid, events, results, run
 
-KEY = RandomKey(bytes(32))
+VAULT_KEY = RandomKey(bytes(32))
+SERVER = Server("server.example:9443", "", KEY)
 CANARY = "zebra-quartz-7f3a91c4e2b85d60-marmalade-{}"  # 41 characters
 SECRET = "my e-mail is canary.{}@private-example.org and my card 4111 1111 1111 1111"
 
@@ -88,8 +102,9 @@ def public(tmp_path) -> str:
 def vaults(tmp_path, model, people):
     made = []
     for number, user in enumerate(people):
-        vault = Vault.create(tmp_path / f"device{number}" / "vault.db", KEY)
+        vault = Vault.create(tmp_path / f"device{number}" / "vault.db", VAULT_KEY)
         consent.choose(vault, backbone=model)
+        join(vault, SERVER)
         pairs = [Entry(i.prompt, i.target) for i in (*user.history, *user.held_out)]
         pairs.append(Entry(Prompt("", "What is it?"), CANARY.format(number)))
         pairs += [Entry(Prompt("", "Who?"), SECRET.format(number))]
@@ -107,7 +122,10 @@ def agree(vaults: list[Vault], **answers: str) -> None:
 
 
 @pytest.fixture
-def settings(tmp_path, model, public) -> dict:
+def settings(tmp_path, model, public, monkeypatch) -> dict:
+    key = tmp_path / "signing.key"
+    key.write_text(f"{SEED.hex()}\n{KEY}\n")
+    monkeypatch.setenv(SIGNING_KEY, str(key))
     return {
         "output-dir": str(tmp_path / "runs"),
         "task": "text",
@@ -366,22 +384,28 @@ def test_forgetting_reaches_what_a_run_trained(vaults, settings):
 def ask(device: Device, kind: str, task) -> str:
     """The sentence with which a device refuses a task."""
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    message = Message(pack(task), 100, kind)
+    message = Message(sealed(task), 100, kind)
     return unpack(Failure, device.answer(message)).sentence
 
 
-def share_task(settings: dict, *users: str, **more) -> ShareTask:
-    from idiolect.common.config import flatten
+def greet(vault: Vault, config: dict, run: str = "r") -> None:
+    """As a hello of a run with this configuration would leave the device."""
+    hashed = make_part("config", config).hash
+    state.pin(VaultShelf(vault, run), device_user(100), KEY, 0, hashed)
 
-    config = flatten(parse(settings | {"unlabeled.kind": "self"} | more))
+
+def share_task(settings: dict, *users: str, **more) -> ShareTask:
+    config = flatten(parse({**settings, "unlabeled.kind": "self", **more}))
     return ShareTask("r", "s", config, "", users)
 
 
 def test_raw_text_never_leaves_a_device(vaults, settings):
     agree(vaults, **CLEAR, items="clear")
-    task = share_task(settings, device_user(100))
     for kind in ("others", "self"):
+        task = share_task(settings, device_user(100))
         task.config["unlabeled.kind"] = kind
+        task = replace(task, run=kind)
+        greet(vaults[0], task.config, kind)
         said = ask(Device(vaults[0], 100), "query.share", task)
         assert CANARY.format(0) not in said and "ShareReply" not in said
     # Even past the check of the configuration, the owner's answers stand before it.
@@ -402,6 +426,7 @@ def test_a_device_says_why_it_does_not_take_part(
 ):
     task = share_task(settings, device_user(100))
     change(vaults[0], task)
+    greet(vaults[0], task.config)
     assert sentence in ask(Device(vaults[0], 100), "query.share", task)
 
 
@@ -416,20 +441,12 @@ def test_what_is_no_task_is_refused(vaults, settings):
     assert "no task of idiolect" in said
 
 
-def test_a_round_that_is_over_is_refused(vaults):
-    shelf = VaultShelf(vaults[0], "r")
-    for number in (0, 1, 1):
-        check_round(shelf, number)
-    with pytest.raises(consent.Refusal, match="round 1 is over: round 2 has begun"):
-        check_round(shelf, 0)
-    check_round(VaultShelf(vaults[0], "another"), 0)
-
-
 def test_a_run_signed_by_another_than_the_joined_server_is_refused(vaults, settings):
     agree(vaults, **CLEAR)
     for vault in vaults:
+        leave(vault)
         join(vault, Server("server.example:9443", "", "00" * 32))
-    with pytest.raises(IdiolectError, match="signed by another key than that of the"):
+    with pytest.raises(IdiolectError, match="not signed with the key of this device"):
         run(settings, DeviceGrid(vaults))
 
 
@@ -464,7 +481,7 @@ def test_an_error_that_could_quote_the_text_is_not_told(vaults, settings, monkey
 
 
 def test_a_simulated_node_has_no_part_in_a_run_on_devices(settings):
-    with pytest.raises(IdiolectError, match="task=text is for devices|nothing to sim"):
+    with pytest.raises(IdiolectError, match="names no run folder: its run is on dev"):
         run(settings, FakeGrid())
 
 
@@ -505,3 +522,143 @@ def test_a_message_that_gets_lost_costs_a_share_of_the_deadline(vaults, settings
         for vault in vaults
     ]
     assert sorted(answers) == ([1, 1, 2] if lost == "AnswerLost" else [1, 1, 1])
+
+
+# --- whose tasks a device does -----------------------------------------------------------
+
+
+class Tape(DeviceGrid):
+    """Keeps every task that a device was sent."""
+
+    def __init__(self, vaults) -> None:
+        super().__init__(vaults)
+        self.tape: list[Message] = []
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        self.tape += messages
+        return super().push_messages(messages)
+
+
+def refused(device: Device, message: Message) -> str:
+    """The sentence of a device that does nothing for a task."""
+    return unpack(Failure, device.answer(message)).sentence
+
+
+def test_what_was_recorded_of_a_run_is_never_done_again(vaults, settings):
+    """The operator of a SuperLink plays everything back, in any order."""
+    agree(vaults, **CLEAR)
+    grid = Tape(vaults)
+    run(settings, grid)
+    device, before = grid.devices[100], owner.versions(vaults[0])
+    tape = [m for m in grid.tape if m.metadata.dst_node_id == 100]
+    assert len({m.metadata.message_type for m in tape}) == 5
+    for message in (*tape, *reversed(tape)):
+        assert "was answered before, or a later one" in refused(device, message)
+    assert owner.versions(vaults[0]) == before
+    # Nor is a task for one device done by another, whatever it is.
+    for message in tape:
+        assert "another device" in refused(grid.devices[101], message)
+
+
+def test_a_task_that_was_overtaken_is_refused_and_later_ones_are_done(vaults, settings):
+    agree(vaults, **CLEAR)
+    task = share_task(settings, device_user(100))
+    greet(vaults[0], task.config)
+    device = Device(vaults[0], 100)
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    for counter, sentence in (
+        (7, "raw text is only shared"),
+        (7, "answered before"),
+        (6, "answered before"),
+        (8, "raw text is only shared"),
+    ):
+        message = Message(sealed(task, counter=counter), 100, "query.share")
+        said = unpack(Failure, device.answer(message)).sentence
+        # A device tells a server no error of its own but that there was one.
+        assert sentence in said or said.startswith("IdiolectError"), said
+        assert ("answered before" in said) == ("answered" in sentence)
+
+
+def adapt_task(config: dict, release: str, rows: dict, clip: float = 1.0) -> AdaptTask:
+    return AdaptTask(
+        "r", "s", config, "", (device_user(100),), 0, release, clip, shared=rows
+    )
+
+
+def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
+    """What an attack did: adapt without hello, 11 releases where one was agreed to."""
+    agree(vaults, **CLEAR)
+    one = {"privacy.participations": 1, "methods": "c-bpo", "adapt.rounds": 1}
+    config = flatten(parse({**settings, **PRIVATE, **one}))
+    backbone, zero = owner.reference(owner.configured(vaults[0]))
+    shape = parse(config).shared_shape
+    rows = {n: b.numpy() for n, b in zero_shared(backbone, shape, 0).b.items()}
+    device = Device(vaults[0], 100)
+
+    def answer(task) -> RecordDict:
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+        return device.answer(Message(sealed(task), 100, "train.adapt"))
+
+    for number in range(11):
+        said = unpack(Failure, answer(adapt_task(config, f"adapt/{number}", rows)))
+        assert "did not agree to this run in a hello" in said.sentence
+    hello = HelloTask("r", "s", config, "", (), KEY)
+    device.answer(Message(sealed(hello), 100, "query.hello"))
+    shapes = {name: (1, *b.shape) for name, b in rows.items()}
+    reply = answer(adapt_task(config, "adapt/0", rows))
+    assert unpack(AdaptReply, reply, lambda _f: shapes).users == (device_user(100),)
+    nobody = {name: (0, *b.shape) for name, b in rows.items()}
+    for number in range(1, 11):
+        reply = answer(adapt_task(config, f"adapt/{number}", rows))
+        assert unpack(AdaptReply, reply, lambda _f: nobody).users == ()
+    # The same release is answered again, but only with the same rows.
+    moved = {name: b + 1 for name, b in rows.items()}
+    for task in (
+        adapt_task(config, "adapt/0", moved),
+        adapt_task(config, "adapt/0", rows, clip=2.0),
+    ):
+        assert unpack(AdaptReply, answer(task), lambda _f: nobody).users == ()
+    for change in ({"seed": 1}, {"adapt.learning-rate": 0.5}, {"adapt.epochs": 3}):
+        other = adapt_task({**config, **change}, "adapt/0", rows)
+        said = unpack(Failure, answer(other)).sentence
+        assert "not with this configuration" in said
+
+
+def test_two_runs_at_once_leave_each_other_alone(vaults, settings):
+    """Each phase of one run after the same phase of the other."""
+    agree(vaults, **CLEAR)
+    alone = results(run({**settings, "run-name": "alone"}, DeviceGrid(vaults)))
+    first: list[Path] = []
+
+    class Between(DeviceGrid):
+        """Runs a whole other run before the first evaluation."""
+
+        def push_messages(self, messages):
+            messages = list(messages)
+            kinds = {m.metadata.message_type for m in messages}
+            if "evaluate" in kinds and not first:
+                first.append(Path())
+                first[0] = run({**settings, "run-name": "other"}, DeviceGrid(vaults))
+            return super().push_messages(messages)
+
+    folder = run({**settings, "run-name": "one"}, Between(vaults))
+    found = json.loads((folder.parent / "one/results.json").read_text())
+    assert found["users"] == alone["users"]
+    assert results(first[0])["users"] == alone["users"]
+
+
+def test_a_run_of_the_same_name_is_another_run(vaults, settings, tmp_path):
+    agree(vaults, **CLEAR)
+    rogue = {**settings, "run-name": "monday", "output-dir": str(tmp_path / "rogue")}
+    run({**rogue, "seed": 1}, DeviceGrid(vaults))
+    assert results(run({**settings, "run-name": "monday"}, DeviceGrid(vaults)))["users"]
+
+
+def test_a_paused_device_loads_no_backbone(vaults, settings, monkeypatch):
+    loaded: list[object] = []
+    monkeypatch.setattr("idiolect.client.tasks.load_backbone", loaded.append)
+    consent.pause(vaults[0], True)
+    task = share_task(settings, device_user(100))
+    assert "paused" in ask(Device(vaults[0], 100), "query.share", task)
+    assert not loaded

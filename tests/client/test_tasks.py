@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,11 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from idiolect.client import app, state, tasks
-from idiolect.common import evaluation, personal
+from idiolect.common import evaluation, personal, protocol
 from idiolect.common.adapters import Lora
 from idiolect.common.config import Config, flatten, parse
 from idiolect.common.errors import IdiolectError
-from idiolect.common.manifest import Manifest, canonical, public_key, sign
+from idiolect.common.manifest import Manifest, Seen, canonical, sign
 from idiolect.common.personal import Personal
 from idiolect.common.protocol import (
     EvaluateReply,
@@ -24,6 +25,7 @@ from idiolect.common.protocol import (
     Failure,
     HelloReply,
     HelloTask,
+    Missing,
     OfferReply,
     OfferTask,
     Outcome,
@@ -36,11 +38,11 @@ from idiolect.common.protocol import (
     pack,
     unpack,
 )
+from idiolect.common.signed import make_part
 from idiolect.common.tasks.types import Dataset, Item, Prompt, Task, User
 from idiolect.common.unlabeled import Unlabeled, fingerprint
+from tests.sealing import KEY, SEED, sealed
 
-SEED = bytes(range(32))
-KEY = public_key(SEED)
 NOW = time.time()
 
 SHARED = {"layer.q": np.zeros((3, 2), np.float32)}
@@ -87,12 +89,34 @@ def node(monkeypatch, tmp_path):
     return type("Node", (), {"calls": calls, "broken": broken, "folder": tmp_path})
 
 
+def agree(task) -> None:
+    """As a hello with the task's configuration would leave its users."""
+    shelf = state.Folder(Path(task.folder))
+    config = make_part("config", task.config).hash
+    for user in task.users:
+        before = state.agreed(shelf, user)
+        seen = before.seen or Seen(KEY, 0, "")
+        state.keep(shelf, user, dataclasses.replace(before, seen=seen, config=config))
+
+
 def call(kind: str, task, place: dict | None = None) -> RecordDict:
+    """Send a task to the real ClientApp, whose users agreed to its configuration."""
+    if isinstance(task, protocol.Task) and kind != "query.hello":
+        agree(task)
+    return send(kind, task, place)
+
+
+def send(kind: str, task, place: dict | None = None) -> RecordDict:
     """Send a task to the real ClientApp; by default to the only node there is."""
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    record = sealed(task, 7) if isinstance(task, protocol.Task) else pack(task)
+    return app.app(Message(record, 7, kind), context(place)).content
+
+
+def context(place: dict | None = None) -> Context:
+    """Of the only node there is, or of another."""
     place = {"partition-id": 0, "num-partitions": 1} if place is None else place
-    message = Message(pack(task), 7, kind)
-    return app.app(message, Context(1, 7, place, RecordDict(), {})).content
+    return Context(1, 7, place, RecordDict(), {})
 
 
 def head(folder, *users: str, **config: object) -> dict:
@@ -209,8 +233,10 @@ def vote_task(folder, *users: str, release: str = "", **changes) -> VoteTask:
     )
 
 
-def vote(task: VoteTask) -> VoteReply:
-    record = call("query.vote", task)
+def vote(task: VoteTask, known: dict[str, str] | None = None) -> VoteReply:
+    agree(task)
+    message = Message(sealed(task, 7, known=known), 7, "query.vote")
+    record = app.app(message, context()).content
     count = len(task.users)
     arrays = record.array_records.get("arrays")
     if arrays:
@@ -241,9 +267,77 @@ def test_a_bank_that_nobody_signed_gets_no_votes(greeted):
     assert reply.users == () and "sign" in reply.errors["u0"]
 
 
-def test_before_the_first_contact_nothing_is_trusted(node):
-    reply = vote(vote_task(node.folder, "u0"))
-    assert reply.users == () and "key" in reply.errors["u0"]
+def test_without_a_hello_nothing_is_done(node):
+    sentence = unpack(
+        Failure, send("query.vote", vote_task(node.folder, "u0"))
+    ).sentence
+    assert "not signed with the key" in sentence  # no key is pinned yet
+
+
+def test_a_run_has_the_configuration_of_its_hello(greeted):
+    task = vote_task(greeted.folder, "u0", seed=5)
+    sentence = unpack(Failure, send("query.vote", task)).sentence
+    assert "'u0' did not agree to this run in a hello, or not with this" in sentence
+    other = HelloTask(**head(greeted.folder, seed=5), key=KEY)
+    reply = unpack(HelloReply, send("query.hello", other))
+    assert reply.users == ()
+    assert "not the one of the first contact" in reply.errors["u0"]
+
+
+def test_a_task_for_nobody_is_refused(greeted):
+    task = vote_task(greeted.folder)
+    assert "names nobody" in unpack(Failure, send("query.vote", task)).sentence
+
+
+def test_a_task_signed_by_another_key_is_refused(greeted):
+    record = sealed(vote_task(greeted.folder, "u0"), 7, seed=bytes(32))
+    reply = app.app(Message(record, 7, "query.vote"), context()).content
+    assert "not signed with the key" in unpack(Failure, reply).sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda head: {"body": head["body"].replace('"u0"', '"u1"')},
+            "not signed with",
+        ),
+        (lambda head: {"signature": "0" * 128}, "not signed with the key"),
+        (lambda head: {"body": "[" * 200_000}, "is no JSON"),
+        (lambda head: {"body": " " * (1 << 21)}, "no text of allowed size"),
+        (lambda head: {"body": '{"x":1,' + head["body"][1:]}, "fields differ"),
+    ],
+)
+def test_what_was_changed_on_the_way_is_refused(greeted, change, sentence):
+    record = sealed(vote_task(greeted.folder, "u0"), 7)
+    head = record.config_records["message"]
+    head.update(change(dict(head)))
+    reply = app.app(Message(record, 7, "query.vote"), context()).content
+    assert sentence in unpack(Failure, reply).sentence
+
+
+def test_a_part_that_was_exchanged_on_the_way_is_refused(greeted):
+    other = sealed(vote_task(greeted.folder, "u0", seed=5), 7)
+    record = sealed(vote_task(greeted.folder, "u0"), 7)
+    record["parts"] = other["parts"]
+    reply = app.app(Message(record, 7, "query.vote"), context()).content
+    assert "'config' is not the one that was signed" in unpack(Failure, reply).sentence
+
+
+def test_parts_are_kept_and_asked_for_where_they_are_not(greeted):
+    task = vote_task(greeted.folder, "u0")
+    agree(task)
+    names = {n: make_part(n, getattr(task, n)).hash for n in ("config", "bank")}
+    slim = sealed(task, 7, known=names)
+    assert "parts" not in slim
+    reply = app.app(Message(slim, 7, "query.vote"), context()).content
+    assert unpack(Missing, reply).parts == ("config", "bank")
+    assert vote(task).users == ("u0",)
+    assert vote(task, known=names).users == ("u0",)
+    # A part of another content in its place is as good as none.
+    (greeted.folder / "parts/bank").write_bytes(b"[]")
+    reply = app.app(Message(sealed(task, 7, known=names), 7, "query.vote"), context())
+    assert unpack(Missing, reply.content).parts == ("bank",)
 
 
 def test_a_vote_beyond_what_was_agreed_to_is_not_cast(greeted):
@@ -477,7 +571,7 @@ def test_a_shared_adapter_of_the_wrong_shape_is_refused(node):
 def test_a_task_that_is_no_task_gets_a_sentence_back(node):
     reply = call("query.hello", Failure("r", "s", "nonsense"))
     failure = unpack(Failure, reply)
-    assert failure.sentence == "nonsense"
+    assert failure.sentence == "HelloTask: this is no message of idiolect."
     body = json.loads(str(reply.config_records["message"]["body"]))
     assert body["run"] == ""
 

@@ -32,8 +32,10 @@ from idiolect.common.protocol import (
     unpack,
     valid_votes,
 )
+from idiolect.common.signed import complete, read_sealed, verify
 from idiolect.common.tasks.types import Item, Prompt
 from idiolect.common.unlabeled import Unlabeled
+from tests.sealing import KEY, sealed
 
 SHAPES = {"layer.q": (3, 2), "layer.v": (4, 2)}
 REPLY = {"run": "r", "step": "adapt/0/0", "errors": {}, "seconds": 0.5}
@@ -108,7 +110,10 @@ def test_a_message_survives_the_wire():
         unlabeled=(Unlabeled(item, 0.25, "u9"),),
         shared={name: np.ones(shape, np.float32) for name, shape in SHAPES.items()},
     )
-    read_back = unpack(PersonaliseTask, pack(task), lambda _fields: SHAPES)
+    record = read_sealed(PersonaliseTask, sealed(task))
+    verify(record, KEY)
+    read_back = complete(record, record.brought)
+    assert isinstance(read_back, PersonaliseTask)
     assert read_back.unlabeled == task.unlabeled
     assert read_back.config == task.config
     assert type(read_back.config["skip-bad-users"]) is bool

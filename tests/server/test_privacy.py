@@ -290,7 +290,7 @@ def test_a_round_that_is_left_out_moves_nothing(central):
 
 def test_a_release_that_is_asked_for_again_counts_once(tmp_path):
     shelf = device.Folder(tmp_path)
-    device.pin(shelf, "u", "key", 1)
+    device.pin(shelf, "u", "key", 1, "c")
     for _ in range(3):
         device.take_part(shelf, "u", "adapt", "adapt/4", "hash")
     with pytest.raises(
@@ -308,8 +308,8 @@ def test_a_release_that_is_asked_for_again_counts_once(tmp_path):
 
 def test_the_cap_is_that_of_the_first_contact(tmp_path):
     shelf = device.Folder(tmp_path)
-    device.pin(shelf, "u", "key", 1)
-    device.pin(shelf, "u", "key", 99)
+    device.pin(shelf, "u", "key", 1, "c")
+    device.pin(shelf, "u", "key", 99, "c")
     device.take_part(shelf, "u", "adapt", "adapt/0", "")
     with pytest.raises(IdiolectError, match="allowed at first contact"):
         device.take_part(shelf, "u", "adapt", "adapt/1", "")

@@ -424,9 +424,13 @@ def test_a_run_killed_at_every_checkpoint_ends_as_if_never_killed(
     new_process()
     original = checkpoint.save
 
+    started: set[int] = set()
+
     def save_and_die(folder, state):
         original(folder, state)
-        raise Killed
+        if state.life in started:  # else it is a life's own number, which it sends by
+            raise Killed
+        started.add(state.life)
 
     monkeypatch.setattr("idiolect.server.exchange.save", save_and_die)
     lives, broken = 0, Path()
@@ -548,3 +552,57 @@ def test_a_living_run_is_not_joined(settings, tmp_path):
         process.kill()
         process.wait()
     run({**settings, "methods": "shared", "resume": "latest"})
+
+
+def test_parts_travel_once(settings):
+    """The configuration, the set and the shared adapter, to each node once as they are."""
+    brought: list[tuple[int, str, str]] = []
+    tasks = 0
+
+    class Counting(FakeGrid):
+        def push_messages(self, messages):
+            nonlocal tasks
+            messages = list(messages)
+            for message in messages:
+                tasks += 1
+                seal = json.loads(str(message.content["message"]["body"]))["seal"]
+                for name in message.content.array_records.get("parts") or {}:
+                    brought.append((message.metadata.dst_node_id, name, seal[2][name]))
+            return super().push_messages(messages)
+
+    folder = run(settings | {"personalise.stack": 1}, Counting())
+    assert len(brought) == len(set(brought))
+    # Per node: the configuration, B of two rounds and the last, the bank and the set.
+    assert len(brought) == 2 * (1 + 3 + 2) < tasks
+    assert results(folder)["cost"]["bytes_down"] < 2 * 60_000
+
+
+def test_a_node_that_lost_its_parts_is_sent_them_again(settings, unbroken):
+    folders: list[Path] = []
+
+    def lose(task, reply):
+        if task.metadata.message_type == "train.personalise":
+            for file in (Path(settings["output-dir"]) / "lossy/parts").glob("*"):
+                file.unlink()
+                folders.append(file)
+        return reply
+
+    folder = run(settings | {"run-name": "lossy"}, FakeGrid(2, lose))
+    assert folders
+    assert scores(folder) == scores(unbroken)
+
+
+def test_a_node_that_never_finds_the_parts_fails_alone(settings):
+    def lacks(task, reply):
+        if task.metadata.dst_node_id == 101 and "adapt" in task.metadata.message_type:
+            body = json.loads(str(task.content["message"]["body"]))
+            return Message(
+                pack(Missing(body["run"], body["step"], ("shared",))), reply_to=task
+            )
+        return reply
+
+    grid = FakeGrid(2, lacks)
+    folder = run(settings | {"quorum": 0.5}, grid)
+    said = [e["message"] for e in events(folder, "warning")]
+    assert any("lacks parts of the task" in text for text in said)
+    assert results(folder)["users"]

@@ -17,6 +17,7 @@ from idiolect.common.protocol import (
     AdaptReply,
     EvaluateReply,
     HelloReply,
+    Missing,
     VoteReply,
     pack,
     unpack,

@@ -289,7 +289,7 @@ def _import(options: argparse.Namespace) -> int:
     from . import history
 
     found = history.read_file(options.file, options.task, options.user)
-    source = options.source or options.file.name
+    source = history.source_name(options.source or options.file.name)
     with _open(options) as vault:
         if options.dry_run:
             new = len(history.unknown(vault, found))

@@ -16,7 +16,7 @@ from time import time
 
 from ..common.config import Config
 from ..common.errors import IdiolectError
-from .vault import Record, Vault
+from .vault import DEVICE, Record, Vault
 
 # Outflow -> the answer of an owner who said nothing.
 DEFAULTS = {"update": "noisy", "votes": "noisy", "metrics": "noisy", "items": "no"}
@@ -26,8 +26,6 @@ NAMES = {
     "metrics": "metrics",
     "items": "scrubbed items, which are never noisy",
 }
-# Records that are about the device and not made of the owner's text.
-SOURCE = "device"
 
 
 class Refusal(IdiolectError):
@@ -46,7 +44,7 @@ def consents(vault: Vault) -> dict[str, str]:
 def consent(vault: Vault, outflow: str, given: str) -> None:
     """Answer for one outflow from now on."""
     body = json.dumps(consents(vault) | {outflow: given}).encode()
-    vault.put("state", [Record("consents", body)], SOURCE)
+    vault.put("state", [Record("consents", body)], DEVICE)
 
 
 def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
@@ -102,7 +100,7 @@ def choose(vault: Vault, **chosen: str) -> None:
         check_setting(name.replace("_", "-"), value)
     named = {name.replace("_", "-"): value for name, value in chosen.items()}
     body = json.dumps(settings(vault) | named).encode()
-    vault.put("state", [Record("settings", body)], SOURCE)
+    vault.put("state", [Record("settings", body)], DEVICE)
 
 
 def check_setting(name: str, value: str) -> None:
@@ -131,7 +129,7 @@ def paused(vault: Vault) -> bool:
 def pause(vault: Vault, yes: bool) -> None:
     """Answer nobody from now on, or answer again."""
     if yes:
-        vault.put("state", [Record("paused", b"")], SOURCE)
+        vault.put("state", [Record("paused", b"")], DEVICE)
     else:
         vault.delete("state", ["paused"])
 
@@ -163,9 +161,9 @@ def note_sent(
     vault: Vault, run: str, kind: str, size: int, epsilon: float | None
 ) -> None:
     """Note a message before it is sent."""
-    number = vault.count_up("sent", SOURCE)
+    number = vault.count_up("sent", DEVICE)
     body = json.dumps(asdict(Sent(time(), run, kind, size, epsilon))).encode()
-    vault.put("sent", [Record(str(number), body)], SOURCE)
+    vault.put("sent", [Record(str(number), body)], DEVICE)
 
 
 def sent(vault: Vault) -> list[Sent]:

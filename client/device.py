@@ -20,7 +20,7 @@ from . import consent, history, limits, owner
 from .consent import Refusal
 from .node import server_of
 from .tasks import Node, answer, backbone_of
-from .vault import Record, Vault
+from .vault import DEVICE, Record, Source, Vault
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class VaultShelf:
     def write(self, name: str, body: bytes) -> None:
         """Keep it; done or not done as a whole."""
         learnt = name.startswith("adapters/")
-        source = f"{owner.RUN}{self.run}" if learnt else owner.DEVICE
+        source = Source("run", self.run) if learnt else DEVICE
         self.vault.put("run", [Record(f"{self.run}/{name}", body)], source)
 
 
@@ -124,7 +124,7 @@ class Device:
                 "where the server's keys are (idiolect-server run)."
             )
         for source in self._vault.sources():  # what an earlier run trained has ended
-            if source.startswith(owner.RUN) and source != f"{owner.RUN}{task.run}":
+            if source.kind == "run" and source.name != task.run:
                 self._vault.forget(source)
 
     def answer(self, message: Message) -> RecordDict:

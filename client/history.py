@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import time
@@ -13,9 +13,10 @@ from typing import Any
 
 from ..common.errors import IdiolectError
 from ..common.tasks.types import Item, Prompt
-from .vault import Record, Vault
+from .vault import Record, Source, Vault
 
 KIND = "item"
+LONGEST_NAME = 255  # characters of a source's name: as long as a file's can be
 LONGEST = 100_000  # characters of a prompt or a text; a longer one is no message
 PROMPTS = ("prompt", "input", "question")
 TEXTS = ("target", "text", "output", "completion", "answer")
@@ -34,7 +35,7 @@ class Entry:
     liked
         False: a known negative.
     source
-        The import it came from, which can be forgotten as a whole.
+        Name of the import it came from, which can be forgotten as a whole.
     added
         Seconds since 1970, and the order of the list.
     """
@@ -64,17 +65,65 @@ def clean(text: str) -> str:
     ).strip()
 
 
+def source_name(given: str) -> str:
+    """A source's name as it is kept: one line of text that a terminal only shows.
+
+    Raises
+    ------
+    IdiolectError
+        Nothing is left of it, or it is too long.
+    """
+    name = _tidy(given)
+    if not name or len(name) > LONGEST_NAME:
+        what = f"has {len(name)} characters" if name else "is empty"
+        raise IdiolectError(
+            f"the source's name {what}: name it with 1 to {LONGEST_NAME} characters by "
+            "--source NAME."
+        )
+    return name
+
+
+def known_sources(given: str, known: Collection[str]) -> set[str]:
+    """The sources that an owner means by a name, written as they are kept.
+
+    It is one, unless names were kept by a version that did not tidy them.
+
+    Raises
+    ------
+    IdiolectError
+        There is none.
+    """
+    found = {given} & set(known) or {n for n in known if _tidy(n) == _tidy(given)}
+    if not found:
+        raise IdiolectError(
+            f"there is no source '{_tidy(given):.80}': see `idiolect history sources`."
+        )
+    return found
+
+
+def _tidy(name: str) -> str:
+    return " ".join(clean(name).split())
+
+
 # --- in the vault ----------------------------------------------------------------------
 
 
 def add(vault: Vault, entries: Iterable[Entry], source: str) -> tuple[int, int]:
     """Keep entries, all or none.
 
+    Parameters
+    ----------
+    vault, entries
+        What is kept, and where.
+    source
+        A name to forget them by, as the owner chose it; kept as `source_name` has it.
+
     Returns
     -------
     tuple
         How many are new, and how many were there already (and stay as they are).
     """
+    source = source_name(source)
     given, now = list(entries), time()
     # The order of a file is the order of the list, whatever the clock's resolution.
     new = [
@@ -82,7 +131,7 @@ def add(vault: Vault, entries: Iterable[Entry], source: str) -> tuple[int, int]:
         for number, entry in enumerate(unknown(vault, given))
     ]
     if new:
-        vault.put(KIND, map(_record, new), source)
+        vault.put(KIND, map(_record, new), Source("import", source))
     return len(new), len(given) - len(new)
 
 
@@ -124,7 +173,7 @@ def judge(vault: Vault, entry: Entry, liked: bool) -> Entry:
     body = vault.get(KIND, entry.id)
     before = _entry(body) if body else replace(entry, added=time())
     after = replace(before, liked=liked)
-    vault.put(KIND, [_record(after)], after.source)
+    vault.put(KIND, [_record(after)], Source("import", after.source))
     return after
 
 

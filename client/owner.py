@@ -30,14 +30,12 @@ from ..common.personal import personalise
 from ..common.scoring import generate
 from ..common.tasks.types import Prompt, User
 from . import history
-from .consent import SOURCE as DEVICE
 from .consent import settings
 from .history import Entry
-from .vault import Record, Vault
+from .vault import DEVICE, Record, Source, Vault
 
 FEWEST = 4  # liked pairs to train on and be judged by
 HELD_OUT = 8  # at most; a fifth of the liked pairs otherwise
-RUN = "run "  # begins the source of what one federated run has trained here
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Version:
     method, backbone
         How it was trained, and on top of which weights (their hash).
     sources
-        Whose text is in it.
+        Names of the imports whose text is in it.
     trained, disliked, held_out
         Numbers of pairs.
     nll, nll_before
@@ -215,8 +213,8 @@ def split(
     return user, tuple(sources)
 
 
-def _source(number: int) -> str:
-    return f"adapter {number}"
+def _source(number: int) -> Source:
+    return Source("adapter", str(number))
 
 
 # --- versions --------------------------------------------------------------------------
@@ -374,12 +372,9 @@ def forget(
         There is no such source or pair; nothing was erased.
     """
     known = {entry.source for entry in history.entries(vault)}
-    if missing := sorted(set(sources) - known):
-        raise IdiolectError(
-            f"there is no source '{missing[0]}': see `idiolect history sources`."
-        )
+    named = {n for name in sources for n in history.known_sources(name, known)}
     chosen = history.find(vault, ids)
-    touched = {*sources, *(entry.source for entry in chosen)}
+    touched = {*named, *(entry.source for entry in chosen)}
     # Adapters first: a crash in between must not leave one that knows what is gone.
     stale = [version for version in versions(vault) if touched & set(version.sources)]
     if active(vault) in [version.number for version in stale]:
@@ -387,10 +382,10 @@ def forget(
     for version in stale:
         vault.forget(_source(version.number))
     for source in vault.sources():
-        if source.startswith(RUN):  # what a run trained, until it has ended
+        if source.kind == "run":  # what a run trained, until it has ended
             vault.forget(source)
-    count = sum(vault.forget(source) for source in sources)
-    for source in {entry.source for entry in chosen} - set(sources):
-        names = [entry.id for entry in chosen if entry.source == source]
-        count += vault.forget_some(source, history.KIND, names)
+    count = sum(vault.forget(Source("import", name)) for name in named)
+    for name in {entry.source for entry in chosen} - named:
+        ids = [entry.id for entry in chosen if entry.source == name]
+        count += vault.forget_some(Source("import", name), history.KIND, ids)
     return count, stale

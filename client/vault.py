@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
+from typing import Literal
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -39,7 +40,7 @@ from cryptography.hazmat.primitives.keywrap import (
 
 from ..common.errors import IdiolectError
 
-SCHEMA = 1
+SCHEMA = 2
 # Types of a row of records, as `Vault._rows` returns it.
 COLUMNS = [str, bytes, bytes, int, int, bytes, bytes]
 # RFC 9106, section 4: 64 MiB, 3 passes; one lane, because a device may have one core.
@@ -102,6 +103,28 @@ class RandomKey:
 
 
 Key = Passphrase | RandomKey
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where records come from: what can be forgotten at once.
+
+    Attributes
+    ----------
+    kind
+        ``import`` (the owner chose its name), ``device`` (settings, consents, counts: not
+        made of the owner's text), ``run`` (what a federated run trained here) or
+        ``adapter`` (one of the owner's own).
+    name
+        Among its kind; empty for the device. Whatever the name, it never means a source
+        of another kind.
+    """
+
+    kind: Literal["import", "device", "run", "adapter"]
+    name: str = ""
+
+
+DEVICE = Source("device")
 
 
 @dataclass(frozen=True)
@@ -213,7 +236,7 @@ class Vault:
 
     # --- records -----------------------------------------------------------------------
 
-    def put(self, kind: str, records: Iterable[Record], source: str) -> None:
+    def put(self, kind: str, records: Iterable[Record], source: Source) -> None:
         """Keep records; one of the same kind and name is replaced. All or none.
 
         Parameters
@@ -228,7 +251,7 @@ class Vault:
         with self._writing():
             self._put(kind, records, source)
 
-    def count_up(self, name: str, source: str) -> int:
+    def count_up(self, name: str, source: Source) -> int:
         """Add one to a counter; no two processes get the same number."""
         with self._writing():
             number = int(self.get("counter", name) or b"0") + 1
@@ -264,18 +287,22 @@ class Vault:
         with self._writing():
             return sum(self._erase(kind, self._hashed(kind, name)) for name in names)
 
-    def sources(self) -> list[str]:
-        """Names of all sources, oldest first."""
+    def sources(self) -> list[Source]:
+        """All sources, oldest first."""
         with self._named():
             rows = self._database.execute(
                 "SELECT source, label FROM sources ORDER BY made, source"
             ).fetchall()
         return [
-            self._unsealed(self._index, bytes(label), _label(bytes(place))).decode()
+            Source(
+                *json.loads(
+                    self._unsealed(self._index, bytes(label), _label(bytes(place)))
+                )
+            )
             for place, label in rows
         ]
 
-    def forget(self, source: str) -> int:
+    def forget(self, source: Source) -> int:
         """Erase a source: its data key, its records, and their traces in the file.
 
         Returns
@@ -283,7 +310,7 @@ class Vault:
         int
             How many records there were.
         """
-        place = self._hashed("source", source)
+        place = self._place(source)
         with self._writing():
             count = self._database.execute(
                 "SELECT COUNT(*) FROM records WHERE source = ? AND chunk = 0", (place,)
@@ -293,7 +320,7 @@ class Vault:
         self.compact()
         return count
 
-    def forget_some(self, source: str, kind: str, names: Iterable[str]) -> int:
+    def forget_some(self, source: Source, kind: str, names: Iterable[str]) -> int:
         """Erase some records of a source: what remains is sealed anew under a new key.
 
         Returns
@@ -301,7 +328,7 @@ class Vault:
         int
             How many there were.
         """
-        place = self._hashed("source", source)
+        place = self._place(source)
         with self._writing():
             count = sum(self._erase(kind, self._hashed(kind, name)) for name in names)
             rows = self._rows("WHERE records.source = ?", (place,))
@@ -358,7 +385,7 @@ class Vault:
 
     # --- sealing -----------------------------------------------------------------------
 
-    def _put(self, kind: str, records: Iterable[Record], source: str) -> None:
+    def _put(self, kind: str, records: Iterable[Record], source: Source) -> None:
         place, data_key = self._data_key(source)
         for record in records:
             key = self._hashed(kind, record.name)
@@ -369,13 +396,17 @@ class Vault:
         text = json.dumps([kind, name]).encode()
         return hmac.digest(self._index, text, "sha256")[:16]
 
-    def _data_key(self, source: str) -> tuple[bytes, bytes]:
+    def _place(self, source: Source) -> bytes:
+        text = json.dumps(["source", source.kind, source.name]).encode()
+        return hmac.digest(self._index, text, "sha256")[:16]
+
+    def _data_key(self, source: Source) -> tuple[bytes, bytes]:
         """The source's place and data key, made where there is none yet.
 
         Read anew each time: another process may have forgotten the source since, and made
         it again under another key.
         """
-        place = self._hashed("source", source)
+        place = self._place(source)
         row = self._database.execute(
             "SELECT wrapped FROM sources WHERE source = ?", (place,)
         ).fetchone()
@@ -383,7 +414,8 @@ class Vault:
             return place, self._unwrapped(place, bytes(row[0]))
         data_key = os.urandom(32)
         wrapped = aes_key_wrap(self._master, data_key)
-        label = _sealed(self._index, source.encode(), _label(place))
+        named = json.dumps([source.kind, source.name]).encode()
+        label = _sealed(self._index, named, _label(place))
         self._database.execute(
             "INSERT INTO sources VALUES (?, ?, ?, ?)", (place, wrapped, label, time())
         )
@@ -553,6 +585,11 @@ def _header(path: Path, database: sqlite3.Connection) -> dict[str, bytes]:
         raise IdiolectError(
             f"the vault {path} was written by a newer version of idiolect (schema "
             f"{schema}, this one knows {SCHEMA}): update idiolect."
+        )
+    if schema < SCHEMA:
+        raise IdiolectError(
+            f"the vault {path} was written by an older version of idiolect (schema "
+            f"{schema}, this one knows {SCHEMA}): open it with that version."
         )
     if not whole:
         raise DamagedError(

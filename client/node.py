@@ -126,8 +126,8 @@ def join(vault: Vault, server: Server) -> None:
 
 def leave(vault: Vault) -> None:
     """Forget the server, and the key by which it knows this device."""
-    vault.delete("state", ["server", "node-key"])
-    vault.compact()
+    with vault.transaction(erasing=True):
+        vault.delete("state", ["server", "node-key"])
 
 
 # --- the node's key --------------------------------------------------------------------

@@ -19,12 +19,19 @@ from ..common.errors import IdiolectError
 from .vault import DEVICE, Record, Vault
 
 # Outflow -> the answer of an owner who said nothing.
-DEFAULTS = {"update": "noisy", "votes": "noisy", "metrics": "noisy", "items": "no"}
+DEFAULTS = {
+    "update": "noisy",
+    "votes": "noisy",
+    "metrics": "noisy",
+    "items": "no",
+    "training": "yes",
+}
 NAMES = {
     "update": "updates of the shared adapter",
     "votes": "votes on candidates",
     "metrics": "metrics",
     "items": "scrubbed items, which are never noisy",
+    "training": "a run's training on this device, whatever leaves it",
 }
 
 
@@ -42,9 +49,19 @@ def consents(vault: Vault) -> dict[str, str]:
 
 
 def consent(vault: Vault, outflow: str, given: str) -> None:
-    """Answer for one outflow from now on."""
-    body = json.dumps(consents(vault) | {outflow: given}).encode()
-    vault.put("state", [Record("consents", body)], DEVICE)
+    """Answer for one outflow from now on.
+
+    Raises
+    ------
+    IdiolectError
+        That is no answer to it.
+    """
+    fitting = ("no", "yes") if outflow == "training" else ("no", "noisy", "clear")
+    if given not in fitting:
+        raise IdiolectError(f"'{outflow}' takes {' or '.join(fitting)}, not '{given}'.")
+    with vault.transaction():
+        body = json.dumps(consents(vault) | {outflow: given}).encode()
+        vault.put("state", [Record("consents", body)], DEVICE)
 
 
 def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
@@ -58,6 +75,13 @@ def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
     if outflow not in answers:
         raise Refusal("no device hands over raw text: use another unlabeled.kind.")
     given = answers[outflow]
+    if outflow == "training":
+        if given == "yes":
+            return
+        raise Refusal(
+            f"the owner does not consent to {NAMES[outflow]}: the owner can change that "
+            "(idiolect consent training yes)."
+        )
     noisy = config.privacy.mode == "central" and config.privacy.epsilon < float("inf")
     if outflow == "metrics":
         noisy = noisy and config.privacy.metrics == "noisy"

@@ -7,7 +7,7 @@ opened here. Whatever leaves is held against the owner's consent first, and note
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from flwr.app import Message, RecordDict
@@ -15,7 +15,15 @@ from flwr.app import Message, RecordDict
 from ..common.adapters import Lora
 from ..common.config import Config, parse
 from ..common.personal import forget
-from ..common.protocol import AdaptTask, HelloTask, Task, device_user, size
+from ..common.protocol import (
+    AdaptTask,
+    Failure,
+    HelloTask,
+    Task,
+    device_user,
+    pack,
+    size,
+)
 from . import consent, history, limits, owner
 from .consent import Refusal
 from .node import server_of
@@ -27,12 +35,14 @@ from .vault import DEVICE, Record, Source, Vault
 class VaultShelf:
     """What one run leaves on a device, in the vault.
 
-    A trained adapter lies under a source of its run, so that forgetting reaches it; what
-    the device agreed to outlives that.
+    A trained adapter lies under a source of its run, so that forgetting reaches it, and is
+    only kept while the owner keeps what it `learnt` from (`owner.split`); what the device
+    agreed to outlives that.
     """
 
     vault: Vault
     run: str
+    learnt: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, name: str) -> bytes | None:
         """Return what was written under a name, or None."""
@@ -42,7 +52,10 @@ class VaultShelf:
         """Keep it; done or not done as a whole."""
         learnt = name.startswith("adapters/")
         source = Source("run", self.run) if learnt else DEVICE
-        self.vault.put("run", [Record(f"{self.run}/{name}", body)], source)
+        with self.vault.transaction():
+            if learnt:
+                owner.check_learnt(self.vault, self.learnt)
+            self.vault.put("run", [Record(f"{self.run}/{name}", body)], source)
 
 
 class Device:
@@ -53,6 +66,8 @@ class Device:
     def __init__(self, vault: Vault, node: int) -> None:
         self._vault = vault
         self.user = device_user(node)
+        # What the task at hand has read: source -> generation (`Vault.generation`).
+        self._read: Mapping[str, str] = {}
 
     def config(self, given: Mapping[str, object]) -> Config:
         """Return the run's configuration, with what this device decides itself."""
@@ -90,7 +105,9 @@ class Device:
         everything = history.entries(self._vault)
         if sum(entry.liked for entry in everything) < owner.FEWEST:
             raise Refusal("there is too little history on this device.")
-        user, sources = owner.split(everything, self.user)
+        self._read = {entry.source: entry.generation for entry in everything}
+        user, learnt = owner.split(everything, self.user)
+        shelf = replace(shelf, learnt=learnt)
         answers = consent.consents(self._vault)
 
         def keep(shared: Lora, lora: Lora, method: str, origin: str) -> None:
@@ -100,7 +117,7 @@ class Device:
                 shared,
                 lora,
                 user,
-                sources,
+                learnt,
                 method,
                 origin,
             )
@@ -129,20 +146,32 @@ class Device:
 
     def answer(self, message: Message) -> RecordDict:
         """Carry out a task, and note what the answer to it is before it leaves."""
+        self._read = {}
         try:
             with limits.time_limit(consent.settings(self._vault)):
                 record = answer(message, self)
         finally:
             forget()  # private text, which its owner may erase next
-        head = record.config_records["message"]
-        body = json.loads(cast(str, head["body"]))
-        consent.note_sent(
-            self._vault,
-            body["run"],
-            str(head["kind"]),
-            size(record),
-            _declared(message),
-        )
+        with self._vault.transaction():
+            record = self._unless_forgotten(record)
+            head = record.config_records["message"]
+            body = json.loads(cast(str, head["body"]))
+            consent.note_sent(
+                self._vault,
+                body["run"],
+                str(head["kind"]),
+                size(record),
+                _declared(message),
+            )
+        return record
+
+    def _unless_forgotten(self, record: RecordDict) -> RecordDict:
+        """Send no answer that was made of text which its owner has forgotten since."""
+        try:
+            owner.check_learnt(self._vault, self._read)
+        except Refusal as refusal:
+            body = json.loads(cast(str, record.config_records["message"]["body"]))
+            return pack(Failure(body["run"], body["step"], str(refusal)))
         return record
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import time
 from typing import Any
@@ -38,6 +38,8 @@ class Entry:
         Name of the import it came from, which can be forgotten as a whole.
     added
         Seconds since 1970, and the order of the list.
+    generation
+        Of the source, when the entry was read (`Vault.generation`); not kept with it.
     """
 
     prompt: Prompt
@@ -45,6 +47,7 @@ class Entry:
     liked: bool = True
     source: str = "by hand"
     added: float = 0.0
+    generation: str = field(default="", compare=False)
 
     @property
     def id(self) -> str:
@@ -125,13 +128,14 @@ def add(vault: Vault, entries: Iterable[Entry], source: str) -> tuple[int, int]:
     """
     source = source_name(source)
     given, now = list(entries), time()
-    # The order of a file is the order of the list, whatever the clock's resolution.
-    new = [
-        replace(entry, source=source, added=now + number * 1e-6)
-        for number, entry in enumerate(unknown(vault, given))
-    ]
-    if new:
-        vault.put(KIND, map(_record, new), Source("import", source))
+    with vault.transaction():
+        # The order of a file is the order of the list, whatever the clock's resolution.
+        new = [
+            replace(entry, source=source, added=now + number * 1e-6)
+            for number, entry in enumerate(unknown(vault, given))
+        ]
+        if new:
+            vault.put(KIND, map(_record, new), Source("import", source))
     return len(new), len(given) - len(new)
 
 
@@ -145,7 +149,11 @@ def unknown(vault: Vault, entries: Iterable[Entry]) -> list[Entry]:
 
 def entries(vault: Vault) -> list[Entry]:
     """The whole history, oldest first."""
-    found = [_entry(record.body) for record in vault.records(KIND)]
+    with vault.reading():
+        found = [_entry(record.body) for record in vault.records(KIND)]
+        names = {entry.source for entry in found}
+        now = {name: vault.generation(Source("import", name)) for name in names}
+    found = [replace(entry, generation=now[entry.source]) for entry in found]
     return sorted(found, key=lambda entry: entry.added)
 
 
@@ -170,10 +178,11 @@ def find(vault: Vault, ids: Iterable[str]) -> list[Entry]:
 
 def judge(vault: Vault, entry: Entry, liked: bool) -> Entry:
     """Keep a pair as liked or disliked, whether or not it is there already."""
-    body = vault.get(KIND, entry.id)
-    before = _entry(body) if body else replace(entry, added=time())
-    after = replace(before, liked=liked)
-    vault.put(KIND, [_record(after)], Source("import", after.source))
+    with vault.transaction():
+        body = vault.get(KIND, entry.id)
+        before = _entry(body) if body else replace(entry, added=time())
+        after = replace(before, liked=liked)
+        vault.put(KIND, [_record(after)], Source("import", after.source))
     return after
 
 

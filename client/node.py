@@ -125,9 +125,21 @@ def join(vault: Vault, server: Server) -> None:
 
 
 def leave(vault: Vault) -> None:
-    """Forget the server, and the key by which it knows this device."""
+    """Forget the server, the key by which it knows this device, and what its runs left.
+
+    That is what they have begun to train, and their shared adapter: the next training
+    starts from the bare backbone. Adapters that were adopted stay, with the shared one
+    below them (`owner.reset` puts them out of use), and so does the count of what this
+    device took part in.
+    """
+    from .owner import drop_shared
+
     with vault.transaction(erasing=True):
         vault.delete("state", ["server", "node-key"])
+        for source in vault.sources():
+            if source.kind == "run":
+                vault.forget(source)
+        drop_shared(vault)
 
 
 # --- the node's key --------------------------------------------------------------------

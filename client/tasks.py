@@ -103,7 +103,7 @@ class Node:
         Reason -> users left out of the data, from the one node that reports them.
     permit
         Raises where the owner does not consent to an outflow: ``update``, ``votes``,
-        ``items``, ``metrics``, ``text``.
+        ``items``, ``metrics``, ``text``; or to ``training`` here.
     trained
         Called with the shared and the own adapter, the method and the `state.identity` of
         what was trained for good, before the server hears of it.
@@ -179,6 +179,7 @@ def _hello(task: HelloTask, node: Node) -> HelloReply:
 
 def _adapt(task: AdaptTask, node: Node) -> AdaptReply:
     """Train the shared adapter on each user's history; answer one row per user."""
+    node.permit("training", node.config)
     backbone, config = backbone_of(node.config), node.config
     shared = _shared(backbone, config, task.shared)
     content = _digest(task.round, task.clip, hash_lora(shared))
@@ -259,6 +260,7 @@ def _share(task: ShareTask, node: Node) -> ShareReply:
 
 def _personalise(task: PersonaliseTask, node: Node) -> PersonaliseReply:
     """Train each user's own adapter and keep it here."""
+    node.permit("training", node.config)
     shared = _shared(backbone_of(node.config), node.config, task.shared)
     content = fingerprint(task.unlabeled)
     willing, refused = each(

@@ -322,7 +322,7 @@ class Vault:
 
     def sources(self) -> list[Source]:
         """All sources, oldest first."""
-        with self._reading():
+        with self.reading():
             rows = self._database.execute(
                 "SELECT source, label FROM sources ORDER BY made, source"
             ).fetchall()
@@ -335,7 +335,7 @@ class Vault:
         A source that was forgotten and made again, with the same name and the same
         records, is of another generation.
         """
-        with self._reading():
+        with self.reading():
             row = self._database.execute(
                 "SELECT wrapped FROM sources WHERE source = ?", (self._place(source),)
             ).fetchone()
@@ -403,7 +403,7 @@ class Vault:
         ErasureError
             That process went on reading, or the disk is full.
         """
-        with self._reading():
+        with self.reading():
             before = self._root
         try:
             with self._patient(patience):
@@ -562,7 +562,7 @@ class Vault:
 
     def _counted(self, where: str, values: tuple) -> int:
         query = f"SELECT COUNT(*) FROM records WHERE {where} AND chunk = 0"
-        with self._reading():
+        with self.reading():
             return self._database.execute(query, values).fetchone()[0]
 
     def _rows(self, where: str, values: tuple) -> list[tuple]:
@@ -571,7 +571,7 @@ class Vault:
             "SELECT kind, key, records.source, version, chunk, chunks, sealed, wrapped "
             f"FROM records LEFT JOIN sources USING (source) {where} ORDER BY number"
         )
-        with self._reading():
+        with self.reading():
             return self._database.execute(query, values).fetchall()
 
     def _opened(self, rows: Sequence[tuple]) -> Iterator[Record]:
@@ -758,7 +758,7 @@ class Vault:
             self.erase()
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
+    def reading(self) -> Iterator[None]:
         """Read several things as of one moment, and only what was last written."""
         if self._database.in_transaction:
             yield
@@ -793,7 +793,7 @@ class Vault:
 
     def _finish_erasure(self) -> None:
         """Complete, if that needs no waiting, what an earlier process could not erase."""
-        with self._reading():
+        with self.reading():
             pending = self._root.pending
         if pending:
             with contextlib.suppress(ErasureError):

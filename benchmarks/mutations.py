@@ -1054,7 +1054,7 @@ MUTATIONS = (
     Mutation(
         "Forgetting leaves what a run trained",
         "client/owner.py",
-        "if source.startswith(RUN):  # what a run trained, until it has ended",
+        'if source.kind == "run":  # what a run trained, until it has ended',
         "if False:",
         "test_forgetting_reaches_what_a_run_trained",
         "tests/test_devices.py",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from idiolect.client import history
 from idiolect.client.history import Entry
-from idiolect.client.vault import RandomKey, Vault
+from idiolect.client.vault import RandomKey, Source, Vault
 from idiolect.common.tasks.types import Prompt
 
 CANARY = "canary-of-more-than-thirty-two-characters"
@@ -50,7 +50,11 @@ def main() -> None:
             timed("check", items, vault.check)
             size = sum(file.stat().st_size for file in path.parent.iterdir())
             there = b"".join(file.read_bytes() for file in path.parent.iterdir())
-            timed("forget half of them", half, lambda: vault.forget("one"))
+            timed(
+                "forget half of them",
+                half,
+                lambda: vault.forget(Source("import", "one")),
+            )
             assert vault.count(history.KIND) == items - half
         assert CANARY.encode() not in there
     print(f"{size / items:.0f} bytes on disk per item; nothing is there in clear")

@@ -16,7 +16,7 @@ from ..common.protocol import HelloTask, Task
 from ..common.signed import Sealed, verify
 from ..common.tasks.load import load_dataset
 from ..common.tasks.types import Dataset, User
-from .state import Folder, Shelf, agreed
+from .state import Folder, agreed
 from .tasks import Node, answer
 
 app = ClientApp()
@@ -60,7 +60,7 @@ class Simulated:
         verify(sealed, key)
         return shelf
 
-    def node(self, task: Task, shelf: Shelf, started: float) -> Node:
+    def node(self, task: Task, started: float) -> Node:
         """Find out who lives on this node, and whom of them the task is for."""
         if "partition-id" not in self._place:
             raise IdiolectError(
@@ -81,7 +81,7 @@ class Simulated:
             users=tuple(at_home[name] for name in task.users),
             residents=residents,
             development=frozenset(user.id for user in dataset.development),
-            shelf=shelf,
+            shelf=Folder(Path(task.folder)),
             started=started,
             nodes=nodes,
             # Every simulated node sees the same data; one of them reports what is left out.

@@ -20,6 +20,7 @@ from ..common.files import home
 
 if TYPE_CHECKING:
     from .history import Entry
+    from .owner import Version
     from .vault import Vault
 
 # Imported by the functions that need them: `--help` must not wait for torch.
@@ -160,6 +161,12 @@ def _add_model(commands: Any) -> None:
     one.add_argument("--compare", action="store_true", help="also without the adapter")
     one.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     _add(commands, "rollback", _rollback, "use the adapter before the one in use")
+    _add(
+        commands,
+        "reset",
+        _reset,
+        "go back to the bare model: no adapter, and none of a server's to train on",
+    )
     one = _add(
         commands, "export-adapter", _export, "write the adapter, in clear, for PEFT"
     )
@@ -174,8 +181,10 @@ def _add_server(commands: Any) -> None:
     join.add_argument("invitation", type=Path, help="the file that its operator gave")
     _add(parts, "run", _node, "answer the server's tasks until ended")
     one = _add(commands, "consent", _consent, "say what may leave the device")
-    one.add_argument("outflow", nargs="?", help="update, votes, metrics or items")
-    one.add_argument("answer", nargs="?", choices=("no", "noisy", "clear"))
+    one.add_argument(
+        "outflow", nargs="?", help="update, votes, metrics, items or training"
+    )
+    one.add_argument("answer", nargs="?", choices=("no", "noisy", "clear", "yes"))
     one = _add(commands, "settings", _settings, "show or change what the device uses")
     one.add_argument("name", nargs="?", help="a setting")
     one.add_argument("value", nargs="?", help="what it is from now on")
@@ -259,10 +268,7 @@ def _status(options: argparse.Namespace) -> int:
             "liked": sum(entry.liked for entry in everything),
             "disliked": sum(not entry.liked for entry in everything),
             "active": owner.active(vault),
-            "adapters": [
-                {**asdict(one), "accepted": one.accepted}
-                for one in owner.versions(vault)
-            ],
+            "adapters": [_shown(one) for one in owner.versions(vault)],
         }
     head = "{vault}: {liked} liked and {disliked} disliked pairs, backbone {backbone}"
     lines = [head.format(**found)]
@@ -272,6 +278,14 @@ def _status(options: argparse.Namespace) -> int:
     if not found["active"]:
         lines.append("no adapter is in use: `idiolect personalize` trains one.")
     return _say(options, found, "\n".join(lines))
+
+
+def _shown(version: "Version") -> dict[str, Any]:
+    """A version without what only the vault compares."""
+    found = {**asdict(version), "accepted": version.accepted}
+    return {
+        k: v for k, v in found.items() if k not in ("generations", "pairs", "allowed")
+    }
 
 
 def _judged(one: dict[str, Any]) -> str:
@@ -289,7 +303,7 @@ def _import(options: argparse.Namespace) -> int:
     from . import history
 
     found = history.read_file(options.file, options.task, options.user)
-    source = options.source or options.file.name
+    source = history.source_name(options.source or options.file.name)
     with _open(options) as vault:
         if options.dry_run:
             new = len(history.unknown(vault, found))
@@ -374,7 +388,8 @@ def _feedback(options: argparse.Namespace) -> int:
 
     if bool(options.id) == bool(options.text):
         raise IdiolectError("feedback is about an ID, or about a new pair by --text.")
-    with _open(options) as vault:
+    # In one transaction: what is forgotten meanwhile does not come back.
+    with _open(options) as vault, vault.transaction():
         if options.id:
             (entry,) = find(vault, [options.id])
         else:
@@ -404,9 +419,7 @@ def _forget(options: argparse.Namespace) -> int:
                 text += f"\nno adapter is in use: {error}"
             else:
                 found["retrained"] = new.number
-                text += (
-                    f"\nadapter {new.number} ({_verdict(new.accepted)}) was trained "
-                )
+                text += f"\nadapter {new.number} ({_verdict(new)}) was trained "
                 text += "on what remains."
     return _say(options, found, text)
 
@@ -438,17 +451,18 @@ def _personalize(options: argparse.Namespace) -> int:
 
     with _open(options) as vault:
         new = train(vault, options.method, options.learning_rate)
-    one = asdict(new)
-    verdict = (
-        "in use now" if new.accepted else "NOT used: it loses to the one without it"
-    )
-    text = f"adapter {new.number} ({verdict}): {_judged(one)}"
-    _say(options, {**one, "accepted": new.accepted}, text)
+    one = _shown(new)
+    text = f"adapter {new.number} ({_verdict(new)}): {_judged(one)}"
+    _say(options, one, text)
     return 0 if new.accepted else 1
 
 
-def _verdict(accepted: bool) -> str:
-    return "in use now" if accepted else "NOT used: the model does better without it"
+def _verdict(new: "Version") -> str:
+    if new.accepted:
+        return "in use now"
+    if new.nll <= min(new.nll_before, new.nll_bare):
+        return "NOT used: the one in use does better"
+    return "NOT used: the model does better without it"
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -468,6 +482,15 @@ def _rollback(options: argparse.Namespace) -> int:
         number = rollback(vault)
     text = f"adapter {number} is in use." if number else "no adapter is in use."
     return _say(options, {"active": number}, text)
+
+
+def _reset(options: argparse.Namespace) -> int:
+    from .owner import reset
+
+    with _open(options) as vault:
+        reset(vault)
+    text = "no adapter is in use; the next training starts from the bare model."
+    return _say(options, {"active": 0}, text)
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -517,11 +540,14 @@ def _consent(options: argparse.Namespace) -> int:
         if options.outflow:
             if options.outflow not in consent.DEFAULTS or not options.answer:
                 raise IdiolectError(
-                    f"say which of {', '.join(consent.DEFAULTS)}, and no, noisy or clear."
+                    f"say which of {', '.join(consent.DEFAULTS)}, and no, noisy or clear "
+                    "(training: yes or no)."
                 )
             consent.consent(vault, options.outflow, options.answer)
         found = consent.consents(vault)
-    lines = [f"{name:8}{given:7}{consent.NAMES[name]}" for name, given in found.items()]
+    lines = [
+        f"{name:10}{given:7}{consent.NAMES[name]}" for name, given in found.items()
+    ]
     return _say(options, found, "\n".join(lines))
 
 

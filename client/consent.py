@@ -16,18 +16,23 @@ from time import time
 
 from ..common.config import Config
 from ..common.errors import IdiolectError
-from .vault import Record, Vault
+from .vault import DEVICE, Record, Vault
 
 # Outflow -> the answer of an owner who said nothing.
-DEFAULTS = {"update": "noisy", "votes": "noisy", "metrics": "noisy", "items": "no"}
+DEFAULTS = {
+    "update": "noisy",
+    "votes": "noisy",
+    "metrics": "noisy",
+    "items": "no",
+    "training": "yes",
+}
 NAMES = {
     "update": "updates of the shared adapter",
     "votes": "votes on candidates",
     "metrics": "metrics",
     "items": "scrubbed items, which are never noisy",
+    "training": "a run's training on this device, whatever leaves it",
 }
-# Records that are about the device and not made of the owner's text.
-SOURCE = "device"
 
 
 class Refusal(IdiolectError):
@@ -44,9 +49,19 @@ def consents(vault: Vault) -> dict[str, str]:
 
 
 def consent(vault: Vault, outflow: str, given: str) -> None:
-    """Answer for one outflow from now on."""
-    body = json.dumps(consents(vault) | {outflow: given}).encode()
-    vault.put("state", [Record("consents", body)], SOURCE)
+    """Answer for one outflow from now on.
+
+    Raises
+    ------
+    IdiolectError
+        That is no answer to it.
+    """
+    fitting = ("no", "yes") if outflow == "training" else ("no", "noisy", "clear")
+    if given not in fitting:
+        raise IdiolectError(f"'{outflow}' takes {' or '.join(fitting)}, not '{given}'.")
+    with vault.transaction():
+        body = json.dumps(consents(vault) | {outflow: given}).encode()
+        vault.put("state", [Record("consents", body)], DEVICE)
 
 
 def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
@@ -60,6 +75,13 @@ def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
     if outflow not in answers:
         raise Refusal("no device hands over raw text: use another unlabeled.kind.")
     given = answers[outflow]
+    if outflow == "training":
+        if given == "yes":
+            return
+        raise Refusal(
+            f"the owner does not consent to {NAMES[outflow]}: the owner can change that "
+            "(idiolect consent training yes)."
+        )
     noisy = config.privacy.mode == "central" and config.privacy.epsilon < float("inf")
     if outflow == "metrics":
         noisy = noisy and config.privacy.metrics == "noisy"
@@ -102,7 +124,7 @@ def choose(vault: Vault, **chosen: str) -> None:
         check_setting(name.replace("_", "-"), value)
     named = {name.replace("_", "-"): value for name, value in chosen.items()}
     body = json.dumps(settings(vault) | named).encode()
-    vault.put("state", [Record("settings", body)], SOURCE)
+    vault.put("state", [Record("settings", body)], DEVICE)
 
 
 def check_setting(name: str, value: str) -> None:
@@ -131,7 +153,7 @@ def paused(vault: Vault) -> bool:
 def pause(vault: Vault, yes: bool) -> None:
     """Answer nobody from now on, or answer again."""
     if yes:
-        vault.put("state", [Record("paused", b"")], SOURCE)
+        vault.put("state", [Record("paused", b"")], DEVICE)
     else:
         vault.delete("state", ["paused"])
 
@@ -163,9 +185,9 @@ def note_sent(
     vault: Vault, run: str, kind: str, size: int, epsilon: float | None
 ) -> None:
     """Note a message before it is sent."""
-    number = vault.count_up("sent", SOURCE)
+    number = vault.count_up("sent", DEVICE)
     body = json.dumps(asdict(Sent(time(), run, kind, size, epsilon))).encode()
-    vault.put("sent", [Record(str(number), body)], SOURCE)
+    vault.put("sent", [Record(str(number), body)], DEVICE)
 
 
 def sent(vault: Vault) -> list[Sent]:

@@ -8,7 +8,7 @@ opened here. Whatever leaves is held against the owner's consent first, and note
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from flwr.app import Message, RecordDict
@@ -16,14 +16,14 @@ from flwr.app import Message, RecordDict
 from ..common.adapters import Lora
 from ..common.config import Config, parse
 from ..common.personal import forget
-from ..common.protocol import HelloTask, Task, device_user, size
+from ..common.protocol import Failure, HelloTask, Task, device_user, pack, size
 from ..common.signed import Sealed, verify
 from . import consent, history, limits, owner
 from .consent import Refusal
 from .node import joined
-from .state import Shelf, advance
+from .state import advance
 from .tasks import Node, answer, backbone_of
-from .vault import Record, Vault
+from .vault import DEVICE, Record, Source, Vault
 
 # What a run has left here is kept for a week after its last hello, of this many runs: a
 # run that is resumed finds it, and two runs at once do not erase each other's.
@@ -34,12 +34,14 @@ KEPT, MOST_RUNS = 7 * 86_400.0, 8
 class VaultShelf:
     """What one run leaves on a device, in the vault.
 
-    A trained adapter lies under a source of its run, so that forgetting reaches it, and so
-    do the parts that the server sent; what the device agreed to outlives that.
+    A trained adapter lies under a source of its run, so that forgetting reaches it, and is
+    only kept while the owner keeps what it `learnt` from (`owner.split`). So do the parts
+    that the server sent; what the device agreed to outlives both.
     """
 
     vault: Vault
     run: str
+    learnt: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, name: str) -> bytes | None:
         """Return what was written under a name, or None."""
@@ -47,9 +49,13 @@ class VaultShelf:
 
     def write(self, name: str, body: bytes) -> None:
         """Keep it; done or not done as a whole."""
-        learnt = name.startswith(("adapters/", "parts/"))
-        source = f"{owner.RUN}{self.run}" if learnt else owner.DEVICE
-        self.vault.put("run", [Record(f"{self.run}/{name}", body)], source)
+        learnt = name.startswith("adapters/")
+        of_run = learnt or name.startswith("parts/")
+        source = Source("run", self.run) if of_run else DEVICE
+        with self.vault.transaction():
+            if learnt:
+                owner.check_learnt(self.vault, self.learnt)
+            self.vault.put("run", [Record(f"{self.run}/{name}", body)], source)
 
 
 class Device:
@@ -61,7 +67,9 @@ class Device:
         self._vault = vault
         self.number = node
         self.user = device_user(node)  # what runs call the owner
-        self._doing: Config | None = None  # what the task that is being done belongs to
+        self._doing: Config | None = None  # what the task at hand belongs to
+        # What the task at hand has read: source -> generation (`Vault.generation`).
+        self._read: Mapping[str, str] = {}
 
     def _config(self, given: Mapping[str, object]) -> Config:
         """Return the run's configuration, with what this device decides itself."""
@@ -99,7 +107,7 @@ class Device:
         advance(shelf, sealed.seal.counter)
         return shelf
 
-    def node(self, task: Task, shelf: Shelf, started: float) -> Node:
+    def node(self, task: Task, started: float) -> Node:
         """Find out whether the owner takes part, and with what."""
         self._doing = config = self._config(task.config)
         if isinstance(task, HelloTask):
@@ -107,7 +115,9 @@ class Device:
         everything = history.entries(self._vault)
         if sum(entry.liked for entry in everything) < owner.FEWEST:
             raise Refusal("there is too little history on this device.")
-        user, sources = owner.split(everything, self.user)
+        self._read = {entry.source: entry.generation for entry in everything}
+        user, learnt = owner.split(everything, self.user)
+        shelf = VaultShelf(self._vault, task.run, learnt)
         answers = consent.consents(self._vault)
 
         def keep(shared: Lora, lora: Lora, method: str, origin: str) -> None:
@@ -117,7 +127,7 @@ class Device:
                 shared,
                 lora,
                 user,
-                sources,
+                learnt,
                 method,
                 origin,
             )
@@ -142,28 +152,41 @@ class Device:
         }
         recent = sorted(runs, key=lambda run: runs[run])[-MOST_RUNS:]
         body = json.dumps({run: runs[run] for run in recent}).encode()
-        self._vault.put("state", [Record("runs", body)], owner.DEVICE)
+        self._vault.put("state", [Record("runs", body)], DEVICE)
         for source in self._vault.sources():
-            if source.startswith(owner.RUN) and source[len(owner.RUN) :] not in recent:
+            if source.kind == "run" and source.name not in recent:
                 self._vault.forget(source)
 
     def answer(self, message: Message) -> RecordDict:
         """Carry out a task, and note what the answer to it is before it leaves."""
-        self._doing = None
+        self._doing, self._read = None, {}
         try:
             with limits.time_limit(consent.settings(self._vault)):
                 record = answer(message, self)
         finally:
             forget()  # private text, which its owner may erase next
-        head = record.config_records["message"]
-        config = self._doing
-        consent.note_sent(
-            self._vault,
-            config.run_name if config else json.loads(cast(str, head["body"]))["run"],
-            str(head["kind"]),
-            size(record),
-            _declared(config) if config else None,
-        )
+        with self._vault.transaction():
+            record = self._unless_forgotten(record)
+            head = record.config_records["message"]
+            config = self._doing
+            consent.note_sent(
+                self._vault,
+                config.run_name
+                if config
+                else json.loads(cast(str, head["body"]))["run"],
+                str(head["kind"]),
+                size(record),
+                _declared(config) if config else None,
+            )
+        return record
+
+    def _unless_forgotten(self, record: RecordDict) -> RecordDict:
+        """Send no answer that was made of text which its owner has forgotten since."""
+        try:
+            owner.check_learnt(self._vault, self._read)
+        except Refusal as refusal:
+            body = json.loads(cast(str, record.config_records["message"]["body"]))
+            return pack(Failure(body["run"], body["step"], str(refusal)))
         return record
 
 

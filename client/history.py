@@ -5,17 +5,18 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import time
 from typing import Any
 
 from ..common.errors import IdiolectError
 from ..common.tasks.types import Item, Prompt
-from .vault import Record, Vault
+from .vault import Record, Source, Vault
 
 KIND = "item"
+LONGEST_NAME = 255  # characters of a source's name: as long as a file's can be
 LONGEST = 100_000  # characters of a prompt or a text; a longer one is no message
 PROMPTS = ("prompt", "input", "question")
 TEXTS = ("target", "text", "output", "completion", "answer")
@@ -34,9 +35,11 @@ class Entry:
     liked
         False: a known negative.
     source
-        The import it came from, which can be forgotten as a whole.
+        Name of the import it came from, which can be forgotten as a whole.
     added
         Seconds since 1970, and the order of the list.
+    generation
+        Of the source, when the entry was read (`Vault.generation`); not kept with it.
     """
 
     prompt: Prompt
@@ -44,6 +47,7 @@ class Entry:
     liked: bool = True
     source: str = "by hand"
     added: float = 0.0
+    generation: str = field(default="", compare=False)
 
     @property
     def id(self) -> str:
@@ -64,25 +68,74 @@ def clean(text: str) -> str:
     ).strip()
 
 
+def source_name(given: str) -> str:
+    """A source's name as it is kept: one line of text that a terminal only shows.
+
+    Raises
+    ------
+    IdiolectError
+        Nothing is left of it, or it is too long.
+    """
+    name = _tidy(given)
+    if not name or len(name) > LONGEST_NAME:
+        what = f"has {len(name)} characters" if name else "is empty"
+        raise IdiolectError(
+            f"the source's name {what}: name it with 1 to {LONGEST_NAME} characters by "
+            "--source NAME."
+        )
+    return name
+
+
+def known_sources(given: str, known: Collection[str]) -> set[str]:
+    """The sources that an owner means by a name, written as they are kept.
+
+    It is one, unless names were kept by a version that did not tidy them.
+
+    Raises
+    ------
+    IdiolectError
+        There is none.
+    """
+    found = {given} & set(known) or {n for n in known if _tidy(n) == _tidy(given)}
+    if not found:
+        raise IdiolectError(
+            f"there is no source '{_tidy(given):.80}': see `idiolect history sources`."
+        )
+    return found
+
+
+def _tidy(name: str) -> str:
+    return " ".join(clean(name).split())
+
+
 # --- in the vault ----------------------------------------------------------------------
 
 
 def add(vault: Vault, entries: Iterable[Entry], source: str) -> tuple[int, int]:
     """Keep entries, all or none.
 
+    Parameters
+    ----------
+    vault, entries
+        What is kept, and where.
+    source
+        A name to forget them by, as the owner chose it; kept as `source_name` has it.
+
     Returns
     -------
     tuple
         How many are new, and how many were there already (and stay as they are).
     """
+    source = source_name(source)
     given, now = list(entries), time()
-    # The order of a file is the order of the list, whatever the clock's resolution.
-    new = [
-        replace(entry, source=source, added=now + number * 1e-6)
-        for number, entry in enumerate(unknown(vault, given))
-    ]
-    if new:
-        vault.put(KIND, map(_record, new), source)
+    with vault.transaction():
+        # The order of a file is the order of the list, whatever the clock's resolution.
+        new = [
+            replace(entry, source=source, added=now + number * 1e-6)
+            for number, entry in enumerate(unknown(vault, given))
+        ]
+        if new:
+            vault.put(KIND, map(_record, new), Source("import", source))
     return len(new), len(given) - len(new)
 
 
@@ -96,7 +149,11 @@ def unknown(vault: Vault, entries: Iterable[Entry]) -> list[Entry]:
 
 def entries(vault: Vault) -> list[Entry]:
     """The whole history, oldest first."""
-    found = [_entry(record.body) for record in vault.records(KIND)]
+    with vault.reading():
+        found = [_entry(record.body) for record in vault.records(KIND)]
+        names = {entry.source for entry in found}
+        now = {name: vault.generation(Source("import", name)) for name in names}
+    found = [replace(entry, generation=now[entry.source]) for entry in found]
     return sorted(found, key=lambda entry: entry.added)
 
 
@@ -121,10 +178,11 @@ def find(vault: Vault, ids: Iterable[str]) -> list[Entry]:
 
 def judge(vault: Vault, entry: Entry, liked: bool) -> Entry:
     """Keep a pair as liked or disliked, whether or not it is there already."""
-    body = vault.get(KIND, entry.id)
-    before = _entry(body) if body else replace(entry, added=time())
-    after = replace(before, liked=liked)
-    vault.put(KIND, [_record(after)], after.source)
+    with vault.transaction():
+        body = vault.get(KIND, entry.id)
+        before = _entry(body) if body else replace(entry, added=time())
+        after = replace(before, liked=liked)
+        vault.put(KIND, [_record(after)], Source("import", after.source))
     return after
 
 

@@ -34,8 +34,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import load_pem_x509_certificate
 
 from ..common.errors import IdiolectError
-from .consent import SOURCE, settings
-from .vault import Key, Passphrase, RandomKey, Record, Vault
+from .consent import settings
+from .vault import DEVICE, Key, Passphrase, RandomKey, Record, Vault
 
 LOG = logging.getLogger("flwr")
 POLL = 1.0  # seconds between two questions for a task
@@ -121,13 +121,25 @@ def join(vault: Vault, server: Server) -> None:
         raise IdiolectError(
             f"this device belongs to {before.address}: `idiolect leave` first."
         )
-    vault.put("state", [Record("server", json.dumps(asdict(server)).encode())], SOURCE)
+    vault.put("state", [Record("server", json.dumps(asdict(server)).encode())], DEVICE)
 
 
 def leave(vault: Vault) -> None:
-    """Forget the server, and the key by which it knows this device."""
-    vault.delete("state", ["server", "node-key"])
-    vault.compact()
+    """Forget the server, the key by which it knows this device, and what its runs left.
+
+    That is what they have begun to train, and their shared adapter: the next training
+    starts from the bare backbone. Adapters that were adopted stay, with the shared one
+    below them (`owner.reset` puts them out of use), and so does the count of what this
+    device took part in.
+    """
+    from .owner import drop_shared
+
+    with vault.transaction(erasing=True):
+        vault.delete("state", ["server", "node-key"])
+        for source in vault.sources():
+            if source.kind == "run":
+                vault.forget(source)
+        drop_shared(vault)
 
 
 # --- the node's key --------------------------------------------------------------------
@@ -139,7 +151,7 @@ def node_key(vault: Vault) -> ec.EllipticCurvePrivateKey:
     if body is None:
         made = ec.generate_private_key(ec.SECP384R1())
         body = made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        vault.put("state", [Record("node-key", body)], SOURCE)
+        vault.put("state", [Record("node-key", body)], DEVICE)
     key = load_pem_private_key(body, None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise IdiolectError("the vault's node key is of an unknown kind: join anew.")

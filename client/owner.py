@@ -11,8 +11,9 @@ nobody else's text is needed. What was turned down are known negatives.
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..common.adapters import (
     Lora,
@@ -30,14 +31,13 @@ from ..common.personal import personalise
 from ..common.scoring import generate
 from ..common.tasks.types import Prompt, User
 from . import history
-from .consent import SOURCE as DEVICE
-from .consent import settings
+from .consent import Refusal, settings
 from .history import Entry
-from .vault import Record, Vault
+from .vault import DEVICE, ErasureError, Record, Source, Vault
 
 FEWEST = 4  # liked pairs to train on and be judged by
+AVOIDING = 0.05  # nats per token that learning to avoid something may cost elsewhere
 HELD_OUT = 8  # at most; a fifth of the liked pairs otherwise
-RUN = "run "  # begins the source of what one federated run has trained here
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,11 @@ class Version:
         Counts up; never used twice.
     method, backbone
         How it was trained, and on top of which weights (their hash).
-    sources
-        Whose text is in it.
+    sources, generations
+        Names of the imports whose text is in it, and the generation of each when it was
+        read (`Vault.generation`); none: a version that did not note them trained it.
+    pairs
+        Ids of the pairs that it was trained on.
     trained, disliked, held_out
         Numbers of pairs.
     nll, nll_before
@@ -59,6 +62,12 @@ class Version:
     nll_bare
         The same with the bare backbone: a shared adapter can be worse than none, where
         few users and much noise made it.
+    nll_in_use, nll_against
+        With the adapter that was in use, and with it, on those held-out pairs that the
+        one in use was not trained on; None: there was none to compare with.
+    allowed
+        By how much it may lose to the one in use: not at all, unless there are newly
+        disliked texts, which that one does not know how to avoid.
     shared
         Hash of the shared adapter below it; empty: none.
     origin
@@ -77,11 +86,22 @@ class Version:
     nll_bare: float = math.inf
     shared: str = ""
     origin: str = ""
+    generations: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    nll_in_use: float | None = None
+    nll_against: float | None = None
+    allowed: float = 0.0
 
     @property
     def accepted(self) -> bool:
-        """Whether it loses neither to the shared adapter nor to the bare backbone."""
-        return self.nll <= min(self.nll_before, self.nll_bare)
+        """Whether it loses neither to the bare backbone, the shared, nor the one in use.
+
+        What a run brings may be worth nothing; it must not take the place of better.
+        """
+        most = min(self.nll_before, self.nll_bare)
+        if self.nll_in_use is None or self.nll_against is None:
+            return self.nll <= most
+        return self.nll <= most and self.nll_against <= self.nll_in_use + self.allowed
 
 
 # --- settings --------------------------------------------------------------------------
@@ -127,14 +147,14 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
     IdiolectError
         There is too little history, or training overflowed; the adapter in use stays.
     """
-    user, sources = split(history.entries(vault))
+    user, learnt = split(history.entries(vault))
     config = configured(vault, method, rate)
     backbone, zero = reference(config)
     shared = latest_shared(vault, backbone, zero)
     (found,) = personalise(backbone, shared, [user], (), method, rate, config)
     if found.lora is None:
         raise IdiolectError(found.error)
-    return adopt(vault, backbone, shared, found.lora, user, sources, method)
+    return adopt(vault, backbone, shared, found.lora, user, learnt, method)
 
 
 def adopt(
@@ -143,53 +163,143 @@ def adopt(
     shared: Lora,
     lora: Lora,
     user: User,
-    sources: tuple[str, ...],
+    learnt: Mapping[str, str],
     method: str,
     origin: str = "",
 ) -> Version:
     """Judge a trained adapter on the held-out pairs, keep it, and use it if it holds.
 
     One of an `origin` that is kept already is not kept twice.
+
+    Parameters
+    ----------
+    vault, backbone, shared, lora
+        Where, and the adapter on top of what.
+    user, learnt
+        What it was trained on and is judged by, as `split` returned it.
+    method, origin
+        How, and what a federated run trained it from (`state.identity`).
+
+    Raises
+    ------
+    Refusal
+        Something that it was trained on has been forgotten meanwhile; it is not kept.
     """
-    for version in versions(vault) if origin else ():
+    while True:
+        if origin and (known := _of_origin(vault, origin)):
+            return known
+        now = active(vault)
+        judged = _judged(
+            backbone, shared, lora, user, method, _in_use(vault, backbone, now)
+        )
+        with vault.transaction():
+            check_learnt(vault, learnt)
+            if active(vault) != now or (origin and _of_origin(vault, origin)):
+                continue  # another process was faster
+            version = Version(
+                number=vault.count_up("adapters", DEVICE),
+                method=method,
+                backbone=backbone.hash,
+                sources=tuple(learnt),
+                generations=tuple(learnt.values()),
+                pairs=tuple(one.id for one in (*user.history, *user.disliked)),
+                trained=len(user.history),
+                disliked=len(user.disliked) if method == "c-bpo" else 0,
+                held_out=len(user.held_out),
+                shared=_keep_shared(vault, backbone, shared),
+                origin=origin,
+                **judged,
+            )
+            body = dump_lora(lora, {"version": json.dumps(vars(version))})
+            # A source of its own: it can be erased without the others.
+            record = Record(str(version.number), body)
+            vault.put("adapter", [record], _source(version.number))
+            if version.accepted:
+                activate(vault, version.number)
+            return version
+
+
+def _of_origin(vault: Vault, origin: str) -> Version | None:
+    for version in versions(vault):
         if version.origin == origin:
             return version
-    scores = [
-        held_out_nll(backbone, shared, [own], [user], name)[0]
-        for own, name in ((lora, method), (None, "shared"), (None, "base"))
-    ]
-    version = Version(
-        number=vault.count_up("adapters", DEVICE),
-        method=method,
-        backbone=backbone.hash,
-        sources=sources,
-        trained=len(user.history),
-        disliked=len(user.disliked) if method == "c-bpo" else 0,
-        held_out=len(user.held_out),
-        nll=scores[0],
-        nll_before=scores[1],
-        nll_bare=scores[2],
-        shared=_keep_shared(vault, backbone, shared),
-        origin=origin,
-    )
-    body = dump_lora(lora, {"version": json.dumps(vars(version))})
-    # A source of its own: it can be erased without the others.
-    record = Record(str(version.number), body)
-    vault.put("adapter", [record], _source(version.number))
-    if version.accepted:
-        activate(vault, version.number)
-    return version
+    return None
 
 
-def split(
-    entries: Sequence[Entry], name: str = "owner"
-) -> tuple[User, tuple[str, ...]]:
+def check_learnt(vault: Vault, learnt: Mapping[str, str]) -> None:
+    """Refuse to keep or send what was made of text that its owner has forgotten since.
+
+    In the transaction that keeps it: `forget` may run in another process at any time. A
+    source of which anything was forgotten, or that was made again, is another generation.
+
+    Raises
+    ------
+    Refusal
+        A source is not there any more as it was when it was read.
+    """
+    for name, generation in learnt.items():
+        if vault.generation(Source("import", name)) != generation:
+            raise Refusal(
+                "the owner has forgotten text that this was made of, while it was being "
+                "made: it is not kept, and has to be made again from what remains."
+            )
+
+
+def _in_use(
+    vault: Vault, backbone: Backbone, number: int
+) -> tuple[Lora | None, Lora, Version] | None:
+    """The adapter in use with the shared one below it, if it is one of these weights."""
+    with vault.reading():
+        body = vault.get("adapter", str(number)) if number else None
+        if body is None:
+            return None
+        lora, version = _parsed(Record(str(number), body))
+        if version.backbone != backbone.hash:
+            return None
+        below = _read_shared(vault, version.shared) if version.shared else None
+    return below, lora, version
+
+
+def _judged(
+    backbone: Backbone,
+    shared: Lora,
+    lora: Lora,
+    user: User,
+    method: str,
+    rival: tuple[Lora | None, Lora, Version] | None,
+) -> dict[str, Any]:
+    """The numbers of a `Version` that say how good it is."""
+
+    def nll(below: Lora, own: Lora | None, who: User, name: str) -> float:
+        return held_out_nll(backbone, below, [own], [who], name)[0]
+
+    found: dict[str, Any] = {
+        "nll": nll(shared, lora, user, method),
+        "nll_before": nll(shared, None, user, "shared"),
+        "nll_bare": nll(shared, None, user, "base"),
+    }
+    if rival is None:
+        return found
+    below, own, version = rival
+    # What the one in use has learnt by heart says nothing about either.
+    unseen = tuple(item for item in user.held_out if item.id not in version.pairs)
+    if unseen:
+        who = replace(user, held_out=unseen)
+        zero = replace(shared, b={name: 0 * b for name, b in shared.b.items()})
+        found["nll_in_use"] = nll(below or zero, own, who, version.method)
+        found["nll_against"] = nll(shared, lora, who, method)
+        newly = {item.id for item in user.disliked} - set(version.pairs)
+        found["allowed"] = AVOIDING if newly and method == "c-bpo" else 0.0
+    return found
+
+
+def split(entries: Sequence[Entry], name: str = "owner") -> tuple[User, dict[str, str]]:
     """Split the history into what is trained on and what judges.
 
     Returns
     -------
     tuple
-        The owner as a user, and the sources that are trained on.
+        The owner as a user, and the sources that are trained on: name -> generation.
 
     Raises
     ------
@@ -211,12 +321,12 @@ def split(
         tuple(entry.item() for entry in liked[-held_out:]),
         disliked=tuple(entry.item() for entry in disliked),
     )
-    sources = dict.fromkeys(entry.source for entry in (*learnt, *disliked))
-    return user, tuple(sources)
+    sources = {entry.source: entry.generation for entry in (*learnt, *disliked)}
+    return user, sources
 
 
-def _source(number: int) -> str:
-    return f"adapter {number}"
+def _source(number: int) -> Source:
+    return Source("adapter", str(number))
 
 
 # --- versions --------------------------------------------------------------------------
@@ -239,18 +349,33 @@ def activate(vault: Vault, number: int) -> None:
 
 def rollback(vault: Vault) -> int:
     """Use the accepted adapter before the one in use, or none; returns its number."""
-    now = active(vault)
-    if not now:
-        raise IdiolectError("no adapter is in use: there is nothing to go back from.")
-    before = [v.number for v in versions(vault) if v.accepted and v.number < now]
-    activate(vault, max(before, default=0))
+    with vault.transaction():
+        now = active(vault)
+        if not now:
+            raise IdiolectError(
+                "no adapter is in use: there is nothing to go back from."
+            )
+        before = [v.number for v in versions(vault) if v.accepted and v.number < now]
+        activate(vault, max(before, default=0))
     return max(before, default=0)
+
+
+def reset(vault: Vault) -> None:
+    """Go back to the bare backbone: no adapter is used, and none is trained on.
+
+    The trained adapters are kept; the shared adapter of the last run is not the start of
+    the next training any more.
+    """
+    with vault.transaction():
+        activate(vault, 0)
+        drop_shared(vault)
 
 
 def _parsed(record: Record) -> tuple[Lora, Version]:
     lora, metadata = parse_lora(record.body)
     fields = json.loads(metadata["version"])
-    return lora, Version(**{**fields, "sources": tuple(fields["sources"])})
+    lists = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
+    return lora, Version(**fields | lists)
 
 
 def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:
@@ -306,14 +431,26 @@ def _keep_shared(vault: Vault, backbone: Backbone, shared: Lora) -> str:
     if not any(tensor.any() for tensor in shared.b.values()):
         return ""
     digest = hash_lora(shared)
-    used = {digest, *(version.shared for version in versions(vault))}
-    stale = [one.name for one in vault.records("shared") if one.name not in used]
-    vault.delete("shared", stale)
+    _delete_shared(vault, {digest, *(version.shared for version in versions(vault))})
     if not vault.holds("shared", digest):
         vault.put("shared", [Record(digest, dump_lora(shared, {}))], DEVICE)
     pointer = f"{backbone.hash}/{digest}".encode()
     vault.put("state", [Record("shared", pointer)], DEVICE)
     return digest
+
+
+def drop_shared(vault: Vault) -> None:
+    """Drop the shared adapter that the last run brought.
+
+    One below an adapter that may still be used stays for it alone.
+    """
+    vault.delete("state", ["shared"])
+    _delete_shared(vault, {one.shared for one in versions(vault) if one.accepted})
+
+
+def _delete_shared(vault: Vault, used: Collection[str]) -> None:
+    names = [one.name for one in vault.records("shared") if one.name not in used]
+    vault.delete("shared", names)
 
 
 # --- use -------------------------------------------------------------------------------
@@ -372,25 +509,40 @@ def forget(
     ------
     IdiolectError
         There is no such source or pair; nothing was erased.
+    ErasureError
+        They are deleted, but their encrypted traces are still in the file.
+    """
+    try:
+        with vault.transaction(erasing=True):
+            count, stale = _deleted(vault, sources, ids)
+    except ErasureError as error:
+        raise ErasureError(
+            f"the pairs and what learnt them are deleted, but {error}"
+        ) from error
+    return count, stale
+
+
+def _deleted(
+    vault: Vault, sources: Collection[str], ids: Collection[str]
+) -> tuple[int, list[Version]]:
+    """Delete what `forget` erases; all of it in one transaction of the caller's.
+
+    So no adapter is kept in between that knows what is gone, and no crash leaves one.
     """
     known = {entry.source for entry in history.entries(vault)}
-    if missing := sorted(set(sources) - known):
-        raise IdiolectError(
-            f"there is no source '{missing[0]}': see `idiolect history sources`."
-        )
+    named = {n for name in sources for n in history.known_sources(name, known)}
     chosen = history.find(vault, ids)
-    touched = {*sources, *(entry.source for entry in chosen)}
-    # Adapters first: a crash in between must not leave one that knows what is gone.
+    touched = {*named, *(entry.source for entry in chosen)}
     stale = [version for version in versions(vault) if touched & set(version.sources)]
     if active(vault) in [version.number for version in stale]:
         activate(vault, 0)
     for version in stale:
         vault.forget(_source(version.number))
     for source in vault.sources():
-        if source.startswith(RUN):  # what a run trained, until it has ended
+        if source.kind == "run":  # what a run trained, until it has ended
             vault.forget(source)
-    count = sum(vault.forget(source) for source in sources)
-    for source in {entry.source for entry in chosen} - set(sources):
-        names = [entry.id for entry in chosen if entry.source == source]
-        count += vault.forget_some(source, history.KIND, names)
+    count = sum(vault.forget(Source("import", name)) for name in named)
+    for name in {entry.source for entry in chosen} - named:
+        gone = {entry.id for entry in chosen if entry.source == name}
+        count += vault.forget_some(Source("import", name), history.KIND, gone)
     return count, stale

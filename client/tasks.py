@@ -106,7 +106,7 @@ class Node:
         Reason -> users left out of the data, from the one node that reports them.
     permit
         Raises where the owner does not consent to an outflow: ``update``, ``votes``,
-        ``items``, ``metrics``, ``text``.
+        ``items``, ``metrics``, ``text``; or to ``training`` here.
     trained
         Called with the shared and the own adapter, the method and the `state.identity` of
         what was trained for good, before the server hears of it.
@@ -156,7 +156,7 @@ class Home(Protocol):
         """
         ...
 
-    def node(self, task: Task, shelf: Shelf, started: float) -> Node:
+    def node(self, task: Task, started: float) -> Node:
         """Find the users that a task is for.
 
         Raises
@@ -194,6 +194,7 @@ def _hello(task: HelloTask, node: Node) -> HelloReply:
 
 def _adapt(task: AdaptTask, node: Node) -> AdaptReply:
     """Train the shared adapter on each user's history; answer one row per user."""
+    node.permit("training", node.config)
     backbone, config = backbone_of(node.config), node.config
     shared = _shared(backbone, config, task.shared)
     content = _digest(task.round, task.clip, hash_lora(shared))
@@ -274,6 +275,7 @@ def _share(task: ShareTask, node: Node) -> ShareReply:
 
 def _personalise(task: PersonaliseTask, node: Node) -> PersonaliseReply:
     """Train each user's own adapter and keep it here."""
+    node.permit("training", node.config)
     shared = _shared(backbone_of(node.config), node.config, task.shared)
     content = fingerprint(task.unlabeled)
     willing, refused = each(
@@ -446,7 +448,7 @@ def answer(message: Envelope, home: Home) -> RecordDict:
         shelf = home.admit(sealed)
         _check_agreed(sealed, shelf)
         task = complete(sealed, _parts(sealed, shelf))
-        node = home.node(task, shelf, started)
+        node = home.node(task, started)
         return pack(work(task, replace(node, agreement=sealed.seal.parts["config"])))
     except MissingParts as error:
         return pack(Missing(run, step, error.names))

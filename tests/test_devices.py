@@ -14,7 +14,7 @@ from idiolect.client import consent, history, owner, state
 from idiolect.client.device import Device, VaultShelf
 from idiolect.client.history import Entry
 from idiolect.client.node import Server, join, leave
-from idiolect.client.vault import RandomKey, Vault
+from idiolect.client.vault import RandomKey, Record, Source, Vault
 from idiolect.common import personal
 from idiolect.common.adapters import zero_shared
 from idiolect.common.config import flatten, parse
@@ -379,6 +379,23 @@ def test_forgetting_reaches_what_a_run_trained(vaults, settings):
     assert [r.name for r in vault.records("run") if "adapters/" in r.name] == []
     # What it took part in is still counted.
     assert any("devices/" in record.name for record in vault.records("run"))
+
+
+def test_a_history_that_is_named_like_a_run_outlives_every_hello(vaults, settings):
+    agree(vaults, **CLEAR)
+    for vault, name in zip(vaults, ("run notes.jsonl", "device", "run "), strict=True):
+        vault.put("run", [Record("gone/adapters/x", b"")], Source("run", "gone"))
+        (owned,) = {entry.source for entry in history.entries(vault)}
+        pairs = history.entries(vault)
+        owner.forget(vault, [owned])
+        history.add(vault, pairs, name)
+        vault.put("run", [Record("gone/adapters/x", b"")], Source("run", "gone"))
+    run(settings | {"methods": "base", "adapt.rounds": 1}, DeviceGrid(vaults))
+    for vault in vaults:
+        assert len(history.entries(vault)) == 10
+        assert Source("run", "gone") not in vault.sources()
+    owner.forget(vaults[1], ["device"])
+    assert consent.consents(vaults[1])["update"] == "clear"
 
 
 def ask(device: Device, kind: str, task) -> str:

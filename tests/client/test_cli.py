@@ -9,7 +9,7 @@ import pytest
 
 from idiolect.client import owner
 from idiolect.client.cli import main
-from idiolect.client.vault import Passphrase, Vault
+from idiolect.client.vault import Passphrase, Source, Vault
 from idiolect.common.config import parse
 from idiolect.common.tasks.load import load_dataset
 
@@ -106,7 +106,9 @@ def test_forgetting_a_pair_erases_the_adapters_that_learnt_it_and_trains_anew(
     assert len(asked("history", "list", "--search", "something ELSE")) == 4
     assert asked("vault", "check")["records"] > 30
     with vault_of(place) as vault:
-        assert "more" in vault.sources() and "adapter 1" not in vault.sources()
+        found = vault.sources()
+        assert Source("import", "more") in found
+        assert Source("adapter", "1") not in found
 
 
 def _more(place):

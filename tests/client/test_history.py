@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from idiolect.client import history
+from idiolect.client import consent, history, owner
 from idiolect.client.history import Entry
-from idiolect.client.vault import RandomKey, Vault
+from idiolect.client.vault import DEVICE, RandomKey, Record, Source, Vault
 from idiolect.common.errors import IdiolectError
 from idiolect.common.tasks.types import Prompt
 
@@ -126,6 +127,57 @@ def test_a_prompt_in_three_parts_comes_back(vault):
     entry = Entry(Prompt("before ", "input", " after"), "text")
     history.add(vault, [entry], "mail")
     assert history.entries(vault)[0].prompt == entry.prompt
+
+
+HOSTILE = (
+    *("device", "adapter 1", "run notes.jsonl", "run ", "run r", "import", "by hand"),
+    *(
+        '["device", ""]',
+        "../vault.db",
+        "x'; DROP TABLE records; --",
+        "%s{0}",
+        "x" * 255,
+    ),
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_sources_name_means_nothing_else(vault, name):
+    """Not to settings, an adapter or a run's leftovers, which are of other kinds."""
+    consent.choose(vault, threads="3")
+    consent.pause(vault, True)
+    others = [DEVICE, Source("run", "r"), Source("adapter", "1")]
+    for source in others[1:]:
+        vault.put("kept", [Record(source.kind, b"")], source)
+    with pytest.raises(IdiolectError, match="there is no source"):
+        owner.forget(vault, [name])
+    history.add(vault, [pair("a", "1")], name)
+    history.add(vault, [pair("b", "2")], "mail")
+    assert [e.source for e in history.entries(vault)] == [name.strip(), "mail"]
+    assert owner.forget(vault, [name]) == (1, [])
+    assert [e.source for e in history.entries(vault)] == ["mail"]
+    # What a run has trained is forgotten with any pair; nothing else is.
+    assert vault.sources() == [DEVICE, others[2], Source("import", "mail")]
+    assert consent.settings(vault)["threads"] == "3" and consent.paused(vault)
+
+
+def test_a_name_that_a_terminal_would_obey_is_tidied_and_still_forgets(vault):
+    for number, name in enumerate(("a\x1b[2Jb\n\tc", "\udcffnotes", "  d \u202e ")):
+        history.add(vault, [pair("q", str(number))], name)
+    assert [e.source for e in history.entries(vault)] == ["a[2Jb c", "notes", "d"]
+    for name in ("a\x1b[2Jb\n\tc", "\udcffnotes", "d"):
+        assert owner.forget(vault, [name]) == (1, [])
+    # A version that did not tidy names kept this one.
+    odd = replace(pair("q", "odd"), source="e\x07")
+    vault.put(history.KIND, [history._record(odd)], Source("import", odd.source))
+    assert owner.forget(vault, ["e"]) == (1, [])
+
+
+@pytest.mark.parametrize("name", ["", " \n", "\x07", "x" * 256])
+def test_a_name_that_is_none_is_refused(vault, name):
+    with pytest.raises(IdiolectError, match=r"source's name .*1 to 255.*--source NAME"):
+        history.add(vault, [pair("a", "1")], name)
+    assert history.entries(vault) == []
 
 
 def test_entries_are_found_by_the_beginning_of_their_id(vault):

@@ -1,0 +1,103 @@
+"""The vault's root: what all of its rows add up to, so that none is missing or older.
+
+A record's seal says that it was written under this name in this vault; it cannot say that
+it is the newest of that name, or that no other was taken out. So every row has a *leaf*,
+a keyed hash of all its columns but the ciphertext (which is bound to the row's random
+version), and the root keeps, per group of rows, how many there are and the sum of their
+leaves modulo 2^256: a multiset hash that a write moves by what it adds and takes away,
+however many rows there are (MSet-Add-Hash of Clarke et al., ASIACRYPT 2003). The key is
+secret and the sums lie sealed, so rows that add up to a root are those it was made of.
+"""
+
+import hmac
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+MODULUS = 1 << 256
+SOURCES = "sources"  # the group of the table of that name; a record's group is its kind
+Sums = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Root:
+    """What was last written.
+
+    Attributes
+    ----------
+    writes
+        Transactions so far.
+    pending
+        Whether something was deleted whose ciphertext may still be in the file.
+    sums
+        Group -> how many rows it has, and the sum of their leaves.
+    """
+
+    writes: int = 0
+    pending: bool = False
+    sums: Sums = field(default_factory=dict)
+
+    def after(self, change: Sums, pending: bool) -> "Root":
+        """The root after a transaction that changed the sums by `change`."""
+        return replace(
+            self,
+            writes=self.writes + 1,
+            pending=pending,
+            sums={
+                name: one for name, one in plus(self.sums, change).items() if any(one)
+            },
+        )
+
+    def text(self) -> bytes:
+        """What is sealed."""
+        sums = {
+            name: [count, f"{total:x}"] for name, (count, total) in self.sums.items()
+        }
+        return json.dumps([self.writes, self.pending, sums]).encode()
+
+
+def parsed(text: bytes) -> Root:
+    """The root of a text that `Root.text` made."""
+    writes, pending, sums = json.loads(text)
+    found = {name: (count, int(total, 16)) for name, (count, total) in sums.items()}
+    return Root(writes, pending, found)
+
+
+def leaf(key: bytes, row: tuple) -> int:
+    """The leaf of a row; columns of other types or in another order make another."""
+    return int.from_bytes(hmac.digest(key, repr(row).encode(), "sha256"))
+
+
+def plus(one: Sums, other: Sums) -> dict[str, tuple[int, int]]:
+    """The sum of both, group by group."""
+    both = dict(one)
+    for name, (count, total) in other.items():
+        before = both.get(name, (0, 0))
+        both[name] = before[0] + count, (before[1] + total) % MODULUS
+    return both
+
+
+def tally(key: bytes, rows: Iterable[tuple[str, tuple]]) -> dict[str, tuple[int, int]]:
+    """What rows, each with its group, add up to."""
+    counts: dict[str, int] = {}
+    totals: dict[str, int] = {}
+    for group, row in rows:
+        counts[group] = counts.get(group, 0) + 1
+        totals[group] = totals.get(group, 0) + leaf(key, row)
+    return {name: (counts[name], totals[name] % MODULUS) for name in counts}
+
+
+def difference(root: Sums, found: Sums) -> str:
+    """In words, the first group that is not what the root says; empty if all are."""
+    for name in sorted({*root, *found}, key=str):
+        meant, there = root.get(name, (0, 0)), found.get(name, (0, 0))
+        what = (
+            "its list of sources"
+            if name == SOURCES
+            else f"its records of kind '{name}'"
+        )
+        if meant[0] != there[0]:
+            return f"{what}: {there[0]} parts are there, {meant[0]} were written"
+        if meant[1] != there[1]:
+            return f"{what}: not all are the newest that were written"
+    return ""

@@ -135,7 +135,8 @@ def one_round(run: Run, number: int, users: tuple[str, ...], crowd: Crowd) -> No
         for i, (node, names) in enumerate(groups(run, users))
     ]
     read = contribution(run.shapes, clip, config.signed_bytes)
-    answers = ask(run, step, tasks, read, add)
+    row = coded_shapes(run.shapes) if config.signed_bytes else run.shapes
+    answers = ask(run, step, tasks, read, add, row)
     counted = [user for reply in answers.replies for user in reply.users]
     if release is None:
         require(run, step, len(counted), crowd.adapt, answers.errors)
@@ -294,10 +295,10 @@ def clipped_sum(rows: Rows, clip: float) -> tuple[Rows, np.ndarray]:
     """Sum of the users' rows, each clipped to L2 norm `clip`, and their norms before.
 
     The sensitivity of the sum to one user is `clip`, in floating point too (Casacuberta
-    et al. 2022): a row is scaled to a little less than `clip`, by more than float64 errs in
-    its norm; each coordinate is cut, towards zero, to a multiple of 2^-32 times the power of
-    two above `clip`; and float64 adds such numbers exactly. So the sum has the same bits in
-    whatever groups and order the rows come.
+    et al. 2022): a row is scaled to a little less than `clip`, by more than float64 errs
+    in its norm; each coordinate is cut, towards zero, to a multiple of 2^-32 times the
+    power of two above `clip`; and float64 adds such numbers exactly. So the sum has the
+    same bits in whatever groups and order the rows come.
 
     Parameters
     ----------

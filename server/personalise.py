@@ -291,7 +291,11 @@ def measure_noisily(
         return {"sums": (len(fields["users"]), len(names) + 1)}
 
     answers = ask(
-        run, step, tasks, lambda record: unpack(EvaluateReply, record, shapes)
+        run,
+        step,
+        tasks,
+        lambda record: unpack(EvaluateReply, record, shapes),
+        row={"sums": (len(names) + 1,)},
     )
     total = np.zeros(len(names) + 1)
     counted, bad = [], {}

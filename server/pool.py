@@ -275,7 +275,13 @@ def ask_votes(
     def shapes(fields: dict) -> dict[str, tuple[int, ...]]:
         return {"votes": (len(fields["users"]), len(bank))}
 
-    answers = ask(run, step, tasks, lambda record: unpack(VoteReply, record, shapes))
+    answers = ask(
+        run,
+        step,
+        tasks,
+        lambda record: unpack(VoteReply, record, shapes),
+        row={"votes": (len(bank),)},
+    )
     anonymised = run.config.unlabeled.kind == "anonymised"
     valid, add = (
         (valid_marks, sum_of_marks) if anonymised else (valid_votes, sum_of_votes)
@@ -344,7 +350,13 @@ def anonymised(run: Run) -> tuple[Unlabeled, ...]:
         )
         for i, (node, names) in enumerate(groups(run, users))
     ]
-    answers = ask(run, step, tasks, lambda record: unpack(OfferReply, record))
+    answers = ask(
+        run,
+        step,
+        tasks,
+        lambda record: unpack(OfferReply, record),
+        texts=config.unlabeled.offered,
+    )
     items = {
         user: [item for item in offered if is_scrubbed(item)]
         for reply in answers.replies

@@ -274,9 +274,9 @@ def test_a_number_that_is_not_finite_or_too_large_is_refused_everywhere(word):
 
 @pytest.mark.parametrize("word", ["-0.0", "0", "-0", "5e-324", "1e-310", "1e100"])
 def test_zeros_and_subnormals_are_numbers(word):
-    seconds, memory, alpha, loss, nll = (
-        unpack(kind, record) for kind, record in zip(KINDS, numbers(word), strict=True)
-    )
+    *logs, table = numbers(word)
+    seconds, memory, alpha, loss = (unpack(PersonaliseReply, one) for one in logs)
+    nll = unpack(EvaluateReply, table)
     wanted = float(word)
     assert seconds.seconds == wanted and memory.peak_rss_mb == wanted
     assert alpha.outcomes["u"].alpha == wanted

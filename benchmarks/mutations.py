@@ -605,7 +605,7 @@ MUTATIONS = (
     Mutation(
         "The server trusts devices to clip",
         "server/adapt.py",
-        "scale = np.minimum(1.0, clip / np.maximum(norms, 1e-12))",
+        "scale = np.minimum(1.0, clip * MARGIN / np.maximum(norms, 1e-12))",
         "scale = np.ones(len(norms))",
         "test_a_huge_row_is_clipped_by_the_server",
         "tests/server/test_run.py",
@@ -889,6 +889,37 @@ MUTATIONS = (
         "return all(True for",
         "test_text_that_was_not_scrubbed_is_not_handed_out",
         "tests/server/test_privacy.py",
+    ),
+    Mutation(
+        "A vote counts as long as it came",
+        "server/pool.py",
+        'return clipped_sum({"votes": votes}, 1.0)[0]["votes"]',
+        "return votes.sum(axis=0, dtype=np.float64)",
+        "test_a_vote_that_is_a_little_too_long_is_clipped_in_the_sum",
+        "tests/server/test_run.py",
+    ),
+    Mutation(
+        "A row of metrics counts as long as it came",
+        "server/personalise.py",
+        'clipped_sum({"sums": rows[good]}, 1.0)[0]["sums"]',
+        "rows[good].sum(axis=0, dtype=np.float64)",
+        "test_a_row_of_metrics_that_is_a_little_too_long_is_clipped",
+        "tests/server/test_privacy.py",
+    ),
+    Mutation(
+        "A row fills its clip to the last bit that float64 sees",
+        "server/adapt.py",
+        "MARGIN = 1 - 2.0**-30",
+        "MARGIN = 1.0",
+        "test_a_row_that_float64_takes_for_the_clips_length_is_not_longer",
+        "tests/server/test_sensitivity.py",
+    ),
+    Mutation(
+        "A number that is not finite gets into a log",
+        "common/protocol.py",
+        "if hint is float and not abs(value) <= MAX_FLOAT:",
+        "if False:",
+        "test_a_number_that_is_not_finite_or_too_large_is_refused_everywhere",
     ),
     # --- devices ---------------------------------------------------------------------
     Mutation(

@@ -15,6 +15,7 @@ actor (two by default), so nothing is set here.
 
 import hashlib
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -321,7 +322,12 @@ def _train(
 
 
 def _outcome(one: personal.Personal) -> Outcome:
-    return Outcome(one.alpha, one.estimated, one.log)
+    return Outcome(one.alpha, one.estimated, _finite(one.log))
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Leave out what is not finite: a server refuses a reply with such a number in it."""
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def _tried(
@@ -347,7 +353,7 @@ def _tried(
     measured, unmeasured = each(node, able, measure)
     outcomes = {user: _outcome(trained[user]) for user in measured}
     for user, nll in measured.items():
-        outcomes[user].log["nll"] = nll
+        outcomes[user].log.update(_finite({"nll": nll}))
     head = _head(task, node, tuple(outcomes), errors | unmeasured | refused)
     return PersonaliseReply(**head, outcomes=outcomes)
 
@@ -368,6 +374,7 @@ def _trained(
                 node.trained(shared, own, task.method, origin)
     if not _open(node):
         outcomes = dict.fromkeys(outcomes, Outcome(None, False, {}))
+    outcomes = {u: replace(one, log=_finite(one.log)) for u, one in outcomes.items()}
     head = _head(task, node, tuple(outcomes), errors)
     return PersonaliseReply(**head, outcomes=outcomes)
 
@@ -410,7 +417,10 @@ def _evaluate(task: EvaluateTask, node: Node) -> EvaluateReply:
     done, errors = each(node, willing, measure)
     head = _head(task, node, tuple(done), errors | refused)
     if not _noisy(config):
-        return EvaluateReply(**head, metrics=done, sums={})
+        whole = {
+            u: values if values == _finite(values) else {} for u, values in done.items()
+        }
+        return EvaluateReply(**head, metrics=whole, sums={})
     names = released_metrics(task_of(config.task).kind, task.generate)
     rows = [bounded_row(values, names) for values in done.values()]
     matrix = np.array(rows, np.float32).reshape(len(done), len(names) + 1)

@@ -9,7 +9,9 @@ message trusts nothing in it:
 * of each array the declared type and shape, the number of bytes *and* numpy's own header
   inside the bytes must be the expected ones before an array is made of them: a header
   that promises a terabyte is refused, not allocated;
-* a value that is not finite, a vote that is negative or too large: that one user's row is
+* every number in a body is finite and of a size that sums and means survive; only
+  ``privacy.epsilon`` of a configuration may be infinite;
+* a row that is not finite, a vote that is negative or too large: that one user's row is
   dropped (`finite_rows`, `valid_votes`), the other users of the reply count.
 
 Every message carries the schema number, the run's id and the step it belongs to, so
@@ -39,6 +41,8 @@ MAX_BODY = 64 << 20  # bytes of JSON in one message
 MAX_ITEMS = 50_000  # items in one message
 MAX_TEXT = 200_000  # characters in one string
 MAX_ID = 200  # characters in a user's or an item's id
+MAX_INT = 2**53  # of what is counted; float64 holds no larger ones exactly
+MAX_FLOAT = 1e100  # of what is measured; 50,000 of them, squared, have a finite sum
 
 Rows = dict[str, np.ndarray]
 # The array of this name holds signed bytes (see `wire`); all others float32.
@@ -515,7 +519,7 @@ def read_head(
     if not isinstance(signature, str):
         raise ProtocolError(f"{cls.__name__}: the signature is no text.")
     try:
-        body = json.loads(text)
+        body = json.loads(text, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"{cls.__name__}: the body is no JSON.") from error
     if not isinstance(body, dict):
@@ -549,6 +553,13 @@ def typed(
         raise ProtocolError(f"{where}: the body is nested too deep.") from error
 
 
+def _constant(name: str) -> float:
+    """Python's JSON knows NaN and infinities; of ours only an endless epsilon is one."""
+    if name != "Infinity":
+        raise ProtocolError(f"a number in the body is not finite: {name}.")
+    return math.inf  # `_typed` refuses it everywhere but in a configuration
+
+
 def _typed(value: Any, hint: Any, where: str) -> Any:
     """Check a JSON value against a type hint and give it that type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -571,10 +582,14 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return _typed_dataclass(value, cast(type, hint), where)
     if hint is str:
         return _text(value, where, MAX_TEXT)
-    if hint is float and type(value) is int and abs(value) < 2**53:
+    if hint is float and type(value) is int and abs(value) < MAX_INT:
         return float(value)
     if type(value) is not hint:
         raise ProtocolError(f"{where} must be of type {hint.__name__}.")
+    if hint is float and not abs(value) <= MAX_FLOAT:  # 1e999 is read as infinity
+        raise ProtocolError(f"{where} is not finite, or too large.")
+    if hint is int and not abs(value) < MAX_INT:
+        raise ProtocolError(f"{where} is too large.")
     return value
 
 
@@ -760,9 +775,11 @@ def row_norms(rows: Rows) -> np.ndarray:
 
 
 def valid_votes(votes: np.ndarray) -> np.ndarray:
-    """Which rows [users, length] are finite, not negative, and of L2 norm at most 1.
+    """Which rows [users, length] are finite, not negative, and of L2 norm about 1 at most.
 
-    So are votes, and rows of bounded metrics.
+    So are votes, and rows of bounded metrics. They were rounded to float32, so a norm that
+    is a little above 1 is still honest; whoever adds them up clips each to 1 exactly
+    (`adapt.clipped_sum`).
 
     Returns
     -------

@@ -46,6 +46,9 @@ CLIP_RATE = 0.2
 # Bits of the clip, to the last of which a sum has its coordinates. Float64 has 53: it adds
 # two million such numbers without rounding.
 BITS = 32
+# How much of the clip a row may fill. Float64 may take a norm over n coordinates for up to
+# n/2 ulp less than it is; this is more than that for eight million coordinates.
+MARGIN = 1 - 2.0**-30
 Some = TypeVar("Some")
 
 
@@ -132,7 +135,8 @@ def one_round(run: Run, number: int, users: tuple[str, ...], crowd: Crowd) -> No
         for i, (node, names) in enumerate(groups(run, users))
     ]
     read = contribution(run.shapes, clip, config.signed_bytes)
-    answers = ask(run, step, tasks, read, add)
+    row = coded_shapes(run.shapes) if config.signed_bytes else run.shapes
+    answers = ask(run, step, tasks, read, add, row)
     counted = [user for reply in answers.replies for user in reply.users]
     if release is None:
         require(run, step, len(counted), crowd.adapt, answers.errors)
@@ -291,8 +295,9 @@ def clipped_sum(rows: Rows, clip: float) -> tuple[Rows, np.ndarray]:
     """Sum of the users' rows, each clipped to L2 norm `clip`, and their norms before.
 
     The sensitivity of the sum to one user is `clip`, in floating point too (Casacuberta
-    et al. 2022): each coordinate is cut, towards zero, to a multiple of 2^-32 times the
-    power of two above `clip`, and float64 adds such numbers exactly. So the sum has the
+    et al. 2022): a row is scaled to a little less than `clip`, by more than float64 errs
+    in its norm; each coordinate is cut, towards zero, to a multiple of 2^-32 times the
+    power of two above `clip`; and float64 adds such numbers exactly. So the sum has the
     same bits in whatever groups and order the rows come.
 
     Parameters
@@ -308,7 +313,7 @@ def clipped_sum(rows: Rows, clip: float) -> tuple[Rows, np.ndarray]:
         Name -> float64 [...], and float64 [users].
     """
     norms = row_norms(rows)
-    scale = np.minimum(1.0, clip / np.maximum(norms, 1e-12))
+    scale = np.minimum(1.0, clip * MARGIN / np.maximum(norms, 1e-12))
     unit = 2.0 ** (math.frexp(clip)[1] - BITS)
     total: Rows = {}
     for name, array in rows.items():

@@ -101,16 +101,19 @@ def carry_out(grid: Grid, folder: RunFolder, journal: Journal) -> None:
     run.total = work(config, *run.population)
     state.life += 1
     run.save()  # what this life sends counts up from here
-    begin(run, "hello")
-    census = hello(run, ours)
-    begin(run, "adapt")
-    adapt(run)
-    begin(run, "pool")
-    pool(run)
-    begin(run, "personalise")
-    personalise(run)
-    begin(run, "evaluate")
-    evaluate(run)
+    try:
+        begin(run, "hello")
+        census = hello(run, ours)
+        begin(run, "adapt")
+        adapt(run)
+        begin(run, "pool")
+        pool(run)
+        begin(run, "personalise")
+        personalise(run)
+        begin(run, "evaluate")
+        evaluate(run)
+    finally:
+        run.inbox.close()
     finish(run, census)
 
 

@@ -10,10 +10,12 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from flwr.app import Message, RecordDict
@@ -31,17 +33,17 @@ from ..common.protocol import (
     Task,
     check_step,
     check_users,
+    printable,
     size,
 )
 from ..common.signed import Part, make_part, part_names, seal_task
 from ..common.tasks.types import Dataset
 from ..common.wire import encode
 from .checkpoint import State, save
+from .inbox import Inbox, limits
 
 LOG = logging.getLogger("flwr")
 SHORTEST_WAIT, LONGEST_WAIT = 0.05, 0.5  # seconds between two looks for replies
-# Replies taken in at once: each may be as large as the model's shared adapter.
-AT_ONCE = 32
 SIGNING_KEY = "IDIOLECT_SIGNING_KEY"  # path of the one key of a server of devices
 # How often a device is asked: again at once (or nearly) where it is known to have died,
 # else after an equal share of the deadline, since a task or its answer may have got lost
@@ -162,6 +164,11 @@ class Run:
             own += ["unlabeled.file", "backbone"]
         return settings | {name: usual[name] for name in own}
 
+    @cached_property
+    def inbox(self) -> Inbox:
+        """Where the replies come in."""
+        return Inbox(self.grid)
+
     def head(self, step: str, users: Sequence[str]) -> dict[str, Any]:
         """Return the fields that every task begins with."""
         return {
@@ -264,6 +271,8 @@ def ask(
     tasks: Sequence[tuple[int, Task]],
     read: Callable[[RecordDict], AnyReply],
     keep: Callable[[AnyReply], AnyReply] = lambda reply: reply,
+    row: Shapes = MappingProxyType({}),
+    texts: int = 0,
 ) -> Answers[AnyReply]:
     """Send tasks, and collect the replies until all are in or the deadline has passed.
 
@@ -278,17 +287,22 @@ def ask(
     keep
         Called once with each reply that counts, in the order they come; returns what is
         to be kept of it.
+    row
+        Shapes of the arrays that a reply brings for each of its users.
+    texts
+        Texts that it brings for each of them. Both say how large a reply may be.
     """
     starts = time.monotonic()
     asking = Asking(run, step, tasks, starts + run.config.deadline)
     asking.begin()
     wait = SHORTEST_WAIT
+    most = limits(row, max((len(task.users) for _, task in tasks), default=0), texts)
     while asking.open and time.monotonic() < asking.ends:
         asking.ask_again()
         idle = True
-        for message in _arrived(run.grid, list(asking.waiting)):
+        for name, answer in run.inbox.arrived(list(asking.waiting), most):
             idle = False
-            asking.take(message, read, keep)
+            asking.take(name, answer, read, keep)
         wait = min(1.5 * wait, LONGEST_WAIT) if idle else SHORTEST_WAIT
         if idle:
             time.sleep(wait)
@@ -378,15 +392,16 @@ class Asking(Generic[AnyReply]):
 
     def take(
         self,
-        message: Message,
+        name: str,
+        answer: Message | IdiolectError,
         read: Callable[[RecordDict], AnyReply],
         keep: Callable[[AnyReply], AnyReply],
     ) -> None:
-        """Count an answer, whatever it is."""
-        index = self.waiting.pop(message.metadata.reply_to_message_id, None)
+        """Count an answer to the message of this id, whatever it is."""
+        index = self.waiting.pop(name, None)
         if index is None:
             return
-        if message.has_error() and index in self.again:  # the device starts again
+        if _died(answer) and index in self.again:  # the device starts again
             soon = time.monotonic() + RETRY_SECONDS
             self.again[index] = min(self.again[index], soon)
             return
@@ -396,7 +411,7 @@ class Asking(Generic[AnyReply]):
         node, task = self.tasks[index]
         try:
             self.replies[index] = keep(
-                _receive(self.run, self.step, message, task, read)
+                _receive(self.run, self.step, answer, task, read)
             )
         except LacksParts as error:
             self.run.holds.pop(node, None)
@@ -437,10 +452,9 @@ class Asking(Generic[AnyReply]):
             self.errors |= dict.fromkeys(_about(self.tasks[index][1]), late)
 
 
-def _arrived(grid: Grid, names: Sequence[str]) -> Iterator[Message]:
-    """The replies that are there, a few of them in memory at a time."""
-    for start in range(0, len(names), AT_ONCE):
-        yield from grid.pull_messages(names[start : start + AT_ONCE])
+def _died(answer: Message | IdiolectError) -> bool:
+    """Whether Flower says that a node, or its upload, ended before it had answered."""
+    return isinstance(answer, Message) and answer.has_error()
 
 
 def _about(task: Task) -> tuple[str, ...]:
@@ -477,13 +491,18 @@ def _send(run: Run, node: int, content: RecordDict, kind: str) -> str:
 def _receive(
     run: Run,
     step: Step,
-    message: Message,
+    message: Message | IdiolectError,
     task: Task,
     read: Callable[[RecordDict], AnyReply],
 ) -> AnyReply:
+    if isinstance(message, IdiolectError):
+        raise message
     if message.has_error():
-        reason = message.error.reason or f"error {message.error.code}"
-        raise IdiolectError(f"its node failed: {reason.splitlines()[0][:300]}")
+        # A node may say what it likes here, and that no operator's terminal should obey.
+        lines = (message.error.reason or "").splitlines() or [
+            f"error {message.error.code}"
+        ]
+        raise IdiolectError(f"its node failed: {printable(lines[0])[:300]}")
     run.state.cost.bytes_up += size(message.content)
     reply = read(message.content)
     check_step(reply, task.run, task.step)
@@ -509,8 +528,9 @@ def _receive(
 def _sentence(error: Exception) -> str:
     if isinstance(error, IdiolectError):
         return str(error)
-    LOG.warning("a reply could not be read", exc_info=error)
-    return f"{type(error).__name__}: {error}"[:300]
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    LOG.warning("a reply could not be read:\n%s", "\n".join(map(printable, lines)))
+    return printable(f"{type(error).__name__}: {error}")[:300]
 
 
 def _progress(run: Run, step: Step, counted: int, of: int, users: int) -> None:

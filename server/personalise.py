@@ -29,7 +29,7 @@ from ..common.protocol import (
 from ..common.tasks.load import task_of
 from ..common.tasks.metrics import means_of_sum, released_metrics
 from ..common.unlabeled import fingerprint
-from .adapt import crowd_of_run
+from .adapt import clipped_sum, crowd_of_run
 from .budget import charge, metrics_event, noise_of
 from .exchange import Run, Step, ask, groups, report, require
 
@@ -291,14 +291,18 @@ def measure_noisily(
         return {"sums": (len(fields["users"]), len(names) + 1)}
 
     answers = ask(
-        run, step, tasks, lambda record: unpack(EvaluateReply, record, shapes)
+        run,
+        step,
+        tasks,
+        lambda record: unpack(EvaluateReply, record, shapes),
+        row={"sums": (len(names) + 1,)},
     )
     total = np.zeros(len(names) + 1)
     counted, bad = [], {}
     for reply in answers.replies:
         rows = reply.sums["sums"]
         good = valid_votes(rows)
-        total += rows[good].sum(axis=0, dtype=np.float64)
+        total += clipped_sum({"sums": rows[good]}, 1.0)[0]["sums"]
         counted += [u for u, fine in zip(reply.users, good, strict=True) if fine]
         bad |= {
             user: "its row of metrics is not finite, negative, or longer than 1."

@@ -32,7 +32,7 @@ from ..common.tasks.load import public_items
 from ..common.tasks.types import Dataset, Item
 from ..common.unlabeled import Unlabeled, fingerprint
 from ..common.wire import as_received
-from .adapt import crowd_of_run, participants
+from .adapt import clipped_sum, crowd_of_run, participants
 from .budget import Crowd, Release, charge, noise_of, vote_event
 from .exchange import Run, Step, ask, groups, report, require
 
@@ -275,16 +275,24 @@ def ask_votes(
     def shapes(fields: dict) -> dict[str, tuple[int, ...]]:
         return {"votes": (len(fields["users"]), len(bank))}
 
-    answers = ask(run, step, tasks, lambda record: unpack(VoteReply, record, shapes))
+    answers = ask(
+        run,
+        step,
+        tasks,
+        lambda record: unpack(VoteReply, record, shapes),
+        row={"votes": (len(bank),)},
+    )
     anonymised = run.config.unlabeled.kind == "anonymised"
-    valid = valid_marks if anonymised else valid_votes
+    valid, add = (
+        (valid_marks, sum_of_marks) if anonymised else (valid_votes, sum_of_votes)
+    )
     total = np.zeros(len(bank))
     counted: list[str] = []
     bad: dict[str, str] = {}
     for reply in answers.replies:
         votes = reply.votes["votes"]
         good = valid(votes)
-        total += votes[good].sum(axis=0, dtype=np.float64)
+        total += add(votes[good])
         for user, is_good in zip(reply.users, good, strict=True):
             if is_good:
                 counted.append(user)
@@ -294,6 +302,20 @@ def ask_votes(
     if users or release is None:  # coins may name nobody: then only noise is released
         require(run, step, len(counted), len(users), answers.errors | bad)
     return total, counted
+
+
+def sum_of_votes(votes: np.ndarray) -> np.ndarray:
+    """Sum of votes [users, bank], each clipped to L2 norm 1 exactly: float64 [bank].
+
+    A vote that its device rounded to float32 may be a little longer, and the noise is
+    made for 1 (see `adapt.clipped_sum`).
+    """
+    return clipped_sum({"votes": votes}, 1.0)[0]["votes"]
+
+
+def sum_of_marks(marks: np.ndarray) -> np.ndarray:
+    """How many users marked each bucket, float64 [bank]: a count, and no release."""
+    return marks.sum(axis=0, dtype=np.float64)
 
 
 def valid_marks(votes: np.ndarray) -> np.ndarray:
@@ -328,7 +350,13 @@ def anonymised(run: Run) -> tuple[Unlabeled, ...]:
         )
         for i, (node, names) in enumerate(groups(run, users))
     ]
-    answers = ask(run, step, tasks, lambda record: unpack(OfferReply, record))
+    answers = ask(
+        run,
+        step,
+        tasks,
+        lambda record: unpack(OfferReply, record),
+        texts=config.unlabeled.offered,
+    )
     items = {
         user: [item for item in offered if is_scrubbed(item)]
         for reply in answers.replies

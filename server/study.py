@@ -54,6 +54,7 @@ from .pool import (
     charge_vote,
     public_text,
     shuffled_offers,
+    sum_of_votes,
     supported_buckets,
     written_by_shared,
 )
@@ -791,7 +792,7 @@ def _voted(
         voting = participants(everybody, release, config)
     total = np.zeros(len(bank))
     for user in voting:
-        total += personal.user_vote(backbone, bank, user, config)
+        total += sum_of_votes(personal.user_vote(backbone, bank, user, config)[None])
     floor = 0.0
     if release is not None:
         total = total + gaussian(total.shape, release.event.z, release.random)

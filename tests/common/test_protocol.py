@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tracemalloc
 from io import BytesIO
 
@@ -16,6 +17,7 @@ from idiolect.common.protocol import (
     EvaluateReply,
     Failure,
     HelloReply,
+    HelloTask,
     Outcome,
     PersonaliseReply,
     PersonaliseTask,
@@ -238,6 +240,78 @@ def test_arrays_where_none_belong_are_refused():
 def test_a_field_of_the_wrong_type_is_named(field, value, sentence):
     with pytest.raises(ProtocolError, match=sentence):
         read(with_body(**{field: value}))
+
+
+def numbers(word: str) -> list[RecordDict]:
+    """Replies with a word of JSON in the place of each float of each kind of message."""
+    log = PersonaliseReply(**REPLY, users=("u",), outcomes={"u": LOGGED})
+    table = EvaluateReply(**REPLY, users=("u",), metrics={"u": {"nll": 0.25}}, sums={})
+    changed = []
+    for reply, at in (
+        (log, '"seconds":0.5'),
+        (log, '"peak_rss_mb":10.0'),
+        (log, "[0.75,true"),  # alpha
+        (log, '"loss":0.125'),
+        (table, '"nll":0.25'),
+    ):
+        head = dict(pack(reply).config_records["message"])
+        body, old = str(head["body"]), at.strip("[").split(":")[-1].split(",")[0]
+        assert body.count(at) == 1
+        head["body"] = body.replace(at, at.replace(old, word))
+        changed.append(RecordDict({"message": ConfigRecord(head)}))
+    return changed
+
+
+LOGGED = Outcome(0.75, True, {"loss": 0.125})
+KINDS = (PersonaliseReply,) * 4 + (EvaluateReply,)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1.7e308", "1e101"]
+    + ["9" * 17, "9" * 400, "-" + "9" * 4000, "9" * 5000],
+)
+def test_a_number_that_is_not_finite_or_too_large_is_refused_everywhere(word):
+    for kind, record in zip(KINDS, numbers(word), strict=True):
+        with pytest.raises(ProtocolError, match=r"finite|type float|no JSON"):
+            unpack(kind, record)
+
+
+@pytest.mark.parametrize("word", ["-0.0", "0", "-0", "5e-324", "1e-310", "1e100"])
+def test_zeros_and_subnormals_are_numbers(word):
+    *logs, table = numbers(word)
+    seconds, memory, alpha, loss = (unpack(PersonaliseReply, one) for one in logs)
+    nll = unpack(EvaluateReply, table)
+    wanted = float(word)
+    assert seconds.seconds == wanted and memory.peak_rss_mb == wanted
+    assert alpha.outcomes["u"].alpha == wanted
+    assert loss.outcomes["u"].log == {"loss": wanted}
+    assert nll.metrics == {"u": {"nll": wanted}}
+    assert isinstance(seconds.seconds, float)
+
+
+@pytest.mark.parametrize("number", [2**53, -(2**53), 10**400])
+def test_a_count_is_no_larger_than_a_float_holds(number):
+    hello = HelloReply(
+        **REPLY,
+        **dict.fromkeys(("package", "backbone", "shared"), ""),
+        **dict.fromkeys(("users", "development"), ()),
+        simulation=False,
+        nodes=number,
+        dropped={},
+        truncated=0,
+    )
+    with pytest.raises(ProtocolError, match="nodes is too large"):
+        unpack(HelloReply, pack(hello))
+
+
+def test_an_endless_epsilon_of_a_configuration_arrives():
+    task = HelloTask("r", "s", {"privacy.epsilon": math.inf}, "", (), "00")
+    assert unpack(HelloTask, pack(task)).config == {"privacy.epsilon": math.inf}
+    for odd in (math.nan, -math.inf):
+        changed = dataclasses.replace(task, config={"privacy.epsilon": odd})
+        with pytest.raises(ProtocolError, match="not finite"):
+            unpack(HelloTask, pack(changed))
 
 
 def test_a_senders_words_reach_no_terminals_controls():

@@ -24,6 +24,7 @@ from idiolect.common.protocol import (
     unpack,
 )
 from idiolect.server import adapt, budget, checkpoint
+from idiolect.server import personalise as phases
 
 from .federation import FakeGrid, events, node_error, results, run
 from .test_run import Killed, alter, new_process, rows_of
@@ -551,6 +552,33 @@ def test_noisy_metrics_are_near_the_exact_ones_where_the_noise_is_small(central)
     assert noisy["nll"]["mean"] == pytest.approx(exact["nll"]["mean"], abs=1e-4)
     # It compares with another user's text, so one user would move the rows of others.
     assert "contrast" not in noisy
+
+
+def test_a_row_of_metrics_that_is_a_little_too_long_is_clipped(central, monkeypatch):
+    totals: list[np.ndarray] = []
+    monkeypatch.setattr(
+        phases, "gaussian", lambda shape, _std, _random: np.zeros(shape)
+    )
+    monkeypatch.setattr(
+        phases, "means_of_sum", lambda total, _names, _std: totals.append(total) or {}
+    )
+    plain = central | NOISY | {"methods": "shared", "adapt.rounds": 0}
+    plain |= {"privacy.noise": 1.0, "privacy.epsilon": math.inf}
+    for length in (1 + 9e-6, 0.0):
+
+        def stretch(record, length=length):
+            shape = tuple(record.array_records["arrays"]["sums/sums"].shape)
+            reply = unpack(EvaluateReply, record, lambda _f: {"sums": shape})
+            if reply.users != ("persona-001",):
+                return record
+            row = np.full(shape, length / shape[1] ** 0.5, np.float32)
+            return pack(dataclasses.replace(reply, sums={"sums": row}))
+
+        run(
+            plain | {"run-name": f"l{length:g}"},
+            FakeGrid(5, alter("evaluate", stretch)),
+        )
+    assert 1 - 1e-6 < np.linalg.norm(totals[0] - totals[1]) <= 1
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,30 @@ def test_a_bad_vote_does_not_count(settings, value):
     assert "vote" in results(folder)["run"]["failed"]["persona-002"]
 
 
+def test_a_vote_that_is_a_little_too_long_is_clipped_in_the_sum(settings):
+    """A vote of norm 1 + 9e-6 is valid for rounding's sake; it counts as one of norm 1."""
+
+    def weights(length: float) -> np.ndarray:
+        def stuff(record):
+            shape = tuple(record.array_records["arrays"]["votes/votes"].shape)
+            reply = unpack(VoteReply, record, lambda _fields: {"votes": shape})
+            if reply.users == ("persona-002",):
+                vote = np.zeros(shape, np.float32)
+                vote[0, :] = length / shape[1] ** 0.5
+                return pack(dataclasses.replace(reply, votes={"votes": vote}))
+            return record
+
+        name = {"run-name": f"length-{length > 0}"}
+        folder = run(settings | name, FakeGrid(5, alter("query.vote", stuff)))
+        assert not results(folder)["run"]["failed"]
+        handed = checkpoint.load(folder, {}).unlabeled or ()
+        return np.array([entry.weight for entry in handed])
+
+    settings |= {"adapt.rounds": 0, "methods": "shared", "users-per-node": 1}
+    moved = weights(1 + 9e-6) - weights(0.0)
+    assert 1 - 1e-6 < np.linalg.norm(moved) <= 1
+
+
 def test_metrics_that_are_not_finite_do_not_reach_the_table(settings):
     def spoil(record):
         reply = unpack(EvaluateReply, record)
@@ -341,8 +365,10 @@ def test_metrics_that_are_not_finite_do_not_reach_the_table(settings):
         return pack(dataclasses.replace(reply, metrics=metrics))
 
     settings |= {"adapt.rounds": 0, "methods": "shared", "quorum": 0.5}
-    found = results(run(settings, FakeGrid(2, alter("evaluate", spoil))))
+    settings |= {"users-per-node": 1}  # a node that sends such a number is not believed
+    found = results(run(settings, FakeGrid(5, alter("evaluate", spoil))))
     assert set(found["users"]) == {"persona-001", "persona-002"}
+    assert "not finite" in found["run"]["failed"]["persona-000"]
     assert found["methods"]["shared"]["nll"]["n"] == 2
 
 

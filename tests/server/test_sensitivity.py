@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,11 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from idiolect.common.errors import IdiolectError
-from idiolect.common.protocol import AdaptReply, ProtocolError, pack, valid_votes
+from idiolect.common.protocol import (
+    AdaptReply,
+    ProtocolError,
+    pack,
+    row_norms,
+    valid_votes,
+)
 from idiolect.common.tasks.metrics import bounded_row
 from idiolect.common.unlabeled import ballot
 from idiolect.server.adapt import clipped_sum, contribution, sum_rows
-from idiolect.server.pool import valid_marks
+from idiolect.server.pool import sum_of_votes, valid_marks
 
 # Anything that float32 holds: zeros, subnormals, 3e38, infinities, NaN.
 ANYTHING = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -86,12 +93,26 @@ def test_the_bits_of_the_sum_do_not_depend_on_groups_and_order(
 
 
 def test_cut_rows_do_not_exceed_the_clip():
-    """To the last bit but one: noise is made for the clip, not for a little more."""
+    """To the last bit: noise is made for the clip, not for a little more."""
     generator = np.random.default_rng(0)
     for _ in range(200):
         one = {n: 99 * generator.normal(size=(1, *s)) for n, s in SHAPES.items()}
         total, _ = clipped_sum(one, 0.5)
-        assert np.linalg.norm(flat(total)) <= 0.5 * (1 + 1e-15)
+        assert exact_square(flat(total)) <= Fraction(0.5) ** 2
+
+
+def exact_square(row: np.ndarray) -> Fraction:
+    """The square of a row's L2 norm, without any rounding."""
+    return sum((Fraction(float(x)) ** 2 for x in row), Fraction(0))
+
+
+def test_a_row_that_float64_takes_for_the_clips_length_is_not_longer():
+    """All its coordinates lie on the grid, so cutting takes nothing off them."""
+    unit = 2.0**-31  # of a clip of 1
+    long = {"b": np.array([[2.0**31, 1.0, 1.0, 1.0]]) * unit}
+    assert exact_square(long["b"][0]) > 1 and row_norms(long)[0] == 1.0
+    total, _ = clipped_sum(long, 1.0)
+    assert exact_square(total["b"]) <= 1
 
 
 def test_the_sum_is_exact_to_the_clips_billionth():
@@ -102,12 +123,46 @@ def test_the_sum_is_exact_to_the_clips_billionth():
     assert np.abs(flat(total) - expected).max() <= 50 * 128 * 2.0**-32
 
 
-@settings(max_examples=200, deadline=None)
-@given(hnp.arrays(np.float32, (3, 6), elements=ANYTHING))
-def test_one_vote_moves_the_histogram_by_no_more_than_one(votes):
-    good = valid_votes(votes)
-    for vote in votes[good].astype(np.float64):
-        assert np.linalg.norm(vote) <= 1 + 1e-5 and (vote >= 0).all()
+# What a vote or a row of metrics may hold, and what is only just refused.
+NEAR_ONE = st.one_of(
+    st.sampled_from([np.float32(x) for x in (0, 1, 0.6, 0.8, 2**-0.5, 6**-0.5, 1e-45)]),
+    st.floats(0, 1, width=32),
+    ANYTHING,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(hnp.arrays(np.float32, (4, 6), elements=NEAR_ONE), st.integers(0, 3))
+def test_one_vote_moves_the_histogram_by_no_more_than_one(votes, who):
+    everybody = votes[valid_votes(votes)]
+    without = np.delete(everybody, who, axis=0) if who < len(everybody) else everybody
+    moved = sum_of_votes(everybody) - sum_of_votes(without)
+    assert (moved >= 0).all() and exact_square(moved) <= 1
+
+
+@pytest.mark.parametrize("length", [1, 2, 6, 100, 4096])
+def test_a_vote_that_is_a_little_too_long_counts_as_one(length):
+    """Valid by the tolerance that rounding to float32 needs; the noise is made for 1."""
+    longest = np.full((1, length), np.float32((1 + 1e-5) / length**0.5), np.float32)
+    longest *= np.float32(1 - 1e-7)
+    assert exact_square(longest[0]) > 1 and valid_votes(longest)[0]
+    total = sum_of_votes(longest)
+    assert exact_square(total) <= 1
+    np.testing.assert_allclose(total, longest[0], rtol=2e-5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    hnp.arrays(np.float32, (6, 5), elements=NEAR_ONE),
+    st.permutations(range(6)),
+    st.integers(1, 6),
+)
+def test_the_bits_of_a_histogram_do_not_depend_on_groups_and_order(votes, order, size):
+    votes = np.where(valid_votes(votes)[:, None], votes, np.float32(0))
+    found = np.zeros(5)
+    for start in range(0, 6, size):
+        found += sum_of_votes(votes[order[start : start + size]])
+    assert np.array_equal(found, sum_of_votes(votes))
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,0 +1,400 @@
+"""What one node can put at the SuperLink, and what the ServerApp makes of it."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_id,
+)
+
+from idiolect.common.errors import IdiolectError
+from idiolect.server import inbox as module
+from idiolect.server.inbox import Inbox, Limits, inflated, limits
+
+from .superlink import Device, LocalGrid, SuperLink, store
+
+MOST = limits({"rows": (64, 8)}, 1)
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory):
+    return store(tmp_path_factory.mktemp("superlink"))
+
+
+@pytest.fixture
+def link(state):
+    link = SuperLink(state)
+    yield link
+    state.cleanup_run(link.run_id)
+
+
+@pytest.fixture
+def grid(link):
+    return LocalGrid(link)
+
+
+def ask(grid: LocalGrid, device: Device) -> str:
+    """Send a device a task; returns its id."""
+    task = Message(
+        RecordDict({"message": ConfigRecord({"a": 1})}), device.id, "train.x"
+    )
+    (name,) = grid.push_messages([task])
+    return name
+
+
+def content(rows: np.ndarray | None = None, word: str = "") -> RecordDict:
+    records: dict[str, Any] = {"message": ConfigRecord({"body": word})}
+    if rows is not None:
+        records["arrays"] = ArrayRecord({"rows": Array(rows)})
+    return RecordDict(records)
+
+
+def fetched(device: Device) -> Message:
+    task = device.task()
+    assert task is not None
+    return task
+
+
+def look(inbox: Inbox, *names: str, most: Limits = MOST) -> dict[str, Any]:
+    """What one look brings: task -> reply, or a sentence."""
+    found = inbox.arrived(names, most)
+    return {n: str(a) if isinstance(a, Exception) else a for n, a in found}
+
+
+def test_a_whole_reply_arrives_and_leaves_nothing_behind(link, grid):
+    device, inbox = Device(link), Inbox(grid)
+    name = ask(grid, device)
+    assert look(inbox, name) == {}
+    rows = np.arange(512, dtype=np.float32).reshape(64, 8)
+    device.send(Message(content(rows, "hello"), reply_to=fetched(device)))
+    (answer,) = look(inbox, name).values()
+    assert answer.content["message"]["body"] == "hello"
+    assert np.array_equal(answer.content["arrays"]["rows"].numpy(), rows)
+    assert link.left == (0, 0, 0)
+
+
+@pytest.mark.parametrize("missing", range(6))
+def test_an_incomplete_reply_is_waited_for_by_nobody(link, grid, missing):
+    """Whichever object is missing: the others' answers come, and this one when it can."""
+    slow, quick = Device(link, 0), Device(link, 1)
+    inbox, names = Inbox(grid), [ask(grid, slow), ask(grid, quick)]
+    rows = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    reply = Message(content(rows, "slow"), reply_to=fetched(slow))
+    objects = list(get_all_nested_objects(reply).items())
+    assert len(objects) == 6
+    session = slow.send(reply, leave_out=[missing])
+    assert look(inbox, *names) == {}
+    time.sleep(0.1)  # two objects are pulled at a time; the other may still come
+    before = link.pulled
+    assert look(inbox, *names) == {}
+    assert link.pulled == before  # what is missing is asked for first
+    quick.send(Message(content(rows + 1, "quick"), reply_to=fetched(quick)))
+    assert list(look(inbox, *names)) == [names[1]]
+    late, one = objects[missing]
+    assert slow.push(session, late, one.deflate())
+    (answer,) = look(inbox, names[0]).values()
+    assert np.array_equal(answer.content["arrays"]["rows"].numpy(), rows)
+    assert link.left == (0, 0, 0)
+
+
+def test_an_upload_that_broke_off_is_an_error_of_flowers_kind(link, grid, monkeypatch):
+    """So the device is asked again, as after a crash; Flower waits three minutes."""
+    device, inbox = Device(link), Inbox(grid)
+    name = ask(grid, device)
+    monkeypatch.setattr(
+        "flwr.supercore.corestate.sql_corestate.OBJECT_PUSH_SESSION_TTL_SECONDS", 0
+    )
+    device.announce(Message(content(), reply_to=fetched(device)))
+    (answer,) = look(inbox, name).values()
+    assert answer.has_error() and "broke off" in answer.error.reason
+    assert link.left == (0, 0, 0)
+
+
+# --- what does not arrive ----------------------------------------------------------------
+
+
+def rubbish(device: Device, task: Message) -> None:
+    """Objects with rubbish in the place of protobuf, under their true hash."""
+    reply = Message(content(word="x"), reply_to=task)
+    objects = get_all_nested_objects(reply)
+    config = next(n for n, one in objects.items() if isinstance(one, ConfigRecord))
+    bad = b"ConfigRecord  9\0\xff\xff\xff\xff\xff\xff\xff\xff\xff"
+    swap(device, reply, config, bad)
+
+
+def swap(device: Device, reply: Message, old: str, bad: bytes) -> None:
+    """Send a reply with another object in the place of one, and parents that name it."""
+    new = get_object_id(bad)
+    contents = {n: one.deflate() for n, one in get_all_nested_objects(reply).items()}
+    renamed = {old: (new, bad)}
+    for name, body in contents.items():  # children come before their parents
+        if name == old:
+            continue
+        for before, (after, _) in renamed.items():
+            body = body.replace(before.encode(), after.encode())
+        renamed[name] = (get_object_id(body), body)
+    bodies = dict(renamed.values())
+
+    def tree(name: str) -> ObjectTree:
+        head = bodies[name][: bodies[name].index(b"\0")].decode().split(" ")[1]
+        below = [tree(child) for child in head.split(",") if child in bodies]
+        return ObjectTree(object_id=name, children=below)
+
+    top = renamed[list(contents)[-1]][0]
+    proto = message_to_proto(remove_content_from_message(reply))
+    proto.metadata.message_id = top
+    wanted = device.announce_raw(proto, tree(top))
+    for now in wanted.objects_to_push:
+        assert device.push(wanted.session_id, now, bodies[now])
+
+
+def flood(size: int) -> Callable[[Device, Message], None]:
+    def send(device: Device, task: Message) -> None:
+        rows = np.random.default_rng(0).bytes(size)
+        device.send(Message(content(np.frombuffer(rows, np.uint8)), reply_to=task))
+
+    return send
+
+
+def long_text(device: Device, task: Message) -> None:
+    device.send(Message(content(word="x" * (3 << 20)), reply_to=task))
+
+
+def many_arrays(device: Device, task: Message) -> None:
+    arrays = {f"a{i}": Array(np.full(1, i, np.float32)) for i in range(40)}
+    record = RecordDict({"arrays": ArrayRecord(arrays)})
+    device.send(Message(record, reply_to=task))
+
+
+def bomb(device: Device, task: Message) -> None:
+    """An array of 100 KB that names its one piece a million times: 10^11 bytes."""
+    reply = Message(content(np.zeros((64, 8), np.float32)), reply_to=task)
+    objects = get_all_nested_objects(reply)
+    (name,) = [n for n, one in objects.items() if isinstance(one, Array)]
+    piece = next(iter(objects[name].children or {}))
+    body = {"dtype": "float32", "shape": [64, 8], "stype": "numpy.ndarray"}
+    text = json.dumps(body | {"arraychunk_ids": [0] * 300_000}).encode()
+    swap(device, reply, name, f"Array {piece} {len(text)}".encode() + b"\0" + text)
+
+
+def negative_places(device: Device, task: Message) -> None:
+    """The same, with places counted from the end."""
+    reply = Message(content(np.zeros((64, 8), np.float32)), reply_to=task)
+    objects = get_all_nested_objects(reply)
+    (name,) = [n for n, one in objects.items() if isinstance(one, Array)]
+    piece = next(iter(objects[name].children or {}))
+    text = json.dumps({"arraychunk_ids": [-1] * 1000}).encode()
+    swap(device, reply, name, f"Array {piece} {len(text)}".encode() + b"\0" + text)
+
+
+def deep(device: Device, task: Message) -> None:
+    """Arrays whose description is nested without end."""
+    reply = Message(content(np.zeros((64, 8), np.float32)), reply_to=task)
+    objects = get_all_nested_objects(reply)
+    (name,) = [n for n, one in objects.items() if isinstance(one, Array)]
+    piece = next(iter(objects[name].children or {}))
+    text = b'{"arraychunk_ids":' + b"[" * 100_000
+    swap(device, reply, name, f"Array {piece} {len(text)}".encode() + b"\0" + text)
+
+
+def numbers(device: Device, task: Message) -> None:
+    """A kind of record that no reply of ours has."""
+    record = RecordDict({"metrics": MetricRecord({"x": 1.0})})
+    device.send(Message(record, reply_to=task))
+
+
+def no_message(device: Device, task: Message) -> None:
+    """The object that should be the message is a record."""
+    reply = Message(content(), reply_to=task)
+    objects = get_all_nested_objects(reply)
+    swap(device, reply, list(objects)[-1], objects[list(objects)[0]].deflate() + b"")
+
+
+def stranger_inside(device: Device, task: Message) -> None:
+    """A record names an object that was never announced."""
+    reply = Message(content(), reply_to=task)
+    objects = get_all_nested_objects(reply)
+    name = list(objects)[-2]
+    text = json.dumps({"message": "0" * 64}).encode()
+    swap(
+        device,
+        reply,
+        name,
+        f"RecordDict {'0' * 64} {len(text)}".encode() + b"\0" + text,
+    )
+
+
+ATTACKS = [
+    (rubbish, "cannot be read: DecodeError"),
+    (flood(1 << 20), "more than the"),
+    (long_text, "more than the"),
+    (many_arrays, "parts, .* are allowed"),
+    (bomb, "more than the"),
+    (negative_places, "more than the"),
+    (deep, "cannot be read"),
+    (numbers, "unknown kind"),
+    (stranger_inside, "cannot be read: KeyError"),
+]
+
+
+@pytest.mark.parametrize(
+    ("attack", "sentence"),
+    ATTACKS,
+    ids=[getattr(a, "__name__", "x") for a, _ in ATTACKS],
+)
+def test_a_hostile_reply_is_its_senders_failure_and_is_deleted(
+    link, grid, attack, sentence
+):
+    bad, good = Device(link, 0), Device(link, 1)
+    inbox, names = Inbox(grid), [ask(grid, bad), ask(grid, good)]
+    attack(bad, fetched(bad))
+    good.send(Message(content(word="here"), reply_to=fetched(good)))
+    found = look(inbox, *names)
+    assert set(found) == set(names)
+    with pytest.raises(AssertionError, match=sentence):
+        raise AssertionError(found[names[0]])
+    assert found[names[0]].isprintable() and len(found[names[0]]) < 300
+    assert found[names[1]].content["message"]["body"] == "here"
+    assert link.left == (0, 0, 0)
+    # Whatever was sent: no more was read than is allowed, and one object.
+    assert link.pulled < MOST.body + MOST.tensors + (5 << 20)
+
+
+def test_no_object_is_pulled_of_a_reply_with_too_many(link, grid):
+    device, inbox = Device(link), Inbox(grid)
+    name = ask(grid, device)
+    many_arrays(device, fetched(device))
+    assert "are allowed" in look(inbox, name)[name]
+    assert link.pulled == 0
+
+
+def test_a_reply_is_counted_for_the_task_it_was_checked_for(link, grid):
+    """What is written inside it may name another device's task."""
+    liar, honest = Device(link, 0), Device(link, 1)
+    inbox, names = Inbox(grid), [ask(grid, liar), ask(grid, honest)]
+    reply = Message(content(word="forged"), reply_to=fetched(liar))
+    proto = message_to_proto(remove_content_from_message(reply))
+    reply.metadata.__dict__["_reply_to_message_id"] = names[1]
+    reply.metadata.__dict__["_src_node_id"] = honest.id
+    objects = get_all_nested_objects(reply)
+    proto.metadata.message_id = list(objects)[-1]
+    below: list[ObjectTree] = []
+    for one in objects:
+        below = [ObjectTree(object_id=one, children=below)]
+    session = liar.announce_raw(proto, below[0]).session_id
+    for one, body in objects.items():
+        assert liar.push(session, one, body.deflate())
+    found = look(inbox, *names)
+    assert set(found) == {names[0]}
+    honest.send(Message(content(word="true"), reply_to=fetched(honest)))
+    assert look(inbox, names[1])[names[1]].content["message"]["body"] == "true"
+
+
+def test_a_device_cannot_answer_for_another_or_twice(link, grid):
+    liar, honest = Device(link, 0), Device(link, 1)
+    inbox, names = Inbox(grid), [ask(grid, liar), ask(grid, honest)]
+    own, stolen = fetched(liar), fetched(honest)
+    forged = Message(content(word="forged"), reply_to=stolen)
+    forged.metadata.__dict__["_src_node_id"] = liar.id
+    liar.announce(forged)
+    liar.send(Message(content(word="first"), reply_to=own))
+    liar.announce(Message(content(word="second"), reply_to=own))
+    found = look(inbox, *names)
+    assert {n: a.content["message"]["body"] for n, a in found.items()} == {
+        names[0]: "first"
+    }
+
+
+def test_what_flower_says_of_a_node_that_is_gone_arrives(link, grid):
+    device, inbox = Device(link), Inbox(grid)
+    name = ask(grid, device)
+    link.state.deactivate_node(device.id)
+    (answer,) = look(inbox, name).values()
+    assert answer.has_error() and link.left == (0, 0, 0)
+
+
+def test_a_nodes_own_error_arrives(link, grid):
+    device, inbox = Device(link), Inbox(grid)
+    name = ask(grid, device)
+    device.send(Message(Error(0, "\x1b[2J no"), reply_to=fetched(device)))
+    assert look(inbox, name)[name].error.reason == "\x1b[2J no"
+
+
+def test_late_and_unfinished_replies_are_deleted(link, grid, monkeypatch):
+    monkeypatch.setattr(module, "SWEEP", 0.0)
+    devices = [Device(link, i) for i in range(3)]
+    inbox, names = Inbox(grid), [ask(grid, device) for device in devices]
+    tasks = [fetched(device) for device in devices]
+    unfinished = Message(content(word="unfinished"), reply_to=tasks[0])
+    session = devices[0].send(unfinished, leave_out=[0])
+    assert look(inbox, *names) == {}
+    # The deadline has passed, and the next step asks somebody else.
+    other = ask(grid, devices[2])
+    assert look(inbox, other) == {}
+    devices[1].send(Message(content(word="late"), reply_to=tasks[1]))
+    (first, one), *_ = get_all_nested_objects(unfinished).items()
+    assert not devices[0].push(session, first, one.deflate())
+    assert look(inbox, other) == {}
+    assert link.left[0] > 0  # the tasks that wait
+    devices[2].send(Message(content(word="late, too"), reply_to=tasks[2]))
+    devices[2].send(Message(content(word="other"), reply_to=fetched(devices[2])))
+    inbox.close()
+    assert link.left == (0, 0, 0)
+
+
+def test_a_question_that_fails_costs_nobody_else(link, grid, monkeypatch):
+    """Up to 64 nodes are asked for one by one; of more, a failing question is divided."""
+    import httpx
+
+    devices = [Device(link, i) for i in range(2)]
+    names = [ask(grid, device) for device in devices]
+    for device in devices:
+        device.send(Message(content(word="here"), reply_to=fetched(device)))
+    original = link.PullMessages
+
+    def fail(request):
+        if names[0] in request.message_ids:
+            answer = httpx.Response(500, request=httpx.Request("POST", "http://x"))
+            answer.raise_for_status()
+        return original(request)
+
+    monkeypatch.setattr(link, "PullMessages", fail, raising=False)
+    monkeypatch.setattr(module, "LOOKS", 1)
+    found = look(Inbox(grid), *names)
+    assert "HTTPStatusError" in found[names[0]]
+    assert found[names[1]].content["message"]["body"] == "here"
+
+
+def test_an_object_under_another_name_is_refused():
+    with pytest.raises(IdiolectError, match="not the one that it announced"):
+        inflated("0" * 64, {"0" * 64: b"Message  0\0"}, MOST)
+
+
+def test_limits_follow_what_was_asked_for():
+    hello = limits({}, 0)
+    assert hello.tensors == 0 and hello.body <= 1 << 20 and hello.objects < 10
+    rows = {f"layer{i}": (4096, 16) for i in range(100)}
+    one, ten = limits(rows, 1), limits(rows, 10)
+    assert 100 * 4 * 4096 * 16 < one.tensors < 1.01 * 100 * 4 * 4096 * 16
+    assert 9 < ten.tensors / one.tensors < 10
+    # An honest reply: message, records, and per array itself and its pieces of 5 MiB.
+    assert one.objects >= 4 + 100 * 2
+    assert limits({}, 2, texts=8).body > 2 * 8 * 60_000
+    assert limits({}, 10**6, texts=10**6).body <= 64 << 20

@@ -519,10 +519,15 @@ def _check(name: str, value: object) -> Scalar:
         hint = f"did you mean '{near[0]}'?" if near else "see docs/configuration.md."
         raise IdiolectError(f"unknown config key '{printable(name, 80)}': {hint}")
     wanted = type(entry.default)
-    if wanted is float and type(value) is int:
-        # One that no float holds is out of range, whatever the range is.
-        value = (
-            float(value) if abs(value) <= MOST_INT else math.copysign(math.inf, value)
+    # Within these bounds only: what no float holds is out of range as it is.
+    if wanted is float and type(value) is int and abs(value) <= MOST_INT:
+        value = float(value)
+    number = type(value) in (int, float) and wanted in (int, float)
+    low, high = entry.metadata["low"], entry.metadata["high"]
+    endless = type(value) is float and value == math.inf and entry.metadata["infinite"]
+    if number and not (low <= cast(float, value) <= high or endless):
+        raise IdiolectError(
+            f"config key '{name}' is {quoted(value)}: it must lie in [{low:g}, {high:g}]."
         )
     if type(value) is not wanted:
         raise IdiolectError(
@@ -531,14 +536,6 @@ def _check(name: str, value: object) -> Scalar:
         )
     if isinstance(value, str):
         return _check_text(name, value, entry.metadata["choices"])
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        low, high = entry.metadata["low"], entry.metadata["high"]
-        endless = value == math.inf and entry.metadata["infinite"]
-        if not (low <= value <= high or endless):
-            raise IdiolectError(
-                f"config key '{name}' is {quoted(value)}: it must lie in [{low:g}, "
-                f"{high:g}]."
-            )
     return cast(Scalar, value)
 
 

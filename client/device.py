@@ -14,8 +14,10 @@ from flwr.app import Message, RecordDict
 
 from ..common.adapters import Lora
 from ..common.config import Config, parse
+from ..common.errors import IdiolectError
 from ..common.personal import forget
 from ..common.protocol import AdaptTask, HelloTask, Task, device_user, size
+from ..common.text import read_json
 from . import consent, history, limits, owner
 from .consent import Refusal
 from .node import server_of
@@ -55,8 +57,15 @@ class Device:
         self.user = device_user(node)
 
     def config(self, given: Mapping[str, object]) -> Config:
-        """Return the run's configuration, with what this device decides itself."""
+        """Return the run's configuration, with what this device decides itself.
+
+        Whether it works at all just now is decided first: what comes next may load the
+        backbone.
+        """
         chosen = consent.settings(self._vault)
+        if consent.paused(self._vault):
+            raise Refusal("the owner has paused this device.")
+        limits.check_now(chosen)
         wanted = cast(int, given.get("max-length", 512))
         own: dict[str, object] = {
             "backbone": chosen["backbone"],
@@ -76,12 +85,10 @@ class Device:
 
     def node(self, task: Task, started: float) -> Node:
         """Find out whether the owner takes part, and with what."""
-        if consent.paused(self._vault):
-            raise Refusal("the owner has paused this device.")
-        limits.check_now(consent.settings(self._vault))
         if task.users not in ((), (self.user,)):
             raise Refusal(f"the task is for {task.users[0]:.80}, this is {self.user}.")
         config = self.config(task.config)
+        consent.agree(self._vault, task.run, task.run, config)
         shelf = VaultShelf(self._vault, task.run)
         if isinstance(task, HelloTask):
             self._check_server(task)
@@ -141,21 +148,17 @@ class Device:
             body["run"],
             str(head["kind"]),
             size(record),
-            _declared(message),
+            consent.cover(str(head["kind"]), self._declared(message)),
         )
         return record
 
-
-def _declared(message: Message) -> float | None:
-    """Budget that the task's run declares; None where it gives no guarantee."""
-    try:
-        text = cast(str, message.content.config_records["message"]["body"])
-        config = json.loads(text)["config"]
-        epsilon = float(config["privacy.epsilon"])
-        bounded = config["privacy.mode"] == "central" and epsilon < float("inf")
-    except (KeyError, ValueError, TypeError):
-        return None
-    return epsilon if bounded else None
+    def _declared(self, message: Message) -> Config | None:
+        """Return the configuration that came with a task; None where it is none."""
+        try:
+            text = cast(str, message.content.config_records["message"]["body"])
+            return self.config(read_json(text)["config"])
+        except (KeyError, ValueError, TypeError, AttributeError, IdiolectError):
+            return None
 
 
 def check_round(shelf: VaultShelf, number: int) -> None:

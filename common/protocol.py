@@ -29,8 +29,11 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from .bounds import beyond
+from .config import MOST_INT
 from .errors import IdiolectError
 from .tasks.types import Item
+from .text import printable, read_json
 from .unlabeled import Unlabeled
 
 SCHEMA = 4
@@ -44,11 +47,6 @@ Rows = dict[str, np.ndarray]
 CODES = "codes"
 Shapes = Mapping[str, tuple[int, ...]]
 Message = TypeVar("Message", bound="Step")
-
-
-def printable(text: str) -> str:
-    """A sender's sentence without what a terminal or a log would obey, and not too long."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text[:500])
 
 
 class ProtocolError(IdiolectError):
@@ -465,6 +463,8 @@ def unpack(
             values[name] = _typed(body[name], hints[name], f"{cls.__name__}.{name}")
     except RecursionError as error:
         raise ProtocolError(f"{cls.__name__}: the body is nested too deep.") from error
+    if said := beyond(values):
+        raise ProtocolError(f"{cls.__name__}.{said}.")
     wanted = shapes(values) if shapes else {}
     group = "".join(entry.name for entry in fields(cls) if entry.type == Rows)
     arrays = _arrays(record, group, wanted)
@@ -489,8 +489,8 @@ def _body(record: RecordDict, cls: type[Step]) -> dict[str, Any]:
     if not isinstance(text, str) or len(text) > MAX_BODY:
         raise ProtocolError(f"{cls.__name__}: the body is no text of allowed size.")
     try:
-        body = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        body = read_json(text)
+    except ValueError as error:
         raise ProtocolError(f"{cls.__name__}: the body is no JSON.") from error
     if not isinstance(body, dict):
         raise ProtocolError(f"{cls.__name__}: the body is no JSON object.")
@@ -526,7 +526,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return _text(value, where, MAX_TEXT)
     if hint is float and type(value) is int and abs(value) < 2**53:
         return float(value)
-    if type(value) is not hint:
+    if type(value) is not hint or (hint is int and abs(value) > MOST_INT):
         raise ProtocolError(f"{where} must be of type {hint.__name__}.")
     return value
 
@@ -536,7 +536,7 @@ def _typed_union(value: Any, arguments: tuple[Any, ...], where: str) -> Any:
     if type(None) in arguments:
         rest = [hint for hint in arguments if hint is not type(None)]
         return None if value is None else _typed(value, rest[0], where)
-    if type(value) not in arguments:
+    if type(value) not in arguments or (type(value) is int and abs(value) > MOST_INT):
         raise ProtocolError(f"{where} has a type that is not allowed.")
     return _text(value, where, MAX_TEXT) if isinstance(value, str) else value
 

@@ -1,23 +1,35 @@
 """Whole runs on devices: real vaults and the real server, without a network between."""
 
 import json
+import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from idiolect.client import consent, history, owner
+from idiolect.client import consent, history, owner, state
 from idiolect.client.device import Device, VaultShelf, check_round
 from idiolect.client.history import Entry
 from idiolect.client.node import Server, join
 from idiolect.client.vault import RandomKey, Vault
 from idiolect.common import personal
-from idiolect.common.config import parse
+from idiolect.common.config import flatten, parse
 from idiolect.common.errors import IdiolectError
-from idiolect.common.protocol import Failure, ShareTask, device_user, pack, unpack
+from idiolect.common.privacy.protected import planned
+from idiolect.common.protocol import (
+    SCHEMA,
+    AdaptTask,
+    Failure,
+    ShareTask,
+    device_user,
+    pack,
+    unpack,
+)
 from idiolect.common.tasks.load import load_dataset
 from idiolect.common.tasks.types import Prompt, User
 
@@ -129,6 +141,12 @@ def settings(tmp_path, model, public) -> dict:
     }
 
 
+def allow(vaults: list[Vault]) -> None:
+    """Raise the owners' ceilings to what a run of three users takes."""
+    for vault in vaults:
+        consent.choose(vault, fewest_users="2", most_delta="0.01")
+
+
 CLEAR = {"update": "clear", "votes": "clear", "metrics": "clear"}
 PRIVATE = {
     "privacy.mode": "central",
@@ -216,19 +234,142 @@ def test_each_outflow_has_its_own_consent(vaults, settings, answers, sentence):
 
 
 def test_metrics_are_noisy_only_where_they_are_said_to_be(vaults, settings):
+    allow(vaults)
     with pytest.raises(IdiolectError, match="consent to metrics, only with noise"):
         run(settings | PRIVATE | {"privacy.metrics": "clear"}, DeviceGrid(vaults))
 
 
 def test_a_private_run_needs_no_more_than_the_usual_consent(vaults, settings):
+    allow(vaults)
     grid = DeviceGrid(vaults)
     folder = run(settings | PRIVATE, grid)
     found = results(folder)
     assert not found["users"] and not found["pairs"]
     assert set(found["methods"]) == {"base", "shared", "c-bpo"}
     assert found["privacy"]["mode"] == "central"
-    assert {one.epsilon for one in consent.sent(vaults[0])} == {8.0}
+    # Two rounds, a vote and three methods; what holds no text of the owner has no epsilon.
+    said = [(one.kind, one.epsilon) for one in consent.sent(vaults[0])]
+    released = (
+        [("AdaptReply", 8.0)] * 2 + [("VoteReply", 8.0)] + [("EvaluateReply", 8.0)] * 3
+    )
+    assert [one for one in said if one[1]] == released
+    assert {kind for kind, epsilon in said if epsilon is None} == {
+        "HelloReply",
+        "PersonaliseReply",
+    }
     assert all(owner.versions(vault) for vault in vaults)
+    (charged,) = consent.spent(vaults[0]).values()
+    assert (charged.epsilon, charged.delta, charged.releases) == (8.0, 1e-3, 6)
+
+
+def test_a_second_run_is_refused_where_both_exceed_the_owners_ceiling(vaults, settings):
+    allow(vaults)
+    run(settings | PRIVATE | {"run-name": "one"}, DeviceGrid(vaults))
+    before = [consent.spent(vault) for vault in vaults]
+    with pytest.raises(
+        IdiolectError, match="ceiling for privacy does not allow"
+    ) as said:
+        run(settings | PRIVATE | {"run-name": "two"}, DeviceGrid(vaults))
+    assert not any(
+        digit in str(said.value).partition("failure:")[2] for digit in "0123456789"
+    )
+    assert [consent.spent(vault) for vault in vaults] == before
+    for vault in vaults:
+        consent.choose(vault, most_epsilon="16")
+    folder = run(settings | PRIVATE | {"run-name": "three"}, DeviceGrid(vaults))
+    assert results(folder)["methods"]
+    assert [consent.total(consent.spent(v).values())[0] for v in vaults] == [16.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"privacy.seeded": True}, "only with noise \\(privacy.seeded is true"),
+        (
+            {"quorum": 0.1},
+            "only with noise \\(a sum of it may be of no more than 0.3 users",
+        ),
+        (
+            {"privacy.cohort": 1},
+            "only with noise \\(a sum of it may be of no more than 1 users",
+        ),
+        ({"privacy.epsilon": 1e5}, "only with noise \\(epsilon 1e\\+05 excludes"),
+        ({"privacy.epsilon": math.inf}, "only with noise \\(privacy.epsilon is inf"),
+    ],
+)
+def test_noise_that_is_none_gets_nothing(vaults, settings, change, said):
+    for vault in vaults:
+        consent.choose(vault, fewest_users="1", most_delta="inf", most_epsilon="inf")
+    grid = DeviceGrid(vaults)
+    with pytest.raises(IdiolectError) as raised:
+        run(settings | PRIVATE | {"quorum": 1.0} | change, grid)
+    failures = [body["sentence"] for body in grid.bodies("Failure")]
+    assert failures and all(re.search(said, one) for one in failures), raised.value
+    kinds = {kind for kind, _ in grid.traffic if kind.endswith("Reply")}
+    assert kinds == {"HelloReply"}
+
+
+def test_a_server_that_asks_for_more_releases_than_declared_gets_none(vaults, settings):
+    """Without a cap as well: the run's own number of rounds is one."""
+    allow(vaults)
+    shelf = VaultShelf(vaults[0], "r")
+    config = parse(settings | PRIVATE | {"adapt.rounds": 2})
+    for number in range(2):
+        state.take_part(
+            shelf, "u", "adapt", f"adapt/{number}", "x", planned(config)["update"]
+        )
+    state.take_part(shelf, "u", "adapt", "adapt/1", "x", planned(config)["update"])
+    with pytest.raises(consent.Refusal, match="took part in 2 releases"):
+        state.take_part(shelf, "u", "adapt", "adapt/2", "x", planned(config)["update"])
+
+
+def test_a_paused_device_loads_no_backbone(vaults, settings, monkeypatch):
+    def load(*_args):
+        raise AssertionError("the backbone was loaded")
+
+    config = flatten(parse(settings | {"backbone": "tiny"}))
+    rows = {"x": np.zeros((2, 2), np.float32)}
+    task = AdaptTask("r", "s", config, "", (device_user(100),), 0, "", 1.0, rows)
+    device = Device(vaults[0], 100)
+    monkeypatch.setattr("idiolect.client.tasks.load_backbone", load)
+    assert "AssertionError" in ask(
+        device, "train.adapt", task
+    )  # else it would prove nothing
+    consent.pause(vaults[0], True)
+    assert "paused" in ask(device, "train.adapt", task)
+    consent.pause(vaults[0], False)
+    consent.choose(vaults[0], max_load="1e-9")
+    assert "busy" in ask(device, "train.adapt", task)
+
+
+HUGE = "1" + "0" * 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"config": ' + "[" * 200_000,
+        '{"config": ' + '{"a":' * 200_000,
+        '{"config": {"privacy.mode": "central", "privacy.epsilon": ' + HUGE + "}}",
+        '{"run": "r", "config": {"privacy.mode": "central", "privacy.epsilon": 1e400}}',
+        '{"run": "r", "run": "q", "config": {}}',
+        '{"config": {"max-length": ' + HUGE + "}}",
+        '{"config": {"max-length": "12"}}',
+        '{"config": ' + "9" * 5000 + "}",
+        '{"config": []}',
+        "[]",
+        "\x00",
+    ],
+)
+@pytest.mark.parametrize("kind", ["query.hello", "train.adapt", "evaluate"])
+def test_no_text_of_a_task_ends_the_worker(vaults, body, kind):
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    head = {"schema": SCHEMA, "kind": "AdaptTask", "body": body}
+    record = RecordDict({"message": ConfigRecord(head)})
+    answer = Device(vaults[0], 100).answer(Message(record, 100, kind))
+    assert answer.config_records["message"]["kind"] == "Failure"
+    (noted,) = consent.sent(vaults[0])
+    assert (noted.kind, noted.epsilon) == ("Failure", None)
 
 
 @pytest.mark.parametrize("kind", ["votes", "public", "self", "anonymised"])
@@ -371,8 +512,6 @@ def ask(device: Device, kind: str, task) -> str:
 
 
 def share_task(settings: dict, *users: str, **more) -> ShareTask:
-    from idiolect.common.config import flatten
-
     config = flatten(parse(settings | {"unlabeled.kind": "self"} | more))
     return ShareTask("r", "s", config, "", users)
 

@@ -199,7 +199,7 @@ def _faintness(config: Config, outflow: str) -> str:
     """Why the releases of one outflow are not."""
     users = fewest(config, outflow)
     if users < FEWEST:
-        return f"its sums may be of {users:.3g} users"
+        return f"a sum of it may be of no more than {users:.3g} users"
     if not config.privacy.noise:
         return ""
     z, budget = multiplier(config, outflow), config.privacy.epsilon

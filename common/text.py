@@ -7,11 +7,15 @@ for a part of a line, `lines` for text of several lines, `tell` and `tell_json` 
 `print`, and `guard` for a log.
 """
 
+import argparse
+import contextlib
+import io
 import json
 import logging
 import sys
 import tomllib
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 # Joiners and the soft hyphen belong to words of several scripts and show nothing by
@@ -59,7 +63,7 @@ def lines(text: str) -> str:
 def shown(value: Any) -> Any:
     """Return a JSON-like value in which every text and key is one printable line."""
     if isinstance(value, str):
-        return printable(value)
+        return printable(value, 10 * LONGEST)
     if isinstance(value, Mapping):
         return {shown(key): shown(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -77,6 +81,19 @@ def tell_json(value: Any, indent: int | None = None) -> None:
     # `json` leaves DEL as it is.
     text = json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
     print(text, flush=True)
+
+
+def parsed(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Parse a command line; what is said about a wrong one is printable too."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parser.parse_args(arguments)
+    finally:
+        if text := said.getvalue():
+            tell(text.removesuffix("\n"), sys.stderr)
 
 
 class Printable(logging.Filter):
@@ -103,6 +120,13 @@ def guard(log: logging.Logger) -> None:
     for place in (log, *log.handlers):
         if not any(isinstance(one, Printable) for one in place.filters):
             place.addFilter(Printable())
+
+
+def guard_tracebacks() -> None:
+    """Print what nobody foresaw, which quotes what caused it, printable as well."""
+    sys.excepthook = lambda *error: tell(
+        "".join(traceback.format_exception(*error)).rstrip("\n"), sys.stderr
+    )
 
 
 # --- reading ---------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from ..common.protocol import (
     size,
 )
 from ..common.tasks.types import Dataset
+from ..common.text import printable
 from ..common.wire import encode
 from .checkpoint import State, save
 
@@ -164,7 +165,8 @@ class Run:
 
     def warn(self, message: str) -> None:
         """Tell the reader of the log and of the journal."""
-        LOG.warning(message)
+        message = printable(message, 2000)  # it may quote a device
+        LOG.warning("%s", message)
         self.journal.write({"event": "warning", "message": message})
 
 
@@ -343,7 +345,8 @@ def _receive(
 ) -> AnyReply:
     if message.has_error():
         reason = message.error.reason or f"error {message.error.code}"
-        raise IdiolectError(f"its node failed: {reason.splitlines()[0][:300]}")
+        first = (reason.splitlines() or [""])[0]
+        raise IdiolectError(f"its node failed: {printable(first, 300)}")
     run.state.cost.bytes_up += size(message.content)
     reply = read(message.content)
     check_step(reply, task.run, task.step)

@@ -4,6 +4,7 @@ On a device no app is run: `idiolect node` (module `node`) answers the same task
 with the code that its owner installed.
 """
 
+import logging
 import math
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from ..common.protocol import HelloTask, Task
 from ..common.signed import Sealed, verify
 from ..common.tasks.load import load_dataset
 from ..common.tasks.types import Dataset, User
+from ..common.text import guard
 from .state import Folder, agreed
 from .tasks import Node, answer
 
+guard(logging.getLogger("flwr"))
 app = ClientApp()
 
 

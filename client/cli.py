@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import IdiolectError
 from ..common.files import home
+from ..common.text import guard_tracebacks, parsed, printable, tell, tell_json
 
 if TYPE_CHECKING:
+    from .consent import Sent
     from .history import Entry
     from .owner import Version
     from .vault import Vault
@@ -26,20 +28,22 @@ if TYPE_CHECKING:
 # Imported by the functions that need them: `--help` must not wait for torch.
 
 WIDTH = 60  # characters of a text in a list
+PRIVATE = "-: from standard input, or asked for"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `idiolect` and return its exit code."""
-    options = _parser().parse_args(arguments)
+    guard_tracebacks()
+    options = parsed(_parser(), arguments)
     try:
         return options.run(options)
     except IdiolectError as error:
         if options.json:
-            print(json.dumps({"error": str(error)}))
-        print(f"error: {error}", file=sys.stderr)
+            tell_json({"error": str(error)})
+        tell(f"error: {error}", sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted", sys.stderr)
         return 130
     except BrokenPipeError:  # `idiolect history list | head`
         sys.stderr.close()
@@ -126,7 +130,9 @@ def _add_history(commands: Any) -> None:
     )
     parts = part.add_subparsers(required=True, metavar="COMMAND")
     one = _add(parts, "list", _list, "list the pairs, oldest first")
-    one.add_argument("--search", default="", metavar="TEXT", help="only those with it")
+    one.add_argument(
+        "--search", default="", metavar="TEXT", help=f"only those with it; {PRIVATE}"
+    )
     one.add_argument("--last", type=int, metavar="N", help="only the newest N")
     _add(parts, "sources", _sources, "list where the pairs came from")
     one = _add(
@@ -137,8 +143,12 @@ def _add_history(commands: Any) -> None:
     one = _add(commands, "feedback", _feedback, "like or dislike a pair")
     one.add_argument("verdict", choices=("up", "down"))
     one.add_argument("id", nargs="?", default="", help="a pair of `history list`")
-    one.add_argument("--prompt", default="", help="of a new pair")
-    one.add_argument("--text", default="", help="of a new pair")
+    one.add_argument("--prompt", default="", help=f"of a new pair; {PRIVATE}")
+    one.add_argument(
+        "--text",
+        default="",
+        help=f"of a new pair; {PRIVATE}; where both are -, the first line is the prompt",
+    )
 
     one = _add(
         commands, "forget", _forget, "erase text, and the adapters that learnt it"
@@ -157,7 +167,7 @@ def _add_model(commands: Any) -> None:
     one.add_argument("--method", choices=("c-bpo", "oppu"), default="c-bpo")
     one.add_argument("--learning-rate", type=float, default=3e-3, metavar="RATE")
     one = _add(commands, "generate", _generate, "continue a prompt in the owner's way")
-    one.add_argument("prompt")
+    one.add_argument("prompt", nargs="?", help=f"(default: -); {PRIVATE}")
     one.add_argument("--compare", action="store_true", help="also without the adapter")
     one.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     _add(commands, "rollback", _rollback, "use the adapter before the one in use")
@@ -210,8 +220,60 @@ def _open(options: argparse.Namespace) -> "Vault":
 
 
 def _say(options: argparse.Namespace, found: Any, text: str) -> int:
-    print(json.dumps(found) if options.json else text)
+    if options.json:
+        tell_json(found)
+    else:
+        tell(text)
     return 0
+
+
+# --- private text ----------------------------------------------------------------------
+
+ASK = "-"  # as a value: read it from standard input, or ask at the terminal
+
+
+def _private(given: str | None, what: str, rest: bool = True) -> str:
+    """Return text that is nobody else's business, from where nobody else can read it.
+
+    Everyone on a machine can read the command lines of its processes while they run, and
+    the shell keeps them. So text is read from standard input; at a terminal it is asked
+    for, one line. Text that was given as an argument is taken, with a warning.
+
+    Parameters
+    ----------
+    given
+        What stood on the command line; None or `ASK`: nothing did.
+    what
+        What it is called.
+    rest
+        Take all that is left of standard input, or only its next line.
+    """
+    if given not in (None, ASK):
+        if given:
+            tell(
+                f"warning: the {what} stands on the command line, where other users of "
+                f"this machine can read it and the shell keeps it: give '{ASK}' instead.",
+                sys.stderr,
+            )
+        return given
+    if sys.stdin.isatty():
+        tell(f"{what} (one line):", sys.stderr)
+        rest = False
+    from .history import LONGEST
+
+    try:
+        text = sys.stdin.read(LONGEST + 1) if rest else sys.stdin.readline(LONGEST + 1)
+    except UnicodeDecodeError:
+        raise IdiolectError(
+            f"the {what} is not UTF-8 text: save it as UTF-8."
+        ) from None
+    if len(text) > LONGEST:
+        raise IdiolectError(
+            f"the {what} has more than {LONGEST} characters: give a shorter one."
+        )
+    if not text.strip():
+        raise IdiolectError(f"there is no {what} on standard input: write one.")
+    return text.strip("\r\n")
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -256,7 +318,7 @@ def _rewrap(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     from . import owner
-    from .consent import settings
+    from .consent import balance, settings
     from .history import entries
 
     with _open(options) as vault:
@@ -269,6 +331,7 @@ def _status(options: argparse.Namespace) -> int:
             "disliked": sum(not entry.liked for entry in everything),
             "active": owner.active(vault),
             "adapters": [_shown(one) for one in owner.versions(vault)],
+            "privacy": balance(vault),
         }
     head = "{vault}: {liked} liked and {disliked} disliked pairs, backbone {backbone}"
     lines = [head.format(**found)]
@@ -277,6 +340,7 @@ def _status(options: argparse.Namespace) -> int:
         lines.append(f"{mark} adapter {one['number']}: {_judged(one)}")
     if not found["active"]:
         lines.append("no adapter is in use: `idiolect personalize` trains one.")
+    lines += _balance(found["privacy"])
     return _say(options, found, "\n".join(lines))
 
 
@@ -286,6 +350,24 @@ def _shown(version: "Version") -> dict[str, Any]:
     return {
         k: v for k, v in found.items() if k not in ("generations", "pairs", "allowed")
     }
+
+
+def _balance(found: dict[str, Any]) -> list[str]:
+    """Say what runs were charged, of what the owner allows."""
+    most = found["ceilings"]
+    text = (
+        f"privacy, {found['runs']} runs together: epsilon {found['epsilon']:.4g} of "
+        f"{most['most-epsilon']}, delta {found['delta']:.3g} of {most['most-delta']}, "
+        f"{found['releases']} of {most['most-releases']} releases; sums of at least "
+        f"{most['fewest-users']} users (`idiolect settings`)"
+    )
+    if not found["clear"]:
+        return [text]
+    named = ", ".join(found["clear"])
+    more = (
+        f"not protected, and not counted there: {named}, in clear (`idiolect consent`)"
+    )
+    return [text, more]
 
 
 def _judged(one: dict[str, Any]) -> str:
@@ -314,16 +396,17 @@ def _import(options: argparse.Namespace) -> int:
     return _say(
         options,
         {"new": counts[0], "known": counts[1], "source": source},
-        f"{counts[0]} pairs {verb} from '{source}', {counts[1]} were there already.",
+        f"{counts[0]} pairs {verb} from '{printable(source)}', {counts[1]} were there "
+        "already.",
     )
 
 
 def _list(options: argparse.Namespace) -> int:
     from .history import entries
 
+    word = _private(options.search, "text to search for").casefold()
     with _open(options) as vault:
         found = entries(vault)
-    word = options.search.casefold()
     found = [e for e in found if word in f"{e.prompt.text}\n{e.target}".casefold()]
     if options.last is not None:
         found = found[max(len(found) - options.last, 0) :]
@@ -338,7 +421,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()), WIDTH + 1)
     return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
 
 
@@ -360,7 +443,7 @@ def _sources(options: argparse.Namespace) -> int:
     with _open(options) as vault:
         for entry in entries(vault):
             counts[entry.source] = counts.get(entry.source, 0) + 1
-    lines = [f"{count:6}  {source}" for source, count in counts.items()]
+    lines = [f"{count:6}  {printable(source)}" for source, count in counts.items()]
     return _say(options, counts, "\n".join(lines) if lines else "nothing.")
 
 
@@ -388,12 +471,14 @@ def _feedback(options: argparse.Namespace) -> int:
 
     if bool(options.id) == bool(options.text):
         raise IdiolectError("feedback is about an ID, or about a new pair by --text.")
+    given = None
+    if not options.id:
+        prompt = _private(options.prompt, "prompt", options.text != ASK)
+        text = _private(options.text, "text")
+        given = Entry(Prompt("", clean(prompt)), clean(text))
     # In one transaction: what is forgotten meanwhile does not come back.
     with _open(options) as vault, vault.transaction():
-        if options.id:
-            (entry,) = find(vault, [options.id])
-        else:
-            entry = Entry(Prompt("", clean(options.prompt)), clean(options.text))
+        entry = given or find(vault, [options.id])[0]
         entry = judge(vault, entry, options.verdict == "up")
     verb = "liked" if entry.liked else "disliked: the next training learns to avoid it"
     return _say(options, _plain(entry), f"{entry.id} is {verb}.")
@@ -468,8 +553,9 @@ def _verdict(new: "Version") -> str:
 def _generate(options: argparse.Namespace) -> int:
     from .owner import write
 
+    prompt = _private(options.prompt, "prompt")
     with _open(options) as vault:
-        found = write(vault, options.prompt, options.max_new_tokens, options.compare)
+        found = write(vault, prompt, options.max_new_tokens, options.compare)
     lines = [f"{name + ':':10}{text}" for name, text in found.items()]
     text = "\n".join(lines) if options.compare else found["personal"]
     return _say(options, found, text)
@@ -517,7 +603,8 @@ def _join(options: argparse.Namespace) -> int:
     with _open(options) as vault:
         join(vault, server)
         line = public_line(vault)
-    text = f"joined {server.address}. Its operator registers this device by its key:\n"
+    text = f"joined {printable(server.address)}. Its operator registers this device by "
+    text += "its key:\n"
     return _say(options, {"server": server.address, "key": line}, text + line)
 
 
@@ -529,7 +616,7 @@ def _node(options: argparse.Namespace) -> int:
     key = unlock(options.vault, options.passphrase_file)
     with Vault.open(options.vault, key) as vault:  # before anything is started
         joined(vault)
-    keep_running(options.vault, key, lambda line: print(line, flush=True))
+    keep_running(options.vault, key, tell)
     return 0
 
 
@@ -560,7 +647,7 @@ def _settings(options: argparse.Namespace) -> int:
                 raise IdiolectError("give the setting's new value as well.")
             choose(vault, **{options.name: options.value})
         found = settings(vault)
-    lines = [f"{name:12}{value}" for name, value in found.items()]
+    lines = [f"{name:14}{value}" for name, value in found.items()]
     return _say(options, found, "\n".join(lines))
 
 
@@ -571,12 +658,17 @@ def _sent(options: argparse.Namespace) -> int:
         found = sent(vault)
     lines = [
         f"{strftime('%Y-%m-%d %H:%M:%S', localtime(one.time))}  {one.bytes:9}  "
-        f"{'no bound' if one.epsilon is None else f'eps {one.epsilon:<4g}'}  "
-        f"{one.kind:16}  {one.run}"
+        f"{printable(one.kind, 16):16}  {printable(one.run, 60):20}  {_covered(one)}"
         for one in found
     ]
     text = "\n".join(lines) if lines else "nothing."
     return _say(options, [asdict(one) for one in found], text)
+
+
+def _covered(one: "Sent") -> str:
+    if one.epsilon is not None:
+        return f"eps {one.epsilon:g}"
+    return f"no bound ({printable(one.why, 200)})" if one.why else "no bound"
 
 
 def _pause(options: argparse.Namespace) -> int:

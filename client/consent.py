@@ -3,20 +3,29 @@
 An outflow has one of three answers:
 
     no      nothing of this kind leaves
-    noisy   only as part of a sum to which the server adds noise, within its ledger
-    clear   in any case
+    noisy   only where it is protected (`privacy.protected`), and within the owner's
+            ceilings, which hold for all runs together
+    clear   in any case; it counts as unprotected, and against no ceiling
 
-``noisy`` is a promise of the server, made in the run's configuration; a device cannot see
-the noise being added. Raw text (unlabeled.kind `others`) has no answer: no device sends it.
+That noise is added is a promise of the server, made in the run's configuration; a device
+sees what is promised and not the noise. Raw text (unlabeled.kind `others`) has no answer:
+no device sends it.
 """
 
 import json
+import logging
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from time import time
 
 from ..common.config import Config
 from ..common.errors import IdiolectError
+from ..common.privacy.protected import Claim, claim, epsilon_of, protected, used
+from ..common.text import printable
 from .vault import DEVICE, Record, Vault
+
+LOG = logging.getLogger("flwr")
 
 # Outflow -> the answer of an owner who said nothing.
 DEFAULTS = {
@@ -82,29 +91,46 @@ def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
             f"the owner does not consent to {NAMES[outflow]}: the owner can change that "
             "(idiolect consent training yes)."
         )
-    noisy = config.privacy.mode == "central" and config.privacy.epsilon < float("inf")
-    if outflow == "metrics":
-        noisy = noisy and config.privacy.metrics == "noisy"
-    if outflow == "items":
-        noisy = False
-    if given == "no" or (given == "noisy" and not noisy):
-        only = ", only with noise" if given == "noisy" else ""
+    why = protected(config, outflow)
+    if given == "no" or (given == "noisy" and why):
+        only = f", only with noise ({why})" if given == "noisy" else ""
         raise Refusal(
             f"the owner does not consent to {NAMES[outflow]}{only}: the owner can change "
             f"that (idiolect consent {outflow} clear), or the run its privacy keys."
         )
 
 
-# Setting -> its value before the owner chose one; 0: no limit.
+# Setting -> its value before the owner chose one.
 SETTINGS = {
     "backbone": "tiny",
     "max-length": "512",
     "threads": "0",
     "memory-mb": "0",
-    "max-seconds": "0",
+    # Ten times what a phone-sized backbone takes for one task, so that honest work is not
+    # given up, and no configuration keeps a device busy for days.
+    "max-seconds": "3600",
     "max-load": "0",
     "on-battery": "yes",
+    # One run of the default budget (privacy.epsilon=8, privacy.delta=1e-6) fits, and
+    # another one of it does not: from then on the owner decides.
+    "most-epsilon": "8",
+    "most-delta": "1e-5",
+    "most-releases": "100",
+    # Noise hides one user at any number; but where it is less than was promised, as many
+    # others are what is left to hide among.
+    "fewest-users": "10",
 }
+_LIMITS = {  # whole numbers; 0: no limit
+    "threads": (0, 4096),
+    "memory-mb": (0, 2**24),
+    "max-length": (16, 2**20),
+    "fewest-users": (1, 10**7),
+}
+_NUMBERS = {  # 0: no limit
+    "max-seconds": 30 * 86_400.0,
+    "max-load": 1e6,
+}
+CEILINGS = ("most-epsilon", "most-delta", "most-releases")  # 0: nothing; inf: no limit
 
 
 def settings(vault: Vault) -> dict[str, str]:
@@ -123,26 +149,176 @@ def choose(vault: Vault, **chosen: str) -> None:
     for name, value in chosen.items():
         check_setting(name.replace("_", "-"), value)
     named = {name.replace("_", "-"): value for name, value in chosen.items()}
-    body = json.dumps(settings(vault) | named).encode()
+    before = json.loads(vault.get("state", "settings") or b"{}")
+    # Only what was chosen: a default that changes later holds for everybody else.
+    body = json.dumps(before | named).encode()
     vault.put("state", [Record("settings", body)], DEVICE)
 
 
 def check_setting(name: str, value: str) -> None:
     """Refuse a setting that is none, or a value that is not of its kind."""
     if name not in SETTINGS:
-        raise IdiolectError(f"there is no setting '{name}': {', '.join(SETTINGS)}.")
+        raise IdiolectError(
+            f"there is no setting '{printable(name, 40)}': {', '.join(SETTINGS)}."
+        )
+    number = _number(value)
     if name == "backbone":
-        return
-    if name == "on-battery":
+        fine, what = bool(value) and value.isprintable(), "`tiny`, an id or a folder"
+    elif name == "on-battery":
         fine, what = value in ("yes", "no"), "yes or no"
-    elif name in ("max-load", "max-seconds"):
-        fine, what = value.replace(".", "", 1).isdigit(), "a number; 0: no limit"
-    elif name == "max-length":
-        fine, what = value.isdigit() and int(value) >= 16, "a whole number from 16 on"
+    elif name in CEILINGS:
+        fine, what = number >= 0, "a number; 0 allows nothing, inf everything"
+    elif name in _NUMBERS:
+        most = _NUMBERS[name]
+        fine, what = 0 <= number <= most, f"a number up to {most:g}; 0: no limit"
     else:
-        fine, what = value.isdigit(), "a whole number; 0: no limit"
+        low, high = _LIMITS[name]
+        whole = value.isascii() and value.isdigit()
+        fine = whole and low <= number <= high
+        what = f"a whole number from {low} to {high}" + ("; 0: no limit" * (not low))
     if not fine:
-        raise IdiolectError(f"setting '{name}' is {value!r}: it takes {what}.")
+        raise IdiolectError(
+            f"setting '{name}' is '{printable(value, 40)}': it takes {what}."
+        )
+
+
+def _number(text: str) -> float:
+    """Return the number that a text says; not a number where it says none."""
+    try:
+        return float(text) if text.isascii() and len(text) < 40 else math.nan
+    except ValueError:
+        return math.nan
+
+
+# --- ceilings over all runs ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one run was charged when the device first answered it.
+
+    Attributes
+    ----------
+    name
+        The run's name, as its server says it.
+    epsilon, delta, releases, users
+        What it declared (`protected.Claim`).
+    """
+
+    name: str
+    epsilon: float
+    delta: float
+    releases: int
+    users: float
+
+
+def spent(vault: Vault) -> dict[str, Spent]:
+    """Run id -> what it was charged."""
+    found = json.loads(vault.get("state", "spent") or b"{}")
+    return {run: Spent(**fields) for run, fields in found.items()}
+
+
+def total(charges: Iterable[Spent | Claim]) -> tuple[float, float, int]:
+    """Epsilon, delta and releases of all runs together.
+
+    Sums: basic composition, which holds whatever the runs have in common and however the
+    later ones were chosen by what the earlier ones released.
+    """
+    listed = list(charges)
+    return (
+        math.fsum(one.epsilon for one in listed),
+        math.fsum(one.delta for one in listed),
+        sum(one.releases for one in listed),
+    )
+
+
+def within(chosen: Mapping[str, str], charges: Iterable[Spent | Claim]) -> bool:
+    """Whether charges stay below the owner's ceilings."""
+    return all(
+        amount <= float(chosen[name]) * (1 + 1e-9)
+        for name, amount in zip(CEILINGS, total(charges), strict=True)
+    )
+
+
+def agree(vault: Vault, run: str, name: str, config: Config) -> None:
+    """Charge a run's declared budget, once, before anything is answered.
+
+    Only what leaves as `noisy` counts: a run from which nothing does costs nothing here,
+    since `clear` claims no protection and `no` lets nothing out.
+
+    Parameters
+    ----------
+    vault
+        Of the owner.
+    run
+        What tells the run from all others. A run that is asked for again is charged
+        nothing more, unless it declares more than before.
+    name
+        What the owner is shown.
+    config
+        As the run declares it.
+
+    Raises
+    ------
+    Refusal
+        Beyond the owner's ceilings, or below the floor for users; nothing was charged.
+        The server hears no more than that.
+    """
+    answers = consents(vault)
+    outflows = [
+        outflow
+        for outflow in used(config)
+        if answers.get(outflow) == "noisy" and not protected(config, outflow)
+    ]
+    if not outflows:
+        return
+    charges = spent(vault)
+    new = _charge(charges.get(run), printable(name, 100), claim(config))
+    if charges.get(run) == new:
+        return
+    chosen = settings(vault)
+    charges[run] = new
+    if new.users < float(chosen["fewest-users"]) or not within(
+        chosen, charges.values()
+    ):
+        LOG.warning(
+            "run %s is refused: with epsilon %.3g, delta %.3g, %d releases and sums of "
+            "%.3g users it is not within what `idiolect settings` allows",
+            *(new.name, new.epsilon, new.delta, new.releases, new.users),
+        )
+        raise Refusal("the owner's ceiling for privacy does not allow this run.")
+    body = json.dumps({one: asdict(entry) for one, entry in charges.items()}).encode()
+    vault.put("state", [Record("spent", body)], DEVICE)
+
+
+def _charge(before: Spent | None, name: str, now: Claim) -> Spent:
+    """Return what a run is charged in all: never less than it once was."""
+    if before is None:
+        return Spent(name, now.epsilon, now.delta, now.releases, now.users)
+    return Spent(
+        before.name,
+        max(before.epsilon, now.epsilon),
+        max(before.delta, now.delta),
+        max(before.releases, now.releases),
+        min(before.users, now.users),
+    )
+
+
+def balance(vault: Vault) -> dict[str, object]:
+    """What the runs so far were charged, the ceilings, and what leaves unprotected."""
+    chosen, charges, answers = settings(vault), spent(vault), consents(vault)
+    epsilon, delta, releases = total(charges.values())
+    return {
+        "epsilon": epsilon,
+        "delta": delta,
+        "releases": releases,
+        "runs": len(charges),
+        "ceilings": {name: chosen[name] for name in (*CEILINGS, "fewest-users")},
+        "clear": [name for name in NAMES if answers.get(name) == "clear"],
+    }
+
+
+# --- pause -----------------------------------------------------------------------------
 
 
 def paused(vault: Vault) -> bool:
@@ -158,6 +334,18 @@ def pause(vault: Vault, yes: bool) -> None:
         vault.delete("state", ["paused"])
 
 
+# --- what left ------------------------------------------------------------------------
+
+# Kind of a message -> what of the owner's text it was made from; all others from none.
+OUTFLOW_OF = {
+    "AdaptReply": "update",
+    "VoteReply": "votes",
+    "OfferReply": "items",
+    "ShareReply": "text",
+    "EvaluateReply": "metrics",
+}
+
+
 @dataclass(frozen=True)
 class Sent:
     """One message that left this device.
@@ -171,7 +359,10 @@ class Sent:
     bytes
         Of text and tensors.
     epsilon
-        The budget that the run declared for all it releases; None: no guarantee.
+        What the run's noisy releases have together, where the message was one of them;
+        None: no bound.
+    why
+        Why there is none.
     """
 
     time: float
@@ -179,14 +370,36 @@ class Sent:
     kind: str
     bytes: int
     epsilon: float | None
+    why: str = ""
+
+
+def cover(kind: str, config: Config | None) -> tuple[float | None, str]:
+    """Say what protects a message: an epsilon, or None and why there is none.
+
+    Parameters
+    ----------
+    kind
+        The protocol's name of the message.
+    config
+        Of its run; None if it could not be read.
+    """
+    outflow = OUTFLOW_OF.get(kind)
+    if outflow is None:
+        return None, "nothing of the text is in it"
+    if config is None:
+        return None, "the run's configuration could not be read"
+    if outflow == "votes" and config.unlabeled.kind == "anonymised":
+        outflow = "items"  # marks, which are counted without noise
+    why = protected(config, outflow)
+    return (None, why) if why else (epsilon_of(config), "")
 
 
 def note_sent(
-    vault: Vault, run: str, kind: str, size: int, epsilon: float | None
+    vault: Vault, run: str, kind: str, size: int, covered: tuple[float | None, str]
 ) -> None:
-    """Note a message before it is sent."""
+    """Note a message, and what protects it (`cover`), before it is sent."""
     number = vault.count_up("sent", DEVICE)
-    body = json.dumps(asdict(Sent(time(), run, kind, size, epsilon))).encode()
+    body = json.dumps(asdict(Sent(time(), run[:200], kind, size, *covered))).encode()
     vault.put("sent", [Record(str(number), body)], DEVICE)
 
 

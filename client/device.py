@@ -110,6 +110,7 @@ class Device:
     def node(self, task: Task, started: float) -> Node:
         """Find out whether the owner takes part, and with what."""
         self._doing = config = self._config(task.config)
+        consent.agree(self._vault, task.run, config.run_name, config)
         if isinstance(task, HelloTask):
             self._drop_old_runs(task)
         everything = history.entries(self._vault)
@@ -168,15 +169,14 @@ class Device:
         with self._vault.transaction():
             record = self._unless_forgotten(record)
             head = record.config_records["message"]
-            config = self._doing
+            kind, config = str(head["kind"]), self._doing
+            run = json.loads(cast(str, head["body"]))["run"]
             consent.note_sent(
                 self._vault,
-                config.run_name
-                if config
-                else json.loads(cast(str, head["body"]))["run"],
-                str(head["kind"]),
+                config.run_name if config else run,
+                kind,
                 size(record),
-                _declared(config) if config else None,
+                consent.cover(kind, config),
             )
         return record
 
@@ -188,10 +188,3 @@ class Device:
             body = json.loads(cast(str, record.config_records["message"]["body"]))
             return pack(Failure(body["run"], body["step"], str(refusal)))
         return record
-
-
-def _declared(config: Config) -> float | None:
-    """Budget that a run declares; None where it gives no guarantee."""
-    privacy = config.privacy
-    bounded = privacy.mode == "central" and privacy.epsilon < float("inf")
-    return privacy.epsilon if bounded else None

@@ -1,7 +1,8 @@
 """What the owner lets a federated run take from this machine.
 
-Every limit is off until it is set (`idiolect settings NAME VALUE`). Work beyond one is
-refused or given up, with a sentence that the server records.
+Every limit but that of time is off until it is set (`idiolect settings NAME VALUE`). Work
+beyond one is refused or given up, with a sentence that the server records. They are looked
+at before the backbone is loaded.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import torch
 from .consent import Refusal
 
 POWER = Path("/sys/class/power_supply")
+AGAIN = 30.0  # seconds after which work that outlived the limit is given up once more
 
 
 def check_now(settings: Mapping[str, str], power: Path = POWER) -> None:
@@ -72,7 +74,7 @@ def time_limit(settings: Mapping[str, str]) -> Iterator[None]:
         raise Refusal(f"the work took longer than the {seconds:g} s that are allowed.")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN if seconds else 0.0)
     try:
         yield
     finally:

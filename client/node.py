@@ -34,10 +34,12 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import load_pem_x509_certificate
 
 from ..common.errors import IdiolectError
+from ..common.text import guard, guard_tracebacks, printable, read_json, tell
 from .consent import settings
 from .vault import DEVICE, Key, Passphrase, RandomKey, Record, Vault
 
 LOG = logging.getLogger("flwr")
+LARGEST_INVITATION = 100_000  # characters
 POLL = 1.0  # seconds between two questions for a task
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a worker is started again
 SETTLED = 120.0  # a worker that lived this long is not failing at its start
@@ -71,12 +73,13 @@ def read_invitation(file: Path) -> Server:
         It is no such file.
     """
     try:
-        server = Server(**json.loads(file.read_text()))
+        with file.open() as stream:
+            server = Server(**read_json(stream.read(LARGEST_INVITATION)))
         load_pem_x509_certificate(server.certificate.encode())
         if len(bytes.fromhex(server.signing_key)) != 32:
             raise ValueError("the signing key has not 32 bytes")
         host, _, port = server.address.rpartition(":")
-        if not host or not 0 < int(port) < 65536:
+        if not host or not 0 < int(port) < 65536 or not _is_plain(server.address):
             raise ValueError("the address is not host:port")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise IdiolectError(
@@ -84,6 +87,10 @@ def read_invitation(file: Path) -> Server:
             "that `idiolect-server keys init` writes."
         ) from error
     return server
+
+
+def _is_plain(address: str) -> bool:
+    return address.isascii() and address.isprintable() and len(address) < 300
 
 
 def server_of(vault: Vault) -> Server | None:
@@ -247,6 +254,7 @@ def serve(vault: Vault) -> None:
     from .device import Device
     from .limits import hold_process
 
+    guard(LOG)  # with the handlers that Flower has given it by now
     server, key = joined(vault), node_key(vault)
     with http_request_response(
         server.address,
@@ -272,7 +280,7 @@ def serve(vault: Vault) -> None:
                     return_type=Message,
                 )
                 task.metadata.__dict__["_message_id"] = tree.object_id
-                LOG.info("task %s", task.metadata.message_type)
+                LOG.info("task %s", printable(task.metadata.message_type, 40))
                 began = time.monotonic()
                 reply = Message(device.answer(task), reply_to=task)
                 reply.metadata.__dict__["_message_id"] = reply.object_id
@@ -308,6 +316,8 @@ def main() -> int:
         line += byte
     given = json.loads(line)
     LOG.propagate = False  # it has a handler of its own
+    guard(LOG)
+    guard_tracebacks()
     threading.Thread(target=_watch_keeper, daemon=True).start()
     key = (
         Passphrase(given["passphrase"])
@@ -318,7 +328,7 @@ def main() -> int:
         with Vault.open(Path(sys.argv[1]), key) as vault:
             serve(vault)
     except IdiolectError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        tell(f"error: {error}", sys.stderr)
         return 1
     return 0
 

@@ -191,7 +191,9 @@ def keep(shelf: Shelf, user: str, now: Agreed) -> None:
     shelf.write(_agreed_name(user), json.dumps(asdict(now)).encode())
 
 
-def take_part(shelf: Shelf, user: str, stage: str, release: str, content: str) -> None:
+def take_part(
+    shelf: Shelf, user: str, stage: str, release: str, content: str, planned: int = 0
+) -> None:
     """Note, before anything is computed, that this user takes part in a release.
 
     Parameters
@@ -205,6 +207,8 @@ def take_part(shelf: Shelf, user: str, stage: str, release: str, content: str) -
     content
         Hash of what the rows depend on. A release that is asked for again, after a
         crash, counts once, but only if the same is asked.
+    planned
+        How many releases of the stage the run's configuration has; 0: not known.
 
     Raises
     ------
@@ -223,11 +227,12 @@ def take_part(shelf: Shelf, user: str, stage: str, release: str, content: str) -
                 "before: it counts as one release, so only one is answered."
             )
         return
-    if before.most and len(took) >= before.most:
+    most = min([n for n in (before.most, planned) if n], default=0)
+    if most and len(took) >= most:
         raise Refusal(
             f"user '{user}' took part in {len(took)} releases of stage '{stage}' "
-            "already, as many as privacy.participations allowed at first contact: it sits "
-            "this one out."
+            "already, as many as the run declared or as privacy.participations allowed "
+            "at first contact: it sits this one out."
         )
     took = {**took, release: content}
     keep(shelf, user, replace(before, took={**before.took, stage: took}))

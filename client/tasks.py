@@ -35,6 +35,7 @@ from ..common.config import SETLESS, UNTRAINED, Config, LoraShape
 from ..common.errors import IdiolectError
 from ..common.manifest import ManifestError, accept
 from ..common.manifest import parse as parse_manifest
+from ..common.privacy.protected import charged, planned
 from ..common.process import peak_mb, process_name
 from ..common.protocol import (
     AdaptReply,
@@ -527,11 +528,7 @@ def _willing(
     `content` is a hash of what the rows depend on, beside the agreed configuration.
     """
     node.permit(outflow, node.config)
-    unprotected = (stage == "metrics" and not _noisy(node.config)) or (
-        stage == "votes" and node.config.unlabeled.kind == "anonymised"
-    )
-    private = node.config.privacy.mode == "central" and not unprotected
-    if private and not task.release:
+    if charged(node.config, outflow) and not task.release:
         raise IdiolectError(
             "the task names no release of the ledger, though privacy.mode is 'central': "
             "it is not answered."
@@ -539,7 +536,10 @@ def _willing(
 
     def count(users: Sequence[User]) -> list[None]:
         return [
-            state.take_part(node.shelf, user.id, stage, task.release, content)
+            state.take_part(
+                *(node.shelf, user.id, stage, task.release, content),
+                planned(node.config).get(outflow, 0),
+            )
             for user in users
         ]
 

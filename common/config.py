@@ -11,13 +11,13 @@ import difflib
 import json
 import math
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from .errors import IdiolectError
+from .text import printable, read_toml
 
 Scalar = str | int | float | bool
 
@@ -41,6 +41,27 @@ SETLESS = ("oppu", "cope")
 KINDS = ("votes", "self", "public", "anonymised", "others")
 
 
+# A configuration comes from somebody else: every number has a largest value, which no
+# sensible run reaches and with which nothing overflows, and every text and list has a
+# longest length. What work they add up to is bounded in `_check_work`.
+LONGEST = 4096  # characters of a text; so long a path may be
+LONGEST_NAME = 100  # characters of a run's name
+MOST_RATES = 20  # learning rates to choose from
+MOST_RATE = 1e4  # plain steps (`sgd`) take rates in the hundreds
+MOST_USERS = 10_000_000
+MOST_ITEMS = 1_000_000  # of one user
+MOST_EPOCHS = 1000
+MOST_BATCH = 10_000
+MOST_BANK = 50_000  # as many items as one message may hold
+MOST_WEIGHT = 1e4  # of a term of an objective
+MOST_NOISE = 1e6  # more is counted as this much (`privacy.ledger`)
+# Of anything that is counted in JSON and TOML.
+MOST_INT = 2**63 - 1
+# Passes over one item in one task. The default is some hundred; a LaMP user with ten
+# thousand items has some ten thousand.
+MOST_PASSES = 10_000_000
+
+
 def key(
     default: Scalar,
     help: str,
@@ -49,7 +70,10 @@ def key(
     choices: tuple[str, ...] = (),
     infinite: bool = False,
 ) -> Any:
-    """Declare one configuration key: default, meaning, and what is allowed."""
+    """Declare one configuration key: default, meaning, and what is allowed.
+
+    Every number has a finite range; one that may be infinite as well says so.
+    """
     allowed = {"help": help, "low": low, "high": high, "choices": choices}
     allowed["infinite"] = infinite
     return field(default=default, metadata=allowed)
@@ -72,7 +96,7 @@ class LoraShape:
     """The adapters, shared and personal alike."""
 
     rank: int = key(8, "rank of the adapters", 1, 256)
-    alpha: float = key(16.0, "LoRA alpha: the adapter's scale is alpha / rank", 0)
+    alpha: float = key(16.0, "LoRA alpha: the adapter's scale is alpha / rank", 0, 1e4)
     targets: str = key("all", "which projections are adapted", choices=("all", "q,v"))
 
 
@@ -80,7 +104,9 @@ class LoraShape:
 class Adapt:
     """Federated training of the shared adapter."""
 
-    rounds: int = key(4, "federated rounds; 0 leaves the shared adapter at zero", 0)
+    rounds: int = key(
+        4, "federated rounds; 0 leaves the shared adapter at zero", 0, 10_000
+    )
     users: str = key(
         "all",
         "who trains the shared adapter: all users, or only the development users "
@@ -94,11 +120,11 @@ class Adapt:
         0,
         256,
     )
-    epochs: int = key(1, "passes over the own history per round", 1)
-    batch: int = key(8, "items per optimiser step", 1)
+    epochs: int = key(1, "passes over the own history per round", 1, MOST_EPOCHS)
+    batch: int = key(8, "items per optimiser step", 1, MOST_BATCH)
     # B alone is trained, and its average moves less than any one user: a larger rate than
     # for an own adapter. Chosen on personas of seed 5, which no table reports.
-    learning_rate: float = key(1e-2, "local learning rate", 0)
+    learning_rate: float = key(1e-2, "local learning rate", 0, MOST_RATE)
     optimizer: str = key(
         "adam",
         "`adam`, or `sgd`: Adam's first steps have one size in every coordinate, so the "
@@ -129,8 +155,10 @@ class Unlabeled:
 
     kind: str = key("votes", "where the unlabeled items come from", choices=KINDS)
     file: str = key("", "JSON lines of {prompt, target}: for `public`, or as bank")
-    bank: int = key(400, "candidates in the bank of `votes`", 1)
-    buckets: int = key(32, "public texts that sort the items of `anonymised`", 1)
+    bank: int = key(400, "candidates in the bank of `votes`", 1, MOST_BANK)
+    buckets: int = key(
+        32, "public texts that sort the items of `anonymised`", 1, MOST_BANK
+    )
     bank_from: str = key(
         "public",
         "who wrote the bank: `public` text, or the `shared` adapter at public prompts",
@@ -142,15 +170,20 @@ class Unlabeled:
         "`backbone`, whitened on the bank",
         choices=("ngrams", "backbone"),
     )
-    nearest: int = key(3, "candidates that one history item votes for", 1)
+    nearest: int = key(3, "candidates that one history item votes for", 1, 1000)
     threshold: float = key(
         0.5, "noisy votes below this many standard deviations count as none", 0, 10
     )
-    offered: int = key(8, "items that one user offers at most (`anonymised`)", 1)
+    offered: int = key(8, "items that one user offers at most (`anonymised`)", 1, 1000)
     support: int = key(
-        20, "users who must have a bucket's like before it is taken (`anonymised`)", 1
+        20,
+        "users who must have a bucket's like before it is taken (`anonymised`)",
+        1,
+        MOST_USERS,
     )
-    ratio: float = key(1.0, "unlabeled items per history item (|H_aux| / |H_tar|)", 0)
+    ratio: float = key(
+        1.0, "unlabeled items per history item (|H_aux| / |H_tar|)", 0, 100
+    )
     alpha: str = key(
         "estimate",
         "preference overlap: `estimate`, or a number in [0, 0.9]; kinds whose alpha is "
@@ -164,7 +197,10 @@ class Unlabeled:
         choices=("backbone", "ngrams"),
     )
     alpha_items: int = key(
-        128, "unlabeled items that classifier looks at; 0: those drawn for training", 0
+        128,
+        "unlabeled items that classifier looks at; 0: those drawn for training",
+        0,
+        MOST_BANK,
     )
     second_opinion: bool = key(
         False,
@@ -172,7 +208,10 @@ class Unlabeled:
         "more pass over them; never used for training",
     )
     valid_days: float = key(
-        30.0, "days for which a signed unlabeled set is valid; renewed on resume", 0.001
+        30.0,
+        "days for which a signed unlabeled set is valid; renewed on resume",
+        0.001,
+        3650,
     )
 
 
@@ -191,6 +230,7 @@ class Privacy:
         "budget against whoever sees what is released; a release beyond it is refused; "
         "`inf`: clipping and coins without noise, no guarantee",
         1e-3,
+        1e6,
         infinite=True,
     )
     delta: float = key(1e-6, "of (epsilon, delta); below 1 / (10 users)", 1e-15, 1e-2)
@@ -199,25 +239,33 @@ class Privacy:
         "noise multiplier of the shared adapter (standard deviation / clip); 0: the "
         "smallest with which the planned releases stay within privacy.epsilon",
         0,
+        MOST_NOISE,
     )
     votes: float = key(
-        1.0, "noise multiplier of votes, in units of the adapter's", 0.01
+        1.0, "noise multiplier of votes, in units of the adapter's", 0.01, 1e4
     )
     clip_bit: float = key(
-        10.0, "noise multiplier of the clip bit (adapt.clip-quantile), absolute", 0.1
+        10.0,
+        "noise multiplier of the clip bit (adapt.clip-quantile), absolute",
+        0.1,
+        MOST_NOISE,
     )
     sampling: float = key(
         1.0, "chance that a user takes part in a round of the shared adapter", 1e-6, 1
     )
     vote_sampling: float = key(1.0, "chance that a user takes part in a vote", 1e-6, 1)
     cohort: int = key(
-        0, "most users in one round or vote (truncated Poisson); 0: no limit", 0
+        0,
+        "most users in one round or vote (truncated Poisson); 0: no limit",
+        0,
+        MOST_USERS,
     )
     participations: int = key(
         0,
         "exchanges of one stage (adapt, votes, metrics) that a device takes part in at "
         "most, counted by the device; 0: no limit",
         0,
+        100_000,
     )
     metrics: str = key(
         "clear",
@@ -226,7 +274,7 @@ class Privacy:
         choices=("clear", "noisy"),
     )
     metrics_noise: float = key(
-        1.0, "noise multiplier of noisy metrics, in units of the adapter's", 0.01
+        1.0, "noise multiplier of noisy metrics, in units of the adapter's", 0.01, 1e4
     )
     seeded: bool = key(
         False,
@@ -239,17 +287,19 @@ class Privacy:
 class Personalise:
     """Training of one user's own adapter; the same budget for every method."""
 
-    epochs: int = key(3, "passes over the own history", 1)
-    batch: int = key(8, "history items per optimiser step", 1)
-    microbatch: int = key(0, "rows per forward pass and user; 0: a whole step", 0)
+    epochs: int = key(3, "passes over the own history", 1, MOST_EPOCHS)
+    batch: int = key(8, "history items per optimiser step", 1, MOST_BATCH)
+    microbatch: int = key(
+        0, "rows per forward pass and user; 0: a whole step", 0, MOST_BATCH
+    )
     learning_rates: str = key(
         "1e-3,3e-3,1e-2",
         "comma-separated; of several, each method uses the one with the lowest NLL on "
         "the development users",
     )
     warmup: float = key(0.1, "share of the steps with linear warm-up", 0, 1)
-    clip: float = key(1.0, "largest gradient norm of one user's adapter", 0)
-    beta: float = key(1.0, "scale of the implicit reward", 0)
+    clip: float = key(1.0, "largest gradient norm of one user's adapter", 0, 1e6)
+    beta: float = key(1.0, "scale of the implicit reward", 0, MOST_WEIGHT)
     ema: float = key(0.9, "decay of the running mean rewards in delta", 0, 0.9999)
     boundary: str = key(
         "separate",
@@ -263,17 +313,22 @@ class Personalise:
         choices=("sequence", "token"),
     )
     unlabeled_weight: float = key(
-        0.1, "weight of C-BPO's unlabeled term; 0 is its positive term alone", 0
+        0.1,
+        "weight of C-BPO's unlabeled term; 0 is its positive term alone",
+        0,
+        MOST_WEIGHT,
     )
     anchor: float = key(
         1.0,
         "weight of a likelihood term beside C-BPO's: NLL per token of the own items",
         0,
+        MOST_WEIGHT,
     )
     stack: int = key(
         4,
         "users trained together in one forward pass: 4 for a CPU, a GPU bears more",
         1,
+        1024,
     )
 
 
@@ -282,7 +337,7 @@ class Evaluate:
     """Measuring the held-out items."""
 
     generate: bool = key(True, "generate outputs for the text metrics, not only NLL")
-    users: int = key(0, "generate for the first N users only; 0: all", 0)
+    users: int = key(0, "generate for the first N users only; 0: all", 0, MOST_USERS)
     rivals: int = key(
         1,
         "texts of other users that each held-out item is compared with; of several, "
@@ -303,6 +358,7 @@ class Evaluate:
         " 0 is greedy decoding. Published code of CoPe has 0.11 and 2.3 (there as the "
         "weight lambda / (1 + lambda), .1 and .7)",
         0,
+        100,
     )
     contrasted: str = key(
         "cope", "comma-separated: methods whose outputs are decoded by contrast"
@@ -310,7 +366,7 @@ class Evaluate:
     shift: bool = key(
         False, "also measure how far tokens that everyone writes are suppressed"
     )
-    bootstrap: int = key(2000, "resamples of a confidence interval", 100)
+    bootstrap: int = key(2000, "resamples of a confidence interval", 100, 100_000)
 
 
 @dataclass(frozen=True)
@@ -320,7 +376,7 @@ class Config:
     run_name: str = key("", "name of the run; empty: made from task, time and seed")
     resume: str = key("", "name of a run to continue, or `latest`")
     output_dir: str = key("", "where runs are written; empty: $IDIOLECT_HOME/runs")
-    seed: int = key(0, "seed of everything but privacy noise", 0)
+    seed: int = key(0, "seed of everything but privacy noise", 0, MOST_INT)
     recipe: str = key(
         "default",
         "`default`: the keys as they stand in this table. `paper`: those of C-BPO that "
@@ -330,13 +386,17 @@ class Config:
 
     task: str = key("headline", "what is written", choices=TASKS)
     data: str = key("", "folder or file with real users; empty: personas")
-    users: int = key(40, "evaluated users; with task=text: devices that take part", 1)
-    development_users: int = key(8, "users on whom learning rates are chosen", 0)
-    history: int = key(32, "items per user to learn from, at most", 1)
-    held_out: int = key(8, "items per user to be measured on, at most", 1)
+    users: int = key(
+        40, "evaluated users; with task=text: devices that take part", 1, MOST_USERS
+    )
+    development_users: int = key(
+        8, "users on whom learning rates are chosen", 0, MOST_USERS
+    )
+    history: int = key(32, "items per user to learn from, at most", 1, MOST_ITEMS)
+    held_out: int = key(8, "items per user to be measured on, at most", 1, MOST_ITEMS)
     skip_bad_users: bool = key(False, "leave users with malformed data out, count them")
     users_per_node: int = key(
-        0, "users hosted by one simulated node; 0: users/nodes", 0
+        0, "users hosted by one simulated node; 0: users/nodes", 0, MOST_USERS
     )
 
     backbone: str = key("tiny", "`tiny` (built in), a model id, or a folder")
@@ -344,7 +404,9 @@ class Config:
         "float32", "of the frozen backbone", choices=("float32", "bfloat16", "float16")
     )
     device: str = key("auto", "where to compute", choices=("auto", "cpu", "cuda"))
-    max_length: int = key(512, "longest sequence in tokens, prompt and output", 16)
+    max_length: int = key(
+        512, "longest sequence in tokens, prompt and output", 16, 2**20
+    )
     methods: str = key(
         "base,shared,oppu,kto,bco,positives,c-bpo",
         f"comma-separated, of {', '.join(METHODS)}",
@@ -355,6 +417,7 @@ class Config:
         "seconds after which a phase stops waiting; a device that is silent is asked "
         "again after each quarter of it",
         1,
+        30 * 86_400,
     )
 
     persona: Persona = field(default_factory=Persona)
@@ -399,6 +462,11 @@ class Config:
         return self.task == "text"
 
     @property
+    def crowd(self) -> int:
+        """How many users the run is for, as configured; devices are all evaluated."""
+        return self.users + (0 if self.on_devices else self.development_users)
+
+    @property
     def signed_bytes(self) -> bool:
         """Whether the shared adapter travels as signed bytes (see `wire`)."""
         wire = self.adapt.wire
@@ -409,6 +477,11 @@ class Config:
         """Alpha where it is fixed by config, None where each user has an own one."""
         alpha = self.unlabeled.alpha
         return None if alpha in ("estimate", "true") else float(alpha)
+
+
+def largest_delta(config: Config) -> float:
+    """1 / (10 users): a larger delta could mean that one of them is exposed."""
+    return 1 / (10 * config.crowd)
 
 
 def _words(text: str) -> list[str]:
@@ -442,30 +515,62 @@ def _check(name: str, value: object) -> Scalar:
     """Return the value in its declared type, or say what is wrong with it."""
     entry = FIELDS.get(name)
     if entry is None:
-        near = difflib.get_close_matches(name, FIELDS, n=1)
+        near = difflib.get_close_matches(name[:LONGEST_NAME], FIELDS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "see docs/configuration.md."
-        raise IdiolectError(f"unknown config key '{name}': {hint}")
+        raise IdiolectError(f"unknown config key '{printable(name, 80)}': {hint}")
     wanted = type(entry.default)
-    if wanted is float and type(value) is int:
+    # Within these bounds only: what no float holds is out of range as it is.
+    if wanted is float and type(value) is int and abs(value) <= MOST_INT:
         value = float(value)
+    number = type(value) in (int, float) and wanted in (int, float)
+    low, high = entry.metadata["low"], entry.metadata["high"]
+    endless = type(value) is float and value == math.inf and entry.metadata["infinite"]
+    if number and not (low <= cast(float, value) <= high or endless):
+        raise IdiolectError(
+            f"config key '{name}' is {quoted(value)}: it must lie in [{low:g}, {high:g}]."
+        )
     if type(value) is not wanted:
         raise IdiolectError(
-            f"config key '{name}' takes {_TYPES[wanted]}, not {value!r}: "
+            f"config key '{name}' takes {_TYPES[wanted]}, not {quoted(value)}: "
             f"{entry.metadata['help']}."
         )
-    choices = entry.metadata["choices"]
+    if isinstance(value, str):
+        return _check_text(name, value, entry.metadata["choices"])
+    return cast(Scalar, value)
+
+
+def _check_text(name: str, value: str, choices: tuple[str, ...]) -> str:
+    longest = LONGEST_NAME if name in ("run-name", "resume") else LONGEST
+    if len(value) > longest:
+        raise IdiolectError(
+            f"config key '{name}' has {len(value)} characters: at most {longest} are "
+            "allowed."
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        raise IdiolectError(
+            f"config key '{name}' is {quoted(value)}: it is no valid Unicode text."
+        ) from None
     if choices and value not in choices:
         raise IdiolectError(
-            f"config key '{name}' is {value!r}: use one of {', '.join(choices)}."
+            f"config key '{name}' is {quoted(value)}: use one of {', '.join(choices)}."
         )
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        low, high = entry.metadata["low"], entry.metadata["high"]
-        endless = value == math.inf and entry.metadata["infinite"]
-        if not low <= value <= high or not (math.isfinite(value) or endless):
-            raise IdiolectError(
-                f"config key '{name}' is {value}: it must lie in [{low:g}, {high:g}]."
-            )
-    return cast(Scalar, value)
+    if name in ("run-name", "resume") and not value.isprintable():
+        raise IdiolectError(
+            f"config key '{name}' is {quoted(value)}: it names a folder; use letters, "
+            "digits and dashes."
+        )
+    return value
+
+
+def quoted(value: object) -> str:
+    """Return a value as a sentence quotes it, whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python writes
+        return "something that cannot be written down"
+    return printable(text if len(text) <= 80 else text[:79] + "…", 80)
 
 
 def _build(cls: type, values: Mapping[str, Scalar], prefix: str = "") -> Any:
@@ -481,16 +586,25 @@ def _build(cls: type, values: Mapping[str, Scalar], prefix: str = "") -> Any:
 
 def _check_lists(config: Config) -> None:
     """Check the keys that hold a list or a number inside a string."""
+    for name, words in (
+        ("methods", config.method_list),
+        ("evaluate.contrasted", config.contrasted_list),
+    ):
+        if len(set(words)) < len(words):
+            raise IdiolectError(
+                f"config key '{name}' names a method twice: once is enough."
+            )
     for method in config.method_list:
         if method not in METHODS:
             raise IdiolectError(
-                f"config key 'methods' names {method!r}: use any of {', '.join(METHODS)}."
+                f"config key 'methods' names {quoted(method)}: use any of "
+                f"{', '.join(METHODS)}."
             )
     able = [method for method in METHODS if method not in UNTRAINED]
     for method in config.contrasted_list:
         if method not in able:
             raise IdiolectError(
-                f"config key 'evaluate.contrasted' names {method!r}: use any of "
+                f"config key 'evaluate.contrasted' names {quoted(method)}: use any of "
                 f"{', '.join(able)}, which have an adapter to contrast with the shared one."
             )
     if not config.method_list:
@@ -499,11 +613,11 @@ def _check_lists(config: Config) -> None:
         rates = config.learning_rate_list
     except ValueError:
         rates = ()
-    if not rates or not all(0 < rate < math.inf for rate in rates):
+    if not 0 < len(rates) <= MOST_RATES or not all(0 < r <= MOST_RATE for r in rates):
         raise IdiolectError(
             "config key 'personalise.learning-rates' is "
-            f"{config.personalise.learning_rates!r}: write positive numbers with commas, "
-            "for example 1e-3,3e-3."
+            f"{quoted(config.personalise.learning_rates)}: write at most {MOST_RATES} "
+            f"positive numbers up to {MOST_RATE:g} with commas, for example 1e-3,3e-3."
         )
     try:
         alpha = config.fixed_alpha
@@ -511,7 +625,7 @@ def _check_lists(config: Config) -> None:
         alpha = -1.0
     if alpha is not None and not 0 <= alpha <= 0.9:
         raise IdiolectError(
-            f"config key 'unlabeled.alpha' is {config.unlabeled.alpha!r}: write "
+            f"config key 'unlabeled.alpha' is {quoted(config.unlabeled.alpha)}: write "
             "`estimate`, `true` or a number in [0, 0.9]."
         )
     if config.unlabeled.alpha == "true" and config.task not in PERSONAS:
@@ -531,6 +645,26 @@ def _check_lists(config: Config) -> None:
         )
 
 
+def _check_work(config: Config) -> None:
+    """Refuse numbers that are fine by themselves and endless work together.
+
+    How long a pass takes is a matter of the machine, so this bounds only what no machine
+    should be asked for; on a device the owner's `max-seconds` ends what takes too long.
+    """
+    own, unlabeled = config.personalise, config.unlabeled
+    passes = {
+        "adapt.epochs": config.adapt.epochs * config.history,
+        "personalise.epochs": own.epochs * config.history * (2 + unlabeled.ratio),
+    }
+    for name, count in passes.items():
+        if count > MOST_PASSES:
+            raise IdiolectError(
+                f"config key '{name}' makes {count:.0f} passes over an item of one user: "
+                f"at most {MOST_PASSES} are allowed; lower it, 'history' or "
+                "'unlabeled.ratio'."
+            )
+
+
 def _check_privacy(config: Config) -> None:
     """Refuse settings with which a guarantee could not hold."""
     privacy = config.privacy
@@ -545,6 +679,13 @@ def _check_privacy(config: Config) -> None:
                 f"config key '{what}' needs the ledger: set privacy.mode=central."
             )
         return
+    most = largest_delta(config)
+    if privacy.delta > most:
+        raise IdiolectError(
+            f"config key 'privacy.delta' is {privacy.delta:g}: with {config.crowd} users "
+            f"it may be at most 1 / (10 users) = {most:g}, or the guarantee would allow "
+            "that some user is exposed altogether."
+        )
     if config.adapt.clip <= 0:
         raise IdiolectError(
             "config key 'adapt.clip' is 0 but privacy.mode is 'central': the noise is "
@@ -605,12 +746,13 @@ def parse(values: Mapping[str, object]) -> Config:
     IdiolectError
         Unknown key, wrong type, value out of range, or keys that contradict each other.
     """
-    known = {k: _check(k, v) for k, v in values.items()}
+    known = {str(k): _check(str(k), v) for k, v in values.items()}
     if known.get("recipe") == "paper":
         standing = defaults() | known
         known |= {k: v for k, v in PAPER.items() if standing[k] == defaults()[k]}
     config: Config = _build(Config, known)
     _check_lists(config)
+    _check_work(config)
     _check_privacy(config)
     _check_devices(config)
     return config
@@ -628,7 +770,7 @@ def parse_word(name: str, text: str) -> Scalar:
     elif wanted in (int, float):
         try:
             value = wanted(text)
-        except ValueError:
+        except ValueError:  # no number, or one of thousands of digits
             value = text
     return _check(name, value)
 
@@ -663,7 +805,7 @@ def _toml_value(value: Scalar) -> str:
 
 def from_toml(text: str) -> Config:
     """Read what `to_toml` wrote."""
-    return parse(tomllib.loads(text))
+    return parse(read_toml(text))
 
 
 def differences(one: Config, two: Config) -> list[str]:

@@ -32,8 +32,11 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from .bounds import beyond
+from .config import MOST_INT
 from .errors import IdiolectError
 from .tasks.types import Item
+from .text import printable, read_json
 from .unlabeled import Unlabeled
 
 SCHEMA = 5
@@ -49,11 +52,6 @@ Rows = dict[str, np.ndarray]
 CODES = "codes"
 Shapes = Mapping[str, tuple[int, ...]]
 Message = TypeVar("Message", bound="Step")
-
-
-def printable(text: str) -> str:
-    """A sender's sentence without what a terminal or a log would obey, and not too long."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text[:500])
 
 
 class ProtocolError(IdiolectError):
@@ -519,8 +517,8 @@ def read_head(
     if not isinstance(signature, str):
         raise ProtocolError(f"{cls.__name__}: the signature is no text.")
     try:
-        body = json.loads(text, parse_constant=_constant)
-    except (ValueError, RecursionError) as error:
+        body = read_json(text)
+    except ValueError as error:
         raise ProtocolError(f"{cls.__name__}: the body is no JSON.") from error
     if not isinstance(body, dict):
         raise ProtocolError(f"{cls.__name__}: the body is no JSON object.")
@@ -545,19 +543,15 @@ def typed(
         One has another type, or is too large or nested too deep.
     """
     try:
-        return {
+        values = {
             name: _typed(value, hints[name], f"{where}.{name}")
             for name, value in body.items()
         }
     except RecursionError as error:
         raise ProtocolError(f"{where}: the body is nested too deep.") from error
-
-
-def _constant(name: str) -> float:
-    """Python's JSON knows NaN and infinities; of ours only an endless epsilon is one."""
-    if name != "Infinity":
-        raise ProtocolError(f"a number in the body is not finite: {name}.")
-    return math.inf  # `_typed` refuses it everywhere but in a configuration
+    if said := beyond(values):
+        raise ProtocolError(f"{where}.{said}.")
+    return values
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
@@ -584,7 +578,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return _text(value, where, MAX_TEXT)
     if hint is float and type(value) is int and abs(value) < MAX_INT:
         return float(value)
-    if type(value) is not hint:
+    if type(value) is not hint or (hint is int and abs(value) > MOST_INT):
         raise ProtocolError(f"{where} must be of type {hint.__name__}.")
     if hint is float and not abs(value) <= MAX_FLOAT:  # 1e999 is read as infinity
         raise ProtocolError(f"{where} is not finite, or too large.")
@@ -598,7 +592,7 @@ def _typed_union(value: Any, arguments: tuple[Any, ...], where: str) -> Any:
     if type(None) in arguments:
         rest = [hint for hint in arguments if hint is not type(None)]
         return None if value is None else _typed(value, rest[0], where)
-    if type(value) not in arguments:
+    if type(value) not in arguments or (type(value) is int and abs(value) > MOST_INT):
         raise ProtocolError(f"{where} has a type that is not allowed.")
     return _text(value, where, MAX_TEXT) if isinstance(value, str) else value
 

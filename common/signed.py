@@ -41,6 +41,7 @@ from .protocol import (
     read_head,
     typed,
 )
+from .text import read_json
 
 PARTS = ("config", "shared", "unlabeled", "bank")
 MAX_TASK = (
@@ -302,8 +303,8 @@ def decode_part(name: str, data: bytes, hint: Any, where: str) -> Any:
     if len(data) > MAX_BODY:
         raise ProtocolError(f"{where}.{name} has more than {MAX_BODY} bytes.")
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        value = read_json(data)
+    except ValueError as error:
         raise ProtocolError(f"{where}.{name} is no JSON.") from error
     return typed({name: value}, {name: hint}, where)[name]
 

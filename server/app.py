@@ -17,7 +17,6 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from rich.console import Console
 
 from ..common.config import Config, parse
 from ..common.errors import IdiolectError
@@ -26,6 +25,7 @@ from ..common.process import peak_mb, process_name
 from ..common.protocol import package_version
 from ..common.tasks.load import TEXT, load_dataset
 from ..common.tasks.types import Dataset
+from ..common.text import guard
 from . import results
 from .adapt import adapt
 from .budget import crowd_of, new_ledger
@@ -45,7 +45,7 @@ class _OneSentence(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], IdiolectError):
-            record.exc_info = None
+            record.exc_info = record.exc_text = None
         return True
 
 
@@ -57,6 +57,7 @@ def main(grid: Grid, context: Context) -> None:
     simulation's ServerApp thread ends as `completed`).
     """
     LOG.addFilter(_OneSentence())
+    guard(LOG)
     try:
         folder = open_run(resolved(parse(context.run_config)))
     except IdiolectError as error:
@@ -211,7 +212,7 @@ def finish(run: Run, census: Census) -> None:
         built["cost"] |= {"bytes_up": 0, "bytes_down": 0}
     results.write_json(run.folder / "privacy_card.json", privacy)
     results.write(run.folder, built)
-    results.render(built, Console(width=120))
+    results.render(built, results.console(120))
 
 
 def alphas(run: Run) -> tuple[dict[str, float], bool]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..common.config import Config
 from ..common.privacy.ledger import Event, Ledger, calibrate
 from ..common.privacy.noise import Source, source
+from ..common.privacy.protected import charged, protected, used
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,11 @@ def new_ledger(path: Path | None, config: Config, crowd: Crowd) -> Ledger:
         cap=privacy.participations,
         population=crowd.everybody,
         rng="seeded" if privacy.seeded else "os",
+        unprotected={
+            outflow: why
+            for outflow in used(config)
+            if (why := protected(config, outflow))
+        },
     )
     for stage, what, why in unprotected(config):
         ledger.open(stage, what, why)
@@ -143,11 +149,10 @@ def unprotected(config: Config) -> list[tuple[str, str, str]]:
     """(stage, what, why) of what a configuration releases without noise."""
     kind = config.unlabeled.kind
     found: list[tuple[str, str, str]] = []
-    if config.privacy.mode == "off":
-        if config.adapt.rounds:
-            found.append(("adapt", "exact average of the users' updates", SIMULATION))
-        if kind == "votes":
-            found.append(("votes", "exact sum of the users' votes", SIMULATION))
+    if "update" in used(config) and not charged(config, "update"):
+        found.append(("adapt", "exact average of the users' updates", SIMULATION))
+    if "votes" in used(config) and not charged(config, "votes"):
+        found.append(("votes", "exact sum of the users' votes", SIMULATION))
     if kind == "others":
         found.append(("pool", "raw text of the other users", SIMULATION))
     banked = kind in ("votes", "public", "anonymised") and not config.unlabeled.file
@@ -156,7 +161,7 @@ def unprotected(config: Config) -> list[tuple[str, str, str]]:
         found.append(("pool", what, SIMULATION))
     if kind == "anonymised":
         found.append(("pool", "scrubbed text whose like enough users have", NOT_DP))
-    if config.privacy.metrics == "clear":
+    if not charged(config, "metrics"):
         found.append(("metrics", "every user's metrics and alpha", SIMULATION))
     return found
 

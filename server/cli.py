@@ -5,7 +5,6 @@ wrong and nothing was started, 130 interrupted.
 """
 
 import argparse
-import json
 import signal
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..common.errors import IdiolectError
+from ..common.text import guard_tracebacks, parsed, printable, shown, tell, tell_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `idiolect-server` and return its exit code."""
-    options = _parser().parse_args(arguments)
+    guard_tracebacks()
+    options = parsed(_parser(), arguments)
     try:
         return options.run(options)
     except IdiolectError as error:
         return _complain(error, 2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted", sys.stderr)
         return 130
     except BrokenPipeError:  # `idiolect-server show … | head`
         sys.stderr.close()
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: IdiolectError, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    tell(f"error: {error}", sys.stderr)
     return code
 
 
@@ -202,26 +203,22 @@ def _study(options: argparse.Namespace) -> int:
     declared = [read_study(path) for path in options.files]
     place = options.output_dir or runs_folder("").parent / "studies"
     for study in declared:
-        print(f"study {study.name} in {place / study.name}")
+        tell(f"study {study.name} in {place / study.name}")
         if study.audit is not None:
             from . import audit
 
-            found = audit.run_study(study, place / study.name, _say)
-            print(f"\n{audit.markdown(found)}")
+            found = audit.run_study(study, place / study.name, tell)
+            tell(f"\n{audit.markdown(found)}")
         else:
-            found = summary(study, run_study(study, place / study.name, _say))
-            print(f"\n{markdown(found)}")
+            found = summary(study, run_study(study, place / study.name, tell))
+            tell(f"\n{markdown(found)}")
         write_json(place / study.name / "summary.json", found)
         if options.findings:
             options.findings.mkdir(parents=True, exist_ok=True)
             write_json(options.findings / f"{study.name}.json", found)
     if options.findings:
-        print(f"findings: {write_page(options.findings)}")
+        tell(f"findings: {write_page(options.findings)}")
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _audit(options: argparse.Namespace) -> int:
@@ -229,10 +226,10 @@ def _audit(options: argparse.Namespace) -> int:
     from .audit import audit_run, defects
 
     folder = results.find(options.output_dir, options.name)
-    done = audit_run(folder, options.seed, _say)
+    done = audit_run(folder, options.seed, tell)
     for line in defects(done):
-        print(f"error: {line}", file=sys.stderr)
-    print(f"card: {folder / 'privacy_card.json'}")
+        tell(f"error: {line}", sys.stderr)
+    tell(f"card: {folder / 'privacy_card.json'}")
     return 1 if defects(done) else 0
 
 
@@ -262,14 +259,14 @@ def _keys(options: argparse.Namespace) -> int:
     from .deploy import keys_init
 
     invitation = keys_init(_at(options), options.names, options.port)
-    print(f"keys are in {invitation.parent}; give every device {invitation}")
+    tell(f"keys are in {invitation.parent}; give every device {invitation}")
     return 0
 
 
 def _serve(options: argparse.Namespace) -> int:
     from .deploy import serve
 
-    serve(_at(options), options.host, options.port, _say)
+    serve(_at(options), options.host, options.port, tell)
     return 0
 
 
@@ -291,7 +288,7 @@ def _run(options: argparse.Namespace) -> int:
 def _nodes_add(options: argparse.Namespace) -> int:
     from .deploy import add_node
 
-    print(f"let in as node {add_node(_at(options), options.key)}")
+    tell(f"let in as node {add_node(_at(options), options.key)}")
     return 0
 
 
@@ -300,11 +297,11 @@ def _nodes_list(options: argparse.Namespace) -> int:
 
     found = nodes(_at(options))
     if options.json:
-        print(json.dumps(found, indent=2))
+        tell_json(found, 2)
         return 0
-    for node in found:
+    for node in map(shown, found):
         since = node["online-at"] if node["status"] == "online" else node["created-at"]
-        print(f"{node['node-id']:>22}  {node['status']:11}  {since}")
+        tell(f"{node['node-id']:>22}  {node['status']:11}  {since}")
     return 0
 
 
@@ -312,7 +309,7 @@ def _nodes_revoke(options: argparse.Namespace) -> int:
     from .deploy import revoke_node
 
     revoke_node(_at(options), options.number)
-    print(f"node {options.number} is let in no more")
+    tell(f"node {options.number} is let in no more")
     return 0
 
 
@@ -325,21 +322,23 @@ def _runs(options: argparse.Namespace) -> int:
     import dataclasses
 
     from rich.table import Table
+    from rich.text import Text
 
     from . import results
 
     lines = list(results.runs(options.output_dir))
     if options.json:
-        print(json.dumps([dataclasses.asdict(line) for line in lines], indent=2))
+        tell_json([dataclasses.asdict(line) for line in lines], 2)
         return 0
     if not lines:
-        print(f"no runs in {results.runs_folder(options.output_dir)}")
+        tell(f"no runs in {results.runs_folder(options.output_dir)}")
         return 0
     table = Table("run", "state", "task", "backbone", "users", "started", box=None)
     for line in lines:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.started))
         cells = (line.name, line.state, line.task, line.backbone, str(line.users))
-        table.add_row(*cells, started if line.started else "–")
+        cells = (*map(printable, cells), started if line.started else "–")
+        table.add_row(*map(Text, cells))
     _console().print(table)
     return 0
 
@@ -349,7 +348,7 @@ def _show(options: argparse.Namespace) -> int:
 
     found = results.load(options.output_dir, options.name)
     if options.json:
-        print(json.dumps(found, indent=2))
+        tell_json(found, 2)
     else:
         results.render(found, _console())
     return 0
@@ -357,6 +356,6 @@ def _show(options: argparse.Namespace) -> int:
 
 def _console() -> "Console":
     """Return a console; wide where nobody's terminal sets the width."""
-    from rich.console import Console
+    from .results import console
 
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    return console(None if sys.stdout.isatty() else 120)

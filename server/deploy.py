@@ -49,6 +49,7 @@ from ..common.errors import IdiolectError
 from ..common.files import home, write_atomically
 from ..common.manifest import public_key, read_or_make_key
 from ..common.tasks.load import public_items
+from ..common.text import printable
 from . import processes, results
 from .exchange import SIGNING_KEY
 from .progress import Display
@@ -483,7 +484,8 @@ def run(folder: Path, plan: Plan, console: Console) -> dict[str, Any]:
         return done
     environment = _running(folder)
     _, offset = results.read_events(plan.metrics)
-    console.print(f"run {name} in {output}", highlight=False, soft_wrap=True)
+    said = printable(f"run {name} in {output}", 1000)
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as scratch, Display(console) as display:
         settings = Path(scratch) / "run.toml"
         settings.write_text(configuration.to_toml(plan.config))

@@ -33,11 +33,11 @@ from ..common.protocol import (
     Task,
     check_step,
     check_users,
-    printable,
     size,
 )
 from ..common.signed import Part, make_part, part_names, seal_task
 from ..common.tasks.types import Dataset
+from ..common.text import printable
 from ..common.wire import encode
 from .checkpoint import State, save
 from .inbox import Inbox, limits
@@ -199,7 +199,8 @@ class Run:
 
     def warn(self, message: str) -> None:
         """Tell the reader of the log and of the journal."""
-        LOG.warning(message)
+        message = printable(message, 2000)  # it may quote a device
+        LOG.warning("%s", message)
         self.journal.write({"event": "warning", "message": message})
 
 
@@ -499,10 +500,9 @@ def _receive(
         raise message
     if message.has_error():
         # A node may say what it likes here, and that no operator's terminal should obey.
-        lines = (message.error.reason or "").splitlines() or [
-            f"error {message.error.code}"
-        ]
-        raise IdiolectError(f"its node failed: {printable(lines[0])[:300]}")
+        reason = message.error.reason or f"error {message.error.code}"
+        first = (reason.splitlines() or [""])[0]
+        raise IdiolectError(f"its node failed: {printable(first, 300)}")
     run.state.cost.bytes_up += size(message.content)
     reply = read(message.content)
     check_step(reply, task.run, task.step)

@@ -19,6 +19,7 @@ from ..common.protocol import (
     unpack,
 )
 from ..common.tasks.types import User
+from ..common.text import printable
 from .exchange import Run, Step, ask, report, require
 
 STEP = Step("hello", "", "query.hello", 0.0)
@@ -187,8 +188,8 @@ def mismatch(reply: HelloReply, ours: Identity, config: Config) -> str:
     """Return why a node cannot take part, in one sentence, or nothing."""
     if reply.package != ours.package:
         return (
-            f"it runs idiolect {reply.package}, the server {ours.package}: install the "
-            "same version on both."
+            f"it runs idiolect {printable(reply.package, 40)}, the server {ours.package}: "
+            "install the same version on both."
         )
     if reply.backbone != ours.backbone:
         return (

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..common.text import shown
+
 PLAIN_SECONDS = 10.0  # between two lines of the same phase where there is no terminal
 
 
@@ -17,11 +19,11 @@ class Display:
         self.first: tuple[float, float] | None = None  # (time, fraction)
         self.printed = ("", 0.0)
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:3.0f}%"),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[left]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
@@ -35,7 +37,8 @@ class Display:
         self.bar.stop()
 
     def show(self, event: dict[str, Any]) -> None:
-        """Show one event of ``metrics.jsonl``."""
+        """Show one event of ``metrics.jsonl``, which quotes devices."""
+        event = shown(event)
         match event["event"]:
             case "phase":
                 self._say(event["phase"], float(self.bar.tasks[0].completed), "")

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..common.errors import IdiolectError
 from ..common.files import home, write_atomically
 from ..common.privacy.ledger import describe
+from ..common.text import shown
 
 Users = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """User -> method -> metric -> value; None where it could not be measured."""
@@ -314,7 +316,8 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]
     for line in complete.splitlines():
         try:
             event = json.loads(line)
-        except ValueError:  # torn by a crash; a resumed run goes on after it
+        # Torn by a crash; a resumed run goes on after it.
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and "event" in event:
             events.append(event)
@@ -380,8 +383,14 @@ def runs(output_dir: str = "") -> Iterator[RunLine]:
     yield from sorted(found, key=lambda line: (line.started, line.name))
 
 
+def console(width: int | None = None) -> Console:
+    """Return a console that takes nothing in a text for an instruction."""
+    return Console(width=width, markup=False, emoji=False)
+
+
 def render(results: Mapping[str, Any], console: Console) -> None:
-    """Print the tables of one run."""
+    """Print the tables of one run, whatever its file holds."""
+    results = shown(results)
     run, users = results["run"], results["users"]
     count = len(users) or run["users"]
     title = f"{run['task']} · {run['backbone']} · {count} users · seed {run['seed']}"
@@ -418,23 +427,25 @@ def _grid(
         table.add_column("", no_wrap=True)
         for metric in shown:
             arrow = "↓" if metric in LOWER_IS_BETTER else ""
-            table.add_column(f"{metric} {arrow}".strip(), justify="right", no_wrap=True)
+            heading = Text(f"{metric} {arrow}".strip())
+            table.add_column(heading, justify="right", no_wrap=True)
         for name, row in rows.items():
-            table.add_row(name, *(_cell(row.get(m), difference) for m in shown))
+            table.add_row(Text(name), *(_cell(row.get(m), difference) for m in shown))
         console.print(table)
         console.print()
 
 
-def _cell(value: Mapping[str, Any] | None, difference: bool) -> str:
+def _cell(value: Mapping[str, Any] | None, difference: bool) -> Text:
     if value is None:
-        return "–"
+        return Text("–")
     sign = "+" if difference else ""
     mean = f"{value['mean']:{sign}.3f}"
     if value["ci95"] is None:
-        return mean
+        return Text(mean)
     low, high = value["ci95"]
     clear = "*" if difference and (low > 0 or high < 0) else ""
-    return f"{mean}{clear}\n[dim]{low:{sign}.3f}…{high:{sign}.3f}[/dim]"
+    interval = f"{low:{sign}.3f}…{high:{sign}.3f}"
+    return Text.assemble(f"{mean}{clear}\n", (interval, "dim"))
 
 
 def _notes(results: Mapping[str, Any]) -> Iterator[str]:

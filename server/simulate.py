@@ -28,6 +28,7 @@ from rich.console import Console
 from ..common import config as configuration
 from ..common.config import Config
 from ..common.errors import IdiolectError
+from ..common.text import printable, read_toml
 from . import processes, results
 from .progress import Display
 
@@ -141,7 +142,7 @@ def read_app(app: Path) -> dict[str, Any]:
     """Read the settings in a Flower app's ``pyproject.toml``, with flat keys."""
     file = app / "pyproject.toml"
     try:
-        table = tomllib.loads(file.read_text())
+        table = read_toml(file.read_text())
         settings = _flat(table["tool"]["flwr"]["app"]["config"])
     except FileNotFoundError:
         raise IdiolectError(
@@ -153,7 +154,7 @@ def read_app(app: Path) -> dict[str, Any]:
             f"{file} has no table [tool.flwr.app.config]: copy the one of "
             "simulations/lamp/pyproject.toml."
         ) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise IdiolectError(f"{file} is no valid TOML: {error}.") from None
     if missing := [name for name in configuration.FIELDS if name not in settings]:
         raise IdiolectError(
@@ -301,7 +302,8 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
     _, offset = results.read_events(plan.metrics)
     try:
         environment = private_environment(plan, mark)
-        console.print(f"run {name} in {output}", highlight=False, soft_wrap=True)
+        said = printable(f"run {name} in {output}", 1000)
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
         with Display(console) as display:
             link = start_superlink(plan, environment)
             # One core per client and as many as there are nodes: every node is a process.
@@ -330,7 +332,8 @@ def finished(plan: Plan, console: Console) -> dict[str, Any] | None:
     """Return the results of a run that is to be resumed and has ended already."""
     if not plan.config.resume or results.state_of(plan.folder) != "finished":
         return None
-    console.print(f"run {plan.folder.name} has finished already", highlight=False)
+    said = printable(f"run {plan.folder.name} has finished already")
+    console.print(said, markup=False, highlight=False)
     return results.load(str(plan.folder.parent), plan.folder.name)
 
 
@@ -346,7 +349,8 @@ def claim(plan: Plan, console: Console) -> None:
     """End what an earlier `simulate` left behind; refuse a run that another one holds."""
     name, mark = plan.folder.name, read_mark(plan)
     if mark and processes.marked(mark):
-        console.print(f"ending what is left of the last start of {name}")
+        said = printable(f"ending what is left of the last start of {name}")
+        console.print(said, markup=False)
         processes.end(mark)
         # A process that is going away loses its environment, by which it is known, before
         # it lets go of its files.

@@ -36,6 +36,7 @@ from ..common.protocol import MAX_ITEMS, Rows, package_version
 from ..common.seeds import numpy_generator
 from ..common.tasks.load import load_dataset
 from ..common.tasks.types import Dataset, Item, User
+from ..common.text import read_toml
 from ..common.unlabeled import Unlabeled
 from ..common.wire import as_received, decode, update_codes
 from . import results
@@ -234,7 +235,7 @@ def read_study(path: Path) -> Study:
         The file is missing or no TOML, a key is unknown, or a claim names no cell.
     """
     try:
-        raw = tomllib.loads(path.read_text())
+        raw = read_toml(path.read_text())
     except OSError as error:
         raise IdiolectError(
             f"study file {path} cannot be read ({error.strerror}): give the path of a "

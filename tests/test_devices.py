@@ -1,25 +1,32 @@
 """Whole runs on devices: real vaults and the real server, without a network between."""
 
 import json
+import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from idiolect.client import consent, history, owner, state
 from idiolect.client.device import Device, VaultShelf
 from idiolect.client.history import Entry
 from idiolect.client.node import Server, join, leave
+from idiolect.client.tasks import HANDLERS
 from idiolect.client.vault import RandomKey, Record, Source, Vault
 from idiolect.common import personal
 from idiolect.common.adapters import zero_shared
 from idiolect.common.config import flatten, parse
 from idiolect.common.errors import IdiolectError
+from idiolect.common.manifest import sign_text
+from idiolect.common.privacy.protected import planned
 from idiolect.common.protocol import (
+    SCHEMA,
     AdaptReply,
     AdaptTask,
     Failure,
@@ -28,7 +35,7 @@ from idiolect.common.protocol import (
     device_user,
     unpack,
 )
-from idiolect.common.signed import make_part
+from idiolect.common.signed import CONTEXT, Part, digest, make_part, seal_task
 from idiolect.common.tasks.load import load_dataset
 from idiolect.common.tasks.types import Prompt, User
 from idiolect.server.exchange import SIGNING_KEY
@@ -147,6 +154,12 @@ def settings(tmp_path, model, public, monkeypatch) -> dict:
     }
 
 
+def allow(vaults: list[Vault]) -> None:
+    """Raise the owners' ceilings to what a run of three users takes."""
+    for vault in vaults:
+        consent.choose(vault, fewest_users="2", most_delta="0.01")
+
+
 CLEAR = {"update": "clear", "votes": "clear", "metrics": "clear"}
 PRIVATE = {
     "privacy.mode": "central",
@@ -234,19 +247,152 @@ def test_each_outflow_has_its_own_consent(vaults, settings, answers, sentence):
 
 
 def test_metrics_are_noisy_only_where_they_are_said_to_be(vaults, settings):
+    allow(vaults)
     with pytest.raises(IdiolectError, match="consent to metrics, only with noise"):
         run(settings | PRIVATE | {"privacy.metrics": "clear"}, DeviceGrid(vaults))
 
 
 def test_a_private_run_needs_no_more_than_the_usual_consent(vaults, settings):
+    allow(vaults)
     grid = DeviceGrid(vaults)
     folder = run(settings | PRIVATE, grid)
     found = results(folder)
     assert not found["users"] and not found["pairs"]
     assert set(found["methods"]) == {"base", "shared", "c-bpo"}
     assert found["privacy"]["mode"] == "central"
-    assert {one.epsilon for one in consent.sent(vaults[0])} == {8.0}
+    # Two rounds, a vote and three methods; what holds no text of the owner has no epsilon.
+    said = [(one.kind, one.epsilon) for one in consent.sent(vaults[0])]
+    released = (
+        [("AdaptReply", 8.0)] * 2 + [("VoteReply", 8.0)] + [("EvaluateReply", 8.0)] * 3
+    )
+    assert [one for one in said if one[1]] == released
+    assert {kind for kind, epsilon in said if epsilon is None} == {
+        "HelloReply",
+        "PersonaliseReply",
+    }
     assert all(owner.versions(vault) for vault in vaults)
+    (charged,) = consent.spent(vaults[0]).values()
+    assert (charged.epsilon, charged.delta, charged.releases) == (8.0, 1e-3, 6)
+
+
+def test_a_second_run_is_refused_where_both_exceed_the_owners_ceiling(vaults, settings):
+    allow(vaults)
+    run(settings | PRIVATE | {"run-name": "one"}, DeviceGrid(vaults))
+    before = [consent.spent(vault) for vault in vaults]
+    with pytest.raises(
+        IdiolectError, match="ceiling for privacy does not allow"
+    ) as said:
+        run(settings | PRIVATE | {"run-name": "two"}, DeviceGrid(vaults))
+    assert not any(
+        digit in str(said.value).partition("failure:")[2] for digit in "0123456789"
+    )
+    assert [consent.spent(vault) for vault in vaults] == before
+    for vault in vaults:
+        consent.choose(vault, most_epsilon="16")
+    folder = run(settings | PRIVATE | {"run-name": "three"}, DeviceGrid(vaults))
+    assert results(folder)["methods"]
+    assert [consent.total(consent.spent(v).values())[0] for v in vaults] == [16.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"privacy.seeded": True}, "only with noise \\(privacy.seeded is true"),
+        (
+            {"quorum": 0.1},
+            "only with noise \\(a sum of it may be of no more than 0.3 users",
+        ),
+        (
+            {"privacy.cohort": 1},
+            "only with noise \\(a sum of it may be of no more than 1 users",
+        ),
+        ({"privacy.epsilon": 1e5}, "only with noise \\(epsilon 1e\\+05 excludes"),
+        ({"privacy.epsilon": math.inf}, "only with noise \\(privacy.epsilon is inf"),
+    ],
+)
+def test_noise_that_is_none_gets_nothing(vaults, settings, change, said):
+    for vault in vaults:
+        consent.choose(vault, fewest_users="1", most_delta="inf", most_epsilon="inf")
+    grid = DeviceGrid(vaults)
+    with pytest.raises(IdiolectError) as raised:
+        run(settings | PRIVATE | {"quorum": 1.0} | change, grid)
+    failures = [body["sentence"] for body in grid.bodies("Failure")]
+    assert failures and all(re.search(said, one) for one in failures), raised.value
+    kinds = {kind for kind, _ in grid.traffic if kind.endswith("Reply")}
+    assert kinds == {"HelloReply"}
+
+
+def test_a_server_that_asks_for_more_releases_than_declared_gets_none(vaults, settings):
+    """Without a cap as well: the run's own number of rounds is one."""
+    allow(vaults)
+    shelf = VaultShelf(vaults[0], "r")
+    config = parse(settings | PRIVATE | {"adapt.rounds": 2})
+    for number in range(2):
+        state.take_part(
+            shelf, "u", "adapt", f"adapt/{number}", "x", planned(config)["update"]
+        )
+    state.take_part(shelf, "u", "adapt", "adapt/1", "x", planned(config)["update"])
+    with pytest.raises(consent.Refusal, match="took part in 2 releases"):
+        state.take_part(shelf, "u", "adapt", "adapt/2", "x", planned(config)["update"])
+
+
+def test_a_paused_device_loads_no_backbone(vaults, settings, monkeypatch):
+    def load(*_args):
+        raise AssertionError("the backbone was loaded")
+
+    config = flatten(parse(settings | {"backbone": "tiny"}))
+    task = adapt_task(config, "", {"x": np.zeros((2, 2), np.float32)})
+    device = Device(vaults[0], 100)
+    monkeypatch.setattr("idiolect.client.tasks.load_backbone", load)
+    greet(vaults[0], config)
+    said = ask(device, "train.adapt", task)
+    assert "AssertionError" in said  # else it would prove nothing
+    consent.pause(vaults[0], True)
+    assert "paused" in ask(device, "train.adapt", task)
+    consent.pause(vaults[0], False)
+    consent.choose(vaults[0], max_load="1e-9")
+    assert "busy" in ask(device, "train.adapt", task)
+
+
+HUGE = "1" + "0" * 400
+BODIES = [
+    "[" * 200_000,
+    '{"a":' * 200_000,
+    '{"privacy.mode": "central", "privacy.epsilon": ' + HUGE + "}",
+    '{"privacy.mode": "central", "privacy.epsilon": 1e400}',
+    '{"seed": 1, "seed": 2}',
+    '{"max-length": ' + HUGE + "}",
+    '{"max-length": "12"}',
+    '{"max-length": NaN}',
+    "9" * 5000,
+    "[]",
+    "\x00",
+]
+
+
+def raw(kind: str, body: str, signature: str) -> RecordDict:
+    """A message that says that it is a task."""
+    head = {"schema": SCHEMA, "kind": kind, "body": body, "signature": signature}
+    return RecordDict({"message": ConfigRecord(head)})
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: body[:20])
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize("kind", ["query.hello", "evaluate"])
+def test_no_text_of_a_task_ends_the_worker(vaults, body, kind, part):
+    """Neither a stranger's, nor one that the server has signed."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    name = HANDLERS[kind][0].__name__
+    if part:
+        task = HelloTask("r", "s", {}, "", (), KEY)
+        parts = {"config": Part(body.encode(), digest(body.encode()))}
+        kind, record = "query.hello", seal_task(task, 100, 1, parts, SEED, {})
+    else:
+        record = raw(name, body, sign_text(CONTEXT, body, SEED))
+    answer = Device(vaults[0], 100).answer(Message(record, 100, kind))
+    assert answer.config_records["message"]["kind"] == "Failure"
+    (noted,) = consent.sent(vaults[0])
+    assert (noted.kind, noted.epsilon) == ("Failure", None)
 
 
 @pytest.mark.parametrize("kind", ["votes", "public", "self", "anonymised"])
@@ -670,12 +816,3 @@ def test_a_run_of_the_same_name_is_another_run(vaults, settings, tmp_path):
     rogue = {**settings, "run-name": "monday", "output-dir": str(tmp_path / "rogue")}
     run({**rogue, "seed": 1}, DeviceGrid(vaults))
     assert results(run({**settings, "run-name": "monday"}, DeviceGrid(vaults)))["users"]
-
-
-def test_a_paused_device_loads_no_backbone(vaults, settings, monkeypatch):
-    loaded: list[object] = []
-    monkeypatch.setattr("idiolect.client.tasks.load_backbone", loaded.append)
-    consent.pause(vaults[0], True)
-    task = share_task(settings, device_user(100))
-    assert "paused" in ask(Device(vaults[0], 100), "query.share", task)
-    assert not loaded

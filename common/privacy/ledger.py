@@ -34,20 +34,17 @@ from typing import Any
 
 import numpy as np
 
+from ..config import MOST_NOISE
 from ..errors import IdiolectError
 from ..files import write_atomically
+from .protected import FAINT, NOISELESS, joint
 
 SCHEMA = 1
 INTERVAL = 1e-3  # of the discretised privacy loss; errs on the high side
 COARSE = 1e-2  # to begin a search with: ten times faster
 TOLERANCE = 1e-9  # relative; the same composition on another machine's FFT
-# Noise multipliers below: such noise protects nobody (epsilon above 500 000).
-NOISELESS = 1e-3
-# Below, amplification is not claimed: it would save next to nothing, and the privacy
-# loss spreads over more grid points than memory holds.
-FAINT = 0.2
 CLOSE = 4e-4  # relative; how close calibration comes to the budget
-MOST = 1e6  # more noise is counted as this much
+MOST = MOST_NOISE  # more noise is counted as this much
 RNGS = ("os", "seeded")
 
 Mechanism = tuple[float, float, int, int]
@@ -118,15 +115,6 @@ class Epsilons:
 
 
 # --- accounting ----------------------------------------------------------------------
-
-
-def joint(z: float, clip_bit_z: float) -> float:
-    r"""Noise multiplier of two Gaussians released about the same users at once.
-
-    :math:`(z^{-2} + z_b^{-2})^{-1/2}` (Andrew et al. 2021, section 3.1): in units of its
-    own noise the pair is one Gaussian vector. ``clip_bit_z`` 0 means that there is none.
-    """
-    return (z**-2 + clip_bit_z**-2) ** -0.5 if z and clip_bit_z else z
 
 
 def epsilons(events: Mapping[Event, int], delta: float, cap: int = 0) -> Epsilons:
@@ -401,6 +389,8 @@ class Ledger:
         Stage -> largest number of exchanges that any device took part in, as reported.
     audits
         ``{"name", "eps_lb", "max_detectable", "conf", ...}`` each.
+    unprotected
+        Outflow -> why it is not protected (`protected.protected`), of those that are not.
 
     Raises
     ------
@@ -418,6 +408,7 @@ class Ledger:
     open_releases: list[dict[str, str]] = field(default_factory=list)
     observed_participations: dict[str, int] = field(default_factory=dict)
     audits: list[dict[str, Any]] = field(default_factory=list)
+    unprotected: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse to begin anew where charges may have been written."""
@@ -557,7 +548,11 @@ def read_ledger(path: Path) -> Ledger:
                 raise ValueError(f"{charge.id} is out of order")
             seen[stage] += 1
         ledger = Ledger(path=None, charges=charges, **body)
-        for use in (ledger.simulation_reasons, ledger.kept_cap):
+        for use in (
+            ledger.simulation_reasons,
+            ledger.kept_cap,
+            ledger.unprotected.items,
+        ):
             use()  # raises where something has the wrong type
     except (
         OSError,
@@ -644,6 +639,7 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
         },
         "secagg": {"protocol": "none"},
         "open_releases": [dict(release) for release in ledger.open_releases],
+        "unprotected": dict(ledger.unprotected),
         "not_covered": _not_covered(ledger),
         "audit": [dict(audit) for audit in ledger.audits],
         "rng": "operating system" if ledger.rng == "os" else "seed",
@@ -732,6 +728,10 @@ def _not_covered(ledger: Ledger) -> list[str]:
         "settings chosen by looking at results of the same users in other runs",
         "that an exchange failed, and for whom",
         "what a device keeps or shows to whoever holds it",
+    ]
+    found += [
+        f"{outflow}, not protected: {why}"
+        for outflow, why in ledger.unprotected.items()
     ]
     if ledger.charges and 10 * ledger.population * ledger.delta > 1:
         found.append(
@@ -868,6 +868,10 @@ def describe(card: Mapping[str, Any]) -> list[str]:
     }
     lines = [f"mode: {modes[card['mode']]}"]
     lines += [f"simulation: {reason}" for reason in card["simulation_because"]]
+    lines += [
+        f"not protected: {outflow}: {why}"
+        for outflow, why in card.get("unprotected", {}).items()
+    ]
     lines += _spent_lines(card)
     for event in card["events"][:6]:
         lines.append(_event_line(event))

@@ -1,15 +1,17 @@
 """The owner's commands, as an owner runs them, on the built-in backbone."""
 
+import io
 import json
+import re
 import stat
 import subprocess
 import sys
 
 import pytest
 
-from idiolect.client import owner
+from idiolect.client import consent, owner
 from idiolect.client.cli import main
-from idiolect.client.vault import Passphrase, Source, Vault
+from idiolect.client.vault import Passphrase, RandomKey, Source, Vault
 from idiolect.common.config import parse
 from idiolect.common.tasks.load import load_dataset
 
@@ -283,3 +285,144 @@ def test_what_needs_no_model_does_not_wait_for_torch(ready, words):
         "assert not code and not {'torch', 'flwr', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# --- private text ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Stand for standard input: a pipe, or a terminal."""
+
+    def give(text, terminal=False):
+        stream = io.TextIOWrapper(
+            io.BytesIO(text.encode("utf-8", "surrogateescape")), "utf-8"
+        )
+        stream.isatty = lambda: terminal
+        monkeypatch.setattr(sys, "stdin", stream)
+
+    return give
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Stand for the model: note the prompts."""
+    prompts = []
+
+    def write(_vault, prompt, _budget, _compare=False):
+        prompts.append(prompt)
+        return {"personal": "words"}
+
+    monkeypatch.setattr(owner, "write", write)
+    return prompts
+
+
+@pytest.fixture
+def cheap(place, monkeypatch):
+    """A vault that opens without Argon2."""
+    monkeypatch.setattr(
+        "idiolect.client.unlock.unlock", lambda *_: RandomKey(bytes(32))
+    )
+    Vault.create(place / "home" / "device" / "vault.db", RandomKey(bytes(32))).close()
+    return place
+
+
+def test_a_prompt_comes_from_standard_input(cheap, run, typed, written):
+    for words in (["generate"], ["generate", "-"]):
+        typed("dear Ann,\nabout tomorrow\n")
+        said = run(*words)
+        assert said.out == "words\n" and said.err == ""
+    assert written == ["dear Ann,\nabout tomorrow"] * 2
+    typed("dear Ann,\nthe next line is not asked for\n", terminal=True)
+    assert "prompt (one line):" in run("generate").err
+    assert written[2] == "dear Ann,"
+
+
+def test_a_prompt_on_the_command_line_is_taken_with_a_warning(
+    cheap, run, typed, written
+):
+    typed("")
+    said = run("generate", "dear Ann,", "--json")
+    assert json.loads(said.out) == {"personal": "words"}
+    assert "other users of this machine can read it" in said.err
+    assert "Ann" not in said.err
+    assert written == ["dear Ann,"]
+
+
+def test_feedback_and_search_take_text_from_standard_input(cheap, run, asked, typed):
+    typed("who is it?\nmy own\nwords\n")
+    assert run("feedback", "up", "--prompt", "-", "--text", "-").err == ""
+    typed("other words")
+    run("feedback", "down", "--text", "-")
+    found = asked("history", "list")
+    pairs = [(entry["prompt"], entry["target"], entry["liked"]) for entry in found]
+    assert pairs == [("who is it?", "my own\nwords", True), ("", "other words", False)]
+    typed("OWN\n")
+    assert asked("history", "list", "--search", "-") == found[:1]
+    typed("")
+    assert "command line" in run("history", "list", "--search", "own").err
+    assert "command line" in run("feedback", "up", "--text", "words").err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no prompt on standard input"),
+        (" \n", "no prompt on standard input"),
+        ("x" * 100_001, "more than 100000 characters"),
+        ("\udcff", "not UTF-8"),
+    ],
+)
+def test_what_cannot_be_a_prompt_is_said(cheap, run, typed, written, text, said):
+    typed(text)
+    assert said in run("generate", "-", code=2).err
+    assert written == []
+
+
+def test_no_option_takes_a_passphrase():
+    """Only files that hold one; a command line is no secret."""
+    from idiolect.client.cli import _parser
+
+    from ..test_terminal import leaves
+
+    def options(parser, words):
+        for word in words:
+            (part,) = [a for a in parser._actions if a.choices and word in a.choices]
+            parser = part.choices[word]
+        return [name for action in parser._actions for name in action.option_strings]
+
+    named = {name for words in leaves(_parser()) for name in options(_parser(), words)}
+    secret = {name for name in named if re.search("pass|secret|key(?!ring)", name)}
+    assert secret == {"--passphrase-file", "--new-passphrase-file"}
+
+
+# --- what the owner sees of privacy ----------------------------------------------------
+
+
+def test_status_shows_the_ceilings_and_sent_what_protects(cheap, run, asked):
+    with Vault.open(
+        cheap / "home" / "device" / "vault.db", RandomKey(bytes(32))
+    ) as vault:
+        private = {"task": "text", "users": 200, "personalise.learning-rates": "1e-3"}
+        private |= {"privacy.mode": "central", "privacy.epsilon": 3.0}
+        consent.agree(vault, "1", "one", parse(private))
+        for kind in ("AdaptReply", "EvaluateReply", "HelloReply"):
+            covered = consent.cover(kind, parse(private))
+            consent.note_sent(vault, "one", kind, 10, covered)
+    said = run("status").out
+    assert (
+        "1 runs together: epsilon 3 of 8, delta 1e-06 of 1e-5, 5 of 100 releases"
+        in said
+    )
+    assert "at least 10 users" in said and "not protected" not in said
+    run("consent", "update", "clear")
+    assert "not protected, and not counted there: update" in run("status").out
+    assert asked("status")["privacy"]["ceilings"]["most-epsilon"] == "8"
+    lines = run("sent").out.splitlines()
+    assert [line.split("one", 1)[1].strip() for line in lines] == [
+        "eps 3",
+        "no bound (privacy.metrics is 'clear')",
+        "no bound (nothing of the text is in it)",
+    ]
+    run("settings", "most-epsilon", "16")
+    assert "epsilon 3 of 16" in run("status").out

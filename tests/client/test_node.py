@@ -58,7 +58,7 @@ def test_a_node_without_a_server_says_what_to_do(vault):
 
 def test_what_is_sent_is_listed_in_order(vault):
     for number in range(3):
-        consent.note_sent(vault, "run", f"Kind{number}", number, None)
+        consent.note_sent(vault, "run", f"Kind{number}", number, (None, ""))
     assert [(s.kind, s.bytes) for s in consent.sent(vault)] == [
         ("Kind0", 0),
         ("Kind1", 1),
@@ -71,7 +71,7 @@ def test_what_is_sent_is_listed_in_order(vault):
     [
         ("colour", "red", "no setting 'colour'"),
         ("threads", "-1", "whole number"),
-        ("max-length", "3", "from 16 on"),
+        ("max-length", "3", "from 16 to"),
         ("max-seconds", "soon", "a number"),
         ("on-battery", "maybe", "yes or no"),
     ],

@@ -1,0 +1,174 @@
+"""Text from elsewhere: what may reach a terminal or a log, and how JSON and TOML are read.
+
+Whatever another process, machine or file said can hold escape sequences, line breaks that
+forge a second line, marks that reorder what is shown, and marks that cannot be seen. So
+each place that shows text passes it through here, wherever the text came from: `printable`
+for a part of a line, `lines` for text of several lines, `tell` and `tell_json` instead of
+`print`, and `guard` for a log.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import sys
+import tomllib
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+# Joiners and the soft hyphen belong to words of several scripts and show nothing by
+# themselves: they are left out. Everything else that does not print is marked.
+_JOINERS = dict.fromkeys(map(ord, "\u00ad\u200c\u200d"))
+# Other characters whose Unicode category is "space": they take up room and do no more.
+_SPACES = dict.fromkeys(
+    map(
+        ord, "\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+    ),
+    " ",
+)
+MARK = "\ufffd"
+LONGEST = 500  # characters of somebody else's sentence
+
+
+def printable(text: str, longest: int = LONGEST) -> str:
+    """Text for a part of one line: no control characters, no line breaks, not too long.
+
+    Parameters
+    ----------
+    text
+        From anywhere.
+    longest
+        Characters; the rest is cut off.
+
+    Returns
+    -------
+    str
+        Every character of it is printable in the sense of `str.isprintable`; what was
+        not is U+FFFD.
+    """
+    text = text[:longest].translate(_JOINERS).translate(_SPACES)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else MARK for c in text)
+
+
+def lines(text: str) -> str:
+    """Text of several lines: printable characters and line feeds, and nothing else."""
+    parts = text.expandtabs(4).split("\n")
+    return "\n".join(printable(part, len(part)) for part in parts)
+
+
+def shown(value: Any) -> Any:
+    """Return a JSON-like value in which every text and key is one printable line."""
+    if isinstance(value, str):
+        return printable(value, 10 * LONGEST)
+    if isinstance(value, Mapping):
+        return {shown(key): shown(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [shown(entry) for entry in value]
+    return value
+
+
+def tell(text: str, to: TextIO | None = None) -> None:
+    """Print text that may quote anybody, at once."""
+    print(lines(text), file=to or sys.stdout, flush=True)
+
+
+def tell_json(value: Any, indent: int | None = None) -> None:
+    """Print a value as JSON of printable ASCII: nothing is lost, all else is escaped."""
+    # `json` leaves DEL as it is.
+    text = json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
+    print(text, flush=True)
+
+
+def parsed(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Parse a command line; what is said about a wrong one is printable too."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parser.parse_args(arguments)
+    finally:
+        if text := said.getvalue():
+            tell(text.removesuffix("\n"), sys.stderr)
+
+
+class Printable(logging.Filter):
+    """Lets through what it logs without anything that a terminal would obey."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Clean the message and the traceback, which quotes the error's own words."""
+        try:
+            record.msg = lines(record.getMessage())
+        except (TypeError, ValueError):  # a format that does not fit its arguments
+            record.msg = lines(f"{record.msg} {record.args}")
+        record.args = ()
+        if record.exc_info and record.exc_info[0] is not None:
+            text = logging.Formatter().formatException(record.exc_info)
+            record.exc_text = lines(text)  # formatters take this before their own
+        return True
+
+
+def guard(log: logging.Logger) -> None:
+    """Clean everything that this log writes; a second call changes nothing.
+
+    Its handlers are guarded too, since the records of its children pass only by them.
+    """
+    for place in (log, *log.handlers):
+        if not any(isinstance(one, Printable) for one in place.filters):
+            place.addFilter(Printable())
+
+
+def guard_tracebacks() -> None:
+    """Print what nobody foresaw, which quotes what caused it, printable as well."""
+    sys.excepthook = lambda *error: tell(
+        "".join(traceback.format_exception(*error)).rstrip("\n"), sys.stderr
+    )
+
+
+# --- reading ---------------------------------------------------------------------------
+
+
+def read_json(text: str | bytes) -> Any:
+    """Parse JSON that a stranger may have written.
+
+    Raises
+    ------
+    ValueError
+        It is none, it is nested too deep, it has a number of thousands of digits or NaN or
+        Infinity, which JSON does not have, or an object names a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises
+    ------
+    tomllib.TOMLDecodeError
+        It is none, it is nested too deep, or it has a number of thousands of digits.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise tomllib.TOMLDecodeError(f"it cannot be read ({error})") from None

@@ -50,22 +50,11 @@ from ..common.files import home, write_atomically
 from ..common.manifest import public_key, read_or_make_key
 from ..common.tasks.load import public_items
 from . import processes, results
+from .environment import BIN, flower_environment
 from .exchange import SIGNING_KEY
+from .flower import CONNECTION, check_status, connection, flwr, free_port, submit
 from .progress import Display
-from .simulate import (
-    BIN,
-    CONNECTION,
-    Plan,
-    check_backbone,
-    configured,
-    connection,
-    finished,
-    flower_environment,
-    flwr,
-    follow,
-    free_port,
-    submit,
-)
+from .simulate import Plan, check_backbone, configured, fetch_backbone, finished, follow
 
 YEARS = 10  # of the authority; devices carry its certificate
 DAYS = 397  # of the server's own certificate
@@ -482,13 +471,17 @@ def run(folder: Path, plan: Plan, console: Console) -> dict[str, Any]:
     if (done := finished(plan, console)) is not None:
         return done
     environment = _running(folder)
+    fetch_backbone(plan.config.backbone)
     _, offset = results.read_events(plan.metrics)
     console.print(f"run {name} in {output}", highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as scratch, Display(console) as display:
         settings = Path(scratch) / "run.toml"
         settings.write_text(configuration.to_toml(plan.config))
-        identity = submit(plan, settings, environment)
+        identity = submit(plan.app, settings, environment)
         serving = partial(results.is_locked, folder)
-        for event in follow(plan, offset, serving, identity, environment):
+        log = folder / "server.log"  # a ServerApp that was refused says why there
+        ask = partial(check_status, log, identity, environment)
+        mark = environment[processes.VARIABLE]
+        for event in follow(plan, offset, serving, mark, ask):
             display.show(event)
     return results.load(output, name)

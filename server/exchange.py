@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 
 from ..common.config import Config, flatten
 from ..common.errors import IdiolectError
+from ..common.files import private
 from ..common.manifest import read_or_make_key
 from ..common.privacy.ledger import Ledger
 from ..common.protocol import (
@@ -61,7 +62,7 @@ class Journal:
         self._append(json.dumps(event) + "\n")
 
     def _append(self, text: str) -> None:
-        with self.path.open("a") as stream:
+        with open(self.path, "a", opener=private) as stream:
             stream.write(text)
 
 

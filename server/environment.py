@@ -63,10 +63,10 @@ CHOSEN = {
     "MALLOC_TOP_PAD_": str(1 << 27),
 }
 
-# Ray's sockets lie below its folder, as /session_TIME_PID/sockets/plasma_store; the kernel
-# takes 107 bytes of a socket's path.
+# Ray's sockets lie in a folder of a session; the kernel takes 107 bytes of a socket's path.
 SOCKET_PATH = 107
-BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+RAY = "r"
+BELOW = len(f"/{RAY}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 
 def inherited(environment: Mapping[str, str]) -> dict[str, str]:

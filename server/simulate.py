@@ -31,8 +31,10 @@ from ..common.files import private, private_folder, write_atomically
 from . import processes, results
 from .environment import flower_environment, remove_folder, short_folder
 from .progress import Display
+from .simulator import ALONE
 
 LAST_BREATH = 10.0  # seconds in which what was ended must let go of the run
+NETWORK = ALONE  # or SHARED, as on machines that don't allow the other
 SILENT_SECONDS = 10.0  # between two questions while no event comes
 
 
@@ -423,7 +425,7 @@ def start(
 ) -> "subprocess.Popen[bytes]":
     """Start the simulation in a session of its own."""
     command = [sys.executable, "-m", "idiolect.server.simulator", str(plan.app)]
-    command += [str(plan.scratch / "run.toml"), str(plan.nodes), str(place)]
+    command += [str(plan.scratch / "run.toml"), str(plan.nodes), str(place), NETWORK]
     with open(plan.scratch / "superlink.log", "ab", opener=private) as log:
         return subprocess.Popen(
             command,

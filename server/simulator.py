@@ -1,9 +1,10 @@
-"""The process in which a simulation runs: ``APP SETTINGS NODES FOLDER``.
+"""The process in which a simulation runs: ``APP SETTINGS NODES FOLDER NETWORK``.
 
 `flwr run` hands an app to a SuperLink, whose port lets every local account submit code. A
 simulation needs none: this process calls what Flower's own `flwr-simulation` calls, with
-the app's folder in place of an unpacked bundle. It opens no port; Ray's are on loopback and
-ask for a token (`simulate.private_environment`).
+the app's folder in place of an unpacked bundle. It opens no port. Ray's are on a loopback
+that only the run can see, where the machine allows that (`alone`), and they ask for a
+token everywhere (`simulate.private_environment`).
 """
 
 import os
@@ -12,14 +13,10 @@ import sys
 import tomllib
 from pathlib import Path
 
-from flwr.app import Context, RecordDict
-from flwr.common.config import get_fused_config_from_dir, get_project_config
-from flwr.simulation.run_simulation import _run_simulation
-from flwr.supercore.constant import NOOP_FEDERATION_ID
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.supercore.telemetry import EventType
+from .alone import leave_the_network
+from .environment import RAY
 
+ALONE, SHARED = "alone", "shared"
 SUPERLINK = 1  # Flower's number of the node that sends for the ServerApp
 
 
@@ -37,6 +34,15 @@ def simulate(app: Path, settings: Path, nodes: int, folder: Path) -> None:
     folder
         For Ray's sessions and sockets: private, and its path short.
     """
+    # Here and not above: these start threads, and `leave_the_network` has to come first.
+    from flwr.app import Context, RecordDict
+    from flwr.common.config import get_fused_config_from_dir, get_project_config
+    from flwr.simulation.run_simulation import _run_simulation
+    from flwr.supercore.constant import NOOP_FEDERATION_ID
+    from flwr.supercore.run import Run
+    from flwr.supercore.task_identity import TaskIdentity
+    from flwr.supercore.telemetry import EventType
+
     overrides = tomllib.loads(settings.read_text())
     run = Run.create_empty(secrets.randbits(62))
     run.primary_task_id = secrets.randbits(62)
@@ -56,7 +62,9 @@ def simulate(app: Path, settings: Path, nodes: int, folder: Path) -> None:
     ray = {
         "num_cpus": nodes,
         "include_dashboard": False,
-        "_temp_dir": str(folder),
+        "_temp_dir": str(
+            folder / RAY
+        ),  # Ray opens it to everybody; the one above is not
         # "local": start a cluster, and never join one, whatever Ray finds.
         "address": "local",
     }
@@ -79,7 +87,11 @@ def simulate(app: Path, settings: Path, nodes: int, folder: Path) -> None:
 def main() -> None:
     """Run what the command line names."""
     os.umask(0o077)
-    app, settings, nodes, folder = sys.argv[1:]
+    app, settings, nodes, folder, network = sys.argv[1:]
+    if network == ALONE and leave_the_network():
+        print("this run has a network of its own: nobody else can reach its ports")
+    else:
+        print("the ports of this run are on 127.0.0.1, and ask for a token")
     simulate(Path(app), Path(settings), int(nodes), Path(folder))
 
 

@@ -46,19 +46,21 @@ from rich.console import Console
 
 from ..common import config as configuration
 from ..common.errors import IdiolectError
-from ..common.files import home, write_atomically
+from ..common.files import home, make_private, write_atomically
 from ..common.manifest import public_key, read_or_make_key
 from ..common.tasks.load import public_items
-from . import processes, results
+from . import database, processes, results
 from .environment import BIN, flower_environment
 from .exchange import SIGNING_KEY
 from .flower import CONNECTION, check_status, connection, flwr, free_port, submit
 from .progress import Display
 from .simulate import Plan, check_backbone, configured, fetch_backbone, finished, follow
 
+DATABASE = Path("flower", "state.db")
 YEARS = 10  # of the authority; devices carry its certificate
 DAYS = 397  # of the server's own certificate
 START_SECONDS = 60.0
+FORGET_SECONDS = 20.0  # for Flower to notice that a run has ended
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds before a process is started again
 
 
@@ -243,6 +245,8 @@ def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> Non
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    os.umask(0o077)  # all that the three processes write is for this account alone
+    make_private(folder)
     with (folder / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -258,10 +262,17 @@ def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> Non
         text = connection(now.port, trust)
         write_atomically(folder / "flower" / "config.toml", text.encode())
         commands = _commands(folder, host, port, now)
+        base = folder / DATABASE
+        database.forget_ended(base, database.ALL_ENDED)  # the last server was killed
+        keeper = threading.Thread(
+            target=database.keep_forgetting, args=(base, stopping), daemon=True
+        )
+        keeper.start()
         try:
             _keep_up(commands, _environment(folder, now), folder, stopping, say)
         finally:
             processes.end(now.mark)
+            database.forget_ended(base, database.ALL_ENDED)
             (folder / "serving.json").unlink(missing_ok=True)
 
 
@@ -292,7 +303,7 @@ def _commands(folder: Path, host: str, port: int, now: Serving) -> dict[str, lis
             *("--ssl-certfile", str(place / "server.crt")),
             *("--ssl-keyfile", str(place / "server.key")),
             "--enable-supernode-auth",
-            *("--database", str(place / "flower" / "state.db")),
+            *("--database", str(place / DATABASE)),
             *("--isolation", "process"),
             "--disable-runtime-dependency-installation",
         ],
@@ -348,13 +359,15 @@ def _answers(
     """Wait until a SuperLink answers: the others end when they find none."""
     port = command[command.index("--port") + 1]
     trust = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}),  # this machine is reached without a proxy
+        urllib.request.HTTPSHandler(context=trust),
+    )
     deadline = time.monotonic() + START_SECONDS
     while link.poll() is None and time.monotonic() < deadline:
         with (
             contextlib.suppress(OSError),
-            urllib.request.urlopen(
-                f"https://127.0.0.1:{port}/health", timeout=1, context=trust
-            ),
+            opener.open(f"https://127.0.0.1:{port}/health", timeout=1),
         ):
             return True
         time.sleep(0.2)
@@ -482,6 +495,9 @@ def run(folder: Path, plan: Plan, console: Console) -> dict[str, Any]:
         log = folder / "server.log"  # a ServerApp that was refused says why there
         ask = partial(check_status, log, identity, environment)
         mark = environment[processes.VARIABLE]
-        for event in follow(plan, offset, serving, mark, ask):
-            display.show(event)
+        try:
+            for event in follow(plan, offset, serving, mark, ask):
+                display.show(event)
+        finally:  # what devices sent; where this is too early, `serve` does it
+            database.forget_soon(folder / DATABASE, FORGET_SECONDS)
     return results.load(output, name)

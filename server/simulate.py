@@ -294,7 +294,7 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
     refuse_broken(plan.app)
     fetch_backbone(plan.config.backbone)
     claim(plan, console)
-    mark = secrets.token_hex(16)
+    mark, known = secrets.token_hex(16), dict[int, int]()
     # Read before the start, so that events of an earlier life are not taken for ours.
     _, offset = results.read_events(plan.metrics)
     try:
@@ -304,8 +304,10 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
             process = start(plan, place, private_environment(plan, place, mark))
             for event in follow(plan, offset, lambda: process.poll() is None, mark):
                 display.show(event)
+                if event["event"] == "phase":
+                    known |= processes.family(mark)
     finally:
-        processes.end(mark)
+        processes.end(mark, known=known)
         if read_record(plan).get("mark") == mark:  # else a later `simulate` took over
             clear(plan)
     return results.load(output, name)

@@ -65,6 +65,8 @@ def simulate(app: Path, settings: Path, nodes: int, folder: Path) -> None:
         "_temp_dir": str(
             folder / RAY
         ),  # Ray opens it to everybody; the one above is not
+        # Where who takes part is a secret, what the nodes print is not kept.
+        "log_to_driver": context.run_config.get("privacy.mode", "off") == "off",
         # "local": start a cluster, and never join one, whatever Ray finds.
         "address": "local",
     }

@@ -244,10 +244,8 @@ def test_what_a_simulation_opens(network: str, request: pytest.FixtureRequest) -
 @pytest.mark.slow
 def test_a_private_run_inherits_nothing_that_it_did_not_choose(alone: Started) -> None:
     for pid in alone.pids():
-        raw = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        told = dict(
-            entry.decode().partition("=")[::2] for entry in raw if b"=" in entry
-        )
+        raw = Path(f"/proc/{pid}/environ").read_bytes().decode("latin-1").split("\0")
+        told = {name: value for name, _, value in (one.partition("=") for one in raw)}
         for name, value in HOSTILE.items():
             if name in told:  # some of the names a run chooses itself
                 assert told[name] != value or not value

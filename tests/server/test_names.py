@@ -1,4 +1,4 @@
-"""Who took part is a secret where privacy is on: no log, journal or result names anybody."""
+"""Where privacy is on, no log, journal or result says who took part."""
 
 import json
 import logging

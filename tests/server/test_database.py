@@ -15,6 +15,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.object_store.sql_object_store import SqlObjectStore
+from sqlalchemy import event
 
 from idiolect.server import database
 from tests.waiting import until
@@ -38,7 +39,13 @@ def put(store: SqlObjectStore, run: int, canary: bytes) -> list[str]:
 def store(tmp_path: Path) -> SqlObjectStore:
     """A database as an open SuperLink has it."""
     made = ObjectStoreFactory(str(tmp_path / "state.db")).store()
-    assert isinstance(made, SqlObjectStore)
+    assert isinstance(made, SqlObjectStore) and made._engine is not None
+    # Some builds of SQLite overwrite what is deleted; the SuperLink's need not be one.
+    event.listen(
+        *(made._engine, "connect"),
+        lambda one, _: one.execute("PRAGMA secure_delete = 0"),
+    )
+    made._engine.dispose()
     return made
 
 

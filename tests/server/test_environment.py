@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from idiolect.common.config import Config
 from idiolect.common.errors import IdiolectError
 from idiolect.server import environment, simulate
 from idiolect.server.environment import flower_environment, inherited, short_folder
-
-from .test_simulate import plan as plan
 
 PROXIES = (
     "http_proxy",
@@ -70,7 +69,8 @@ def test_what_flower_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     }
 
 
-def test_every_run_has_a_token_of_its_own(plan: simulate.Plan) -> None:
+def test_every_run_has_a_token_of_its_own(tmp_path: Path) -> None:
+    plan = simulate.Plan(tmp_path, Config(), tmp_path / "one", 1)
     one, two = (simulate.private_environment(plan, Path("/p"), "m") for _ in range(2))
     assert one["RAY_AUTH_MODE"] == "token"
     assert len(one["RAY_AUTH_TOKEN"]) == 64

@@ -74,11 +74,18 @@ def test_failures_name_nobody(settings: dict, log: list[str]) -> None:
     folder = run(settings | CENTRAL | noisy, FakeGrid(5, dying))
     assert named(folder) == []
     assert not [line for line in log if NAME.search(line)]
-    warnings = [event["message"] for event in events(folder, "warning")]
-    assert "adapt, round 1/1: 2 users: its a node of a user exploded" not in warnings
-    assert any(text.startswith("adapt, round 1/1: 2 users: ") for text in warnings)
     state = json.loads((folder / "checkpoint" / "state.json").read_text())
     assert {"persona-000", "dev-000"} <= state["failed"].keys()
+
+
+def test_one_sentence_for_all_that_failed_alike(settings: dict) -> None:
+    """Two users whose errors differ by their names alone: one warning, a number."""
+    plain = settings | CENTRAL | {"methods": "shared"}
+    folder = run(plain, FakeGrid(5, dying))
+    warnings = [event["message"] for event in events(folder, "warning")]
+    assert [text for text in warnings if text.startswith("adapt")] == [
+        "adapt, round 1/1: 2 users: its node failed: a node of a user exploded"
+    ]
 
 
 def test_without_privacy_they_are_named(settings: dict, log: list[str]) -> None:

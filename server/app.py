@@ -50,6 +50,10 @@ class _Plain(logging.Filter):
 
     run: Run | None = None
 
+    def nameless(self, text: str) -> str:
+        """Return a text with nobody's name, if there is a run that keeps them secret."""
+        return self.run.nameless(text) if self.run is not None else text
+
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], IdiolectError):
             record.exc_info = None
@@ -57,7 +61,7 @@ class _Plain(logging.Filter):
             text = record.getMessage()
             if record.exc_info:
                 text += "\n" + "".join(traceback.format_exception(*record.exc_info))
-            record.msg, record.args, record.exc_info = self.run.nameless(text), (), None
+            record.msg, record.args, record.exc_info = self.nameless(text), (), None
         return True
 
 
@@ -69,7 +73,8 @@ def main(grid: Grid, context: Context) -> None:
     simulation's ServerApp thread ends as `completed`).
     """
     plain = _Plain()
-    LOG.addFilter(plain)
+    LOG.filters[:] = [f for f in LOG.filters if not isinstance(f, _Plain)]
+    LOG.addFilter(plain)  # it stays: Flower logs what is raised here after us
     try:
         folder = open_run(resolved(parse(context.run_config)))
     except IdiolectError as error:
@@ -81,19 +86,20 @@ def main(grid: Grid, context: Context) -> None:
         carry_out(plain.run, ours)
         journal.write({"event": "finished", "time": time.time()})
     except IdiolectError as error:
-        journal.write({"event": "failed", "message": str(error)})
-        LOG.error("%s", error)
-        raise
+        message = plain.nameless(str(error))
+        journal.write({"event": "failed", "message": message})
+        LOG.error("%s", message)
+        if message == str(error):
+            raise
+        raise IdiolectError(message) from None
     except BaseException as error:
-        message = f"{type(error).__name__}: {error}"
-        message = plain.run.nameless(message) if plain.run else message
+        message = plain.nameless(f"{type(error).__name__}: {error}")
         journal.write({"event": "failed", "message": message})
         if plain.run is None or not plain.run.secret:
             raise
         LOG.error("the run failed", exc_info=error)
         raise RuntimeError(message) from None  # its own words could name somebody
     finally:
-        LOG.removeFilter(plain)
         folder.lock.close()
 
 

@@ -60,7 +60,7 @@ DATABASE = Path("flower", "state.db")
 YEARS = 10  # of the authority; devices carry its certificate
 DAYS = 397  # of the server's own certificate
 START_SECONDS = 60.0
-FORGET_SECONDS = 20.0  # for Flower to notice that a run has ended
+FORGET_SECONDS = 10.0  # for Flower to notice that a run has ended
 # The SuperLink notes at level INFO which node pushed a reply: who took part.
 QUIET = {"superlink": {"FLWR_LOG_LEVEL": "WARNING"}}
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds before a process is started again

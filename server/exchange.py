@@ -412,6 +412,7 @@ def _sentence(error: Exception) -> str:
 def _progress(run: Run, step: Step, counted: int, of: int, users: int) -> None:
     run.done += step.weight * users
     cost = run.state.cost
+    told = run.config.privacy.metrics != "noisy"  # else withheld, as in results.json
     run.journal.write(
         {
             "event": "progress",
@@ -421,8 +422,8 @@ def _progress(run: Run, step: Step, counted: int, of: int, users: int) -> None:
             "total": of,
             "fraction": round(min(run.done / run.total, 1.0), 4),
             "seconds": round(time.monotonic() - run.began, 3),
-            "bytes_up": cost.bytes_up,
-            "bytes_down": cost.bytes_down,
+            "bytes_up": cost.bytes_up if told else None,
+            "bytes_down": cost.bytes_down if told else None,
         }
     )
 

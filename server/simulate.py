@@ -325,7 +325,8 @@ def read_record(plan: Plan) -> dict[str, str]:
     """Return what the last `simulate` of this run noted: its mark and Ray's folder."""
     try:
         record = json.loads((plan.scratch / "process.json").read_text())
-        return {name: str(record[name]) for name in ("mark", "place")}
+        # A version before had no such folder.
+        return {"mark": str(record["mark"]), "place": str(record.get("place", ""))}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -426,12 +427,15 @@ def start(
     plan: Plan, place: Path, environment: Mapping[str, str]
 ) -> "subprocess.Popen[bytes]":
     """Start the simulation in a session of its own."""
-    command = [sys.executable, "-m", "idiolect.server.simulator", str(plan.app)]
+    # -P, and a folder of our own: Python and Ray would load modules from where the caller
+    # happens to be, and that may be a folder that others write to.
+    command = [sys.executable, "-P", "-m", "idiolect.server.simulator", str(plan.app)]
     command += [str(plan.scratch / "run.toml"), str(plan.nodes), str(place), NETWORK]
     with open(plan.scratch / "superlink.log", "ab", opener=private) as log:
         return subprocess.Popen(
             command,
             env=dict(environment),
+            cwd=place,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

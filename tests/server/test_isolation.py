@@ -134,8 +134,11 @@ def start(network: str) -> Iterator[Started]:
     results.write(base, make())
     plan = simulate.Plan(app, config, base / "runs" / "one", 2)
     words = [str(app), str(base / "run.toml"), str(plan.folder), network]
+    # A module that lies where the caller is must not become the run's.
+    (base / "httpx.py").write_text("raise SystemExit('a stranger wrote this')\n")
     process = subprocess.Popen(
-        [sys.executable, "-c", START, *words],
+        [sys.executable, "-P", "-c", START, *words],
+        cwd=base,
         env={**os.environ, **HOSTILE, "TMPDIR": str(base)},
         text=True,
         umask=0,  # the worst that a caller can choose

@@ -105,6 +105,19 @@ def test_a_run_that_fails_names_nobody(settings: dict, log: list[str]) -> None:
     assert not [line for line in log if NAME.search(line)]
 
 
+def test_a_sentence_of_ours_that_names_somebody(
+    settings: dict, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_run: object) -> None:
+        raise IdiolectError("user 'persona-001' has no text: import some.")
+
+    monkeypatch.setattr(app, "adapt", refuse)
+    with pytest.raises(IdiolectError, match=r"^a user has no text: import some\.$"):
+        run(settings | CENTRAL | {"run-name": "one"}, FakeGrid(5))
+    assert named(Path(settings["output-dir"]) / "one") == []
+    assert not [line for line in log if NAME.search(line)]
+
+
 def test_a_defect_of_ours_names_nobody(
     settings: dict, log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +140,9 @@ def test_withheld_is_null_and_no_number(settings: dict) -> None:
     assert (found["cost"]["bytes_up"], found["cost"]["bytes_down"]) == (None, None)
     withheld = [found["run"][key] for key in ("failed", "dropped", "truncated")]
     assert withheld == [None, None, None]
+    folder = Path(found["run"]["path"])
+    sent = {(e["bytes_up"], e["bytes_down"]) for e in events(folder, "progress")}
+    assert sent == {(None, None)}
     lines = list(results._notes(found))
     assert not [line for line in lines if "sent" in line or "None" in line]
 

@@ -54,7 +54,7 @@ def test_what_a_marked_process_started_is_ended_without_a_mark() -> None:
     try:
         assert processes.family(mark).keys() == {parent.pid, child}
         processes.end(mark)
-        assert parent.wait(5) == -15
+        assert parent.wait(5) in (-15, 0)  # 0 where its child was first
         assert select.select([handle], [], [], 0)[0]  # readable: it has ended
     finally:
         parent.stdout.close()

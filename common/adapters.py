@@ -30,6 +30,7 @@ from torch import Tensor
 from .backbone import Backbone, projections
 from .config import LoraShape
 from .errors import IdiolectError
+from .files import make_folder
 from .seeds import fixed_uniform
 
 
@@ -332,13 +333,16 @@ def export_peft(folder: Path, backbone: Backbone, shared: Lora, personal: Lora) 
         base_model_name_or_path=backbone.name,
         inference_mode=True,
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     config.save_pretrained(str(folder))
     tensors: dict[str, Tensor] = {}
     for name in both.a:
         tensors[f"base_model.model.{name}.lora_A.weight"] = both.a[name].contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = both.b[name].contiguous()
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    # It is as private as the text that it learnt.
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).chmod(0o600)
 
 
 def import_peft(folder: Path) -> Lora:

@@ -1,5 +1,10 @@
-"""Where files are kept, and how a crash leaves them whole."""
+"""Where files are kept, who may read them, and how a crash leaves them whole.
 
+What a run, a study, a server or a device writes says who took part and what they sent, so
+all of it is for this account alone, whatever the umask: files 0600, folders 0700.
+"""
+
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,11 +14,60 @@ def home() -> Path:
     return Path(os.environ.get("IDIOLECT_HOME") or "~/.idiolect").expanduser()
 
 
+def private(path: str | Path, flags: int) -> int:
+    """Open a file that this account alone can read; the ``opener`` of `open`.
+
+    A file that is there already, from a version that left it to the umask, is made so.
+    """
+    handle = os.open(path, flags, 0o600)
+    with contextlib.suppress(PermissionError):  # another account's: that one decides
+        os.fchmod(handle, 0o600)
+    return handle
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder, and what is missing above it, for this account alone; return it.
+
+    The folder itself is made private even if it was there.
+    """
+    make_folder(path)
+    with contextlib.suppress(PermissionError):
+        path.chmod(0o700)
+    return path
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and what is missing above it, private; leave what is there as it is.
+
+    Only idiolect's own home is made private even if it was there.
+    """
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(mode=0o700, exist_ok=True)
+        one.chmod(0o700)  # an odd umask may have taken even our own rights away
+    own = home().absolute()
+    if own in (path.absolute(), *path.absolute().parents):
+        with contextlib.suppress(PermissionError):
+            own.chmod(0o700)
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder and all that is in it private: a version before may not have."""
+    for place, _, names in os.walk(folder):
+        for path in (Path(place), *(Path(place, name) for name in names)):
+            if not path.is_symlink():
+                with contextlib.suppress(PermissionError, FileNotFoundError):
+                    path.chmod(0o700 if path == Path(place) else 0o600)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a private file so that a crash leaves the old one or the new one, never half.
+
+    Folders that are missing are made, private as well.
+    """
+    make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as stream:
+    with open(partial, "wb", opener=private) as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from .errors import IdiolectError
-from .files import sync_folder
+from .files import make_folder, sync_folder
 
 MAX_TEXT = 8192  # characters of a manifest; a usual one has about 600
 MAX_FIELD = 500  # characters of one of its texts
@@ -408,7 +408,7 @@ def read_or_make_key(path: Path) -> bytes:
 
 
 def _make_key(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     seed = new_key()
     # mkstemp opens with mode 0600. A link, unlike a rename, never replaces a file.
     handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import time
+import traceback
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,7 @@ from .adapt import adapt
 from .budget import crowd_of, new_ledger
 from .checkpoint import RunFolder, load, open_run
 from .exchange import Journal, Run, population
-from .hello import Census, hello, identity
+from .hello import Census, Identity, hello, identity
 from .personalise import evaluate, mean_log, personalise, workload
 from .pool import WEIGHT, pool
 from .results import PACKAGE, git_commit
@@ -40,11 +41,27 @@ LOG = logging.getLogger("flwr")
 app = ServerApp()
 
 
-class _OneSentence(logging.Filter):
-    """Flower logs every exception with a traceback; the user's own errors need none."""
+class _Plain(logging.Filter):
+    """What the log of a run may say.
+
+    Flower logs every exception with a traceback; the user's own errors need none. Where
+    who takes part is a secret, no line has a name: not one of ours, and none of Flower's.
+    """
+
+    run: Run | None = None
+
+    def nameless(self, text: str) -> str:
+        """Return a text with nobody's name, if there is a run that keeps them secret."""
+        return self.run.nameless(text) if self.run is not None else text
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], IdiolectError):
+            record.exc_info = record.exc_text = None
+        if self.run is not None and self.run.secret:
+            text = record.getMessage()
+            if record.exc_info:
+                text += "\n" + "".join(traceback.format_exception(*record.exc_info))
+            record.msg, record.args = self.nameless(text), ()
             record.exc_info = record.exc_text = None
         return True
 
@@ -56,7 +73,9 @@ def main(grid: Grid, context: Context) -> None:
     Flower calls this. It must raise for the run to count as failed (``SystemExit`` in a
     simulation's ServerApp thread ends as `completed`).
     """
-    LOG.addFilter(_OneSentence())
+    plain = _Plain()
+    LOG.filters[:] = [f for f in LOG.filters if not isinstance(f, _Plain)]
+    LOG.addFilter(plain)  # it stays: Flower logs what is raised here after us
     guard(LOG)
     try:
         folder = open_run(resolved(parse(context.run_config)))
@@ -65,16 +84,23 @@ def main(grid: Grid, context: Context) -> None:
         raise
     journal = Journal(folder.path / "metrics.jsonl")
     try:
-        carry_out(grid, folder, journal)
+        plain.run, ours = prepare(grid, folder, journal)
+        carry_out(plain.run, ours)
         journal.write({"event": "finished", "time": time.time()})
     except IdiolectError as error:
-        journal.write({"event": "failed", "message": str(error)})
-        LOG.error("%s", error)
-        raise
-    except BaseException as error:
-        message = f"{type(error).__name__}: {error}"
+        message = plain.nameless(str(error))
         journal.write({"event": "failed", "message": message})
-        raise
+        LOG.error("%s", message)
+        if message == str(error):
+            raise
+        raise IdiolectError(message) from None
+    except BaseException as error:
+        message = plain.nameless(f"{type(error).__name__}: {error}")
+        journal.write({"event": "failed", "message": message})
+        if plain.run is None or not plain.run.secret:
+            raise
+        LOG.error("the run failed", exc_info=error)
+        raise RuntimeError(message) from None  # its own words could name somebody
     finally:
         folder.lock.close()
 
@@ -89,8 +115,8 @@ def resolved(config: Config) -> Config:
     return replace(config, data=data, unlabeled=unlabeled)
 
 
-def carry_out(grid: Grid, folder: RunFolder, journal: Journal) -> None:
-    """Run the phases that are left."""
+def prepare(grid: Grid, folder: RunFolder, journal: Journal) -> tuple[Run, Identity]:
+    """Read all that the phases need: data, checkpoint, ledger; what nodes must share."""
     config = folder.config
     announce(folder, journal)
     dataset = Dataset(TEXT, ()) if config.on_devices else load_dataset(config)
@@ -102,6 +128,11 @@ def carry_out(grid: Grid, folder: RunFolder, journal: Journal) -> None:
     run.total = work(config, *run.population)
     state.life += 1
     run.save()  # what this life sends counts up from here
+    return run, ours
+
+
+def carry_out(run: Run, ours: Identity) -> None:
+    """Run the phases that are left."""
     try:
         begin(run, "hello")
         census = hello(run, ours)
@@ -205,11 +236,14 @@ def finish(run: Run, census: Census) -> None:
         resamples=config.evaluate.bootstrap,
         privacy=privacy,
     )
+    if run.secret:
+        built["run"]["failed"] = None
     if config.privacy.metrics == "noisy":
         built["methods"] = state.noisy_metrics
-        # Who failed or was left out, and how much was sent, would tell who took part.
-        built["run"] |= {"failed": {}, "dropped": {}, "truncated": 0}
-        built["cost"] |= {"bytes_up": 0, "bytes_down": 0}
+        # Who was left out, and how much was sent, would tell who took part. Withheld is
+        # null: a zero would be a number.
+        built["run"] |= {"dropped": None, "truncated": None}
+        built["cost"] |= {"bytes_up": None, "bytes_down": None}
     results.write_json(run.folder / "privacy_card.json", privacy)
     results.write(run.folder, built)
     results.render(built, results.console(120))

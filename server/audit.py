@@ -34,6 +34,7 @@ from ..common.adapters import Lora, zero_shared
 from ..common.backbone import Backbone, load_backbone
 from ..common.config import Config, parse
 from ..common.errors import IdiolectError
+from ..common.files import make_private, private_folder
 from ..common.privacy.ledger import Event, calibrate, card, epsilons, read_ledger
 from ..common.privacy.noise import source
 from ..common.protocol import package_version
@@ -167,6 +168,7 @@ def run_study(study: Study, folder: Path, say: Callable[[str], None]) -> dict[st
         raise IdiolectError(
             f"control is {unknown[0]!r}: use any of {', '.join(CONTROLS)}."
         )
+    make_private(private_folder(folder))
     done: list[dict[str, Any]] = []
     for cell in study_cells(study):
         control, seed = str(cell["control"]), int(cell["seed"])
@@ -174,7 +176,6 @@ def run_study(study: Study, folder: Path, say: Callable[[str], None]) -> dict[st
         path = folder / "cells" / f"{key}.json"
         if not path.exists():
             found = audit_mechanism(design, control, seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
             results.write_json(
                 path,
                 {

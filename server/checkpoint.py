@@ -23,7 +23,13 @@ from safetensors.numpy import save as save_arrays
 
 from ..common.config import Config, differences, flatten, from_toml, to_toml
 from ..common.errors import IdiolectError
-from ..common.files import write_atomically
+from ..common.files import (
+    make_folder,
+    make_private,
+    private,
+    private_folder,
+    write_atomically,
+)
 from ..common.protocol import Outcome, Rows
 from ..common.tasks.types import Item, Prompt
 from ..common.unlabeled import Unlabeled
@@ -97,8 +103,9 @@ def _new_folder(root: Path, config: Config) -> Path:
     for count in range(1, 100):
         path = root / (name if count == 1 else f"{name}-{count}")
         try:
-            path.mkdir(parents=True)
-            return path
+            make_folder(root)
+            path.mkdir()
+            return private_folder(path)
         except FileExistsError:
             if given:
                 break
@@ -133,6 +140,7 @@ def _continue(root: Path, config: Config) -> RunFolder:
             "Repeat the old values to resume it, or start a new run without resume=…."
         )
     lock = _lock(path)
+    make_private(path)
     _point_latest(path)
     return RunFolder(path, stored, True, lock)
 
@@ -144,7 +152,7 @@ def read_config(path: Path) -> Config:
 
 def _lock(path: Path) -> TextIO:
     """Hold the folder's lock for as long as the returned file is open."""
-    stream = (path / "lock").open("a+")
+    stream = os.fdopen(private(path / "lock", os.O_RDWR | os.O_CREAT), "r+")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

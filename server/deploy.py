@@ -46,31 +46,24 @@ from rich.console import Console
 
 from ..common import config as configuration
 from ..common.errors import IdiolectError
-from ..common.files import home, write_atomically
+from ..common.files import home, make_private, write_atomically
 from ..common.manifest import public_key, read_or_make_key
 from ..common.tasks.load import public_items
 from ..common.text import printable
-from . import processes, results
+from . import database, processes, results
+from .environment import BIN, flower_environment
 from .exchange import SIGNING_KEY
+from .flower import CONNECTION, check_status, connection, flwr, free_port, submit
 from .progress import Display
-from .simulate import (
-    BIN,
-    CONNECTION,
-    Plan,
-    check_backbone,
-    configured,
-    connection,
-    finished,
-    flower_environment,
-    flwr,
-    follow,
-    free_port,
-    submit,
-)
+from .simulate import Plan, check_backbone, configured, fetch_backbone, finished, follow
 
+DATABASE = Path("flower", "state.db")
 YEARS = 10  # of the authority; devices carry its certificate
 DAYS = 397  # of the server's own certificate
 START_SECONDS = 60.0
+FORGET_SECONDS = 10.0  # for Flower to notice that a run has ended
+# The SuperLink notes at level INFO which node pushed a reply: who took part.
+QUIET = {"superlink": {"FLWR_LOG_LEVEL": "WARNING"}}
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds before a process is started again
 
 
@@ -255,6 +248,8 @@ def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> Non
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    os.umask(0o077)  # all that the three processes write is for this account alone
+    make_private(folder)
     with (folder / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -270,10 +265,17 @@ def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> Non
         text = connection(now.port, trust)
         write_atomically(folder / "flower" / "config.toml", text.encode())
         commands = _commands(folder, host, port, now)
+        base = folder / DATABASE
+        database.forget_ended(base, database.ALL_ENDED)  # the last server was killed
+        keeper = threading.Thread(
+            target=database.keep_forgetting, args=(base, stopping), daemon=True
+        )
+        keeper.start()
         try:
             _keep_up(commands, _environment(folder, now), folder, stopping, say)
         finally:
             processes.end(now.mark)
+            database.forget_ended(base, database.ALL_ENDED)
             (folder / "serving.json").unlink(missing_ok=True)
 
 
@@ -304,7 +306,7 @@ def _commands(folder: Path, host: str, port: int, now: Serving) -> dict[str, lis
             *("--ssl-certfile", str(place / "server.crt")),
             *("--ssl-keyfile", str(place / "server.key")),
             "--enable-supernode-auth",
-            *("--database", str(place / "flower" / "state.db")),
+            *("--database", str(place / DATABASE)),
             *("--isolation", "process"),
             "--disable-runtime-dependency-installation",
         ],
@@ -343,7 +345,7 @@ def _keep_up(
                 elif process is None and time.monotonic() >= due[name]:
                     running[name] = subprocess.Popen(
                         command,
-                        env=dict(environment),
+                        env={**environment, **QUIET.get(name, {})},
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
@@ -360,13 +362,15 @@ def _answers(
     """Wait until a SuperLink answers: the others end when they find none."""
     port = command[command.index("--port") + 1]
     trust = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}),  # this machine is reached without a proxy
+        urllib.request.HTTPSHandler(context=trust),
+    )
     deadline = time.monotonic() + START_SECONDS
     while link.poll() is None and time.monotonic() < deadline:
         with (
             contextlib.suppress(OSError),
-            urllib.request.urlopen(
-                f"https://127.0.0.1:{port}/health", timeout=1, context=trust
-            ),
+            opener.open(f"https://127.0.0.1:{port}/health", timeout=1),
         ):
             return True
         time.sleep(0.2)
@@ -483,14 +487,21 @@ def run(folder: Path, plan: Plan, console: Console) -> dict[str, Any]:
     if (done := finished(plan, console)) is not None:
         return done
     environment = _running(folder)
+    fetch_backbone(plan.config.backbone)
     _, offset = results.read_events(plan.metrics)
     said = printable(f"run {name} in {output}", 1000)
     console.print(said, markup=False, highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as scratch, Display(console) as display:
         settings = Path(scratch) / "run.toml"
         settings.write_text(configuration.to_toml(plan.config))
-        identity = submit(plan, settings, environment)
+        identity = submit(plan.app, settings, environment)
         serving = partial(results.is_locked, folder)
-        for event in follow(plan, offset, serving, identity, environment):
-            display.show(event)
+        log = folder / "server.log"  # a ServerApp that was refused says why there
+        ask = partial(check_status, log, identity, environment)
+        mark = environment[processes.VARIABLE]
+        try:
+            for event in follow(plan, offset, serving, mark, ask):
+                display.show(event)
+        finally:  # what devices sent; where this is too early, `serve` does it
+            database.forget_soon(folder / DATABASE, FORGET_SECONDS)
     return results.load(output, name)

@@ -9,11 +9,12 @@ enough users are left to go on is the phase's decision (`require`).
 import json
 import logging
 import os
+import re
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -23,6 +24,7 @@ from flwr.serverapp import Grid
 
 from ..common.config import Config, flatten
 from ..common.errors import IdiolectError
+from ..common.files import private
 from ..common.manifest import read_or_make_key
 from ..common.privacy.ledger import Ledger
 from ..common.protocol import (
@@ -65,7 +67,7 @@ class Journal:
         self._append(json.dumps(event) + "\n")
 
     def _append(self, text: str) -> None:
-        with self.path.open("a") as stream:
+        with open(self.path, "a", opener=private) as stream:
             stream.write(text)
 
 
@@ -197,11 +199,44 @@ class Run:
         self.ledger.observed_participations[stage] = most
         self.ledger.save()
 
+    @property
+    def secret(self) -> bool:
+        """Whether who takes part is a secret: then only the checkpoint says it."""
+        return self.config.privacy.mode != "off"
+
+    def nameless(self, text: str) -> str:
+        """Return a text as it may be logged: with no user's name where that is a secret."""
+        if not self.secret:
+            return text
+        known = (*self.dataset.users, *self.dataset.development)
+        return without(tuple(u.id for u in known) + tuple(self.state.devices), text)
+
     def warn(self, message: str) -> None:
         """Tell the reader of the log and of the journal."""
-        message = printable(message, 2000)  # it may quote a device
+        message = self.nameless(printable(message, 2000))  # it may quote a device
         LOG.warning("%s", message)
         self.journal.write({"event": "warning", "message": message})
+
+
+def without(names: tuple[str, ...], text: str) -> str:
+    """Return a text with "a user" in place of each of these names, and no node's number."""
+    text = re.sub(r"\b(node|device)[ -]\d+", r"a \1", text)
+    pattern = _pattern(names)
+    return pattern.sub("a user", text) if pattern else text
+
+
+@lru_cache(maxsize=4)
+def _pattern(names: tuple[str, ...]) -> re.Pattern[str] | None:
+    """Names as whole words; one that is a number only where it is said to be a user's."""
+    longest = sorted({name for name in names if name}, key=len, reverse=True)
+    words = "|".join(re.escape(name) for name in longest if not name.isdigit())
+    numbers = "|".join(name for name in longest if name.isdigit())
+    parts: list[str] = []
+    if words:
+        parts.append(rf"(?:\busers? )?['\"]?(?<![\w-])(?:{words})(?![\w-])['\"]?")
+    if numbers:
+        parts.append(rf"\busers? ['\"]?(?:{numbers})(?!\w)['\"]?|'(?:{numbers})'")
+    return re.compile("|".join(parts)) if parts else None
 
 
 def population(config: Config, dataset: Dataset) -> tuple[int, int]:
@@ -511,8 +546,7 @@ def _receive(
     run.processes[reply.process] = max(
         reply.peak_rss_mb, run.processes.get(reply.process, 0.0)
     )
-    named = run.config.privacy.mode == "off"  # else who took part is a secret
-    for user in reply.users if named else ():
+    for user in () if run.secret else reply.users:
         run.journal.write(
             {
                 "event": "user",
@@ -536,6 +570,7 @@ def _sentence(error: Exception) -> str:
 def _progress(run: Run, step: Step, counted: int, of: int, users: int) -> None:
     run.done += step.weight * users
     cost = run.state.cost
+    told = run.config.privacy.metrics != "noisy"  # else withheld, as in results.json
     run.journal.write(
         {
             "event": "progress",
@@ -545,8 +580,8 @@ def _progress(run: Run, step: Step, counted: int, of: int, users: int) -> None:
             "total": of,
             "fraction": round(min(run.done / run.total, 1.0), 4),
             "seconds": round(time.monotonic() - run.began, 3),
-            "bytes_up": cost.bytes_up,
-            "bytes_down": cost.bytes_down,
+            "bytes_up": cost.bytes_up if told else None,
+            "bytes_down": cost.bytes_down if told else None,
         }
     )
 
@@ -573,14 +608,20 @@ def _all_errors(
 
 
 def report(run: Run, step: Step, errors: Mapping[str, str]) -> None:
-    """Note failures: one warning per sentence, and the sentence beside each user."""
+    """Note failures: one warning per sentence, and the sentence beside each user.
+
+    Where who takes part is a secret the warning says how many, and the names are in the
+    checkpoint alone.
+    """
     by_sentence: dict[str, list[str]] = {}
     for user, text in errors.items():
-        by_sentence.setdefault(text, []).append(user)
+        by_sentence.setdefault(run.nameless(text), []).append(user)
         run.state.failed[user] = f"{step.name}: {text}"
     for text, users in by_sentence.items():
         more = f" and {len(users) - 5} more" if len(users) > 5 else ""
         named = ", ".join(users[:5]) + more
+        if run.secret:
+            named = f"{len(users)} users" if len(users) > 1 else "1 user"
         run.warn(f"{step.name}: {named}: {text}")
 
 
@@ -596,7 +637,7 @@ def require(
     """
     if got and got >= run.config.quorum * asked:
         return
-    why = next(iter(errors.values()), "nobody answered.")
+    why = run.nameless(next(iter(errors.values()), "nobody answered."))
     raise IdiolectError(
         f"{step.name}: only {got} of {asked} users succeeded, and the "
         f"quorum is {run.config.quorum:.0%} (config key 'quorum'). The first failure: {why}"

@@ -213,12 +213,12 @@ def mismatch(reply: HelloReply, ours: Identity, config: Config) -> str:
 def _check_everybody(run: Run, census: Census, errors: dict[str, str]) -> None:
     """Account for everyone the data hold: reached, left out, or a reason to stop."""
     if errors and not run.nodes:
-        raise IdiolectError(next(iter(errors.values())))
+        raise IdiolectError(run.nameless(next(iter(errors.values()))))
     everybody = [u.id for u in (*run.dataset.users, *run.dataset.development)]
     unfit = [user for user in everybody if user not in run.nodes and user in errors]
     if unfit and len(unfit) + len(run.nodes) == len(everybody):
         if not run.config.skip_bad_users:
-            raise IdiolectError(errors[unfit[0]])
+            raise IdiolectError(run.nameless(errors[unfit[0]]))
         reason = "does not fit the context"
         census.dropped[reason] = census.dropped.get(reason, 0) + len(unfit)
     first = errors or _silence(run)

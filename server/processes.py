@@ -11,6 +11,7 @@ since: the time of the process's start goes with it.
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 VARIABLE = "IDIOLECT_SIMULATION"
@@ -57,9 +58,20 @@ def _status(pid: int) -> tuple[int, int] | None:
     return None if fields[0] in "ZX" else (int(fields[1]), int(fields[19]))
 
 
-def end(mark: str, patience: float = 5.0) -> None:
-    """End every process of this mark: politely, then by force; return when gone."""
-    known: dict[int, int] = {}
+def end(
+    mark: str, patience: float = 5.0, known: Mapping[int, int] | None = None
+) -> None:
+    """End every process of this mark: politely, then by force; return when gone.
+
+    Parameters
+    ----------
+    mark, patience
+        Of what is to end, and seconds until it is killed.
+    known
+        What `family` said earlier: an agent of Ray whose raylet is gone has neither a mark
+        nor a parent that has one.
+    """
+    known = dict(known or {})
     for number, most in ((signal.SIGTERM, patience), (signal.SIGKILL, KILLED)):
         deadline = time.monotonic() + most
         sent: set[int] = set()

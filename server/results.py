@@ -192,7 +192,8 @@ def build(
         Whether alpha was estimated from the users' text. A fixed alpha says nothing
         about who is unique, so there is no split then.
     cost
-        ``bytes_up``, ``bytes_down``, ``seconds`` by phase, ``peak_rss_mb``.
+        ``bytes_up``, ``bytes_down`` (None: withheld), ``seconds`` by phase,
+        ``peak_rss_mb``.
     privacy
         The privacy card (`ledger.card`).
     seed, resamples
@@ -474,11 +475,13 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
     if seconds:
         yield f"time: {seconds}"
     sent = [
-        f"{cost.get(k, 0) / 1e6:.1f} MB {k[6:]}" for k in ("bytes_up", "bytes_down")
+        f"{number / 1e6:.1f} MB {key[6:]}"
+        for key in ("bytes_up", "bytes_down")
+        if (number := cost.get(key))  # null where it is withheld
     ]
     memory = cost.get("peak_rss_mb")
     peak = f"peak memory {memory:.0f} MB" if memory else ""
-    if cost.get("bytes_up") or cost.get("bytes_down"):
+    if sent:
         yield "; ".join([f"sent: {', '.join(sent)}", *[peak] * bool(peak)])
     elif peak:
         yield peak

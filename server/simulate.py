@@ -1,9 +1,10 @@
-"""Run a Flower app in simulation: a private SuperLink, live progress, a true exit code.
+"""Run a Flower app in simulation: in private, with live progress and a true exit code.
 
 `flwr run` returns before the run has ended, exits 0 when it fails, and joins whatever
-SuperLink is already up, with that one's code and environment. So `simulate` starts a
-SuperLink of its own, submits the app to it, follows the run's ``metrics.jsonl``, and
-ends everything it started.
+SuperLink is already up, with that one's code and environment; and a SuperLink lets every
+account of the machine submit code. So `simulate` starts Flower's simulation itself, in a
+process that inherits nothing but what `environment` lists, follows the run's
+``metrics.jsonl``, and ends everything it started.
 """
 
 import contextlib
@@ -12,12 +13,10 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import tomllib
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,31 +27,16 @@ from rich.console import Console
 from ..common import config as configuration
 from ..common.config import Config
 from ..common.errors import IdiolectError
+from ..common.files import private, private_folder, write_atomically
 from ..common.text import printable, read_toml
 from . import processes, results
+from .environment import flower_environment, remove_folder, short_folder
 from .progress import Display
+from .simulator import ALONE
 
-BIN = Path(sys.executable).parent
-CONNECTION = "private"  # what Flower's own configuration calls the SuperLink
-START_SECONDS = 60.0
 LAST_BREATH = 10.0  # seconds in which what was ended must let go of the run
-SILENT_SECONDS = 10.0  # between two questions to the SuperLink while no event comes
-
-ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    # Else Flower builds a second environment that shadows the installed one.
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Else Ray hides the GPU from actors that reserve none.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "PYTHONUNBUFFERED": "1",
-    # glibc then keeps what a training step frees for the next one, instead of asking the
-    # kernel for zeroed pages again.
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "MALLOC_TOP_PAD_": str(1 << 27),
-}
+NETWORK = ALONE  # or SHARED, as on machines that don't allow the other
+SILENT_SECONDS = 10.0  # between two questions while no event comes
 
 
 @dataclass(frozen=True)
@@ -71,7 +55,7 @@ class Plan:
 
     @property
     def log(self) -> Path:
-        """Where the output of Flower and Ray is found when the run has ended."""
+        """Where the output of Flower, Ray and the run is found when the run has ended."""
         place = self.folder if self.folder.is_dir() else self.scratch
         return place / "superlink.log"
 
@@ -276,6 +260,18 @@ def check_backbone(name: str) -> None:
         )
 
 
+def fetch_backbone(name: str) -> None:
+    """Fetch a backbone that is named by its id, while the caller's proxies are known.
+
+    The processes of a run inherit none of them, and ask nobody outside.
+    """
+    if name == "tiny" or Path(name).is_dir():
+        return
+    from ..common.backbone import locate
+
+    locate(name)
+
+
 def check_data(config: Config) -> None:
     """Read the users once, so that bad data is refused before anything starts."""
     from ..common.tasks.load import load_dataset
@@ -296,34 +292,25 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
     name, output = plan.folder.name, str(plan.folder.parent)
     if (done := finished(plan, console)) is not None:
         return done
+    refuse_broken(plan.app)
+    fetch_backbone(plan.config.backbone)
     claim(plan, console)
-    mark = secrets.token_hex(16)
+    mark, known = secrets.token_hex(16), dict[int, int]()
     # Read before the start, so that events of an earlier life are not taken for ours.
     _, offset = results.read_events(plan.metrics)
     try:
-        environment = private_environment(plan, mark)
+        place = private_place(plan, mark)
         said = printable(f"run {name} in {output}", 1000)
         console.print(said, markup=False, highlight=False, soft_wrap=True)
         with Display(console) as display:
-            link = start_superlink(plan, environment)
-            # One core per client and as many as there are nodes: every node is a process.
-            federation = (
-                f"num-supernodes={plan.nodes} client-resources-num-cpus=1 "
-                f"init-args-num-cpus={plan.nodes}"
-            )
-            settings = Path(environment["FLWR_HOME"]) / "run.toml"
-            more = ("--federation-config", federation)
-            identity = submit(plan, settings, environment, more)
-            try:
-                for event in follow(
-                    plan, offset, lambda: link.poll() is None, identity, environment
-                ):
-                    display.show(event)
-            finally:
-                keep_log(plan, identity, environment)
+            process = start(plan, place, private_environment(plan, place, mark))
+            for event in follow(plan, offset, lambda: process.poll() is None, mark):
+                display.show(event)
+                if event["event"] == "phase":
+                    known |= processes.family(mark)
     finally:
-        processes.end(mark)
-        if read_mark(plan) == mark:  # else a later `simulate` took over
+        processes.end(mark, known=known)
+        if read_record(plan).get("mark") == mark:  # else a later `simulate` took over
             clear(plan)
     return results.load(output, name)
 
@@ -337,17 +324,19 @@ def finished(plan: Plan, console: Console) -> dict[str, Any] | None:
     return results.load(str(plan.folder.parent), plan.folder.name)
 
 
-def read_mark(plan: Plan) -> str:
-    """Return the mark of the last `simulate` of this run; empty where there is none."""
+def read_record(plan: Plan) -> dict[str, str]:
+    """Return what the last `simulate` of this run noted: its mark and Ray's folder."""
     try:
-        return str(json.loads((plan.scratch / "process.json").read_text())["mark"])
+        record = json.loads((plan.scratch / "process.json").read_text())
+        # A version before had no such folder.
+        return {"mark": str(record["mark"]), "place": str(record.get("place", ""))}
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return {}
 
 
 def claim(plan: Plan, console: Console) -> None:
     """End what an earlier `simulate` left behind; refuse a run that another one holds."""
-    name, mark = plan.folder.name, read_mark(plan)
+    name, mark = plan.folder.name, read_record(plan).get("mark", "")
     if mark and processes.marked(mark):
         said = printable(f"ending what is left of the last start of {name}")
         console.print(said, markup=False)
@@ -367,9 +356,14 @@ def claim(plan: Plan, console: Console) -> None:
 
 def clear(plan: Plan) -> None:
     """Remove the scratch folder; its log is kept in the run's folder, if there is one."""
+    if place := read_record(plan).get("place"):
+        remove_folder(Path(place))
     log = plan.scratch / "superlink.log"
     if plan.folder.is_dir():
-        with contextlib.suppress(FileNotFoundError), plan.log.open("ab") as kept:
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(plan.log, "ab", opener=private) as kept,
+        ):
             kept.write(log.read_bytes())
         shutil.rmtree(plan.scratch, ignore_errors=True)
     for entry in plan.scratch.glob("*"):
@@ -379,137 +373,87 @@ def clear(plan: Plan) -> None:
             entry.unlink()
 
 
-def private_environment(plan: Plan, mark: str) -> dict[str, str]:
-    """Write a FLWR_HOME for this run; return the environment of all it starts."""
-    home = plan.scratch / mark[:8]
+def private_place(plan: Plan, mark: str) -> Path:
+    """Make the scratch folder, and a short one for Ray; note both; return the short one."""
     try:
-        home.mkdir(parents=True)
+        private_folder(plan.scratch)
     except OSError as error:
         raise IdiolectError(
             f"runs can't be written to {plan.folder.parent} ({error.strerror}): "
             "set output-dir to a folder that can."
         ) from None
-    record = {"mark": mark, "pid": os.getpid()}
+    place = short_folder()
+    record = {"mark": mark, "pid": os.getpid(), "place": str(place)}
     results.write_json(plan.scratch / "process.json", record)
-    port = str(free_port())
-    (home / "config.toml").write_text(connection(port, "insecure = true"))
-    (home / "run.toml").write_text(configuration.to_toml(plan.config))
-    return {
-        **flower_environment(home, mark),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port,
-    }
-
-
-def connection(port: int | str, trust: str) -> str:
-    """Flower's own configuration: where the SuperLink is, and one line of whom to trust."""
-    return (
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
-        f'address = "127.0.0.1:{port}"\n{trust}\n'
+    write_atomically(
+        plan.scratch / "run.toml", configuration.to_toml(plan.config).encode()
     )
+    return place
 
 
-def flower_environment(home: Path, mark: str) -> dict[str, str]:
-    """Environment of everything of Flower's that is started here, marked to be found."""
+def private_environment(plan: Plan, place: Path, mark: str) -> dict[str, str]:
+    """Return the environment of all that a simulation starts.
+
+    Ray's processes run whatever code they are sent, and by default they ask nobody who he
+    is. The token is in the environment, which other accounts can't read, and on no command
+    line.
+    """
     return {
-        **os.environ,
-        **ENVIRONMENT,
-        processes.VARIABLE: mark,
-        "FLWR_HOME": str(home),
-        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+        **flower_environment(plan.scratch / "flower", mark),
+        "TMPDIR": str(place),  # removed at the end, with all that was written there
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # On Linux this is what makes Ray listen on 127.0.0.1 alone.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # What was needed from the model hub is here (`fetch_backbone`).
+        "HF_HUB_OFFLINE": "1",
     }
 
 
-def free_port() -> int:
-    """Return a port of this machine that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def refuse_broken(app: Path) -> None:
+    """Refuse an app that Flower could not load, before anything is started.
+
+    Raises
+    ------
+    IdiolectError
+        Its ``pyproject.toml`` is invalid, or names what is not there.
+    """
+    from flwr.cli.config_utils import load_and_validate
+
+    try:
+        load_and_validate(app / "pyproject.toml")
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise IdiolectError(f"Flower refused the app {app}: {reason}") from None
 
 
-def start_superlink(
-    plan: Plan, environment: Mapping[str, str]
+def start(
+    plan: Plan, place: Path, environment: Mapping[str, str]
 ) -> "subprocess.Popen[bytes]":
-    """Start the private SuperLink in a session of its own and wait until it answers."""
-    port = environment["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"]
-    command = [str(BIN / "flower-superlink"), "--insecure", "--simulation"]
-    command += ["--isolation", "subprocess", "--host", "127.0.0.1", "--port", port]
-    command += ["--database", str(Path(environment["FLWR_HOME"]) / "state.db")]
-    # Appending: `keep_log` writes to the same file, and neither may overwrite the other.
-    with (plan.scratch / "superlink.log").open("ab") as log:
-        link = subprocess.Popen(
+    """Start the simulation in a session of its own."""
+    # -P, and a folder of our own: Python and Ray would load modules from where the caller
+    # happens to be, and that may be a folder that others write to.
+    command = [sys.executable, "-P", "-m", "idiolect.server.simulator", str(plan.app)]
+    command += [str(plan.scratch / "run.toml"), str(plan.nodes), str(place), NETWORK]
+    with open(plan.scratch / "superlink.log", "ab", opener=private) as log:
+        return subprocess.Popen(
             command,
             env=dict(environment),
+            cwd=place,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C is ours: we end the rest in order
+            umask=0o077,
         )
-    deadline = time.monotonic() + START_SECONDS
-    while link.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            address = f"http://127.0.0.1:{port}/health"
-            with urllib.request.urlopen(address, timeout=1):
-                return link
-        time.sleep(0.2)
-    raise IdiolectError(f"the SuperLink did not start: see the end of {plan.log}.")
-
-
-def keep_log(plan: Plan, identity: str, environment: Mapping[str, str]) -> None:
-    """Append the output of the run's own processes, which Flower keeps for itself."""
-    command = [str(BIN / "flwr"), "log", identity, CONNECTION, "--show"]
-    with (
-        (plan.scratch / "superlink.log").open("ab") as log,
-        contextlib.suppress(subprocess.TimeoutExpired),
-    ):
-        subprocess.run(
-            command,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            timeout=60,
-        )
-
-
-def flwr(
-    arguments: Sequence[str], environment: Mapping[str, str]
-) -> tuple[dict[str, Any], str]:
-    """Run a `flwr` command that answers in JSON; return the answer, or why it failed."""
-    done = subprocess.run(
-        [str(BIN / "flwr"), *arguments, "--format", "json"],
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    try:
-        answer = json.loads(done.stdout)
-    except ValueError:
-        answer = {}
-    if not isinstance(answer, dict):
-        answer = {}
-    said = answer.get("error-message") or done.stdout + done.stderr
-    return answer, " ".join(str(said).split())
-
-
-def submit(
-    plan: Plan, settings: Path, environment: Mapping[str, str], more: Sequence[str] = ()
-) -> str:
-    """Hand the app to the SuperLink; return Flower's id of the run."""
-    command = ["run", str(plan.app), CONNECTION, "--run-config", str(settings)]
-    answer, reason = flwr([*command, *more], environment)
-    if not answer.get("run-id"):
-        raise IdiolectError(f"Flower refused the app {plan.app}: {reason}")
-    return str(answer["run-id"])
 
 
 def follow(
     plan: Plan,
     offset: int,
     up: Callable[[], bool],
-    identity: str,
-    environment: Mapping[str, str],
+    mark: str,
+    ask: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the run's events as they are written, until it has finished.
 
@@ -518,16 +462,19 @@ def follow(
     plan, offset
         The run, and where in its events to begin.
     up
-        Whether the SuperLink, or who starts it again, is alive.
-    identity, environment
-        Flower's id of the run, and the environment of what carries it out.
+        Whether what carries the run out, or who starts that again, is alive.
+    mark
+        In the environment of the run's processes.
+    ask
+        Called now and then while the run has not written anything; raises if it knows
+        that nothing will come.
 
     Raises
     ------
     IdiolectError
         The run failed, or its process ended without saying so.
     """
-    mark, pid, asked = environment[processes.VARIABLE], 0, time.monotonic()
+    pid, asked = 0, time.monotonic()
     while True:
         # Asked before the events are read, so that no last word is missed.
         alive = up() and (not pid or processes.is_marked(pid, mark))
@@ -547,7 +494,7 @@ def follow(
                 f"with -c resume={plan.folder.name}."
             )
         if not pid and time.monotonic() - asked > SILENT_SECONDS:
-            check_status(plan, identity, environment)
+            ask()
             asked = time.monotonic()
         time.sleep(0.3)
 
@@ -557,14 +504,3 @@ def wait_for_end(pid: int, mark: str, patience: float = 5.0) -> None:
     deadline = time.monotonic() + patience
     while processes.is_marked(pid, mark) and time.monotonic() < deadline:
         time.sleep(0.1)
-
-
-def check_status(plan: Plan, identity: str, environment: Mapping[str, str]) -> None:
-    """Ask the SuperLink about a run that has not written anything yet."""
-    answer, _ = flwr(["list", CONNECTION, "--run-id", identity], environment)
-    for run in answer.get("runs", []):
-        if str(run.get("status", "")).startswith("finished"):
-            details = run.get("status-details") or run["status"]
-            raise IdiolectError(
-                f"the run ended before it began ({details}): see the end of {plan.log}."
-            )

@@ -29,6 +29,7 @@ from ..common.adapters import Lora, hash_lora, zero_shared
 from ..common.backbone import Backbone, load_backbone
 from ..common.config import UNTRAINED, Config, Scalar, flatten, parse
 from ..common.errors import IdiolectError
+from ..common.files import make_private, private_folder
 from ..common.personal import Personal
 from ..common.privacy.ledger import Charge, Ledger, card
 from ..common.privacy.noise import gaussian
@@ -462,6 +463,7 @@ def run_study(
     say
         Told about every cell.
     """
+    make_private(private_folder(folder))
     done: list[dict[str, Any]] = []
     memory: Memory = {}
     todo = cells(study)
@@ -475,7 +477,6 @@ def run_study(
         say(f"cell {number}/{len(todo)}: {named}{' (done)' if known else ''}")
         if not known:
             began = time.monotonic()
-            path.parent.mkdir(parents=True, exist_ok=True)
             found = run_cell(located(config), memory, control, study.measured)
             results.write_json(path, {"cell": cell, **found})
             say(f"  {time.monotonic() - began:.0f} s")

@@ -1,7 +1,9 @@
 """Real processes: a server and devices over TLS, from keys to a personal model."""
 
+import contextlib
 import json
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from idiolect.server import processes
+from tests.listening import listening
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +56,37 @@ def test_a_run_on_devices_over_tls(fleet):
     text = json.loads((fleet.folder / "device0.jsonl").read_text().splitlines()[0])
     for place in (written, log):
         assert text["target"].encode() not in place
+    # What devices sent is in the SuperLink's database no longer, nor in its free pages.
+    state = fleet.folder / "server" / "server" / "flower" / "state.db"
+    with contextlib.closing(sqlite3.connect(state, timeout=10)) as base:
+        for table in ("objects", "run_objects", "message_ins", "message_res"):
+            assert base.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
+        assert base.execute("PRAGMA freelist_count").fetchone() == (0,)
+    assert b"Push replies from" not in log  # who took part
+
+
+def test_what_a_server_and_its_devices_open(fleet):
+    """The entrance; the SuperLink on loopback; a device nothing at all."""
+    noted = fleet.folder / "server" / "server" / "serving.json"
+    mark = json.loads(noted.read_text())["mark"]
+    served = [fleet.processes["server"].pid, *processes.family(mark)]
+    found = set().union(*(listening(pid)[0] for pid in served))
+    assert ("127.0.0.1", fleet.port) in found  # where the fleet told it to be
+    assert len(found) == 2
+    assert {host for host, _ in found} == {"127.0.0.1"}
+    for who in ("device0", "device1"):
+        keeper = fleet.processes[who].pid
+        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+        assert children
+        for pid in (keeper, *map(int, children)):
+            assert listening(pid) == (set(), set())
+
+
+def test_what_a_server_and_its_devices_write_is_private(fleet):
+    for who in ("server", "device0"):
+        for path in (fleet.folder / who).rglob("*"):
+            if path.name != "passphrase":
+                assert path.is_symlink() or path.lstat().st_mode & 0o077 == 0, path
 
 
 def test_a_failed_run_has_a_true_exit_code(fleet):

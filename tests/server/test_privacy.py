@@ -710,7 +710,7 @@ def test_a_row_of_another_step_is_not_added(central):
 
     plain = central | {"adapt.rounds": 1, "methods": "shared", "quorum": 0.5}
     folder = run(plain, FakeGrid(5, alter("train.adapt", replay)))
-    assert "ignored" in results(folder)["run"]["failed"]["dev-001"]
+    assert "ignored" in checkpoint.load(folder, {}).failed["dev-001"]
     assert set(checkpoint.load(folder, {}).took_part["adapt"]) == {
         "persona-000",
         "persona-001",

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from rich.console import Console
 
 from idiolect.common.config import Config, flatten, parse, to_toml
 from idiolect.common.errors import IdiolectError
-from idiolect.server import processes, progress, results, simulate
+from idiolect.server import flower, processes, progress, results, simulate
 from tests.waiting import until
 
 from .test_results import make
@@ -98,6 +100,7 @@ def left_of(plan: simulate.Plan) -> list[str]:
     """What is left of a run: live processes and files."""
     place = str(plan.scratch).encode()
     left = [str(entry) for entry in plan.scratch.rglob("*")]
+    left += [str(entry) for entry in Path(tempfile.gettempdir()).glob("idiolect-*")]
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -146,7 +149,7 @@ def test_kill_9_and_resume(plan: simulate.Plan) -> None:
     until(lambda: results.read_events(plan.metrics)[0])
     first.kill()
     first.wait()
-    mark = simulate.read_mark(plan)
+    mark = simulate.read_record(plan)["mark"]
     assert processes.marked(mark)
     assert results.state_of(plan.folder) == "running"
 
@@ -183,8 +186,8 @@ def follow(plan: simulate.Plan, events: list[dict[str, Any]], link: Any) -> list
     plan.folder.mkdir(exist_ok=True)
     lines = "".join(json.dumps(event) + "\n" for event in events)
     plan.metrics.write_text(lines)
-    environment = {processes.VARIABLE: "mark"}
-    return list(simulate.follow(plan, 0, lambda: link.poll() is None, "1", environment))
+    ask = partial(flower.check_status, plan.log, "1", {})
+    return list(simulate.follow(plan, 0, lambda: link.poll() is None, "mark", ask))
 
 
 def test_following_ends_with_the_run(plan: simulate.Plan) -> None:
@@ -213,7 +216,7 @@ def test_a_run_that_ended_before_it_began(
     plan: simulate.Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = {"runs": [{"status": "finished:failed", "status-details": "no uv"}]}
-    monkeypatch.setattr(simulate, "flwr", lambda *_: (answer, ""))
+    monkeypatch.setattr(flower, "flwr", lambda *_: (answer, ""))
     monkeypatch.setattr(simulate, "SILENT_SECONDS", 0.0)
     with pytest.raises(IdiolectError, match=r"ended before it began \(no uv\)"):
         follow(plan, [], Link())
@@ -310,7 +313,7 @@ def test_a_finished_run_is_not_run_again(
 ) -> None:
     start_of(tmp_path, "start", "finished")
     results.write(tmp_path / "one", make())
-    monkeypatch.setattr(simulate, "start_superlink", None)  # would raise
+    monkeypatch.setattr(simulate, "start", None)  # would raise
     plan = prepare(f"output-dir={tmp_path}", "resume=one")
     assert simulate.simulate(plan, console())["run"]["task"] == "headline"
 

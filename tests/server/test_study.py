@@ -93,7 +93,10 @@ def test_what_cells_share_is_computed_once(declared, tmp_path, monkeypatch):
 def test_an_interrupted_study_does_only_what_is_missing(
     declared, tmp_path, monkeypatch
 ):
+    tmp_path.chmod(0o755)  # as a version before left it
     first = run_study(declared, tmp_path, lambda _: None)
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        assert path.stat().st_mode & 0o077 == 0
     files = sorted((tmp_path / "cells").iterdir())
     assert len(files) == 4
     lost = files[1].read_text()

@@ -49,7 +49,7 @@ from ..common.errors import IdiolectError
 from ..common.files import home, write_atomically
 from ..common.manifest import public_key, read_or_make_key
 from ..common.tasks.load import public_items
-from . import processes, results
+from . import link, processes, results
 from .exchange import SIGNING_KEY
 from .progress import Display
 from .simulate import (
@@ -251,6 +251,8 @@ def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> Non
         There are no keys, or another `serve` holds the folder.
     """
     _check_keys(folder)
+    os.umask(0o077)  # log, database and token are for this account alone
+    folder.chmod(0o700)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -265,15 +267,26 @@ def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> Non
             processes.end(before.mark)
         now = Serving(secrets.token_hex(16), free_port())
         results.write_json(folder / "serving.json", vars(now))
-        trust = f'root-certificates = "{folder.absolute() / "ca.crt"}"'
-        text = connection(now.port, trust)
-        write_atomically(folder / "flower" / "config.toml", text.encode())
+        _configure_flower(folder, now)
         commands = _commands(folder, host, port, now)
         try:
             _keep_up(commands, _environment(folder, now), folder, stopping, say)
         finally:
             processes.end(now.mark)
             (folder / "serving.json").unlink(missing_ok=True)
+
+
+def _configure_flower(folder: Path, now: Serving) -> None:
+    """Write what Flower's own commands read: where the SuperLink is, and its token."""
+    trust = f'root-certificates = "{folder.absolute() / "ca.crt"}"'
+    token = secrets.token_urlsafe(32)
+    login = link.credentials(f"127.0.0.1:{now.port}", token)
+    for name, text in (
+        ("config.toml", connection(now.port, trust)),
+        ("credentials.yaml", login),
+        ("token", token),
+    ):
+        write_atomically(folder / "flower" / name, text.encode())
 
 
 def _check_keys(folder: Path) -> None:
@@ -295,9 +308,10 @@ def _environment(folder: Path, now: Serving) -> dict[str, str]:
 def _commands(folder: Path, host: str, port: int, now: Serving) -> dict[str, list[str]]:
     place = folder.absolute()
     inner = f"127.0.0.1:{now.port}"
+    token = str(place / "flower" / "token")
     return {
         "superlink": [
-            str(BIN / "flower-superlink"),
+            *(sys.executable, "-m", "idiolect.server.link", "superlink", token),
             *("--host", "127.0.0.1", "--port", str(now.port)),
             *("--ssl-ca-certfile", str(place / "ca.crt")),
             *("--ssl-certfile", str(place / "server.crt")),
@@ -305,10 +319,12 @@ def _commands(folder: Path, host: str, port: int, now: Serving) -> dict[str, lis
             "--enable-supernode-auth",
             *("--database", str(place / "flower" / "state.db")),
             *("--isolation", "process"),
+            *("--superexec-auth-secret-file", token),
             "--disable-runtime-dependency-installation",
         ],
         "superexec": [
-            str(BIN / "flower-superexec"),
+            *(sys.executable, "-m", "idiolect.server.link", "superexec"),
+            *("--superexec-auth-secret-file", token),
             *("--root-certificates", str(place / "ca.crt")),
             *("--runtime-api-address", inner),
         ],

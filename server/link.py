@@ -89,7 +89,7 @@ def credentials(address: str, token: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def launch(_: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
+def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
     """Start a task's process; its token is in memory that only this process passes on."""
     token = os.memfd_create("token")
     try:
@@ -134,6 +134,7 @@ def superlink(token: str) -> None:
         ssl_keyfile=config.ssl_keyfile,
         ssl_certfile=config.ssl_certfile,
         server_header=False,
+        timeout_keep_alive=30,  # longer than the entrance keeps an idle connection
     )
 
 

@@ -26,12 +26,12 @@ def folder(tmp_path) -> Path:
 
 def test_private_keys_are_for_this_account_alone(folder):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    for name in ("ca.key", "server.key", "signing.key"):
+    for name in ("ca.key", "server.pem", "signing.key"):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
 
 
 def test_the_certificate_is_for_the_given_names_and_this_machine(folder):
-    own = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
+    own = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
     authority = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
     own.verify_directly_issued_by(authority)
     names = own.extensions.get_extension_for_oid(
@@ -46,7 +46,7 @@ def test_the_certificate_is_for_the_given_names_and_this_machine(folder):
     context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "server.crt", folder / "server.key")
+    context.load_cert_chain(folder / "server.pem")
 
 
 def test_the_invitation_is_what_a_device_reads_and_holds_no_secret(folder):

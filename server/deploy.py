@@ -134,6 +134,10 @@ def keys_init(folder: Path, names: Sequence[str], port: int) -> Path:
     return folder / "invitation.json"
 
 
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
@@ -187,7 +191,7 @@ def keys_renew(folder: Path, names: Sequence[str] = ()) -> datetime.datetime:
     key = ec.generate_private_key(ec.SECP384R1())
     own = _certificate(names[0], key, (authority, authority_key), names)
     if before:
-        stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+        stamp = _now().strftime("%Y%m%d-%H%M%S")
         _write_private(folder / f"server.before-{stamp}.pem", before)
     _write_private(folder / PAIR, _pem(key) + own.public_bytes(Encoding.PEM))
     for name in ("server.key", "server.crt"):  # of a folder from before there was PAIR
@@ -229,7 +233,7 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
     ):
         raise IdiolectError(f"ca.key and ca.crt in {folder} do not match: {again}")
     end = certificate.not_valid_after_utc
-    if end <= datetime.datetime.now(datetime.UTC):
+    if end <= _now():
         raise IdiolectError(
             f"the authority in {folder} ended on {end:%Y-%m-%d}, and devices trust no "
             "other: make new keys by `idiolect-server keys init` in another folder and "
@@ -269,7 +273,7 @@ def _certificate(
 ) -> x509.Certificate:
     """Sign a certificate: an authority's own where there is no issuer."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject[:64])])
-    now = datetime.datetime.now(datetime.UTC)
+    now = _now()
     end = now + datetime.timedelta(days=DAYS if issuer else 365 * YEARS)
     if issuer:  # a certificate is worth nothing without its authority's
         end = min(end, issuer[0].not_valid_after_utc)
@@ -328,7 +332,7 @@ def _general_name(name: str) -> x509.GeneralName:
     except ValueError:
         pass
     try:
-        if not name or name != name.strip() or "/" in name or ":" in name:
+        if not name or any(c.isspace() or c in "/:" for c in name):
             raise ValueError
         return x509.DNSName(name)
     except ValueError:
@@ -450,7 +454,7 @@ def _say_when_it_ends(folder: Path, say: Callable[[str], None]) -> None:
     except IdiolectError as error:  # since the start: what runs still has the old one
         say(f"warning: {error}")
         return
-    left = end - datetime.datetime.now(datetime.UTC)
+    left = end - _now()
     if left < datetime.timedelta(days=WARNED_DAYS):
         verb = "ends" if left > datetime.timedelta(0) else "ended"
         say(

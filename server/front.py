@@ -57,11 +57,12 @@ HANDSHAKE_SECONDS = 10.0
 HEADER_SECONDS = 10.0  # of a connection's first call
 IDLE_SECONDS = 30.0  # until a device's next header is complete
 BODY_SECONDS, SLOWEST = 30.0, 16 << 10  # and a second more for each SLOWEST bytes
+LINGER_SECONDS = 1.0  # after a refusal, for the other side to read it
 PATIENCE = 60.0  # seconds for the SuperLink's answer
 
 STRANGERS, PER_ADDRESS = 256, 64  # connections that have not carried a signed call
 DEVICES, PER_DEVICE = 1024, 8  # connections that have; Flower's client holds four
-HELD, HELD_PER_DEVICE = 64 << 20, 16 << 20  # bytes of bodies and answers in memory
+HELD, HELD_PER_DEVICE = 48 << 20, 16 << 20  # bytes of bodies and answers in memory
 UPSTREAM = 32  # connections to the SuperLink
 KEPT = 4.0  # seconds that an idle one is kept: less than the SuperLink keeps it
 ACTIVE = 6  # calls of one device at a time: two transfers, a heartbeat, and retries
@@ -267,6 +268,7 @@ async def call_of(entrance: Entrance, link: Link, wire: Wire) -> bool:
         # Flower's client ends without a word at 401; this one it prints.
         text = json.dumps(gate.unregistered_answer()).encode()
         await wire.answer(412, [("content-type", "application/json"), LAST], text)
+        await _linger(wire)
         return False
     try:
         with allowance(entrance, who, size):
@@ -366,12 +368,21 @@ async def _refuse(wire: Wire, refusal: Refusal) -> None:
     with contextlib.suppress(h11.LocalProtocolError):
         kind = ("content-type", "text/plain")
         await wire.answer(refusal.status, [kind, LAST], str(refusal).encode())
+        await _linger(wire)
+
+
+async def _linger(wire: Wire) -> None:
+    """Throw away what still comes: closed at once, the other side would see no answer."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while await wire.reader.read(PIECE):
+                pass
 
 
 async def connected(entrance: Entrance, link: Link, sock: socket.socket, tls) -> None:
     """Serve one connection from its first byte to its last."""
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=PIECE)
+    reader = asyncio.StreamReader(limit=HEADER)
     protocol = asyncio.StreamReaderProtocol(reader)
     transport = None
     try:

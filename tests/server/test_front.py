@@ -266,6 +266,16 @@ def test_a_superlink_that_is_down_is_no_crash(place, device):
     assert call(place, PULL, body(device), device).status_code == 200
 
 
+def test_a_refusal_is_read_by_a_client_that_is_still_sending(place, device):
+    """Closed with bytes unread, a connection is reset, and the answer with it."""
+    trust = str(place.folder / "ca.crt")
+    address = f"https://localhost:{place.port}/v1/control/start-run"
+    for _ in range(5):
+        with httpx.Client(verify=trust, trust_env=False) as client:
+            answer = client.post(address, content=bytes(4 << 20))
+            assert (answer.status_code, answer.text) == (404, "there is nothing here")
+
+
 # --- who --------------------------------------------------------------------------------
 
 

@@ -100,6 +100,7 @@ class Link:
     """One connection: from where, and whose since its first signed call."""
 
     address: str
+    sock: socket.socket | None = None
     task: "asyncio.Task[None] | None" = None
     node: int | None = None
 
@@ -226,6 +227,9 @@ def admitted(entrance: Entrance, link: Link, headers: dict[bytes, bytes]) -> Cal
 
 def _end(links: list) -> None:
     for link in links:
+        if link.sock is not None:  # asyncio goes on with a handshake that is cancelled
+            with contextlib.suppress(OSError):
+                link.sock.shutdown(socket.SHUT_RDWR)
         if link.task is not None:
             link.task.cancel()
 
@@ -420,11 +424,12 @@ async def listen(entrance: Entrance, listener: socket.socket, tls) -> None:
         except OSError:  # the other end is gone, or too many files are open
             await asyncio.sleep(0.05)
             continue
-        link = Link(neighbourhood(peer[0]))
+        link = Link(neighbourhood(peer[0]), sock)
         _end(entrance.strangers.hold(link.address, link))
         link.task = loop.create_task(connected(entrance, link, sock, tls))
         running.add(link.task)
         link.task.add_done_callback(running.discard)
+        await asyncio.sleep(0)  # many may wait, and those that are in go on meanwhile
 
 
 def bound(host: str, port: int) -> socket.socket:

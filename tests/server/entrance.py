@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -92,6 +93,11 @@ class Place:
     port: int
     link: Link
     entrance: front.Entrance
+    state: Any = None
+
+    def registered(self) -> Device:
+        """Register a new device."""
+        return registered(self.state)
 
     def connect(self, source: str = "127.0.0.1", wrap: bool = True):
         """Open a connection to it."""
@@ -104,7 +110,7 @@ class Place:
         return trust.wrap_socket(raw, server_hostname="localhost")
 
     def say(self, text: bytes, answers: int = 1) -> bytes:
-        """Send bytes; return so many answers, or what comes until the other side closes."""
+        """Send bytes; return so many answers, or what comes before the other side closes."""
         with self.connect() as sock:
             sock.settimeout(10)
             sock.sendall(text)
@@ -112,8 +118,7 @@ class Place:
             try:
                 while piece := sock.recv(65536):
                     found += piece
-                    closing = b"connection: close" in found.lower()
-                    if not closing and found.count(b"HTTP/1.1 ") >= answers:
+                    if found.count(b"HTTP/1.1 ") >= answers:
                         break
             except OSError:
                 pass
@@ -139,7 +144,7 @@ def registered(state, key: ec.EllipticCurvePrivateKey | None = None) -> Device:
 def running(folder: Path) -> Iterator[Place]:
     """Run an entrance in a thread of its own."""
     deploy.keys_init(folder, ["localhost"], 9443)
-    state_of(folder)
+    state = state_of(folder)
     link, ready, made = Link(), threading.Event(), []
 
     async def main() -> None:
@@ -149,7 +154,7 @@ def running(folder: Path) -> Iterator[Place]:
         listener = front.bound("127.0.0.1", 0)
         tls = front.protected(folder / deploy.PAIR)
         task = asyncio.create_task(front.listen(entrance, listener, tls))
-        place = Place(folder, listener.getsockname()[1], link, entrance)
+        place = Place(folder, listener.getsockname()[1], link, entrance, state)
         made.append((asyncio.get_running_loop(), task, place))
         ready.set()
         try:

@@ -49,7 +49,7 @@ def place(running) -> Place:
 
 @pytest.fixture
 def device(place) -> Device:
-    return entrance.registered(entrance.state_of(place.folder))
+    return place.registered()
 
 
 def body(device: Device) -> bytes:
@@ -299,7 +299,7 @@ def test_a_signature_by_another_key_is_refused(place, device):
 
 def test_a_revoked_device_is_refused_at_once(place, device):
     assert call(place, PULL, body(device), device).status_code == 200
-    entrance.state_of(place.folder).delete_node("<none>", device.node)
+    place.state.delete_node("<none>", device.node)
     assert call(place, PULL, body(device), device).status_code == 401
     assert len(place.link.seen) == 1
 
@@ -315,7 +315,7 @@ def test_an_unregistered_device_is_told_what_flower_tells_it(place):
 
 
 def test_a_connection_stays_one_devices(place, device):
-    other = entrance.registered(entrance.state_of(place.folder))
+    other = place.registered()
     answer = place.say(raw(device, body(device)) + raw(other, body(other)), 2)
     assert b" 200 " in answer and b" 401 " in answer
 
@@ -355,7 +355,7 @@ def reply(source: int, node: int, tree: ObjectTree | None = None, to: str = "m")
     ],
 )
 def test_a_call_for_another_device_is_refused(place, device, path, make):
-    other = entrance.registered(entrance.state_of(place.folder))
+    other = place.registered()
     text = make(other).SerializeToString()
     assert call(place, f"/v1/fleet/{path}", text, device).status_code == 401
     assert place.link.seen == []
@@ -363,7 +363,7 @@ def test_a_call_for_another_device_is_refused(place, device, path, make):
 
 def test_a_reply_in_another_devices_name_is_refused(place, device):
     """Flower 1.41 compares the key with the call's node, not with the message's source."""
-    other = entrance.registered(entrance.state_of(place.folder))
+    other = place.registered()
     path = "/v1/fleet/push-messages"
     wrong = reply(other.node, device.node).SerializeToString()
     assert call(place, path, wrong, device).status_code == 401
@@ -430,7 +430,7 @@ def deliver(place: Place, device: Device, message: str, *children: str) -> None:
 
 
 def test_objects_and_messages_are_those_of_the_device_they_were_sent_to(place, device):
-    other = entrance.registered(entrance.state_of(place.folder))
+    other = place.registered()
     mine, theirs = f"m{device.node}", f"m{other.node}"
     deliver(place, device, mine, f"{mine}-a")
     deliver(place, other, theirs, f"{theirs}-a")
@@ -561,8 +561,9 @@ def test_a_handshake_that_never_comes_ends(place, monkeypatch):
         assert 0.3 < time.monotonic() - began < 3
 
 
-def test_strangers_lose_the_oldest_of_their_own_connections(place, device):
+def test_strangers_lose_the_oldest_of_their_own_connections(place, device, monkeypatch):
     """Each address has its share; a device's connection is not counted in it."""
+    monkeypatch.setattr(front, "HANDSHAKE_SECONDS", 60.0)
     with place.connect() as own:
         own.sendall(raw(device, body(device)))
         assert own.recv(65536).startswith(b"HTTP/1.1 200")

@@ -1058,7 +1058,7 @@ MUTATIONS = (
     Mutation(
         "An object is given to every device that knows its hash",
         "server/gate.py",
-        "if not _belongs(who.node, request.run_id, name, database):",
+        "if not trees.belongs(who.node, request.run_id, name, database):",
         "if False:",
         "test_objects_and_messages_are_those_of_the_device_they_were_sent_to",
         "tests/server/test_front.py",

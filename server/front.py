@@ -282,7 +282,7 @@ async def call_of(entrance: Entrance, link: Link, wire: Wire) -> bool:
             del body
             _hold(entrance, link, len(text))
             if call.path.endswith("/pull-messages") and status == 200:
-                entrance.trees.note(text)
+                entrance.trees.note(who.node, text)
             await wire.answer(status, kept, text)
     finally:
         entrance.held.drop(link.node, link)

@@ -51,12 +51,15 @@ from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.primitives.asymmetric import verify_signature
 from google.protobuf.message import DecodeError, Message
 
+from .quota import Bucket
+
 SMALL = 64 << 10  # bytes of a call that carries names and numbers only
 LISTING = 4 << 20  # of an announcement: the names of a reply's objects, 70 bytes each
 OBJECT = 6 << 20  # of one object: Flower cuts tensors into pieces of 5 MiB
 OBJECTS, DEPTH = 32_768, 16  # of a reply's tree
 LONGEST_HEADER = 1024  # characters; a key of P-384 has 292
-REMEMBERED = 50_000  # objects whose children are remembered: some 10 MB
+REMEMBERED = 50_000  # objects that are remembered: some 20 MB
+LOOKS, LOOKS_PER_SECOND = 30, 0.5  # of one device's calls into the list of messages
 
 KEY, SIGNATURE, TIME = (
     name.encode()
@@ -206,8 +209,20 @@ def unregistered_answer() -> dict[str, Any]:
     }
 
 
+# Everything below the messages that were delivered to a node.
+BELONGS = """
+WITH RECURSIVE mine(id) AS (
+    SELECT message_id FROM message_ins
+     WHERE dst_node_id = ? AND run_id = ? AND delivered_at != ''
+    UNION
+    SELECT child_id FROM object_children JOIN mine ON parent_id = id
+)
+SELECT id FROM mine
+"""
+
+
 class Trees:
-    """Which children the objects have that the SuperLink has handed out.
+    """The objects that the SuperLink has handed out: to whom, and with which children.
 
     An object's name is the hash of its content, and its content names its children; but
     Flower believes the first who announces it. A device that announces a shared object
@@ -217,26 +232,58 @@ class Trees:
     def __init__(self, most: int = REMEMBERED) -> None:
         self._most = most
         self._children: OrderedDict[bytes, bytes] = OrderedDict()
+        self._sent: OrderedDict[tuple[int, int, str], None] = OrderedDict()
+        self._looks: dict[int, Bucket] = {}
 
-    def note(self, answer: bytes) -> None:
-        """Remember what an answer to pull-messages hands out."""
+    def note(self, node: int, answer: bytes) -> None:
+        """Remember what an answer to pull-messages hands out to a device."""
         response = PullMessagesResponse()
         try:
             response.ParseFromString(answer)
         except DecodeError:
             return
-        for tree in response.message_object_trees:
+        pairs = zip(response.messages_list, response.message_object_trees, strict=False)
+        for message, tree in pairs:
+            run = message.metadata.run_id
             for one in branches(tree):
                 name, mark = _mark(one)
                 self._children[name] = mark
                 self._children.move_to_end(name)
+                self._remember(node, run, one.object_id)
         while len(self._children) > self._most:
             self._children.popitem(last=False)
+
+    def _remember(self, node: int, run: int, name: str) -> None:
+        self._sent[node, run, name] = None
+        self._sent.move_to_end((node, run, name))
+        while len(self._sent) > self._most:
+            self._sent.popitem(last=False)
 
     def agrees(self, tree: ObjectTree) -> bool:
         """Whether no object in a tree has other children than it is known to have."""
         marks = (_mark(one) for one in branches(tree))
         return all(self._children.get(name, mark) == mark for name, mark in marks)
+
+    def belongs(
+        self, node: int, run: int, name: str, database: sqlite3.Connection
+    ) -> bool:
+        """Whether an object is part of a message that was delivered to a device.
+
+        The database is asked about what is not remembered: after a start of the entrance.
+        That takes the longer the more messages there are, so a device may cause it rarely.
+
+        Raises
+        ------
+        Refusal
+            This device has caused it too often.
+        """
+        if (node, run, name) in self._sent:
+            return True
+        if not self._looks.setdefault(node, Bucket(LOOKS, LOOKS_PER_SECOND)).take():
+            raise Refusal(503, "too many calls of this device: try again later")
+        for (found,) in database.execute(BELONGS, (_signed(node), _signed(run))):
+            self._remember(node, run, found)
+        return (node, run, name) in self._sent
 
 
 def _mark(tree: ObjectTree) -> tuple[bytes, bytes]:
@@ -303,7 +350,7 @@ def check(
             raise Refusal(403, "that message was not sent to this device")
     if isinstance(request, PullObjectRequest):
         name = request.object_id
-        if not _belongs(who.node, request.run_id, name, database):
+        if not trees.belongs(who.node, request.run_id, name, database):
             raise Refusal(403, "that object was not sent to this device")
 
 
@@ -334,21 +381,4 @@ def _is_for(node: int, run: int, message: str, database: sqlite3.Connection) -> 
         "WHERE message_id = ? AND dst_node_id = ? AND run_id = ?",
         (message, _signed(node), _signed(run)),
     ).fetchone()
-    return row is not None
-
-
-# Everything below the messages that were delivered to a node.
-BELONGS = """
-WITH RECURSIVE mine(id) AS (
-    SELECT message_id FROM message_ins
-     WHERE dst_node_id = ? AND run_id = ? AND delivered_at != ''
-    UNION
-    SELECT child_id FROM object_children JOIN mine ON parent_id = id
-)
-SELECT 1 FROM mine WHERE id = ?
-"""
-
-
-def _belongs(node: int, run: int, name: str, database: sqlite3.Connection) -> bool:
-    row = database.execute(BELONGS, (_signed(node), _signed(run), name)).fetchone()
     return row is not None

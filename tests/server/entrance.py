@@ -110,7 +110,7 @@ class Place:
         return trust.wrap_socket(raw, server_hostname="localhost")
 
     def say(self, text: bytes, answers: int = 1) -> bytes:
-        """Send bytes; return so many answers, or what comes before the other side closes."""
+        """Send bytes; return so many answers, or all before it closes."""
         with self.connect() as sock:
             sock.settimeout(10)
             sock.sendall(text)

@@ -1,6 +1,7 @@
 """The real entrance while strangers hold what they can: devices are served all the time."""
 
 import json
+import os
 import re
 import resource
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 import uvicorn
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
@@ -84,7 +86,10 @@ def attacked(tmp_path) -> Iterator[tuple[Place, Device, int]]:
     with superlink(folder) as inner:
         command = [sys.executable, "-m", "idiolect.server.front", "127.0.0.1"]
         command += [str(port), str(inner), str(folder), str(folder / deploy.PAIR)]
-        process = subprocess.Popen(command)
+        # A proxy in the environment is none for this machine's own SuperLink.
+        names = ("http_proxy", "https_proxy", "all_proxy")
+        proxies = dict.fromkeys(names, "http://127.0.0.1:9")
+        process = subprocess.Popen(command, env={**os.environ, **proxies})
         try:
             place = Place(folder, port, entrance.Link(), None)  # type: ignore[arg-type]
             deadline = time.monotonic() + 30
@@ -163,8 +168,6 @@ def test_devices_are_served_while_strangers_hold_all_they_can(attacked, source):
     """Strangers have 127.0.0.1; a device has the same address, or one of its own."""
     place, device, pid = attacked
     trust = ssl.create_default_context(cafile=str(place.folder / "ca.crt"))
-    import httpx
-
     node = Node(node_id=device.node)
     beat = SendNodeHeartbeatRequest(node=node, heartbeat_interval=30)
     calls = (

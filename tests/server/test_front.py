@@ -465,7 +465,8 @@ def test_a_shared_object_cannot_be_announced_with_other_parts(place, device):
     part = ObjectTree(object_id="B-1")
     shared = ObjectTree(object_id="B", children=[part])
     sent = PullMessagesResponse(
-        message_object_trees=[ObjectTree(object_id="task", children=[shared])]
+        messages_list=[Message(metadata=Metadata(run_id=3))],
+        message_object_trees=[ObjectTree(object_id="task", children=[shared])],
     )
     place.link.answers[PULL] = sent.SerializeToString()
     assert call(place, PULL, body(device), device).status_code == 200
@@ -483,8 +484,26 @@ def test_a_shared_object_cannot_be_announced_with_other_parts(place, device):
     assert announce(shared) == 200
     # A device that has not seen it yet can't know it; the memory is bounded.
     trees = gate.Trees(most=2)
-    trees.note(sent.SerializeToString())
-    assert len(trees._children) == 2
+    trees.note(1, sent.SerializeToString())
+    assert len(trees._children) == len(trees._sent) == 2
+    trees.note(1, b"\xff\xff")
+
+
+def test_the_list_of_messages_is_searched_rarely_for_one_device(place, device):
+    """The search takes as long as there are messages, and holds everybody up."""
+    mine = f"m{device.node}"
+    deliver(place, device, mine, *(f"{mine}-{n}" for n in range(100)))
+    with gate.opened(place.folder / "flower" / "state.db") as database:
+        trees = gate.Trees()
+        run = 2**64 - 5
+        for n in range(100):  # one search, whose answer is remembered
+            assert trees.belongs(device.node, run, f"{mine}-{n}-part", database)
+        assert trees._looks[device.node].level > gate.LOOKS - 2
+        with pytest.raises(gate.Refusal) as refused:
+            for _ in range(gate.LOOKS + 1):
+                assert not trees.belongs(device.node, run, "none", database)
+        assert refused.value.status == 503
+        assert trees.belongs(device.node, run, mine, database)
 
 
 # --- how much ---------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from contextlib import suppress
@@ -25,6 +26,7 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec
 from idiolect.server import deploy, link
 from idiolect.server.simulate import BIN
 
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "t" * 43
 
 
@@ -55,7 +57,9 @@ def test_no_token_is_ever_given_out():
 
 
 def test_flower_reads_the_credentials(tmp_path, monkeypatch):
-    from flwr.supercore.credential_store import FileCredentialStore
+    from flwr.supercore.credential_store.file_credential_store import (
+        FileCredentialStore,
+    )
 
     file = tmp_path / "credentials.yaml"
     file.write_text(link.credentials("127.0.0.1:5", TOKEN))
@@ -102,6 +106,24 @@ def test_a_tasks_token_is_on_no_command_line(tmp_path, monkeypatch):
     assert "127.0.0.1:5" in line and "--root-certificates /ca.crt" in line
     assert "--parent-pid 7" in line
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_starlettes_path_is_not_taken_from_a_header():
+    """Flower checks logins by that path; up to 1.0.0 a Host header changed it."""
+    from starlette.requests import Request
+
+    headers = [(b"host", b"x/v1/fleet/activate-node?")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/control/start-run"}
+    scope |= {
+        "scheme": "https",
+        "server": ("l", 1),
+        "query_string": b"",
+        "headers": headers,
+    }
+    assert Request(scope).url.path == "/v1/control/start-run"
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    server = settings["project"]["optional-dependencies"]["server"]
+    assert "starlette>=1.0.1" in server
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ DEVICES = 2
 VICTIMS = {
     "device": ("idiolect.client.node", "device0"),
     "ServerApp": ("flwr-serverapp", "server"),
-    "SuperLink": ("flower-superlink", "server"),
-    "SuperExec": ("flower-superexec", "server"),
+    "SuperLink": ("idiolect.server.link superlink", "server"),
+    "SuperExec": ("idiolect.server.link superexec", "server"),
     "entrance": ("idiolect.server.front", "server"),
 }
 PHASES = ("adapt", "pool", "personalise", "evaluate")

@@ -148,6 +148,10 @@ def _add_devices(
         "names", nargs="+", metavar="NAME", help="by which devices reach the server"
     )
     init.add_argument("--port", type=int, default=9443, help="(default: 9443)")
+    renew = add(parts, "renew", _renew, "make a new certificate that devices trust too")
+    renew.add_argument(
+        "names", nargs="*", metavar="NAME", help="(default: those of the old one)"
+    )
     serve = add(commands, "serve", _serve, "serve devices, until ended")
     serve.add_argument("--host", default="0.0.0.0", help="(default: all addresses)")
     serve.add_argument("--port", type=int, default=9443, help="(default: 9443)")
@@ -253,6 +257,16 @@ def _at(options: argparse.Namespace) -> Path:
     from .deploy import default_folder
 
     return options.at or default_folder()
+
+
+def _renew(options: argparse.Namespace) -> int:
+    from .deploy import keys_renew
+
+    folder = _at(options)
+    end = keys_renew(folder, options.names)
+    print(f"the server's certificate in {folder} ends on {end:%Y-%m-%d}")
+    print("a server that is up uses it from its next start; invitations stay valid")
+    return 0
 
 
 def _keys(options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ import datetime
 import fcntl
 import ipaddress
 import json
+import math
 import os
 import secrets
 import signal
@@ -40,18 +41,19 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from rich.console import Console
 
 from ..common import config as configuration
 from ..common.errors import IdiolectError
-from ..common.files import home, make_private, write_atomically
+from ..common.files import home, make_private, sync_folder, write_atomically
 from ..common.manifest import public_key, read_or_make_key
 from ..common.tasks.load import public_items
 from ..common.text import printable
-from . import database, processes, results
-from .environment import BIN, flower_environment
+from . import database, link, processes, results
+from .environment import flower_environment
 from .exchange import SIGNING_KEY
 from .flower import CONNECTION, check_status, connection, flwr, free_port, submit
 from .progress import Display
@@ -60,6 +62,9 @@ from .simulate import Plan, check_backbone, configured, fetch_backbone, finished
 DATABASE = Path("flower", "state.db")
 YEARS = 10  # of the authority; devices carry its certificate
 DAYS = 397  # of the server's own certificate
+WARNED_DAYS = 30  # before its end `serve` says so
+PAIR = "server.pem"  # the server's private key and certificate: one file, so one change
+DAY = 86400.0  # seconds between two warnings
 START_SECONDS = 60.0
 FORGET_SECONDS = 10.0  # for Flower to notice that a run has ended
 # The SuperLink notes at level INFO which node pushed a reply: who took part.
@@ -111,8 +116,8 @@ def keys_init(folder: Path, names: Sequence[str], port: int) -> Path:
     authority = _certificate("idiolect authority", authority_key)
     key = ec.generate_private_key(ec.SECP384R1())
     own = _certificate(names[0], key, (authority, authority_key), names)
-    for name, certificate in (("ca.crt", authority), ("server.crt", own)):
-        write_atomically(folder / name, certificate.public_bytes(Encoding.PEM))
+    write_atomically(folder / "ca.crt", authority.public_bytes(Encoding.PEM))
+    _write_private(folder / PAIR, _pem(key) + own.public_bytes(Encoding.PEM))
     seed = read_or_make_key(folder / "signing.key")
     invitation = {
         "address": f"{names[0]}:{port}",
@@ -120,18 +125,139 @@ def keys_init(folder: Path, names: Sequence[str], port: int) -> Path:
         "signing_key": public_key(seed),
     }
     results.write_json(folder / "invitation.json", invitation)
-    for name, private in (
-        ("server.key", key),
-        ("ca.key", authority_key),
-    ):  # ca.key last
-        _write_private(folder / name, private)
+    _write_private(folder / "ca.key", _pem(authority_key))  # last: now there are keys
     return folder / "invitation.json"
 
 
-def _write_private(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    body = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _write_private(path: Path, body: bytes) -> None:
+    """Write a file of this account alone; a crash leaves the old one or the new one."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with open(handle, "wb") as file:
         file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def keys_renew(folder: Path, names: Sequence[str] = ()) -> datetime.datetime:
+    """Make a new key and certificate of the server under the same authority.
+
+    Devices trust the authority, so their invitations stay valid. What was there is kept
+    beside it, as ``server.before-….pem``. A running `serve` uses the new one from its
+    next start.
+
+    Parameters
+    ----------
+    folder
+        Where `keys_init` wrote.
+    names
+        Host names and addresses of the server; none: those of the old certificate.
+
+    Returns
+    -------
+    datetime.datetime
+        When the new certificate ends.
+
+    Raises
+    ------
+    IdiolectError
+        The authority's key is missing, damaged or past its time, the old certificate is
+        damaged and no names are given, or a name is none or the invitation's is missing.
+    """
+    authority, authority_key = _authority(folder)
+    for name in names:
+        _general_name(name)
+    before = _old_pair(folder)
+    names = names or _names_of(folder, before)
+    if (reached := _reached(folder)) not in names:
+        raise IdiolectError(
+            f"the invitation says {reached}, and devices connect there: name it as well."
+        )
+    key = ec.generate_private_key(ec.SECP384R1())
+    own = _certificate(names[0], key, (authority, authority_key), names)
+    if before:
+        stamp = _now().strftime("%Y%m%d-%H%M%S")
+        _write_private(folder / f"server.before-{stamp}.pem", before)
+    _write_private(folder / PAIR, _pem(key) + own.public_bytes(Encoding.PEM))
+    for name in ("server.key", "server.crt"):  # of a folder from before there was PAIR
+        (folder / name).unlink(missing_ok=True)
+    return own.not_valid_after_utc
+
+
+def _reached(folder: Path) -> str:
+    """Return the name or address in the invitation."""
+    file = folder / "invitation.json"
+    try:
+        return str(json.loads(file.read_text())["address"]).rpartition(":")[0]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IdiolectError(
+            f"{file} can't be read ({error}): put it back, every device has it too."
+        ) from None
+
+
+def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """Read the authority, and check that it can still sign."""
+    again = (
+        "put it back from where you keep a copy, or make new keys by `idiolect-server keys "
+        "init` in another folder and give every device the new invitation."
+    )
+    try:
+        certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+        key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    except FileNotFoundError as error:
+        raise IdiolectError(
+            f"there is no {Path(error.filename).name} in {folder}: {again}"
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise IdiolectError(
+            f"ca.key or ca.crt in {folder} can't be read ({error}): {again}"
+        ) from None
+    if (
+        not isinstance(key, ec.EllipticCurvePrivateKey)
+        or certificate.public_key() != key.public_key()
+    ):
+        raise IdiolectError(f"ca.key and ca.crt in {folder} do not match: {again}")
+    end = certificate.not_valid_after_utc
+    if end <= _now():
+        raise IdiolectError(
+            f"the authority in {folder} ended on {end:%Y-%m-%d}, and devices trust no "
+            "other: make new keys by `idiolect-server keys init` in another folder and "
+            "give every device the new invitation."
+        )
+    return certificate, key
+
+
+def _old_pair(folder: Path) -> bytes:
+    """Return the server's key and certificate as they are; empty where there are none."""
+    files = (folder / PAIR,)
+    if not files[0].exists():
+        files = (folder / "server.key", folder / "server.crt")
+    return b"".join(file.read_bytes() for file in files if file.exists())
+
+
+def _names_of(folder: Path, pair: bytes) -> list[str]:
+    """Return the names in a certificate, without those that every server has."""
+    try:
+        own = x509.load_pem_x509_certificate(pair)
+        found = own.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        names = [str(name.value) for name in found.value]
+    except (ValueError, x509.ExtensionNotFound):
+        raise IdiolectError(
+            f"the server's certificate in {folder} can't be read: say the names, as in "
+            "`idiolect-server keys renew lab.example.org`."
+        ) from None
+    # The first is what the invitation says, which may be one of LOCAL itself.
+    return [names[0], *(name for name in names[1:] if name not in LOCAL)]
 
 
 def _certificate(
@@ -142,8 +268,10 @@ def _certificate(
 ) -> x509.Certificate:
     """Sign a certificate: an authority's own where there is no issuer."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject[:64])])
-    now = datetime.datetime.now(datetime.UTC)
-    days = DAYS if issuer else 365 * YEARS
+    now = _now()
+    end = now + datetime.timedelta(days=DAYS if issuer else 365 * YEARS)
+    if issuer:  # a certificate is worth nothing without its authority's
+        end = min(end, issuer[0].not_valid_after_utc)
     builder = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -151,7 +279,7 @@ def _certificate(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_after(end)
         .add_extension(x509.BasicConstraints(issuer is None, None), critical=True)
         .add_extension(
             x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
@@ -199,7 +327,7 @@ def _general_name(name: str) -> x509.GeneralName:
     except ValueError:
         pass
     try:
-        if not name or name != name.strip() or "/" in name or ":" in name:
+        if not name or any(c.isspace() or c in "/:" for c in name):
             raise ValueError
         return x509.DNSName(name)
     except ValueError:
@@ -245,6 +373,9 @@ def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> Non
         There are no keys, or another `serve` holds the folder.
     """
     _check_keys(folder)
+    certificate_end(folder)
+    os.umask(0o077)  # log, database and token are for this account alone
+    folder.chmod(0o700)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -261,9 +392,7 @@ def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> Non
             processes.end(before.mark)
         now = Serving(secrets.token_hex(16), free_port())
         results.write_json(folder / "serving.json", vars(now))
-        trust = f'root-certificates = "{folder.absolute() / "ca.crt"}"'
-        text = connection(now.port, trust)
-        write_atomically(folder / "flower" / "config.toml", text.encode())
+        _configure_flower(folder, now)
         commands = _commands(folder, host, port, now)
         base = folder / DATABASE
         database.forget_ended(base, database.ALL_ENDED)  # the last server was killed
@@ -279,14 +408,63 @@ def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> Non
             (folder / "serving.json").unlink(missing_ok=True)
 
 
+def _configure_flower(folder: Path, now: Serving) -> None:
+    """Write what Flower's own commands read: where the SuperLink is, and its token."""
+    trust = f'root-certificates = "{folder.absolute() / "ca.crt"}"'
+    token = secrets.token_urlsafe(32)
+    login = link.credentials(f"127.0.0.1:{now.port}", token)
+    for name, text in (
+        ("config.toml", connection(now.port, trust)),
+        ("credentials.yaml", login),
+        ("token", token),
+    ):
+        write_atomically(folder / "flower" / name, text.encode())
+
+
 def _check_keys(folder: Path) -> None:
-    names = ("ca.crt", "server.crt", "server.key", "signing.key", "invitation.json")
-    for name in names:
+    """Check what `serve` needs, and bring a folder of an earlier version up to date."""
+    if not (folder / PAIR).exists() and (old := _old_pair(folder)):
+        _write_private(folder / PAIR, old)
+    for name in ("ca.crt", PAIR, "signing.key", "invitation.json"):
         if not (folder / name).is_file():
             raise IdiolectError(
                 f"there is no {name} in {folder}: make the keys by `idiolect-server keys "
                 "init NAME`."
             )
+
+
+def certificate_end(folder: Path) -> datetime.datetime:
+    """Return when the server's certificate ends.
+
+    Raises
+    ------
+    IdiolectError
+        The key and the certificate can't be read, or do not match.
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(folder / PAIR)
+        own = x509.load_pem_x509_certificate((folder / PAIR).read_bytes())
+    except (OSError, ValueError) as error:
+        raise IdiolectError(
+            f"{folder / PAIR} is damaged ({error}): make it again by `idiolect-server keys "
+            "renew NAME`."
+        ) from None
+    return own.not_valid_after_utc
+
+
+def _say_when_it_ends(folder: Path, say: Callable[[str], None]) -> None:
+    try:
+        end = certificate_end(folder)
+    except IdiolectError as error:  # since the start: what runs still has the old one
+        say(f"warning: {error}")
+        return
+    left = end - _now()
+    if left < datetime.timedelta(days=WARNED_DAYS):
+        verb = "ends" if left > datetime.timedelta(0) else "ended"
+        say(
+            f"warning: the server's certificate {verb} on {end:%Y-%m-%d}, and devices "
+            "refuse it then: `idiolect-server keys renew`, and start `serve` again"
+        )
 
 
 def _environment(folder: Path, now: Serving) -> dict[str, str]:
@@ -298,26 +476,29 @@ def _environment(folder: Path, now: Serving) -> dict[str, str]:
 def _commands(folder: Path, host: str, port: int, now: Serving) -> dict[str, list[str]]:
     place = folder.absolute()
     inner = f"127.0.0.1:{now.port}"
+    token = str(place / "flower" / "token")
     return {
         "superlink": [
-            str(BIN / "flower-superlink"),
+            *(sys.executable, "-m", "idiolect.server.link", "superlink", token),
             *("--host", "127.0.0.1", "--port", str(now.port)),
             *("--ssl-ca-certfile", str(place / "ca.crt")),
-            *("--ssl-certfile", str(place / "server.crt")),
-            *("--ssl-keyfile", str(place / "server.key")),
+            *("--ssl-certfile", str(place / PAIR)),
+            *("--ssl-keyfile", str(place / PAIR)),
             "--enable-supernode-auth",
             *("--database", str(place / DATABASE)),
             *("--isolation", "process"),
+            *("--superexec-auth-secret-file", token),
             "--disable-runtime-dependency-installation",
         ],
         "superexec": [
-            str(BIN / "flower-superexec"),
+            *(sys.executable, "-m", "idiolect.server.link", "superexec"),
+            *("--superexec-auth-secret-file", token),
             *("--root-certificates", str(place / "ca.crt")),
             *("--runtime-api-address", inner),
         ],
         "entrance": [
             *(sys.executable, "-m", "idiolect.server.front"),
-            *(host, str(port), str(now.port), str(place)),
+            *(host, str(port), str(now.port), str(place), str(place / PAIR)),
         ],
     }
 
@@ -333,8 +514,12 @@ def _keep_up(
     running: dict[str, subprocess.Popen[bytes]] = {}
     wait = dict.fromkeys(commands, FIRST_WAIT)
     due = dict.fromkeys(commands, 0.0)
+    said = -math.inf
     with (folder / "server.log").open("ab") as log:
         while not stopping.is_set():
+            if time.monotonic() - said > DAY:
+                _say_when_it_ends(folder, say)
+                said = time.monotonic()
             for name, command in commands.items():
                 process = running.get(name)
                 if process is not None and process.poll() is not None:
@@ -362,7 +547,7 @@ def _answers(
     """Wait until a SuperLink answers: the others end when they find none."""
     port = command[command.index("--port") + 1]
     trust = ssl.create_default_context(cafile=str(folder / "ca.crt"))
-    opener = urllib.request.build_opener(
+    direct = urllib.request.build_opener(
         urllib.request.ProxyHandler({}),  # this machine is reached without a proxy
         urllib.request.HTTPSHandler(context=trust),
     )
@@ -370,7 +555,7 @@ def _answers(
     while link.poll() is None and time.monotonic() < deadline:
         with (
             contextlib.suppress(OSError),
-            opener.open(f"https://127.0.0.1:{port}/health", timeout=1),
+            direct.open(f"https://127.0.0.1:{port}/health", timeout=1),
         ):
             return True
         time.sleep(0.2)

@@ -2,13 +2,16 @@
 
 import contextlib
 import json
+import os
 import socket
 import sqlite3
 import ssl
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -212,6 +215,58 @@ def test_the_superlink_itself_is_out_of_reach(fleet):
         pytest.skip("this machine has no other address")
     with pytest.raises(OSError):
         socket.create_connection((own, serving["port"]), timeout=2)
+
+
+def listening(pids: list[int]) -> set[tuple[str, str, int]]:
+    """What processes listen at: kind, address or path, port."""
+    owned = set()
+    for pid in pids:
+        with suppress(OSError):
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    owned.add(os.readlink(entry))
+    found = set()
+    for kind, waiting in (("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")):
+        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == waiting and f"socket:[{fields[9]}]" in owned:
+                host, _, port = fields[1].rpartition(":")
+                if kind in ("tcp", "udp"):
+                    host = socket.inet_ntoa(bytes.fromhex(host)[::-1])
+                found.add((kind, host, int(port, 16)))
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        fields = line.split()
+        accepts = int(fields[3], 16) & 0x10000
+        if accepts and f"socket:[{fields[6]}]" in owned:
+            found.add(("unix", fields[7] if len(fields) > 7 else "", 0))
+    return found
+
+
+def test_no_socket_listens_that_the_docs_do_not_list(fleet):
+    """Before, during and after a run: see the table in docs/deploy.md."""
+    fleet.wait_for_devices()
+    serving = json.loads(
+        (fleet.folder / "server" / "server" / "serving.json").read_text()
+    )
+    allowed = {("tcp", "127.0.0.1", fleet.port), ("tcp", "127.0.0.1", serving["port"])}
+    server: set = set()
+    devices: set = set()
+    lines: set[str] = set()
+    run = fleet.run(*SHORT, "run-name=sockets")
+    while run.poll() is None:
+        server |= listening(fleet.alive("", "server"))
+        for number in range(2):
+            devices |= listening(fleet.alive("", f"device{number}"))
+        for pid in fleet.alive("flwr-serverapp", "server"):
+            with suppress(OSError):
+                lines.add(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+        time.sleep(0.2)
+    code, said = ended(run)
+    assert code == 0, said
+    assert server == allowed
+    assert devices == set()
+    # Every account can read these lines: the task's token is not in them.
+    assert lines and all("--token-file /proc/self/fd/" in line for line in lines)
 
 
 def _address() -> str:

@@ -1,8 +1,14 @@
 """Keys, and what is checked before a server of devices is started or used."""
 
+import contextlib
+import datetime
+import itertools
 import json
+import re
+import shutil
 import ssl
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -26,12 +32,12 @@ def folder(tmp_path) -> Path:
 
 def test_private_keys_are_for_this_account_alone(folder):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    for name in ("ca.key", "server.key", "signing.key"):
+    for name in ("ca.key", "server.pem", "signing.key"):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
 
 
 def test_the_certificate_is_for_the_given_names_and_this_machine(folder):
-    own = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
+    own = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
     authority = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
     own.verify_directly_issued_by(authority)
     names = own.extensions.get_extension_for_oid(
@@ -46,7 +52,7 @@ def test_the_certificate_is_for_the_given_names_and_this_machine(folder):
     context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "server.crt", folder / "server.key")
+    context.load_cert_chain(folder / "server.pem")
 
 
 def test_the_invitation_is_what_a_device_reads_and_holds_no_secret(folder):
@@ -131,3 +137,201 @@ def test_a_run_that_cannot_be_is_refused_before_it_starts(
 def test_the_command_says_so_with_exit_code_2(folder, capsys):
     assert main(["run", str(APP), "-c", "task=headline", "--at", str(folder)]) == 2
     assert "for simulations" in capsys.readouterr().err
+
+
+# --- renewing --------------------------------------------------------------------------
+
+
+def names_in(folder: Path) -> list[str]:
+    own = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
+    found = own.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return [str(name.value) for name in found.value]
+
+
+def serves(folder: Path) -> None:
+    """A device of the first invitation takes the server's certificate."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(folder / "server.pem")
+    invitation = json.loads((folder / "invitation.json").read_text())
+    client = ssl.create_default_context(cadata=invitation["certificate"])
+    pipes = [ssl.MemoryBIO() for _ in range(2)]
+    one = client.wrap_bio(pipes[0], pipes[1], server_hostname="lab.example.org")
+    two = server.wrap_bio(pipes[1], pipes[0], server_side=True)
+    for _ in range(5):
+        for side in (one, two):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    assert one.version() is not None and one.getpeercert()
+
+
+def test_a_renewed_certificate_needs_no_new_invitation(folder):
+    kept = ("ca.crt", "ca.key", "invitation.json", "signing.key")
+    before = {name: (folder / name).read_bytes() for name in kept}
+    old = (folder / "server.pem").read_bytes()
+    assert main(["keys", "renew", "--at", str(folder)]) == 0
+    assert {name: (folder / name).read_bytes() for name in kept} == before
+    new = (folder / "server.pem").read_bytes()
+    assert new != old
+    assert (
+        new.partition(b"-----BEGIN CERT")[0] != old.partition(b"-----BEGIN CERT")[0]
+    )  # a new key, too
+    assert names_in(folder) == [
+        "lab.example.org",
+        "192.0.2.7",
+        "localhost",
+        "127.0.0.1",
+    ]
+    serves(folder)
+    (backup,) = folder.glob("server.before-*.pem")
+    assert backup.read_bytes() == old
+    for file in (backup, folder / "server.pem"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    left = deploy.certificate_end(folder) - datetime.datetime.now(datetime.UTC)
+    assert left.days in (deploy.DAYS - 1, deploy.DAYS)
+
+
+def test_names_can_be_changed_but_the_invitations_stays(folder):
+    deploy.keys_renew(folder, ["new.example.org", "lab.example.org"])
+    assert names_in(folder)[:2] == ["new.example.org", "lab.example.org"]
+    before = (folder / "server.pem").read_bytes()
+    with pytest.raises(IdiolectError, match="the invitation says lab.example.org"):
+        deploy.keys_renew(folder, ["new.example.org"])
+    with pytest.raises(IdiolectError, match="no host name"):
+        deploy.keys_renew(folder, ["lab.example.org", "a b"])
+    assert (folder / "server.pem").read_bytes() == before
+
+
+def test_a_crash_while_renewing_leaves_a_pair_that_matches(folder, monkeypatch):
+    """Before and after each change of the disk."""
+    steps = itertools.count()
+    for stop in range(20):
+        done = 0
+        real = Path.replace
+
+        def replace(self, target, stop=stop, real=real):
+            nonlocal done
+            if done == stop:
+                raise KeyboardInterrupt
+            done += 1
+            return real(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replace)
+            try:
+                deploy.keys_renew(folder)
+            except KeyboardInterrupt:
+                serves(folder)
+                next(steps)
+                continue
+        break
+    assert next(steps) == 2  # the backup, then the pair
+    serves(folder)
+
+
+def damage(folder: Path, name: str, how: str) -> None:
+    if how == "missing":
+        (folder / name).unlink()
+    elif how == "half":
+        body = (folder / name).read_bytes()
+        (folder / name).write_bytes(body[: len(body) // 2])
+    else:
+        other = folder.parent / "other"
+        deploy.keys_init(other, ["lab.example.org"], 9443)
+        (folder / name).write_bytes((other / name).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "sentence"),
+    [
+        ("ca.key", "missing", "there is no ca.key"),
+        ("ca.crt", "missing", "there is no ca.crt"),
+        ("ca.key", "half", "can't be read"),
+        ("ca.crt", "half", "can't be read"),
+        ("ca.key", "other", "do not match"),
+        ("server.pem", "half", "say the names"),
+        ("invitation.json", "half", "can't be read"),
+        ("invitation.json", "missing", "can't be read"),
+    ],
+)
+def test_damaged_keys_are_one_sentence(folder, capsys, name, how, sentence):
+    damage(folder, name, how)
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    assert main(["keys", "renew", "--at", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and "Traceback" not in said
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
+def test_a_damaged_pair_is_mended_by_saying_the_names(folder):
+    damage(folder, "server.pem", "half")
+    with pytest.raises(IdiolectError, match="keys renew NAME"):
+        deploy.serve(folder, "127.0.0.1", 1, print)
+    deploy.keys_renew(folder, ["lab.example.org"])
+    serves(folder)
+
+
+def later(monkeypatch, days: float) -> None:
+    moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    monkeypatch.setattr(deploy, "_now", lambda: moment)
+
+
+def test_an_authority_past_its_time_signs_nothing(folder, monkeypatch):
+    later(monkeypatch, 365 * deploy.YEARS + 1)
+    with pytest.raises(IdiolectError, match="the authority in .* ended on"):
+        deploy.keys_renew(folder)
+
+
+def test_a_certificate_ends_no_later_than_its_authority(folder, monkeypatch):
+    end = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+    later(monkeypatch, 365 * deploy.YEARS - 100)
+    assert deploy.keys_renew(folder) == end.not_valid_after_utc
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [(0, ""), (deploy.DAYS - 31, ""), (deploy.DAYS - 29, "ends on"), (400, "ended on")],
+)
+def test_serve_warns_before_the_certificate_ends(folder, monkeypatch, days, said):
+    later(monkeypatch, days)
+    heard: list[str] = []
+    deploy._say_when_it_ends(folder, heard.append)
+    assert (said in heard[0] and "keys renew" in heard[0]) if said else heard == []
+
+
+def test_a_folder_of_an_earlier_version_is_served_and_renewed(folder):
+    """Key and certificate were two files."""
+    key, mark, own = (folder / "server.pem").read_bytes().partition(b"-----BEGIN CERT")
+    (folder / "server.pem").unlink()
+    (folder / "server.key").write_bytes(key)
+    (folder / "server.crt").write_bytes(mark + own)
+    deploy._check_keys(folder)
+    assert (folder / "server.pem").read_bytes() == key + mark + own
+    (folder / "server.pem").unlink()
+    deploy.keys_renew(folder)
+    (backup,) = folder.glob("server.before-*.pem")
+    assert backup.read_bytes() == key + mark + own
+    assert not (folder / "server.key").exists()
+    serves(folder)
+
+
+# --- systemd ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["idiolect-server", "idiolect-node"])
+def test_the_units_leave_little_open(unit):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("there is no systemd-analyze")
+    file = APP.parents[1] / "docs" / "systemd" / f"{unit}.service"
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", str(file)],
+        capture_output=True,
+        text=True,
+    )
+    if "Overall exposure" not in done.stdout:
+        pytest.skip("this systemd-analyze does not read files")
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert found and float(found[1]) <= 3.0
+    text = file.read_text()
+    # What has been seen to be needed.
+    for needed in ("sched_setaffinity", "prlimit64", "AF_UNIX", "LimitCORE=0"):
+        assert needed in text

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fleet import Fleet
+from fleet import Fleet, write_part
 
 from idiolect.client import consent, owner, state
 from idiolect.client.device import VaultShelf
@@ -44,8 +44,7 @@ SETTINGS = (
 RESUMES = 5
 
 
-HEAD = """# Reliability
-
+HEAD = """
 Written by `python benchmarks/chaos.py --findings docs/reliability`: `kill -9` of one
 process at a time, during private runs on {devices} devices over TLS, all on one machine.
 
@@ -213,7 +212,7 @@ def main() -> int:
             if file:
                 file.write_text(json.dumps(done, indent=1) + "\n")
     if options.findings:
-        options.findings.with_suffix(".md").write_text(summary(done))
+        write_part(options.findings.with_suffix(".md"), "Reliability", summary(done))
     return 0 if all(one["completed"] and not one["lost"] for one in done) else 1
 
 

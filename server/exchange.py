@@ -48,6 +48,10 @@ SIGNING_KEY = "IDIOLECT_SIGNING_KEY"  # path of the one key of a server of devic
 # else after an equal share of the deadline, since a task or its answer may have got lost
 # with a process between. What it did already it does not do twice.
 TRIES, RETRY_SECONDS = 4, 15.0
+# How long a step goes on for devices alone that let the deadline of an earlier step pass:
+# as a share of the time that the others took, and at least. So one device costs a run a
+# deadline once, and not in every step; it still counts where it is as quick as the others.
+SLOW_SHARE, SLOW_SECONDS = 0.1, 1.0
 AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
@@ -86,6 +90,8 @@ class Run:
         Work of the whole run, and what is done of it, in user-epochs, roughly.
     processes
         Process -> its peak memory, of all that answered.
+    slow
+        Devices that let a deadline pass in this life of the run.
     began
         When this life of the run began, less the seconds of its earlier lives.
     """
@@ -101,6 +107,7 @@ class Run:
     total: float = 1.0
     done: float = 0.0
     processes: dict[str, float] = field(default_factory=dict)
+    slow: set[int] = field(default_factory=set)
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -288,9 +295,13 @@ def ask(
         if not send(index) and index not in again:
             errors |= dict.fromkeys(_about(task), f"node {node} cannot be reached.")
     counted, of = len(errors), sum(len(task.users) for _, task in tasks)
+    last, nodes = starts, {node for node, _ in tasks}  # when somebody answered
     wait = SHORTEST_WAIT
     most = limits(row, max((len(task.users) for _, task in tasks), default=0), texts)
-    while (waiting or again) and time.monotonic() < ends:
+    while waiting or again:
+        left = {tasks[index][0] for index in {*waiting.values(), *again}}
+        if time.monotonic() >= patience(starts, last, ends, nodes - run.slow, left):
+            break
         for index in [i for i, due in again.items() if due <= time.monotonic()]:
             send(index)
         idle = True
@@ -312,6 +323,9 @@ def ask(
                 errors |= replies[index].errors
             except Exception as error:  # one reply, however odd, must not end the run
                 errors |= dict.fromkeys(_about(task), _sentence(error))
+                if run.config.on_devices and _died(answer):  # after every try
+                    run.slow.add(tasks[index][0])
+            last = time.monotonic()
             counted += len(task.users)
             if of:  # hello asks nobody by name
                 _progress(run, step, counted, of, len(task.users))
@@ -319,12 +333,38 @@ def ask(
         if idle:
             time.sleep(wait)
     for index in {*waiting.values(), *again}:
+        node, task = tasks[index]
         late = f"no answer within {run.config.deadline:g} s (config key 'deadline')."
-        errors |= dict.fromkeys(_about(tasks[index][1]), late)
+        if node in run.slow:
+            late = (
+                "no answer while others were waited for; it let a deadline pass before."
+            )
+        if run.config.on_devices:
+            run.slow.add(node)
+        errors |= dict.fromkeys(_about(task), late)
     seconds = run.state.cost.seconds
     seconds[step.phase] = seconds.get(step.phase, 0.0) + time.monotonic() - starts
     ordered = [replies[index] for index in sorted(replies)]
     return Answers(ordered, _all_errors(run, step, tasks, ordered, errors))
+
+
+def patience(
+    starts: float, last: float, ends: float, prompt: set[int], left: set[int]
+) -> float:
+    """When a step stops waiting.
+
+    Parameters
+    ----------
+    starts, last, ends
+        When it began, when somebody last answered, and its deadline.
+    prompt
+        Nodes it asked that have let no deadline pass in this run.
+    left
+        Nodes that have not answered.
+    """
+    if prompt & left or not prompt:
+        return ends
+    return min(ends, last + max(SLOW_SECONDS, SLOW_SHARE * (last - starts)))
 
 
 def _died(answer: Message | IdiolectError) -> bool:

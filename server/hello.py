@@ -16,6 +16,7 @@ from ..common.protocol import (
     Shapes,
     device_user,
     package_version,
+    printable,
     unpack,
 )
 from ..common.tasks.types import User
@@ -187,8 +188,8 @@ def mismatch(reply: HelloReply, ours: Identity, config: Config) -> str:
     """Return why a node cannot take part, in one sentence, or nothing."""
     if reply.package != ours.package:
         return (
-            f"it runs idiolect {reply.package}, the server {ours.package}: install the "
-            "same version on both."
+            f"it runs idiolect {printable(reply.package)}, the server {ours.package}: "
+            "install the same version on both."
         )
     if reply.backbone != ours.backbone:
         return (

@@ -10,14 +10,18 @@ be lost. Trials that are done are kept in a file; the same command does what is 
 
 import argparse
 import json
+import os
+import signal
+import sqlite3
 import statistics
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fleet import Fleet
+from fleet import Fleet, write_part
 
 from idiolect.client import consent, owner, state
 from idiolect.client.device import VaultShelf
@@ -33,6 +37,8 @@ VICTIMS = {
     "SuperExec": ("idiolect.server.link superexec", "server"),
     "entrance": ("idiolect.server.front", "server"),
 }
+# A device that is killed while its answer is at the server in part, not after a delay.
+UPLOADING, UPLOADS = "device, uploading", 2
 PHASES = ("adapt", "pool", "personalise", "evaluate")
 DELAYS = (0.3, 2.0)  # seconds after the phase began, in turn
 METHODS = ("base", "shared", "c-bpo")
@@ -44,8 +50,7 @@ SETTINGS = (
 RESUMES = 5
 
 
-HEAD = """# Reliability
-
+HEAD = """
 Written by `python benchmarks/chaos.py --findings docs/reliability`: `kill -9` of one
 process at a time, during private runs on {devices} devices over TLS, all on one machine.
 
@@ -70,8 +75,11 @@ def trial(fleet: Fleet, name: str, victim: str, phase: str, delay: float) -> dic
     killed = 0
     if victim:
         wait_for_phase(fleet, name, phase)
-        time.sleep(delay)
-        killed = fleet.kill(*VICTIMS[victim])
+        if victim == UPLOADING:
+            killed = kill_in_upload(fleet)
+        else:
+            time.sleep(delay)
+            killed = fleet.kill(*VICTIMS[victim])
     said, _ = run.communicate()
     resumes = 0
     while run.returncode and resumes < RESUMES:
@@ -99,6 +107,42 @@ def wait_for_phase(fleet: Fleet, name: str, phase: str) -> None:
     metrics = fleet.folder / "server" / "runs" / name / "metrics.jsonl"
     while not (metrics.exists() and f'"phase": "{phase}"' in metrics.read_text()):
         time.sleep(0.05)
+
+
+# Objects of a node's reply that the SuperLink knows of and does not have.
+PENDING = """
+SELECT count(*) FROM object_push_session_pending AS p
+JOIN object_push_session_roots AS r ON r.session_id = p.session_id
+JOIN message_res AS m ON m.message_id = r.root_object_id
+WHERE m.src_node_id = ?
+"""
+
+
+def kill_in_upload(fleet: Fleet) -> int:
+    """Kill -9 the first device when a part of its next answer is at the server.
+
+    Returns
+    -------
+    int
+        How many processes were killed; 0 if the upload was over before.
+    """
+    nodes = json.loads(fleet.command("server", "nodes", "list", "--json"))
+    first = int(min(nodes, key=lambda node: node["created-at"])["node-id"])
+    signed = first - 2**64 if first >= 2**63 else first
+    state = fleet.folder / "server" / "server" / "flower" / "state.db"
+    link = sqlite3.connect(f"{state.as_uri()}?mode=ro", uri=True, timeout=5)
+    pids, ends = fleet.alive(*VICTIMS["device"]), time.monotonic() + 120
+    while time.monotonic() < ends:
+        if link.execute(PENDING, (signed,)).fetchone()[0]:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.5)  # what was under way has arrived
+            left = link.execute(PENDING, (signed,)).fetchone()[0]
+            print(f"killed with {left} objects to go", flush=True)
+            return len(pids) if left else 0
+        time.sleep(0.002)
+    return 0
 
 
 def wait_until_served(fleet: Fleet) -> None:
@@ -168,7 +212,7 @@ def summary(done: list[dict]) -> str:
     """The page."""
     unbroken = [one["seconds"] for one in done if not one["victim"]]
     usual = statistics.median(unbroken)
-    trials = [one for one in done if one["victim"]]
+    trials = [one for one in done if one["killed"]]
     kept = sum(one["completed"] and not one["lost"] for one in trials)
     lines = [
         HEAD.format(
@@ -183,7 +227,8 @@ def summary(done: list[dict]) -> str:
     ]
     for one in trials:
         lines.append(
-            f"| {one['victim']} | {one['phase']} | {one['delay']:g} | "
+            f"| {one['victim']} | {one['phase']} | "
+            f"{one['delay'] or 'in the upload'} | "
             f"{'yes' if one['completed'] else 'NO'} | {one['resumes']} | "
             f"{one['seconds'] - usual:+.0f} | {'; '.join(one['lost']) or 'nothing'} |"
         )
@@ -203,6 +248,11 @@ def main() -> int:
         for i, phase in enumerate(PHASES)
         for k, victim in enumerate(VICTIMS)
     ]
+    wanted += [
+        (UPLOADING, phase, 0.0, f"uploading-{phase}-{k}")
+        for k in range(UPLOADS)
+        for phase in PHASES
+    ]
     missing = [one for one in wanted if (one[0], one[1], one[3]) not in known]
     with tempfile.TemporaryDirectory() as place, Fleet(Path(place), DEVICES) as fleet:
         fleet.open(update="clear", votes="clear", metrics="clear")
@@ -213,7 +263,7 @@ def main() -> int:
             if file:
                 file.write_text(json.dumps(done, indent=1) + "\n")
     if options.findings:
-        options.findings.with_suffix(".md").write_text(summary(done))
+        write_part(options.findings.with_suffix(".md"), "Reliability", summary(done))
     return 0 if all(one["completed"] and not one["lost"] for one in done) else 1
 
 

@@ -1,6 +1,6 @@
 """A server and devices on this machine: real processes, TLS, vaults; for demo and chaos.
 
-Not a command: `device_demo.py` and `chaos.py` use it.
+Not a command: `device_demo.py`, `chaos.py` and `malicious.py` use it.
 """
 
 import json
@@ -186,6 +186,17 @@ class Fleet:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         return len(pids)
+
+
+def write_part(page: Path, heading: str, text: str) -> None:
+    """Write one part of a page; other parts, each below a heading of level 1, stay."""
+    old = page.read_text() if page.exists() else ""
+    parts = [part for part in ("\n" + old).split("\n# ") if part.strip()]
+    kept = [part for part in parts if not part.startswith(heading + "\n")]
+    body = f"{heading}\n{text}"
+    places = [i for i, part in enumerate(parts) if part.startswith(heading + "\n")]
+    kept.insert(places[0] if places else len(kept), body)
+    page.write_text("\n".join(f"# {part.strip()}\n" for part in kept))
 
 
 def _line(prompt: str, target: str) -> str:

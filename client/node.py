@@ -245,6 +245,8 @@ def serve(vault: Vault) -> None:
         get_object_tree,
     )
     from flwr.supercore.inflatable.inflatable_utils import (
+        ObjectPullError,
+        ObjectPushError,
         pull_and_inflate_object_from_tree,
         push_objects,
     )
@@ -296,6 +298,8 @@ def serve(vault: Vault) -> None:
                 )
             except RunNotRunningException:
                 LOG.info("that run has ended")
+            except (ObjectPullError, ObjectPushError):  # it has deleted the rest
+                LOG.info("the server waits for that answer no longer")
 
 
 def _watch_keeper() -> None:

@@ -51,6 +51,10 @@ SIGNING_KEY = "IDIOLECT_SIGNING_KEY"  # path of the one key of a server of devic
 # else after an equal share of the deadline, since a task or its answer may have got lost
 # with a process between. What it did already it does not do twice.
 TRIES, RETRY_SECONDS = 4, 15.0
+# How long a step goes on for devices alone that let the deadline of an earlier step pass:
+# as a share of the time that the others took, and at least. So one device costs a run a
+# deadline once, and not in every step; it still counts where it is as quick as the others.
+SLOW_SHARE, SLOW_SECONDS = 0.1, 1.0
 AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
@@ -89,6 +93,8 @@ class Run:
         Work of the whole run, and what is done of it, in user-epochs, roughly.
     processes
         Process -> its peak memory, of all that answered.
+    slow
+        Devices that let a deadline pass in this life of the run.
     began
         When this life of the run began, less the seconds of its earlier lives.
     holds
@@ -109,6 +115,7 @@ class Run:
     total: float = 1.0
     done: float = 0.0
     processes: dict[str, float] = field(default_factory=dict)
+    slow: set[int] = field(default_factory=set)
     began: float = field(default_factory=time.monotonic)
     holds: dict[int, dict[str, str]] = field(default_factory=dict)
     sent: int = 0
@@ -329,11 +336,11 @@ def ask(
         Texts that it brings for each of them. Both say how large a reply may be.
     """
     starts = time.monotonic()
-    asking = Asking(run, step, tasks, starts + run.config.deadline)
+    asking = Asking(run, step, tasks, starts)
     asking.begin()
     wait = SHORTEST_WAIT
     most = limits(row, max((len(task.users) for _, task in tasks), default=0), texts)
-    while asking.open and time.monotonic() < asking.ends:
+    while asking.left and time.monotonic() < asking.patience():
         asking.ask_again()
         idle = True
         for name, answer in run.inbox.arrived(list(asking.waiting), most):
@@ -357,8 +364,10 @@ class Asking(Generic[AnyReply]):
 
     Attributes
     ----------
-    run, step, tasks, ends
-        As in `ask`; when to stop waiting.
+    run, step, tasks
+        As in `ask`.
+    starts, last
+        When it began, and when somebody last answered.
     parts
         Of each task.
     tries
@@ -376,9 +385,10 @@ class Asking(Generic[AnyReply]):
     """
 
     def __init__(
-        self, run: Run, step: Step, tasks: Sequence[tuple[int, Task]], ends: float
+        self, run: Run, step: Step, tasks: Sequence[tuple[int, Task]], starts: float
     ) -> None:
-        self.run, self.step, self.tasks, self.ends = run, step, tasks, ends
+        self.run, self.step, self.tasks = run, step, tasks
+        self.starts = self.last = starts
         self.parts = encoded([task for _, task in tasks])
         self.tries = [0] * len(tasks)
         self.waiting: dict[str, int] = {}
@@ -389,9 +399,15 @@ class Asking(Generic[AnyReply]):
         self.counted = 0
 
     @property
-    def open(self) -> bool:
-        """Whether anybody may still answer."""
-        return bool(self.waiting or self.again)
+    def left(self) -> set[int]:
+        """Nodes that may still answer."""
+        return {self.tasks[index][0] for index in {*self.waiting.values(), *self.again}}
+
+    def patience(self) -> float:
+        """When to stop waiting (see `patience`)."""
+        ends = self.starts + self.run.config.deadline
+        prompt = {node for node, _ in self.tasks} - self.run.slow
+        return patience(self.starts, self.last, ends, prompt, self.left)
 
     def begin(self) -> None:
         """Send every task that need not wait for another."""
@@ -456,6 +472,8 @@ class Asking(Generic[AnyReply]):
             else:
                 self.fail(index, str(error))
         except Exception as error:  # one reply, however odd, must not end the run
+            if self.run.config.on_devices and _died(answer):  # after every try
+                self.run.slow.add(node)
             self.fail(index, _sentence(error))
         else:
             hashes = {name: part.hash for name, part in self.parts[index].items()}
@@ -470,6 +488,7 @@ class Asking(Generic[AnyReply]):
 
     def done(self, index: int) -> None:
         """Go on behind a task that was answered or given up."""
+        self.last = time.monotonic()
         node, task = self.tasks[index]
         self.counted += len(task.users)
         of = sum(len(task.users) for _, task in self.tasks)
@@ -480,12 +499,35 @@ class Asking(Generic[AnyReply]):
 
     def give_up(self) -> None:
         """Note whose answer did not come in time."""
-        late = (
-            f"no answer within {self.run.config.deadline:g} s (config key 'deadline')."
-        )
+        run = self.run
+        late = f"no answer within {run.config.deadline:g} s (config key 'deadline')."
+        alone = "no answer while others were waited for; it let a deadline pass before."
         behind = [index for indices in self.held.values() for index in indices]
         for index in {*self.waiting.values(), *self.again, *behind}:
-            self.errors |= dict.fromkeys(_about(self.tasks[index][1]), late)
+            node, task = self.tasks[index]
+            why = alone if node in run.slow else late
+            self.errors |= dict.fromkeys(_about(task), why)
+        if run.config.on_devices:
+            run.slow |= self.left
+
+
+def patience(
+    starts: float, last: float, ends: float, prompt: set[int], left: set[int]
+) -> float:
+    """When a step stops waiting.
+
+    Parameters
+    ----------
+    starts, last, ends
+        When it began, when somebody last answered, and its deadline.
+    prompt
+        Nodes it asked that have let no deadline pass in this run.
+    left
+        Nodes that have not answered.
+    """
+    if prompt & left or not prompt:
+        return ends
+    return min(ends, last + max(SLOW_SECONDS, SLOW_SHARE * (last - starts)))
 
 
 def _died(answer: Message | IdiolectError) -> bool:

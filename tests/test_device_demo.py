@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import socket
 import sqlite3
 import ssl
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from idiolect.server import processes
 from tests.listening import listening
 from tests.waiting import until
 
@@ -66,23 +64,6 @@ def test_a_run_on_devices_over_tls(fleet):
             assert base.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
         assert base.execute("PRAGMA freelist_count").fetchone() == (0,)
     assert b"Push replies from" not in log  # who took part
-
-
-def test_what_a_server_and_its_devices_open(fleet):
-    """The entrance; the SuperLink on loopback; a device nothing at all."""
-    noted = fleet.folder / "server" / "server" / "serving.json"
-    mark = json.loads(noted.read_text())["mark"]
-    served = [fleet.processes["server"].pid, *processes.family(mark)]
-    found = set().union(*(listening(pid)[0] for pid in served))
-    assert ("127.0.0.1", fleet.port) in found  # where the fleet told it to be
-    assert len(found) == 2
-    assert {host for host, _ in found} == {"127.0.0.1"}
-    for who in ("device0", "device1"):
-        keeper = fleet.processes[who].pid
-        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
-        assert children
-        for pid in (keeper, *map(int, children)):
-            assert listening(pid) == (set(), set())
 
 
 def test_what_a_server_and_its_devices_write_is_private(fleet):
@@ -217,28 +198,13 @@ def test_the_superlink_itself_is_out_of_reach(fleet):
         socket.create_connection((own, serving["port"]), timeout=2)
 
 
-def listening(pids: list[int]) -> set[tuple[str, str, int]]:
-    """What processes listen at: kind, address or path, port."""
-    owned = set()
+def sockets(pids: list[int]) -> set:
+    """Addresses and files at which processes listen; one may end meanwhile."""
+    found: set = set()
     for pid in pids:
         with suppress(OSError):
-            for entry in Path(f"/proc/{pid}/fd").iterdir():
-                with suppress(OSError):
-                    owned.add(os.readlink(entry))
-    found = set()
-    for kind, waiting in (("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")):
-        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == waiting and f"socket:[{fields[9]}]" in owned:
-                host, _, port = fields[1].rpartition(":")
-                if kind in ("tcp", "udp"):
-                    host = socket.inet_ntoa(bytes.fromhex(host)[::-1])
-                found.add((kind, host, int(port, 16)))
-    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
-        fields = line.split()
-        accepts = int(fields[3], 16) & 0x10000
-        if accepts and f"socket:[{fields[6]}]" in owned:
-            found.add(("unix", fields[7] if len(fields) > 7 else "", 0))
+            addresses, files = listening(pid)
+            found |= addresses | files
     return found
 
 
@@ -248,15 +214,15 @@ def test_no_socket_listens_that_the_docs_do_not_list(fleet):
     serving = json.loads(
         (fleet.folder / "server" / "server" / "serving.json").read_text()
     )
-    allowed = {("tcp", "127.0.0.1", fleet.port), ("tcp", "127.0.0.1", serving["port"])}
+    allowed = {("127.0.0.1", fleet.port), ("127.0.0.1", serving["port"])}
     server: set = set()
     devices: set = set()
     lines: set[str] = set()
     run = fleet.run(*SHORT, "run-name=sockets")
     while run.poll() is None:
-        server |= listening(fleet.alive("", "server"))
+        server |= sockets(fleet.alive("", "server"))
         for number in range(2):
-            devices |= listening(fleet.alive("", f"device{number}"))
+            devices |= sockets(fleet.alive("", f"device{number}"))
         for pid in fleet.alive("flwr-serverapp", "server"):
             with suppress(OSError):
                 lines.add(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))

@@ -4,9 +4,19 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.task_identity import TaskIdentity
 
 from idiolect.client import consent, node
 from idiolect.client.node import Server
@@ -54,6 +64,47 @@ def test_a_device_belongs_to_one_server(vault):
 def test_a_node_without_a_server_says_what_to_do(vault):
     with pytest.raises(IdiolectError, match="node join"):
         node.serve(vault)
+
+
+def test_an_answer_that_the_server_no_longer_wants_does_not_end_the_worker(
+    vault, monkeypatch
+):
+    """It deletes what came too late, also in the middle of its upload."""
+    node.join(vault, Server("one.example:1", "pem", "00" * 32))
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    content = RecordDict({"message": ConfigRecord({"a": 1})})
+    task = Message(content, 7, "query.hello")
+    task.metadata.__dict__["_message_id"] = task.object_id
+    objects = {n: o.deflate() for n, o in get_all_nested_objects(task).items()}
+    given: list[Any] = [(task, get_object_tree(task)), None]
+    refused: list[str] = []
+
+    def push(_run: int, _session: str, name: str, _content: bytes) -> None:
+        refused.append(name)
+        raise ObjectPushError(name, 1, "session")
+
+    @contextmanager
+    def connection(*_: object, **__: object) -> Iterator[tuple]:
+        yield (
+            7,
+            lambda: given.pop(0),
+            lambda reply, tree, _seconds: ({tree.object_id}, "session"),
+            *(None, None),
+            lambda _run, name: objects[name],
+            push,
+            lambda _run, _name: None,
+        )
+
+    monkeypatch.setattr(
+        "flwr.supernode.fleet_http_connection.http_request_response", connection
+    )
+    monkeypatch.setattr(
+        "idiolect.client.device.Device.answer", lambda _self, _task: RecordDict()
+    )
+    monkeypatch.setattr(node, "POLL", 0.0)
+    with pytest.raises(IndexError):  # of `given`: it has asked for the next task
+        node.serve(vault)
+    assert len(refused) == 1 and given == []
 
 
 def test_what_is_sent_is_listed_in_order(vault):

@@ -5,12 +5,11 @@ asks for to those of the Fleet API. So a test sees what a device can store, and 
 the ServerApp reads, without a process, a port, or a wait.
 """
 
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import NOOP_FLWR_AID
 from flwr.common.serde import message_to_proto
@@ -37,8 +36,6 @@ from flwr.superlink.grid import HttpGrid
 from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 from sqlalchemy import text
-
-from idiolect.client.app import app as client_app
 
 
 def store(folder: Path) -> LinkState:
@@ -69,6 +66,7 @@ class SuperLink:
         TaskIdentity.run_id, TaskIdentity.node_id = self.run_id, 1
         TaskIdentity.task_id = self.task.task_id
         self.pulled = 0  # bytes of objects that the ServerApp has pulled
+        self.act: Callable[[], None] = lambda: None  # what devices do between two looks
 
     def __getattr__(self, name: str) -> Callable[[Any], Any]:
         """A call of the Runtime API, such as PullMessages."""
@@ -76,6 +74,8 @@ class SuperLink:
         handler = getattr(runtime_handlers, words[1:])
 
         def call(request: Any) -> Any:
+            if name == "PullMessages":
+                self.act()
             answer = handler(request, self.state, cast(Task, self.task))
             self.pulled += len(getattr(answer, "object_content", b""))
             return answer
@@ -111,15 +111,13 @@ class LocalGrid(HttpGrid):
 class Device:
     """An enrolled node that can say anything the Fleet API lets through."""
 
-    def __init__(self, link: SuperLink, place: int = 0, of: int = 1) -> None:
+    def __init__(self, link: SuperLink, place: int = 0) -> None:
         self.link = link
         self.id = link.state.create_node(
             "", "", f"key {link.run_id} {place}".encode(), 60
         )
         assert link.state.activate_node(self.id, 60)
         self.node = Node(node_id=self.id)
-        home: Any = {"partition-id": place, "num-partitions": of}
-        self.context = Context(link.run_id, self.id, home, RecordDict(), {})
 
     def task(self) -> Message | None:
         """Fetch the next task."""
@@ -144,10 +142,6 @@ class Device:
         )
         task.metadata.__dict__["_message_id"] = head.metadata.message_id
         return task
-
-    def reply(self, task: Message) -> Message:
-        """What an honest node answers."""
-        return client_app(task, self.context)
 
     def announce(self, reply: Message) -> PushMessagesResponse:
         """Say that a reply comes; returns what is to be uploaded, and in which session."""
@@ -180,30 +174,3 @@ class Device:
             if place not in without and name in wanted.objects_to_push:
                 assert self.push(wanted.session_id, name, one.deflate())
         return wanted.session_id
-
-
-class Answering(threading.Thread):
-    """A device that answers whatever comes, in a thread of its own, until it is stopped."""
-
-    def __init__(
-        self, device: Device, answer: Callable[[Device, Message], None]
-    ) -> None:
-        super().__init__(daemon=True)
-        self.device, self.answer = device, answer
-        self.stopped = threading.Event()
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        while not self.stopped.wait(0.02):
-            try:
-                task = self.device.task()
-                if task is not None:
-                    self.answer(self.device, task)
-            except Exception as error:
-                self.error = error
-                return
-
-
-def honest(device: Device, task: Message) -> None:
-    """Answer as every node should."""
-    device.send(device.reply(task))

@@ -1,8 +1,10 @@
 """What one node can put at the SuperLink, and what the ServerApp makes of it."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,6 @@ from flwr.common.serde import message_to_proto
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
-    get_object_id,
 )
 
 from idiolect.common.errors import IdiolectError
@@ -29,6 +30,11 @@ from idiolect.server import inbox as module
 from idiolect.server.inbox import Inbox, Limits, inflated, limits
 
 from .superlink import Device, LocalGrid, SuperLink, store
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from malicious import forged  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 MOST = limits({"rows": (64, 8)}, 1)
 
@@ -141,28 +147,12 @@ def rubbish(device: Device, task: Message) -> None:
 
 def swap(device: Device, reply: Message, old: str, bad: bytes) -> None:
     """Send a reply with another object in the place of one, and parents that name it."""
-    new = get_object_id(bad)
-    contents = {n: one.deflate() for n, one in get_all_nested_objects(reply).items()}
-    renamed = {old: (new, bad)}
-    for name, body in contents.items():  # children come before their parents
-        if name == old:
-            continue
-        for before, (after, _) in renamed.items():
-            body = body.replace(before.encode(), after.encode())
-        renamed[name] = (get_object_id(body), body)
-    bodies = dict(renamed.values())
-
-    def tree(name: str) -> ObjectTree:
-        head = bodies[name][: bodies[name].index(b"\0")].decode().split(" ")[1]
-        below = [tree(child) for child in head.split(",") if child in bodies]
-        return ObjectTree(object_id=name, children=below)
-
-    top = renamed[list(contents)[-1]][0]
-    proto = message_to_proto(remove_content_from_message(reply))
-    proto.metadata.message_id = top
-    wanted = device.announce_raw(proto, tree(top))
-    for now in wanted.objects_to_push:
-        assert device.push(wanted.session_id, now, bodies[now])
+    tree, objects = forged(reply, old, bad)
+    head = message_to_proto(remove_content_from_message(reply))
+    head.metadata.message_id = tree.object_id
+    wanted = device.announce_raw(head, tree)
+    for name in wanted.objects_to_push:
+        assert device.push(wanted.session_id, name, objects[name])
 
 
 def flood(size: int) -> Callable[[Device, Message], None]:

@@ -24,7 +24,7 @@ from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExec
 from flwr.supercore.superexec.executor.types import ExecutionSpec
 
 from idiolect.server import deploy, link
-from idiolect.server.simulate import BIN
+from idiolect.server.environment import BIN
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "t" * 43

@@ -158,7 +158,7 @@ def wait_until_served(fleet: Fleet) -> None:
 def vault_of(fleet: Fleet, number: int) -> Vault:
     """Open a device's vault, as its owner would, beside the running node."""
     path = fleet.folder / f"device{number}" / "device" / "vault.db"
-    return Vault.open(path, Passphrase(f"passphrase {number}"))
+    return Vault.open(path, Passphrase(f"kept on loopback by device {number}"))
 
 
 def holdings(fleet: Fleet, number: int) -> dict[str, Any]:

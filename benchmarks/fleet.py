@@ -97,7 +97,9 @@ class Fleet:
         for number in range(self.count):
             who = f"device{number}"
             (self.folder / who).mkdir(mode=0o700)
-            (self.folder / who / "passphrase").write_text(f"passphrase {number}\n")
+            (self.folder / who / "passphrase").write_text(
+                f"kept on loopback by device {number}\n"
+            )
             self.command(who, "vault", "init")
             self.command(who, "import", str(self.folder / f"{who}.jsonl"))
             for outflow, given in consents.items():

@@ -6,7 +6,6 @@ or on the device is wrong and nothing was changed, 130 interrupted.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from time import localtime, strftime
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import IdiolectError
-from ..common.files import home
+from ..common.files import home, write_new
 from ..common.text import guard_tracebacks, parsed, printable, tell, tell_json
 
 if TYPE_CHECKING:
@@ -99,6 +98,7 @@ def _add_vault(commands: Any) -> None:
     init.add_argument(
         "--keyring", action="store_true", help="keep its key in the system's keyring"
     )
+    _add_weak(init)
     init.add_argument("--backbone", default="tiny", help="(default: tiny, built in)")
     init.add_argument("--max-length", type=int, default=512, metavar="TOKENS")
     _add(parts, "check", _check, "open every record, to see that none is damaged")
@@ -106,11 +106,22 @@ def _add_vault(commands: Any) -> None:
     rewrap.add_argument(
         "--new-passphrase-file", type=Path, metavar="FILE", help="(default: ask)"
     )
+    _add_weak(rewrap)
+    repair = _add(
+        parts, "repair", _repair, "go on with what is left of a damaged vault"
+    )
+    repair.add_argument("--yes", action="store_true", help="do not ask")
     _add(
         commands,
         "status",
         _status,
         "say what the vault holds and which adapter is used",
+    )
+
+
+def _add_weak(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weak", action="store_true", help="take a passphrase that is easy to guess"
     )
 
 
@@ -208,15 +219,16 @@ def _add_server(commands: Any) -> None:
 # --- the vault -------------------------------------------------------------------------
 
 
-def _open(options: argparse.Namespace) -> "Vault":
+def _open(options: argparse.Namespace, trusting: bool = False) -> "Vault":
     from .unlock import unlock
-    from .vault import Vault
+    from .vault import Vault, is_there
 
-    if not options.vault.is_file():
+    if not is_there(options.vault):
         raise IdiolectError(
             f"there is no vault at {options.vault}: make one by `idiolect vault init`."
         )
-    return Vault.open(options.vault, unlock(options.vault, options.passphrase_file))
+    key = unlock(options.vault, options.passphrase_file)
+    return Vault.open(options.vault, key, trusting)
 
 
 def _say(options: argparse.Namespace, found: Any, text: str) -> int:
@@ -279,10 +291,10 @@ def _private(given: str | None, what: str, rest: bool = True) -> str:
 def _init(options: argparse.Namespace) -> int:
     from .consent import SETTINGS, choose
     from .owner import config_of, reference
-    from .unlock import new_keyring_entry, new_passphrase
-    from .vault import Vault
+    from .unlock import forget_keyring_entry, new_keyring_entry, new_passphrase
+    from .vault import Vault, is_there
 
-    if options.vault.exists():
+    if is_there(options.vault):
         raise IdiolectError(
             f"there is a vault at {options.vault} already: it is left as it is."
         )
@@ -291,9 +303,14 @@ def _init(options: argparse.Namespace) -> int:
     if options.keyring:
         key = new_keyring_entry(options.vault)
     else:
-        key = new_passphrase(options.passphrase_file)
-    with Vault.create(options.vault, key) as vault:
-        choose(vault, **chosen)
+        key = new_passphrase(options.passphrase_file, options.weak)
+    try:
+        with Vault.create(options.vault, key) as vault:
+            choose(vault, **chosen)
+    except IdiolectError:
+        if options.keyring and not options.vault.exists():
+            forget_keyring_entry(options.vault)
+        raise
     return _say(
         options,
         {"vault": str(options.vault)},
@@ -309,11 +326,28 @@ def _check(options: argparse.Namespace) -> int:
 
 def _rewrap(options: argparse.Namespace) -> int:
     from .unlock import forget_keyring_entry, new_passphrase
+    from .vault import ErasureError
 
     with _open(options) as vault:
-        vault.rewrap(new_passphrase(options.new_passphrase_file))
+        key = new_passphrase(options.new_passphrase_file, options.weak)
+        try:
+            vault.rewrap(key)
+        except ErasureError:  # it has the new one all the same
+            forget_keyring_entry(options.vault)
+            raise
     forget_keyring_entry(options.vault)
     return _say(options, {}, "the vault has a new passphrase.")
+
+
+def _repair(options: argparse.Namespace) -> int:
+    _sure(options, "what is damaged is deleted, and the rest believed")
+    with _open(options, trusting=True) as vault:
+        gone = vault.repair()
+    text = (
+        f"{gone} damaged records are gone. The rest may be older than what you wrote last: "
+        "look at `idiolect consent`, `idiolect settings` and `idiolect history list`."
+    )
+    return _say(options, {"deleted": gone}, text)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -453,10 +487,7 @@ def _export_history(options: argparse.Namespace) -> int:
     with _open(options) as vault:
         lines = [json.dumps(_plain(entry)) for entry in entries(vault)]
     try:
-        # The owner's alone, from the first byte on.
-        new = os.open(options.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with open(new, "w") as stream:
-            stream.writelines(f"{line}\n" for line in lines)
+        write_new(options.file, "".join(f"{line}\n" for line in lines).encode())
     except OSError as error:
         raise IdiolectError(
             f"{options.file} cannot be written ({error.strerror}): name a new file."
@@ -587,7 +618,7 @@ def _export(options: argparse.Namespace) -> int:
             export(vault, options.folder)
         except OSError as error:
             raise IdiolectError(
-                f"{options.folder} cannot be written ({error.strerror}): name another."
+                f"{options.folder} is no folder ({error.strerror}): name another."
             ) from error
     text = f"{options.folder} is a PEFT adapter, in clear."
     return _say(options, {"folder": str(options.folder)}, text)

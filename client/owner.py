@@ -10,10 +10,13 @@ nobody else's text is needed. What was turned down are known negatives.
 
 import json
 import math
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from ..common.adapters import (
     Lora,
@@ -484,12 +487,26 @@ def write(
 
 
 def export(vault: Vault, folder: Path) -> None:
-    """Write the adapter in use as a PEFT folder, in clear."""
+    """Write the adapter in use as a PEFT folder, in clear, for its owner alone.
+
+    Raises
+    ------
+    IdiolectError
+        No adapter is in use, or the folder cannot be written; nothing is left of it.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise IdiolectError(f"{folder} is not empty: name a new folder.")
     config = configured(vault)
     backbone, zero = reference(config)
-    export_peft(folder, backbone, *adapter(vault, backbone, zero))
+    both = adapter(vault, backbone, zero)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        export_peft(folder, backbone, *both)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise IdiolectError(
+            f"{folder} cannot be written ({error}): name another one, or free space."
+        ) from error
 
 
 # --- forgetting ------------------------------------------------------------------------

@@ -67,12 +67,35 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(partial, "wb", opener=private) as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    try:
+        with open(partial, "wb", opener=private) as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # a full disk is not made fuller
+        raise
     sync_folder(path.parent)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet, readable by its owner alone, or nothing.
+
+    Raises
+    ------
+    OSError
+        It is there already, or cannot be written; nothing is left of it.
+    """
+    number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        with open(number, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(path: Path) -> None:

@@ -247,7 +247,7 @@ def _address() -> str:
 def test_a_device_that_nobody_registered_is_not_let_in(fleet):
     place = fleet.folder / "stranger"
     place.mkdir()
-    (place / "passphrase").write_text("passphrase\n")
+    (place / "passphrase").write_text("nobody has registered me\n")
     invitation = str(fleet.folder / "server" / "server" / "invitation.json")
     fleet.command("stranger", "vault", "init")
     fleet.command("stranger", "node", "join", invitation)

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -227,9 +228,69 @@ def test_keys(ready, run, monkeypatch):
     other.write_text("another")
     wrong = run("status", "--passphrase-file", other, code=2)
     assert "does not open" in wrong.err and "Traceback" not in wrong.err
-    run("vault", "rewrap", "--new-passphrase-file", other)
+    refused = run("vault", "rewrap", "--new-passphrase-file", other, code=2)
+    assert "--weak" in refused.err
+    run("vault", "rewrap", "--new-passphrase-file", other, "--weak")
     assert "does not open" in run("status", code=2).err
     assert "32 liked" in run("status", "--passphrase-file", other).out
+
+
+def test_a_weak_passphrase_makes_no_vault_unless_it_is_meant(place, run):
+    (place / "secret").write_text("secret")
+    assert "--weak" in run("vault", "init", code=2).err
+    assert not (place / "home" / "device" / "vault.db").exists()
+    run("vault", "init", "--weak")
+    run("vault", "check")
+
+
+def test_a_damaged_vault_goes_on_with_what_is_left(ready, run, asked):
+    path = ready / "home" / "device" / "vault.db"
+    database = sqlite3.connect(path)
+    with database:
+        database.execute("DELETE FROM records WHERE kind = 'state'")
+        database.execute(
+            "UPDATE records SET sealed = zeroblob(50) WHERE number = "
+            "(SELECT MAX(number) FROM records)"
+        )
+    database.close()
+    for words in (["status"], ["vault", "check"], ["history", "list"], ["pause"]):
+        assert "vault repair" in run(*words, code=2).err
+    assert asked("vault", "repair", "--yes") == {"deleted": 1}
+    assert len(asked("history", "list")) == 31
+
+
+def test_an_erasure_that_waits_for_another_process_is_said(ready, run, monkeypatch):
+    monkeypatch.setattr(Vault.erase, "__defaults__", (0.05,))
+    path = ready / "home" / "device" / "vault.db"
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT COUNT(*) FROM records").fetchone()
+    said = run("forget", "--source", "persona.jsonl", "--yes", code=2).err
+    assert "the pairs and what learnt them are deleted, but" in said
+    assert "vault check" in said and "vault check" in run("vault", "check", code=2).err
+    reader.close()
+    run("vault", "check")
+
+
+def test_an_export_that_fails_leaves_nothing(ready, run, monkeypatch):
+    asked_for = []
+
+    def full(number):
+        asked_for.append(number)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("idiolect.common.files.os.fsync", full)
+    said = run("history", "export", ready / "out.jsonl", code=2).err
+    assert "No space left" in said and asked_for
+    assert not (ready / "out.jsonl").exists()
+
+
+def test_consent_for_training_is_yes_or_no(ready, run, asked):
+    assert asked("consent")["training"] == "yes"
+    assert asked("consent", "training", "no")["training"] == "no"
+    assert "yes" in run("consent", "training", "noisy", code=2).err
+    assert "noisy" in run("consent", "update", "yes", code=2).err
+    assert asked("consent")["update"] == "noisy"
 
 
 def test_everything_can_be_forgotten(ready, run, monkeypatch):

@@ -16,6 +16,7 @@ from idiolect.client import vault as module
 from idiolect.client.vault import (
     DEVICE,
     DamagedError,
+    ErasureError,
     Passphrase,
     RandomKey,
     Record,
@@ -197,6 +198,190 @@ def test_a_cut_adapter_is_damaged(vault, path, query):
     with Vault.open(path, KEY, trusting=True) as again:
         assert again.repair() == 1
     assert opened_and_checked(path) == ["a", "b", "c"]
+
+
+def rows_of(path: Path, table: str = "records", where: str = "1") -> list[tuple]:
+    database = sqlite3.connect(path)
+    found = database.execute(f"SELECT * FROM {table} WHERE {where}").fetchall()
+    database.close()
+    return found
+
+
+def put_rows(path: Path, table: str, rows: list[tuple]) -> None:
+    database = sqlite3.connect(path)
+    marks = ", ".join("?" * len(rows[0]))
+    with database:
+        database.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)
+    database.close()
+
+
+def test_chunks_of_two_versions_make_no_record(vault, path):
+    """Even where nobody looks at the whole: the seals alone refuse it."""
+    vault.put("adapter", [Record("x", os.urandom(2_500_000))], TRAINED)
+    before = rows_of(path, where="kind = 'adapter'")
+    vault.put("adapter", [Record("x", os.urandom(2_500_000))], TRAINED)
+    vault.close()
+    after = rows_of(path, where="kind = 'adapter'")
+    for columns in ("sealed = ?", "sealed = ?, version = ?"):
+        values = [before[1][8], *([before[1][4]] * (columns.count("?") - 1))]
+        edit(path, f"UPDATE records SET {columns} WHERE chunk = 1", *values)
+        with Vault.open(path, KEY, trusting=True) as again:
+            opened = again._opened
+            rows = again._database.execute(
+                "SELECT kind, key, source, version, chunk, chunks, sealed, wrapped FROM "
+                "records JOIN sources USING (source) WHERE kind = 'adapter'"
+            ).fetchall()
+            with pytest.raises(DamagedError):
+                list(opened(rows))
+        with pytest.raises(DamagedError):
+            opened_and_checked(path)
+        put_rows(path, "records", after)
+    assert opened_and_checked(path) == ["a", "b", "c"]
+
+
+def older_and_newer(path: Path) -> tuple[list[tuple], list[tuple]]:
+    """Make a state, and a newer one in which two records were replaced."""
+    with Vault.open(path, KEY) as vault:
+        vault.put("state", [record("consents", "no"), record("paused", "")], DEVICE)
+        # Replaced rows keep their places, so that all of them can be put back.
+        before = rows_of(path, where="kind = 'state'"), rows_of(path, "header")
+        vault.put("state", [record("consents", "yes"), record("paused", "")], DEVICE)
+        vault.erase()
+    return before
+
+
+def put_back(path: Path, rows: list[tuple], which: slice) -> None:
+    for row in rows[which]:
+        edit(path, "DELETE FROM records WHERE kind = ? AND key = ?", row[1], row[2])
+        put_rows(path, "records", [row])
+
+
+ROLLBACKS = {
+    "one older record": lambda p, rows, head: put_back(p, rows, slice(0, 1)),
+    "all older records": lambda p, rows, head: put_back(p, rows, slice(0, 2)),
+    "an older root": lambda p, rows, head: put_rows(p, "header", head),
+    "an older root and an older record": lambda p, rows, head: (
+        put_back(p, rows, slice(1, 2)),
+        put_rows(p, "header", head),
+    ),
+    "a record taken out": lambda p, rows, head: edit(
+        p, "DELETE FROM records WHERE key = ?", rows[1][2]
+    ),
+    "a kind taken out": lambda p, rows, head: edit(
+        p, "DELETE FROM records WHERE kind = 'state'"
+    ),
+    "a record added": lambda p, rows, head: put_rows(
+        p, "records", [(99, *rows[0][1:5], 7, *rows[0][6:])]
+    ),
+    "an empty source added": lambda p, rows, head: put_rows(
+        p, "sources", [(b"x" * 16, *rows_of(p, "sources")[0][1:])]
+    ),
+    "records swapped": lambda p, rows, head: [
+        edit(p, f"UPDATE records SET number = {new} WHERE number = {old}")
+        for old, new in ((1, 99), (2, 1), (99, 2))
+    ],
+    "a date": lambda p, rows, head: edit(
+        p, "UPDATE records SET written = 1 WHERE number = 1"
+    ),
+    "a root taken out": lambda p, rows, head: edit(
+        p, "DELETE FROM header WHERE name = 'root'"
+    ),
+    "a trigger": lambda p, rows, head: edit_schema(
+        p, "CREATE TRIGGER t AFTER DELETE ON records BEGIN SELECT 1; END"
+    ),
+    "an index that leaves out a kind": lambda p, rows, head: lying_index(p),
+}
+
+
+def edit_schema(path: Path, *queries: str) -> None:
+    database = sqlite3.connect(path)
+    with database:
+        for query in queries:
+            database.execute(query)
+    database.close()
+
+
+def lying_index(path: Path) -> None:
+    edit_schema(
+        path,
+        "DROP INDEX by_name",
+        f"{module.TABLES[-1]} WHERE kind != 'state'",
+        "PRAGMA writable_schema = ON",
+        f"UPDATE sqlite_schema SET sql = '{module.TABLES[-1]}' WHERE name = 'by_name'",
+    )
+
+
+@pytest.mark.parametrize("change", ROLLBACKS.values(), ids=ROLLBACKS)
+def test_what_was_taken_out_added_or_put_back_is_refused(vault, path, change):
+    rows, head = older_and_newer(path)
+    change(path, rows, head)
+    with pytest.raises(DamagedError, match="not what was last written|its root is dam"):
+        Vault.open(path, KEY)
+    # Nor does a process believe it that was there before, to read or to write on it.
+    for attempt in (
+        lambda: vault.get("state", "paused"),
+        lambda: vault.put("item", [record("d")], MAIL),
+    ):
+        with pytest.raises(DamagedError):
+            attempt()
+
+
+def test_an_older_copy_of_the_whole_is_refused_by_who_has_seen_the_newer(vault, path):
+    vault.erase()
+    before = {name: rows_of(path, name) for name in ("header", "sources", "records")}
+    vault.put("item", [record("a", "newer")], MAIL)
+    edit_schema(path, "DELETE FROM records")
+    for name, rows in before.items():
+        put_rows(path, name, rows)
+    with pytest.raises(DamagedError, match="older copy"):
+        vault.get("item", "a")
+    assert opened_and_checked(path) == ["a", "b", "c"]  # nobody else can tell
+
+
+def test_what_another_process_wrote_is_no_damage(vault, path):
+    with Vault.open(path, KEY) as other:
+        for number in range(3):
+            other.put("item", [record(f"o{number}")], NOTES)
+            vault.put("item", [record(f"v{number}")], NOTES)
+            assert vault.get("item", f"o{number}") and other.get("item", f"v{number}")
+        with pytest.raises(RuntimeError), other.transaction():
+            other.delete("item", ["a"])
+            raise RuntimeError("undone")
+        assert names(other) == names(vault) and vault.holds("item", "a")
+
+
+def test_a_repaired_vault_keeps_what_can_be_opened(vault, path):
+    older_and_newer(path)
+    vault.close()
+    edit(path, one(A_BIT))
+    edit(path, "DELETE FROM records WHERE kind = 'state'")
+    edit_schema(
+        path, "CREATE VIEW v AS SELECT 1", "CREATE INDEX i ON records (written)"
+    )
+    with Vault.open(path, KEY, trusting=True) as again:
+        assert again.repair() == 1
+    assert opened_and_checked(path) == ["b", "c"]
+    with Vault.open(path, KEY) as again:
+        again.put("item", [record("a")], MAIL)
+    with Vault.open(path, KEY) as again:
+        assert again.check() == 3
+
+
+def test_a_generation_is_of_one_source_until_anything_of_it_is_forgotten(vault, path):
+    assert vault.generation(Source("import", "nobody")) == ""
+    first, other = vault.generation(MAIL), vault.generation(NOTES)
+    assert first and other and first != other
+    vault.put("item", [record("z")], MAIL)
+    vault.rewrap(OTHER)
+    with Vault.open(path, OTHER) as again:
+        assert again.generation(MAIL) == first
+    vault.forget_some(MAIL, "item", ["z"])
+    second = vault.generation(MAIL)
+    vault.forget(MAIL)
+    assert vault.generation(MAIL) == ""
+    vault.put("item", [record("a"), record("b")], MAIL)
+    assert len({first, second, vault.generation(MAIL)}) == 3
+    assert vault.generation(NOTES) == other
 
 
 def test_damage_to_one_record_leaves_the_others_readable(vault, path):
@@ -400,6 +585,182 @@ def test_kill_9_leaves_whole_writes(vault, path):
         ]
         assert pairs >= 1 + len(acknowledged)  # what was reported done is there
     assert vault.check() == vault.count("item")
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(module, "ERASING", 0.05)
+    monkeypatch.setattr(Vault.erase, "__defaults__", (0.05,))
+
+
+def reader(path: Path) -> sqlite3.Connection:
+    """Another process in the middle of reading."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT COUNT(*) FROM records").fetchone()
+    return other
+
+
+def there(path: Path, traces: list[bytes]) -> list[bool]:
+    whole = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    return [trace in whole for trace in traces]
+
+
+@pytest.mark.parametrize("how", ["whole", "some", "rewrapped"])
+@pytest.mark.parametrize("later", ["check", "open", "forget"])
+def test_an_erasure_that_did_not_complete_is_said_and_made_up_for(
+    vault, path, hasty, how, later
+):
+    traces = sealed_and_wrapped(path)[:4]
+    if how == "rewrapped":
+        traces = traces[1::2]
+    other, key = reader(path), OTHER if how == "rewrapped" else KEY
+    with pytest.raises(ErasureError, match=r"can no longer be read.*vault check"):
+        if how == "whole":
+            vault.forget(MAIL)
+        elif how == "some":
+            vault.forget_some(MAIL, "item", ["a", "b"])
+        else:
+            vault.rewrap(OTHER)
+    assert names(vault) == (["a", "b", "c"] if how == "rewrapped" else ["c"])
+    assert any(there(path, traces))
+    with pytest.raises(ErasureError):
+        vault.check()
+    Vault.open(
+        path, key
+    ).close()  # whoever only opens it is not kept waiting, or refused
+    assert any(there(path, traces))
+    vault.put("item", [record("e")], NEW)  # and it is not forgotten by writing
+    other.close()
+    if later == "check":
+        vault.check()
+    elif later == "forget":
+        vault.forget(NEW)
+    else:
+        Vault.open(path, key).close()
+    assert there(path, traces) == [False] * len(traces)
+
+
+def test_a_kill_between_deleting_and_erasing_is_made_up_for(vault, path, monkeypatch):
+    traces = sealed_and_wrapped(path)[:4]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Vault, "erase", killed)
+        with pytest.raises(KeyboardInterrupt):
+            vault.forget(MAIL)
+    assert any(there(path, traces))
+    Vault.open(path, KEY).close()
+    assert there(path, traces) == [False] * 4
+
+
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from idiolect.client.vault import IdiolectError, RandomKey, Record, Source, Vault
+if os.geteuid() == 0:  # whom no mode keeps out
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+try:
+    with Vault.open(Path(sys.argv[1]), RandomKey(bytes(range(32)))) as vault:
+        vault.put("item", [Record("d", b"")], Source("import", "mail"))
+except IdiolectError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def as_nobody(path: Path) -> str:
+    command = [sys.executable, "-c", AS_NOBODY, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def open_to_all(path: Path, below: Path) -> None:
+    for folder in path.parents:
+        if folder == below:
+            break
+        folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "hidden"])
+def test_a_read_only_vault_is_not_called_damaged(vault, path, what):
+    vault.close()
+    open_to_all(path, Path("/tmp"))
+    path.chmod(0o444 if what == "file" else 0o666)
+    path.parent.chmod({"file": 0o777, "folder": 0o555, "hidden": 0o000}[what])
+    said = as_nobody(path)
+    path.parent.chmod(0o700)
+    assert said.startswith("IdiolectError") and "damaged" not in said
+    assert ("read-only" in said) or ("folder" in said and "for you" in said)
+
+
+def test_a_locked_vault_is_not_called_damaged(vault, path, monkeypatch):
+    vault.close()
+    monkeypatch.setattr(module, "BUSY", 0.01)
+    blocker = sqlite3.connect(path, isolation_level=None)
+    blocker.execute("PRAGMA locking_mode = EXCLUSIVE")
+    blocker.execute("BEGIN EXCLUSIVE")
+    blocker.execute("UPDATE header SET value = value")
+    with pytest.raises(IdiolectError, match="another process has locked it") as error:
+        Vault.open(path, KEY)
+    assert not isinstance(error.value, DamagedError)
+    blocker.close()
+    assert opened_and_checked(path) == ["a", "b", "c"]
+
+
+def test_a_full_disk_is_named_and_changes_nothing(vault, path):
+    pages = vault._database.execute("PRAGMA page_count").fetchone()[0]
+    vault._database.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(IdiolectError, match="disk is full: nothing was changed"):
+        vault.put("adapter", [Record("x", os.urandom(500_000))], TRAINED)
+    vault._database.execute("PRAGMA max_page_count = 100000")
+    assert vault.sources() == [MAIL, NOTES] and vault.check() == 3
+
+
+FULL = """
+import sys
+from pathlib import Path
+from idiolect.client.vault import IdiolectError, RandomKey, Vault
+from idiolect.common.files import write_atomically, write_new
+place = Path(sys.argv[1])
+with (place / "filler").open("wb", buffering=0) as stream:
+    try:
+        while True:
+            stream.write(bytes(4096))
+    except OSError:
+        pass
+try:
+    Vault.create(place / "vault.db", RandomKey(bytes(32)))
+except IdiolectError as error:
+    print(type(error).__name__, error)
+for write in (write_atomically, write_new):
+    try:
+        write(place / "export", bytes(50_000))
+    except OSError as error:
+        print(error.strerror)
+print(sorted(file.name for file in place.iterdir()))
+"""
+
+
+def test_a_full_disk_leaves_no_temporary_file(tmp_path):
+    mount = f"mount -t tmpfs -o size=64k none {tmp_path}"
+    if subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount], capture_output=True
+    ).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+        + [sys.executable, "-c", FULL, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    vault, one, other, left = done.stdout.splitlines()
+    assert vault.startswith("IdiolectError") and "free" in vault
+    assert one == other == "No space left on device"
+    assert left == "['filler']"
 
 
 def test_a_vault_that_cannot_be_written_is_named(vault, monkeypatch):

@@ -150,7 +150,7 @@ def test_a_device_shows_only_what_prints(hostile, tmp_path, capfd, words, json_t
     invitation = tmp_path / f"{NAME}.json"
     invitation.write_text(json.dumps(INVITATION))
     places = {"FILE": str(file), "INVITATION": str(invitation)}
-    given = [places.get(word, word) for word in words]
+    given = [str(places.get(word, word)) for word in words]
     more = ["--json"] if json_too else []
     device.main([*given, "--vault", str(hostile), *more])
     said = capfd.readouterr()
@@ -231,6 +231,11 @@ def test_a_wrong_command_line_is_quoted_printably(main, capfd):
         with pytest.raises(SystemExit):
             main(words)
         clean(capfd.readouterr().err)
+
+
+def test_a_console_takes_nothing_for_an_instruction(capfd):
+    results.console(120).print("run [red]x[/red] :smile:", highlight=False)
+    assert capfd.readouterr().out == "run [red]x[/red] :smile:\n"
 
 
 def test_progress_quotes_nobodys_controls(capfd):

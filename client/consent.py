@@ -278,9 +278,8 @@ def agree(vault: Vault, run: str, name: str, config: Config) -> None:
         return
     chosen = settings(vault)
     charges[run] = new
-    if new.users < float(chosen["fewest-users"]) or not within(
-        chosen, charges.values()
-    ):
+    enough = new.users >= float(chosen["fewest-users"])
+    if not (enough and within(chosen, charges.values())):
         LOG.warning(
             "run %s is refused: with epsilon %.3g, delta %.3g, %d releases and sums of "
             "%.3g users it is not within what `idiolect settings` allows",

@@ -234,6 +234,11 @@ def test_a_wrong_command_line_is_quoted_printably(main, capfd):
         clean(capfd.readouterr().err)
 
 
+def test_a_console_takes_nothing_for_an_instruction(capfd):
+    results.console(120).print("run [red]x[/red] :smile:", highlight=False)
+    assert capfd.readouterr().out == "run [red]x[/red] :smile:\n"
+
+
 def test_progress_quotes_nobodys_controls(capfd):
     with Display(results.console(120)) as display:
         display.show({"event": "phase", "phase": HOSTILE})

@@ -14,10 +14,12 @@ from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol import (
     SCHEMA,
     AdaptReply,
+    AdaptTask,
     EvaluateReply,
     Failure,
     HelloReply,
     HelloTask,
+    OfferTask,
     Outcome,
     PersonaliseReply,
     PersonaliseTask,
@@ -325,6 +327,63 @@ def test_a_senders_words_reach_no_terminals_controls():
     with pytest.raises(ProtocolError) as refused:
         check_step(dataclasses.replace(adapt_reply(), step=hostile), "r", "s")
     assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("round", -1),
+        ("round", 10_001),
+        ("round", 10**400),
+        ("clip", math.nan),
+        ("clip", math.inf),
+        ("clip", -1.0),
+        ("clip", 1e300),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(name, value):
+    task = AdaptTask("r", "s", {}, "", ("u",), 0, "", 1.0, {})
+    fields = {
+        entry.name: getattr(task, entry.name) for entry in dataclasses.fields(task)
+    }
+    record = pack(AdaptTask(**fields | {name: value}))
+    with pytest.raises(ProtocolError, match=name):
+        unpack(AdaptTask, record, lambda _fields: {})
+    assert unpack(AdaptTask, pack(task), lambda _fields: {}) == task
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, 1e300])
+def test_a_weight_of_the_unlabeled_set_is_a_number(weight):
+    item = Item("i", Prompt("", "p"), "t")
+    head = ("r", "s", {}, "", ("u",), "c-bpo", 1e-3, False, "", "", ())
+    task = PersonaliseTask(*head, (Unlabeled(item, weight),), {})
+    with pytest.raises(ProtocolError, match="unlabeled must lie in"):
+        unpack(PersonaliseTask, pack(task), lambda _fields: {})
+    for rate in (math.nan, -1.0, 1e300):
+        slow = dataclasses.replace(task, unlabeled=(), learning_rate=rate)
+        with pytest.raises(ProtocolError, match="learning_rate must lie in"):
+            unpack(PersonaliseTask, pack(slow), lambda _fields: {})
+
+
+@pytest.mark.parametrize("places", [(-1,), (50_000,), (10**400,)])
+def test_places_in_the_bank_are_places(places):
+    task = OfferTask("r", "s", {}, "", ("u",), "", "", (), places)
+    with pytest.raises(ProtocolError, match="supported"):
+        unpack(OfferTask, pack(task))
+
+
+def test_counts_of_a_reply_are_counts():
+    head = ("r", "s", ("u",), {}, 0.0, "", 0.0, "1", "b", "s", ())
+    for more in ((False, -1, {}, 0), (False, 0, {"x": 10**400}, 0), (False, 0, {}, -1)):
+        with pytest.raises(ProtocolError):
+            unpack(HelloReply, pack(HelloReply(*head, *more)))
+    for name in ("seconds", "peak_rss_mb"):
+        for value in (math.nan, math.inf, -1.0, 1e300):
+            reply = dataclasses.replace(
+                HelloReply(*head, False, 0, {}, 0), **{name: value}
+            )
+            with pytest.raises(ProtocolError, match=name):
+                unpack(HelloReply, pack(reply))
 
 
 def test_unknown_and_missing_fields_are_named():

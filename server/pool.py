@@ -415,7 +415,13 @@ def others(run: Run) -> tuple[Unlabeled, ...]:
         (node, ShareTask(**run.head(f"pool/{i}", names)))
         for i, (node, names) in enumerate(groups(run, users))
     ]
-    answers = ask(run, step, tasks, lambda record: unpack(ShareReply, record))
+    answers = ask(
+        run,
+        step,
+        tasks,
+        lambda record: unpack(ShareReply, record),
+        texts=MAX_ITEMS,
+    )
     items = {
         user: texts
         for reply in answers.replies

@@ -303,7 +303,8 @@ def decode_part(name: str, data: bytes, hint: Any, where: str) -> Any:
     if len(data) > MAX_BODY:
         raise ProtocolError(f"{where}.{name} has more than {MAX_BODY} bytes.")
     try:
-        value = read_json(data)
+        # Of all numbers the budget of a run alone may be endless.
+        value = read_json(data, endless=name == "config")
     except ValueError as error:
         raise ProtocolError(f"{where}.{name} is no JSON.") from error
     return typed({name: value}, {name: hint}, where)[name]

@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import sys
 import tomllib
 import traceback
@@ -132,8 +133,15 @@ def guard_tracebacks() -> None:
 # --- reading ---------------------------------------------------------------------------
 
 
-def read_json(text: str | bytes) -> Any:
+def read_json(text: str | bytes, endless: bool = False) -> Any:
     """Parse JSON that a stranger may have written.
+
+    Parameters
+    ----------
+    text
+        Anything.
+    endless
+        Whether Infinity is read, which Python writes and JSON does not have.
 
     Raises
     ------
@@ -142,13 +150,18 @@ def read_json(text: str | bytes) -> Any:
         Infinity, which JSON does not have, or an object names a key twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_constant)
+        constant = _endless if endless else _constant
+        return json.loads(text, object_pairs_hook=_once, parse_constant=constant)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
 
 def _constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
+
+
+def _endless(name: str) -> float:
+    return math.inf if name == "Infinity" else _constant(name)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -168,7 +168,7 @@ class Run:
         paths of this machine.
         """
         settings, usual = flatten(self.config), flatten(Config())
-        own = ["resume", "output-dir", "quorum", "deadline"]
+        own = ["resume", "output-dir"]
         if self.config.on_devices:
             own += ["unlabeled.file", "backbone"]
         return settings | {name: usual[name] for name in own}

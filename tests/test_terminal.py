@@ -104,6 +104,7 @@ DEVICE = [
     ("status",),
     ("vault", "init"),
     ("vault", "check"),
+    ("vault", "repair", "--yes"),
     ("vault", "rewrap", "--new-passphrase-file", NAME),
     ("import", "FILE"),
     ("import", "FILE", "--source", NAME),

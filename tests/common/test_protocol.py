@@ -25,6 +25,7 @@ from idiolect.common.protocol import (
     PersonaliseTask,
     ProtocolError,
     ShareReply,
+    Task,
     VoteReply,
     check_step,
     check_users,
@@ -275,11 +276,13 @@ KINDS = (PersonaliseReply,) * 4 + (EvaluateReply,)
 )
 def test_a_number_that_is_not_finite_or_too_large_is_refused_everywhere(word):
     for kind, record in zip(KINDS, numbers(word), strict=True):
-        with pytest.raises(ProtocolError, match=r"finite|type float|no JSON"):
+        with pytest.raises(
+            ProtocolError, match=r"finite|type float|no JSON|must lie in"
+        ):
             unpack(kind, record)
 
 
-@pytest.mark.parametrize("word", ["-0.0", "0", "-0", "5e-324", "1e-310", "1e100"])
+@pytest.mark.parametrize("word", ["-0.0", "0", "-0", "5e-324", "1e-310", "1e6"])
 def test_zeros_and_subnormals_are_numbers(word):
     *logs, table = numbers(word)
     seconds, memory, alpha, loss = (unpack(PersonaliseReply, one) for one in logs)
@@ -303,17 +306,23 @@ def test_a_count_is_no_larger_than_a_float_holds(number):
         dropped={},
         truncated=0,
     )
-    with pytest.raises(ProtocolError, match="nodes is too large"):
+    with pytest.raises(ProtocolError, match="nodes (is too large|must be of type int)"):
         unpack(HelloReply, pack(hello))
 
 
 def test_an_endless_epsilon_of_a_configuration_arrives():
     task = HelloTask("r", "s", {"privacy.epsilon": math.inf}, "", (), "00")
-    assert unpack(HelloTask, pack(task)).config == {"privacy.epsilon": math.inf}
+    assert opened(task).config == {"privacy.epsilon": math.inf}
     for odd in (math.nan, -math.inf):
         changed = dataclasses.replace(task, config={"privacy.epsilon": odd})
-        with pytest.raises(ProtocolError, match="not finite"):
-            unpack(HelloTask, pack(changed))
+        with pytest.raises(ProtocolError, match="config is no JSON"):
+            opened(changed)
+
+
+def opened(task: Task) -> Task:
+    """What a node makes of a task."""
+    record = read_sealed(type(task), sealed(task))
+    return complete(record, record.brought)
 
 
 def test_a_senders_words_reach_no_terminals_controls():
@@ -346,10 +355,9 @@ def test_a_number_out_of_its_range_is_refused(name, value):
     fields = {
         entry.name: getattr(task, entry.name) for entry in dataclasses.fields(task)
     }
-    record = pack(AdaptTask(**fields | {name: value}))
-    with pytest.raises(ProtocolError, match=name):
-        unpack(AdaptTask, record, lambda _fields: {})
-    assert unpack(AdaptTask, pack(task), lambda _fields: {}) == task
+    with pytest.raises(ProtocolError, match=f"{name}|is no JSON"):
+        opened(AdaptTask(**fields | {name: value}))
+    assert opened(task) == task
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, 1e300])
@@ -357,19 +365,19 @@ def test_a_weight_of_the_unlabeled_set_is_a_number(weight):
     item = Item("i", Prompt("", "p"), "t")
     head = ("r", "s", {}, "", ("u",), "c-bpo", 1e-3, False, "", "", ())
     task = PersonaliseTask(*head, (Unlabeled(item, weight),), {})
-    with pytest.raises(ProtocolError, match="unlabeled must lie in"):
-        unpack(PersonaliseTask, pack(task), lambda _fields: {})
+    with pytest.raises(ProtocolError, match="unlabeled (must lie in|is no JSON)"):
+        opened(task)
     for rate in (math.nan, -1.0, 1e300):
         slow = dataclasses.replace(task, unlabeled=(), learning_rate=rate)
-        with pytest.raises(ProtocolError, match="learning_rate must lie in"):
-            unpack(PersonaliseTask, pack(slow), lambda _fields: {})
+        with pytest.raises(ProtocolError, match="learning_rate must lie in|is no JSON"):
+            opened(slow)
 
 
 @pytest.mark.parametrize("places", [(-1,), (50_000,), (10**400,)])
 def test_places_in_the_bank_are_places(places):
     task = OfferTask("r", "s", {}, "", ("u",), "", "", (), places)
     with pytest.raises(ProtocolError, match="supported"):
-        unpack(OfferTask, pack(task))
+        opened(task)
 
 
 def test_counts_of_a_reply_are_counts():
@@ -382,7 +390,7 @@ def test_counts_of_a_reply_are_counts():
             reply = dataclasses.replace(
                 HelloReply(*head, False, 0, {}, 0), **{name: value}
             )
-            with pytest.raises(ProtocolError, match=name):
+            with pytest.raises(ProtocolError, match=f"{name}|is no JSON"):
                 unpack(HelloReply, pack(reply))
 
 

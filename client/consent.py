@@ -113,7 +113,19 @@ CEILINGS = ("most-epsilon", "most-delta", "most-releases")  # 0: nothing; inf: n
 
 def settings(vault: Vault) -> dict[str, str]:
     """Setting -> value, as the owner chose."""
-    return SETTINGS | json.loads(vault.get("state", "settings") or b"{}")
+    return SETTINGS | _chosen(vault)
+
+
+def _chosen(vault: Vault) -> dict[str, str]:
+    """Return the settings that the owner chose, without the defaults.
+
+    Before there was a schema, every default of that time was written down with the first
+    choice: an "0" among them is nobody's choice, and newer defaults hold instead.
+    """
+    stored = json.loads(vault.get("state", "settings") or b"{}")
+    if stored.pop("schema", None) is None:
+        return {name: value for name, value in stored.items() if value != "0"}
+    return stored
 
 
 def choose(vault: Vault, **chosen: str) -> None:
@@ -127,9 +139,8 @@ def choose(vault: Vault, **chosen: str) -> None:
     for name, value in chosen.items():
         check_setting(name.replace("_", "-"), value)
     named = {name.replace("_", "-"): value for name, value in chosen.items()}
-    before = json.loads(vault.get("state", "settings") or b"{}")
     # Only what was chosen: a default that changes later holds for everybody else.
-    body = json.dumps(before | named).encode()
+    body = json.dumps({"schema": 2, **_chosen(vault), **named}).encode()
     vault.put("state", [Record("settings", body)], SOURCE)
 
 

@@ -135,7 +135,19 @@ CEILINGS = ("most-epsilon", "most-delta", "most-releases")  # 0: nothing; inf: n
 
 def settings(vault: Vault) -> dict[str, str]:
     """Setting -> value, as the owner chose."""
-    return SETTINGS | json.loads(vault.get("state", "settings") or b"{}")
+    return SETTINGS | _chosen(vault)
+
+
+def _chosen(vault: Vault) -> dict[str, str]:
+    """Return the settings that the owner chose, without the defaults.
+
+    Before there was a schema, every default of that time was written down with the first
+    choice: an "0" among them is nobody's choice, and newer defaults hold instead.
+    """
+    stored = json.loads(vault.get("state", "settings") or b"{}")
+    if stored.pop("schema", None) is None:
+        return {name: value for name, value in stored.items() if value != "0"}
+    return stored
 
 
 def choose(vault: Vault, **chosen: str) -> None:
@@ -149,9 +161,8 @@ def choose(vault: Vault, **chosen: str) -> None:
     for name, value in chosen.items():
         check_setting(name.replace("_", "-"), value)
     named = {name.replace("_", "-"): value for name, value in chosen.items()}
-    before = json.loads(vault.get("state", "settings") or b"{}")
     # Only what was chosen: a default that changes later holds for everybody else.
-    body = json.dumps(before | named).encode()
+    body = json.dumps({"schema": 2, **_chosen(vault), **named}).encode()
     vault.put("state", [Record("settings", body)], DEVICE)
 
 
@@ -240,8 +251,10 @@ def within(chosen: Mapping[str, str], charges: Iterable[Spent | Claim]) -> bool:
     )
 
 
-def agree(vault: Vault, run: str, name: str, config: Config) -> None:
-    """Charge a run's declared budget, once, before anything is answered.
+def agree(
+    vault: Vault, run: str, name: str, config: Config, charge: bool = True
+) -> None:
+    """Charge a run's declared budget, once, before anything of the owner is answered.
 
     Only what leaves as `noisy` counts: a run from which nothing does costs nothing here,
     since `clear` claims no protection and `no` lets nothing out.
@@ -257,6 +270,8 @@ def agree(vault: Vault, run: str, name: str, config: Config) -> None:
         What the owner is shown.
     config
         As the run declares it.
+    charge
+        False: only find out whether the owner's ceilings allow it.
 
     Raises
     ------
@@ -286,6 +301,8 @@ def agree(vault: Vault, run: str, name: str, config: Config) -> None:
             *(new.name, new.epsilon, new.delta, new.releases, new.users),
         )
         raise Refusal("the owner's ceiling for privacy does not allow this run.")
+    if not charge:
+        return
     body = json.dumps({one: asdict(entry) for one, entry in charges.items()}).encode()
     vault.put("state", [Record("spent", body)], DEVICE)
 

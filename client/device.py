@@ -110,12 +110,14 @@ class Device:
     def node(self, task: Task, started: float) -> Node:
         """Find out whether the owner takes part, and with what."""
         self._doing = config = self._config(task.config)
-        consent.agree(self._vault, task.run, config.run_name, config)
         if isinstance(task, HelloTask):
             self._drop_old_runs(task)
         everything = history.entries(self._vault)
         if sum(entry.liked for entry in everything) < owner.FEWEST:
             raise Refusal("there is too little history on this device.")
+        # A hello says nothing of the owner: the first task after it is charged.
+        charge = not isinstance(task, HelloTask)
+        consent.agree(self._vault, task.run, config.run_name, config, charge)
         self._read = {entry.source: entry.generation for entry in everything}
         user, learnt = owner.split(everything, self.user)
         shelf = VaultShelf(self._vault, task.run, learnt)

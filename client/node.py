@@ -74,7 +74,10 @@ def read_invitation(file: Path) -> Server:
     """
     try:
         with file.open() as stream:
-            server = Server(**read_json(stream.read(LARGEST_INVITATION)))
+            text = stream.read(LARGEST_INVITATION + 1)
+        if len(text) > LARGEST_INVITATION:
+            raise ValueError("it is too long")
+        server = Server(**read_json(text))
         load_pem_x509_certificate(server.certificate.encode())
         if len(bytes.fromhex(server.signing_key)) != 32:
             raise ValueError("the signing key has not 32 bytes")

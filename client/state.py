@@ -231,8 +231,8 @@ def take_part(
     if most and len(took) >= most:
         raise Refusal(
             f"user '{user}' took part in {len(took)} releases of stage '{stage}' "
-            "already, as many as the run declared or as privacy.participations allowed "
-            "at first contact: it sits this one out."
+            "already, as many as privacy.participations allowed at first contact or as "
+            "the run declared: it sits this one out."
         )
     took = {**took, release: content}
     keep(shelf, user, replace(before, took={**before.took, stage: took}))

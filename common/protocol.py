@@ -519,7 +519,9 @@ def read_head(
     try:
         body = read_json(text)
     except ValueError as error:
-        raise ProtocolError(f"{cls.__name__}: the body is no JSON.") from error
+        raise ProtocolError(
+            f"{cls.__name__}: the body is no JSON ({error})."
+        ) from error
     if not isinstance(body, dict):
         raise ProtocolError(f"{cls.__name__}: the body is no JSON object.")
     if head["kind"] == Failure.__name__ and cls is not Failure:

@@ -306,7 +306,7 @@ def decode_part(name: str, data: bytes, hint: Any, where: str) -> Any:
         # Of all numbers the budget of a run alone may be endless.
         value = read_json(data, endless=name == "config")
     except ValueError as error:
-        raise ProtocolError(f"{where}.{name} is no JSON.") from error
+        raise ProtocolError(f"{where}.{name} is no JSON ({error}).") from error
     return typed({name: value}, {name: hint}, where)[name]
 
 

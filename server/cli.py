@@ -264,8 +264,8 @@ def _renew(options: argparse.Namespace) -> int:
 
     folder = _at(options)
     end = keys_renew(folder, options.names)
-    print(f"the server's certificate in {folder} ends on {end:%Y-%m-%d}")
-    print("a server that is up uses it from its next start; invitations stay valid")
+    tell(f"the server's certificate in {folder} ends on {end:%Y-%m-%d}")
+    tell("a server that is up uses it from its next start; invitations stay valid")
     return 0
 
 

@@ -10,7 +10,6 @@ token everywhere (`simulate.private_environment`).
 import os
 import secrets
 import sys
-import tomllib
 from pathlib import Path
 
 from .alone import leave_the_network
@@ -43,7 +42,7 @@ def simulate(app: Path, settings: Path, nodes: int, folder: Path) -> None:
     from flwr.supercore.task_identity import TaskIdentity
     from flwr.supercore.telemetry import EventType
 
-    overrides = tomllib.loads(settings.read_text())
+    overrides = read_toml(settings.read_text())
     run = Run.create_empty(secrets.randbits(62))
     run.primary_task_id = secrets.randbits(62)
     run.federation_id = NOOP_FEDERATION_ID

@@ -64,6 +64,7 @@ ODD = st.one_of(
     st.sampled_from(
         ["", "\ud800", "../../etc/passwd", "\x1b[2J", "9" * 5000, "text", "central"]
     ),
+    st.sampled_from([10**400, -(10**400), 2**63, 10**9, 1e308, -1e308, 1e-308]),
     st.lists(st.integers(), max_size=3),
     st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
 )

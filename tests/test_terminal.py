@@ -121,6 +121,7 @@ DEVICE = [
     ("generate", NAME),
     ("generate", NAME, "--compare"),
     ("rollback",),
+    ("reset",),
     ("export-adapter", NAME),
     ("node", "join", "INVITATION"),
     ("node", "join", NAME),

@@ -200,4 +200,19 @@ def test_there_is_a_time_limit_unless_the_owner_says_none(vault):
     consent.choose(vault, max_seconds="0")
     assert float(consent.settings(vault)["max-seconds"]) == 0
     # Only what was chosen is kept: other defaults may change.
-    assert json.loads(vault.get("state", "settings")) == {"max-seconds": "0"}
+    stored = json.loads(vault.get("state", "settings"))
+    assert stored == {"schema": 2, "max-seconds": "0"}
+
+
+def test_defaults_that_an_older_version_wrote_down_were_nobodys_choice(vault):
+    old = {"backbone": "/a", "max-length": "512", "threads": "2", "memory-mb": "0"}
+    old |= {"max-seconds": "0", "max-load": "0", "on-battery": "no"}
+    vault.put("state", [Record("settings", json.dumps(old).encode())], DEVICE)
+    found = consent.settings(vault)
+    assert found == consent.SETTINGS | {
+        "backbone": "/a",
+        "threads": "2",
+        "on-battery": "no",
+    }
+    consent.choose(vault, max_seconds="0")
+    assert consent.settings(vault) == found | {"max-seconds": "0"}

@@ -215,3 +215,30 @@ def test_the_key_is_on_no_command_line_and_in_no_environment(vault):
         assert worker.wait(60) == 1  # it is not this vault's
     finally:
         worker.kill()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "[" * 200_000,
+        lambda text: '{"address":' * 200_000,
+        lambda text: text.replace("localhost:1", "localhost:" + "9" * 5000),
+        lambda text: text.replace("localhost:1", "local\\u001b[2Jhost:1"),
+        lambda text: text.replace("localhost:1", "x" * 400 + ":1"),
+        lambda text: text.replace('"localhost:1"', "9" * 5000),
+        lambda text: text.replace(
+            '"localhost:1"', '"localhost:1", "address": "evil:1"'
+        ),
+        lambda text: text + " " * 100_000 + "x",
+    ],
+)
+def test_no_invitation_is_more_than_it_should_be(tmp_path, change):
+    from idiolect.server.deploy import keys_init
+
+    good = keys_init(tmp_path / "server", ["localhost"], 1).read_text()
+    (tmp_path / "bad.json").write_text(good)
+    assert node.read_invitation(tmp_path / "bad.json").address == "localhost:1"
+    (tmp_path / "bad.json").write_text(change(good))
+    with pytest.raises(IdiolectError, match="is no invitation") as refused:
+        node.read_invitation(tmp_path / "bad.json")
+    assert len(str(refused.value)) < 1000

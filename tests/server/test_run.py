@@ -368,7 +368,7 @@ def test_metrics_that_are_not_finite_do_not_reach_the_table(settings):
     settings |= {"users-per-node": 1}  # a node that sends such a number is not believed
     found = results(run(settings, FakeGrid(5, alter("evaluate", spoil))))
     assert set(found["users"]) == {"persona-001", "persona-002"}
-    assert "not finite" in found["run"]["failed"]["persona-000"]
+    assert "NaN is no number" in found["run"]["failed"]["persona-000"]
     assert found["methods"]["shared"]["nll"]["n"] == 2
 
 

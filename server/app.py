@@ -97,7 +97,8 @@ def main(grid: Grid, context: Context) -> None:
     except BaseException as error:
         message = plain.nameless(f"{type(error).__name__}: {error}")
         journal.write({"event": "failed", "message": message})
-        if plain.run is None or not plain.run.secret:
+        hide = plain.run is not None and plain.run.secret
+        if not hide or not isinstance(error, Exception):  # such as Ctrl-C
             raise
         LOG.error("the run failed", exc_info=error)
         raise RuntimeError(message) from None  # its own words could name somebody

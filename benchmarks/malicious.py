@@ -211,7 +211,8 @@ def greeting(line: Line, task: Message, record: RecordDict) -> None:
     """What terminals obey, in the version and the names of a greeting."""
     head = dict(record.config_records["message"])
     body = json.loads(str(head["body"]))
-    body |= {name: ESCAPES for name in ("package", "backbone") if name in body}
+    body |= {"package": ESCAPES, "process": ESCAPES}
+    body |= {"users": [ESCAPES], "errors": {ESCAPES: ESCAPES}, "nodes": 10**15}
     head["body"] = json.dumps(body)
     changed = {**record, "message": ConfigRecord(head)}
     honest(line, task, RecordDict(changed))

@@ -51,7 +51,7 @@ TRIES, RETRY_SECONDS = 4, 15.0
 # How long a step goes on for devices alone that let the deadline of an earlier step pass:
 # as a share of the time that the others took, and at least. So one device costs a run a
 # deadline once, and not in every step; it still counts where it is as quick as the others.
-SLOW_SHARE, SLOW_SECONDS = 0.1, 1.0
+SLOW_SHARE, SLOW_SECONDS = 0.1, 0.5
 AnyReply = TypeVar("AnyReply", bound=Reply)
 
 

@@ -174,13 +174,13 @@ def many_arrays(device: Device, task: Message) -> None:
 
 
 def bomb(device: Device, task: Message) -> None:
-    """An array of 100 KB that names its one piece a million times: 10^11 bytes."""
+    """An array of 300 KB that names its one piece 100,000 times: 200 MB."""
     reply = Message(content(np.zeros((64, 8), np.float32)), reply_to=task)
     objects = get_all_nested_objects(reply)
     (name,) = [n for n, one in objects.items() if isinstance(one, Array)]
     piece = next(iter(objects[name].children or {}))
     body = {"dtype": "float32", "shape": [64, 8], "stype": "numpy.ndarray"}
-    text = json.dumps(body | {"arraychunk_ids": [0] * 300_000}).encode()
+    text = json.dumps(body | {"arraychunk_ids": [0] * 100_000}).encode()
     swap(device, reply, name, f"Array {piece} {len(text)}".encode() + b"\0" + text)
 
 

@@ -39,7 +39,7 @@ from ..common.protocol import (
 from ..common.tasks.types import Dataset
 from ..common.wire import encode
 from .checkpoint import State, save
-from .inbox import Inbox, limits
+from .inbox import Inbox, error_of, limits
 
 LOG = logging.getLogger("flwr")
 SHORTEST_WAIT, LONGEST_WAIT = 0.05, 0.5  # seconds between two looks for replies
@@ -398,11 +398,7 @@ def _receive(
     if isinstance(message, IdiolectError):
         raise message
     if message.has_error():
-        # A node may say what it likes here, and that no operator's terminal should obey.
-        lines = (message.error.reason or "").splitlines() or [
-            f"error {message.error.code}"
-        ]
-        raise IdiolectError(f"its node failed: {printable(lines[0])[:300]}")
+        raise IdiolectError(f"its node failed: {error_of(message)}")
     run.state.cost.bytes_up += size(message.content)
     reply = read(message.content)
     check_step(reply, task.run, task.step)

@@ -324,7 +324,8 @@ def test_a_nodes_own_error_arrives(link, grid):
     device, inbox = Device(link), Inbox(grid)
     name = ask(grid, device)
     device.send(Message(Error(0, "\x1b[2J no"), reply_to=fetched(device)))
-    assert look(inbox, name)[name].error.reason == "\x1b[2J no"
+    # No error of Flower's kind: for such a one the device would be asked again and again.
+    assert look(inbox, name)[name] == "its node failed: \ufffd[2J no"
 
 
 def test_late_and_unfinished_replies_are_deleted(link, grid, monkeypatch):

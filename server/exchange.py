@@ -320,7 +320,8 @@ def ask(
             task = tasks[index][1]
             try:
                 replies[index] = keep(_receive(run, step, answer, task, read))
-                errors |= replies[index].errors
+                if task.users:  # else they are no names that were checked; see `hello`
+                    errors |= replies[index].errors
             except Exception as error:  # one reply, however odd, must not end the run
                 errors |= dict.fromkeys(_about(task), _sentence(error))
                 if run.config.on_devices and _died(answer):  # after every try
@@ -407,7 +408,9 @@ def _receive(
     run.processes[reply.process] = max(
         reply.peak_rss_mb, run.processes.get(reply.process, 0.0)
     )
-    named = run.config.privacy.mode == "off"  # else who took part is a secret
+    # With privacy who took part is a secret; in hello a device may call itself anything.
+    checked = task.users or not run.config.on_devices
+    named = run.config.privacy.mode == "off" and checked
     for user in reply.users if named else ():
         run.journal.write(
             {

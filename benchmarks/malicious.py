@@ -195,10 +195,9 @@ def _one_array() -> Any:
 
 
 def escapes(line: Line, task: Message, record: RecordDict) -> None:
-    """What terminals obey, in Flower's error and then in a sentence of ours."""
+    """What terminals obey, in Flower's error and in a sentence of ours, in turn."""
     reply = Message(Error(0, ESCAPES), reply_to=task)
-    kind = task.metadata.message_type
-    if sum(one.metadata.message_type == kind for one, _ in line.earlier) % 2 == 0:
+    if len(line.earlier) % 2 == 0:
         head = dict(record.config_records["message"])
         body = json.loads(str(head["body"]))
         kept = {name: body[name] for name in ("run", "step") if name in body}
@@ -211,7 +210,8 @@ def greeting(line: Line, task: Message, record: RecordDict) -> None:
     """What terminals obey, in the version and the names of a greeting."""
     head = dict(record.config_records["message"])
     body = json.loads(str(head["body"]))
-    body |= {name: ESCAPES for name in ("package", "backbone") if name in body}
+    body |= {"package": ESCAPES, "process": ESCAPES}
+    body |= {"users": [ESCAPES], "errors": {ESCAPES: ESCAPES}, "nodes": 10**15}
     head["body"] = json.dumps(body)
     changed = {**record, "message": ConfigRecord(head)}
     honest(line, task, RecordDict(changed))

@@ -206,7 +206,7 @@ def keep_running(vault: Path, key: Key, say: Callable[[str], None]) -> None:
 def _start(vault: Path, key: Key) -> "subprocess.Popen[bytes]":
     """Start a worker; the key goes through its standard input and into no file."""
     worker = subprocess.Popen(
-        [sys.executable, "-m", "idiolect.client.node", str(vault.absolute())],
+        [sys.executable, "-P", "-m", "idiolect.client.node", str(vault.absolute())],
         stdin=subprocess.PIPE,
         env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
     )

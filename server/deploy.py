@@ -379,7 +379,6 @@ def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> Non
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    os.umask(0o077)  # all that the three processes write is for this account alone
     make_private(folder)
     with (folder / "lock").open("a") as lock:
         try:
@@ -479,7 +478,7 @@ def _commands(folder: Path, host: str, port: int, now: Serving) -> dict[str, lis
     token = str(place / "flower" / "token")
     return {
         "superlink": [
-            *(sys.executable, "-m", "idiolect.server.link", "superlink", token),
+            *(sys.executable, "-P", "-m", "idiolect.server.link", "superlink", token),
             *("--host", "127.0.0.1", "--port", str(now.port)),
             *("--ssl-ca-certfile", str(place / "ca.crt")),
             *("--ssl-certfile", str(place / PAIR)),
@@ -491,13 +490,13 @@ def _commands(folder: Path, host: str, port: int, now: Serving) -> dict[str, lis
             "--disable-runtime-dependency-installation",
         ],
         "superexec": [
-            *(sys.executable, "-m", "idiolect.server.link", "superexec"),
+            *(sys.executable, "-P", "-m", "idiolect.server.link", "superexec"),
             *("--superexec-auth-secret-file", token),
             *("--root-certificates", str(place / "ca.crt")),
             *("--runtime-api-address", inner),
         ],
         "entrance": [
-            *(sys.executable, "-m", "idiolect.server.front"),
+            *(sys.executable, "-P", "-m", "idiolect.server.front"),
             *(host, str(port), str(now.port), str(place), str(place / PAIR)),
         ],
     }

@@ -42,7 +42,7 @@ from ..common.tasks.types import Dataset
 from ..common.text import printable
 from ..common.wire import encode
 from .checkpoint import State, save
-from .inbox import Inbox, limits
+from .inbox import Inbox, error_of, limits
 
 LOG = logging.getLogger("flwr")
 SHORTEST_WAIT, LONGEST_WAIT = 0.05, 0.5  # seconds between two looks for replies
@@ -54,7 +54,7 @@ TRIES, RETRY_SECONDS = 4, 15.0
 # How long a step goes on for devices alone that let the deadline of an earlier step pass:
 # as a share of the time that the others took, and at least. So one device costs a run a
 # deadline once, and not in every step; it still counts where it is as quick as the others.
-SLOW_SHARE, SLOW_SECONDS = 0.1, 1.0
+SLOW_SHARE, SLOW_SECONDS = 0.1, 0.5
 AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
@@ -478,7 +478,8 @@ class Asking(Generic[AnyReply]):
         else:
             hashes = {name: part.hash for name, part in self.parts[index].items()}
             self.run.holds[node] = self.run.holds.get(node, {}) | hashes
-            self.errors |= self.replies[index].errors
+            if task.users:  # else they are no names that were checked; see `hello`
+                self.errors |= self.replies[index].errors
             self.done(index)
 
     def fail(self, index: int, sentence: str) -> None:
@@ -576,10 +577,7 @@ def _receive(
     if isinstance(message, IdiolectError):
         raise message
     if message.has_error():
-        # A node may say what it likes here, and that no operator's terminal should obey.
-        reason = message.error.reason or f"error {message.error.code}"
-        first = (reason.splitlines() or [""])[0]
-        raise IdiolectError(f"its node failed: {printable(first, 300)}")
+        raise IdiolectError(f"its node failed: {error_of(message)}")
     run.state.cost.bytes_up += size(message.content)
     reply = read(message.content)
     check_step(reply, task.run, task.step)
@@ -588,7 +586,9 @@ def _receive(
     run.processes[reply.process] = max(
         reply.peak_rss_mb, run.processes.get(reply.process, 0.0)
     )
-    for user in () if run.secret else reply.users:
+    # With privacy who took part is a secret; in hello a device may call itself anything.
+    checked = task.users or not run.config.on_devices
+    for user in reply.users if checked and not run.secret else ():
         run.journal.write(
             {
                 "event": "user",

@@ -154,6 +154,8 @@ def _welcome(
     problem = mismatch(reply, ours, run.config)
     if problem:
         run.warn(f"hello: node {node} is refused: {problem}")
+        if run.config.on_devices:  # what a stranger calls itself is no name of ours
+            return {device_user(node): problem}
         return dict.fromkeys([*reply.users, *reply.errors] or [f"node {node}"], problem)
     if run.config.on_devices:
         return _enlist(run, node, reply)

@@ -29,7 +29,7 @@ from typing import cast
 import httpx
 from flwr.app import Error, Message, Metadata
 from flwr.app.message import make_message
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     ObjectTree,
@@ -119,10 +119,13 @@ class Announced:
         Id of its message object; the SuperLink knows the reply by it.
     objects
         Ids of all its objects, the next to be looked for first.
+    own
+        Whether the node sent it; else the SuperLink did, as where a node is gone.
     """
 
     head: str
     objects: list[str]
+    own: bool
 
 
 class _NotYet(Exception):
@@ -215,6 +218,8 @@ class Inbox:
         reply = self.announced[name]
         try:
             found = _read(self._link, reply, most)
+            if reply.own and found.has_error():  # no device of ours says it in this way
+                found = IdiolectError(f"its node failed: {error_of(found)}")
         except _NotYet:
             return
         except _Gone:
@@ -285,7 +290,8 @@ def _announcements(
         # Of these the SuperLink has checked that they come from whom was asked.
         name, head = message.metadata.reply_to_message_id, message.metadata.message_id
         if name in names:
-            announced[name] = Announced(head, _flat(head, tree))
+            own = message.metadata.src_node_id != SUPERLINK_NODE_ID
+            announced[name] = Announced(head, _flat(head, tree), own)
     return announced, {}
 
 
@@ -417,6 +423,12 @@ def _bound(size: int, most: int) -> None:
 
 def _type(content: bytes) -> str:
     return content[:32].partition(b" ")[0].decode(errors="replace")
+
+
+def error_of(message: Message) -> str:
+    """What an error says, in one line that no terminal obeys; a node may have said it."""
+    lines = (message.error.reason or "").splitlines() or [f"error {message.error.code}"]
+    return printable(lines[0])[:300]
 
 
 def _blame(error: Exception) -> IdiolectError:

@@ -12,6 +12,7 @@ import secrets
 import sys
 from pathlib import Path
 
+from ..common.text import read_toml
 from .alone import leave_the_network
 from .environment import RAY
 

@@ -157,6 +157,6 @@ def test_nobody_is_waited_for_alone_in_every_step():
     # Only one that let a deadline pass is left: a tenth of the others' 20 s more.
     assert patience(starts, 120.0, ends, {1, 2}, {3}) == 122.0
     assert patience(starts, 101.0, ends, {1, 2}, {3}) == 101.0 + SLOW_SECONDS
-    assert patience(starts, 159.5, ends, {1, 2}, {3}) == ends
+    assert patience(starts, 159.8, ends, {1, 2}, {3}) == ends
     # Nobody else was asked.
     assert patience(starts, starts, ends, set(), {3}) == ends

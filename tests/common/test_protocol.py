@@ -369,9 +369,7 @@ def test_a_weight_of_the_unlabeled_set_is_a_number(weight):
         opened(task)
     for rate in (math.nan, -1.0, 1e300):
         slow = dataclasses.replace(task, unlabeled=(), learning_rate=rate)
-        with pytest.raises(
-            ProtocolError, match="learning_rate (must lie in|is not finite)"
-        ):
+        with pytest.raises(ProtocolError, match="learning_rate.*(lie in|not finite)"):
             opened(slow)
 
 

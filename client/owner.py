@@ -176,12 +176,10 @@ def adopt(
 
     Parameters
     ----------
-    vault, backbone, shared, lora
-        Where, and the adapter on top of what.
     user, learnt
         What it was trained on and is judged by, as `split` returned it.
-    method, origin
-        How, and what a federated run trained it from (`state.identity`).
+    origin
+        What a federated run trained it from (`state.identity`); empty: none did.
 
     Raises
     ------

@@ -35,7 +35,8 @@ def main() -> None:
     entries = [Entry(prompt, f"answer {i}: {CANARY}") for i in range(items)]
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "vault.db"
-        with Vault.create(path, RandomKey(bytes(32))) as vault:
+        key = RandomKey(bytes(32))
+        with Vault.create(path, key) as vault:
             half = items // 2
             timed("import", half, lambda: history.add(vault, entries[:half], "one"))
             timed(
@@ -48,6 +49,7 @@ def main() -> None:
             )
             timed("list", items, lambda: history.entries(vault))
             timed("check", items, vault.check)
+            timed("open", items, lambda: Vault.open(path, key).close())
             size = sum(file.stat().st_size for file in path.parent.iterdir())
             there = b"".join(file.read_bytes() for file in path.parent.iterdir())
             timed(

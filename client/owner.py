@@ -176,12 +176,10 @@ def adopt(
 
     Parameters
     ----------
-    vault, backbone, shared, lora
-        Where, and the adapter on top of what.
     user, learnt
         What it was trained on and is judged by, as `split` returned it.
-    method, origin
-        How, and what a federated run trained it from (`state.identity`).
+    origin
+        What a federated run trained it from (`state.identity`); empty: none did.
 
     Raises
     ------
@@ -209,7 +207,10 @@ def adopt(
                 trained=len(user.history),
                 disliked=len(user.disliked) if method == "c-bpo" else 0,
                 held_out=len(user.held_out),
-                shared=_keep_shared(vault, backbone, shared),
+                # One that is worse than nothing here is no start for the next training.
+                shared=_keep_shared(
+                    vault, backbone, shared, judged["nll_before"] <= judged["nll_bare"]
+                ),
                 origin=origin,
                 **judged,
             )
@@ -426,19 +427,24 @@ def _read_shared(vault: Vault, digest: str) -> Lora:
     return parse_lora(body)[0]
 
 
-def _keep_shared(vault: Vault, backbone: Backbone, shared: Lora) -> str:
+def _keep_shared(vault: Vault, backbone: Backbone, shared: Lora, start: bool) -> str:
     """Keep a shared adapter for what is trained on it; returns its hash, empty if zero.
+
+    With `start` the next training starts from it as well.
 
     It is what the server sent to everyone, and knows nothing of the owner in particular.
     """
     if not any(tensor.any() for tensor in shared.b.values()):
         return ""
     digest = hash_lora(shared)
-    _delete_shared(vault, {digest, *(version.shared for version in versions(vault))})
+    below = {version.shared for version in versions(vault)}
+    pointed = (vault.get("state", "shared") or b"").decode().partition("/")[2]
+    _delete_shared(vault, {digest, pointed, *below})
     if not vault.holds("shared", digest):
         vault.put("shared", [Record(digest, dump_lora(shared, {}))], DEVICE)
-    pointer = f"{backbone.hash}/{digest}".encode()
-    vault.put("state", [Record("shared", pointer)], DEVICE)
+    if start:
+        pointer = f"{backbone.hash}/{digest}".encode()
+        vault.put("state", [Record("shared", pointer)], DEVICE)
     return digest
 
 

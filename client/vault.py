@@ -198,11 +198,11 @@ class Vault:
                 master, index = _fill(new, key)
             os.link(new, path)  # fails where there is one already, unlike a rename
             sync_folder(path.parent)
-        except FileExistsError:
-            raise IdiolectError(
-                f"there is a vault at {path} already: open it, or move it away first."
-            ) from None
         except OSError as error:
+            if isinstance(error, FileExistsError) and path.exists():
+                raise IdiolectError(
+                    f"there is a vault at {path} already: open it, or move it away first."
+                ) from None
             raise IdiolectError(
                 f"no vault can be made at {path} ({error.strerror}): free space on its "
                 "disk, make its folder writable, or name another place by --vault."
@@ -406,13 +406,15 @@ class Vault:
         with self.reading():
             before = self._root
         try:
-            with self._patient(patience):
+            with named(self.path), self._patient(patience):
                 # First the log: while somebody reads, rewriting would only make it grow.
                 self._empty_log()
                 self._database.execute("VACUUM")
                 self._empty_log()
-        except (sqlite3.OperationalError, ErasureError) as error:
-            said = str(error) if isinstance(error, ErasureError) else why(error)
+        except DamagedError:
+            raise
+        except IdiolectError as error:
+            said = why(error.__cause__) or str(error)
             raise ErasureError(
                 f"what was deleted can no longer be read in the vault {self.path}, but its "
                 f"encrypted traces are still in the file ({said}): end what holds the "
@@ -829,7 +831,7 @@ REASONS = {
 }
 
 
-def why(error: sqlite3.Error) -> str:
+def why(error: BaseException | None) -> str:
     """Why the file cannot be used, in words; empty if it is damaged."""
     code = getattr(error, "sqlite_errorcode", None) or 0
     return REASONS.get(code, REASONS.get(code & 0xFF, ""))
@@ -841,7 +843,7 @@ def named(path: Path) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        if isinstance(error, sqlite3.Error) and (reason := why(error)):
+        if reason := why(error):
             raise IdiolectError(
                 f"the vault {path} cannot be used now: {reason}."
             ) from error
@@ -955,7 +957,7 @@ def header(path: Path, database: sqlite3.Connection) -> dict[str, bytes]:
         schema = int(head["schema"])
         whole = head["check"] == _checksum(head["salt"], head["index"])
     except (*UNREADABLE, KeyError, ValueError, TypeError) as error:
-        if isinstance(error, sqlite3.Error) and why(error):
+        if why(error):
             raise
         raise DamagedError(
             f"{path} is no vault, or its header is damaged: restore it from a backup."

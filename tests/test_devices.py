@@ -544,6 +544,89 @@ def test_a_history_that_is_named_like_a_run_outlives_every_hello(vaults, setting
     assert consent.consents(vaults[1])["update"] == "clear"
 
 
+@pytest.mark.parametrize(
+    ("step", "reply"),
+    [("shared_update", "AdaptReply"), ("personalise", "PersonaliseReply")],
+)
+def test_text_that_is_forgotten_during_a_task_is_in_no_answer_and_no_adapter(
+    vaults, settings, monkeypatch, step, reply
+):
+    """The owner's command runs in another process, while the device trains."""
+    agree(vaults, **CLEAR)
+    original = getattr(personal, step)
+    forgotten = []
+
+    def meanwhile(*arguments):
+        found = original(*arguments)
+        if not forgotten:
+            with Vault.open(vaults[0].path, KEY) as other:
+                forgotten.append(owner.forget(other, ["persona"])[0])
+        return found
+
+    monkeypatch.setattr(personal, step, meanwhile)
+    grid = DeviceGrid(vaults)
+    run(settings | {"quorum": 0.5}, grid)
+    assert forgotten == [10]
+    assert owner.versions(vaults[0]) == [] and owner.active(vaults[0]) == 0
+    assert [source for source in vaults[0].sources() if source.kind != "device"] == []
+    (first, *_) = grid.devices
+    said = [body for body in grid.bodies(reply) if device_user(first) in body["users"]]
+    assert said == []
+    failed = [body["sentence"] for body in grid.bodies("Failure")]
+    assert "forgotten text that this was made of" in failed[0]
+    kinds = [one.kind for one in consent.sent(vaults[0])]
+    assert "Failure" in kinds and reply not in kinds
+
+
+def test_a_forgotten_text_is_not_measured_either(vaults, settings, monkeypatch):
+    from idiolect.common import evaluation
+
+    agree(vaults, **CLEAR)
+    original = evaluation.evaluate
+
+    def meanwhile(*arguments):
+        found = original(*arguments)
+        if "persona" in {entry.source for entry in history.entries(vaults[0])}:
+            with Vault.open(vaults[0].path, KEY) as other:
+                owner.forget(other, ["persona"])
+        return found
+
+    monkeypatch.setattr(evaluation, "evaluate", meanwhile)
+    grid = DeviceGrid(vaults)
+    run(settings | {"quorum": 0.5, "methods": "base,shared"}, grid)
+    (first, *_) = grid.devices
+    told = [body for body in grid.bodies("EvaluateReply") if body["users"]]
+    assert told and not [b for b in told if device_user(first) in b["users"]]
+
+
+@pytest.mark.parametrize("task", ["train.adapt", "train.personalise"])
+def test_without_consent_for_training_nothing_is_trained(
+    vaults, settings, monkeypatch, task
+):
+    agree(vaults, **CLEAR)
+
+    def refuse(message: Message, reply: Message) -> Message:
+        if (
+            task == "train.personalise"
+            and message.metadata.message_type == "query.vote"
+        ):
+            agree(vaults, training="no")
+        return reply
+
+    if task == "train.adapt":
+        agree(vaults, training="no")
+    trained = []
+    for name in ("personalise", "shared_update"):
+        original = getattr(personal, name)
+        monkeypatch.setattr(
+            personal, name, lambda *a, o=original, n=name: trained.append(n) or o(*a)
+        )
+    with pytest.raises(IdiolectError, match="consent to a run's training"):
+        run(settings, DeviceGrid(vaults, refuse))
+    assert set(trained) == (set() if task == "train.adapt" else {"shared_update"})
+    assert all(owner.versions(vault) == [] for vault in vaults)
+
+
 def ask(device: Device, kind: str, task) -> str:
     """The sentence with which a device refuses a task."""
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1

@@ -245,6 +245,8 @@ def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, 
     assert (poor.nll, poor.nll_before, poor.nll_bare) == (0.5, 1.5, 1.0)
     assert (poor.nll_in_use, poor.nll_against) == (0.25, 0.5)
     assert not poor.accepted and owner.active(vault) == good.number
+    backbone, zero = owner.reference(owner.configured(vault))
+    assert owner.latest_shared(vault, backbone, zero) is zero  # nor do we start from it
     better = judged(vault, 0.5, 0.5, "another run")
     assert better.accepted and owner.active(vault) == better.number
     assert owner.rollback(vault) == good.number  # not the refused one

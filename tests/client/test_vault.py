@@ -130,6 +130,12 @@ def test_an_existing_vault_is_never_overwritten(vault, path):
     assert not [f for f in path.parent.iterdir() if f.name.startswith(".")]
 
 
+def test_a_file_in_the_place_of_the_folder_is_no_vault(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(IdiolectError, match="no vault can be made at .*--vault"):
+        Vault.create(tmp_path / "file" / "vault.db", KEY)
+
+
 def test_a_missing_vault_is_named(path):
     with pytest.raises(IdiolectError, match="vault init"):
         Vault.open(path, KEY)
@@ -153,6 +159,9 @@ DAMAGE = {
     "a record cut": one("sealed = substr(sealed, 1, 20)"),
     "a record emptied": one("sealed = X''"),
     "a record in another's place": one(f"sealed = (SELECT sealed {OF_LAST})"),
+    "a record in its neighbour's place": one(
+        "sealed = (SELECT sealed FROM records WHERE number = 2)"
+    ),
     "another kind": one("kind = 'sent'"),
     "another name": one("key = X'00'"),
     "another source": one(f"source = (SELECT source {OF_LAST})"),

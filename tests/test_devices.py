@@ -559,7 +559,7 @@ def test_text_that_is_forgotten_during_a_task_is_in_no_answer_and_no_adapter(
     def meanwhile(*arguments):
         found = original(*arguments)
         if not forgotten:
-            with Vault.open(vaults[0].path, KEY) as other:
+            with Vault.open(vaults[0].path, VAULT_KEY) as other:
                 forgotten.append(owner.forget(other, ["persona"])[0])
         return found
 
@@ -587,7 +587,7 @@ def test_a_forgotten_text_is_not_measured_either(vaults, settings, monkeypatch):
     def meanwhile(*arguments):
         found = original(*arguments)
         if "persona" in {entry.source for entry in history.entries(vaults[0])}:
-            with Vault.open(vaults[0].path, KEY) as other:
+            with Vault.open(vaults[0].path, VAULT_KEY) as other:
                 owner.forget(other, ["persona"])
         return found
 

@@ -328,7 +328,7 @@ def _nodes_revoke(options: argparse.Namespace) -> int:
 
 
 def _terminated(*_: object) -> NoReturn:
-    """On SIGTERM unwind, so that the SuperLink is ended too."""
+    """On SIGTERM unwind, so that all that was started is ended too."""
     raise SystemExit(143)
 
 

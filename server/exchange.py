@@ -1,9 +1,9 @@
 """Asking the nodes: send tasks, collect replies until the deadline, count the cost.
 
 Flower's own ``send_and_receive`` waits three seconds between looks and says nothing
-until it ends. Here each reply is checked as it comes in; one that is an error, is
-malformed, stale, or does not come, costs the users it was about and nobody else. Whether
-enough users are left to go on is the phase's decision (`require`).
+until it ends. Here each reply is pulled by itself (`inbox`) and checked as it comes in; one
+that is an error, is malformed, stale, or does not come, costs the users it was about and
+nobody else. Whether enough users are left to go on is the phase's decision (`require`).
 """
 
 import json
@@ -471,7 +471,9 @@ class Asking(Generic[AnyReply]):
                 self.send(index)
             else:
                 self.fail(index, str(error))
-        except Exception as error:  # one reply, however odd, must not end the run
+        # Whatever reading, checking or keeping one reply raises is its sender's failure,
+        # and the run goes on; what goes wrong before there is a message, see `inbox`.
+        except Exception as error:
             if self.run.config.on_devices and _died(answer):  # after every try
                 self.run.slow.add(node)
             self.fail(index, _sentence(error))

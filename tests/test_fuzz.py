@@ -1,9 +1,14 @@
-"""Hostile messages, drawn at random: a device answers each, a server survives each.
+"""Hostile messages, drawn at random: a device answers each, a server reads or refuses each.
 
-Messages are valid ones in which a few things were exchanged: fields of the body, items deep
-inside it, declared types and shapes, the bytes of arrays; of tasks half are then signed
-with the right key. Nothing but `IdiolectError` may come out of a reader; of a device
-nothing at all may come out but an answer, and no answer may quote its owner.
+Messages are valid ones in which one to three things were exchanged: fields of the body, of
+tasks also the seal's, the head, declared types and shapes, the bytes of arrays; of tasks
+half are then signed with the right key. Nothing but `IdiolectError` may come out of the
+reader of a reply; of a device nothing at all may come out but an answer, and no answer may
+quote its owner.
+
+What is drawn here are Flower's records, already made. What a device can do below them
+(objects that are no protobuf, are missing, too large or too slow), and what a whole run
+makes of it, are in `server/test_inbox.py` and `test_malicious.py`.
 """
 
 import json

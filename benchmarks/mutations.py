@@ -1456,8 +1456,8 @@ MUTATIONS = (
     Mutation(
         "The log of a run names who failed, with privacy on",
         "server/app.py",
-        "record.msg, record.args, record.exc_info = self.nameless(text), (), None",
-        "record.msg, record.args, record.exc_info = text, (), None",
+        "record.msg, record.args = self.nameless(text), ()",
+        "record.msg, record.args = text, ()",
         "test_a_defect_of_ours_names_nobody",
         "tests/server/test_names.py",
     ),

@@ -77,7 +77,7 @@ def ours(shapes: dict[str, tuple[int, int]], targets: str) -> dict[str, int]:
     )
     parts = {n: make_part(n, getattr(task, n)) for n in part_names(AdaptTask)}
     known = {"config": parts["config"].hash}  # every node has it since the hello
-    down = seal_task(task, 1, 2**32, parts, bytes(32), known)
+    down = seal_task(task, 1, 2**32, parts, bytes(32), known, bytes(16))
     return {"down": sent(down), "up": sent(pack(reply))}
 
 

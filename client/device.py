@@ -21,7 +21,7 @@ from ..common.signed import Sealed, verify
 from . import consent, history, limits, owner
 from .consent import Refusal
 from .node import joined
-from .state import advance
+from .state import advance, bind
 from .tasks import Node, answer, backbone_of
 from .vault import DEVICE, Record, Source, Vault
 
@@ -97,27 +97,30 @@ class Device:
             raise Refusal("the owner has paused this device.")
         limits.check_now(consent.settings(self._vault))
         verify(sealed, joined(self._vault).signing_key)
-        if sealed.seal.node != self.number:
+        if sealed.seal.node != str(self.number):
             raise Refusal("the task is sealed for another device.")
         if sealed.users not in ((), (self.user,)):
             raise Refusal(
                 f"the task is for {sealed.users[0]:.80}, this is {self.user}."
             )
         shelf = VaultShelf(self._vault, sealed.run)
-        advance(shelf, sealed.seal.counter)
+        with self._vault.transaction():
+            bind(shelf, self.number)
+            advance(shelf, sealed.seal.counter)
         return shelf
 
     def node(self, task: Task, started: float) -> Node:
         """Find out whether the owner takes part, and with what."""
         self._doing = config = self._config(task.config)
-        if isinstance(task, HelloTask):
-            self._drop_old_runs(task)
         everything = history.entries(self._vault)
         if sum(entry.liked for entry in everything) < owner.FEWEST:
             raise Refusal("there is too little history on this device.")
         # A hello says nothing of the owner: the first task after it is charged.
         charge = not isinstance(task, HelloTask)
-        consent.agree(self._vault, task.run, config.run_name, config, charge)
+        with self._vault.transaction():
+            consent.agree(self._vault, task.run, config.run_name, config, charge)
+        if isinstance(task, HelloTask):
+            self._drop_old_runs(task)
         self._read = {entry.source: entry.generation for entry in everything}
         user, learnt = owner.split(everything, self.user)
         shelf = VaultShelf(self._vault, task.run, learnt)

@@ -283,6 +283,26 @@ def check_agreed(shelf: Shelf, user: str, config: str) -> None:
         )
 
 
+def bind(shelf: Shelf, number: int) -> None:
+    """Take part in a run under one number: counts and agreements are kept by it.
+
+    A server that registers the device again, or says so, gives it another number.
+
+    Raises
+    ------
+    Refusal
+        The run knew this device by another one.
+    """
+    known = shelf.read("number")
+    if known is None:
+        shelf.write("number", str(number).encode())
+    elif int(known) != number:
+        raise Refusal(
+            "this run knew the device by another number, and what it took part in counts "
+            "under that: it takes part in new runs only."
+        )
+
+
 def advance(shelf: Shelf, counter: int) -> None:
     """Take a task's counter, which only grows; before anything of the task is done.
 

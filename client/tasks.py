@@ -18,7 +18,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
@@ -63,7 +63,7 @@ from ..common.protocol import (
     pack,
     package_version,
 )
-from ..common.signed import MissingParts, Sealed, complete, read_sealed
+from ..common.signed import MissingParts, Sealed, brought, complete, read_sealed
 from ..common.tasks.load import task_of
 from ..common.tasks.metrics import bounded_row, released_metrics
 from ..common.tasks.types import Item, User
@@ -458,8 +458,11 @@ def answer(message: Envelope, home: Home) -> RecordDict:
             raise Refusal("the task names nobody whom it is for.")
         shelf = home.admit(sealed)
         _check_agreed(sealed, shelf)
-        task = complete(sealed, _parts(sealed, shelf))
+        came = brought(message.content, sealed.seal)
+        task = complete(sealed, came | _kept(sealed, shelf, came))
         node = home.node(task, started)
+        for name, data in came.items():  # in the place of what came before under it
+            shelf.write(f"parts/{name}", data)
         return pack(work(task, replace(node, agreement=sealed.seal.parts["config"])))
     except MissingParts as error:
         return pack(Missing(run, step, error.names))
@@ -474,19 +477,11 @@ def _check_agreed(sealed: Sealed, shelf: Shelf) -> None:
             state.check_agreed(shelf, user, sealed.seal.parts["config"])
 
 
-def _parts(sealed: Sealed, shelf: Shelf) -> dict[str, bytes]:
-    """The parts of a task, those that came along and those that came before.
-
-    Those that came are kept, in the place of what came before under their name.
-    """
-    found: dict[str, bytes] = {}
-    for name in sealed.seal.parts:
-        if name in sealed.brought:
-            found[name] = sealed.brought[name]
-            shelf.write(f"parts/{name}", found[name])
-        elif (kept := shelf.read(f"parts/{name}")) is not None:
-            found[name] = kept
-    return found
+def _kept(sealed: Sealed, shelf: Shelf, came: Collection[str]) -> dict[str, bytes]:
+    """The parts of a task that came before."""
+    names = set(sealed.seal.parts) - set(came)
+    kept = {name: shelf.read(f"parts/{name}") for name in names}
+    return {name: data for name, data in kept.items() if data is not None}
 
 
 def each(

@@ -10,8 +10,9 @@ of all parts. Beside the task's own fields it covers the `Seal`:
     counter    grows with every task of a run: a replayed or late one is refused
     parts      name -> SHA-256 of each part
 
-A node keeps one content of each part, the last that it was sent. A task whose parts it
-lacks is answered by `protocol.Missing`, and sent again with them.
+A part travels behind a salt of its run's life, so that nobody can guess the ids under which
+Flower stores it. A node keeps one content of each part, the last that it was sent. A task
+whose parts it lacks is answered by `protocol.Missing`, and sent again with them.
 """
 
 import hashlib
@@ -47,7 +48,14 @@ PARTS = ("config", "shared", "unlabeled", "bank")
 MAX_TASK = (
     1 << 20
 )  # bytes of a task's text: it names users and items, and holds no text
-MAX_PART = 1 << 30  # bytes of one part; the largest is a shared adapter in float32
+SALT = 16  # bytes before each part as it travels
+# Bytes of each part: of a configuration, of a shared adapter in float32, of many items.
+LARGEST = {
+    "config": 1 << 18,
+    "shared": 1 << 29,
+    "unlabeled": MAX_BODY,
+    "bank": MAX_BODY,
+}
 # Signatures of the same key over anything else than a task do not fit.
 CONTEXT = b"idiolect task 1\n"
 
@@ -69,14 +77,15 @@ class Seal:
     Attributes
     ----------
     node
-        Flower's number of the node that the task is for.
+        Flower's number of the node that the task is for, in decimal digits: it has more
+        bits than a number of JSON.
     counter
         Larger than that of every earlier task of the run.
     parts
         Name -> SHA-256 of its bytes, in hex.
     """
 
-    node: int
+    node: str
     counter: int
     parts: dict[str, str]
 
@@ -103,8 +112,6 @@ class Sealed:
         The task's own fields but its parts, checked by type.
     seal
         See `Seal`.
-    brought
-        Name -> bytes of the parts that came along; each has the hash that the seal names.
     """
 
     cls: type[Task]
@@ -112,7 +119,6 @@ class Sealed:
     signature: str
     fields: dict[str, Any]
     seal: Seal
-    brought: dict[str, bytes]
 
     @property
     def run(self) -> str:
@@ -164,6 +170,7 @@ def seal_task(
     parts: Mapping[str, Part],
     seed: bytes,
     known: Mapping[str, str],
+    salt: bytes,
 ) -> RecordDict:
     """Sign a task and turn it into Flower's records.
 
@@ -179,6 +186,8 @@ def seal_task(
         The private key, 32 bytes.
     known
         Name -> SHA-256 of what the node holds already: such a part stays here.
+    salt
+        16 random bytes, the same for all nodes, so that Flower stores a part once.
     """
     hashes = {name: part.hash for name, part in parts.items()}
     body = {
@@ -186,13 +195,13 @@ def seal_task(
         for entry in fields(task)
         if entry.name not in parts
     }
-    body["seal"] = plain(Seal(node, counter, hashes))
+    body["seal"] = plain(Seal(str(node), counter, hashes))
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     head = {"schema": SCHEMA, "kind": type(task).__name__, "body": text}
     head["signature"] = sign_text(CONTEXT, text, seed)
     records: dict[str, Any] = {"message": ConfigRecord(head)}
     arrays = {
-        name: Array(np.frombuffer(part.data, np.uint8))
+        name: Array(np.frombuffer(salt + part.data, np.uint8))
         for name, part in parts.items()
         if known.get(name) != hashes[name]
     }
@@ -232,21 +241,26 @@ def read_sealed(cls: type[Task], record: RecordDict) -> Sealed:
     ):
         raise ProtocolError(f"{cls.__name__}: its parts are not those of such a task.")
     text = str(record.config_records["message"]["body"])
-    return Sealed(cls, text, signature, found, seal, _brought(record, seal))
+    return Sealed(cls, text, signature, found, seal)
 
 
-def _brought(record: RecordDict, seal: Seal) -> dict[str, bytes]:
-    """The parts that came along, each held against its hash."""
+def brought(record: RecordDict, seal: Seal) -> dict[str, bytes]:
+    """The parts that came along with a task, each held against its hash.
+
+    Raises
+    ------
+    ProtocolError
+        A part is not as it was announced, or too large.
+    """
     found: dict[str, bytes] = {}
     for name, array in (record.array_records.get("parts") or {}).items():
         if name not in seal.parts:
             raise ProtocolError(f"the part {name!r:.80} was not announced.")
         shape = tuple(array.shape)
-        if len(shape) != 1 or not 0 <= shape[0] <= MAX_PART:
-            raise ProtocolError(
-                f"the part '{name}' is no row of at most {MAX_PART} bytes."
-            )
-        data = read_array(array, shape, name, np.dtype("u1")).tobytes()
+        most = LARGEST[name]
+        if len(shape) != 1 or not SALT <= shape[0] <= SALT + most:
+            raise ProtocolError(f"the part '{name}' is no row of at most {most} bytes.")
+        data = read_array(array, shape, name, np.dtype("u1"))[SALT:].tobytes()
         if digest(data) != seal.parts[name]:
             raise ProtocolError(f"the part '{name}' is not the one that was signed.")
         found[name] = data

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -37,7 +37,7 @@ from ..common.protocol import (
     check_users,
     size,
 )
-from ..common.signed import Part, make_part, part_names, seal_task
+from ..common.signed import SALT, Part, make_part, part_names, seal_task
 from ..common.tasks.types import Dataset
 from ..common.text import printable
 from ..common.wire import encode
@@ -102,6 +102,8 @@ class Run:
         knows (see `signed`).
     sent
         Tasks that this life of the run has sent.
+    salt
+        Of this life's parts (see `signed`).
     """
 
     config: Config
@@ -119,6 +121,7 @@ class Run:
     began: float = field(default_factory=time.monotonic)
     holds: dict[int, dict[str, str]] = field(default_factory=dict)
     sent: int = 0
+    salt: bytes = field(default_factory=partial(os.urandom, SALT))
 
     @property
     def id(self) -> str:
@@ -425,7 +428,9 @@ class Asking(Generic[AnyReply]):
         run, (node, task) = self.run, self.tasks[index]
         known = {} if self.tries[index] else run.holds.get(node, {})
         counter, parts = run.count_up(), self.parts[index]
-        content = seal_task(task, node, counter, parts, run.signing_key, known)
+        content = seal_task(
+            task, node, counter, parts, run.signing_key, known, run.salt
+        )
         name = _send(run, node, content, self.step.kind)
         if name:
             self.waiting[name] = index

@@ -6,7 +6,7 @@ from flwr.app import RecordDict
 
 from idiolect.common.manifest import public_key
 from idiolect.common.protocol import Task
-from idiolect.common.signed import make_part, part_names, seal_task
+from idiolect.common.signed import SALT, make_part, part_names, seal_task
 
 SEED = bytes(range(32))
 KEY = public_key(SEED)
@@ -23,4 +23,4 @@ def sealed(
     """A signed task, by default with all its parts and a counter of its own."""
     parts = {n: make_part(n, getattr(task, n)) for n in part_names(type(task))}
     number = next(COUNTER) if counter is None else counter
-    return seal_task(task, node, number, parts, seed, known or {})
+    return seal_task(task, node, number, parts, seed, known or {}, bytes(SALT))

@@ -10,6 +10,7 @@ import pytest
 from flwr.app import Message
 
 from idiolect.client import state as device
+from idiolect.client.tasks import HANDLERS
 from idiolect.common import manifest as manifests
 from idiolect.common.config import parse
 from idiolect.common.errors import IdiolectError
@@ -22,6 +23,13 @@ from idiolect.common.protocol import (
     VoteTask,
     pack,
     unpack,
+)
+from idiolect.common.signed import (
+    brought,
+    complete,
+    make_part,
+    read_sealed,
+    seal_task,
 )
 from idiolect.server import adapt, budget, checkpoint
 from idiolect.server import personalise as phases
@@ -49,16 +57,16 @@ def central(settings) -> dict:
 
 def tasks_of(kind: str, cls, seen: list):
     """A `FakeGrid` change that notes the tasks of one kind."""
+    parts: dict[str, bytes] = {}  # by hash: each came once
 
     def note(task: Message, reply: Message) -> Message:
+        found = read_sealed(HANDLERS[task.metadata.message_type][0], task.content)
+        came = brought(task.content, found.seal)
+        parts.update({found.seal.parts[name]: data for name, data in came.items()})
         if task.metadata.message_type == kind:
-            shapes = {}
-            if "arrays" in task.content.array_records:
-                arrays = task.content.array_records["arrays"]
-                shapes = {
-                    key.partition("/")[2]: tuple(a.shape) for key, a in arrays.items()
-                }
-            seen.append(unpack(cls, task.content, lambda _fields: shapes))
+            assert found.cls is cls
+            own = {n: parts[digest] for n, digest in found.seal.parts.items()}
+            seen.append(complete(found, own))
         return reply
 
     return note
@@ -435,41 +443,61 @@ def test_too_little_support_hands_out_nothing(central):
 # --- signatures -----------------------------------------------------------------------
 
 
-def altered_task(kind: str, change):
-    """A grid whose tasks are changed between server and node."""
+@pytest.fixture
+def altered(monkeypatch):
+    """Lets a test change each personalise task before it is sealed, by the right key."""
 
-    class Altered(FakeGrid):
-        def push_messages(self, messages):
-            changed = []
-            for message in messages:
-                if message.metadata.message_type == kind:
-                    head = message.content.config_records["message"]
-                    head["body"] = json.dumps(change(json.loads(str(head["body"]))))
-                changed.append(message)
-            return super().push_messages(changed)
+    def to(change) -> None:
+        def seal(task, node, counter, parts, *rest):
+            if isinstance(task, PersonaliseTask):
+                task = change(task)
+                parts = {n: make_part(n, getattr(task, n)) for n in parts}
+            return seal_task(task, node, counter, parts, *rest)
 
-    return Altered(5)
+        monkeypatch.setattr("idiolect.server.exchange.seal_task", seal)
+
+    return to
 
 
-def test_a_changed_item_is_refused_by_every_device(central):
-    def forge(body):
-        body["unlabeled"][0][0][2] = "something else"  # the target of the first item
-        return body
+def test_a_changed_item_is_refused_by_every_device(central, altered):
+    """Whoever seals the tasks of a server cannot change what its manifest names."""
 
+    def forge(task):
+        first, *rest = task.unlabeled
+        item = dataclasses.replace(first.item, target="something else")
+        changed = dataclasses.replace(first, item=item)
+        return dataclasses.replace(task, unlabeled=(changed, *rest))
+
+    altered(forge)
     with pytest.raises(IdiolectError, match="only 0 of 3 users") as caught:
-        run(central, altered_task("train.personalise", forge))
+        run(central, FakeGrid(5))
     assert "are not the signed ones" in str(caught.value)
 
 
-def test_a_changed_floor_breaks_the_signature(central):
-    def forge(body):
-        manifest = json.loads(body["manifest"])
+def test_a_changed_floor_breaks_the_signature(central, altered):
+    def forge(task):
+        manifest = json.loads(task.manifest)
         manifest["floor"] += 1
-        body["manifest"] = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
-        return body
+        text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+        return dataclasses.replace(task, manifest=text)
 
-    with pytest.raises(IdiolectError, match="sign"):
-        run(central, altered_task("train.personalise", forge))
+    altered(forge)
+    with pytest.raises(IdiolectError, match="manifest's signature does not fit"):
+        run(central, FakeGrid(5))
+
+
+def test_a_task_that_was_changed_on_the_way_is_refused(central):
+    class Altered(FakeGrid):
+        def push_messages(self, messages):
+            messages = list(messages)
+            for message in messages:
+                if message.metadata.message_type == "train.personalise":
+                    head = message.content.config_records["message"]
+                    head["body"] = str(head["body"]).replace("c-bpo", "oppu ")
+            return super().push_messages(messages)
+
+    with pytest.raises(IdiolectError, match="not signed with the key"):
+        run(central, Altered(5))
 
 
 def test_another_key_is_refused_after_the_first_contact(central):

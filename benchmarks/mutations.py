@@ -1086,6 +1086,22 @@ MUTATIONS = (
         "tests/test_devices.py",
     ),
     Mutation(
+        "A device begins its counts again under another number",
+        "client/state.py",
+        "elif int(known) != number:",
+        "elif False:",
+        "test_a_device_has_one_number_in_a_run",
+        "tests/test_devices.py",
+    ),
+    Mutation(
+        "Parts are stored under ids that can be guessed",
+        "common/signed.py",
+        "salt + part.data",
+        "bytes(16) + part.data",
+        "test_what_flower_stores_of_a_part_cannot_be_guessed",
+        "tests/test_devices.py",
+    ),
+    Mutation(
         "A device uses paths that the server names",
         "client/device.py",
         '"backbone": chosen["backbone"],',

@@ -524,11 +524,13 @@ def _forget(options: argparse.Namespace) -> int:
     from . import owner
 
     with _open(options) as vault:
+        used = owner.active(vault)
         count, stale = owner.forget(vault, options.source, options.ids)
         numbers = [one.number for one in stale]
         found: dict[str, Any] = {"pairs": count, "adapters": numbers, "retrained": None}
         text = f"{count} pairs are gone, and {len(stale)} adapters that knew them."
-        if stale and not options.no_retrain:
+        # Only in the place of the one in use: an owner who has none wants none.
+        if used in numbers and not options.no_retrain:
             try:
                 new = owner.train(vault, stale[-1].method)
             except IdiolectError as error:

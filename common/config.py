@@ -233,7 +233,7 @@ class Privacy:
         1e6,
         infinite=True,
     )
-    delta: float = key(1e-6, "of (epsilon, delta); below 1 / (10 users)", 1e-15, 1e-2)
+    delta: float = key(1e-6, "of (epsilon, delta); at most 1 / (10 users)", 1e-15, 1e-2)
     noise: float = key(
         0.0,
         "noise multiplier of the shared adapter (standard deviation / clip); 0: the "

@@ -93,7 +93,7 @@ def _add_simulate(
     simulate = commands.add_parser(
         "simulate",
         help="run a Flower app in simulation",
-        description="Run a Flower app on simulated devices, with a private SuperLink, "
+        description="Run a Flower app on simulated devices, closed to others, with "
         "live progress and a true exit code.",
         epilog="Keys: docs/configuration.md. A run that was stopped goes on with "
         "-c resume=latest, or -c resume=NAME.",

@@ -905,3 +905,57 @@ def test_a_run_of_the_same_name_is_another_run(vaults, settings, tmp_path):
     rogue = {**settings, "run-name": "monday", "output-dir": str(tmp_path / "rogue")}
     run({**rogue, "seed": 1}, DeviceGrid(vaults))
     assert results(run({**settings, "run-name": "monday"}, DeviceGrid(vaults)))["users"]
+
+
+def test_a_device_has_one_number_in_a_run(vaults, settings):
+    """Else whoever numbers devices resets the count of what they took part in."""
+    allow(vaults)
+    one = {"privacy.participations": 1, "methods": "base", "adapt.rounds": 1}
+    config = flatten(parse({**settings, **PRIVATE, **one}))
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    hello = HelloTask("r", "s", config, "", (), KEY)
+    first = Device(vaults[0], 100).answer(Message(sealed(hello), 100, "query.hello"))
+    assert first["message"]["kind"] == "HelloReply"
+    again = Message(sealed(hello, 101), 101, "query.hello")
+    assert "by another number" in refused(Device(vaults[0], 101), again)
+    other = replace(hello, run="q")
+    reply = Device(vaults[0], 101).answer(
+        Message(sealed(other, 101), 101, "query.hello")
+    )
+    assert reply["message"]["kind"] == "HelloReply"
+
+
+def test_a_part_of_a_task_that_is_refused_is_not_kept(vaults, settings):
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    junk = b"[" + b" " * (1 << 17) + b"]"
+    for number in range(3):
+        task = HelloTask(f"r{number}", "s", {}, "", (), KEY)
+        record = seal_task(
+            task, 100, 1, {"config": Part(junk, digest(junk))}, SEED, {}, bytes(16)
+        )
+        message = Message(record, 100, "query.hello")
+        assert "config" in refused(Device(vaults[0], 100), message)
+    assert not [source for source in vaults[0].sources() if source.kind == "run"]
+    large = b" " * ((1 << 18) + 1)
+    parts = {"config": Part(large, digest(large))}
+    record = seal_task(
+        HelloTask("r", "s", {}, "", (), KEY), 100, 9, parts, SEED, {}, bytes(16)
+    )
+    message = Message(record, 100, "query.hello")
+    assert "at most 262144 bytes" in refused(Device(vaults[0], 100), message)
+
+
+def test_what_flower_stores_of_a_part_cannot_be_guessed(vaults, settings):
+    """Two runs of one configuration: no object of a part has the same bytes."""
+    agree(vaults, **CLEAR)
+
+    def stored(name: str) -> set[bytes]:
+        grid = Tape(vaults)
+        run(settings | {"run-name": name}, grid)
+        return {
+            array.data
+            for message in grid.tape
+            for array in (message.content.array_records.get("parts") or {}).values()
+        }
+
+    assert stored("one") and not stored("one more") & stored("another")

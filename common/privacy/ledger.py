@@ -735,7 +735,7 @@ def _not_covered(ledger: Ledger) -> list[str]:
     ]
     if ledger.charges and 10 * ledger.population * ledger.delta > 1:
         found.append(
-            f"delta {ledger.delta:g} is not below 1 / (10 users): it would allow that some "
+            f"delta {ledger.delta:g} is above 1 / (10 users): it would allow that some "
             "user is exposed altogether"
         )
     return found

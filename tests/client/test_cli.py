@@ -114,6 +114,16 @@ def test_forgetting_a_pair_erases_the_adapters_that_learnt_it_and_trains_anew(
         assert Source("adapter", "1") not in found
 
 
+def test_who_went_back_to_the_bare_model_stays_there(persona, run, asked):
+    run("vault", "init")
+    run("import", persona)
+    asked("personalize", "--method", "oppu")
+    run("reset")
+    found = asked("forget", "--source", "persona.jsonl", "--yes")
+    assert found == {"pairs": 32, "adapters": [1], "retrained": None}
+    assert asked("status")["active"] == 0
+
+
 def _more(place):
     path = place / "more.csv"
     rows = [f"question {i},something else {i}" for i in range(5)]

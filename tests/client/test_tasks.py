@@ -317,8 +317,10 @@ def test_what_was_changed_on_the_way_is_refused(greeted, change, sentence):
 
 
 def test_a_part_that_was_exchanged_on_the_way_is_refused(greeted):
+    task = vote_task(greeted.folder, "u0")
+    agree(task)
     other = sealed(vote_task(greeted.folder, "u0", seed=5), 7)
-    record = sealed(vote_task(greeted.folder, "u0"), 7)
+    record = sealed(task, 7)
     record["parts"] = other["parts"]
     reply = app.app(Message(record, 7, "query.vote"), context()).content
     assert "'config' is not the one that was signed" in unpack(Failure, reply).sentence

@@ -109,13 +109,15 @@ def wait_for_phase(fleet: Fleet, name: str, phase: str) -> None:
         time.sleep(0.05)
 
 
-# Objects of a node's reply that the SuperLink knows of and does not have.
-PENDING = """
-SELECT count(*) FROM object_push_session_pending AS p
+# The session in which a node uploads a reply, while objects of it are missing, and how
+# many are: once the ServerApp has seen the announcement, only the session is left of it.
+UPLOAD = """
+SELECT p.session_id FROM object_push_session_pending AS p
 JOIN object_push_session_roots AS r ON r.session_id = p.session_id
 JOIN message_res AS m ON m.message_id = r.root_object_id
 WHERE m.src_node_id = ?
 """
+MISSING = "SELECT count(*) FROM object_push_session_pending WHERE session_id = ?"
 
 
 def kill_in_upload(fleet: Fleet) -> int:
@@ -133,12 +135,12 @@ def kill_in_upload(fleet: Fleet) -> int:
     link = sqlite3.connect(f"{state.as_uri()}?mode=ro", uri=True, timeout=5)
     pids, ends = fleet.alive(*VICTIMS["device"]), time.monotonic() + 120
     while time.monotonic() < ends:
-        if link.execute(PENDING, (signed,)).fetchone()[0]:
+        if session := link.execute(UPLOAD, (signed,)).fetchone():
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.5)  # what was under way has arrived
-            left = link.execute(PENDING, (signed,)).fetchone()[0]
+            left = link.execute(MISSING, session).fetchone()[0]
             print(f"killed with {left} objects to go", flush=True)
             return len(pids) if left else 0
         time.sleep(0.002)

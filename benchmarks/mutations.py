@@ -1008,7 +1008,7 @@ MUTATIONS = (
     Mutation(
         "A device does a task that was sealed for another",
         "client/device.py",
-        "if sealed.seal.node != self.number:",
+        "if sealed.seal.node != str(self.number):",
         "if False:",
         "test_what_was_recorded_of_a_run_is_never_done_again",
         "tests/test_devices.py",
@@ -1529,7 +1529,7 @@ def copy_of_the_code(place: Path, root: Path = ROOT) -> Path:
     """Copy what tests need below `place`, with links that spell the packages out."""
     copy = place.resolve() / "repository"
     forget = shutil.ignore_patterns("__pycache__", ".*", "build")
-    for name in (*PACKAGES, "tests"):
+    for name in (*PACKAGES, "tests", "benchmarks"):  # some tests use what measures
         shutil.copytree(root / name, copy / name, ignore=forget)
     shutil.copy(root / "pyproject.toml", copy)
     links = place.resolve() / "packages" / "idiolect"

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
+import httpx
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -42,7 +43,7 @@ from ..common.tasks.types import Dataset
 from ..common.text import printable
 from ..common.wire import encode
 from .checkpoint import State, save
-from .inbox import Inbox, error_of, limits
+from .inbox import Inbox, error_of, is_passing, limits
 
 LOG = logging.getLogger("flwr")
 SHORTEST_WAIT, LONGEST_WAIT = 0.05, 0.5  # seconds between two looks for replies
@@ -55,6 +56,8 @@ TRIES, RETRY_SECONDS = 4, 15.0
 # as a share of the time that the others took, and at least. So one device costs a run a
 # deadline once, and not in every step; it still counts where it is as quick as the others.
 SLOW_SHARE, SLOW_SECONDS = 0.1, 0.5
+# Seconds until a task is sent again where the SuperLink failed: its database may be busy.
+PAUSES = (0.5, 2.0)
 AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
@@ -427,11 +430,13 @@ class Asking(Generic[AnyReply]):
         """Send one task, for the first time or again; then with all its parts."""
         run, (node, task) = self.run, self.tasks[index]
         known = {} if self.tries[index] else run.holds.get(node, {})
-        counter, parts = run.count_up(), self.parts[index]
-        content = seal_task(
-            task, node, counter, parts, run.signing_key, known, run.salt
-        )
-        name = _send(run, node, content, self.step.kind)
+        parts, key = self.parts[index], run.signing_key
+
+        def seal() -> RecordDict:
+            counter = run.count_up()
+            return seal_task(task, node, counter, parts, key, known, run.salt)
+
+        name = _send(run, node, seal, self.step.kind)
         if name:
             self.waiting[name] = index
         self.tries[index] += 1
@@ -564,14 +569,28 @@ def encoded(tasks: Sequence[Task]) -> list[dict[str, Part]]:
     ]
 
 
-def _send(run: Run, node: int, content: RecordDict, kind: str) -> str:
-    """Send a message; return the id that its reply will name, or nothing."""
-    run.state.cost.bytes_down += size(content)
-    # After the deadline nobody waits for it; Flower need not deliver it either.
-    message = Message(content, node, kind, ttl=run.config.deadline + 60)
-    # One by one: the grid's list of ids leaves out what it could not send.
-    names = list(run.grid.push_messages([message]))
-    return names[0] if names and names[0] else ""
+def _send(run: Run, node: int, seal: Callable[[], RecordDict], kind: str) -> str:
+    """Send a message; return the id that its reply will name, or nothing.
+
+    Each try has a counter of its own, since the SuperLink may have taken the message that
+    it failed at, and a device does no counter twice.
+    """
+    for pause in (*PAUSES, None):
+        content = seal()
+        run.state.cost.bytes_down += size(content)
+        # After the deadline nobody waits for it; Flower need not deliver it either.
+        message = Message(content, node, kind, ttl=run.config.deadline + 60)
+        try:
+            # One by one: the grid's list of ids leaves out what it could not send.
+            names = list(run.grid.push_messages([message]))
+        except httpx.HTTPError as error:
+            LOG.warning("a task was not sent: %s", printable(str(error), 200))
+            if pause is None or not is_passing(error):
+                return ""
+            time.sleep(pause)
+        else:
+            return names[0] if names and names[0] else ""
+    return ""
 
 
 def _receive(

@@ -234,6 +234,18 @@ def _end(links: list) -> None:
             link.task.cancel()
 
 
+def charge(entrance: Entrance, who: Caller, size: int) -> None:
+    """Count bytes that the SuperLink stores for a device.
+
+    Raises
+    ------
+    Refusal
+        It has sent too much.
+    """
+    if not entrance.quotas.setdefault(who.node, Quota()).sent.take(size):
+        raise Refusal(503, "this device has sent too much: try again later")
+
+
 @contextlib.contextmanager
 def allowance(entrance: Entrance, who: Caller, size: int):
     """Count a call of a device while it lasts.
@@ -246,8 +258,7 @@ def allowance(entrance: Entrance, who: Caller, size: int):
     quota = entrance.quotas.setdefault(who.node, Quota())
     if quota.active >= ACTIVE or not quota.calls.take():
         raise Refusal(503, "too many calls of this device: try again later")
-    if not quota.sent.take(size):
-        raise Refusal(503, "this device has sent too much: try again later")
+    charge(entrance, who, size)
     quota.active += 1
     try:
         yield
@@ -277,7 +288,8 @@ async def call_of(entrance: Entrance, link: Link, wire: Wire) -> bool:
     try:
         with allowance(entrance, who, size):
             body = await _body(entrance, link, wire, size)
-            gate.check(call, body, who, entrance.read(), entrance.trees)
+            objects = gate.check(call, body, who, entrance.read(), entrance.trees)
+            charge(entrance, who, objects * gate.STORED)
             status, kept, text = await forward(entrance, call, headers, body)
             del body
             _hold(entrance, link, len(text))

@@ -9,6 +9,7 @@ device could end or stall every run. Here
 * the number of its objects is checked before the first of them is pulled, their bytes
   while they come, and what they would unfold to before anything is made of them;
 * whatever goes wrong with one reply is an error of that reply, one sentence;
+* where the SuperLink fails, or is not reached, it is asked again until the deadline;
 * the task that a reply answers is the one that the SuperLink has checked it for, not the
   one that is written in the reply;
 * what was read, refused, or came too late is deleted at the SuperLink.
@@ -46,7 +47,6 @@ from flwr.supercore.inflatable.inflatable_utils import (
     inflate_object_from_contents,
     pull_objects,
 )
-from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
@@ -224,9 +224,9 @@ class Inbox:
             return
         except _Gone:
             found = _broken_off(self._link, name)
-        except (RunNotRunningException, httpx.TransportError):
-            raise  # no reply's fault
         except Exception as error:
+            if is_passing(error):  # no reply's fault: it is looked at again
+                return
             found = _blame(error)
         self.waited.discard(name)
         self._delete(name)
@@ -272,12 +272,17 @@ def _divided(names: Sequence[str]) -> Iterator[Sequence[str]]:
 def _announcements(
     grid: HttpGrid, names: Sequence[str]
 ) -> tuple[dict[str, Announced], dict[str, IdiolectError]]:
-    """Ask which of these tasks were answered; the SuperLink says it once for each."""
+    """Ask which of these tasks were answered; the SuperLink says it once for each.
+
+    What it does not answer is asked again at the next look.
+    """
     try:
         response = _client(grid).PullMessages(PullAppMessagesRequest(message_ids=names))
+    except httpx.TransportError:
+        return {}, {}
     except (httpx.HTTPStatusError, ValueError) as error:
         if len(names) == 1:
-            return {}, {names[0]: _blame(error)}
+            return {}, {} if is_passing(error) else {names[0]: _blame(error)}
         alone = [_announcements(grid, [name]) for name in names]  # whose fault is it?
         return (
             {name: reply for replies, _ in alone for name, reply in replies.items()},
@@ -355,8 +360,15 @@ def _confirm(grid: HttpGrid, head: str) -> None:
                 node=grid.node, run_id=grid.run.run_id, message_object_id=head
             )
         )
-    except httpx.HTTPStatusError as error:
+    except httpx.HTTPError as error:
         LOG.debug("a reply was not deleted: %s", error)
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the SuperLink itself failed or was not reached; its database may be busy."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500
+    return isinstance(error, httpx.TransportError)
 
 
 def _client(grid: HttpGrid) -> RuntimeHttpClient:

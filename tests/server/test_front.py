@@ -540,6 +540,35 @@ def test_a_device_that_sends_too_much_is_told_to_wait(place, device):
     assert answers == [200] * (100 // size) + [503]
 
 
+def test_an_announcement_has_no_more_objects_than_a_reply_needs(place, device):
+    """The SuperLink writes them in one transaction, and everybody waits for it."""
+
+    def tree(count: int) -> bytes:
+        names = [ObjectTree(object_id=f"{n:064x}") for n in range(count - 1)]
+        made = ObjectTree(object_id="r" * 64, children=names)
+        return reply(device.node, device.node, made).SerializeToString()
+
+    path = "/v1/fleet/push-messages"
+    assert len(tree(1_536)) < gate.LISTING < 300_000
+    assert call(place, path, tree(1_536), device).status_code == 200
+    assert call(place, path, tree(1_537), device).status_code == 400
+    assert len(place.link.seen) == 1
+    # 80 layers of 7 projections, a quarter of them in two pieces of 5 MiB.
+    assert gate.OBJECTS > 8 + 80 * 7 * 2 + 80 * 7 // 4
+
+
+def test_announced_objects_count_as_sent_each_time(place, device):
+    names = [ObjectTree(object_id=f"{n:064x}") for n in range(99)]
+    text = reply(device.node, device.node, ObjectTree(object_id="r", children=names))
+    text = text.SerializeToString()
+    room = 2 * (len(text) + 100 * 600) + len(text)
+    place.entrance.quotas[device.node] = front.Quota(sent=Bucket(room, 0.0))
+    path = "/v1/fleet/push-messages"
+    answers = [call(place, path, text, device).status_code for _ in range(3)]
+    assert answers == [200, 200, 503]
+    assert len(place.link.seen) == 2
+
+
 def test_a_device_that_calls_too_often_is_told_to_wait(place, device):
     place.entrance.quotas[device.node] = front.Quota(calls=Bucket(2.0, 0.0))
     answers = [call(place, PULL, body(device), device).status_code for _ in range(3)]

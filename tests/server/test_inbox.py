@@ -5,8 +5,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import (
@@ -25,7 +27,10 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
 )
 
+from idiolect.common.config import flatten, parse
 from idiolect.common.errors import IdiolectError
+from idiolect.common.protocol import ShareTask
+from idiolect.server import exchange
 from idiolect.server import inbox as module
 from idiolect.server.inbox import Inbox, Limits, inflated, limits
 
@@ -350,27 +355,113 @@ def test_late_and_unfinished_replies_are_deleted(link, grid, monkeypatch):
     assert link.left == (0, 0, 0)
 
 
+def failing(original: Callable, error: Callable[[], Exception], hits: Callable) -> Any:
+    """A call that raises an error for some requests."""
+
+    def call(request):
+        if hits(request):
+            raise error()
+        return original(request)
+
+    return call
+
+
+def status(code: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "http://x")
+    return httpx.HTTPStatusError(
+        f"status {code}", request=request, response=httpx.Response(code)
+    )
+
+
+PASSING = [lambda: status(500), lambda: status(503), lambda: httpx.ReadTimeout("slow")]
+
+
 def test_a_question_that_fails_costs_nobody_else(link, grid, monkeypatch):
     """Up to 64 nodes are asked for one by one; of more, a failing question is divided."""
-    import httpx
-
     devices = [Device(link, i) for i in range(2)]
     names = [ask(grid, device) for device in devices]
     for device in devices:
         device.send(Message(content(word="here"), reply_to=fetched(device)))
-    original = link.PullMessages
-
-    def fail(request):
-        if names[0] in request.message_ids:
-            answer = httpx.Response(500, request=httpx.Request("POST", "http://x"))
-            answer.raise_for_status()
-        return original(request)
-
-    monkeypatch.setattr(link, "PullMessages", fail, raising=False)
+    broken = failing(
+        link.PullMessages, lambda: status(400), lambda r: names[0] in r.message_ids
+    )
+    monkeypatch.setattr(link, "PullMessages", broken, raising=False)
     monkeypatch.setattr(module, "LOOKS", 1)
     found = look(Inbox(grid), *names)
     assert "HTTPStatusError" in found[names[0]]
     assert found[names[1]].content["message"]["body"] == "here"
+
+
+@pytest.mark.parametrize("error", PASSING)
+@pytest.mark.parametrize("kind", ["PullMessages", "PullObject"])
+def test_what_the_superlink_fails_at_is_asked_again(
+    link, grid, monkeypatch, error, kind
+):
+    """Its database is busy, perhaps because of another device: no reply's fault."""
+    device, inbox = Device(link), Inbox(grid)
+    name = ask(grid, device)
+    device.send(Message(content(word="here"), reply_to=fetched(device)))
+    broken = failing(getattr(link, kind), error, lambda _: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(link, kind, broken, raising=False)
+        assert look(inbox, name) == {} and look(inbox, name) == {}
+    assert look(inbox, name)[name].content["message"]["body"] == "here"
+
+
+class Asked:
+    """A run, as far as `Asking` needs one."""
+
+    def __init__(self, grid: Any, settings: dict) -> None:
+        self.config, self.grid, self.slow = parse(settings), grid, set()
+        self.state = SimpleNamespace(cost=SimpleNamespace(bytes_down=0))
+        self.holds, self.signing_key, self.counters = {}, bytes(32), []
+
+    def count_up(self) -> int:
+        self.counters.append(len(self.counters) + 1)
+        return self.counters[-1]
+
+
+class Faulty:
+    """A grid that fails so many times at each node, and then works."""
+
+    def __init__(self, failures: dict[int, int], error: Callable) -> None:
+        self.failures, self.error, self.sent = failures, error, []
+
+    def push_messages(self, messages):
+        (message,) = messages
+        node = message.metadata.dst_node_id
+        self.failures[node] = self.failures.get(node, 0) - 1
+        if self.failures[node] >= 0:
+            raise self.error()
+        self.sent.append(node)
+        return [f"id-{node}"]
+
+
+@pytest.mark.parametrize("error", [*PASSING, lambda: status(400)])
+@pytest.mark.parametrize("task", ["headline", "text"])
+def test_a_task_that_cannot_be_sent_fails_alone(monkeypatch, error, task):
+    monkeypatch.setattr(exchange, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(exchange, "_progress", lambda *_: None)
+    settings = {"task": task, "personalise.learning-rates": "3e-3"}
+    if task == "text":
+        settings |= {"users": 2, "deadline": 30.0}
+    grid = Faulty({1: 99, 2: 2}, error)
+    run = cast(Any, Asked(grid, settings))
+    tasks = [
+        (n, ShareTask("r", f"s/{n}", flatten(run.config), "", (f"u{n}",)))
+        for n in (1, 2, 3)
+    ]
+    asking = exchange.Asking(run, exchange.Step("p", "", "query.x", 0.0), tasks, 0.0)
+    asking.begin()
+    again = (2, 3) if error in PASSING else (3,)
+    assert grid.sent == list(again)
+    assert sorted(asking.waiting) == [f"id-{n}" for n in again]
+    assert run.counters == list(range(1, 8 if error in PASSING else 4))
+    if task == "text":  # devices are asked again after a share of the deadline
+        assert set(asking.again) == {0, 1, 2} and not asking.errors
+    else:
+        assert "node 1 cannot be reached" in asking.errors["u1"]
+        assert ("u2" in asking.errors) == (error not in PASSING)
 
 
 def test_an_object_under_another_name_is_refused():

@@ -57,6 +57,7 @@ TRIES, RETRY_SECONDS = 4, 15.0
 # as a share of the time that the others took, and at least. So one device costs a run a
 # deadline once, and not in every step; it still counts where it is as quick as the others.
 SLOW_SHARE, SLOW_SECONDS = 0.1, 0.5
+PROCESS = 200  # characters of a process's name that count
 # Seconds until a task is sent again where the SuperLink failed: its database may be busy.
 PAUSES = (0.5, 2.0)
 AnyReply = TypeVar("AnyReply", bound=Reply)
@@ -96,7 +97,7 @@ class Run:
     total, done
         Work of the whole run, and what is done of it, in user-epochs, roughly.
     processes
-        Process -> its peak memory, of all that answered.
+        Process -> its peak memory, of all that answered; in a simulation.
     slow
         Devices that let a deadline pass in this life of the run.
     began
@@ -693,9 +694,10 @@ def _receive(
     check_step(reply, task.run, task.step)
     if task.users:
         check_users(reply, task.users)
-    run.processes[reply.process] = max(
-        reply.peak_rss_mb, run.processes.get(reply.process, 0.0)
-    )
+    if not run.config.on_devices:  # a device may call its process anything, each time
+        process = reply.process[:PROCESS]
+        peak = run.processes.get(process, 0.0)
+        run.processes[process] = max(reply.peak_rss_mb, peak)
     # With privacy who took part is a secret; in hello a device may call itself anything.
     checked = task.users or not run.config.on_devices
     for user in reply.users if checked and not run.secret else ():

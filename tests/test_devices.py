@@ -747,6 +747,23 @@ def test_a_device_that_comes_later_is_greeted_whatever_the_first_does(
     assert steps.count("hello/101") == steps.count("hello/102") == 1
 
 
+def test_what_a_device_calls_its_process_is_not_counted(vaults, settings):
+    """It may have another name in every reply, and any size."""
+    agree(vaults, **CLEAR)
+
+    def rename(task: Message, reply: Message) -> Message:
+        head = reply.content.config_records["message"]
+        body = json.loads(str(head["body"]))
+        if "process" in body:
+            name = task.metadata.message_id * 100
+            head["body"] = json.dumps(body | {"process": name, "peak_rss_mb": 1e9})
+        return reply
+
+    folder = run(settings | {"methods": "shared"}, DeviceGrid(vaults, rename))
+    (memory,) = events(folder, "memory")
+    assert memory["all_mb"] == memory["server_mb"] < 1e6
+
+
 def test_an_error_that_could_quote_the_text_is_not_told(vaults, settings, monkeypatch):
     agree(vaults, **CLEAR)
 

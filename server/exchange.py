@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 import httpx
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from ..common.config import Config, flatten
 from ..common.errors import IdiolectError
@@ -43,7 +44,7 @@ from ..common.tasks.types import Dataset
 from ..common.text import printable
 from ..common.wire import encode
 from .checkpoint import State, save
-from .inbox import Inbox, error_of, is_passing, limits
+from .inbox import Inbox, Limits, error_of, is_passing, limits
 
 LOG = logging.getLogger("flwr")
 SHORTEST_WAIT, LONGEST_WAIT = 0.05, 0.5  # seconds between two looks for replies
@@ -56,6 +57,7 @@ TRIES, RETRY_SECONDS = 4, 15.0
 # as a share of the time that the others took, and at least. So one device costs a run a
 # deadline once, and not in every step; it still counts where it is as quick as the others.
 SLOW_SHARE, SLOW_SECONDS = 0.1, 0.5
+PROCESS = 200  # characters of a process's name that count
 # Seconds until a task is sent again where the SuperLink failed: its database may be busy.
 PAUSES = (0.5, 2.0)
 AnyReply = TypeVar("AnyReply", bound=Reply)
@@ -95,7 +97,7 @@ class Run:
     total, done
         Work of the whole run, and what is done of it, in user-epochs, roughly.
     processes
-        Process -> its peak memory, of all that answered.
+        Process -> its peak memory, of all that answered; in a simulation.
     slow
         Devices that let a deadline pass in this life of the run.
     began
@@ -342,24 +344,78 @@ def ask(
         Texts that it brings for each of them. Both say how large a reply may be.
     """
     starts = time.monotonic()
-    asking = Asking(run, step, tasks, starts)
-    asking.begin()
+    asking = Asking(run, step, starts)
+    asking.add(tasks)
     wait = SHORTEST_WAIT
     most = limits(row, max((len(task.users) for _, task in tasks), default=0), texts)
     while asking.left and time.monotonic() < asking.patience():
         asking.ask_again()
-        idle = True
-        for name, answer in run.inbox.arrived(list(asking.waiting), most):
-            idle = False
-            asking.take(name, answer, read, keep)
-        wait = min(1.5 * wait, LONGEST_WAIT) if idle else SHORTEST_WAIT
-        if idle:
-            time.sleep(wait)
+        wait = asking.look(most, read, keep, wait)
     asking.give_up()
     seconds = run.state.cost.seconds
     seconds[step.phase] = seconds.get(step.phase, 0.0) + time.monotonic() - starts
     ordered = [asking.replies[index] for index in sorted(asking.replies)]
     return Answers(ordered, _all_errors(run, step, tasks, ordered, asking.errors))
+
+
+def meet(
+    run: Run,
+    step: Step,
+    newcomers: Callable[[], Sequence[tuple[int, Task]]],
+    read: Callable[[RecordDict], AnyReply],
+    keep: Callable[[AnyReply], AnyReply],
+    enough: Callable[[], bool],
+) -> dict[str, str]:
+    """Ask devices as they come, until enough have joined or the deadline has passed.
+
+    One that is silent holds up nobody who comes after it. Once enough have joined, the
+    others are waited for as a slow device is (`patience`).
+
+    Parameters
+    ----------
+    run, step, read, keep
+        As in `ask`.
+    newcomers
+        Returns the tasks for those that have come since it was last called.
+    enough
+        Whether enough have joined.
+
+    Returns
+    -------
+    dict
+        Step -> sentence, of those that failed.
+    """
+    starts = time.monotonic()
+    asking, most, wait = Asking(run, step, starts), limits({}, 0), SHORTEST_WAIT
+    ends = starts + run.config.deadline
+    while time.monotonic() < ends:
+        if enough() and (not asking.left or time.monotonic() > asking.grace()):
+            break
+        asking.add(newcomers())
+        asking.ask_again()
+        wait = asking.look(most, read, keep, wait)
+    if not enough():
+        asking.give_up()
+    seconds = run.state.cost.seconds
+    seconds[step.phase] = seconds.get(step.phase, 0.0) + time.monotonic() - starts
+    return asking.errors
+
+
+def online(run: Run) -> set[int]:
+    """Nodes that are connected now; none where the SuperLink cannot say it at the moment.
+
+    Raises
+    ------
+    httpx.HTTPStatusError
+        The SuperLink does not let this run ask.
+    """
+    try:
+        return set(run.grid.get_node_ids())
+    except httpx.HTTPError as error:
+        if not is_passing(error):
+            raise
+        LOG.warning("the nodes are not known: %s", printable(str(error), 200))
+        return set()
 
 
 class Asking(Generic[AnyReply]):
@@ -390,13 +446,12 @@ class Asking(Generic[AnyReply]):
         Users that are accounted for, for the progress.
     """
 
-    def __init__(
-        self, run: Run, step: Step, tasks: Sequence[tuple[int, Task]], starts: float
-    ) -> None:
-        self.run, self.step, self.tasks = run, step, tasks
+    def __init__(self, run: Run, step: Step, starts: float) -> None:
+        self.run, self.step = run, step
         self.starts = self.last = starts
-        self.parts = encoded([task for _, task in tasks])
-        self.tries = [0] * len(tasks)
+        self.tasks: list[tuple[int, Task]] = []
+        self.parts: list[dict[str, Part]] = []
+        self.tries: list[int] = []
         self.waiting: dict[str, int] = {}
         self.again: dict[int, float] = {}
         self.held: dict[int, list[int]] = {}
@@ -415,9 +470,17 @@ class Asking(Generic[AnyReply]):
         prompt = {node for node, _ in self.tasks} - self.run.slow
         return patience(self.starts, self.last, ends, prompt, self.left)
 
-    def begin(self) -> None:
-        """Send every task that need not wait for another."""
-        for index, (node, _) in enumerate(self.tasks):
+    def grace(self) -> float:
+        """When to stop waiting for those that nobody needs."""
+        return self.last + max(SLOW_SECONDS, SLOW_SHARE * (self.last - self.starts))
+
+    def add(self, tasks: Sequence[tuple[int, Task]]) -> None:
+        """Take tasks in, and send each that need not wait for another."""
+        first = len(self.tasks)
+        self.tasks += tasks
+        self.parts += encoded([task for _, task in tasks])
+        self.tries += [0] * len(tasks)
+        for index, (node, _) in enumerate(tasks, first):
             known = self.run.holds.get(node, {})
             if node in self.held:
                 self.held[node].append(index)
@@ -451,6 +514,30 @@ class Asking(Generic[AnyReply]):
         now = time.monotonic()
         for index in [i for i, due in self.again.items() if due <= now]:
             self.send(index)
+
+    def look(
+        self,
+        most: Limits,
+        read: Callable[[RecordDict], AnyReply],
+        keep: Callable[[AnyReply], AnyReply],
+        wait: float,
+    ) -> float:
+        """Count what has come; where nothing has, wait a little longer than before.
+
+        Returns
+        -------
+        float
+            What to give as `wait` at the next look.
+        """
+        idle = True
+        for name, answer in self.run.inbox.arrived(list(self.waiting), most):
+            idle = False
+            self.take(name, answer, read, keep)
+        if not idle:
+            return SHORTEST_WAIT
+        wait = min(1.5 * wait, LONGEST_WAIT)
+        time.sleep(wait)
+        return wait
 
     def take(
         self,
@@ -583,9 +670,10 @@ def _send(run: Run, node: int, seal: Callable[[], RecordDict], kind: str) -> str
         try:
             # One by one: the grid's list of ids leaves out what it could not send.
             names = list(run.grid.push_messages([message]))
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ObjectPushError) as error:
             LOG.warning("a task was not sent: %s", printable(str(error), 200))
-            if pause is None or not is_passing(error):
+            passing = is_passing(error) or isinstance(error, ObjectPushError)
+            if pause is None or not passing:
                 return ""
             time.sleep(pause)
         else:
@@ -609,9 +697,10 @@ def _receive(
     check_step(reply, task.run, task.step)
     if task.users:
         check_users(reply, task.users)
-    run.processes[reply.process] = max(
-        reply.peak_rss_mb, run.processes.get(reply.process, 0.0)
-    )
+    if not run.config.on_devices:  # a device may call its process anything, each time
+        process = reply.process[:PROCESS]
+        peak = run.processes.get(process, 0.0)
+        run.processes[process] = max(reply.peak_rss_mb, peak)
     # With privacy who took part is a secret; in hello a device may call itself anything.
     checked = task.users or not run.config.on_devices
     for user in reply.users if checked and not run.secret else ():

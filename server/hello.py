@@ -1,9 +1,11 @@
 """Phase hello: find out who is there, and that both sides agree on what must be equal."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from flwr.app import RecordDict
 
 from ..common.adapters import hash_lora, zero_shared
 from ..common.backbone import Backbone, check_family, locate, weights_hash
@@ -14,13 +16,14 @@ from ..common.protocol import (
     HelloReply,
     HelloTask,
     Shapes,
+    Task,
     device_user,
     package_version,
     unpack,
 )
 from ..common.tasks.types import User
 from ..common.text import printable
-from .exchange import Run, Step, ask, report, require
+from .exchange import Run, Step, ask, meet, online, report, require
 
 STEP = Step("hello", "", "query.hello", 0.0)
 
@@ -101,50 +104,82 @@ def hello(run: Run, ours: Identity) -> Census:
         Too few users can be reached, or a user's text does not fit the backbone; the
         sentence names the first reason.
     """
+    if run.config.on_devices:
+        _meet_devices(run, ours)
+        return Census({})
     census = Census({})
+    _check_everybody(run, census, _greet_simulated(run, ours, census))
+    return census
+
+
+def _greetings(run: Run, nodes: Sequence[int]) -> list[tuple[int, Task]]:
     key = public_key(run.signing_key)
+    return [(n, HelloTask(**run.head(f"hello/{n}", ()), key=key)) for n in nodes]
+
+
+def _read(record: RecordDict) -> HelloReply:
+    return unpack(HelloReply, record)
+
+
+def _greet_simulated(run: Run, ours: Identity, census: Census) -> dict[str, str]:
+    """Greet every simulated node; return what is wrong, by user."""
     errors: dict[str, str] = {}
     greeted: set[int] = set()
-    # Simulated nodes come into being while the server already runs: the first that
-    # answers says how many there will be.
-    expected = run.config.users if run.config.on_devices else 1
+    # They come into being while the server already runs: the first that answers says how
+    # many there will be.
+    expected = 1
     ends = time.monotonic() + run.config.deadline
     while len(greeted) < expected and time.monotonic() < ends:
-        fresh = sorted(set(run.grid.get_node_ids()) - greeted)
+        fresh = sorted(online(run) - greeted)
         greeted |= set(fresh)
-        tasks = [
-            (node, HelloTask(**run.head(f"hello/{node}", ()), key=key))
-            for node in fresh
-        ]
-        answers = ask(run, STEP, tasks, lambda record: unpack(HelloReply, record))
+        answers = ask(run, STEP, _greetings(run, fresh), _read)
         errors |= answers.errors
-        for node, reply in zip(
-            answered(fresh, answers.replies), answers.replies, strict=True
-        ):
-            if not run.config.on_devices:  # a device does not say how many there are
-                expected = max(expected, reply.nodes)
-            errors |= _welcome(run, node, reply, ours, census)
+        for reply in answers.replies:
+            expected = max(expected, reply.nodes)
+            errors |= _welcome(run, _node_of(reply), reply, ours, census)
         if not fresh:
             time.sleep(0.1)
-    if run.config.on_devices:
-        stubs = tuple(User(name, (), ()) for name in run.state.devices)
-        run.dataset = replace(run.dataset, users=stubs)
-        run.save()
-        require(run, STEP, len(run.nodes), run.config.users, errors or _silence(run))
-        report(run, STEP, {u: e for u, e in errors.items() if u not in run.nodes})
-    else:
-        _check_everybody(run, census, errors)
-    return census
+    return errors
+
+
+def _meet_devices(run: Run, ours: Identity) -> None:
+    """Greet devices as they come, until the run has its users or the deadline has passed.
+
+    Each is greeted once, whatever it answers; one that is silent is asked again (`ask`).
+    """
+    greeted: set[int] = set()
+    errors: dict[str, str] = {}
+    resumed = bool(run.state.devices)
+
+    def newcomers() -> list[tuple[int, Task]]:
+        fresh = sorted(online(run) - greeted)
+        greeted.update(fresh)
+        return _greetings(run, fresh)
+
+    def welcome(reply: HelloReply) -> HelloReply:
+        errors.update(_welcome(run, _node_of(reply), reply, ours, Census({})))
+        return reply
+
+    def enough() -> bool:
+        return len(run.nodes) >= run.config.users
+
+    errors |= meet(run, STEP, newcomers, _read, welcome, enough)
+    if not resumed:  # in the order of their numbers, however they came
+        run.state.devices.sort(key=lambda name: (len(name), name))
+    stubs = tuple(User(name, (), ()) for name in run.state.devices)
+    run.dataset = replace(run.dataset, users=stubs)
+    run.save()
+    require(run, STEP, len(run.nodes), run.config.users, errors or _silence(run))
+    report(run, STEP, {u: e for u, e in errors.items() if u not in run.nodes})
+
+
+def _node_of(reply: HelloReply) -> int:
+    """Which node a reply came from: it repeats the step that it was asked in."""
+    return int(reply.step.rpartition("/")[2])
 
 
 def _silence(run: Run) -> dict[str, str]:
     return {"": f"no node answered within {run.config.deadline:g} s."}
-
-
-def answered(nodes: list[int], replies: list[HelloReply]) -> list[int]:
-    """Which nodes the replies came from: each repeats the step it was asked in."""
-    steps = {f"hello/{node}": node for node in nodes}
-    return [steps[reply.step] for reply in replies]
 
 
 def _welcome(

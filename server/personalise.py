@@ -27,7 +27,7 @@ from ..common.protocol import (
     valid_votes,
 )
 from ..common.tasks.load import task_of
-from ..common.tasks.metrics import means_of_sum, released_metrics
+from ..common.tasks.metrics import means_of_sum, measured_metrics, released_metrics
 from ..common.unlabeled import fingerprint
 from .adapt import clipped_sum, crowd_of_run
 from .budget import charge, metrics_event, noise_of
@@ -36,6 +36,7 @@ from .exchange import Run, Step, ask, groups, report, require
 # Work per user beside one epoch on the own history: the unlabeled items and two more
 # passes for scores; scoring the held-out items; generating for them.
 TRAINING, SCORING, GENERATING = 2.0, 0.5, 3.0
+NAMES = 64  # numbers in a user's training log, and characters of the name of each
 
 
 def trained_methods(config: Config) -> tuple[str, ...]:
@@ -185,19 +186,23 @@ def train(
         for i, (node, names) in enumerate(groups(run, users))
     ]
     answers = ask(run, step, tasks, lambda record: unpack(PersonaliseReply, record))
-    found = {
-        user: outcome
-        for reply in answers.replies
-        for user, outcome in reply.outcomes.items()
-        if user in reply.users and _sane(outcome)
-    }
+    found, bad = {}, {}
+    for reply in answers.replies:
+        for user, outcome in reply.outcomes.items():
+            if user in reply.users and _sane(outcome):
+                found[user] = outcome
+            elif user in reply.users:
+                bad[user] = "what it says of its training has no meaning."
+    report(run, step, bad)
     if not trial:
-        require(run, step, len(found), len(users), answers.errors)
+        require(run, step, len(found), len(users), answers.errors | bad)
     return {user: found[user] for user in users if user in found}
 
 
 def _sane(outcome: Outcome) -> bool:
-    return outcome.alpha is None or 0 <= outcome.alpha < 1
+    """Whether it is what a node of ours may say; ours log about fifteen numbers."""
+    named = len(outcome.log) <= NAMES and all(len(n) <= NAMES for n in outcome.log)
+    return named and (outcome.alpha is None or 0 <= outcome.alpha < 1)
 
 
 def measure(
@@ -221,11 +226,14 @@ def _measure(
     place = f"evaluate/{method}/{generate}"
     tasks = _tasks(run, method, rate, users, place, generate)
     answers = ask(run, step, tasks, lambda record: unpack(EvaluateReply, record))
+    names = measured_metrics(task_of(run.config.task).kind, generate)
     found, bad = {}, {}
     for reply in answers.replies:
         for user in reply.users:
             metrics = reply.metrics.get(user, {})
-            if "nll" in metrics and all(map(math.isfinite, metrics.values())):
+            if not metrics.keys() <= names:  # each name would be a row of the table
+                bad[user] = "it has metrics that nobody asked for."
+            elif "nll" in metrics and all(map(math.isfinite, metrics.values())):
                 found[user] = metrics
             else:
                 bad[user] = "its metrics are missing or not finite."

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from idiolect.common.protocol import (
     HelloTask,
     ShareTask,
     device_user,
+    pack,
     unpack,
 )
 from idiolect.common.signed import CONTEXT, Part, digest, make_part, seal_task
@@ -717,6 +719,55 @@ def test_a_run_has_as_many_devices_as_it_was_calibrated_for(vaults, settings):
     assert any(
         "has its 2 devices already" in e["message"] for e in events(folder, "warning")
     )
+
+
+@pytest.mark.parametrize("first", ["silent", "refuses"])
+def test_a_device_that_comes_later_is_greeted_whatever_the_first_does(
+    vaults, settings, first
+):
+    """Nobody who is silent, or answers at once that it cannot, ends the hello."""
+    agree(vaults, **CLEAR)
+
+    def spoil(task: Message, reply: Message) -> Message | None:
+        if task.metadata.dst_node_id != 100:
+            return reply
+        if first == "silent":
+            return None
+        head = json.loads(str(task.content.config_records["message"]["body"]))
+        body = Failure(head["run"], head["step"], "no.")
+        return Message(pack(body), reply_to=task)
+
+    class Late(DeviceGrid):
+        opens = math.inf
+
+        def get_node_ids(self):
+            self.opens = min(self.opens, time.monotonic() + 1.0)
+            return [100, 101] if time.monotonic() < self.opens else [100, 101, 102]
+
+    grid = Late(vaults, spoil)
+    changed = {"users": 2, "quorum": 1.0, "deadline": 12.0, "methods": "shared"}
+    found = results(run(settings | changed, grid))
+    assert set(found["users"]) == {"device-101", "device-102"}
+    assert 1.0 < found["cost"]["seconds"]["hello"] < 6
+    steps = [body["step"] for body in grid.bodies("HelloTask")]
+    assert steps.count("hello/101") == steps.count("hello/102") == 1
+
+
+def test_what_a_device_calls_its_process_is_not_counted(vaults, settings):
+    """It may have another name in every reply, and any size."""
+    agree(vaults, **CLEAR)
+
+    def rename(task: Message, reply: Message) -> Message:
+        head = reply.content.config_records["message"]
+        body = json.loads(str(head["body"]))
+        if "process" in body:
+            name = task.metadata.message_id * 100
+            head["body"] = json.dumps(body | {"process": name, "peak_rss_mb": 1e9})
+        return reply
+
+    folder = run(settings | {"methods": "shared"}, DeviceGrid(vaults, rename))
+    (memory,) = events(folder, "memory")
+    assert memory["all_mb"] == memory["server_mb"] < 1e6
 
 
 def test_an_error_that_could_quote_the_text_is_not_told(vaults, settings, monkeypatch):

@@ -33,6 +33,15 @@ GENERATED: dict[Kind, tuple[str, ...]] = {
     "rating": ("mae", "rmse"),
 }
 
+# What `evaluation.evaluate` says besides, where it applies.
+RANKED, STYLES, SHIFT = ("contrast", "mrr"), ("own-style", "shared-style"), "shift"
+
+
+def measured_metrics(kind: Kind, generated: bool) -> frozenset[str]:
+    """Names of all metrics that a node may say of a user (`evaluation.evaluate`)."""
+    names = {*SCORED, *RANKED, SHIFT}
+    return frozenset(names.union(GENERATED[kind], STYLES) if generated else names)
+
 
 def score(
     task: Task, outputs: Sequence[str], targets: Sequence[str]

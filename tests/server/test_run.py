@@ -18,6 +18,7 @@ from idiolect.common.protocol import (
     EvaluateReply,
     HelloReply,
     Missing,
+    PersonaliseReply,
     VoteReply,
     pack,
     unpack,
@@ -370,6 +371,46 @@ def test_metrics_that_are_not_finite_do_not_reach_the_table(settings):
     assert set(found["users"]) == {"persona-001", "persona-002"}
     assert "NaN is no number" in found["run"]["failed"]["persona-000"]
     assert found["methods"]["shared"]["nll"]["n"] == 2
+
+
+@pytest.mark.parametrize("name", ["m1", "rouge-1", "own-style"])
+def test_metrics_that_nobody_asked_for_do_not_reach_the_table(settings, name):
+    """Each name would be a row of the table with an interval of its own."""
+
+    def stuff(record):
+        reply = unpack(EvaluateReply, record)
+        metrics = {user: dict(values) for user, values in reply.metrics.items()}
+        if "persona-000" in metrics:
+            metrics["persona-000"][name] = 0.5
+        return pack(dataclasses.replace(reply, metrics=metrics))
+
+    settings |= {"adapt.rounds": 0, "methods": "shared", "quorum": 0.5}
+    settings |= {"users-per-node": 1, "evaluate.generate": False}
+    found = results(run(settings, FakeGrid(5, alter("evaluate", stuff))))
+    assert set(found["users"]) == {"persona-001", "persona-002"}
+    assert "nobody asked for" in found["run"]["failed"]["persona-000"]
+    assert name not in found["methods"]["shared"]
+
+
+@pytest.mark.parametrize(
+    "log", [{f"m{i}": 0.5 for i in range(65)}, {"m" * 65: 0.5}], ids=["many", "long"]
+)
+def test_a_training_log_has_a_bounded_number_of_names(settings, log):
+    def stuff(record):
+        reply = unpack(PersonaliseReply, record)
+        outcomes = dict(reply.outcomes)
+        if "persona-000" in outcomes:
+            one = outcomes["persona-000"]
+            outcomes["persona-000"] = dataclasses.replace(one, log=log)
+        return pack(dataclasses.replace(reply, outcomes=outcomes))
+
+    settings |= {"adapt.rounds": 0, "methods": "oppu", "quorum": 0.5}
+    settings |= {"users-per-node": 1, "evaluate.generate": False}
+    folder = run(settings, FakeGrid(5, alter("train.personalise", stuff)))
+    assert set(results(folder)["users"]) == {"persona-001", "persona-002"}
+    assert "has no meaning" in results(folder)["run"]["failed"]["persona-000"]
+    kept = checkpoint.load(folder, {}).outcomes["oppu"]
+    assert set(kept) == {"persona-001", "persona-002"}
 
 
 def test_another_version_is_refused_with_the_next_step(settings):

@@ -211,7 +211,7 @@ def greeting(line: Line, task: Message, record: RecordDict) -> None:
     head = dict(record.config_records["message"])
     body = json.loads(str(head["body"]))
     body |= {"package": ESCAPES, "process": ESCAPES}
-    body |= {"users": [ESCAPES], "errors": {ESCAPES: ESCAPES}, "nodes": 10**15}
+    body |= {"users": [ESCAPES], "errors": {ESCAPES: ESCAPES}, "nodes": 10**7}
     head["body"] = json.dumps(body)
     changed = {**record, "message": ConfigRecord(head)}
     honest(line, task, RecordDict(changed))

@@ -415,6 +415,7 @@ class Asked:
         self.config, self.grid, self.slow = parse(settings), grid, set()
         self.state = SimpleNamespace(cost=SimpleNamespace(bytes_down=0))
         self.holds, self.signing_key, self.counters = {}, bytes(32), []
+        self.salt = bytes(16)
 
     def count_up(self) -> int:
         self.counters.append(len(self.counters) + 1)

@@ -1439,7 +1439,8 @@ def copy_of_the_code(place: Path, root: Path = ROOT) -> Path:
     copy = place.resolve() / "repository"
     forget = shutil.ignore_patterns("__pycache__", ".*", "build")
     for name in (*PACKAGES, "tests", "benchmarks"):  # some tests use what measures
-        shutil.copytree(root / name, copy / name, ignore=forget)
+        if (root / name).exists():
+            shutil.copytree(root / name, copy / name, ignore=forget)
     shutil.copy(root / "pyproject.toml", copy)
     links = place.resolve() / "packages" / "idiolect"
     links.mkdir(parents=True)

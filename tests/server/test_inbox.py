@@ -26,6 +26,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
 )
+from flwr.supercore.task_identity import TaskIdentity
 
 from idiolect.common.config import flatten, parse
 from idiolect.common.errors import IdiolectError
@@ -426,6 +427,7 @@ class Faulty:
     """A grid that fails so many times at each node, and then works."""
 
     def __init__(self, failures: dict[int, int], error: Callable) -> None:
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
         self.failures, self.error, self.sent = failures, error, []
 
     def push_messages(self, messages):

@@ -57,6 +57,9 @@ TRIES, RETRY_SECONDS = 4, 15.0
 # as a share of the time that the others took, and at least. So one device costs a run a
 # deadline once, and not in every step; it still counts where it is as quick as the others.
 SLOW_SHARE, SLOW_SECONDS = 0.1, 0.5
+# Where as many devices have answered as a run needs, but not all of them have joined: how
+# long it waits for one that takes the place.
+SETTLE_SECONDS = 10.0
 PROCESS = 200  # characters of a process's name that count
 # Seconds until a task is sent again where the SuperLink failed: its database may be busy.
 PAUSES = (0.5, 2.0)
@@ -369,7 +372,8 @@ def meet(
     """Ask devices as they come, until enough have joined or the deadline has passed.
 
     One that is silent holds up nobody who comes after it. Once enough have joined, the
-    others are waited for as a slow device is (`patience`).
+    others are waited for as a slow device is (`patience`). Where devices refuse, others
+    have `SETTLE_SECONDS` to take their place.
 
     Parameters
     ----------
@@ -390,6 +394,8 @@ def meet(
     ends = starts + run.config.deadline
     while time.monotonic() < ends:
         if enough() and (not asking.left or time.monotonic() > asking.grace()):
+            break
+        if asking.settled(run.config.users):
             break
         asking.add(newcomers())
         asking.ask_again()
@@ -473,6 +479,11 @@ class Asking(Generic[AnyReply]):
     def grace(self) -> float:
         """When to stop waiting for those that nobody needs."""
         return self.last + max(SLOW_SECONDS, SLOW_SHARE * (self.last - self.starts))
+
+    def settled(self, needed: int) -> bool:
+        """Whether so many were asked, all have answered, and nobody came after them."""
+        late = time.monotonic() > self.last + SETTLE_SECONDS
+        return len(self.tasks) >= needed and not self.left and late
 
     def add(self, tasks: Sequence[tuple[int, Task]]) -> None:
         """Take tasks in, and send each that need not wait for another."""

@@ -32,7 +32,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import time
+from time import monotonic, sleep, time
 from typing import Literal
 
 from cryptography.exceptions import InvalidTag
@@ -408,9 +408,9 @@ class Vault:
         try:
             with named(self.path), self._patient(patience):
                 # First the log: while somebody reads, rewriting would only make it grow.
-                self._empty_log()
+                self._empty_log(patience)
                 self._database.execute("VACUUM")
-                self._empty_log()
+                self._empty_log(patience)
         except DamagedError:
             raise
         except IdiolectError as error:
@@ -809,10 +809,13 @@ class Vault:
         finally:
             self._database.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY)}")
 
-    def _empty_log(self) -> None:
-        busy = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if busy:
-            raise ErasureError("another process is reading them")
+    def _empty_log(self, patience: float) -> None:
+        ends = monotonic() + patience
+        # SQLite waits for readers, but not for another process that empties the log too.
+        while self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if monotonic() >= ends:
+                raise ErasureError("another process is reading them")
+            sleep(0.05)
 
 
 # --- the file --------------------------------------------------------------------------

@@ -780,3 +780,23 @@ def test_a_vault_that_cannot_be_written_is_named(vault, monkeypatch):
         vault.put("item", [record("d")], MAIL)
     blocker.close()
     vault.put("item", [record("d")], MAIL)
+
+
+# Of the file beside the log, the byte that a process locks while it empties the log.
+EMPTYING = """
+import fcntl, os, sys, time
+file = os.open(sys.argv[1], os.O_RDWR)
+fcntl.lockf(file, fcntl.LOCK_EX, 1, 121)
+print("locked", flush=True)
+time.sleep(1.0)
+"""
+
+
+def test_an_erasure_waits_for_another_process_that_empties_the_log_too(path, vault):
+    command = [sys.executable, "-c", EMPTYING, f"{path}-shm"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "locked\n"
+        with pytest.raises(ErasureError, match="another process"):
+            vault.erase(patience=0.0)
+        vault.erase()
+        assert other.wait() == 0

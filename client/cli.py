@@ -1,7 +1,7 @@
 """`idiolect`: the command of a device and its owner.
 
-Exit codes: 0 success, 1 the new adapter loses and is not used, 2 something in the command
-or on the device is wrong and nothing was changed, 130 interrupted.
+Exit codes: 1 where the new adapter loses and is not used; the others are in
+`common/command.py`.
 """
 
 import argparse
@@ -14,9 +14,10 @@ from pathlib import Path
 from time import localtime, strftime
 from typing import TYPE_CHECKING, Any
 
+from ..common.command import carry_out, new_parser
 from ..common.errors import IdiolectError
 from ..common.files import home, write_new
-from ..common.text import guard_tracebacks, parsed, printable, tell, tell_json
+from ..common.text import printable, tell, tell_json
 
 if TYPE_CHECKING:
     from .consent import Sent
@@ -32,30 +33,18 @@ PRIVATE = "-: from standard input, or asked for"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `idiolect` and return its exit code."""
-    guard_tracebacks()
-    options = parsed(_parser(), arguments)
-    try:
-        return options.run(options)
-    except IdiolectError as error:
-        if options.json:
-            tell_json({"error": str(error)})
-        tell(f"error: {error}", sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        tell("interrupted", sys.stderr)
-        return 130
-    except BrokenPipeError:  # `idiolect history list | head`
-        sys.stderr.close()
-        return 141
+    return carry_out(
+        _parser, arguments, lambda options: options.vault.parent, quote=False
+    )
 
 
 # --- the command line ------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="idiolect",
-        description="The owner's side of a device: a history in an encrypted vault, and a "
+    parser = new_parser(
+        "idiolect",
+        "The owner's side of a device: a history in an encrypted vault, and a "
         "model that learns from it. Only `idiolect node run` talks to a server.",
     )
     parser.add_argument(
@@ -728,3 +717,7 @@ def _leave(options: argparse.Namespace) -> int:
         leave(vault)
     text = "left. Ask the operator to revoke this device's key as well."
     return _say(options, {"left": True}, text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

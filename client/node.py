@@ -33,8 +33,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509 import load_pem_x509_certificate
 
+from ..common.command import DEFECT, WRONG, complain, keep_traceback
 from ..common.errors import IdiolectError
-from ..common.text import guard, guard_tracebacks, printable, read_json, tell
+from ..common.text import guard, printable, read_json
 from .consent import settings
 from .vault import DEVICE, Key, Passphrase, RandomKey, Record, Vault
 
@@ -324,7 +325,6 @@ def main() -> int:
     given = json.loads(line)
     LOG.propagate = False  # it has a handler of its own
     guard(LOG)
-    guard_tracebacks()
     threading.Thread(target=_watch_keeper, daemon=True).start()
     key = (
         Passphrase(given["passphrase"])
@@ -335,8 +335,12 @@ def main() -> int:
         with Vault.open(Path(sys.argv[1]), key) as vault:
             serve(vault)
     except IdiolectError as error:
-        tell(f"error: {error}", sys.stderr)
+        complain(str(error), WRONG)
         return 1
+    except Exception as error:  # its own words may quote the owner's text
+        place = keep_traceback(error, Path(sys.argv[1]).parent, quote=False)
+        name = type(error).__name__
+        return complain(f"the node has a defect ({name}): {place}; report it.", DEFECT)
     return 0
 
 

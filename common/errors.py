@@ -1,4 +1,4 @@
-"""The one exception that a user of idiolect is meant to see."""
+"""The exceptions whose sentence a user of idiolect reads."""
 
 
 class IdiolectError(Exception):
@@ -7,3 +7,7 @@ class IdiolectError(Exception):
     Commands print the sentence without a traceback and exit non-zero. Every other
     exception is a defect of idiolect and keeps its traceback.
     """
+
+
+class DefectError(IdiolectError):
+    """A defect of idiolect in another process, which has kept the traceback itself."""

@@ -7,16 +7,14 @@ for a part of a line, `lines` for text of several lines, `tell` and `tell_json` 
 `print`, and `guard` for a log.
 """
 
-import argparse
-import contextlib
+import codecs
 import io
 import json
 import logging
 import math
 import sys
 import tomllib
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 # Joiners and the soft hyphen belong to words of several scripts and show nothing by
@@ -31,6 +29,7 @@ _SPACES = dict.fromkeys(
 )
 MARK = "\ufffd"
 LONGEST = 500  # characters of somebody else's sentence
+_ASCII = codecs.lookup("ascii")
 
 
 def printable(text: str, longest: int = LONGEST) -> str:
@@ -84,17 +83,18 @@ def tell_json(value: Any, indent: int | None = None) -> None:
     print(text, flush=True)
 
 
-def parsed(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
-) -> argparse.Namespace:
-    """Parse a command line; what is said about a wrong one is printable too."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return parser.parse_args(arguments)
-    finally:
-        if text := said.getvalue():
-            tell(text.removesuffix("\n"), sys.stderr)
+def make_encodable() -> None:
+    """Let standard output and error take every character: what they lack becomes "?".
+
+    What is read stays exact: ASCII is a part of UTF-8, so where ASCII was expected UTF-8
+    is read.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    given = sys.stdin
+    if isinstance(given, io.TextIOWrapper) and codecs.lookup(given.encoding) == _ASCII:
+        given.reconfigure(encoding="utf-8", errors="strict")
 
 
 class Printable(logging.Filter):
@@ -117,17 +117,12 @@ def guard(log: logging.Logger) -> None:
     """Clean everything that this log writes; a second call changes nothing.
 
     Its handlers are guarded too, since the records of its children pass only by them.
+    What they write to takes every character from now on.
     """
+    make_encodable()
     for place in (log, *log.handlers):
         if not any(isinstance(one, Printable) for one in place.filters):
             place.addFilter(Printable())
-
-
-def guard_tracebacks() -> None:
-    """Print what nobody foresaw, which quotes what caused it, printable as well."""
-    sys.excepthook = lambda *error: tell(
-        "".join(traceback.format_exception(*error)).rstrip("\n"), sys.stderr
-    )
 
 
 # --- reading ---------------------------------------------------------------------------

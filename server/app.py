@@ -19,6 +19,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from ..common.command import summary
 from ..common.config import Config, parse
 from ..common.errors import IdiolectError
 from ..common.privacy.ledger import Ledger, card, read_ledger
@@ -95,10 +96,11 @@ def main(grid: Grid, context: Context) -> None:
             raise
         raise IdiolectError(message) from None
     except BaseException as error:
-        message = plain.nameless(f"{type(error).__name__}: {error}")
-        journal.write({"event": "failed", "message": message})
+        message = plain.nameless(summary(error))
+        defect = isinstance(error, Exception)  # else such as Ctrl-C
+        journal.write({"event": "failed", "message": message, "defect": defect})
         hide = plain.run is not None and plain.run.secret
-        if not hide or not isinstance(error, Exception):  # such as Ctrl-C
+        if not hide or not defect:
             raise
         LOG.error("the run failed", exc_info=error)
         raise RuntimeError(message) from None  # its own words could name somebody

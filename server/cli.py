@@ -1,7 +1,6 @@
 """`idiolect-server`: the command of the operator.
 
-Exit codes: 0 success, 1 the run failed, 2 something in the command or the config is
-wrong and nothing was started, 130 interrupted.
+Exit codes: 1 where the run failed, or an audit; the others are in `common/command.py`.
 """
 
 import argparse
@@ -13,8 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from ..common.command import FAILED, carry_out, code_of, complain, new_parser
 from ..common.errors import IdiolectError
-from ..common.text import guard_tracebacks, parsed, printable, shown, tell, tell_json
+from ..common.files import home
+from ..common.text import printable, shown, tell, tell_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,29 +25,16 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `idiolect-server` and return its exit code."""
-    guard_tracebacks()
-    options = parsed(_parser(), arguments)
-    try:
-        return options.run(options)
-    except IdiolectError as error:
-        return _complain(error, 2)
-    except KeyboardInterrupt:
-        tell("interrupted", sys.stderr)
-        return 130
-    except BrokenPipeError:  # `idiolect-server show … | head`
-        sys.stderr.close()
-        return 141
+    return carry_out(_parser, arguments, lambda options: _folder(options) or home())
 
 
-def _complain(error: IdiolectError, code: int) -> int:
-    tell(f"error: {error}", sys.stderr)
-    return code
+def _folder(options: argparse.Namespace) -> Path | None:
+    """Return the server's folder where the command names one."""
+    return getattr(options, "at", None)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="idiolect-server", description="Run personalisation, and look at results."
-    )
+    parser = new_parser("idiolect-server", "Run personalisation, and look at results.")
     parser.add_argument(
         "--version", action="version", version=f"idiolect {version('idiolect')}"
     )
@@ -247,7 +235,7 @@ def _simulate(options: argparse.Namespace) -> int:
     try:
         found = simulate(plan, console)
     except IdiolectError as error:
-        return _complain(error, 1)
+        return complain(str(error), code_of(error, FAILED))
     console.print()
     results.render(found, console)
     return 0
@@ -293,7 +281,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         found = run(_at(options), plan, console)
     except IdiolectError as error:
-        return _complain(error, 1)
+        return complain(str(error), code_of(error, FAILED))
     console.print()
     results.render(found, console)
     return 0
@@ -373,3 +361,7 @@ def _console() -> "Console":
     from .results import console
 
     return console(None if sys.stdout.isatty() else 120)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

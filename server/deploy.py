@@ -651,7 +651,7 @@ def prepare(folder: Path, app: Path, words: Sequence[str], cwd: Path) -> Plan:
             "unlabeled.file to JSON lines of {prompt, target}, or use kind self."
         )
     _running(folder)
-    plan = Plan(app.absolute(), config, place, 0)
+    plan = Plan(app.absolute(), config, place, 0, folder / "server.log")
     if results.is_locked(place):
         raise IdiolectError(
             f"run '{place.name}' goes on already: see {plan.metrics}, or end its process."

@@ -25,8 +25,9 @@ from typing import Any
 from rich.console import Console
 
 from ..common import config as configuration
+from ..common.command import one_line
 from ..common.config import Config
-from ..common.errors import IdiolectError
+from ..common.errors import DefectError, IdiolectError
 from ..common.files import private, private_folder, write_atomically
 from ..common.text import printable, read_toml
 from . import processes, results
@@ -47,6 +48,7 @@ class Plan:
     config: Config
     folder: Path
     nodes: int
+    server_log: Path | None = None  # of a server of devices, if it has the run
 
     @property
     def scratch(self) -> Path:
@@ -56,6 +58,8 @@ class Plan:
     @property
     def log(self) -> Path:
         """Where the output of Flower, Ray and the run is found when the run has ended."""
+        if self.server_log is not None:
+            return self.server_log
         place = self.folder if self.folder.is_dir() else self.scratch
         return place / "superlink.log"
 
@@ -487,7 +491,7 @@ def follow(
                 return
             elif event["event"] == "failed":
                 wait_for_end(pid, mark)
-                raise IdiolectError(event["message"])
+                raise _failure(event, plan)
         if not alive:
             raise IdiolectError(
                 f"the run ended without a word: see the end of {plan.log}, and go on "
@@ -497,6 +501,17 @@ def follow(
             ask()
             asked = time.monotonic()
         time.sleep(0.3)
+
+
+def _failure(event: Mapping[str, Any], plan: Plan) -> IdiolectError:
+    """Return what made a run fail: its own sentence, or where the traceback is."""
+    if not event.get("defect"):
+        return IdiolectError(event["message"])
+    return DefectError(
+        f"the run met a defect of idiolect ({one_line(event['message'])[:300]}): its "
+        f"traceback is at the end of {plan.log}; report it, and go on with "
+        f"-c resume={plan.folder.name}."
+    )
 
 
 def wait_for_end(pid: int, mark: str, patience: float = 5.0) -> None:

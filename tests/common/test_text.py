@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import sys
 import tomllib
 
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 
 from idiolect.common.text import (
     guard,
-    guard_tracebacks,
     lines,
     printable,
     read_json,
@@ -92,17 +90,6 @@ def test_a_guarded_log_writes_nothing_that_a_terminal_obeys():
     said = stream.getvalue()
     assert all(c == "\n" or c.isprintable() for c in said)
     assert said.count("owned") == 6 and "Traceback" in said
-
-
-def test_a_traceback_is_printable(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    guard_tracebacks()
-    try:
-        raise KeyError(HOSTILE) from ValueError(HOSTILE)
-    except KeyError as error:
-        sys.excepthook(type(error), error, error.__traceback__)
-    said = capsys.readouterr().err
-    assert all(c == "\n" or c.isprintable() for c in said) and "KeyError" in said
 
 
 @pytest.mark.parametrize(

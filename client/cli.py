@@ -58,8 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."  # names in it stay as they are written
+
+
 def _add(commands: Any, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
-    one = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+    one = commands.add_parser(name, help=text, description=_sentence(text))
     one.set_defaults(run=run)
     one.add_argument("--json", action="store_true", help="print JSON")
     one.add_argument(
@@ -67,7 +71,7 @@ def _add(commands: Any, name: str, run: Callable, text: str) -> argparse.Argumen
         type=Path,
         metavar="FILE",
         default=home() / "device" / "vault.db",
-        help="(default: %(default)s)",
+        help="the vault (default: %(default)s)",
     )
     one.add_argument(
         "--passphrase-file",
@@ -80,20 +84,33 @@ def _add(commands: Any, name: str, run: Callable, text: str) -> argparse.Argumen
 
 
 def _add_vault(commands: Any) -> None:
-    text = "make, check or lock anew the vault"
-    vault = commands.add_parser("vault", help=text, description=text.capitalize() + ".")
+    text = "make the vault, check it, or change its passphrase"
+    vault = commands.add_parser("vault", help=text, description=_sentence(text))
     parts = vault.add_subparsers(required=True, metavar="COMMAND")
     init = _add(parts, "init", _init, "make an empty vault")
     init.add_argument(
         "--keyring", action="store_true", help="keep its key in the system's keyring"
     )
     _add_weak(init)
-    init.add_argument("--backbone", default="tiny", help="(default: tiny, built in)")
-    init.add_argument("--max-length", type=int, default=512, metavar="TOKENS")
+    init.add_argument(
+        "--backbone",
+        default="tiny",
+        help="a folder or a model id (default: %(default)s, which is built in)",
+    )
+    init.add_argument(
+        "--max-length",
+        type=int,
+        default=512,
+        metavar="TOKENS",
+        help="of a prompt and its text together (default: %(default)s)",
+    )
     _add(parts, "check", _check, "open every record, to see that none is damaged")
     rewrap = _add(parts, "rewrap", _rewrap, "change the passphrase")
     rewrap.add_argument(
-        "--new-passphrase-file", type=Path, metavar="FILE", help="(default: ask)"
+        "--new-passphrase-file",
+        type=Path,
+        metavar="FILE",
+        help="its first line is the new one (default: ask)",
     )
     _add_weak(rewrap)
     repair = _add(
@@ -104,7 +121,7 @@ def _add_vault(commands: Any) -> None:
         commands,
         "status",
         _status,
-        "say what the vault holds and which adapter is used",
+        "say what the vault holds, which adapter is used, what leaves, and what is next",
     )
 
 
@@ -125,23 +142,23 @@ def _add_history(commands: Any) -> None:
     )
 
     text = "look at the history"
-    part = commands.add_parser(
-        "history", help=text, description=text.capitalize() + "."
-    )
+    part = commands.add_parser("history", help=text, description=_sentence(text))
     parts = part.add_subparsers(required=True, metavar="COMMAND")
     one = _add(parts, "list", _list, "list the pairs, oldest first")
     one.add_argument(
         "--search", default="", metavar="TEXT", help=f"only those with it; {PRIVATE}"
     )
-    one.add_argument("--last", type=int, metavar="N", help="only the newest N")
+    one.add_argument(
+        "--last", type=int, metavar="N", help="only the newest N (default: all)"
+    )
     _add(parts, "sources", _sources, "list where the pairs came from")
     one = _add(
         parts, "export", _export_history, "write the history in clear, as JSON lines"
     )
-    one.add_argument("file", type=Path)
+    one.add_argument("file", type=Path, help="a new file")
 
     one = _add(commands, "feedback", _feedback, "like or dislike a pair")
-    one.add_argument("verdict", choices=("up", "down"))
+    one.add_argument("verdict", choices=("up", "down"), help="like or dislike")
     one.add_argument("id", nargs="?", default="", help="a pair of `history list`")
     one.add_argument("--prompt", default="", help=f"of a new pair; {PRIVATE}")
     one.add_argument(
@@ -164,12 +181,34 @@ def _add_history(commands: Any) -> None:
 
 def _add_model(commands: Any) -> None:
     one = _add(commands, "personalize", _personalize, "train an adapter on the history")
-    one.add_argument("--method", choices=("c-bpo", "oppu"), default="c-bpo")
-    one.add_argument("--learning-rate", type=float, default=3e-3, metavar="RATE")
+    one.add_argument(
+        "--method",
+        choices=("c-bpo", "oppu"),
+        default="c-bpo",
+        help="against samples of the model itself, or on the history alone (default: "
+        "%(default)s)",
+    )
+    one.add_argument(
+        "--learning-rate",
+        type=float,
+        default=3e-3,
+        metavar="RATE",
+        help="step size of the training (default: %(default)s)",
+    )
     one = _add(commands, "generate", _generate, "continue a prompt in the owner's way")
     one.add_argument("prompt", nargs="?", help=f"(default: -); {PRIVATE}")
     one.add_argument("--compare", action="store_true", help="also without the adapter")
-    one.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+    one.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=64,
+        metavar="N",
+        help="length of the answer, at most (default: %(default)s)",
+    )
+    one = _add(commands, "use", _use, "list the adapters, or choose one")
+    one.add_argument(
+        "number", nargs="?", help="an adapter of the list, or none (default: list them)"
+    )
     _add(commands, "rollback", _rollback, "use the adapter before the one in use")
     _add(
         commands,
@@ -180,24 +219,35 @@ def _add_model(commands: Any) -> None:
     one = _add(
         commands, "export-adapter", _export, "write the adapter, in clear, for PEFT"
     )
-    one.add_argument("folder", type=Path)
+    one.add_argument("folder", type=Path, help="a new or empty folder")
 
 
 def _add_server(commands: Any) -> None:
     text = "take part in the runs of a server"
-    node = commands.add_parser("node", help=text, description=text.capitalize() + ".")
+    node = commands.add_parser("node", help=text, description=_sentence(text))
     parts = node.add_subparsers(required=True, metavar="COMMAND")
     join = _add(parts, "join", _join, "remember a server, and show this device's key")
     join.add_argument("invitation", type=Path, help="the file that its operator gave")
     _add(parts, "run", _node, "answer the server's tasks until ended")
     one = _add(commands, "consent", _consent, "say what may leave the device")
     one.add_argument(
-        "outflow", nargs="?", help="update, votes, metrics, items or training"
+        "outflow",
+        nargs="?",
+        help="update, votes, metrics, items or training (default: show all)",
     )
-    one.add_argument("answer", nargs="?", choices=("no", "noisy", "clear", "yes"))
+    one.add_argument(
+        "answer",
+        nargs="?",
+        choices=("no", "noisy", "clear", "yes"),
+        help="from now on (default: show what was answered)",
+    )
     one = _add(commands, "settings", _settings, "show or change what the device uses")
-    one.add_argument("name", nargs="?", help="a setting")
-    one.add_argument("value", nargs="?", help="what it is from now on")
+    one.add_argument("name", nargs="?", help="a setting (default: show all)")
+    one.add_argument(
+        "value",
+        nargs="?",
+        help="from now on (default: show what it is, and which values it takes)",
+    )
     _add(commands, "sent", _sent, "list what left the device")
     _add(commands, "pause", _pause, "answer no server for now")
     _add(commands, "resume", _resume, "answer again")
@@ -278,8 +328,7 @@ def _private(given: str | None, what: str, rest: bool = True) -> str:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from .consent import SETTINGS, choose
-    from .owner import config_of, reference
+    from .consent import SETTINGS, check_setting, choose
     from .unlock import forget_keyring_entry, new_keyring_entry, new_passphrase
     from .vault import Vault, is_there
 
@@ -287,24 +336,37 @@ def _init(options: argparse.Namespace) -> int:
         raise IdiolectError(
             f"there is a vault at {options.vault} already: it is left as it is."
         )
-    chosen = {"backbone": options.backbone, "max-length": str(options.max_length)}
-    reference(config_of(SETTINGS | chosen))  # before there is a vault that needs it
+    backbone = _folder(options.backbone)
+    chosen = {"backbone": backbone, "max-length": str(options.max_length)}
+    for name, value in chosen.items():
+        check_setting(name, value)
+    # Asked before the model is loaded: what is typed meanwhile would be shown.
     if options.keyring:
         key = new_keyring_entry(options.vault)
     else:
         key = new_passphrase(options.passphrase_file, options.weak)
     try:
+        from .owner import check_loads
+
+        check_loads(SETTINGS | chosen)  # before there is a vault that needs it
         with Vault.create(options.vault, key) as vault:
             choose(vault, **chosen)
-    except IdiolectError:
+    except BaseException:
         if options.keyring and not options.vault.exists():
             forget_keyring_entry(options.vault)
         raise
     return _say(
         options,
         {"vault": str(options.vault)},
-        f"{options.vault} is ready. Without its key nobody can open it, you included.",
+        f"{options.vault} is ready.\nWithout its key nobody can open it, you included.\n"
+        "next: `idiolect import FILE` adds what you have written.",
     )
+
+
+def _folder(backbone: str) -> str:
+    """A backbone's folder from wherever it is looked for; a model id as it is."""
+    path = Path(backbone).expanduser()
+    return str(path.absolute()) if backbone != "tiny" and path.is_dir() else backbone
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -340,65 +402,11 @@ def _repair(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from . import owner
-    from .consent import balance, settings
-    from .history import entries
-
     with _open(options) as vault:
-        everything = entries(vault)
-        found = {
-            "vault": str(options.vault),
-            "bytes": options.vault.stat().st_size,
-            "backbone": settings(vault)["backbone"],
-            "liked": sum(entry.liked for entry in everything),
-            "disliked": sum(not entry.liked for entry in everything),
-            "active": owner.active(vault),
-            "adapters": [_shown(one) for one in owner.versions(vault)],
-            "privacy": balance(vault),
-        }
-    head = "{vault}: {liked} liked and {disliked} disliked pairs, backbone {backbone}"
-    lines = [head.format(**found)]
-    for one in found["adapters"]:
-        mark = "*" if one["number"] == found["active"] else " "
-        lines.append(f"{mark} adapter {one['number']}: {_judged(one)}")
-    if not found["active"]:
-        lines.append("no adapter is in use: `idiolect personalize` trains one.")
-    lines += _balance(found["privacy"])
-    return _say(options, found, "\n".join(lines))
+        from . import overview
 
-
-def _shown(version: "Version") -> dict[str, Any]:
-    """A version without what only the vault compares."""
-    found = {**asdict(version), "accepted": version.accepted}
-    return {
-        k: v for k, v in found.items() if k not in ("generations", "pairs", "allowed")
-    }
-
-
-def _balance(found: dict[str, Any]) -> list[str]:
-    """Say what runs were charged, of what the owner allows."""
-    most = found["ceilings"]
-    text = (
-        f"privacy, {found['runs']} runs together: epsilon {found['epsilon']:.4g} of "
-        f"{most['most-epsilon']}, delta {found['delta']:.3g} of {most['most-delta']}, "
-        f"{found['releases']} of {most['most-releases']} releases; sums of at least "
-        f"{most['fewest-users']} users (`idiolect settings`)"
-    )
-    if not found["clear"]:
-        return [text]
-    named = ", ".join(found["clear"])
-    more = (
-        f"not protected, and not counted there: {named}, in clear (`idiolect consent`)"
-    )
-    return [text, more]
-
-
-def _judged(one: dict[str, Any]) -> str:
-    return (
-        f"{one['method']} on {one['trained']} pairs and {one['disliked']} disliked; NLL "
-        f"per token {one['nll_before']:.3f} -> {one['nll']:.3f} on the newest "
-        f"{one['held_out']}"
-    )
+        found = overview.status(vault)
+    return _say(options, found, overview.text(found))
 
 
 # --- the history -----------------------------------------------------------------------
@@ -510,9 +518,9 @@ def _forget(options: argparse.Namespace) -> int:
     _sure(options, "what is forgotten is gone")
     if options.everything:
         return _forget_everything(options)
-    from . import owner
-
     with _open(options) as vault:
+        from . import owner
+
         used = owner.active(vault)
         count, stale = owner.forget(vault, options.source, options.ids)
         numbers = [one.number for one in stale]
@@ -536,8 +544,12 @@ def _sure(options: argparse.Namespace, what: str) -> None:
         return
     if not sys.stdin.isatty():
         raise IdiolectError(f"{what}: say so with --yes.")
-    if input(f"{what}. Go on (yes/no)? ").strip() != "yes":
-        raise IdiolectError("nothing was done.")
+    try:
+        said = input(f"{what}. Go on (yes/no)? ")
+    except EOFError:
+        said = ""
+    if said.strip() != "yes":
+        raise IdiolectError("nothing was done, since the answer was not 'yes'.")
 
 
 def _forget_everything(options: argparse.Namespace) -> int:
@@ -545,8 +557,11 @@ def _forget_everything(options: argparse.Namespace) -> int:
 
     # The key first: without it, what a crash leaves of the file is noise.
     forget_keyring_entry(options.vault)
+    from .alone import note_of
+
     for beside in ("", "-wal", "-shm"):
         Path(f"{options.vault}{beside}").unlink(missing_ok=True)
+    note_of(options.vault).unlink(missing_ok=True)
     return _say(options, {"everything": True}, f"{options.vault} is gone.")
 
 
@@ -554,12 +569,13 @@ def _forget_everything(options: argparse.Namespace) -> int:
 
 
 def _personalize(options: argparse.Namespace) -> int:
-    from .owner import train
-
     with _open(options) as vault:
+        from . import overview
+        from .owner import train
+
         new = train(vault, options.method, options.learning_rate)
-    one = _shown(new)
-    text = f"adapter {new.number} ({_verdict(new)}): {_judged(one)}"
+    one = overview.shown(new)
+    text = f"adapter {new.number} ({_verdict(new)}): {overview.judged(one)}"
     _say(options, one, text)
     return 0 if new.accepted else 1
 
@@ -573,38 +589,74 @@ def _verdict(new: "Version") -> str:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from .owner import write
-
     prompt = _private(options.prompt, "prompt")
     with _open(options) as vault:
+        from .owner import write
+
         found = write(vault, prompt, options.max_new_tokens, options.compare)
     lines = [f"{name + ':':10}{text}" for name, text in found.items()]
     text = "\n".join(lines) if options.compare else found["personal"]
     return _say(options, found, text)
 
 
-def _rollback(options: argparse.Namespace) -> int:
-    from .owner import rollback
-
+def _use(options: argparse.Namespace) -> int:
     with _open(options) as vault:
-        number = rollback(vault)
-    text = f"adapter {number} is in use." if number else "no adapter is in use."
+        from . import overview, owner
+
+        if options.number is None:
+            found = overview.adapters(vault)
+            return _say(options, found, "\n".join(overview.adapter_lines(found)))
+        before, number = owner.active(vault), _number(options.number)
+        chosen = owner.use(vault, number)
+    text = _changed(number, before)
+    if chosen and not chosen.accepted:
+        text += (
+            "\nwhen it was trained, the model did better without it, or with another."
+        )
     return _say(options, {"active": number}, text)
 
 
-def _reset(options: argparse.Namespace) -> int:
-    from .owner import reset
+def _number(given: str) -> int:
+    if given == "none":
+        return 0
+    if not (given.isascii() and given.isdigit() and 0 < len(given) < 10):
+        raise IdiolectError(
+            f"'{printable(given, 40)}' is no adapter's number: `idiolect use` lists them; "
+            "none uses none."
+        )
+    return int(given)
 
+
+def _changed(number: int, before: int) -> str:
+    """Say which adapter is in use now, and how to take that back."""
+    text = f"adapter {number} is in use now" if number else "no adapter is in use now"
+    if number == before:
+        return f"{text}, as before."
+    was = f"adapter {before}" if before else "none"
+    return f"{text}; before: {was}. `idiolect use {before or 'none'}` takes that back."
+
+
+def _rollback(options: argparse.Namespace) -> int:
     with _open(options) as vault:
-        reset(vault)
-    text = "no adapter is in use; the next training starts from the bare model."
+        from .owner import rollback
+
+        number, before = rollback(vault)
+    return _say(options, {"active": number}, _changed(number, before))
+
+
+def _reset(options: argparse.Namespace) -> int:
+    with _open(options) as vault:
+        from .owner import reset
+
+        before = reset(vault)
+    text = f"{_changed(0, before)}\nthe next training starts from the bare model."
     return _say(options, {"active": 0}, text)
 
 
 def _export(options: argparse.Namespace) -> int:
-    from .owner import export
-
     with _open(options) as vault:
+        from .owner import export
+
         try:
             export(vault, options.folder)
         except OSError as error:
@@ -646,31 +698,70 @@ def _consent(options: argparse.Namespace) -> int:
     from . import consent
 
     with _open(options) as vault:
-        if options.outflow:
-            if options.outflow not in consent.DEFAULTS or not options.answer:
-                raise IdiolectError(
-                    f"say which of {', '.join(consent.DEFAULTS)}, and no, noisy or clear "
-                    "(training: yes or no)."
-                )
+        if options.answer:
             consent.consent(vault, options.outflow, options.answer)
         found = consent.consents(vault)
     lines = [
         f"{name:10}{given:7}{consent.NAMES[name]}" for name, given in found.items()
     ]
-    return _say(options, found, "\n".join(lines))
+    if not options.outflow:
+        lines.append("`idiolect consent NAME` shows which answers there are.")
+        return _say(options, found, "\n".join(lines))
+    choices = consent.answers_to(options.outflow)
+    given, usual = found[options.outflow], consent.DEFAULTS[options.outflow]
+    if options.answer:
+        return _say(options, found, f"{options.outflow} is {given} from now on.")
+    lines = [f"{options.outflow} is {given} (default: {usual})"]
+    lines += [f"  {consent.NAMES[options.outflow]}", "it takes"]
+    lines += [f"  {one:6} {consent.CHOICES[one]}" for one in choices]
+    one = {"name": options.outflow, "value": given, "default": usual}
+    return _say(options, {**one, "takes": choices}, "\n".join(lines))
 
 
 def _settings(options: argparse.Namespace) -> int:
-    from .consent import choose, settings
+    from . import consent
 
+    said = ""
     with _open(options) as vault:
-        if options.name:
-            if options.value is None:
-                raise IdiolectError("give the setting's new value as well.")
-            choose(vault, **{options.name: options.value})
-        found = settings(vault)
-    lines = [f"{name:14}{value}" for name, value in found.items()]
-    return _say(options, found, "\n".join(lines))
+        if options.value is not None:
+            said = _choose(vault, options.name, options.value)
+        found = consent.settings(vault)
+    if not options.name:
+        lines = [
+            f"{name:14}{value:9} {consent.MEANINGS[name]}"
+            for name, value in found.items()
+        ]
+        lines.append(
+            "`idiolect settings NAME` shows a default, and which values it takes."
+        )
+        return _say(options, found, "\n".join(lines))
+    value, usual = found[consent.known_setting(options.name)], consent.SETTINGS
+    if options.value is not None:
+        return _say(options, found, f"{options.name} is {value} from now on.{said}")
+    one = {"name": options.name, "value": value, "default": usual[options.name]}
+    one["takes"] = consent.takes(options.name)
+    text = "{name} is {value} (default: {default})\n  {}\nit takes {takes}"
+    return _say(options, one, text.format(consent.MEANINGS[options.name], **one))
+
+
+def _choose(vault: "Vault", name: str, value: str) -> str:
+    """Change a setting, if it can be used; returns what else that means."""
+    from . import consent
+
+    value = _folder(value) if name == "backbone" else value
+    consent.check_setting(name, value)
+    said = ""
+    if name in ("backbone", "max-length"):
+        from . import owner
+
+        loaded = owner.check_loads({**consent.settings(vault), name: value})
+        number = owner.active(vault)
+        of = [one.backbone for one in owner.versions(vault) if one.number == number]
+        if of and of[0] != loaded.hash:
+            said = f"\nadapter {number}, in use, was trained on other weights: train again "
+            said += "by `idiolect personalize`."
+    consent.choose(vault, **{name: value})
+    return said
 
 
 def _sent(options: argparse.Namespace) -> int:
@@ -694,7 +785,9 @@ def _covered(one: "Sent") -> str:
 
 
 def _pause(options: argparse.Namespace) -> int:
-    return _set_paused(options, True, "this device answers no server.")
+    return _set_paused(
+        options, True, "this device answers no server now; `idiolect resume` ends that."
+    )
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -710,13 +803,21 @@ def _set_paused(options: argparse.Namespace, yes: bool, text: str) -> int:
 
 
 def _leave(options: argparse.Namespace) -> int:
-    from .node import leave
-
-    _sure(options, "the device's key for this server is erased")
     with _open(options) as vault:
+        from .node import leave, server_of
+
+        server = server_of(vault)
+        if server is None:
+            raise IdiolectError(
+                "this device has joined no server, so there is none to leave: `idiolect "
+                "node join INVITATION` joins one."
+            )
+        _sure(options, f"this device's key for {printable(server.address)} is erased")
         leave(vault)
-    text = "left. Ask the operator to revoke this device's key as well."
-    return _say(options, {"left": True}, text)
+    text = (
+        f"left {printable(server.address)}. Ask its operator to revoke this device's "
+    )
+    return _say(options, {"left": True}, f"{text}key as well.")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from time import time
+from dataclasses import asdict, dataclass, replace
+from time import localtime, strftime, time
 
 from ..common.config import Config
 from ..common.errors import IdiolectError
@@ -65,7 +65,7 @@ def consent(vault: Vault, outflow: str, given: str) -> None:
     IdiolectError
         That is no answer to it.
     """
-    fitting = ("no", "yes") if outflow == "training" else ("no", "noisy", "clear")
+    fitting = answers_to(outflow)
     if given not in fitting:
         raise IdiolectError(f"'{outflow}' takes {' or '.join(fitting)}, not '{given}'.")
     with vault.transaction():
@@ -100,6 +100,30 @@ def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
         )
 
 
+CHOICES = {
+    "no": "nothing of this kind leaves",
+    "noisy": "only with noise, and within the limits of `idiolect settings`",
+    "clear": "in any case, unprotected; no limit counts it",
+    "yes": "a run may train here",
+}
+
+
+def answers_to(outflow: str) -> tuple[str, ...]:
+    """The answers that there are for an outflow.
+
+    Raises
+    ------
+    IdiolectError
+        There is no such outflow.
+    """
+    if outflow not in DEFAULTS:
+        raise IdiolectError(
+            f"there is no outflow '{printable(outflow, 40)}': name one of "
+            f"{', '.join(DEFAULTS)}."
+        )
+    return ("no", "yes") if outflow == "training" else ("no", "noisy", "clear")
+
+
 # Setting -> its value before the owner chose one.
 SETTINGS = {
     "backbone": "tiny",
@@ -119,6 +143,19 @@ SETTINGS = {
     # Noise hides one user at any number; but where it is less than was promised, as many
     # others are what is left to hide among.
     "fewest-users": "10",
+}
+MEANINGS = {
+    "backbone": "the model that adapters are trained for",
+    "max-length": "tokens of a prompt and its text together",
+    "threads": "processor threads that work may use",
+    "memory-mb": "megabytes of memory that work may use",
+    "max-seconds": "seconds that one training or task may take",
+    "max-load": "no training or task while the load per core is above",
+    "on-battery": "training and tasks on battery",
+    "most-epsilon": "epsilon of all runs together, at most",
+    "most-delta": "delta of all runs together, at most",
+    "most-releases": "noisy releases of all runs together, at most",
+    "fewest-users": "users of a noisy sum, at least",
 }
 _LIMITS = {  # whole numbers; 0: no limit
     "threads": (0, 4096),
@@ -166,30 +203,52 @@ def choose(vault: Vault, **chosen: str) -> None:
     vault.put("state", [Record("settings", body)], DEVICE)
 
 
-def check_setting(name: str, value: str) -> None:
-    """Refuse a setting that is none, or a value that is not of its kind."""
+def known_setting(name: str) -> str:
+    """Return a setting's name.
+
+    Raises
+    ------
+    IdiolectError
+        There is no such setting.
+    """
     if name not in SETTINGS:
         raise IdiolectError(
             f"there is no setting '{printable(name, 40)}': {', '.join(SETTINGS)}."
         )
-    number = _number(value)
+    return name
+
+
+def takes(name: str) -> str:
+    """Which values a setting takes, in words."""
     if name == "backbone":
-        fine, what = bool(value) and value.isprintable(), "`tiny`, an id or a folder"
+        return "`tiny`, a folder or a model id"
+    if name == "on-battery":
+        return "yes or no"
+    if name in CEILINGS:
+        return "a number from 0; 0 allows nothing, inf everything"
+    if name in _NUMBERS:
+        return f"a number from 0 to {_NUMBERS[name]:.0f}; 0: no limit"
+    low, high = _LIMITS[name]
+    return f"a whole number from {low} to {high}" + ("; 0: no limit" * (not low))
+
+
+def check_setting(name: str, value: str) -> None:
+    """Refuse a setting that is none, or a value that is not of its kind."""
+    number = _number(value)
+    if known_setting(name) == "backbone":
+        fine = bool(value) and value.isprintable()
     elif name == "on-battery":
-        fine, what = value in ("yes", "no"), "yes or no"
+        fine = value in ("yes", "no")
     elif name in CEILINGS:
-        fine, what = number >= 0, "a number; 0 allows nothing, inf everything"
+        fine = number >= 0
     elif name in _NUMBERS:
-        most = _NUMBERS[name]
-        fine, what = 0 <= number <= most, f"a number up to {most:g}; 0: no limit"
+        fine = 0 <= number <= _NUMBERS[name]
     else:
         low, high = _LIMITS[name]
-        whole = value.isascii() and value.isdigit()
-        fine = whole and low <= number <= high
-        what = f"a whole number from {low} to {high}" + ("; 0: no limit" * (not low))
+        fine = value.isascii() and value.isdigit() and low <= number <= high
     if not fine:
         raise IdiolectError(
-            f"setting '{name}' is '{printable(value, 40)}': it takes {what}."
+            f"setting '{name}' is '{printable(value, 40)}': it takes {takes(name)}."
         )
 
 
@@ -362,6 +421,9 @@ OUTFLOW_OF = {
 }
 
 
+REFUSED = "refused"  # name of the entry that counts what no task was done for
+
+
 @dataclass(frozen=True)
 class Sent:
     """One message that left this device.
@@ -379,6 +441,8 @@ class Sent:
         None: no bound.
     why
         Why there is none.
+    count, since
+        Of how many messages this is the sum, and the time of the first, where it is one.
     """
 
     time: float
@@ -387,6 +451,8 @@ class Sent:
     bytes: int
     epsilon: float | None
     why: str = ""
+    count: int = 1
+    since: float | None = None
 
 
 def cover(kind: str, config: Config | None) -> tuple[float | None, str]:
@@ -417,6 +483,26 @@ def note_sent(
     number = vault.count_up("sent", DEVICE)
     body = json.dumps(asdict(Sent(time(), run[:200], kind, size, *covered))).encode()
     vault.put("sent", [Record(str(number), body)], DEVICE)
+
+
+def note_refused(vault: Vault, size: int) -> None:
+    """Note the refusal of a task that was not taken, before it is sent.
+
+    Such tasks can come from anybody and in any number: all refusals are one entry.
+    """
+    body, now = vault.get("sent", REFUSED), time()
+    before = Sent(**json.loads(body)) if body else Sent(now, "", "Failure", 0, None)
+    count, since = before.count + bool(body), before.since or now
+    first = strftime("%Y-%m-%d %H:%M", localtime(since))
+    entry = replace(
+        before,
+        time=now,
+        bytes=before.bytes + size,
+        why=f"{count} refusals of tasks that were not taken, since {first}",
+        count=count,
+        since=since,
+    )
+    vault.put("sent", [Record(REFUSED, json.dumps(asdict(entry)).encode())], DEVICE)
 
 
 def sent(vault: Vault) -> list[Sent]:

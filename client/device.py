@@ -68,6 +68,7 @@ class Device:
         self.number = node
         self.user = device_user(node)  # what runs call the owner
         self._doing: Config | None = None  # what the task at hand belongs to
+        self._taken = False  # whether the task at hand is the joined server's, and new
         # What the task at hand has read: source -> generation (`Vault.generation`).
         self._read: Mapping[str, str] = {}
 
@@ -107,6 +108,7 @@ class Device:
         with self._vault.transaction():
             bind(shelf, self.number)
             advance(shelf, sealed.seal.counter)
+        self._taken = True
         return shelf
 
     def node(self, task: Task, started: float) -> Node:
@@ -165,13 +167,16 @@ class Device:
 
     def answer(self, message: Message) -> RecordDict:
         """Carry out a task, and note what the answer to it is before it leaves."""
-        self._doing, self._read = None, {}
+        self._doing, self._read, self._taken = None, {}, False
         try:
             with limits.time_limit(consent.settings(self._vault)):
                 record = answer(message, self)
         finally:
             forget()  # private text, which its owner may erase next
         with self._vault.transaction():
+            if not self._taken:  # by anybody, any number of times: one record for all
+                consent.note_refused(self._vault, size(record))
+                return record
             record = self._unless_forgotten(record)
             head = record.config_records["message"]
             kind, config = str(head["kind"]), self._doing

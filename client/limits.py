@@ -1,8 +1,8 @@
-"""What the owner lets a federated run take from this machine.
+"""What the owner lets work take from this machine: a federated run's, and the owner's own.
 
 Every limit but that of time is off until it is set (`idiolect settings NAME VALUE`). Work
-beyond one is refused or given up, with a sentence that the server records. They are looked
-at before the backbone is loaded.
+beyond one is refused or given up, with a sentence that the server records, where it was
+for one. They are looked at before the backbone is loaded.
 """
 
 import contextlib
@@ -14,9 +14,12 @@ from pathlib import Path
 
 import torch
 
+from ..common.errors import IdiolectError
 from .consent import Refusal
 
 POWER = Path("/sys/class/power_supply")
+OWN = Path("/proc/self/status")
+ROOM = 64  # megabytes that any work takes beyond what the process has at its start
 AGAIN = 30.0  # seconds after which work that outlived the limit is given up once more
 
 
@@ -29,13 +32,35 @@ def check_now(settings: Mapping[str, str], power: Path = POWER) -> None:
         Not now.
     """
     if settings["on-battery"] == "no" and on_battery(power):
-        raise Refusal("the device is on battery.")
+        raise Refusal(
+            "the device is on battery: plug it in (or `idiolect settings on-battery yes`)."
+        )
     most = float(settings["max-load"])
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     if most and load > most:
         raise Refusal(
-            f"the device is busy: load {load:.1f} per core, {most:g} allowed."
+            f"the device is busy: load {load:.1f} per core, {most:g} allowed: try again "
+            "later (or `idiolect settings max-load NUMBER`)."
         )
+
+
+def _check_memory(settings: Mapping[str, str]) -> None:
+    """Refuse work where the owner allows less memory than the process has without any."""
+    allowed, own = int(settings["memory-mb"]), memory()
+    if allowed and own is not None and allowed < own + ROOM:
+        raise IdiolectError(
+            f"memory-mb is {allowed}, and idiolect has {own} MB before any work: allow "
+            f"{own + ROOM} or more (`idiolect settings memory-mb NUMBER`; 0: no limit)."
+        )
+
+
+def memory(status: Path = OWN) -> int | None:
+    """Megabytes of data that this process has, as ``memory-mb`` counts them (Linux)."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in status.read_text().splitlines():
+            if line.startswith("VmData:"):
+                return int(line.split()[1]) >> 10
+    return None
 
 
 def on_battery(power: Path = POWER) -> bool:
@@ -56,7 +81,46 @@ def hold_process(settings: Mapping[str, str]) -> None:
     if threads := int(settings["threads"]):
         torch.set_num_threads(threads)
     if most := int(settings["memory-mb"]):
-        resource.setrlimit(resource.RLIMIT_DATA, (most << 20, most << 20))
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        known = hard != resource.RLIM_INFINITY
+        soft = min(most << 20, hard) if known else most << 20
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+@contextlib.contextmanager
+def held(settings: Mapping[str, str], training: bool = False) -> Iterator[None]:
+    """Hold the owner's own work to the limits of a run's; main thread only.
+
+    Parameters
+    ----------
+    settings
+        As the owner chose.
+    training
+        It may wait: whether the machine is busy or on battery counts as well.
+
+    Raises
+    ------
+    IdiolectError
+        Not now; or it took too long, or more memory than is allowed, and was given up.
+    """
+    if training:
+        check_now(settings)
+    _check_memory(settings)
+    before = resource.getrlimit(resource.RLIMIT_DATA), torch.get_num_threads()
+    try:
+        hold_process(settings)
+        with time_limit(settings):
+            yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise Refusal(
+            f"the work does not fit into memory-mb={settings['memory-mb']}: allow more "
+            "(`idiolect settings memory-mb NUMBER`; 0: no limit), or close other programs."
+        ) from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before[0])
+        torch.set_num_threads(before[1])
 
 
 @contextlib.contextmanager
@@ -71,7 +135,10 @@ def time_limit(settings: Mapping[str, str]) -> Iterator[None]:
     seconds = float(settings["max-seconds"])
 
     def late(*_: object) -> None:
-        raise Refusal(f"the work took longer than the {seconds:g} s that are allowed.")
+        raise Refusal(
+            f"the work took longer than the {seconds:g} s that are allowed, and was given "
+            "up (`idiolect settings max-seconds NUMBER`)."
+        )
 
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN if seconds else 0.0)

@@ -132,7 +132,32 @@ def join(vault: Vault, server: Server) -> None:
         raise IdiolectError(
             f"this device belongs to {before.address}: `idiolect leave` first."
         )
-    vault.put("state", [Record("server", json.dumps(asdict(server)).encode())], DEVICE)
+    with vault.transaction():
+        vault.put(
+            "state", [Record("server", json.dumps(asdict(server)).encode())], DEVICE
+        )
+        if before is None:
+            _note_membership(vault, {"since": time.time()})
+
+
+def membership(vault: Vault) -> dict[str, float | int]:
+    """Return ``since`` when the server is joined, and the last ``number`` it gave.
+
+    Without ``number`` it has not let this device in yet; without ``since`` an older
+    version joined it.
+    """
+    return json.loads(vault.get("state", "joined") or b"{}")
+
+
+def note_number(vault: Vault, number: int) -> None:
+    """Note by which number the server knows this device."""
+    known = membership(vault)
+    if known.get("number") != number:
+        _note_membership(vault, {**known, "number": number})
+
+
+def _note_membership(vault: Vault, noted: dict[str, float | int]) -> None:
+    vault.put("state", [Record("joined", json.dumps(noted).encode())], DEVICE)
 
 
 def leave(vault: Vault) -> None:
@@ -146,7 +171,7 @@ def leave(vault: Vault) -> None:
     from .owner import drop_shared
 
     with vault.transaction(erasing=True):
-        vault.delete("state", ["server", "node-key"])
+        vault.delete("state", ["server", "node-key", "joined"])
         for source in vault.sources():
             if source.kind == "run":
                 vault.forget(source)
@@ -269,6 +294,7 @@ def serve(vault: Vault) -> None:
         authentication_keys=(key, key.public_key()),
     ) as (node, receive, send, _run, _bundle, pull_object, push_object, confirm):
         hold_process(settings(vault))
+        note_number(vault, node)
         device = Device(vault, node)
         LOG.info("%s is ready", device.user)
         while True:

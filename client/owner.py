@@ -30,10 +30,12 @@ from ..common.backbone import Backbone, load_backbone
 from ..common.config import Config, parse
 from ..common.errors import IdiolectError
 from ..common.evaluation import held_out_nll
+from ..common.files import make_private, private_folder
 from ..common.personal import personalise
 from ..common.scoring import generate
 from ..common.tasks.types import Prompt, User
-from . import history
+from . import history, limits
+from .alone import alone
 from .consent import Refusal, settings
 from .history import Entry
 from .vault import DEVICE, ErasureError, Record, Source, Vault
@@ -131,6 +133,18 @@ def config_of(
     )
 
 
+def check_loads(chosen: Mapping[str, str]) -> Backbone:
+    """Load the backbone that settings name, as every later use does; returns it.
+
+    Raises
+    ------
+    IdiolectError
+        It cannot be loaded, or not within the owner's limits.
+    """
+    with limits.held(chosen):
+        return reference(config_of(chosen))[0]
+
+
 def reference(config: Config) -> tuple[Backbone, Lora]:
     """The resident backbone, and the shared adapter before its first round."""
     backbone = load_backbone(
@@ -148,8 +162,14 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
     Raises
     ------
     IdiolectError
-        There is too little history, or training overflowed; the adapter in use stays.
+        There is too little history, training overflowed, it is not within the owner's
+        limits (`limits.held`), or another one is running; the adapter in use stays.
     """
+    with alone(vault.path), limits.held(settings(vault), training=True):
+        return _train(vault, method, rate)
+
+
+def _train(vault: Vault, method: str, rate: float) -> Version:
     user, learnt = split(history.entries(vault))
     config = configured(vault, method, rate)
     backbone, zero = reference(config)
@@ -351,28 +371,75 @@ def activate(vault: Vault, number: int) -> None:
     vault.put("state", [Record("active", str(number).encode())], DEVICE)
 
 
-def rollback(vault: Vault) -> int:
-    """Use the accepted adapter before the one in use, or none; returns its number."""
+def rollback(vault: Vault) -> tuple[int, int]:
+    """Use the accepted adapter before the one in use, or none.
+
+    Returns
+    -------
+    tuple
+        Number of the one in use now (0: none), and of the one before.
+
+    Raises
+    ------
+    IdiolectError
+        None is in use.
+    """
     with vault.transaction():
         now = active(vault)
         if not now:
-            raise IdiolectError(
-                "no adapter is in use: there is nothing to go back from."
-            )
+            raise _none_in_use(vault)
         before = [v.number for v in versions(vault) if v.accepted and v.number < now]
         activate(vault, max(before, default=0))
-    return max(before, default=0)
+    return max(before, default=0), now
 
 
-def reset(vault: Vault) -> None:
+def use(vault: Vault, number: int) -> Version | None:
+    """Use an adapter that is kept, whichever it is; 0: none. Returns it.
+
+    Raises
+    ------
+    IdiolectError
+        There is none of that number, or the shared one below it is gone.
+    """
+    with vault.transaction():
+        kept = {version.number: version for version in versions(vault)}
+        if number and number not in kept:
+            there = _listed(kept) or "none is kept; `idiolect personalize` trains one"
+            raise IdiolectError(f"there is no adapter {number}: {there}.")
+        chosen = kept.get(number)
+        if chosen and chosen.shared and not vault.holds("shared", chosen.shared):
+            raise IdiolectError(
+                f"adapter {number} lies on a shared adapter that was dropped, so it cannot "
+                "be used: train again by `idiolect personalize`."
+            )
+        activate(vault, number)
+    return chosen
+
+
+def _listed(numbers: Collection[int]) -> str:
+    """Say which adapters there are to use; empty: none."""
+    some = ", ".join(map(str, sorted(numbers)))
+    return some and f"`idiolect use N` puts one of {some} into use"
+
+
+def _none_in_use(vault: Vault) -> IdiolectError:
+    kept = _listed([version.number for version in versions(vault)])
+    return IdiolectError(
+        f"no adapter is in use: {kept or 'train one by `idiolect personalize`'}."
+    )
+
+
+def reset(vault: Vault) -> int:
     """Go back to the bare backbone: no adapter is used, and none is trained on.
 
     The trained adapters are kept; the shared adapter of the last run is not the start of
-    the next training any more.
+    the next training any more. Returns the number of the one that was in use; 0: none.
     """
     with vault.transaction():
+        before = active(vault)
         activate(vault, 0)
         drop_shared(vault)
+    return before
 
 
 def _parsed(record: Record) -> tuple[Lora, Version]:
@@ -393,14 +460,13 @@ def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:
     number = active(vault)
     body = vault.get("adapter", str(number)) if number else None
     if body is None:
-        raise IdiolectError(
-            "no adapter is in use yet: train one by `idiolect personalize`."
-        )
+        raise _none_in_use(vault)
     lora, version = _parsed(Record(str(number), body))
     if version.backbone != backbone.hash:
         raise IdiolectError(
             f"adapter {number} was trained on other weights than those of backbone "
-            f"'{backbone.name}': train anew by `idiolect personalize`."
+            f"'{backbone.name}': train again by `idiolect personalize`, or go back to the "
+            "backbone of before by `idiolect settings backbone NAME`."
         )
     return (_read_shared(vault, version.shared) if version.shared else zero), lora
 
@@ -454,7 +520,9 @@ def drop_shared(vault: Vault) -> None:
     One below an adapter that may still be used stays for it alone.
     """
     vault.delete("state", ["shared"])
-    _delete_shared(vault, {one.shared for one in versions(vault) if one.accepted})
+    used = active(vault)
+    kept = [one for one in versions(vault) if one.accepted or one.number == used]
+    _delete_shared(vault, {one.shared for one in kept})
 
 
 def _delete_shared(vault: Vault, used: Collection[str]) -> None:
@@ -473,6 +541,11 @@ def write(
     ``shared`` is then what everyone has: the backbone, with the shared adapter if a run
     brought one.
     """
+    with limits.held(settings(vault)):
+        return _written(vault, prompt, budget, compare)
+
+
+def _written(vault: Vault, prompt: str, budget: int, compare: bool) -> dict[str, str]:
     config = configured(vault)
     backbone, zero = reference(config)
     if not 0 < budget < backbone.context:
@@ -503,11 +576,13 @@ def export(vault: Vault, folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise IdiolectError(f"{folder} is not empty: name a new folder.")
     config = configured(vault)
-    backbone, zero = reference(config)
-    both = adapter(vault, backbone, zero)
+    with limits.held(settings(vault)):
+        backbone, zero = reference(config)
+        both = adapter(vault, backbone, zero)
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
         export_peft(folder, backbone, *both)
+        make_private(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise IdiolectError(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import IdiolectError
+from ..common.files import write_atomically
 from .vault import Key, Passphrase, RandomKey
 
 FILE = "IDIOLECT_PASSPHRASE_FILE"
@@ -86,8 +87,9 @@ def new_passphrase(file: Path | None = None, weak: bool = False) -> Key:
         It is too easy to guess, and not said to be `weak` on purpose.
     """
     file = file or _named_file()
-    first = _read(file) if file else _ask("new passphrase: ")
-    if first and not weak:
+    rule = "" if weak else f" ({LEAST} characters or more)"
+    first = _read(file) if file else _ask(f"new passphrase{rule}: ")
+    if not weak:
         check_strength(first)
     if not file and _composed(_ask("the same again: ")) != _composed(first):
         raise IdiolectError("the two passphrases differ: try again.")
@@ -150,9 +152,7 @@ def new_keyring_entry(vault: Path) -> Key:
     secret, name = os.urandom(32), f"vault {os.urandom(8).hex()}"
     with _asking() as keyring:
         keyring.set_password(SERVICE, name, secret.hex())
-    note = _own_entry(vault)
-    note.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    note.write_text(name)
+    write_atomically(_own_entry(vault), name.encode())
     return RandomKey(secret)
 
 
@@ -218,12 +218,28 @@ def _read(file: Path) -> str:
 
 
 def _ask(question: str) -> str:
+    """Ask at the terminal, which shows nothing of the answer.
+
+    Before this, nothing may be loaded that takes long: until `getpass` has the terminal,
+    it shows what is typed.
+    """
     if not sys.stdin.isatty():
         raise IdiolectError(
             "the vault is locked and nobody is at a terminal: name a file with the "
             f"passphrase by --passphrase-file or ${FILE}."
         )
-    return getpass.getpass(question)
+    try:
+        text = getpass.getpass(question)
+    except EOFError:
+        text = ""
+    except UnicodeDecodeError:
+        raise IdiolectError(
+            "what was typed is not text in this terminal's encoding: set the terminal to "
+            f"UTF-8, or name a file with the passphrase by --passphrase-file or ${FILE}."
+        ) from None
+    if not text:
+        raise IdiolectError("no passphrase was typed: start the command again.")
+    return text
 
 
 def _from_keyring(name: str) -> Key:

@@ -45,7 +45,7 @@ from cryptography.hazmat.primitives.keywrap import (
 )
 
 from ..common.errors import IdiolectError
-from ..common.files import sync_folder
+from ..common.files import make_folder, sync_folder
 from . import root as roots
 from .root import Root
 
@@ -191,7 +191,7 @@ class Vault:
         # Made under another name: a crash leaves no vault rather than half of one.
         new = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(path.parent)
             _remove(new)
             new.touch(mode=0o600)
             with named(path):

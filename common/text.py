@@ -117,8 +117,11 @@ def guard(log: logging.Logger) -> None:
     """Clean everything that this log writes; a second call changes nothing.
 
     Its handlers are guarded too, since the records of its children pass only by them.
+    Flower's handler colours what it writes, wherever that goes: no longer.
     """
     for place in (log, *log.handlers):
+        if getattr(place, "colored", False):
+            place.colored = False  # type: ignore[union-attr]
         if not any(isinstance(one, Printable) for one in place.filters):
             place.addFilter(Printable())
 

@@ -94,6 +94,10 @@ def main(grid: Grid, context: Context) -> None:
         if message == str(error):
             raise
         raise IdiolectError(message) from None
+    except (KeyboardInterrupt, SystemExit):
+        message = f"the run was stopped: -c resume={folder.path.name} goes on with it."
+        journal.write({"event": "failed", "message": message})
+        raise
     except BaseException as error:
         message = plain.nameless(f"{type(error).__name__}: {error}")
         journal.write({"event": "failed", "message": message})

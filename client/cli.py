@@ -637,8 +637,11 @@ def _join(options: argparse.Namespace) -> int:
         join(vault, server)
         line = public_line(vault)
     mark = fingerprint(server)
-    text = f"joined {printable(server.address)}, whose authority is, as `serve` shows it:\n"
-    text += f"  {mark}\nSend its operator this line, for `idiolect-server nodes add`:\n{line}"
+    text = (
+        f"joined {printable(server.address)}, whose authority is, as `serve` shows it:\n"
+        f"  {mark}\n"
+        f"Send its operator this line, for `idiolect-server nodes add`:\n{line}"
+    )
     found = {"server": server.address, "key": line, "authority": mark}
     return _say(options, found, text)
 

@@ -97,7 +97,7 @@ def read_invitation(file: Path) -> Server:
 
 
 def fingerprint(server: Server) -> str:
-    """SHA-256 of the authority that a device trusts, as `idiolect-server serve` shows it."""
+    """SHA-256 of the authority that a device trusts; `serve` shows the same."""
     certificate = load_pem_x509_certificate(server.certificate.encode())
     return certificate.fingerprint(hashes.SHA256()).hex()
 

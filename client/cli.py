@@ -671,15 +671,20 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _join(options: argparse.Namespace) -> int:
-    from .node import join, public_line, read_invitation
+    from .node import fingerprint, join, public_line, read_invitation
 
     server = read_invitation(options.invitation)
     with _open(options) as vault:
         join(vault, server)
         line = public_line(vault)
-    text = f"joined {printable(server.address)}. Its operator registers this device by "
-    text += "its key:\n"
-    return _say(options, {"server": server.address, "key": line}, text + line)
+    mark = fingerprint(server)
+    text = (
+        f"joined {printable(server.address)}, whose authority is, as `serve` shows it:\n"
+        f"  {mark}\n"
+        f"Send its operator this line, for `idiolect-server nodes add`:\n{line}"
+    )
+    found = {"server": server.address, "key": line, "authority": mark}
+    return _say(options, found, text)
 
 
 def _node(options: argparse.Namespace) -> int:
@@ -690,8 +695,7 @@ def _node(options: argparse.Namespace) -> int:
     key = unlock(options.vault, options.passphrase_file)
     with Vault.open(options.vault, key) as vault:  # before anything is started
         joined(vault)
-    keep_running(options.vault, key, tell)
-    return 0
+    return keep_running(options.vault, key, tell)
 
 
 def _consent(options: argparse.Namespace) -> int:
@@ -765,23 +769,29 @@ def _choose(vault: "Vault", name: str, value: str) -> str:
 
 
 def _sent(options: argparse.Namespace) -> int:
-    from .consent import sent
+    from .consent import sent, word_of
 
     with _open(options) as vault:
         found = sent(vault)
-    lines = [
-        f"{strftime('%Y-%m-%d %H:%M:%S', localtime(one.time))}  {one.bytes:9}  "
-        f"{printable(one.kind, 16):16}  {printable(one.run, 60):20}  {_covered(one)}"
-        for one in found
+    listed = [{**asdict(one), "what": word_of(one.kind)} for one in found]
+    notes = list(dict.fromkeys(one.why for one in found if one.why))
+    lines = [("when", "bytes", "what", "run", "protected by")] if found else []
+    for one in found:
+        when = strftime("%Y-%m-%d %H:%M", localtime(one.time))
+        run, what = printable(one.run, 60), word_of(one.kind)
+        lines.append((when, str(one.bytes), what, run, _covered(one, notes)))
+    text = [
+        f"{when:16}  {size:>9}  {what:8}  {run:22}  {covered}"
+        for when, size, what, run, covered in lines
     ]
-    text = "\n".join(lines) if lines else "nothing."
-    return _say(options, [asdict(one) for one in found], text)
+    text += [f"[{n}] {printable(why, 200)}" for n, why in enumerate(notes, 1)]
+    return _say(options, listed, "\n".join(text) if text else "nothing has left.")
 
 
-def _covered(one: "Sent") -> str:
+def _covered(one: "Sent", notes: list[str]) -> str:
     if one.epsilon is not None:
         return f"eps {one.epsilon:g}"
-    return f"no bound ({printable(one.why, 200)})" if one.why else "no bound"
+    return f"none [{notes.index(one.why) + 1}]" if one.why else "none"
 
 
 def _pause(options: argparse.Namespace) -> int:

@@ -422,6 +422,18 @@ OUTFLOW_OF = {
 
 
 REFUSED = "refused"  # name of the entry that counts what no task was done for
+# Messages that no answer of the owner is about, in one word; all others are `OUTFLOW_OF`'s.
+_WORDS = {
+    "HelloReply": "greeting",
+    "PersonaliseReply": "trained",
+    "Failure": "refusal",
+    "Missing": "request",
+}
+
+
+def word_of(kind: str) -> str:
+    """What the owner calls a kind of message: as in `DEFAULTS` where it is one of these."""
+    return OUTFLOW_OF.get(kind) or _WORDS.get(kind) or printable(kind, 16)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """A device's connection to a server: fetch tasks, carry them out, send the answers.
 
-It speaks Flower's fleet protocol with Flower's own connection code, where otherwise a
-SuperNode would stand, with one difference that matters on a device: a SuperNode runs the
-app bundle that comes with a run, that is, whatever code the server sends. Here no bundle is
-fetched or run. A task is data, and what it can ask for is what the installed `tasks` do.
+It speaks Flower's fleet protocol (`connection`), where otherwise a SuperNode would stand,
+with one difference that matters on a device: a SuperNode runs the app bundle that comes
+with a run, that is, whatever code the server sends. Here no bundle is fetched or run. A
+task is data, and what it can ask for is what the installed `tasks` do.
 
 Two processes: the keeper (`keep_running`) holds the vault's key and starts the worker
 again, with back-off, when it ended; the worker (`serve`) holds the open vault, the loaded
-backbone and the connection. A worker whose keeper is gone ends itself.
+backbone and the connection. A worker whose keeper is gone ends itself. Where the server
+does not take the device as it is, or the owner must decide something, both end.
 """
 
 import json
@@ -21,8 +22,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -44,6 +47,7 @@ LARGEST_INVITATION = 100_000  # characters
 POLL = 1.0  # seconds between two questions for a task
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a worker is started again
 SETTLED = 120.0  # a worker that lived this long is not failing at its start
+FINAL = 2  # exit code of a worker that has said what somebody must do first
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,12 @@ def read_invitation(file: Path) -> Server:
             "that `idiolect-server keys init` writes."
         ) from error
     return server
+
+
+def fingerprint(server: Server) -> str:
+    """SHA-256 of the authority that a device trusts; `serve` shows the same."""
+    certificate = load_pem_x509_certificate(server.certificate.encode())
+    return certificate.fingerprint(hashes.SHA256()).hex()
 
 
 def _is_plain(address: str) -> bool:
@@ -203,12 +213,14 @@ def public_line(vault: Vault) -> str:
 # --- the keeper ------------------------------------------------------------------------
 
 
-def keep_running(vault: Path, key: Key, say: Callable[[str], None]) -> None:
+def keep_running(vault: Path, key: Key, say: Callable[[str], None]) -> int:
     """Run a worker, and a new one whenever it has ended, until SIGTERM or Ctrl-C.
 
-    A server takes a device that vanished for present for up to a minute, and lets nobody
-    in with its key meanwhile; so a worker that cannot get in is tried again, later and
-    later.
+    Returns
+    -------
+    int
+        0 when told to end, and `FINAL` where a worker has said what must be done first: a
+        new one would end in the same way.
     """
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -221,12 +233,15 @@ def keep_running(vault: Path, key: Key, say: Callable[[str], None]) -> None:
             pass
         if stopping.is_set():
             _end(worker)
-            return
+            break
+        if worker.returncode == FINAL:
+            return FINAL
         if time.monotonic() - began > SETTLED:
             wait = FIRST_WAIT
         say(f"the node ended with {worker.returncode}; it starts again in {wait:g} s")
         stopping.wait(wait)
         wait = min(2 * wait, LONGEST_WAIT)
+    return 0
 
 
 def _start(vault: Path, key: Key) -> "subprocess.Popen[bytes]":
@@ -280,26 +295,22 @@ def serve(vault: Vault) -> None:
         push_objects,
     )
     from flwr.supercore.run import RunNotRunningException
-    from flwr.supernode.fleet_http_connection import http_request_response
 
+    from .connection import connected
     from .device import Device
     from .limits import hold_process
 
     guard(LOG)  # with the handlers that Flower has given it by now
     server, key = joined(vault), node_key(vault)
-    with http_request_response(
-        server.address,
-        insecure=False,
-        root_certificates=server.certificate.encode(),
-        authentication_keys=(key, key.public_key()),
-    ) as (node, receive, send, _run, _bundle, pull_object, push_object, confirm):
+    LOG.info("connecting to %s", printable(server.address))
+    with connected(server.address, server.certificate, key) as line:
         hold_process(settings(vault))
-        note_number(vault, node)
-        device = Device(vault, node)
-        LOG.info("%s is ready", device.user)
+        note_number(vault, line.node)
+        device = Device(vault, line.node)
+        LOG.info("%s is ready: it answers tasks until it is ended", device.user)
         while True:
             try:
-                found = receive()
+                found = line.receive()
                 if found is None:
                     time.sleep(POLL)
                     continue
@@ -307,8 +318,8 @@ def serve(vault: Vault) -> None:
                 run = head.metadata.run_id
                 task = pull_and_inflate_object_from_tree(
                     tree,
-                    lambda name, run=run: pull_object(run, name),
-                    lambda name, run=run: confirm(run, name),
+                    partial(line.pull, run),
+                    partial(line.confirm, run),
                     return_type=Message,
                 )
                 task.metadata.__dict__["_message_id"] = tree.object_id
@@ -316,14 +327,12 @@ def serve(vault: Vault) -> None:
                 began = time.monotonic()
                 reply = Message(device.answer(task), reply_to=task)
                 reply.metadata.__dict__["_message_id"] = reply.object_id
-                wanted, session = send(
+                wanted, session = line.announce(
                     reply, get_object_tree(reply), time.monotonic() - began
                 )
                 push_objects(
                     get_all_nested_objects(reply),
-                    lambda name, body, run=run, session=session: push_object(
-                        run, session, name, body
-                    ),
+                    partial(line.push, run, session),
                     object_ids_to_push=wanted,
                 )
             except RunNotRunningException:
@@ -343,11 +352,14 @@ def _watch_keeper() -> None:
 def main() -> int:
     """Be a worker: the vault's path as argument, its key on standard input."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the keeper ends us in order
     line = b""
     while not line.endswith(b"\n"):
         if not (byte := os.read(0, 1)):
             return 1  # the keeper was gone before it had given the key
         line += byte
+    from .connection import TurnedAway
+
     given = json.loads(line)
     LOG.propagate = False  # it has a handler of its own
     guard(LOG)
@@ -362,7 +374,7 @@ def main() -> int:
             serve(vault)
     except IdiolectError as error:
         complain(str(error), WRONG)
-        return 1
+        return FINAL if isinstance(error, TurnedAway) else 1
     except Exception as error:  # its own words may quote the owner's text
         place = keep_traceback(error, Path(sys.argv[1]).parent, quote=False)
         name = type(error).__name__

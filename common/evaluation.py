@@ -73,7 +73,9 @@ def evaluate(
     list of dict
         METRIC -> value, in the order of `users`. ``nll`` is per completion token;
         ``contrast`` and ``mrr`` say how the user's own text ranks among rival texts (see
-        `ranking`), ``mrr`` where each item has several (``evaluate.rivals``).
+        `ranking`), over the items that have any. Without one they are absent, as on
+        devices, where nobody has another's text; ``mrr`` also where each item has but one
+        (``evaluate.rivals``).
     """
     policy = _policy(shared, personals, method)
     both = [_with_rivals(backbone, user) for user in users]
@@ -94,7 +96,8 @@ def evaluate(
     ]
     if config.evaluate.shift:
         for user, lora, result in zip(users, personals, results, strict=True):
-            result["shift"] = shift(backbone, shared, lora, user)
+            if _all_rivals(user):
+                result["shift"] = shift(backbone, shared, lora, user)
     if generate_texts:
         own = [p[: len(u.held_out)] for u, p in zip(users, prompted, strict=True)]
         texts = _outputs(backbone, policy, own, config, config.contrast_of(method))
@@ -109,11 +112,15 @@ def _ranked(
     """``nll``, ``contrast`` and ``mrr`` from the scores of `_with_rivals`."""
     reward = (logp - reference) / [completion_tokens(entry) for entry in items]
     first = len(user.held_out)
-    counts = [len(_rivals(item)) for item in user.held_out]
-    found = ranking(reward[:first], np.split(reward[first:], np.cumsum(counts)[:-1]))
+    counts = np.array([len(item.rivals) for item in user.held_out])
+    nll = {"nll": _nll(logp[:first], items[:first])}
+    if not counts.any():
+        return nll  # a text alone ranks nowhere
+    rivals = np.split(reward[first:], np.cumsum(counts)[:-1])
+    found = ranking(reward[:first][counts > 0], [one for one in rivals if len(one) > 0])
     if max(counts) == 1:
         del found["mrr"]  # it would say what contrast says
-    return {"nll": _nll(logp[:first], items[:first]), **found}
+    return {**nll, **found}
 
 
 def _written(user: User, outputs: Sequence[str], config: Config) -> dict[str, float]:
@@ -131,11 +138,7 @@ def _with_rivals(backbone: Backbone, user: User) -> list[Encoded]:
 
 
 def _all_rivals(user: User) -> list[Item]:
-    return [rival for item in user.held_out for rival in _rivals(item)]
-
-
-def _rivals(item: Item) -> tuple[Item, ...]:
-    return item.rivals or (item,)
+    return [rival for item in user.held_out for rival in item.rivals]
 
 
 def _longer(
@@ -181,7 +184,7 @@ def shift(backbone: Backbone, shared: Lora, personal: Lora | None, user: User) -
 
     Those are the tokens of other people's texts (the rivals) to which the reference gives
     at least probability 1/2. Below zero, personalisation suppresses them. 0 for a method
-    without own adapter.
+    without own adapter. The user must have rivals.
     """
     batch = collate(backbone, encode_all(backbone, _all_rivals(user)))
     with torch.no_grad():

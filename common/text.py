@@ -117,10 +117,13 @@ def guard(log: logging.Logger) -> None:
     """Clean everything that this log writes; a second call changes nothing.
 
     Its handlers are guarded too, since the records of its children pass only by them.
-    What they write to takes every character from now on.
+    What they write to takes every character from now on, and none that colours: Flower's
+    handler colours wherever it writes.
     """
     make_encodable()
     for place in (log, *log.handlers):
+        if getattr(place, "colored", False):
+            place.colored = False  # type: ignore[union-attr]
         if not any(isinstance(one, Printable) for one in place.filters):
             place.addFilter(Printable())
 

@@ -95,6 +95,10 @@ def main(grid: Grid, context: Context) -> None:
         if message == str(error):
             raise
         raise IdiolectError(message) from None
+    except (KeyboardInterrupt, SystemExit):
+        message = f"the run was stopped: -c resume={folder.path.name} goes on with it."
+        journal.write({"event": "failed", "message": message})
+        raise
     except BaseException as error:
         message = plain.nameless(summary(error))
         defect = isinstance(error, Exception)  # else such as Ctrl-C

@@ -8,9 +8,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..common.command import FAILED, carry_out, code_of, complain, new_parser
 from ..common.errors import IdiolectError
@@ -142,20 +143,27 @@ def _add_devices(
     )
     serve = add(commands, "serve", _serve, "serve devices, until ended")
     serve.add_argument("--host", default="0.0.0.0", help="(default: all addresses)")
-    serve.add_argument("--port", type=int, default=9443, help="(default: 9443)")
-    run = add(commands, "run", _run, "run a flower app on the devices of a server")
+    serve.add_argument("--port", type=int, help="(default: as the invitation says)")
+    run = add(commands, "run", _run, "run a Flower app on the devices of a server")
     run.add_argument("app", type=Path, metavar="APP", help="its folder")
     run.add_argument(
         "-c", dest="words", action="append", default=[], metavar="KEY=VALUE"
     )
+    for name, act, text in (
+        ("attach", _attach, "show a run on devices that goes on"),
+        ("stop", _stop, "end a run on devices that goes on"),
+    ):
+        one = add(commands, name, act, text)
+        one.add_argument("name", metavar="RUN", help="its name, or `latest`")
     nodes = commands.add_parser("nodes", help="enrol devices, list and revoke them")
     parts = nodes.add_subparsers(required=True, metavar="COMMAND")
     one = add(parts, "add", _nodes_add, "let a device in")
     one.add_argument("key", help="the line that `idiolect node join` prints")
+    one.add_argument("--label", default="", help="what you call it in `nodes list`")
     one = add(parts, "list", _nodes_list, "list the devices that are let in")
     one.add_argument("--json", action="store_true", help="print JSON")
     one = add(parts, "revoke", _nodes_revoke, "let a device in no more")
-    one.add_argument("number", metavar="NODE", help="its number in `nodes list`")
+    one.add_argument("node", metavar="NODE", help="number or label of `nodes list`")
 
 
 def _add_study(
@@ -258,10 +266,13 @@ def _renew(options: argparse.Namespace) -> int:
 
 
 def _keys(options: argparse.Namespace) -> int:
-    from .deploy import keys_init
+    from .deploy import invited_to, keys_init
 
     invitation = keys_init(_at(options), options.names, options.port)
-    tell(f"keys are in {invitation.parent}; give every device {invitation}")
+    where = invited_to(invitation.parent)
+    tell(f"keys are in {invitation.parent}")
+    tell(f"give every device {invitation}")
+    tell(f"which says that the server is at {':'.join(map(str, where))}")
     return 0
 
 
@@ -273,25 +284,71 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from . import results
     from .deploy import prepare, run
 
-    plan = prepare(_at(options), options.app, options.words, Path.cwd())
+    folder = _at(options)
+    plan = prepare(folder, options.app, options.words, Path.cwd())
+    return _shown_to_its_end(
+        options, plan.folder.name, lambda console: run(folder, plan, console)
+    )
+
+
+def _attach(options: argparse.Namespace) -> int:
+    from .deploy import attach, handed
+
+    folder = _at(options)
+    name = handed(folder, options.name).folder.name
+    return _shown_to_its_end(
+        options, name, lambda console: attach(folder, name, console)
+    )
+
+
+def _shown_to_its_end(
+    options: argparse.Namespace,
+    name: str,
+    show: "Callable[[Console], dict[str, Any]]",
+) -> int:
+    """Show a run on devices; where this command ends before it, say that it goes on."""
+    from . import results
+    from .deploy import goes_on
+
+    signal.signal(signal.SIGTERM, _terminated)
     console = _console()
     try:
-        found = run(_at(options), plan, console)
+        found = show(console)
     except IdiolectError as error:
         return complain(str(error), code_of(error, FAILED))
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if goes_on(_at(options), name):
+            at = f" --at {options.at}" if options.at else ""
+            tell(f"run {name} goes on without this command")
+            tell(f"to look at it:  idiolect-server attach {name}{at}")
+            tell(f"to end it:      idiolect-server stop {name}{at}")
+        return 130 if isinstance(ended, KeyboardInterrupt) else 143
     console.print()
     results.render(found, console)
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from .deploy import stop
+
+    name = stop(_at(options), options.name)
+    tell(
+        f"run {name} has ended; the same command with -c resume={name} goes on with it"
+    )
     return 0
 
 
 def _nodes_add(options: argparse.Namespace) -> int:
     from .deploy import add_node
 
-    tell(f"let in as node {add_node(_at(options), options.key)}")
+    number = add_node(_at(options), options.key, options.label)
+    tell(f"let in as node {number}; now `idiolect node run` on the device")
     return 0
+
+
+STATES = {"registered": "not seen yet", "unregistered": "revoked"}
 
 
 def _nodes_list(options: argparse.Namespace) -> int:
@@ -301,17 +358,35 @@ def _nodes_list(options: argparse.Namespace) -> int:
     if options.json:
         tell_json(found, 2)
         return 0
+    if not found:
+        tell(
+            "no devices yet: `nodes add` takes the line that `idiolect node join` prints"
+        )
+        return 0
+    lines = [("node", "label", "state", "last seen")]
     for node in map(shown, found):
-        since = node["online-at"] if node["status"] == "online" else node["created-at"]
-        tell(f"{node['node-id']:>22}  {node['status']:11}  {since}")
+        state = STATES.get(node["status"]) or str(node["status"])
+        seen = _local(node["last-seen"])
+        lines.append((node["node-id"], node["label"] or "-", state, seen))
+    for number, label, state, seen in lines:
+        tell(f"{number:>20}  {label:20}  {state:12}  {seen}")
     return 0
+
+
+def _local(stamp: str | None) -> str:
+    """A time of Flower's as this machine's clock has it."""
+    try:
+        when = datetime.fromisoformat(stamp or "").astimezone()
+        return when.strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return stamp or "never"
 
 
 def _nodes_revoke(options: argparse.Namespace) -> int:
     from .deploy import revoke_node
 
-    revoke_node(_at(options), options.number)
-    tell(f"node {options.number} is let in no more")
+    number = revoke_node(_at(options), options.node)
+    tell(f"node {number} is let in no more; its key cannot return, a new one can")
     return 0
 
 

@@ -12,6 +12,8 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from flwr.supercore.constant import NodeStatus
+
 LAPSE = timedelta(seconds=60)  # after which a ServerApp without a heartbeat is dead
 ALL_ENDED = timedelta(days=-1)  # as if it were tomorrow
 BUSY_SECONDS = 10.0
@@ -85,6 +87,22 @@ def _delete(base: sqlite3.Connection, lapse: timedelta) -> bool:
         raise
     base.execute("COMMIT")
     return not going_on
+
+
+def find_node(path: Path, key: bytes) -> tuple[int, bool]:
+    """Return the number of the device with a public key in PEM, and whether it is revoked.
+
+    Raises
+    ------
+    LookupError
+        There is none.
+    """
+    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as base:
+        query = "SELECT node_id, status FROM node WHERE public_key = ?"
+        row = base.execute(query, (key,)).fetchone()
+    if row is None:
+        raise LookupError("no device has this key")
+    return row[0] % 2**64, row[1] == NodeStatus.UNREGISTERED
 
 
 def forget_soon(path: Path, patience: float) -> bool:

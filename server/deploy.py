@@ -16,6 +16,7 @@ import contextlib
 import datetime
 import fcntl
 import ipaddress
+import itertools
 import json
 import math
 import os
@@ -28,14 +29,15 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -56,6 +58,7 @@ from . import database, link, processes, results
 from .environment import flower_environment
 from .exchange import SIGNING_KEY
 from .flower import CONNECTION, check_status, connection, flwr, free_port, submit
+from .front import bound
 from .progress import Display
 from .simulate import Plan, check_backbone, configured, fetch_backbone, finished, follow
 
@@ -66,6 +69,7 @@ WARNED_DAYS = 30  # before its end `serve` says so
 PAIR = "server.pem"  # the server's private key and certificate: one file, so one change
 DAY = 86400.0  # seconds between two warnings
 START_SECONDS = 60.0
+STOP_SECONDS = 60.0  # for a run to end that was told to
 FORGET_SECONDS = 10.0  # for Flower to notice that a run has ended
 # The SuperLink notes at level INFO which node pushed a reply: who took part.
 QUIET = {"superlink": {"FLWR_LOG_LEVEL": "WARNING"}}
@@ -91,7 +95,7 @@ def keys_init(folder: Path, names: Sequence[str], port: int) -> Path:
         Host names and addresses by which devices reach the server; the invitation names
         the first.
     port
-        Of the entrance.
+        Of the entrance; `serve` listens there, since the invitation says it.
 
     Returns
     -------
@@ -101,7 +105,7 @@ def keys_init(folder: Path, names: Sequence[str], port: int) -> Path:
     Raises
     ------
     IdiolectError
-        There are keys already, or a name is none.
+        There are keys already, or a name or the port is none.
     """
     if (folder / "ca.key").exists():
         raise IdiolectError(
@@ -110,6 +114,7 @@ def keys_init(folder: Path, names: Sequence[str], port: int) -> Path:
         )
     for name in names:
         _general_name(name)
+    _check_port(port)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     authority_key = ec.generate_private_key(ec.SECP384R1())
@@ -127,6 +132,11 @@ def keys_init(folder: Path, names: Sequence[str], port: int) -> Path:
     results.write_json(folder / "invitation.json", invitation)
     _write_private(folder / "ca.key", _pem(authority_key))  # last: now there are keys
     return folder / "invitation.json"
+
+
+def _check_port(port: int) -> None:
+    if not 0 < port < 65536:
+        raise IdiolectError(f"there is no port {port}: give one from 1 to 65535.")
 
 
 def _now() -> datetime.datetime:
@@ -179,26 +189,40 @@ def keys_renew(folder: Path, names: Sequence[str] = ()) -> datetime.datetime:
         _general_name(name)
     before = _old_pair(folder)
     names = names or _names_of(folder, before)
-    if (reached := _reached(folder)) not in names:
+    if (reached := invited_to(folder)[0]) not in names:
         raise IdiolectError(
             f"the invitation says {reached}, and devices connect there: name it as well."
         )
     key = ec.generate_private_key(ec.SECP384R1())
     own = _certificate(names[0], key, (authority, authority_key), names)
     if before:
-        stamp = _now().strftime("%Y%m%d-%H%M%S")
-        _write_private(folder / f"server.before-{stamp}.pem", before)
+        _write_private(_backup(folder), before)
     _write_private(folder / PAIR, _pem(key) + own.public_bytes(Encoding.PEM))
     for name in ("server.key", "server.crt"):  # of a folder from before there was PAIR
         (folder / name).unlink(missing_ok=True)
     return own.not_valid_after_utc
 
 
-def _reached(folder: Path) -> str:
-    """Return the name or address in the invitation."""
+def _backup(folder: Path) -> Path:
+    """Return a name that no backup has: two in one second are two."""
+    stamp = _now().strftime("%Y%m%d-%H%M%S")
+    names = (f"{stamp}-{n}" if n > 1 else stamp for n in itertools.count(1))
+    files = (folder / f"server.before-{name}.pem" for name in names)
+    return next(file for file in files if not file.exists())
+
+
+def invited_to(folder: Path) -> tuple[str, int]:
+    """Return the name or address, and the port, at which the invitation says the server is.
+
+    Raises
+    ------
+    IdiolectError
+        The invitation is missing or damaged.
+    """
     file = folder / "invitation.json"
     try:
-        return str(json.loads(file.read_text())["address"]).rpartition(":")[0]
+        name, _, port = str(json.loads(file.read_text())["address"]).rpartition(":")
+        return name, int(port)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IdiolectError(
             f"{file} can't be read ({error}): put it back, every device has it too."
@@ -364,16 +388,29 @@ def serving(folder: Path) -> Serving | None:
         return None
 
 
-def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> None:
+def serve(
+    folder: Path, host: str, port: int | None, say: Callable[[str], None]
+) -> None:
     """Keep a server up until SIGTERM or Ctrl-C; end all it started.
+
+    Parameters
+    ----------
+    folder
+        Where `keys_init` wrote.
+    host, port
+        Where to listen; a port of None is the invitation's.
+    say
+        Told what the operator should know.
 
     Raises
     ------
     IdiolectError
-        There are no keys, or another `serve` holds the folder.
+        There are no keys, another `serve` holds the folder, or the port is taken.
     """
     _check_keys(folder)
     certificate_end(folder)
+    name, invited = invited_to(folder)
+    port = invited if port is None else port
     os.umask(0o077)  # log, database and token are for this account alone
     folder.chmod(0o700)
     stopping = threading.Event()
@@ -385,8 +422,12 @@ def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> Non
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise IdiolectError(
-                f"{folder} is being served already: end that process first."
+                f"{folder} is being served already: end that process first "
+                "(Ctrl-C where it runs, or `systemctl stop`)."
             ) from None
+        _check_listening(host, port)
+        for line in _introduction(folder, f"{name}:{invited}", host, port):
+            say(line)
         if (before := serving(folder)) is not None:  # killed: what it started may live
             processes.end(before.mark)
         now = Serving(secrets.token_hex(16), free_port())
@@ -405,6 +446,43 @@ def serve(folder: Path, host: str, port: int, say: Callable[[str], None]) -> Non
             processes.end(now.mark)
             database.forget_ended(base, database.ALL_ENDED)
             (folder / "serving.json").unlink(missing_ok=True)
+            say("the server has ended")
+
+
+def _check_listening(host: str, port: int) -> None:
+    """Refuse an address that the entrance could not listen at."""
+    _check_port(port)
+    try:
+        bound(host, port).close()
+    except (OSError, UnicodeError) as error:
+        raise IdiolectError(
+            f"nobody can listen at {host} port {port} "
+            f"({getattr(error, 'strerror', None) or error}): end what listens there, or "
+            "give another --host or --port."
+        ) from None
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of the authority's certificate, which `idiolect node join` shows too."""
+    authority = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+    return authority.fingerprint(hashes.SHA256()).hex()
+
+
+def _introduction(folder: Path, address: str, host: str, port: int) -> Iterator[str]:
+    """Say where the server is, how a device knows it, and how it is looked at and ended."""
+    place = folder.absolute()
+    yield f"devices connect to  {address}"
+    yield f"listening at        {host} port {port}"
+    if not address.endswith(f":{port}"):
+        yield (
+            f"warning: the invitation says {address}, so something must pass its port on "
+            f"to {port}; else start `serve` without --port"
+        )
+    yield f"invitation          {place / 'invitation.json'}"
+    yield "authority, SHA-256 (`idiolect node join` shows the same):"
+    yield f"  {fingerprint(folder)}"
+    yield f"log                 {place / 'server.log'}"
+    yield f"to end it           Ctrl-C, or kill {os.getpid()}; runs end with it"
 
 
 def _configure_flower(folder: Path, now: Serving) -> None:
@@ -522,7 +600,10 @@ def _keep_up(
             for name, command in commands.items():
                 process = running.get(name)
                 if process is not None and process.poll() is not None:
-                    say(f"{name} ended with {process.returncode}; it starts again")
+                    say(
+                        f"{name} ended with {process.returncode}; it starts again (see the "
+                        "end of server.log)"
+                    )
                     del running[name]
                     due[name] = time.monotonic() + wait[name]
                     wait[name] = min(2 * wait[name], LONGEST_WAIT)
@@ -537,6 +618,8 @@ def _keep_up(
                     )
                     if name == "superlink" and _answers(folder, command, running[name]):
                         say("the SuperLink is up")
+                    if name == "entrance":
+                        say("the entrance is up: devices and runs can come")
             stopping.wait(0.5)
 
 
@@ -574,50 +657,147 @@ def _running(folder: Path) -> dict[str, str]:
     return _environment(folder, now)
 
 
-def add_node(folder: Path, key: str) -> str:
+def add_node(folder: Path, key: str, label: str = "") -> str:
     """Register a device by its public key; returns its number.
 
-    It gets no name: the server need not know whose it is.
+    Parameters
+    ----------
+    folder
+        Of the running server.
+    key
+        The line that `idiolect node join` prints.
+    label
+        What the operator calls the device; it is in `LABELS` alone. None need be given: the
+        server need not know whose it is.
 
     Raises
     ------
     IdiolectError
-        The line is no such key, or it is registered already.
+        The line is no such key, it is registered already or was revoked, or another device
+        has the label.
     """
     environment = _running(folder)
-    if not key.startswith("ecdsa-sha2-nistp384 "):
+    if label != printable(label, LONGEST_LABEL):
         raise IdiolectError(
-            "that is no device's key: take the line that `idiolect node join` prints, "
-            "ecdsa-sha2-nistp384 AAAA…"
+            f"a label has at most {LONGEST_LABEL} printable characters: give a shorter one."
         )
+    if label and _numbers(folder, label):
+        raise IdiolectError(f"another device is called '{label}': give another name.")
+    try:
+        serialization.load_ssh_public_key(key.encode())
+        if not key.startswith("ecdsa-sha2-nistp384 "):
+            raise ValueError
+    except (ValueError, UnsupportedAlgorithm):
+        raise IdiolectError(
+            "that is no device's key: take the whole line that `idiolect node join` "
+            "prints, ecdsa-sha2-nistp384 AAAA…"
+        ) from None
     file = folder / f"node.{os.getpid()}.pub"
-    file.write_text(key + "\n")
+    _write_private(file, key.encode() + b"\n")
     try:
         command = ["supernode", "register", str(file), CONNECTION]
-        answer = _answer(command, environment, "register the device")
-        return str(answer["node-id"])
+        answer, reason = flwr(command, environment)
     finally:
         file.unlink()
+    if not answer.get("success"):
+        if "already in use" in reason:
+            raise IdiolectError(_why_in_use(folder, key))
+        raise IdiolectError(f"Flower could not register the device: {reason}")
+    number = str(answer["node-id"])
+    if label:
+        results.write_json(folder / LABELS, labels(folder) | {number: label})
+    return number
+
+
+def _why_in_use(folder: Path, key: str) -> str:
+    """Say why Flower does not register a key, and what to do."""
+    public = serialization.load_ssh_public_key(key.encode())
+    pem = public.public_bytes(
+        Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    number, revoked = database.find_node(folder / DATABASE, pem)
+    if revoked:
+        return (
+            f"that key was node {number} and was revoked, and a revoked key cannot return: "
+            "on the device `idiolect leave`, then `idiolect node join INVITATION` makes a "
+            "new one; add that."
+        )
+    return f"that key is let in already, as node {number}: there is nothing to do."
+
+
+LABELS = "labels.json"  # node -> what the operator calls it
+LONGEST_LABEL = 20  # so that a line of `nodes list` has at most 80 characters
+
+
+def labels(folder: Path) -> dict[str, str]:
+    """Return what the operator calls devices, by their number."""
+    try:
+        return dict(json.loads((folder / LABELS).read_text()))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as error:
+        raise IdiolectError(
+            f"{folder / LABELS} can't be read ({error}): move it away; devices stay "
+            "registered and have no names then."
+        ) from None
 
 
 def nodes(folder: Path) -> list[dict[str, Any]]:
-    """List the registered devices."""
+    """List the registered devices, and those that were revoked, oldest first.
+
+    Returns
+    -------
+    list of dict
+        As Flower says it, with ``label`` (what the operator calls it, or nothing) and
+        ``last-seen``: ``now``, ISO 8601, or None where it never was.
+    """
     environment = _running(folder)
     answer = _answer(["supernode", "list", CONNECTION], environment, "list devices")
-    return answer["nodes"]
+    known = labels(folder)
+    return [
+        {
+            **node,
+            "label": known.get(node["node-id"], ""),
+            "last-seen": _last_seen(node),
+        }
+        for node in answer["nodes"]
+    ]
 
 
-def revoke_node(folder: Path, number: str) -> None:
-    """Let a device in no more.
+def _numbers(folder: Path, label: str) -> list[str]:
+    """Return the devices that are let in under this label: one, or none."""
+    return [
+        node["node-id"]
+        for node in nodes(folder)
+        if node["label"] == label and node["status"] != "unregistered"
+    ]
+
+
+def _last_seen(node: Mapping[str, Any]) -> str | None:
+    if node["status"] == "online":
+        return "now"
+    times = [node[name] for name in ("online-at", "offline-at")]
+    return max((time for time in times if time and time != "N/A"), default=None)
+
+
+def revoke_node(folder: Path, word: str) -> str:
+    """Let a device, by its number or label, in no more; return its number.
 
     Raises
     ------
     IdiolectError
-        There is no such device.
+        There is no such device, or it was revoked before.
     """
-    environment = _running(folder)
+    number = next(iter(_numbers(folder, word)), word)
+    found = {node["node-id"]: node["status"] for node in nodes(folder)}
+    if found.get(number) in (None, "unregistered"):
+        why = "was revoked before" if number in found else "is not let in"
+        raise IdiolectError(
+            f"node {printable(word, 40)} {why}: `idiolect-server nodes list` lists them."
+        )
     command = ["supernode", "unregister", number, CONNECTION]
-    _answer(command, environment, f"revoke device {number}")
+    _answer(command, _running(folder), f"revoke device {number}")
+    return number
 
 
 def _answer(
@@ -654,7 +834,8 @@ def prepare(folder: Path, app: Path, words: Sequence[str], cwd: Path) -> Plan:
     plan = Plan(app.absolute(), config, place, 0, folder / "server.log")
     if results.is_locked(place):
         raise IdiolectError(
-            f"run '{place.name}' goes on already: see {plan.metrics}, or end its process."
+            f"run '{place.name}' goes on already: `idiolect-server attach {place.name}` "
+            f"shows it, `idiolect-server stop {place.name}` ends it."
         )
     return plan
 
@@ -667,25 +848,178 @@ def run(folder: Path, plan: Plan, console: Console) -> dict[str, Any]:
     IdiolectError
         The run failed; the sentence is the run's own where it gave one.
     """
-    name, output = plan.folder.name, str(plan.folder.parent)
     if (done := finished(plan, console)) is not None:
         return done
     environment = _running(folder)
     fetch_backbone(plan.config.backbone)
     _, offset = results.read_events(plan.metrics)
-    said = printable(f"run {name} in {output}", 1000)
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
-    with tempfile.TemporaryDirectory() as scratch, Display(console) as display:
+    said = f"run {plan.folder.name} in {plan.folder.parent}"
+    console.print(printable(said, 1000), markup=False, highlight=False, soft_wrap=True)
+    with tempfile.TemporaryDirectory() as scratch, _uninterrupted():
         settings = Path(scratch) / "run.toml"
         settings.write_text(configuration.to_toml(plan.config))
         identity = submit(plan.app, settings, environment)
-        serving = partial(results.is_locked, folder)
-        log = folder / "server.log"  # a ServerApp that was refused says why there
-        ask = partial(check_status, log, identity, environment)
-        mark = environment[processes.VARIABLE]
-        try:
-            for event in follow(plan, offset, serving, mark, ask):
-                display.show(event)
-        finally:  # what devices sent; where this is too early, `serve` does it
-            database.forget_soon(folder / DATABASE, FORGET_SECONDS)
-    return results.load(output, name)
+        _note_handed(folder, plan.folder, identity)
+    return _watch(folder, plan, identity, console, (offset, 0))
+
+
+def _watch(
+    folder: Path, plan: Plan, identity: str, console: Console, place: tuple[int, int]
+) -> dict[str, Any]:
+    """Show a run that was handed over, to its end; return its results.
+
+    Parameters
+    ----------
+    folder, plan, identity, console
+        The server's; the run, Flower's id of it, and where to show it.
+    place
+        Where in the run's events to begin, and how many of them are not news.
+    """
+    environment = _running(folder)
+    log = folder / "server.log"  # a ServerApp that was refused says why there
+    ask = partial(check_status, log, identity, environment)
+    up = partial(results.is_locked, folder)
+    offset, known = place
+    try:
+        with Display(console) as display:
+            events = follow(plan, offset, up, environment[processes.VARIABLE], ask)
+            for number, event in enumerate(events):
+                if number >= known or event["event"] == "warning":
+                    display.show(event)
+    except IdiolectError:
+        database.forget_soon(folder / DATABASE, FORGET_SECONDS)
+        raise
+    # What devices sent; where this is too early, or the run goes on, `serve` does it.
+    database.forget_soon(folder / DATABASE, FORGET_SECONDS)
+    return results.load(str(plan.folder.parent), plan.folder.name)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Take Ctrl-C at the end of the block: the run is handed over whole, or not."""
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
+
+
+HANDED = "handed"  # folder of notes: which runs were handed to this server
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A run that was handed to this server.
+
+    Attributes
+    ----------
+    identity
+        Flower's id of it, of its last start.
+    folder
+        The run's.
+    """
+
+    identity: str
+    folder: Path
+
+
+def _note_handed(folder: Path, place: Path, identity: str) -> None:
+    note = {"identity": identity, "folder": str(place)}
+    results.write_json(folder / HANDED / f"{place.name}.json", note)
+
+
+def handed(folder: Path, name: str) -> Handed:
+    """Return a run that was handed to this server; `name` may be ``latest``.
+
+    Raises
+    ------
+    IdiolectError
+        There is none of that name.
+    """
+    notes = {file.stem: file for file in (folder / HANDED).glob("*.json")}
+    if name == "latest" and notes:
+        name = max(notes, key=lambda one: notes[one].stat().st_mtime)
+    if name not in notes:
+        raise IdiolectError(
+            f"no run '{printable(name, 100)}' was handed to the server in {folder}: "
+            "`idiolect-server runs` lists the runs."
+        )
+    note = json.loads(notes[name].read_text())
+    return Handed(str(note["identity"]), Path(note["folder"]))
+
+
+def goes_on(folder: Path, name: str) -> bool:
+    """Whether a run was handed over and nothing has ended it."""
+    with contextlib.suppress(IdiolectError):
+        run = handed(folder, name)
+        fresh = not run.folder.exists()  # its ServerApp is being started
+        return fresh or results.is_locked(run.folder)
+    return False
+
+
+def attach(folder: Path, name: str, console: Console) -> dict[str, Any]:
+    """Show a run that goes on, to its end; of one that has ended, return the results.
+
+    Raises
+    ------
+    IdiolectError
+        There is no such run, or it failed.
+    """
+    run = handed(folder, name)
+    name = run.folder.name
+    if run.folder.exists() and not results.is_locked(run.folder):
+        return results.load(str(run.folder.parent), name)
+    console.print(f"run {name} goes on; Ctrl-C leaves it so", markup=False)
+    plan = Plan(Path(), configuration.Config(), run.folder, 0)
+    offset = _last_start(plan.metrics)
+    seen, _ = results.read_events(plan.metrics, offset)
+    return _watch(folder, plan, run.identity, console, (offset, len(seen) - 1))
+
+
+def _last_start(path: Path) -> int:
+    """Return where in a run's events its present life begins."""
+    with contextlib.suppress(FileNotFoundError):
+        before, mark, _ = path.read_bytes().rpartition(b'{"event": "start"')
+        return len(before) if mark else 0
+    return 0
+
+
+def stop(folder: Path, name: str) -> str:
+    """End a run that goes on; what it has done so far stays, and `resume` goes on there.
+
+    Returns
+    -------
+    str
+        The run's name.
+
+    Raises
+    ------
+    IdiolectError
+        There is no such run, it has ended already, or it does not end.
+    """
+    run, environment = handed(folder, name), _running(folder)
+    name, metrics = run.folder.name, run.folder / "metrics.jsonl"
+    answer, reason = flwr(["stop", run.identity, CONNECTION], environment)
+    if not answer.get("success"):
+        state = results.state_of(run.folder)
+        if state != "running":
+            raise IdiolectError(
+                f"run '{name}' has ended already: its state is {state}."
+            )
+        raise IdiolectError(f"Flower could not stop run '{name}': {reason}")
+    # The ServerApp hears of it with its next heartbeat; this is sooner.
+    starts = [e for e in results.read_events(metrics)[0] if e["event"] == "start"]
+    deadline = time.monotonic() + STOP_SECONDS
+    while results.is_locked(run.folder) and time.monotonic() < deadline:
+        if starts:
+            processes.end_one(int(starts[-1]["pid"]), environment[processes.VARIABLE])
+        time.sleep(0.5)
+    if results.is_locked(run.folder):
+        raise IdiolectError(
+            f"run '{name}' has not ended within {STOP_SECONDS:.0f} s: give the command "
+            "again, or end `serve`, which ends its runs."
+        )
+    return name

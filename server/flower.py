@@ -1,6 +1,7 @@
 """Talk to a SuperLink that serves devices: Flower's own commands, and their answers."""
 
 import json
+import re
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from ..common.errors import IdiolectError
 from .environment import BIN
 
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # which Flower's commands write into pipes, too
 CONNECTION = "private"  # what Flower's own configuration calls the SuperLink
 
 
@@ -40,6 +42,7 @@ def flwr(
         text=True,
         timeout=120,
         umask=0o077,
+        start_new_session=True,  # Ctrl-C is ours: a run is handed over whole or not
     )
     try:
         answer = json.loads(done.stdout)
@@ -48,7 +51,7 @@ def flwr(
     if not isinstance(answer, dict):
         answer = {}
     said = answer.get("error-message") or done.stdout + done.stderr
-    return answer, " ".join(str(said).split())
+    return answer, " ".join(COLOUR.sub("", str(said)).split())
 
 
 def submit(app: Path, settings: Path, environment: Mapping[str, str]) -> str:

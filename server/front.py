@@ -24,7 +24,6 @@ bounded number of connections and no memory beyond a header for each.
 import asyncio
 import asyncio.sslproto
 import contextlib
-import json
 import os
 import resource
 import socket
@@ -33,6 +32,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
 
 import h11
@@ -45,6 +45,7 @@ from flwr.supercore.constant import (
 )
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
+from ..common.turned_away import CLOCK
 from . import gate
 from .gate import Call, Caller, Refusal
 from .quota import Bucket, Shares, neighbourhood
@@ -275,16 +276,7 @@ async def call_of(entrance: Entrance, link: Link, wire: Wire) -> bool:
         return False
     call, size = route(request)
     headers = dict(request.headers)
-    try:
-        who = admitted(entrance, link, headers)
-    except Refusal as refusal:
-        if refusal.status != 401 or not call.path.endswith("/activate-node"):
-            raise
-        # Flower's client ends without a word at 401; this one it prints.
-        text = json.dumps(gate.unregistered_answer()).encode()
-        await wire.answer(412, [("content-type", "application/json"), LAST], text)
-        await _linger(wire)
-        return False
+    who = admitted(entrance, link, headers)
     try:
         with allowance(entrance, who, size):
             body = await _body(entrance, link, wire, size)
@@ -382,8 +374,10 @@ async def _refuse(wire: Wire, refusal: Refusal) -> None:
     if wire.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
         return  # an answer is half sent
     with contextlib.suppress(h11.LocalProtocolError):
-        kind = ("content-type", "text/plain")
-        await wire.answer(refusal.status, [kind, LAST], str(refusal).encode())
+        kept = [("content-type", "text/plain"), LAST]
+        if str(refusal) == CLOCK:  # what the time is here; nobody else is told
+            kept.append(("date", formatdate(usegmt=True)))
+        await wire.answer(refusal.status, kept, str(refusal).encode())
         await _linger(wire)
 
 

@@ -47,10 +47,10 @@ from flwr.supercore.constant import (
     FLEET_HTTP_SIGNATURE_HEADER,
     NodeStatus,
 )
-from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.primitives.asymmetric import verify_signature
 from google.protobuf.message import DecodeError, Message
 
+from ..common.turned_away import CLOCK, REVOKED, STRANGER, UNREGISTERED
 from .quota import Bucket
 
 SMALL = 64 << 10  # bytes of a call that carries names and numbers only
@@ -81,8 +81,8 @@ class Refusal(Exception):
     Attributes
     ----------
     status
-        Of the answer. 401 makes Flower's client end, 403 give up the run, and 503 try
-        again later.
+        Of the answer. 401 makes a device end, 403 give up the run, and 503 try again
+        later.
     """
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -156,12 +156,14 @@ def opened(database: Path) -> sqlite3.Connection:
 def caller(headers: Mapping[bytes, bytes], database: sqlite3.Connection) -> Caller:
     """Say who signed a call, from its headers alone.
 
-    The cheap checks come first: a stranger costs one look into an index.
+    The signature comes first: who cannot sign with the key that a call names learns
+    neither whether that key is registered nor what time it is here. It costs less than the
+    handshake before it, and a refusal ends the connection.
 
     Raises
     ------
     Refusal
-        The key is not registered, the time is not now, or the signature is wrong.
+        The signature is wrong, the time is not now, or the key is not registered.
     """
     try:
         raw, signed, stamp = headers[KEY], headers[SIGNATURE], headers[TIME]
@@ -171,31 +173,33 @@ def caller(headers: Mapping[bytes, bytes], database: sqlite3.Connection) -> Call
         signature = base64.b64decode(signed, validate=True)
         signed_at = datetime.datetime.fromisoformat(stamp.decode("ascii"))
         age = (datetime.datetime.now(datetime.UTC) - signed_at).total_seconds()
-        if (
-            not -SYSTEM_TIME_TOLERANCE
-            < age
-            < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
-        ):
-            raise ValueError("the time is not now")
     except (KeyError, ValueError, TypeError, OverflowError, binascii.Error):
-        raise Refusal(401, "no signature of a device") from None
-    node = _node_of(key, database)
-    if node is None:
-        raise Refusal(401, "this device is not registered")
+        raise Refusal(401, STRANGER) from None
     if not _is_signed(key, stamp, signature):
-        raise Refusal(401, "no signature of a device")
-    return Caller(key, node)
+        raise Refusal(401, STRANGER)
+    if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
+        raise Refusal(401, CLOCK)
+    return Caller(key, _node_of(key, database))
 
 
-def _node_of(key: bytes, database: sqlite3.Connection) -> int | None:
+def _node_of(key: bytes, database: sqlite3.Connection) -> int:
     row = database.execute(
-        "SELECT node_id FROM node WHERE public_key = ? AND status != ?",
-        (key, NodeStatus.UNREGISTERED),
+        "SELECT node_id, status FROM node WHERE public_key = ?", (key,)
     ).fetchone()
-    return None if row is None else row[0] % 2**64  # signed in the database
+    if row is None:
+        raise Refusal(401, UNREGISTERED)
+    if row[1] == NodeStatus.UNREGISTERED:
+        raise Refusal(401, REVOKED)
+    return row[0] % 2**64  # signed in the database
+
+
+# How the PEM of a key of P-384 begins: anybody's other text is not parsed.
+DEVICE_KEY = b"-----BEGIN PUBLIC KEY-----\nMHYwEAYHKoZIzj0CAQYFK4EEACIDYgAE"
 
 
 def _is_signed(key: bytes, stamp: bytes, signature: bytes) -> bool:
+    if not key.startswith(DEVICE_KEY):
+        return False
     try:
         public = load_pem_public_key(key)
     except (ValueError, UnsupportedAlgorithm):
@@ -203,14 +207,6 @@ def _is_signed(key: bytes, stamp: bytes, signature: bytes) -> bool:
     return isinstance(public, ec.EllipticCurvePublicKey) and verify_signature(
         public, stamp, signature
     )
-
-
-def unregistered_answer() -> dict[str, Any]:
-    """What Flower itself says to a device that is not registered and wants to begin."""
-    return {
-        "code": int(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED),
-        "detail": "Failed to activate SuperNode.",
-    }
 
 
 # Everything below the messages that were delivered to a node.

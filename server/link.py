@@ -8,6 +8,9 @@ are started through this module:
 
     superlink TOKEN …   flower-superlink, whose control interface asks for the token
     superexec …         flower-superexec, which hands a task's token over in memory
+    flwr-serverapp …    what the SuperExec starts for a run
+
+None of them colours its log, which is read as a file.
 
 The token is a file of this account. The `flwr` command sends it when `credentials` of it
 are in its ``FLWR_HOME``; the SuperExec signs with it, when both get
@@ -35,6 +38,7 @@ from flwr.supercore.constant import (
     TASK_TYPE_TO_COMMAND,
 )
 from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.logger import update_console_handler
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
@@ -95,7 +99,7 @@ def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
     try:
         os.write(token, spec.token.encode())
         command = [
-            TASK_TYPE_TO_COMMAND[spec.task_type],
+            *_program(TASK_TYPE_TO_COMMAND[spec.task_type]),
             TASK_TYPE_TO_APPIO_API_ADDRESS_ARG[spec.task_type],
             spec.runtime_api_address,
             *("--token-file", f"/proc/self/fd/{token}"),
@@ -112,6 +116,16 @@ def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
     finally:
         os.close(token)
     return LaunchResult.accepted()
+
+
+SERVER_APP = "flwr-serverapp"
+
+
+def _program(name: str) -> list[str]:
+    """The command line of a program of Flower's, through this module where it can be."""
+    if name != SERVER_APP:
+        return [name]
+    return [sys.executable, "-P", "-m", "idiolect.server.link", name]
 
 
 def superlink(token: str) -> None:
@@ -147,13 +161,19 @@ def superexec() -> None:
 
 
 def main() -> None:
-    """Be one of both: ``superlink TOKEN_FILE …`` or ``superexec …``."""
+    """Be one of them: ``superlink TOKEN_FILE …``, ``superexec …``, ``flwr-serverapp …``."""
     os.umask(0o077)  # what they write is for this account alone
+    update_console_handler(colored=False)
     role, *arguments = sys.argv[1:]
     if role == "superlink":
         token = Path(arguments[0]).read_text().strip()
         sys.argv = ["flower-superlink", *arguments[1:]]
         superlink(token)
+    elif role == SERVER_APP:
+        from flwr.superlink.cli import flwr_serverapp
+
+        sys.argv = [SERVER_APP, *arguments]
+        flwr_serverapp()
     else:
         sys.argv = ["flower-superexec", *arguments]
         superexec()

@@ -86,6 +86,12 @@ def end(
             time.sleep(0.1)
 
 
+def end_one(pid: int, mark: str) -> None:
+    """Ask one process to end, if it carries this mark."""
+    if (found := _status(pid)) is not None and is_marked(pid, mark):
+        _send(pid, found[1], signal.SIGTERM)
+
+
 def _is(pid: int, born: int) -> bool:
     """Whether the process of this id is alive and the one that started then."""
     return (found := _status(pid)) is not None and found[1] == born

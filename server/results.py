@@ -33,6 +33,9 @@ COMPARED = {"base": ("shared",), "shared": ("rag", "pag", "oppu")}
 REFERENCES = ("oppu", "bco")
 TRAINED = ("positives", "oppu", "cope", "kto", "bco", "c-bpo")
 
+# Without rivals, as on devices, there is nothing that a text could be ranked among.
+ABSENT = {"contrast": None}
+
 FEW_USERS = 20  # below, percentile intervals cover visibly less than they say
 
 LOWER_IS_BETTER = ("nll", "mae", "rmse")
@@ -217,7 +220,10 @@ def build(
             group: by_method(users, names, seed, resamples)
             for group, names in groups.items()
         },
-        "users": {user: dict(values) for user, values in users.items()},
+        "users": {
+            user: {method: {**ABSENT, **row} for method, row in values.items()}
+            for user, values in users.items()
+        },
         "cost": dict(cost),
         "privacy": dict(privacy),
     }
@@ -391,7 +397,7 @@ def console(width: int | None = None) -> Console:
 
 def render(results: Mapping[str, Any], console: Console) -> None:
     """Print the tables of one run, whatever its file holds."""
-    results = shown(results)
+    results = _without_rivals(shown(results))
     run, users = results["run"], results["users"]
     count = len(users) or run["users"]
     title = f"{run['task']} · {run['backbone']} · {count} users · seed {run['seed']}"
@@ -409,6 +415,28 @@ def render(results: Mapping[str, Any], console: Console) -> None:
         _grid(console, heading, methods)
     for line in _notes(results):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _without_rivals(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Results as they are shown: no contrast where nobody's items have rivals.
+
+    A run on devices of an earlier version says .5 there, whatever the method.
+    """
+    rows = [row for methods in results["users"].values() for row in methods.values()]
+    measured = any(row.get("contrast") is not None for row in rows)
+    if not rows or (measured and results["run"]["task"] != "text"):
+        return results
+
+    def cleared(rows: Mapping[str, Any], **more: None) -> dict[str, Any]:
+        return {
+            name: {metric: v for metric, v in row.items() if metric != "contrast"}
+            | more
+            for name, row in rows.items()
+        }
+
+    split = {group: cleared(rows) for group, rows in results["split"].items()}
+    methods, pairs = cleared(results["methods"], **ABSENT), cleared(results["pairs"])
+    return {**results, "methods": methods, "pairs": pairs, "split": split}
 
 
 def _grid(
@@ -464,6 +492,8 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"outputs decoded by contrast with the shared policy, lambda: {weights}"
     if 0 < len(results["users"]) < FEW_USERS:
         yield f"fewer than {FEW_USERS} users: bootstrap intervals are too narrow"
+    if any(row.get("contrast", 0) is None for row in results["methods"].values()):
+        yield "contrast is absent: no item has other users' texts to be ranked among"
     if results["users"] and not results["split"]:
         yield "no split into unique and non-unique users: alpha was not estimated"
     for key, meaning in (("failed", "failed"), ("dropped", "left out")):

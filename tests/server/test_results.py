@@ -144,7 +144,7 @@ def test_the_schema() -> None:
     ]
     assert found["methods"]["base"]["nll"]["mean"] == pytest.approx(15.5)
     assert found["methods"]["c-bpo"]["nll"]["n"] == 12
-    assert found["users"]["u03"]["oppu"] == {"nll": 11.0}
+    assert found["users"]["u03"]["oppu"] == {"contrast": None, "nll": 11.0}
     assert found["run"]["alpha"]["u05"] == 0.05
     assert found["run"]["alpha_estimated"] is True
     assert found["privacy"]["epsilon"]["release_observer"] is None

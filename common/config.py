@@ -584,6 +584,21 @@ def _build(cls: type, values: Mapping[str, Scalar], prefix: str = "") -> Any:
     return cls(**arguments)
 
 
+def _together(config: Config, names: tuple[str, ...], why: str) -> IdiolectError:
+    """Say that keys do not go together: what was set first, then what is a default.
+
+    The user may never have heard of a key that stands at its default, so each is named
+    with its value and where that comes from.
+    """
+    values, usual = flatten(config), defaults()
+    words = {name: f"'{name}' is {quoted(values[name])}" for name in names}
+    given = [words[name] for name in names if values[name] != usual[name]]
+    standing = [
+        f"{words[name]} by default" for name in names if values[name] == usual[name]
+    ]
+    return IdiolectError(f"config key {' and '.join(given + standing)}: {why}.")
+
+
 def _check_lists(config: Config) -> None:
     """Check the keys that hold a list or a number inside a string."""
     for name, words in (
@@ -629,19 +644,25 @@ def _check_lists(config: Config) -> None:
             "`estimate`, `true` or a number in [0, 0.9]."
         )
     if config.unlabeled.alpha == "true" and config.task not in PERSONAS:
-        raise IdiolectError(
-            "config key 'unlabeled.alpha' is 'true' but the overlap of real users is not "
-            f"known: use `estimate`, or one of the tasks {', '.join(PERSONAS)}."
+        raise _together(
+            config,
+            ("unlabeled.alpha", "task"),
+            "the overlap of real users is not known; set unlabeled.alpha=estimate, or one "
+            f"of the tasks {', '.join(PERSONAS)}",
         )
     if len(rates) > 1 and config.development_users == 0:
-        raise IdiolectError(
-            "config key 'personalise.learning-rates' gives several rates but "
-            "'development-users' is 0: give one rate, or development users to choose it on."
+        raise _together(
+            config,
+            ("development-users", "personalise.learning-rates"),
+            "of several rates one is chosen on development users; set one rate, such as "
+            f"personalise.learning-rates={rates[0]:g}, or development users",
         )
     if config.adapt.users == "development" and config.development_users == 0:
-        raise IdiolectError(
-            "config key 'adapt.users' is 'development' but 'development-users' is 0: "
-            "raise 'development-users', or let all users train the shared adapter."
+        raise _together(
+            config,
+            ("adapt.users", "development-users"),
+            "nobody would train the shared adapter; set development-users, or "
+            "adapt.users=all",
         )
 
 
@@ -653,15 +674,18 @@ def _check_work(config: Config) -> None:
     """
     own, unlabeled = config.personalise, config.unlabeled
     passes = {
-        "adapt.epochs": config.adapt.epochs * config.history,
-        "personalise.epochs": own.epochs * config.history * (2 + unlabeled.ratio),
+        ("adapt.epochs", "history"): config.adapt.epochs * config.history,
+        ("personalise.epochs", "history", "unlabeled.ratio"): own.epochs
+        * config.history
+        * (2 + unlabeled.ratio),
     }
-    for name, count in passes.items():
+    for names, count in passes.items():
         if count > MOST_PASSES:
-            raise IdiolectError(
-                f"config key '{name}' makes {count:.0f} passes over an item of one user: "
-                f"at most {MOST_PASSES} are allowed; lower it, 'history' or "
-                "'unlabeled.ratio'."
+            raise _together(
+                config,
+                names,
+                f"together they make {count:.0f} passes over an item of one user, and at "
+                f"most {MOST_PASSES} are allowed; lower one of them",
             )
 
 
@@ -670,44 +694,48 @@ def _check_privacy(config: Config) -> None:
     privacy = config.privacy
     if privacy.mode == "off":
         if privacy.metrics == "noisy" or config.adapt.clip_quantile:
-            what = (
-                "privacy.metrics"
-                if privacy.metrics == "noisy"
-                else "adapt.clip-quantile"
-            )
-            raise IdiolectError(
-                f"config key '{what}' needs the ledger: set privacy.mode=central."
-            )
+            noisy = privacy.metrics == "noisy"
+            what = "privacy.metrics" if noisy else "adapt.clip-quantile"
+            why = "that needs the ledger; set privacy.mode=central"
+            raise _together(config, (what, "privacy.mode"), why)
         return
     most = largest_delta(config)
     if privacy.delta > most:
-        raise IdiolectError(
-            f"config key 'privacy.delta' is {privacy.delta:g}: with {config.crowd} users "
-            f"it may be at most 1 / (10 users) = {most:g}, or the guarantee would allow "
-            "that some user is exposed altogether."
+        counted = ("users", "development-users")[: 1 if config.on_devices else 2]
+        raise _together(
+            config,
+            ("privacy.delta", *counted),
+            f"with {config.crowd} users delta may be at most 1 / (10 users), or the "
+            "guarantee would allow that some user is exposed altogether; set "
+            f"privacy.delta={10.0 ** math.floor(math.log10(most)):g}",
         )
     if config.adapt.clip <= 0:
-        raise IdiolectError(
-            "config key 'adapt.clip' is 0 but privacy.mode is 'central': the noise is "
-            "proportional to the clip; set a positive one."
+        raise _together(
+            config,
+            ("adapt.clip", "privacy.mode"),
+            "the noise is proportional to the clip; set a positive one",
         )
     if privacy.metrics == "noisy" and config.evaluate.users:
-        raise IdiolectError(
-            "config key 'evaluate.users' is for metrics per user, but privacy.metrics is "
-            "'noisy': set it to 0."
+        raise _together(
+            config,
+            ("evaluate.users", "privacy.metrics"),
+            "noisy metrics are sums over all users; set evaluate.users=0",
         )
     releases = len(config.method_list)
     if privacy.metrics == "noisy" and 0 < privacy.participations < releases:
-        raise IdiolectError(
-            f"config key 'privacy.participations' is {privacy.participations}, but the "
-            f"metrics of {releases} methods are {releases} releases: raise it, or name "
-            "fewer methods."
+        raise _together(
+            config,
+            ("privacy.participations", "privacy.metrics", "methods"),
+            f"the metrics of {releases} methods are {releases} releases; raise "
+            "privacy.participations, or name fewer methods",
         )
     if privacy.metrics == "noisy" and len(config.learning_rate_list) > 1:
-        raise IdiolectError(
-            "config key 'personalise.learning-rates' gives several rates but "
-            "privacy.metrics is 'noisy': choosing one by private users' metrics is a "
-            "release that no noise covers; give one rate."
+        raise _together(
+            config,
+            ("privacy.metrics", "personalise.learning-rates"),
+            "choosing one of several rates by private users' metrics is a release that no "
+            "noise covers; set one rate, such as "
+            f"personalise.learning-rates={config.learning_rate_list[0]:g}",
         )
 
 
@@ -722,10 +750,12 @@ def _check_devices(config: Config) -> None:
         "personalise.learning-rates": len(config.learning_rate_list) > 1,
     }
     if names := [name for name, bad in wrong.items() if bad]:
-        raise IdiolectError(
-            f"config key '{names[0]}' is set for a simulation, but task 'text' runs on "
-            "devices, which have no development users and show nobody their text: leave "
-            "data empty, give one learning rate, adapt.users=all, and no kind 'others'."
+        raise _together(
+            config,
+            ("task", names[0]),
+            "such a run goes to devices, which have no development users and show nobody "
+            "their text; leave data empty, give one learning rate, adapt.users=all, and no "
+            "unlabeled.kind 'others'",
         )
 
 

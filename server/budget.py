@@ -139,30 +139,36 @@ def new_ledger(path: Path | None, config: Config, crowd: Crowd) -> Ledger:
             if (why := protected(config, outflow))
         },
     )
-    for stage, what, why in unprotected(config):
-        ledger.open(stage, what, why)
+    for release in unprotected(config):
+        ledger.open(*release)
     ledger.save()
     return ledger
 
 
-def unprotected(config: Config) -> list[tuple[str, str, str]]:
-    """(stage, what, why) of what a configuration releases without noise."""
+def unprotected(config: Config) -> list[tuple[str, str, str, str]]:
+    """(stage, what, why, setting) of what a configuration releases without noise."""
     kind = config.unlabeled.kind
-    found: list[tuple[str, str, str]] = []
+    off = config.privacy.mode == "off"
+    bare = "privacy.mode=off"
+    found: list[tuple[str, str, str, str]] = []
     if "update" in used(config) and not charged(config, "update"):
-        found.append(("adapt", "exact average of the users' updates", SIMULATION))
+        what = "exact average of the users' updates"
+        found.append(("adapt", what, SIMULATION, bare))
     if "votes" in used(config) and not charged(config, "votes"):
-        found.append(("votes", "exact sum of the users' votes", SIMULATION))
+        found.append(("votes", "exact sum of the users' votes", SIMULATION, bare))
     if kind == "others":
-        found.append(("pool", "raw text of the other users", SIMULATION))
+        what = "raw text of the other users"
+        found.append(("pool", what, SIMULATION, "unlabeled.kind=others"))
     banked = kind in ("votes", "public", "anonymised") and not config.unlabeled.file
     if config.privacy.mode == "central" and config.data and banked:
         what = "a bank of histories of the same data set, chosen by who takes part"
-        found.append(("pool", what, SIMULATION))
+        found.append(("pool", what, SIMULATION, "no unlabeled.file"))
     if kind == "anonymised":
-        found.append(("pool", "scrubbed text whose like enough users have", NOT_DP))
+        what = "scrubbed text whose like enough users have"
+        found.append(("pool", what, NOT_DP, "unlabeled.kind=anonymised"))
     if not charged(config, "metrics"):
-        found.append(("metrics", "every user's metrics and alpha", SIMULATION))
+        setting = bare if off else "privacy.metrics=clear"
+        found.append(("metrics", "every user's metrics and alpha", SIMULATION, setting))
     return found
 
 

@@ -4,6 +4,7 @@ Exit codes: 1 where the run failed, or an audit; the others are in `common/comma
 """
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -398,9 +399,6 @@ def _terminated(*_: object) -> NoReturn:
 def _runs(options: argparse.Namespace) -> int:
     import dataclasses
 
-    from rich.table import Table
-    from rich.text import Text
-
     from . import results
 
     lines = list(results.runs(options.output_dir))
@@ -410,13 +408,14 @@ def _runs(options: argparse.Namespace) -> int:
     if not lines:
         tell(f"no runs in {results.runs_folder(options.output_dir)}")
         return 0
-    table = Table("run", "state", "task", "backbone", "users", "started", box=None)
+    rows = [("run", "state", "task", "backbone", "users", "started")]
     for line in lines:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.started))
         cells = (line.name, line.state, line.task, line.backbone, str(line.users))
-        cells = (*map(printable, cells), started if line.started else "–")
-        table.add_row(*map(Text, cells))
-    _console().print(table)
+        rows.append((*map(printable, cells), started if line.started else "–"))
+    # Nobody's terminal sets the width of a pipe, so there every run has one line.
+    wide = _console().width if sys.stdout.isatty() or "COLUMNS" in os.environ else 10**6
+    tell("\n".join(results.listed(rows, wide)))
     return 0
 
 
@@ -427,15 +426,16 @@ def _show(options: argparse.Namespace) -> int:
     if options.json:
         tell_json(found, 2)
     else:
-        results.render(found, _console())
+        results.render(found, _console(), whole=True)
     return 0
 
 
 def _console() -> "Console":
-    """Return a console; wide where nobody's terminal sets the width."""
+    """Return a console; wide where neither a terminal nor COLUMNS sets the width."""
     from .results import console
 
-    return console(None if sys.stdout.isatty() else 120)
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return console(None if known else 120)
 
 
 if __name__ == "__main__":

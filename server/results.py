@@ -10,12 +10,14 @@ import json
 import math
 import statistics
 import subprocess
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,10 +30,10 @@ from ..common.text import shown
 Users = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """User -> method -> metric -> value; None where it could not be measured."""
 
-# Baselines that the other methods are compared with, and what each is compared with.
-COMPARED = {"base": ("shared",), "shared": ("rag", "pag", "oppu")}
-REFERENCES = ("oppu", "bco")
-TRAINED = ("positives", "oppu", "cope", "kto", "bco", "c-bpo")
+# What the other methods are compared with. `base` takes the place of `shared` where that
+# was not run, and the first method with an own adapter that of `oppu` and `bco`.
+REFERENCES = ("shared", "rag", "pag", "oppu", "bco")
+UNTRAINED = ("base", "shared", "rag", "pag")
 
 # Without rivals, as on devices, there is nothing that a text could be ranked among.
 ABSENT = {"contrast": None}
@@ -133,18 +135,25 @@ def by_method(
 
 
 def pairs_of(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """Which methods are compared: ``(one, other)`` stands for ``one - other``."""
-    pairs = [
-        (one, other)
-        for other, against in COMPARED.items()
-        for one in against
-        if one in methods and other in methods
-    ]
-    for other in REFERENCES:
-        trained = [one for one in methods if one in TRAINED and other in methods]
-        # bco - oppu also says what oppu - bco would.
-        new = [one for one in trained if one != other and (other, one) not in pairs]
-        pairs += [(one, other) for one in new]
+    """Which methods are compared: ``(one, other)`` stands for ``one - other``.
+
+    Every method with an own adapter is compared with every reference that was run, and so
+    are prompts with `shared`; `shared` itself is compared with `base`.
+    """
+    references = [other for other in REFERENCES if other in methods]
+    pairs = [("shared", "base")] if {"shared", "base"} <= set(methods) else []
+    if "shared" not in references and "base" in methods:
+        references.insert(0, "base")
+    trained = [one for one in methods if one not in UNTRAINED]
+    if not {"oppu", "bco"} & set(methods):
+        references += sorted(trained, key="c-bpo".__eq__)[:1]
+    for other in references:
+        ones = trained if other in ("rag", "pag") else methods
+        for one in ones:
+            # bco - oppu also says what oppu - bco would.
+            new = one != other and (other, one) not in pairs
+            if new and (one in trained or one in ("rag", "pag")):
+                pairs.append((one, other))
     return pairs
 
 
@@ -390,13 +399,60 @@ def runs(output_dir: str = "") -> Iterator[RunLine]:
     yield from sorted(found, key=lambda line: (line.started, line.name))
 
 
+def listed(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Lay rows out in columns; no cell is ever cut, so that names can be copied.
+
+    Parameters
+    ----------
+    rows
+        The first one holds the headings.
+    width
+        Characters of a line. Where the columns need more, every row has a line of its own
+        for its first cell, and the others below it.
+    """
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    if sum(widths) + 2 * (len(widths) - 1) <= width:
+        lines = (
+            "  ".join(
+                set_cell_size(cell, size)
+                for cell, size in zip(row, widths, strict=True)
+            )
+            for row in rows
+        )
+        return [line.rstrip() for line in lines]
+    found: list[str] = []
+    for row in rows[1:]:
+        found.append(row[0])
+        cells = [f"{h} {c}" for h, c in zip(rows[0][1:], row[1:], strict=True)]
+        indent = "    "
+        found += textwrap.wrap(
+            " · ".join(cells),
+            max(width, 20),
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return found
+
+
 def console(width: int | None = None) -> Console:
     """Return a console that takes nothing in a text for an instruction."""
     return Console(width=width, markup=False, emoji=False)
 
 
-def render(results: Mapping[str, Any], console: Console) -> None:
-    """Print the tables of one run, whatever its file holds."""
+def render(results: Mapping[str, Any], console: Console, whole: bool = False) -> None:
+    """Print the tables of one run, whatever its file holds.
+
+    Parameters
+    ----------
+    results
+        What ``results.json`` holds.
+    console
+        Where to.
+    whole
+        Whether everything that no guarantee covers is listed below the tables.
+    """
     results = _without_rivals(shown(results))
     run, users = results["run"], results["users"]
     count = len(users) or run["users"]
@@ -413,8 +469,22 @@ def render(results: Mapping[str, Any], console: Console) -> None:
         side = "below" if group == "unique" else "at or above"
         heading = f"{group} users ({count}: alpha {side} the median)"
         _grid(console, heading, methods)
-    for line in _notes(results):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in _notes(results, whole):
+        for part in wrapped(line, console.width):
+            console.print(part, markup=False, highlight=False, soft_wrap=True)
+
+
+def wrapped(line: str, width: int) -> list[str]:
+    """Break a line between words, never inside one: names and paths can be copied."""
+    if line.startswith("results: "):  # a path with blanks stays whole too
+        return [line]
+    return textwrap.wrap(
+        line,
+        max(width, 20),
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _without_rivals(results: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -473,13 +543,44 @@ def _cell(value: Mapping[str, Any] | None, difference: bool) -> Text:
         return Text(mean)
     low, high = value["ci95"]
     clear = "*" if difference and (low > 0 or high < 0) else ""
+    clear = SWAMPED if swamped(value) else clear
     interval = f"{low:{sign}.3f}…{high:{sign}.3f}"
     return Text.assemble(f"{mean}{clear}\n", (interval, "dim"))
 
 
-def _notes(results: Mapping[str, Any]) -> Iterator[str]:
+SWAMPED = "?"
+
+
+def swamped(value: Mapping[str, Any]) -> bool:
+    """Whether the noise that was added to a mean hides it.
+
+    Its standard deviation is larger than the mean, or the interval of 95 % is as wide as
+    all that the metric can be.
+    """
+    noise = value.get("noise")
+    return noise is not None and noise > min(value["mean"], value["bound"] / 4)
+
+
+def _noise_notes(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what noisy metrics do not show."""
+    methods = results["methods"]
+    if results["users"] or not methods:
+        return
+    yield "no values per user, so no differences between methods and no split of the users"
+    if any(swamped(value) for row in methods.values() for value in row.values()):
+        yield (
+            f"{SWAMPED} noise swamps this value: the standard deviation of the noise is "
+            "larger than the value, or than a quarter of what the metric can be; more "
+            "users, fewer methods or a larger privacy.epsilon help"
+        )
+    if empty := [name for name, row in methods.items() if not row]:
+        yield f"nothing is left of {', '.join(empty)}: noise swamps the number of users"
+
+
+def _notes(results: Mapping[str, Any], whole: bool) -> Iterator[str]:
     """Yield what stands below the tables: who is missing, rates, cost, privacy, path."""
     run, cost = results["run"], results["cost"]
+    yield from _noise_notes(results)
     if rates := run.get("learning_rates"):
         chosen = ", ".join(f"{method} {rate:g}" for method, rate in rates.items())
         yield f"learning rates: {chosen}"
@@ -515,7 +616,7 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
         yield "; ".join([f"sent: {', '.join(sent)}", *[peak] * bool(peak)])
     elif peak:
         yield peak
-    yield from describe(results["privacy"])
+    yield from describe(results["privacy"], whole)
     if path := run.get("path"):
         yield f"results: {path}"
 

@@ -24,11 +24,12 @@ import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, reduce
 from importlib.metadata import version as version_of
 from pathlib import Path
+from statistics import NormalDist
 from types import ModuleType
 from typing import Any
 
@@ -150,13 +151,25 @@ def epsilons(events: Mapping[Event, int], delta: float, cap: int = 0) -> Epsilon
 
 def _amplified(events: Mapping[Event, int], delta: float, interval: float) -> float:
     """Epsilon against whoever sees the releases, on a grid of this fineness."""
-    mechanisms: Counter[Mechanism] = Counter()
-    for event, count in events.items():
-        if count and joint(event.z, event.clip_bit_z) < NOISELESS:
-            return math.inf
-        mechanisms[_mechanism(event)] += count
-    composed = tuple(sorted((+mechanisms).items()))
+    if _noiseless(events):
+        return math.inf
+    composed = _mechanisms(events)
     return _release(composed, delta, interval) if composed else 0.0
+
+
+def _noiseless(events: Mapping[Event, int]) -> bool:
+    return any(
+        count and joint(event.z, event.clip_bit_z) < NOISELESS
+        for event, count in events.items()
+    )
+
+
+def _mechanisms(events: Mapping[Event, int]) -> tuple[tuple[Mechanism, int], ...]:
+    """Mechanism -> how often, whatever the stage."""
+    found: Counter[Mechanism] = Counter()
+    for event, count in events.items():
+        found[_mechanism(event)] += count
+    return tuple(sorted((+found).items()))
 
 
 def _noise(event: Event) -> float:
@@ -210,11 +223,20 @@ def _release(
     which PLD supports. A mechanism that it does not support (zCDP of discrete noise,
     say) must move the whole ledger to RDP: epsilons of two accountants never add up.
     """
-    if all(q == 1 and not cohort for (_, q, cohort, _), _ in mechanisms):
+    if _plain(mechanisms):
         return _gaussian(sum(n / z**2 for (z, *_), n in mechanisms), delta)
+    return float(_composed(mechanisms, interval).get_epsilon_for_delta(delta))
+
+
+def _plain(mechanisms: tuple[tuple[Mechanism, int], ...]) -> bool:
+    """Whether nothing is sampled, so that all of it is one Gaussian."""
+    return all(q == 1 and not cohort for (_, q, cohort, _), _ in mechanisms)
+
+
+def _composed(mechanisms: tuple[tuple[Mechanism, int], ...], interval: float) -> Any:
+    """Distribution of the privacy loss of all of them together."""
     parts = [_privacy_loss(m, interval).self_compose(n) for m, n in mechanisms]
-    total = reduce(lambda one, other: one.compose(other), parts)
-    return float(total.get_epsilon_for_delta(delta))
+    return reduce(lambda one, other: one.compose(other), parts)
 
 
 @lru_cache(maxsize=16)  # a new round needs them again, composed once more
@@ -325,10 +347,11 @@ def _smallest(
 
 
 def power(epsilon: float, delta: float, false_alarms: float = 0.01) -> float:
-    r"""Largest true-positive rate of any test of "did this user take part?".
+    r"""Bound that (epsilon, delta) alone puts on any test of "did this user take part?".
 
     :math:`\min(1, e^\epsilon f + \delta, 1 - e^{-\epsilon} (1 - \delta - f))` at the
-    false-alarm rate f (Kairouz, Oh and Viswanath 2015, theorem 2.1).
+    false-alarm rate f (Kairouz, Oh and Viswanath 2015, theorem 2.1). It is far above what
+    a Gaussian allows: `strongest` is the bound for the events themselves.
     """
     grown = math.exp(min(epsilon, 700.0))
     return min(
@@ -336,6 +359,52 @@ def power(epsilon: float, delta: float, false_alarms: float = 0.01) -> float:
         grown * false_alarms + delta,
         1 - math.exp(-epsilon) * (1 - delta - false_alarms),
     )
+
+
+FALSE_ALARMS = 0.01
+
+
+def strongest(events: Mapping[Event, int], cap: int = 0) -> tuple[float, float]:
+    r"""Power of the best attack on exactly these events (their trade-off function).
+
+    Gaussians are together one Gaussian with :math:`\mu = (\sum 1 / z^2)^{1/2}`, whose best
+    test recognises :math:`\Phi(\Phi^{-1}(f) + \mu)` (Neyman and Pearson; Dong, Roth and Su
+    2022). With sampling it is the least of `power` over all pairs (epsilon, delta) that
+    the composed privacy loss distribution has, each of which holds.
+
+    Parameters
+    ----------
+    events, cap
+        As in `epsilons`.
+
+    Returns
+    -------
+    tuple
+        Largest true-positive rates at a false-alarm rate of `FALSE_ALARMS`, against the
+        two adversaries of `Epsilons`. Upper bounds; exact where nothing is sampled. 1 if
+        anything has no noise, `FALSE_ALARMS` if nothing was released.
+    """
+    if _noiseless(events):
+        return 1.0, 1.0
+    mechanisms = _mechanisms(events)
+    known = _best_test(_precision(events, cap))
+    if _plain(mechanisms):
+        return _best_test(sum(n / z**2 for (z, *_), n in mechanisms)), known
+    losses = _composed(mechanisms, INTERVAL)
+    # A pair beyond this one has a delta that no longer matters.
+    most = min(float(losses.get_epsilon_for_delta(1e-12)), 100.0)
+    grid = np.linspace(0.0, most, 1000)
+    deltas = losses.get_delta_for_epsilon(grid)
+    bounds = (
+        power(e, float(d), FALSE_ALARMS) for e, d in zip(grid, deltas, strict=True)
+    )
+    return min(bounds), known
+
+
+def _best_test(precision: float) -> float:
+    """Power of the best test of a Gaussian with this sum of 1 / z^2."""
+    normal = NormalDist()
+    return normal.cdf(normal.inv_cdf(FALSE_ALARMS) + math.sqrt(precision))
 
 
 # --- the ledger ----------------------------------------------------------------------
@@ -384,7 +453,8 @@ class Ledger:
     charges
         In order.
     open_releases
-        ``{"stage", "what", "why"}`` of everything that left without a guarantee.
+        ``{"stage", "what", "why"}`` of everything that left without a guarantee, with
+        the ``setting`` that asks for it.
     observed_participations
         Stage -> largest number of exchanges that any device took part in, as reported.
     audits
@@ -475,7 +545,7 @@ class Ledger:
         self.charges.append(charge)
         return charge.id
 
-    def open(self, stage: str, what: str, why: str) -> None:
+    def open(self, stage: str, what: str, why: str, setting: str = "") -> None:
         """Record, once, what is released without any guarantee.
 
         Parameters
@@ -485,8 +555,11 @@ class Ledger:
         why
             ``simulation``, alone or followed by more, if only a simulation may do it;
             otherwise a reason.
+        setting
+            Which key of the configuration asks for it, with its value.
         """
         release = {"stage": stage, "what": what, "why": why}
+        release |= {"setting": setting} if setting else {}
         if release not in self.open_releases:
             self._write(open_releases=[*self.open_releases, release])
             self.open_releases.append(release)
@@ -629,6 +702,7 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
         },
         "epsilon": epsilon,
         "budget": _finite(ledger.epsilon),
+        "attacker": _attacker(ledger, noisy) if noisy else None,
         "accountant": _accountant() if noisy else None,
         "events": [_event(ledger, event, count) for event, count in events.items()],
         "amplification": _amplification(ledger, noisy),
@@ -656,6 +730,16 @@ def _both(spent: Epsilons) -> dict[str, float | None]:
     return {
         "release_observer": _finite(spent.release),
         "server_knows_participants": _finite(spent.participants),
+    }
+
+
+def _attacker(ledger: Ledger, noisy: Mapping[Event, int]) -> dict[str, float]:
+    """What the best attack on the noisy events recognises."""
+    release, participants = strongest(noisy, ledger.kept_cap())
+    return {
+        "false_alarms": FALSE_ALARMS,
+        "release_observer": release,
+        "server_knows_participants": participants,
     }
 
 
@@ -859,8 +943,16 @@ def _audit(audit: Mapping[str, Any], alone: Mapping[str, float | None] | None) -
     return f"{text}, where {_up(claimed)} is claimed."
 
 
-def describe(card: Mapping[str, Any]) -> list[str]:
-    """Say a privacy card in plain words, a line each, for the terminal."""
+def describe(card: Mapping[str, Any], whole: bool = True) -> list[str]:
+    """Say a privacy card in plain words, a line each, for the terminal.
+
+    Parameters
+    ----------
+    card
+        As `card` builds it, in this version or an earlier one.
+    whole
+        Whether everything that is not covered is listed; else it is counted.
+    """
     modes = {
         "off": "off: no differential privacy",
         "central": "central differential privacy: the server adds the noise",
@@ -890,10 +982,41 @@ def describe(card: Mapping[str, Any]) -> list[str]:
             text += f"; most reported: {seen}"
             text += " (the cap was not kept)" if seen > taken["cap"] else ""
         lines.append(text)
-    lines.append(f"not covered: {'; '.join(card['not_covered'])}")
+    missing = card["not_covered"]
+    if whole:
+        lines += [f"not covered: {what}" for what in missing]
+    else:
+        lines.append(
+            f"not covered by any of this: {len(missing)} things, which `idiolect-server "
+            f"show {card['run']}` lists"
+        )
     alone = card["epsilon"] and (card["epsilon"]["dp_events_only"] or card["epsilon"])
+    if card["audit"]:
+        lines += explained(card["audit"])
     lines += [_audit(audit, alone) for audit in card["audit"]]
     return lines
+
+
+def explained(audits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say why the epsilon of an audit is far below the one that is claimed."""
+    bounds = [audit for audit in audits if "eps_lb" in audit]
+    if not bounds:
+        return []
+    one = bounds[0]
+    trials = f" from {one['guesses']} guesses" if "guesses" in one else ""
+    text = (
+        "how to read the audits: the epsilon of an audit is a lower bound, measured"
+        f"{trials} with {100 * one.get('conf', 0.95):g} % confidence: what one attack "
+        "has shown. A claimed epsilon is an upper bound, proven for every attack. They are "
+        "far apart because so few guesses show little, and no attack is the best one; the "
+        "truth lies between"
+    )
+    if "claimed" in one:
+        text += (
+            ". The audited aggregation is the code of the run at a noise of its own, for "
+            "which a small epsilon is claimed: none as large as most budgets could be seen"
+        )
+    return [f"{text}."]
 
 
 def _spent_lines(card: Mapping[str, Any]) -> list[str]:
@@ -907,9 +1030,7 @@ def _spent_lines(card: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     unbounded = None in (spent["release_observer"], spent["server_knows_participants"])
     if unbounded:
-        lines.append(
-            "epsilon: infinite, no privacy guarantee: something was released without noise"
-        )
+        lines.append(f"epsilon: infinite, no privacy guarantee: {_because(card)}")
         spent = spent["dp_events_only"]
         if spent is None:
             return lines
@@ -924,7 +1045,9 @@ def _spent_lines(card: Mapping[str, Any]) -> list[str]:
         if epsilon is None:
             lines.append(f"{prefix}{subject}: epsilon infinite, no privacy guarantee")
             continue
-        found = math.ceil(1000 * power(epsilon, card["delta"]) - 1e-9) / 10
+        # A card of an earlier version knows the bound of (epsilon, delta) only.
+        best = (card.get("attacker") or {}).get(key, power(epsilon, card["delta"]))
+        found = math.ceil(1000 * best - 1e-9) / 10
         lines.append(
             f"{prefix}{subject}: epsilon {_up(epsilon)} at delta {card['delta']:g}: at 1 % "
             f"false alarms an attacker who asks '{question}' recognises at most {found:g} "
@@ -935,6 +1058,16 @@ def _spent_lines(card: Mapping[str, Any]) -> list[str]:
             f"budget: epsilon {card['budget']:g} against whoever sees releases"
         )
     return lines
+
+
+def _because(card: Mapping[str, Any]) -> str:
+    """Which settings released something without noise."""
+    bare = any(not event["z"] for event in card["events"])
+    settings = [r["setting"] for r in card["open_releases"] if r.get("setting")]
+    settings += ["privacy.epsilon=inf"] * bare
+    named = ", ".join(dict.fromkeys(settings))
+    what = "something was released without noise"
+    return f"with {named} {what}" if named else what
 
 
 def _event_line(event: Mapping[str, Any]) -> str:

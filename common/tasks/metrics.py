@@ -230,8 +230,9 @@ def means_of_sum(
     Returns
     -------
     dict
-        METRIC -> ``{"mean", "ci95", "n"}``, clipped to [0, bound]; `n` is the noisy
-        number of users. Empty where the noise leaves fewer than one user.
+        METRIC -> ``{"mean", "ci95", "n", "noise", "bound"}``, mean and interval clipped
+        to [0, bound]; `n` is the noisy number of users, `noise` the standard deviation of
+        the mean's noise. Empty where the noise leaves fewer than one user.
     """
     size = math.sqrt(len(total))
     users = float(total[0]) * size
@@ -240,9 +241,10 @@ def means_of_sum(
     found: dict[str, dict[str, Any]] = {}
     for name, part in zip(names, total[1:], strict=True):
         share, bound = float(part) * size / users, BOUNDS[name]
-        error = 1.96 * std * size / users * math.sqrt(1 + share**2)
+        noise = std * size / users * math.sqrt(1 + share**2)
         low, mean, high = (
-            bound * min(max(v, 0.0), 1.0) for v in (share - error, share, share + error)
+            bound * min(max(share + k * noise, 0.0), 1.0) for k in (-1.96, 0.0, 1.96)
         )
         found[name] = {"mean": mean, "ci95": [low, high], "n": round(users)}
+        found[name] |= {"noise": bound * noise, "bound": bound}
     return found

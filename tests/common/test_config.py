@@ -58,14 +58,14 @@ def test_a_whole_number_may_stand_for_a_float() -> None:
         ({"personalise.learning-rates": "nan"}, "positive numbers"),
         ({"unlabeled.alpha": "much"}, "`true` or a number in [0, 0.9]"),
         ({"unlabeled.alpha": "0.95"}, "[0, 0.9]"),
-        ({"development-users": 0}, "development users to choose it on"),
+        ({"development-users": 0}, "one is chosen on development users; set one rate"),
         (
             {
                 "development-users": 0,
                 "personalise.learning-rates": "1e-3",
                 "adapt.users": "development",
             },
-            "raise 'development-users'",
+            "set development-users, or adapt.users=all",
         ),
     ],
 )
@@ -172,7 +172,7 @@ def test_markdown_says_what_is_allowed() -> None:
 def test_what_has_no_meaning_on_devices_is_refused(key, value) -> None:
     fine = {"task": "text", "personalise.learning-rates": "1e-3"}
     assert parse(fine).on_devices
-    with pytest.raises(IdiolectError, match=f"'{key}' is set for a simulation"):
+    with pytest.raises(IdiolectError, match=rf"'task' is 'text'.*'{key}' is "):
         parse(fine | {key: value})
 
 
@@ -231,7 +231,10 @@ def test_every_text_has_a_longest_length(name: str) -> None:
         ({"unlabeled.ratio": 1e9}, "'unlabeled.ratio' is 1000000000.0"),
         ({"personalise.epochs": 1000, "history": 10**6}, "passes over an item"),
         ({"history": 10**6, "unlabeled.ratio": 90.0}, "passes over an item"),
-        ({"adapt.epochs": 1000, "history": 20_000}, "'adapt.epochs' makes 20000000"),
+        (
+            {"adapt.epochs": 1000, "history": 20_000},
+            "'adapt.epochs' is 1000 and 'history' is 20000: together they make 20000000",
+        ),
         ({"methods": ",".join(["base"] * 100)}, "names a method twice"),
         ({"evaluate.contrasted": "cope,oppu,cope"}, "names a method twice"),
         ({"personalise.learning-rates": ",".join(["1e-3"] * 21)}, "at most 20"),
@@ -278,7 +281,7 @@ def test_toml_of_any_depth_is_refused(text: str) -> None:
 def test_delta_is_at_most_a_tenth_of_a_user(users, more, most) -> None:
     private = {"privacy.mode": "central", "users": users} | more
     assert parse(private | {"privacy.delta": most * 0.999}).crowd == round(0.1 / most)
-    with pytest.raises(IdiolectError, match=r"'privacy\.delta'.*10 users\) = "):
+    with pytest.raises(IdiolectError, match=r"'privacy\.delta' is .*10 users\)"):
         parse(private | {"privacy.delta": most * 1.001})
     parse(private | {"privacy.mode": "off", "privacy.delta": most * 1.001})
 
@@ -286,14 +289,70 @@ def test_delta_is_at_most_a_tenth_of_a_user(users, more, most) -> None:
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({"privacy.metrics": "noisy"}, "'privacy.metrics' needs the ledger"),
-        ({"adapt.clip-quantile": 0.5}, "'adapt.clip-quantile' needs the ledger"),
+        (
+            {"privacy.metrics": "noisy"},
+            "'privacy.metrics' is 'noisy'.*needs the ledger",
+        ),
+        ({"adapt.clip-quantile": 0.5}, "'adapt.clip-quantile' is 0.5.*the ledger"),
         ({"privacy.mode": "central", "adapt.clip": 0.0}, "proportional to the clip"),
     ],
 )
 def test_settings_without_a_guarantee_are_refused(values, match) -> None:
     with pytest.raises(IdiolectError, match=match):
         parse(values)
+
+
+CENTRAL = {"privacy.mode": "central"}
+RATES = "'personalise.learning-rates' is '1e-3,3e-3,1e-2' by default"
+
+
+@pytest.mark.parametrize(
+    ("values", "first", "other"),
+    [
+        ({"development-users": 0}, "development-users", RATES),
+        (CENTRAL | {"privacy.metrics": "noisy"}, "privacy.metrics", RATES),
+        ({"task": "text"}, "task", RATES),
+        (CENTRAL | {"users": 200_000}, "users", "'privacy.delta' is 1e-06 by default"),
+        (
+            {"privacy.metrics": "noisy"},
+            "privacy.metrics",
+            "'privacy.mode' is 'off' by default",
+        ),
+        (
+            {"adapt.users": "development", "development-users": 0}
+            | {"personalise.learning-rates": "1e-3"},
+            "adapt.users",
+            "and 'development-users' is 0: ",
+        ),
+        (
+            {"history": 10**6, "personalise.epochs": 900},
+            "personalise.epochs",
+            "'unlabeled.ratio' is 1.0 by default",
+        ),
+        (
+            {"task": "LaMP-4", "data": "d", "unlabeled.alpha": "true"},
+            "unlabeled.alpha",
+            "'task' is 'LaMP-4': ",
+        ),
+    ],
+)
+def test_what_the_user_set_is_named_first_and_defaults_as_such(
+    values: dict[str, Any], first: str, other: str
+) -> None:
+    with pytest.raises(IdiolectError) as raised:
+        parse(values)
+    said = str(raised.value)
+    assert said.startswith(f"config key '{first}' is ")
+    assert other in said
+    assert ("by default" in said) == ("by default" in other)
+
+
+def test_the_rates_and_delta_that_an_error_proposes_are_accepted() -> None:
+    for values in ({"development-users": 0}, CENTRAL | {"users": 200_000}):
+        with pytest.raises(IdiolectError) as raised:
+            parse(values)
+        name, value = re.findall(r"([a-z.-]+)=([0-9.e-]*[0-9])", str(raised.value))[0]
+        assert parse(values | {name: parse_word(name, value)})
 
 
 def test_a_recipe_sets_what_stands_at_its_default_and_nothing_else():

@@ -29,6 +29,7 @@ from idiolect.common.privacy.ledger import (
     joint,
     power,
     read_ledger,
+    strongest,
 )
 
 DELTA = 1e-6
@@ -285,6 +286,44 @@ def test_no_attacker_on_a_gaussian_beats_the_bound(z):
     best = norm.cdf(norm.ppf(0.01) + 1 / z)  # Neyman-Pearson
     epsilon = epsilons({Event("adapt", z): 1}, DELTA).release
     assert best <= power(epsilon, DELTA)
+    assert strongest({Event("adapt", z): 1})[0] == pytest.approx(best)
+
+
+def test_the_best_attack_on_the_events_and_not_on_their_epsilon():
+    """Two Gaussians of .9236 spend epsilon 8, with which 100 % would be possible."""
+    two = {Event("adapt", 0.9236): 1, Event("votes", 0.9236): 1}
+    assert power(epsilons(two, DELTA).release, DELTA) > 0.999
+    assert strongest(two) == (pytest.approx(0.2133, abs=1e-4),) * 2
+    ledger = budgeted(None, 9.0)
+    for event in two:
+        ledger.charge(event)
+    found = card(ledger, "r", "0", "0")
+    assert found["attacker"]["release_observer"] == pytest.approx(0.2133, abs=1e-4)
+    text = "\n".join(describe(found))
+    assert text.count("recognises at most 21.4 % of those") == 2
+    del found["attacker"]  # as an earlier version wrote it
+    assert "recognises at most 100 % of those" in "\n".join(describe(found))
+
+
+@pytest.mark.parametrize(("z", "q"), [(1.0, 0.1), (1.0, 0.5), (0.5, 0.1), (3.0, 0.01)])
+def test_a_hidden_draw_weakens_the_best_attack(z, q):
+    """Of a mixture of N(0, 1) and N(1/z, 1) the best test is a threshold."""
+    best = (1 - q) * 0.01 + q * norm.cdf(norm.ppf(0.01) + 1 / z)
+    found, known = strongest({Event("adapt", z, q): 1})
+    assert best <= found <= best + 1e-4
+    assert known == pytest.approx(norm.cdf(norm.ppf(0.01) + 1 / z))
+
+
+def test_a_cap_weakens_who_knows_who_took_part():
+    ten = {Event("adapt", 2.0, 0.1): 10}
+    assert strongest(ten, 1)[1] == pytest.approx(norm.cdf(norm.ppf(0.01) + 1 / 2))
+    assert strongest(ten)[1] == pytest.approx(norm.cdf(norm.ppf(0.01) + 10**0.5 / 2))
+
+
+def test_the_best_attack_where_there_is_no_noise_or_no_release():
+    assert strongest({Event("adapt", 0.0): 1}) == (1.0, 1.0)
+    assert strongest({Event("adapt", 1e-9, 0.5): 1}) == (1.0, 1.0)
+    assert strongest({}) == (pytest.approx(0.01),) * 2
 
 
 # --- the ledger ----------------------------------------------------------------------
@@ -533,14 +572,20 @@ def test_the_card_of_the_sample_programme():
 
 
 def test_the_card_in_words():
-    lines = describe(card(programme_g(), "first", "0.1", "abc"))
+    found = card(programme_g(), "first", "0.1", "abc")
+    lines = describe(found, whole=False)
     assert 8 <= len(lines) <= 14
+    (short,) = [line for line in lines if line.startswith("not covered")]
+    assert "7 things" in short and "`idiolect-server show first`" in short
+    listed = [line for line in describe(found) if line.startswith("not covered: ")]
+    assert listed == [f"not covered: {what}" for what in found["not_covered"]]
     text = "\n".join(lines)
     assert lines[0].startswith("mode: central")
     assert (
         "whoever sees the shared adapter and the unlabeled set: epsilon 0.847" in text
     )
-    assert "recognises at most 2.4 % of those" in text  # e^.847 of 1 %, rounded up
+    # The best attack on these events; e^.847 of 1 %, which epsilon alone allows, is 2.4 %.
+    assert "recognises at most 1.5 % of those" in text
     assert "epsilon 5.33 at delta 1e-06" in text  # 5.321 rounded up
     assert (
         "adapt: 50 x Poisson-sampled Gaussian, noise multiplier 1, clip bit 10" in text
@@ -590,7 +635,7 @@ def test_an_open_release_takes_the_guarantee_away():
     assert "the noisy releases by themselves" in found["claims"]["proven"][0]
     assert "texts that 20 users support" in found["not_covered"][0]
     text = "\n".join(describe(found))
-    assert "epsilon: infinite, no privacy guarantee" in text
+    assert "no privacy guarantee: something was released without noise" in text
     assert "the noisy part alone, whoever sees the shared adapter: epsilon" in text
 
 
@@ -608,6 +653,32 @@ def test_a_release_without_noise_takes_the_guarantee_away():
     assert found["epsilon"]["release_observer"] is None
     one = epsilons({VOTES: 1}, DELTA).release
     assert found["epsilon"]["dp_events_only"]["release_observer"] == one
+
+
+def test_a_card_names_the_setting_that_makes_epsilon_infinite():
+    ledger = budgeted(None, math.inf)
+    ledger.open("metrics", "metrics", "simulation", "privacy.metrics=clear")
+    ledger.open("pool", "text", "simulation", "unlabeled.kind=others")
+    ledger.open("adapt", "sum", "simulation", "privacy.metrics=clear")
+    ledger.charge(Event("adapt", 0.0))
+    text = "\n".join(describe(card(ledger, "r", "0", "0")))
+    assert (
+        "with privacy.metrics=clear, unlabeled.kind=others, privacy.epsilon=inf "
+        "something was released without noise" in text
+    )
+
+
+def test_an_audit_beside_an_epsilon_is_explained():
+    ledger = budgeted(None, 9.0)
+    ledger.charge(PLAIN)
+    bound = {"eps_lb": 0.477, "max_detectable": 4.2, "conf": 0.95, "guesses": 200}
+    ledger.audits.append({"name": "one", **bound, "claimed": 0.6})
+    lines = describe(card(ledger, "r", "0", "0"))
+    assert "lower bound, measured from 200 guesses with 95 % confidence" in lines[-2]
+    assert "upper bound, proven for every attack" in lines[-2]
+    ledger.audits[:] = [{"name": "s", "exposure": 1.0, "highest": 10.0, "sampled": 0}]
+    ledger.audits[0]["samples"] = 9
+    assert "lower bound" not in " ".join(describe(card(ledger, "r", "0", "0")))
 
 
 def test_a_seeded_run_proves_nothing():

@@ -80,6 +80,28 @@ def test_list(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no runs in" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("columns", ["80", "40", None])
+def test_a_narrow_terminal_cuts_no_name(
+    columns: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    names = ["headline-20261128-231616-seed0", "x" * 100]
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert cli.main(["runs", "--output-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert set(names) <= set(said.split())
+    assert columns or len(said.splitlines()) == 3  # headings, and a line each
+    if columns:
+        lines = [line for line in said.splitlines() if "x" * 100 not in line]
+        assert max(map(len, lines)) <= int(columns)
+
+
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["show"], ["simulate"]])
 def test_usage_errors_exit_2(arguments: list[str]) -> None:
     assert cli.main(arguments) == 2

@@ -101,7 +101,7 @@ def test_a_bank_made_of_the_data_set_is_no_public_bank():
     (entry, *_) = budget.unprotected(parse(real))
     assert "bank of histories of the same data set" in entry[1]
     filed = budget.unprotected(parse(real | {"unlabeled.file": "bank.jsonl"}))
-    assert [stage for stage, _, _ in filed] == ["metrics"]
+    assert [stage for stage, *_ in filed] == ["metrics"]
 
 
 def test_the_planned_releases_spend_the_budget_and_no_more(central):

@@ -156,13 +156,77 @@ def test_which_pairs_are_reported() -> None:
     assert list(found["pairs"]) == [
         "shared - base",
         "oppu - shared",
+        "bco - shared",
+        "c-bpo - shared",
         "bco - oppu",
         "c-bpo - oppu",
         "c-bpo - bco",
     ]
     assert found["pairs"]["c-bpo - oppu"]["nll"]["mean"] == pytest.approx(-2.0)
-    assert results.pairs_of(["base", "c-bpo"]) == []
-    assert results.pairs_of(["bco", "c-bpo"]) == [("c-bpo", "bco")]
+
+
+@pytest.mark.parametrize(
+    ("methods", "pairs"),
+    [
+        ("shared,kto,c-bpo", "kto-shared c_bpo-shared c_bpo-kto"),
+        ("c-bpo,shared,positives", "c_bpo-shared positives-shared c_bpo-positives"),
+        ("base,c-bpo", "c_bpo-base"),
+        ("bco,c-bpo", "c_bpo-bco"),
+        ("rag,c-bpo", "c_bpo-rag"),
+        ("base,rag", "rag-base"),
+        ("shared,rag,pag", "rag-shared pag-shared"),
+        ("base,shared,rag,cope", "shared-base rag-shared cope-shared cope-rag"),
+        ("c-bpo", ""),
+    ],
+)
+def test_every_trained_method_is_compared_with_what_was_run(methods, pairs) -> None:
+    """Plain SFT need not be among the methods."""
+    found = results.pairs_of(methods.split(","))
+    named = [tuple(p.replace("_", "~").split("-")) for p in pairs.split()]
+    assert found == [tuple(n.replace("~", "-") for n in pair) for pair in named]
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 10**6])
+def test_a_list_cuts_no_name(width: int) -> None:
+    long = "a-run-with-a-name-that-is-longer-than-any-terminal-is-wide-" + "x" * 30
+    rows = [("run", "state"), (long, "finished"), ("short", "running")]
+    lines = results.listed(rows, width)
+    assert [line.split()[0] for line in lines if long in line] == [long]
+    assert any(line.split()[0] == "short" for line in lines)
+    assert all(len(line) <= width for line in lines if long not in line)
+    if width == 10**6:
+        assert lines[2] == "short" + " " * (len(long) - 5 + 2) + "running"
+    else:
+        assert "    state running" in lines
+
+
+def test_notes_are_broken_between_words() -> None:
+    path = "results: /a/path with blanks/" + "x" * 90
+    assert results.wrapped(path, 80) == [path]
+    line = "not covered: " + "single-updates " * 20
+    parts = results.wrapped(line, 80)
+    assert all(len(part) <= 80 for part in parts)
+    assert " ".join(" ".join(parts).split()) == line.strip()
+
+
+def test_what_the_noise_swamps_is_marked() -> None:
+    def value(mean: float, noise: float, bound: float) -> dict[str, Any]:
+        ends = [max(mean - 1.96 * noise, 0.0), min(mean + 1.96 * noise, bound)]
+        return {"mean": mean, "ci95": ends, "n": 9, "noise": noise, "bound": bound}
+
+    found = make(users={}, run={"users": 9})
+    found["methods"] = {
+        "shared": {"nll": value(1.5, 0.4, 8.0), "rouge-1": value(0.0, 0.1, 1.0)},
+        "oppu": {"nll": value(7.0, 3.0, 8.0), "rouge-1": value(0.8, 0.3, 1.0)},
+        "kto": {},
+    }
+    text = printed(found)
+    marked = [word for word in text.split() if word.endswith("?") and word != "?"]
+    assert marked == ["0.000?", "7.000?", "0.800?"]  # a value, and 2/8 of the range
+    assert "? noise swamps this value" in text
+    assert "nothing is left of kto: noise swamps the number of users" in text
+    assert "no differences between methods" in text
+    assert "noise swamps" not in printed(make())
 
 
 def test_users_below_the_median_alpha_are_unique() -> None:

@@ -31,6 +31,7 @@ from ..common.config import Config, parse
 from ..common.errors import IdiolectError
 from ..common.evaluation import held_out_nll
 from ..common.files import make_private, private_folder
+from ..common.model_folder import unlike
 from ..common.personal import personalise
 from ..common.scoring import generate
 from ..common.tasks.types import Prompt, User
@@ -272,13 +273,13 @@ def check_learnt(vault: Vault, learnt: Mapping[str, str]) -> None:
 def _in_use(
     vault: Vault, backbone: Backbone, number: int
 ) -> tuple[Lora | None, Lora, Version] | None:
-    """The adapter in use with the shared one below it, if it is one of these weights."""
+    """The adapter in use with the shared one below it, if it is one of this backbone."""
     with vault.reading():
         body = vault.get("adapter", str(number)) if number else None
         if body is None:
             return None
         lora, version = _parsed(Record(str(number), body))
-        if version.backbone != backbone.hash:
+        if unlike(version.backbone, backbone.hash):
             return None
         below = _read_shared(vault, version.shared) if version.shared else None
     return below, lora, version
@@ -455,18 +456,18 @@ def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:
     Raises
     ------
     IdiolectError
-        None is, or it belongs to other weights than the backbone's.
+        None is, or it was trained on another backbone.
     """
     number = active(vault)
     body = vault.get("adapter", str(number)) if number else None
     if body is None:
         raise _none_in_use(vault)
     lora, version = _parsed(Record(str(number), body))
-    if version.backbone != backbone.hash:
+    if odd := unlike(version.backbone, backbone.hash):
         raise IdiolectError(
-            f"adapter {number} was trained on other weights than those of backbone "
-            f"'{backbone.name}': train again by `idiolect personalize`, or go back to the "
-            "backbone of before by `idiolect settings backbone NAME`."
+            f"adapter {number} was trained on another backbone than '{backbone.name}' is "
+            f"now (other {', '.join(odd)}): train again by `idiolect personalize`, or go "
+            "back to the backbone of before by `idiolect settings backbone NAME`."
         )
     return (_read_shared(vault, version.shared) if version.shared else zero), lora
 
@@ -475,12 +476,12 @@ def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:
 
 
 def latest_shared(vault: Vault, backbone: Backbone, zero: Lora) -> Lora:
-    """The shared adapter of the last run, if it is of these weights; else `zero`."""
+    """The shared adapter of the last run, if it is of this backbone; else `zero`."""
     name = (vault.get("state", "shared") or b"").decode()
     if not name:
         return zero
     of, _, digest = name.partition("/")
-    return _read_shared(vault, digest) if of == backbone.hash else zero
+    return zero if unlike(of, backbone.hash) else _read_shared(vault, digest)
 
 
 def _read_shared(vault: Vault, digest: str) -> Lora:

@@ -15,6 +15,7 @@ A single adapter is a stack of one and serves every row, whatever their number.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,31 @@ from .config import LoraShape
 from .errors import IdiolectError
 from .files import make_folder
 from .seeds import fixed_uniform
+
+# Of PEFT's settings, those that do not change what saved matrices do: how they were
+# trained, and where they came from. Which projections there are, the tensors' names say.
+WITHOUT_EFFECT = {
+    *(
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "peft_version",
+        "task_type",
+    ),
+    *("inference_mode", "lora_dropout", "eva_config", "runtime_config"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("r", "lora_alpha", "use_rslora", "qalora_group_size", "megatron_core"),
+    *("ensure_weight_tying", "fan_in_fan_out"),
+}
+# Others may be set, to these. All other initialisations change the backbone's weights.
+USUAL: dict[str, tuple[object, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
+}
+LORA_KEY = re.compile(
+    r"base_model\.model\.(?P<name>\S*\.layers\.\S+)\.lora_(?P<part>[AB])\.weight"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +232,7 @@ def attached(
         if entry is not None
     ]
     modules, dtype = dict(backbone.model.named_modules()), _products_in(backbone)
+    _check_fit(backbone.name, modules, stacks)
     joints = {
         name: tuple(part.detach().to(dtype) for part in _joined(stacks, name))
         for name in (stacks[0].b if stacks else ())
@@ -227,6 +254,24 @@ def attached(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _check_fit(name: str, modules: dict[str, Any], stacks: Sequence[Stack]) -> None:
+    """Refuse an adapter for projections that a backbone does not have in this shape.
+
+    Before the first hook is there: one that stayed would change every later score.
+    """
+    for part in dict.fromkeys(part for entry in stacks for part in entry.b):
+        shape = tuple(getattr(modules.get(part), "weight", torch.empty(0)).shape)
+        pairs = [(entry.a.get(part), entry.b.get(part)) for entry in stacks]
+        if any(
+            a is None or b is None or (b.shape[1], a.shape[2]) != shape
+            for a, b in pairs
+        ):
+            raise IdiolectError(
+                f"an adapter's projection '{part}' does not fit backbone '{name}', or the "
+                "adapter below it: take the backbone that it was trained on."
+            )
 
 
 def _products_in(backbone: Backbone) -> torch.dtype:
@@ -348,35 +393,68 @@ def export_peft(folder: Path, backbone: Backbone, shared: Lora, personal: Lora) 
 def import_peft(folder: Path) -> Lora:
     """Read a PEFT LoRA of any rank.
 
+    What is imported has the logits that PEFT itself would give. Settings that this code
+    does not know are refused, because a later PEFT may compute something else by them.
+
     Raises
     ------
     IdiolectError
-        No plain LoRA: another method, DoRA, biases, extra trained modules, or ranks
-        that differ between modules.
+        No plain LoRA: another method; one that changes the backbone's own weights (PiSSA,
+        OLoRA, CorDA, LoftQ, LoRA-GA); activated LoRA, DoRA, biases, trained embeddings or
+        other modules, ranks that differ between modules; or the files are damaged.
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
         tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    except (OSError, ValueError, TypeError, LookupError, SafetensorError) as error:
         raise IdiolectError(
             f"{folder} holds no PEFT adapter that can be read ({error}): it needs "
             "adapter_config.json and adapter_model.safetensors."
         ) from error
-    unusual = [
-        k for k in ("use_dora", "modules_to_save", "rank_pattern") if config.get(k)
-    ]
-    unusual += [k for k in ("alpha_pattern", "lora_bias") if config.get(k)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
-        unusual.append(f"{config.get('peft_type')} with bias={config.get('bias')}")
+    parts: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
+    unusual = _unusual(config)
+    for key, tensor in tensors.items():
+        found = LORA_KEY.fullmatch(key)
+        if found is None:
+            unusual.append(f"it holds {key}")
+        else:
+            parts[found["part"]][found["name"]] = tensor.float()
     if unusual:
         raise IdiolectError(
-            f"{folder} is no plain LoRA ({', '.join(unusual)}): only LoRA with one rank, "
-            "without biases and extra modules, can be imported."
+            f"{folder} is no plain LoRA ({', '.join(unusual[:3])}): only LoRA with one "
+            "rank, on unchanged weights of a backbone's linear projections, without "
+            "biases and extra modules, can be imported."
         )
-    rank = int(config["r"])
-    scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-    prefix, parts = "base_model.model.", {"A": {}, "B": {}}
-    for key, tensor in tensors.items():
-        name, _, part = key.removeprefix(prefix).rpartition(".lora_")
-        parts[part[0]][name] = tensor.float()
-    return Lora(parts["A"], parts["B"], float(scale))
+    _check_pairs(folder, parts["A"], parts["B"], rank)
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    return Lora(parts["A"], parts["B"], scale)
+
+
+def _unusual(config: dict[str, Any]) -> list[str]:
+    """Settings of a PEFT adapter by which it is more than B A, added to frozen weights."""
+    found = [
+        f"{name}={value!r:.40}"
+        for name, value in config.items()
+        if value and name not in WITHOUT_EFFECT and value not in USUAL.get(name, ())
+    ]
+    return found if config.get("peft_type") else [*found, "no peft_type"]
+
+
+def _check_pairs(
+    folder: Path, a: dict[str, Tensor], b: dict[str, Tensor], rank: int
+) -> None:
+    """Each projection has A [r, in] and B [out, r], with finite numbers."""
+    odd = sorted(a.keys() ^ b.keys()) or [
+        name
+        for name in a
+        if a[name].shape[:1] != (rank,)
+        or b[name].shape[1:] != (rank,)
+        or a[name].dim() != 2
+        or not (a[name].isfinite().all() and b[name].isfinite().all())
+    ]
+    if odd or not a:
+        raise IdiolectError(
+            f"{folder} is damaged, its projection '{(odd or ['any'])[0]}' has no pair of "
+            f"matrices of rank {rank}: copy the adapter again."
+        )

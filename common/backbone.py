@@ -1,14 +1,13 @@
-"""The frozen backbone: one per process, with its tokenizer and its identity.
+"""The frozen backbone: one per process, with its tokenizer and its prompts.
 
 Any causal language model of the supported families can be the backbone; everything that
 is trained lives beside it (`adapters`). The backbone itself is never written to.
 """
 
-import hashlib
-import json
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from .errors import IdiolectError
-from .files import home, write_atomically
+from .model_folder import FAMILIES as FAMILIES
+from .model_folder import TINY as TINY
+from .model_folder import check_folder, identity, locate
+from .model_folder import weights_hash as weights_hash
 from .tasks.types import Item, Prompt
+from .wording import Wording, read_wording
 
-# Families on whose module layout and logits the engine is tested. Another family may
-# scale, cap or route its logits in a way that silently changes every log-probability.
-FAMILIES = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "phi",
-    "phi3",
-)
-TINY = Path(__file__).parent / "tiny"
 # A layer of these parts is x + attention(norm(x)), and of that y + mlp(norm(y)). Others
 # have more norms, or both branches side by side.
 PLAIN_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -45,7 +34,7 @@ class Encoded:
     Attributes
     ----------
     ids
-        Prompt and completion, with the end-of-sequence token.
+        Prompt and completion, with the token that ends it.
     prompt_length
         Number of prompt tokens; the completion is ``ids[prompt_length:]``.
     truncated
@@ -70,7 +59,8 @@ class Backbone:
     tokenizer
         Its tokenizer.
     hash
-        SHA-256 of the weight files, the identity that server and devices compare.
+        What decides its scores, part by part (`model_folder.identity`): server and devices
+        compare it, and adapters are bound to it.
     context
         Longest sequence in tokens.
     """
@@ -91,18 +81,25 @@ class Backbone:
         """The model's compute dtype."""
         return self.model.dtype
 
+    @cached_property
+    def wording(self) -> Wording:
+        """How texts become tokens."""
+        return read_wording(self.name, self.tokenizer)
+
     @property
     def end_ids(self) -> list[int]:
-        """Token ids that end a generated completion."""
+        """Token ids that end a generated completion; the first ends those that we score."""
         ends = self.model.generation_config.eos_token_id
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-        return list(dict.fromkeys([self.tokenizer.eos_token_id, *ends]))
+        return list(
+            dict.fromkeys([self.wording.end, self.tokenizer.eos_token_id, *ends])
+        )
 
     @property
     def pad_id(self) -> int:
         """A token id to fill up with; it is always masked."""
-        pad = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if pad is None else pad
+        pad, rows = self.tokenizer.pad_token_id, self.model.config.vocab_size
+        return self.wording.end if pad is None or pad >= rows else pad
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Last hidden states [N, T, d] of right-padded ids [N, T].
@@ -141,18 +138,8 @@ class Backbone:
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def prompt_text(self, prompt: Prompt) -> str:
-        """The prompt as the model reads it: in the chat template where there is one."""
-        if not self.tokenizer.chat_template:
-            return prompt.text
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt.text}],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-
     def encode(self, item: Item) -> Encoded:
-        """Tokens of prompt, completion and end of sequence, at most `context` of them.
+        """Tokens of prompt, completion and its end, at most `context` of them.
 
         An item that is too long loses tokens from the left of the prompt's input. What
         the user wrote and the instruction around the input are never cut.
@@ -180,43 +167,25 @@ class Backbone:
         self, prompt: Prompt, budget: int, name: str
     ) -> tuple[list[int], bool]:
         """Tokens of a prompt within `budget`, and whether the input was shortened."""
-        ids, truncated = self._tokens(self.prompt_text(prompt)), False
+        ids, truncated = self.wording.prompt(prompt.text), False
         while len(ids) > budget:
-            spans = self.tokenizer(
-                prompt.input, add_special_tokens=False, return_offsets_mapping=True
-            )["offset_mapping"]
-            if not spans:
+            if not prompt.input:
                 raise IdiolectError(
                     f"item '{name}' needs more than the context of {self.context} tokens "
                     "for its instruction and target alone: raise 'max-length' or take a "
                     "backbone with a longer context."
                 )
-            cut = spans[min(len(ids) - budget, len(spans)) - 1][1]
-            prompt = Prompt(prompt.before, prompt.input[max(cut, 1) :], prompt.after)
-            ids, truncated = self._tokens(self.prompt_text(prompt)), True
+            kept = self.wording.cut(prompt.input, len(ids) - budget)
+            prompt = Prompt(prompt.before, kept, prompt.after)
+            ids, truncated = self.wording.prompt(prompt.text), True
         return ids, truncated
 
-    def _tokens(self, text: str) -> list[int]:
-        # A chat template writes its own special tokens into the text.
-        special = not self.tokenizer.chat_template
-        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
-
     def completion(self, item: Item) -> list[int]:
-        """Tokens of what was written, as they follow the prompt, and end of sequence."""
-        # Tokenised behind the prompt's last characters, because a tokenizer may treat
-        # the start of a text differently from its middle.
-        chat = bool(self.tokenizer.chat_template)
-        head = self.prompt_text(item.prompt)[-16:] if chat else item.prompt.text[-16:]
-        text = head + ("" if chat else " ") + item.target
-        before = self.tokenizer(head, add_special_tokens=False)["input_ids"]
-        whole = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        shared = 0
-        while shared < len(before) and before[shared] == whole[shared]:
-            shared += 1
-        return [*whole[shared:], self.end_ids[0]]
+        """Tokens of what was written, as they follow the prompt, and of its end."""
+        return self.wording.answer(item.target)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of generated tokens, up to the first end of sequence."""
+        """Text of generated tokens, up to the first token that ends it."""
         ends = [i for i, token in enumerate(ids) if token in self.end_ids]
         text = self.tokenizer.decode(
             ids[: ends[0]] if ends else ids, skip_special_tokens=True
@@ -243,103 +212,109 @@ def load_backbone(name: str, dtype: str, device: str, max_length: int) -> Backbo
     Raises
     ------
     IdiolectError
-        The model is not there, is of an unsupported family, or has no safetensors
-        weights. Nothing is ever unpickled and no remote code is run.
+        The model is not there, is of an unsupported family, lacks weights or has others
+        than its configuration, or its tokenizer does not belong to it. Nothing is ever
+        unpickled and no remote code is run.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # a bar per file is noise in the log of every process
     folder = locate(name)
-    family = check_family(name, folder)
+    family = check_folder(name, folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise IdiolectError("device is 'cuda' but torch sees no GPU: use device=cpu.")
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise IdiolectError(
-            f"backbone '{name}' ({family}) could not be loaded: {reason} Check that the "
-            "folder holds config.json, safetensors weights and a tokenizer."
-        ) from error
-    if tokenizer.eos_token_id is None or not tokenizer.is_fast:
-        raise IdiolectError(
-            f"backbone '{name}' has no fast tokenizer with an end-of-sequence token: "
-            "save it with its tokenizer.json."
-        )
+    model, tokenizer = _loaded(name, folder, family, getattr(torch, dtype))
     model.requires_grad_(False).eval().to(device)
     context = min(max_length, model.config.max_position_embeddings)
-    return Backbone(name, model, tokenizer, weights_hash(folder), context)
+    _check_scale(name, model.config, context)
+    backbone = Backbone(name, model, tokenizer, identity(folder), context)
+    _check_vocabulary(backbone)
+    return backbone
 
 
-def locate(name: str) -> Path:
-    """Return the folder of a backbone, fetched from the model hub if need be.
+def _loaded(
+    name: str, folder: Path, family: str, dtype: torch.dtype
+) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder, every weight of which was in its files."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    Raises
-    ------
-    IdiolectError
-        There is no such folder and no such model, or no network to fetch it.
+    try:
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # readers of damaged files raise bare ones, too
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than config.json says"
+        raise IdiolectError(
+            f"backbone '{name}' ({family}) could not be loaded ({reason[:200]}): check "
+            "that the folder holds config.json, safetensors weights and a tokenizer, all "
+            "of one model."
+        ) from error
+    model, report = loaded
+    for key, what in (
+        ("missing_keys", "lacks {} weights that its config.json asks for"),
+        ("unexpected_keys", "has {} weights that its config.json does not know"),
+    ):
+        if names := sorted(map(str, report[key])):
+            raise IdiolectError(
+                f"backbone '{name}' {what.format(len(names))} ({names[0]}): give the "
+                "folder of one complete model with the configuration that belongs to it."
+            )
+    return model, tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers without its bars and its report: what it finds is said in a sentence."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # noise in the log of every process
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _check_scale(name: str, config: Any, context: int) -> None:
+    """Refuse positions that are scaled by the longest row of a batch.
+
+    Beyond its original length such a model takes other frequencies for every row, so a
+    score would depend on what else is in the batch.
     """
-    if name == "tiny":
-        return TINY
-    if Path(name).is_dir():
-        return Path(name)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise IdiolectError(f"backbone '{name}' is no folder and no model id.")
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise IdiolectError(
-            f"backbone '{name}' is not on this machine and could not be fetched "
-            f"({type(error).__name__}): give the path of a local folder, or fetch it "
-            "while online."
-        ) from error
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [entry for entry in (rope, *rope.values()) if isinstance(entry, dict)]
+    for kind in kinds:
+        longest = kind.get("original_max_position_embeddings") or context
+        changing = kind.get("rope_type") in ("longrope", "dynamic")
+        if changing and longest < context:
+            raise IdiolectError(
+                f"backbone '{name}' changes its positions beyond {longest} tokens, for all "
+                f"texts of a batch together: set 'max-length' to {longest} at most."
+            )
 
 
-def check_family(name: str, folder: Path) -> str:
-    """Return the model family of a folder, or refuse it with a sentence."""
-    try:
-        family = json.loads((folder / "config.json").read_text())["model_type"]
-    except (OSError, ValueError, KeyError) as error:
+def _check_vocabulary(backbone: Backbone) -> None:
+    """Refuse a tokenizer that can write what the model has no embedding for.
+
+    A special token that no prompt has, such as a ``[PAD]`` that was added to the tokenizer
+    alone, does not matter: people's text never becomes one.
+    """
+    wording, rows = backbone.wording, backbone.model.config.vocab_size
+    beyond = {
+        token: id
+        for token, id in backbone.tokenizer.get_vocab().items()
+        if id >= rows and token not in wording.unused
+    }
+    if beyond:
+        token = min(beyond, key=lambda token: beyond[token])
         raise IdiolectError(
-            f"backbone '{name}': no config.json with a model_type in the folder; give a "
-            "model in Hugging Face format."
-        ) from error
-    if family not in FAMILIES:
-        raise IdiolectError(
-            f"backbone '{name}' is of the family '{family}', which is not supported: "
-            f"use one of {', '.join(FAMILIES)}."
+            f"backbone '{backbone.name}' has {rows} embeddings, but its tokenizer writes "
+            f"{token!r} as token {beyond[token]}: give the tokenizer that belongs to it."
         )
-    return family
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 over the safetensors files of a folder, in order of their names.
-
-    Reading gigabytes at every start would cost more than training a user, so the result
-    is kept by path, size and time of change in ``$IDIOLECT_HOME/cache``.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    token = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
-    cached = home() / "cache" / "weights" / token
-    if cached.exists():
-        return cached.read_text()
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 24):
-                digest.update(block)
-    write_atomically(cached, digest.hexdigest().encode())
-    return digest.hexdigest()
 
 
 def projections(model: nn.Module, targets: str) -> dict[str, nn.Linear]:

@@ -61,6 +61,9 @@ Some = TypeVar("Some")
 # untuned model is noise that is easy to tell from anybody's text.
 SELF_TOP_P = 0.95
 SAMPLED_AT_ONCE = 64
+# How often one that came out empty is drawn: a policy that ends half of its texts at once
+# leaves one in 256 missing.
+SELF_ATTEMPTS = 8
 # Characters of an offered text (kind `anonymised`): about 256 tokens of English.
 LONGEST_OFFER = 1000
 
@@ -508,20 +511,24 @@ def self_samples(
     """Sample pi_ref at the user's own prompts: nothing crosses users (kind `self`).
 
     Temperature 1, nucleus 0.95. Drawn user by user, so that the samples do not depend on
-    who else is stacked.
+    who else is stacked. A sample that is empty, or that has more tokens when it is read
+    than when it was written and then does not fit, is drawn again a few times.
     """
-    chosen = [i % len(own) for i in range(count)]
-    prompts = [own[i].ids[: own[i].prompt_length] for i in chosen]
-    texts = _sampled(
-        backbone, shared, prompts, config, derive(config.seed, "self", user.id)
-    )
-    samples = [
-        Unlabeled(Item(f"self-{i}", user.history[k].prompt, text), 1.0)
-        for i, (k, text) in enumerate(zip(chosen, texts, strict=True))
-        if text
-    ]
-    # Text can have more tokens when it is read than when it was written.
-    return [sample for sample in samples if backbone.fits(sample.item)]
+    found: dict[int, Unlabeled] = {}
+    for attempt in range(SELF_ATTEMPTS):
+        missing = [i for i in range(count) if i not in found]
+        if not missing:
+            break
+        asked = [own[i % len(own)] for i in missing]
+        again = (attempt,) if attempt else ()
+        seed = derive(config.seed, "self", user.id, *again)
+        prompts = [entry.ids[: entry.prompt_length] for entry in asked]
+        texts = _sampled(backbone, shared, prompts, config, seed)
+        for i, text in zip(missing, texts, strict=True):
+            item = Item(f"self-{i}", user.history[i % len(own)].prompt, text)
+            if text and backbone.fits(item):
+                found[i] = Unlabeled(item, 1.0)
+    return [found[i] for i in sorted(found)]
 
 
 def sample_reference(
@@ -619,6 +626,11 @@ def _lesson(
     own, aux = material.own, material.aux
     if method in SETLESS:
         return Lesson(user.id, [Example(encoded) for encoded in own])
+    if not aux:
+        raise IdiolectError(
+            f"user '{user.id}' has no unlabeled items to learn '{method}' against: choose "
+            "another 'unlabeled.kind', or a method that needs none (oppu)."
+        )
 
     def scored(
         items: Sequence[Encoded], weights: Sequence[float] = ()

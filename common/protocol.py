@@ -144,7 +144,8 @@ class HelloReply(Reply):
     package
         Version of idiolect.
     backbone, shared
-        Hash of the backbone's weights, and of the shared adapter before its first round.
+        What decides the backbone's scores, part by part (`model_folder.identity`), and the
+        hash of the shared adapter before its first round.
     development
         Those of `users` on whom only learning rates are chosen.
     simulation, nodes

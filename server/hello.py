@@ -8,10 +8,12 @@ import torch
 from flwr.app import RecordDict
 
 from ..common.adapters import hash_lora, zero_shared
-from ..common.backbone import Backbone, check_family, locate, weights_hash
+from ..common.backbone import Backbone
 from ..common.config import Config
 from ..common.errors import IdiolectError
 from ..common.manifest import public_key
+from ..common.model_folder import check_folder, differing, locate
+from ..common.model_folder import identity as backbone_identity
 from ..common.protocol import (
     HelloReply,
     HelloTask,
@@ -26,6 +28,14 @@ from ..common.text import printable
 from .exchange import Run, Step, ask, meet, online, report, require
 
 STEP = Step("hello", "", "query.hello", 0.0)
+# What `model_folder.identity` is made of, as an operator knows it.
+PARTS = {
+    "weights": "weights",
+    "config": "config.json",
+    "tokenizer": "tokenizer",
+    "template": "chat template",
+    "generation": "generation_config.json",
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,8 @@ class Identity:
     package
         Version of idiolect.
     backbone, shared
-        Hash of the backbone's weights, and of the shared adapter before round 1.
+        What decides the backbone's scores, part by part, and the hash of the shared
+        adapter before round 1.
     shapes
         Of the shared adapter's B.
     """
@@ -64,15 +75,15 @@ def identity(config: Config) -> Identity:
     Raises
     ------
     IdiolectError
-        There is no such backbone, or it is of an unsupported family.
+        There is no such backbone, or it cannot be used (`model_folder.check_folder`).
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = locate(config.backbone)
-    check_family(config.backbone, folder)
+    check_folder(config.backbone, folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    digest = weights_hash(folder)
+    digest = backbone_identity(folder)
     backbone = _Weightless(config.backbone, model, None, digest, config.max_length)
     zero = zero_shared(backbone, config.shared_shape, config.seed)
     shapes = {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
@@ -228,9 +239,10 @@ def mismatch(reply: HelloReply, ours: Identity, config: Config) -> str:
             f"it runs idiolect {printable(reply.package, 40)}, the server {ours.package}: "
             "install the same version on both."
         )
-    if reply.backbone != ours.backbone:
+    if odd := differing(reply.backbone, ours.backbone):
+        parts = " and ".join(PARTS[name] for name in odd if name in PARTS) or "files"
         return (
-            f"its weights of backbone '{config.backbone}' are not the server's: fetch "
+            f"its {parts} of backbone '{config.backbone}' differ from the server's: fetch "
             "the same revision on both."
         )
     if reply.shared != ours.shared:

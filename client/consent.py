@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from time import localtime, strftime, time
 
-from ..common.config import Config
+from ..common.config import Config, absolute_backbone
 from ..common.errors import IdiolectError
 from ..common.privacy.protected import Claim, claim, epsilon_of, protected, used
 from ..common.text import printable
@@ -197,6 +197,8 @@ def choose(vault: Vault, **chosen: str) -> None:
     """
     for name, value in chosen.items():
         check_setting(name.replace("_", "-"), value)
+    if "backbone" in chosen:  # it is read from other folders, by a service for one
+        chosen = {**chosen, "backbone": absolute_backbone(chosen["backbone"])}
     named = {name.replace("_", "-"): value for name, value in chosen.items()}
     # Only what was chosen: a default that changes later holds for everybody else.
     body = json.dumps({"schema": 2, **_chosen(vault), **named}).encode()

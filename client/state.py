@@ -13,6 +13,7 @@ first contact; what a simulated node counts lies in the server's own folder.
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Protocol
 from ..common.adapters import Lora, dump_lora, parse_lora
 from ..common.config import Config, flatten
 from ..common.errors import IdiolectError
-from ..common.files import write_atomically
+from ..common.files import file_name, write_atomically
 from ..common.manifest import Seen
 from ..common.personal import Personal
 from ..common.protocol import Outcome
@@ -62,11 +63,8 @@ class Folder:
 
 
 def adapter_name(method: str, user: str) -> str:
-    """Return ``adapters/<method>/<user>.safetensors``.
-
-    User ids can be file names: the readers of the data see to that.
-    """
-    return f"adapters/{method}/{user}.safetensors"
+    """Return ``adapters/<method>/<user>.safetensors``, the user as a file's name."""
+    return f"adapters/{method}/{file_name(user)}.safetensors"
 
 
 def identity(
@@ -156,8 +154,11 @@ class Agreed:
     config: str = ""
 
 
+_OLD = re.compile(r"[A-Za-z0-9][\w.@+-]{0,99}", re.ASCII)
+
+
 def _agreed_name(user: str) -> str:
-    return f"devices/{user}.json"
+    return f"devices/{file_name(user)}.json"
 
 
 def agreed(shelf: Shelf, user: str) -> Agreed:
@@ -171,6 +172,8 @@ def agreed(shelf: Shelf, user: str) -> Agreed:
     """
     try:
         text = shelf.read(_agreed_name(user))
+        if text is None and _OLD.fullmatch(user):  # a run of 0.2.0 and before
+            text = shelf.read(f"devices/{user}.json")
         if text is None:
             return Agreed()
         body = json.loads(text)

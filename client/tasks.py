@@ -66,7 +66,7 @@ from ..common.protocol import (
 from ..common.signed import MissingParts, Sealed, brought, complete, read_sealed
 from ..common.tasks.load import task_of
 from ..common.tasks.metrics import bounded_row, released_metrics
-from ..common.tasks.types import Item, User
+from ..common.tasks.types import TOO_LONG, Item, User
 from ..common.unlabeled import Unlabeled, fingerprint
 from ..common.wire import coded_shapes, decode, update_codes
 from . import state
@@ -463,11 +463,25 @@ def answer(message: Envelope, home: Home) -> RecordDict:
         node = home.node(task, started)
         for name, data in came.items():  # in the place of what came before under it
             shelf.write(f"parts/{name}", data)
+        node = _fitting(node)
         return pack(work(task, replace(node, agreement=sealed.seal.parts["config"])))
     except MissingParts as error:
         return pack(Missing(run, step, error.names))
     except Exception as error:
         return pack(Failure(run, step, sentence(error, home.simulated)))
+
+
+def _fitting(node: Node) -> Node:
+    """Leave out the items that do not fit into the context, and count them."""
+    backbone = backbone_of(node.config)
+    pairs = [personal.fitting(backbone, user) for user in node.residents]
+    residents = {user.id: user for user, _ in pairs}
+    dropped, count = dict(node.dropped), sum(number for _, number in pairs)
+    if count and _open(node):  # where metrics have noise, no count leaves without it
+        dropped[TOO_LONG] = dropped.get(TOO_LONG, 0) + count
+    users = tuple(residents.get(user.id, user) for user in node.users)
+    found = tuple(residents.values())
+    return replace(node, users=users, residents=found, dropped=dropped)
 
 
 def _check_agreed(sealed: Sealed, shelf: Shelf) -> None:
@@ -671,6 +685,9 @@ def _stored(
 
 def _truncated(backbone: Backbone, users: Sequence[User]) -> list[int]:
     """Count, per user, the items whose prompt does not fit into the context."""
+    for user in users:
+        if problem := personal.too_long(backbone, user):
+            raise IdiolectError(problem)
     return [
         sum(item.truncated for item in personal.encode_all(backbone, items))
         for items in (user.history + user.held_out for user in users)

@@ -363,6 +363,12 @@ class Evaluate:
     contrasted: str = key(
         "cope", "comma-separated: methods whose outputs are decoded by contrast"
     )
+    rouge_tokens: str = key(
+        "english",
+        "what rouge compares: `english` as papers do (the letters a-z and digits, with "
+        "stemmer), or `unicode` (words of every script, without)",
+        choices=("english", "unicode"),
+    )
     shift: bool = key(
         False, "also measure how far tokens that everyone writes are suppressed"
     )
@@ -803,6 +809,43 @@ def parse_word(name: str, text: str) -> Scalar:
         except ValueError:  # no number, or one of thousands of digits
             value = text
     return _check(name, value)
+
+
+def absolute_backbone(name: str, folder: Path | None = None) -> str:
+    """Make a backbone's path absolute, once, where it is given: later it is read elsewhere.
+
+    Parameters
+    ----------
+    name
+        ``tiny``, a folder, or the id of a model.
+    folder
+        What a relative path is relative to; None: the current one.
+
+    Returns
+    -------
+    str
+        The folder's absolute path if there is one; otherwise the name as it is.
+
+    Raises
+    ------
+    IdiolectError
+        It is written as a path and no folder is there. The hub is never asked for one.
+    """
+    if name == "tiny":
+        return name
+    try:
+        place = ((folder or Path.cwd()) / Path(name).expanduser()).resolve()
+        if place.is_dir():
+            return str(place)
+    except (OSError, RuntimeError, ValueError):  # too long, nobody's home, a NUL
+        place = Path(name)
+    written_as_path = name.startswith((".", "~", "/")) or name.endswith("/")
+    if written_as_path or name.count("/") > 1 or "\\" in name or place.exists():
+        raise IdiolectError(
+            f"backbone '{printable(name, 300)}' is no folder ({place}): give `tiny`, an "
+            "existing folder, or the id of a model as ORGANISATION/NAME."
+        )
+    return name
 
 
 def flatten(config: Config) -> dict[str, Scalar]:

@@ -126,7 +126,9 @@ def _ranked(
 def _written(user: User, outputs: Sequence[str], config: Config) -> dict[str, float]:
     """Metrics of the outputs for the held-out items, and whose style they follow."""
     targets = [item.target for item in user.held_out]
-    found = metrics.score(task_of(config.task), outputs, targets)
+    found = metrics.score(
+        task_of(config.task), outputs, targets, config.evaluate.rouge_tokens
+    )
     if user.truth is not None:
         found |= score_style(user, list(zip(user.held_out, outputs, strict=True)))
     return found

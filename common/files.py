@@ -5,13 +5,30 @@ all of it is for this account alone, whatever the umask: files 0600, folders 070
 """
 
 import contextlib
+import hashlib
 import os
+import re
 from pathlib import Path
 
 
 def home() -> Path:
     """Return the folder where idiolect keeps its files (``$IDIOLECT_HOME``)."""
     return Path(os.environ.get("IDIOLECT_HOME") or "~/.idiolect").expanduser()
+
+
+_PLAIN = re.compile(r"[a-z0-9][a-z0-9_.@+-]{0,99}")
+
+
+def file_name(name: str) -> str:
+    """Return a file's name for anybody's name; two names never have the same one.
+
+    Not even on a file system that takes upper case for lower, or one form of Unicode for
+    another: what is not plain lower-case ASCII is told apart by a hash.
+    """
+    if _PLAIN.fullmatch(name):
+        return name
+    readable = re.sub("[^a-z0-9]+", "-", name.casefold()).strip("-")[:40]
+    return f"{readable}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def private(path: str | Path, flags: int) -> int:

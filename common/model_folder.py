@@ -9,8 +9,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .config import absolute_backbone
 from .errors import IdiolectError
 from .files import home, write_atomically
+from .text import printable
 
 # Families on whose module layout and logits the engine is tested. Another family may
 # scale, cap or route its logits in a way that silently changes every log-probability.
@@ -49,10 +51,14 @@ def locate(name: str) -> Path:
     """
     if name == "tiny":
         return TINY
+    name = absolute_backbone(name)
     if Path(name).is_dir():
         return Path(name)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise IdiolectError(f"backbone '{name}' is no folder and no model id.")
+        raise IdiolectError(
+            f"backbone '{printable(name, 300)}' is no folder and no model id: give "
+            "`tiny`, an existing folder, or ORGANISATION/NAME."
+        )
     from huggingface_hub import snapshot_download
 
     try:

@@ -32,7 +32,7 @@ from .scoring import (
 )
 from .seeds import derive, numpy_generator
 from .tasks.load import task_of
-from .tasks.types import Item, User
+from .tasks.types import Item, Prompt, User
 from .training import Example, Lesson, Recipe, Trained, train
 from .unlabeled import (
     VOTES,
@@ -179,6 +179,55 @@ def clip_rows(rows: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
 def encode_all(backbone: Backbone, items: Sequence[Item]) -> list[Encoded]:
     """Tokens of many items."""
     return [backbone.encode(item) for item in items]
+
+
+def fitting(backbone: Backbone, user: User) -> tuple[User, int]:
+    """Leave out what does not fit into the context even with its input cut away.
+
+    Returns
+    -------
+    tuple
+        The user without such items and rivals, and how many items that were.
+    """
+
+    def fits(item: Item) -> bool:
+        return _fits(backbone, item)
+
+    def kept(items: Sequence[Item]) -> tuple[Item, ...]:
+        return tuple(
+            replace(item, rivals=tuple(filter(fits, item.rivals)))
+            for item in filter(fits, items)
+        )
+
+    found = replace(
+        user,
+        history=kept(user.history),
+        held_out=kept(user.held_out),
+        disliked=kept(user.disliked),
+    )
+    counts = [
+        len(one.history) + len(one.held_out) + len(one.disliked)
+        for one in (user, found)
+    ]
+    return found, counts[0] - counts[1]
+
+
+def _fits(backbone: Backbone, item: Item) -> bool:
+    # A text has about as many bytes as tokens at most: short ones need no second look.
+    text = f"{item.prompt.before}{item.prompt.after}{item.target}"
+    return len(text.encode()) < backbone.context // 2 or backbone.fits(item)
+
+
+def too_long(backbone: Backbone, user: User) -> str:
+    """Say what a user of `fitting` has nothing left of; empty: there is enough."""
+    for items, what in ((user.history, "history"), (user.held_out, "held-out")):
+        if not items:
+            return (
+                f"user '{user.id}' has no {what} item that fits into the context of "
+                f"{backbone.context} tokens: raise 'max-length', take a backbone with a "
+                "longer context, or set skip-bad-users=true."
+            )
+    return ""
 
 
 def personalise(
@@ -445,6 +494,7 @@ def not_own(
     if config.unlabeled.kind == "anonymised":
         own_texts = frozenset(item.target for item in offers(user, config))
     others = without_own(unlabeled, user, own_vote, own_texts, floor)
+    others = [entry for entry in others if _fits(backbone, entry.item)]
     return others if voters is None else tempered(others)
 
 
@@ -476,7 +526,15 @@ def user_vote(
 
 @lru_cache(maxsize=2)
 def _bank_embeddings(backbone: Backbone, bank: tuple[Item, ...]) -> np.ndarray:
-    return embed(backbone, None, encode_all(backbone, bank))
+    short = (_shortened(backbone, item) for item in bank)
+    return embed(backbone, None, encode_all(backbone, list(short)))
+
+
+def _shortened(backbone: Backbone, item: Item) -> Item:
+    """An item of which at least the beginning can be read."""
+    if _fits(backbone, item):
+        return item
+    return Item(item.id, Prompt("", ""), item.target[: backbone.context // 4])
 
 
 def offers(user: User, config: Config) -> list[Item]:

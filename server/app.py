@@ -25,7 +25,8 @@ from ..common.errors import IdiolectError
 from ..common.privacy.ledger import Ledger, card, read_ledger
 from ..common.process import peak_mb, process_name
 from ..common.protocol import package_version
-from ..common.tasks.load import TEXT, load_dataset
+from ..common.tasks.load import TEXT, load_dataset, task_of
+from ..common.tasks.metrics import ENGLISH, unread
 from ..common.tasks.types import Dataset
 from ..common.text import guard
 from . import results
@@ -249,7 +250,7 @@ def finish(run: Run, census: Census) -> None:
         built["methods"] = state.noisy_metrics
         # Who was left out, and how much was sent, would tell who took part. Withheld is
         # null: a zero would be a number.
-        built["run"] |= {"dropped": None, "truncated": None}
+        built["run"] |= {"dropped": None, "truncated": None, "unread": None}
         built["cost"] |= {"bytes_up": None, "bytes_down": None}
     results.write_json(run.folder / "privacy_card.json", privacy)
     results.write(run.folder, built)
@@ -286,6 +287,7 @@ def description(
         "dropped": census.dropped,
         "failed": state.failed,
         "truncated": census.truncated,
+        "unread": unread_of(run),
         "learning_rates": state.learning_rates,
         "recipe": recipe_of(config),
         "contrast": {
@@ -298,6 +300,21 @@ def description(
         "clamp_rate": {m: rate for m, rate in rates.items() if rate is not None},
         "path": str(run.folder),
     }
+
+
+def unread_of(run: Run) -> list[int] | None:
+    """Held-out texts that rouge cannot read, and how many there are; None: not known."""
+    config = run.config
+    if not reads_english(config) or config.on_devices or not run.dataset.users:
+        return None
+    texts = [item.target for user in run.dataset.users for item in user.held_out]
+    return [unread(texts), len(texts)]
+
+
+def reads_english(config: Config) -> bool:
+    """Whether outputs are judged by a rouge that reads a-z and 0-9 only."""
+    judged = config.evaluate.generate and task_of(config.task).kind == "generation"
+    return judged and config.evaluate.rouge_tokens == ENGLISH
 
 
 def recipe_of(config: Config) -> str:

@@ -310,8 +310,11 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
         if schema == 4:  # runs were told apart by name, which their manifests bear
             body |= {"id": folder.name, "life": 0}
         elif schema != SCHEMA:
-            raise ValueError(
-                f"schema {schema}, this version of idiolect knows {SCHEMA}"
+            raise IdiolectError(
+                f"run '{folder.name}' has a checkpoint of schema {schema!r:.20}, and this "
+                f"version of idiolect reads {SCHEMA}: finish the run with the version of "
+                "idiolect that its metrics.jsonl names, or start a new one by the same "
+                "command without resume=… and with another run-name."
             )
         file = place / f"shared-{body['rounds']}.safetensors"
         state = State(shared=load_arrays(file.read_bytes()))
@@ -326,8 +329,9 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
         return replace(state, **body)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IdiolectError(
-            f"the checkpoint in {place} cannot be read ({error}): start a new run "
-            "without resume=…."
+            f"the checkpoint in {place} cannot be read ({error}): restore the folder from "
+            "a backup, or start a new run by the same command without resume=… and with "
+            "another run-name."
         ) from error
 
 

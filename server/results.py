@@ -25,6 +25,7 @@ from rich.text import Text
 from ..common.errors import IdiolectError
 from ..common.files import home, write_atomically
 from ..common.privacy.ledger import describe
+from ..common.tasks.types import OF_ITEMS
 from ..common.text import shown
 
 Users = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -597,9 +598,10 @@ def _notes(results: Mapping[str, Any], whole: bool) -> Iterator[str]:
         yield "contrast is absent: no item has other users' texts to be ranked among"
     if results["users"] and not results["split"]:
         yield "no split into unique and non-unique users: alpha was not estimated"
-    for key, meaning in (("failed", "failed"), ("dropped", "left out")):
-        if named := run.get(key):
-            yield f"users {meaning}: {_listed(named)}"
+    if named := run.get("failed"):
+        yield f"users failed: {_listed(named)}"
+    yield from _left_out(run.get("dropped") or {})
+    yield from _unread(results)
     if truncated := run.get("truncated"):
         yield f"prompts shortened to fit the context: {truncated}"
     seconds = ", ".join(f"{p} {s:.0f} s" for p, s in cost.get("seconds", {}).items())
@@ -619,6 +621,38 @@ def _notes(results: Mapping[str, Any], whole: bool) -> Iterator[str]:
     yield from describe(results["privacy"], whole)
     if path := run.get("path"):
         yield f"results: {path}"
+
+
+def _unread(results: Mapping[str, Any]) -> Iterator[str]:
+    """Warn where rouge is 0 because it cannot read a text, not because that is unlike."""
+    known = results["run"].get("unread")
+    more = "`evaluate.rouge-tokens=unicode` reads every script"
+    if known and known[0]:
+        yield (
+            f"warning: {known[0]} of {known[1]} held-out texts have no letter a-z and no "
+            f"digit, and rouge reads nothing else: it is 0 for them; {more}"
+        )
+    if known:
+        return
+    rows = [
+        [one["rouge-1"] for one in methods.values() if "rouge-1" in one]
+        for methods in results["users"].values()
+    ]
+    if zero := sum(bool(row) and not any(row) for row in rows):
+        yield (
+            f"warning: rouge is 0 by every method for {zero} users: by default it reads "
+            f"the letters a-z and digits only; {more}"
+        )
+
+
+def _left_out(dropped: Mapping[str, int]) -> Iterator[str]:
+    """Say how many users are left out, and what of the users who stay."""
+    items = {why: n for why, n in dropped.items() if why.split()[0] in OF_ITEMS}
+    users = {why: n for why, n in dropped.items() if why not in items}
+    if users:
+        yield f"users left out: {_listed(users)}"
+    if items:
+        yield f"left out, or not done, for users who stay: {_listed(items)}"
 
 
 def _listed(named: Any) -> str:

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from ..common import config as configuration
 from ..common.command import one_line
-from ..common.config import Config
+from ..common.config import Config, absolute_backbone
 from ..common.errors import DefectError, IdiolectError
 from ..common.files import private, private_folder, write_atomically
 from ..common.text import printable, read_toml
@@ -176,9 +176,7 @@ def resolve_paths(config: Config, cwd: Path) -> Config:
         if flat[name]:
             flat[name] = str((cwd / Path(str(flat[name])).expanduser()).resolve())
     flat["output-dir"] = str(results.runs_folder(str(flat["output-dir"])))
-    backbone = (cwd / Path(config.backbone).expanduser()).resolve()
-    if config.backbone != "tiny" and backbone.exists():
-        flat["backbone"] = str(backbone)
+    flat["backbone"] = absolute_backbone(config.backbone, cwd)
     return configuration.parse(flat)
 
 
@@ -248,11 +246,7 @@ def check_backbone(name: str) -> None:
                 "save_pretrained of transformers writes it."
             )
         return
-    if path.exists() or path.is_absolute() or name.startswith((".", "~")):
-        raise IdiolectError(
-            f"config key 'backbone' is '{name}', which is no folder: give `tiny`, a "
-            "model id, or an existing folder."
-        )
+    absolute_backbone(name)  # refuses what is written as a path
     if os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0"):
         return
     from huggingface_hub import try_to_load_from_cache

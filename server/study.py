@@ -36,7 +36,7 @@ from ..common.privacy.noise import gaussian
 from ..common.protocol import MAX_ITEMS, Rows, package_version
 from ..common.seeds import numpy_generator
 from ..common.tasks.load import load_dataset
-from ..common.tasks.types import Dataset, Item, User
+from ..common.tasks.types import TOO_LONG, Dataset, Item, User
 from ..common.text import read_toml
 from ..common.unlabeled import Unlabeled
 from ..common.wire import as_received, decode, update_codes
@@ -486,10 +486,22 @@ def run_study(
 
 
 def key_of(config: Config, irrelevant: Sequence[str]) -> str:
-    """Short hash of a config without the keys (or prefixes ending in ``.``) named."""
+    """Short hash of a config without the keys (or prefixes ending in ``.``) named.
+
+    Keys of `LATER` count where they are not at their defaults: cells from before they
+    existed are still found.
+    """
     values = flatten(config).items()
-    rest = {key: value for key, value in values if not named_by(key, irrelevant)}
+    rest = {
+        key: value
+        for key, value in values
+        if not named_by(key, irrelevant) and (key, value) not in LATER
+    }
     return hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:16]
+
+
+# Keys that came after cells had been written, and what holds without them.
+LATER = (("evaluate.rouge-tokens", "english"),)
 
 
 def named_by(key: str, names: Sequence[str]) -> bool:
@@ -518,7 +530,7 @@ def run_cell(
     backbone = load_backbone(
         config.backbone, config.dtype, config.device, config.max_length
     )
-    dataset = load_dataset(config)
+    dataset = _fitting(backbone, load_dataset(config))
     if control == "random":
         _check_random(config)
     if control == "swapped":
@@ -578,6 +590,7 @@ def run_cell(
             "clamp_rate": {m: r["clamp_rate"] for m, r in methods.items() if r["rate"]},
             "ess": {m: r["ess"] for m, r in methods.items() if r["rate"]},
             "overlap": truth,
+            **({"dropped": dataset.dropped} if dataset.dropped else {}),
         },
         users=users,
         alpha=alpha,
@@ -587,6 +600,20 @@ def run_cell(
         seed=config.seed,
         resamples=config.evaluate.bootstrap,
     )
+
+
+def _fitting(backbone: Backbone, dataset: Dataset) -> Dataset:
+    """The users without the items that do not fit into the context, which are counted."""
+    groups, dropped = [], dict(dataset.dropped)
+    for users in (dataset.users, dataset.development):
+        pairs = [personal.fitting(backbone, user) for user in users]
+        if count := sum(number for _, number in pairs):
+            dropped[TOO_LONG] = dropped.get(TOO_LONG, 0) + count
+        groups.append(tuple(user for user, _ in pairs))
+    for user in (*groups[0], *groups[1]):
+        if problem := personal.too_long(backbone, user):
+            raise IdiolectError(problem)
+    return replace(dataset, users=groups[0], development=groups[1], dropped=dropped)
 
 
 def empty_ledger(dataset: Dataset, config: Config) -> Ledger:

@@ -6,19 +6,21 @@ Tan et al. 2024, OPPU (the one-word cue behind the input). What each task looks 
 and how users are split, is written out in docs/data.md.
 """
 
-import contextlib
 import json
 import logging
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..config import Config
+from ..config import LONGEST_NAME, Config
 from ..errors import IdiolectError
 from ..seeds import numpy_generator
+from ..text import printable
 from .types import Dataset, Item, Prompt, Task, User
 
 logger = logging.getLogger(__name__)
@@ -26,12 +28,22 @@ logger = logging.getLogger(__name__)
 # Stand-in for a public corpus: enough for a bank of `votes`, and reading stops here.
 PUBLIC = 4000
 
+# What is left out of the users who stay, or not done for them; counted in
+# `Dataset.dropped`.
 LEAKED = "history items equal to a held-out item"
 EMPTY = "history items without text"
+UNASKED = "questions behind the first `held-out`"
+UNKNOWN = "questions of unknown wording, taken whole"
+UNDATED = "histories in file order, since an item has no date"
 
 # Control characters that are not white space, byte order marks, lone surrogates (which
 # JSON can spell and no tokenizer can encode).
 _NOISE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff\ud800-\udfff]")
+
+
+# Letters and symbols that show nothing, for all their category: Hangul fillers, the empty
+# pattern of Braille.
+_BLANK = "\u115f\u1160\u3164\uffa0\u2800"
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,9 @@ class Form:
     ----------
     question
         The published instruction in front of the user's text.
+    wording
+        Pattern of such a question in other words: groups ``before`` and ``input``, what is
+        behind them is `Prompt.after`.
     source, answer
         Fields of a profile item: x and y of a history pair. No answer field: the text
         itself is split (`_pair`).
@@ -59,8 +74,12 @@ class Form:
     source: str
     answer: str
     cue: str
+    wording: str
     stop: str = ""
     history: str = ""
+
+
+_QUOTE = "[\"\u201c\u201d\u201e\u00ab\u00bb\u2018\u2019']"
 
 
 TAGS = (
@@ -77,6 +96,8 @@ FORMS: dict[str, Form] = {
         source="title",
         answer="abstract",
         cue=" reference:",
+        wording=rf"(?P<before>.{{0,200}}?\bpaper\b.{{0,60}}?\btitled?\b\s*:?\s*{_QUOTE}?)"
+        rf"(?P<input>.+?){_QUOTE}?\s*,?\s*which reference is related\b",
         history="Write an abstract for this title: ",
     ),
     "LaMP-2": Form(
@@ -87,6 +108,8 @@ FORMS: dict[str, Form] = {
         source="description",
         answer="tag",
         cue=" tag:",
+        wording=r"(?=.*\btags?\b)(?P<before>.{0,2000}?\bdescription\s*:\s*)"
+        r"(?P<input>.+?)(?:\s*\btags\s*:\s*\[[^\]]*\]\W*)?$",
     ),
     "LaMP-3": Form(
         Task("LaMP-3", "rating", ("1", "2", "3", "4", "5"), max_new_tokens=8),
@@ -95,6 +118,8 @@ FORMS: dict[str, Form] = {
         source="text",
         answer="score",
         cue=" score:",
+        wording=r"(?P<before>.{0,300}?\b(?:score|rate|rating)\b.{0,300}?\breview\s*:\s*)"
+        r"(?P<input>.+)",
     ),
     "LaMP-4": Form(
         Task("LaMP-4", "generation"),
@@ -102,6 +127,7 @@ FORMS: dict[str, Form] = {
         source="text",
         answer="title",
         cue=" headline:",
+        wording=r"(?P<before>.{0,200}?\bheadline\b.{0,100}?\barticle\s*:\s*)(?P<input>.+)",
     ),
     "LaMP-5": Form(
         Task("LaMP-5", "generation", max_new_tokens=48),
@@ -109,6 +135,8 @@ FORMS: dict[str, Form] = {
         source="abstract",
         answer="title",
         cue=" title:",
+        wording=r"(?P<before>.{0,200}?\btitle\b.{0,100}?\babstract\b[^:]{0,40}:\s*)"
+        r"(?P<input>.+)",
     ),
     "LaMP-6": Form(
         Task("LaMP-6", "generation"),
@@ -116,6 +144,7 @@ FORMS: dict[str, Form] = {
         source="text",
         answer="title",
         cue=" subject:",
+        wording=r"(?P<before>.{0,200}?\bsubject\b.{0,100}?\be-?mail\s*:\s*)(?P<input>.+)",
     ),
     "LaMP-7": Form(
         Task("LaMP-7", "generation", max_new_tokens=64),
@@ -124,6 +153,7 @@ FORMS: dict[str, Form] = {
         source="text",
         answer="",
         cue=" tweet:",
+        wording=r"(?P<before>.{0,200}?\bparaphrase\b[^:]{0,200}:\s*)(?P<input>.+)",
         history="Complete the following tweet: ",
     ),
 }
@@ -142,9 +172,8 @@ def read(config: Config) -> Dataset:
 
     The first ``config.users`` in file order are evaluated, the next
     ``config.development_users`` are development users, and the history of those behind
-    them, without anything that is somebody's held-out item, is `Dataset.public`.
-    `Dataset.dropped` also counts, under reasons that begin with "history items", single
-    items left out of the histories of the users who stay.
+    them, without anything that is somebody's held-out item, is `Dataset.public`. What
+    `Dataset.dropped` counts is also logged, in one line.
 
     Raises
     ------
@@ -178,8 +207,9 @@ def read(config: Config) -> Dataset:
         if len(users) == wanted and len(public) >= PUBLIC:
             break
     if len(users) < wanted:
-        raise _too_few(name, len(users), config)
-    held = _Held([item for user in users for item in user.held_out])
+        raise _too_few(name, len(users), config, dropped)
+    _say_dropped(name, dropped)
+    held = _Held([item for user in users for item in user.held_out], form)
     evaluated, development = users[: config.users], users[config.users :]
     return Dataset(
         task=form.task,
@@ -192,19 +222,53 @@ def read(config: Config) -> Dataset:
 
 
 def everyone(config: Config) -> list[User]:
-    """Every well-formed user of the files, as one of whom an owner imports a history."""
+    """Every well-formed user of the files, as one of whom an owner imports a history.
+
+    Raises
+    ------
+    IdiolectError
+        A file is missing or no JSON, or holds no user that can be used.
+    """
     form = FORMS[config.task]
-    _, records = _records(Path(config.data).expanduser(), form.task.name)
+    name, records = _records(Path(config.data).expanduser(), form.task.name)
     users: list[User] = []
-    for record in records:
-        with contextlib.suppress(_BadUserError):
-            users.append(_user(record, form, config)[0])
+    dropped: Counter[str] = Counter()
+    first = ""
+    for index, record in enumerate(records):
+        try:
+            user, removed = _user(record, form, config)
+        except _BadUserError as bad:
+            dropped[bad.reason] += 1
+            first = first or f": {_who(index, record)}: {bad}"
+        else:
+            users.append(user)
+            dropped += removed
+    if not users:
+        raise IdiolectError(
+            f"{name} holds no users that can be used{first}: see docs/data.md for the "
+            "shapes of files, and repair it."
+        )
+    _say_dropped(name, dropped)
     return users
 
 
+def _say_dropped(name: str, dropped: Mapping[str, int]) -> None:
+    if dropped:
+        listed = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
+        logger.warning("warning: %s: %s", printable(name), listed)
+
+
 def clean(text: str) -> str:
-    """Text without control characters, every run of white space one blank."""
-    return " ".join(_NOISE.sub("", text).split())
+    """Text without control characters, every run of white space one blank.
+
+    A text of nothing but characters that show nothing is empty.
+    """
+    text = " ".join(_NOISE.sub("", text).split())
+    return "" if not text.isascii() and all(map(_is_invisible, text)) else text
+
+
+def _is_invisible(character: str) -> bool:
+    return character in _BLANK or unicodedata.category(character) in ("Cf", "Mn", "Zs")
 
 
 def read_text(path: Path, key: str) -> str:
@@ -386,6 +450,8 @@ def _user(record: Any, form: Form, config: Config) -> tuple[User, Counter[str]]:
         raise _BadUserError("duplicate id", "two entries of 'query' have the same id")
     found, removed = _profile(record, name, form)
     held = queries[: config.held_out]
+    removed[UNASKED] = len(queries) - len(held)
+    removed[UNKNOWN] = sum(not item.prompt.before for item in held)
     profile = _without(found, held, form)
     # More held-out items where a user has few questions: means over one item are noise.
     # Not where history pairs are of another form than the questions.
@@ -407,9 +473,18 @@ def _name(record: Any) -> str:
     if not isinstance(record, dict):
         raise _BadUserError("wrong type", "the record is no JSON object")
     name = _field(record, "user_id", "user_id")
+    if isinstance(name, float) and name.is_integer():  # as a data frame writes them
+        name = int(name)
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise _BadUserError("wrong type", "field 'user_id' is no text or number")
-    return str(name)
+    name = clean(str(name))
+    if not 0 < len(name) <= LONGEST_NAME:
+        raise _BadUserError(
+            "unusable id",
+            f"field 'user_id' has {len(name)} characters, and 1 to {LONGEST_NAME} are "
+            "possible",
+        )
+    return name
 
 
 def _entries(record: dict[str, Any], name: str) -> list[Any]:
@@ -435,17 +510,34 @@ def _query(entry: Any, place: str, user: str, form: Form) -> Item:
 def _profile(
     record: dict[str, Any], user: str, form: Form
 ) -> tuple[list[Item], Counter[str]]:
-    """History pairs, oldest first, and how many entries had no text for one."""
+    """History pairs, oldest first, and what was left out or not done."""
     entries = _entries(record, "profile")
     pairs: list[tuple[tuple[int, ...] | None, Item]] = []
     for index, entry in enumerate(entries):
-        prompt, target = _pair(entry, f"profile[{index}]", form)
+        place = f"profile[{index}]"
+        if _is_missing(entry):
+            continue
+        prompt, target = _pair(_filled(entry), place, form)
         if prompt.input and target:
             item = Item(f"{user}/profile/{index}", prompt, target)
-            pairs.append((_date(entry), item))
-    if all(date is not None for date, _ in pairs):
+            pairs.append((_date(entry, place), item))
+    undated = sum(date is None for date, _ in pairs)
+    if not undated:
         pairs.sort(key=lambda pair: pair[0] or ())
-    return [item for _, item in pairs], Counter({EMPTY: len(entries) - len(pairs)})
+    counts = {EMPTY: len(entries) - len(pairs), UNDATED: 0 < undated < len(pairs)}
+    return [item for _, item in pairs], Counter(counts)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value is none: null, or NaN, as a data frame writes what it lacks."""
+    return value is None or value != value
+
+
+def _filled(entry: Any) -> Any:
+    """An item with empty text where a value is missing: such an item is left out."""
+    if not isinstance(entry, dict):
+        return entry
+    return {name: "" if _is_missing(value) else value for name, value in entry.items()}
 
 
 def _pair(entry: Any, place: str, form: Form) -> tuple[Prompt, str]:
@@ -464,12 +556,16 @@ def _pair(entry: Any, place: str, form: Form) -> tuple[Prompt, str]:
 
 
 def _split(question: str, form: Form) -> Prompt:
-    """Part a question into instruction and text; an unknown one is all text."""
+    """Part a question into instruction and text; of an unknown wording all is text."""
     end = question.rfind(form.stop) if form.stop else len(question)
     start = len(form.question)
     if not question.startswith(form.question) or end <= start:
-        return Prompt("", question)
-    return Prompt(form.question, question[start:end], question[end:] + form.cue)
+        found = re.match(form.wording, question, re.IGNORECASE)
+        if found is None:
+            return Prompt("", question, form.cue)
+        start, end = found.span("input")
+        end = start + len(question[start:end].rstrip())
+    return Prompt(question[:start], question[start:end], question[end:] + form.cue)
 
 
 def _field(entry: Any, name: str, place: str) -> Any:
@@ -499,7 +595,7 @@ def _answer(entry: Any, name: str, place: str, form: Form) -> str:
     if not isinstance(value, str):
         raise _BadUserError("wrong type", f"field '{place}.{name}' is no label")
     label = clean(value)
-    if label not in form.task.labels:
+    if label and label not in form.task.labels:
         raise _BadUserError(
             "unknown label",
             f"field '{place}.{name}' is {label!r}, not one of "
@@ -508,21 +604,68 @@ def _answer(entry: Any, name: str, place: str, form: Form) -> str:
     return label
 
 
-def _date(entry: dict[str, Any]) -> tuple[int, ...] | None:
-    """``2015``, ``2015-05`` or ``2015-05-21`` as numbers, else None."""
-    found = re.match(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?\b", str(entry.get("date")))
-    return tuple(int(part or 0) for part in found.groups()) if found else None
+_DATE = re.compile(
+    r"(\d{4})(?:([-/.])(\d{1,2})(?:\2(\d{1,2})(?:[T ](\d{1,2}):(\d\d)(?::(\d\d))?\b.*)?)?)?"
+)
+
+
+def _date(entry: dict[str, Any], place: str) -> tuple[int, ...] | None:
+    """``2015``, ``2015-05``, ``2015/05/21``, or Unix seconds, to be sorted by; None: none.
+
+    Day and month first can be read in two ways, so such a date is refused.
+    """
+    value = entry.get("date")
+    if _is_missing(value) or value == "":
+        return None
+    text = clean(str(value))
+    found = _DATE.fullmatch(text)
+    try:
+        if found:
+            year, _, *rest = found.groups()
+            parts = [int(year), *(int(part or 0) for part in rest)]
+            year, month, day, *clock = parts
+            datetime(year, month or 1, day or 1, clock[0], clock[1], clock[2])
+            return tuple(parts)
+        if re.fullmatch(r"\d{9,10}(\.0*)?", text):
+            moment = datetime.fromtimestamp(float(text), UTC)
+            return tuple(moment.timetuple()[:6])
+    except ValueError:
+        pass
+    raise _BadUserError(
+        "unreadable date",
+        f"field '{place}.date' is {text!r:.40}, which is no date such as 2015-05-21",
+    )
 
 
 # --- leakage and rivals ---------------------------------------------------------------
 
 
+_SOME = 4  # words of a text that stands inside a question by no accident
+_PARTS = re.compile('["\u201c\u201d\u201e\u00ab\u00bb:]')  # what a text is set apart by
+
+
+def _words(text: str) -> str:
+    """Text by which copies are found: its words alone, whatever case, quotes and stops."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.findall(r"\w+", plain)) or plain
+
+
 class _Held:
     """Texts of held-out items, to find the same text elsewhere."""
 
-    def __init__(self, items: Sequence[Item]) -> None:
-        self.inputs = {item.prompt.input.casefold() for item in items}
-        self.targets = {item.target.casefold() for item in items}
+    def __init__(self, items: Sequence[Item], form: Form) -> None:
+        self.inputs = {_words(item.prompt.input) for item in items}
+        self.targets = {_words(item.target) for item in items}
+        # Questions in other words than the published ones: whatever was taken for the
+        # text that they ask about, it stands in them.
+        other = [
+            i.prompt.text.removesuffix(form.cue)
+            for i in items
+            if i.prompt.before != form.question
+        ]
+        self.questions = "".join(f" {_words(question)} |" for question in other)
+        parts = (part for question in other for part in _PARTS.split(question))
+        self.inputs |= {_words(part) for part in parts if part.strip()}
 
     def has(self, item: Item, form: Form) -> bool:
         """Whether `item` has a held-out item's input or, if free text, its target.
@@ -530,16 +673,21 @@ class _Held:
         A label is shared by many items and gives nothing away. A tweet's pair is put
         together again first.
         """
-        whole = f"{item.prompt.input} {item.target}".casefold()
-        if item.prompt.input.casefold() in self.inputs:
+        source, target = _words(item.prompt.input), _words(item.target)
+        whole = _words(f"{item.prompt.input} {item.target}")
+        if source in self.inputs or self._asks(source if form.answer else whole):
             return True
         if form.task.labels:
             return False
-        return item.target.casefold() in self.targets or whole in self.targets
+        return target in self.targets or whole in self.targets
+
+    def _asks(self, words: str) -> bool:
+        enough = words.count(" ") + 1 >= _SOME
+        return enough and f" {words} " in self.questions
 
 
 def _without(items: Sequence[Item], held: Sequence[Item], form: Form) -> list[Item]:
-    known = _Held(held)
+    known = _Held(held, form)
     return [item for item in items if not known.has(item, form)]
 
 
@@ -580,18 +728,29 @@ def _with_rivals(
 def _bad_record(
     name: str, index: int, record: Any, bad: _BadUserError
 ) -> IdiolectError:
-    user = record.get("user_id") if isinstance(record, dict) else None
-    who = f"record {index}" if user is None else f"record {index} (user '{user}')"
     return IdiolectError(
-        f"{name}: {who}: {bad}: repair the file, or set skip-bad-users=true to leave "
-        "such users out."
+        f"{name}: {_who(index, record)}: {bad}: repair the file, or set "
+        "skip-bad-users=true to leave such users out."
     )
 
 
-def _too_few(name: str, count: int, config: Config) -> IdiolectError:
+def _who(index: int, record: Any) -> str:
+    user = record.get("user_id") if isinstance(record, dict) else None
+    return (
+        f"record {index}"
+        if user is None
+        else f"record {index} (user '{str(user):.100}')"
+    )
+
+
+def _too_few(
+    name: str, count: int, config: Config, dropped: Mapping[str, int]
+) -> IdiolectError:
+    listed = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
+    why = f" (left out: {listed})" if listed else ""
     return IdiolectError(
-        f"{name} holds {count} usable users, but users={config.users} and "
+        f"{name} holds {count} usable users{why}, but users={config.users} and "
         f"development-users={config.development_users} ask for "
         f"{config.users + config.development_users}: lower 'users' or "
-        "'development-users'."
+        "'development-users', or take another file."
     )

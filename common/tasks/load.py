@@ -1,18 +1,14 @@
 """One entrance to all data: personas, official LaMP files, OPPU-shaped files."""
 
 import json
-import re
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
-from ..config import Config
+from ..config import LONGEST_NAME, Config
 from ..errors import IdiolectError
 from . import lamp
 from .types import Dataset, Item, Prompt, Task, User
-
-# A user's name becomes part of file names.
-_NAME = re.compile(r"[A-Za-z0-9][\w.@+-]{0,99}", re.ASCII)
 
 # What an owner keeps on a device has no fixed shape.
 TEXT = Task("text", "generation", max_new_tokens=64)
@@ -72,7 +68,7 @@ def check(dataset: Dataset) -> None:
     Raises
     ------
     IdiolectError
-        A user's name appears twice or cannot be part of a file name, or a user has
+        A user's name appears twice or cannot be used, or a user has
         nothing to learn from or nothing to be measured on.
     """
     users = (*dataset.users, *dataset.development)
@@ -86,10 +82,10 @@ def check(dataset: Dataset) -> None:
 
 
 def _check_user(user: User) -> None:
-    if not _NAME.fullmatch(user.id):
+    if not 0 < len(user.id) <= LONGEST_NAME or lamp.clean(user.id) != user.id:
         raise IdiolectError(
-            f"user {user.id!r} cannot be part of a file name: use up to 100 letters, "
-            "digits and . _ @ + - in user ids, a letter or digit first."
+            f"user {user.id!r:.120} has no usable id: use 1 to {LONGEST_NAME} "
+            "characters, without control characters and with single blanks."
         )
     for part, name in ((user.history, "history"), (user.held_out, "held-out items")):
         if not part:

@@ -5,6 +5,8 @@ users. The numbers printed in papers pool all questions of all users: `pooled`.
 """
 
 import math
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from .types import Kind, Task
+
+ENGLISH, UNICODE = "english", "unicode"
 
 # What a metric is clipped to, [0, bound], before it leaves a device (``privacy.metrics``
 # `noisy`). 8 nats per token is worse than guessing among 2,981 words; ratings are 1 to 5.
@@ -44,7 +48,7 @@ def measured_metrics(kind: Kind, generated: bool) -> frozenset[str]:
 
 
 def score(
-    task: Task, outputs: Sequence[str], targets: Sequence[str]
+    task: Task, outputs: Sequence[str], targets: Sequence[str], tokens: str = ENGLISH
 ) -> dict[str, float]:
     """Metrics of one user's outputs.
 
@@ -54,14 +58,16 @@ def score(
         What the model wrote, as decoded; only the first line counts (`first_line`).
     targets
         What the user wrote, in the same order.
+    tokens
+        What rouge compares: `ENGLISH`, as papers do, or `UNICODE` (see `_unicode_tokens`).
 
     Returns
     -------
     dict
         generation: ``rouge-1``, ``rouge-l``, the mean of the per-item F-measures
         (rouge-score with stemmer; an empty output scores 0; its tokens are a-z and 0-9,
-        so text in other scripts scores 0). classification: ``accuracy`` and ``f1``.
-        rating: ``mae`` and ``rmse``.
+        so text in other scripts scores 0, see `unread`). classification: ``accuracy``
+        and ``f1``. rating: ``mae`` and ``rmse``.
 
     Raises
     ------
@@ -75,7 +81,7 @@ def score(
     questions; for a user whose eight questions have three of fifteen labels it would
     stop at 3/15 however good the outputs are: it would measure the user, not the model.
     """
-    items = per_item(task, outputs, targets)
+    items = per_item(task, outputs, targets, tokens)
     if not items:
         raise ValueError("no outputs to score")
     values = {name: _mean([item[name] for item in items]) for name in items[0]}
@@ -105,14 +111,14 @@ def pooled(
 
 
 def per_item(
-    task: Task, outputs: Sequence[str], targets: Sequence[str]
+    task: Task, outputs: Sequence[str], targets: Sequence[str], tokens: str = ENGLISH
 ) -> list[dict[str, float]]:
     """Those metrics that a single item has: rouge-1 and rouge-l, accuracy, or mae."""
     values: list[dict[str, float]] = []
     for output, target in zip(outputs, targets, strict=True):
         text, wanted = first_line(output), target.strip()
         if task.kind == "generation":
-            values.append(_rouge(text, wanted))
+            values.append(_rouge(text, wanted, tokens))
         elif task.kind == "classification":
             values.append({"accuracy": float(text == wanted)})
         else:
@@ -160,20 +166,45 @@ def _rating(text: str, wanted: str, task: Task) -> float:
     return value if abs(value) < 1e6 else worst
 
 
-def _rouge(text: str, wanted: str) -> dict[str, float]:
-    found = _scorer().score(wanted, text)
+def unread(targets: Sequence[str]) -> int:
+    """How many texts have no token for rouge by `ENGLISH`: whatever is written scores 0."""
+    return sum(not re.search("[a-z0-9]", target.lower()) for target in targets)
+
+
+def _rouge(text: str, wanted: str, tokens: str) -> dict[str, float]:
+    found = _scorer(tokens).score(wanted, text)
     return {
         "rouge-1": float(found["rouge1"].fmeasure),
         "rouge-l": float(found["rougeL"].fmeasure),
     }
 
 
-@lru_cache(maxsize=1)
-def _scorer() -> Any:
+@lru_cache(maxsize=2)
+def _scorer(tokens: str) -> Any:
     # Here, because it brings nltk and scipy: a second of every process that never asks.
     from rouge_score.rouge_scorer import RougeScorer
 
+    if tokens == UNICODE:
+        return RougeScorer(["rouge1", "rougeL"], tokenizer=_UnicodeTokens())
     return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+
+
+class _UnicodeTokens:
+    """Tokens of every script, in the shape that rouge-score asks for."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return words; of scripts that part none, single characters; no stemmer."""
+        plain = unicodedata.normalize("NFKC", text).casefold()
+        return re.findall(
+            rf"[{_UNPARTED}]|(?:(?![{_UNPARTED}])[\w\u0300-\u036f])+", plain
+        )
+
+
+# Thai, Lao, Burmese, Khmer, kana, and Chinese characters: words are not set apart.
+_UNPARTED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff"
+)
 
 
 def _mean(values: Sequence[float]) -> float:

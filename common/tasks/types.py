@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+# Reasons of `Dataset.dropped` that begin so count items, not users.
+OF_ITEMS = ("history", "histories", "questions", "items")
+TOO_LONG = "items longer than the context"
+
 Kind = Literal["generation", "classification", "rating"]
 
 
@@ -112,8 +116,8 @@ class Dataset:
     public
         Public items: candidates for the bank of `votes`. Nobody's history.
     dropped
-        Reason -> number of users left out (``skip-bad-users``); reasons that begin with
-        "history items" count single items.
+        Reason -> number of users left out (``skip-bad-users``); reasons that begin with a
+        word of `OF_ITEMS` count what was left out, or not done, of users who stay.
     source
         The file that was read, or ``personas``.
     """

@@ -9,6 +9,7 @@ import pytest
 from idiolect.common.config import parse
 from idiolect.common.errors import IdiolectError
 from idiolect.common.tasks import lamp
+from idiolect.common.tasks.load import check
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -186,17 +187,118 @@ def test_citation_keeps_its_options_and_quotes(tmp_path):
     assert prompt.after.endswith('[1]: "One 0" [2]: "Two 0" reference:')
 
 
-@pytest.mark.parametrize("task", ["LaMP-1", "LaMP-4"])
-def test_unknown_instruction_is_all_input(tmp_path, task):
-    questions, _ = official(tmp_path, task)
-    questions[0]["input"] = "Please be kind:\n\nand brief"
+# task -> the same question in other words, about TEXT
+REWORDED = {
+    "LaMP-1": [
+        (
+            "For an author who wrote the paper titled \u201cTEXT,\u201d which reference is "
+            'related? [1]: "One" [2]: "Two"'
+        ),
+        (
+            "For an author who has written the paper with the title \u00abTEXT\u00bb which "
+            "reference is related?  Answer with [1] or [2]. [1]: One [2]: Two"
+        ),
+    ],
+    "LaMP-2": [
+        (
+            f"Which tag does this movie relate to among the following tags? Just answer "
+            f"with the tag name. tags: [{', '.join(reversed(lamp.TAGS))}] description: TEXT"
+        ),
+        (
+            f"Which TAG does this movie relate to? Tags : [{', '.join(sorted(lamp.TAGS))}]"
+            "\n\nDescription :\tTEXT"
+        ),
+        "Which tag does this movie relate to? description: TEXT tags: [comedy, action]",
+    ],
+    "LaMP-3": [
+        "What is the rating of the following review on a scale of 1-5? Review:TEXT"
+    ],
+    "LaMP-4": ["Write a headline for this article: TEXT"],
+    "LaMP-5": ["Generate a title for the abstract of the following paper: TEXT"],
+    "LaMP-6": ["generate a subject line for the following e-mail :  TEXT"],
+    "LaMP-7": ["Please paraphrase this tweet: TEXT"],
+}
+REWORDED_ALL = [(task, text) for task, texts in REWORDED.items() for text in texts]
+
+
+def asked_again(folder, task, wording, text):
+    """Official files in which user 0 asks about the profile's item 3, in other words."""
+    questions, _ = official(folder, task, date=lambda i: f"2015-01-{i + 1:02}")
+    form = lamp.FORMS[task]
+    item = questions[0]["profile"][3]
+    questions[0]["input"] = wording.replace("TEXT", text(item[form.source]))
+    save(folder / "dev_questions.json", questions)
+    return item[form.source]
+
+
+def curly(text: str) -> str:
+    return f" {text.upper()}\u2026 ".replace(" ", "  ")
+
+
+@pytest.mark.parametrize("text", [str, curly])
+@pytest.mark.parametrize(("task", "wording"), REWORDED_ALL)
+def test_a_question_in_other_words_is_recognised(tmp_path, task, wording, text):
+    source = asked_again(tmp_path, task, wording, text)
+    dataset = read(tmp_path, task, held_out=1)
+    (asked,) = dataset.users[0].held_out
+    form = lamp.FORMS[task]
+    wanted = lamp.clean(text(source))
+    assert asked.prompt.input.strip(", ") == wanted.strip()
+    whole = lamp.clean(wording.replace("TEXT", text(source)))
+    assert asked.prompt.text == whole + form.cue
+    assert lamp.UNKNOWN not in dataset.dropped
+    # The item that is asked about is not learnt from.
+    assert len(dataset.users[0].history) == 7
+    assert dataset.dropped[lamp.LEAKED] == 1
+    assert source not in [item.prompt.input for item in dataset.users[0].history]
+
+
+@pytest.mark.parametrize(
+    "wording",
+    [
+        "Please: TEXT",
+        "Hum about \u201cTEXT\u201d and be brief",
+        "TEXT is what it says, so?",
+    ],
+)
+@pytest.mark.parametrize("task", SAMPLES)
+def test_an_unknown_wording_is_counted_and_leaks_nothing(
+    tmp_path, task, wording, caplog
+):
+    source = asked_again(tmp_path, task, wording, str)
+    if task == "LaMP-7":
+        assert len(source.split()) >= 4
+    elif "so?" in wording:  # four words or more are found anywhere
+        source = lengthen(tmp_path, task)
+    dataset = read(tmp_path, task, held_out=1)
+    (asked,) = dataset.users[0].held_out
+    assert (asked.prompt.before, asked.prompt.after) == ("", lamp.FORMS[task].cue)
+    assert dataset.dropped == {lamp.UNKNOWN: 1, lamp.LEAKED: 1}
+    assert len(dataset.users[0].history) == 7
+    assert source not in [item.prompt.input for item in dataset.users[0].history]
+    assert f"{lamp.UNKNOWN}: 1" in caplog.text
+
+
+def lengthen(folder, task):
+    """Make the item that user 0 asks about longer, in profile and question."""
+    questions = json.loads((folder / "dev_questions.json").read_text())
+    source = lamp.FORMS[task].source
+    item = questions[0]["profile"][3]
+    longer = f"{item[source]} of many words"
+    questions[0]["input"] = questions[0]["input"].replace(item[source], longer)
+    item[source] = longer
+    save(folder / "dev_questions.json", questions)
+    return longer
+
+
+def test_an_innocent_item_stays(tmp_path):
+    questions, _ = official(tmp_path)
+    questions[0]["input"] = "Do what you like with this: Article 0.3 is long and old"
+    questions[0]["profile"][3]["text"] = "is long"  # stands in it by accident
     save(tmp_path / "dev_questions.json", questions)
-    prompt = read(tmp_path, task).users[0].held_out[0].prompt
-    assert (prompt.before, prompt.input, prompt.after) == (
-        "",
-        "Please be kind: and brief",
-        "",
-    )
+    dataset = read(tmp_path, held_out=1)
+    assert len(dataset.users[0].history) == 8
+    assert dataset.dropped == {lamp.UNKNOWN: 1}
 
 
 def test_scores_may_be_numbers(tmp_path):
@@ -257,10 +359,43 @@ def test_history_is_the_most_recent_by_date(tmp_path, date):
     assert [item.target for item in history] == ["Head 0.2", "Head 0.1", "Head 0.0"]
 
 
-def test_one_unreadable_date_means_file_order(tmp_path):
-    official(tmp_path, date=lambda i: "yesterday" if i == 4 else 2020 - i)
-    history = read(tmp_path, history=2, held_out=1).users[0].history
+@pytest.mark.parametrize(
+    "date",
+    [
+        lambda i: f"2020/0{8 - i}/01",
+        lambda i: f"2020.0{8 - i}",
+        lambda i: f"2020-01-01T1{8 - i}:00:00Z",
+        lambda i: f"2020-01-01 10:0{8 - i}",
+        lambda i: 1_500_000_000 - i,
+        lambda i: float(2020 - i),
+    ],
+)
+def test_other_dates_are_understood(tmp_path, date):
+    official(tmp_path, date=date)  # the file is newest first
+    history = read(tmp_path, history=3, held_out=1).users[0].history
+    assert [item.target for item in history] == ["Head 0.2", "Head 0.1", "Head 0.0"]
+
+
+@pytest.mark.parametrize(
+    "date", ["yesterday", "11/08/2020", "2020-13-01", "2020/02/31", "2020-1/5", True]
+)
+def test_an_unreadable_date_is_refused_by_its_field(tmp_path, date):
+    official(tmp_path, date=lambda i: date if i == 4 else 2020 - i)
+    message = refused(tmp_path)
+    assert "user '00'" in message and "field 'profile[4].date'" in message
+    assert repr(str(date)) in message
+    with pytest.raises(IdiolectError, match=r"unreadable date: 6"):
+        read(tmp_path, skip_bad_users=True)
+
+
+@pytest.mark.parametrize("missing", [None, "", float("nan")])
+def test_one_missing_date_means_file_order_and_is_said(tmp_path, missing, caplog):
+    official(tmp_path, date=lambda i: missing if i == 4 else 2020 - i)
+    dataset = read(tmp_path, history=2, held_out=1)
+    history = dataset.users[0].history
     assert [item.target for item in history] == ["Head 0.6", "Head 0.7"]
+    assert dataset.dropped == {lamp.UNDATED: 5}
+    assert f"{lamp.UNDATED}: 5" in caplog.text
 
 
 def test_remaining_users_history_is_public(tmp_path):
@@ -352,6 +487,26 @@ def test_items_without_text_are_left_out_and_counted(tmp_path):
     dataset = read(tmp_path, held_out=1)
     assert dataset.dropped == {lamp.EMPTY: 2}
     assert len(dataset.users[0].history) == 6
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "", " \u200b\u200b "])
+@pytest.mark.parametrize("task", SAMPLES)
+def test_one_missing_value_costs_one_item(tmp_path, task, missing, caplog):
+    questions, _ = official(tmp_path, task)
+    form = lamp.FORMS[task]
+    questions[0]["profile"][2][form.source] = missing
+    if form.answer:
+        questions[1]["profile"][2][form.answer] = missing
+    if missing is None:
+        questions[2]["profile"][2] = None
+    save(tmp_path / "dev_questions.json", questions)
+    dataset = read(tmp_path, task, held_out=1)
+    assert [user.id for user in dataset.users] == ["00", "10", "20"]
+    damaged = 1 + bool(form.answer) + (missing is None)
+    lengths = [len(user.history) for user in dataset.users]
+    assert sum(lengths) == 3 * 8 - damaged and lengths[0] == 7
+    assert dataset.dropped == {lamp.EMPTY: damaged}
+    assert f"{lamp.EMPTY}: {damaged}" in caplog.text
 
 
 # --- rivals and determinism -----------------------------------------------------------
@@ -634,7 +789,7 @@ def test_official_question_without_gold_or_id(tmp_path):
     assert "record 2: field 'user_id' is missing" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("value", ["six", 6, 4.5, float("nan")])
+@pytest.mark.parametrize("value", ["six", 6, 4.5])
 def test_unknown_labels(tmp_path, value):
     questions, outputs = official(tmp_path, "LaMP-3")
     questions[1]["profile"][4]["score"] = value
@@ -665,6 +820,69 @@ def test_fewer_users_than_asked(tmp_path):
     message = refused(tmp_path, users=3, development=2)
     assert "holds 4 usable users" in message and "ask for 5" in message
     assert "lower 'users' or 'development-users'" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([], "holds no users that can be used: see docs/data.md"),
+        ([None], "record 0: the record is no JSON object"),
+        ([{"user_id": "7"}], "record 0 (user '7'): field 'query' is missing"),
+        ([{"user_id": " "}], "record 0 (user ' '): field 'user_id' has 0 characters"),
+        (
+            [{"user_id": "7", "profile": [], "query": []}],
+            "no history item to learn from",
+        ),
+    ],
+)
+def test_files_without_users_say_why(tmp_path, content, said):
+    save(tmp_path / "my_users.json", content)
+    config = parse({"task": "LaMP-4", "data": str(tmp_path / "my_users.json")})
+    with pytest.raises(IdiolectError) as caught:
+        lamp.everyone(config)
+    message = str(caught.value)
+    assert said in message and message.startswith("my_users.json holds no users")
+    assert message.endswith(".") and "(," not in message
+
+
+def test_everyone_says_who_is_left_out(tmp_path, caplog):
+    records = oppu()
+    records[1]["profile"] = "none"
+    records[2]["profile"][0]["text"] = None
+    save(tmp_path / "my_users.json", records)
+    config = parse({"task": "LaMP-4", "data": str(tmp_path / "my_users.json")})
+    names = [user.id for user in lamp.everyone(config)]
+    assert "1" not in names and "2" in names
+    assert f"wrong type: 1, {lamp.EMPTY}: 1" in caplog.text
+
+
+NAMES = [
+    "J\u00fcrgen M.",
+    "j\u00fcrgen m.",
+    "a b",
+    "-a",
+    "..",
+    "a/b",
+    "\u674e",
+    "Anna",
+    "anna",
+]
+
+
+def test_names_are_accepted_and_kept_apart(tmp_path):
+    records = [{**oppu()[0], "user_id": name} for name in [*NAMES, 7.0, 8]]
+    save(tmp_path / "my_users.json", records)
+    dataset = read(tmp_path, users=len(records) - 1, development=1, held_out=1)
+    assert [user.id for user in dataset.users] == [*NAMES, "7"]
+    check(dataset)
+
+
+@pytest.mark.parametrize("name", ["x" * 101, " ", "\x00", True, 1.5])
+def test_what_is_no_name_is_refused(tmp_path, name):
+    records = oppu()
+    records[1]["user_id"] = name
+    save(tmp_path / "my_users.json", records)
+    assert "field 'user_id'" in refused(tmp_path)
 
 
 # --- real files -----------------------------------------------------------------------

@@ -1,0 +1,66 @@
+"""Items that no context holds: left out and counted, whoever meets them."""
+
+from dataclasses import replace
+
+import pytest
+
+from idiolect.common import personal
+from idiolect.common.backbone import load_backbone
+from idiolect.common.config import parse
+from idiolect.common.errors import IdiolectError
+from idiolect.common.tasks.load import load_dataset
+from idiolect.common.tasks.types import TOO_LONG, Item, Prompt
+from idiolect.common.unlabeled import Unlabeled
+from idiolect.server import study
+
+CONTEXT = 128
+LONG = Item("long", Prompt("", "so"), "word after word " * CONTEXT)
+CUT = Item("cut", Prompt("", "word after word " * CONTEXT), "short")
+CONFIG = parse(
+    {"users": 4, "development-users": 1, "personalise.learning-rates": "1e-3"}
+)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("tiny", "float32", "cpu", CONTEXT)
+
+
+def test_only_what_does_not_fit_is_left_out(backbone):
+    user = load_dataset(CONFIG).users[0]
+    held = replace(user.held_out[0], rivals=(LONG, *user.held_out[0].rivals))
+    given = replace(
+        user,
+        history=(LONG, *user.history, CUT),
+        held_out=(held, *user.held_out[1:], LONG),
+        disliked=(LONG,),
+    )
+    found, count = personal.fitting(backbone, given)
+    assert found == replace(user, history=(*user.history, CUT))
+    assert count == 3
+    assert personal.fitting(backbone, user) == (user, 0)
+    assert personal.too_long(backbone, found) == ""
+    empty = replace(user, history=())
+    assert "no history item that fits" in personal.too_long(backbone, empty)
+
+
+def test_a_public_item_that_is_too_long_harms_nobody(backbone):
+    user = load_dataset(CONFIG).users[0]
+    public = [Unlabeled(LONG), *map(Unlabeled, load_dataset(CONFIG).users[1].history)]
+    for features in ("backbone", "ngrams"):
+        config = parse({"unlabeled.features": features})
+        others = personal.not_own(backbone, user, public, config)
+        assert LONG not in [entry.item for entry in others] and others
+
+
+def test_a_study_goes_on_without_it(backbone):
+    dataset = load_dataset(CONFIG)
+    first, *rest = dataset.users
+    damaged = replace(
+        dataset, users=(replace(first, history=(LONG, *first.history)), *rest)
+    )
+    found = study._fitting(backbone, damaged)
+    assert found.users == dataset.users and found.dropped == {TOO_LONG: 1}
+    gone = replace(dataset, users=(replace(first, held_out=(LONG,)), *rest))
+    with pytest.raises(IdiolectError, match="no held-out item that fits"):
+        study._fitting(backbone, gone)

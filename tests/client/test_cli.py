@@ -85,7 +85,7 @@ def test_an_owner_from_import_to_forgetting(ready, run, asked):
     assert second["number"] == 2 and asked("status")["active"] == 2
     assert asked("rollback") == {"active": 1}
     assert asked("rollback") == {"active": 0}
-    assert "nothing to go back from" in run("rollback", code=2).err
+    assert "`idiolect use N` puts one of 1, 2 into use" in run("rollback", code=2).err
 
     gone = asked("forget", "--source", "persona.jsonl", "--yes")
     assert gone == {"pairs": 32, "adapters": [1, 2], "retrained": None}

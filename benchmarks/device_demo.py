@@ -38,8 +38,8 @@ def main() -> int:
         print(fleet.command("device0", "status"))
         print(fleet.command("device0", "sent"))
         prompt = fleet.prompts[0]
-        print(f"$ idiolect generate {prompt!r} --compare")
-        print(fleet.command("device0", "generate", prompt, "--compare"))
+        print(f"$ echo {prompt!r} | idiolect generate - --compare")
+        print(fleet.command("device0", "generate", "-", "--compare", given=prompt))
         for process in fleet.processes.values():
             process.terminate()
         for process in fleet.processes.values():

@@ -63,12 +63,13 @@ class Fleet:
             "OMP_NUM_THREADS": "1",  # several devices share this machine
         }
 
-    def command(self, who: str, *words: str) -> str:
-        """Run a command to its end; returns what it printed."""
+    def command(self, who: str, *words: str, given: str | None = None) -> str:
+        """Run a command to its end, `given` on its standard input; returns its output."""
         name = "idiolect-server" if who == "server" else "idiolect"
         done = subprocess.run(
             [str(BIN / name), *words],
             env=self.environment(who),
+            input=given,
             capture_output=True,
             text=True,
         )

@@ -638,9 +638,10 @@ def _changed(number: int, before: int) -> str:
 
 def _rollback(options: argparse.Namespace) -> int:
     with _open(options) as vault:
-        from .owner import rollback
+        from .owner import active, rollback
 
-        number, before = rollback(vault)
+        before = active(vault)
+        number = rollback(vault)
     return _say(options, {"active": number}, _changed(number, before))
 
 
@@ -717,9 +718,9 @@ def _consent(options: argparse.Namespace) -> int:
         return _say(options, found, f"{options.outflow} is {given} from now on.")
     lines = [f"{options.outflow} is {given} (default: {usual})"]
     lines += [f"  {consent.NAMES[options.outflow]}", "it takes"]
-    lines += [f"  {one:6} {consent.CHOICES[one]}" for one in choices]
+    lines += [f"  {one:6} {meaning}" for one, meaning in choices.items()]
     one = {"name": options.outflow, "value": given, "default": usual}
-    return _say(options, {**one, "takes": choices}, "\n".join(lines))
+    return _say(options, {**one, "takes": list(choices)}, "\n".join(lines))
 
 
 def _settings(options: argparse.Namespace) -> int:
@@ -801,7 +802,9 @@ def _pause(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    return _set_paused(options, False, "this device answers again.")
+    return _set_paused(
+        options, False, "this device answers its server again, by `idiolect node run`."
+    )
 
 
 def _set_paused(options: argparse.Namespace, yes: bool, text: str) -> int:

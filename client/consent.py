@@ -100,16 +100,8 @@ def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
         )
 
 
-CHOICES = {
-    "no": "nothing of this kind leaves",
-    "noisy": "only with noise, and within the limits of `idiolect settings`",
-    "clear": "in any case, unprotected; no limit counts it",
-    "yes": "a run may train here",
-}
-
-
-def answers_to(outflow: str) -> tuple[str, ...]:
-    """The answers that there are for an outflow.
+def answers_to(outflow: str) -> dict[str, str]:
+    """The answers that there are for an outflow, and what each means.
 
     Raises
     ------
@@ -121,7 +113,13 @@ def answers_to(outflow: str) -> tuple[str, ...]:
             f"there is no outflow '{printable(outflow, 40)}': name one of "
             f"{', '.join(DEFAULTS)}."
         )
-    return ("no", "yes") if outflow == "training" else ("no", "noisy", "clear")
+    if outflow == "training":
+        return {"no": "no run trains here", "yes": "runs may train here"}
+    return {
+        "no": "nothing of this kind leaves",
+        "noisy": "only with noise, and within the limits of `idiolect settings`",
+        "clear": "in any case, unprotected; no limit counts it",
+    }
 
 
 # Setting -> its value before the owner chose one.

@@ -6,6 +6,7 @@ for one. They are looked at before the backbone is loaded.
 """
 
 import contextlib
+import importlib
 import os
 import resource
 import signal
@@ -44,10 +45,10 @@ def check_now(settings: Mapping[str, str], power: Path = POWER) -> None:
         )
 
 
-def _check_memory(settings: Mapping[str, str]) -> None:
+def _check_memory(allowed: int) -> None:
     """Refuse work where the owner allows less memory than the process has without any."""
-    allowed, own = int(settings["memory-mb"]), memory()
-    if allowed and own is not None and allowed < own + ROOM:
+    own = memory()
+    if own is not None and allowed < own + ROOM:
         raise IdiolectError(
             f"memory-mb is {allowed}, and idiolect has {own} MB before any work: allow "
             f"{own + ROOM} or more (`idiolect settings memory-mb NUMBER`; 0: no limit)."
@@ -81,10 +82,30 @@ def hold_process(settings: Mapping[str, str]) -> None:
     if threads := int(settings["threads"]):
         torch.set_num_threads(threads)
     if most := int(settings["memory-mb"]):
+        _load_libraries()
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         known = hard != resource.RLIM_INFINITY
         soft = min(most << 20, hard) if known else most << 20
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _load_libraries() -> None:
+    """Load what a backbone needs before memory is short.
+
+    OpenBLAS, which comes with scipy, asks for its buffers again for ever where the system
+    gives it none, and others end the process.
+    """
+    for name in (
+        "scipy.linalg",
+        "transformers.modeling_utils",
+        "transformers.generation",
+    ):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    with contextlib.suppress(ImportError):  # found by name, and loaded at its first use
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
+
+        del AutoModelForCausalLM, AutoTokenizer, GenerationMixin
 
 
 @contextlib.contextmanager
@@ -105,7 +126,9 @@ def held(settings: Mapping[str, str], training: bool = False) -> Iterator[None]:
     """
     if training:
         check_now(settings)
-    _check_memory(settings)
+    if int(settings["memory-mb"]):
+        _load_libraries()
+        _check_memory(int(settings["memory-mb"]))
     before = resource.getrlimit(resource.RLIMIT_DATA), torch.get_num_threads()
     try:
         hold_process(settings)

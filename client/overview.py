@@ -103,17 +103,15 @@ def judged(one: Mapping[str, Any]) -> str:
 
 
 def _server(found: Mapping[str, Any]) -> list[str]:
+    paused = ["paused: no server is answered until `idiolect resume`"] * found["paused"]
     if not found["server"]:
-        return ["server: none joined; nothing leaves this device"]
+        return ["server: none joined; nothing leaves this device", *paused]
     since = found["joined"]
     when = strftime(" since %Y-%m-%d %H:%M", localtime(since)) if since else ""
     known = (
         f"as {found['device']}" if found["device"] else "which has not let it in yet"
     )
-    lines = [f"server: joined {printable(found['server'])}{when}, {known}"]
-    if found["paused"]:
-        lines.append("paused: it is not answered until `idiolect resume`")
-    return lines
+    return [f"server: joined {printable(found['server'])}{when}, {known}", *paused]
 
 
 def _privacy(found: Mapping[str, Any]) -> list[str]:

@@ -372,13 +372,8 @@ def activate(vault: Vault, number: int) -> None:
     vault.put("state", [Record("active", str(number).encode())], DEVICE)
 
 
-def rollback(vault: Vault) -> tuple[int, int]:
-    """Use the accepted adapter before the one in use, or none.
-
-    Returns
-    -------
-    tuple
-        Number of the one in use now (0: none), and of the one before.
+def rollback(vault: Vault) -> int:
+    """Use the accepted adapter before the one in use, or none; returns its number.
 
     Raises
     ------
@@ -391,7 +386,7 @@ def rollback(vault: Vault) -> tuple[int, int]:
             raise _none_in_use(vault)
         before = [v.number for v in versions(vault) if v.accepted and v.number < now]
         activate(vault, max(before, default=0))
-    return max(before, default=0), now
+    return max(before, default=0)
 
 
 def use(vault: Vault, number: int) -> Version | None:

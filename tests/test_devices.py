@@ -695,6 +695,29 @@ def test_what_is_no_task_is_refused(vaults, settings):
     assert "no task of idiolect" in said
 
 
+def test_refusals_of_tasks_that_were_not_taken_are_one_entry(vaults, settings):
+    """Anybody who reaches the device can send such tasks without end."""
+    device, task = Device(vaults[0], 100), share_task(settings, device_user(100))
+    for _ in range(3):
+        ask(device, "train.everything", task)
+    (noted,) = consent.sent(vaults[0])
+    assert (noted.count, noted.run, noted.epsilon) == (3, "", None)
+    assert noted.why.startswith("3 refusals of tasks that were not taken, since 20")
+    first = noted.bytes / 3
+    greet(vaults[0], task.config)
+    assert "too little" not in ask(
+        device, "query.share", task
+    )  # taken: a hello was said
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    again = Message(sealed(task), 100, "query.share")
+    device.answer(again)
+    for _ in range(2):  # played back
+        assert "answered before" in unpack(Failure, device.answer(again)).sentence
+    *own, noted = consent.sent(vaults[0])
+    assert [one.count for one in own] == [1, 1] and noted.count == 5
+    assert noted.bytes > 4 * first and noted.since < noted.time
+
+
 def test_a_run_signed_by_another_than_the_joined_server_is_refused(vaults, settings):
     agree(vaults, **CLEAR)
     for vault in vaults:

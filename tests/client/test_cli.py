@@ -1,19 +1,27 @@
 """The owner's commands, as an owner runs them, on the built-in backbone."""
 
+import argparse
+import contextlib
 import io
 import json
+import os
+import pty
 import re
+import resource
+import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
-from idiolect.client import consent, owner
+from idiolect.client import consent, node, owner
 from idiolect.client.cli import main
 from idiolect.client.vault import Passphrase, RandomKey, Source, Vault
 from idiolect.common.config import parse
+from idiolect.common.errors import IdiolectError
 from idiolect.common.tasks.load import load_dataset
 
 SECRET = "correct horse battery"
@@ -85,7 +93,7 @@ def test_an_owner_from_import_to_forgetting(ready, run, asked):
     assert second["number"] == 2 and asked("status")["active"] == 2
     assert asked("rollback") == {"active": 1}
     assert asked("rollback") == {"active": 0}
-    assert "nothing to go back from" in run("rollback", code=2).err
+    assert "`idiolect use N` puts one of 1, 2 into use" in run("rollback", code=2).err
 
     gone = asked("forget", "--source", "persona.jsonl", "--yes")
     assert gone == {"pairs": 32, "adapters": [1, 2], "retrained": None}
@@ -497,3 +505,329 @@ def test_status_shows_the_ceilings_and_sent_what_protects(cheap, run, asked):
     ]
     run("settings", "most-epsilon", "16")
     assert "epsilon 3 of 16" in run("status").out
+
+
+# --- first contact ---------------------------------------------------------------------
+
+
+def test_every_command_asks_for_the_key_before_it_loads_anything_slow(place):
+    """What is typed while something loads would be shown by the terminal."""
+    code = """
+import sys
+from pathlib import Path
+from idiolect.client import cli, unlock
+
+path = Path(sys.argv[1])
+seen = []
+
+def ask(*_):
+    seen.append(sorted({"torch", "numpy", "flwr", "transformers"} & set(sys.modules)))
+    raise KeyboardInterrupt
+
+def parsed(words):
+    return cli._parser().parse_args([*words, "--vault", str(path)])
+
+unlock.unlock = unlock.new_passphrase = ask
+commands = [words.split() for words in sys.argv[2:]]
+for words in [["vault", "init"], *commands]:
+    options = parsed(words)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        pass
+    path.touch()
+assert seen == [[]] * (len(commands) + 1), seen
+"""
+    words = [
+        *("status", "vault check", "vault rewrap", "vault repair --yes", "personalize"),
+        *("use", "use 1", "rollback", "reset", "export-adapter x", "node run"),
+        *("generate hello", "forget --source x --yes", "history list", "sent"),
+        *(
+            "settings",
+            "settings threads 1",
+            "consent",
+            "pause",
+            "resume",
+            "leave --yes",
+        ),
+        *("feedback up x", "history sources", "history export x"),
+    ]
+    subprocess.run(
+        [sys.executable, "-c", code, str(place / "vault.db"), *words],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def _terminal(words, place, *steps):
+    """Run a command at a terminal of its own; type each answer after what it waits for."""
+    pid, terminal = pty.fork()
+    if not pid:
+        os.environ.pop("IDIOLECT_PASSPHRASE_FILE", None)
+        os.environ["IDIOLECT_HOME"] = str(place)
+        code = "import sys; from idiolect.client.cli import main; sys.exit(main())"
+        os.execv(sys.executable, [sys.executable, "-c", code, *words])
+    said = b""
+    for waited, typed in steps:
+        while waited.encode() not in said.split(b"\0")[-1]:
+            said += os.read(terminal, 4096)
+        said += b"\0"  # what comes before is over
+        os.write(terminal, typed.encode())
+    with contextlib.suppress(OSError):  # the terminal's end
+        while more := os.read(terminal, 4096):
+            said += more
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.decode()
+
+
+def test_a_typed_passphrase_is_asked_twice_and_never_shown(tmp_path):
+    words, again = "four green old boots", "the same again"
+    asked = (("new passphrase (12 characters or more)", f"{words}\n"),)
+    code, said = _terminal(
+        ["vault", "init"], tmp_path, *asked, (again, f"{words}\nnot a command")
+    )
+    assert code == 0 and "is ready" in said
+    assert "green" not in said and "next: `idiolect import FILE`" in said
+    code, said = _terminal(["pause"], tmp_path, ("passphrase of", f"{words}\n"))
+    assert code == 0 and "green" not in said and "idiolect resume" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("a\n", "12 characters or more"),
+        ("aaaaaaaaaaaaaaaa\n", "12 characters or more"),
+        ("\n", "no passphrase was typed"),
+        ("\x04", "no passphrase was typed"),
+    ],
+)
+def test_a_typed_passphrase_follows_the_rule_of_a_file(tmp_path, typed, sentence):
+    code, said = _terminal(["vault", "init"], tmp_path, ("new passphrase", typed))
+    assert code == 2 and sentence in said and "Traceback" not in said
+    assert not (tmp_path / "device" / "vault.db").exists()
+
+
+def test_use_chooses_an_adapter_and_says_how_to_go_back(cheap, run, asked, kept):
+    kept(1, 2, 3, losing=(2,))
+    assert asked("use") == {k: asked("status")[k] for k in ("active", "adapters")}
+    listed = run("use").out
+    assert "adapter 2 (loses):" in listed and "no adapter is in use" in listed
+    assert "`idiolect use N` puts one of 1, 2, 3" in run("rollback", code=2).err
+    assert "`idiolect use N` puts one of 1, 2, 3" in run("use", "9", code=2).err
+    assert "`idiolect use` lists them" in run("use", "two", code=2).err
+    assert "before: none" in run("use", "3").out
+    said = run("rollback").out  # not to the one that loses
+    assert "adapter 1 is in use now" in said and "`idiolect use 3`" in said
+    assert "did better without it" in run("use", "2").out
+    assert asked("status")["active"] == 2
+    assert "* adapter 2" in run("use").out
+    assert "`idiolect use 2` takes that back" in run("reset").out
+    assert asked("use", "3") == {"active": 3}
+    assert "as before" in run("use", "3").out
+    assert asked("use", "none") == {"active": 0}
+
+
+@pytest.fixture
+def kept(cheap, monkeypatch):
+    """Adapters as they are kept, without training."""
+    from idiolect.client.owner import Version
+
+    def keep(*numbers, losing=()):
+        versions = [
+            Version(n, "c-bpo", "w", (), 26, 0, 6, 2.0 if n in losing else 0.4, 0.5)
+            for n in numbers
+        ]
+        monkeypatch.setattr(owner, "versions", lambda _vault: versions)
+
+    return keep
+
+
+def test_without_any_adapter_use_and_rollback_say_what_trains_one(cheap, run):
+    for words in (["use", "1"], ["rollback"], ["generate", "-"]):
+        if words[0] != "generate":
+            assert "`idiolect personalize`" in run(*words, code=2).err
+    assert "`idiolect personalize`" in run("use").out
+
+
+SERVER = {"address": "lab.example:9443", "certificate": "", "signing_key": "00" * 32}
+
+
+def test_leaving_without_a_server_says_so_before_it_asks(cheap, run, asked):
+    for words in (["leave"], ["leave", "--yes"]):
+        said = run(*words, code=2)
+        assert "has joined no server" in said.err and "operator" not in said.out
+    with _cheap_vault(cheap) as vault:
+        node.join(vault, node.Server(**SERVER))
+    assert "erased: say so with --yes" in run("leave", code=2).err
+    assert "left lab.example:9443. Ask its operator" in run("leave", "--yes").out
+    assert asked("status")["server"] is None and asked("status")["joined"] is None
+
+
+def _cheap_vault(place):
+    return Vault.open(place / "home" / "device" / "vault.db", RandomKey(bytes(32)))
+
+
+def test_status_says_joined_paused_consent_and_what_is_next(cheap, run, asked, kept):
+    said = run("status").out
+    assert "server: none joined" in said and "next: `idiolect import FILE`" in said
+    assert "update noisy, votes noisy, metrics noisy, items no, training yes" in said
+    assert "paused:" not in said and asked("status")["paused"] is False
+    for i in range(4):
+        run("feedback", "up", "--text", f"text {i}")
+    assert "next: `idiolect personalize`" in run("status").out
+    began = time.time()
+    with _cheap_vault(cheap) as vault:
+        node.join(vault, node.Server(**SERVER))
+    kept(1)
+    said = run("status").out
+    assert "which has not let it in yet" in said and "next: `idiolect node run`" in said
+    run("pause")
+    run("consent", "items", "clear")
+    said = run("status").out
+    assert "paused: no server is answered until `idiolect resume`" in said
+    assert "items clear" in said and "next: `idiolect resume`" in said
+    run("resume")
+    with _cheap_vault(cheap) as vault:
+        node.note_number(vault, 77)
+        node.join(vault, node.Server(**SERVER | {"address": "new.example:1"}))
+    found = asked("status")
+    assert found["device"] == "device-77" and found["server"] == "new.example:1"
+    assert began <= found["joined"] <= time.time()
+    assert "as device-77" in run("status").out
+    assert "next: `idiolect use N`" in run("status").out
+
+
+def test_one_setting_is_shown_with_its_default_and_range(cheap, run, asked):
+    assert asked("settings", "threads") == {
+        "name": "threads",
+        "value": "0",
+        "default": "0",
+        "takes": "a whole number from 0 to 4096; 0: no limit",
+    }
+    assert "max-seconds is 60 from now on" in run("settings", "max-seconds", "60").out
+    said = run("settings", "max-seconds").out
+    assert "max-seconds is 60 (default: 3600)" in said and "2592000" in said
+    for name in consent.SETTINGS:
+        found = asked("settings", name)
+        assert found["value"] == asked("settings")[name]
+        assert consent.MEANINGS[name] in run("settings", name).out
+    assert "no setting 'nope'" in run("settings", "nope", code=2).err
+
+
+def test_one_answer_is_shown_with_its_default_and_choices(cheap, run, asked):
+    run("consent", "update", "clear")
+    assert asked("consent", "update") == {
+        "name": "update",
+        "value": "clear",
+        "default": "noisy",
+        "takes": ["no", "noisy", "clear"],
+    }
+    assert asked("consent", "training")["takes"] == ["no", "yes"]
+    said = run("consent", "update").out
+    assert "update is clear (default: noisy)" in said and "unprotected" in said
+    assert "no outflow 'nope'" in run("consent", "nope", code=2).err
+    assert "no outflow 'nope'" in run("consent", "nope", "no", code=2).err
+
+
+def test_a_backbone_that_cannot_be_loaded_is_no_setting(
+    cheap, run, asked, tmp_path, monkeypatch
+):
+    (tmp_path / "empty").mkdir()
+    before = asked("settings")
+    for value in ("/nope", str(tmp_path / "empty"), str(tmp_path)):
+        run("settings", "backbone", value, code=2)
+        assert asked("settings") == before
+    from idiolect.common.backbone import TINY
+
+    shutil.copytree(TINY, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    run("settings", "backbone", "model")  # kept as it is from everywhere
+    assert asked("settings")["backbone"] == str(tmp_path / "model")
+
+
+def test_help_keeps_names_and_shows_every_default():
+    from idiolect.client.cli import _parser
+
+    from ..test_terminal import leaves
+
+    for words in leaves(_parser()):
+        parser = _parser()
+        for word in words:
+            (part,) = [a for a in parser._actions if a.choices and word in a.choices]
+            (text,) = [a.help for a in part._choices_actions if a.dest == word]
+            parser = part.choices[word]
+            assert parser.description == f"{text[0].upper()}{text[1:]}."
+        for action in parser._actions:
+            assert action.help, (words, action.dest)
+            if action.default not in (None, False, "", [], argparse.SUPPRESS):
+                assert "%(default)s" in action.help, (words, action.dest)
+
+
+# --- limits of the owner's own training ------------------------------------------------
+
+
+@pytest.fixture
+def training(ready, monkeypatch):
+    """A training that notes what it was held to, and may do something first."""
+    seen = {}
+
+    def train(vault, method, rate):
+        import torch
+
+        seen["threads"] = torch.get_num_threads()
+        seen["memory"] = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        seen.get("do", lambda: None)()
+        raise IdiolectError("it was let in")
+
+    monkeypatch.setattr(owner, "_train", train)
+    return seen
+
+
+def test_the_owners_limits_hold_for_the_owners_own_training(run, training):
+    import torch
+
+    before = torch.get_num_threads(), resource.getrlimit(resource.RLIMIT_DATA)
+    run("settings", "threads", "3")
+    run("settings", "memory-mb", "900000")
+    assert "it was let in" in run("personalize", code=2).err
+    assert (training["threads"], training["memory"]) == (3, 900000 << 20)
+    after = torch.get_num_threads(), resource.getrlimit(resource.RLIMIT_DATA)
+    assert after == before
+    run("settings", "memory-mb", "1")
+    said = run("personalize", code=2).err
+    assert "memory-mb is 1" in said and "`idiolect settings memory-mb NUMBER`" in said
+    run("settings", "memory-mb", "0")
+    run("settings", "max-seconds", "0.2")
+    training["do"] = lambda: time.sleep(20)
+    said = run("personalize", code=2).err
+    assert "longer than the 0.2 s" in said and "settings max-seconds" in said
+    run("settings", "max-seconds", "0")
+    training["do"] = lambda: bytearray(1 << 62)
+    assert "does not fit into" in run("personalize", code=2).err
+    run("settings", "max-load", "1e-9")
+    said = run("personalize", code=2).err
+    assert "the device is busy" in said and "settings max-load" in said
+
+
+def test_a_second_training_says_which_one_is_running(run, training, ready):
+    place = ready / "home" / "device" / ".vault.db.training"
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from idiolect.client.alone import alone\n"
+        "with alone(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
+    )
+    vault = ready / "home" / "device" / "vault.db"
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, str(vault)], stdout=subprocess.PIPE
+    )
+    assert first.stdout and first.stdout.readline() == b"in\n"
+    try:
+        said = run("personalize", code=2).err
+        assert f"process {first.pid}" in said and "since 20" in said
+        assert "let in" not in said and stat.S_IMODE(place.stat().st_mode) == 0o600
+    finally:
+        first.kill()  # -9
+        first.wait()
+        first.stdout.close()
+    assert "let in" in run("personalize", code=2).err
+    assert "let in" in run("personalize", code=2).err  # and it let go of it

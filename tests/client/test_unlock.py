@@ -89,7 +89,8 @@ def test_the_keyring_keeps_the_key_and_the_file_beside_does_not(path, monkeypatc
     Vault.create(path, new_keyring_entry(path)).close()
     (secret,) = kept.values()
     assert len(bytes.fromhex(secret)) == 32
-    assert secret not in path.with_name("vault.db.keyring").read_text()
+    note = path.with_name("vault.db.keyring")
+    assert secret not in note.read_text() and note.stat().st_mode & 0o077 == 0
     Vault.open(path, unlock(path)).close()
     kept.clear()
     with pytest.raises(IdiolectError, match="has no entry"):

@@ -79,10 +79,6 @@ def test_an_answer_that_the_server_no_longer_wants_does_not_end_the_worker(
     given: list[Any] = [(task, get_object_tree(task)), None]
     refused: list[str] = []
 
-    def push(_run: int, _session: str, name: str, _content: bytes) -> None:
-        refused.append(name)
-        raise ObjectPushError(name, 1, "session")
-
     class Line:
         node = 7
         receive = staticmethod(lambda: given.pop(0))
@@ -92,7 +88,9 @@ def test_an_answer_that_the_server_no_longer_wants_does_not_end_the_worker(
         def announce(self, reply: Message, tree: Any, _seconds: float) -> tuple:
             return {tree.object_id}, "session"
 
-        push = staticmethod(push)
+        def push(self, _run: int, _session: str, name: str, _content: bytes) -> None:
+            refused.append(name)
+            raise ObjectPushError(name, 1, "session")
 
     @contextmanager
     def connected(*_: object) -> Iterator[Line]:

@@ -25,7 +25,6 @@ from flwr.proto.message_pb2 import (
     PushObjectRequest,
 )
 from flwr.proto.node_pb2 import Node
-
 from flwr.supercore.date import now
 
 from idiolect.common.turned_away import CLOCK, REVOKED, STRANGER, UNREGISTERED

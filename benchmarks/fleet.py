@@ -154,11 +154,12 @@ class Fleet:
             *words,
         ]
         given = [part for word in settings for part in ("-c", word)]
+        return self.server("run", str(ROOT / "simulations/lamp"), *given)
+
+    def server(self, *words: str) -> "subprocess.Popen[str]":
+        """Start a command of the operator's whose output is read."""
         return subprocess.Popen(
-            [
-                str(BIN / "idiolect-server"),
-                *("run", str(ROOT / "simulations/lamp"), *given),
-            ],
+            [str(BIN / "idiolect-server"), *words],
             env=self.environment("server"),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

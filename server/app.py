@@ -6,15 +6,19 @@ Everything a phase produces is in the checkpoint before the next one begins, so 
 that is killed anywhere continues with ``resume=latest`` and ends with the same results.
 """
 
+import contextlib
 import logging
 import os
 import platform
+import signal
+import threading
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -86,8 +90,9 @@ def main(grid: Grid, context: Context) -> None:
         raise
     journal = Journal(folder.path / "metrics.jsonl")
     try:
-        plain.run, ours = prepare(grid, folder, journal)
-        carry_out(plain.run, ours)
+        with _ended_by_signals():
+            plain.run, ours = prepare(grid, folder, journal)
+            carry_out(plain.run, ours)
         journal.write({"event": "finished", "time": time.time()})
     except IdiolectError as error:
         message = plain.nameless(str(error))
@@ -96,10 +101,10 @@ def main(grid: Grid, context: Context) -> None:
         if message == str(error):
             raise
         raise IdiolectError(message) from None
-    except (KeyboardInterrupt, SystemExit):
+    except _Stopped:
         message = f"the run was stopped: -c resume={folder.path.name} goes on with it."
         journal.write({"event": "failed", "message": message})
-        raise
+        raise IdiolectError(message) from None  # Flower then ends its own in order
     except BaseException as error:
         message = plain.nameless(summary(error))
         defect = isinstance(error, Exception)  # else such as Ctrl-C
@@ -111,6 +116,34 @@ def main(grid: Grid, context: Context) -> None:
         raise RuntimeError(message) from None  # its own words could name somebody
     finally:
         folder.lock.close()
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM, and SIGINT by which Flower ends a run that was stopped, unwind the run.
+
+    Flower's own handler talks to the SuperLink first, and may end the process before the
+    run has written that it was stopped. In a simulation the run is not in the main thread,
+    and gets no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, _interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class _Stopped(KeyboardInterrupt):
+    """Somebody ended the run; no `except Exception` on the way is meant."""
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise _Stopped
 
 
 def resolved(config: Config) -> Config:

@@ -69,7 +69,7 @@ WARNED_DAYS = 30  # before its end `serve` says so
 PAIR = "server.pem"  # the server's private key and certificate: one file, so one change
 DAY = 86400.0  # seconds between two warnings
 START_SECONDS = 60.0
-STOP_SECONDS = 60.0  # for a run to end that was told to
+STOP_SECONDS = 30.0  # for a run to end that was told to
 FORGET_SECONDS = 10.0  # for Flower to notice that a run has ended
 # The SuperLink notes at level INFO which node pushed a reply: who took part.
 QUIET = {"superlink": {"FLWR_LOG_LEVEL": "WARNING"}}
@@ -880,9 +880,10 @@ def _watch(
     ask = partial(check_status, log, identity, environment)
     up = partial(results.is_locked, folder)
     offset, known = place
+    mark = environment[processes.VARIABLE]
     try:
         with Display(console) as display:
-            events = follow(plan, offset, up, environment[processes.VARIABLE], ask)
+            events = follow(plan, offset, up, mark, ask, log)
             for number, event in enumerate(events):
                 if number >= known or event["event"] == "warning":
                     display.show(event)
@@ -971,12 +972,26 @@ def attach(folder: Path, name: str, console: Console) -> dict[str, Any]:
     run = handed(folder, name)
     name = run.folder.name
     if run.folder.exists() and not results.is_locked(run.folder):
-        return results.load(str(run.folder.parent), name)
+        return _ended(run.folder)
     console.print(f"run {name} goes on; Ctrl-C leaves it so", markup=False)
     plan = Plan(Path(), configuration.Config(), run.folder, 0)
     offset = _last_start(plan.metrics)
     seen, _ = results.read_events(plan.metrics, offset)
     return _watch(folder, plan, run.identity, console, (offset, len(seen) - 1))
+
+
+def _ended(place: Path) -> dict[str, Any]:
+    """Return the results of a run that has ended, or raise how it ended."""
+    if (state := results.state_of(place)) == "finished":
+        return results.load(str(place.parent), place.name)
+    events, _ = results.read_events(place / "metrics.jsonl")
+    said = [e["message"] for e in events if e["event"] == "failed"]
+    if state == "failed" and said:
+        raise IdiolectError(said[-1])
+    raise IdiolectError(
+        f"run '{place.name}' was interrupted: the command that began it, with -c "
+        f"resume={place.name}, goes on with it."
+    )
 
 
 def _last_start(path: Path) -> int:
@@ -1001,25 +1016,29 @@ def stop(folder: Path, name: str) -> str:
         There is no such run, it has ended already, or it does not end.
     """
     run, environment = handed(folder, name), _running(folder)
-    name, metrics = run.folder.name, run.folder / "metrics.jsonl"
+    name, place = run.folder.name, run.folder
+    events, _ = results.read_events(place / "metrics.jsonl")
+    starts = [event for event in events if event["event"] == "start"]
+    going_on = results.is_locked(place)
+    if going_on and starts:
+        # Once, and before Flower knows: else it ends before it has written that it does.
+        processes.end_one(int(starts[-1]["pid"]), environment[processes.VARIABLE])
+        _wait_for_lock(place, STOP_SECONDS)
+    # What had not begun yet; and a ServerApp that did not hear hears with its heartbeat.
     answer, reason = flwr(["stop", run.identity, CONNECTION], environment)
-    if not answer.get("success"):
-        state = results.state_of(run.folder)
-        if state != "running":
-            raise IdiolectError(
-                f"run '{name}' has ended already: its state is {state}."
-            )
-        raise IdiolectError(f"Flower could not stop run '{name}': {reason}")
-    # The ServerApp hears of it with its next heartbeat; this is sooner.
-    starts = [e for e in results.read_events(metrics)[0] if e["event"] == "start"]
-    deadline = time.monotonic() + STOP_SECONDS
-    while results.is_locked(run.folder) and time.monotonic() < deadline:
-        if starts:
-            processes.end_one(int(starts[-1]["pid"]), environment[processes.VARIABLE])
-        time.sleep(0.5)
-    if results.is_locked(run.folder):
+    if not going_on and not answer.get("success"):
+        state = results.state_of(place)
+        raise IdiolectError(f"run '{name}' has ended already: its state is {state}.")
+    _wait_for_lock(place, STOP_SECONDS)
+    if results.is_locked(place):
         raise IdiolectError(
-            f"run '{name}' has not ended within {STOP_SECONDS:.0f} s: give the command "
-            "again, or end `serve`, which ends its runs."
+            f"run '{name}' has not ended yet ({reason}): give the command again, or end "
+            "`serve`, which ends its runs."
         )
     return name
+
+
+def _wait_for_lock(place: Path, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while results.is_locked(place) and time.monotonic() < deadline:
+        time.sleep(0.2)

@@ -368,6 +368,7 @@ def meet(
     read: Callable[[RecordDict], AnyReply],
     keep: Callable[[AnyReply], AnyReply],
     enough: Callable[[], bool],
+    heard: Callable[[Mapping[str, str]], None] = lambda _: None,
 ) -> dict[str, str]:
     """Ask devices as they come, until enough have joined or the deadline has passed.
 
@@ -383,6 +384,8 @@ def meet(
         Returns the tasks for those that have come since it was last called.
     enough
         Whether enough have joined.
+    heard
+        Called after each look with what failed so far, step -> sentence.
 
     Returns
     -------
@@ -400,6 +403,7 @@ def meet(
         asking.add(newcomers())
         asking.ask_again()
         wait = asking.look(most, read, keep, wait)
+        heard(asking.errors)
     if not enough():
         asking.give_up()
     seconds = run.state.cost.seconds

@@ -1,7 +1,7 @@
 """Phase hello: find out who is there, and that both sides agree on what must be equal."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -153,6 +153,54 @@ def _greet_simulated(run: Run, ours: Identity, census: Census) -> dict[str, str]
     return errors
 
 
+@dataclass
+class Waiting:
+    """Tells whoever watches the run for whom it waits: once for each change.
+
+    Attributes
+    ----------
+    run
+        Its `nodes` are those that joined.
+    until
+        Unix time at which it stops waiting.
+    said
+        What was told last.
+    """
+
+    run: Run
+    until: float
+    said: tuple[int, int, int] = (-1, 0, 0)
+
+    def look(self, asked: int, refused: Mapping[str, str]) -> None:
+        """Write an event if there is news.
+
+        Parameters
+        ----------
+        asked
+            Devices that were greeted.
+        refused
+            Device -> why it does not take part, in the order they said so.
+        """
+        joined = len(self.run.nodes)
+        if self.said == (now := (joined, asked, len(refused))):
+            return
+        self.said = now
+        last = [*refused.values()][-1] if refused else ""
+        why = self.run.nameless(printable(last, 200))
+        self.run.journal.write(
+            {
+                "event": "waiting",
+                "phase": "hello",
+                "joined": joined,
+                "of": self.run.config.users,
+                "asked": asked,
+                "refused": len(refused),
+                "why": why,
+                "until": self.until,
+            }
+        )
+
+
 def _meet_devices(run: Run, ours: Identity) -> None:
     """Greet devices as they come, until the run has its users or the deadline has passed.
 
@@ -174,7 +222,13 @@ def _meet_devices(run: Run, ours: Identity) -> None:
     def enough() -> bool:
         return len(run.nodes) >= run.config.users
 
-    errors |= meet(run, STEP, newcomers, _read, welcome, enough)
+    waiting = Waiting(run, time.time() + run.config.deadline)
+
+    def heard(failed: Mapping[str, str]) -> None:
+        waiting.look(len(greeted), errors | dict(failed))
+
+    waiting.look(0, {})
+    errors |= meet(run, STEP, newcomers, _read, welcome, enough, heard)
     if not resumed:  # in the order of their numbers, however they came
         run.state.devices.sort(key=lambda name: (len(name), name))
     stubs = tuple(User(name, (), ()) for name in run.state.devices)

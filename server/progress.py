@@ -46,6 +46,9 @@ class Display:
                 done = f"{event['done']}/{event['total']} users"
                 text = " · ".join(filter(None, (event["phase"], event["label"], done)))
                 self._say(text, event["fraction"], self._left(event["fraction"]))
+            case "waiting":
+                line = f"       {waiting(event)}"
+                self.console.print(line, markup=False, highlight=False)
             case "warning":
                 self.console.print(
                     f"warning: {event['message']}", style="yellow", markup=False
@@ -79,6 +82,19 @@ class Display:
             self.printed = (step, now)
             line = " · ".join(filter(None, (f"{fraction:4.0%}", text, left)))
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def waiting(event: dict[str, Any]) -> str:
+    """Say for whom a run waits that is still meeting its devices (`hello.Waiting`)."""
+    parts = [f"{event['joined']} of {event['of']} devices have joined"]
+    if silent := event["asked"] - event["joined"] - event["refused"]:
+        parts.append(f"{silent} asked")
+    if event["refused"]:
+        parts.append(f"{event['refused']} refused, the last: {event['why']}")
+    if event["joined"] < event["of"]:
+        until = time.strftime("%H:%M:%S", time.localtime(event["until"]))
+        parts.append(f"waiting for others until {until}")
+    return "; ".join(parts)
 
 
 def duration(seconds: float) -> str:

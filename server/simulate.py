@@ -452,6 +452,7 @@ def follow(
     up: Callable[[], bool],
     mark: str,
     ask: Callable[[], None] = lambda: None,
+    log: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the run's events as they are written, until it has finished.
 
@@ -466,6 +467,8 @@ def follow(
     ask
         Called now and then while the run has not written anything; raises if it knows
         that nothing will come.
+    log
+        Where its output is; None: where `simulate` puts it.
 
     Raises
     ------
@@ -488,8 +491,8 @@ def follow(
                 raise _failure(event, plan)
         if not alive:
             raise IdiolectError(
-                f"the run ended without a word: see the end of {plan.log}, and go on "
-                f"with -c resume={plan.folder.name}."
+                f"the run ended without a word: see the end of {log or plan.log}, and go "
+                f"on with -c resume={plan.folder.name}."
             )
         if not pid and time.monotonic() - asked > SILENT_SECONDS:
             ask()

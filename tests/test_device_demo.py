@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import socket
 import sqlite3
 import ssl
@@ -253,11 +254,39 @@ def test_a_device_that_nobody_registered_is_not_let_in(fleet):
     fleet.command("stranger", "node", "join", invitation)
     fleet.start("stranger", "node", "run")
     log = fleet.folder / "stranger.log"
-    # It is told so, and tries again later: the operator may still register it.
-    until(lambda: log.read_text().count("it starts again") > 1, patience=300)
-    assert "is ready" not in log.read_text()
-    fleet.processes["stranger"].terminate()
-    assert fleet.processes["stranger"].wait(30) == 0
+    # It ends and says what must be done first.
+    assert fleet.processes["stranger"].wait(300) == 2
+    said = log.read_text()
+    assert "error: not registered: " in said and "nodes add" in said
+    assert "is ready" not in said
+    assert "Traceback" not in said and "Exit Code" not in said and "\x1b" not in said
+
+
+def test_a_run_goes_on_without_its_command_until_it_is_stopped(fleet):
+    """Ctrl-C, a closed terminal: `attach` shows it, `stop` ends it, `resume` goes on."""
+    run = fleet.run(*SHORT[:1], "evaluate.generate=false", "run-name=left")
+    metrics = fleet.folder / "server" / "runs" / "left" / "metrics.jsonl"
+    until(lambda: metrics.exists() and '"adapt"' in metrics.read_text(), patience=300)
+    run.send_signal(signal.SIGINT)
+    code, said = ended(run)
+    assert code == 130
+    assert "run left goes on without this command" in said
+    assert "idiolect-server attach left" in said
+    assert "idiolect-server stop left" in said
+    watching = fleet.server("attach", "latest")
+    until(lambda: '"pool"' in metrics.read_text(), patience=300)
+    watching.send_signal(signal.SIGHUP)
+    assert ended(watching)[0] == -signal.SIGHUP
+    assert "run left has ended" in fleet.command("server", "stop", "left")
+    code, said = ended(fleet.server("attach", "left"))
+    assert code == 1 and "the run was stopped: -c resume=left goes on" in said
+    code, said = ended(fleet.server("stop", "left"))
+    assert code == 2 and "has ended already: its state is failed" in said
+    run = fleet.run(*SHORT[:1], "evaluate.generate=false", "resume=left")
+    code, said = ended(run)
+    assert code == 0, said
+    log = (fleet.folder / "server" / "server" / "server.log").read_text()
+    assert "\x1b" not in log + said
 
 
 def test_a_revoked_device_is_not_let_in_again(fleet):
@@ -270,3 +299,10 @@ def test_a_revoked_device_is_not_let_in_again(fleet):
     assert online[0] not in [
         node["node-id"] for node in nodes if node["status"] == "online"
     ]
+    # Its own command says so, and ends.
+    until(lambda: 2 in [p.poll() for p in fleet.processes.values()], patience=120)
+    logs = [(fleet.folder / f"device{k}.log").read_text() for k in range(2)]
+    (said,) = [log for log in logs if "error: " in log]
+    assert "error: revoked: " in said and "idiolect leave" in said
+    for log in logs:
+        assert "Traceback" not in log and "Exit Code" not in log and "\x1b" not in log

@@ -498,11 +498,18 @@ def test_status_shows_the_ceilings_and_sent_what_protects(cheap, run, asked):
     assert "not protected, and not counted there: update" in run("status").out
     assert asked("status")["privacy"]["ceilings"]["most-epsilon"] == "8"
     lines = run("sent").out.splitlines()
-    assert [line.split("one", 1)[1].strip() for line in lines] == [
-        "eps 3",
-        "no bound (privacy.metrics is 'clear')",
-        "no bound (nothing of the text is in it)",
+    assert [line.split()[:1] + line.split()[2:] for line in lines[1:4]] == [
+        [lines[1].split()[0], "10", "update", "one", "eps", "3"],
+        [lines[2].split()[0], "10", "metrics", "one", "none", "[1]"],
+        [lines[3].split()[0], "10", "greeting", "one", "none", "[2]"],
     ]
+    assert lines[0].split() == ["when", "bytes", "what", "run", "protected", "by"]
+    assert lines[4:] == [
+        "[1] privacy.metrics is 'clear'",
+        "[2] nothing of the text is in it",
+    ]
+    assert max(map(len, lines)) <= 80
+    assert [one["what"] for one in asked("sent")] == ["update", "metrics", "greeting"]
     run("settings", "most-epsilon", "16")
     assert "epsilon 3 of 16" in run("status").out
 

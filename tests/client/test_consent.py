@@ -216,3 +216,24 @@ def test_defaults_that_an_older_version_wrote_down_were_nobodys_choice(vault):
     }
     consent.choose(vault, max_seconds="0")
     assert consent.settings(vault) == found | {"max-seconds": "0"}
+
+
+def test_every_message_that_leaves_has_a_word_of_the_owners():
+    """`sent` and `consent` name the same thing by the same word."""
+    from idiolect.common import protocol
+
+    kinds = [
+        name
+        for name, one in vars(protocol).items()
+        if isinstance(one, type)
+        and issubclass(one, protocol.Step)
+        and (name.endswith("Reply") or name in ("Failure", "Missing"))
+        and name != "Reply"
+    ]
+    words = {kind: consent.word_of(kind) for kind in kinds}
+    assert len(words) == 8
+    for kind, word in words.items():
+        assert word != kind and word.islower() and len(word) <= 8
+        if kind in consent.OUTFLOW_OF and word != "text":
+            assert word in consent.DEFAULTS
+    assert words["AdaptReply"] == "update" and words["Failure"] == "refusal"

@@ -79,25 +79,24 @@ def test_an_answer_that_the_server_no_longer_wants_does_not_end_the_worker(
     given: list[Any] = [(task, get_object_tree(task)), None]
     refused: list[str] = []
 
-    def push(_run: int, _session: str, name: str, _content: bytes) -> None:
-        refused.append(name)
-        raise ObjectPushError(name, 1, "session")
+    class Line:
+        node = 7
+        receive = staticmethod(lambda: given.pop(0))
+        pull = staticmethod(lambda _run, name: objects[name])
+        confirm = staticmethod(lambda _run, _name: None)
+
+        def announce(self, reply: Message, tree: Any, _seconds: float) -> tuple:
+            return {tree.object_id}, "session"
+
+        def push(self, _run: int, _session: str, name: str, _content: bytes) -> None:
+            refused.append(name)
+            raise ObjectPushError(name, 1, "session")
 
     @contextmanager
-    def connection(*_: object, **__: object) -> Iterator[tuple]:
-        yield (
-            7,
-            lambda: given.pop(0),
-            lambda reply, tree, _seconds: ({tree.object_id}, "session"),
-            *(None, None),
-            lambda _run, name: objects[name],
-            push,
-            lambda _run, _name: None,
-        )
+    def connected(*_: object) -> Iterator[Line]:
+        yield Line()
 
-    monkeypatch.setattr(
-        "flwr.supernode.fleet_http_connection.http_request_response", connection
-    )
+    monkeypatch.setattr("idiolect.client.connection.connected", connected)
     monkeypatch.setattr(
         "idiolect.client.device.Device.answer", lambda _self, _task: RecordDict()
     )
@@ -242,3 +241,49 @@ def test_no_invitation_is_more_than_it_should_be(tmp_path, change):
     with pytest.raises(IdiolectError, match="is no invitation") as refused:
         node.read_invitation(tmp_path / "bad.json")
     assert len(str(refused.value)) < 1000
+
+
+def test_the_keeper_ends_where_somebody_must_act_first(vault, monkeypatch):
+    """A new worker would end in the same way; one that crashed gets another."""
+    codes = iter([1, -9, node.FINAL])
+
+    class Worker:
+        def __init__(self) -> None:
+            self.returncode = next(codes)
+
+        def poll(self) -> int:
+            return self.returncode
+
+    monkeypatch.setattr(node, "_start", lambda *_: Worker())
+    monkeypatch.setattr(node, "FIRST_WAIT", 0.01)
+    said: list[str] = []
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        code = node.keep_running(vault.path, RandomKey(bytes(32)), said.append)
+    finally:
+        for number, handler in zip(
+            (signal.SIGTERM, signal.SIGINT), before, strict=True
+        ):
+            signal.signal(number, handler)
+    assert code == node.FINAL == 2
+    assert [one.partition(";")[0] for one in said] == [
+        "the node ended with 1",
+        "the node ended with -9",
+    ]
+
+
+def test_a_worker_leaves_ctrl_c_to_its_keeper(keeper):
+    """A terminal sends it to both; the worker said a traceback."""
+    process, path = keeper
+    (worker,) = until(lambda: workers(path))
+    until(lambda: ignores(worker, signal.SIGINT))
+    os.kill(worker, signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert not workers(path)
+
+
+def ignores(pid: int, number: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (mask,) = [x.split()[1] for x in status.splitlines() if x.startswith("SigIgn")]
+    return bool(int(mask, 16) >> (number - 1) & 1)

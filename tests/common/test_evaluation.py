@@ -316,3 +316,27 @@ def test_shift_is_the_mean_over_tokens_that_the_reference_expects(
 
 
 # --- a second opinion, and what privacy needs of a device --------------------------------
+
+
+def test_without_rivals_there_is_no_contrast(backbone, shared, users):
+    """It was .5 whatever the method: each text was compared with itself."""
+    alone = [
+        replace(u, held_out=tuple(replace(i, rivals=()) for i in u.held_out))
+        for u in users
+    ]
+    settings = config(evaluate__shift=True)
+    none = [None] * len(users)
+    found = evaluation.evaluate(backbone, shared, none, alone, "base", settings, False)
+    assert [set(one) for one in found] == [{"nll"}] * len(users)
+    # Some items have rivals: these count, and the others say nothing.
+    first, *rest = users[0].held_out
+    mixed = replace(
+        users[0], held_out=(first, *(replace(item, rivals=()) for item in rest))
+    )
+    only = replace(users[0], held_out=(first,))
+    scored = [
+        evaluation.evaluate(backbone, shared, [None], [one], "base", settings, False)[0]
+        for one in (mixed, only)
+    ]
+    assert scored[0]["contrast"] == pytest.approx(scored[1]["contrast"])
+    assert scored[0]["contrast"] in (0.0, 0.5, 1.0) and rest

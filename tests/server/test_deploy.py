@@ -2,24 +2,35 @@
 
 import contextlib
 import datetime
+import fcntl
 import itertools
 import json
+import os
 import re
 import shutil
+import signal
+import socket
 import ssl
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
 
-from idiolect.client.node import read_invitation
+from idiolect.client.node import fingerprint, read_invitation
 from idiolect.common.errors import IdiolectError
 from idiolect.common.manifest import public_key, read_or_make_key
-from idiolect.server import deploy
+from idiolect.server import deploy, results
 from idiolect.server.cli import main
+from idiolect.server.flower import free_port
+
+from .entrance import state_of
 
 APP = Path(__file__).resolve().parents[2] / "simulations" / "lamp"
 
@@ -139,7 +150,257 @@ def test_the_command_says_so_with_exit_code_2(folder, capsys):
     assert "for simulations" in capsys.readouterr().err
 
 
+# --- where a server is -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536, 99999])
+def test_a_port_that_is_none_is_refused(tmp_path, port):
+    with pytest.raises(IdiolectError, match=f"no port {port}"):
+        deploy.keys_init(tmp_path / "s", ["lab.example.org"], port)
+    assert not (tmp_path / "s").exists()
+
+
+def kept_up(folder, monkeypatch, port=None) -> tuple[list[str], list[str]]:
+    """What `serve` says, and the entrance's command line."""
+    said: list[str] = []
+    commands: list[list[str]] = []
+    monkeypatch.setattr(
+        deploy, "_keep_up", lambda given, *_: commands.append(given["entrance"])
+    )
+    monkeypatch.setattr(deploy.database, "keep_forgetting", lambda *_: None)
+    monkeypatch.setattr(deploy.processes, "end", lambda _: None)
+    monkeypatch.setattr(deploy.signal, "signal", lambda *_: None)
+    deploy.serve(folder, "127.0.0.1", port, said.append)
+    return said, commands[0]
+
+
+def test_the_port_is_the_invitations(tmp_path, monkeypatch):
+    port = free_port()
+    folder = tmp_path / "server"
+    deploy.keys_init(folder, ["lab.example.org"], port)
+    said, command = kept_up(folder, monkeypatch)
+    assert command[command.index("127.0.0.1") + 1] == str(port)
+    text = "\n".join(said)
+    assert f"devices connect to  lab.example.org:{port}" in text
+    assert f"listening at        127.0.0.1 port {port}" in text
+    assert str(folder / "server.log") in text and "Ctrl-C" in text
+    server = read_invitation(folder / "invitation.json")
+    assert fingerprint(server) == deploy.fingerprint(folder)
+    assert f"  {fingerprint(server)}" in said
+    assert "warning" not in text
+
+
+def test_another_port_than_the_invitations_is_warned_of(folder, monkeypatch):
+    other = free_port()
+    said, command = kept_up(folder, monkeypatch, other)
+    assert command[command.index("127.0.0.1") + 1] == str(other)
+    (line,) = [one for one in said if one.startswith("warning")]
+    assert "lab.example.org:9443" in line and str(other) in line
+
+
+def test_a_port_that_is_taken_is_named_before_anything_is_started(folder, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(IdiolectError, match=f"nobody can listen at .* {port}"):
+            kept_up(folder, monkeypatch, port)
+    assert not (folder / "serving.json").exists()
+
+
+# --- devices ---------------------------------------------------------------------------
+
+
+def line_of_a_device() -> str:
+    public = ec.generate_private_key(ec.SECP384R1()).public_key()
+    return public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+@pytest.fixture
+def flower(folder, monkeypatch):
+    """Flower's commands, played: nodes in a list, and what is asked."""
+    nodes: list[dict] = []
+    asked: list[list[str]] = []
+
+    def answer(command, _environment):
+        asked.append([*command])
+        if command[1] == "list":
+            return {"success": True, "nodes": nodes}, ""
+        if command[1] == "register":
+            file = Path(command[2])
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+            if file.read_text().startswith(tuple(node["key"] for node in nodes)):
+                return {"success": False}, "[code: 23] Public key already in use."
+            number = str(len(nodes) + 1)
+            made = {"node-id": number, "status": "registered", "key": file.read_text()}
+            nodes.append(made | {"online-at": "N/A", "offline-at": "N/A"})
+            return {"success": True, "node-id": number}, ""
+        if command[1] == "unregister":
+            nodes[int(command[2]) - 1]["status"] = "unregistered"
+        return {"success": True}, ""
+
+    monkeypatch.setattr(deploy, "flwr", answer)
+    monkeypatch.setattr(deploy, "_running", lambda _: {})
+    return nodes, asked
+
+
+def test_a_device_has_the_name_it_was_given_until_it_is_revoked(
+    folder, flower, capsys, monkeypatch
+):
+    at = ["--at", str(folder)]
+    before = os.umask(0o000)  # the note of the key is for this account all the same
+    try:
+        assert main(["nodes", "add", line_of_a_device(), "--label", "desk", *at]) == 0
+    finally:
+        os.umask(before)
+    assert main(["nodes", "add", line_of_a_device(), *at]) == 0
+    assert main(["nodes", "add", line_of_a_device(), "--label", "desk", *at]) == 2
+    assert "another device is called 'desk'" in capsys.readouterr().err
+    nodes, _ = flower
+    nodes[1] |= {"status": "offline", "offline-at": "2026-11-28 23:10:00Z"}
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    assert main(["nodes", "list", *at]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows == [
+        ["node", "label", "state", "last", "seen"],
+        ["1", "desk", "not", "seen", "yet", "never"],
+        ["2", "-", "offline", "2026-11-28", "23:10"],
+    ]
+    assert main(["nodes", "revoke", "desk", *at]) == 0
+    assert "node 1 is let in no more" in capsys.readouterr().out
+    # The name is free now; what it names is the new device.
+    assert main(["nodes", "add", line_of_a_device(), "--label", "desk", *at]) == 0
+    assert main(["nodes", "revoke", "desk", *at]) == 0
+    assert [node["status"] for node in nodes] == [
+        *("unregistered", "offline", "unregistered")
+    ]
+    for word in ("desk", "1", "77", "\x1b[2J"):
+        assert main(["nodes", "revoke", word, *at]) == 2
+        said = capsys.readouterr().err
+        assert "nodes list" in said and "\x1b" not in said
+    assert stat.S_IMODE((folder / deploy.LABELS).stat().st_mode) == 0o600
+
+
+def test_an_empty_list_says_how_to_fill_it(folder, flower, capsys):
+    assert main(["nodes", "list", "--at", str(folder)]) == 0
+    assert "`nodes add` takes the line" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line", ["", "x", "ecdsa-sha2-nistp384 AAAA", "ecdsa-sha2-nistp384", "ssh-rsa AA"]
+)
+def test_a_line_that_is_no_key_is_refused_before_flower_is_asked(folder, flower, line):
+    with pytest.raises(IdiolectError, match="no device's key"):
+        deploy.add_node(folder, line)
+    assert flower[1] == []
+
+
+@pytest.mark.parametrize(
+    ("revoked", "said"),
+    [
+        (True, "a revoked key cannot return.*idiolect leave.*node join"),
+        (False, "as node"),
+    ],
+)
+def test_a_key_that_was_there_before_is_explained(folder, flower, revoked, said):
+    line = line_of_a_device()
+    deploy.add_node(folder, line)
+    state = state_of(folder)
+    public = serialization.load_ssh_public_key(line.encode())
+    pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    number = state.create_node("<none>", "<none>", pem, 0)
+    if revoked:
+        state.delete_node("<none>", number)
+    with pytest.raises(IdiolectError, match=said) as refused:
+        deploy.add_node(folder, line)
+    assert str(number) in str(refused.value)
+    assert list(folder.glob("node.*.pub")) == []
+
+
+# --- runs that go on -------------------------------------------------------------------
+
+
+@pytest.fixture
+def left(folder, tmp_path):
+    """A run that was handed over, and is held by this process."""
+    place = tmp_path / "runs" / "left"
+    place.mkdir(parents=True)
+    deploy._note_handed(folder, place, "4711")
+    return place
+
+
+def test_a_run_is_found_by_its_name_or_as_the_latest(folder, left):
+    assert deploy.handed(folder, "left") == deploy.Handed("4711", left)
+    assert deploy.handed(folder, "latest").folder == left
+    for name in ("right", "../left", "", "\x1b[2J"):
+        with pytest.raises(IdiolectError, match="was handed to the server") as refused:
+            deploy.handed(folder, name)
+        assert "\x1b" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("signal_", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)]
+)
+def test_a_command_that_is_ended_says_that_its_run_goes_on(
+    folder, left, capsys, monkeypatch, signal_, code
+):
+    def ended(*_: object) -> None:
+        raise signal_
+
+    monkeypatch.setattr(deploy, "attach", ended)
+    at = ["--at", str(folder)]
+    with (left / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["attach", "latest", *at]) == code
+        said = capsys.readouterr().out
+        assert "run left goes on without this command" in said
+        for word in ("attach", "stop"):
+            assert f"idiolect-server {word} left --at {folder}" in said
+    assert main(["attach", "left", *at]) == code  # it has ended meanwhile
+    assert "goes on" not in capsys.readouterr().out
+
+
+def test_a_run_that_has_ended_says_how(folder, left, flower):
+    journal = left / "metrics.jsonl"
+    with pytest.raises(IdiolectError, match="interrupted.*resume=left"):
+        deploy.attach(folder, "left", results.console())
+    journal.write_text('{"event": "failed", "message": "the sky fell."}\n')
+    with pytest.raises(IdiolectError, match="^the sky fell"):
+        deploy.attach(folder, "left", results.console())
+
+
+def test_what_is_shown_begins_with_the_last_start(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    assert deploy._last_start(file) == 0
+    file.write_text('{"event": "start", "pid": 1}\n{"event": "a"}\n')
+    size = file.stat().st_size
+    assert deploy._last_start(file) == 0
+    with file.open("a") as more:
+        more.write('{"event": "start", "pid": 2}\n{"event": "b"}\n')
+    assert deploy._last_start(file) == size
+
+
+def test_ctrl_c_waits_until_the_run_is_handed_over():
+    done = False
+    with pytest.raises(KeyboardInterrupt), deploy._uninterrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        done = True
+    assert done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 # --- renewing --------------------------------------------------------------------------
+
+
+def test_two_renewals_in_one_second_are_two_backups(folder, monkeypatch):
+    when = datetime.datetime.now(datetime.UTC)
+    monkeypatch.setattr(deploy, "_now", lambda: when)
+    pairs = {(folder / "server.pem").read_bytes()}
+    for _ in range(3):
+        deploy.keys_renew(folder)
+        pairs.add((folder / "server.pem").read_bytes())
+    kept = {file.read_bytes() for file in folder.glob("server.before-*.pem")}
+    assert kept | {(folder / "server.pem").read_bytes()} == pairs
+    assert len(pairs) == 4
 
 
 def names_in(folder: Path) -> list[str]:

@@ -1,7 +1,10 @@
 """The devices' entrance lets through what a device needs, and nothing else."""
 
+import datetime
 import sqlite3
+import ssl
 import time
+from email.utils import parsedate_to_datetime
 
 import httpx
 import pytest
@@ -22,7 +25,9 @@ from flwr.proto.message_pb2 import (
     PushObjectRequest,
 )
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.date import now
 
+from idiolect.common.turned_away import CLOCK, REVOKED, STRANGER, UNREGISTERED
 from idiolect.server import front, gate
 from idiolect.server.quota import Bucket, Shares, neighbourhood
 
@@ -304,14 +309,66 @@ def test_a_revoked_device_is_refused_at_once(place, device):
     assert len(place.link.seen) == 1
 
 
-def test_an_unregistered_device_is_told_what_flower_tells_it(place):
-    stranger = Device(entrance.ec.generate_private_key(entrance.ec.SECP384R1()))
-    request = ActivateNodeRequest(public_key=stranger.public, heartbeat_interval=30)
-    path = "/v1/fleet/activate-node"
-    answer = call(place, path, request.SerializeToString(), stranger)
-    # Else the device's command ends without a word.
-    assert answer.status_code == 412
-    assert answer.json() == {"code": 2004, "detail": "Failed to activate SuperNode."}
+ACTIVATE = "/v1/fleet/activate-node"
+
+
+def activating(place: Place, device: Device, **headers: str) -> httpx.Response:
+    request = ActivateNodeRequest(public_key=device.public, heartbeat_interval=30)
+    trust = ssl.create_default_context(cafile=str(place.folder / "ca.crt"))
+    with httpx.Client(verify=trust, trust_env=False) as client:
+        return client.post(
+            f"https://localhost:{place.port}{ACTIVATE}",
+            content=request.SerializeToString(),
+            headers=device.headers() | headers,
+        )
+
+
+def stranger() -> Device:
+    return Device(entrance.ec.generate_private_key(entrance.ec.SECP384R1()))
+
+
+def test_who_signs_is_told_why_it_is_not_let_in(place, device):
+    answer = activating(place, stranger())
+    assert (answer.status_code, answer.text) == (401, UNREGISTERED)
+    assert "date" not in answer.headers
+    place.state.delete_node("<none>", device.node)
+    answer = activating(place, device)
+    assert (answer.status_code, answer.text) == (401, REVOKED)
+    assert place.link.seen == []
+
+
+@pytest.mark.parametrize("seconds", [-3600, -310, 10, 3600])
+def test_who_signs_at_another_time_is_told_the_time_here(place, device, seconds):
+    """Registered or not: the time is all that is said."""
+    stamp = (now() + datetime.timedelta(seconds=seconds)).isoformat()
+    for one in (device, stranger()):
+        answer = activating(place, one, **one.headers(stamp))
+        assert (answer.status_code, answer.text) == (401, CLOCK)
+        here = parsedate_to_datetime(answer.headers["date"])
+        assert abs((here - now()).total_seconds()) < 30
+    assert place.link.seen == []
+
+
+@pytest.mark.parametrize("stamp", ["", "2020-01-01T00:00:00+00:00"])
+def test_who_cannot_sign_learns_nothing(place, device, stamp):
+    """Neither which keys are registered nor what time it is."""
+    revoked = place.registered()
+    place.state.delete_node("<none>", revoked.node)
+    for one in (device, revoked, stranger()):
+        headers = one.headers(stamp) | {
+            "flwr-signature": stranger().headers(stamp)["flwr-signature"]
+        }
+        answer = activating(place, one, **headers)
+        assert (answer.status_code, answer.text) == (401, STRANGER)
+        assert "date" not in answer.headers
+    assert place.link.seen == []
+
+
+def test_a_key_of_another_kind_is_not_even_parsed(place, monkeypatch):
+    monkeypatch.setattr(gate, "load_pem_public_key", lambda _: pytest.fail("parsed"))
+    curve = entrance.ec.generate_private_key(entrance.ec.SECP256R1())
+    answer = activating(place, Device(curve))
+    assert (answer.status_code, answer.text) == (401, STRANGER)
 
 
 def test_a_connection_stays_one_devices(place, device):

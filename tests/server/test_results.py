@@ -397,3 +397,27 @@ def test_no_number_is_cut_off(width: int) -> None:
         assert f"{k + 9.5 / 7:.3f}" in text
     tables = [line for line in text.splitlines() if line.startswith(METHODS)]
     assert max(map(len, tables)) <= width
+
+
+def test_contrast_is_absent_where_nobody_has_rivals() -> None:
+    found = make()
+    assert found["users"]["u00"]["base"]["contrast"] is None
+    said = printed(found)
+    assert "contrast is absent: no item has other users' texts" in said
+    (base,) = [line for line in said.splitlines() if line.startswith("base ")]
+    assert base.split() == ["base", "15.500", "–"]
+
+
+def test_an_old_run_on_devices_shows_no_contrast() -> None:
+    """It has .5 everywhere in its file."""
+    users = {
+        user: {m: row | {"contrast": 0.5} for m, row in methods.items()}
+        for user, methods in make_users().items()
+    }
+    old = make(users=users, run={"task": "text"})
+    assert old["methods"]["base"]["contrast"]["mean"] == 0.5
+    said = printed(old)
+    assert "0.500" not in said and "contrast is absent" in said
+    # With rivals it is as it was.
+    assert "0.500" in printed(make(users=users))
+    assert "contrast is absent" not in printed(make(users=users))

@@ -120,7 +120,7 @@ def test_a_run_that_succeeds(plan: simulate.Plan) -> None:
     found = simulate.simulate(plan, screen)
     assert found == json.loads(json.dumps(make()))
     assert "adapt · round 1/2 · 1/3 users" in text_of(screen)
-    assert "a line of the app's own" in (plan.folder / "superlink.log").read_text()
+    assert "a line of the app's own" in (plan.folder / "run.log").read_text()
     assert left_of(plan) == []
 
 
@@ -165,8 +165,10 @@ def test_kill_9_and_resume(plan: simulate.Plan) -> None:
 def test_an_app_that_flower_refuses(plan: simulate.Plan) -> None:
     (plan.app / "fake.py").write_text("")
     with pytest.raises(IdiolectError, match=r"Flower refused the app .*fake"):
-        simulate.simulate(plan, console())
-    assert not plan.folder.exists()
+        simulate.prepare(
+            plan.app, [f"output-dir={plan.folder.parent}"], None, Path.cwd()
+        )
+    assert list(plan.folder.parent.iterdir()) == []
 
 
 # --- following a run, without Flower ---------------------------------------------------

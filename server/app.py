@@ -36,7 +36,7 @@ from ..common.text import guard
 from . import results
 from .adapt import adapt
 from .budget import crowd_of, new_ledger
-from .checkpoint import RunFolder, load, open_run
+from .checkpoint import RunFolder, load, open_run, point_back, point_latest
 from .exchange import Journal, Run, population
 from .hello import Census, Identity, hello, identity
 from .personalise import evaluate, mean_log, personalise, workload
@@ -175,8 +175,7 @@ def prepare(grid: Grid, folder: RunFolder, journal: Journal) -> tuple[Run, Ident
 def carry_out(run: Run, ours: Identity) -> None:
     """Run the phases that are left."""
     try:
-        begin(run, "hello")
-        census = hello(run, ours)
+        census = first_contact(run, ours)
         begin(run, "adapt")
         adapt(run)
         begin(run, "pool")
@@ -188,6 +187,17 @@ def carry_out(run: Run, ours: Identity) -> None:
     finally:
         run.inbox.close()
     finish(run, census)
+
+
+def first_contact(run: Run, ours: Identity) -> Census:
+    """Greet everybody; a run for which that fails has not begun, and is not ``latest``."""
+    before = point_latest(run.folder)
+    begin(run, "hello")
+    try:
+        return hello(run, ours)
+    except IdiolectError:
+        point_back(run.folder, before)
+        raise
 
 
 def open_ledger(folder: Path, config: Config, dataset: Dataset) -> Ledger:
@@ -287,7 +297,7 @@ def finish(run: Run, census: Census) -> None:
         built["cost"] |= {"bytes_up": None, "bytes_down": None}
     results.write_json(run.folder / "privacy_card.json", privacy)
     results.write(run.folder, built)
-    results.render(built, results.console(120))
+    results.render(built, results.console(120), whole=True)
 
 
 def alphas(run: Run) -> tuple[dict[str, float], bool]:

@@ -35,7 +35,14 @@ from ..common.backbone import Backbone, load_backbone
 from ..common.config import Config, parse
 from ..common.errors import IdiolectError
 from ..common.files import make_private, private_folder
-from ..common.privacy.ledger import Event, calibrate, card, epsilons, read_ledger
+from ..common.privacy.ledger import (
+    Event,
+    calibrate,
+    card,
+    epsilons,
+    explained,
+    read_ledger,
+)
 from ..common.privacy.noise import source
 from ..common.protocol import package_version
 from ..common.scoring import completion_tokens, generate
@@ -172,8 +179,7 @@ def run_study(study: Study, folder: Path, say: Callable[[str], None]) -> dict[st
     done: list[dict[str, Any]] = []
     for cell in study_cells(study):
         control, seed = str(cell["control"]), int(cell["seed"])
-        key = hashlib.sha256(repr((design, control, seed)).encode()).hexdigest()[:16]
-        path = folder / "cells" / f"{key}.json"
+        path = cell_file(folder, design, control, seed)
         if not path.exists():
             found = audit_mechanism(design, control, seed)
             results.write_json(
@@ -189,6 +195,27 @@ def run_study(study: Study, folder: Path, say: Callable[[str], None]) -> dict[st
             say(f"{control}, seed {seed}")
         done.append(json.loads(path.read_text()))
     return summary(study, done)
+
+
+def cell_file(folder: Path, design: Design, control: str, seed: int) -> Path:
+    """Return the file of one audit, named by what it was run with and nothing else.
+
+    Versions before hashed how Python writes the design, which changes with its fields;
+    such a file is given its new name.
+    """
+
+    def named(text: str) -> Path:
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return folder / "cells" / f"{key}.json"
+
+    cell = {**asdict(design), "control": control, "seed": seed}
+    path, old = (
+        named(json.dumps(cell, sort_keys=True)),
+        named(repr((design, control, seed))),
+    )
+    if old.exists() and not path.exists():
+        old.rename(path)
+    return path
 
 
 def design_of(settings: Mapping[str, Any]) -> Design:
@@ -318,7 +345,7 @@ def audit_run(folder: Path, seed: int, say: Callable[[str], None]) -> list[dict]
     privacy = card(ledger, folder.name, package_version(), commit)
     results.write_json(folder / "privacy_card.json", privacy)
     results.write(folder, {**found, "privacy": privacy})
-    for line in privacy["claims"]["measured"]:
+    for line in (*explained(done), *privacy["claims"]["measured"]):
         say(line)
     return done
 

@@ -59,17 +59,18 @@ def noise_of(config: Config, crowd: Crowd) -> Noise:
     privacy = config.privacy
     if privacy.mode == "off" or privacy.epsilon == math.inf:
         return Noise(0.0, 0.0, 0.0)
-    return _scaled(config, privacy.noise or _calibrated(config, crowd))
+    return scaled(config, privacy.noise or _calibrated(config, crowd))
 
 
-def _scaled(config: Config, z: float) -> Noise:
+def scaled(config: Config, z: float) -> Noise:
+    """Every noise of a run whose shared adapter has this noise multiplier."""
     return Noise(z, config.privacy.votes * z, config.privacy.metrics_noise * z)
 
 
 @lru_cache(maxsize=32)
 def _calibrated(config: Config, crowd: Crowd) -> float:
     return calibrate(
-        lambda z: programme(config, _scaled(config, z), crowd),
+        lambda z: programme(config, scaled(config, z), crowd),
         config.privacy.epsilon,
         config.privacy.delta,
     )

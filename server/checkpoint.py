@@ -86,7 +86,6 @@ def _start(root: Path, config: Config) -> RunFolder:
     lock = _lock(path)
     config = replace(config, run_name=path.name)
     write_atomically(path / "config.toml", to_toml(config).encode())
-    _point_latest(path)
     return RunFolder(path, config, False, lock)
 
 
@@ -141,7 +140,6 @@ def _continue(root: Path, config: Config) -> RunFolder:
         )
     lock = _lock(path)
     make_private(path)
-    _point_latest(path)
     return RunFolder(path, stored, True, lock)
 
 
@@ -169,11 +167,23 @@ def _lock(path: Path) -> TextIO:
     return stream
 
 
-def _point_latest(path: Path) -> None:
+def point_latest(path: Path) -> str:
+    """Let ``latest`` be this run; return which one it was, or nothing."""
+    latest = path.parent / "latest"
+    before = os.readlink(latest) if latest.is_symlink() else ""
     partial = path.parent / f".latest.{os.getpid()}"
     partial.unlink(missing_ok=True)
     partial.symlink_to(path.name)
-    partial.replace(path.parent / "latest")
+    partial.replace(latest)
+    return before
+
+
+def point_back(path: Path, before: str) -> None:
+    """Undo `point_latest` for a run that has not begun after all."""
+    if before and (path.parent / before).is_dir():
+        point_latest(path.parent / before)
+    else:
+        (path.parent / "latest").unlink(missing_ok=True)
 
 
 # --- the checkpoint ------------------------------------------------------------------

@@ -227,7 +227,12 @@ def _audit(options: argparse.Namespace) -> int:
     from .audit import audit_run, defects
 
     folder = results.find(options.output_dir, options.name)
-    done = audit_run(folder, options.seed, tell)
+    width = _console().width
+
+    def say(text: str) -> None:
+        tell("\n".join(results.wrapped(text, width)))
+
+    done = audit_run(folder, options.seed, say)
     for line in defects(done):
         tell(f"error: {line}", sys.stderr)
     tell(f"card: {folder / 'privacy_card.json'}")

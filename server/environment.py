@@ -9,6 +9,7 @@ some.
 
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -71,11 +72,34 @@ BELOW = len(f"/{RAY}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_s
 
 def inherited(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the part of an environment that a run may know."""
-    return {
+    found = {
         name: value
         for name, value in environment.items()
         if name in INHERITED or name.startswith("LC_")
     }
+    if libraries := trusted_folders(found.pop("LD_LIBRARY_PATH", "")):
+        found["LD_LIBRARY_PATH"] = libraries
+    return found
+
+
+def trusted_folders(paths: str) -> str:
+    """Return the folders of a ``LD_LIBRARY_PATH`` that no other account can fill.
+
+    Some machines have the driver of their GPU nowhere else, so the variable cannot be left
+    out; but whoever can write to one of its folders brings code. An empty or relative entry
+    means wherever a process happens to be, and is left out too.
+    """
+    return os.pathsep.join(
+        path for path in paths.split(os.pathsep) if path.startswith("/") and _safe(path)
+    )
+
+
+def _safe(path: str) -> bool:
+    """Whether not everybody can write to a folder that is there."""
+    try:
+        return not os.stat(path).st_mode & stat.S_IWOTH
+    except OSError:
+        return False
 
 
 def flower_environment(home: Path, mark: str) -> dict[str, str]:

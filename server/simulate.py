@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,9 @@ from .environment import flower_environment, remove_folder, short_folder
 from .progress import Display
 from .simulator import ALONE
 
+# Seconds until what is ended is killed. A run can be killed anywhere and goes on as if it
+# had not been, so who presses Ctrl-C need not wait for Flower and Ray to tidy up.
+PATIENCE, IMPATIENCE = 5.0, 1.0
 LAST_BREATH = 10.0  # seconds in which what was ended must let go of the run
 NETWORK = ALONE  # or SHARED, as on machines that don't allow the other
 SILENT_SECONDS = 10.0  # between two questions while no event comes
@@ -61,7 +65,7 @@ class Plan:
         if self.server_log is not None:
             return self.server_log
         place = self.folder if self.folder.is_dir() else self.scratch
-        return place / "superlink.log"
+        return place / "run.log"
 
     @property
     def metrics(self) -> Path:
@@ -86,7 +90,8 @@ def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Pl
     Raises
     ------
     IdiolectError
-        An unknown key, a value out of range, missing data, a run that can't be resumed.
+        An unknown key, a value out of range, missing data, a run that can't be resumed,
+        and whatever else a run would stumble over later (`checks`).
     """
     config, folder = configured(app, words, cwd)
     if config.on_devices:
@@ -96,6 +101,8 @@ def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Pl
         )
     check_backbone(config.backbone)
     check_data(config)
+    check_folder(folder.parent)
+    refuse_broken(app)
     cores = len(os.sched_getaffinity(0))
     most = config.users + config.development_users
     nodes = min(cores, 8, most) if nodes is None else nodes
@@ -104,6 +111,11 @@ def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Pl
             f"--nodes is {nodes}, but there are {most} users to be hosted: "
             f"use 1 to {most}."
         )
+    if not folder.exists():  # else the run has begun, and may be beyond what is checked
+        from .checks import check_start
+
+        fetch_backbone(config.backbone)
+        check_start(config)
     return Plan(app.absolute(), config, folder, nodes)
 
 
@@ -221,7 +233,9 @@ def resumed(config: Config, given: Mapping[str, str], cwd: Path) -> tuple[Config
     wanted = resolve_paths(
         configuration.parse(configuration.flatten(saved) | words), cwd
     )
-    if changed := configuration.differences(saved, wanted):
+    changed = configuration.differences(saved, wanted)
+    # A recipe changes other keys too, which nobody gave.
+    if changed := [name for name in changed if name in given] or changed:
         raise IdiolectError(
             f"run '{folder.name}' was started with another {', '.join(changed)}: "
             "resume it without that key, or start a new run."
@@ -258,6 +272,15 @@ def check_backbone(name: str) -> None:
         )
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a place where no run can be written."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise IdiolectError(
+            f"runs can't be written to {folder}: set output-dir to a folder that can."
+        )
+
+
 def fetch_backbone(name: str) -> None:
     """Fetch a backbone that is named by its id, while the caller's proxies are known.
 
@@ -290,12 +313,12 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
     name, output = plan.folder.name, str(plan.folder.parent)
     if (done := finished(plan, console)) is not None:
         return done
-    refuse_broken(plan.app)
     fetch_backbone(plan.config.backbone)
     claim(plan, console)
     mark, known = secrets.token_hex(16), dict[int, int]()
     # Read before the start, so that events of an earlier life are not taken for ours.
     _, offset = results.read_events(plan.metrics)
+    patience = PATIENCE
     try:
         place = private_place(plan, mark)
         said = printable(f"run {name} in {output}", 1000)
@@ -306,11 +329,40 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
                 display.show(event)
                 if event["event"] == "phase":
                     known |= processes.family(mark)
+    except (KeyboardInterrupt, SystemExit):
+        patience = IMPATIENCE
+        say_stopping(plan, console)
+        raise
     finally:
-        processes.end(mark, known=known)
-        if read_record(plan).get("mark") == mark:  # else a later `simulate` took over
-            clear(plan)
+        try:
+            processes.end(mark, patience, known)
+        except KeyboardInterrupt:  # a second one: at once
+            processes.end(mark, 0.0, known)
+            raise
+        finally:
+            if read_record(plan).get("mark") == mark:  # else a later one took over
+                clear(plan)
     return results.load(output, name)
+
+
+def say_stopping(plan: Plan, console: Console) -> None:
+    """Say at once that a run is being ended, and how it goes on."""
+    if (plan.folder / "config.toml").is_file():
+        said = f"stopping; go on with\n    {resuming(plan)}"
+    else:
+        said = "stopping; nothing has begun yet, so give the same command again"
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def resuming(plan: Plan) -> str:
+    """Return the command with which a run goes on, as a shell takes it."""
+    near = plan.app.is_relative_to(Path.cwd())
+    app = plan.app.relative_to(Path.cwd()) if near else plan.app
+    words = ["idiolect-server", "simulate", str(app), "-c"]
+    words += [f"resume={plan.folder.name}"]
+    if plan.folder.parent != results.runs_folder():
+        words += ["-c", f"output-dir={plan.folder.parent}"]
+    return printable(shlex.join(words), 2000)
 
 
 def finished(plan: Plan, console: Console) -> dict[str, Any] | None:
@@ -356,7 +408,7 @@ def clear(plan: Plan) -> None:
     """Remove the scratch folder; its log is kept in the run's folder, if there is one."""
     if place := read_record(plan).get("place"):
         remove_folder(Path(place))
-    log = plan.scratch / "superlink.log"
+    log = plan.scratch / "run.log"
     if plan.folder.is_dir():
         with (
             contextlib.suppress(FileNotFoundError),
@@ -433,7 +485,7 @@ def start(
     # happens to be, and that may be a folder that others write to.
     command = [sys.executable, "-P", "-m", "idiolect.server.simulator", str(plan.app)]
     command += [str(plan.scratch / "run.toml"), str(plan.nodes), str(place), NETWORK]
-    with open(plan.scratch / "superlink.log", "ab", opener=private) as log:
+    with open(plan.scratch / "run.log", "ab", opener=private) as log:
         return subprocess.Popen(
             command,
             env=dict(environment),
@@ -490,9 +542,11 @@ def follow(
                 wait_for_end(pid, mark)
                 raise _failure(event, plan)
         if not alive:
+            begun = (plan.folder / "config.toml").is_file()
+            again = f"go on with -c resume={plan.folder.name}"
             raise IdiolectError(
-                f"the run ended without a word: see the end of {log or plan.log}, and go "
-                f"on with -c resume={plan.folder.name}."
+                f"the run ended without a word: see the end of {log or plan.log}, and "
+                f"{again if begun else 'give the same command again'}."
             )
         if not pid and time.monotonic() - asked > SILENT_SECONDS:
             ask()

@@ -128,3 +128,14 @@ def test_only_its_own_folder_is_removed(base: Path) -> None:
     for name in ("theirs", "idiolect-link", "idiolect-none"):
         environment.remove_folder(base / name)
     assert (base / "theirs").is_dir()
+
+
+def test_libraries_come_from_folders_that_nobody_else_fills(tmp_path: Path) -> None:
+    mine, everybodys = tmp_path / "mine", tmp_path / "everybodys"
+    mine.mkdir(mode=0o755)
+    everybodys.mkdir()
+    everybodys.chmod(0o777)
+    given = ["", ".", "lib", str(everybodys), str(mine), str(tmp_path / "none")]
+    told = inherited({"LD_LIBRARY_PATH": os.pathsep.join(given)})
+    assert told == {"LD_LIBRARY_PATH": str(mine)}
+    assert inherited({"LD_LIBRARY_PATH": f".{os.pathsep}"}) == {}

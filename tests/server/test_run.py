@@ -444,6 +444,18 @@ def test_too_few_nodes_for_the_users_says_how_many_are_needed(settings):
         run({**settings, "users-per-node": 1}, FakeGrid(2))
 
 
+def test_latest_is_never_a_run_that_did_not_begin(settings):
+    output = Path(settings["output-dir"])
+    first = run(settings, FakeGrid(2))
+    assert (output / "latest").resolve() == first.resolve()
+    with pytest.raises(IdiolectError):  # hello fails
+        run(settings | {"run-name": "deaf", "users-per-node": 1}, FakeGrid(2))
+    with pytest.raises(IdiolectError):  # the data are bad
+        run(settings | {"run-name": "bad", "data": "/nope"}, FakeGrid(2))
+    assert (output / "bad").is_dir() and (output / "deaf").is_dir()
+    assert (output / "latest").resolve() == first.resolve()
+
+
 def test_a_failed_run_says_so_in_its_journal(settings):
     with pytest.raises(IdiolectError):
         run({**settings, "run-name": "bad", "users-per-node": 1}, FakeGrid(2))

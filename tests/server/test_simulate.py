@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -120,7 +121,7 @@ def test_a_run_that_succeeds(plan: simulate.Plan) -> None:
     found = simulate.simulate(plan, screen)
     assert found == json.loads(json.dumps(make()))
     assert "adapt · round 1/2 · 1/3 users" in text_of(screen)
-    assert "a line of the app's own" in (plan.folder / "superlink.log").read_text()
+    assert "a line of the app's own" in (plan.folder / "run.log").read_text()
     assert left_of(plan) == []
 
 
@@ -165,8 +166,10 @@ def test_kill_9_and_resume(plan: simulate.Plan) -> None:
 def test_an_app_that_flower_refuses(plan: simulate.Plan) -> None:
     (plan.app / "fake.py").write_text("")
     with pytest.raises(IdiolectError, match=r"Flower refused the app .*fake"):
-        simulate.simulate(plan, console())
-    assert not plan.folder.exists()
+        simulate.prepare(
+            plan.app, [f"output-dir={plan.folder.parent}"], None, Path.cwd()
+        )
+    assert list(plan.folder.parent.iterdir()) == []
 
 
 # --- following a run, without Flower ---------------------------------------------------
@@ -184,6 +187,7 @@ class Link:
 
 def follow(plan: simulate.Plan, events: list[dict[str, Any]], link: Any) -> list[Any]:
     plan.folder.mkdir(exist_ok=True)
+    (plan.folder / "config.toml").touch()
     lines = "".join(json.dumps(event) + "\n" for event in events)
     plan.metrics.write_text(lines)
     ask = partial(flower.check_status, plan.log, "1", {})
@@ -206,6 +210,11 @@ def test_a_dead_superlink_ends_the_wait(plan: simulate.Plan) -> None:
         follow(plan, [], Link(1))
 
 
+def test_what_ended_before_it_began_is_started_again(plan: simulate.Plan) -> None:
+    with pytest.raises(IdiolectError, match="give the same command again"):
+        list(simulate.follow(plan, 0, lambda: False, "mark"))
+
+
 def test_a_dead_server_app_ends_the_wait(plan: simulate.Plan) -> None:
     # This very process is alive, but not one of the run: its id was given anew.
     with pytest.raises(IdiolectError, match=r"without a word.*resume=one"):
@@ -220,6 +229,96 @@ def test_a_run_that_ended_before_it_began(
     monkeypatch.setattr(simulate, "SILENT_SECONDS", 0.0)
     with pytest.raises(IdiolectError, match=r"ended before it began \(no uv\)"):
         follow(plan, [], Link())
+
+
+# --- Ctrl-C ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_in(plan: simulate.Plan, monkeypatch: pytest.MonkeyPatch) -> simulate.Plan:
+    """A run whose process sleeps, and that is interrupted as soon as it has begun."""
+
+    def start(_plan: Any, place: Path, environment: Any) -> "subprocess.Popen[bytes]":
+        code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        code += "print('up', flush=True); time.sleep(600)"
+        command = [sys.executable, "-c", code]
+        process = subprocess.Popen(
+            command, env=dict(environment), stdout=subprocess.PIPE, cwd=place
+        )
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        return process
+
+    def follow(plan: simulate.Plan, *_: Any) -> Any:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(simulate, "start", start)
+    monkeypatch.setattr(simulate, "follow", follow)
+    return plan
+
+
+def test_ctrl_c_says_at_once_how_to_go_on(
+    stand_in: simulate.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, screen, said = stand_in, console(), []
+    plan.folder.mkdir()
+    (plan.folder / "config.toml").write_text("")
+    real = processes.end
+
+    def end(mark: str, *more: Any, **named: Any) -> None:
+        said.append(text_of(screen))  # what stood there before anything was ended
+        real(mark, *more, **named)
+
+    monkeypatch.setattr(processes, "end", end)
+    before = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        simulate.simulate(plan, screen)
+    assert time.monotonic() - before < 60
+    assert "stopping; go on with\n    idiolect-server simulate " in said[0]
+    assert f"-c resume=one -c output-dir={plan.folder.parent}\n" in said[0]
+    assert left_of(plan) == []
+
+
+def test_ctrl_c_before_anything_began_promises_no_resume(
+    stand_in: simulate.Plan,
+) -> None:
+    screen = console()
+    with pytest.raises(KeyboardInterrupt):
+        simulate.simulate(stand_in, screen)
+    assert "nothing has begun yet, so give the same command again" in text_of(screen)
+    assert "resume" not in text_of(screen)
+
+
+def test_a_second_ctrl_c_ends_at_once(
+    stand_in: simulate.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first waits until what is ended has tidied up; the second kills it."""
+    stand_in.folder.mkdir()
+    patiences: list[float] = []
+    real = processes.end
+
+    def end(mark: str, patience: float, known: Any) -> None:
+        patiences.append(patience)
+        if len(patiences) == 1:
+            raise KeyboardInterrupt
+        real(mark, patience, known)
+
+    monkeypatch.setattr(processes, "end", end)
+    with pytest.raises(KeyboardInterrupt):
+        simulate.simulate(stand_in, console())
+    assert patiences == [simulate.IMPATIENCE, 0.0]
+    assert left_of(stand_in) == []
+
+
+def test_the_command_that_goes_on_is_one_that_a_shell_takes(
+    plan: simulate.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IDIOLECT_HOME", str(plan.folder.parent.parent))
+    monkeypatch.chdir(plan.app.parent)
+    assert simulate.resuming(plan) == "idiolect-server simulate app -c resume=one"
+    odd = simulate.Plan(plan.app, plan.config, plan.folder.parent / "a b" / "one", 1)
+    words = shlex.split(simulate.resuming(odd))
+    assert words[-2:] == ["-c", f"output-dir={odd.folder.parent}"]
 
 
 # --- before the start ------------------------------------------------------------------
@@ -238,6 +337,64 @@ def test_a_plan(tmp_path: Path) -> None:
     assert plan.config.run_name.startswith("headline-2")
     assert 1 <= plan.nodes <= 3
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["unlabeled.file=/nope"], "cannot read /nope"),
+        (["unlabeled.file=/nope", "unlabeled.kind=self"], "cannot read /nope"),
+        (["unlabeled.file=BAD"], "line 1: field 'prompt' is missing"),
+        (["device=cuda"], "'device' is 'cuda', but torch sees no GPU"),
+        (["backbone=GPT"], "of the family 'gpt2'"),
+        (["unlabeled.kind=anonymised"], "'unlabeled.support' is 20.*3 users in all"),
+        (
+            ["unlabeled.kind=others", "users=1", "development-users=0"]
+            + ["personalise.learning-rates=1e-3"],
+            "there is one user in all",
+        ),
+        (["privacy.mode=central", "privacy.noise=0.01"], "'adapt' alone would cost"),
+        (
+            ["privacy.mode=central", "privacy.epsilon=0.001", "privacy.clip-bit=0.1"]
+            + ["adapt.clip-quantile=0.5"],
+            "with any noise .* alone would cost",
+        ),
+        (["output-dir=FILE/runs"], "runs can't be written to"),
+    ],
+)
+def test_what_is_known_before_the_start_is_refused_there(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "bad.jsonl").write_text('{"prompt": 3}\n')
+    (tmp_path / "gpt").mkdir()
+    (tmp_path / "gpt" / "config.json").write_text('{"model_type": "gpt2"}')
+    for name, place in (("BAD", "bad.jsonl"), ("GPT", "gpt"), ("FILE", "bad.jsonl")):
+        words = [word.replace(name, str(tmp_path / place)) for word in words]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(IdiolectError, match=said):
+        prepare(f"output-dir={tmp_path / 'runs'}", *words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_has_begun_is_not_checked_again(tmp_path: Path) -> None:
+    """Its unlabeled set may be there already, and its file gone."""
+    file = tmp_path / "u.jsonl"
+    file.write_text('{"prompt": "a", "target": "b"}\n')
+    words = [f"output-dir={tmp_path}", "run-name=one", f"unlabeled.file={file}"]
+    plan = prepare(*words)
+    plan.folder.mkdir()
+    (plan.folder / "config.toml").write_text(to_toml(plan.config))
+    file.unlink()
+    assert prepare(f"output-dir={tmp_path}", "resume=one").folder == plan.folder
+
+
+def test_a_resumed_run_names_the_key_that_was_given(tmp_path: Path) -> None:
+    plan = prepare(f"output-dir={tmp_path}", "run-name=one")
+    plan.folder.mkdir()
+    (plan.folder / "config.toml").write_text(to_toml(plan.config))
+    with pytest.raises(IdiolectError, match="with another recipe: "):
+        prepare(f"output-dir={tmp_path}", "resume=one", "recipe=paper")
 
 
 def test_the_name_of_a_new_run_is_free(

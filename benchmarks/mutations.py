@@ -408,17 +408,19 @@ MUTATIONS = (
     # --- prompts ---------------------------------------------------------------------
     Mutation(
         "Long inputs are cut on the right",
-        "common/backbone.py",
-        "prompt.input[max(cut, 1) :]",
-        "prompt.input[: -max(cut, 1)]",
+        "common/wording.py",
+        "return text[max(1, spans[min(tokens, len(spans)) - 1][1]) :] if spans",
+        "return text[: -max(1, spans[min(tokens, len(spans)) - 1][1])] if spans",
         "test_long_inputs_lose_their_left_only",
+        "tests/common/test_backbone.py",
     ),
     Mutation(
         "Completions have no end of sequence",
-        "common/backbone.py",
-        "return [*whole[shared:], self.end_ids[0]]",
-        "return whole[shared:]",
+        "common/wording.py",
+        "text = self.gap + text + self.follow",
+        "text = self.gap + text",
         "test_encoding_is_prompt_then_completion_then_end",
+        "tests/common/test_backbone.py",
     ),
     # --- one user's device -----------------------------------------------------------
     Mutation(

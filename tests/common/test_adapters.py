@@ -1,7 +1,10 @@
+import json
+
 import peft
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
 from idiolect.common.adapters import (
     Lora,
@@ -208,6 +211,133 @@ def test_an_adapter_made_by_peft_is_imported(backbone, model_folder, tmp_path):
     assert lora.scaling == pytest.approx(6 / 4**0.5)
     with attached(backbone, lora):
         torch.testing.assert_close(logits(backbone, IDS), theirs, atol=1e-4, rtol=1e-4)
+
+
+TWO = ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"use_rslora": True},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": False},
+        {"layers_to_transform": [1]},
+        {"exclude_modules": ["v_proj"]},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "olora"},
+        {"init_lora_weights": "mica"},
+        {"use_dora": True},
+        {"bias": "lora_only"},
+        {"lora_bias": True},
+        {"modules_to_save": ["lm_head"]},
+        {"target_modules": [*TWO, "embed_tokens"]},
+        {"target_modules": [*TWO, "lm_head"]},
+        {"rank_pattern": {"q_proj": 2}},
+        {"alpha_pattern": {"q_proj": 2}},
+        {"alora_invocation_tokens": [5]},
+        {"trainable_token_indices": [1, 2]},
+        {"layer_replication": [[0, 2], [1, 2]]},
+        {"use_qalora": True, "qalora_group_size": 4},
+    ],
+    ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()) or "plain",
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_peft_saves_is_imported_exactly_or_refused(
+    backbone, model_folder, tmp_path, changes
+):
+    def bare():
+        return hf.AutoModelForCausalLM.from_pretrained(model_folder("llama"))
+
+    settings = {"r": 4, "lora_alpha": 6, "target_modules": TWO, **changes}
+    model = peft.get_peft_model(bare(), peft.LoraConfig(**settings))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    try:
+        lora = import_peft(tmp_path)
+    except IdiolectError as error:
+        assert next(iter(changes)) in str(error) or "it holds" in str(error)
+        assert changes not in EXACT
+        return
+    assert changes in EXACT
+    with torch.no_grad():
+        theirs = peft.PeftModel.from_pretrained(bare(), tmp_path)(IDS).logits
+    with attached(backbone, lora):
+        torch.testing.assert_close(logits(backbone, IDS), theirs, atol=1e-4, rtol=1e-4)
+
+
+EXACT = [
+    {},
+    {"use_rslora": True},
+    {"init_lora_weights": "gaussian"},
+    {"init_lora_weights": "orthogonal"},
+    {"init_lora_weights": False},
+    {"layers_to_transform": [1]},
+    {"exclude_modules": ["v_proj"]},
+]
+
+
+def test_a_setting_that_this_code_does_not_know_is_refused(backbone, tmp_path):
+    one = adapter(backbone, "a", 1)
+    export_peft(tmp_path, backbone, one, one)
+    path = tmp_path / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "use_next_years_lora": True}))
+    with pytest.raises(IdiolectError, match="use_next_years_lora=True"):
+        import_peft(tmp_path)
+    path.write_text(json.dumps([settings]))
+    with pytest.raises(IdiolectError, match="holds no PEFT adapter"):
+        import_peft(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "half a pair", "rank", "not finite"])
+def test_a_damaged_adapter_is_refused(backbone, tmp_path, damage):
+    one = adapter(backbone, "a", 1)
+    export_peft(tmp_path, backbone, one, one)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "lora_B" in name)
+    if damage == "half a pair":
+        del tensors[name]
+    elif damage == "rank":
+        tensors[name] = tensors[name][:, :2].contiguous()
+    elif damage == "not finite":
+        tensors[name][0, 0] = float("nan")
+    save_file(tensors, path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(IdiolectError, match="copy the adapter again|can be read"):
+        import_peft(tmp_path)
+
+
+def test_an_adapter_of_another_backbone_is_refused_and_leaves_no_hook(backbone):
+    fitting = adapter(backbone, "a", 1)
+    before = logits(backbone, IDS)
+    last = list(fitting.b)[-1]
+    more = "model.layers.7.self_attn.q_proj"
+    for a, b, names in (
+        (
+            {**fitting.a, more: fitting.a[last]},
+            {**fitting.b, more: fitting.b[last]},
+            more,
+        ),
+        (fitting.a, {**fitting.b, last: fitting.b[last][:-1]}, last),
+        ({**fitting.a, last: fitting.a[last][:, :-1]}, fitting.b, last),
+    ):
+        odd = Lora(a, b, 1.0)
+        for adapters in ([odd], [fitting, odd], [odd, fitting]):
+            with (
+                pytest.raises(IdiolectError, match=f"'{names}' does not fit"),
+                attached(backbone, *adapters),
+            ):
+                pass
+            assert torch.equal(logits(backbone, IDS), before)
 
 
 def test_other_peft_methods_are_refused(backbone, tmp_path):

@@ -429,6 +429,19 @@ def test_another_backbone_is_refused(settings):
         run(settings, FakeGrid(2, alter("query.hello", other)))
 
 
+def test_a_backbone_with_another_template_is_refused_by_that_name(settings):
+    def other(record):
+        reply = unpack(HelloReply, record)
+        assert " template:" in reply.backbone
+        backbone = reply.backbone.replace(" template:", " template:0")
+        return pack(dataclasses.replace(reply, backbone=backbone))
+
+    with pytest.raises(
+        IdiolectError, match="its chat template of backbone 'tiny' differ"
+    ):
+        run(settings, FakeGrid(2, alter("query.hello", other)))
+
+
 def test_raw_text_is_refused_outside_a_simulation(settings):
     def device(record):
         return pack(dataclasses.replace(unpack(HelloReply, record), simulation=False))

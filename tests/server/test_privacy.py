@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from flwr.app import Message
 from idiolect.client import state as device
 from idiolect.client.tasks import HANDLERS
 from idiolect.common import manifest as manifests
-from idiolect.common.config import parse
+from idiolect.common.config import parse, parse_word
 from idiolect.common.errors import IdiolectError
 from idiolect.common.privacy.ledger import BudgetSpent, epsilons, read_ledger
 from idiolect.common.protocol import (
@@ -745,3 +746,28 @@ def test_a_row_of_another_step_is_not_added(central):
         "persona-002",
         "dev-000",
     }
+
+
+def test_the_private_command_of_the_readme_has_a_finite_epsilon():
+    """Nothing of it leaves without noise, and what it plans stays within its budget."""
+    text = (Path(__file__).parents[2] / "README.md").read_text().replace("\\\n", "")
+    (line,) = [one for one in text.splitlines() if "privacy.mode=central -c" in one]
+    words = shlex.split(line, comments=True)[3:]
+    given = dict(word.split("=", 1) for word in words if word != "-c")
+    config = parse({name: parse_word(name, value) for name, value in given.items()})
+    assert budget.unprotected(config) == []
+    crowd = budget.crowd_of(config, config.users, config.development_users)
+    planned = budget.programme(config, budget.noise_of(config, crowd), crowd)
+    assert {event.stage for event in planned} == {"adapt", "votes", "metrics"}
+    assert 7.9 < epsilons(planned, config.privacy.delta).release <= 8
+
+
+def test_what_leaves_without_noise_names_its_setting():
+    def named(**more: object) -> set[str]:
+        values = {name.replace("_", "."): value for name, value in more.items()}
+        return {entry[3] for entry in budget.unprotected(parse(values))}
+
+    assert named() == {"privacy.mode=off"}
+    assert named(privacy_mode="central") == {"privacy.metrics=clear"}
+    others = named(privacy_mode="central", unlabeled_kind="others")
+    assert others == {"privacy.metrics=clear", "unlabeled.kind=others"}

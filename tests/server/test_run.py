@@ -436,9 +436,7 @@ def test_a_backbone_with_another_template_is_refused_by_that_name(settings):
         backbone = reply.backbone.replace(" template:", " template:0")
         return pack(dataclasses.replace(reply, backbone=backbone))
 
-    with pytest.raises(
-        IdiolectError, match="its chat template of backbone 'tiny' differ"
-    ):
+    with pytest.raises(IdiolectError, match="its chat template of backbone .* differ"):
         run(settings, FakeGrid(2, alter("query.hello", other)))
 
 

@@ -105,7 +105,7 @@ OF_DEVICE = (
     Case("import pairs.jsonl --task LaMP-9", "must be one of LaMP-1"),
     Case("import nobody_users.json --task LaMP-4", "holds no users that can be used"),
     Case("history export pairs.jsonl", "cannot be written"),
-    Case("feedback up", "an ID, or about a new pair"),
+    Case("feedback up", "an ID, or a new pair"),
     Case("feedback up 123", "no entry begins with '123'"),
     Case("forget", "say what to forget"),
     Case("forget --everything", "--yes"),

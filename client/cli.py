@@ -498,7 +498,7 @@ def _feedback(options: argparse.Namespace) -> int:
     from .history import Entry, clean, find, judge
 
     if bool(options.id) == bool(options.text):
-        raise IdiolectError("feedback is about an ID, or about a new pair by --text.")
+        raise IdiolectError("say what it is about: an ID, or a new pair by --text.")
     given = None
     if not options.id:
         prompt = _private(options.prompt, "prompt", options.text != ASK)

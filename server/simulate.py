@@ -155,7 +155,7 @@ def read_app(app: Path) -> dict[str, Any]:
             "simulations/lamp/pyproject.toml."
         ) from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise IdiolectError(f"{file} is no valid TOML: {error}.") from None
+        raise IdiolectError(f"{file} is no valid TOML ({error}): repair it.") from None
     if missing := [name for name in configuration.FIELDS if name not in settings]:
         raise IdiolectError(
             f"{file} lists no '{missing[0]}' in [tool.flwr.app.config], and Flower "
@@ -177,7 +177,9 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _split(word: str) -> tuple[str, str]:
     name, equals, text = word.partition("=")
     if not equals:
-        raise IdiolectError(f"-c takes key=value, not '{word}'.")
+        raise IdiolectError(
+            f"-c takes key=value, not '{word}': see docs/configuration.md."
+        )
     return name.strip(), text
 
 

@@ -243,7 +243,9 @@ def read_study(path: Path) -> Study:
             "TOML file, for example simulations/lamp/experiments/uniqueness.toml."
         ) from error
     except tomllib.TOMLDecodeError as error:
-        raise IdiolectError(f"study file {path} is no TOML: {error}.") from error
+        raise IdiolectError(
+            f"study file {path} is no TOML ({error}): repair it."
+        ) from error
     known = {
         "title",
         "question",

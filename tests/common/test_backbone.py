@@ -106,7 +106,28 @@ def test_missing_backbones_are_named(tmp_path, monkeypatch):
     with pytest.raises(IdiolectError, match="could not be fetched"):
         locate("nobody/no-such-model")
     with pytest.raises(IdiolectError, match="no folder and no model id"):
-        locate("/no/such/folder")
+        locate("no such model")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+
+    def ask(*_args, **_more):
+        raise AssertionError("the hub was asked for a path")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", ask)
+    for path in (
+        "/no/such/folder",
+        "./models",
+        "../x",
+        "~/none",
+        "a/b/c",
+        "models/",
+        ".",
+    ):
+        if path != ".":
+            with pytest.raises(IdiolectError, match="is no folder"):
+                locate(path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    assert locate("models/mine") == tmp_path / "models" / "mine"
     with pytest.raises(IdiolectError, match=r"no config\.json"):
         load_backbone(str(tmp_path), "float32", "cpu", 96)
 

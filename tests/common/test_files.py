@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from idiolect.common.files import (
+    file_name,
     make_folder,
     make_private,
     private,
@@ -76,3 +77,25 @@ def test_the_home_is_closed_by_whoever_writes_there(
     assert mode(tmp_path / "home") == 0o755
     write_atomically(tmp_path / "home" / "cache" / "x", b"")
     assert mode(tmp_path / "home") == 0o700
+
+
+def test_no_two_names_have_one_file():
+    names = [
+        "anna",
+        "Anna",
+        "ANNA",
+        "a b",
+        "a-b",
+        "a  b",
+        "jürgen",
+        "ju\u0308rgen",
+        "..",
+        "-a",
+    ]
+    names += ["a/b", "", "李", "王", "x" * 100, "x" * 101, "anna~", "."]
+    made = [file_name(name) for name in names]
+    folded = {one.casefold() for one in made}
+    assert len(folded) == len(names)
+    assert all("/" not in one and one not in (".", "..") for one in made)
+    assert all(one.isascii() and len(one) <= 100 and one[:1] != "-" for one in made)
+    assert file_name("u-0001") == "u-0001"

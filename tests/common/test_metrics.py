@@ -31,6 +31,24 @@ def test_rouge_stems_and_ignores_case_and_punctuation():
     assert values == pytest.approx({"rouge-1": 1.0, "rouge-l": 1.0})
 
 
+@pytest.mark.parametrize(
+    ("written", "wanted", "value"),
+    [
+        ("Привет, мир", "привет мир!", 1.0),
+        ("今日は天気", "今日は雨", 2 * 3 / (5 + 4)),
+        ("ÜBER alles", "über uns", 0.5),
+        ("one two", "one three", 0.5),
+    ],
+)
+def test_rouge_of_every_script(written, wanted, value):
+    found = metrics.score(WRITING, [written], [wanted], "unicode")
+    assert found["rouge-1"] == pytest.approx(value)
+
+
+def test_what_rouge_cannot_read_is_counted():
+    assert metrics.unread(["Привет", "мир 2", "今日", "a", "!"]) == 3
+
+
 def test_rouge_is_the_plain_mean_of_items_and_empty_output_is_zero():
     outputs = ["the cat lay on mat", "", "  \n ", "dog"]
     targets = ["the cat sat on the mat", "anything", "else", "dog"]

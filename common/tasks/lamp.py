@@ -6,18 +6,19 @@ Tan et al. 2024, OPPU (the one-word cue behind the input). What each task looks 
 and how users are split, is written out in docs/data.md.
 """
 
-import contextlib
 import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import Config
+from ..dates import oldest_first, order_of, seconds
 from ..errors import IdiolectError
+from ..repair import DAMAGED, repaired
 from ..seeds import numpy_generator
 from .types import Dataset, Item, Prompt, Task, User
 
@@ -191,19 +192,77 @@ def read(config: Config) -> Dataset:
     )
 
 
-def everyone(config: Config) -> list[User]:
-    """Every well-formed user of the files, as one of whom an owner imports a history."""
-    form = FORMS[config.task]
-    _, records = _records(Path(config.data).expanduser(), form.task.name)
-    users: list[User] = []
-    for record in records:
-        with contextlib.suppress(_BadUserError):
-            users.append(_user(record, form, config)[0])
-    return users
+@dataclass(frozen=True)
+class Kept:
+    """One item of somebody's files, as an owner imports it.
+
+    Attributes
+    ----------
+    user, place
+        Whose it is, and where in the record.
+    item
+        None: it cannot be used, for the reason that `problem` names.
+    date
+        As the file has it; a question is of the time of the newest profile item.
+    problem
+        What is wrong, and the reason to count it by.
+    """
+
+    user: str
+    place: str
+    item: Item | None
+    date: Any = None
+    problem: tuple[str, str] = ("", "")
+
+
+def everything(path: Path, task: str) -> Iterator[Kept]:
+    """All that the files hold: of each user the profile, then the answered questions.
+
+    Raises
+    ------
+    IdiolectError
+        The file is missing, no JSON, or of another task.
+    """
+    form = FORMS[task]
+    _, records = _records(path, form.task.name)
+    for index, record in enumerate(records):
+        try:
+            name = _name(record)
+            parts = [(part, _entries(record, part)) for part in ("profile", "query")]
+        except _BadUserError as bad:
+            yield Kept(f"record {index}", "", None, None, (str(bad), bad.reason))
+            continue
+        for part, entries in parts:
+            for number, entry in enumerate(entries):
+                yield _kept(entry, f"{part}[{number}]", name, form, parts[0][1])
+
+
+def _kept(entry: Any, place: str, user: str, form: Form, profile: list[Any]) -> Kept:
+    try:
+        if place.startswith("query"):
+            dates = [one.get("date") for one in profile if isinstance(one, dict)]
+            return Kept(user, place, _query(entry, place, user, form), _latest(dates))
+        prompt, target = _pair(entry, place, form)
+    except _BadUserError as bad:
+        return Kept(user, place, None, None, (str(bad), bad.reason))
+    if not prompt.input or not target:
+        return Kept(user, place, None, None, (f"{place} has no text", EMPTY))
+    return Kept(user, place, Item(f"{user}/{place}", prompt, target), entry.get("date"))
+
+
+def _latest(dates: list[Any]) -> Any:
+    """The latest of a profile's dates; None: it has none, or they cannot be compared."""
+    try:
+        order = order_of(dates)
+        return max(dates, key=lambda date: seconds(date, order), default=None)
+    except ValueError:
+        return next((date for date in reversed(dates) if date is not None), None)
 
 
 def clean(text: str) -> str:
     """Text without control characters, every run of white space one blank."""
+    if DAMAGED.search(text):  # what is removed cannot be repaired any more
+        text = repaired(text)
     return " ".join(_NOISE.sub("", text).split())
 
 
@@ -437,15 +496,16 @@ def _profile(
 ) -> tuple[list[Item], Counter[str]]:
     """History pairs, oldest first, and how many entries had no text for one."""
     entries = _entries(record, "profile")
-    pairs: list[tuple[tuple[int, ...] | None, Item]] = []
+    pairs: list[Item] = []
+    dates: list[Any] = []
     for index, entry in enumerate(entries):
         prompt, target = _pair(entry, f"profile[{index}]", form)
         if prompt.input and target:
-            item = Item(f"{user}/profile/{index}", prompt, target)
-            pairs.append((_date(entry), item))
-    if all(date is not None for date, _ in pairs):
-        pairs.sort(key=lambda pair: pair[0] or ())
-    return [item for _, item in pairs], Counter({EMPTY: len(entries) - len(pairs)})
+            pairs.append(Item(f"{user}/profile/{index}", prompt, target))
+            dates.append(entry.get("date"))
+    if all(date is not None for date in dates):
+        pairs = [pairs[place] for place in oldest_first(_seconds(dates))]
+    return pairs, Counter({EMPTY: len(entries) - len(pairs)})
 
 
 def _pair(entry: Any, place: str, form: Form) -> tuple[Prompt, str]:
@@ -508,10 +568,15 @@ def _answer(entry: Any, name: str, place: str, form: Form) -> str:
     return label
 
 
-def _date(entry: dict[str, Any]) -> tuple[int, ...] | None:
-    """``2015``, ``2015-05`` or ``2015-05-21`` as numbers, else None."""
-    found = re.match(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?\b", str(entry.get("date")))
-    return tuple(int(part or 0) for part in found.groups()) if found else None
+def _seconds(dates: Sequence[Any]) -> list[float]:
+    """Dates of a profile as numbers; one that cannot be read is no reason to guess."""
+    try:
+        order = order_of(dates)
+        return [seconds(date, order) for date in dates]
+    except ValueError as error:
+        raise _BadUserError(
+            "unreadable date", f"a 'date' of 'profile': {error}"
+        ) from None
 
 
 # --- leakage and rivals ---------------------------------------------------------------

@@ -15,6 +15,7 @@ _CONFIG = ftfy.TextFixerConfig(
 )
 # NEL (U+0085) is left out: it ends a line in its own right.
 DAMAGED = re.compile("[\x80-\x84\x86-\x9f]")
+_NEL = re.compile("(?<![\x80-\xff])\x85")  # not behind what may be the same character's
 
 
 def repaired(text: str) -> str:
@@ -27,5 +28,7 @@ def repaired(text: str) -> str:
     """
     if text.isascii():
         return text
+    if not DAMAGED.search(text):
+        text = _NEL.sub("\n", text)
     found = ftfy.fix_encoding(text, _CONFIG)
     return fix_c1_controls(found) if DAMAGED.search(found) else found

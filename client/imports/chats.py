@@ -192,9 +192,10 @@ def read_whatsapp(lines: Iterator[str], name: str) -> Iterator[Found]:
     for number, date, rest in _messages(lines):
         place = f"{name}, line {number}"
         who, colon, text = rest.partition(": ")
+        text = _EDITED.sub("", text.strip(" \r\n\t"))
         if not date:
             yield Left("lines before the first message")
-        elif not colon or "\n" in who or _APP.fullmatch(text := _EDITED.sub("", text.strip(" \r\n\t"))):
+        elif not colon or "\n" in who or not text or _APP.fullmatch(text):
             yield Left(NO_MESSAGE)
         else:
             who = _person(who)

@@ -75,6 +75,12 @@ def lines_of(path: Path, encoding: str = "") -> Iterator[str]:
         raise _unreadable(path, error) from None
 
 
+def is_list(path: Path, encoding: str = "") -> bool:
+    """Whether a file of JSON is one list."""
+    with path.open(encoding=encoding_of(path, encoding)) as stream:
+        return stream.read(_PIECE).lstrip().startswith("[")
+
+
 def records_of(path: Path, encoding: str = "") -> Iterator[Any]:
     """Elements of a file that is one JSON list, or the one thing that it is instead.
 

@@ -135,9 +135,8 @@ def _json(path: Path, encoding: str) -> tuple[Kind, Callable[[], Iterator[Found]
             f"{path.name} is a LaMP or OPPU file: say of which task by --task LaMP-4 (or "
             "another), and whose history by --user ID."
         )
-    with path.open("rb") as stream:
-        single = not stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-    if single and (keys & {"chats", "messages"}) and "role" not in str(first)[:200]:
+    single = not files.is_list(path, encoding)
+    if single and keys & {"chats", "personal_information", "messages"}:
         return TELEGRAM, lambda: chats.read_telegram(next(records()), path.name)
     if single:
         raise _unknown(path)

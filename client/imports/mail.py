@@ -82,7 +82,7 @@ def own_words(text: str) -> str:
         quoting = quoted or (quoting and not line.strip())
         if not quoted:
             kept.append(line)
-    return "\n".join(kept).strip()
+    return re.sub(r"\n\s*\n\s*\n", "\n\n", "\n".join(kept)).strip()
 
 
 def _drop_announcement(kept: list[str]) -> None:

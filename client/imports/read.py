@@ -191,8 +191,8 @@ class _People:
         if self.wanted and len(meant) > 1:
             ids = ", ".join(f"'{printable(key, 80)}'" for key in meant[:5])
             raise IdiolectError(
-                f"{len(meant)} users are called '{printable(self.wanted, 80)}': give one "
-                f"of {ids} to --user."
+                f"{name}: {len(meant)} users are called '{printable(self.wanted, 80)}': "
+                f"give one of {ids} to --user."
             )
         if not self.wanted and self.owner and self.owner not in self.names:
             raise IdiolectError(

@@ -112,7 +112,8 @@ def tidy(value: Any, name: str) -> tuple[str, tuple[str, ...]]:
             f"{name} has {len(value)} characters, and {LONGEST} are allowed", "too long"
         )
     text = repaired(value)
-    changed = ("repaired, after a wrong decoding",) if text != value else ()
+    same = text == value or text == value.replace("\x85", "\n")
+    changed = () if same else ("repaired, after a wrong decoding",)
     if DAMAGED.search(text):
         raise TextError(
             f"{name} was decoded wrongly ({_around(text)!a}) and cannot be repaired",

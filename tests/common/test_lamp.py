@@ -249,6 +249,9 @@ def test_history_is_the_most_recent_in_file_order(tmp_path):
         lambda i: 2020 - i,
         lambda i: f"{2020 - i}-12-01",
         lambda i: f"2010-{12 - i:02d}-05 10:00",
+        lambda i: f"2010/{12 - i:02d}/05",
+        lambda i: f"{12 - i}/25/2010",
+        lambda i: 1_700_000_000 - i,
     ],
 )
 def test_history_is_the_most_recent_by_date(tmp_path, date):
@@ -257,10 +260,28 @@ def test_history_is_the_most_recent_by_date(tmp_path, date):
     assert [item.target for item in history] == ["Head 0.2", "Head 0.1", "Head 0.0"]
 
 
-def test_one_unreadable_date_means_file_order(tmp_path):
-    official(tmp_path, date=lambda i: "yesterday" if i == 4 else 2020 - i)
+@pytest.mark.parametrize(
+    ("date", "sentence"),
+    [
+        (lambda i: "yesterday" if i == 4 else 2020 - i, "yesterday is no date"),
+        (lambda i: f"0{9 - i}/04/2010", "has the day or the month first"),
+        (lambda i: "25/04/2010" if i == 4 else "04/25/2010", "the day first and"),
+    ],
+)
+def test_a_date_that_cannot_be_read_is_refused(tmp_path, date, sentence):
+    official(tmp_path, date=date)
+    with pytest.raises(IdiolectError, match=f"'date' of 'profile': .*{sentence}"):
+        read(tmp_path, history=2, held_out=1)
+
+
+def test_one_missing_date_means_file_order(tmp_path):
+    official(tmp_path, date=lambda i: None if i == 4 else 2020 - i)
     history = read(tmp_path, history=2, held_out=1).users[0].history
     assert [item.target for item in history] == ["Head 0.6", "Head 0.7"]
+
+
+def test_wrongly_decoded_text_is_repaired_before_anything_is_removed():
+    assert lamp.clean("It\u00e2\u0080\u0099s caf\u00c3\u00a9") == "It\u2019s caf\u00e9"
 
 
 def test_remaining_users_history_is_public(tmp_path):

@@ -20,7 +20,7 @@ from .rows import Bad, Left, Owner, Row, TextError, folded, liked, missing, tidy
 from .tables import NULLS
 
 MOST = 100_000  # rows: what fits into memory, and more than a device trains on
-SECONDS = 2.0  # between two lines that say how far it is
+SECONDS = 2.0  # until a line says how far it is; twice that until the next, and so on
 DATES = ("dmy", "mdy", "ignore")
 
 
@@ -110,11 +110,12 @@ def read(path: Path, asked: Asked | None = None, say: bool = False) -> Imported:
         raise IdiolectError(f"--dates must be one of {', '.join(DATES)}.")
     kind, rows = opened(path, asked.task, asked.encoding)
     reading = _Reading(path.name, kind, asked, rows)
-    told = monotonic()
+    due, wait = monotonic() + SECONDS, SECONDS
     for number, found in enumerate(rows(), 1):
         reading.take(found)
-        if say and monotonic() - told > SECONDS:
-            told = monotonic()
+        if say and monotonic() > due:
+            wait *= 2
+            due += wait
             tell(f"{printable(path.name)}: {number} rows read so far", sys.stderr)
     return reading.done()
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import fill
 from time import localtime, strftime
 from typing import TYPE_CHECKING, Any
 
@@ -133,10 +134,47 @@ def _add_weak(parser: argparse.ArgumentParser) -> None:
 
 def _add_history(commands: Any) -> None:
     one = _add(commands, "import", _import, "add the pairs of a file to the history")
-    one.add_argument("file", type=Path, help="a .jsonl, .csv, LaMP or OPPU file")
+    one.add_argument(
+        "file",
+        type=Path,
+        help="a .jsonl, .json, .csv or .mbox file, a chat's export (ChatGPT, Claude, "
+        "WhatsApp, Telegram), a folder of notes, or with --task a LaMP or OPPU file",
+    )
     one.add_argument("--source", help="name to forget it by (default: the file's)")
     one.add_argument("--task", default="", help="LaMP-1 … LaMP-7: a LaMP or OPPU file")
-    one.add_argument("--user", default="", help="whose history of a LaMP file")
+    one.add_argument(
+        "--user", default="", metavar="NAME", help="whose of the people in the file"
+    )
+    one.add_argument(
+        "--dates",
+        choices=("dmy", "mdy", "ignore"),
+        default="",
+        help="of 03/04/2024: day or month first; ignore: keep the order of the file "
+        "(default: as the column shows)",
+    )
+    one.add_argument(
+        "--newest-first",
+        action="store_true",
+        help="of a file without dates: its first row is the newest",
+    )
+    one.add_argument(
+        "--most",
+        type=int,
+        default=100_000,
+        metavar="N",
+        help="keep only the newest N rows (default: %(default)s)",
+    )
+    one.add_argument(
+        "--skip-bad-rows",
+        action="store_true",
+        help="leave out and count what cannot be read (default: refuse the file)",
+    )
+    one.add_argument(
+        "--encoding",
+        default="",
+        metavar="NAME",
+        help="of the text, such as cp1252 (default: UTF-8, or as its mark says)",
+    )
     one.add_argument(
         "--dry-run", action="store_true", help="read it, and change nothing"
     )
@@ -414,22 +452,41 @@ def _status(options: argparse.Namespace) -> int:
 
 def _import(options: argparse.Namespace) -> int:
     from . import history
+    from .imports.read import Asked, read, report
 
-    found = history.read_file(options.file, options.task, options.user)
-    source = history.source_name(options.source or options.file.name)
-    with _open(options) as vault:
-        if options.dry_run:
-            new = len(history.unknown(vault, found))
-            counts = (new, len(found) - new)
-        else:
-            counts = history.add(vault, found, source)
-    verb = "would be added" if options.dry_run else "added"
-    return _say(
-        options,
-        {"new": counts[0], "known": counts[1], "source": source},
-        f"{counts[0]} pairs {verb} from '{printable(source)}', {counts[1]} were there "
-        "already.",
+    source = history.source_name(options.source or options.file.resolve().name)
+    asked = Asked(
+        task=options.task,
+        user=options.user,
+        dates=options.dates,
+        newest_first=options.newest_first,
+        most=options.most,
+        skip=options.skip_bad_rows,
+        encoding=options.encoding,
     )
+    found = read(options.file, asked, say=True)
+    with _open(options) as vault:
+        other = history.contradicted(vault, found.entries)
+        if options.dry_run:
+            new = len(history.unknown(vault, found.entries))
+            counts = (new, len(found.entries) - new)
+        else:
+            counts = history.add(vault, found.entries, source)
+    disliked = sum(not entry.liked for entry in found.entries)
+    pairs = "1 pair" if counts[0] == 1 else f"{counts[0]} pairs"
+    verb = "would be added" if options.dry_run else "added"
+    text = f"{pairs} {verb} from '{printable(source)}', {counts[1]} were there already."
+    if disliked:
+        text += f" {disliked} of the file's are disliked."
+    if other:
+        text += (
+            f" {other} of those have the other verdict in the vault, which stays: "
+            "`idiolect feedback` changes it."
+        )
+    account = {k: v for k, v in vars(found).items() if k not in ("entries", "table")}
+    said = {"new": counts[0], "known": counts[1], "source": source}
+    said |= {"other_verdict": other, **account}
+    return _say(options, said, f"{fill(text, 80)}\n{report(found)}")
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -443,7 +500,7 @@ def _list(options: argparse.Namespace) -> int:
         found = found[max(len(found) - options.last, 0) :]
     lines = [
         f"{entry.id}  {'+' if entry.liked else '-'}  "
-        f"{strftime('%Y-%m-%d', localtime(entry.added))}  "
+        f"{strftime('%Y-%m-%d', localtime(entry.when))}  "
         f"{_short(entry.prompt.text)} => {_short(entry.target)}"
         for entry in found
     ]
@@ -464,6 +521,7 @@ def _plain(entry: "Entry") -> dict[str, Any]:
         "liked": entry.liked,
         "source": entry.source,
         "added": entry.added,
+        "date": entry.written,
     }
 
 

@@ -1,27 +1,34 @@
 """The owner's history in the vault: what is imported, listed, liked and disliked."""
 
-import csv
 import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from time import time
-from typing import Any
 
 from ..common.errors import IdiolectError
 from ..common.tasks.types import Item, Prompt
-from .vault import Record, Source, Vault
+from .vault import DEVICE, Record, Source, Vault
 
 KIND = "item"
 LONGEST_NAME = 255  # characters of a source's name: as long as a file's can be
+STEP = 1e-6  # seconds between two entries that were added at once
 LONGEST = 100_000  # characters of a prompt or a text; a longer one is no message
-PROMPTS = ("prompt", "input", "question")
-TEXTS = ("target", "text", "output", "completion", "answer")
-# Marks that reorder what a terminal shows.
-BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
+# Marks that reorder what a terminal shows, and byte-order marks.
+BIDI = re.compile("[\u202a-\u202e\u2066-\u2069\ufeff]")
+# White space by its meaning becomes white space, or two words would become one.
+_BREAK = re.compile("\r\n|[\v\f\r\x85\u2028\u2029]")
+_BLANK = re.compile("[\x1c-\x1f]")
+CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
+# Unicode's default ignorables, blanks that it calls letters or symbols, and the sign that
+# stands for an attachment: a text of nothing else says nothing.
+_UNSEEN = re.compile(
+    "[\\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\ufffc"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]*"
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,9 @@ class Entry:
     source
         Name of the import it came from, which can be forgotten as a whole.
     added
-        Seconds since 1970, and the order of the list.
+        When it came into the vault, in seconds since 1970; never before what was there.
+    written
+        When it was written, in seconds since 1970; None: its source does not say.
     generation
         Of the source, when the entry was read (`Vault.generation`); not kept with it.
     """
@@ -47,6 +56,7 @@ class Entry:
     liked: bool = True
     source: str = "by hand"
     added: float = 0.0
+    written: float | None = None
     generation: str = field(default="", compare=False)
 
     @property
@@ -55,17 +65,25 @@ class Entry:
         text = json.dumps([self.prompt.text, self.target]).encode()
         return hashlib.sha256(text).hexdigest()[:12]
 
+    @property
+    def when(self) -> float:
+        """The order of the list: when it was written, or else when it was added."""
+        return self.added if self.written is None else self.written
+
     def item(self) -> Item:
         """The pair as training takes it."""
         return Item(self.id, self.prompt, self.target)
 
 
 def clean(text: str) -> str:
-    """Text in NFC without control characters and marks that a terminal would obey."""
-    text = unicodedata.normalize("NFC", BIDI.sub("", text))
-    return "".join(
-        c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")
-    ).strip()
+    """Text in NFC, without control characters and marks that a terminal would obey.
+
+    Control characters and separators that are white space become a line end or a blank.
+    A text in which nothing can be seen is empty.
+    """
+    text = _BLANK.sub(" ", _BREAK.sub("\n", BIDI.sub("", text)))
+    text = unicodedata.normalize("NFC", CONTROL.sub("", text)).strip()
+    return "" if _UNSEEN.fullmatch(text) else text
 
 
 def source_name(given: str) -> str:
@@ -127,16 +145,34 @@ def add(vault: Vault, entries: Iterable[Entry], source: str) -> tuple[int, int]:
         How many are new, and how many were there already (and stay as they are).
     """
     source = source_name(source)
-    given, now = list(entries), time()
+    given = list(entries)
     with vault.transaction():
-        # The order of a file is the order of the list, whatever the clock's resolution.
-        new = [
-            replace(entry, source=source, added=now + number * 1e-6)
-            for number, entry in enumerate(unknown(vault, given))
-        ]
+        new = unknown(vault, given)
         if new:
+            # The order of a file is the order of the list, whatever the clock's resolution.
+            start = _next(vault, len(new))
+            new = [
+                replace(entry, source=source, added=start + number * STEP)
+                for number, entry in enumerate(new)
+            ]
             vault.put(KIND, map(_record, new), Source("import", source))
     return len(new), len(given) - len(new)
+
+
+def _next(vault: Vault, number: int) -> float:
+    """Return a time for the first of some new entries; the others follow by `STEP`.
+
+    It is now, or right behind what is there: a clock that was set back does not make the
+    newest entries the oldest.
+    """
+    before = vault.get("state", "added")
+    last = (
+        float(before) if before else max((e.added for e in entries(vault)), default=0)
+    )
+    start = max(time(), last + STEP)
+    end = repr(start + (number - 1) * STEP).encode()
+    vault.put("state", [Record("added", end)], DEVICE)
+    return start
 
 
 def unknown(vault: Vault, entries: Iterable[Entry]) -> list[Entry]:
@@ -147,14 +183,20 @@ def unknown(vault: Vault, entries: Iterable[Entry]) -> list[Entry]:
     return [entry for entry in once.values() if not vault.holds(KIND, entry.id)]
 
 
+def contradicted(vault: Vault, entries: Iterable[Entry]) -> int:
+    """How many of these are in the vault with the other verdict."""
+    found = ((vault.get(KIND, entry.id), entry) for entry in entries)
+    return sum(body is not None and _entry(body).liked != e.liked for body, e in found)
+
+
 def entries(vault: Vault) -> list[Entry]:
-    """The whole history, oldest first."""
+    """The whole history, oldest first: by when it was written, or else added."""
     with vault.reading():
         found = [_entry(record.body) for record in vault.records(KIND)]
         names = {entry.source for entry in found}
         now = {name: vault.generation(Source("import", name)) for name in names}
     found = [replace(entry, generation=now[entry.source]) for entry in found]
-    return sorted(found, key=lambda entry: entry.added)
+    return sorted(found, key=lambda entry: (entry.when, entry.added))
 
 
 def find(vault: Vault, ids: Iterable[str]) -> list[Entry]:
@@ -180,7 +222,7 @@ def judge(vault: Vault, entry: Entry, liked: bool) -> Entry:
     """Keep a pair as liked or disliked, whether or not it is there already."""
     with vault.transaction():
         body = vault.get(KIND, entry.id)
-        before = _entry(body) if body else replace(entry, added=time())
+        before = _entry(body) if body else replace(entry, added=_next(vault, 1))
         after = replace(before, liked=liked)
         vault.put(KIND, [_record(after)], Source("import", after.source))
     return after
@@ -194,6 +236,7 @@ def _record(entry: Entry) -> Record:
         "liked": entry.liked,
         "source": entry.source,
         "added": entry.added,
+        "written": entry.written,
     }
     return Record(entry.id, json.dumps(fields).encode())
 
@@ -201,134 +244,3 @@ def _record(entry: Entry) -> Record:
 def _entry(body: bytes) -> Entry:
     fields = json.loads(body)
     return Entry(**{**fields, "prompt": Prompt(*fields["prompt"])})
-
-
-# --- files -----------------------------------------------------------------------------
-
-
-def read_file(path: Path, task: str = "", user: str = "") -> list[Entry]:
-    """Read a file of pairs.
-
-    Parameters
-    ----------
-    path
-        ``.jsonl``: one object a line; ``.csv``: with a header; both with a text (column
-        ``target``, ``text``, ``output``, ``completion`` or ``answer``), a prompt
-        (``prompt``, ``input`` or ``question``; may be missing) and ``liked`` (may be
-        missing). Or, with `task`, LaMP or OPPU files (docs/data.md).
-    task, user
-        A LaMP task such as ``LaMP-5``, and whose history of its many to take.
-
-    Raises
-    ------
-    IdiolectError
-        Names the file, the line, and what is wrong with it; nothing is imported.
-    """
-    if task:
-        return _read_lamp(path, task, user)
-    rows = {".jsonl": _jsonl, ".csv": _csv}.get(path.suffix.lower())
-    if rows is None:
-        raise IdiolectError(
-            f"{path.name}: a history is a .jsonl or a .csv file, or with --task a LaMP "
-            "file."
-        )
-    found = [_pair(fields, place) for place, fields in rows(path)]
-    if not found:
-        raise IdiolectError(f"{path.name} holds no pairs: nothing to import.")
-    return found
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        place = f"{path.name}, line {number}"
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise IdiolectError(f"{place} is no JSON ({error}): mend it.") from None
-        if not isinstance(fields, dict):
-            raise IdiolectError(f"{place} is no JSON object: mend it.")
-        yield place, fields
-
-
-def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(_lines(path), strict=True)
-    try:
-        for fields in reader:
-            place = f"{path.name}, line {reader.line_num}"
-            if None in fields or None in fields.values():
-                raise IdiolectError(
-                    f"{place} has more or fewer fields than the header: quote commas."
-                )
-            yield place, {key.strip().lower(): text for key, text in fields.items()}
-    except csv.Error as error:
-        raise IdiolectError(
-            f"{path.name}, line {reader.line_num}: {error}: mend it."
-        ) from None
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
-    except UnicodeDecodeError as error:
-        raise IdiolectError(
-            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8."
-        ) from None
-    except OSError as error:
-        raise IdiolectError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def _pair(fields: dict[str, Any], place: str) -> Entry:
-    given = [name for name in TEXTS if name in fields]
-    asked = [name for name in PROMPTS if name in fields]
-    if not given:
-        raise IdiolectError(f"{place} has no text: it needs one of {', '.join(TEXTS)}.")
-    target = _text(fields[given[0]], given[0], place)
-    if not target:
-        raise IdiolectError(f"{place} has an empty {given[0]}: fill or remove it.")
-    prompt = _text(fields[asked[0]], asked[0], place) if asked else ""
-    return Entry(Prompt("", prompt), target, _liked(fields.get("liked", True), place))
-
-
-def _text(value: Any, name: str, place: str) -> str:
-    if not isinstance(value, str):
-        raise IdiolectError(f"{place}: {name} must be text, not {value!r:.40}.")
-    if len(value) > LONGEST:
-        raise IdiolectError(
-            f"{place}: {name} has {len(value)} characters, and {LONGEST} are allowed: "
-            "split it."
-        )
-    return clean(value)
-
-
-def _liked(value: Any, place: str) -> bool:
-    words = {"true": True, "1": True, "yes": True, "": True}
-    words |= {"false": False, "0": False, "no": False}
-    word = str(value).strip().lower()
-    if word not in words:
-        raise IdiolectError(f"{place}: liked must be true or false, not {value!r:.40}.")
-    return words[word]
-
-
-def _read_lamp(path: Path, task: str, user: str) -> list[Entry]:
-    from ..common.config import parse
-    from ..common.tasks import lamp
-
-    if task not in lamp.FORMS:
-        raise IdiolectError(f"--task must be one of {', '.join(lamp.FORMS)}.")
-    # Everyone's, and all of it: one owner is picked below.
-    most = {"history": 10**6, "held-out": 1}
-    config = parse({**most, "task": task, "data": str(path), "skip-bad-users": True})
-    everyone = lamp.everyone(config)
-    if not user and len(everyone) == 1:
-        user = everyone[0].id
-    chosen = [one for one in everyone if one.id == user]
-    if not chosen:
-        names = ", ".join(one.id for one in everyone[:5])
-        raise IdiolectError(
-            f"{path.name} holds {len(everyone)} users ({names}, …): say whose history to "
-            "import by --user ID."
-        )
-    items = (*chosen[0].history, *chosen[0].held_out)
-    return [Entry(item.prompt, item.target) for item in items]

@@ -11,14 +11,15 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..config import LONGEST_NAME, Config
+from ..dates import oldest_first, order_of, seconds
 from ..errors import IdiolectError
+from ..repair import DAMAGED, repaired
 from ..seeds import numpy_generator
 from ..text import printable
 from .types import Dataset, Item, Prompt, Task, User
@@ -221,35 +222,71 @@ def read(config: Config) -> Dataset:
     )
 
 
-def everyone(config: Config) -> list[User]:
-    """Every well-formed user of the files, as one of whom an owner imports a history.
+@dataclass(frozen=True)
+class Kept:
+    """One item of somebody's files, as an owner imports it.
+
+    Attributes
+    ----------
+    user, place
+        Whose it is, and where in the record.
+    item
+        None: it cannot be used, for the reason that `problem` names.
+    date
+        As the file has it; a question is of the time of the newest profile item.
+    problem
+        What is wrong, and the reason to count it by.
+    """
+
+    user: str
+    place: str
+    item: Item | None
+    date: Any = None
+    problem: tuple[str, str] = ("", "")
+
+
+def everything(path: Path, task: str) -> Iterator[Kept]:
+    """All that the files hold: of each user the profile, then the answered questions.
 
     Raises
     ------
     IdiolectError
-        A file is missing or no JSON, or holds no user that can be used.
+        The file is missing, no JSON, or of another task.
     """
-    form = FORMS[config.task]
-    name, records = _records(Path(config.data).expanduser(), form.task.name)
-    users: list[User] = []
-    dropped: Counter[str] = Counter()
-    first = ""
+    form = FORMS[task]
+    _, records = _records(path, form.task.name)
     for index, record in enumerate(records):
         try:
-            user, removed = _user(record, form, config)
+            name = _name(record)
+            parts = [(part, _entries(record, part)) for part in ("profile", "query")]
         except _BadUserError as bad:
-            dropped[bad.reason] += 1
-            first = first or f": {_who(index, record)}: {bad}"
-        else:
-            users.append(user)
-            dropped += removed
-    if not users:
-        raise IdiolectError(
-            f"{name} holds no users that can be used{first}: see docs/data.md for the "
-            "shapes of files, and repair it."
-        )
-    _say_dropped(name, dropped)
-    return users
+            yield Kept(f"record {index}", "", None, None, (str(bad), bad.reason))
+            continue
+        for part, entries in parts:
+            for number, entry in enumerate(entries):
+                yield _kept(entry, f"{part}[{number}]", name, form, parts[0][1])
+
+
+def _kept(entry: Any, place: str, user: str, form: Form, profile: list[Any]) -> Kept:
+    try:
+        if place.startswith("query"):
+            dates = [one.get("date") for one in profile if isinstance(one, dict)]
+            return Kept(user, place, _query(entry, place, user, form), _latest(dates))
+        prompt, target = _pair(entry, place, form)
+    except _BadUserError as bad:
+        return Kept(user, place, None, None, (str(bad), bad.reason))
+    if not prompt.input or not target:
+        return Kept(user, place, None, None, (f"{place} has no text", EMPTY))
+    return Kept(user, place, Item(f"{user}/{place}", prompt, target), entry.get("date"))
+
+
+def _latest(dates: list[Any]) -> Any:
+    """The latest of a profile's dates; None: it has none, or they cannot be compared."""
+    try:
+        order = order_of(dates)
+        return max(dates, key=lambda date: seconds(date, order), default=None)
+    except ValueError:
+        return next((date for date in reversed(dates) if date is not None), None)
 
 
 def _say_dropped(name: str, dropped: Mapping[str, int]) -> None:
@@ -263,6 +300,8 @@ def clean(text: str) -> str:
 
     A text of nothing but characters that show nothing is empty.
     """
+    if DAMAGED.search(text):  # what is removed cannot be repaired any more
+        text = repaired(text)
     text = " ".join(_NOISE.sub("", text).split())
     return "" if not text.isascii() and all(map(_is_invisible, text)) else text
 
@@ -512,25 +551,27 @@ def _profile(
 ) -> tuple[list[Item], Counter[str]]:
     """History pairs, oldest first, and what was left out or not done."""
     entries = _entries(record, "profile")
-    pairs: list[tuple[tuple[int, ...] | None, Item]] = []
+    pairs: list[Item] = []
+    dates: dict[str, Any] = {}
     for index, entry in enumerate(entries):
         place = f"profile[{index}]"
         if _is_missing(entry):
             continue
         prompt, target = _pair(_filled(entry), place, form)
         if prompt.input and target:
-            item = Item(f"{user}/profile/{index}", prompt, target)
-            pairs.append((_date(entry, place), item))
-    undated = sum(date is None for date, _ in pairs)
-    if not undated:
-        pairs.sort(key=lambda pair: pair[0] or ())
-    counts = {EMPTY: len(entries) - len(pairs), UNDATED: 0 < undated < len(pairs)}
-    return [item for _, item in pairs], Counter(counts)
+            pairs.append(Item(f"{user}/profile/{index}", prompt, target))
+            dates[f"{place}.date"] = entry.get("date")
+    given = {place: date for place, date in dates.items() if not _is_missing(date)}
+    found = _seconds(given)
+    if len(found) == len(pairs):
+        pairs = [pairs[place] for place in oldest_first(found)]
+    undated = 0 < len(found) < len(pairs)
+    return pairs, Counter({EMPTY: len(entries) - len(pairs), UNDATED: undated})
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a value is none: null, or NaN, as a data frame writes what it lacks."""
-    return value is None or value != value
+    """Whether a value is none: null, empty, or NaN, as a data frame writes it."""
+    return value is None or value == "" or value != value
 
 
 def _filled(entry: Any) -> Any:
@@ -604,37 +645,23 @@ def _answer(entry: Any, name: str, place: str, form: Form) -> str:
     return label
 
 
-_DATE = re.compile(
-    r"(\d{4})(?:([-/.])(\d{1,2})(?:\2(\d{1,2})(?:[T ](\d{1,2}):(\d\d)(?::(\d\d))?\b.*)?)?)?"
-)
-
-
-def _date(entry: dict[str, Any], place: str) -> tuple[int, ...] | None:
-    """``2015``, ``2015-05``, ``2015/05/21``, or Unix seconds, to be sorted by; None: none.
-
-    Day and month first can be read in two ways, so such a date is refused.
-    """
-    value = entry.get("date")
-    if _is_missing(value) or value == "":
-        return None
-    text = clean(str(value))
-    found = _DATE.fullmatch(text)
+def _seconds(dates: Mapping[str, Any]) -> list[float]:
+    """Dates of a profile by field, as numbers; nothing that cannot be read is guessed."""
     try:
-        if found:
-            year, _, *rest = found.groups()
-            parts = [int(year), *(int(part or 0) for part in rest)]
-            year, month, day, *clock = parts
-            datetime(year, month or 1, day or 1, clock[0], clock[1], clock[2])
-            return tuple(parts)
-        if re.fullmatch(r"\d{9,10}(\.0*)?", text):
-            moment = datetime.fromtimestamp(float(text), UTC)
-            return tuple(moment.timetuple()[:6])
-    except ValueError:
-        pass
-    raise _BadUserError(
-        "unreadable date",
-        f"field '{place}.date' is {text!r:.40}, which is no date such as 2015-05-21",
-    )
+        order = order_of(dates.values())
+    except ValueError as error:
+        raise _BadUserError(
+            "unreadable date", f"'date' of 'profile': {error}"
+        ) from None
+    found: list[float] = []
+    for field, date in dates.items():
+        try:
+            found.append(seconds(date, order))
+        except ValueError as error:
+            raise _BadUserError(
+                "unreadable date", f"field '{field}' is {str(date)!r:.40}: {error}"
+            ) from None
+    return found
 
 
 # --- leakage and rivals ---------------------------------------------------------------

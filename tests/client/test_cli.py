@@ -201,6 +201,14 @@ def test_import_counts_and_a_dry_run_changes_nothing(place, persona, run, asked)
         "new": 0,
         "known": 32,
         "source": "persona.jsonl",
+        "other_verdict": 0,
+        "kind": "JSON lines",
+        "read": {"text": ["target"], "prompt": ["prompt"]},
+        "ignored": {},
+        "order": "the file's, its last row taken as the newest (it has no dates; "
+        "--newest-first turns it round)",
+        "left_out": {},
+        "changed": {},
     }
     assert asked("history", "sources") == {"mail": 32}
     assert "32 were there" in run("import", persona, "--dry-run").out

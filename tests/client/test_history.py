@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import pytest
@@ -20,99 +19,6 @@ def pair(prompt: str, target: str) -> Entry:
     return Entry(Prompt("", prompt), target)
 
 
-def written(tmp_path, name: str, text: str):
-    path = tmp_path / name
-    path.write_text(text)
-    return path
-
-
-def test_json_lines(tmp_path):
-    lines = [
-        {"prompt": "a?", "target": "yes"},
-        {"input": "b?", "output": "no", "liked": False},
-        {"text": "  alone\n in two lines \u0007\u202e"},
-    ]
-    text = "\n\n".join(map(json.dumps, lines)) + "\n"
-    found = history.read_file(written(tmp_path, "mail.jsonl", text))
-    assert found == [
-        pair("a?", "yes"),
-        Entry(Prompt("", "b?"), "no", liked=False),
-        pair("", "alone\n in two lines"),
-    ]
-
-
-def test_csv_with_quotes_and_a_missing_liked(tmp_path):
-    text = 'Prompt,target,liked\n"a, b",one,\nc,"two ""2""",no\n'
-    found = history.read_file(written(tmp_path, "mail.csv", text))
-    assert found == [
-        pair("a, b", "one"),
-        Entry(Prompt("", "c"), 'two "2"', liked=False),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "sentence"),
-    [
-        ("a.jsonl", '{"target": "x"}\n{"target": \n', "line 2 is no JSON"),
-        ("a.jsonl", '["x"]\n', "line 1 is no JSON object"),
-        ("a.jsonl", "[" * 100_000, "line 1 is no JSON"),
-        ("a.jsonl", '{"prompt": "x"}\n', "line 1 has no text"),
-        ("a.jsonl", '{"target": " \\u0007"}\n', "line 1 has an empty target"),
-        ("a.jsonl", '{"target": 3}\n', "target must be text, not 3"),
-        ("a.jsonl", '{"target": "x", "prompt": null}\n', "prompt must be text"),
-        ("a.jsonl", '{"target": "x", "liked": "maybe"}\n', "true or false"),
-        ("a.jsonl", json.dumps({"target": "x" * 100_001}), "100001 characters"),
-        ("a.jsonl", "\n\n", "nothing to import"),
-        ("a.csv", "target\na,b\n", "more or fewer fields"),
-        ("a.csv", "prompt,target\na\n", "more or fewer fields"),
-        ("a.csv", 'target\n"a\n', "unexpected end"),
-        ("a.csv", "words\na\n", "has no text"),
-        ("a.txt", "words", ".jsonl or a .csv"),
-    ],
-)
-def test_a_bad_file_is_named_with_its_line(tmp_path, name, text, sentence):
-    with pytest.raises(IdiolectError) as error:
-        history.read_file(written(tmp_path, name, text))
-    assert sentence in str(error.value) and name in str(error.value)
-
-
-def test_files_that_cannot_be_read_are_named(tmp_path):
-    (tmp_path / "latin.csv").write_bytes(b"target\n\xe9\n")
-    for name in ("latin.csv", "missing.jsonl"):
-        with pytest.raises(IdiolectError, match=name):
-            history.read_file(tmp_path / name)
-
-
-def lamp_file(tmp_path, users):
-    records = [
-        {
-            "user_id": user,
-            "profile": [
-                {"id": f"{user}{i}", "title": f"title {i}", "abstract": f"about {i}"}
-                for i in range(3)
-            ],
-            "query": [
-                {"input": "Generate a title for: about 9", "gold": "title 9", "id": "9"}
-            ],
-        }
-        for user in users
-    ]
-    return written(tmp_path, "oppu.json", json.dumps(records))
-
-
-def test_one_user_of_a_lamp_file(tmp_path):
-    path = lamp_file(tmp_path, ["ann", "bob"])
-    found = history.read_file(path, "LaMP-5", "bob")
-    assert "title 2" in [entry.target for entry in found] and len(found) >= 3
-    with pytest.raises(IdiolectError, match="2 users.*--user"):
-        history.read_file(path, "LaMP-5")
-    with pytest.raises(IdiolectError, match="--user"):
-        history.read_file(path, "LaMP-5", "eve")
-    with pytest.raises(IdiolectError, match="--task must be one of LaMP-1"):
-        history.read_file(path, "LaMP-9", "bob")
-    assert history.read_file(lamp_file(tmp_path, ["ann"]), "LaMP-5")
-
-
 def test_adding_leaves_out_what_is_there(vault):
     one, two = pair("a", "1"), pair("b", "2")
     assert history.add(vault, [one, two, one], "mail") == (2, 1)
@@ -121,6 +27,60 @@ def test_adding_leaves_out_what_is_there(vault):
     assert [entry.target for entry in found] == ["1", "2", "3"]
     assert [entry.source for entry in found] == ["mail", "mail", "notes"]
     assert found[0].item().prompt.text == "a" and found[0].item().id == one.id
+
+
+def test_a_clock_that_was_set_back_leaves_the_newest_last(vault, monkeypatch):
+    history.add(vault, [pair("a", "1"), pair("b", "2")], "mail")
+    monkeypatch.setattr(history, "time", lambda: 1000.0)  # 1970
+    history.add(vault, [pair("c", "3")], "later")
+    history.judge(vault, pair("d", "4"), True)
+    found = history.entries(vault)
+    assert [entry.target for entry in found] == ["1", "2", "3", "4"]
+    user, _ = owner.split(found)
+    assert [item.target for item in user.held_out] == ["4"]
+
+
+def test_a_vault_that_noted_no_last_time_goes_on_behind_its_newest(vault, monkeypatch):
+    """As a version before left it."""
+    history.add(vault, [pair("a", "1")], "mail")
+    vault.delete("state", ["added"])
+    monkeypatch.setattr(history, "time", lambda: 1000.0)
+    history.add(vault, [pair("b", "2")], "later")
+    assert [entry.target for entry in history.entries(vault)] == ["1", "2"]
+
+
+def test_what_has_dates_is_in_their_order_across_imports(vault):
+    history.add(vault, [replace(pair("a", "new"), written=2e9)], "this year")
+    history.add(vault, [replace(pair("b", "old"), written=1e9)], "last year")
+    assert [entry.target for entry in history.entries(vault)] == ["old", "new"]
+    assert [entry.written for entry in history.entries(vault)] == [1e9, 2e9]
+
+
+def test_other_verdicts_in_the_vault_are_counted(vault):
+    history.add(vault, [pair("a", "1"), pair("b", "2")], "mail")
+    given = [replace(pair("a", "1"), liked=False), pair("b", "2"), pair("c", "3")]
+    assert history.contradicted(vault, given) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("a\u000bb", "a\nb"),
+        ("a\fb\x85c\u2028d\u2029e\rf\r\ng", "a\nb\nc\nd\ne\nf\ng"),
+        ("a\x1cb\x1dc\x1ed\x1fe", "a b c d e"),
+        ("a\x00b\x1b[1mc", "ab[1mc"),
+        ("\ufeffhello", "hello"),
+        ("\u2066hi\u2069 \u05e9\u05dc", "hi \u05e9\u05dc"),
+        ("\U0001f468\u200d\U0001f469", "\U0001f468\u200d\U0001f469"),
+        *((unseen, "") for unseen in ("\u200b", "\u00ad\u200d", "\ufe0f", "\u3164")),
+        *(
+            (unseen, "")
+            for unseen in ("\u2800 \u200e", "\U000e0041", "\u034f", "\ufffc")
+        ),
+    ],
+)
+def test_white_space_stays_white_space_and_what_nobody_sees_is_empty(text, kept):
+    assert history.clean(text) == kept
 
 
 def test_a_prompt_in_three_parts_comes_back(vault):

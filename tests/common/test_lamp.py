@@ -351,6 +351,9 @@ def test_history_is_the_most_recent_in_file_order(tmp_path):
         lambda i: 2020 - i,
         lambda i: f"{2020 - i}-12-01",
         lambda i: f"2010-{12 - i:02d}-05 10:00",
+        lambda i: f"2010/{12 - i:02d}/05",
+        lambda i: f"{12 - i}/25/2010",
+        lambda i: 1_700_000_000 - i,
     ],
 )
 def test_history_is_the_most_recent_by_date(tmp_path, date):
@@ -388,6 +391,18 @@ def test_an_unreadable_date_is_refused_by_its_field(tmp_path, date):
         read(tmp_path, skip_bad_users=True)
 
 
+@pytest.mark.parametrize(
+    ("date", "sentence"),
+    [
+        (lambda i: f"0{9 - i}/04/2010", "has the day or the month first"),
+        (lambda i: "25/04/2010" if i == 4 else "04/25/2010", "the day first and"),
+    ],
+)
+def test_a_day_and_a_month_are_not_guessed(tmp_path, date, sentence):
+    official(tmp_path, date=date)
+    assert sentence in refused(tmp_path)
+
+
 @pytest.mark.parametrize("missing", [None, "", float("nan")])
 def test_one_missing_date_means_file_order_and_is_said(tmp_path, missing, caplog):
     official(tmp_path, date=lambda i: missing if i == 4 else 2020 - i)
@@ -396,6 +411,10 @@ def test_one_missing_date_means_file_order_and_is_said(tmp_path, missing, caplog
     assert [item.target for item in history] == ["Head 0.6", "Head 0.7"]
     assert dataset.dropped == {lamp.UNDATED: 5}
     assert f"{lamp.UNDATED}: 5" in caplog.text
+
+
+def test_wrongly_decoded_text_is_repaired_before_anything_is_removed():
+    assert lamp.clean("It\u00e2\u0080\u0099s caf\u00c3\u00a9") == "It\u2019s caf\u00e9"
 
 
 def test_remaining_users_history_is_public(tmp_path):

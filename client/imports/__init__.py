@@ -1,0 +1,1 @@
+"""Files that people have, read as pairs of the history: one module per kind of file."""

@@ -1,0 +1,278 @@
+"""Chats: what the owner wrote, and what it answers, from the exports of five services."""
+
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .rows import Bad, Left, Owner, Row, TextError, wrong
+from .tables import said
+
+NO_MESSAGE = "notices, pictures, calls and deleted messages"
+BEFORE = 5  # messages of others right before one's own that are its prompt
+
+Found = Row | Left | Bad | Owner
+
+
+# --- assistants ------------------------------------------------------------------------
+
+
+def read_chatgpt(records: Iterator[Any], name: str) -> Iterator[Found]:
+    """The owner's messages in ``conversations.json`` of ChatGPT, with what they answer.
+
+    A conversation is a tree, since questions can be edited: what is read is the branch
+    that was shown last, from `current_node` up.
+    """
+    for number, record in enumerate(records, 1):
+        place = f"{name}, conversation {number}"
+        nodes = record.get("mapping") if isinstance(record, dict) else None
+        if not isinstance(nodes, dict):
+            yield Bad(place, "has no messages ('mapping')", "no conversation")
+            continue
+        branch = _branch(nodes, record.get("current_node"))
+        left = sum(_role(node) == "user" for node in nodes.values()) - sum(
+            _role(node) == "user" for node in branch
+        )
+        if left:
+            yield Left("messages on branches that were edited away", left)
+        yield from _answers(branch, record, place)
+
+
+def _answers(
+    branch: list[Any], record: Mapping[str, Any], place: str
+) -> Iterator[Found]:
+    before = ""
+    for node in branch:
+        role, message = _role(node), node.get("message")
+        if role not in ("user", "assistant") or _hidden(message):
+            continue
+        content = message.get("content")
+        content = content if isinstance(content, dict) else {}
+        try:
+            text = said(content.get("parts", content.get("text")), "a message")
+        except TextError as error:
+            yield wrong(place, error)
+            continue
+        if role == "assistant":
+            # An answer may come in several messages, with calls of tools in between.
+            before = f"{before}\n\n{text}".strip() if text else before
+            continue
+        date = message.get("create_time") or record.get("create_time")
+        yield (
+            Row(place, before, text, None, date, None, _PARTS)
+            if text.strip()
+            else Left("messages without text")
+        )
+        before = ""
+
+
+_PARTS = (("text", "parts"), ("prompt", "the answer before"), ("date", "create_time"))
+
+
+def _branch(nodes: Mapping[str, Any], leaf: Any) -> list[Any]:
+    """Nodes from the root to a leaf; without one, to the newest."""
+    if not isinstance(leaf, str) or leaf not in nodes:
+        leaf = max(nodes, key=lambda one: _time(nodes[one]), default=None)
+    found, seen = [], set()
+    while isinstance(leaf, str) and leaf in nodes and leaf not in seen:
+        seen.add(leaf)
+        node = nodes[leaf]
+        if not isinstance(node, dict):
+            break
+        found.append(node)
+        leaf = node.get("parent")
+    return found[::-1]
+
+
+def _time(node: Any) -> float:
+    message = node.get("message") if isinstance(node, dict) else None
+    time = message.get("create_time") if isinstance(message, dict) else None
+    return time if isinstance(time, int | float) else 0.0
+
+
+def _role(node: Any) -> str:
+    message = node.get("message") if isinstance(node, dict) else None
+    author = message.get("author") if isinstance(message, dict) else None
+    return str(author.get("role")) if isinstance(author, dict) else ""
+
+
+def _hidden(message: Mapping[str, Any]) -> bool:
+    """Whether it is the service's own, such as the standing instructions."""
+    content, more = message.get("content"), message.get("metadata")
+    kind = content.get("content_type") if isinstance(content, dict) else ""
+    hidden = isinstance(more, dict) and more.get("is_visually_hidden_from_conversation")
+    return bool(hidden) or kind in ("user_editable_context", "thoughts", "code")
+
+
+def read_claude(records: Iterator[Any], name: str) -> Iterator[Found]:
+    """The owner's messages in ``conversations.json`` of Claude, with what they answer."""
+    columns = (
+        ("text", "text"),
+        ("prompt", "the answer before"),
+        ("date", "created_at"),
+    )
+    for number, record in enumerate(records, 1):
+        place = f"{name}, conversation {number}"
+        turns = record.get("chat_messages") if isinstance(record, dict) else None
+        if not isinstance(turns, list):
+            yield Bad(place, "has no messages ('chat_messages')", "no conversation")
+            continue
+        before = ""
+        for turn in turns:
+            if not isinstance(turn, dict) or not isinstance(turn.get("text"), str):
+                yield Bad(place, "has a message that is no text", "no text")
+                continue
+            if turn.get("sender") != "human":
+                before = turn["text"]
+                continue
+            date = turn.get("created_at") or record.get("created_at")
+            yield (
+                Row(place, before, turn["text"], None, date, None, columns)
+                if turn["text"].strip()
+                else Left("messages without text")
+            )
+            before = ""
+
+
+# --- messengers ------------------------------------------------------------------------
+
+
+class _Talk:
+    """What was said last, and by whom: the prompt of the next message."""
+
+    def __init__(self) -> None:
+        self.last: deque[tuple[str, str]] = deque(maxlen=BEFORE)
+
+    def prompt(self, who: str) -> str:
+        """What others said since this one last spoke, at most `BEFORE` messages."""
+        texts: list[str] = []
+        for other, text in reversed(self.last):
+            if other == who:
+                break
+            texts.append(text)
+        return "\n".join(reversed(texts))
+
+    def say(self, who: str, text: str) -> None:
+        """Note a message."""
+        self.last.append((who, text))
+
+
+# [31/12/2024, 21:15:03] Anna: hello    31/12/2024, 21:15 - Anna: hello
+_DAY = r"(\d{1,4}[./-]\d{1,2}[./-]\d{1,4})\.?,?\s(?:[^\W\d]{1,4}\s)?"
+_TIME = r"(\d{1,2}[:.]\d{2}(?:[:.]\d{2})?(?:\s?[ap]\.?\s?m\.?)?)"
+_MESSAGE = re.compile(
+    rf"[\u200e\u200f]?(\[)?{_DAY}{_TIME}(?(1)\]\s|\s[-–]\s)(.*)", re.I | re.S
+)
+# What the app writes in the place of a picture, a call or a message: on iPhones behind a
+# left-to-right mark, elsewhere in brackets.
+_APP = re.compile(
+    "\u200e.*|<[^<>\n]{3,40}>|(?:this message was deleted|you deleted this message)\\.?"
+    "|.{1,200} \\(file attached\\)|null|missed (?:voice|video) call",
+    re.I | re.S,
+)
+_EDITED = re.compile("\\s*(?:\u200e<[^<>\n]{3,60}>|<This message was edited>)$")
+_WHATSAPP = (
+    ("text", "message"),
+    ("prompt", "the messages of others before it"),
+    ("date", "date"),
+)
+
+
+def is_whatsapp(start: str) -> bool:
+    """Whether a text begins as a chat that WhatsApp exported does."""
+    return any(_MESSAGE.match(line.lstrip("\ufeff")) for line in start.split("\n")[:5])
+
+
+def read_whatsapp(lines: Iterator[str], name: str) -> Iterator[Found]:
+    """Everybody's messages in a chat that WhatsApp exported as text.
+
+    A line that does not begin with a date goes on with the message before it.
+    """
+    talk = _Talk()
+    for number, date, rest in _messages(lines):
+        place = f"{name}, line {number}"
+        who, colon, text = rest.partition(": ")
+        text = _EDITED.sub("", text.strip(" \r\n\t"))
+        if not date:
+            yield Left("lines before the first message")
+        elif not colon or "\n" in who or not text or _APP.fullmatch(text):
+            yield Left(NO_MESSAGE)
+        else:
+            who = _person(who)
+            yield Row(place, talk.prompt(who), text, None, date, who, _WHATSAPP)
+            talk.say(who, text)
+
+
+def _messages(lines: Iterator[str]) -> Iterator[tuple[int, str, str]]:
+    """Number of the first line, date, and the rest of each message."""
+    start, date, parts = 1, "", list[str]()
+    for number, line in enumerate(lines, 1):
+        found = _MESSAGE.match(line.translate(_NARROW))
+        if found is None:
+            parts.append(line)
+            continue
+        if date or "".join(parts).strip():
+            yield start, date, "".join(parts)
+        start, date = number, f"{found[2]} {found[3]}"
+        parts = [line[found.start(4) :]]
+    if date or "".join(parts).strip():
+        yield start, date, "".join(parts)
+
+
+_NARROW = {0x202F: " ", 0xA0: " "}  # before "PM"
+
+
+def _person(name: str) -> str:
+    # Unsaved numbers stand between marks, and unsaved names behind a tilde.
+    return name.strip(" \u200e\u200f\u202a\u202c\u202f~")
+
+
+_TELEGRAM = (
+    ("text", "text"),
+    ("prompt", "the message that it answers, or those of others before it"),
+    ("date", "date"),
+)
+
+
+def read_telegram(export: Any, name: str) -> Iterator[Found]:
+    """Everybody's messages in ``result.json`` of Telegram: of one chat, or of all."""
+    chats = export.get("chats")
+    chats = chats.get("list") if isinstance(chats, dict) else [export]
+    me = export.get("personal_information")
+    if isinstance(me, dict) and me.get("user_id"):
+        yield Owner(f"user{me['user_id']}")
+    for number, chat in enumerate(chats if isinstance(chats, list) else [], 1):
+        messages = chat.get("messages") if isinstance(chat, dict) else None
+        if isinstance(messages, list):
+            yield from _telegram_chat(messages, f"{name}, chat {number}")
+        else:
+            yield Bad(f"{name}, chat {number}", "has no list 'messages'", "no chat")
+
+
+def _telegram_chat(messages: list[Any], chat: str) -> Iterator[Found]:
+    talk, texts = _Talk(), dict[Any, str]()
+    for number, message in enumerate(messages, 1):
+        place = f"{chat}, message {number}"
+        if not isinstance(message, dict):
+            yield Bad(place, "is no JSON object", "no JSON object")
+            continue
+        if message.get("type") != "message":
+            yield Left(NO_MESSAGE)
+            continue
+        try:
+            text = said(message.get("text"), "text", "")
+        except TextError as error:
+            yield wrong(place, error)
+            continue
+        who = str(message.get("from_id") or message.get("from") or "a deleted account")
+        if not text.strip():
+            yield Left(NO_MESSAGE)
+        elif message.get("forwarded_from") or message.get("via_bot"):
+            yield Left("forwarded messages")
+        else:
+            date = message.get("date_unixtime") or message.get("date")
+            prompt = texts.get(message.get("reply_to_message_id")) or talk.prompt(who)
+            called = str(message.get("from") or who)
+            yield Row(place, prompt, text, None, date, called, _TELEGRAM, key=who)
+        talk.say(who, text)
+        texts[message.get("id")] = text

@@ -1,0 +1,38 @@
+"""LaMP files and files in OPPU's shape: a user's profile and answered questions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...common.errors import IdiolectError
+from ...common.tasks import lamp
+from .rows import Bad, Left, Row
+
+# An item without text says nothing about its user, who stays.
+_LEFT = (lamp.EMPTY, "missing field", "missing gold", "empty text")
+_COLUMNS = (
+    ("text", "profile and gold"),
+    ("prompt", "profile and input"),
+    ("date", "date"),
+)
+
+
+def read_profiles(path: Path, task: str) -> Iterator[Row | Left | Bad]:
+    """Everybody's items, as the task's questions and answers (docs/data.md).
+
+    Raises
+    ------
+    IdiolectError
+        There is no such task; the files are missing, no JSON, or of another task.
+    """
+    if task not in lamp.FORMS:
+        raise IdiolectError(f"--task must be one of {', '.join(lamp.FORMS)}.")
+    for one in lamp.everything(path, task):
+        place = f"{path.name}, user '{one.user}', {one.place}"
+        what, reason = one.problem
+        if one.item is not None:
+            prompt, text = one.item.prompt, one.item.target
+            yield Row(place, prompt, text, None, one.date, one.user, _COLUMNS)
+        elif reason in _LEFT:
+            yield Left("items without text or answer")
+        else:
+            yield Bad(place, f"cannot be read: {what}", reason, who=one.user)

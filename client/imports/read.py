@@ -1,0 +1,436 @@
+"""Read what an owner has: checked, in order, and with an account of what was left out."""
+
+import heapq
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from textwrap import fill
+from time import monotonic
+
+from ...common.dates import AmbiguousError, Order, order_of, seconds
+from ...common.errors import IdiolectError
+from ...common.tasks.types import Prompt
+from ...common.text import printable, tell
+from ..history import Entry
+from .kinds import WHATSAPP, Found, Kind, opened
+from .rows import Bad, Left, Owner, Row, TextError, folded, liked, missing, tidy, wrong
+from .tables import NULLS
+
+MOST = 100_000  # rows: what fits into memory, and more than a device trains on
+SECONDS = 2.0  # until a line says how far it is; twice that until the next, and so on
+DATES = ("dmy", "mdy", "ignore")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How an owner wants a file to be read.
+
+    Attributes
+    ----------
+    task
+        A LaMP task; empty: the file is of another kind.
+    user
+        Whose of the people in it; empty: there is only one, or the file says it.
+    dates
+        ``dmy`` or ``mdy``: what stands first between slashes; ``ignore``: keep the order
+        of the file; empty: as the column shows.
+    newest_first
+        The first row of a file without dates is the newest.
+    most
+        Rows to keep, the newest; the others are counted.
+    skip
+        Leave out and count what cannot be read, instead of refusing the file.
+    encoding
+        Of the text; empty: as its byte-order mark says, or UTF-8.
+    """
+
+    task: str = ""
+    user: str = ""
+    dates: str = ""
+    newest_first: bool = False
+    most: int = MOST
+    skip: bool = False
+    encoding: str = ""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was read, and what was not.
+
+    Attributes
+    ----------
+    entries
+        Oldest first.
+    kind
+        Of the file.
+    read
+        What was taken -> the names of the columns that it was taken from.
+    ignored
+        Names of columns, each with the number of rows in which it was not read.
+    order
+        What the order is by.
+    left_out, changed
+        Reason -> number of rows.
+    table
+        Whether its columns are its maker's own.
+    """
+
+    entries: tuple[Entry, ...]
+    kind: str
+    read: dict[str, list[str]]
+    ignored: dict[str, int]
+    order: str
+    left_out: dict[str, int]
+    changed: dict[str, int]
+    table: bool = False
+
+
+def read(path: Path, asked: Asked | None = None, say: bool = False) -> Imported:
+    """Read a file or a folder as a history.
+
+    Parameters
+    ----------
+    path, asked
+        What, and how.
+    say
+        Say on standard error how far it is, if it takes long.
+
+    Raises
+    ------
+    IdiolectError
+        Names the file, the line, and what is wrong with it; nothing is imported.
+    """
+    asked = asked or Asked()
+    if asked.most < 1:
+        raise IdiolectError("--most is the number of rows to keep: give 1 or more.")
+    if asked.dates not in ("", *DATES):
+        raise IdiolectError(f"--dates must be one of {', '.join(DATES)}.")
+    kind, rows = opened(path, asked.task, asked.encoding)
+    reading = _Reading(path.name, kind, asked, rows)
+    due, wait = monotonic() + SECONDS, SECONDS
+    for number, found in enumerate(rows(), 1):
+        reading.take(found)
+        if say and monotonic() > due:
+            wait *= 2
+            due += wait
+            tell(f"{printable(path.name)}: {number} rows read so far", sys.stderr)
+    return reading.done()
+
+
+def report(found: Imported) -> str:
+    """What was read, ignored, left out and changed, and by what it is ordered."""
+    read = [f"{what} from {_listed(names)}" for what, names in found.read.items()]
+    lines = [f"read as {found.kind}: {', '.join(read)}"]
+    if found.ignored:
+        lines.append(f"ignored columns: {_listed(list(found.ignored))}")
+    elif found.table:
+        lines.append("ignored columns: none")
+    lines.append(f"order: {found.order}")
+    lines.append(f"left out: {_counted(found.left_out)}")
+    if found.changed:
+        lines.append(f"changed: {_counted(found.changed)}")
+    return "\n".join(
+        fill(printable(line, 2000), 80, subsequent_indent="  ", break_on_hyphens=False)
+        for line in lines
+    )
+
+
+def _listed(names: list[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"'{printable(name, 60)}'" for name in names[:most]) + more
+
+
+def _counted(reasons: dict[str, int]) -> str:
+    found = [f"{reason} ({number})" for reason, number in reasons.items() if number]
+    return ", ".join(found) if found else "nothing"
+
+
+# --- one file --------------------------------------------------------------------------
+
+
+@dataclass
+class _People:
+    """Who wrote how much in a file, and who of them is meant."""
+
+    wanted: str
+    owner: str = ""  # as the file itself says
+    names: dict[str, str] = field(default_factory=dict)
+    wrote: Counter[str] = field(default_factory=Counter)
+
+    def mine(self, who: str | None, key: str) -> bool:
+        """Note who wrote a row; whether it counts as the owner's."""
+        key = key or folded(who or "")
+        self.names.setdefault(key, who or "nobody named")
+        self.wrote[key] += 1
+        if self.wanted:
+            return key in (self.wanted, folded(self.wanted)) or (
+                folded(who or "") == folded(self.wanted)
+            )
+        return not self.owner or key == self.owner
+
+    def check(self, name: str) -> None:
+        """Refuse a file of which it is not known whose it is."""
+        nobody = set(self.names) <= {""}
+        meant = [
+            key
+            for key, who in self.names.items()
+            if self.wanted in (key, who) or folded(who) == folded(self.wanted)
+        ]
+        if self.wanted and nobody:
+            raise IdiolectError(
+                f"{name} does not say who wrote what: leave out --user, if all of it is "
+                "yours."
+            )
+        if self.wanted and not meant:
+            raise IdiolectError(
+                f"no user '{printable(self.wanted, 80)}': {name} holds {self.listed()}. "
+                "Say whose it is by --user."
+            )
+        if self.wanted and len(meant) > 1:
+            ids = ", ".join(f"'{printable(key, 80)}'" for key in meant[:5])
+            raise IdiolectError(
+                f"{name}: {len(meant)} users are called '{printable(self.wanted, 80)}': "
+                f"give one of {ids} to --user."
+            )
+        if not self.wanted and self.owner and self.owner not in self.names:
+            raise IdiolectError(
+                f"{name} holds nothing of its account's owner, only {self.listed()}: say "
+                "whose it is by --user."
+            )
+        if not self.wanted and not self.owner and len(self.names) > 1:
+            raise IdiolectError(
+                f"{name} holds {self.listed()}: say whose history to import by --user "
+                "NAME."
+            )
+
+    def listed(self) -> str:
+        """The people with the most rows, and how many rows."""
+        most = self.wrote.most_common(5)
+        named = [f"{printable(self.names[key], 40)} ({n})" for key, n in most]
+        more = ", …" if len(self.names) > 5 else ""
+        users = "user" if len(self.names) == 1 else "users"
+        return f"{len(self.names)} {users}: {', '.join(named)}{more}"
+
+
+@dataclass
+class _Reading:
+    """What was found so far; `Asked.most` bounds what is kept of it."""
+
+    name: str
+    kind: Kind
+    asked: Asked
+    again: Callable[[], Iterator[Found]]
+    order: Order | None = None
+    file_order: str = ""  # why there is no order by date
+    kept: list[tuple[float, int, Entry]] = field(default_factory=list)
+    rows: int = 0
+    dated: int = 0
+    undated: str = ""  # the first place without a date
+    last: float = float("-inf")
+    steps: Counter[str] = field(default_factory=Counter)
+    read: dict[str, dict[str, None]] = field(default_factory=dict)
+    ignored: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.people = _People(self.asked.user)
+        if self.asked.dates == "ignore":
+            self.file_order = "as --dates ignore asks"
+        elif self.asked.dates:
+            self.order = "mdy" if self.asked.dates == "mdy" else "dmy"
+
+    def take(self, found: Found) -> None:
+        """Take the next thing that a reader found."""
+        if isinstance(found, Owner):
+            self.people.owner = found.name
+        elif isinstance(found, Left):
+            self.left[found.reason] += found.number
+        elif isinstance(found, Bad):
+            self.refuse(found)
+        elif not self.people.mine(found.who, found.key):
+            self.left["of other people"] += 1
+        elif self.people.wanted or self.people.owner or len(self.people.names) == 1:
+            self.row(found)  # else it will be asked whose it is
+
+    def refuse(self, bad: Bad) -> None:
+        """Count a row that cannot be read, or refuse the file for it."""
+        if (
+            bad.who
+            and self.people.wanted
+            and folded(bad.who) != folded(self.asked.user)
+        ):
+            self.left["of other people"] += 1
+        elif self.asked.skip:
+            self.left[bad.reason] += 1
+        else:
+            raise IdiolectError(
+                f"{bad.place} {bad.what}: {bad.hint}, or leave such rows out by "
+                "--skip-bad-rows."
+            )
+
+    def row(self, row: Row) -> None:
+        """Check a row of the owner's, and keep it."""
+        names = dict(row.columns)
+        try:
+            entry, changed = _entry(row, names)
+            date = self.date(row, names)
+        except TextError as error:
+            self.refuse(wrong(row.place, error))
+            return
+        if not entry.target:
+            self.empty(row, names)
+            return
+        self.rows += 1
+        for what, column in row.columns:
+            if what == "date" and date is None:
+                continue
+            self.read.setdefault(what, {})[column] = None
+        self.ignored.update(row.ignored)
+        self.changed.update(set(changed))
+        if date is None:
+            self.undated = self.undated or row.place
+        else:
+            self.dated += 1
+            if self.dated > 1 and date != self.last:
+                self.steps["down" if date < self.last else "up"] += 1
+            self.last = date
+        self.keep(replace(entry, written=date))
+
+    def keep(self, entry: Entry) -> None:
+        """Keep it, and let the oldest go where there are too many."""
+        number = -self.rows if self.asked.newest_first else self.rows
+        date = float("-inf") if entry.written is None else entry.written
+        if len(self.kept) < self.asked.most:
+            heapq.heappush(self.kept, (date, number, entry))
+        else:
+            heapq.heappushpop(self.kept, (date, number, entry))
+            self.left[f"older than the newest {self.asked.most} (--most)"] += 1
+
+    def empty(self, row: Row, names: dict[str, str]) -> None:
+        """Account for a text in which nothing can be seen."""
+        if not self.kind.table:
+            self.left["without visible text"] += 1
+            return
+        name = names.get("text", "text")
+        what = f"has no {name}" if missing(row.target) else f"has an empty {name}"
+        reason = "no text" if missing(row.target) else "empty text"
+        self.refuse(Bad(row.place, what, reason, "fill or remove it"))
+
+    def date(self, row: Row, names: dict[str, str]) -> float | None:
+        """When a row was written; None: it does not say."""
+        given = row.date
+        if self.file_order or missing(given) or str(given).strip() in ("", *NULLS):
+            return None
+        try:
+            found = seconds(given, self.order)
+        except AmbiguousError:
+            self.decide(names.get("date", "date"), str(given))
+            return self.date(row, names)
+        except (ValueError, OverflowError) as error:
+            raise TextError(
+                f"{names.get('date', 'date')}: {error} (--dates ignore keeps the order of "
+                "the file)",
+                "unreadable date",
+            ) from None
+        # A chat is in the order in which it was: a clock set back does not change that.
+        return max(found, self.last) if self.kind is WHATSAPP else found
+
+    def decide(self, column: str, example: str) -> None:
+        """Look through the whole file for what its dates have first."""
+        rows = (row for row in self.again() if isinstance(row, Row))
+        try:
+            self.order = order_of(row.date for row in rows)
+        except ValueError as error:
+            raise IdiolectError(
+                f"{self.name}: column '{column}' is not of one kind ({error}): correct it, "
+                "or keep the order of the file by --dates ignore."
+            ) from None
+        if self.order is None and self.kind is WHATSAPP:
+            self.file_order = f"{example} may be in two months: --dates dmy or mdy"
+        elif self.order is None:
+            raise IdiolectError(
+                f"{self.name}: column '{column}' does not show whether {example} has the "
+                "day or the month first: say it by --dates dmy or --dates mdy, or keep the "
+                "order of the file by --dates ignore."
+            )
+
+    def done(self) -> Imported:
+        """Put what was kept in order, and account for the rest."""
+        self.people.check(self.name)
+        if self.undated and self.dated and not self.asked.skip:
+            raise IdiolectError(
+                f"{self.undated} has no date, and other rows have one: add it, leave such "
+                "rows out by --skip-bad-rows, or keep the order of the file by --dates "
+                "ignore."
+            )
+        newest_first = self.asked.newest_first or self.steps["down"] > self.steps["up"]
+        sign = -1 if newest_first and not self.asked.newest_first else 1
+        found = [e for _, _, e in sorted(self.kept, key=lambda k: (k[0], sign * k[1]))]
+        if self.dated and self.undated:
+            whole, found = found, [e for e in found if e.written is not None]
+            self.left["no date, where others have one"] += len(whole) - len(found)
+        if self.file_order:
+            found = [replace(entry, written=None) for entry in found]
+        entries = self.once(found)
+        if not entries:
+            raise IdiolectError(
+                f"{self.name} holds no pairs: nothing to import (left out: "
+                f"{_counted(self.left)})."
+            )
+        return Imported(
+            entries=entries,
+            kind=self.kind.name,
+            read={what: list(names) for what, names in self.read.items()},
+            ignored=dict(self.ignored),
+            order=self.ordered(entries, newest_first),
+            left_out=dict(+self.left),
+            changed=dict(self.changed),
+            table=self.kind.table,
+        )
+
+    def once(self, found: list[Entry]) -> tuple[Entry, ...]:
+        """Each pair once; none that is liked and disliked."""
+        first: dict[str, Entry] = {}
+        verdicts: dict[str, set[bool]] = {}
+        for entry in found:
+            first.setdefault(entry.id, entry)
+            verdicts.setdefault(entry.id, set()).add(entry.liked)
+        kept = {name: e for name, e in first.items() if len(verdicts[name]) == 1}
+        both = sum(len(verdicts[entry.id]) > 1 for entry in found)
+        self.left["both liked and disliked"] += both
+        self.left["repeated"] += len(found) - both - len(kept)
+        return tuple(kept.values())
+
+    def ordered(self, entries: tuple[Entry, ...], newest_first: bool) -> str:
+        """Say what the order is by."""
+        if entries[0].written is None:
+            end = "first" if newest_first else "last"
+            why = self.file_order or "it has no dates; --newest-first turns it round"
+            return f"the file's, its {end} row taken as the newest ({why})"
+        days = [
+            datetime.fromtimestamp(e.written or 0, UTC).strftime("%Y-%m-%d")
+            for e in (entries[0], entries[-1])
+        ]
+        note = "; the file has the newest first" if newest_first else ""
+        columns = _listed(list(self.read.get("date", {})))
+        return f"by date (from {columns}), {days[0]} to {days[1]}{note}"
+
+
+def _entry(row: Row, names: dict[str, str]) -> tuple[Entry, tuple[str, ...]]:
+    """The pair of a row, and what was changed in it."""
+    target, changed = tidy(row.target, names.get("text", "text"))
+    if isinstance(row.prompt, Prompt):
+        prompt = row.prompt
+    else:
+        asked, more = tidy(row.prompt, names.get("prompt", "prompt"))
+        prompt, changed = Prompt("", asked), changed + more
+    try:
+        verdict = liked(row.liked)
+    except TextError as error:
+        name = names.get("liked", "liked")
+        raise TextError(f"{name} {error}", error.reason) from None
+    return Entry(prompt, target, verdict), changed

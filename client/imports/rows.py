@@ -1,0 +1,153 @@
+"""What a reader finds in a file, before it is checked: rows, and what is no row."""
+
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+from ...common.repair import DAMAGED, repaired
+from ..history import CONTROL, LONGEST, clean
+
+# What a messenger writes in the place of a picture, in texts that passed through its app.
+_OMITTED = re.compile("\u200e\\w[\\w ]{2,20} omitted")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pair as a file has it.
+
+    Attributes
+    ----------
+    place
+        File and line, for a sentence about it.
+    prompt, target
+        As they were found; must turn out to be text.
+    liked
+        As it was found; None: nothing is said.
+    date
+        As it was found; None: there is none.
+    who
+        Who wrote it; None: the file does not say.
+    columns
+        What was read: what it was taken for, and the column's name in the file.
+    ignored
+        Names of the columns that were not read.
+    key
+        Sets apart two people of one name, where the file does; empty: their names do.
+    """
+
+    place: str
+    prompt: Any
+    target: Any
+    liked: Any = None
+    date: Any = None
+    who: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Left:
+    """Something that is no pair of the owner's by its kind: left out, and counted."""
+
+    reason: str
+    number: int = 1
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The file itself says whose it is."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A row that cannot be read: it stops the import, unless such rows are skipped."""
+
+    place: str
+    what: str
+    reason: str
+    hint: str = "correct it"
+    who: str = ""  # whose it is, where the file has several people's
+
+
+class TextError(ValueError):
+    """A text that cannot be kept: what is wrong with it, and the reason to count it by."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(what)
+        self.reason = reason
+
+
+def wrong(place: str, error: TextError) -> Bad:
+    """A row with a text that cannot be kept."""
+    return Bad(f"{place}:", str(error), error.reason)
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell is empty as data frames and databases leave it: null or NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def tidy(value: Any, name: str) -> tuple[str, tuple[str, ...]]:
+    """Return a text as it is kept, and what was changed in it.
+
+    UTF-8 that was once read as another encoding is repaired: "cafÃ©" is "café". This
+    comes first, since its traces are control characters, which are removed later.
+
+    Raises
+    ------
+    TextError
+        It is no text, too long, or damaged beyond repair.
+    """
+    if missing(value):
+        return "", ()
+    if not isinstance(value, str):
+        raise TextError(f"{name} must be text, not {value!r:.40}", "no text")
+    if len(value) > LONGEST:
+        raise TextError(
+            f"{name} has {len(value)} characters, and {LONGEST} are allowed", "too long"
+        )
+    text = repaired(value)
+    same = text == value or text == value.replace("\x85", "\n")
+    changed = () if same else ("repaired, after a wrong decoding",)
+    if DAMAGED.search(text):
+        raise TextError(
+            f"{name} was decoded wrongly ({_around(text)!a}) and cannot be repaired",
+            "wrongly decoded",
+        )
+    if CONTROL.search(text):
+        changed += ("control characters removed",)
+    return "" if _OMITTED.fullmatch(text.strip()) else clean(text), changed
+
+
+def _around(text: str) -> str:
+    found = DAMAGED.search(text)
+    start = max(0, found.start() - 10) if found else 0
+    return text[start : start + 20]
+
+
+def liked(value: Any) -> bool:
+    """Read a verdict; nothing said is liked.
+
+    Raises
+    ------
+    TextError
+        It is neither.
+    """
+    if missing(value):
+        return True
+    word = str(value).strip().casefold()
+    if word in ("", "true", "1", "1.0", "yes", "y", "t", "like", "liked", "up"):
+        return True
+    if word in ("false", "0", "0.0", "no", "n", "f", "dislike", "disliked", "down"):
+        return False
+    raise TextError(f"must be true or false, not {value!r:.40}", "no verdict")
+
+
+def folded(name: str) -> str:
+    """A name as two people's names are compared."""
+    return " ".join(unicodedata.normalize("NFC", clean(name)).split()).casefold()

@@ -1,0 +1,360 @@
+"""Tables of pairs: JSON lines, JSON lists and CSV files, by the names of their columns."""
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from ...common.errors import IdiolectError
+from .rows import Bad, Left, Row, TextError, missing, wrong
+
+PROMPTS = ("prompt", "question", "instruction")
+INPUTS = ("input", "context")  # behind an instruction, or a prompt of its own
+TEXTS = ("target", "output", "completion", "response", "answer", "text")
+VERDICTS = ("liked", "label")
+DATES = (
+    *("date", "datetime", "timestamp", "timestamp_ms", "time"),
+    *("created_at", "created", "created_utc", "create_time", "createdat"),
+    *("sent_at", "sent", "published_at", "published", "posted_at", "posted", "added"),
+)
+PEOPLE = (
+    *("user", "user_id", "userid", "username", "author", "sender", "sender_name"),
+    *("from", "speaker", "nickname", "handle"),
+)
+CHATS = ("messages", "conversations", "conversation")
+ANSWERING = ("assistant", "gpt", "chatgpt", "bot", "bard", "model")
+ASKING = ("user", "human", "system", "developer", "tool", "function", "observation")
+DELIMITERS = ",;\t|"
+# How data frames and databases write an empty cell in a CSV file.
+NULLS = ("NaN", "nan", "<NA>", "NaT", "NULL", "null", "None")
+
+Found = Row | Left | Bad
+
+
+# --- columns ---------------------------------------------------------------------------
+
+
+def pairs(fields: Mapping[str, Any], place: str) -> list[Row | Bad]:
+    """Read one row of a table.
+
+    Parameters
+    ----------
+    fields
+        Column -> value, as the file has them.
+    place
+        For a sentence about it.
+
+    Returns
+    -------
+    list
+        One row; two where it holds a chosen and a rejected text; or what is wrong.
+    """
+    names: dict[str, str] = {}
+    for name in fields:
+        if (key := name.strip().casefold()) in names:
+            return [_twice(place, names[key], name)]
+        names[key] = name
+    row = _Columns(fields, names)
+    try:
+        found = _preference(row) or _chat(row) or _single(row)
+    except TextError as error:
+        return [wrong(place, error)]
+    if not found:
+        seen = ", ".join(map(repr, list(fields)[:8])) or "none"
+        return [
+            Bad(
+                place,
+                f"has no text: it needs one of {', '.join(TEXTS)}, and its columns are "
+                f"{seen}",
+                "no text",
+            )
+        ]
+    date, who = row.first(DATES, "date"), row.first(PEOPLE, "who")
+    read = tuple(row.read.items())
+    ignored = tuple(name for name in fields if name not in row.read.values())
+    who = None if missing(who) or who == "" else str(who)
+    return [Row(place, *one, date, who, read, ignored) for one in found]
+
+
+def _twice(place: str, one: str, other: str) -> Bad:
+    return Bad(
+        place,
+        f"has two columns of one name, {one!r} and {other!r}",
+        "two columns of one name",
+        "rename or remove one",
+    )
+
+
+class _Columns:
+    """The fields of a row, and which of them were read as what."""
+
+    def __init__(self, fields: Mapping[str, Any], names: Mapping[str, str]) -> None:
+        self.fields, self.names = fields, names
+        self.read: dict[str, str] = {}
+
+    def first(self, wanted: Sequence[str], role: str) -> Any:
+        """The first column of these that has a value; None: no column has one."""
+        there = [name for name in wanted if name in self.names]
+        full = [name for name in there if not missing(self.fields[self.names[name]])]
+        if not there:
+            return None
+        name = self.names[(full or there)[0]]
+        self.read[role] = name
+        return self.fields[name]
+
+
+def _preference(row: _Columns) -> list[tuple[Any, Any, bool]]:
+    """A pair of answers, as DPO takes them: one was chosen, the other rejected."""
+    if not {"chosen", "rejected"} <= set(row.names):
+        return []
+    asked = _asked(row)
+    found = []
+    for name, good in (("chosen", True), ("rejected", False)):
+        prompt, text = _answered(row.first((name,), name), asked, name)
+        found.append((prompt, text, good))
+    return found
+
+
+def _chat(row: _Columns) -> list[tuple[Any, Any, Any]]:
+    """A list of turns: the last answer is the text, and all before it the prompt."""
+    turns = row.first(CHATS, "turns")
+    if turns is None:
+        return []
+    prompt, text = answered(turns, row.read["turns"])
+    return [(prompt, text, row.first(VERDICTS, "liked"))]
+
+
+def _single(row: _Columns) -> list[tuple[Any, Any, Any]]:
+    if not set(TEXTS) & set(row.names):
+        return []
+    text = row.first(TEXTS, "text")
+    prompt, text = _answered(text, _asked(row), row.read["text"])
+    return [(prompt, text, row.first(VERDICTS, "liked"))]
+
+
+def _asked(row: _Columns) -> Any:
+    """Return the prompt: an instruction, and the input that it is about."""
+    asked, more = row.first(PROMPTS, "prompt"), row.first(INPUTS, "input")
+    if isinstance(asked, list):
+        asked = "\n\n".join(said for _, said in _turns(asked, row.read["prompt"]))
+    parts = [part for part in (asked, more) if not missing(part) and part != ""]
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    for part, role in ((asked, "prompt"), (more, "input")):
+        if not isinstance(part, str):
+            raise TextError(
+                f"{row.read[role]} must be text, not {part!r:.40}", "no text"
+            )
+    return "\n\n".join(parts)
+
+
+def _answered(text: Any, asked: Any, name: str) -> tuple[Any, Any]:
+    """Prompt and text, where the text may be a list of turns."""
+    if not isinstance(text, list):
+        return asked, text
+    before, text = answered(text, name)
+    if asked and before and before != asked:
+        before = f"{asked}\n\n{before}"
+    return before or asked, text
+
+
+def answered(turns: Any, name: str) -> tuple[str, str]:
+    """Return the last answer of a list of turns, and what is before it as the prompt.
+
+    Parameters
+    ----------
+    turns
+        ``[{"role", "content"}, …]`` or ``[{"from", "value"}, …]``.
+    name
+        Of the column, for a sentence about it.
+
+    Raises
+    ------
+    TextError
+        It is no such list, or nobody answers in it.
+    """
+    found = _turns(turns, name)
+    last = max(
+        (number for number, (role, _) in enumerate(found) if role in ANSWERING),
+        default=None,
+    )
+    if last is None:
+        raise TextError(f"{name} has no turn of the assistant", "no answer")
+    before = [said for _, said in found[:last] if said.strip()]
+    return "\n\n".join(before), found[last][1]
+
+
+def _turns(turns: Any, name: str) -> list[tuple[str, str]]:
+    if not isinstance(turns, list):
+        raise TextError(
+            f"{name} must be a list of turns, not {turns!r:.40}", "no turns"
+        )
+    found = []
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise TextError(f"{name} holds {turn!r:.40}, which is no turn", "no turns")
+        role = str(turn.get("role", turn.get("from"))).casefold()
+        if role not in (*ANSWERING, *ASKING):
+            raise TextError(f"{name} has a turn of {role!r:.40}", "unknown role")
+        found.append((role, said(turn.get("content", turn.get("value")), name)))
+    return found
+
+
+def said(content: Any, name: str, between: str = "\n") -> str:
+    """Text of a turn, which may be in parts; pictures and calls have none.
+
+    Raises
+    ------
+    TextError
+        It is no text.
+    """
+    if content is None:
+        return ""
+    parts = content if isinstance(content, list) else [content]
+    texts = []
+    for part in parts:
+        if isinstance(part, dict):
+            part = part.get("text") or ""
+        if not isinstance(part, str):
+            raise TextError(f"{name} holds {part!r:.40}, which is no text", "no text")
+        texts.append(part)
+    return between.join(text for text in texts if text)
+
+
+# --- JSON ------------------------------------------------------------------------------
+
+
+def read_jsonl(lines: Iterator[str], name: str) -> Iterator[Found]:
+    """Rows of a file with one JSON object a line."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"{name}, line {number}"
+        try:
+            fields = json.loads(line, object_pairs_hook=unique)
+        except TextError as error:
+            yield Bad(place, str(error), error.reason, "rename or remove one")
+            continue
+        except (ValueError, RecursionError) as error:
+            yield Bad(place, f"is no JSON ({error})", "no JSON")
+            continue
+        if not isinstance(fields, dict):
+            yield Bad(place, "is no JSON object", "no JSON object")
+            continue
+        yield from pairs(fields, place)
+
+
+def read_records(records: Iterator[Any], name: str) -> Iterator[Found]:
+    """Rows of a JSON list of objects."""
+    for number, fields in enumerate(records, 1):
+        place = f"{name}, record {number}"
+        if isinstance(fields, dict):
+            yield from pairs(fields, place)
+        else:
+            yield Bad(place, "is no JSON object", "no JSON object")
+
+
+def unique(found: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object of JSON, unless it names a key twice.
+
+    Raises
+    ------
+    TextError
+        It does: one of the two would be lost.
+    """
+    fields = dict(found)
+    if len(fields) != len(found):
+        names = [name for name, _ in found]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TextError(
+            f"has two columns of one name, {twice!r:.80}", "two columns of one name"
+        )
+    return fields
+
+
+# --- CSV -------------------------------------------------------------------------------
+
+
+def read_csv(lines: Iterator[str], name: str) -> Iterator[Found]:
+    r"""Rows of a CSV file with a header; the first line shows what parts the columns.
+
+    A line ends with ``\n`` or ``\r\n`` and with nothing else; another line break in a
+    field stays in it.
+    """
+    first = next(lines, "")
+    named = re.fullmatch(r"sep=(.)\r?\n?", first, re.I)  # a spreadsheet's own note
+    first, skipped = (next(lines, ""), 1) if named else (first, 0)
+    delimiter = named[1] if named else delimiter_of(first)
+
+    def given() -> Iterator[str]:
+        # To `csv`, a CR alone would end a line: any other break does as well for `clean`.
+        for line in chain([first], lines):
+            yield re.sub("\r(?!\n)", "\v", line)
+
+    reader = csv.reader(given(), delimiter=delimiter, strict=True)
+    header = _header(reader, name, delimiter)
+    while True:
+        place = f"{name}, line {reader.line_num + 1 + skipped}"
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Bad(place, f"cannot be read ({error})", "no CSV")
+            continue
+        if not any(cells):
+            continue
+        if len(cells) != len(header):
+            yield Bad(
+                place,
+                f"has {len(cells)} fields and the header {len(header)}",
+                "more or fewer fields than the header",
+                f"quote fields that hold {shown(delimiter)}",
+            )
+            continue
+        values = (None if cell in NULLS else cell for cell in cells)
+        yield from pairs(dict(zip(header, values, strict=True)), place)
+
+
+def delimiter_of(header: str) -> str:
+    """What parts the columns of a header: the mark that gives a column that is read."""
+    known = {*TEXTS, *CHATS, "chosen", *PROMPTS}
+
+    def columns(mark: str) -> int:
+        cells = next(csv.reader([header.replace("\r", "")], delimiter=mark), [])
+        return len(known & {cell.strip().casefold() for cell in cells})
+
+    return max(DELIMITERS, key=lambda mark: (columns(mark), header.count(mark)))
+
+
+def shown(delimiter: str) -> str:
+    """Return a delimiter's name."""
+    return {",": "commas", ";": "semicolons", "\t": "tabs"}.get(delimiter, delimiter)
+
+
+def _header(reader: Any, name: str, delimiter: str) -> list[str]:
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise IdiolectError(f"{name}, line 1: {error}: correct the header.") from None
+    if any("\v" in cell for cell in header):
+        raise IdiolectError(
+            f"{name}: its lines end with CR alone, which ends no line here: save it with "
+            r"\n or \r\n."
+        )
+    keys = [cell.strip().casefold() for cell in header]
+    twice = {key for key in keys if keys.count(key) > 1 and key}
+    if twice:
+        raise IdiolectError(
+            f"{name}: its header has two columns of one name, "
+            f"{', '.join(map(repr, sorted(twice)))}: rename or remove one of them."
+        )
+    if not {*TEXTS, *CHATS, "chosen"} & set(keys):
+        raise IdiolectError(
+            f"{name} has no text: its header, parted by {shown(delimiter)}, is "
+            f"{', '.join(map(repr, header[:8]))}; name the column with the text one of "
+            f"{', '.join(TEXTS)}."
+        )
+    return [cell or f"column {number}" for number, cell in enumerate(header, 1)]

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -186,7 +187,8 @@ def test_a_server_shows_only_what_prints(tmp_path, capfd, monkeypatch):
     event = {"event": "failed", "message": HOSTILE}
     (runs / NAME / "metrics.jsonl").write_text(json.dumps(event) + "\n")
     (runs / NAME / "config.toml").write_text('task = "text"\n')
-    node = dict.fromkeys(("node-id", "status", "online-at", "created-at"), HOSTILE)
+    names = ("node-id", "status", "online-at", "created-at", "label", "last-seen")
+    node = dict.fromkeys(names, HOSTILE)
 
     def refuse(*_args, **_more):
         raise IdiolectError(f"Flower could not list devices: {HOSTILE}")
@@ -197,7 +199,8 @@ def test_a_server_shows_only_what_prints(tmp_path, capfd, monkeypatch):
         "idiolect.server.deploy.serve", lambda a, b, c, say: say(HOSTILE)
     )
     monkeypatch.setattr("idiolect.server.deploy.run", refuse)
-    monkeypatch.setattr("idiolect.server.deploy.prepare", lambda *_: None)
+    plan = SimpleNamespace(folder=tmp_path / NAME)
+    monkeypatch.setattr("idiolect.server.deploy.prepare", lambda *_: plan)
     monkeypatch.setattr("idiolect.server.simulate.prepare", lambda *_: None)
     monkeypatch.setattr("idiolect.server.simulate.simulate", lambda *_: found)
     monkeypatch.setattr(
@@ -217,6 +220,8 @@ def test_a_server_shows_only_what_prints(tmp_path, capfd, monkeypatch):
         ["keys", "init", NAME, "--at", str(tmp_path / "k")],
         ["serve", "--at", str(tmp_path)],
         ["run", NAME, "--at", str(tmp_path)],
+        ["attach", NAME, "--at", str(tmp_path)],
+        ["stop", NAME, "--at", str(tmp_path)],
         ["nodes", "list"],
         ["nodes", "list", "--json"],
         ["nodes", "add", NAME],

@@ -1191,8 +1191,11 @@ MUTATIONS = (
     Mutation(
         "An erasure that did not complete is reported as done",
         "client/vault.py",
-        "        if busy:\n",
-        "        if False:\n",
+        "            if monotonic() >= ends:\n                raise ErasureError",
+        "            if monotonic() >= ends:\n"
+        "                return\n"
+        "            if False:\n"
+        "                raise ErasureError",
         "test_an_erasure_that_did_not_complete_is_said_and_made_up_for",
     ),
     Mutation(

@@ -413,7 +413,9 @@ def _runs(options: argparse.Namespace) -> int:
     if not lines:
         tell(f"no runs in {results.runs_folder(options.output_dir)}")
         return 0
-    rows = [("run", "state", "task", "backbone", "users", "started")]
+    rows: list[tuple[str, ...]] = [
+        ("run", "state", "task", "backbone", "users", "started")
+    ]
     for line in lines:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.started))
         cells = (line.name, line.state, line.task, line.backbone, str(line.users))

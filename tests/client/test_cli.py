@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -766,7 +767,7 @@ def test_help_keeps_names_and_shows_every_default():
     from ..test_terminal import leaves
 
     for words in leaves(_parser()):
-        parser = _parser()
+        parser: Any = _parser()
         for word in words:
             (part,) = [a for a in parser._actions if a.choices and word in a.choices]
             (text,) = [a.help for a in part._choices_actions if a.dest == word]

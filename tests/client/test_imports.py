@@ -833,7 +833,7 @@ def test_a_folder_of_notes(put, tmp_path):
         }.items()
     ):
         (folder / name).write_text(text)
-        os.utime(folder / name, (1_700_000_000 - number,) * 2)
+        os.utime(folder / name, (1_700_000_000 - number, 1_700_000_000 - number))
     (folder / ".hidden" / "a.txt").write_text("secret")
     found = read(folder)
     assert [(e.prompt.text, e.target) for e in found.entries] == [

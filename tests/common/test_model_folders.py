@@ -6,6 +6,7 @@ idiolect: the ids are put together by hand, the logits come from ``model(input_i
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ LLAMA32 = (
 
 def tokenizer(
     special: str, template: str = "", bos: str | None = "<s>", behind: str = ""
-) -> hf.PreTrainedTokenizerFast:
+) -> Any:
     """A byte-level BPE tokenizer: special tokens, then 256 bytes and a few merges."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -332,7 +333,7 @@ def test_control_tokens_are_text_whatever_the_tokenizer(kind):
     made.pre_tokenizer = pre_tokenizers.Metaspace(
         prepend_scheme="first" if kind == "metaspace" else "always"
     )
-    words = hf.PreTrainedTokenizerFast(
+    words: Any = hf.PreTrainedTokenizerFast(
         tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
     wording = read_wording("it", words)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from idiolect.common.errors import IdiolectError
-from idiolect.common.protocol import HelloTask
+from idiolect.common.protocol import HelloReply, HelloTask
 from idiolect.server import exchange, hello
 from idiolect.server.exchange import Asking, Run, Step, meet
 from idiolect.server.progress import Display
@@ -94,7 +94,7 @@ def met(run: Run, waves: list[list[int]], needed: int) -> tuple[dict, list[dict]
         run,
         STEP,
         lambda: [task(node) for node in (waves.pop(0) if waves else [])],
-        lambda record: record,
+        lambda record: cast(HelloReply, record),
         lambda reply: joined.append(reply) or reply,
         lambda: len(joined) >= needed,
         lambda failed: heard.append(dict(failed)),

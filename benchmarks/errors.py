@@ -62,6 +62,7 @@ class Case:
 
 LAMP = str(ROOT / "simulations" / "lamp")
 SELF = "-c task=text -c personalise.learning-rates=1e-3 -c unlabeled.kind=self"
+NEW = "vault init --vault new.db --passphrase-file phrase"
 OWNER = "idiolect.client.owner:train"
 SHOW = "idiolect.server.results:load"
 
@@ -90,8 +91,8 @@ OF_DEVICE = (
         "vault init --vault text.txt/v.db --passphrase-file phrase",
         "no vault can be made",
     ),
-    Case("vault init --vault new.db --backbone ./none", "is no folder"),
-    Case("vault init --vault new.db --backbone no!id", "no folder and no model id"),
+    Case(f"{NEW} --backbone ./none", "is no folder"),
+    Case(f"{NEW} --backbone no!id", "no folder and no model id"),
     Case("vault init --vault new.db --max-length 3", "max-length"),
     Case("status --passphrase-file phrase", "key", locked=True),
     Case("vault repair", "--yes"),
@@ -103,7 +104,7 @@ OF_DEVICE = (
     Case("import empty.jsonl", "empty.jsonl"),
     Case("import latin.jsonl", "UTF-8"),
     Case("import pairs.jsonl --task LaMP-9", "must be one of LaMP-1"),
-    Case("import nobody_users.json --task LaMP-4", "holds no users that can be used"),
+    Case("import nobody_users.json --task LaMP-4", "holds no pairs"),
     Case("history export pairs.jsonl", "cannot be written"),
     Case("feedback up", "an ID, or a new pair"),
     Case("feedback up 123", "no entry begins with '123'"),
@@ -114,7 +115,7 @@ OF_DEVICE = (
     Case("personalize", "training needs"),
     Case("personalize --learning-rate fast", "invalid float value: 'fast'"),
     Case("generate", "no prompt on standard input"),
-    Case("rollback", "nothing to go back"),
+    Case("rollback", "no adapter is in use"),
     Case("export-adapter folder", "not empty"),
     Case("export-adapter new", "no adapter is in use"),
     # the server
@@ -125,7 +126,7 @@ OF_DEVICE = (
     Case("settings speed 1", "no setting 'speed'"),
     Case("settings memory-mb lots", "it takes"),
     Case("settings backbone ./none", "is no folder"),
-    Case("leave", "--yes"),
+    Case("leave", "has joined no server"),
     # what no command line provokes
     Case("personalize", "has a defect", 70, failing=(OWNER, KeyError("x"))),
     Case("personalize", "interrupted", 130, failing=(OWNER, KeyboardInterrupt())),
@@ -155,7 +156,7 @@ OF_SERVER = (
         "simulate APP -c task=text -c personalise.learning-rates=1e-3",
         "on their devices",
     ),
-    Case("simulate APP -c task=text", "is set for a simulation"),
+    Case("simulate APP -c task=text", "goes to devices"),
     Case("simulate APP -c task=LaMP-4", "'data' is empty"),
     Case("simulate APP -c data=none", "reads no files"),
     Case("simulate APP -c task=LaMP-4 -c data=none", "no file or folder"),
@@ -185,7 +186,7 @@ OF_SERVER = (
     Case(
         "run APP -c task=text -c personalise.learning-rates=1e-3", "needs public text"
     ),
-    Case("run APP -c task=text -c unlabeled.file=none", "is set for a simulation"),
+    Case("run APP -c task=text -c unlabeled.file=none", "goes to devices"),
     Case(f"run APP {SELF}", "no server is up"),
     Case("run APP", "is for simulations"),
     Case("nodes list", "no server is up"),

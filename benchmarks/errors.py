@@ -116,6 +116,7 @@ OF_DEVICE = (
     Case("personalize --learning-rate fast", "invalid float value: 'fast'"),
     Case("generate", "no prompt on standard input"),
     Case("rollback", "no adapter is in use"),
+    Case("use 9", "9"),
     Case("export-adapter folder", "not empty"),
     Case("export-adapter new", "no adapter is in use"),
     # the server
@@ -189,6 +190,8 @@ OF_SERVER = (
     Case("run APP -c task=text -c unlabeled.file=none", "goes to devices"),
     Case(f"run APP {SELF}", "no server is up"),
     Case("run APP", "is for simulations"),
+    Case("attach none", "none"),
+    Case("stop none", "none"),
     Case("nodes list", "no server is up"),
     Case("nodes add key", "no server is up"),
     Case("nodes revoke 1", "no server is up"),

@@ -220,8 +220,9 @@ def attached(
     """Add adapters to the backbone inside the ``with`` block.
 
     Several adapters add up: the reference is ``attached(backbone, shared)``, a user's
-    policy ``attached(backbone, shared, personal)``. None stands for no adapter. They must
-    have the same projections. Gradients reach the last one only: the others are frozen.
+    policy ``attached(backbone, shared, personal)``. None stands for no adapter. One that
+    lacks a projection of another adds nothing there. Gradients reach the last one only:
+    the others are frozen.
 
     The block gets a function to call whenever the last adapter was changed in place:
     the hooks compute with copies, made once and not anew in each step of a training.
@@ -233,6 +234,7 @@ def attached(
     ]
     modules, dtype = dict(backbone.model.named_modules()), _products_in(backbone)
     _check_fit(backbone.name, modules, stacks)
+    stacks = _completed(stacks)
     joints = {
         name: tuple(part.detach().to(dtype) for part in _joined(stacks, name))
         for name in (stacks[0].b if stacks else ())
@@ -261,17 +263,32 @@ def _check_fit(name: str, modules: dict[str, Any], stacks: Sequence[Stack]) -> N
 
     Before the first hook is there: one that stayed would change every later score.
     """
-    for part in dict.fromkeys(part for entry in stacks for part in entry.b):
+    for part, a, b in ((n, s.a.get(n), b) for s in stacks for n, b in s.b.items()):
         shape = tuple(getattr(modules.get(part), "weight", torch.empty(0)).shape)
-        pairs = [(entry.a.get(part), entry.b.get(part)) for entry in stacks]
-        if any(
-            a is None or b is None or (b.shape[1], a.shape[2]) != shape
-            for a, b in pairs
-        ):
+        if a is None or (b.shape[1], a.shape[2]) != shape:
             raise IdiolectError(
-                f"an adapter's projection '{part}' does not fit backbone '{name}', or the "
-                "adapter below it: take the backbone that it was trained on."
+                f"an adapter's projection '{part}' does not fit backbone '{name}': take "
+                "the backbone that it was trained on."
             )
+
+
+def _completed(stacks: Sequence[Stack]) -> list[Stack]:
+    """The same adapters with the same projections: zeros where one lacks another's.
+
+    A run's shared adapter may have fewer than its owner gives the own one, or more.
+    """
+    places = {n: (s.a[n].shape[2], b) for s in stacks for n, b in s.b.items()}
+    found: list[Stack] = []
+    for entry in stacks:
+        a, b = dict(entry.a), dict(entry.b)
+        some = next(iter(b.values()))
+        users, _, rank = some.shape
+        for name, (width, like) in places.items():
+            if name not in b:
+                a[name] = some.new_zeros(1, rank, width)
+                b[name] = some.new_zeros(users, like.shape[1], rank)
+        found.append(Stack(a, b, entry.scaling))
+    return found
 
 
 def _products_in(backbone: Backbone) -> torch.dtype:

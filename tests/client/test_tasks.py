@@ -79,7 +79,8 @@ def node(monkeypatch, tmp_path):
         return [{"nll": value} for value in nll(*arguments)]
 
     zero = Lora({"layer.q": torch.ones(2, 5)}, {"layer.q": torch.zeros(3, 2)}, 2.0)
-    backbone = type("Fake", (), {"hash": "b0", "device": torch.device("cpu")})()
+    parts = {"hash": "b0", "device": torch.device("cpu"), "context": 1024}
+    backbone = type("Fake", (), parts)()
     monkeypatch.setattr(app, "load_dataset", lambda _config: DATA)
     monkeypatch.setattr(tasks, "load_backbone", lambda *_: backbone)
     monkeypatch.setattr(tasks, "_zero_shared", lambda *_: zero)

@@ -17,6 +17,7 @@ from idiolect.server.checkpoint import (
     State,
     load,
     open_run,
+    point_latest,
     save,
 )
 from idiolect.server.exchange import Journal
@@ -104,6 +105,8 @@ def test_a_run_gets_a_folder_a_lock_and_its_configuration(config, tmp_path):
     assert run.path == tmp_path / "runs/first"
     assert (run.path / "lock").read_text() == f"{os.getpid()}\n"
     assert 'run-name = "first"' in (run.path / "config.toml").read_text()
+    assert not (tmp_path / "runs/latest").exists()  # before it has begun
+    assert point_latest(run.path) == ""
     assert (tmp_path / "runs/latest").resolve() == run.path
     assert not run.resumed
     run.lock.close()
@@ -133,13 +136,16 @@ def test_a_locked_run_is_refused_and_names_its_holder(config):
     with pytest.raises(IdiolectError, match=f"process {os.getpid()}"):
         open_run(replace(config, resume="first"))
     run.lock.close()
+    point_latest(run.path)
     again = open_run(replace(config, resume="latest"))
     assert again.resumed
     assert again.path == run.path
 
 
 def test_changed_keys_are_refused_by_name(config):
-    open_run(config).lock.close()
+    run = open_run(config)
+    run.lock.close()
+    point_latest(run.path)
     changed = replace(
         config, seed=3, personalise=Personalise(epochs=7), resume="latest"
     )

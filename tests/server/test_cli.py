@@ -115,7 +115,7 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
         ([LAMP, "-c", "users=many"], "'users' takes a whole number"),
         ([LAMP, "-c", "users"], "-c takes key=value, not 'users'"),
         ([LAMP, "-c", "data=no/such"], "no/such"),
-        ([LAMP, "-c", "backbone=./none"], "'backbone' is './none'"),
+        ([LAMP, "-c", "backbone=./none"], "backbone './none' is no folder"),
         ([LAMP, "-c", "backbone=nobody/none"], "HF_HUB_OFFLINE"),
         ([LAMP, "-c", "resume=old"], "there is no run 'old'"),
         ([LAMP, "-c", "run-name=a/b"], "'run-name' is 'a/b'"),

@@ -81,7 +81,7 @@ def test_a_tasks_token_is_on_no_command_line(tmp_path, monkeypatch):
         f"    line.replace(chr(0), ' ') + '|' + str(token.is_file()) + token.read_text())\n"
     )
     script.chmod(0o700)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(link, "_program", lambda _name: [str(script)])
     monkeypatch.setattr(SubprocessExecutor, "launch", link.launch)
     before = set(os.listdir("/proc/self/fd"))
     spec = ExecutionSpec(

@@ -613,7 +613,8 @@ def test_a_defect_of_ours_is_named_in_the_journal_and_raised(settings, monkeypat
         .read_text()
         .splitlines()[-1]
     )
-    assert journal == {"event": "failed", "message": "ZeroDivisionError: oops"}
+    said = {"event": "failed", "message": "ZeroDivisionError: oops", "defect": True}
+    assert journal == said
 
 
 def test_a_typo_in_the_configuration_writes_nothing(settings, tmp_path):

@@ -371,7 +371,8 @@ def parse_lora(data: bytes) -> tuple[Lora, dict[str, str]]:
 def concatenate(shared: Lora, personal: Lora) -> Lora:
     """One adapter that does what two do (see `_joined`)."""
     stacks = [stack([shared]), stack([personal])]
-    joined = {name: _joined(stacks, name) for name in shared.b}
+    stacks = _completed(stacks)
+    joined = {name: _joined(stacks, name) for name in stacks[0].b}
     a = {name: a[0] for name, (a, _) in joined.items()}
     b = {name: b[0] for name, (_, b) in joined.items()}
     return Lora(a, b, 1.0)

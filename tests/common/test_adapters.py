@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import peft
 import pytest
@@ -169,6 +170,55 @@ def test_stacking_round_trip_and_shared_a(backbone):
     loras = [adapter(backbone, "same", k) for k in range(3)]
     back = unstack(stack(loras))
     assert [hash_lora(x) for x in back] == [hash_lora(x) for x in loras]
+
+
+def only(lora: Lora, *parts: str) -> Lora:
+    """The same adapter on some projections alone."""
+    names = [name for name in lora.b if name.rpartition(".")[2] in parts]
+    return Lora(
+        {name: lora.a[name] for name in names},
+        {name: lora.b[name] for name in names},
+        lora.scaling,
+    )
+
+
+@pytest.mark.parametrize(
+    ("below", "own"),
+    [
+        (("q_proj", "v_proj"), ("q_proj", "k_proj", "o_proj")),
+        (("q_proj", "v_proj"), ("v_proj",)),
+        (("q_proj",), ("k_proj",)),
+    ],
+)
+def test_an_own_adapter_may_have_other_projections(
+    backbone, model_folder, tmp_path, below, own
+):
+    """As where a run's shared adapter has fewer than the owner trains, or more."""
+    whole, mine = adapter(backbone, "s", 1), adapter(backbone, "p", 2)
+    silent = {n: torch.zeros_like(b) for n, b in whole.b.items()}
+    expected = [
+        Lora(
+            x.a, {n: x.b[n] if n in only(x, *parts).b else silent[n] for n in x.b}, 2.0
+        )
+        for x, parts in ((whole, below), (mine, own))
+    ]
+    shared = replace(only(whole, *below), scaling=2.0)
+    personal = replace(only(mine, *own), scaling=2.0)
+    with attached(backbone, *expected):
+        wanted = logits(backbone, IDS)
+    with attached(backbone, shared, personal) as refresh:
+        torch.testing.assert_close(logits(backbone, IDS), wanted)
+        refresh()
+        torch.testing.assert_close(logits(backbone, IDS), wanted)
+    stacked = stack([personal])
+    for tensor in (*stacked.a.values(), *stacked.b.values()):
+        tensor.requires_grad_(True)
+    with attached(backbone, shared, stacked):
+        backbone.model(input_ids=IDS).logits.square().sum().backward()
+    assert all(b.grad is not None and b.grad.any() for b in stacked.b.values())
+    export_peft(tmp_path, backbone, shared, personal)
+    with attached(backbone, import_peft(tmp_path)):
+        torch.testing.assert_close(logits(backbone, IDS), wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_different_scalings_do_not_stack(backbone):

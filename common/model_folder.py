@@ -85,7 +85,8 @@ def check_folder(name: str, folder: Path) -> str:
     config = _read_json(folder / "config.json")
     for key in ("quantization_config", "compression_config"):
         if config.get(key):
-            method = config[key].get("quant_method", key) if config[key] else key
+            how = config[key]
+            method = how.get("quant_method", key) if isinstance(how, dict) else key
             raise _refused(name, f"its weights are quantised ({method})", UNQUANTISED)
     if (folder / "adapter_config.json").exists():
         raise _refused(

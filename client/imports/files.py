@@ -36,8 +36,8 @@ def encoding_of(path: Path, given: str = "") -> str:
         with path.open("rb") as stream:
             start = stream.read(4)
         if given:
-            codecs.lookup(given)
-    except LookupError:
+            "a".encode(given)  # `lookup` finds "hex" too, which is none of text
+    except (LookupError, UnicodeError):
         raise IdiolectError(
             f"there is no encoding '{given:.40}': try utf-8, utf-16, cp1252 or latin-1."
         ) from None

@@ -290,7 +290,7 @@ class _Reading:
                 continue
             self.read.setdefault(what, {})[column] = None
         self.ignored.update(row.ignored)
-        self.changed.update(set(changed))
+        self.changed.update({*changed, *row.changed})
         if date is None:
             self.undated = self.undated or row.place
         else:

@@ -215,6 +215,8 @@ def test_the_last_answer_of_turns_is_the_text(put):
         ("Be short.\n\nHi\n\nYes?\n\nColour?", "Red", True),
         ("A", "B", False),
     ]
+    found = read(put("chat.jsonl", rows))
+    assert found.changed == {"turns behind the last answer left out": 1}
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,8 @@ def test_turns_that_are_none_are_refused(put, turns, sentence):
         ("a.csv", "text,prompt, TEXT\na,b,c\n", "two columns of one name, 'text'"),
         ("a.csv", "text,liked\nNaN,\n", "line 2 has no text"),
         ("a.csv", "text\ra\rb\r", "end with CR alone"),
-        ("a.csv", "", "has no text"),
+        ("a.csv", "", "is empty"),
+        ("a.csv", "\ntext\na\n", "its first line is"),
         ("a.txt", "words", "of no kind that is read"),
         ("a.zip", "PK", "unpack it"),
         ("a.json", "{", "no JSON"),
@@ -354,6 +357,9 @@ def test_another_encoding_is_refused_or_named(put):
     assert texts(path, Asked(encoding="cp1252")) == ["ok", "café"]
     with pytest.raises(IdiolectError, match="no encoding 'klingon': try utf-8"):
         read(path, Asked(encoding="klingon"))
+    for no_text in ("hex", "rot13", "undefined"):  # Python has codecs that make no text
+        with pytest.raises(IdiolectError, match=f"no encoding '{no_text}'"):
+            read(path, Asked(encoding=no_text))
 
 
 @pytest.mark.parametrize(
@@ -702,6 +708,27 @@ def test_whatsapp_from_android(put):
     ]
     assert found.entries[0].written == 1704067260.0
     assert texts(put("chat.txt", GERMAN), Asked(user="Ben")) == ["Danke"]
+
+
+@pytest.mark.parametrize(
+    "notice",
+    [
+        "Diese Nachricht wurde gelöscht.",
+        "Vous avez supprimé ce message",
+        "Eliminaste este mensaje.",
+        "IMG-1.jpg (Datei angehängt)",
+    ],
+)
+def test_whatsapps_own_words_are_left_out_in_other_languages(put, notice):
+    said = f"31.12.23, 21:15 - Anna: {notice}\n31.12.23, 21:16 - Anna: Prost\n"
+    found = read(put("chat.txt", said))
+    assert [entry.target for entry in found.entries] == ["Prost"]
+    assert found.left_out == {"notices, pictures, calls and deleted messages": 1}
+
+
+def test_what_is_written_below_a_picture_is_kept(put):
+    said = "31.12.23, 21:15 - Anna: \u200eIMG-1.jpg (file attached)\nthe lake\n"
+    assert texts(put("chat.txt", said)) == ["the lake"]
 
 
 def test_whatsapp_with_dates_of_two_readings_keeps_the_order_of_the_chat(put):

@@ -12,15 +12,21 @@ from pathlib import Path
 import pytest
 
 from idiolect.client.cli import main
+from idiolect.client.imports.read import read
 from idiolect.client.vault import Passphrase, Vault
+from idiolect.common.adapters import zero_shared
 from idiolect.common.backbone import load_backbone
 from idiolect.common.config import parse
 from idiolect.common.files import file_name
-from idiolect.common.personal import fitting
+from idiolect.common.personal import encode_all, fitting, self_samples
+from idiolect.common.scoring import completion_tokens
 from idiolect.common.tasks import lamp
+from idiolect.common.tasks.types import User
 from idiolect.common.text import make_encodable
+from tests.common.test_model_folders import loaded, tokenizer, write
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
+ONE_RATE = {"personalise.learning-rates": "1e-3"}
 SECRET = "correct horse battery"
 
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="no ../shared/cases")
@@ -44,17 +50,17 @@ def run(tmp_path, monkeypatch, capsys):
 def kept(run):
     """Import a file; return its pairs as (prompt, text, liked), and what was said."""
 
-    def read(name, *words):
+    def command(name, *words):
         said = " ".join(run("import", CASES / name, *words).out.split())
         found = json.loads(run("history", "list", "--json").out)
         return [(one["prompt"], one["target"], one["liked"]) for one in found], said
 
-    return read
+    return command
 
 
 def users(name, task, **keys):
     """Users of a LaMP case."""
-    rest = {"development-users": 0, "personalise.learning-rates": "1e-3", **keys}
+    rest = {"development-users": 0, **ONE_RATE, **keys}
     return lamp.read(parse({"task": task, "data": str(CASES / name), **rest}))
 
 
@@ -147,6 +153,20 @@ def test_13_all_answered_questions_are_read(kept):
     (user,) = users("13-many-queries_users.json", "LaMP-4", users=1).users
     asked = [item.target for item in user.held_out if "/query/" in item.id]
     assert asked == [f"Fresh headline {n}" for n in range(4)]
+
+
+@pytest.mark.parametrize("bos", [None, "<s>"])
+def test_14_posts_without_prompts_get_their_unlabeled_items(tmp_path, bos):
+    backbone = loaded(write(tmp_path, "phi", tokenizer("", bos=bos)))
+    posts = [entry.item() for entry in read(CASES / "14-no-prompts.jsonl").entries]
+    assert len(posts) == 12
+    user = User("owner", tuple(posts), ())
+    own = encode_all(backbone, posts)
+    for entry in own:  # something precedes the first token, so every one is scored
+        assert entry.prompt_length == 1 and completion_tokens(entry) > 20
+    config = parse({"task": "text", "unlabeled.kind": "self", **ONE_RATE})
+    shared = zero_shared(backbone, config.shared_shape, config.seed)
+    assert len(self_samples(backbone, shared, user, own, 24, config)) == 24
 
 
 def test_33_emoji_on_an_ascii_terminal(run, kept, monkeypatch):

@@ -265,7 +265,7 @@ def read_telegram(export: Any, name: str) -> Iterator[Found]:
 
 
 def _telegram_chat(messages: list[Any], chat: str) -> Iterator[Found]:
-    talk, texts = _Talk(), dict[Any, str]()
+    talk, texts = _Talk(), dict[str, str]()
     for number, message in enumerate(messages, 1):
         place = f"{chat}, message {number}"
         if not isinstance(message, dict):
@@ -286,8 +286,10 @@ def _telegram_chat(messages: list[Any], chat: str) -> Iterator[Found]:
             yield Left("forwarded messages")
         else:
             date = message.get("date_unixtime") or message.get("date")
-            prompt = texts.get(message.get("reply_to_message_id")) or talk.prompt(who)
+            prompt = texts.get(str(message.get("reply_to_message_id"))) or talk.prompt(
+                who
+            )
             called = str(message.get("from") or who)
             yield Row(place, prompt, text, None, date, called, _TELEGRAM, key=who)
         talk.say(who, text)
-        texts[message.get("id")] = text
+        texts[str(message.get("id"))] = text

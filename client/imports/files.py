@@ -49,6 +49,21 @@ def encoding_of(path: Path, given: str = "") -> str:
     return given or found
 
 
+def begins(path: Path, mark: bytes) -> bool:
+    """Whether a file begins with these bytes.
+
+    Raises
+    ------
+    IdiolectError
+        It cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(mark)) == mark
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
 def lines_of(path: Path, encoding: str = "") -> Iterator[str]:
     r"""Lines of a text file, which end with ``\n`` (after a ``\r`` or not) alone.
 

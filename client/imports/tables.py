@@ -26,6 +26,7 @@ PEOPLE = (
 CHATS = ("messages", "conversations", "conversation")
 ANSWERING = ("assistant", "gpt", "chatgpt", "bot", "bard", "model")
 ASKING = ("user", "human", "system", "developer", "tool", "function", "observation")
+LONGEST_FIELD = 2**31 - 1
 DELIMITERS = ",;\t|"
 # How data frames and databases write an empty cell in a CSV file.
 NULLS = ("NaN", "nan", "<NA>", "NaT", "NULL", "null", "None")
@@ -303,6 +304,8 @@ def read_csv(lines: Iterator[str], name: str) -> Iterator[Found]:
         for line in chain([first], lines):
             yield re.sub("\r(?!\n)", "\v", line)
 
+    # A longer field would be cut, and its rest read as rows of their own.
+    csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(given(), delimiter=delimiter, strict=True)
     header = _header(reader, name, delimiter)
     while True:

@@ -813,6 +813,41 @@ Content-Type: text/html
 """
 
 
+def test_a_mailbox_is_not_of_one_encoding(put):
+    head = (
+        "From x\nFrom: me@x.org\nSubject: s\nContent-Type: text/plain; charset=latin-1"
+    )
+    mails = f"{head}\nContent-Transfer-Encoding: 8bit\n\ncafé\n".encode("latin-1")
+    for name in ("a.mbox", "Sent"):
+        assert texts(put(name, mails)) == ["café"]
+
+
+def test_telegrams_ids_may_be_anything(put):
+    one = {"type": "message", "from": "A", "from_id": "u1", "date": "2024-01-01"}
+    messages = [
+        {**one, "id": [1], "text": "x"},
+        {**one, "id": 2, "reply_to_message_id": {"a": 1}, "text": "y"},
+    ]
+    path = put("result.json", json.dumps({"messages": messages}))
+    assert texts(path) == ["x", "y"]
+
+
+def test_a_long_field_is_left_out_whole(put):
+    path = put("a.csv", 'text\n"' + "x\n" * 70000 + '"\nshort\n')
+    assert "line 2: text has 140000 characters" in refused(path)
+    found = read(path, SKIP)
+    assert [entry.target for entry in found.entries] == ["short"]
+    assert found.left_out == {"too long": 1}
+
+
+@pytest.mark.parametrize(
+    "date", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+14:00"]
+)
+def test_a_date_that_its_zone_leads_out_of_all_years_is_refused(put, date):
+    said = refused(put("a.jsonl", [{"text": "x", "date": date}]))
+    assert "line 1: date: " in said
+
+
 def test_a_mailbox(put):
     path = put("sent.mbox", MAIL)
     assert "2 users: me@x.org (1), anna@y.org (1)" in refused(path)

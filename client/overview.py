@@ -96,9 +96,13 @@ def adapter_lines(found: Mapping[str, Any]) -> list[str]:
 def judged(one: Mapping[str, Any]) -> str:
     """How an adapter was trained, and how well it does."""
     more = f" and {one['disliked']} disliked" if one["disliked"] else ""
+    left = one["too_long"]
+    pairs = "pair is" if left == 1 else "pairs are"
+    long = f"; {left} {pairs} longer than the context, left out" if left else ""
     return (
         f"{one['method']} on {one['trained']} pairs{more}; "
         f"NLL {one['nll_before']:.3f} -> {one['nll']:.3f} on the newest {one['held_out']}"
+        f"{long}"
     )
 
 

@@ -32,7 +32,7 @@ from ..common.errors import IdiolectError
 from ..common.evaluation import held_out_nll
 from ..common.files import make_private, private_folder
 from ..common.model_folder import unlike
-from ..common.personal import personalise
+from ..common.personal import fits, fitting, personalise
 from ..common.scoring import generate
 from ..common.tasks.types import Prompt, User
 from . import history, limits
@@ -74,6 +74,8 @@ class Version:
     allowed
         By how much it may lose to the one in use: not at all, unless there are newly
         disliked texts, which that one does not know how to avoid.
+    too_long
+        Number of pairs that were left out since they do not fit into the context.
     shared
         Hash of the shared adapter below it; empty: none.
     origin
@@ -97,6 +99,7 @@ class Version:
     nll_in_use: float | None = None
     nll_against: float | None = None
     allowed: float = 0.0
+    too_long: int = 0
 
     @property
     def accepted(self) -> bool:
@@ -171,14 +174,33 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
 
 
 def _train(vault: Vault, method: str, rate: float) -> Version:
-    user, learnt = split(history.entries(vault))
+    entries = history.entries(vault)
+    split(entries)  # refuses too little before a backbone is loaded
     config = configured(vault, method, rate)
     backbone, zero = reference(config)
+    short = [entry for entry in entries if fits(backbone, entry.item())]
+    _check_enough(short, entries, backbone)
+    user, learnt = split(short)
     shared = latest_shared(vault, backbone, zero)
     (found,) = personalise(backbone, shared, [user], (), method, rate, config)
     if found.lora is None:
         raise IdiolectError(found.error)
-    return adopt(vault, backbone, shared, found.lora, user, learnt, method)
+    too_long = len(entries) - len(short)
+    return adopt(
+        vault, backbone, shared, found.lora, user, learnt, method, too_long=too_long
+    )
+
+
+def _check_enough(
+    short: Sequence[Entry], entries: Sequence[Entry], backbone: Backbone
+) -> None:
+    fit, liked = (sum(entry.liked for entry in some) for some in (short, entries))
+    if fit < FEWEST:
+        raise IdiolectError(
+            f"{fit} of the {liked} liked pairs in the vault fit into the context of "
+            f"{backbone.context} tokens, and training needs {FEWEST}: import shorter ones, "
+            "or allow longer ones by `idiolect settings max-length N`."
+        )
 
 
 def adopt(
@@ -190,10 +212,12 @@ def adopt(
     learnt: Mapping[str, str],
     method: str,
     origin: str = "",
+    too_long: int = 0,
 ) -> Version:
     """Judge a trained adapter on the held-out pairs, keep it, and use it if it holds.
 
-    One of an `origin` that is kept already is not kept twice.
+    One of an `origin` that is kept already is not kept twice. Pairs that do not fit into
+    the context were neither trained on nor judge.
 
     Parameters
     ----------
@@ -201,12 +225,15 @@ def adopt(
         What it was trained on and is judged by, as `split` returned it.
     origin
         What a federated run trained it from (`state.identity`); empty: none did.
+    too_long
+        Pairs that were left out of `user` since they do not fit into the context.
 
     Raises
     ------
     Refusal
         Something that it was trained on has been forgotten meanwhile; it is not kept.
     """
+    user, more = fitting(backbone, user)
     while True:
         if origin and (known := _of_origin(vault, origin)):
             return known
@@ -228,6 +255,7 @@ def adopt(
                 trained=len(user.history),
                 disliked=len(user.disliked) if method == "c-bpo" else 0,
                 held_out=len(user.held_out),
+                too_long=too_long + more,
                 # One that is worse than nothing here is no start for the next training.
                 shared=_keep_shared(
                     vault, backbone, shared, judged["nll_before"] <= judged["nll_bare"]

@@ -262,7 +262,18 @@ def _loaded(
                 f"backbone '{name}' {what.format(len(names))} ({names[0]}): give the "
                 "folder of one complete model with the configuration that belongs to it."
             )
+    _check_finite(name, model)
     return model, tokenizer
+
+
+def _check_finite(name: str, model: Any) -> None:
+    """Refuse weights that are no numbers: every score would be none."""
+    for key, weight in model.named_parameters():
+        if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
+            raise IdiolectError(
+                f"backbone '{name}' has weights that are no finite numbers ({key}): "
+                "download it again, or take dtype=float32 if it was trained in another."
+            )
 
 
 @contextmanager

@@ -205,4 +205,5 @@ def _stamp(moment: datetime) -> float:
     found = moment.timestamp()
     if not math.isfinite(found):
         raise ValueError(f"{moment} is no date")
+    datetime.fromtimestamp(found, UTC)  # raises where its zone leads out of all years
     return found

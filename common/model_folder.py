@@ -85,7 +85,8 @@ def check_folder(name: str, folder: Path) -> str:
     config = _read_json(folder / "config.json")
     for key in ("quantization_config", "compression_config"):
         if config.get(key):
-            method = config[key].get("quant_method", key) if config[key] else key
+            how = config[key]
+            method = how.get("quant_method", key) if isinstance(how, dict) else key
             raise _refused(name, f"its weights are quantised ({method})", UNQUANTISED)
     if (folder / "adapter_config.json").exists():
         raise _refused(
@@ -93,6 +94,7 @@ def check_folder(name: str, folder: Path) -> str:
             "an adapter lies beside its weights (adapter_config.json)",
             "move the adapter into a folder of its own",
         )
+    _check_generation(name, folder)
     _check_shards(name, folder)
     for file in sorted(folder.glob("*.safetensors")):
         _check_weights(name, file)
@@ -126,13 +128,39 @@ def check_family(name: str, folder: Path) -> str:
 
 def _check_pointers(name: str, folder: Path) -> None:
     for file in (f for pattern in PATTERNS for f in sorted(folder.glob(pattern))):
-        with file.open("rb") as stream:
-            if stream.read(len(POINTER)) == POINTER:
-                raise _refused(
-                    name,
-                    f"{file.name} is a Git LFS pointer and not the file itself",
-                    "run `git lfs pull` in the folder, or download the file",
-                )
+        try:
+            with file.open("rb") as stream:
+                start = stream.read(len(POINTER))
+        except OSError as error:
+            raise _refused(
+                name,
+                f"{file.name} cannot be read ({error.strerror})",
+                "check that it is a file, and whose it is",
+            ) from None
+        if start == POINTER:
+            raise _refused(
+                name,
+                f"{file.name} is a Git LFS pointer and not the file itself",
+                "run `git lfs pull` in the folder, or download the file",
+            )
+
+
+def _check_generation(name: str, folder: Path) -> None:
+    """What ends a text is said by tokens; transformers would go on without the file."""
+    file = folder / "generation_config.json"
+    if not file.exists():
+        return
+    try:
+        ends = _read_json(file).get("eos_token_id")
+    except ValueError as error:
+        raise _refused(name, f"{file.name} is no JSON", AGAIN) from error
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and type(end) is not int:
+            raise _refused(
+                name,
+                f"eos_token_id of {file.name} is {end!r:.40} and not a token's number",
+                AGAIN,
+            )
 
 
 def _check_shards(name: str, folder: Path) -> None:

@@ -190,13 +190,13 @@ def fitting(backbone: Backbone, user: User) -> tuple[User, int]:
         The user without such items and rivals, and how many items that were.
     """
 
-    def fits(item: Item) -> bool:
-        return _fits(backbone, item)
+    def fit(item: Item) -> bool:
+        return fits(backbone, item)
 
     def kept(items: Sequence[Item]) -> tuple[Item, ...]:
         return tuple(
-            replace(item, rivals=tuple(filter(fits, item.rivals)))
-            for item in filter(fits, items)
+            replace(item, rivals=tuple(filter(fit, item.rivals)))
+            for item in filter(fit, items)
         )
 
     found = replace(
@@ -212,7 +212,8 @@ def fitting(backbone: Backbone, user: User) -> tuple[User, int]:
     return found, counts[0] - counts[1]
 
 
-def _fits(backbone: Backbone, item: Item) -> bool:
+def fits(backbone: Backbone, item: Item) -> bool:
+    """Whether an item fits into the context, its input cut away if need be."""
     # A text has about as many bytes as tokens at most: short ones need no second look.
     text = f"{item.prompt.before}{item.prompt.after}{item.target}"
     return len(text.encode()) < backbone.context // 2 or backbone.fits(item)
@@ -494,7 +495,7 @@ def not_own(
     if config.unlabeled.kind == "anonymised":
         own_texts = frozenset(item.target for item in offers(user, config))
     others = without_own(unlabeled, user, own_vote, own_texts, floor)
-    others = [entry for entry in others if _fits(backbone, entry.item)]
+    others = [entry for entry in others if fits(backbone, entry.item)]
     return others if voters is None else tempered(others)
 
 
@@ -532,7 +533,7 @@ def _bank_embeddings(backbone: Backbone, bank: tuple[Item, ...]) -> np.ndarray:
 
 def _shortened(backbone: Backbone, item: Item) -> Item:
     """An item of which at least the beginning can be read."""
-    if _fits(backbone, item):
+    if fits(backbone, item):
         return item
     return Item(item.id, Prompt("", ""), item.target[: backbone.context // 4])
 

@@ -165,11 +165,26 @@ _MESSAGE = re.compile(
 )
 # What the app writes in the place of a picture, a call or a message: on iPhones behind a
 # left-to-right mark, elsewhere in brackets.
+_DELETED = (
+    *("this message was deleted", "you deleted this message"),
+    *("diese nachricht wurde gelöscht", "du hast diese nachricht gelöscht"),
+    *("ce message a été supprimé", "vous avez supprimé ce message"),
+    *("se eliminó este mensaje", "eliminaste este mensaje"),
+    *("questo messaggio è stato eliminato", "hai eliminato questo messaggio"),
+    *("mensagem apagada", "essa mensagem foi apagada", "você apagou esta mensagem"),
+    *("dit bericht is verwijderd", "je hebt dit bericht verwijderd"),
+)
+_ATTACHED = (
+    *("file attached", "datei angehängt", "fichier joint", "archivo adjunto"),
+    *("file allegato", "arquivo anexado", "bestand bijgevoegd"),
+)
 _APP = re.compile(
-    "\u200e.*|<[^<>\n]{3,40}>|(?:this message was deleted|you deleted this message)\\.?"
-    "|.{1,200} \\(file attached\\)|null|missed (?:voice|video) call",
+    f"\u200e.*|<[^<>\n]{{3,40}}>|(?:{'|'.join(_DELETED)})\\.?"
+    "|null|missed (?:voice|video) call",
     re.I | re.S,
 )
+# What was written below a picture is the owner's.
+_FILE = re.compile(f"[^\n]{{1,200}} \\((?:{'|'.join(_ATTACHED)})\\)(?:\n|$)", re.I)
 _EDITED = re.compile("\\s*(?:\u200e<[^<>\n]{3,60}>|<This message was edited>)$")
 _WHATSAPP = (
     ("text", "message"),
@@ -192,7 +207,7 @@ def read_whatsapp(lines: Iterator[str], name: str) -> Iterator[Found]:
     for number, date, rest in _messages(lines):
         place = f"{name}, line {number}"
         who, colon, text = rest.partition(": ")
-        text = _EDITED.sub("", text.strip(" \r\n\t"))
+        text = _FILE.sub("", _EDITED.sub("", text.strip(" \r\n\t")), 1)
         if not date:
             yield Left("lines before the first message")
         elif not colon or "\n" in who or not text or _APP.fullmatch(text):
@@ -250,7 +265,7 @@ def read_telegram(export: Any, name: str) -> Iterator[Found]:
 
 
 def _telegram_chat(messages: list[Any], chat: str) -> Iterator[Found]:
-    talk, texts = _Talk(), dict[Any, str]()
+    talk, texts = _Talk(), dict[str, str]()
     for number, message in enumerate(messages, 1):
         place = f"{chat}, message {number}"
         if not isinstance(message, dict):
@@ -271,8 +286,10 @@ def _telegram_chat(messages: list[Any], chat: str) -> Iterator[Found]:
             yield Left("forwarded messages")
         else:
             date = message.get("date_unixtime") or message.get("date")
-            prompt = texts.get(message.get("reply_to_message_id")) or talk.prompt(who)
+            prompt = texts.get(str(message.get("reply_to_message_id"))) or talk.prompt(
+                who
+            )
             called = str(message.get("from") or who)
             yield Row(place, prompt, text, None, date, called, _TELEGRAM, key=who)
         talk.say(who, text)
-        texts[message.get("id")] = text
+        texts[str(message.get("id"))] = text

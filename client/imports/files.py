@@ -36,8 +36,8 @@ def encoding_of(path: Path, given: str = "") -> str:
         with path.open("rb") as stream:
             start = stream.read(4)
         if given:
-            codecs.lookup(given)
-    except LookupError:
+            "a".encode(given)  # `lookup` finds "hex" too, which is none of text
+    except (LookupError, UnicodeError):
         raise IdiolectError(
             f"there is no encoding '{given:.40}': try utf-8, utf-16, cp1252 or latin-1."
         ) from None
@@ -47,6 +47,21 @@ def encoding_of(path: Path, given: str = "") -> str:
     if not given and found == "utf-8" and b"\0" in start:
         found = "utf-16-le" if start[1:2] == b"\0" else "utf-16-be"
     return given or found
+
+
+def begins(path: Path, mark: bytes) -> bool:
+    """Whether a file begins with these bytes.
+
+    Raises
+    ------
+    IdiolectError
+        It cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(mark)) == mark
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def lines_of(path: Path, encoding: str = "") -> Iterator[str]:

@@ -85,6 +85,10 @@ def opened(
     if path.is_dir():
         return _folder(path)
     suffix, name = path.suffix.lower(), path.name
+    if suffix == ".mbox" or files.begins(
+        path, b"From "
+    ):  # of bytes: each mail has its own
+        return MBOX, lambda: mail.read_mbox(path)
     start = next(files.lines_of(path, encoding), "") if suffix != ".json" else ""
 
     def lines() -> Iterator[str]:
@@ -98,8 +102,6 @@ def opened(
         return kind, lambda: tables.read_csv(lines(), name)
     if suffix == ".json":
         return _json(path, encoding)
-    if suffix == ".mbox" or start.startswith("From "):
-        return MBOX, lambda: mail.read_mbox(path)
     if suffix == ".txt" and chats.is_whatsapp("".join(_first(lines(), 5))):
         return WHATSAPP, lambda: chats.read_whatsapp(lines(), name)
     raise _unknown(path)

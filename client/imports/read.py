@@ -208,6 +208,8 @@ class _People:
 
     def listed(self) -> str:
         """The people with the most rows, and how many rows."""
+        if not self.wrote:
+            return "nobody's messages"
         most = self.wrote.most_common(5)
         named = [f"{printable(self.names[key], 40)} ({n})" for key, n in most]
         more = ", …" if len(self.names) > 5 else ""
@@ -290,7 +292,7 @@ class _Reading:
                 continue
             self.read.setdefault(what, {})[column] = None
         self.ignored.update(row.ignored)
-        self.changed.update(set(changed))
+        self.changed.update({*changed, *row.changed})
         if date is None:
             self.undated = self.undated or row.place
         else:

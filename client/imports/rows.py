@@ -33,6 +33,8 @@ class Row:
         What was read: what it was taken for, and the column's name in the file.
     ignored
         Names of the columns that were not read.
+    changed
+        What of it was not read, though its column was.
     key
         Sets apart two people of one name, where the file does; empty: their names do.
     """
@@ -46,6 +48,7 @@ class Row:
     columns: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     key: str = ""
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

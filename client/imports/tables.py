@@ -26,6 +26,7 @@ PEOPLE = (
 CHATS = ("messages", "conversations", "conversation")
 ANSWERING = ("assistant", "gpt", "chatgpt", "bot", "bard", "model")
 ASKING = ("user", "human", "system", "developer", "tool", "function", "observation")
+LONGEST_FIELD = 2**31 - 1
 DELIMITERS = ",;\t|"
 # How data frames and databases write an empty cell in a CSV file.
 NULLS = ("NaN", "nan", "<NA>", "NaT", "NULL", "null", "None")
@@ -75,7 +76,10 @@ def pairs(fields: Mapping[str, Any], place: str) -> list[Row | Bad]:
     read = tuple(row.read.items())
     ignored = tuple(name for name in fields if name not in row.read.values())
     who = None if missing(who) or who == "" else str(who)
-    return [Row(place, *one, date, who, read, ignored) for one in found]
+    changed = tuple(row.changed)
+    return [
+        Row(place, *one, date, who, read, ignored, changed=changed) for one in found
+    ]
 
 
 def _twice(place: str, one: str, other: str) -> Bad:
@@ -93,6 +97,7 @@ class _Columns:
     def __init__(self, fields: Mapping[str, Any], names: Mapping[str, str]) -> None:
         self.fields, self.names = fields, names
         self.read: dict[str, str] = {}
+        self.changed: list[str] = []
 
     def first(self, wanted: Sequence[str], role: str) -> Any:
         """The first column of these that has a value; None: no column has one."""
@@ -123,6 +128,8 @@ def _chat(row: _Columns) -> list[tuple[Any, Any, Any]]:
     if turns is None:
         return []
     prompt, text = answered(turns, row.read["turns"])
+    if _role(turns[-1]) not in ANSWERING:
+        row.changed.append("turns behind the last answer left out")
     return [(prompt, text, row.first(VERDICTS, "liked"))]
 
 
@@ -195,11 +202,15 @@ def _turns(turns: Any, name: str) -> list[tuple[str, str]]:
     for turn in turns:
         if not isinstance(turn, dict):
             raise TextError(f"{name} holds {turn!r:.40}, which is no turn", "no turns")
-        role = str(turn.get("role", turn.get("from"))).casefold()
+        role = _role(turn)
         if role not in (*ANSWERING, *ASKING):
             raise TextError(f"{name} has a turn of {role!r:.40}", "unknown role")
         found.append((role, said(turn.get("content", turn.get("value")), name)))
     return found
+
+
+def _role(turn: Mapping[str, Any]) -> str:
+    return str(turn.get("role", turn.get("from"))).casefold()
 
 
 def said(content: Any, name: str, between: str = "\n") -> str:
@@ -293,6 +304,8 @@ def read_csv(lines: Iterator[str], name: str) -> Iterator[Found]:
         for line in chain([first], lines):
             yield re.sub("\r(?!\n)", "\v", line)
 
+    # A longer field would be cut, and its rest read as rows of their own.
+    csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(given(), delimiter=delimiter, strict=True)
     header = _header(reader, name, delimiter)
     while True:
@@ -343,6 +356,10 @@ def _header(reader: Any, name: str, delimiter: str) -> list[str]:
         raise IdiolectError(
             f"{name}: its lines end with CR alone, which ends no line here: save it with "
             r"\n or \r\n."
+        )
+    if not any(header):
+        raise IdiolectError(
+            f"{name} is empty, or its first line is: begin it with the header."
         )
     keys = [cell.strip().casefold() for cell in header]
     twice = {key for key in keys if keys.count(key) > 1 and key}

@@ -33,6 +33,7 @@ PUBLIC = 4000
 # `Dataset.dropped`.
 LEAKED = "history items equal to a held-out item"
 EMPTY = "history items without text"
+HOLLOW = "questions without text or answer"
 UNASKED = "questions behind the first `held-out`"
 UNKNOWN = "questions of unknown wording, taken whole"
 UNDATED = "histories in file order, since an item has no date"
@@ -481,14 +482,18 @@ def _labelled(records: Sequence[Any], golds: dict[str, Any]) -> list[Any]:
 def _user(record: Any, form: Form, config: Config) -> tuple[User, Counter[str]]:
     """Check one record and split it into history and held-out items."""
     name = _name(record)
+    entries = _entries(record, "query")
+    # Of none that is whole, the first one's fault is named.
+    whole = [n for n, entry in enumerate(entries) if not _is_hollow(entry)]
     queries = [
-        _query(entry, f"query[{index}]", name, form)
-        for index, entry in enumerate(_entries(record, "query"))
+        _query(entries[index], f"query[{index}]", name, form)
+        for index in whole or range(len(entries))
     ]
     if len({item.id for item in queries}) < len(queries):
         raise _BadUserError("duplicate id", "two entries of 'query' have the same id")
     found, removed = _profile(record, name, form)
     held = queries[: config.held_out]
+    removed[HOLLOW] = len(entries) - len(queries)
     removed[UNASKED] = len(queries) - len(held)
     removed[UNKNOWN] = sum(not item.prompt.before for item in held)
     profile = _without(found, held, form)
@@ -572,6 +577,14 @@ def _profile(
 def _is_missing(value: Any) -> bool:
     """Whether a value is none: null, empty, or NaN, as a data frame writes it."""
     return value is None or value == "" or value != value
+
+
+def _is_hollow(question: Any) -> bool:
+    """Whether a question has no text, or no answer."""
+    if not isinstance(question, dict):
+        return _is_missing(question)
+    both = (question.get("input"), question.get("gold"))
+    return any(_is_missing(v) or (isinstance(v, str) and not clean(v)) for v in both)
 
 
 def _filled(entry: Any) -> Any:

@@ -215,6 +215,8 @@ def test_the_last_answer_of_turns_is_the_text(put):
         ("Be short.\n\nHi\n\nYes?\n\nColour?", "Red", True),
         ("A", "B", False),
     ]
+    found = read(put("chat.jsonl", rows))
+    assert found.changed == {"turns behind the last answer left out": 1}
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,8 @@ def test_turns_that_are_none_are_refused(put, turns, sentence):
         ("a.csv", "text,prompt, TEXT\na,b,c\n", "two columns of one name, 'text'"),
         ("a.csv", "text,liked\nNaN,\n", "line 2 has no text"),
         ("a.csv", "text\ra\rb\r", "end with CR alone"),
-        ("a.csv", "", "has no text"),
+        ("a.csv", "", "is empty"),
+        ("a.csv", "\ntext\na\n", "its first line is"),
         ("a.txt", "words", "of no kind that is read"),
         ("a.zip", "PK", "unpack it"),
         ("a.json", "{", "no JSON"),
@@ -354,6 +357,9 @@ def test_another_encoding_is_refused_or_named(put):
     assert texts(path, Asked(encoding="cp1252")) == ["ok", "café"]
     with pytest.raises(IdiolectError, match="no encoding 'klingon': try utf-8"):
         read(path, Asked(encoding="klingon"))
+    for no_text in ("hex", "rot13", "undefined"):  # Python has codecs that make no text
+        with pytest.raises(IdiolectError, match=f"no encoding '{no_text}'"):
+            read(path, Asked(encoding=no_text))
 
 
 @pytest.mark.parametrize(
@@ -704,6 +710,27 @@ def test_whatsapp_from_android(put):
     assert texts(put("chat.txt", GERMAN), Asked(user="Ben")) == ["Danke"]
 
 
+@pytest.mark.parametrize(
+    "notice",
+    [
+        "Diese Nachricht wurde gelöscht.",
+        "Vous avez supprimé ce message",
+        "Eliminaste este mensaje.",
+        "IMG-1.jpg (Datei angehängt)",
+    ],
+)
+def test_whatsapps_own_words_are_left_out_in_other_languages(put, notice):
+    said = f"31.12.23, 21:15 - Anna: {notice}\n31.12.23, 21:16 - Anna: Prost\n"
+    found = read(put("chat.txt", said))
+    assert [entry.target for entry in found.entries] == ["Prost"]
+    assert found.left_out == {"notices, pictures, calls and deleted messages": 1}
+
+
+def test_what_is_written_below_a_picture_is_kept(put):
+    said = "31.12.23, 21:15 - Anna: \u200eIMG-1.jpg (file attached)\nthe lake\n"
+    assert texts(put("chat.txt", said)) == ["the lake"]
+
+
 def test_whatsapp_with_dates_of_two_readings_keeps_the_order_of_the_chat(put):
     path = put("chat.txt", "3/4/24, 10:00 - Anna: one\n2/5/24, 10:00 - Anna: two\n")
     found = read(path)
@@ -784,6 +811,41 @@ Content-Type: text/html
 
 <b>no plain text</b>
 """
+
+
+def test_a_mailbox_is_not_of_one_encoding(put):
+    head = (
+        "From x\nFrom: me@x.org\nSubject: s\nContent-Type: text/plain; charset=latin-1"
+    )
+    mails = f"{head}\nContent-Transfer-Encoding: 8bit\n\ncafé\n".encode("latin-1")
+    for name in ("a.mbox", "Sent"):
+        assert texts(put(name, mails)) == ["café"]
+
+
+def test_telegrams_ids_may_be_anything(put):
+    one = {"type": "message", "from": "A", "from_id": "u1", "date": "2024-01-01"}
+    messages = [
+        {**one, "id": [1], "text": "x"},
+        {**one, "id": 2, "reply_to_message_id": {"a": 1}, "text": "y"},
+    ]
+    path = put("result.json", json.dumps({"messages": messages}))
+    assert texts(path) == ["x", "y"]
+
+
+def test_a_long_field_is_left_out_whole(put):
+    path = put("a.csv", 'text\n"' + "x\n" * 70000 + '"\nshort\n')
+    assert "line 2: text has 140000 characters" in refused(path)
+    found = read(path, SKIP)
+    assert [entry.target for entry in found.entries] == ["short"]
+    assert found.left_out == {"too long": 1}
+
+
+@pytest.mark.parametrize(
+    "date", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+14:00"]
+)
+def test_a_date_that_its_zone_leads_out_of_all_years_is_refused(put, date):
+    said = refused(put("a.jsonl", [{"text": "x", "date": date}]))
+    assert "line 1: date: " in said
 
 
 def test_a_mailbox(put):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from idiolect.client import consent, history, node, owner
+from idiolect.client import consent, history, node, overview, owner
 from idiolect.client.consent import Refusal
 from idiolect.client.device import VaultShelf
 from idiolect.client.history import Entry
@@ -253,6 +253,30 @@ def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, 
     # A task that is sent again brings neither back.
     assert judged(vault, 0.5, 0.5, "another run") == better
     assert owner.active(vault) == good.number
+
+
+def test_what_does_not_fit_into_the_context_is_left_out_and_counted(vault, training):
+    long = [Entry(Prompt("", "long?"), "word " * 700)]
+    history.add(vault, long, "letters")  # the newest, so it would judge
+    version = owner.train(vault)
+    assert (version.trained, version.held_out, version.too_long) == (9, 2, 1)
+    assert version.sources == ("mail", "notes")
+    line = overview.judged(overview.shown(version))
+    assert line.endswith("; 1 pair is longer than the context, left out")
+
+
+def test_what_a_run_trained_is_judged_by_what_fits(vault, scores):
+    history.add(vault, [Entry(Prompt("", "long?"), "word " * 700)], "letters")
+    version = judged(vault, 0.0, 0.5, "spring")
+    assert (version.trained, version.held_out, version.too_long) == (10, 1, 1)
+
+
+def test_too_little_that_fits_is_a_sentence(vault):
+    owner.forget(vault, ["mail"])
+    long = [Entry(Prompt("", f"{i}?"), f"{i} " * 700) for i in range(5)]
+    history.add(vault, long, "letters")
+    with pytest.raises(IdiolectError, match="3 of the 8 liked pairs in the vault fit"):
+        owner.train(vault)
 
 
 def test_what_the_one_in_use_knows_by_heart_does_not_judge(vault, scores):

@@ -528,6 +528,29 @@ def test_one_missing_value_costs_one_item(tmp_path, task, missing, caplog):
     assert f"{lamp.EMPTY}: {damaged}" in caplog.text
 
 
+@pytest.mark.parametrize("part", ["input", "gold"])
+@pytest.mark.parametrize("missing", [None, float("nan"), "", " \u200b "])
+def test_one_hollow_question_of_several_costs_itself_alone(tmp_path, part, missing):
+    form = lamp.FORMS["LaMP-4"]
+    profile = [
+        {"id": f"p{i}", "text": f"article {i}", "title": f"t{i}"} for i in range(8)
+    ]
+    queries = [
+        {"id": f"q{i}", "input": f"{form.question}news {i}", "gold": f"g{i}"}
+        for i in range(3)
+    ]
+    queries[1][part] = missing
+    save(
+        tmp_path / "users.json",
+        [{"user_id": "a", "profile": profile, "query": queries}],
+    )
+    one_rate = {"personalise.learning-rates": "1e-3"}
+    dataset = read(tmp_path, users=1, development=0, held_out=2, **one_rate)
+    (user,) = dataset.users
+    assert [item.target for item in user.held_out] == ["g0", "g2"]
+    assert dataset.dropped == {lamp.HOLLOW: 1}
+
+
 # --- rivals and determinism -----------------------------------------------------------
 
 
@@ -762,10 +785,6 @@ BROKEN = [
     (["query"], None, "missing field", "field 'query' is missing"),
     (["query", 1], 3, "wrong type", "query[1] is no JSON object"),
     (["query", 1, "id"], None, "missing field", "'query[1].id' is missing"),
-    (["query", 1, "input"], None, "missing field", "'query[1].input' is missing"),
-    (["query", 1, "input"], " ", "empty text", "'query[1].input' is empty"),
-    (["query", 1, "gold"], None, "missing gold", "query[1] (id '11') has no gold"),
-    (["query", 1, "gold"], " ", "empty text", "'query[1].gold' is empty"),
     (["query", 1, "id"], "10", "duplicate id", "same id"),
     (["user_id"], 0, "duplicate user", "earlier record has this user"),
 ]
@@ -806,6 +825,26 @@ def test_official_question_without_gold_or_id(tmp_path):
     del questions[2]["id"]
     save(tmp_path / "dev_questions.json", questions)
     assert "record 2: field 'user_id' is missing" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "reason", "sentence"),
+    [
+        ("input", None, "missing field", "'query[0].input' is missing"),
+        ("input", " ", "empty text", "'query[0].input' is empty"),
+        ("gold", None, "missing gold", "query[0] (id '10') has no gold"),
+        ("gold", " ", "empty text", "'query[0].gold' is empty"),
+    ],
+)
+def test_a_user_without_a_whole_question_is_named_or_counted(
+    tmp_path, part, value, reason, sentence
+):
+    records = oppu()
+    for query in records[1]["query"]:
+        query[part] = value
+    save(tmp_path / "my_users.json", records)
+    assert sentence in refused(tmp_path)
+    assert read(tmp_path, skip_bad_users=True).dropped[reason] == 1
 
 
 @pytest.mark.parametrize("value", ["six", 6, 4.5])

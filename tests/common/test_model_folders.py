@@ -524,6 +524,32 @@ def test_a_quantised_folder_is_refused(llama, method):
     refused(llama, f"quantised ({method})", "unquantised model")
 
 
+@pytest.mark.parametrize("said", [[1], True, "yes"])
+def test_a_quantisation_that_says_no_method_is_refused(llama, said):
+    edit(llama, "config.json", quantization_config=said)
+    refused(llama, "quantised (quantization_config)")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused(llama, value):
+    rewrite(llama, lambda t: t["model.norm.weight"][:1].fill_(value))
+    refused(llama, "no finite numbers (model.norm.weight)")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"eos_token_id": "</s>"}', '{"eos_token_id": [2, true]}']
+)
+def test_a_generation_config_that_cannot_be_used_is_refused(llama, text):
+    (llama / "generation_config.json").write_text(text)
+    refused(llama, "generation_config.json")
+
+
+def test_a_folder_in_the_place_of_a_file_is_a_sentence(llama):
+    (llama / "tokenizer.json").unlink()
+    (llama / "tokenizer.json").mkdir()
+    refused(llama, "tokenizer.json cannot be read (Is a directory)")
+
+
 def test_quantised_tensors_are_refused_without_being_declared(llama):
     name = "model.layers.0.mlp.up_proj.weight"
     rewrite(llama, lambda t: t.update({name: (t[name] * 9).to(torch.int8)}))

@@ -678,7 +678,7 @@ def _stored(
     if found is None:
         raise IdiolectError(
             f"user '{user.id}' has no adapter of method '{task.method}' from this run: "
-            "start the run anew, what it left on the node was changed."
+            "start a new run, what it left on the node was changed."
         )
     return found[0]
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...config import Config
+from ...errors import IdiolectError
 from ...seeds import numpy_generator
 from ..types import Dataset, Item, Truth, User
 from .authors import Author, draw_author, draw_style, overlaps
@@ -25,6 +26,8 @@ WORLDS = {world.task.name: world for world in (HEADLINE, TAGGING, RATING)}
 # What a prompt may be used for is a function of its text, so no held-out prompt is in
 # anybody's history, in the public text or in the training text of the tiny backbone.
 PURPOSES = ("history",) * 6 + ("held-out", "public")
+
+MISSES = 10_000  # draws in a row without a new prompt, after which there are none
 
 
 def make(config: Config) -> Dataset:
@@ -113,8 +116,16 @@ def _events(
     """Events with different prompts; fewer of them are a prefix of more."""
     rng = numpy_generator(config.seed, "events", world.task.name, name, wanted)
     events: dict[str, Event] = {}
+    misses = 0
     while len(events) < count:
         event = draw_event(world, rng, wanted)
+        misses = misses + 1 if world.prompt(event).text in events else 0
+        if misses == MISSES:
+            raise IdiolectError(
+                f"task '{world.task.name}' has not much more than {len(events)} different "
+                f"prompts for {wanted}, and {count} are wanted: lower the key that asks "
+                "for them, such as history or held-out."
+            )
         events.setdefault(world.prompt(event).text, event)
     return list(events.values())
 

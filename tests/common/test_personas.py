@@ -365,3 +365,8 @@ def test_more_prompts_than_there_are_is_refused(monkeypatch) -> None:
         IdiolectError, match="'headline' .* 1 different .* 12 are wanted"
     ):
         make(small(history=12))
+
+
+def test_more_items_than_can_be_made_are_refused() -> None:
+    with pytest.raises(IdiolectError, match="'history' is 200000: 8 users .* 1600000 "):
+        make(small(history=200_000, users=6))

@@ -27,6 +27,7 @@ WORLDS = {world.task.name: world for world in (HEADLINE, TAGGING, RATING)}
 # anybody's history, in the public text or in the training text of the tiny backbone.
 PURPOSES = ("history",) * 6 + ("held-out", "public")
 
+MOST = 1_000_000  # items of all users together: more take minutes to make
 MISSES = 10_000  # draws in a row without a new prompt, after which there are none
 
 
@@ -41,6 +42,13 @@ def make(config: Config) -> Dataset:
         of public items, each by an author of its own who is drawn like the users.
     """
     world = WORLDS[config.task]
+    people = config.users + config.development_users
+    if people * config.history > MOST:
+        raise IdiolectError(
+            f"'history' is {config.history}: {people} users would have "
+            f"{people * config.history} items, and at most {MOST} are made; lower "
+            "history, users or development-users."
+        )
     users = _authors(world, config, "persona-{:03d}", config.users)
     development = _authors(world, config, "dev-{:03d}", config.development_users)
     public = _authors(world, config, "public-{:05d}", config.unlabeled.bank)

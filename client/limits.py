@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ..common.command import out_of_memory
 from ..common.errors import IdiolectError
 from .consent import Refusal
 
@@ -170,10 +171,3 @@ def time_limit(settings: Mapping[str, str]) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was refused."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    )

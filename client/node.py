@@ -200,7 +200,10 @@ def node_key(vault: Vault) -> ec.EllipticCurvePrivateKey:
         vault.put("state", [Record("node-key", body)], DEVICE)
     key = load_pem_private_key(body, None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise IdiolectError("the vault's node key is of an unknown kind: join anew.")
+        raise IdiolectError(
+            "the vault's node key is of an unknown kind: `idiolect leave`, then "
+            "`idiolect node join INVITATION`, makes a new one."
+        )
     return key
 
 

@@ -512,7 +512,7 @@ def _read_shared(vault: Vault, digest: str) -> Lora:
     if body is None:
         raise IdiolectError(
             f"the shared adapter {digest[:12]} is missing from the vault, and what was "
-            "trained on it cannot be used: train anew by `idiolect personalize`."
+            "trained on it cannot be used: train a new one by `idiolect personalize`."
         )
     return parse_lora(body)[0]
 

@@ -31,6 +31,7 @@ from flwr.app import RecordDict
 from ..common import evaluation, personal
 from ..common.adapters import Lora, hash_lora, zero_shared
 from ..common.backbone import Backbone, load_backbone
+from ..common.command import out_of_memory
 from ..common.config import SETLESS, UNTRAINED, Config, LoraShape
 from ..common.errors import IdiolectError
 from ..common.manifest import ManifestError, accept
@@ -71,7 +72,6 @@ from ..common.unlabeled import Unlabeled, fingerprint
 from ..common.wire import coded_shapes, decode, update_codes
 from . import state
 from .consent import Refusal
-from .limits import out_of_memory
 from .state import Shelf
 
 LOG = logging.getLogger("flwr")
@@ -678,7 +678,7 @@ def _stored(
     if found is None:
         raise IdiolectError(
             f"user '{user.id}' has no adapter of method '{task.method}' from this run: "
-            "start the run anew, what it left on the node was changed."
+            "start a new run, what it left on the node was changed."
         )
     return found[0]
 

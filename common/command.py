@@ -85,6 +85,7 @@ def carry_out(
     make_encodable()
     given = sys.argv[1:] if arguments is None else list(arguments)
     folder: list[Path] = []
+    short = False
     if arguments is None:
         guard_process(lambda error: _defect(error, folder, quote))
     try:
@@ -97,14 +98,19 @@ def carry_out(
             code, text = INTERRUPTED, str(error) or "interrupted: start it again."
         except IdiolectError as error:
             code, text = code_of(error, WRONG), str(error)
+            short = _short_of_memory(error)
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _unread():
                 raise
             code, text = refusal(error) or (DEFECT, _defect(error, folder, quote))
+            short = _short_of_memory(error)
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
-        return complain(text, code, "--json" in given)
+        complain(text, code, "--json" in given)
+        if short and arguments is None:
+            _end_now(code)
+        return code
     except BrokenPipeError:
         return _forget_output()
     except SystemExit as error:  # rich ends a process whose output nobody reads with 1
@@ -157,6 +163,33 @@ def refusal(error: Exception) -> tuple[int, str] | None:
         what = error.strerror or type(error).__name__
         return WRONG, f"{what}{where}: {REFUSED[error.errno]}, and start it again."
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was refused."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)  # torch's, too
+        and ("allocate memory" in str(error) or "out of memory" in str(error))
+    )
+
+
+def _short_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, says that memory was refused."""
+    seen: BaseException | None = error
+    while seen is not None and not out_of_memory(seen):
+        seen = seen.__cause__
+    return seen is not None
+
+
+def _end_now(code: int) -> NoReturn:
+    """End this process without the interpreter's tidying up.
+
+    A thread of a library that was refused memory can wait for a lock for ever, and the
+    interpreter waits for it at its end. Everything of ours is closed by then.
+    """
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    os._exit(code)
 
 
 def _defect(error: BaseException, folder: Sequence[Path], quote: bool) -> str:

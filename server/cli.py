@@ -392,7 +392,7 @@ def _nodes_revoke(options: argparse.Namespace) -> int:
     from .deploy import revoke_node
 
     number = revoke_node(_at(options), options.node)
-    tell(f"node {number} is let in no more; its key cannot return, a new one can")
+    tell(f"node {number} is revoked; its key cannot return, a new one can")
     return 0
 
 

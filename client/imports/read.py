@@ -411,7 +411,7 @@ class _Reading:
         """Say what the order is by."""
         if entries[0].written is None:
             end = "first" if newest_first else "last"
-            why = self.file_order or "it has no dates; --newest-first turns it round"
+            why = self.file_order or "it has no dates; --newest-first reverses it"
             return f"the file's, its {end} row taken as the newest ({why})"
         days = [
             datetime.fromtimestamp(e.written or 0, UTC).strftime("%Y-%m-%d")

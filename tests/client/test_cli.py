@@ -207,7 +207,7 @@ def test_import_counts_and_a_dry_run_changes_nothing(place, persona, run, asked)
         "read": {"text": ["target"], "prompt": ["prompt"]},
         "ignored": {},
         "order": "the file's, its last row taken as the newest (it has no dates; "
-        "--newest-first turns it round)",
+        "--newest-first reverses it)",
         "left_out": {},
         "changed": {},
     }

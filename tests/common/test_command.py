@@ -205,6 +205,22 @@ def test_a_threads_error_is_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("error", ["MemoryError()", "IdiolectError('no: more.')"])
+def test_what_lacks_memory_waits_for_no_thread(tmp_path, error):
+    # A library's thread that was refused memory can wait for ever.
+    body = (
+        "import threading\n    from idiolect.common.errors import IdiolectError\n"
+        "    threading.Thread(target=threading.Event().wait).start()\n"
+        "    tell('up')\n"
+        f"    raise {error} from RuntimeError('cannot allocate memory')"
+    )
+    done = subprocess.run(
+        program(tmp_path, body), capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (2, "up\n")
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
 def test_ctrl_c_is_one_line(tmp_path):
     body = "tell('up'); time.sleep(60)"
     process = subprocess.Popen(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from idiolect.common.config import Config, Persona, parse
+from idiolect.common.errors import IdiolectError
 from idiolect.common.tasks import personas
 from idiolect.common.tasks.personas import WORLDS, authors, make, score_style
 from idiolect.common.tasks.personas.headline import HEADLINE
@@ -354,3 +355,18 @@ def test_default_run_is_made_quickly() -> None:
     start = time.process_time()
     personas.make(parse({}))
     assert time.process_time() - start < 5
+
+
+def test_more_prompts_than_there_are_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(personas, "MISSES", 50)
+    event = HEADLINE.draw(np.random.default_rng(0))
+    monkeypatch.setattr(personas, "draw_event", lambda *_: event)
+    with pytest.raises(
+        IdiolectError, match="'headline' .* 1 different .* 12 are wanted"
+    ):
+        make(small(history=12))
+
+
+def test_more_items_than_can_be_made_are_refused() -> None:
+    with pytest.raises(IdiolectError, match="'history' is 200000: 8 users .* 1600000 "):
+        make(small(history=200_000, users=6))

@@ -266,7 +266,7 @@ def test_a_device_has_the_name_it_was_given_until_it_is_revoked(
         ["2", "-", "offline", "2026-11-28", "23:10"],
     ]
     assert main(["nodes", "revoke", "desk", *at]) == 0
-    assert "node 1 is let in no more" in capsys.readouterr().out
+    assert "node 1 is revoked" in capsys.readouterr().out
     # The name is free now; what it names is the new device.
     assert main(["nodes", "add", line_of_a_device(), "--label", "desk", *at]) == 0
     assert main(["nodes", "revoke", "desk", *at]) == 0

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...config import Config
+from ...errors import IdiolectError
 from ...seeds import numpy_generator
 from ..types import Dataset, Item, Truth, User
 from .authors import Author, draw_author, draw_style, overlaps
@@ -26,6 +27,9 @@ WORLDS = {world.task.name: world for world in (HEADLINE, TAGGING, RATING)}
 # anybody's history, in the public text or in the training text of the tiny backbone.
 PURPOSES = ("history",) * 6 + ("held-out", "public")
 
+MOST = 1_000_000  # items of all users together: more take minutes to make
+MISSES = 10_000  # draws in a row without a new prompt, after which there are none
+
 
 def make(config: Config) -> Dataset:
     """Make the users of a run.
@@ -38,6 +42,13 @@ def make(config: Config) -> Dataset:
         of public items, each by an author of its own who is drawn like the users.
     """
     world = WORLDS[config.task]
+    people = config.users + config.development_users
+    if people * config.history > MOST:
+        raise IdiolectError(
+            f"'history' is {config.history}: {people} users would have "
+            f"{people * config.history} items, and at most {MOST} are made; lower "
+            "history, users or development-users."
+        )
     users = _authors(world, config, "persona-{:03d}", config.users)
     development = _authors(world, config, "dev-{:03d}", config.development_users)
     public = _authors(world, config, "public-{:05d}", config.unlabeled.bank)
@@ -113,8 +124,16 @@ def _events(
     """Events with different prompts; fewer of them are a prefix of more."""
     rng = numpy_generator(config.seed, "events", world.task.name, name, wanted)
     events: dict[str, Event] = {}
+    misses = 0
     while len(events) < count:
         event = draw_event(world, rng, wanted)
+        misses = misses + 1 if world.prompt(event).text in events else 0
+        if misses == MISSES:
+            raise IdiolectError(
+                f"task '{world.task.name}' has not much more than {len(events)} different "
+                f"prompts for {wanted}, and {count} are wanted: lower the key that asks "
+                "for them, such as history or held-out."
+            )
         events.setdefault(world.prompt(event).text, event)
     return list(events.values())
 

@@ -279,6 +279,7 @@ def _keys(options: argparse.Namespace) -> int:
     tell(f"keys are in {invitation.parent}")
     tell(f"give every device {invitation}")
     tell(f"which says that the server is at {':'.join(map(str, where))}")
+    tell("next: `idiolect-server serve`, with the same --at if you gave one")
     return 0
 
 

@@ -943,6 +943,11 @@ def handed(folder: Path, name: str) -> Handed:
     notes = {file.stem: file for file in (folder / HANDED).glob("*.json")}
     if name == "latest" and notes:
         name = max(notes, key=lambda one: notes[one].stat().st_mtime)
+    if not notes:
+        raise IdiolectError(
+            f"no run was handed to the server in {folder} yet: `idiolect-server run APP` "
+            "starts one."
+        )
     if name not in notes:
         raise IdiolectError(
             f"no run '{printable(name, 100)}' was handed to the server in {folder}: "

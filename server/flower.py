@@ -33,7 +33,18 @@ def free_port() -> int:
 def flwr(
     arguments: Sequence[str], environment: Mapping[str, str]
 ) -> tuple[dict[str, Any], str]:
-    """Run a `flwr` command that answers in JSON; return the answer, or why it failed."""
+    """Run a `flwr` command that answers in JSON; return the answer, or why it failed.
+
+    Raises
+    ------
+    IdiolectError
+        There is no such command.
+    """
+    if not (BIN / "flwr").is_file():
+        raise IdiolectError(
+            f"Flower's command is not installed ({BIN / 'flwr'}): `pip install "
+            "'idiolect[server]'` into this environment."
+        )
     done = subprocess.run(
         [str(BIN / "flwr"), *arguments, "--format", "json"],
         env=dict(environment),

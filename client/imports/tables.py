@@ -237,6 +237,9 @@ def said(content: Any, name: str, between: str = "\n") -> str:
 # --- JSON ------------------------------------------------------------------------------
 
 
+AS_JSON = "call the file .json, since .jsonl has one object a line"
+
+
 def read_jsonl(lines: Iterator[str], name: str) -> Iterator[Found]:
     """Rows of a file with one JSON object a line."""
     for number, line in enumerate(lines, 1):
@@ -249,7 +252,10 @@ def read_jsonl(lines: Iterator[str], name: str) -> Iterator[Found]:
             yield Bad(place, str(error), error.reason, "rename or remove one")
             continue
         except (ValueError, RecursionError) as error:
-            yield Bad(place, f"is no JSON ({error})", "no JSON")
+            if number == 1 and line.lstrip().startswith("["):
+                yield Bad(place, "begins one JSON list", "no JSON", AS_JSON)
+            else:
+                yield Bad(place, f"is no JSON ({error})", "no JSON")
             continue
         if not isinstance(fields, dict):
             yield Bad(place, "is no JSON object", "no JSON object")

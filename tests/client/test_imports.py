@@ -238,7 +238,8 @@ def test_turns_that_are_none_are_refused(put, turns, sentence):
     [
         ("a.jsonl", '{"target": "x"}\n{"target": \n', "line 2 is no JSON"),
         ("a.jsonl", '["x"]\n', "line 1 is no JSON object"),
-        ("a.jsonl", "[" * 100_000, "line 1 is no JSON"),
+        ("a.jsonl", "{" * 100_000, "line 1 is no JSON"),
+        ("a.jsonl", "[" * 100_000, "line 1 begins one JSON list"),
         ("a.jsonl", '{"prompt": "x"}\n', "line 1 has no text: it needs one of target"),
         ("a.jsonl", '{"target": " \\u0007"}\n', "line 1 has an empty target"),
         ("a.jsonl", '{"target": null}\n', "line 1 has no target"),
@@ -273,6 +274,7 @@ def test_turns_that_are_none_are_refused(put, turns, sentence):
         ("a.json", '[{"text": "x", "text": "y"}]', "record 1 has two columns"),
         ("a.json", "[]", "nothing to import"),
         ("a.json", "[3]", "record 1 is no JSON object"),
+        ("a.jsonl", '[{"text": "x"},\n{"text": "y"}]\n', "call the file .json"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(put, name, text, sentence):

@@ -876,14 +876,14 @@ def _watch(
         Where in the run's events to begin, and how many of them are not news.
     """
     environment = _running(folder)
-    log = folder / "server.log"  # a ServerApp that was refused says why there
-    ask = partial(check_status, log, identity, environment)
+    # A ServerApp that was refused says why in the server's log.
+    ask = partial(check_status, plan.log, identity, environment)
     up = partial(results.is_locked, folder)
     offset, known = place
     mark = environment[processes.VARIABLE]
     try:
         with Display(console) as display:
-            events = follow(plan, offset, up, mark, ask, log)
+            events = follow(plan, offset, up, mark, ask)
             for number, event in enumerate(events):
                 if number >= known or event["event"] == "warning":
                     display.show(event)
@@ -979,7 +979,7 @@ def attach(folder: Path, name: str, console: Console) -> dict[str, Any]:
     if run.folder.exists() and not results.is_locked(run.folder):
         return _ended(run.folder)
     console.print(f"run {name} goes on; Ctrl-C leaves it so", markup=False)
-    plan = Plan(Path(), configuration.Config(), run.folder, 0)
+    plan = Plan(Path(), configuration.Config(), run.folder, 0, folder / "server.log")
     offset = _last_start(plan.metrics)
     seen, _ = results.read_events(plan.metrics, offset)
     return _watch(folder, plan, run.identity, console, (offset, len(seen) - 1))

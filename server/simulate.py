@@ -506,7 +506,6 @@ def follow(
     up: Callable[[], bool],
     mark: str,
     ask: Callable[[], None] = lambda: None,
-    log: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the run's events as they are written, until it has finished.
 
@@ -521,8 +520,6 @@ def follow(
     ask
         Called now and then while the run has not written anything; raises if it knows
         that nothing will come.
-    log
-        Where its output is; None: where `simulate` puts it.
 
     Raises
     ------
@@ -547,7 +544,7 @@ def follow(
             begun = (plan.folder / "config.toml").is_file()
             again = f"go on with -c resume={plan.folder.name}"
             raise IdiolectError(
-                f"the run ended without a word: see the end of {log or plan.log}, and "
+                f"the run ended without a word: see the end of {plan.log}, and "
                 f"{again if begun else 'give the same command again'}."
             )
         if not pid and time.monotonic() - asked > SILENT_SECONDS:

@@ -48,11 +48,8 @@ clean:
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[server,simulation]'
 	touch $@
 
-# Type checkers can't follow an editable install: .venv/types spells the packages out.
 .venv/.installed-dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[server,simulation,dev]'
-	mkdir -p .venv/types/idiolect
-	cd .venv/types/idiolect && ln -sfn ../../../client ../../../common ../../../server .
 	touch $@ .venv/.installed
 
 # The last release with a BCOTrainer, for the one peer that asks for it.

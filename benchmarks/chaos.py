@@ -23,19 +23,20 @@ from typing import Any
 
 from fleet import Fleet, write_part
 
-from idiolect.client import consent, owner, state
-from idiolect.client.device import VaultShelf
-from idiolect.client.history import entries
-from idiolect.client.vault import Passphrase, Vault
+from idiolect.client.node import state
+from idiolect.client.node.device import VaultShelf
+from idiolect.client.owner import consent, owner
+from idiolect.client.owner.history import entries
+from idiolect.client.owner.vault import Passphrase, Vault
 
 DEVICES = 2
 # Victim -> (words of its command line, whose it is).
 VICTIMS = {
-    "device": ("idiolect.client.node", "device0"),
+    "device": ("idiolect.client.node.worker", "device0"),
     "ServerApp": ("flwr-serverapp", "server"),
-    "SuperLink": ("idiolect.server.link superlink", "server"),
-    "SuperExec": ("idiolect.server.link superexec", "server"),
-    "entrance": ("idiolect.server.front", "server"),
+    "SuperLink": ("idiolect.server.deploy.link superlink", "server"),
+    "SuperExec": ("idiolect.server.deploy.link superexec", "server"),
+    "entrance": ("idiolect.server.deploy.front", "server"),
 }
 # A device that is killed while its answer is at the server in part, not after a delay.
 UPLOADING, UPLOADS = "device, uploading", 2

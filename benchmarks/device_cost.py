@@ -28,13 +28,14 @@ def device() -> None:
     """Personalise one user in this process and print when the first step was taken."""
     from one_user import METHOD, RATE, memory
 
-    from idiolect.common import personal, training
-    from idiolect.common.adapters import zero_shared
-    from idiolect.common.backbone import load_backbone
     from idiolect.common.config import parse
-    from idiolect.common.tasks.load import load_dataset
-    from idiolect.common.tasks.types import Item
-    from idiolect.common.unlabeled import Unlabeled
+    from idiolect.common.data.load import load_dataset
+    from idiolect.common.data.types import Item
+    from idiolect.common.engine import training
+    from idiolect.common.engine.adapters import zero_shared
+    from idiolect.common.engine.backbone import load_backbone
+    from idiolect.common.methods import personal
+    from idiolect.common.unlabeled.sets import Unlabeled
 
     keys: dict[str, Any] = {"users": 1, "development-users": 0, "history": 64}
     keys |= {"unlabeled.kind": "public", "personalise.learning-rates": str(RATE)}

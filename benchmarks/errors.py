@@ -20,10 +20,10 @@ from pathlib import Path
 from unittest import mock
 
 from idiolect.client import cli as device
-from idiolect.client.history import Entry, add
-from idiolect.client.vault import RandomKey, Vault
+from idiolect.client.owner.history import Entry, add
+from idiolect.client.owner.vault import RandomKey, Vault
+from idiolect.common.data.types import Prompt
 from idiolect.common.errors import DefectError
-from idiolect.common.tasks.types import Prompt
 from idiolect.server import cli as server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,8 +63,8 @@ class Case:
 LAMP = str(ROOT / "simulations" / "lamp")
 SELF = "-c task=text -c personalise.learning-rates=1e-3 -c unlabeled.kind=self"
 NEW = "vault init --vault new.db --passphrase-file phrase"
-OWNER = "idiolect.client.owner:train"
-SHOW = "idiolect.server.results:load"
+OWNER = "idiolect.client.owner.owner:train"
+SHOW = "idiolect.server.run.results:load"
 
 OF_DEVICE = (
     # the command line
@@ -203,7 +203,7 @@ OF_SERVER = (
         "met a defect",
         70,
         failing=(
-            "idiolect.server.simulate:simulate",
+            "idiolect.server.simulate.launch:simulate",
             DefectError(
                 "the run met a defect of idiolect: see the log, and report it."
             ),
@@ -277,7 +277,7 @@ def provoke(case: Case, folder: Path) -> tuple[int, str]:
         contextlib.redirect_stderr(said),
     ):
         if not case.locked:
-            patch = mock.patch("idiolect.client.unlock.unlock", lambda *_: KEY)
+            patch = mock.patch("idiolect.client.owner.unlock.unlock", lambda *_: KEY)
             stack.enter_context(patch)
         if case.failing:
             place, error = case.failing

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from idiolect.common.config import parse
-from idiolect.common.tasks.load import load_dataset
+from idiolect.common.data.load import load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

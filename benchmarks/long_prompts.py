@@ -44,9 +44,9 @@ def write_model(folder: str) -> None:
 
 def ours(backbone: Any, rows: list[Any]) -> None:
     """One step of C-BPO: half of the rows are the user's."""
-    from idiolect.common.adapters import new_lora, zero_shared
     from idiolect.common.config import LoraShape
-    from idiolect.common.training import Example, Lesson, Recipe, train
+    from idiolect.common.engine.adapters import new_lora, zero_shared
+    from idiolect.common.engine.training import Example, Lesson, Recipe, train
 
     shape = LoraShape()
     examples = [Example(row, -100.0) for row in rows]
@@ -75,7 +75,7 @@ def measure(who: str, folder: str, prompt: int, completion: int) -> dict[str, fl
     """Seconds and bytes of one step."""
     import torch
 
-    from idiolect.common.backbone import Encoded, load_backbone
+    from idiolect.common.engine.backbone import Encoded, load_backbone
 
     backbone = load_backbone(folder, "float32", "cpu", 2048)
     first_pass(backbone)

@@ -273,9 +273,9 @@ def be(mode: str, vault_file: Path) -> None:
     )
     from flwr.supernode.fleet_http_connection import http_request_response
 
-    from idiolect.client.device import Device
-    from idiolect.client.node import joined, node_key
-    from idiolect.client.vault import Passphrase, Vault
+    from idiolect.client.node.device import Device
+    from idiolect.client.node.membership import joined, node_key
+    from idiolect.client.owner.vault import Passphrase, Vault
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Flower's client ends itself by it
@@ -327,7 +327,7 @@ class Watch(threading.Thread):
     VICTIMS = {  # noqa: RUF012
         "ServerApp": "flwr-serverapp",
         "SuperLink": "flower-superlink",
-        "entrance": "idiolect.server.front",
+        "entrance": "idiolect.server.deploy.front",
     }
 
     def __init__(self, fleet: Fleet) -> None:

@@ -27,8 +27,8 @@ from report import medians, printed, save
 from shapes import linears
 from transformers import AutoConfig
 
-from idiolect.common.backbone import locate
 from idiolect.common.config import LoraShape
+from idiolect.common.engine.backbone import locate
 
 GPU = torch.cuda.is_available()
 SIZES = (1, 4, 16) if GPU else (1, 2, 4, 8, 16)
@@ -39,8 +39,8 @@ Row = dict[str, float]
 
 def measure(sizes: list[int], users: int, backbone_name: str) -> list[tuple[int, Row]]:
     """Train all users in groups of each size: users per minute and bytes, in turn."""
-    from idiolect.common import personal
-    from idiolect.server.study import groups
+    from idiolect.common.methods import personal
+    from idiolect.server.study.study import groups
 
     config, backbone, shared, everybody, unlabeled = world(backbone_name, users, DTYPE)
     for user in everybody:  # the reference scores

@@ -28,7 +28,7 @@ ROUNDS, BATCH, EPOCHS = 4, 8, 3
 def write_users(folder: Path, count: int) -> None:
     """Write one file of (prompt, target) pairs per user."""
     from idiolect.common.config import parse
-    from idiolect.common.tasks.load import load_dataset
+    from idiolect.common.data.load import load_dataset
 
     config = parse(
         {"users": count, "development-users": 0, "personalise.learning-rates": "3e-3"}
@@ -46,8 +46,8 @@ def model_and_rows(folder: str, node: int, part: str) -> tuple[Any, list[Any]]:
     """Load the backbone, wrap it, and encode one user's text."""
     from peft import LoraConfig, get_peft_model
 
-    from idiolect.common.backbone import load_backbone
-    from idiolect.common.tasks.types import Item, Prompt
+    from idiolect.common.data.types import Item, Prompt
+    from idiolect.common.engine.backbone import load_backbone
 
     load_backbone.cache_clear()  # a naive app keeps nothing between messages
     backbone = load_backbone("tiny", "float32", "cpu", 512)

@@ -49,11 +49,11 @@ SHARES = {
 
 def world(backbone_name: str, users: int, dtype: str = "float32") -> tuple[Any, ...]:
     """Load the backbone, and make users, a zero shared adapter and the unlabeled set."""
-    from idiolect.common.adapters import zero_shared
-    from idiolect.common.backbone import load_backbone
     from idiolect.common.config import parse
-    from idiolect.common.tasks.load import load_dataset
-    from idiolect.server.study import unlabeled_set
+    from idiolect.common.data.load import load_dataset
+    from idiolect.common.engine.adapters import zero_shared
+    from idiolect.common.engine.backbone import load_backbone
+    from idiolect.server.study.study import unlabeled_set
 
     keys = {"users": users, "development-users": 0, "backbone": backbone_name}
     keys |= {"dtype": dtype}
@@ -71,7 +71,7 @@ def world(backbone_name: str, users: int, dtype: str = "float32") -> tuple[Any, 
 
 def prepared(backbone_name: str, dtype: str = "float32") -> tuple[Any, ...]:
     """Make one user with a history of 32 and 32 unlabeled items, and encode them."""
-    from idiolect.common import personal
+    from idiolect.common.methods import personal
 
     config, backbone, shared, users, unlabeled = world(backbone_name, 8, dtype)
     material = personal._material(backbone, shared, users[0], unlabeled, config)
@@ -80,7 +80,7 @@ def prepared(backbone_name: str, dtype: str = "float32") -> tuple[Any, ...]:
 
 def ours(backbone_name: str, peer: str) -> Callable[[], object]:
     """One user with this engine, as a device does it."""
-    from idiolect.common import personal
+    from idiolect.common.methods import personal
 
     config, backbone, shared, user, unlabeled, _ = prepared(backbone_name)
     if peer == "small":
@@ -247,8 +247,9 @@ def shares(backbone_name: str) -> dict[str, Any]:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from idiolect.common import personal, training
-    from idiolect.common.adapters import new_lora
+    from idiolect.common.engine import training
+    from idiolect.common.engine.adapters import new_lora
+    from idiolect.common.methods import personal
 
     torch.set_num_threads(1)
     config, backbone, shared, user, _, material = prepared(backbone_name)

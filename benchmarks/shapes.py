@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
-from idiolect.common.backbone import TINY, projections
+from idiolect.common.engine.backbone import TINY, projections
 
 # Hidden size, layers, heads, heads of keys and values, feed-forward size.
 SHAPES = {

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from idiolect.client import history
-from idiolect.client.history import Entry
-from idiolect.client.vault import RandomKey, Source, Vault
-from idiolect.common.tasks.types import Prompt
+from idiolect.client.owner import history
+from idiolect.client.owner.history import Entry
+from idiolect.client.owner.vault import RandomKey, Source, Vault
+from idiolect.common.data.types import Prompt
 
 CANARY = "canary-of-more-than-thirty-two-characters"
 

@@ -16,11 +16,11 @@ from report import save
 from shapes import linears, shape
 from transformers import AutoConfig
 
-from idiolect.common.backbone import TINY
 from idiolect.common.config import flatten, parse
-from idiolect.common.protocol import AdaptReply, AdaptTask, pack
-from idiolect.common.signed import make_part, part_names, seal_task
-from idiolect.common.wire import encode, update_codes
+from idiolect.common.engine.backbone import TINY
+from idiolect.common.protocol.messages import AdaptReply, AdaptTask, pack
+from idiolect.common.protocol.signed import make_part, part_names, seal_task
+from idiolect.common.protocol.wire import encode, update_codes
 
 RANK = 8
 # 14 query heads share 2 heads of keys and values.

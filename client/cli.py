@@ -21,10 +21,10 @@ from ..common.files import home, write_new
 from ..common.text import printable, tell, tell_json
 
 if TYPE_CHECKING:
-    from .consent import Sent
-    from .history import Entry
-    from .owner import Version
-    from .vault import Vault
+    from .owner.consent import Sent
+    from .owner.history import Entry
+    from .owner.owner import Version
+    from .owner.vault import Vault
 
 # Imported by the functions that need them: `--help` must not wait for torch.
 
@@ -297,8 +297,8 @@ def _add_server(commands: Any) -> None:
 
 
 def _open(options: argparse.Namespace, trusting: bool = False) -> "Vault":
-    from .unlock import unlock
-    from .vault import Vault, is_there
+    from .owner.unlock import unlock
+    from .owner.vault import Vault, is_there
 
     if not is_there(options.vault):
         raise IdiolectError(
@@ -348,7 +348,7 @@ def _private(given: str | None, what: str, rest: bool = True) -> str:
     if sys.stdin.isatty():
         tell(f"{what} (one line):", sys.stderr)
         rest = False
-    from .history import LONGEST
+    from .owner.history import LONGEST
 
     try:
         text = sys.stdin.read(LONGEST + 1) if rest else sys.stdin.readline(LONGEST + 1)
@@ -366,9 +366,9 @@ def _private(given: str | None, what: str, rest: bool = True) -> str:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from .consent import SETTINGS, check_setting, choose
-    from .unlock import forget_keyring_entry, new_keyring_entry, new_passphrase
-    from .vault import Vault, is_there
+    from .owner.consent import SETTINGS, check_setting, choose
+    from .owner.unlock import forget_keyring_entry, new_keyring_entry, new_passphrase
+    from .owner.vault import Vault, is_there
 
     if is_there(options.vault):
         raise IdiolectError(
@@ -384,7 +384,7 @@ def _init(options: argparse.Namespace) -> int:
     else:
         key = new_passphrase(options.passphrase_file, options.weak)
     try:
-        from .owner import check_loads
+        from .owner.owner import check_loads
 
         check_loads(SETTINGS | chosen)  # before there is a vault that needs it
         with Vault.create(options.vault, key) as vault:
@@ -414,8 +414,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _rewrap(options: argparse.Namespace) -> int:
-    from .unlock import forget_keyring_entry, new_passphrase
-    from .vault import ErasureError
+    from .owner.unlock import forget_keyring_entry, new_passphrase
+    from .owner.vault import ErasureError
 
     with _open(options) as vault:
         key = new_passphrase(options.new_passphrase_file, options.weak)
@@ -451,8 +451,8 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from . import history
     from .imports.read import Asked, read, report
+    from .owner import history
 
     source = history.source_name(options.source or options.file.resolve().name)
     asked = Asked(
@@ -490,7 +490,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from .history import entries
+    from .owner.history import entries
 
     word = _private(options.search, "text to search for").casefold()
     with _open(options) as vault:
@@ -526,7 +526,7 @@ def _plain(entry: "Entry") -> dict[str, Any]:
 
 
 def _sources(options: argparse.Namespace) -> int:
-    from .history import entries
+    from .owner.history import entries
 
     counts: dict[str, int] = {}
     with _open(options) as vault:
@@ -537,7 +537,7 @@ def _sources(options: argparse.Namespace) -> int:
 
 
 def _export_history(options: argparse.Namespace) -> int:
-    from .history import entries
+    from .owner.history import entries
 
     with _open(options) as vault:
         lines = [json.dumps(_plain(entry)) for entry in entries(vault)]
@@ -552,8 +552,8 @@ def _export_history(options: argparse.Namespace) -> int:
 
 
 def _feedback(options: argparse.Namespace) -> int:
-    from ..common.tasks.types import Prompt
-    from .history import Entry, clean, find, judge
+    from ..common.data.types import Prompt
+    from .owner.history import Entry, clean, find, judge
 
     if bool(options.id) == bool(options.text):
         raise IdiolectError("say what it is about: an ID, or a new pair by --text.")
@@ -577,7 +577,7 @@ def _forget(options: argparse.Namespace) -> int:
     if options.everything:
         return _forget_everything(options)
     with _open(options) as vault:
-        from . import owner
+        from .owner import owner
 
         used = owner.active(vault)
         count, stale = owner.forget(vault, options.source, options.ids)
@@ -611,11 +611,11 @@ def _sure(options: argparse.Namespace, what: str) -> None:
 
 
 def _forget_everything(options: argparse.Namespace) -> int:
-    from .unlock import forget_keyring_entry
+    from .owner.unlock import forget_keyring_entry
 
     # The key first: without it, what a crash leaves of the file is noise.
     forget_keyring_entry(options.vault)
-    from .alone import note_of
+    from .owner.alone import note_of
 
     for beside in ("", "-wal", "-shm"):
         Path(f"{options.vault}{beside}").unlink(missing_ok=True)
@@ -629,7 +629,7 @@ def _forget_everything(options: argparse.Namespace) -> int:
 def _personalize(options: argparse.Namespace) -> int:
     with _open(options) as vault:
         from . import overview
-        from .owner import train
+        from .owner.owner import train
 
         new = train(vault, options.method, options.learning_rate)
     one = overview.shown(new)
@@ -649,7 +649,7 @@ def _verdict(new: "Version") -> str:
 def _generate(options: argparse.Namespace) -> int:
     prompt = _private(options.prompt, "prompt")
     with _open(options) as vault:
-        from .owner import write
+        from .owner.owner import write
 
         found = write(vault, prompt, options.max_new_tokens, options.compare)
     lines = [f"{name + ':':10}{text}" for name, text in found.items()]
@@ -659,7 +659,8 @@ def _generate(options: argparse.Namespace) -> int:
 
 def _use(options: argparse.Namespace) -> int:
     with _open(options) as vault:
-        from . import overview, owner
+        from . import overview
+        from .owner import owner
 
         if options.number is None:
             found = overview.adapters(vault)
@@ -696,7 +697,7 @@ def _changed(number: int, before: int) -> str:
 
 def _rollback(options: argparse.Namespace) -> int:
     with _open(options) as vault:
-        from .owner import active, rollback
+        from .owner.owner import active, rollback
 
         before = active(vault)
         number = rollback(vault)
@@ -705,7 +706,7 @@ def _rollback(options: argparse.Namespace) -> int:
 
 def _reset(options: argparse.Namespace) -> int:
     with _open(options) as vault:
-        from .owner import reset
+        from .owner.owner import reset
 
         before = reset(vault)
     text = f"{_changed(0, before)}\nthe next training starts from the bare model."
@@ -714,7 +715,7 @@ def _reset(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     with _open(options) as vault:
-        from .owner import export
+        from .owner.owner import export
 
         try:
             export(vault, options.folder)
@@ -730,7 +731,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _join(options: argparse.Namespace) -> int:
-    from .node import fingerprint, join, public_line, read_invitation
+    from .node.membership import fingerprint, join, public_line, read_invitation
 
     server = read_invitation(options.invitation)
     with _open(options) as vault:
@@ -747,9 +748,10 @@ def _join(options: argparse.Namespace) -> int:
 
 
 def _node(options: argparse.Namespace) -> int:
-    from .node import joined, keep_running
-    from .unlock import unlock
-    from .vault import Vault
+    from .node.keeper import keep_running
+    from .node.membership import joined
+    from .owner.unlock import unlock
+    from .owner.vault import Vault
 
     key = unlock(options.vault, options.passphrase_file)
     with Vault.open(options.vault, key) as vault:  # before anything is started
@@ -758,7 +760,7 @@ def _node(options: argparse.Namespace) -> int:
 
 
 def _consent(options: argparse.Namespace) -> int:
-    from . import consent
+    from .owner import consent
 
     with _open(options) as vault:
         if options.answer:
@@ -782,7 +784,7 @@ def _consent(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> int:
-    from . import consent
+    from .owner import consent
 
     said = ""
     with _open(options) as vault:
@@ -809,13 +811,13 @@ def _settings(options: argparse.Namespace) -> int:
 
 def _choose(vault: "Vault", name: str, value: str) -> str:
     """Change a setting, if it can be used; returns what else that means."""
-    from . import consent
+    from .owner import consent
 
     value = _folder(value) if name == "backbone" else value
     consent.check_setting(name, value)
     said = ""
     if name in ("backbone", "max-length"):
-        from . import owner
+        from .owner import owner
 
         loaded = owner.check_loads({**consent.settings(vault), name: value})
         number = owner.active(vault)
@@ -828,7 +830,7 @@ def _choose(vault: "Vault", name: str, value: str) -> str:
 
 
 def _sent(options: argparse.Namespace) -> int:
-    from .consent import sent, word_of
+    from .owner.consent import sent, word_of
 
     with _open(options) as vault:
         found = sent(vault)
@@ -866,7 +868,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _set_paused(options: argparse.Namespace, yes: bool, text: str) -> int:
-    from .consent import pause
+    from .owner.consent import pause
 
     with _open(options) as vault:
         pause(vault, yes)
@@ -875,7 +877,7 @@ def _set_paused(options: argparse.Namespace, yes: bool, text: str) -> int:
 
 def _leave(options: argparse.Namespace) -> int:
     with _open(options) as vault:
-        from .node import leave, server_of
+        from .node.membership import leave, server_of
 
         server = server_of(vault)
         if server is None:

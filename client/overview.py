@@ -5,17 +5,18 @@ from dataclasses import asdict
 from time import localtime, strftime
 from typing import Any
 
-from ..common.protocol import device_user
+from ..common.protocol.messages import device_user
 from ..common.text import printable
-from . import consent, history, node, owner
-from .owner import Version
-from .vault import Vault
+from .node import membership
+from .owner import consent, history, owner
+from .owner.owner import Version
+from .owner.vault import Vault
 
 
 def status(vault: Vault) -> dict[str, Any]:
     """Gather it; the values are JSON."""
     everything = history.entries(vault)
-    server, known = node.server_of(vault), node.membership(vault)
+    server, known = membership.server_of(vault), membership.membership(vault)
     number = known.get("number")
     found = {
         "vault": str(vault.path),

@@ -198,15 +198,15 @@ def _add_study(
 
 def _study(options: argparse.Namespace) -> int:
     from .findings import markdown, summary, write_page
-    from .results import runs_folder, write_json
-    from .study import read_study, run_study
+    from .run.results import runs_folder, write_json
+    from .study.study import read_study, run_study
 
     declared = [read_study(path) for path in options.files]
     place = options.output_dir or runs_folder("").parent / "studies"
     for study in declared:
         tell(f"study {study.name} in {place / study.name}")
         if study.audit is not None:
-            from . import audit
+            from .audit import audit
 
             found = audit.run_study(study, place / study.name, tell)
             tell(f"\n{audit.markdown(found)}")
@@ -223,8 +223,8 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from . import results
-    from .audit import audit_run, defects
+    from .audit.audit import audit_run, defects
+    from .run import results
 
     folder = results.find(options.output_dir, options.name)
     width = _console().width
@@ -240,8 +240,8 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from . import results
-    from .simulate import prepare, simulate
+    from .run import results
+    from .simulate.launch import prepare, simulate
 
     signal.signal(signal.SIGTERM, _terminated)
     plan = prepare(options.app, options.words, options.nodes, Path.cwd())
@@ -256,13 +256,13 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _at(options: argparse.Namespace) -> Path:
-    from .deploy import default_folder
+    from .deploy.operator import default_folder
 
     return options.at or default_folder()
 
 
 def _renew(options: argparse.Namespace) -> int:
-    from .deploy import keys_renew
+    from .deploy.operator import keys_renew
 
     folder = _at(options)
     end = keys_renew(folder, options.names)
@@ -272,7 +272,7 @@ def _renew(options: argparse.Namespace) -> int:
 
 
 def _keys(options: argparse.Namespace) -> int:
-    from .deploy import invited_to, keys_init
+    from .deploy.operator import invited_to, keys_init
 
     invitation = keys_init(_at(options), options.names, options.port)
     where = invited_to(invitation.parent)
@@ -284,14 +284,14 @@ def _keys(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from .deploy import serve
+    from .deploy.operator import serve
 
     serve(_at(options), options.host, options.port, tell)
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .deploy import prepare, run
+    from .deploy.operator import prepare, run
 
     folder = _at(options)
     plan = prepare(folder, options.app, options.words, Path.cwd())
@@ -301,7 +301,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _attach(options: argparse.Namespace) -> int:
-    from .deploy import attach, handed
+    from .deploy.operator import attach, handed
 
     folder = _at(options)
     name = handed(folder, options.name).folder.name
@@ -316,8 +316,8 @@ def _shown_to_its_end(
     show: "Callable[[Console], dict[str, Any]]",
 ) -> int:
     """Show a run on devices; where this command ends before it, say that it goes on."""
-    from . import results
-    from .deploy import goes_on
+    from .deploy.operator import goes_on
+    from .run import results
 
     signal.signal(signal.SIGTERM, _terminated)
     console = _console()
@@ -338,7 +338,7 @@ def _shown_to_its_end(
 
 
 def _stop(options: argparse.Namespace) -> int:
-    from .deploy import stop
+    from .deploy.operator import stop
 
     name = stop(_at(options), options.name)
     tell(
@@ -348,7 +348,7 @@ def _stop(options: argparse.Namespace) -> int:
 
 
 def _nodes_add(options: argparse.Namespace) -> int:
-    from .deploy import add_node
+    from .deploy.operator import add_node
 
     number = add_node(_at(options), options.key, options.label)
     tell(f"let in as node {number}; now `idiolect node run` on the device")
@@ -359,7 +359,7 @@ STATES = {"registered": "not seen yet", "unregistered": "revoked"}
 
 
 def _nodes_list(options: argparse.Namespace) -> int:
-    from .deploy import nodes
+    from .deploy.operator import nodes
 
     found = nodes(_at(options))
     if options.json:
@@ -390,7 +390,7 @@ def _local(stamp: str | None) -> str:
 
 
 def _nodes_revoke(options: argparse.Namespace) -> int:
-    from .deploy import revoke_node
+    from .deploy.operator import revoke_node
 
     number = revoke_node(_at(options), options.node)
     tell(f"node {number} is revoked; its key cannot return, a new one can")
@@ -405,7 +405,7 @@ def _terminated(*_: object) -> NoReturn:
 def _runs(options: argparse.Namespace) -> int:
     import dataclasses
 
-    from . import results
+    from .run import results
 
     lines = list(results.runs(options.output_dir))
     if options.json:
@@ -428,7 +428,7 @@ def _runs(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from . import results
+    from .run import results
 
     found = results.load(options.output_dir, options.name)
     if options.json:
@@ -440,7 +440,7 @@ def _show(options: argparse.Namespace) -> int:
 
 def _console() -> "Console":
     """Return a console; wide where neither a terminal nor COLUMNS sets the width."""
-    from .results import console
+    from .run.results import console
 
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
     return console(None if known else 120)

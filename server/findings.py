@@ -12,8 +12,18 @@ import numpy as np
 
 from ..common.config import PAPER, PERSONAS, Scalar
 from ..common.errors import IdiolectError
-from . import audit, results
-from .study import BEST, UNUSED, Claim, Study, comparisons, matches, named_by, side_of
+from .audit import audit
+from .run import results
+from .study.study import (
+    BEST,
+    UNUSED,
+    Claim,
+    Study,
+    comparisons,
+    matches,
+    named_by,
+    side_of,
+)
 
 # Kinds of unlabeled set whose text no noise protects, and what a line of theirs says.
 NOT_PRIVATE = ("others", "anonymised")

@@ -4,9 +4,9 @@ import itertools
 
 from flwr.app import RecordDict
 
-from idiolect.common.manifest import public_key
-from idiolect.common.protocol import Task
-from idiolect.common.signed import SALT, make_part, part_names, seal_task
+from idiolect.common.protocol.manifest import public_key
+from idiolect.common.protocol.messages import Task
+from idiolect.common.protocol.signed import SALT, make_part, part_names, seal_task
 
 SEED = bytes(range(32))
 KEY = public_key(SEED)

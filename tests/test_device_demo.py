@@ -88,7 +88,7 @@ def test_a_killed_device_comes_back_and_the_run_completes(fleet):
     run = fleet.run(*SHORT, "run-name=three", "quorum=1.0")
     metrics = fleet.folder / "server" / "runs" / "three" / "metrics.jsonl"
     until(lambda: metrics.exists() and '"adapt"' in metrics.read_text(), patience=300)
-    assert fleet.kill("idiolect.client.node", "device0") == 1
+    assert fleet.kill("idiolect.client.node.worker", "device0") == 1
     code, said = ended(run)
     assert code == 0, said
 
@@ -161,8 +161,8 @@ def test_an_app_that_someone_else_submits_runs_on_no_device(fleet, tmp_path):
     app = tmp_path / "evil"
     (app / "evil").mkdir(parents=True)
     settings = (ROOT / "simulations/lamp/pyproject.toml").read_text()
-    settings = settings.replace("idiolect.server.app:app", "evil.server:app")
-    settings = settings.replace("idiolect.client.app:app", "evil.client:app")
+    settings = settings.replace("idiolect.server.run.app:app", "evil.server:app")
+    settings = settings.replace("idiolect.client.node.app:app", "evil.client:app")
     (app / "pyproject.toml").write_text(settings)
     (app / "LICENSE").write_text((ROOT / "LICENSE").read_text())
     for side, body in (("client", EVIL_CLIENT), ("server", EVIL_SERVER)):

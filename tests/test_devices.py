@@ -14,19 +14,22 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from idiolect.client import consent, history, owner, state
-from idiolect.client.device import Device, VaultShelf
-from idiolect.client.history import Entry
-from idiolect.client.node import Server, join, leave
-from idiolect.client.tasks import HANDLERS
-from idiolect.client.vault import RandomKey, Record, Source, Vault
-from idiolect.common import personal
-from idiolect.common.adapters import zero_shared
+from idiolect.client.node import state
+from idiolect.client.node.device import Device, VaultShelf
+from idiolect.client.node.membership import Server, join, leave
+from idiolect.client.node.tasks import HANDLERS
+from idiolect.client.owner import consent, history, owner
+from idiolect.client.owner.history import Entry
+from idiolect.client.owner.vault import RandomKey, Record, Source, Vault
 from idiolect.common.config import flatten, parse
+from idiolect.common.data.load import load_dataset
+from idiolect.common.data.types import Prompt, User
+from idiolect.common.engine.adapters import zero_shared
 from idiolect.common.errors import IdiolectError
-from idiolect.common.manifest import sign_text
+from idiolect.common.methods import personal
 from idiolect.common.privacy.protected import planned
-from idiolect.common.protocol import (
+from idiolect.common.protocol.manifest import sign_text
+from idiolect.common.protocol.messages import (
     SCHEMA,
     AdaptReply,
     AdaptTask,
@@ -37,10 +40,8 @@ from idiolect.common.protocol import (
     pack,
     unpack,
 )
-from idiolect.common.signed import CONTEXT, Part, digest, make_part, seal_task
-from idiolect.common.tasks.load import load_dataset
-from idiolect.common.tasks.types import Prompt, User
-from idiolect.server.exchange import SIGNING_KEY
+from idiolect.common.protocol.signed import CONTEXT, Part, digest, make_part, seal_task
+from idiolect.server.run.exchange import SIGNING_KEY
 
 from .common.conftest import write_model
 from .sealing import KEY, SEED, sealed
@@ -345,7 +346,7 @@ def test_a_paused_device_loads_no_backbone(vaults, settings, monkeypatch):
     config = flatten(parse(settings | {"backbone": "tiny"}))
     task = adapt_task(config, "", {"x": np.zeros((2, 2), np.float32)})
     device = Device(vaults[0], 100)
-    monkeypatch.setattr("idiolect.client.tasks.load_backbone", load)
+    monkeypatch.setattr("idiolect.client.node.tasks.load_backbone", load)
     greet(vaults[0], config)
     said = ask(device, "train.adapt", task)
     assert "AssertionError" in said  # else it would prove nothing
@@ -513,7 +514,7 @@ def test_no_text_stays_in_a_worker_between_tasks(vaults, settings, monkeypatch):
         personal.forget()
         assert counted() == [0, 0, 0]
 
-    monkeypatch.setattr("idiolect.client.device.forget", forget)
+    monkeypatch.setattr("idiolect.client.node.device.forget", forget)
     agree(vaults, **CLEAR)
     run(settings, DeviceGrid(vaults))
     assert all(max(column) > 0 for column in zip(*kept, strict=True))
@@ -587,7 +588,7 @@ def test_text_that_is_forgotten_during_a_task_is_in_no_answer_and_no_adapter(
 
 
 def test_a_forgotten_text_is_not_measured_either(vaults, settings, monkeypatch):
-    from idiolect.common import evaluation
+    from idiolect.common.methods import evaluation
 
     agree(vaults, **CLEAR)
     original = evaluation.evaluate
@@ -799,7 +800,7 @@ def test_an_error_that_could_quote_the_text_is_not_told(vaults, settings, monkey
     def quoting(*_):
         raise RuntimeError(f"odd text: {CANARY.format(0)}")
 
-    monkeypatch.setattr("idiolect.common.personal.shared_update", quoting)
+    monkeypatch.setattr("idiolect.common.methods.personal.shared_update", quoting)
     grid = DeviceGrid(vaults)
     with pytest.raises(IdiolectError, match="RuntimeError: the device's own log"):
         run(settings, grid)

@@ -28,22 +28,19 @@ from cryptography import x509
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from idiolect.client import state as devices
-from idiolect.client.node import read_invitation
-from idiolect.common.adapters import parse_lora
+from idiolect.client.node import state as devices
+from idiolect.client.node.membership import read_invitation
 from idiolect.common.config import flatten
+from idiolect.common.engine.adapters import parse_lora
 from idiolect.common.errors import IdiolectError
-from idiolect.common.manifest import public_key, read_or_make_key
-from idiolect.common.privacy.ledger import read_ledger
-from idiolect.server import (
-    audit,
-    checkpoint,
-    deploy,
-    findings,
-    results,
-    simulate,
-    study,
-)
+from idiolect.common.protocol.manifest import public_key, read_or_make_key
+from idiolect.server import findings
+from idiolect.server.audit import audit
+from idiolect.server.deploy import operator as deploy
+from idiolect.server.privacy.ledger import read_ledger
+from idiolect.server.run import checkpoint, results
+from idiolect.server.simulate import launch as simulate
+from idiolect.server.study import study
 
 from .server.federation import FakeGrid, run
 from .waiting import until

@@ -21,16 +21,18 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from idiolect.client import consent, history, owner, state
-from idiolect.client.device import Device, VaultShelf
-from idiolect.client.history import Entry
-from idiolect.client.node import Server, join
-from idiolect.client.tasks import HANDLERS
-from idiolect.client.vault import RandomKey, Vault
+from idiolect.client.node import state
+from idiolect.client.node.device import Device, VaultShelf
+from idiolect.client.node.membership import Server, join
+from idiolect.client.node.tasks import HANDLERS
+from idiolect.client.owner import consent, history, owner
+from idiolect.client.owner.history import Entry
+from idiolect.client.owner.vault import RandomKey, Vault
 from idiolect.common.config import flatten, parse
+from idiolect.common.data.types import Item, Prompt
 from idiolect.common.errors import IdiolectError
-from idiolect.common.manifest import sign_text
-from idiolect.common.protocol import (
+from idiolect.common.protocol.manifest import sign_text
+from idiolect.common.protocol.messages import (
     AdaptReply,
     AdaptTask,
     EvaluateReply,
@@ -49,9 +51,8 @@ from idiolect.common.protocol import (
     pack,
     unpack,
 )
-from idiolect.common.signed import CONTEXT, make_part
-from idiolect.common.tasks.types import Item, Prompt
-from idiolect.common.wire import encode
+from idiolect.common.protocol.signed import CONTEXT, make_part
+from idiolect.common.protocol.wire import encode
 
 from .common.conftest import write_model
 from .sealing import KEY, SEED, sealed

@@ -16,11 +16,11 @@ from flwr.app import Message
 from flwr.common.serde import message_to_proto
 from flwr.serverapp import Grid
 
-from idiolect.client.device import Device as Owned
-from idiolect.client.vault import Vault
-from idiolect.common.protocol import device_user
-from idiolect.server.app import main
-from idiolect.server.exchange import SLOW_SECONDS, patience
+from idiolect.client.node.device import Device as Owned
+from idiolect.client.owner.vault import Vault
+from idiolect.common.protocol.messages import device_user
+from idiolect.server.run.app import main
+from idiolect.server.run.exchange import SLOW_SECONDS, patience
 
 from .server.federation import events, results, server_context
 from .server.superlink import Device, LocalGrid, SuperLink, store

@@ -13,15 +13,15 @@ import pytest
 
 from idiolect.client.cli import main
 from idiolect.client.imports.read import read
-from idiolect.client.vault import Passphrase, Vault
-from idiolect.common.adapters import zero_shared
-from idiolect.common.backbone import load_backbone
+from idiolect.client.owner.vault import Passphrase, Vault
 from idiolect.common.config import parse
+from idiolect.common.data import lamp
+from idiolect.common.data.types import User
+from idiolect.common.engine.adapters import zero_shared
+from idiolect.common.engine.backbone import load_backbone
+from idiolect.common.engine.scoring import completion_tokens
 from idiolect.common.files import file_name
-from idiolect.common.personal import encode_all, fitting, self_samples
-from idiolect.common.scoring import completion_tokens
-from idiolect.common.tasks import lamp
-from idiolect.common.tasks.types import User
+from idiolect.common.methods.personal import encode_all, fitting, self_samples
 from idiolect.common.text import make_encodable
 from tests.common.test_model_folders import loaded, tokenizer, write
 

@@ -14,17 +14,17 @@ from types import SimpleNamespace
 import pytest
 
 from idiolect.client import cli as device
-from idiolect.client import consent, history, owner
-from idiolect.client.history import Entry
-from idiolect.client.owner import Version
-from idiolect.client.vault import DEVICE as DEVICE_SOURCE
-from idiolect.client.vault import RandomKey, Vault
+from idiolect.client.owner import consent, history, owner
+from idiolect.client.owner.history import Entry
+from idiolect.client.owner.owner import Version
+from idiolect.client.owner.vault import DEVICE as DEVICE_SOURCE
+from idiolect.client.owner.vault import RandomKey, Vault
 from idiolect.common.config import parse
+from idiolect.common.data.types import Prompt
 from idiolect.common.errors import IdiolectError
-from idiolect.common.tasks.types import Prompt
 from idiolect.server import cli as server
-from idiolect.server import results
-from idiolect.server.progress import Display
+from idiolect.server.run import results
+from idiolect.server.simulate.progress import Display
 
 from .common.test_text import HOSTILE
 from .server.test_results import make
@@ -56,7 +56,7 @@ def hostile(tmp_path, monkeypatch):
     monkeypatch.setenv("IDIOLECT_PASSPHRASE_FILE", str(tmp_path / "secret"))
     path = tmp_path / NAME / "vault.db"
     path.parent.mkdir()
-    monkeypatch.setattr("idiolect.client.unlock.unlock", lambda *_: KEY)
+    monkeypatch.setattr("idiolect.client.owner.unlock.unlock", lambda *_: KEY)
     with Vault.create(path, KEY) as vault:
         pairs = [
             Entry(Prompt("", f"{HOSTILE} {i}"), HOSTILE + str(i)) for i in range(3)
@@ -95,7 +95,8 @@ def hostile(tmp_path, monkeypatch):
     written = {"personal": HOSTILE, "shared": HOSTILE}
     monkeypatch.setattr(owner, "write", lambda *_: written)
     monkeypatch.setattr(
-        "idiolect.client.node.keep_running", lambda _vault, _key, say: say(HOSTILE)
+        "idiolect.client.node.keeper.keep_running",
+        lambda _vault, _key, say: say(HOSTILE),
     )
     return path
 
@@ -193,20 +194,20 @@ def test_a_server_shows_only_what_prints(tmp_path, capfd, monkeypatch):
     def refuse(*_args, **_more):
         raise IdiolectError(f"Flower could not list devices: {HOSTILE}")
 
-    monkeypatch.setattr("idiolect.server.deploy.nodes", lambda _at: [node])
-    monkeypatch.setattr("idiolect.server.deploy.add_node", lambda *_: HOSTILE)
+    monkeypatch.setattr("idiolect.server.deploy.operator.nodes", lambda _at: [node])
+    monkeypatch.setattr("idiolect.server.deploy.operator.add_node", lambda *_: HOSTILE)
     monkeypatch.setattr(
-        "idiolect.server.deploy.serve", lambda a, b, c, say: say(HOSTILE)
+        "idiolect.server.deploy.operator.serve", lambda a, b, c, say: say(HOSTILE)
     )
-    monkeypatch.setattr("idiolect.server.deploy.run", refuse)
+    monkeypatch.setattr("idiolect.server.deploy.operator.run", refuse)
     plan = SimpleNamespace(folder=tmp_path / NAME)
-    monkeypatch.setattr("idiolect.server.deploy.prepare", lambda *_: plan)
-    monkeypatch.setattr("idiolect.server.simulate.prepare", lambda *_: None)
-    monkeypatch.setattr("idiolect.server.simulate.simulate", lambda *_: found)
+    monkeypatch.setattr("idiolect.server.deploy.operator.prepare", lambda *_: plan)
+    monkeypatch.setattr("idiolect.server.simulate.launch.prepare", lambda *_: None)
+    monkeypatch.setattr("idiolect.server.simulate.launch.simulate", lambda *_: found)
     monkeypatch.setattr(
-        "idiolect.server.audit.audit_run", lambda f, s, say: say(HOSTILE)
+        "idiolect.server.audit.audit.audit_run", lambda f, s, say: say(HOSTILE)
     )
-    monkeypatch.setattr("idiolect.server.audit.defects", lambda _found: [HOSTILE])
+    monkeypatch.setattr("idiolect.server.audit.audit.defects", lambda _found: [HOSTILE])
     at = ["--output-dir", str(runs)]
     commands = [
         ["runs", *at],
@@ -268,14 +269,14 @@ def test_a_workers_log_is_guarded(tmp_path):
     """The node's process logs what a server sent: its type of message, its run's name."""
     code = (
         "import logging\n"
-        "from idiolect.client import node\n"
+        "from idiolect.client.node import worker\n"
         "class Vault:\n"
         "    @staticmethod\n"
         "    def open(path, key):\n"
         f"        logging.getLogger('flwr').warning({HOSTILE!r})\n"
-        f"        raise node.IdiolectError({HOSTILE!r})\n"
-        "node.Vault = Vault\n"
-        "raise SystemExit(node.main())"
+        f"        raise worker.IdiolectError({HOSTILE!r})\n"
+        "worker.Vault = Vault\n"
+        "raise SystemExit(worker.main())"
     )
     with (tmp_path / "said").open("wb") as stream:
         worker = subprocess.Popen(

@@ -1,1 +1,4 @@
-"""Files that people have, read as pairs of the history: one module per kind of file."""
+"""Files that people have, read as pairs of the history: one module per kind of file.
+
+Imports: client.owner, common.data.
+"""

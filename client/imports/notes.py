@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...common.errors import IdiolectError
-from ..history import LONGEST
+from ..owner.history import LONGEST
 from .files import encoding_of
 from .rows import Bad, Left, Row
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...common.data import lamp
 from ...common.errors import IdiolectError
-from ...common.tasks import lamp
 from .rows import Bad, Left, Row
 
 # An item without text says nothing about its user, who stays.

@@ -10,11 +10,11 @@ from pathlib import Path
 from textwrap import fill
 from time import monotonic
 
-from ...common.dates import AmbiguousError, Order, order_of, seconds
+from ...common.data.dates import AmbiguousError, Order, order_of, seconds
+from ...common.data.types import Prompt
 from ...common.errors import IdiolectError
-from ...common.tasks.types import Prompt
 from ...common.text import printable, tell
-from ..history import Entry
+from ..owner.history import Entry
 from .kinds import WHATSAPP, Found, Kind, opened
 from .rows import Bad, Left, Owner, Row, TextError, folded, liked, missing, tidy, wrong
 from .tables import NULLS

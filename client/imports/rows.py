@@ -6,8 +6,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from ...common.repair import DAMAGED, repaired
-from ..history import CONTROL, LONGEST, clean
+from ...common.data.repair import DAMAGED, repaired
+from ..owner.history import CONTROL, LONGEST, clean
 
 # What a messenger writes in the place of a picture, in texts that passed through its app.
 _OMITTED = re.compile("\u200e\\w[\\w ]{2,20} omitted")

@@ -1,1 +1,4 @@
-"""User-level differential privacy: the ledger, noise and coins, scrubbing of text."""
+"""Noise and coins, what each outflow is protected by, scrubbing of text.
+
+Imports: common.data.
+"""

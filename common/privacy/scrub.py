@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
-from ..tasks.types import Item, Prompt
+from ..data.types import Item, Prompt
 
 PLACEHOLDERS = (
     "<card>",

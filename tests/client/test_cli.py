@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from idiolect.client import consent, node, owner
 from idiolect.client.cli import main
-from idiolect.client.vault import Passphrase, RandomKey, Source, Vault
+from idiolect.client.node import membership
+from idiolect.client.owner import consent, owner
+from idiolect.client.owner.vault import Passphrase, RandomKey, Source, Vault
 from idiolect.common.config import parse
+from idiolect.common.data.load import load_dataset
 from idiolect.common.errors import IdiolectError
-from idiolect.common.tasks.load import load_dataset
 
 SECRET = "correct horse battery"
 
@@ -152,7 +153,7 @@ def test_disliked_pairs_are_learnt_to_be_avoided(ready, run, asked):
             entry = owner.Entry(owner.Prompt("", bad["--prompt"]), bad["--text"])
             encoded = [backbone.encode(entry.item())]
             _, lora = owner.adapter(vault, backbone, zero)
-        from idiolect.common.scoring import score_users
+        from idiolect.common.engine.scoring import score_users
 
         with_it = score_users(backbone, [lora], [encoded])[0][0]
         return with_it - score_users(backbone, [], [encoded])[0][0]
@@ -178,7 +179,7 @@ def test_the_exported_adapter_is_one_that_peft_reads(ready, run, asked):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from idiolect.common.backbone import TINY
+    from idiolect.common.engine.backbone import TINY
 
     model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(TINY), str(folder)
@@ -409,7 +410,7 @@ def written(monkeypatch):
 def cheap(place, monkeypatch):
     """A vault that opens without Argon2."""
     monkeypatch.setattr(
-        "idiolect.client.unlock.unlock", lambda *_: RandomKey(bytes(32))
+        "idiolect.client.owner.unlock.unlock", lambda *_: RandomKey(bytes(32))
     )
     Vault.create(place / "home" / "device" / "vault.db", RandomKey(bytes(32))).close()
     return place
@@ -646,7 +647,7 @@ def test_use_chooses_an_adapter_and_says_how_to_go_back(cheap, run, asked, kept)
 @pytest.fixture
 def kept(cheap, monkeypatch):
     """Adapters as they are kept, without training."""
-    from idiolect.client.owner import Version
+    from idiolect.client.owner.owner import Version
 
     def keep(*numbers, losing=()):
         versions = [
@@ -673,7 +674,7 @@ def test_leaving_without_a_server_says_so_before_it_asks(cheap, run, asked):
         said = run(*words, code=2)
         assert "has joined no server" in said.err and "operator" not in said.out
     with _cheap_vault(cheap) as vault:
-        node.join(vault, node.Server(**SERVER))
+        membership.join(vault, membership.Server(**SERVER))
     assert "erased: say so with --yes" in run("leave", code=2).err
     assert "left lab.example:9443. Ask its operator" in run("leave", "--yes").out
     assert asked("status")["server"] is None and asked("status")["joined"] is None
@@ -693,7 +694,7 @@ def test_status_says_joined_paused_consent_and_what_is_next(cheap, run, asked, k
     assert "next: `idiolect personalize`" in run("status").out
     began = time.time()
     with _cheap_vault(cheap) as vault:
-        node.join(vault, node.Server(**SERVER))
+        membership.join(vault, membership.Server(**SERVER))
     kept(1)
     said = run("status").out
     assert "which has not let it in yet" in said and "next: `idiolect node run`" in said
@@ -704,8 +705,10 @@ def test_status_says_joined_paused_consent_and_what_is_next(cheap, run, asked, k
     assert "items clear" in said and "next: `idiolect resume`" in said
     run("resume")
     with _cheap_vault(cheap) as vault:
-        node.note_number(vault, 77)
-        node.join(vault, node.Server(**SERVER | {"address": "new.example:1"}))
+        membership.note_number(vault, 77)
+        membership.join(
+            vault, membership.Server(**SERVER | {"address": "new.example:1"})
+        )
     found = asked("status")
     assert found["device"] == "device-77" and found["server"] == "new.example:1"
     assert began <= found["joined"] <= time.time()
@@ -753,7 +756,7 @@ def test_a_backbone_that_cannot_be_loaded_is_no_setting(
     for value in ("/nope", str(tmp_path / "empty"), str(tmp_path)):
         run("settings", "backbone", value, code=2)
         assert asked("settings") == before
-    from idiolect.common.backbone import TINY
+    from idiolect.common.engine.backbone import TINY
 
     shutil.copytree(TINY, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
@@ -829,7 +832,7 @@ def test_a_second_training_says_which_one_is_running(run, training, ready):
     place = ready / "home" / "device" / ".vault.db.training"
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from idiolect.client.alone import alone\n"
+        "from idiolect.client.owner.alone import alone\n"
         "with alone(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     )
     vault = ready / "home" / "device" / "vault.db"

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idiolect.client.history import Entry
 from idiolect.client.imports import kinds
 from idiolect.client.imports.files import records_of
 from idiolect.client.imports.mail import own_words
 from idiolect.client.imports.read import Asked, read, report
+from idiolect.client.owner.history import Entry
+from idiolect.common.data.types import Prompt
 from idiolect.common.errors import IdiolectError
-from idiolect.common.tasks.types import Prompt
 
 SKIP = Asked(skip=True)
 DOCS = Path(__file__).resolve().parents[2] / "docs"

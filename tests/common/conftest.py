@@ -7,11 +7,11 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from idiolect.common.backbone import FAMILIES, Backbone, load_backbone
 from idiolect.common.config import Config, parse
-from idiolect.common.tasks import personas
-from idiolect.common.tasks.types import Item, Prompt
-from idiolect.common.unlabeled import Unlabeled
+from idiolect.common.data import personas
+from idiolect.common.data.types import Item, Prompt
+from idiolect.common.engine.backbone import FAMILIES, Backbone, load_backbone
+from idiolect.common.unlabeled.sets import Unlabeled
 
 torch.set_num_threads(1)  # small matrices: a second thread only waits
 

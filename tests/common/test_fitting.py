@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from idiolect.common import personal
-from idiolect.common.backbone import load_backbone
 from idiolect.common.config import parse
+from idiolect.common.data.load import load_dataset
+from idiolect.common.data.types import TOO_LONG, Item, Prompt
+from idiolect.common.engine.backbone import load_backbone
 from idiolect.common.errors import IdiolectError
-from idiolect.common.tasks.load import load_dataset
-from idiolect.common.tasks.types import TOO_LONG, Item, Prompt
-from idiolect.common.unlabeled import Unlabeled
-from idiolect.server import study
+from idiolect.common.methods import personal
+from idiolect.common.unlabeled.sets import Unlabeled
+from idiolect.server.study import study
 
 CONTEXT = 128
 LONG = Item("long", Prompt("", "so"), "word after word " * CONTEXT)

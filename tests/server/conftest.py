@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from idiolect.common import personal
+from idiolect.common.methods import personal
 from tests.common.conftest import write_model
 
 from .federation import run

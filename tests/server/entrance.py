@@ -23,7 +23,8 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from idiolect.server import deploy, front
+from idiolect.server.deploy import front
+from idiolect.server.deploy import operator as deploy
 
 
 @dataclass

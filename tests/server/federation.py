@@ -14,8 +14,8 @@ from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from idiolect.client.app import app as client_app
-from idiolect.server.app import main
+from idiolect.client.node.app import app as client_app
+from idiolect.server.run.app import main
 
 Change = Callable[[Message, Message], Message | None]
 

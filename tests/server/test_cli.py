@@ -11,7 +11,9 @@ import pytest
 
 from idiolect.client import cli as device
 from idiolect.common.errors import IdiolectError
-from idiolect.server import cli, results, simulate
+from idiolect.server import cli
+from idiolect.server.run import results
+from idiolect.server.simulate import launch as simulate
 
 from .test_results import make
 

@@ -1,0 +1,5 @@
+"""A device, or a simulated user, as a node that answers a server's tasks.
+
+Imports: client.owner, common.methods, common.engine, common.unlabeled, common.data,
+common.privacy, common.protocol.
+"""

@@ -1,0 +1,127 @@
+"""The ClientApp of a simulation: one node, which stands in for many users' devices.
+
+On a device no app is run: `idiolect node` (module `node`) answers the same tasks itself,
+with the code that its owner installed.
+"""
+
+import logging
+import math
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from ...common.config import parse
+from ...common.data.load import load_dataset
+from ...common.data.types import Dataset, User
+from ...common.errors import IdiolectError
+from ...common.protocol.messages import HelloTask, Task
+from ...common.protocol.signed import Sealed, verify
+from ...common.text import guard
+from .state import Folder, agreed
+from .tasks import Node, answer
+
+guard(logging.getLogger("flwr"))
+app = ClientApp()
+
+
+@app.query("hello")
+@app.train("adapt")
+@app.query("vote")
+@app.query("offer")
+@app.query("share")
+@app.train("personalise")
+@app.evaluate()
+def task(message: Message, context: Context) -> Message:
+    """Answer any task of the protocol (see `tasks.HANDLERS`)."""
+    return Message(answer(message, Simulated(context)), reply_to=message)
+
+
+class Simulated:
+    """The home of a simulated node's users."""
+
+    simulated = True
+
+    def __init__(self, context: Context) -> None:
+        self._place = context.node_config
+
+    def admit(self, sealed: Sealed) -> Folder:
+        """Believe the key of the first hello, which each user pins, and no other.
+
+        Counters are for devices, which others can reach: here tasks of one exchange
+        overtake each other.
+        """
+        folder = Path(sealed.fields["folder"])
+        if not folder.is_absolute():
+            raise IdiolectError("the task names no run folder: its run is on devices.")
+        shelf = Folder(folder)
+        if sealed.cls is HelloTask:
+            key = sealed.fields["key"]
+        else:
+            seen = agreed(shelf, sealed.users[0]).seen
+            key = seen.key if seen else ""
+        verify(sealed, key)
+        return shelf
+
+    def node(self, task: Task, started: float) -> Node:
+        """Find out who lives on this node, and whom of them the task is for."""
+        if "partition-id" not in self._place:
+            raise IdiolectError(
+                "this node is not simulated, and a device runs no app that a server sent: "
+                "end the SuperNode, and start `idiolect node run` instead."
+            )
+        config = parse(task.config)
+        partition = int(self._place["partition-id"])
+        nodes = int(self._place["num-partitions"])
+        dataset = load_dataset(config)
+        residents = residents_of(dataset, config.users_per_node, partition, nodes)
+        at_home = {user.id: user for user in residents}
+        for name in task.users:
+            if name not in at_home:
+                raise IdiolectError(f"user '{name}' does not live on node {partition}.")
+        return Node(
+            config,
+            users=tuple(at_home[name] for name in task.users),
+            residents=residents,
+            development=frozenset(user.id for user in dataset.development),
+            shelf=Folder(Path(task.folder)),
+            started=started,
+            nodes=nodes,
+            # Every simulated node sees the same data; one of them reports what is left out.
+            dropped=dataset.dropped if partition == 0 else {},
+        )
+
+
+def residents_of(
+    dataset: Dataset, users_per_node: int, partition: int, nodes: int
+) -> tuple[User, ...]:
+    """Return the users of one simulated node.
+
+    Dealt out like cards, so that the development users, who come last, do not all end up
+    on one node while the others wait.
+
+    Parameters
+    ----------
+    dataset
+        Everybody: the evaluated users, then the development users.
+    users_per_node
+        How many a node hosts; 0 spreads them evenly.
+    partition, nodes
+        Which node, of how many.
+
+    Raises
+    ------
+    IdiolectError
+        The nodes together cannot host everybody.
+    """
+    everybody = dataset.users + dataset.development
+    each_hosts = users_per_node or math.ceil(len(everybody) / nodes)
+    if each_hosts * nodes < len(everybody):
+        needed = math.ceil(len(everybody) / each_hosts)
+        raise IdiolectError(
+            f"{nodes} nodes with {each_hosts} users each cannot host {len(everybody)} "
+            f"users: set users-per-node=0, or start {needed} simulated nodes "
+            f'(--federation-config "num-supernodes={needed}").'
+        )
+    used = math.ceil(len(everybody) / each_hosts)
+    return everybody[partition::used] if partition < used else ()

@@ -1,0 +1,207 @@
+"""A device as a node: the tasks of a server, carried out for the owner of a vault.
+
+What the server's configuration says about training holds; what it says about this machine
+does not: the backbone is the one that the owner chose, and no path of the server's is
+opened here. Whatever leaves is held against the owner's consent first, and noted.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from flwr.app import Message, RecordDict
+
+from ...common.config import Config, parse
+from ...common.engine.adapters import Lora
+from ...common.methods.personal import forget
+from ...common.protocol.messages import (
+    Failure,
+    HelloTask,
+    Task,
+    device_user,
+    pack,
+    size,
+)
+from ...common.protocol.signed import Sealed, verify
+from ..owner import consent, history, limits, owner
+from ..owner.consent import Refusal
+from ..owner.vault import DEVICE, Record, Source, Vault
+from .membership import joined
+from .state import advance, bind
+from .tasks import Node, answer, backbone_of
+
+# What a run has left here is kept for a week after its last hello, of this many runs: a
+# run that is resumed finds it, and two runs at once do not erase each other's.
+KEPT, MOST_RUNS = 7 * 86_400.0, 8
+
+
+@dataclass(frozen=True)
+class VaultShelf:
+    """What one run leaves on a device, in the vault.
+
+    A trained adapter lies under a source of its run, so that forgetting reaches it, and is
+    only kept while the owner keeps what it `learnt` from (`owner.split`). So do the parts
+    that the server sent; what the device agreed to outlives both.
+    """
+
+    vault: Vault
+    run: str
+    learnt: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, name: str) -> bytes | None:
+        """Return what was written under a name, or None."""
+        return self.vault.get("run", f"{self.run}/{name}")
+
+    def write(self, name: str, body: bytes) -> None:
+        """Keep it; done or not done as a whole."""
+        learnt = name.startswith("adapters/")
+        of_run = learnt or name.startswith("parts/")
+        source = Source("run", self.run) if of_run else DEVICE
+        with self.vault.transaction():
+            if learnt:
+                owner.check_learnt(self.vault, self.learnt)
+            self.vault.put("run", [Record(f"{self.run}/{name}", body)], source)
+
+
+class Device:
+    """The home of one owner."""
+
+    simulated = False
+
+    def __init__(self, vault: Vault, node: int) -> None:
+        self._vault = vault
+        self.number = node
+        self.user = device_user(node)  # what runs call the owner
+        self._doing: Config | None = None  # what the task at hand belongs to
+        self._taken = False  # whether the task at hand is the joined server's, and new
+        # What the task at hand has read: source -> generation (`Vault.generation`).
+        self._read: Mapping[str, str] = {}
+
+    def _config(self, given: Mapping[str, object]) -> Config:
+        """Return the run's configuration, with what this device decides itself."""
+        chosen = consent.settings(self._vault)
+        wanted = cast(int, given.get("max-length", 512))
+        own: dict[str, object] = {
+            "backbone": chosen["backbone"],
+            "max-length": min(wanted, int(chosen["max-length"])),
+            "device": "auto",
+            "data": "",
+            "output-dir": "",
+            "unlabeled.file": "",
+        }
+        config = parse({**given, **own})
+        if config.task != "text":
+            raise Refusal(
+                f"the run's task is '{config.task}', which is for simulations: a run on "
+                "devices has task=text."
+            )
+        return config
+
+    def admit(self, sealed: Sealed) -> VaultShelf:
+        """Believe the key of the invitation, and each task of a run once."""
+        if consent.paused(self._vault):
+            raise Refusal("the owner has paused this device.")
+        limits.check_now(consent.settings(self._vault))
+        verify(sealed, joined(self._vault).signing_key)
+        if sealed.seal.node != str(self.number):
+            raise Refusal("the task is sealed for another device.")
+        if sealed.users not in ((), (self.user,)):
+            raise Refusal(
+                f"the task is for {sealed.users[0]:.80}, this is {self.user}."
+            )
+        shelf = VaultShelf(self._vault, sealed.run)
+        with self._vault.transaction():
+            bind(shelf, self.number)
+            advance(shelf, sealed.seal.counter)
+        self._taken = True
+        return shelf
+
+    def node(self, task: Task, started: float) -> Node:
+        """Find out whether the owner takes part, and with what."""
+        self._doing = config = self._config(task.config)
+        everything = history.entries(self._vault)
+        if sum(entry.liked for entry in everything) < owner.FEWEST:
+            raise Refusal("there is too little history on this device.")
+        # A hello says nothing of the owner: the first task after it is charged.
+        charge = not isinstance(task, HelloTask)
+        with self._vault.transaction():
+            consent.agree(self._vault, task.run, config.run_name, config, charge)
+        if isinstance(task, HelloTask):
+            self._drop_old_runs(task)
+        self._read = {entry.source: entry.generation for entry in everything}
+        user, learnt = owner.split(everything, self.user)
+        shelf = VaultShelf(self._vault, task.run, learnt)
+        answers = consent.consents(self._vault)
+
+        def keep(shared: Lora, lora: Lora, method: str, origin: str) -> None:
+            owner.adopt(
+                self._vault,
+                backbone_of(config),
+                shared,
+                lora,
+                user,
+                learnt,
+                method,
+                origin,
+            )
+
+        return Node(
+            config,
+            users=(user,) if task.users else (),
+            residents=(user,),
+            development=frozenset(),
+            shelf=shelf,
+            started=started,
+            permit=lambda outflow, config: consent.permit(answers, outflow, config),
+            trained=keep,
+        )
+
+    def _drop_old_runs(self, task: HelloTask) -> None:
+        """Erase what runs have trained here that were not heard of for a while."""
+        now = time.time()
+        runs = json.loads(self._vault.get("state", "runs") or b"{}")
+        runs = {run: heard for run, heard in runs.items() if heard > now - KEPT} | {
+            task.run: now
+        }
+        recent = sorted(runs, key=lambda run: runs[run])[-MOST_RUNS:]
+        body = json.dumps({run: runs[run] for run in recent}).encode()
+        self._vault.put("state", [Record("runs", body)], DEVICE)
+        for source in self._vault.sources():
+            if source.kind == "run" and source.name not in recent:
+                self._vault.forget(source)
+
+    def answer(self, message: Message) -> RecordDict:
+        """Carry out a task, and note what the answer to it is before it leaves."""
+        self._doing, self._read, self._taken = None, {}, False
+        try:
+            with limits.time_limit(consent.settings(self._vault)):
+                record = answer(message, self)
+        finally:
+            forget()  # private text, which its owner may erase next
+        with self._vault.transaction():
+            if not self._taken:  # by anybody, any number of times: one record for all
+                consent.note_refused(self._vault, size(record))
+                return record
+            record = self._unless_forgotten(record)
+            head = record.config_records["message"]
+            kind, config = str(head["kind"]), self._doing
+            run = json.loads(cast(str, head["body"]))["run"]
+            consent.note_sent(
+                self._vault,
+                config.run_name if config else run,
+                kind,
+                size(record),
+                consent.cover(kind, config),
+            )
+        return record
+
+    def _unless_forgotten(self, record: RecordDict) -> RecordDict:
+        """Send no answer that was made of text which its owner has forgotten since."""
+        try:
+            owner.check_learnt(self._vault, self._read)
+        except Refusal as refusal:
+            body = json.loads(cast(str, record.config_records["message"]["body"]))
+            return pack(Failure(body["run"], body["step"], str(refusal)))
+        return record

@@ -1,0 +1,204 @@
+"""What a device knows of the server it joined, and the key by which that knows it.
+
+Everything is in the vault; nothing here opens a connection.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509 import load_pem_x509_certificate
+
+from ...common.errors import IdiolectError
+from ...common.text import read_json
+from ..owner.vault import DEVICE, Record, Vault
+
+LARGEST_INVITATION = 100_000  # characters
+
+
+@dataclass(frozen=True)
+class Server:
+    """The server that the owner joined: what an invitation says.
+
+    Attributes
+    ----------
+    address
+        ``host:port`` of the devices' entrance.
+    certificate
+        PEM of the authority that its certificate must come from.
+    signing_key
+        Public key of the manifests of all its runs, 64 hex digits.
+    """
+
+    address: str
+    certificate: str
+    signing_key: str
+
+
+def read_invitation(file: Path) -> Server:
+    """Read what `idiolect-server keys init` wrote.
+
+    Raises
+    ------
+    IdiolectError
+        It is no such file.
+    """
+    try:
+        with file.open() as stream:
+            text = stream.read(LARGEST_INVITATION + 1)
+        if len(text) > LARGEST_INVITATION:
+            raise ValueError("it is too long")
+        server = Server(**read_json(text))
+        load_pem_x509_certificate(server.certificate.encode())
+        if len(bytes.fromhex(server.signing_key)) != 32:
+            raise ValueError("the signing key has not 32 bytes")
+        host, _, port = server.address.rpartition(":")
+        if not host or not 0 < int(port) < 65536 or not _is_plain(server.address):
+            raise ValueError("the address is not host:port")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise IdiolectError(
+            f"{file} is no invitation ({error}): ask the server's operator for the file "
+            "that `idiolect-server keys init` writes."
+        ) from error
+    return server
+
+
+def fingerprint(server: Server) -> str:
+    """What a device knows of the server it joined, and the key by which that knows it.
+
+    Everything is in the vault; nothing here opens a connection.
+    """
+    certificate = load_pem_x509_certificate(server.certificate.encode())
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def _is_plain(address: str) -> bool:
+    return address.isascii() and address.isprintable() and len(address) < 300
+
+
+def server_of(vault: Vault) -> Server | None:
+    """What a device knows of the server it joined, and the key by which that knows it.
+
+    Everything is in the vault; nothing here opens a connection.
+    """
+    body = vault.get("state", "server")
+    return Server(**json.loads(body)) if body else None
+
+
+def joined(vault: Vault) -> Server:
+    """Return the server that was joined.
+
+    Raises
+    ------
+    IdiolectError
+        None was.
+    """
+    server = server_of(vault)
+    if server is None:
+        raise IdiolectError(
+            "this device has joined no server: `idiolect node join INVITATION` first."
+        )
+    return server
+
+
+def join(vault: Vault, server: Server) -> None:
+    """Remember a server; its keys are pinned from now on.
+
+    Raises
+    ------
+    IdiolectError
+        Another one was joined before.
+    """
+    before = server_of(vault)
+    if before is not None and before.signing_key != server.signing_key:
+        raise IdiolectError(
+            f"this device belongs to {before.address}: `idiolect leave` first."
+        )
+    with vault.transaction():
+        vault.put(
+            "state", [Record("server", json.dumps(asdict(server)).encode())], DEVICE
+        )
+        if before is None:
+            _note_membership(vault, {"since": time.time()})
+
+
+def membership(vault: Vault) -> dict[str, float | int]:
+    """Return ``since`` when the server is joined, and the last ``number`` it gave.
+
+    Without ``number`` it has not let this device in yet; without ``since`` an older
+    version joined it.
+    """
+    return json.loads(vault.get("state", "joined") or b"{}")
+
+
+def note_number(vault: Vault, number: int) -> None:
+    """What a device knows of the server it joined, and the key by which that knows it.
+
+    Everything is in the vault; nothing here opens a connection.
+    """
+    known = membership(vault)
+    if known.get("number") != number:
+        _note_membership(vault, {**known, "number": number})
+
+
+def _note_membership(vault: Vault, noted: dict[str, float | int]) -> None:
+    vault.put("state", [Record("joined", json.dumps(noted).encode())], DEVICE)
+
+
+def leave(vault: Vault) -> None:
+    """Forget the server, the key by which it knows this device, and what its runs left.
+
+    That is what they have begun to train, and their shared adapter: the next training
+    starts from the bare backbone. Adapters that were adopted stay, with the shared one
+    below them (`owner.reset` puts them out of use), and so does the count of what this
+    device took part in.
+    """
+    from ..owner.owner import drop_shared
+
+    with vault.transaction(erasing=True):
+        vault.delete("state", ["server", "node-key", "joined"])
+        for source in vault.sources():
+            if source.kind == "run":
+                vault.forget(source)
+        drop_shared(vault)
+
+
+# --- the node's key --------------------------------------------------------------------
+
+
+def node_key(vault: Vault) -> ec.EllipticCurvePrivateKey:
+    """What a device knows of the server it joined, and the key by which that knows it.
+
+    Everything is in the vault; nothing here opens a connection.
+    """
+    body = vault.get("state", "node-key")
+    if body is None:
+        made = ec.generate_private_key(ec.SECP384R1())
+        body = made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        vault.put("state", [Record("node-key", body)], DEVICE)
+    key = load_pem_private_key(body, None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise IdiolectError(
+            "the vault's node key is of an unknown kind: `idiolect leave`, then "
+            "`idiolect node join INVITATION`, makes a new one."
+        )
+    return key
+
+
+def public_line(vault: Vault) -> str:
+    """What a device knows of the server it joined, and the key by which that knows it.
+
+    Everything is in the vault; nothing here opens a connection.
+    """
+    public = node_key(vault).public_key()
+    return public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()

@@ -1,0 +1,321 @@
+"""What must survive a restart of this device: personal adapters, and what it agreed to.
+
+Flower's ``Context.state`` lives in memory and ends with its run, so what a run leaves on a
+device lies on a `Shelf`: a folder in a simulation, the owner's vault on a device. The
+metadata of a personal adapter names everything it was trained from (`identity`); a task
+that is sent again finds the adapter and does not train again, and one that was trained
+from anything else is never used.
+
+Beside it a device remembers the releases it took part in, which it counts itself, and the
+manifest it last took (`Agreed`). The count binds a server that keeps to the protocol after
+first contact; what a simulated node counts lies in the server's own folder.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from ...common.config import Config, flatten
+from ...common.engine.adapters import Lora, dump_lora, parse_lora
+from ...common.errors import IdiolectError
+from ...common.files import file_name, write_atomically
+from ...common.methods.personal import Personal
+from ...common.protocol.manifest import Seen
+from ...common.protocol.messages import Outcome
+from ..owner.consent import Refusal
+
+# Keys that do not change what is trained.
+_ELSEWHERE = ("run-name", "resume", "output-dir", "quorum", "deadline")
+
+
+class Shelf(Protocol):
+    """Where a device keeps what belongs to one run, by name."""
+
+    def read(self, name: str) -> bytes | None:
+        """Return what was written under a name, or None."""
+        ...
+
+    def write(self, name: str, body: bytes) -> None:
+        """Keep it; a crash leaves what was there before, or all of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A shelf of files below the run's folder."""
+
+    path: Path
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes, or None."""
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, body: bytes) -> None:
+        """Write a file, atomically."""
+        write_atomically(self.path / name, body)
+
+
+def adapter_name(method: str, user: str) -> str:
+    """Return ``adapters/<method>/<user>.safetensors``, the user as a file's name."""
+    return f"adapters/{method}/{file_name(user)}.safetensors"
+
+
+def identity(
+    run: str,
+    method: str,
+    learning_rate: float,
+    shared_hash: str,
+    unlabeled_hash: str,
+    config: Config,
+) -> str:
+    """SHA-256 over everything that a user's training depends on, but the history."""
+    rest = {k: v for k, v in flatten(config).items() if k not in _ELSEWHERE}
+    parts = [run, method, learning_rate, shared_hash, unlabeled_hash, rest]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def store(shelf: Shelf, name: str, personal: Personal, trained_from: str) -> None:
+    """Keep one user's adapter, with how its training went."""
+    if personal.lora is None:
+        return
+    outcome = Outcome(personal.alpha, personal.estimated, personal.log)
+    metadata = {
+        "user": personal.user,
+        "trained-from": trained_from,
+        "outcome": json.dumps(asdict(outcome)),
+    }
+    shelf.write(name, dump_lora(personal.lora, metadata))
+
+
+def recall(
+    shelf: Shelf, name: str, user: str, trained_from: str
+) -> tuple[Lora, Outcome] | None:
+    """Return a stored adapter, or None if there is none of exactly this origin."""
+    body = shelf.read(name)
+    if body is None:
+        return None
+    try:
+        lora, metadata = parse_lora(body)
+    except ValueError:  # damaged: train again, which overwrites it
+        return None
+    if (metadata.get("user"), metadata.get("trained-from")) != (user, trained_from):
+        return None
+    return lora, Outcome(**json.loads(metadata["outcome"]))
+
+
+def recall_group(
+    shelf: Shelf, names: Sequence[str], users: Sequence[str], trained_from: str
+) -> dict[str, Outcome] | None:
+    """Return the outcomes of a stacking group that is complete on the shelf, else None.
+
+    A group that a crash cut in two is trained again as a whole: a smaller stack rounds
+    differently, and a resumed run must equal an unbroken one bit for bit.
+    """
+    outcomes: dict[str, Outcome] = {}
+    for name, user in zip(names, users, strict=True):
+        found = recall(shelf, name, user, trained_from)
+        if found is None:
+            return None
+        outcomes[user] = found[1]
+    return outcomes
+
+
+# --- what a device agreed to -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What one user's device remembers of a run.
+
+    Attributes
+    ----------
+    took
+        Stage -> id of a release that this user's rows may be part of -> hash of what was
+        asked for it.
+    most
+        Releases of one stage to take part in, at most, as agreed at first contact;
+        0: no limit.
+    seen
+        The pinned key and the last manifest taken; None before the first contact.
+    config
+        Hash of the run's configuration, which was agreed to as well; empty before.
+    """
+
+    took: dict[str, dict[str, str]] = field(default_factory=dict)
+    most: int = 0
+    seen: Seen | None = None
+    config: str = ""
+
+
+_OLD = re.compile(r"[A-Za-z0-9][\w.@+-]{0,99}", re.ASCII)
+
+
+def _agreed_name(user: str) -> str:
+    return f"devices/{file_name(user)}.json"
+
+
+def agreed(shelf: Shelf, user: str) -> Agreed:
+    """Read what was agreed to; nothing, where nothing was yet.
+
+    Raises
+    ------
+    IdiolectError
+        It is damaged. It is not made anew: the count of participations in it is what the
+        privacy guarantee rests on.
+    """
+    try:
+        text = shelf.read(_agreed_name(user))
+        if text is None and _OLD.fullmatch(user):  # a run of 0.2.0 and before
+            text = shelf.read(f"devices/{user}.json")
+        if text is None:
+            return Agreed()
+        body = json.loads(text)
+        seen = body["seen"]
+        took = {str(stage): dict(ids) for stage, ids in body["took"].items()}
+        known = None if seen is None else Seen(**seen)
+        # Runs of before schema 5 agreed to no configuration; their next hello does.
+        return Agreed(took, int(body["most"]), known, str(body.get("config", "")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IdiolectError(
+            f"{_agreed_name(user)} is damaged, and with it the count of what this user "
+            "took part in: restore it from a backup, or leave this run."
+        ) from error
+
+
+def keep(shelf: Shelf, user: str, now: Agreed) -> None:
+    """Write what was agreed to."""
+    shelf.write(_agreed_name(user), json.dumps(asdict(now)).encode())
+
+
+def take_part(
+    shelf: Shelf, user: str, stage: str, release: str, content: str, planned: int = 0
+) -> None:
+    """Note, before anything is computed, that this user takes part in a release.
+
+    Parameters
+    ----------
+    shelf, user
+        Where, and whose count it is.
+    stage
+        What kind of task it is: the device knows that without being told.
+    release
+        The ledger's id; empty without privacy: nothing to count.
+    content
+        Hash of what the rows depend on. A release that is asked for again, after a
+        crash, counts once, but only if the same is asked.
+    planned
+        How many releases of the stage the run's configuration has; 0: not known.
+
+    Raises
+    ------
+    Refusal
+        The device took part in as many as it agreed to, or other rows are asked for
+        under an id that it has seen.
+    """
+    if not release:
+        return
+    before = agreed(shelf, user)
+    took = before.took.get(stage, {})
+    if release in took:
+        if took[release] != content:
+            raise Refusal(
+                f"user '{user}': something else is asked for as '{release}' than "
+                "before: it counts as one release, so only one is answered."
+            )
+        return
+    most = min([n for n in (before.most, planned) if n], default=0)
+    if most and len(took) >= most:
+        raise Refusal(
+            f"user '{user}' took part in {len(took)} releases of stage '{stage}' "
+            "already, as many as privacy.participations allowed at first contact or as "
+            "the run declared: it sits this one out."
+        )
+    took = {**took, release: content}
+    keep(shelf, user, replace(before, took={**before.took, stage: took}))
+
+
+def pin(shelf: Shelf, user: str, key: str, most: int, config: str) -> None:
+    """Agree at first contact to a run's key, configuration and cap, and to no others.
+
+    Raises
+    ------
+    Refusal
+        Another key or configuration was agreed to before.
+    """
+    before = agreed(shelf, user)
+    if before.seen is None:
+        keep(
+            shelf,
+            user,
+            replace(before, most=most, seen=Seen(key, 0, ""), config=config),
+        )
+    elif before.seen.key != key:
+        raise Refusal(
+            f"user '{user}': the server's signing key is not the one that was pinned "
+            "at first contact: find out why it changed before you take part again."
+        )
+    elif before.config not in ("", config):
+        raise Refusal(
+            f"user '{user}': the run's configuration is not the one of the first "
+            "contact: start a new run for a new configuration."
+        )
+    elif not before.config:
+        keep(shelf, user, replace(before, config=config))
+
+
+def check_agreed(shelf: Shelf, user: str, config: str) -> None:
+    """Refuse a task of a run that this user did not agree to.
+
+    Raises
+    ------
+    Refusal
+        There was no valid hello, or the task has another configuration.
+    """
+    before = agreed(shelf, user)
+    if before.seen is None or before.config != config:
+        raise Refusal(
+            f"user '{user}' did not agree to this run in a hello, or not with this "
+            "configuration: resume the run, which says hello again."
+        )
+
+
+def bind(shelf: Shelf, number: int) -> None:
+    """Take part in a run under one number: counts and agreements are kept by it.
+
+    A server that registers the device again, or says so, gives it another number.
+
+    Raises
+    ------
+    Refusal
+        The run knew this device by another one.
+    """
+    known = shelf.read("number")
+    if known is None:
+        shelf.write("number", str(number).encode())
+    elif int(known) != number:
+        raise Refusal(
+            "this run knew the device by another number, and what it took part in counts "
+            "under that: it takes part in new runs only."
+        )
+
+
+def advance(shelf: Shelf, counter: int) -> None:
+    """Take a task's counter, which only grows; before anything of the task is done.
+
+    Raises
+    ------
+    Refusal
+        It does not: the task is replayed, or was overtaken by a later one.
+    """
+    if counter <= int(shelf.read("counter") or b"0"):
+        raise Refusal(
+            "this task was answered before, or a later one was: it is not done again."
+        )
+    shelf.write("counter", str(counter).encode())

@@ -1,0 +1,522 @@
+"""What the owner chose: settings, what may leave the device; and what has left it.
+
+An outflow has one of three answers:
+
+    no      nothing of this kind leaves
+    noisy   only where it is protected (`privacy.protected`), and within the owner's
+            ceilings, which hold for all runs together
+    clear   in any case; it counts as unprotected, and against no ceiling
+
+That noise is added is a promise of the server, made in the run's configuration; a device
+sees what is promised and not the noise. Raw text (unlabeled.kind `others`) has no answer:
+no device sends it.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from time import localtime, strftime, time
+
+from ...common.config import Config, absolute_backbone
+from ...common.errors import IdiolectError
+from ...common.privacy.protected import Claim, claim, epsilon_of, protected, used
+from ...common.text import printable
+from .vault import DEVICE, Record, Vault
+
+LOG = logging.getLogger("flwr")
+
+# Outflow -> the answer of an owner who said nothing.
+DEFAULTS = {
+    "update": "noisy",
+    "votes": "noisy",
+    "metrics": "noisy",
+    "items": "no",
+    "training": "yes",
+}
+NAMES = {
+    "update": "updates of the shared adapter",
+    "votes": "votes on candidates",
+    "metrics": "metrics",
+    "items": "scrubbed items, which are never noisy",
+    "training": "a run's training on this device, whatever leaves it",
+}
+
+
+class Refusal(IdiolectError):
+    """Why a device does not do a task, in words that the server may read.
+
+    Every other error could quote what is private; of those a server only hears that there
+    was one.
+    """
+
+
+def consents(vault: Vault) -> dict[str, str]:
+    """Outflow -> answer."""
+    return DEFAULTS | json.loads(vault.get("state", "consents") or b"{}")
+
+
+def consent(vault: Vault, outflow: str, given: str) -> None:
+    """Answer for one outflow from now on.
+
+    Raises
+    ------
+    IdiolectError
+        That is no answer to it.
+    """
+    fitting = answers_to(outflow)
+    if given not in fitting:
+        raise IdiolectError(f"'{outflow}' takes {' or '.join(fitting)}, not '{given}'.")
+    with vault.transaction():
+        body = json.dumps(consents(vault) | {outflow: given}).encode()
+        vault.put("state", [Record("consents", body)], DEVICE)
+
+
+def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
+    """Hold an outflow against the owner's answers.
+
+    Raises
+    ------
+    Refusal
+        The owner does not consent to it, as this run would have it.
+    """
+    if outflow not in answers:
+        raise Refusal("no device hands over raw text: use another unlabeled.kind.")
+    given = answers[outflow]
+    if outflow == "training":
+        if given == "yes":
+            return
+        raise Refusal(
+            f"the owner does not consent to {NAMES[outflow]}: the owner can change that "
+            "(idiolect consent training yes)."
+        )
+    why = protected(config, outflow)
+    if given == "no" or (given == "noisy" and why):
+        only = f", only with noise ({why})" if given == "noisy" else ""
+        raise Refusal(
+            f"the owner does not consent to {NAMES[outflow]}{only}: the owner can change "
+            f"that (idiolect consent {outflow} clear), or the run its privacy keys."
+        )
+
+
+def answers_to(outflow: str) -> dict[str, str]:
+    """The answers that there are for an outflow, and what each means.
+
+    Raises
+    ------
+    IdiolectError
+        There is no such outflow.
+    """
+    if outflow not in DEFAULTS:
+        raise IdiolectError(
+            f"there is no outflow '{printable(outflow, 40)}': name one of "
+            f"{', '.join(DEFAULTS)}."
+        )
+    if outflow == "training":
+        return {"no": "no run trains here", "yes": "runs may train here"}
+    return {
+        "no": "nothing of this kind leaves",
+        "noisy": "only with noise, and within the limits of `idiolect settings`",
+        "clear": "in any case, unprotected; no limit counts it",
+    }
+
+
+# Setting -> its value before the owner chose one.
+SETTINGS = {
+    "backbone": "tiny",
+    "max-length": "512",
+    "threads": "0",
+    "memory-mb": "0",
+    # Ten times what a phone-sized backbone takes for one task, so that honest work is not
+    # given up, and no configuration keeps a device busy for days.
+    "max-seconds": "3600",
+    "max-load": "0",
+    "on-battery": "yes",
+    # One run of the default budget (privacy.epsilon=8, privacy.delta=1e-6) fits, and
+    # another one of it does not: from then on the owner decides.
+    "most-epsilon": "8",
+    "most-delta": "1e-5",
+    "most-releases": "100",
+    # Noise hides one user at any number; but where it is less than was promised, as many
+    # others are what is left to hide among.
+    "fewest-users": "10",
+}
+MEANINGS = {
+    "backbone": "the model that adapters are trained for",
+    "max-length": "tokens of a prompt and its text together",
+    "threads": "processor threads that work may use",
+    "memory-mb": "megabytes of memory that work may use",
+    "max-seconds": "seconds that one training or task may take",
+    "max-load": "no training or task while the load per core is above",
+    "on-battery": "training and tasks on battery",
+    "most-epsilon": "epsilon of all runs together, at most",
+    "most-delta": "delta of all runs together, at most",
+    "most-releases": "noisy releases of all runs together, at most",
+    "fewest-users": "users of a noisy sum, at least",
+}
+_LIMITS = {  # whole numbers; 0: no limit
+    "threads": (0, 4096),
+    "memory-mb": (0, 2**24),
+    "max-length": (16, 2**20),
+    "fewest-users": (1, 10**7),
+}
+_NUMBERS = {  # 0: no limit
+    "max-seconds": 30 * 86_400.0,
+    "max-load": 1e6,
+}
+CEILINGS = ("most-epsilon", "most-delta", "most-releases")  # 0: nothing; inf: no limit
+
+
+def settings(vault: Vault) -> dict[str, str]:
+    """Setting -> value, as the owner chose."""
+    return SETTINGS | _chosen(vault)
+
+
+def _chosen(vault: Vault) -> dict[str, str]:
+    """Return the settings that the owner chose, without the defaults.
+
+    Before there was a schema, every default of that time was written down with the first
+    choice: an "0" among them is nobody's choice, and newer defaults hold instead.
+    """
+    stored = json.loads(vault.get("state", "settings") or b"{}")
+    if stored.pop("schema", None) is None:
+        return {name: value for name, value in stored.items() if value != "0"}
+    return stored
+
+
+def choose(vault: Vault, **chosen: str) -> None:
+    """Change settings.
+
+    Raises
+    ------
+    IdiolectError
+        There is no such setting, or the value does not suit it.
+    """
+    for name, value in chosen.items():
+        check_setting(name.replace("_", "-"), value)
+    if "backbone" in chosen:  # it is read from other folders, by a service for one
+        chosen = {**chosen, "backbone": absolute_backbone(chosen["backbone"])}
+    named = {name.replace("_", "-"): value for name, value in chosen.items()}
+    # Only what was chosen: a default that changes later holds for everybody else.
+    body = json.dumps({"schema": 2, **_chosen(vault), **named}).encode()
+    vault.put("state", [Record("settings", body)], DEVICE)
+
+
+def known_setting(name: str) -> str:
+    """Return a setting's name.
+
+    Raises
+    ------
+    IdiolectError
+        There is no such setting.
+    """
+    if name not in SETTINGS:
+        raise IdiolectError(
+            f"there is no setting '{printable(name, 40)}': {', '.join(SETTINGS)}."
+        )
+    return name
+
+
+def takes(name: str) -> str:
+    """Which values a setting takes, in words."""
+    if name == "backbone":
+        return "`tiny`, a folder or a model id"
+    if name == "on-battery":
+        return "yes or no"
+    if name in CEILINGS:
+        return "a number from 0; 0 allows nothing, inf everything"
+    if name in _NUMBERS:
+        return f"a number from 0 to {_NUMBERS[name]:.0f}; 0: no limit"
+    low, high = _LIMITS[name]
+    return f"a whole number from {low} to {high}" + ("; 0: no limit" * (not low))
+
+
+def check_setting(name: str, value: str) -> None:
+    """Refuse a setting that is none, or a value that is not of its kind."""
+    number = _number(value)
+    if known_setting(name) == "backbone":
+        fine = bool(value) and value.isprintable()
+    elif name == "on-battery":
+        fine = value in ("yes", "no")
+    elif name in CEILINGS:
+        fine = number >= 0
+    elif name in _NUMBERS:
+        fine = 0 <= number <= _NUMBERS[name]
+    else:
+        low, high = _LIMITS[name]
+        fine = value.isascii() and value.isdigit() and low <= number <= high
+    if not fine:
+        raise IdiolectError(
+            f"setting '{name}' is '{printable(value, 40)}': it takes {takes(name)}."
+        )
+
+
+def _number(text: str) -> float:
+    """Return the number that a text says; not a number where it says none."""
+    try:
+        return float(text) if text.isascii() and len(text) < 40 else math.nan
+    except ValueError:
+        return math.nan
+
+
+# --- ceilings over all runs ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one run was charged when the device first answered it.
+
+    Attributes
+    ----------
+    name
+        The run's name, as its server says it.
+    epsilon, delta, releases, users
+        What it declared (`protected.Claim`).
+    """
+
+    name: str
+    epsilon: float
+    delta: float
+    releases: int
+    users: float
+
+
+def spent(vault: Vault) -> dict[str, Spent]:
+    """Run id -> what it was charged."""
+    found = json.loads(vault.get("state", "spent") or b"{}")
+    return {run: Spent(**fields) for run, fields in found.items()}
+
+
+def total(charges: Iterable[Spent | Claim]) -> tuple[float, float, int]:
+    """Epsilon, delta and releases of all runs together.
+
+    Sums: basic composition, which holds whatever the runs have in common and however the
+    later ones were chosen by what the earlier ones released.
+    """
+    listed = list(charges)
+    return (
+        math.fsum(one.epsilon for one in listed),
+        math.fsum(one.delta for one in listed),
+        sum(one.releases for one in listed),
+    )
+
+
+def within(chosen: Mapping[str, str], charges: Iterable[Spent | Claim]) -> bool:
+    """Whether charges stay below the owner's ceilings."""
+    return all(
+        amount <= float(chosen[name]) * (1 + 1e-9)
+        for name, amount in zip(CEILINGS, total(charges), strict=True)
+    )
+
+
+def agree(
+    vault: Vault, run: str, name: str, config: Config, charge: bool = True
+) -> None:
+    """Charge a run's declared budget, once, before anything of the owner is answered.
+
+    Only what leaves as `noisy` counts: a run from which nothing does costs nothing here,
+    since `clear` claims no protection and `no` lets nothing out.
+
+    Parameters
+    ----------
+    vault
+        Of the owner.
+    run
+        What tells the run from all others. A run that is asked for again is charged
+        nothing more, unless it declares more than before.
+    name
+        What the owner is shown.
+    config
+        As the run declares it.
+    charge
+        False: only find out whether the owner's ceilings allow it.
+
+    Raises
+    ------
+    Refusal
+        Beyond the owner's ceilings, or below the floor for users; nothing was charged.
+        The server hears no more than that.
+    """
+    answers = consents(vault)
+    outflows = [
+        outflow
+        for outflow in used(config)
+        if answers.get(outflow) == "noisy" and not protected(config, outflow)
+    ]
+    if not outflows:
+        return
+    charges = spent(vault)
+    new = _charge(charges.get(run), printable(name, 100), claim(config))
+    if charges.get(run) == new:
+        return
+    chosen = settings(vault)
+    charges[run] = new
+    enough = new.users >= float(chosen["fewest-users"])
+    if not (enough and within(chosen, charges.values())):
+        LOG.warning(
+            "run %s is refused: with epsilon %.3g, delta %.3g, %d releases and sums of "
+            "%.3g users it is not within what `idiolect settings` allows",
+            *(new.name, new.epsilon, new.delta, new.releases, new.users),
+        )
+        raise Refusal("the owner's ceiling for privacy does not allow this run.")
+    if not charge:
+        return
+    body = json.dumps({one: asdict(entry) for one, entry in charges.items()}).encode()
+    vault.put("state", [Record("spent", body)], DEVICE)
+
+
+def _charge(before: Spent | None, name: str, now: Claim) -> Spent:
+    """Return what a run is charged in all: never less than it once was."""
+    if before is None:
+        return Spent(name, now.epsilon, now.delta, now.releases, now.users)
+    return Spent(
+        before.name,
+        max(before.epsilon, now.epsilon),
+        max(before.delta, now.delta),
+        max(before.releases, now.releases),
+        min(before.users, now.users),
+    )
+
+
+def balance(vault: Vault) -> dict[str, object]:
+    """What the runs so far were charged, the ceilings, and what leaves unprotected."""
+    chosen, charges, answers = settings(vault), spent(vault), consents(vault)
+    epsilon, delta, releases = total(charges.values())
+    return {
+        "epsilon": epsilon,
+        "delta": delta,
+        "releases": releases,
+        "runs": len(charges),
+        "ceilings": {name: chosen[name] for name in (*CEILINGS, "fewest-users")},
+        "clear": [name for name in NAMES if answers.get(name) == "clear"],
+    }
+
+
+# --- pause -----------------------------------------------------------------------------
+
+
+def paused(vault: Vault) -> bool:
+    """Whether the device answers nobody for now."""
+    return vault.get("state", "paused") is not None
+
+
+def pause(vault: Vault, yes: bool) -> None:
+    """Answer nobody from now on, or answer again."""
+    if yes:
+        vault.put("state", [Record("paused", b"")], DEVICE)
+    else:
+        vault.delete("state", ["paused"])
+
+
+# --- what left ------------------------------------------------------------------------
+
+# Kind of a message -> what of the owner's text it was made from; all others from none.
+OUTFLOW_OF = {
+    "AdaptReply": "update",
+    "VoteReply": "votes",
+    "OfferReply": "items",
+    "ShareReply": "text",
+    "EvaluateReply": "metrics",
+}
+
+
+REFUSED = "refused"  # name of the entry that counts what no task was done for
+# Messages that no answer of the owner is about, in one word; all others are `OUTFLOW_OF`'s.
+_WORDS = {
+    "HelloReply": "greeting",
+    "PersonaliseReply": "trained",
+    "Failure": "refusal",
+    "Missing": "request",
+}
+
+
+def word_of(kind: str) -> str:
+    """What the owner calls a kind of message: as in `DEFAULTS` where it is one of these."""
+    return OUTFLOW_OF.get(kind) or _WORDS.get(kind) or printable(kind, 16)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One message that left this device.
+
+    Attributes
+    ----------
+    time
+        Unix seconds.
+    run, kind
+        For which run, and the protocol's name of the message.
+    bytes
+        Of text and tensors.
+    epsilon
+        What the run's noisy releases have together, where the message was one of them;
+        None: no bound.
+    why
+        Why there is none.
+    count, since
+        Of how many messages this is the sum, and the time of the first, where it is one.
+    """
+
+    time: float
+    run: str
+    kind: str
+    bytes: int
+    epsilon: float | None
+    why: str = ""
+    count: int = 1
+    since: float | None = None
+
+
+def cover(kind: str, config: Config | None) -> tuple[float | None, str]:
+    """Say what protects a message: an epsilon, or None and why there is none.
+
+    Parameters
+    ----------
+    kind
+        The protocol's name of the message.
+    config
+        Of its run; None if it could not be read.
+    """
+    outflow = OUTFLOW_OF.get(kind)
+    if outflow is None:
+        return None, "nothing of the text is in it"
+    if config is None:
+        return None, "the run's configuration could not be read"
+    if outflow == "votes" and config.unlabeled.kind == "anonymised":
+        outflow = "items"  # marks, which are counted without noise
+    why = protected(config, outflow)
+    return (None, why) if why else (epsilon_of(config), "")
+
+
+def note_sent(
+    vault: Vault, run: str, kind: str, size: int, covered: tuple[float | None, str]
+) -> None:
+    """Note a message, and what protects it (`cover`), before it is sent."""
+    number = vault.count_up("sent", DEVICE)
+    body = json.dumps(asdict(Sent(time(), run[:200], kind, size, *covered))).encode()
+    vault.put("sent", [Record(str(number), body)], DEVICE)
+
+
+def note_refused(vault: Vault, size: int) -> None:
+    """Note the refusal of a task that was not taken, before it is sent.
+
+    Such tasks can come from anybody and in any number: all refusals are one entry.
+    """
+    body, now = vault.get("sent", REFUSED), time()
+    before = Sent(**json.loads(body)) if body else Sent(now, "", "Failure", 0, None)
+    count, since = before.count + bool(body), before.since or now
+    first = strftime("%Y-%m-%d %H:%M", localtime(since))
+    entry = replace(
+        before,
+        time=now,
+        bytes=before.bytes + size,
+        why=f"{count} refusals of tasks that were not taken, since {first}",
+        count=count,
+        since=since,
+    )
+    vault.put("sent", [Record(REFUSED, json.dumps(asdict(entry)).encode())], DEVICE)
+
+
+def sent(vault: Vault) -> list[Sent]:
+    """Everything that left, oldest first."""
+    return [Sent(**json.loads(record.body)) for record in vault.records("sent")]

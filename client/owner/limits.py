@@ -1,0 +1,173 @@
+"""What the owner lets work take from this machine: a federated run's, and the owner's own.
+
+Every limit but that of time is off until it is set (`idiolect settings NAME VALUE`). Work
+beyond one is refused or given up, with a sentence that the server records, where it was
+for one. They are looked at before the backbone is loaded.
+"""
+
+import contextlib
+import importlib
+import os
+import resource
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from ...common.command import out_of_memory
+from ...common.errors import IdiolectError
+from .consent import Refusal
+
+POWER = Path("/sys/class/power_supply")
+OWN = Path("/proc/self/status")
+ROOM = 64  # megabytes that any work takes beyond what the process has at its start
+AGAIN = 30.0  # seconds after which work that outlived the limit is given up once more
+
+
+def check_now(settings: Mapping[str, str], power: Path = POWER) -> None:
+    """Refuse work while the machine is on battery or busy, if the owner said so.
+
+    Raises
+    ------
+    Refusal
+        Not now.
+    """
+    if settings["on-battery"] == "no" and on_battery(power):
+        raise Refusal(
+            "the device is on battery: plug it in (or `idiolect settings on-battery yes`)."
+        )
+    most = float(settings["max-load"])
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    if most and load > most:
+        raise Refusal(
+            f"the device is busy: load {load:.1f} per core, {most:g} allowed: try again "
+            "later (or `idiolect settings max-load NUMBER`)."
+        )
+
+
+def _check_memory(allowed: int) -> None:
+    """Refuse work where the owner allows less memory than the process has without any."""
+    own = memory()
+    if own is not None and allowed < own + ROOM:
+        raise IdiolectError(
+            f"memory-mb is {allowed}, and idiolect has {own} MB before any work: allow "
+            f"{own + ROOM} or more (`idiolect settings memory-mb NUMBER`; 0: no limit)."
+        )
+
+
+def memory(status: Path = OWN) -> int | None:
+    """Megabytes of data that this process has, as ``memory-mb`` counts them (Linux)."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in status.read_text().splitlines():
+            if line.startswith("VmData:"):
+                return int(line.split()[1]) >> 10
+    return None
+
+
+def on_battery(power: Path = POWER) -> bool:
+    """Whether a battery of this machine is being drained (Linux)."""
+    for status in power.glob("*/status"):
+        with contextlib.suppress(OSError):
+            if status.read_text().strip() == "Discharging":
+                return True
+    return False
+
+
+def hold_process(settings: Mapping[str, str]) -> None:
+    """Bind this process to the owner's number of threads and of megabytes.
+
+    Memory beyond ``memory-mb`` is not given by the system, so the task that asks for it
+    fails and the process goes on.
+    """
+    if threads := int(settings["threads"]):
+        torch.set_num_threads(threads)
+    if most := int(settings["memory-mb"]):
+        _load_libraries()
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        known = hard != resource.RLIM_INFINITY
+        soft = min(most << 20, hard) if known else most << 20
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _load_libraries() -> None:
+    """Load what a backbone needs before memory is short.
+
+    OpenBLAS, which comes with scipy, asks for its buffers again for ever where the system
+    gives it none, and others end the process.
+    """
+    for name in (
+        "scipy.linalg",
+        "transformers.modeling_utils",
+        "transformers.generation",
+    ):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    with contextlib.suppress(ImportError):  # found by name, and loaded at its first use
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
+
+        del AutoModelForCausalLM, AutoTokenizer, GenerationMixin
+
+
+@contextlib.contextmanager
+def held(settings: Mapping[str, str], training: bool = False) -> Iterator[None]:
+    """Hold the owner's own work to the limits of a run's; main thread only.
+
+    Parameters
+    ----------
+    settings
+        As the owner chose.
+    training
+        It may wait: whether the machine is busy or on battery counts as well.
+
+    Raises
+    ------
+    IdiolectError
+        Not now; or it took too long, or more memory than is allowed, and was given up.
+    """
+    if training:
+        check_now(settings)
+    if int(settings["memory-mb"]):
+        _load_libraries()
+        _check_memory(int(settings["memory-mb"]))
+    before = resource.getrlimit(resource.RLIMIT_DATA), torch.get_num_threads()
+    try:
+        hold_process(settings)
+        with time_limit(settings):
+            yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise Refusal(
+            f"the work does not fit into memory-mb={settings['memory-mb']}: allow more "
+            "(`idiolect settings memory-mb NUMBER`; 0: no limit), or close other programs."
+        ) from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before[0])
+        torch.set_num_threads(before[1])
+
+
+@contextlib.contextmanager
+def time_limit(settings: Mapping[str, str]) -> Iterator[None]:
+    """Give work up that takes longer than ``max-seconds``; main thread only.
+
+    Raises
+    ------
+    Refusal
+        It did.
+    """
+    seconds = float(settings["max-seconds"])
+
+    def late(*_: object) -> None:
+        raise Refusal(
+            f"the work took longer than the {seconds:g} s that are allowed, and was given "
+            "up (`idiolect settings max-seconds NUMBER`)."
+        )
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN if seconds else 0.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)

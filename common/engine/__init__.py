@@ -1,0 +1,4 @@
+"""The engine: backbone, adapters, scores, objectives, training.
+
+Imports: common.data.
+"""

@@ -1,0 +1,359 @@
+"""The frozen backbone: one per process, with its tokenizer and its prompts.
+
+Any causal language model of the supported families can be the backbone; everything that
+is trained lives beside it (`adapters`). The backbone itself is never written to.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.types import Item, Prompt
+from ..errors import IdiolectError
+from .model_folder import FAMILIES as FAMILIES
+from .model_folder import TINY as TINY
+from .model_folder import check_folder, identity, locate
+from .model_folder import weights_hash as weights_hash
+from .wording import Wording, read_wording
+
+# A layer of these parts is x + attention(norm(x)), and of that y + mlp(norm(y)). Others
+# have more norms, or both branches side by side.
+PLAIN_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One item as tokens.
+
+    Attributes
+    ----------
+    ids
+        Prompt and completion, with the token that ends it.
+    prompt_length
+        Number of prompt tokens; the completion is ``ids[prompt_length:]``.
+    truncated
+        Whether the input lost tokens on its left.
+    """
+
+    ids: tuple[int, ...]
+    prompt_length: int
+    truncated: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A resident frozen model.
+
+    Attributes
+    ----------
+    name
+        As configured.
+    model
+        A transformers causal LM in evaluation mode, no parameter of which has a gradient.
+    tokenizer
+        Its tokenizer.
+    hash
+        What decides its scores, part by part (`model_folder.identity`): server and devices
+        compare it, and adapters are bound to it.
+    context
+        Longest sequence in tokens.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    hash: str
+    context: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's compute dtype."""
+        return self.model.dtype
+
+    @cached_property
+    def wording(self) -> Wording:
+        """How texts become tokens."""
+        return read_wording(self.name, self.tokenizer)
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Token ids that end a generated completion; the first ends those that we score."""
+        ends = self.model.generation_config.eos_token_id
+        ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+        return list(
+            dict.fromkeys([self.wording.end, self.tokenizer.eos_token_id, *ends])
+        )
+
+    @property
+    def pad_id(self) -> int:
+        """A token id to fill up with; it is always masked."""
+        pad, rows = self.tokenizer.pad_token_id, self.model.config.vocab_size
+        return self.wording.end if pad is None or pad >= rows else pad
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Last hidden states [N, T, d] of right-padded ids [N, T].
+
+        There is no mask: a causal model never looks at the padding on the right, and what
+        it says there nobody reads. Attention without a mask is faster.
+        """
+        return self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+
+    def hidden_at(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Last hidden states [N, P, d] at some positions [N, P] of right-padded ids.
+
+        What the last layer's feed-forward block says at the other positions nobody reads,
+        so it is left out: with four layers that is a tenth of a training step.
+        """
+        layer = self.model.model.layers[-1]
+        if {name for name, _ in layer.named_children()} != PLAIN_LAYER:
+            return _take(self.hidden(ids), positions)
+
+        def forward(hidden: Tensor, **arguments: Any) -> Tensor:
+            seen, _ = layer.self_attn(
+                hidden_states=layer.input_layernorm(hidden), **arguments
+            )
+            kept = _take(hidden + seen, positions)
+            return kept + layer.mlp(layer.post_attention_layernorm(kept))
+
+        layer.forward = forward  # shadows the method of its class for this one pass
+        try:
+            return self.hidden(ids)
+        finally:
+            del layer.forward
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 vocabulary logits [M, V] of hidden states [M, d]."""
+        logits = self.model.lm_head(hidden).float()
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def encode(self, item: Item) -> Encoded:
+        """Tokens of prompt, completion and its end, at most `context` of them.
+
+        An item that is too long loses tokens from the left of the prompt's input. What
+        the user wrote and the instruction around the input are never cut.
+
+        Raises
+        ------
+        IdiolectError
+            Instruction and target alone do not fit into the context.
+        """
+        completion = self.completion(item)
+        prompt, truncated = self.encode_prompt(
+            item.prompt, self.context - len(completion), item.id
+        )
+        return Encoded((*prompt, *completion), len(prompt), truncated)
+
+    def fits(self, item: Item) -> bool:
+        """Whether an item can be encoded without cutting its target or instruction."""
+        try:
+            self.encode(item)
+        except IdiolectError:
+            return False
+        return True
+
+    def encode_prompt(
+        self, prompt: Prompt, budget: int, name: str
+    ) -> tuple[list[int], bool]:
+        """Tokens of a prompt within `budget`, and whether the input was shortened."""
+        ids, truncated = self.wording.prompt(prompt.text), False
+        while len(ids) > budget:
+            if not prompt.input:
+                raise IdiolectError(
+                    f"item '{name}' needs more than the context of {self.context} tokens "
+                    "for its instruction and target alone: raise 'max-length' or take a "
+                    "backbone with a longer context."
+                )
+            kept = self.wording.cut(prompt.input, len(ids) - budget)
+            prompt = Prompt(prompt.before, kept, prompt.after)
+            ids, truncated = self.wording.prompt(prompt.text), True
+        return ids, truncated
+
+    def completion(self, item: Item) -> list[int]:
+        """Tokens of what was written, as they follow the prompt, and of its end."""
+        return self.wording.answer(item.target)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of generated tokens, up to the first token that ends it."""
+        ends = [i for i, token in enumerate(ids) if token in self.end_ids]
+        text = self.tokenizer.decode(
+            ids[: ends[0]] if ends else ids, skip_special_tokens=True
+        )
+        return text.strip()
+
+
+def _take(states: Tensor, positions: Tensor) -> Tensor:
+    """States [N, T, d] at positions [N, P], [N, P, d]."""
+    return states.gather(1, positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+
+
+@lru_cache(maxsize=1)
+def load_backbone(name: str, dtype: str, device: str, max_length: int) -> Backbone:
+    """Load a backbone and keep it: one per process.
+
+    Parameters
+    ----------
+    name
+        ``tiny`` (built in), a folder in Hugging Face format, or a model id.
+    dtype, device, max_length
+        As in `config.Config`; ``auto`` takes a GPU where there is one.
+
+    Raises
+    ------
+    IdiolectError
+        The model is not there, is of an unsupported family, lacks weights or has others
+        than its configuration, or its tokenizer does not belong to it. Nothing is ever
+        unpickled and no remote code is run.
+    """
+    folder = locate(name)
+    family = check_folder(name, folder)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise IdiolectError("device is 'cuda' but torch sees no GPU: use device=cpu.")
+    model, tokenizer = _loaded(name, folder, family, getattr(torch, dtype))
+    model.requires_grad_(False).eval().to(device)
+    context = min(max_length, model.config.max_position_embeddings)
+    _check_scale(name, model.config, context)
+    backbone = Backbone(name, model, tokenizer, identity(folder), context)
+    _check_vocabulary(backbone)
+    return backbone
+
+
+def _loaded(
+    name: str, folder: Path, family: str, dtype: torch.dtype
+) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder, every weight of which was in its files."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # readers of damaged files raise bare ones, too
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than config.json says"
+        raise IdiolectError(
+            f"backbone '{name}' ({family}) could not be loaded ({reason[:200]}): check "
+            "that the folder holds config.json, safetensors weights and a tokenizer, all "
+            "of one model."
+        ) from error
+    model, report = loaded
+    for key, what in (
+        ("missing_keys", "lacks {} weights that its config.json asks for"),
+        ("unexpected_keys", "has {} weights that its config.json does not know"),
+    ):
+        if names := sorted(map(str, report[key])):
+            raise IdiolectError(
+                f"backbone '{name}' {what.format(len(names))} ({names[0]}): give the "
+                "folder of one complete model with the configuration that belongs to it."
+            )
+    _check_finite(name, model)
+    return model, tokenizer
+
+
+def _check_finite(name: str, model: Any) -> None:
+    """Refuse weights that are no numbers: every score would be none."""
+    for key, weight in model.named_parameters():
+        if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
+            raise IdiolectError(
+                f"backbone '{name}' has weights that are no finite numbers ({key}): "
+                "download it again, or take dtype=float32 if it was trained in another."
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers without its bars and its report: what it finds is said in a sentence."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # noise in the log of every process
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _check_scale(name: str, config: Any, context: int) -> None:
+    """Refuse positions that are scaled by the longest row of a batch.
+
+    Beyond its original length such a model takes other frequencies for every row, so a
+    score would depend on what else is in the batch.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [entry for entry in (rope, *rope.values()) if isinstance(entry, dict)]
+    for kind in kinds:
+        longest = kind.get("original_max_position_embeddings") or context
+        changing = kind.get("rope_type") in ("longrope", "dynamic")
+        if changing and longest < context:
+            raise IdiolectError(
+                f"backbone '{name}' changes its positions beyond {longest} tokens, for all "
+                f"texts of a batch together: set 'max-length' to {longest} at most."
+            )
+
+
+def _check_vocabulary(backbone: Backbone) -> None:
+    """Refuse a tokenizer that can write what the model has no embedding for.
+
+    A special token that no prompt has, such as a ``[PAD]`` that was added to the tokenizer
+    alone, does not matter: people's text never becomes one.
+    """
+    wording, rows = backbone.wording, backbone.model.config.vocab_size
+    beyond = {
+        token: id
+        for token, id in backbone.tokenizer.get_vocab().items()
+        if id >= rows and token not in wording.unused
+    }
+    if beyond:
+        token = min(beyond, key=lambda token: beyond[token])
+        raise IdiolectError(
+            f"backbone '{backbone.name}' has {rows} embeddings, but its tokenizer writes "
+            f"{token!r} as token {beyond[token]}: give the tokenizer that belongs to it."
+        )
+
+
+def projections(model: nn.Module, targets: str) -> dict[str, nn.Linear]:
+    """Linear projections inside the decoder layers that adapters attach to.
+
+    Parameters
+    ----------
+    model
+        The causal LM.
+    targets
+        ``all``, or ``q,v`` (query and value only, as OPPU does).
+
+    Raises
+    ------
+    IdiolectError
+        ``q,v`` on a model that computes query, key and value in one projection.
+    """
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".layers." in name
+    }
+    if targets == "all":
+        return found
+    chosen = {n: m for n, m in found.items() if n.endswith((".q_proj", ".v_proj"))}
+    if not chosen:
+        raise IdiolectError(
+            "lora.targets is 'q,v' but this backbone has no separate query and value "
+            "projections: use lora.targets=all."
+        )
+    return chosen

@@ -1,0 +1,329 @@
+"""A backbone's folder: what must hold before it is loaded, and its identity.
+
+Nothing here loads the model, so the server, which never runs it, checks the same.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ..config import absolute_backbone
+from ..errors import IdiolectError
+from ..files import home, write_atomically
+from ..text import printable
+
+# Families on whose module layout and logits the engine is tested. Another family may
+# scale, cap or route its logits in a way that silently changes every log-probability.
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi",
+    "phi3",
+)
+TINY = Path(__file__).parent / "tiny"
+PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja")
+POINTER = b"version https://git-lfs"
+# Beside the weights, what decides a score. Where weights are stored in and who wrote a
+# file does not.
+COSMETIC = {"transformers_version", "_name_or_path", "_from_model_config", "use_cache"}
+STORED = {"torch_dtype", "dtype"}
+UNUSED = {"name_or_path", "model_max_length", "padding_side", "truncation_side"}
+# Of these only one is read, the first that is there.
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# A fingerprint of the other parts says that they differ; weights are what is attacked.
+SHORT = 16
+
+
+def locate(name: str) -> Path:
+    """Return the folder of a backbone, fetched from the model hub if need be.
+
+    Raises
+    ------
+    IdiolectError
+        There is no such folder and no such model, or no network to fetch it.
+    """
+    if name == "tiny":
+        return TINY
+    name = absolute_backbone(name)
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise IdiolectError(
+            f"backbone '{printable(name, 300)}' is no folder and no model id: give "
+            "`tiny`, an existing folder, or ORGANISATION/NAME."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+    except (OSError, ValueError) as error:
+        raise IdiolectError(
+            f"backbone '{name}' is not on this machine and could not be fetched "
+            f"({type(error).__name__}): give the path of a local folder, or fetch it "
+            "while online."
+        ) from error
+
+
+def check_folder(name: str, folder: Path) -> str:
+    """Return the model family of a folder that can be loaded, or refuse it.
+
+    Raises
+    ------
+    IdiolectError
+        There is no configuration, the family is not supported, weights are quantised,
+        missing, cut or mere pointers, or an adapter lies beside them.
+    """
+    _check_pointers(name, folder)
+    family = check_family(name, folder)
+    config = _read_json(folder / "config.json")
+    for key in ("quantization_config", "compression_config"):
+        if config.get(key):
+            how = config[key]
+            method = how.get("quant_method", key) if isinstance(how, dict) else key
+            raise _refused(name, f"its weights are quantised ({method})", UNQUANTISED)
+    if (folder / "adapter_config.json").exists():
+        raise _refused(
+            name,
+            "an adapter lies beside its weights (adapter_config.json)",
+            "move the adapter into a folder of its own",
+        )
+    _check_generation(name, folder)
+    _check_shards(name, folder)
+    for file in sorted(folder.glob("*.safetensors")):
+        _check_weights(name, file)
+    return family
+
+
+UNQUANTISED = "give the folder of the unquantised model"
+AGAIN = "download the file again"
+
+
+def _refused(name: str, problem: str, step: str) -> IdiolectError:
+    return IdiolectError(f"backbone '{name}' cannot be used, {problem}: {step}.")
+
+
+def check_family(name: str, folder: Path) -> str:
+    """Return the model family of a folder, or refuse it with a sentence."""
+    try:
+        family = json.loads((folder / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IdiolectError(
+            f"backbone '{name}': no config.json with a model_type in the folder; give a "
+            "model in Hugging Face format."
+        ) from error
+    if family not in FAMILIES:
+        raise IdiolectError(
+            f"backbone '{name}' is of the family '{family}', which is not supported: "
+            f"use one of {', '.join(FAMILIES)}."
+        )
+    return family
+
+
+def _check_pointers(name: str, folder: Path) -> None:
+    for file in (f for pattern in PATTERNS for f in sorted(folder.glob(pattern))):
+        try:
+            with file.open("rb") as stream:
+                start = stream.read(len(POINTER))
+        except OSError as error:
+            raise _refused(
+                name,
+                f"{file.name} cannot be read ({error.strerror})",
+                "check that it is a file, and whose it is",
+            ) from None
+        if start == POINTER:
+            raise _refused(
+                name,
+                f"{file.name} is a Git LFS pointer and not the file itself",
+                "run `git lfs pull` in the folder, or download the file",
+            )
+
+
+def _check_generation(name: str, folder: Path) -> None:
+    """What ends a text is said by tokens; transformers would go on without the file."""
+    file = folder / "generation_config.json"
+    if not file.exists():
+        return
+    try:
+        ends = _read_json(file).get("eos_token_id")
+    except ValueError as error:
+        raise _refused(name, f"{file.name} is no JSON", AGAIN) from error
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and type(end) is not int:
+            raise _refused(
+                name,
+                f"eos_token_id of {file.name} is {end!r:.40} and not a token's number",
+                AGAIN,
+            )
+
+
+def _check_shards(name: str, folder: Path) -> None:
+    """All files that the index of the weights names are there."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists() or not index.exists():
+        return
+    try:
+        named = set(_read_json(index)["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _refused(name, f"{index.name} cannot be read", AGAIN) from error
+    missing = sorted(file for file in named if not (folder / str(file)).is_file())
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise _refused(
+            name,
+            f"{missing[0]}{others} of its {len(named)} weight files are missing",
+            "download them",
+        )
+
+
+def _check_weights(name: str, file: Path) -> None:
+    """A safetensors file is as long as its head says, and of floating point."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            head = json.loads(stream.read(length) if length < size else b"")
+        tensors = [entry for key, entry in head.items() if key != "__metadata__"]
+        end = 8 + length + max((t["data_offsets"][1] for t in tensors), default=0)
+        kinds = {str(t["dtype"]) for t in tensors}
+    except (ValueError, KeyError, TypeError, AttributeError, LookupError) as error:
+        raise _refused(name, f"{file.name} is damaged or cut short", AGAIN) from error
+    if end != size:
+        raise _refused(
+            name, f"{file.name} has {size} bytes where its head says {end}", AGAIN
+        )
+    odd = sorted(kind for kind in kinds if kind not in FLOATS and kind not in INDICES)
+    if odd:
+        raise _refused(
+            name, f"{file.name} holds quantised weights ({odd[0]})", UNQUANTISED
+        )
+
+
+FLOATS = {"F64", "F32", "F16", "BF16"}
+INDICES = {"I64", "I32", "BOOL"}  # positions and masks of old checkpoints
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{file.name} holds no object")
+    return found
+
+
+# --- identity --------------------------------------------------------------------------
+
+
+def identity(folder: Path) -> str:
+    """What decides a backbone's scores, part by part: ``weights:… config:… …``.
+
+    The tokenizer's part is its vocabulary and its special tokens; the template stands for
+    itself, wherever it is kept. Server and devices compare this, and adapters are bound to
+    it; `differing` says which parts of two are not the same.
+    """
+    settings = _parsed(folder / "tokenizer_config.json")
+    template = settings.pop("chat_template", None)
+    for name, key in (
+        ("chat_template.json", "chat_template"),
+        ("chat_template.jinja", ""),
+    ):
+        file = folder / name
+        if file.exists():
+            template = _parsed(file).get(key) if key else _text(file)
+    more = {
+        f.name: _text(f) for f in sorted(folder.glob("additional_chat_templates/*"))
+    }
+    first = next((n for n in VOCABULARIES if (folder / n).exists()), "")
+    tokenizer = {
+        "settings": _without(settings, UNUSED),
+        "special": _parsed(folder / "special_tokens_map.json"),
+        "added": _parsed(folder / "added_tokens.json"),
+        "vocabulary": _digest_file(folder / first) if first else "",
+        "merges": _digest_file(folder / "merges.txt") if first == "vocab.json" else "",
+    }
+    parts = {
+        "config": _without(_parsed(folder / "config.json"), COSMETIC | STORED),
+        "tokenizer": tokenizer,
+        "template": [template, more],
+        "generation": _without(_parsed(folder / "generation_config.json"), COSMETIC),
+    }
+    digests = {name: _digest(part)[:SHORT] for name, part in parts.items()}
+    digests = {"weights": weights_hash(folder), **digests}
+    return " ".join(f"{name}:{digest}" for name, digest in digests.items())
+
+
+def differing(one: str, other: str) -> list[str]:
+    """Names of the parts in which two identities differ.
+
+    Version 0.1 wrote the hash of the weights alone: such a one is compared by them.
+    """
+    first, second = _parts(one), _parts(other)
+    if len(first) == 1 or len(second) == 1:
+        return [] if first.get("weights") == second.get("weights") else ["weights"]
+    names = dict.fromkeys([*first, *second])
+    return [name for name in names if first.get(name) != second.get(name)]
+
+
+def unlike(one: str, other: str) -> list[str]:
+    """`differing`, but for how a backbone generates: no adapter depends on that."""
+    return [part for part in differing(one, other) if part != "generation"]
+
+
+def _parts(text: str) -> dict[str, str]:
+    if ":" not in text:
+        return {"weights": text}
+    return {
+        name: digest for name, _, digest in (p.partition(":") for p in text.split())
+    }
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    """A JSON file; empty if there is none, its text where it is no JSON object."""
+    if not file.is_file():
+        return {}
+    try:
+        return _read_json(file)
+    except ValueError:
+        return {"": _text(file)}
+
+
+def _without(settings: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in keys}
+
+
+def _digest(part: object) -> str:
+    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_file(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over the safetensors files of a folder, in order of their names.
+
+    Reading gigabytes at every start would cost more than training a user, so the result
+    is kept by path, size and time of change in ``$IDIOLECT_HOME/cache``.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    token = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    cached = home() / "cache" / "weights" / token
+    if cached.exists():
+        return cached.read_text()
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    write_atomically(cached, digest.hexdigest().encode())
+    return digest.hexdigest()

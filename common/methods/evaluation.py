@@ -1,0 +1,232 @@
+"""How well a user is served: scores and ranks of held-out text, and what is written.
+
+Pure functions as in `personal`: what is returned are numbers.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..config import Config
+from ..data import metrics
+from ..data.load import task_of
+from ..data.personas import score_style
+from ..data.types import Item, User
+from ..engine.adapters import Lora, attached, stack
+from ..engine.backbone import Backbone, Encoded
+from ..engine.scoring import (
+    collate,
+    completion_tokens,
+    generate,
+    score_users,
+    token_logp,
+)
+from . import in_context
+from .personal import CACHE, encode_all
+
+
+def held_out_nll(
+    backbone: Backbone,
+    shared: Lora,
+    personals: Sequence[Lora | None],
+    users: Sequence[User],
+    method: str,
+) -> list[float]:
+    """Return every user's ``nll`` alone, of which `evaluate` says more at a higher price.
+
+    What a learning rate is chosen by, and what decides whether a device uses an adapter.
+    """
+    items = [encode_all(backbone, user.held_out) for user in users]
+    scores = score_users(backbone, _policy(shared, personals, method), items)
+    return [_nll(*each) for each in zip(scores, items, strict=True)]
+
+
+def _nll(logp: Sequence[float] | np.ndarray, items: Sequence[Encoded]) -> float:
+    """Negative log-likelihood per completion token."""
+    return -float(np.sum(logp)) / sum(map(completion_tokens, items))
+
+
+def evaluate(
+    backbone: Backbone,
+    shared: Lora,
+    personals: Sequence[Lora | None],
+    users: Sequence[User],
+    method: str,
+    config: Config,
+    generate_texts: bool,
+) -> list[dict[str, float]]:
+    """Measure a method on every user's held-out items.
+
+    Parameters
+    ----------
+    backbone, shared
+        The frozen reference.
+    personals
+        The users' adapters; None for the methods without (`config.UNTRAINED`).
+    users
+        A stacking group.
+    method, config
+        ``base`` is the backbone without the shared adapter. ``rag`` and ``pag`` are the
+        shared policy at longer prompts (`in_context`), rewarded against the reference at
+        the plain ones. Methods in ``evaluate.contrasted`` decode by contrast, of which
+        scores know nothing.
+    generate_texts
+        Whether outputs are generated and judged too.
+
+    Returns
+    -------
+    list of dict
+        METRIC -> value, in the order of `users`. ``nll`` is per completion token;
+        ``contrast`` and ``mrr`` say how the user's own text ranks among rival texts (see
+        `ranking`), over the items that have any. Without one they are absent, as on
+        devices, where nobody has another's text; ``mrr`` also where each item has but one
+        (``evaluate.rivals``).
+    """
+    policy = _policy(shared, personals, method)
+    both = [_with_rivals(backbone, user) for user in users]
+    prompted = both
+    if method in ("rag", "pag"):
+        longer = [_longer(backbone, shared, user, method, config) for user in users]
+        prompted = [_with_rivals(backbone, user) for user in longer]
+    references = [CACHE.get(backbone, shared, items) for items in both]
+    # The reference is its own policy: scored again in other batches it would differ from
+    # itself in the last bits, and these would decide who wins a contrast.
+    same = policy == [shared] and prompted is both
+    scores = references if same else score_users(backbone, policy, prompted)
+    results = [
+        _ranked(user, items, np.array(logp), np.array(reference))
+        for user, items, logp, reference in zip(
+            users, both, scores, references, strict=True
+        )
+    ]
+    if config.evaluate.shift:
+        for user, lora, result in zip(users, personals, results, strict=True):
+            if _all_rivals(user):
+                result["shift"] = shift(backbone, shared, lora, user)
+    if generate_texts:
+        own = [p[: len(u.held_out)] for u, p in zip(users, prompted, strict=True)]
+        texts = _outputs(backbone, policy, own, config, config.contrast_of(method))
+        for user, outputs, result in zip(users, texts, results, strict=True):
+            result |= _written(user, outputs, config)
+    return results
+
+
+def _ranked(
+    user: User, items: Sequence[Encoded], logp: np.ndarray, reference: np.ndarray
+) -> dict[str, float]:
+    """``nll``, ``contrast`` and ``mrr`` from the scores of `_with_rivals`."""
+    reward = (logp - reference) / [completion_tokens(entry) for entry in items]
+    first = len(user.held_out)
+    counts = np.array([len(item.rivals) for item in user.held_out])
+    nll = {"nll": _nll(logp[:first], items[:first])}
+    if not counts.any():
+        return nll  # a text alone ranks nowhere
+    rivals = np.split(reward[first:], np.cumsum(counts)[:-1])
+    found = ranking(reward[:first][counts > 0], [one for one in rivals if len(one) > 0])
+    if max(counts) == 1:
+        del found["mrr"]  # it would say what contrast says
+    return {**nll, **found}
+
+
+def _written(user: User, outputs: Sequence[str], config: Config) -> dict[str, float]:
+    """Metrics of the outputs for the held-out items, and whose style they follow."""
+    targets = [item.target for item in user.held_out]
+    found = metrics.score(
+        task_of(config.task), outputs, targets, config.evaluate.rouge_tokens
+    )
+    if user.truth is not None:
+        found |= score_style(user, list(zip(user.held_out, outputs, strict=True)))
+    return found
+
+
+def _with_rivals(backbone: Backbone, user: User) -> list[Encoded]:
+    """Tokens of the held-out items, then those of their rivals, item by item."""
+    return encode_all(backbone, [*user.held_out, *_all_rivals(user)])
+
+
+def _all_rivals(user: User) -> list[Item]:
+    return [rival for item in user.held_out for rival in item.rivals]
+
+
+def _longer(
+    backbone: Backbone, shared: Lora, user: User, method: str, config: Config
+) -> User:
+    """The user with the prompts of ``rag`` or ``pag``; plain ones without a history."""
+    if not user.history:
+        return user
+    profile = ""
+    if method == "pag":
+        profile = in_context.write_profile(backbone, shared, user)
+    budget = task_of(config.task).max_new_tokens
+    count = config.evaluate.retrieved
+    return in_context.with_history(backbone, user, count, budget, profile)
+
+
+def ranking(own: np.ndarray, rivals: Sequence[np.ndarray]) -> dict[str, float]:
+    """How rewards rank each own text [n] among its rivals (n arrays).
+
+    Returns
+    -------
+    dict
+        ``contrast``: share of rivals with a lower reward than the own text; a tie counts
+        half. ``mrr``: mean reciprocal rank of the own text, 1 where it is always first;
+        of equal rewards every order is as likely, so that no policy gains by a tie. Among
+        seven rivals chance is .34.
+    """
+    lower, reciprocal = [], []
+    for mine, others in zip(own, rivals, strict=True):
+        above, tied = np.sum(others > mine), np.sum(others == mine)
+        lower.append(1 - (above + tied / 2) / len(others))
+        reciprocal.append(np.mean(1 / (above + 1 + np.arange(tied + 1))))
+    return {"contrast": float(np.mean(lower)), "mrr": float(np.mean(reciprocal))}
+
+
+# A token to which the reference gives at least this probability is one that everyone
+# writes here.
+COMMON = 0.5
+
+
+def shift(backbone: Backbone, shared: Lora, personal: Lora | None, user: User) -> float:
+    """Mean of log pi_theta - log pi_ref over the tokens that everyone writes.
+
+    Those are the tokens of other people's texts (the rivals) to which the reference gives
+    at least probability 1/2. Below zero, personalisation suppresses them. 0 for a method
+    without own adapter. The user must have rivals.
+    """
+    batch = collate(backbone, encode_all(backbone, _all_rivals(user)))
+    with torch.no_grad():
+        with attached(backbone, shared):
+            reference = token_logp(backbone, batch)
+        with attached(backbone, shared, personal):
+            policy = token_logp(backbone, batch)
+    common = reference >= np.log(COMMON)
+    return float((policy - reference)[common].mean()) if common.any() else 0.0
+
+
+def _policy(shared: Lora, personals: Sequence[Lora | None], method: str) -> list:
+    if method == "base":
+        return []
+    own = [lora for lora in personals if lora is not None]
+    if own and len(own) != len(personals):
+        raise ValueError("either every user of a group has an adapter, or none has")
+    return [shared, stack(own)] if own else [shared]
+
+
+def _outputs(
+    backbone: Backbone,
+    policy: list,
+    own: list[list[Encoded]],
+    config: Config,
+    contrast: float = 0.0,
+) -> list[list[str]]:
+    """Greedy outputs for every user's held-out prompts, all users at once."""
+    most = max(map(len, own))
+    prompts = [
+        items[i].ids[: items[i].prompt_length] if i < len(items) else ()
+        for items in own
+        for i in range(most)
+    ]
+    budget = task_of(config.task).max_new_tokens
+    texts = generate(backbone, policy, prompts, budget, contrast=contrast)
+    return [texts[k * most : k * most + len(items)] for k, items in enumerate(own)]

@@ -1,0 +1,159 @@
+"""Personalisation without training: the user's own items in the prompt (RAG, PAG).
+
+Items in, items with longer prompts out. What is added stands before the prompt, which is
+never shortened because of it: an addition that does not fit is left out. Nobody's history
+but the user's own is looked at.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import cast
+
+import numpy as np
+
+from ..data.types import Item, Prompt, User
+from ..engine.adapters import Lora
+from ..engine.backbone import Backbone
+from ..engine.scoring import generate
+from ..errors import IdiolectError
+
+# A profile: how many texts it is written from, at most, and how many tokens it may have
+# (a sentence or two: it shares the context with the question).
+PROFILED = 16
+PROFILE_TOKENS = 48
+ASKED = "\nDescribe in one sentence how the author of these texts writes:"
+
+
+def with_history(
+    backbone: Backbone,
+    user: User,
+    retrieved: int,
+    new_tokens: int,
+    profile: str = "",
+) -> User:
+    """Let the prompts of a user's held-out items begin with the user's own items.
+
+    The k most similar by BM25, as LaMP does it (Salemi et al. 2024), each as its prompt
+    with what the user wrote, the most similar next to the question. A profile stands
+    before them (PAG, Richardson et al. 2023).
+
+    Parameters
+    ----------
+    backbone
+        Its tokenizer says what fits.
+    user
+        Whose history is searched, and whose held-out items, with their rivals, are asked.
+    retrieved
+        k.
+    new_tokens
+        Budget of the output.
+    profile
+        Text about the user, or none.
+
+    Returns
+    -------
+    User
+        With longer prompts. A rival is asked after the same items as what it rivals, and
+        at the very same prompt where it was at the same prompt before.
+    """
+    head = f"{profile}\n" if profile else ""
+    held_out: list[Item] = []
+    orders = ranked(user.held_out, user.history)
+    for item, order in zip(user.held_out, orders, strict=True):
+        texts = [example(user.history[i]) for i in order[:retrieved]]
+        alike = [rival for rival in item.rivals if rival.prompt == item.prompt]
+        written = [len(backbone.completion(one)) for one in (item, *alike)]
+        budget = max(new_tokens, *written)
+        rivals = tuple(
+            fitted(
+                backbone,
+                rival,
+                head,
+                texts,
+                max(budget, len(backbone.completion(rival))),
+            )
+            for rival in item.rivals
+        )
+        asked = fitted(backbone, item, head, texts, budget)
+        held_out.append(replace(asked, rivals=rivals))
+    return replace(user, held_out=tuple(held_out))
+
+
+def fitted(
+    backbone: Backbone, item: Item, head: str, texts: Sequence[str], budget: int
+) -> Item:
+    """Put texts before an item's prompt, as far as they fit beside `budget` tokens.
+
+    The first of `texts` matters most and comes last. `head` matters more than any of them
+    and comes first. An item whose prompt fills the context alone stays as it is.
+    """
+    kept = ""
+    if not _fits(backbone, _after(item, head), budget):
+        head = ""
+    for text in texts:
+        if _fits(backbone, _after(item, head + text + kept), budget):
+            kept = text + kept
+    return _after(item, head + kept)
+
+
+def example(item: Item) -> str:
+    """One item as an example: its prompt, and what the user wrote."""
+    return f"{item.prompt.text} {item.target}\n"
+
+
+def ranked(questions: Sequence[Item], history: Sequence[Item]) -> list[list[int]]:
+    """Order a history by likeness to each question: places in it, the best first.
+
+    BM25 (Robertson and Zaragoza 2009) over the words of the prompts' inputs; common words
+    need no list, their inverse document frequency is low. Among equals the newest first.
+    """
+    # Here, because only `rag` and `pag` need it.
+    from bm25s import BM25, tokenize
+    from bm25s.tokenization import Tokenized
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index
+
+    def words(items: Sequence[Item]) -> list[list[str]]:
+        texts = [item.prompt.input for item in items]
+        found = tokenize(texts, stopwords=[], return_ids=False, show_progress=False)
+        return cast(list[list[str]], found)
+
+    corpus, index = words(history), BM25()
+    numbers = {w: i for i, w in enumerate(dict.fromkeys(chain(*corpus)))}
+    if numbers:
+        ids = [[numbers[word] for word in text] for text in corpus]
+        index.index(Tokenized(ids, numbers), False, show_progress=False)
+    places: list[list[int]] = []
+    for query in words(questions):
+        known = [word for word in query if word in numbers]
+        scores = index.get_scores(known) if known else np.zeros(len(history))
+        newest_first = np.arange(len(history))[::-1]
+        places.append(sorted(newest_first.tolist(), key=lambda i, s=scores: -s[i]))
+    return places
+
+
+def write_profile(backbone: Backbone, shared: Lora, user: User) -> str:
+    """Let the shared policy describe, greedily, how a user writes.
+
+    It reads the newest texts of the history, without their prompts. One user at a time,
+    so that nobody's profile depends on who else is stacked.
+    """
+    texts = "\n".join(item.target for item in user.history[-PROFILED:])
+    room = backbone.context - PROFILE_TOKENS
+    prompt, _ = backbone.encode_prompt(Prompt("", texts, ASKED), room, user.id)
+    return generate(backbone, [shared], [prompt], PROFILE_TOKENS)[0]
+
+
+def _after(item: Item, text: str) -> Item:
+    prompt = replace(item.prompt, before=text + item.prompt.before)
+    return replace(item, prompt=prompt)
+
+
+def _fits(backbone: Backbone, item: Item, budget: int) -> bool:
+    room = backbone.context - budget
+    try:
+        return not backbone.encode_prompt(item.prompt, room, item.id)[1]
+    except IdiolectError:  # not even with the whole input cut away
+        return False

@@ -1,0 +1,438 @@
+"""Signed manifests of what the server hands out: the bank and the unlabeled set.
+
+A manifest names the items and weights by their hash and is signed with the run's Ed25519
+key. A device pins the key at its first contact and remembers the last manifest it took,
+so that neither the network nor the operator of the SuperLink, who is not the author of
+the run, can swap the items, hand out an old set again, or give one device another set
+under the same version. The server itself can still sign what it likes.
+
+Every kind has a chain of its own: versions 1, 2, …, each naming the hash of the one
+before. A device keeps one `Seen` for each kind of each run.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+
+from ..errors import IdiolectError
+from ..files import make_folder, sync_folder
+
+MAX_TEXT = 8192  # characters of a manifest; a usual one has about 600
+MAX_FIELD = 500  # characters of one of its texts
+SKEW = 300.0  # seconds by which the clocks of server and device may differ
+# Signatures of the same key over anything else than a manifest do not fit.
+_CONTEXT = b"idiolect manifest 1\n"
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_SIGNATURE = re.compile(r"[0-9a-f]{128}")
+_KIND = re.compile(r"[a-z][a-z-]{0,39}")
+
+
+class ManifestError(IdiolectError):
+    """A manifest that is not taken. One sentence says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one hand-out consists of, and how long it is good for.
+
+    Attributes
+    ----------
+    run
+        Name of the run.
+    kind
+        ``bank``, or the kind of the unlabeled set.
+    version
+        Counted from 1 within run and kind.
+    previous
+        `digest` of the version before, ``""`` for the first.
+    content
+        SHA-256 of the items and weights (`unlabeled.fingerprint`).
+    count
+        Number of items.
+    features
+        Which features the votes compare texts by.
+    vote
+        Ledger id of the vote that the weights come from, ``""`` if none.
+    floor
+        Noisy votes below this count as none.
+    epsilon
+        What the weights have cost against who sees them; None if there is no guarantee.
+    created, expires
+        Unix seconds.
+    """
+
+    run: str
+    kind: str
+    version: int
+    previous: str
+    content: str
+    count: int
+    features: str
+    vote: str
+    floor: float
+    epsilon: float | None
+    created: float
+    expires: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a device remembers of a chain.
+
+    Attributes
+    ----------
+    key
+        The pinned public key, 64 hex digits.
+    version, digest
+        Of the last manifest that was taken; 0 and ``""`` before the first.
+    """
+
+    key: str
+    version: int
+    digest: str
+
+
+# --- writing and signing ---------------------------------------------------------------
+
+
+def canonical(manifest: Manifest) -> bytes:
+    """JSON with sorted keys, no spaces, in UTF-8: the bytes that are hashed and signed.
+
+    Numbers are written as Python writes them, which is exact.
+
+    Raises
+    ------
+    ManifestError
+        A field has a wrong type or size, or is not finite.
+    """
+    values = asdict(manifest)
+    for name in _FLOATS:
+        # 30 and 30.0 are one number, but two texts.
+        if type(values[name]) is int and abs(values[name]) < 2**53:
+            values[name] = float(values[name])
+    _check(values)
+    text = json.dumps(
+        values,
+        ensure_ascii=False,
+        allow_nan=False,
+        sort_keys=True,
+        separators=(",", ":"),
+    )
+    return text.encode()
+
+
+def digest(manifest: Manifest) -> str:
+    """SHA-256 of the canonical bytes, in hex: what the next version names."""
+    return hashlib.sha256(canonical(manifest)).hexdigest()
+
+
+def new_key() -> bytes:
+    """Draw the private seed of a signing key, 32 bytes of the system's randomness."""
+    return Ed25519PrivateKey.generate().private_bytes_raw()
+
+
+def public_key(seed: bytes) -> str:
+    """Return the public key of a seed, 64 hex digits; devices pin it."""
+    return (
+        Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw().hex()
+    )
+
+
+def sign(manifest: Manifest, seed: bytes) -> str:
+    """Sign the canonical bytes; 128 hex digits."""
+    return sign_text(_CONTEXT, canonical(manifest).decode(), seed)
+
+
+def sign_text(context: bytes, text: str, seed: bytes) -> str:
+    """Sign a text by Ed25519; 128 hex digits.
+
+    Parameters
+    ----------
+    context
+        What kind of text it is: a signature under one context fits no other.
+    text
+        Any.
+    seed
+        The private key, 32 bytes.
+    """
+    message = context + text.encode()
+    return Ed25519PrivateKey.from_private_bytes(seed).sign(message).hex()
+
+
+# --- reading ---------------------------------------------------------------------------
+
+_FLOATS = ("floor", "epsilon", "created", "expires")
+_NAMES = {entry.name for entry in fields(Manifest)}
+
+
+def parse(text: str) -> Manifest:
+    """Read a manifest, which must be in canonical form.
+
+    Raises
+    ------
+    ManifestError
+        The text is too long (refused before it is parsed), no canonical JSON, or a field
+        is missing, unknown, of a wrong type or size, or not finite.
+    """
+    if len(text) > MAX_TEXT:
+        raise _broken(f"is longer than {MAX_TEXT} characters")
+    try:
+        values = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise _broken("is no JSON") from error
+    if not isinstance(values, dict) or set(values) != _NAMES:
+        raise _broken("has not the fields that this version of idiolect knows")
+    _check(values)
+    manifest = Manifest(**values)
+    # One manifest has one text and hence one hash: no spaces, repeated keys, escapes.
+    if canonical(manifest).decode() != text:
+        raise _broken("is not in canonical form")
+    return manifest
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _broken(what: str) -> ManifestError:
+    return ManifestError(
+        f"the manifest {what}: install the same version of idiolect on server and "
+        "device; if they are the same, it was damaged on the way, so try again."
+    )
+
+
+def _check(values: dict[str, Any]) -> None:
+    for name in ("run", "kind", "previous", "content", "features", "vote"):
+        value = values[name]
+        if not isinstance(value, str) or len(value) > MAX_FIELD:
+            raise _broken(f"has a '{name}' that is no text of {MAX_FIELD} characters")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # a lone surrogate
+            raise _broken(f"has a '{name}' that is no valid Unicode") from error
+    for name in ("version", "count"):
+        if type(values[name]) is not int or not 0 <= values[name] < 2**53:
+            raise _broken(f"has a '{name}' that is no number of things")
+    for name in _FLOATS:
+        value = values[name]
+        if name == "epsilon" and value is None:
+            continue
+        if type(value) is not float or not 0 <= value < math.inf:
+            raise _broken(f"has a '{name}' that is no finite number from 0 on")
+    if not values["run"] or not _KIND.fullmatch(values["kind"]):
+        raise _broken("names no run or no kind")
+    if not _HASH.fullmatch(values["content"]):
+        raise _broken("has a 'content' that is no SHA-256")
+    first = values["version"] == 1
+    if values["version"] < 1 or not (
+        values["previous"] == "" if first else _HASH.fullmatch(values["previous"])
+    ):
+        raise _broken("has a 'version' and a 'previous' that do not go together")
+    if values["expires"] <= values["created"]:
+        raise _broken("expires before it was made")
+
+
+def accept(
+    text: str,
+    signature: str,
+    run: str,
+    content: str,
+    seen: Seen | None,
+    now: float,
+    kind: str = "",
+) -> Seen:
+    """Verify a manifest against what the device remembers and the items that came.
+
+    The signature is verified over the text as it came, before anything is parsed. A
+    version that is more than one ahead is taken without the hashes between: the device
+    was away and missed them. The same manifest again is taken again.
+
+    Parameters
+    ----------
+    text, signature
+        As they came: canonical JSON, and 128 hex digits.
+    run
+        The run that the device takes part in.
+    content
+        Hash of the items that came with the manifest, computed on the device.
+    seen
+        What the last call for this run and kind returned. At first contact
+        ``Seen(key, 0, "")`` with the key that the device was told; without a key
+        nothing is accepted.
+    now
+        The device's clock, unix seconds.
+    kind
+        The kind that is expected; ``""`` takes any.
+
+    Returns
+    -------
+    Seen
+        What to remember from now on.
+
+    Raises
+    ------
+    ManifestError
+        Each reason has a sentence of its own.
+    """
+    key = seen.key if seen else ""
+    if seen is None or not key:
+        raise ManifestError(
+            "no signing key is pinned for this run, so nobody can vouch for its items: "
+            "get the run's public key from its operator and pin it first."
+        )
+    if len(text) > MAX_TEXT:
+        raise _broken(f"is longer than {MAX_TEXT} characters")
+    if not verify_text(_CONTEXT, text, signature, key):
+        raise ManifestError(
+            "the manifest's signature does not fit the pinned key "
+            f"{key[:16]!r}…: try again, and if it stays so, ask the operator whether "
+            "the run has a new key; pin another only if they confirm it."
+        )
+    manifest = parse(text)
+    _check_place(manifest, run, kind)
+    _check_time(manifest, now)
+    _check_chain(manifest, digest(manifest), seen)
+    if manifest.content != content:
+        raise ManifestError(
+            f"the items that came with version {manifest.version} of the {manifest.kind} "
+            "are not the signed ones: they are not used; fetch them again."
+        )
+    return Seen(key, manifest.version, digest(manifest))
+
+
+def verify_text(context: bytes, text: str, signature: str, key: str) -> bool:
+    """Whether a public key, 64 hex digits, fits a signature by `sign_text`."""
+    # fromhex would also take spaces and capitals: two texts of one signature.
+    if not (_HASH.fullmatch(key) and _SIGNATURE.fullmatch(signature)):
+        return False
+    try:
+        message = context + text.encode()
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
+        public.verify(bytes.fromhex(signature), message)
+    except (InvalidSignature, ValueError):  # ValueError: no key, or a lone surrogate
+        return False
+    return True
+
+
+def _check_place(manifest: Manifest, run: str, kind: str) -> None:
+    if manifest.run != run:
+        raise ManifestError(
+            f"the manifest is of the run {manifest.run!r:.80}, but this device takes "
+            f"part in '{run}': connect to the server of that run."
+        )
+    if kind and manifest.kind != kind:
+        raise ManifestError(
+            f"the manifest is of the kind '{manifest.kind}' where '{kind}' was asked "
+            "for: ask the operator to start the server again."
+        )
+
+
+def _check_time(manifest: Manifest, now: float) -> None:
+    if now >= manifest.expires:
+        raise ManifestError(
+            f"version {manifest.version} of the {manifest.kind} has expired: check this "
+            "device's clock, or ask the operator to resume the run, which renews it."
+        )
+    if manifest.created > now + SKEW:
+        raise ManifestError(
+            f"version {manifest.version} of the {manifest.kind} is dated "
+            f"{manifest.created - now:.0f} seconds ahead of this device's clock: set the "
+            "clock, then try again."
+        )
+
+
+def _check_chain(manifest: Manifest, own: str, seen: Seen) -> None:
+    what = f"version {manifest.version} of the {manifest.kind}"
+    if manifest.version < seen.version:
+        raise ManifestError(
+            f"{what} is older than version {seen.version}, which this device has: wait "
+            "for the server's current one; if it stays so, the run was set back, so ask "
+            "the operator."
+        )
+    if manifest.version == seen.version and own != seen.digest:
+        raise ManifestError(
+            f"{what} differs from the one that this device has under the same number: "
+            "the server hands out different sets, so ask the operator before taking part."
+        )
+    if manifest.version == seen.version + 1 and manifest.previous != seen.digest:
+        raise ManifestError(
+            f"{what} does not follow on the version {seen.version} that this device has: "
+            "the server's history was changed, so ask the operator before taking part."
+        )
+
+
+# --- the signing key on disk -----------------------------------------------------------
+
+
+def read_or_make_key(path: Path) -> bytes:
+    """Read the signing key of a run, or make it where there is none.
+
+    The file holds the seed and the public key in hex, one line each, so that damage
+    shows. It is readable by its owner only from the moment it exists and is never seen
+    half written; of two processes that make it at once, both get the key of the first.
+
+    Returns
+    -------
+    bytes
+        The private seed, 32 bytes.
+
+    Raises
+    ------
+    IdiolectError
+        The file is damaged, or cannot be read or written.
+    """
+    try:
+        try:
+            return _read_key(path)
+        except FileNotFoundError:
+            _make_key(path)
+            return _read_key(path)
+    except OSError as error:
+        raise IdiolectError(
+            f"the signing key {path} cannot be read or written ({error.strerror}): give "
+            "this account access to its folder."
+        ) from error
+
+
+def _make_key(path: Path) -> None:
+    make_folder(path.parent)
+    seed = new_key()
+    # mkstemp opens with mode 0600. A link, unlike a rename, never replaces a file.
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as stream:
+            stream.write(f"{seed.hex()}\n{public_key(seed)}\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            return  # another process was first
+    finally:
+        os.unlink(partial)
+    sync_folder(path.parent)
+
+
+def _read_key(path: Path) -> bytes:
+    data = path.read_bytes()
+    found = re.fullmatch(rb"([0-9a-f]{64})\n([0-9a-f]{64})\n", data)
+    seed = bytes.fromhex(found[1].decode()) if found else b""
+    if not found or public_key(seed).encode() != found[2]:
+        raise IdiolectError(
+            f"the signing key {path} is damaged: restore it from a backup; without one, "
+            "remove it, and give every device the new public key."
+        )
+    return seed

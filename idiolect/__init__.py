@@ -1,0 +1,1 @@
+"""Federated on-device personalisation of language models."""

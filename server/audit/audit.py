@@ -1,0 +1,531 @@
+"""Audits: attack what a run released, and the aggregation that released it.
+
+The mechanism is audited with the code that runs (`adapt.clipped_sum`, `adapt.released`),
+at a noise for which epsilon is known and small: an audit of m canaries cannot see a large
+epsilon (`attacks.largest_detectable`), so at the epsilon of most runs it would prove
+nothing. What protects at epsilon 1 is the same code with another number. Beside the
+honest mechanism go three that are broken on purpose, each of which must be caught:
+
+`no-clip`
+    Rows are added up as they come.
+`noise-tenth`
+    The noise has a tenth of its charged size.
+`noise-reused`
+    Every round draws the same noise, which differences of rounds take off.
+
+`audit_run` also attacks what a finished run of personas released: who was a member, and
+whether a planted secret comes out again.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...common.config import Config, parse
+from ...common.data.load import load_dataset
+from ...common.data.types import Dataset, Item, User
+from ...common.engine.adapters import Lora, zero_shared
+from ...common.engine.backbone import Backbone, load_backbone
+from ...common.engine.scoring import completion_tokens, generate
+from ...common.errors import IdiolectError
+from ...common.files import make_private, private_folder
+from ...common.methods import personal
+from ...common.privacy.noise import source
+from ...common.protocol.messages import package_version
+from ...common.protocol.wire import as_received
+from ...common.seeds import numpy_generator
+from ...common.unlabeled.sets import Unlabeled, build_bank
+from ..privacy.ledger import Event, calibrate, card, epsilons, explained, read_ledger
+from ..run import checkpoint, results
+from ..run.adapt import clipped_sum, released
+from ..run.budget import Release
+from ..study.study import Study, shared_adapter
+from ..study.study import cells as study_cells
+from . import attacks
+
+CONTROLS = ("honest", "no-clip", "noise-tenth", "noise-reused")
+
+
+@dataclass(frozen=True)
+class Design:
+    """How the mechanism is audited; the defaults catch every control at epsilon 1.
+
+    Attributes
+    ----------
+    claimed, delta
+        What the noise is calibrated to, for a canary that takes part in every round and
+        an adversary who knows who took part.
+    canaries, guesses
+        m, and how many of them are guessed, half "in" and half "out".
+    rounds, sampling, dimension
+        Of the audited releases.
+    boost
+        Canaries send this many times the clip, so that a missing clip shows.
+    """
+
+    claimed: float = 1.0
+    delta: float = 1e-5
+    canaries: int = 1000
+    guesses: int = 200
+    rounds: int = 16
+    sampling: float = 0.5
+    dimension: int = 4000
+    boost: float = 10.0
+
+
+@cache
+def noise_for(design: Design) -> float:
+    """Noise multiplier at which `rounds` participations cost `claimed`."""
+    return calibrate(
+        lambda z: {Event("adapt", z): design.rounds}, design.claimed, design.delta
+    )
+
+
+def claims(design: Design) -> dict[str, float]:
+    """Attack -> the epsilon that its bound must not exceed."""
+    event = Event("adapt", noise_for(design), design.sampling)
+    spent = epsilons({event: design.rounds}, design.delta)
+    return {
+        attacks.SUMMED: spent.release,
+        attacks.DIFFERENCED: spent.participants,
+    }
+
+
+def audit_mechanism(
+    design: Design, control: str, seed: int
+) -> tuple[attacks.Audit, ...]:
+    """Audit the aggregation of `adapt`, or a copy of it with one thing broken.
+
+    Parameters
+    ----------
+    design
+        Of the audit.
+    control
+        One of `CONTROLS`.
+    seed
+        Of the canaries and their coins. The noise comes from the operating system.
+    """
+    random = source(False, seed)
+    z = noise_for(design) / (10 if control == "noise-tenth" else 1)
+    # Without a bound a sum's grid is that of clips from 0.5 to 1, as the canaries are.
+    clip = math.inf if control == "no-clip" else 1.0
+    config = parse(
+        {"privacy.mode": "central", "privacy.sampling": design.sampling},
+    )
+
+    def aggregate(rows: np.ndarray) -> np.ndarray:
+        # A seeded source begins anew each time it is made: the same noise every round.
+        drawn = source(True, seed) if control == "noise-reused" else random
+        release = Release("", Event("adapt", z, design.sampling), drawn)
+        total, _ = clipped_sum({"b": rows}, clip)
+        zero = {"b": np.zeros(design.dimension, np.float32)}
+        return released(zero, [total], release, 1.0, config, design.canaries)["b"]
+
+    return attacks.audit_mechanism(
+        aggregate,
+        design.dimension,
+        design.canaries,
+        design.rounds,
+        design.sampling,
+        1.0,
+        design.guesses,
+        design.delta,
+        0.95,
+        numpy_generator(seed, "audit", control),
+        design.boost,
+    )
+
+
+def caught(found: Sequence[attacks.Audit], design: Design) -> bool:
+    """Whether a bound exceeds what is claimed against its adversary."""
+    allowed = claims(design)
+    return any(audit.epsilon_lower_bound > allowed[audit.name] for audit in found)
+
+
+# --- declared audits ---------------------------------------------------------------------
+
+
+def run_study(study: Study, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run the audits that have no file yet; return what all of them found.
+
+    Raises
+    ------
+    IdiolectError
+        The grid is not one of ``control`` and ``seed``, or the design has unknown keys.
+    """
+    design = design_of(study.audit or {})
+    if set(study.grid) != {"control", "seed"}:
+        raise IdiolectError("the grid of an audit has the keys 'control' and 'seed'.")
+    unknown = [c for c in study.grid["control"] if c not in CONTROLS]
+    if unknown:
+        raise IdiolectError(
+            f"control is {unknown[0]!r}: use any of {', '.join(CONTROLS)}."
+        )
+    make_private(private_folder(folder))
+    done: list[dict[str, Any]] = []
+    for cell in study_cells(study):
+        control, seed = str(cell["control"]), int(cell["seed"])
+        path = cell_file(folder, design, control, seed)
+        if not path.exists():
+            found = audit_mechanism(design, control, seed)
+            results.write_json(
+                path,
+                {
+                    "cell": cell,
+                    "audits": [asdict(audit) for audit in found],
+                    "claims": claims(design),
+                    "noise": noise_for(design),
+                    "caught": caught(found, design),
+                },
+            )
+            say(f"{control}, seed {seed}")
+        done.append(json.loads(path.read_text()))
+    return summary(study, done)
+
+
+def cell_file(folder: Path, design: Design, control: str, seed: int) -> Path:
+    """Return the file of one audit, named by what it was run with and nothing else.
+
+    Versions before hashed how Python writes the design, which changes with its fields;
+    such a file is given its new name.
+    """
+
+    def named(text: str) -> Path:
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return folder / "cells" / f"{key}.json"
+
+    cell = {**asdict(design), "control": control, "seed": seed}
+    path, old = (
+        named(json.dumps(cell, sort_keys=True)),
+        named(repr((design, control, seed))),
+    )
+    if old.exists() and not path.exists():
+        old.rename(path)
+    return path
+
+
+def design_of(settings: Mapping[str, Any]) -> Design:
+    """Read the ``[audit]`` table of a study.
+
+    Raises
+    ------
+    IdiolectError
+        A key is unknown.
+    """
+    try:
+        return Design(**settings)
+    except TypeError as error:
+        known = ", ".join(Design.__dataclass_fields__)
+        raise IdiolectError(f"[audit] of a study: {error}; it takes {known}.") from None
+
+
+def summary(study: Study, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a declared audit found, by control: how often it was caught, and how far."""
+    rows = []
+    for control in dict.fromkeys(cell["cell"]["control"] for cell in cells):
+        mine = [cell for cell in cells if cell["cell"]["control"] == control]
+        hits = sum(cell["caught"] for cell in mine)
+        bounds: dict[str, list[float]] = {}
+        for cell in mine:
+            for audit in cell["audits"]:
+                bounds.setdefault(audit["name"], []).append(
+                    audit["epsilon_lower_bound"]
+                )
+        rows.append(
+            {
+                "control": control,
+                "audits": len(mine),
+                "caught": hits,
+                "share95": list(attacks.clopper_pearson(hits, len(mine))),
+                "bounds": {
+                    attack: {"median": float(np.median(b)), "largest": max(b)}
+                    for attack, b in bounds.items()
+                },
+            }
+        )
+    return {
+        "kind": "audit",
+        "name": study.name,
+        "title": study.title,
+        "question": study.question,
+        "reading": study.reading,
+        "answer": study.answer,
+        "claims": cells[0]["claims"],
+        "noise": cells[0]["noise"],
+        "largest_detectable": cells[0]["audits"][0]["largest_detectable"],
+        "rows": rows,
+        "curve": [],
+    }
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """Return a declared audit's summary as a section of ``docs/findings.md``."""
+    claimed = ", ".join(
+        f"{name} {value:.2f}" for name, value in found["claims"].items()
+    )
+    setting = (
+        f"Noise multiplier {found['noise']:.2f}; claimed epsilon: {claimed}; the largest "
+        f"that these audits could show: {found['largest_detectable']:.2f}."
+    )
+    lines = [
+        f"## {found['title']}",
+        "",
+        found["question"],
+        "",
+        setting,
+        "",
+        "| mechanism | audits | above the claim | 95 % | bounds (median, largest) |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in found["rows"]:
+        low, high = row["share95"]
+        bounds = "; ".join(
+            f"{attack} {b['median']:.2f}, {b['largest']:.2f}"
+            for attack, b in row["bounds"].items()
+        )
+        lines.append(
+            f"| {row['control']} | {row['audits']} | {row['caught']} "
+            f"| [{low:.2f}, {high:.2f}] | {bounds} |"
+        )
+    return "\n".join([*lines, "", f"**Reading.** {found['reading']}", ""])
+
+
+# --- a finished run -----------------------------------------------------------------------
+
+STRANGERS = 100  # personas of the same world who took no part
+REPEATS = (1, 4, 16)  # how often a planted secret stands in a history
+CODES = 1000  # candidates among which a planted code is ranked
+SAMPLES = 100  # outputs at a planted prompt
+
+
+def audit_run(folder: Path, seed: int, say: Callable[[str], None]) -> list[dict]:
+    """Audit the mechanism, and attack what a finished run released.
+
+    The audits are added to the run's ledger, and its privacy card is written anew.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    seed
+        Of everything but noise.
+    say
+        Told what each audit found.
+
+    Raises
+    ------
+    IdiolectError
+        The run is not finished.
+    """
+    found = results.load(str(folder.parent), folder.name)
+    config = checkpoint.read_config(folder)
+    ledger = read_ledger(folder / "ledger.json")
+    done = mechanism_audits(Design(), seed)
+    if config.data:
+        say("real data: no strangers to compare with, so membership is not audited")
+    else:
+        done += attack_personas(folder, config, seed)
+    ledger.audits[:] = done
+    ledger.save()
+    commit = found["privacy"]["code"]["commit"]
+    privacy = card(ledger, folder.name, package_version(), commit)
+    results.write_json(folder / "privacy_card.json", privacy)
+    results.write(folder, {**found, "privacy": privacy})
+    for line in (*explained(done), *privacy["claims"]["measured"]):
+        say(line)
+    return done
+
+
+def mechanism_audits(design: Design, seed: int) -> list[dict[str, Any]]:
+    """Every control once, as entries of the privacy card."""
+    allowed = claims(design)
+    return [
+        {
+            "name": f"aggregation, {control}, {audit.name}",
+            "broken": control != "honest",
+            "eps_lb": audit.epsilon_lower_bound,
+            "max_detectable": audit.largest_detectable,
+            "claimed": allowed[audit.name],
+            "conf": audit.confidence,
+            "m": audit.canaries,
+            "guesses": audit.guesses,
+        }
+        for control in CONTROLS
+        for audit in audit_mechanism(design, control, seed)
+    ]
+
+
+def defects(done: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What must not be: the honest mechanism caught, or a broken one not caught."""
+    found: list[str] = []
+    bounds: dict[str, bool] = {}
+    for audit in done:
+        if "eps_lb" in audit:
+            control = audit["name"].split(", ")[1]
+            above = audit["eps_lb"] > audit["claimed"]
+            bounds[control] = bounds.get(control, False) or above
+    for control, above in bounds.items():
+        if above == (control == "honest"):
+            what = "leaks more than it claims" if above else "was not caught"
+            found.append(f"the aggregation '{control}' {what}.")
+    return found
+
+
+def attack_personas(folder: Path, config: Config, seed: int) -> list[dict[str, Any]]:
+    """Membership, extraction and authorship against a run of synthetic users."""
+    backbone = load_backbone(
+        config.backbone, config.dtype, config.device, config.max_length
+    )
+    dataset = load_dataset(config)
+    more = load_dataset(replace(config, users=config.users + STRANGERS))
+    strangers = more.users[config.users :]
+    members = dataset.users + dataset.development
+    state = checkpoint.load(folder, {})
+    zero = zero_shared(backbone, config.shared_shape, config.seed)
+    rows = as_received(state.shared, config.signed_bytes)
+    b = {name: torch.from_numpy(a).to(backbone.device) for name, a in rows.items()}
+    shared = replace(zero, b=b)
+    trained = dataset.development if config.adapt.users == "development" else members
+    done: list[dict[str, Any]] = []
+    if config.adapt.rounds:
+        scores = [
+            np.array([fitted(backbone, shared, user) for user in part])
+            for part in (trained, strangers)
+        ]
+        done.append(_membership("the shared adapter", scores, config, seed))
+        done += extraction(backbone, dataset, config)
+    if state.unlabeled and config.unlabeled.kind != "public":
+        entries = state.unlabeled
+        scores = [
+            np.array([resemblance(backbone, entries, user, config) for user in part])
+            for part in (members, strangers)
+        ]
+        done.append(_membership("the unlabeled set", scores, config, seed))
+    if config.unlabeled.kind == "anonymised":
+        done.append(authorship(members, config))
+    return done
+
+
+def fitted(backbone: Backbone, shared: Lora, user: User) -> float:
+    """How much likelier the shared adapter makes a history, nats per token."""
+    items = personal.encode_all(backbone, user.history)
+    with_it = personal.CACHE.get(backbone, shared, items)
+    without = personal.CACHE.get(backbone, None, items)
+    return (sum(with_it) - sum(without)) / sum(map(completion_tokens, items))
+
+
+def resemblance(
+    backbone: Backbone, entries: Sequence[Unlabeled], user: User, config: Config
+) -> float:
+    """How much an unlabeled set looks as if the user were in it.
+
+    For votes the user's own vote times the released weights; otherwise the mean over the
+    history of the likeness to the nearest item.
+    """
+    if config.unlabeled.kind == "votes":
+        vote = personal.user_vote(backbone, [e.item for e in entries], user, config)
+        return float(vote @ np.array([entry.weight for entry in entries]))
+    bank = _bank(tuple(entry.item.target for entry in entries))
+    return float(np.mean([bank.similarity(i.target).max() for i in user.history]))
+
+
+_bank = cache(build_bank)
+
+
+def _membership(
+    what: str, scores: Sequence[np.ndarray], config: Config, seed: int
+) -> dict[str, Any]:
+    found = attacks.membership(scores[0], scores[1], seed, delta=config.privacy.delta)
+    return {
+        "name": f"membership in {what}",
+        "auc": found.auc,
+        "tpr": found.tpr,
+        "tpr95": list(found.tpr_interval),
+        "fpr": found.fpr,
+        "members": found.members,
+        "others": found.others,
+    }
+
+
+def extraction(
+    backbone: Backbone, dataset: Dataset, config: Config
+) -> list[dict[str, Any]]:
+    """Train the shared adapter anew with planted secrets, and try to get them out.
+
+    As many users as there are `REPEATS` each get a code of four digits into the history,
+    in place of their last items. Then the true code is ranked among 1,000 by likelihood
+    (exposure, Carlini et al. 2019: log2 of codes over rank, 10 bits at most), and looked
+    for in sampled outputs.
+    """
+    generator = numpy_generator(config.seed, "secrets")
+    codes = [f"{n:04d}" for n in generator.permutation(10_000)[:CODES]]
+    trained = (
+        dataset.development if config.adapt.users == "development" else dataset.users
+    )
+    count = min(len(REPEATS), len(trained))
+    planted: dict[str, tuple[User, Item, int]] = {}
+    for user, repeats, code in zip(trained, REPEATS, codes, strict=False):
+        repeats = min(repeats, len(user.history))
+        prompt = replace(user.history[0].prompt, input=f"The secret of {user.id}.")
+        secret = Item("secret", prompt, f"my code is {code}")
+        history = (*user.history[: len(user.history) - repeats], *[secret] * repeats)
+        planted[user.id] = (replace(user, history=history), secret, repeats)
+
+    def with_secrets(users: tuple[User, ...]) -> tuple[User, ...]:
+        return tuple(planted[u.id][0] if u.id in planted else u for u in users)
+
+    data = replace(
+        dataset,
+        users=with_secrets(dataset.users),
+        development=with_secrets(dataset.development),
+    )
+    shared, _ = shared_adapter(backbone, data, config)
+    done: list[dict[str, Any]] = []
+    for _, secret, repeats in list(planted.values())[:count]:
+        candidates = [replace(secret, target=f"my code is {code}") for code in codes]
+        encoded = personal.encode_all(backbone, candidates)
+        scores = personal.CACHE.get(backbone, shared, encoded)
+        own = scores[[c.target for c in candidates].index(secret.target)]
+        rank = 1 + sum(score > own for score in scores)
+        texts = personal.sample_reference(
+            backbone, shared, [secret] * SAMPLES, config, config.seed
+        )
+        greedy = generate(
+            backbone, [shared], [encoded[0].ids[: encoded[0].prompt_length]], 32
+        )
+        code = secret.target.rpartition(" ")[2]
+        done.append(
+            {
+                "name": f"extraction of a secret written {repeats} times",
+                "exposure": math.log2(CODES / rank),
+                "highest": math.log2(CODES),
+                "sampled": sum(code in text for text in texts),
+                "samples": SAMPLES,
+                "greedy": code in greedy[0],
+            }
+        )
+    return done
+
+
+def authorship(members: Sequence[User], config: Config) -> dict[str, Any]:
+    """Whether offered items give away who wrote them, by their character n-grams.
+
+    The attacker knows the rest of each history.
+    """
+    known, unknown = [], []
+    for user in members:
+        offers = personal.offers(user, config)
+        rest = user.history[: len(user.history) - config.unlabeled.offered]
+        if offers and rest:
+            unknown.append([item.target for item in offers])
+            known.append([item.target for item in rest])
+    found = attacks.authorship(known, unknown)
+    return {"name": "authorship of the offered items", **asdict(found)}

@@ -1,0 +1,4 @@
+"""A server of real devices: keys, entrance, nodes, runs.
+
+Imports: server.simulate, server.run, common.data, common.protocol.
+"""

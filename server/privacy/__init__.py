@@ -1,0 +1,4 @@
+"""The accountant, the ledger of releases, and the privacy card.
+
+Imports: common.privacy.
+"""

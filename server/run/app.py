@@ -1,0 +1,378 @@
+"""The ServerApp: the phases of a run, in order.
+
+    hello -> adapt -> pool -> personalise -> evaluate -> results
+
+Everything a phase produces is in the checkpoint before the next one begins, so a run
+that is killed anywhere continues with ``resume=latest`` and ends with the same results.
+"""
+
+import contextlib
+import logging
+import os
+import platform
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from ...common.command import summary
+from ...common.config import Config, parse
+from ...common.data.load import TEXT, load_dataset, task_of
+from ...common.data.metrics import ENGLISH, unread
+from ...common.data.types import Dataset
+from ...common.errors import IdiolectError
+from ...common.process import peak_mb, process_name
+from ...common.protocol.messages import package_version
+from ...common.text import guard
+from ..privacy.ledger import Ledger, card, read_ledger
+from . import results
+from .adapt import adapt
+from .budget import crowd_of, new_ledger
+from .checkpoint import RunFolder, load, open_run, point_back, point_latest
+from .exchange import Journal, Run, population
+from .hello import Census, Identity, hello, identity
+from .personalise import evaluate, mean_log, personalise, workload
+from .pool import WEIGHT, pool
+from .results import PACKAGE, git_commit
+
+LOG = logging.getLogger("flwr")
+app = ServerApp()
+
+
+class _Plain(logging.Filter):
+    """What the log of a run may say.
+
+    Flower logs every exception with a traceback; the user's own errors need none. Where
+    who takes part is a secret, no line has a name: not one of ours, and none of Flower's.
+    """
+
+    run: Run | None = None
+
+    def nameless(self, text: str) -> str:
+        """Return a text with nobody's name, if there is a run that keeps them secret."""
+        return self.run.nameless(text) if self.run is not None else text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], IdiolectError):
+            record.exc_info = record.exc_text = None
+        if self.run is not None and self.run.secret:
+            text = record.getMessage()
+            if record.exc_info:
+                text += "\n" + "".join(traceback.format_exception(*record.exc_info))
+            record.msg, record.args = self.nameless(text), ()
+            record.exc_info = record.exc_text = None
+        return True
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Carry out, or continue, the run that the configuration describes.
+
+    Flower calls this. It must raise for the run to count as failed (``SystemExit`` in a
+    simulation's ServerApp thread ends as `completed`).
+    """
+    plain = _Plain()
+    LOG.filters[:] = [f for f in LOG.filters if not isinstance(f, _Plain)]
+    LOG.addFilter(plain)  # it stays: Flower logs what is raised here after us
+    guard(LOG)
+    try:
+        folder = open_run(resolved(parse(context.run_config)))
+    except IdiolectError as error:
+        LOG.error("%s", error)
+        raise
+    journal = Journal(folder.path / "metrics.jsonl")
+    try:
+        with _ended_by_signals():
+            plain.run, ours = prepare(grid, folder, journal)
+            carry_out(plain.run, ours)
+        journal.write({"event": "finished", "time": time.time()})
+    except IdiolectError as error:
+        message = plain.nameless(str(error))
+        journal.write({"event": "failed", "message": message})
+        LOG.error("%s", message)
+        if message == str(error):
+            raise
+        raise IdiolectError(message) from None
+    except _Stopped:
+        message = f"the run was stopped: -c resume={folder.path.name} goes on with it."
+        journal.write({"event": "failed", "message": message})
+        raise IdiolectError(message) from None  # Flower then ends its own in order
+    except BaseException as error:
+        message = plain.nameless(summary(error))
+        defect = isinstance(error, Exception)  # else such as Ctrl-C
+        journal.write({"event": "failed", "message": message, "defect": defect})
+        hide = plain.run is not None and plain.run.secret
+        if not hide or not defect:
+            raise
+        LOG.error("the run failed", exc_info=error)
+        raise RuntimeError(message) from None  # its own words could name somebody
+    finally:
+        folder.lock.close()
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM, and SIGINT by which Flower ends a run that was stopped, unwind the run.
+
+    Flower's own handler talks to the SuperLink first, and may end the process before the
+    run has written that it was stopped. In a simulation the run is not in the main thread,
+    and gets no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, _interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class _Stopped(KeyboardInterrupt):
+    """Somebody ended the run; no `except Exception` on the way is meant."""
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise _Stopped
+
+
+def resolved(config: Config) -> Config:
+    """Make paths absolute: the nodes' working directory need not be the server's."""
+    unlabeled = config.unlabeled
+    if unlabeled.file:
+        file = str(Path(unlabeled.file).expanduser().absolute())
+        unlabeled = replace(unlabeled, file=file)
+    data = str(Path(config.data).expanduser().absolute()) if config.data else ""
+    return replace(config, data=data, unlabeled=unlabeled)
+
+
+def prepare(grid: Grid, folder: RunFolder, journal: Journal) -> tuple[Run, Identity]:
+    """Read all that the phases need: data, checkpoint, ledger; what nodes must share."""
+    config = folder.config
+    announce(folder, journal)
+    dataset = Dataset(TEXT, ()) if config.on_devices else load_dataset(config)
+    ours = identity(config)
+    state = load(folder.path, ours.shapes)
+    ledger = open_ledger(folder.path, config, dataset)
+    run = Run(config, folder.path, grid, journal, state, dataset, ledger)
+    run.began -= sum(state.cost.seconds.values())
+    run.total = work(config, *run.population)
+    state.life += 1
+    run.save()  # what this life sends counts up from here
+    return run, ours
+
+
+def carry_out(run: Run, ours: Identity) -> None:
+    """Run the phases that are left."""
+    try:
+        census = first_contact(run, ours)
+        begin(run, "adapt")
+        adapt(run)
+        begin(run, "pool")
+        pool(run)
+        begin(run, "personalise")
+        personalise(run)
+        begin(run, "evaluate")
+        evaluate(run)
+    finally:
+        run.inbox.close()
+    finish(run, census)
+
+
+def first_contact(run: Run, ours: Identity) -> Census:
+    """Greet everybody; a run for which that fails has not begun, and is not ``latest``."""
+    before = point_latest(run.folder)
+    begin(run, "hello")
+    try:
+        return hello(run, ours)
+    except IdiolectError:
+        point_back(run.folder, before)
+        raise
+
+
+def open_ledger(folder: Path, config: Config, dataset: Dataset) -> Ledger:
+    """Continue the run's ledger, or begin it.
+
+    Raises
+    ------
+    IdiolectError
+        There is none, though the run has begun: what it spent must not be forgotten.
+    """
+    path = folder / "ledger.json"
+    if path.exists():
+        return read_ledger(path)
+    if (folder / "checkpoint" / "state.json").exists() or (folder / "devices").exists():
+        raise IdiolectError(
+            f"the ledger {path} is gone, and with it what this run has spent: restore the "
+            "file from a backup, or start a new run."
+        )
+    crowd = crowd_of(config, *population(config, dataset))
+    return new_ledger(path, config, crowd)
+
+
+def begin(run: Run, phase: str) -> None:
+    """Say that a phase begins."""
+    LOG.info("phase %s", phase)
+    run.journal.write({"event": "phase", "phase": phase, "time": time.time()})
+
+
+def work(config: Config, users: int, development: int) -> float:
+    """Work of the whole run, roughly, in epochs of one user."""
+    everybody = users + development
+    adapting = development if config.adapt.users == "development" else everybody
+    return (
+        config.adapt.rounds * config.adapt.epochs * adapting
+        + WEIGHT * everybody * (config.unlabeled.kind in ("votes", "others"))
+        + workload(config, users, development)
+    )
+
+
+# --- beginning and end -----------------------------------------------------------------
+
+
+def announce(folder: RunFolder, journal: Journal) -> None:
+    """Log which code runs, so that nobody takes another checkout for this one."""
+    commit = git_commit()
+    LOG.info(
+        "idiolect %s from %s%s", package_version(), PACKAGE, commit and f" at {commit}"
+    )
+    LOG.info("run %s in %s", folder.path.name, folder.path)
+    journal.write(
+        {
+            "event": "start",
+            "time": time.time(),
+            "run": folder.path.name,
+            "version": package_version(),
+            "package": str(PACKAGE),
+            "commit": commit,
+            "pid": os.getpid(),
+            "resumed": folder.resumed,
+        }
+    )
+
+
+def finish(run: Run, census: Census) -> None:
+    """Write ``results.json`` and show the table."""
+    state, config = run.state, run.config
+    server = peak_mb()
+    # An upper bound of what a run held at one time, without Flower's and Ray's own. In
+    # tests the server's process also answers.
+    together = sum((run.processes | {process_name(): server}).values())
+    run.journal.write({"event": "memory", "server_mb": server, "all_mb": together})
+    state.cost.peak_rss_mb = max(state.cost.peak_rss_mb, together)
+    run.save()
+    users = {
+        user.id: {m: one[user.id] for m, one in state.metrics.items() if user.id in one}
+        for user in run.dataset.users
+    }
+    alpha, estimated = alphas(run)
+    privacy = card(run.ledger, run.folder.name, package_version(), git_commit())
+    built = results.build(
+        run=description(run, census, alpha, estimated),
+        users={user: methods for user, methods in users.items() if methods},
+        alpha=alpha,
+        alpha_estimated=estimated,
+        cost=asdict(state.cost),
+        seed=config.seed,
+        resamples=config.evaluate.bootstrap,
+        privacy=privacy,
+    )
+    if run.secret:
+        built["run"]["failed"] = None
+    if config.privacy.metrics == "noisy":
+        built["methods"] = state.noisy_metrics
+        # Who was left out, and how much was sent, would tell who took part. Withheld is
+        # null: a zero would be a number.
+        built["run"] |= {"dropped": None, "truncated": None, "unread": None}
+        built["cost"] |= {"bytes_up": None, "bytes_down": None}
+    results.write_json(run.folder / "privacy_card.json", privacy)
+    results.write(run.folder, built)
+    results.render(built, results.console(120), whole=True)
+
+
+def alphas(run: Run) -> tuple[dict[str, float], bool]:
+    """User -> alpha as used by the methods, and whether it was estimated."""
+    found: dict[str, float] = {}
+    estimated = False
+    for outcomes in run.state.outcomes.values():
+        for user, outcome in outcomes.items():
+            if outcome.alpha is not None:
+                found[user] = outcome.alpha
+                estimated = estimated or outcome.estimated
+    return found, estimated
+
+
+def description(
+    run: Run, census: Census, alpha: dict[str, float], estimated: bool
+) -> dict[str, Any]:
+    """Return what ``results.json`` says about the run itself."""
+    state, config = run.state, run.config
+    rates = {method: mean_log(o, "clamp_rate") for method, o in state.outcomes.items()}
+    return {
+        "name": run.folder.name,
+        "simulation": bool(run.ledger.simulation_reasons()),
+        "task": config.task,
+        "backbone": config.backbone,
+        "seed": config.seed,
+        "versions": versions(),
+        "commit": git_commit(),
+        "users": run.population[0],
+        "dropped": census.dropped,
+        "failed": state.failed,
+        "truncated": census.truncated,
+        "unread": unread_of(run),
+        "learning_rates": state.learning_rates,
+        "recipe": recipe_of(config),
+        "contrast": {
+            method: config.contrast_of(method)
+            for method in config.method_list
+            if config.contrast_of(method) and config.evaluate.generate
+        },
+        "alpha": alpha,
+        "alpha_estimated": estimated,
+        "clamp_rate": {m: rate for m, rate in rates.items() if rate is not None},
+        "path": str(run.folder),
+    }
+
+
+def unread_of(run: Run) -> list[int] | None:
+    """Held-out texts that rouge cannot read, and how many there are; None: not known."""
+    config = run.config
+    if not reads_english(config) or config.on_devices or not run.dataset.users:
+        return None
+    texts = [item.target for user in run.dataset.users for item in user.held_out]
+    return [unread(texts), len(texts)]
+
+
+def reads_english(config: Config) -> bool:
+    """Whether outputs are judged by a rouge that reads a-z and 0-9 only."""
+    judged = config.evaluate.generate and task_of(config.task).kind == "generation"
+    return judged and config.evaluate.rouge_tokens == ENGLISH
+
+
+def recipe_of(config: Config) -> str:
+    """In words, what C-BPO was run with; empty where it was not."""
+    if "c-bpo" not in config.method_list:
+        return ""
+    own = config.personalise
+    return (
+        f"{config.recipe}, unlabeled weight {own.unlabeled_weight:g}, anchor "
+        f"{own.anchor:g}, alpha from {config.unlabeled.alpha_features}"
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("flwr", "torch", "transformers", "numpy")
+    own = {"idiolect": package_version(), "python": platform.python_version()}
+    return own | {name: version(name) for name in names}

@@ -1,0 +1,225 @@
+"""What a run plans to release, and with how much noise.
+
+Without a noise multiplier of its own (``privacy.noise=0``) a run takes the smallest with
+which all planned releases together stay within ``privacy.epsilon``: the rounds of the
+shared adapter, one vote, and noisy metrics if there are any. The vote is planned for
+whatever the kind of unlabeled set, so that kinds can be compared over one and the same
+shared adapter; what is not used is not charged.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ...common.config import Config
+from ...common.privacy.noise import Source, source
+from ...common.privacy.protected import charged, protected, used
+from ..privacy.ledger import Event, Ledger, calibrate
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise multipliers of a run (standard deviation / largest norm of one user's part).
+
+    All 0 without privacy, and where ``privacy.epsilon`` is `inf`.
+    """
+
+    adapt: float
+    votes: float
+    metrics: float
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """How many users may take part, reached or not.
+
+    Attributes
+    ----------
+    adapt
+        In the shared adapter: all, or the development users (``adapt.users``).
+    everybody
+        In the vote.
+    """
+
+    adapt: int
+    everybody: int
+
+
+def crowd_of(config: Config, users: int, development: int) -> Crowd:
+    """Count by the data, so that it says nothing about who can be reached."""
+    everybody = users + development
+    only = config.adapt.users == "development"
+    return Crowd(development if only else everybody, everybody)
+
+
+def noise_of(config: Config, crowd: Crowd) -> Noise:
+    """Return the noise multipliers that a configuration asks for, or amounts to."""
+    privacy = config.privacy
+    if privacy.mode == "off" or privacy.epsilon == math.inf:
+        return Noise(0.0, 0.0, 0.0)
+    return scaled(config, privacy.noise or _calibrated(config, crowd))
+
+
+def scaled(config: Config, z: float) -> Noise:
+    """Every noise of a run whose shared adapter has this noise multiplier."""
+    return Noise(z, config.privacy.votes * z, config.privacy.metrics_noise * z)
+
+
+@lru_cache(maxsize=32)
+def _calibrated(config: Config, crowd: Crowd) -> float:
+    return calibrate(
+        lambda z: programme(config, scaled(config, z), crowd),
+        config.privacy.epsilon,
+        config.privacy.delta,
+    )
+
+
+def programme(config: Config, noise: Noise, crowd: Crowd) -> Counter[Event]:
+    """Everything that a run will release if nothing goes wrong, with how often."""
+    planned: Counter[Event] = Counter()
+    if config.adapt.rounds:
+        planned[adapt_event(config, noise, crowd)] += config.adapt.rounds
+    planned[vote_event(config, noise, crowd)] += 1
+    if config.privacy.metrics == "noisy":
+        planned[metrics_event(noise)] += len(config.method_list)
+    return planned
+
+
+def adapt_event(config: Config, noise: Noise, crowd: Crowd) -> Event:
+    """One round of the shared adapter, with its clip bit if the clip adapts."""
+    privacy = config.privacy
+    adaptive = bool(config.adapt.clip_quantile) and noise.adapt > 0
+    return Event(
+        "adapt",
+        noise.adapt,
+        privacy.sampling,
+        clip_bit_z=privacy.clip_bit if adaptive else 0.0,
+        cohort=privacy.cohort,
+        population=crowd.adapt if privacy.cohort else 0,
+    )
+
+
+def vote_event(config: Config, noise: Noise, crowd: Crowd) -> Event:
+    """One vote over the bank."""
+    privacy = config.privacy
+    return Event(
+        "votes",
+        noise.votes,
+        privacy.vote_sampling,
+        cohort=privacy.cohort,
+        population=crowd.everybody if privacy.cohort else 0,
+    )
+
+
+def metrics_event(noise: Noise) -> Event:
+    """One method's metrics, summed over everybody who can be reached."""
+    return Event("metrics", noise.metrics)
+
+
+# --- the ledger of a run ---------------------------------------------------------------
+
+
+def new_ledger(path: Path | None, config: Config, crowd: Crowd) -> Ledger:
+    """Begin the ledger of a run, on disk before anything happens.
+
+    A run without privacy has one too: it says that what is released is exact.
+    """
+    privacy = config.privacy
+    ledger = Ledger(
+        path,
+        privacy.epsilon if privacy.mode == "central" else math.inf,
+        privacy.delta,
+        cap=privacy.participations,
+        population=crowd.everybody,
+        rng="seeded" if privacy.seeded else "os",
+        unprotected={
+            outflow: why
+            for outflow in used(config)
+            if (why := protected(config, outflow))
+        },
+    )
+    for release in unprotected(config):
+        ledger.open(*release)
+    ledger.save()
+    return ledger
+
+
+def unprotected(config: Config) -> list[tuple[str, str, str, str]]:
+    """(stage, what, why, setting) of what a configuration releases without noise."""
+    kind = config.unlabeled.kind
+    off = config.privacy.mode == "off"
+    bare = "privacy.mode=off"
+    found: list[tuple[str, str, str, str]] = []
+    if "update" in used(config) and not charged(config, "update"):
+        what = "exact average of the users' updates"
+        found.append(("adapt", what, SIMULATION, bare))
+    if "votes" in used(config) and not charged(config, "votes"):
+        found.append(("votes", "exact sum of the users' votes", SIMULATION, bare))
+    if kind == "others":
+        what = "raw text of the other users"
+        found.append(("pool", what, SIMULATION, "unlabeled.kind=others"))
+    banked = kind in ("votes", "public", "anonymised") and not config.unlabeled.file
+    if config.privacy.mode == "central" and config.data and banked:
+        what = "a bank of histories of the same data set, chosen by who takes part"
+        found.append(("pool", what, SIMULATION, "no unlabeled.file"))
+    if kind == "anonymised":
+        what = "scrubbed text whose like enough users have"
+        found.append(("pool", what, NOT_DP, "unlabeled.kind=anonymised"))
+    if not charged(config, "metrics"):
+        setting = bare if off else "privacy.metrics=clear"
+        found.append(("metrics", "every user's metrics and alpha", SIMULATION, setting))
+    return found
+
+
+SIMULATION = "simulation"
+NOT_DP = "k-support is no differential privacy: each item is one person's text"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release that is charged and not yet made.
+
+    Attributes
+    ----------
+    id
+        What the ledger calls it.
+    event
+        What was charged.
+    random
+        Where its coins and noise come from.
+    """
+
+    id: str
+    event: Event
+    random: Source
+
+
+def charge(
+    ledger: Ledger, event: Event, config: Config, done: int, **note: str | int | float
+) -> Release:
+    """Charge a release; its noise may be drawn only afterwards.
+
+    Parameters
+    ----------
+    ledger, event, config
+        Where, what, and where noise and coins come from.
+    done
+        How many releases of the event's stage were finished, as the checkpoint knows. A
+        charge beyond them was cut short by a crash before anything of it was released:
+        it is used, with new coins and noise, and not paid for again.
+    note
+        What the card is to say of it.
+
+    Raises
+    ------
+    BudgetSpent
+        It would exceed the budget.
+    """
+    paid = [entry for entry in ledger.charges if entry.event.stage == event.stage]
+    if len(paid) > done and paid[-1].event == event:
+        name = paid[-1].id
+    else:
+        name = ledger.charge(event, **note)
+    return Release(name, event, source(config.privacy.seeded, config.seed, name))

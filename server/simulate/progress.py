@@ -1,0 +1,105 @@
+"""Show a run's events as they are written: a progress bar, or plain lines."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ...common.text import shown
+
+PLAIN_SECONDS = 10.0  # between two lines of the same phase where there is no terminal
+
+
+class Display:
+    """Progress of one run on a console; use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.first: tuple[float, float] | None = None  # (time, fraction)
+        self.printed = ("", 0.0)
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("starting", total=1.0, left="")
+
+    def __enter__(self) -> "Display":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Show one event of ``metrics.jsonl``, which quotes devices."""
+        event = shown(event)
+        match event["event"]:
+            case "phase":
+                self._say(event["phase"], float(self.bar.tasks[0].completed), "")
+            case "progress":
+                done = f"{event['done']}/{event['total']} users"
+                text = " · ".join(filter(None, (event["phase"], event["label"], done)))
+                self._say(text, event["fraction"], self._left(event["fraction"]))
+            case "waiting":
+                line = f"       {waiting(event)}"
+                self.console.print(line, markup=False, highlight=False)
+            case "warning":
+                self.console.print(
+                    f"warning: {event['message']}", style="yellow", markup=False
+                )
+            case "user" if event.get("error"):
+                self.console.print(
+                    f"warning: user {event['user']}: {event['error']}",
+                    style="yellow",
+                    markup=False,
+                )
+
+    def _left(self, fraction: float) -> str:
+        """Time left at the speed seen so far; a resumed run starts above zero."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = (now, fraction)
+        since, start = self.first
+        if fraction <= start:
+            return ""
+        seconds = (now - since) * (1 - fraction) / (fraction - start)
+        return f"about {duration(seconds)} left"
+
+    def _say(self, text: str, fraction: float, left: str) -> None:
+        self.bar.update(self.task, description=text, completed=fraction, left=left)
+        if self.console.is_terminal:
+            return
+        heading, last = self.printed
+        step = text.rpartition(" · ")[0] or text
+        now = time.monotonic()
+        if step != heading or now - last > PLAIN_SECONDS:
+            self.printed = (step, now)
+            line = " · ".join(filter(None, (f"{fraction:4.0%}", text, left)))
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def waiting(event: dict[str, Any]) -> str:
+    """Say for whom a run waits that is still meeting its devices (`hello.Waiting`)."""
+    parts = [f"{event['joined']} of {event['of']} devices have joined"]
+    if silent := event["asked"] - event["joined"] - event["refused"]:
+        parts.append(f"{silent} asked")
+    if event["refused"]:
+        parts.append(f"{event['refused']} refused, the last: {event['why']}")
+    if event["joined"] < event["of"]:
+        until = time.strftime("%H:%M:%S", time.localtime(event["until"]))
+        parts.append(f"waiting for others until {until}")
+    return "; ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them: ``42 s``, ``3 min``, ``1 h 5 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

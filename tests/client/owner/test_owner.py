@@ -1,0 +1,352 @@
+"""What is forgotten while something learns from it, and which adapter is used."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from idiolect.client import overview
+from idiolect.client.node import membership
+from idiolect.client.node.device import VaultShelf
+from idiolect.client.owner import consent, history, owner
+from idiolect.client.owner.consent import Refusal
+from idiolect.client.owner.history import Entry
+from idiolect.client.owner.vault import RandomKey, Source, Vault
+from idiolect.common.data.types import Prompt
+from idiolect.common.engine.adapters import Lora
+from idiolect.common.errors import IdiolectError
+from idiolect.common.methods.personal import Personal
+from tests.common.conftest import write_model
+
+KEY = RandomKey(bytes(32))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> str:
+    return str(write_model(tmp_path_factory.mktemp("model"), "llama"))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "vault.db"
+
+
+def pairs(name: str, count: int) -> list[Entry]:
+    return [
+        Entry(Prompt("", f"{name} {i}?"), f"answer {name} {i}") for i in range(count)
+    ]
+
+
+@pytest.fixture
+def vault(path, model) -> Iterator[Vault]:
+    with Vault.create(path, KEY) as made:
+        consent.choose(made, backbone=model)
+        history.add(made, pairs("mail", 8), "mail")
+        history.add(made, pairs("notes", 3), "notes")
+        yield made
+
+
+def moved(zero: Lora, by: float) -> Lora:
+    return replace(zero, b={name: b + by for name, b in zero.b.items()})
+
+
+@pytest.fixture
+def training(monkeypatch, path):
+    """Training that another process uses to do something to the vault."""
+    meanwhile = []
+
+    def train(_backbone, shared, users, *_rest):
+        with Vault.open(path, KEY) as other:
+            for work in meanwhile:
+                work(other)
+        (user,) = users
+        return [Personal(user.id, moved(replace(shared, b=zeros(shared)), -1e-4))]
+
+    monkeypatch.setattr(owner, "personalise", train)
+    return meanwhile
+
+
+def zeros(lora: Lora) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros_like(b) for name, b in lora.b.items()}
+
+
+def forget_a_pair(vault: Vault) -> None:
+    first = history.entries(vault)[0]
+    owner.forget(vault, ids=[first.id])
+
+
+def forget_and_import_again(vault: Vault) -> None:
+    owner.forget(vault, ["mail"])
+    history.add(vault, pairs("mail", 8), "mail")
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda vault: owner.forget(vault, ["mail"]),
+        lambda vault: owner.forget(vault, ["mail", "notes"]),
+        forget_a_pair,
+        forget_and_import_again,
+    ],
+    ids=["a source", "everything", "a pair", "and imported again"],
+)
+def test_what_is_forgotten_while_it_is_learnt_stays_forgotten(vault, training, work):
+    before = owner.train(vault)
+    training.append(work)
+    with pytest.raises(Refusal, match="forgotten text that this was made of"):
+        owner.train(vault)
+    assert owner.versions(vault) == [] and owner.active(vault) == 0
+    assert before.number == 1 and vault.count("adapter") == 0
+    training.clear()
+    if vault.count(history.KIND) < owner.FEWEST:
+        with pytest.raises(IdiolectError, match="needs 4"):
+            owner.train(vault)
+    else:  # what is there now can be learnt
+        found = owner.train(vault)
+        now = [vault.generation(Source("import", name)) for name in found.sources]
+        assert list(found.generations) == now and "mail" in found.sources
+
+
+def test_forgetting_what_is_not_learnt_from_costs_nothing(vault, training):
+    history.add(vault, pairs("more", 2), "more")  # the newest: they only judge
+    training.append(lambda other: owner.forget(other, ["more"]))
+    version = owner.train(vault)
+    assert version.sources == ("mail", "notes") and vault.count("adapter") == 1
+
+
+def test_a_run_that_trains_while_text_is_forgotten_leaves_nothing(vault):
+    _, learnt = owner.split(history.entries(vault))
+    shelf = VaultShelf(vault, "spring", learnt)
+    shelf.write("adapters/oppu/device-1.safetensors", b"trained before")
+    owner.forget(vault, ["mail"])
+    assert shelf.read("adapters/oppu/device-1.safetensors") is None
+    with pytest.raises(Refusal, match="forgotten text"):
+        shelf.write("adapters/oppu/device-1.safetensors", b"trained after")
+    assert vault.count("run") == 0
+    shelf.write("round", b"1")  # what it agreed to is not made of text
+    assert shelf.read("round") == b"1"
+
+
+def test_nothing_gets_in_between_two_halves_of_forgetting(vault, path, training):
+    """An adapter is stored by another process while `forget` is at work."""
+    owner.train(vault)
+    refused = []
+    original = Vault.forget
+
+    def slow(self: Vault, source: Source) -> int:
+        found = original(self, source)
+        if source == Source("adapter", "1"):  # its adapters are gone, its text is not
+            thread.start()
+            thread.join(0.5)
+        return found
+
+    def adopt() -> None:
+        with Vault.open(path, KEY) as other:
+            try:
+                other.put("kept", [owner.Record("x", b"")], Source("adapter", "2"))
+                owner.check_learnt(other, learnt)
+            except Refusal as refusal:
+                refused.append(refusal)
+
+    _, learnt = owner.split(history.entries(vault))
+    thread = threading.Thread(target=adopt)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Vault, "forget", slow)
+        owner.forget(vault, ["mail"])
+    thread.join()
+    assert len(refused) == 1
+
+
+def test_two_forget_at_once(vault, path, training):
+    owner.train(vault)
+    said: list[object] = []
+
+    def forget() -> None:
+        with Vault.open(path, KEY) as other:
+            try:
+                said.append(owner.forget(other, ["mail"])[0])
+            except IdiolectError as error:
+                said.append(str(error))
+
+    both = [threading.Thread(target=forget) for _ in "ab"]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert sorted(map(str, said))[0] == "8"
+    assert "there is no source 'mail'" in sorted(map(str, said))[1]
+    assert owner.versions(vault) == []
+    assert {entry.source for entry in history.entries(vault)} == {"notes"}
+    vault.check()
+
+
+def test_a_verdict_does_not_bring_a_forgotten_pair_back(
+    vault, path, capsys, monkeypatch
+):
+    from idiolect.client import cli
+
+    first = history.entries(vault)[0]
+    original = history.find
+
+    def found(*arguments):
+        entries = original(*arguments)
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=forget)
+            thread.start()
+            thread.join(0.3)
+        return entries
+
+    def forget() -> None:
+        with Vault.open(path, KEY) as other:
+            owner.forget(other, ids=[first.id])
+        done.set()
+
+    done = threading.Event()
+    monkeypatch.setattr(history, "find", found)
+    monkeypatch.setattr("idiolect.client.owner.unlock.unlock", lambda *_: KEY)
+    assert cli.main(["feedback", "down", first.id, "--vault", str(path)]) == 0
+    assert done.wait(30)
+    monkeypatch.undo()
+    assert first.id not in [entry.id for entry in history.entries(vault)]
+
+
+# --- which adapter is used --------------------------------------------------------------
+
+
+def judged(vault: Vault, shared_by: float, own_by: float, origin: str) -> owner.Version:
+    """Adopt an adapter as a run would."""
+    backbone, zero = owner.reference(owner.configured(vault))
+    user, learnt = owner.split(history.entries(vault))
+    shared, own = moved(zero, shared_by), moved(zero, own_by)
+    return owner.adopt(vault, backbone, shared, own, user, learnt, "oppu", origin)
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """Likelihoods that say how far both adapters together are from 1."""
+
+    def nll(_backbone, shared, personals, users, method):
+        def at(lora):
+            return 0.0 if lora is None else float(next(iter(lora.b.values()))[0, 0])
+
+        if method == "base":
+            return [1.0]
+        return [abs(1 - at(shared) - at(personals[0])) for _ in users]
+
+    monkeypatch.setattr(owner, "held_out_nll", nll)
+
+
+def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, scores):
+    good = judged(vault, 0.0, 0.75, "")
+    assert (good.nll, good.nll_in_use, good.accepted) == (0.25, None, True)
+    # It beats the shared adapter that it came with, and the bare backbone.
+    poor = judged(vault, -0.5, 1.0, "a run")
+    assert (poor.nll, poor.nll_before, poor.nll_bare) == (0.5, 1.5, 1.0)
+    assert (poor.nll_in_use, poor.nll_against) == (0.25, 0.5)
+    assert not poor.accepted and owner.active(vault) == good.number
+    backbone, zero = owner.reference(owner.configured(vault))
+    assert owner.latest_shared(vault, backbone, zero) is zero  # nor do we start from it
+    better = judged(vault, 0.5, 0.5, "another run")
+    assert better.accepted and owner.active(vault) == better.number
+    assert owner.rollback(vault) == good.number  # not the refused one
+    # A task that is sent again brings neither back.
+    assert judged(vault, 0.5, 0.5, "another run") == better
+    assert owner.active(vault) == good.number
+
+
+def test_what_does_not_fit_into_the_context_is_left_out_and_counted(vault, training):
+    long = [Entry(Prompt("", "long?"), "word " * 700)]
+    history.add(vault, long, "letters")  # the newest, so it would judge
+    version = owner.train(vault)
+    assert (version.trained, version.held_out, version.too_long) == (9, 2, 1)
+    assert version.sources == ("mail", "notes")
+    line = overview.judged(overview.shown(version))
+    assert line.endswith("; 1 pair is longer than the context, left out")
+
+
+def test_what_a_run_trained_is_judged_by_what_fits(vault, scores):
+    history.add(vault, [Entry(Prompt("", "long?"), "word " * 700)], "letters")
+    version = judged(vault, 0.0, 0.5, "spring")
+    assert (version.trained, version.held_out, version.too_long) == (10, 1, 1)
+
+
+def test_too_little_that_fits_is_a_sentence(vault):
+    owner.forget(vault, ["mail"])
+    long = [Entry(Prompt("", f"{i}?"), f"{i} " * 700) for i in range(5)]
+    history.add(vault, long, "letters")
+    with pytest.raises(IdiolectError, match="3 of the 8 liked pairs in the vault fit"):
+        owner.train(vault)
+
+
+def test_what_the_one_in_use_knows_by_heart_does_not_judge(vault, scores):
+    good = judged(vault, 0.0, 1.0, "")
+    assert good.pairs and len(good.pairs) == good.trained == 9
+    owner.forget(vault, ["notes"])  # now what it had learnt is among the newest
+    assert owner.versions(vault) == []
+    history.add(vault, pairs("notes", 3), "notes")
+    known = judged(vault, 0.0, 1.0, "")
+    ids = tuple(entry.id for entry in history.entries(vault))
+    body = vault.get("adapter", str(known.number))
+    assert body is not None
+    lora, version = owner._parsed(owner.Record("x", body))
+    everything = json.dumps(vars(replace(version, pairs=ids)))
+    record = owner.Record(
+        str(known.number), owner.dump_lora(lora, {"version": everything})
+    )
+    vault.put("adapter", [record], Source("adapter", str(known.number)))
+    found = judged(vault, 0.0, 0.5, "")
+    assert found.nll_in_use is None and found.accepted
+
+
+def test_learning_to_avoid_something_may_cost_a_little(vault, scores):
+    judged(vault, 0.0, 1.0, "")
+    history.judge(vault, Entry(Prompt("", "no?"), "never"), False)
+    backbone, zero = owner.reference(owner.configured(vault))
+    user, learnt = owner.split(history.entries(vault))
+    for by, accepted in ((0.94, False), (0.96, True), (0.95, False)):
+        lora = moved(zero, by)
+        found = owner.adopt(vault, backbone, zero, lora, user, learnt, "c-bpo")
+        assert found.accepted == accepted, by
+
+
+def test_reset_goes_back_to_the_bare_model(vault, scores):
+    one = judged(vault, 0.5, 0.25, "a run")
+    assert owner.active(vault) == one.number and vault.count("shared") == 1
+    owner.reset(vault)
+    backbone, zero = owner.reference(owner.configured(vault))
+    assert (
+        owner.active(vault) == 0 and owner.latest_shared(vault, backbone, zero) is zero
+    )
+    with pytest.raises(IdiolectError, match="no adapter is in use"):
+        owner.adapter(vault, backbone, zero)
+    owner.activate(vault, one.number)  # it is kept, with what is below it
+    shared, _ = owner.adapter(vault, backbone, zero)
+    assert float(next(iter(shared.b.values()))[0, 0]) == 0.5
+
+
+def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
+    poor = judged(vault, 0.5, -1.0, "a run")
+    assert not poor.accepted and vault.count("shared") == 1
+    shelf = VaultShelf(vault, "spring")
+    shelf.write("adapters/oppu/device-1.safetensors", b"x")
+    shelf.write("devices/device-1.json", b"{}")
+    membership.join(vault, membership.Server("one.example:1", "pem", "00" * 32))
+    membership.leave(vault)
+    backbone, zero = owner.reference(owner.configured(vault))
+    assert owner.latest_shared(vault, backbone, zero) is zero
+    assert vault.count("shared") == 0
+    assert [s.kind for s in vault.sources() if s.kind == "run"] == []
+    assert shelf.read("devices/device-1.json") == b"{}"  # what it took part in counts
+    assert len(owner.versions(vault)) == 1
+
+
+def test_an_adapter_that_may_be_used_keeps_what_is_below_it(vault, scores):
+    one = judged(vault, 0.5, 0.25, "a run")
+    membership.leave(vault)
+    backbone, zero = owner.reference(owner.configured(vault))
+    shared, _ = owner.adapter(vault, backbone, zero)
+    assert one.accepted and any(b.any() for b in shared.b.values())
+    assert owner.latest_shared(vault, backbone, zero) is zero

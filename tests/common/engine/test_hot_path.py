@@ -1,0 +1,107 @@
+"""What a training step costs, counted and not timed: a slower hot path is a failed test.
+
+Counts do not depend on the machine. Where one is exceeded on purpose, say why in the
+commit that raises it.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from idiolect.common.config import parse
+from idiolect.common.data.load import load_dataset
+from idiolect.common.engine.adapters import new_lora, zero_shared
+from idiolect.common.engine.backbone import load_backbone
+from idiolect.common.engine.training import Lesson, plan, train
+from idiolect.common.methods import personal
+from idiolect.common.unlabeled.sets import Unlabeled
+
+# Operations of a step, whatever their size. A few dozen are PyTorch's own and move with
+# its version: hence the tolerance.
+OPERATIONS, TOLERANCE = 2141, 0.05
+
+
+class Counter(TorchDispatchMode):
+    """Counts the operations that reach PyTorch's kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def made():
+    keys = {"users": 2, "development-users": 0, "unlabeled.kind": "others"}
+    config = parse({**keys, "personalise.learning-rates": "3e-3"})
+    backbone = load_backbone("tiny", "float32", "cpu", config.max_length)
+    shared = zero_shared(backbone, config.shared_shape, config.seed)
+    user, other = load_dataset(config).users
+    unlabeled = [Unlabeled(item, 1.0, other.id) for item in other.history]
+    material = personal._material(backbone, shared, user, unlabeled, config)
+    lesson = personal._lesson(backbone, shared, user, material, "c-bpo", 0.5)
+    return backbone, shared, config, lesson
+
+
+def trained(made, mode) -> int:
+    backbone, shared, config, lesson = made
+    recipe = personal._recipe("c-bpo", 3e-3, config)
+    start = [new_lora(backbone, config.lora, config.seed, "personal", lesson.user)]
+    with mode:
+        train(backbone, shared, start, [lesson], recipe)
+    return len(plan(lesson, recipe))
+
+
+def frozen_products(made) -> float:
+    """Operations of y = x W' and dx = dy W, the vocabulary for completions only."""
+    backbone, _, config, lesson = made
+    lesson: Lesson
+    sizes = {
+        name: 4 * module.weight.numel()
+        for name, module in backbone.model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    head = sizes.pop("lm_head")
+    total = 0.0
+    for step in plan(lesson, personal._recipe("c-bpo", 3e-3, config)):
+        rows = [example.encoded for kind in step.values() for example in kind]
+        padded = len(rows) * max(len(row.ids) for row in rows)
+        completion = sum(len(row.ids) - row.prompt_length for row in rows)
+        total += padded * sum(sizes.values()) + completion * head
+    return total
+
+
+def test_the_matrix_products_of_a_step(made) -> None:
+    """The adapters' come on top, at rank 8 + 8 of which 8 learn; the last layer's
+    feed-forward block falls away where nothing is predicted."""
+    counter = FlopCounterMode(display=False)
+    trained(made, counter)
+    assert counter.get_total_flops() / frozen_products(made) == pytest.approx(
+        1.04, abs=0.01
+    )
+
+
+def test_the_operations_of_a_step(made) -> None:
+    counter = Counter()
+    steps = trained(made, counter)
+    assert counter.count / steps == pytest.approx(OPERATIONS, rel=TOLERANCE)
+
+
+def test_users_in_one_stack_share_the_operations(made) -> None:
+    """Four users cost no more operations than one and a quarter."""
+    backbone, shared, config, lesson = made
+    recipe = personal._recipe("c-bpo", 3e-3, config)
+    start = [
+        new_lora(backbone, config.lora, config.seed, "personal", str(k))
+        for k in range(4)
+    ]
+    alone, together = Counter(), Counter()
+    with alone:
+        train(backbone, shared, start[:1], [lesson], recipe)
+    with together:
+        train(backbone, shared, start, [lesson] * 4, recipe)
+    assert together.count < 1.25 * alone.count

@@ -1,0 +1,280 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from idiolect.common.engine import backbone as backbone_module
+from idiolect.common.engine import scoring
+from idiolect.common.engine.adapters import attached, stack, zero_shared
+from idiolect.common.engine.backbone import FAMILIES, Encoded, load_backbone
+from idiolect.common.engine.scoring import (
+    ReferenceCache,
+    collate,
+    completion_logp,
+    contrasted,
+    embed,
+    generate,
+    score_users,
+)
+from tests.common.test_adapters import SHAPE, adapter
+
+
+def obvious_logp(backbone, encoded: Encoded) -> float:
+    """log p(completion | prompt) from the whole model, one token after the other."""
+    ids = torch.tensor([encoded.ids])
+    with torch.no_grad():
+        logp = F.log_softmax(backbone.model(ids).logits[0].float(), dim=-1)
+    places = range(encoded.prompt_length, len(encoded.ids))
+    return sum(logp[t - 1, encoded.ids[t]].item() for t in places)
+
+
+def obvious(backbone, lora, encoded: list[Encoded]) -> list[float]:
+    """That of every item, one after the other, under an adapter."""
+    with attached(backbone, lora):
+        return [obvious_logp(backbone, e) for e in encoded]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logp_equals_the_whole_model(family, model_folder, items):
+    backbone = load_backbone(str(model_folder(family)), "float32", "cpu", 96)
+    encoded = [backbone.encode(item) for item in items[:4]]
+    with torch.no_grad():
+        logp = completion_logp(backbone, collate(backbone, encoded))
+    assert logp.tolist() == pytest.approx(
+        [obvious_logp(backbone, e) for e in encoded], abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_short_last_layer_has_the_gradients_of_the_whole(
+    family, model_folder, items, monkeypatch
+):
+    backbone = load_backbone(str(model_folder(family)), "float32", "cpu", 96)
+    encoded = [None, *(backbone.encode(item) for item in items[:5])]
+    lora = adapter(backbone, "u", 1)
+    leaves = [t.requires_grad_() for t in (*lora.a.values(), *lora.b.values())]
+    found = []
+    for plain in (backbone_module.PLAIN_LAYER, set()):
+        monkeypatch.setattr(backbone_module, "PLAIN_LAYER", plain)
+        with attached(backbone, lora):
+            logp = completion_logp(backbone, collate(backbone, encoded))
+        found.append([logp.detach(), *torch.autograd.grad(logp.sum(), leaves)])
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+
+
+def test_the_last_layer_is_itself_again_after_an_error(backbone, items):
+    batch = collate(backbone, [backbone.encode(items[0])])
+    layer = backbone.model.model.layers[-1]
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        backbone.hidden_at(batch.ids, torch.full((1, 1), 10**6))
+    assert "forward" not in vars(layer)
+
+
+def test_filler_rows_score_nothing(backbone, items):
+    encoded = backbone.encode(items[0])
+    with torch.no_grad():
+        logp = completion_logp(backbone, collate(backbone, [None, encoded, None]))
+        nothing = completion_logp(backbone, collate(backbone, [None, None]))
+    assert nothing.tolist() == [0, 0]
+    assert logp[0] == logp[2] == 0
+    assert logp[1].item() == pytest.approx(obvious_logp(backbone, encoded), abs=1e-4)
+
+
+def test_chunked_head_has_the_same_values_and_gradients(backbone, items, monkeypatch):
+    encoded = [backbone.encode(item) for item in items]
+    lora = adapter(backbone, "u", 1)
+    results = []
+    for limit in (1 << 24, 700):  # 700 / vocabulary: two positions at a time
+        monkeypatch.setattr(scoring, "LOGITS_PER_CHUNK", limit)
+        leaf = next(iter(lora.b.values())).clone().requires_grad_()
+        lora.b[next(iter(lora.b))] = leaf
+        with attached(backbone, lora):
+            logp = completion_logp(backbone, collate(backbone, encoded))
+        (gradient,) = torch.autograd.grad(logp.sum(), leaf)
+        results.append((logp.detach(), gradient))
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
+
+
+def test_users_of_a_stack_are_scored_with_their_own_adapters(
+    backbone, items, monkeypatch
+):
+    monkeypatch.setattr(scoring, "TOKENS_PER_PASS", 200)  # several passes
+    encoded = [backbone.encode(item) for item in items]
+    users = [encoded[:5], encoded[5:7], encoded[7:]]
+    loras = [adapter(backbone, f"u{k}", k) for k in range(3)]
+    together = score_users(backbone, [stack(loras)], users)
+    for lora, own, scores in zip(loras, users, together, strict=True):
+        assert scores == pytest.approx(obvious(backbone, lora, own), abs=1e-3)
+
+
+def test_reference_scores_are_those_of_the_shared_policy(backbone, items):
+    encoded = [backbone.encode(item) for item in items]
+    shared = adapter(backbone, "s", 3)
+    found = ReferenceCache().get(backbone, shared, encoded)
+    assert found == pytest.approx(obvious(backbone, shared, encoded), abs=1e-3)
+
+
+def test_an_embedding_is_the_mean_state_of_the_completion(backbone, items):
+    encoded = [backbone.encode(item) for item in items]
+    shared = adapter(backbone, "s", 3)
+    found = embed(backbone, shared, encoded)
+    for e, embedding in zip(encoded, found, strict=True):
+        with torch.no_grad(), attached(backbone, shared):
+            hidden = backbone.model.model(torch.tensor([e.ids])).last_hidden_state[0]
+        mean = hidden[e.prompt_length :].mean(0).double().numpy()
+        assert embedding == pytest.approx(mean, abs=1e-4)
+    assert embed(backbone, shared, []).shape == (0, found.shape[1])
+
+
+def test_cache_computes_once_and_never_returns_a_stale_score(
+    backbone, items, monkeypatch
+):
+    encoded = [backbone.encode(item) for item in items[:3]]
+    passes = []
+    real = scoring.score_users
+
+    def counted(backbone, adapters, users):
+        passes.append(len(users[0]))
+        return real(backbone, adapters, users)
+
+    monkeypatch.setattr(scoring, "score_users", counted)
+    cache = ReferenceCache()
+    shared = adapter(backbone, "s", 3)
+    first = cache.get(backbone, shared, encoded)
+    assert cache.get(backbone, shared, encoded) is first
+    other = cache.get(backbone, adapter(backbone, "s", 4), encoded)
+    assert other[0] != first[0]
+    (alone,) = cache.get(backbone, shared, encoded[:1])
+    shifted = Encoded(encoded[0].ids, encoded[0].prompt_length - 1)
+    assert cache.get(backbone, shared, [shifted])[0] != alone
+    assert passes == [3, 3, 1, 1]
+
+
+def test_the_bits_of_a_score_do_not_depend_on_what_was_cached_before(backbone, items):
+    encoded = [backbone.encode(item) for item in items]
+    fresh = ReferenceCache().get(backbone, None, encoded[:7])
+    used = ReferenceCache()
+    for k in range(7):
+        used.get(backbone, None, encoded[k : k + 2])
+    assert used.get(backbone, None, encoded[:7]) == fresh
+
+
+def test_cache_tells_backbones_and_dtypes_apart(backbone, model_folder, items):
+    half = load_backbone(str(model_folder("llama")), "bfloat16", "cpu", 96)
+    assert half.hash == backbone.hash
+    encoded = [backbone.encode(items[0])]
+    cache = ReferenceCache()
+    first = cache.get(backbone, None, encoded)
+    other = cache.get(replace(backbone, hash="other weights"), None, encoded)
+    rounded = cache.get(half, None, encoded)
+    assert len(cache.scores) == 3
+    assert other == first != rounded
+    assert cache.get(backbone, None, encoded) is first
+
+
+def test_greedy_generation_equals_the_obvious_loop(backbone, items):
+    loras = [adapter(backbone, f"u{k}", k) for k in range(2)]
+    prompts = []
+    for item in items[:4]:
+        encoded = backbone.encode(item)
+        prompts.append(encoded.ids[: encoded.prompt_length])
+    texts = generate(backbone, [stack(loras)], prompts, 6)
+    for k, prompt in enumerate(prompts):
+        ids = list(prompt)
+        with torch.no_grad(), attached(backbone, loras[k // 2]):
+            for _ in range(6):
+                ids.append(
+                    int(backbone.model(torch.tensor([ids])).logits[0, -1].argmax())
+                )
+        assert texts[k] == backbone.decode(ids[len(prompt) :])
+
+
+def prompts_of(backbone, items) -> list[tuple[int, ...]]:
+    encoded = [backbone.encode(item) for item in items]
+    return [e.ids[: e.prompt_length] for e in encoded]
+
+
+def obvious_contrast(backbone, shared, lora, prompt, weight, count) -> list[int]:
+    """Contrastive decoding of one prompt, token by token over the vocabulary."""
+    ids = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            with attached(backbone, shared, lora):
+                policy = backbone.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+            with attached(backbone, shared):
+                other = backbone.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+        best, chosen = -float("inf"), -1
+        for token, (p, q) in enumerate(
+            zip(policy.tolist(), other.tolist(), strict=True)
+        ):
+            score = math.log(p) + weight * (math.log(p) - math.log(q))
+            if p >= 0.1 * policy.max().item() and score > best:
+                best, chosen = score, token
+        ids.append(chosen)
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("weight", [0.3, 4.0])
+def test_contrastive_decoding_equals_the_obvious_loop(backbone, items, weight):
+    shared = adapter(backbone, "s", 3)
+    loras = [adapter(backbone, f"u{k}", k) for k in range(2)]
+    prompts = prompts_of(backbone, items[:4])
+    texts = generate(backbone, [shared, stack(loras)], prompts, 6, contrast=weight)
+    plain = generate(backbone, [shared, stack(loras)], prompts, 6)
+    for k, prompt in enumerate(prompts):
+        lora = loras[k // 2]
+        ids = obvious_contrast(backbone, shared, lora, prompt, weight, 6)
+        assert texts[k] == backbone.decode(ids)
+    assert texts != plain
+
+
+def test_contrastive_decoding_has_greedy_decoding_as_its_limit(backbone, items):
+    policy = [adapter(backbone, "s", 3), stack([adapter(backbone, "u", 1)])]
+    prompts = [(), *prompts_of(backbone, items[:3])]
+    plain = generate(backbone, policy, prompts, 6)
+    assert generate(backbone, policy, prompts, 6, contrast=1e-9) == plain
+    assert plain[0] == "" and len(plain) == 4
+
+
+def test_contrast_with_itself_is_greedy_decoding(backbone, items):
+    """An own adapter that changes nothing has nothing to favour."""
+    shared = adapter(backbone, "s", 3)
+    own = stack([zero_shared(backbone, SHAPE, 0)])
+    prompts = prompts_of(backbone, items[:3])
+    plain = generate(backbone, [shared], prompts, 6)
+    assert generate(backbone, [shared, own], prompts, 6, contrast=5.0) == plain
+
+
+def test_only_plausible_tokens_are_contrasted():
+    # The third token is what the policy adds most of, but it is too unlikely.
+    policy = torch.tensor([[0.6, 0.3, 0.05, 0.05]]).log()
+    other = torch.tensor([[0.6, 0.2, 0.0001, 0.1999]]).log()
+    scores = contrasted(torch.cat([policy, other]) + 7.0, 2.0)
+    expected = [math.log(0.6), math.log(0.3) + 2 * math.log(1.5)]
+    assert scores[0].tolist() == pytest.approx([*expected, -math.inf, -math.inf])
+    assert torch.equal(scores[0], scores[1])
+
+
+def test_there_is_no_contrast_without_own_adapters(backbone):
+    with pytest.raises(ValueError, match="of a stack"):
+        generate(backbone, [adapter(backbone, "s", 3)], [(3, 4)], 2, contrast=1.0)
+
+
+def test_filler_prompts_generate_nothing(backbone, items):
+    encoded = backbone.encode(items[0])
+    prompt = encoded.ids[: encoded.prompt_length]
+    alone = generate(backbone, [], [prompt], 5)
+    assert generate(backbone, [], [(), prompt], 5) == ["", *alone]
+    assert generate(backbone, [], [(), ()], 5) == ["", ""]
+
+
+def test_sampling_depends_on_the_seed(backbone, items):
+    encoded = backbone.encode(items[0])
+    prompt = encoded.ids[: encoded.prompt_length]
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(generate(backbone, [], [prompt] * 4, 8, top_p=0.95))
+    assert texts[0] == texts[1] != texts[2]

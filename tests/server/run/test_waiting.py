@@ -1,0 +1,211 @@
+"""Hello on devices: when a run stops waiting, and what whoever watches it is told."""
+
+import io
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from idiolect.common.errors import IdiolectError
+from idiolect.common.protocol.messages import HelloReply, HelloTask
+from idiolect.server.run import exchange, hello
+from idiolect.server.run.exchange import Asking, Run, Step, meet
+from idiolect.server.simulate.progress import Display
+
+STEP = Step("hello", "", "query.hello", 0.0)
+
+
+class Clock:
+    """Time that passes only where somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    fake = SimpleNamespace(monotonic=lambda: made.now, sleep=made.sleep, time=time.time)
+    monkeypatch.setattr(exchange, "time", fake)
+    return made
+
+
+class Inbox:
+    """Answers each node's task, at its time, with its reply or its error."""
+
+    def __init__(self, clock: Clock, answers: dict[int, tuple[float, Any]]) -> None:
+        self.clock, self.answers, self.nodes = clock, answers, {}
+
+    def arrived(self, names: list[str], _most: Any):
+        for name in names:
+            at, what = self.answers.get(self.nodes[name], (1e9, None))
+            if self.clock.now >= at:
+                yield name, what
+
+
+def running(
+    clock: Clock, answers: dict[int, tuple[float, Any]], users: int, monkeypatch
+):
+    """A run of which nothing is real but what `meet` looks at."""
+    inbox = Inbox(clock, answers)
+    config = SimpleNamespace(deadline=600.0, users=users, on_devices=True)
+    cost = SimpleNamespace(seconds={})
+    run = SimpleNamespace(
+        config=config,
+        state=SimpleNamespace(cost=cost),
+        inbox=inbox,
+        slow=set(),
+        holds={},
+        signing_key=b"",
+        salt=b"",
+    )
+
+    def send(_run: Any, node: int, _seal: Any, _kind: str) -> str:
+        inbox.nodes[f"m{node}"] = node
+        return f"m{node}"
+
+    monkeypatch.setattr(exchange, "_send", send)
+    monkeypatch.setattr(exchange, "encoded", lambda tasks: [{} for _ in tasks])
+    monkeypatch.setattr(
+        exchange, "_receive", lambda _run, _step, answer, _task, _read: _taken(answer)
+    )
+    return cast(Run, run)
+
+
+def _taken(answer: Any) -> Any:
+    if isinstance(answer, IdiolectError):
+        raise answer
+    return SimpleNamespace(errors={}, users=())
+
+
+def task(node: int) -> tuple[int, HelloTask]:
+    return node, HelloTask("r", f"hello/{node}", {}, "", (), key="k")
+
+
+def met(run: Run, waves: list[list[int]], needed: int) -> tuple[dict, list[dict]]:
+    joined: list[Any] = []
+    heard: list[dict] = []
+    errors = meet(
+        run,
+        STEP,
+        lambda: [task(node) for node in (waves.pop(0) if waves else [])],
+        lambda record: cast(HelloReply, record),
+        lambda reply: joined.append(reply) or reply,
+        lambda: len(joined) >= needed,
+        lambda failed: heard.append(dict(failed)),
+    )
+    return errors, heard
+
+
+REFUSED = IdiolectError("the owner has paused this device.")
+
+
+def test_where_all_have_answered_and_one_refused_nobody_is_waited_for_long(
+    clock, monkeypatch
+):
+    """Ten seconds for another to take the place, and not the deadline of ten minutes."""
+    answers = {1: (1001.0, "yes"), 2: (1003.0, REFUSED)}
+    errors, heard = met(running(clock, answers, 2, monkeypatch), [[1, 2]], 2)
+    assert errors == {"hello/2": str(REFUSED)}
+    assert heard[-1] == errors and heard[0] == {}
+    assert 1013.0 < clock.now < 1015.0
+
+
+def test_one_that_comes_in_that_time_takes_the_place(clock, monkeypatch):
+    answers = {1: (1001.0, "yes"), 2: (1002.0, REFUSED), 3: (1009.0, "yes")}
+    # It is online at the tenth look; the first nine take less than ten seconds.
+    waves = [[1, 2], *[[] for _ in range(8)], [3]]
+    errors, _ = met(running(clock, answers, 2, monkeypatch), waves, 2)
+    assert errors == {"hello/2": str(REFUSED)}
+    assert 1009.0 <= clock.now < 1011.0
+
+
+def test_fewer_than_needed_are_waited_for_until_the_deadline(clock, monkeypatch):
+    """Only one of two is there, and it refuses: the second may still be started."""
+    errors, _ = met(running(clock, {1: (1001.0, REFUSED)}, 2, monkeypatch), [[1]], 2)
+    assert errors == {"hello/1": str(REFUSED)}
+    assert clock.now >= 1600.0
+
+
+def test_one_that_is_silent_is_waited_for_until_the_deadline(clock, monkeypatch):
+    run = running(clock, {1: (1001.0, "yes")}, 2, monkeypatch)
+    errors, _ = met(run, [[1, 2]], 2)
+    assert "no answer within 600 s" in errors["hello/2"]
+    assert clock.now >= 1600.0 and run.slow == {2}
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "later", "expected"),
+    [
+        (2, 2, 10.1, True),
+        (2, 2, 9.9, False),
+        (1, 1, 60.0, False),  # fewer than needed
+        (3, 2, 60.0, False),  # one is silent
+        (3, 3, 10.1, True),
+    ],
+)
+def test_what_is_settled(clock, monkeypatch, asked, answered, later, expected):
+    run = running(clock, {}, 2, monkeypatch)
+    asking: Asking[Any] = Asking(run, STEP, clock.now)
+    asking.add([task(node) for node in range(asked)])
+    for node in range(answered):
+        asking.take(f"m{node}", cast(Any, REFUSED), lambda r: r, lambda r: r)
+    clock.now += later
+    assert asking.settled(2) is expected
+
+
+# --- what is told ----------------------------------------------------------------------
+
+
+def events_of(looks: list[tuple[int, int, dict[str, str]]]) -> list[dict]:
+    written: list[dict] = []
+    run = SimpleNamespace(
+        nodes={},
+        config=SimpleNamespace(users=3),
+        journal=SimpleNamespace(write=written.append),
+        nameless=lambda text: text.replace("anna", "a user"),
+    )
+    waiting = hello.Waiting(cast(Run, run), 1000.0)
+    for joined, asked, refused in looks:
+        run.nodes = dict.fromkeys(range(joined))
+        waiting.look(asked, refused)
+    return written
+
+
+def test_whoever_watches_is_told_once_for_each_change():
+    paused = {"d1": "anna has paused this device."}
+    looks = [(0, 0, {}), (0, 3, {}), (0, 3, {}), (1, 3, {}), (1, 3, paused)] * 1
+    looks += [(1, 3, paused), (2, 3, paused)]
+    found = events_of(looks)
+    assert [(e["joined"], e["asked"], e["refused"]) for e in found] == [
+        *((0, 0, 0), (0, 3, 0), (1, 3, 0), (1, 3, 1), (2, 3, 1))
+    ]
+    assert found[-1]["why"] == "a user has paused this device."
+    assert all(e["event"] == "waiting" and e["until"] == 1000.0 for e in found)
+
+
+def shown(event: dict) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    Display(console).show(event)
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_line_says_how_many_who_refused_why_and_until_when():
+    event = {
+        "event": "waiting",
+        "phase": "hello",
+        **{"joined": 1, "of": 3, "asked": 3, "refused": 1},
+        "why": "the owner has paused it.\x1b[2J",
+        "until": time.mktime((2026, 11, 28, 14, 5, 7, 0, 0, -1)),
+    }
+    said = " ".join(shown(event).split())
+    assert said == (
+        "1 of 3 devices have joined; 1 asked; 1 refused, the last: the owner has paused "
+        "it.\ufffd[2J; waiting for others until 14:05:07"
+    )
+    assert "waiting" not in shown(event | {"joined": 3, "asked": 4})

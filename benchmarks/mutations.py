@@ -536,7 +536,7 @@ MUTATIONS = (
     ),
     Mutation(
         "Personas: held-out prompts may be in somebody's history",
-        "common/tasks/personas/__init__.py",
+        "common/data/personas/__init__.py",
         "if purpose(world, event) == wanted:",
         "if wanted:",
         "test_held_out_prompts_are_nobodys_history",

@@ -23,7 +23,7 @@ from idiolect.common.engine.scoring import completion_tokens
 from idiolect.common.files import file_name
 from idiolect.common.methods.personal import encode_all, fitting, self_samples
 from idiolect.common.text import make_encodable
-from tests.common.test_model_folders import loaded, tokenizer, write
+from tests.common.engine.test_model_folders import loaded, tokenizer, write
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 ONE_RATE = {"personalise.learning-rates": "1e-3"}

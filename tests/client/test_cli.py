@@ -532,7 +532,8 @@ def test_every_command_asks_for_the_key_before_it_loads_anything_slow(place):
     code = """
 import sys
 from pathlib import Path
-from idiolect.client import cli, unlock
+from idiolect.client import cli
+from idiolect.client.owner import unlock
 
 path = Path(sys.argv[1])
 seen = []

@@ -151,7 +151,7 @@ def wide(model_folder):
 
 @pytest.fixture(scope="module")
 def shared(wide):
-    from .test_adapters import adapter
+    from .engine.test_adapters import adapter
 
     return adapter(wide, "s", 3)
 

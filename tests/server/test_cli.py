@@ -15,7 +15,7 @@ from idiolect.server import cli
 from idiolect.server.run import results
 from idiolect.server.simulate import launch as simulate
 
-from .test_results import make
+from .run.test_results import make
 
 LAMP = str(Path(__file__).resolve().parents[2] / "simulations" / "lamp")
 

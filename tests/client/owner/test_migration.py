@@ -128,7 +128,7 @@ def test_a_passphrase_that_was_taken_with_its_byte_order_mark(tmp_path):
 CRASH = """
 import os, sys
 from pathlib import Path
-from idiolect.client import schema1, vault
+from idiolect.client.owner import schema1, vault
 point, path = sys.argv[1:]
 if point == "drop":
     schema1.drop = lambda database: os._exit(9)

@@ -31,7 +31,7 @@ from idiolect.common.engine.wording import control_tokens
 from idiolect.common.errors import IdiolectError
 from idiolect.common.methods.personal import self_samples
 from tests.common.conftest import CONFIGS, SIZES, config
-from tests.common.test_adapters import adapter
+from tests.common.engine.test_adapters import adapter
 
 TEXTS = ["the quick brown fox writes a headline about twelve odd things"] * 4
 CHATML = (

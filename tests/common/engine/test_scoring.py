@@ -18,7 +18,7 @@ from idiolect.common.engine.scoring import (
     generate,
     score_users,
 )
-from tests.common.test_adapters import SHAPE, adapter
+from tests.common.engine.test_adapters import SHAPE, adapter
 
 
 def obvious_logp(backbone, encoded: Encoded) -> float:

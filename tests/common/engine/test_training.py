@@ -17,7 +17,7 @@ from idiolect.common.engine.training import (
     sgd_step,
     train,
 )
-from tests.common.test_adapters import adapter
+from tests.common.engine.test_adapters import adapter
 
 SHAPE = LoraShape(rank=3, alpha=6.0)
 METHODS = ("oppu", "kto", "bco", "c-bpo", "positives", "dpo")

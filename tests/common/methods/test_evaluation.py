@@ -13,8 +13,8 @@ from idiolect.common.methods import evaluation
 from idiolect.common.methods.evaluation import evaluate, held_out_nll
 from idiolect.common.methods.in_context import with_history, write_profile
 from tests.common.conftest import CONFIG, config
-from tests.common.test_adapters import adapter
-from tests.common.test_scoring import obvious_logp
+from tests.common.engine.test_adapters import adapter
+from tests.common.engine.test_scoring import obvious_logp
 
 
 def test_evaluation_equals_the_obvious_computation(wide, shared, users):

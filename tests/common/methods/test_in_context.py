@@ -22,7 +22,7 @@ from idiolect.common.methods.in_context import (
     with_history,
     write_profile,
 )
-from tests.common.test_adapters import adapter
+from tests.common.engine.test_adapters import adapter
 
 NOUNS = ("mayor", "road", "lake", "castle", "school", "garden", "river")
 

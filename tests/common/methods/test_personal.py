@@ -27,7 +27,7 @@ from idiolect.common.methods.personal import (
 from idiolect.common.unlabeled.overlap import Overlap
 from idiolect.common.unlabeled.sets import Unlabeled
 from tests.common.conftest import CONFIG, config
-from tests.common.test_scoring import obvious_logp
+from tests.common.engine.test_scoring import obvious_logp
 
 
 def train(wide, shared, users, others, method, settings=CONFIG):

@@ -17,7 +17,7 @@ from idiolect.server.privacy.ledger import read_ledger
 from idiolect.server.run import adapt
 from idiolect.server.study.study import read_study
 from tests.server.federation import FakeGrid, results, run
-from tests.server.test_privacy import CENTRAL
+from tests.server.run.test_privacy import CENTRAL
 
 DESIGN = audit.Design()
 

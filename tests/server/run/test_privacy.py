@@ -35,7 +35,7 @@ from idiolect.server.privacy.ledger import BudgetSpent, epsilons, read_ledger
 from idiolect.server.run import adapt, budget, checkpoint
 from idiolect.server.run import personalise as phases
 from tests.server.federation import FakeGrid, events, node_error, results, run
-from tests.server.test_run import Killed, alter, new_process, rows_of
+from tests.server.run.test_run import Killed, alter, new_process, rows_of
 
 CENTRAL = {
     "privacy.mode": "central",

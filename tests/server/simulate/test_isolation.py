@@ -21,7 +21,7 @@ from idiolect.server.simulate import environment, processes
 from idiolect.server.simulate import launch as simulate
 from idiolect.server.simulate.simulator import ALONE, SHARED
 from tests.listening import listening
-from tests.server.test_results import make
+from tests.server.run.test_results import make
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -73,11 +73,11 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from idiolect.common.config import from_toml
-from idiolect.server import simulate
+from idiolect.server.simulate import launch
 app, config, folder = map(Path, sys.argv[1:4])
-simulate.NETWORK = sys.argv[4]
-simulate.simulate(
-    simulate.Plan(app, from_toml(config.read_text()), folder, 2), Console()
+launch.NETWORK = sys.argv[4]
+launch.simulate(
+    launch.Plan(app, from_toml(config.read_text()), folder, 2), Console()
 )
 """
 

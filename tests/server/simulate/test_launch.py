@@ -22,7 +22,7 @@ from idiolect.server.deploy import flower
 from idiolect.server.run import results
 from idiolect.server.simulate import launch as simulate
 from idiolect.server.simulate import processes, progress
-from tests.server.test_results import make
+from tests.server.run.test_results import make
 from tests.waiting import until
 
 LAMP = Path(__file__).resolve().parents[3] / "simulations" / "lamp"

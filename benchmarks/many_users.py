@@ -40,7 +40,6 @@ Row = dict[str, float]
 def measure(sizes: list[int], users: int, backbone_name: str) -> list[tuple[int, Row]]:
     """Train all users in groups of each size: users per minute and bytes, in turn."""
     from idiolect.common.methods import personal
-    from idiolect.server.study.study import groups
 
     config, backbone, shared, everybody, unlabeled = world(backbone_name, users, DTYPE)
     for user in everybody:  # the reference scores
@@ -50,7 +49,7 @@ def measure(sizes: list[int], users: int, backbone_name: str) -> list[tuple[int,
 
     def train(size: int) -> int:
         chosen = everybody[: GROUPS * size]
-        for group in groups(chosen, size):
+        for group in (chosen[i : i + size] for i in range(0, len(chosen), size)):
             personal.personalise(
                 backbone, shared, group, unlabeled, METHOD, RATE, config
             )

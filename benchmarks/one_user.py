@@ -53,7 +53,8 @@ def world(backbone_name: str, users: int, dtype: str = "float32") -> tuple[Any, 
     from idiolect.common.data.load import load_dataset
     from idiolect.common.engine.adapters import zero_shared
     from idiolect.common.engine.backbone import load_backbone
-    from idiolect.server.study.study import unlabeled_set
+    from idiolect.server.run.local import local_run
+    from idiolect.server.run.pool import pool
 
     keys = {"users": users, "development-users": 0, "backbone": backbone_name}
     keys |= {"dtype": dtype}
@@ -64,9 +65,10 @@ def world(backbone_name: str, users: int, dtype: str = "float32") -> tuple[Any, 
     )
     dataset = load_dataset(config)
     shared = zero_shared(backbone, config.shared_shape, config.seed)
-    unlabeled = unlabeled_set(backbone, shared, dataset, config).unlabeled
+    run = local_run(config, backbone, dataset)
+    pool(run)
     first_pass(backbone)
-    return config, backbone, shared, dataset.users, unlabeled
+    return config, backbone, shared, dataset.users, run.state.unlabeled
 
 
 def prepared(backbone_name: str, dtype: str = "float32") -> tuple[Any, ...]:

@@ -199,7 +199,8 @@ def _add_study(
 def _study(options: argparse.Namespace) -> int:
     from .findings import markdown, summary, write_page
     from .run.results import runs_folder, write_json
-    from .study.study import read_study, run_study
+    from .study.cells import run_study
+    from .study.declaration import read_study
 
     declared = [read_study(path) for path in options.files]
     place = options.output_dir or runs_folder("").parent / "studies"

@@ -14,23 +14,15 @@ from ..common.config import PAPER, PERSONAS, Scalar
 from ..common.errors import IdiolectError
 from .audit import audit
 from .run import results
-from .study.study import (
-    BEST,
-    UNUSED,
-    Claim,
-    Study,
-    comparisons,
-    matches,
-    named_by,
-    side_of,
-)
+from .study.cache import UNUSED, named_by
+from .study.declaration import BEST, Claim, Study, comparisons, matches, side_of
 
 # Kinds of unlabeled set whose text no noise protects, and what a line of theirs says.
 NOT_PRIVATE = ("others", "anonymised")
 TOTAL_INFINITE = " (adapter epsilon only, total infinite)"
 
 Cell = Mapping[str, Any]
-"""One cell as `study.run_study` returns it."""
+"""One cell as `cells.run_study` returns it."""
 
 
 def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from idiolect.common.protocol.messages import (
     unpack,
 )
 from idiolect.common.protocol.signed import CONTEXT, Part, digest, make_part, seal_task
-from idiolect.server.run.exchange import SIGNING_KEY
+from idiolect.server.run.live import SIGNING_KEY
 
 from .common.conftest import write_model
 from .sealing import KEY, SEED, sealed

@@ -40,7 +40,8 @@ from idiolect.server.deploy import operator as deploy
 from idiolect.server.privacy.ledger import read_ledger
 from idiolect.server.run import checkpoint, results
 from idiolect.server.simulate import launch as simulate
-from idiolect.server.study import study
+from idiolect.server.study.cells import run_study
+from idiolect.server.study.declaration import read_study
 
 from .server.federation import FakeGrid, run
 from .waiting import until
@@ -366,16 +367,16 @@ def never(*_: Any, **__: Any) -> Any:
 def test_a_study_goes_on_from_its_cells(studies, name, monkeypatch):
     # Later: every cell is found and read, not computed again, or one IdiolectError
     # sentence says what to do; nothing is lost.
-    monkeypatch.setattr(study, "run_cell", never)
+    monkeypatch.setattr("idiolect.server.study.cells.run_cell", never)
     monkeypatch.setattr(audit, "audit_mechanism", never)
     before = snapshot(studies)
     folder = studies / "studies" / name
 
     def go_on() -> dict[str, Any]:
-        declared = study.read_study(studies / f"{name}.toml")
+        declared = read_study(studies / f"{name}.toml")
         if declared.audit is not None:
             return audit.run_study(declared, folder, lambda _: None)
-        done = study.run_study(declared, folder, lambda _: None)
+        done = run_study(declared, folder, lambda _: None)
         return findings.summary(declared, done)
 
     found = opens_or_says(go_on, name)

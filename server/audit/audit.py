@@ -1,6 +1,6 @@
 """Audits: attack what a run released, and the aggregation that released it.
 
-The mechanism is audited with the code that runs (`adapt.clipped_sum`, `adapt.released`),
+The mechanism is audited with the code that runs (`sums.clipped_sum`, `adapt.released`),
 at a noise for which epsilon is known and small: an audit of m canaries cannot see a large
 epsilon (`attacks.largest_detectable`), so at the epsilon of most runs it would prove
 nothing. What protects at epsilon 1 is the same code with another number. Beside the
@@ -27,12 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...common.config import Config, parse
 from ...common.data.load import load_dataset
 from ...common.data.types import Dataset, Item, User
-from ...common.engine.adapters import Lora, zero_shared
+from ...common.engine.adapters import Lora
 from ...common.engine.backbone import Backbone, load_backbone
 from ...common.engine.scoring import completion_tokens, generate
 from ...common.errors import IdiolectError
@@ -40,15 +39,16 @@ from ...common.files import make_private, private_folder
 from ...common.methods import personal
 from ...common.privacy.noise import source
 from ...common.protocol.messages import package_version
-from ...common.protocol.wire import as_received
 from ...common.seeds import numpy_generator
 from ...common.unlabeled.sets import Unlabeled, build_bank
 from ..privacy.ledger import Event, calibrate, card, epsilons, explained, read_ledger
 from ..run import checkpoint, results
-from ..run.adapt import clipped_sum, released
+from ..run.adapt import adapt, released
 from ..run.budget import Release
-from ..study.study import Study, shared_adapter
-from ..study.study import cells as study_cells
+from ..run.local import Local, local_run
+from ..run.sums import clipped_sum
+from ..study.declaration import Study
+from ..study.declaration import cells as study_cells
 from . import attacks
 
 CONTROLS = ("honest", "no-clip", "noise-tenth", "noise-reused")
@@ -127,7 +127,7 @@ def audit_mechanism(
         release = Release("", Event("adapt", z, design.sampling), drawn)
         total, _ = clipped_sum({"b": rows}, clip)
         zero = {"b": np.zeros(design.dimension, np.float32)}
-        return released(zero, [total], release, 1.0, config, design.canaries)["b"]
+        return released(zero, total, release, 1.0, config, design.canaries)["b"]
 
     return attacks.audit_mechanism(
         aggregate,
@@ -389,10 +389,7 @@ def attack_personas(folder: Path, config: Config, seed: int) -> list[dict[str, A
     strangers = more.users[config.users :]
     members = dataset.users + dataset.development
     state = checkpoint.load(folder, {})
-    zero = zero_shared(backbone, config.shared_shape, config.seed)
-    rows = as_received(state.shared, config.signed_bytes)
-    b = {name: torch.from_numpy(a).to(backbone.device) for name, a in rows.items()}
-    shared = replace(zero, b=b)
+    shared = Local(config, state, dataset, backbone).shared
     trained = dataset.development if config.adapt.users == "development" else members
     done: list[dict[str, Any]] = []
     if config.adapt.rounds:
@@ -458,7 +455,7 @@ def _membership(
 def extraction(
     backbone: Backbone, dataset: Dataset, config: Config
 ) -> list[dict[str, Any]]:
-    """Train the shared adapter anew with planted secrets, and try to get them out.
+    """Train the shared adapter again with planted secrets, and try to get them out.
 
     As many users as there are `REPEATS` each get a code of four digits into the history,
     in place of their last items. Then the true code is ranked among 1,000 by likelihood
@@ -487,7 +484,9 @@ def extraction(
         users=with_secrets(dataset.users),
         development=with_secrets(dataset.development),
     )
-    shared, _ = shared_adapter(backbone, data, config)
+    run = local_run(config, backbone, data)
+    adapt(run)
+    shared = Local(config, run.state, data, backbone).shared
     done: list[dict[str, Any]] = []
     for _, secret, repeats in list(planted.values())[:count]:
         candidates = [replace(secret, target=f"my code is {code}") for code in codes]

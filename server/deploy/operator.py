@@ -55,7 +55,7 @@ from ...common.files import home, make_private, sync_folder, write_atomically
 from ...common.protocol.manifest import public_key, read_or_make_key
 from ...common.text import printable
 from ..run import results
-from ..run.exchange import SIGNING_KEY
+from ..run.live import SIGNING_KEY
 from ..simulate import processes
 from ..simulate.environment import flower_environment
 from ..simulate.launch import (

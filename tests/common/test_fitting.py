@@ -11,7 +11,7 @@ from idiolect.common.engine.backbone import load_backbone
 from idiolect.common.errors import IdiolectError
 from idiolect.common.methods import personal
 from idiolect.common.unlabeled.sets import Unlabeled
-from idiolect.server.study import study
+from idiolect.server.run.local import fitting
 
 CONTEXT = 128
 LONG = Item("long", Prompt("", "so"), "word after word " * CONTEXT)
@@ -59,8 +59,8 @@ def test_a_study_goes_on_without_it(backbone):
     damaged = replace(
         dataset, users=(replace(first, history=(LONG, *first.history)), *rest)
     )
-    found = study._fitting(backbone, damaged)
+    found = fitting(backbone, damaged)
     assert found.users == dataset.users and found.dropped == {TOO_LONG: 1}
     gone = replace(dataset, users=(replace(first, held_out=(LONG,)), *rest))
     with pytest.raises(IdiolectError, match="no held-out item that fits"):
-        study._fitting(backbone, gone)
+        fitting(backbone, gone)

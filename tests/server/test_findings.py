@@ -19,7 +19,7 @@ from idiolect.server.findings import (
     summary,
     write_page,
 )
-from idiolect.server.study.study import Claim, Comparison, Study
+from idiolect.server.study.declaration import Claim, Comparison, Study
 
 
 def cell(ratio: float, seed: int, gain: float, users=12, task="headline") -> dict:

@@ -523,7 +523,7 @@ def test_a_run_killed_at_every_checkpoint_ends_as_if_never_killed(
             raise Killed
         started.add(state.life)
 
-    monkeypatch.setattr("idiolect.server.run.exchange.save", save_and_die)
+    monkeypatch.setattr("idiolect.server.run.live.save", save_and_die)
     lives, broken = 0, Path()
     while lives < 40:
         try:
@@ -536,7 +536,7 @@ def test_a_run_killed_at_every_checkpoint_ends_as_if_never_killed(
             finished = (Path(settings["output-dir"]) / "latest").resolve()
             state = checkpoint.load(finished, {})
             if len(state.metrics) == 4:  # the last save, after which it only reports
-                monkeypatch.setattr("idiolect.server.run.exchange.save", original)
+                monkeypatch.setattr("idiolect.server.run.live.save", original)
     # 2 rounds, bank, pool, 2 methods x (2 rates + choice + training), 4 measured
     assert lives == 2 + 2 + 2 * 4 + 4 + 1
     assert scores(broken) == scores(unbroken)

@@ -34,8 +34,9 @@ PRIVATE = {"privacy.mode": "central", "privacy.seeded": True, "privacy.delta": 1
     ids=["plain", "coins", "noisy", "anonymised", "others", "bank", "self"],
 )
 def test_both_cohorts_give_the_same_numbers(settings, changes):
-    config = parse(settings | changes)
-    remote = checkpoint.load(run(settings | changes, FakeGrid(1)), {})
+    given = settings | {"deadline": 600.0} | changes
+    config = parse(given)
+    remote = checkpoint.load(run(given, FakeGrid(1)), {})
     backbone = load_backbone(config.backbone, "float32", "cpu", config.max_length)
     here = local_run(config, backbone, fitting(backbone, load_dataset(config)))
     for phase in (adapt, pool, personalise, evaluate):

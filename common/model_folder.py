@@ -164,14 +164,21 @@ def _check_generation(name: str, folder: Path) -> None:
 
 
 def _check_shards(name: str, folder: Path) -> None:
-    """All files that the index of the weights names are there."""
+    """The weights are there as transformers looks for them: in one file, or by an index."""
     index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").exists() or not index.exists():
+    if (folder / "model.safetensors").exists():
         return
+    if not index.exists():
+        raise _refused(name, *_without_weights(folder))
     try:
-        named = set(_read_json(index)["weight_map"].values())
+        settings = _read_json(index)
+        named = set(settings["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _refused(name, f"{index.name} cannot be read", AGAIN) from error
+    if not isinstance(settings.get("metadata"), dict):  # transformers needs it
+        raise _refused(
+            name, f"{index.name} has no 'metadata'", 'add `"metadata": {}` to it'
+        )
     missing = sorted(file for file in named if not (folder / str(file)).is_file())
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -180,6 +187,27 @@ def _check_shards(name: str, folder: Path) -> None:
             f"{missing[0]}{others} of its {len(named)} weight files are missing",
             "download them",
         )
+
+
+OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
+
+
+def _without_weights(folder: Path) -> tuple[str, str]:
+    """What is there in the place of weights that can be read, and what to do."""
+    if stray := sorted(f.name for f in folder.glob("*.safetensors")):
+        return (
+            f"{printable(stray[0], 100)} is neither model.safetensors nor named by "
+            "model.safetensors.index.json",
+            "rename it, or download the index",
+        )
+    others = sorted(f.name for kind in OTHER_WEIGHTS for f in folder.glob(kind))
+    if not others:
+        return "there are no weights in its folder", "download model.safetensors"
+    return (
+        f"its weights are in {printable(others[0], 100)}, and only safetensors are read",
+        "load the model with transformers where you trust it and save it by "
+        "save_pretrained, which writes safetensors",
+    )
 
 
 def _check_weights(name: str, file: Path) -> None:

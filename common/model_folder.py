@@ -165,7 +165,7 @@ def _check_generation(name: str, folder: Path) -> None:
 
 def _check_shards(name: str, folder: Path) -> None:
     """The weights are there as transformers looks for them: in one file, or by an index."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if (folder / "model.safetensors").exists():
         return
     if not index.exists():
@@ -189,25 +189,21 @@ def _check_shards(name: str, folder: Path) -> None:
         )
 
 
+INDEX = "model.safetensors.index.json"
+AS_SAFETENSORS = "if you trust it, load and save it by transformers' save_pretrained"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
 
 
 def _without_weights(folder: Path) -> tuple[str, str]:
     """What is there in the place of weights that can be read, and what to do."""
     if stray := sorted(f.name for f in folder.glob("*.safetensors")):
-        return (
-            f"{printable(stray[0], 100)} is neither model.safetensors nor named by "
-            "model.safetensors.index.json",
-            "rename it, or download the index",
-        )
+        named = f"neither model.safetensors nor named by {INDEX}"
+        return f"{printable(stray[0], 100)} is {named}", "rename it, or download that"
     others = sorted(f.name for kind in OTHER_WEIGHTS for f in folder.glob(kind))
     if not others:
         return "there are no weights in its folder", "download model.safetensors"
-    return (
-        f"its weights are in {printable(others[0], 100)}, and only safetensors are read",
-        "load the model with transformers where you trust it and save it by "
-        "save_pretrained, which writes safetensors",
-    )
+    problem = f"its weights are in {printable(others[0], 100)}"
+    return f"{problem}, and only safetensors are read", AS_SAFETENSORS
 
 
 def _check_weights(name: str, file: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from shutil import get_terminal_size
 from textwrap import fill
 from time import localtime, strftime
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..common.command import carry_out, new_parser
 from ..common.errors import IdiolectError
 from ..common.files import home, write_new
-from ..common.text import printable, tell, tell_json
+from ..common.text import printable, tell, tell_json, tell_sentence
 
 if TYPE_CHECKING:
     from .consent import Sent
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 # Imported by the functions that need them: `--help` must not wait for torch.
 
-WIDTH = 60  # characters of a text in a list
+ROW = len("0123456789ab  +  2026-01-31   => ")  # what a list says beside the texts
 PRIVATE = "-: from standard input, or asked for"
 
 
@@ -339,7 +340,7 @@ def _private(given: str | None, what: str, rest: bool = True) -> str:
     """
     if given not in (None, ASK):
         if given:
-            tell(
+            tell_sentence(
                 f"warning: the {what} stands on the command line, where other users of "
                 f"this machine can read it and the shell keeps it: give '{ASK}' instead.",
                 sys.stderr,
@@ -498,19 +499,25 @@ def _list(options: argparse.Namespace) -> int:
     found = [e for e in found if word in f"{e.prompt.text}\n{e.target}".casefold()]
     if options.last is not None:
         found = found[max(len(found) - options.last, 0) :]
+    # A line for each pair: the prompt gets two fifths of what its id and date leave.
+    room = max(get_terminal_size((150, 24)).columns - ROW, 20)
+    prompts = room * 2 // 5
     lines = [
         f"{entry.id}  {'+' if entry.liked else '-'}  "
         f"{strftime('%Y-%m-%d', localtime(entry.when))}  "
-        f"{_short(entry.prompt.text)} => {_short(entry.target)}"
+        f"{_short(entry.prompt.text, prompts)} => {_short(entry.target, room - prompts)}"
         for entry in found
     ]
     text = "\n".join(lines) if lines else "nothing."
     return _say(options, [_plain(entry) for entry in found], text)
 
 
-def _short(text: str) -> str:
-    text = printable(" ".join(text.split()), WIDTH + 1)
-    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+def _short(text: str, width: int) -> str:
+    from rich.cells import cell_len, set_cell_size
+
+    text = printable(" ".join(text.split()), width + 1)
+    short = set_cell_size(text, width - 1).rstrip() + "…"
+    return text if cell_len(text) <= width else short
 
 
 def _plain(entry: "Entry") -> dict[str, Any]:

@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 
 from idiolect.client import consent, node, owner
 from idiolect.client.cli import main
@@ -231,6 +232,17 @@ def test_listing_searches_and_shortens(ready, run, asked):
     assert everything[5] in asked("history", "list", "--search", word)
     assert max(map(len, run("history", "list").out.splitlines())) < 160
     assert run("history", "list", "--search", "no such text").out == "nothing.\n"
+
+
+@pytest.mark.parametrize("columns", [80, 132])
+def test_a_listed_pair_has_one_line_of_the_terminal(ready, run, monkeypatch, columns):
+    run("feedback", "up", "--prompt", "宛先 " * 40, "--text", "返事 " * 40)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    listed = run("history", "list").out.splitlines()
+    assert len(listed) == 33
+    assert max(map(cell_len, listed)) <= columns
+    assert cell_len(listed[-1]) > columns - 6 and listed[-1].endswith("…")
+    assert "…" in listed[0] and " => " in listed[0]
 
 
 def test_nothing_that_a_terminal_obeys_is_kept(place, run, asked):

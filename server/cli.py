@@ -14,7 +14,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..common.command import FAILED, carry_out, code_of, complain, new_parser
+from ..common.command import (
+    FAILED,
+    carry_out,
+    code_of,
+    complain,
+    new_parser,
+    on_interrupt,
+)
 from ..common.errors import IdiolectError
 from ..common.files import home
 from ..common.text import printable, shown, tell, tell_json
@@ -197,6 +204,13 @@ def _add_study(
 
 
 def _study(options: argparse.Namespace) -> int:
+    with on_interrupt(
+        "stopped: cells that are done are kept, and the same command does the rest."
+    ):
+        return _run_studies(options)
+
+
+def _run_studies(options: argparse.Namespace) -> int:
     from .findings import markdown, summary, write_page
     from .results import runs_folder, write_json
     from .study import read_study, run_study
@@ -223,6 +237,11 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
+    with on_interrupt("stopped: the same command begins the audit again."):
+        return _run_audit(options)
+
+
+def _run_audit(options: argparse.Namespace) -> int:
     from . import results
     from .audit import audit_run, defects
 
@@ -244,6 +263,8 @@ def _simulate(options: argparse.Namespace) -> int:
     from .simulate import prepare, simulate
 
     signal.signal(signal.SIGTERM, _terminated)
+    # Before torch and Flower are imported, which takes seconds.
+    tell(f"checking {options.app}, its settings, data and backbone")
     plan = prepare(options.app, options.words, options.nodes, Path.cwd())
     console = _console()
     try:

@@ -16,6 +16,8 @@ from idiolect.server import cli, results, simulate
 from .test_results import make
 
 LAMP = str(Path(__file__).resolve().parents[2] / "simulations" / "lamp")
+UNIQUENESS = f"{LAMP}/experiments/uniqueness.toml"
+LEAKS = f"{LAMP}/experiments/audit.toml"
 
 
 @pytest.fixture
@@ -138,6 +140,48 @@ def test_errors_exit_2_and_write_nothing(
     assert message.startswith("error: ")
     assert message.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "stopped", "kept"),
+    [
+        (["audit", "one"], "idiolect.server.audit.audit_run", "begins the audit again"),
+        (
+            ["study", UNIQUENESS],
+            "idiolect.server.study.run_study",
+            "cells that are done",
+        ),
+        (["study", LEAKS], "idiolect.server.audit.run_study", "cells that are done"),
+    ],
+)
+def test_ctrl_c_says_in_one_line_how_to_go_on(
+    words: list[str],
+    stopped: str,
+    kept: str,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stopped, interrupted)
+    assert cli.main([*words, "--output-dir", str(runs)]) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("stopped: ") and kept in said and said.count("\n") == 1
+    assert "same command" in said
+
+
+def test_simulate_says_something_before_torch_is_imported() -> None:
+    code = (
+        "import sys; from idiolect.server import cli, simulate\n"
+        "heavy = {'torch', 'flwr', 'transformers'}\n"
+        "simulate.prepare = lambda *_: sys.exit(str(heavy & set(sys.modules)))\n"
+        "cli.main(['simulate', 'some/app'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "checking some/app, its settings, data and backbone\n"
+    assert done.stderr == "set()\n"
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,7 @@ def test_ctrl_c_says_at_once_how_to_go_on(
 
     monkeypatch.setattr(processes, "end", end)
     before = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="^stopped: every process"):
         simulate.simulate(plan, screen)
     assert time.monotonic() - before < 60
     assert "stopping; go on with\n    idiolect-server simulate " in said[0]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # Imported by the functions that need them: `--help` must not wait for torch.
 
+NO_LIMIT = "; 0: no limit"
 ROW = len("0123456789ab  +  2026-01-31   => ")  # what a list says beside the texts
 PRIVATE = "-: from standard input, or asked for"
 
@@ -638,6 +639,8 @@ def _personalize(options: argparse.Namespace) -> int:
         from . import overview
         from .owner import train
 
+        if sys.stderr.isatty():  # nothing else is said for as long as it takes
+            tell("training; Ctrl-C ends it and changes nothing", sys.stderr)
         new = train(vault, options.method, options.learning_rate)
     one = overview.shown(new)
     text = f"adapter {new.number} ({_verdict(new)}): {overview.judged(one)}"
@@ -799,6 +802,7 @@ def _settings(options: argparse.Namespace) -> int:
     if not options.name:
         lines = [
             f"{name:14}{value:9} {consent.MEANINGS[name]}"
+            + NO_LIMIT * consent.takes(name).endswith(NO_LIMIT)
             for name, value in found.items()
         ]
         lines.append(
@@ -874,9 +878,13 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _set_paused(options: argparse.Namespace, yes: bool, text: str) -> int:
     from .consent import pause
+    from .node import server_of
 
     with _open(options) as vault:
         pause(vault, yes)
+        if server_of(vault) is None:
+            text += "\nit has joined none: `idiolect node join INVITATION` joins one."
+            text = text.replace("its server again", "a server again")
     return _say(options, {"paused": yes}, text)
 
 

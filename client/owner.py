@@ -443,6 +443,8 @@ def use(vault: Vault, number: int) -> Version | None:
 def _listed(numbers: Collection[int]) -> str:
     """Say which adapters there are to use; empty: none."""
     some = ", ".join(map(str, sorted(numbers)))
+    if len(numbers) == 1:
+        return f"`idiolect use {some}` puts the one that there is into use"
     return some and f"`idiolect use N` puts one of {some} into use"
 
 

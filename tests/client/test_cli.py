@@ -635,6 +635,11 @@ def test_a_typed_passphrase_follows_the_rule_of_a_file(tmp_path, typed, sentence
     assert not (tmp_path / "device" / "vault.db").exists()
 
 
+def test_the_only_adapter_is_named(cheap, run, kept):
+    kept(1)
+    assert "`idiolect use 1` puts the one" in run("use", "9", code=2).err
+
+
 def test_use_chooses_an_adapter_and_says_how_to_go_back(cheap, run, asked, kept):
     kept(1, 2, 3, losing=(2,))
     assert asked("use") == {k: asked("status")[k] for k in ("active", "adapters")}
@@ -740,6 +745,16 @@ def test_one_setting_is_shown_with_its_default_and_range(cheap, run, asked):
         assert found["value"] == asked("settings")[name]
         assert consent.MEANINGS[name] in run("settings", name).out
     assert "no setting 'nope'" in run("settings", "nope", code=2).err
+    listed = {line.split()[0]: line for line in run("settings").out.splitlines()}
+    unlimited = {name for name, line in listed.items() if line.endswith("0: no limit")}
+    assert unlimited == {"threads", "memory-mb", "max-seconds", "max-load"}
+    assert max(map(len, listed.values())) <= 80
+
+
+def test_a_device_that_joined_nobody_says_so_when_it_answers_again(cheap, run):
+    for word in ("pause", "resume"):
+        said = run(word).out
+        assert "has joined none" in said and "its server" not in said
 
 
 def test_one_answer_is_shown_with_its_default_and_choices(cheap, run, asked):

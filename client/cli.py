@@ -591,7 +591,9 @@ def _forget(options: argparse.Namespace) -> int:
         count, stale = owner.forget(vault, options.source, options.ids)
         numbers = [one.number for one in stale]
         found: dict[str, Any] = {"pairs": count, "adapters": numbers, "retrained": None}
-        text = f"{count} pairs are gone, and {len(stale)} adapters that knew them."
+        pairs = "1 pair is" if count == 1 else f"{count} pairs are"
+        knew = ", ".join(map(str, numbers)) or "none"
+        text = f"{pairs} gone; adapters that are erased with that: {knew}."
         # Only in the place of the one in use: an owner who has none wants none.
         if used in numbers and not options.no_retrain:
             try:

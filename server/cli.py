@@ -211,6 +211,7 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _run_studies(options: argparse.Namespace) -> int:
+    tell(f"reading {', '.join(map(str, options.files))}")  # before torch is imported
     from .findings import markdown, summary, write_page
     from .results import runs_folder, write_json
     from .study import read_study, run_study
@@ -243,9 +244,11 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _run_audit(options: argparse.Namespace) -> int:
     from . import results
-    from .audit import audit_run, defects
 
     folder = results.find(options.output_dir, options.name)
+    tell(f"auditing the code, then what {folder.name} released; this takes minutes")
+    from .audit import audit_run, defects  # after that line, since torch takes seconds
+
     width = _console().width
 
     def say(text: str) -> None:

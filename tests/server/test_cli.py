@@ -172,16 +172,22 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(
     assert "same command" in said
 
 
-def test_simulate_says_something_before_torch_is_imported() -> None:
+@pytest.mark.parametrize(
+    "words", [["simulate", LAMP], ["study", UNIQUENESS], ["audit", "one"]]
+)
+def test_something_is_said_before_torch_is_imported(
+    words: list[str], runs: Path
+) -> None:
     code = (
-        "import sys; from idiolect.server import cli, simulate\n"
+        "import sys; from idiolect.server import cli\n"
         "heavy = {'torch', 'flwr', 'transformers'}\n"
-        "simulate.prepare = lambda *_: sys.exit(str(heavy & set(sys.modules)))\n"
-        "cli.main(['simulate', 'some/app'])"
+        "cli.tell = lambda text, *_: sys.exit(text + str(heavy & set(sys.modules)))\n"
+        "cli.main(sys.argv[1:])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "checking some/app, its settings, data and backbone\n"
-    assert done.stderr == "set()\n"
+    place = [] if words[0] == "simulate" else ["--output-dir", str(runs)]
+    command = [sys.executable, "-c", code, *words, *place]
+    said = subprocess.run(command, capture_output=True, text=True).stderr
+    assert words[1] in said and said.endswith("set()\n")
 
 
 @pytest.mark.parametrize(

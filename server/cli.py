@@ -24,7 +24,7 @@ from ..common.command import (
 )
 from ..common.errors import IdiolectError
 from ..common.files import home
-from ..common.text import printable, shown, tell, tell_json
+from ..common.text import lines, printable, shown, tell, tell_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -224,10 +224,10 @@ def _run_studies(options: argparse.Namespace) -> int:
             from . import audit
 
             found = audit.run_study(study, place / study.name, tell)
-            tell(f"\n{audit.markdown(found)}")
+            _tell_markdown(audit.markdown(found))
         else:
             found = summary(study, run_study(study, place / study.name, tell))
-            tell(f"\n{markdown(found)}")
+            _tell_markdown(markdown(found))
         write_json(place / study.name / "summary.json", found)
         if options.findings:
             options.findings.mkdir(parents=True, exist_ok=True)
@@ -235,6 +235,15 @@ def _run_studies(options: argparse.Namespace) -> int:
     if options.findings:
         tell(f"findings: {write_page(options.findings)}")
     return 0
+
+
+def _tell_markdown(text: str) -> None:
+    """Print it as it is; at a terminal, laid out within its width."""
+    if not sys.stdout.isatty():
+        return tell(f"\n{text}")
+    from rich.markdown import Markdown
+
+    return _console().print("", Markdown(lines(text), hyperlinks=False), sep="\n")
 
 
 def _audit(options: argparse.Namespace) -> int:

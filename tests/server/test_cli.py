@@ -1,5 +1,6 @@
 """`idiolect-server` and `idiolect`, without starting a run."""
 
+import io
 import json
 import resource
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from idiolect.client import cli as device
 from idiolect.common.errors import IdiolectError
@@ -140,6 +142,25 @@ def test_errors_exit_2_and_write_nothing(
     assert message.startswith("error: ")
     assert message.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_fits_the_terminal_and_is_markdown_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = (
+        f"## Title\n\n{'several words ' * 12}\n\n| claim | verdict |\n| --- | --- |\n"
+    )
+    text += f"| {'one is better than the other ' * 4}| **not confirmed** |\n"
+    for terminal in (False, True):
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda there=terminal: there)
+        monkeypatch.setattr(sys, "stdout", screen)
+        monkeypatch.setenv("COLUMNS", "60")
+        cli._tell_markdown(text)
+        said = Text.from_ansi(screen.getvalue()).plain
+        assert ("| --- |" in said, "## " in said) == (not terminal, not terminal)
+        assert (max(map(len, said.splitlines())) <= 60) == terminal
+        assert "confirmed" in said and "Title" in said
 
 
 @pytest.mark.parametrize(

@@ -420,7 +420,7 @@ def _rewrap(options: argparse.Namespace) -> int:
     from .vault import ErasureError
 
     with _open(options) as vault:
-        key = new_passphrase(options.new_passphrase_file, options.weak)
+        key = new_passphrase(options.new_passphrase_file, options.weak, other=True)
         try:
             vault.rewrap(key)
         except ErasureError:  # it has the new one all the same

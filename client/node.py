@@ -37,7 +37,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import load_pem_x509_certificate
 
 from ..common.command import DEFECT, WRONG, complain, keep_traceback
-from ..common.errors import IdiolectError
+from ..common.errors import IdiolectError, words_of
 from ..common.text import guard, printable, read_json
 from .consent import settings
 from .vault import DEVICE, Key, Passphrase, RandomKey, Record, Vault
@@ -91,8 +91,8 @@ def read_invitation(file: Path) -> Server:
             raise ValueError("the address is not host:port")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise IdiolectError(
-            f"{file} is no invitation ({error}): ask the server's operator for the file "
-            "that `idiolect-server keys init` writes."
+            f"{file} is no invitation ({words_of(error)}): ask the server's operator for "
+            "the file that `idiolect-server keys init` writes."
         ) from error
     return server
 

@@ -28,7 +28,7 @@ from ..common.adapters import (
 )
 from ..common.backbone import Backbone, load_backbone
 from ..common.config import Config, parse
-from ..common.errors import IdiolectError
+from ..common.errors import IdiolectError, words_of
 from ..common.evaluation import held_out_nll
 from ..common.files import make_private, private_folder
 from ..common.model_folder import unlike
@@ -612,7 +612,8 @@ def export(vault: Vault, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise IdiolectError(
-            f"{folder} cannot be written ({error}): name another one, or free space."
+            f"{folder} cannot be written ({words_of(error)}): name another one, or free "
+            "space."
         ) from error
 
 

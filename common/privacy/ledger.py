@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from ..config import MOST_NOISE
-from ..errors import IdiolectError
+from ..errors import IdiolectError, words_of
 from ..files import write_atomically
 from .protected import FAINT, NOISELESS, joint
 
@@ -636,8 +636,8 @@ def read_ledger(path: Path) -> Ledger:
         RecursionError,
     ) as error:
         raise IdiolectError(
-            f"the ledger {path} cannot be read ({error}): what its run has spent is "
-            "unknown; restore the file from a backup, or start a new run."
+            f"the ledger {path} cannot be read ({words_of(error)}): what its run has spent "
+            "is unknown; restore the file from a backup, or start a new run."
         ) from error
     ledger.path = path
     return ledger

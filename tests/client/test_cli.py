@@ -269,6 +269,8 @@ def test_keys(ready, run, monkeypatch):
     assert "does not open" in wrong.err and "Traceback" not in wrong.err
     refused = run("vault", "rewrap", "--new-passphrase-file", other, code=2)
     assert "--weak" in refused.err
+    # The environment names a file with the passphrase that there is, not with a new one.
+    assert "--new-passphrase-file" in run("vault", "rewrap", code=2).err
     run("vault", "rewrap", "--new-passphrase-file", other, "--weak")
     assert "does not open" in run("status", code=2).err
     assert "32 liked" in run("status", "--passphrase-file", other).out

@@ -310,11 +310,14 @@ def _open(options: argparse.Namespace, trusting: bool = False) -> "Vault":
     return Vault.open(options.vault, key, trusting)
 
 
-def _say(options: argparse.Namespace, found: Any, text: str) -> int:
+def _say(
+    options: argparse.Namespace, found: Any, text: str, exact: bool = False
+) -> int:
+    """Print a result; what is `exact` is to be copied, so no line end is put into it."""
     if options.json:
         tell_json(found)
     else:
-        tell(text)
+        (tell if exact else tell_sentence)(text)
     return 0
 
 
@@ -666,7 +669,7 @@ def _generate(options: argparse.Namespace) -> int:
         found = write(vault, prompt, options.max_new_tokens, options.compare)
     lines = [f"{name + ':':10}{text}" for name, text in found.items()]
     text = "\n".join(lines) if options.compare else found["personal"]
-    return _say(options, found, text)
+    return _say(options, found, text, exact=True)
 
 
 def _use(options: argparse.Namespace) -> int:
@@ -755,7 +758,7 @@ def _join(options: argparse.Namespace) -> int:
         f"Send its operator this line, for `idiolect-server nodes add`:\n{line}"
     )
     found = {"server": server.address, "key": line, "authority": mark}
-    return _say(options, found, text)
+    return _say(options, found, text, exact=True)
 
 
 def _node(options: argparse.Namespace) -> int:

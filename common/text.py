@@ -83,7 +83,10 @@ def tell_sentence(text: str, to: TextIO | None = None) -> None:
     to = to or sys.stdout
     if to is not None and to.isatty():
         width = max(shutil.get_terminal_size().columns, 20)
-        text = "\n".join(wrapped(line, width) for line in lines(text).split("\n"))
+        text = "\n".join(
+            wrapped(line, width) if len(line) > width else line
+            for line in lines(text).split("\n")
+        )
     tell(text, to)
 
 

@@ -20,7 +20,7 @@ import pytest
 from rich.cells import cell_len
 
 from idiolect.client import consent, node, owner
-from idiolect.client.cli import main
+from idiolect.client.cli import _say, main
 from idiolect.client.vault import Passphrase, RandomKey, Source, Vault
 from idiolect.common.config import parse
 from idiolect.common.errors import IdiolectError
@@ -635,6 +635,20 @@ def test_a_typed_passphrase_follows_the_rule_of_a_file(tmp_path, typed, sentence
     code, said = _terminal(["vault", "init"], tmp_path, ("new passphrase", typed))
     assert code == 2 and sentence in said and "Traceback" not in said
     assert not (tmp_path / "device" / "vault.db").exists()
+
+
+def test_only_what_is_to_be_copied_is_not_broken_at_a_terminal(monkeypatch):
+    text = f"a sentence  with {'many words ' * 9}in it\n  short   line"
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    _say(argparse.Namespace(json=False), {}, text)
+    broken = screen.getvalue()
+    assert len(broken.splitlines()) == 3 and broken.endswith("\n  short   line\n")
+    assert max(map(len, broken.splitlines())) <= 80
+    _say(argparse.Namespace(json=False), {}, text, exact=True)
+    assert screen.getvalue() == f"{broken}{text}\n"
 
 
 def test_the_only_adapter_is_named(cheap, run, kept):

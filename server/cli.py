@@ -24,7 +24,7 @@ from ..common.command import (
 )
 from ..common.errors import IdiolectError
 from ..common.files import home
-from ..common.text import lines, printable, shown, tell, tell_json
+from ..common.text import lines, printable, shown, tell, tell_json, tell_sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -211,7 +211,9 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _run_studies(options: argparse.Namespace) -> int:
-    tell(f"reading {', '.join(map(str, options.files))}")  # before torch is imported
+    tell_sentence(
+        f"reading {', '.join(map(str, options.files))}"
+    )  # before torch is imported
     from .findings import markdown, summary, write_page
     from .results import runs_folder, write_json
     from .study import read_study, run_study
@@ -255,7 +257,9 @@ def _run_audit(options: argparse.Namespace) -> int:
     from . import results
 
     folder = results.find(options.output_dir, options.name)
-    tell(f"auditing the code, then what {folder.name} released; this takes minutes")
+    tell_sentence(
+        f"auditing the code, then what {folder.name} released; this takes minutes"
+    )
     from .audit import audit_run, defects  # after that line, since torch takes seconds
 
     width = _console().width
@@ -276,7 +280,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, _terminated)
     # Before torch and Flower are imported, which takes seconds.
-    tell(f"checking {options.app}, its settings, data and backbone")
+    tell_sentence(f"checking {options.app}, its settings, data and backbone")
     plan = prepare(options.app, options.words, options.nodes, Path.cwd())
     console = _console()
     try:

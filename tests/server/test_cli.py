@@ -202,7 +202,8 @@ def test_something_is_said_before_torch_is_imported(
     code = (
         "import sys; from idiolect.server import cli\n"
         "heavy = {'torch', 'flwr', 'transformers'}\n"
-        "cli.tell = lambda text, *_: sys.exit(text + str(heavy & set(sys.modules)))\n"
+        "loaded = lambda: str(heavy & set(sys.modules))\n"
+        "cli.tell_sentence = lambda text, *_: sys.exit(text + loaded())\n"
         "cli.main(sys.argv[1:])"
     )
     place = [] if words[0] == "simulate" else ["--output-dir", str(runs)]

@@ -211,9 +211,8 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _run_studies(options: argparse.Namespace) -> int:
-    tell_sentence(
-        f"reading {', '.join(map(str, options.files))}"
-    )  # before torch is imported
+    # Before torch is imported, which takes seconds.
+    tell_sentence(f"reading {', '.join(map(str, options.files))}")
     from .findings import markdown, summary, write_page
     from .results import runs_folder, write_json
     from .study import read_study, run_study

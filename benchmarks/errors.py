@@ -428,7 +428,7 @@ def _prepare_data(folder: Path) -> None:
 def _prepare_models(folder: Path) -> None:
     """Folders of models, each with one thing wrong; none is read as far as its weights."""
     llama = {"model_type": "llama"}
-    index = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
+    index = {"metadata": {}, "weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     models = {
         "foreign": {"config.json": json.dumps({"model_type": "t5"})},

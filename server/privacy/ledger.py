@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from ...common.config import MOST_NOISE
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, words_of
 from ...common.files import write_atomically
 from ...common.privacy.protected import FAINT, NOISELESS, joint
 
@@ -636,8 +636,8 @@ def read_ledger(path: Path) -> Ledger:
         RecursionError,
     ) as error:
         raise IdiolectError(
-            f"the ledger {path} cannot be read ({error}): what its run has spent is "
-            "unknown; restore the file from a backup, or start a new run."
+            f"the ledger {path} cannot be read ({words_of(error)}): what its run has spent "
+            "is unknown; restore the file from a backup, or start a new run."
         ) from error
     ledger.path = path
     return ledger

@@ -21,7 +21,7 @@ from unittest import mock
 
 from idiolect.client import cli as device
 from idiolect.client.owner.history import Entry, add
-from idiolect.client.owner.vault import RandomKey, Vault
+from idiolect.client.owner.keys import RandomKey
 from idiolect.common.config import parse, to_toml
 from idiolect.common.data.types import Prompt
 from idiolect.common.errors import DefectError

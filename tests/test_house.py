@@ -119,7 +119,6 @@ def test_rooms_import_each_other_in_no_circle() -> None:
             del arrows[room]
 
 
-@pytest.mark.xfail(strict=True, reason="vault and schema1")
 def test_modules_import_each_other_in_no_circle() -> None:
     names = {
         ".".join(("idiolect", *p.relative_to(ROOT).with_suffix("").parts)): p

@@ -21,7 +21,8 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from ...common.errors import IdiolectError, words_of
 from ...common.text import read_json
-from ..owner.vault import DEVICE, Record, Vault
+from ..owner.records import DEVICE, Record
+from ..owner.vault import Vault
 
 LARGEST_INVITATION = 100_000  # characters
 

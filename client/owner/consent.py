@@ -23,7 +23,8 @@ from ...common.config import Config, absolute_backbone
 from ...common.errors import IdiolectError
 from ...common.privacy.protected import Claim, claim, epsilon_of, protected, used
 from ...common.text import printable
-from .vault import DEVICE, Record, Vault
+from .records import DEVICE, Record
+from .vault import Vault
 
 LOG = logging.getLogger("flwr")
 

@@ -22,7 +22,9 @@ from rich.cells import cell_len
 from idiolect.client.cli import _say, main
 from idiolect.client.node import membership
 from idiolect.client.owner import consent, owner
-from idiolect.client.owner.vault import Passphrase, RandomKey, Source, Vault
+from idiolect.client.owner.keys import Passphrase, RandomKey
+from idiolect.client.owner.records import Source
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
 from idiolect.common.errors import IdiolectError

@@ -40,7 +40,7 @@ from ...common.files import make_private, private_folder
 from ...common.methods import personal
 from ...common.privacy.noise import source
 from ...common.protocol.messages import package_version
-from ...common.protocol.wire import as_received
+from ...common.protocol.quantization import as_received
 from ...common.seeds import numpy_generator
 from ...common.unlabeled.sets import Unlabeled, build_bank
 from ..privacy.ledger import Event, calibrate, card, epsilons, explained, read_ledger

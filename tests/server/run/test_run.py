@@ -20,10 +20,9 @@ from idiolect.common.protocol.messages import (
     Missing,
     PersonaliseReply,
     VoteReply,
-    pack,
-    unpack,
 )
-from idiolect.common.protocol.wire import decode
+from idiolect.common.protocol.packing import pack, unpack
+from idiolect.common.protocol.quantization import decode
 from idiolect.common.unlabeled import sets as unlabeled
 from idiolect.server.run import checkpoint
 from tests.server.federation import FakeGrid, events, node_error, results, run

@@ -39,7 +39,8 @@ from ...common.protocol.quantization import as_received, decode, update_codes
 from ...common.seeds import numpy_generator
 from ...common.text import read_toml
 from ...common.unlabeled.sets import Unlabeled
-from ..privacy.ledger import Charge, Ledger, card
+from ..privacy.card import card
+from ..privacy.ledger import Charge, Ledger
 from ..run import results
 from ..run.adapt import (
     charge_round,

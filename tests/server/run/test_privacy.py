@@ -30,7 +30,8 @@ from idiolect.common.protocol.signed import (
     read_sealed,
     seal_request,
 )
-from idiolect.server.privacy.ledger import BudgetSpent, epsilons, read_ledger
+from idiolect.server.privacy.accountant import epsilons
+from idiolect.server.privacy.ledger import BudgetSpent, read_ledger
 from idiolect.server.run import adapt, budget, checkpoint
 from idiolect.server.run import personalise as phases
 from tests.server.federation import FakeGrid, events, node_error, results, run

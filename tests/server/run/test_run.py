@@ -695,5 +695,5 @@ def test_a_node_that_never_finds_the_parts_fails_alone(settings):
     grid = FakeGrid(2, lacks)
     folder = run(settings | {"quorum": 0.5}, grid)
     said = [e["message"] for e in events(folder, "warning")]
-    assert any("lacks parts of the task" in text for text in said)
+    assert any("does not have all parts of the request" in text for text in said)
     assert results(folder)["users"]

@@ -14,10 +14,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..common.command import FAILED, carry_out, code_of, complain, new_parser
+from ..common.command import (
+    FAILED,
+    carry_out,
+    code_of,
+    complain,
+    new_parser,
+    on_interrupt,
+)
 from ..common.errors import IdiolectError
 from ..common.files import home
-from ..common.text import printable, shown, tell, tell_json
+from ..common.text import lines, printable, shown, tell, tell_json, tell_sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -197,6 +204,15 @@ def _add_study(
 
 
 def _study(options: argparse.Namespace) -> int:
+    with on_interrupt(
+        "stopped: cells that are done are kept, and the same command does the rest."
+    ):
+        return _run_studies(options)
+
+
+def _run_studies(options: argparse.Namespace) -> int:
+    # Before torch is imported, which takes seconds.
+    tell_sentence(f"reading {', '.join(map(str, options.files))}")
     from .findings import markdown, summary, write_page
     from .run.results import runs_folder, write_json
     from .study.study import read_study, run_study
@@ -209,10 +225,10 @@ def _study(options: argparse.Namespace) -> int:
             from .audit import audit
 
             found = audit.run_study(study, place / study.name, tell)
-            tell(f"\n{audit.markdown(found)}")
+            _tell_markdown(audit.markdown(found))
         else:
             found = summary(study, run_study(study, place / study.name, tell))
-            tell(f"\n{markdown(found)}")
+            _tell_markdown(markdown(found))
         write_json(place / study.name / "summary.json", found)
         if options.findings:
             options.findings.mkdir(parents=True, exist_ok=True)
@@ -222,11 +238,32 @@ def _study(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tell_markdown(text: str) -> None:
+    """Print it as it is; at a terminal, laid out within its width."""
+    if not sys.stdout.isatty():
+        return tell(f"\n{text}")
+    from rich.markdown import Markdown
+
+    return _console().print("", Markdown(lines(text), hyperlinks=False), sep="\n")
+
+
 def _audit(options: argparse.Namespace) -> int:
-    from .audit.audit import audit_run, defects
+    with on_interrupt("stopped: the same command begins the audit again."):
+        return _run_audit(options)
+
+
+def _run_audit(options: argparse.Namespace) -> int:
     from .run import results
 
     folder = results.find(options.output_dir, options.name)
+    tell_sentence(
+        f"auditing the code, then what {folder.name} released; this takes minutes"
+    )
+    from .audit.audit import (  # after that line, since torch takes seconds
+        audit_run,
+        defects,
+    )
+
     width = _console().width
 
     def say(text: str) -> None:
@@ -244,6 +281,8 @@ def _simulate(options: argparse.Namespace) -> int:
     from .simulate.launch import prepare, simulate
 
     signal.signal(signal.SIGTERM, _terminated)
+    # Before torch and Flower are imported, which takes seconds.
+    tell_sentence(f"checking {options.app}, its settings, data and backbone")
     plan = prepare(options.app, options.words, options.nodes, Path.cwd())
     console = _console()
     try:

@@ -9,7 +9,7 @@ from email.utils import parseaddr
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, words_of
 from .rows import Bad, Left, Row
 
 _COLUMNS = (("text", "body"), ("prompt", "Subject"), ("date", "Date"))
@@ -36,7 +36,7 @@ def read_mbox(path: Path) -> Iterator[Row | Left | Bad]:
             yield _mail(box, key, f"{path.name}, mail {number}")
     except (OSError, mailbox.Error) as error:
         raise IdiolectError(
-            f"{path} cannot be read ({error}): check the file."
+            f"{path} cannot be read ({words_of(error)}): check the file."
         ) from None
 
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509 import load_pem_x509_certificate
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, words_of
 from ...common.text import read_json
 from ..owner.vault import DEVICE, Record, Vault
 
@@ -67,8 +67,8 @@ def read_invitation(file: Path) -> Server:
             raise ValueError("the address is not host:port")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise IdiolectError(
-            f"{file} is no invitation ({error}): ask the server's operator for the file "
-            "that `idiolect-server keys init` writes."
+            f"{file} is no invitation ({words_of(error)}): ask the server's operator for "
+            "the file that `idiolect-server keys init` writes."
         ) from error
     return server
 

@@ -148,7 +148,7 @@ MEANINGS = {
     "threads": "processor threads that work may use",
     "memory-mb": "megabytes of memory that work may use",
     "max-seconds": "seconds that one training or task may take",
-    "max-load": "no training or task while the load per core is above",
+    "max-load": "highest load per core at which work begins",
     "on-battery": "training and tasks on battery",
     "most-epsilon": "epsilon of all runs together, at most",
     "most-delta": "delta of all runs together, at most",

@@ -31,7 +31,7 @@ from ...common.engine.adapters import (
 from ...common.engine.backbone import Backbone, load_backbone
 from ...common.engine.model_folder import unlike
 from ...common.engine.scoring import generate
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, words_of
 from ...common.files import make_private, private_folder
 from ...common.methods.evaluation import held_out_nll
 from ...common.methods.personal import fits, fitting, personalise
@@ -443,6 +443,8 @@ def use(vault: Vault, number: int) -> Version | None:
 def _listed(numbers: Collection[int]) -> str:
     """Say which adapters there are to use; empty: none."""
     some = ", ".join(map(str, sorted(numbers)))
+    if len(numbers) == 1:
+        return f"`idiolect use {some}` puts the one that there is into use"
     return some and f"`idiolect use N` puts one of {some} into use"
 
 
@@ -610,7 +612,8 @@ def export(vault: Vault, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise IdiolectError(
-            f"{folder} cannot be written ({error}): name another one, or free space."
+            f"{folder} cannot be written ({words_of(error)}): name another one, or free "
+            "space."
         ) from error
 
 

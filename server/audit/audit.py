@@ -334,6 +334,7 @@ def audit_run(folder: Path, seed: int, say: Callable[[str], None]) -> list[dict]
     if config.data:
         say("real data: no strangers to compare with, so membership is not audited")
     else:
+        say("the code is audited; attacking what was released")
         done += attack_personas(folder, config, seed)
     ledger.audits[:] = done
     ledger.save()

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, words_of
 from ...common.files import write_atomically
 from .accountant import COARSE, INTERVAL, Epsilons, Event, amplified, epsilons
 
@@ -256,8 +256,8 @@ def read_ledger(path: Path) -> Ledger:
         RecursionError,
     ) as error:
         raise IdiolectError(
-            f"the ledger {path} cannot be read ({error}): what its run has spent is "
-            "unknown; restore the file from a backup, or start a new run."
+            f"the ledger {path} cannot be read ({words_of(error)}): what its run has spent "
+            "is unknown; restore the file from a backup, or start a new run."
         ) from error
     ledger.path = path
     return ledger

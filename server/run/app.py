@@ -298,7 +298,8 @@ def finish(run: Run, census: Census) -> None:
         built["cost"] |= {"bytes_up": None, "bytes_down": None}
     results.write_json(run.folder / "privacy_card.json", privacy)
     results.write(run.folder, built)
-    results.render(built, results.console(120), whole=True)
+    # 80 columns: `flwr run --stream` shows the log in any terminal.
+    results.render(built, results.console(80), whole=True)
 
 
 def alphas(run: Run) -> tuple[dict[str, float], bool]:

@@ -23,7 +23,7 @@ from safetensors.numpy import save as save_arrays
 
 from ...common.config import Config, differences, flatten, from_toml, to_toml
 from ...common.data.types import Item, Prompt
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, words_of
 from ...common.files import (
     make_folder,
     make_private,
@@ -339,9 +339,9 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
         return replace(state, **body)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IdiolectError(
-            f"the checkpoint in {place} cannot be read ({error}): restore the folder from "
-            "a backup, or start a new run by the same command without resume=… and with "
-            "another run-name."
+            f"the checkpoint in {place} cannot be read ({words_of(error)}): restore the "
+            "folder from a backup, or start a new run by the same command without "
+            "resume=… and with another run-name."
         ) from error
 
 

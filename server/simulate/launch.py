@@ -42,6 +42,7 @@ from .simulator import ALONE
 PATIENCE, IMPATIENCE = 5.0, 1.0
 LAST_BREATH = 10.0  # seconds in which what was ended must let go of the run
 NETWORK = ALONE  # or SHARED, as on machines that don't allow the other
+STOPPED = "stopped: every process of the run has ended."
 SILENT_SECONDS = 10.0  # between two questions while no event comes
 
 
@@ -332,9 +333,11 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
                 display.show(event)
                 if event["event"] == "phase":
                     known |= processes.family(mark)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as ended:
         patience = IMPATIENCE
         say_stopping(plan, console)
+        if isinstance(ended, KeyboardInterrupt):
+            raise KeyboardInterrupt(STOPPED) from None
         raise
     finally:
         try:

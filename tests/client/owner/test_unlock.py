@@ -193,6 +193,14 @@ def test_a_passphrase_file_that_is_not_utf_8_says_so(tmp_path, path, coding):
         new_passphrase(tmp_path / "secret")
 
 
+def test_a_file_that_is_not_there_is_named_once(path, tmp_path):
+    with pytest.raises(IdiolectError) as found:
+        unlock(path, tmp_path / "none")
+    said = str(found.value)
+    assert said.count("none") == 1 and "Errno" not in said
+    assert "(No such file or directory)" in said
+
+
 WEAK = (
     *(
         "a",

@@ -32,7 +32,8 @@ from ...common.errors import IdiolectError
 from ...common.process import peak_mb, process_name
 from ...common.protocol.messages import package_version
 from ...common.text import guard
-from ..privacy.ledger import Ledger, card, read_ledger
+from ..privacy.card import card
+from ..privacy.ledger import Ledger, read_ledger
 from . import results
 from .adapt import adapt
 from .budget import crowd_of, new_ledger

@@ -17,13 +17,13 @@ from ...common.errors import IdiolectError
 from ...common.protocol.manifest import public_key
 from ...common.protocol.messages import (
     HelloReply,
-    HelloTask,
+    HelloRequest,
+    Request,
     Shapes,
-    Task,
     device_user,
     package_version,
-    unpack,
 )
+from ...common.protocol.packing import unpack
 from ...common.text import printable
 from .exchange import Run, Step, ask, meet, online, report, require
 
@@ -123,9 +123,9 @@ def hello(run: Run, ours: Identity) -> Census:
     return census
 
 
-def _greetings(run: Run, nodes: Sequence[int]) -> list[tuple[int, Task]]:
+def _greetings(run: Run, nodes: Sequence[int]) -> list[tuple[int, Request]]:
     key = public_key(run.signing_key)
-    return [(n, HelloTask(**run.head(f"hello/{n}", ()), key=key)) for n in nodes]
+    return [(n, HelloRequest(**run.head(f"hello/{n}", ()), key=key)) for n in nodes]
 
 
 def _read(record: RecordDict) -> HelloReply:
@@ -210,7 +210,7 @@ def _meet_devices(run: Run, ours: Identity) -> None:
     errors: dict[str, str] = {}
     resumed = bool(run.state.devices)
 
-    def newcomers() -> list[tuple[int, Task]]:
+    def newcomers() -> list[tuple[int, Request]]:
         fresh = sorted(online(run) - greeted)
         greeted.update(fresh)
         return _greetings(run, fresh)

@@ -26,7 +26,7 @@ from ...common.data.types import OF_ITEMS
 from ...common.errors import IdiolectError
 from ...common.files import home, write_atomically
 from ...common.text import shown
-from ..privacy.ledger import describe
+from ..privacy.card import describe
 
 Users = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """User -> method -> metric -> value; None where it could not be measured."""

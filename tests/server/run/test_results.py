@@ -12,7 +12,8 @@ from rich.console import Console
 
 from idiolect.common.config import parse, to_toml
 from idiolect.common.errors import IdiolectError
-from idiolect.server.privacy.ledger import Ledger, card
+from idiolect.server.privacy.card import card
+from idiolect.server.privacy.ledger import Ledger
 from idiolect.server.run import results
 
 METHODS = ("base", "shared", "oppu", "bco", "c-bpo")

@@ -88,9 +88,7 @@ def _add_simulate(
         epilog="Keys: docs/configuration.md. A run that was stopped goes on with "
         "-c resume=latest, or -c resume=NAME.",
     )
-    simulate.add_argument(
-        "app", type=Path, metavar="APP", help="its folder, e.g. simulations/lamp"
-    )
+    _add_app(simulate)
     simulate.add_argument(
         "-c",
         dest="words",
@@ -108,6 +106,16 @@ def _add_simulate(
         "(default: one per core, at most 8)",
     )
     simulate.set_defaults(run=_simulate)
+
+
+def _add_app(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "app",
+        type=Path,
+        nargs="?",
+        metavar="APP",
+        help="folder of the Flower app (default: the built-in one, simulations/lamp)",
+    )
 
 
 def _add_devices(
@@ -146,7 +154,7 @@ def _add_devices(
     serve.add_argument("--host", default="0.0.0.0", help="(default: all addresses)")
     serve.add_argument("--port", type=int, help="(default: as the invitation says)")
     run = add(commands, "run", _run, "run a Flower app on the devices of a server")
-    run.add_argument("app", type=Path, metavar="APP", help="its folder")
+    _add_app(run)
     run.add_argument(
         "-c", dest="words", action="append", default=[], metavar="KEY=VALUE"
     )
@@ -241,10 +249,11 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _simulate(options: argparse.Namespace) -> int:
     from .run import results
-    from .simulate.launch import prepare, simulate
+    from .simulate.launch import built_in_app, prepare, simulate
 
     signal.signal(signal.SIGTERM, _terminated)
-    plan = prepare(options.app, options.words, options.nodes, Path.cwd())
+    app = options.app or built_in_app()
+    plan = prepare(app, options.words, options.nodes, Path.cwd())
     console = _console()
     try:
         found = simulate(plan, console)
@@ -292,9 +301,11 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from .deploy.operator import prepare, run
+    from .simulate.launch import built_in_app
 
     folder = _at(options)
-    plan = prepare(folder, options.app, options.words, Path.cwd())
+    app = options.app or built_in_app()
+    plan = prepare(folder, app, options.words, Path.cwd())
     return _shown_to_its_end(
         options, plan.folder.name, lambda console: run(folder, plan, console)
     )

@@ -22,6 +22,7 @@ from unittest import mock
 from idiolect.client import cli as device
 from idiolect.client.owner.history import Entry, add
 from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse, to_toml
 from idiolect.common.data.types import Prompt
 from idiolect.common.errors import DefectError

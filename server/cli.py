@@ -109,9 +109,7 @@ def _add_simulate(
         description="Run a Flower app on simulated devices, closed to others, with "
         "live progress and a true exit code.",
     )
-    simulate.add_argument(
-        "app", type=Path, metavar="APP", help="its folder, e.g. simulations/lamp"
-    )
+    _add_app(simulate)
     _add_keys(simulate)
     simulate.add_argument(
         "--nodes",
@@ -121,6 +119,16 @@ def _add_simulate(
         "(default: one per core, at most 8)",
     )
     simulate.set_defaults(run=_simulate)
+
+
+def _add_app(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "app",
+        type=Path,
+        nargs="?",
+        metavar="APP",
+        help="folder of the Flower app (default: the built-in one, simulations/lamp)",
+    )
 
 
 def _add_devices(
@@ -166,7 +174,7 @@ def _add_devices(
         "--port", type=int, help="where to listen (default: as the invitation says)"
     )
     run = add(commands, "run", _run, "run a Flower app on the devices of a server")
-    run.add_argument("app", type=Path, metavar="APP", help="its folder")
+    _add_app(run)
     _add_keys(run)
     for name, act, text in (
         ("attach", _attach, "show a run on devices that goes on"),
@@ -290,12 +298,13 @@ def _run_audit(options: argparse.Namespace) -> int:
 
 def _simulate(options: argparse.Namespace) -> int:
     from .run import results
-    from .simulate.launch import prepare, simulate
+    from .simulate.launch import built_in_app, prepare, simulate
 
     signal.signal(signal.SIGTERM, _terminated)
+    app = options.app or built_in_app()
     # Before torch and Flower are imported, which takes seconds.
-    tell_sentence(f"checking {options.app}, its settings, data and backbone")
-    plan = prepare(options.app, options.words, options.nodes, Path.cwd())
+    tell_sentence(f"checking {app}, its settings, data and backbone")
+    plan = prepare(app, options.words, options.nodes, Path.cwd())
     console = _console()
     try:
         found = simulate(plan, console)
@@ -343,9 +352,11 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from .deploy.operator import prepare, run
+    from .simulate.launch import built_in_app
 
     folder = _at(options)
-    plan = prepare(folder, options.app, options.words, Path.cwd())
+    app = options.app or built_in_app()
+    plan = prepare(folder, app, options.words, Path.cwd())
     return _shown_to_its_end(
         options, plan.folder.name, lambda console: run(folder, plan, console)
     )

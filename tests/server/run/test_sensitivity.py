@@ -20,7 +20,7 @@ from idiolect.common.protocol.messages import (
     row_norms,
     valid_votes,
 )
-from idiolect.common.unlabeled.sets import ballot
+from idiolect.common.unlabeled.votes import ballot
 from idiolect.server.run.adapt import clipped_sum, contribution, sum_rows
 from idiolect.server.run.pool import sum_of_votes, valid_marks
 

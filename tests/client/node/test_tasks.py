@@ -80,7 +80,7 @@ def node(monkeypatch, tmp_path):
         return [{"nll": value} for value in nll(*arguments)]
 
     zero = Lora({"layer.q": torch.ones(2, 5)}, {"layer.q": torch.zeros(3, 2)}, 2.0)
-    parts = {"hash": "b0", "device": torch.device("cpu"), "context": 1024}
+    parts = {"hash": "b0", "device": torch.device("cpu"), "context": 1024, "dtype": "f"}
     backbone = type("Fake", (), parts)()
     monkeypatch.setattr(app, "load_dataset", lambda _config: DATA)
     monkeypatch.setattr(tasks, "backbone_of", lambda *_: backbone)
@@ -362,8 +362,8 @@ def test_a_vote_beyond_what_was_agreed_to_is_not_cast(greeted):
 def test_only_a_floor_that_was_signed_is_used(greeted, monkeypatch):
     handed: list[tuple] = []
 
-    def train(_b, _s, users, _u, _method, rate, _config, floor, voters):
-        handed.append((floor, voters))
+    def train(_reference, users, unlabeled, _method, rate, _config):
+        handed.append((unlabeled.floor, unlabeled.voters))
         return [Personal(u.id, lora(rate), 0.25, True, {}) for u in users]
 
     monkeypatch.setattr(tasks, "personalise", train)
@@ -512,7 +512,7 @@ def test_one_user_that_breaks_does_not_cost_the_group(node):
 
 
 def test_a_user_without_an_adapter_is_reported_and_stored_nowhere(node, monkeypatch):
-    def overflow(_b, _s, users, *_rest):
+    def overflow(_reference, users, *_rest):
         return [Personal(u.id, None, error="it overflowed.") for u in users]
 
     monkeypatch.setattr(tasks, "personalise", overflow)

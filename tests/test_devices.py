@@ -14,7 +14,7 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from idiolect.client.node import state
+from idiolect.client.node import state, tasks
 from idiolect.client.node.device import Device, VaultShelf
 from idiolect.client.node.membership import Server, join, leave
 from idiolect.client.node.tasks import HANDLERS
@@ -28,7 +28,6 @@ from idiolect.common.data.load import load_dataset
 from idiolect.common.data.types import Prompt, User
 from idiolect.common.engine.adapters import zero_shared
 from idiolect.common.errors import IdiolectError
-from idiolect.common.methods import personal
 from idiolect.common.privacy.protected import planned
 from idiolect.common.protocol.manifest import sign_text
 from idiolect.common.protocol.messages import (
@@ -509,22 +508,22 @@ def test_a_device_that_was_killed_before_adopting_adopts_when_asked_again(
 
 def test_no_text_stays_in_a_worker_between_tasks(vaults, settings, monkeypatch):
     """Its owner may erase it next, from another process. (The tokenizer keeps words.)"""
-    kept = []
+    kept, original = [], tasks.forget
 
     def counted() -> list[int]:
-        stores = personal.CACHE.scores, personal.FOUND
-        return [*map(len, stores), personal._hashed.cache_info().currsize]
+        store = tasks.resident(parse(settings))._store
+        return [len(store.results), store.ngrams.cache_info().currsize]
 
     def forget() -> None:
         kept.append(counted())
-        personal.forget()
-        assert counted() == [0, 0, 0]
+        original()
+        assert counted() == [0, 0]
 
     monkeypatch.setattr("idiolect.client.node.device.forget", forget)
     agree(vaults, **CLEAR)
     run(settings, DeviceGrid(vaults))
     assert all(max(column) > 0 for column in zip(*kept, strict=True))
-    assert counted() == [0, 0, 0]
+    assert counted() == [0, 0]
 
 
 def test_forgetting_reaches_what_a_run_trained(vaults, settings):
@@ -565,7 +564,7 @@ def test_text_that_is_forgotten_during_a_task_is_in_no_answer_and_no_adapter(
 ):
     """The owner's command runs in another process, while the device trains."""
     agree(vaults, **CLEAR)
-    original = getattr(personal, step)
+    original = getattr(tasks, step)
     forgotten = []
 
     def meanwhile(*arguments):
@@ -575,7 +574,7 @@ def test_text_that_is_forgotten_during_a_task_is_in_no_answer_and_no_adapter(
                 forgotten.append(owner.forget(other, ["persona"])[0])
         return found
 
-    monkeypatch.setattr(personal, step, meanwhile)
+    monkeypatch.setattr(tasks, step, meanwhile)
     grid = DeviceGrid(vaults)
     run(settings | {"quorum": 0.5}, grid)
     assert forgotten == [10]
@@ -632,9 +631,9 @@ def test_without_consent_for_training_nothing_is_trained(
         agree(vaults, training="no")
     trained = []
     for name in ("personalise", "shared_update"):
-        original = getattr(personal, name)
+        original = getattr(tasks, name)
         monkeypatch.setattr(
-            personal, name, lambda *a, o=original, n=name: trained.append(n) or o(*a)
+            tasks, name, lambda *a, o=original, n=name: trained.append(n) or o(*a)
         )
     with pytest.raises(IdiolectError, match="consent to a run's training"):
         run(settings, DeviceGrid(vaults, refuse))
@@ -806,7 +805,7 @@ def test_an_error_that_could_quote_the_text_is_not_told(vaults, settings, monkey
     def quoting(*_):
         raise RuntimeError(f"odd text: {CANARY.format(0)}")
 
-    monkeypatch.setattr("idiolect.common.methods.personal.shared_update", quoting)
+    monkeypatch.setattr("idiolect.client.node.tasks.shared_update", quoting)
     grid = DeviceGrid(vaults)
     with pytest.raises(IdiolectError, match="RuntimeError: the device's own log"):
         run(settings, grid)

@@ -26,15 +26,17 @@ from ...common.engine.adapters import (
     export_peft,
     hash_lora,
     parse_lora,
-    zero_shared,
 )
-from ...common.engine.backbone import Backbone, load_backbone
+from ...common.engine.backbone import Backbone
+from ...common.engine.fitting import fits, fitting
 from ...common.engine.model_folder import unlike
+from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
 from ...common.errors import IdiolectError, words_of
 from ...common.files import make_private, private_folder
 from ...common.methods.evaluation import held_out_nll
-from ...common.methods.personal import fits, fitting, personalise
+from ...common.methods.personalise import personalise
+from ...common.unlabeled.sets import UnlabeledSet
 from . import history, limits
 from .alone import alone
 from .consent import Refusal, settings
@@ -153,10 +155,8 @@ def check_loads(chosen: Mapping[str, str]) -> Backbone:
 
 def reference(config: Config) -> tuple[Backbone, Lora]:
     """The resident backbone, and the shared adapter before its first round."""
-    backbone = load_backbone(
-        config.backbone, config.dtype, config.device, config.max_length
-    )
-    return backbone, zero_shared(backbone, config.shared_shape, config.seed)
+    found = load_reference(config)
+    return found.backbone, found.adapter
 
 
 # --- training --------------------------------------------------------------------------
@@ -184,7 +184,8 @@ def _train(vault: Vault, method: str, rate: float) -> Version:
     _check_enough(short, entries, backbone)
     user, learnt = split(short)
     shared = latest_shared(vault, backbone, zero)
-    (found,) = personalise(backbone, shared, [user], (), method, rate, config)
+    reference_ = Reference(backbone, shared)
+    (found,) = personalise(reference_, [user], UnlabeledSet(), method, rate, config)
     if found.lora is None:
         raise IdiolectError(found.error)
     too_long = len(entries) - len(short)
@@ -326,7 +327,7 @@ def _judged(
     """The numbers of a `Version` that say how good it is."""
 
     def nll(below: Lora, own: Lora | None, who: User, name: str) -> float:
-        return held_out_nll(backbone, below, [own], [who], name)[0]
+        return held_out_nll(Reference(backbone, below), [own], [who], name)[0]
 
     found: dict[str, Any] = {
         "nll": nll(shared, lora, user, method),

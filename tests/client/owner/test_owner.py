@@ -20,7 +20,7 @@ from idiolect.client.owner.vault import Vault
 from idiolect.common.data.types import Prompt
 from idiolect.common.engine.adapters import Lora
 from idiolect.common.errors import IdiolectError
-from idiolect.common.methods.personal import Personal
+from idiolect.common.methods.personalise import Personal
 from tests.common.conftest import write_model
 
 KEY = RandomKey(bytes(32))
@@ -60,11 +60,11 @@ def training(monkeypatch, path):
     """Training that another process uses to do something to the vault."""
     meanwhile = []
 
-    def train(_backbone, shared, users, *_rest):
+    def train(reference, users, *_rest):
         with Vault.open(path, KEY) as other:
             for work in meanwhile:
                 work(other)
-        (user,) = users
+        (user,), shared = users, reference.adapter
         return [Personal(user.id, moved(replace(shared, b=zeros(shared)), -1e-4))]
 
     monkeypatch.setattr(owner, "personalise", train)
@@ -230,13 +230,13 @@ def judged(vault: Vault, shared_by: float, own_by: float, origin: str) -> owner.
 def scores(monkeypatch):
     """Likelihoods that say how far both adapters together are from 1."""
 
-    def nll(_backbone, shared, personals, users, method):
+    def nll(reference, personals, users, method):
         def at(lora):
             return 0.0 if lora is None else float(next(iter(lora.b.values()))[0, 0])
 
         if method == "base":
             return [1.0]
-        return [abs(1 - at(shared) - at(personals[0])) for _ in users]
+        return [abs(1 - at(reference.shared) - at(personals[0])) for _ in users]
 
     monkeypatch.setattr(owner, "held_out_nll", nll)
 

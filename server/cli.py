@@ -86,20 +86,12 @@ def _add_simulate(
         description="Run a Flower app on simulated devices, closed to others, with "
         "live progress and a true exit code.",
         epilog="Keys: docs/configuration.md. A run that was stopped goes on with "
-        "-c resume=latest, or -c resume=NAME.",
+        "--resume latest, or --resume NAME.",
     )
     simulate.add_argument(
         "app", type=Path, metavar="APP", help="its folder, e.g. simulations/lamp"
     )
-    simulate.add_argument(
-        "-c",
-        dest="words",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set a config key; plain values, no quotes; relative paths are relative "
-        "to where you are",
-    )
+    _add_settings(simulate)
     simulate.add_argument(
         "--nodes",
         type=int,
@@ -108,6 +100,52 @@ def _add_simulate(
         "(default: one per core, at most 8)",
     )
     simulate.set_defaults(run=_simulate)
+
+
+# Options of a run as settings; and how version 0.2 gave them.
+RUN_OPTIONS = {"run.name": "name", "run.resume": "resume", "run.folder": "output_dir"}
+OLD_WORDS = {"run-name": "--name", "resume": "--resume", "output-dir": "--output-dir"}
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    """Add the options that describe a run, and how it is called."""
+    command.add_argument(
+        "-c",
+        dest="words",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a config key; plain values, no quotes; relative paths are relative "
+        "to where you are",
+    )
+    command.add_argument(
+        "--preset", metavar="NAME", help="values of keys that are not given (`paper`)"
+    )
+    command.add_argument(
+        "--name", help="of the run (default: made from task, time and seed)"
+    )
+    command.add_argument(
+        "--resume", metavar="NAME", help="continue a run; `latest` is the last one"
+    )
+    command.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        help="where runs are written (default: $IDIOLECT_HOME/runs, ~/.idiolect/runs)",
+    )
+
+
+def _settings(options: argparse.Namespace) -> list[str]:
+    """Return all settings of a run as ``key=value``."""
+    for word in options.words:
+        name = word.partition("=")[0].strip()
+        if name in OLD_WORDS:
+            tell(f"-c {name}=… is now {OLD_WORDS[name]} …", sys.stderr)
+    given = {
+        **{key: getattr(options, option) for key, option in RUN_OPTIONS.items()},
+        "preset": options.preset,
+    }
+    named = [f"{key}={value}" for key, value in given.items() if value is not None]
+    return [*options.words, *named]
 
 
 def _add_devices(
@@ -147,9 +185,7 @@ def _add_devices(
     serve.add_argument("--port", type=int, help="(default: as the invitation says)")
     run = add(commands, "run", _run, "run a Flower app on the devices of a server")
     run.add_argument("app", type=Path, metavar="APP", help="its folder")
-    run.add_argument(
-        "-c", dest="words", action="append", default=[], metavar="KEY=VALUE"
-    )
+    _add_settings(run)
     for name, act, text in (
         ("attach", _attach, "show a run on devices that goes on"),
         ("stop", _stop, "end a run on devices that goes on"),
@@ -244,7 +280,7 @@ def _simulate(options: argparse.Namespace) -> int:
     from .simulate.launch import prepare, simulate
 
     signal.signal(signal.SIGTERM, _terminated)
-    plan = prepare(options.app, options.words, options.nodes, Path.cwd())
+    plan = prepare(options.app, _settings(options), options.nodes, Path.cwd())
     console = _console()
     try:
         found = simulate(plan, console)
@@ -294,7 +330,7 @@ def _run(options: argparse.Namespace) -> int:
     from .deploy.operator import prepare, run
 
     folder = _at(options)
-    plan = prepare(folder, options.app, options.words, Path.cwd())
+    plan = prepare(folder, options.app, _settings(options), Path.cwd())
     return _shown_to_its_end(
         options, plan.folder.name, lambda console: run(folder, plan, console)
     )
@@ -341,9 +377,7 @@ def _stop(options: argparse.Namespace) -> int:
     from .deploy.operator import stop
 
     name = stop(_at(options), options.name)
-    tell(
-        f"run {name} has ended; the same command with -c resume={name} goes on with it"
-    )
+    tell(f"run {name} has ended; the same command with --resume {name} goes on with it")
     return 0
 
 

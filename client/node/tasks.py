@@ -725,5 +725,8 @@ def _zero_shared(backbone: Backbone, shape: LoraShape, seed: int) -> Lora:
 def backbone_of(config: Config) -> Backbone:
     """Return the resident backbone of a configuration."""
     return load_backbone(
-        config.backbone, config.dtype, config.device, config.max_length
+        config.backbone,
+        config.engine.dtype,
+        config.engine.device,
+        config.engine.max_length,
     )

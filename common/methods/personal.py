@@ -23,7 +23,6 @@ from ..engine.adapters import Lora, new_lora, stack
 from ..engine.backbone import Backbone, Encoded
 from ..engine.scoring import (
     ReferenceCache,
-    completion_tokens,
     embed,
     generate,
     reference_name,
@@ -31,10 +30,11 @@ from ..engine.scoring import (
 )
 from ..engine.training import Example, Lesson, Recipe, Trained, train
 from ..errors import IdiolectError
-from ..privacy.scrub import offered
+from ..privacy.scrub import OFFERED, offered
 from ..seeds import derive, numpy_generator
-from ..unlabeled import overlap, prior
+from ..unlabeled import overlap
 from ..unlabeled.sets import (
+    NEAREST,
     VOTES,
     WIDTH,
     Unlabeled,
@@ -92,8 +92,7 @@ class Personal:
         Preference overlap used, and whether it was estimated or fixed.
     log
         ``steps``, ``loss``, ``clamp_rate``, ``delta``, ``truncated`` (history items
-        whose input did not fit), ``ess`` (effective size of the unlabeled weights), and
-        with ``unlabeled.second-opinion`` what `second_opinion` says.
+        whose input did not fit), and ``ess`` (effective size of the unlabeled weights).
     error
         Why training failed, else empty.
     """
@@ -127,8 +126,8 @@ def shared_update(
         Projection -> float32 [len(users), out, r], one row per user.
     """
     recipe = replace(
-        _recipe("oppu", config.adapt.learning_rate, config),
-        epochs=config.adapt.epochs,
+        _recipe("sft", config.adapt.learning_rate, config),
+        epochs=1,
         batch=config.adapt.batch,
         train_a=False,
         optimizer=config.adapt.optimizer,
@@ -155,15 +154,13 @@ def _recipe(method: str, learning_rate: float, config: Config) -> Recipe:
         learning_rate=learning_rate,
         epochs=config.personalise.epochs,
         batch=config.personalise.batch,
-        warmup=config.personalise.warmup,
-        clip=config.personalise.clip,
         beta=config.personalise.beta,
         decay=config.personalise.ema,
         boundary="pooled" if config.personalise.boundary == "pooled" else "separate",
         reward="token" if config.personalise.reward == "token" else "sequence",
         unlabeled_weight=config.personalise.unlabeled_weight,
         anchor=config.personalise.anchor,
-        microbatch=config.personalise.microbatch,
+        microbatch=config.engine.microbatch,
         seed=config.seed,
     )
 
@@ -279,7 +276,7 @@ def personalise(
         _lesson(backbone, shared, user, each, method, alpha.alpha)
         for user, each, alpha in zip(users, material, alphas, strict=True)
     ]
-    recipe = _recipe("oppu" if method == "cope" else method, learning_rate, config)
+    recipe = _recipe("sft" if method == "cope" else method, learning_rate, config)
     start = [
         new_lora(backbone, config.lora, config.seed, "personal", user.id)
         for user in users
@@ -293,10 +290,6 @@ def personalise(
         users, material, alphas, trained.loras, trained.logs, strict=True
     ):
         log = {**log, "truncated": _truncated(each.own), "ess": each.ess}
-        if config.unlabeled.second_opinion and population_share(config.unlabeled):
-            log |= second_opinion(
-                backbone, shared, lora, user, each.others, each.aux, config
-            )
         results.append(_checked(user, lora, alpha, log))
     return results
 
@@ -358,51 +351,6 @@ def preference_samples(
         # Text can have more tokens when it is read than when it was written.
         samples.append(Encoded(ids[: backbone.context], mine.prompt_length))
     return samples
-
-
-# Unlabeled items that a second opinion on alpha looks at, at most.
-OPINIONS = 200
-
-
-def second_opinion(
-    backbone: Backbone,
-    shared: Lora,
-    lora: Lora,
-    user: User,
-    others: Sequence[Unlabeled],
-    trained_on: Sequence[Encoded],
-    config: Config,
-) -> dict[str, float]:
-    """Estimate alpha from the implicit rewards of items that training did not see.
-
-    Positives are the user's held-out items, unlabeled are items that were not drawn for
-    training: rewards of what was trained on are inflated. Rewards are per token, or their
-    length would tell them apart. The estimate is logged beside the one from embeddings;
-    it comes after training, so it cannot be what training used.
-
-    Returns
-    -------
-    dict
-        ``prior_alpha``, ``prior_auc``, ``prior_upper``, ``prior_em``, ``prior_reliable``
-        (see `prior.estimate`); empty where there is nothing to look at.
-    """
-    generator = numpy_generator(config.seed, "second opinion", user.id)
-    drawn = draw(others, min(OPINIONS + len(trained_on), len(others)), generator)
-    known = {entry.ids for entry in trained_on}
-    encoded = encode_all(backbone, [entry.item for entry in drawn])
-    fresh = [entry for entry in encoded if entry.ids not in known][:OPINIONS]
-    own = encode_all(backbone, user.held_out)
-    if not fresh or not own:
-        return {}
-    items = own + fresh
-    policy = np.array(score_users(backbone, [shared, stack([lora])], [items])[0])
-    reference = np.array(CACHE.get(backbone, shared, items))
-    rewards = (policy - reference) / [completion_tokens(entry) for entry in items]
-    if not np.isfinite(rewards).all():
-        return {}
-    weights = np.ones(len(fresh))
-    found = prior.estimate(rewards[: len(own)], rewards[len(own) :], weights)
-    return {f"prior_{name}": float(value) for name, value in vars(found).items()}
 
 
 def _checked(
@@ -507,7 +455,7 @@ def user_vote(
     With ``unlabeled.features`` `backbone` these are mean hidden states of the bare
     backbone, without the shared adapter: fixed before anybody's text is touched.
     """
-    nearest, latest = config.unlabeled.nearest, user.history[-VOTES:]
+    nearest, latest = NEAREST, user.history[-VOTES:]
     if config.unlabeled.features == "ngrams":
         texts = [[item.target for item in items] for items in (bank, latest)]
         votes = _once((texts, nearest), lambda: vote(bank, latest, nearest))
@@ -540,7 +488,7 @@ def _shortened(backbone: Backbone, item: Item) -> Item:
 
 def offers(user: User, config: Config) -> list[Item]:
     """The user's items that may be offered (kind `anonymised`): scrubbed, few, short."""
-    return offered(user.history, config.unlabeled.offered, LONGEST_OFFER)
+    return offered(user.history, OFFERED, LONGEST_OFFER)
 
 
 def offer_marks(bank: Sequence[Item], user: User, config: Config) -> np.ndarray:
@@ -688,7 +636,7 @@ def _lesson(
     if not aux:
         raise IdiolectError(
             f"user '{user.id}' has no unlabeled items to learn '{method}' against: choose "
-            "another 'unlabeled.kind', or a method that needs none (oppu)."
+            "another 'unlabeled.kind', or a method that needs none (sft)."
         )
 
     def scored(

@@ -36,6 +36,8 @@ GRAMS = (3, 4, 5)
 WIDTH = 256  # columns of `hashed`: 1,024 rank users hardly better, in twice the time
 LONGEST = 2000  # characters of a text that are looked at
 VOTES = 32  # history items that vote
+NEAREST = 3  # candidates that one of them votes for
+VOTE_FLOOR = 0.5  # noisy votes below this many standard deviations count as none
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ def without_own(
     own_texts
         Targets that this user offered (`anonymised`).
     floor
-        Votes below it are noise rather than votes (``unlabeled.threshold`` times the
+        Votes below it are noise rather than votes (`VOTE_FLOOR` times the
         noise's standard deviation): 0 without noise.
     """
     rest = [

@@ -39,6 +39,7 @@ from ...common.errors import IdiolectError
 from ...common.files import make_private, private_folder
 from ...common.methods import personal
 from ...common.privacy.noise import source
+from ...common.privacy.scrub import OFFERED
 from ...common.protocol.messages import package_version
 from ...common.protocol.wire import as_received
 from ...common.seeds import numpy_generator
@@ -382,7 +383,10 @@ def defects(done: Sequence[Mapping[str, Any]]) -> list[str]:
 def attack_personas(folder: Path, config: Config, seed: int) -> list[dict[str, Any]]:
     """Membership, extraction and authorship against a run of synthetic users."""
     backbone = load_backbone(
-        config.backbone, config.dtype, config.device, config.max_length
+        config.backbone,
+        config.engine.dtype,
+        config.engine.device,
+        config.engine.max_length,
     )
     dataset = load_dataset(config)
     more = load_dataset(replace(config, users=config.users + STRANGERS))
@@ -523,7 +527,7 @@ def authorship(members: Sequence[User], config: Config) -> dict[str, Any]:
     known, unknown = [], []
     for user in members:
         offers = personal.offers(user, config)
-        rest = user.history[: len(user.history) - config.unlabeled.offered]
+        rest = user.history[: len(user.history) - OFFERED]
         if offers and rest:
             unknown.append([item.target for item in offers])
             known.append([item.target for item in rest])

@@ -301,7 +301,7 @@ def calibrate(
     if fine(MOST) > epsilon:
         raise IdiolectError(
             f"no noise keeps the planned releases within epsilon {epsilon:g} at delta "
-            f"{delta:g}: raise privacy.epsilon or privacy.clip-bit, or plan fewer rounds."
+            f"{delta:g}: raise privacy.epsilon, or plan fewer rounds."
         )
     rough = _smallest(
         lambda z: _amplified(programme(z), delta, COARSE), epsilon, 1.0, 2.0

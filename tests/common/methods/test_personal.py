@@ -39,7 +39,7 @@ def lora_of(result: Personal) -> Lora:
     return result.lora
 
 
-@pytest.mark.parametrize("method", ["oppu", "cope", "kto", "bco", "c-bpo", "positives"])
+@pytest.mark.parametrize("method", ["sft", "cope", "kto", "bco", "c-bpo", "positives"])
 def test_a_group_equals_its_users_alone(wide, shared, users, others, method):
     together = train(wide, shared, users, others, method)
     for k, user in enumerate(users):
@@ -55,8 +55,8 @@ def test_a_group_equals_its_users_alone(wide, shared, users, others, method):
 def test_nobody_elses_history_reaches_an_sft_adapter(wide, shared, users, others):
     """The public OPPU code trains user i on users 0..i; here user 0 changes nothing."""
     changed = replace(users[0], history=users[0].history[::-1][:3])
-    before = train(wide, shared, users, others, "oppu")
-    after = train(wide, shared, [changed, *users[1:]], others, "oppu")
+    before = train(wide, shared, users, others, "sft")
+    after = train(wide, shared, [changed, *users[1:]], others, "sft")
     assert hash_lora(before[0].lora) != hash_lora(after[0].lora)
     for one, two in zip(before[1:], after[1:], strict=True):
         for name, tensor in lora_of(one).b.items():
@@ -181,7 +181,7 @@ def test_alpha_looks_at_as_many_items_as_it_is_told(
 
 
 def test_overflow_is_reported_by_name(wide, shared, users, others):
-    results = personalise(wide, shared, users, others, "oppu", 1e30, CONFIG)
+    results = personalise(wide, shared, users, others, "sft", 1e30, CONFIG)
     assert all(p.lora is None for p in results)
     assert users[1].id in results[1].error and "learning rate" in results[1].error
 
@@ -246,18 +246,18 @@ def test_cope_is_sft_and_then_one_epoch_of_dpo_against_it(
 
     monkeypatch.setattr(personal, "train", watch)
     (cope,) = train(wide, shared, users[:1], others, "cope")
-    (oppu,) = train(wide, shared, users[:1], others, "oppu")
+    (sft,) = train(wide, shared, users[:1], others, "sft")
     (_, sft, first, tuned), (start, pairs, second, _) = calls[:2]
-    assert (first.method, first.epochs) == ("oppu", CONFIG.personalise.epochs)
+    assert (first.method, first.epochs) == ("sft", CONFIG.personalise.epochs)
     assert (second.method, second.epochs) == ("dpo", 1)
-    assert hash_lora(start[0]) == hash_lora(tuned[0]) == hash_lora(oppu.lora)
-    assert hash_lora(cope.lora) != hash_lora(oppu.lora)
+    assert hash_lora(start[0]) == hash_lora(tuned[0]) == hash_lora(sft.lora)
+    assert hash_lora(cope.lora) != hash_lora(sft.lora)
     assert cope.log["steps"] == 2 * 2 + 2
     (lesson,) = pairs
     own = [wide.encode(item) for item in users[0].history]
     assert [e.encoded for e in lesson.positive] == own
     assert [e.encoded for e in sft[0].positive] == own
-    with attached(wide, shared, oppu.lora):
+    with attached(wide, shared, sft.lora):
         for example in (*lesson.positive, *lesson.rejected):
             expected = obvious_logp(wide, example.encoded)
             assert example.reference == pytest.approx(expected, abs=1e-3)

@@ -156,7 +156,7 @@ def test_sampling_may_make_of_strong_noise_what_the_budget_says():
 
 
 def test_what_a_run_makes_is_counted_within_its_cap():
-    config = with_({"privacy.participations": 3, "methods": "base,shared,oppu"})
+    config = with_({"privacy.participations": 3, "methods": "base,shared,sft"})
     assert planned(config) == {"update": 3, "votes": 1, "metrics": 3}
     assert planned(parse(DEVICES)) == {}
     assert planned(with_({"unlabeled.kind": "self", "adapt.rounds": 0})) == {

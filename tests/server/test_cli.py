@@ -120,7 +120,7 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
         ([LAMP, "-c", "backbone=./none"], "backbone './none' is no folder"),
         ([LAMP, "-c", "backbone=nobody/none"], "HF_HUB_OFFLINE"),
         ([LAMP, "-c", "run.resume=old"], "there is no run 'old'"),
-        ([LAMP, "-c", "run.name=a/b"], "'run-name' is 'a/b'"),
+        ([LAMP, "-c", "run.name=a/b"], "the name of a run is 'a/b'"),
         ([LAMP, "--nodes", "99"], "--nodes is 99"),
         ([LAMP, "--nodes", "0"], "--nodes is 0"),
     ],

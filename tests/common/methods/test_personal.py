@@ -302,47 +302,6 @@ def test_mismatched_pairs_shift_the_completions(wide, users):
     assert all(len(pair.ids) <= 60 for pair in mismatched(encoded, 60))
 
 
-def test_a_second_opinion_is_logged_and_changes_nothing(wide, shared, users, others):
-    plain = train(wide, shared, users, others, "c-bpo")
-    asked = config(unlabeled__second_opinion=True)
-    told = train(wide, shared, users, others, "c-bpo", asked)
-    for one, two in zip(plain, told, strict=True):
-        assert hash_lora(one.lora) == hash_lora(two.lora)
-        assert one.alpha == two.alpha
-        assert not any(name.startswith("prior") for name in one.log)
-        # Three held-out items are too few for the rule: it falls back to a tenth.
-        assert (two.log["prior_alpha"], two.log["prior_reliable"]) == (0.1, 0.0)
-        assert 0 <= two.log["prior_auc"] <= 1 and 0 <= two.log["prior_upper"] <= 1
-    (knob,) = train(
-        wide,
-        shared,
-        users[:1],
-        others,
-        "c-bpo",
-        config(unlabeled__kind="public", unlabeled__second_opinion=True),
-    )
-    assert "prior_alpha" not in knob.log  # no share of a population there
-
-
-def test_a_second_opinion_never_looks_at_what_was_trained_on(
-    wide, shared, users, others, monkeypatch
-):
-    looked: list[set] = []
-    original = personal.score_users
-
-    def watch(backbone, adapters, items):
-        looked.append({entry.ids for part in items for entry in part})
-        return original(backbone, adapters, items)
-
-    monkeypatch.setattr(personal, "score_users", watch)
-    train(
-        wide, shared, users[:1], others, "c-bpo", config(unlabeled__second_opinion=True)
-    )
-    drawn = personal._material(wide, shared, users[0], others, CONFIG).aux
-    own = {wide.encode(item).ids for item in users[0].history}
-    assert looked and not looked[-1] & ({entry.ids for entry in drawn} | own)
-
-
 def test_a_smaller_shared_adapter_has_the_scale_of_the_others():
     settings = config(adapt__rank=2, lora__rank=8, lora__alpha=16.0)
     assert settings.shared_shape.rank == 2

@@ -281,7 +281,7 @@ def test_loading_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(IdiolectError, match="there is no run"):
         results.load(str(tmp_path), f"../{tmp_path.name}")
     (tmp_path / "x").mkdir()
-    with pytest.raises(IdiolectError, match="'interrupted'.*resume=x"):
+    with pytest.raises(IdiolectError, match="'interrupted'.*--resume x"):
         results.load(str(tmp_path), "x")
     (tmp_path / "x" / "results.json").write_text('{"run":\n')
     with pytest.raises(IdiolectError, match="damaged at line 2"):

@@ -232,7 +232,7 @@ def work(config: Config, users: int, development: int) -> float:
     everybody = users + development
     adapting = development if config.adapt.users == "development" else everybody
     return (
-        config.adapt.rounds * config.adapt.epochs * adapting
+        config.adapt.rounds * adapting
         + WEIGHT * everybody * (config.unlabeled.kind in ("votes", "others"))
         + workload(config, users, development)
     )

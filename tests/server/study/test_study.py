@@ -267,7 +267,7 @@ def matters(method, key, value):
 
 
 def test_each_method_depends_on_its_own_keys():
-    """A key that a row leaves out and a method does use would give another cell's numbers."""
+    """A key that a method uses and its row leaves out would share too much."""
 
     def users_of(key, value):
         return {method for method in METHODS if matters(method, key, value)}

@@ -198,7 +198,7 @@ def sft(backbone_name: str) -> Callable[[], object]:
             for start in range(0, len(rows), size):
                 batch = [rows[i] for i in order[start : start + size]]
                 batch_loss(model, batch).backward()
-                torch.nn.utils.clip_grad_norm_(trained, config.personalise.clip)
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
         return model

@@ -403,11 +403,13 @@ def test_no_text_of_a_task_ends_the_worker(vaults, body, kind, part):
 
 @pytest.mark.parametrize("kind", ["votes", "public", "self", "anonymised"])
 def test_no_canary_is_in_the_traffic_or_in_a_file_of_the_server(
-    kind, vaults, settings, capfd
+    kind, vaults, settings, capfd, monkeypatch
 ):
     """What is in clear at the server's handlers, and all it writes and prints."""
     agree(vaults, **CLEAR, items="clear")
-    more = {"unlabeled.support": 1, "unlabeled.buckets": 2, "unlabeled.offered": 20}
+    more = {"unlabeled.support": 1, "unlabeled.buckets": 2}
+    for module in ("common.methods.personal", "server.run.pool"):
+        monkeypatch.setattr(f"idiolect.{module}.OFFERED", 20)
     grid = DeviceGrid(vaults)
     folder = run(settings | more | {"unlabeled.kind": kind}, grid)
     said = "\n".join(body for _, body in grid.traffic)
@@ -946,7 +948,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
         adapt_task(config, "adapt/0", rows, clip=2.0),
     ):
         assert unpack(AdaptReply, answer(task), lambda _f: nobody).users == ()
-    for change in ({"seed": 1}, {"adapt.learning-rate": 0.5}, {"adapt.epochs": 3}):
+    for change in ({"seed": 1}, {"adapt.learning-rate": 0.5}, {"adapt.batch": 3}):
         other = adapt_task({**config, **change}, "adapt/0", rows)
         said = unpack(Failure, answer(other)).sentence
         assert "not with this configuration" in said

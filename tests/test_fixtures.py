@@ -193,7 +193,7 @@ def test_the_results_of_a_finished_run_are_shown(runs, capsys):
         pytest.skip(found.text)  # so that a report shows who does not open
     results.render(found, Console(width=120))
     said = capsys.readouterr().out
-    raw = json.loads(before["finished/results.json"])
+    raw = old.renamed(json.loads(before["finished/results.json"]))
     for method in ("base", "shared", "sft", "c-bpo"):
         assert f"{raw['methods'][method]['nll']['mean']:.3f}" in said
     assert f"results: {runs / 'finished'}" in said
@@ -242,7 +242,7 @@ def test_the_checkpoint_of_a_run_is_read(runs, name):
     for key, array in written.items():
         np.testing.assert_array_equal(found.shared[key], array)
         assert array.any()
-    raw = json.loads(before[f"{name}/checkpoint/state.json"])
+    raw = old.renamed(json.loads(before[f"{name}/checkpoint/state.json"]))
     assert found.learning_rates == raw["learning_rates"]
     assert found.trials == raw["trials"]
     assert found.metrics == raw["metrics"]
@@ -292,7 +292,8 @@ def test_what_a_device_agreed_to_is_read(runs, user):
 def test_a_personal_adapter_is_read(runs, method, user):
     # Later: opens; `parse_lora` says ValueError where it does not, and the device
     # trains again, which is no loss.
-    body = (runs / "finished" / devices.adapter_name(method, user)).read_bytes()
+    name = old.former(devices.adapter_name(method, user))
+    body = (runs / "finished" / name).read_bytes()
     lora, metadata = parse_lora(body)
     assert metadata["user"] == user
     assert {tensor.shape[1] for tensor in lora.b.values()} == {1}
@@ -355,7 +356,7 @@ def test_an_interrupted_run_goes_on(runs, name, days, monkeypatch):
     assert not found["run"]["failed"]
     # The same settings and seed: without noise it ends as the run that nothing stopped.
     if name == "interrupted":
-        unbroken = json.loads(before["finished/results.json"])
+        unbroken = old.renamed(json.loads(before["finished/results.json"]))
         for user in USERS:
             for method, metrics in unbroken["users"][user].items():
                 now = found["users"][user][method]["nll"]

@@ -226,9 +226,14 @@ def greet(folder, **config) -> None:
     assert unpack(HelloReply, record).errors == {}
 
 
+@pytest.fixture(autouse=True)
+def _one_vote_per_item(monkeypatch):
+    monkeypatch.setattr("idiolect.common.methods.personal.NEAREST", 1)
+
+
 def vote_task(folder, *users: str, release: str = "", **changes) -> VoteTask:
     return VoteTask(
-        **head(folder, *users, **{"unlabeled.nearest": 1} | changes),
+        **head(folder, *users, **changes),
         release=release,
         **signed("bank", tuple(Unlabeled(item) for item in BANK)),
         bank=BANK,

@@ -81,11 +81,6 @@ def test_noise_that_is_none_is_named(more, said):
             "metrics",
             "noise of 0.02",
         ),
-        (
-            {"privacy.noise": 5.0, "adapt.clip-quantile": 0.5, "privacy.clip-bit": 0.1},
-            "update",
-            "noise of 0.1 times",
-        ),
         ({"privacy.metrics": "clear"}, "metrics", "privacy.metrics is 'clear'"),
         ({"adapt.rounds": 0}, "update", "no release of this kind"),
         ({"unlabeled.kind": "self"}, "votes", "no release of this kind"),

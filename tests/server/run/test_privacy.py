@@ -517,7 +517,8 @@ def test_an_expired_manifest_is_renewed_on_resume(central, monkeypatch):
             raise Killed
 
     monkeypatch.setattr("idiolect.server.run.exchange.save", die_after_pool)
-    short = central | {"unlabeled.valid-days": 0.001}
+    monkeypatch.setattr("idiolect.server.run.pool.VALID_DAYS", 0.001)
+    short = central
     with pytest.raises(Killed):
         run(short | {"run.name": "late"}, FakeGrid(5))
     monkeypatch.setattr("idiolect.server.run.exchange.save", original)

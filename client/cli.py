@@ -17,6 +17,7 @@ from time import localtime, strftime
 from typing import TYPE_CHECKING, Any
 
 from ..common.command import carry_out, new_parser
+from ..common.config.methods import current_name
 from ..common.errors import IdiolectError
 from ..common.files import home, write_new
 from ..common.text import printable, tell, tell_json, tell_sentence
@@ -223,7 +224,8 @@ def _add_model(commands: Any) -> None:
     one = _add(commands, "personalize", _personalize, "train an adapter on the history")
     one.add_argument(
         "--method",
-        choices=("c-bpo", "oppu"),
+        type=current_name,
+        choices=("c-bpo", "sft"),
         default="c-bpo",
         help="against samples of the model itself, or on the history alone (default: "
         "%(default)s)",

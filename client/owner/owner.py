@@ -19,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ...common.config import Config, parse
+from ...common.config.methods import current_name
 from ...common.data.types import Prompt, User
 from ...common.engine.adapters import (
     Lora,
@@ -134,7 +135,7 @@ def config_of(
             "task": "text",
             "methods": f"base,shared,{method}",
             "backbone": chosen["backbone"],
-            "max-length": int(chosen["max-length"]),
+            "engine.max-length": int(chosen["max-length"]),
             "unlabeled.kind": "self",
             "personalise.learning-rates": repr(rate),
         }
@@ -475,7 +476,8 @@ def _parsed(record: Record) -> tuple[Lora, Version]:
     lora, metadata = parse_lora(record.body)
     fields = json.loads(metadata["version"])
     lists = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
-    return lora, Version(**fields | lists)
+    method = current_name(fields["method"])
+    return lora, Version(**fields | lists | {"method": method})
 
 
 def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:

@@ -11,14 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from shutil import get_terminal_size
 from textwrap import fill
 from time import localtime, strftime
 from typing import TYPE_CHECKING, Any
 
 from ..common.command import carry_out, new_parser
+from ..common.config.methods import current_name
 from ..common.errors import IdiolectError
 from ..common.files import home, write_new
-from ..common.text import printable, tell, tell_json
+from ..common.text import printable, tell, tell_json, tell_sentence
 
 if TYPE_CHECKING:
     from .owner.consent import Sent
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
 # Imported by the functions that need them: `--help` must not wait for torch.
 
-WIDTH = 60  # characters of a text in a list
+NO_LIMIT = "; 0: no limit"
+ROW = len("0123456789ab  +  2026-01-31   => ")  # what a list says beside the texts
 PRIVATE = "-: from standard input, or asked for"
 
 
@@ -221,7 +224,8 @@ def _add_model(commands: Any) -> None:
     one = _add(commands, "personalize", _personalize, "train an adapter on the history")
     one.add_argument(
         "--method",
-        choices=("c-bpo", "oppu"),
+        type=current_name,
+        choices=("c-bpo", "sft"),
         default="c-bpo",
         help="against samples of the model itself, or on the history alone (default: "
         "%(default)s)",
@@ -297,8 +301,9 @@ def _add_server(commands: Any) -> None:
 
 
 def _open(options: argparse.Namespace, trusting: bool = False) -> "Vault":
+    from .owner.database import is_there
     from .owner.unlock import unlock
-    from .owner.vault import Vault, is_there
+    from .owner.vault import Vault
 
     if not is_there(options.vault):
         raise IdiolectError(
@@ -308,11 +313,14 @@ def _open(options: argparse.Namespace, trusting: bool = False) -> "Vault":
     return Vault.open(options.vault, key, trusting)
 
 
-def _say(options: argparse.Namespace, found: Any, text: str) -> int:
+def _say(
+    options: argparse.Namespace, found: Any, text: str, exact: bool = False
+) -> int:
+    """Print a result; what is `exact` is to be copied, so no line end is put into it."""
     if options.json:
         tell_json(found)
     else:
-        tell(text)
+        (tell if exact else tell_sentence)(text)
     return 0
 
 
@@ -339,7 +347,7 @@ def _private(given: str | None, what: str, rest: bool = True) -> str:
     """
     if given not in (None, ASK):
         if given:
-            tell(
+            tell_sentence(
                 f"warning: the {what} stands on the command line, where other users of "
                 f"this machine can read it and the shell keeps it: give '{ASK}' instead.",
                 sys.stderr,
@@ -367,8 +375,9 @@ def _private(given: str | None, what: str, rest: bool = True) -> str:
 
 def _init(options: argparse.Namespace) -> int:
     from .owner.consent import SETTINGS, check_setting, choose
+    from .owner.database import is_there
     from .owner.unlock import forget_keyring_entry, new_keyring_entry, new_passphrase
-    from .owner.vault import Vault, is_there
+    from .owner.vault import Vault
 
     if is_there(options.vault):
         raise IdiolectError(
@@ -414,11 +423,11 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _rewrap(options: argparse.Namespace) -> int:
+    from .owner.database import ErasureError
     from .owner.unlock import forget_keyring_entry, new_passphrase
-    from .owner.vault import ErasureError
 
     with _open(options) as vault:
-        key = new_passphrase(options.new_passphrase_file, options.weak)
+        key = new_passphrase(options.new_passphrase_file, options.weak, other=True)
         try:
             vault.rewrap(key)
         except ErasureError:  # it has the new one all the same
@@ -498,19 +507,25 @@ def _list(options: argparse.Namespace) -> int:
     found = [e for e in found if word in f"{e.prompt.text}\n{e.target}".casefold()]
     if options.last is not None:
         found = found[max(len(found) - options.last, 0) :]
+    # A line for each pair: the prompt gets two fifths of what its id and date leave.
+    room = max(get_terminal_size((150, 24)).columns - ROW, 20)
+    prompts = room * 2 // 5
     lines = [
         f"{entry.id}  {'+' if entry.liked else '-'}  "
         f"{strftime('%Y-%m-%d', localtime(entry.when))}  "
-        f"{_short(entry.prompt.text)} => {_short(entry.target)}"
+        f"{_short(entry.prompt.text, prompts)} => {_short(entry.target, room - prompts)}"
         for entry in found
     ]
     text = "\n".join(lines) if lines else "nothing."
     return _say(options, [_plain(entry) for entry in found], text)
 
 
-def _short(text: str) -> str:
-    text = printable(" ".join(text.split()), WIDTH + 1)
-    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+def _short(text: str, width: int) -> str:
+    from rich.cells import cell_len, set_cell_size
+
+    text = printable(" ".join(text.split()), width + 1)
+    short = set_cell_size(text, width - 1).rstrip() + "…"
+    return text if cell_len(text) <= width else short
 
 
 def _plain(entry: "Entry") -> dict[str, Any]:
@@ -583,7 +598,9 @@ def _forget(options: argparse.Namespace) -> int:
         count, stale = owner.forget(vault, options.source, options.ids)
         numbers = [one.number for one in stale]
         found: dict[str, Any] = {"pairs": count, "adapters": numbers, "retrained": None}
-        text = f"{count} pairs are gone, and {len(stale)} adapters that knew them."
+        pairs = "1 pair is" if count == 1 else f"{count} pairs are"
+        knew = ", ".join(map(str, numbers)) or "none"
+        text = f"{pairs} gone; adapters that are erased with that: {knew}."
         # Only in the place of the one in use: an owner who has none wants none.
         if used in numbers and not options.no_retrain:
             try:
@@ -631,6 +648,8 @@ def _personalize(options: argparse.Namespace) -> int:
         from . import overview
         from .owner.owner import train
 
+        if sys.stderr.isatty():  # nothing else is said for as long as it takes
+            tell("training; Ctrl-C ends it and changes nothing", sys.stderr)
         new = train(vault, options.method, options.learning_rate)
     one = overview.shown(new)
     text = f"adapter {new.number} ({_verdict(new)}): {overview.judged(one)}"
@@ -654,7 +673,7 @@ def _generate(options: argparse.Namespace) -> int:
         found = write(vault, prompt, options.max_new_tokens, options.compare)
     lines = [f"{name + ':':10}{text}" for name, text in found.items()]
     text = "\n".join(lines) if options.compare else found["personal"]
-    return _say(options, found, text)
+    return _say(options, found, text, exact=True)
 
 
 def _use(options: argparse.Namespace) -> int:
@@ -744,7 +763,7 @@ def _join(options: argparse.Namespace) -> int:
         f"Send its operator this line, for `idiolect-server nodes add`:\n{line}"
     )
     found = {"server": server.address, "key": line, "authority": mark}
-    return _say(options, found, text)
+    return _say(options, found, text, exact=True)
 
 
 def _node(options: argparse.Namespace) -> int:
@@ -794,6 +813,7 @@ def _settings(options: argparse.Namespace) -> int:
     if not options.name:
         lines = [
             f"{name:14}{value:9} {consent.MEANINGS[name]}"
+            + NO_LIMIT * consent.takes(name).endswith(NO_LIMIT)
             for name, value in found.items()
         ]
         lines.append(
@@ -868,10 +888,14 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _set_paused(options: argparse.Namespace, yes: bool, text: str) -> int:
+    from .node.membership import server_of
     from .owner.consent import pause
 
     with _open(options) as vault:
         pause(vault, yes)
+        if server_of(vault) is None:
+            text += "\nit has joined none: `idiolect node join INVITATION` joins one."
+            text = text.replace("its server again", "a server again")
     return _say(options, {"paused": yes}, text)
 
 

@@ -14,33 +14,38 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from idiolect.client.node import state
+from idiolect.client.node import state, tasks
 from idiolect.client.node.device import Device, VaultShelf
 from idiolect.client.node.membership import Server, join, leave
 from idiolect.client.node.tasks import HANDLERS
 from idiolect.client.owner import consent, history, owner
 from idiolect.client.owner.history import Entry
-from idiolect.client.owner.vault import RandomKey, Record, Source, Vault
-from idiolect.common.config import flatten, parse
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.records import Record, Source
+from idiolect.client.owner.vault import Vault
+from idiolect.common.config import flatten, parse, parse_run
 from idiolect.common.data.load import load_dataset
 from idiolect.common.data.types import Prompt, User
 from idiolect.common.engine.adapters import zero_shared
 from idiolect.common.errors import IdiolectError
-from idiolect.common.methods import personal
 from idiolect.common.privacy.protected import planned
 from idiolect.common.protocol.manifest import sign_text
 from idiolect.common.protocol.messages import (
-    SCHEMA,
     AdaptReply,
-    AdaptTask,
+    AdaptRequest,
     Failure,
-    HelloTask,
-    ShareTask,
+    HelloRequest,
+    ShareRequest,
     device_user,
-    pack,
-    unpack,
 )
-from idiolect.common.protocol.signed import CONTEXT, Part, digest, make_part, seal_task
+from idiolect.common.protocol.packing import SCHEMA, pack, unpack
+from idiolect.common.protocol.signed import (
+    CONTEXT,
+    Part,
+    digest,
+    make_part,
+    seal_request,
+)
 from idiolect.server.run.live import SIGNING_KEY
 
 from .common.conftest import write_model
@@ -137,10 +142,10 @@ def settings(tmp_path, model, public, monkeypatch) -> dict:
     key.write_text(f"{SEED.hex()}\n{KEY}\n")
     monkeypatch.setenv(SIGNING_KEY, str(key))
     return {
-        "output-dir": str(tmp_path / "runs"),
+        "run.folder": str(tmp_path / "runs"),
         "task": "text",
         "backbone": model,
-        "device": "cpu",
+        "engine.device": "cpu",
         "users": 3,
         "methods": "base,shared,c-bpo",
         "deadline": 5.0,
@@ -205,7 +210,7 @@ def test_an_adapter_on_a_shared_one_that_noise_has_ruined_is_not_used(vaults):
     noise = {n: torch.full_like(b, 5.0) for n, b in zero.b.items()}
     ruined = replace(zero, b=noise)
     user, sources = owner.split(history.entries(vault))
-    version = owner.adopt(vault, backbone, ruined, zero, user, sources, "oppu", "a run")
+    version = owner.adopt(vault, backbone, ruined, zero, user, sources, "sft", "a run")
     assert version.nll == pytest.approx(version.nll_before)
     assert version.nll > version.nll_bare
     assert not version.accepted and owner.active(vault) == 0
@@ -280,19 +285,19 @@ def test_a_private_run_needs_no_more_than_the_usual_consent(vaults, settings):
 
 def test_a_second_run_is_refused_where_both_exceed_the_owners_ceiling(vaults, settings):
     allow(vaults)
-    run(settings | PRIVATE | {"run-name": "one"}, DeviceGrid(vaults))
+    run(settings | PRIVATE | {"run.name": "one"}, DeviceGrid(vaults))
     before = [consent.spent(vault) for vault in vaults]
     with pytest.raises(
         IdiolectError, match="ceiling for privacy does not allow"
     ) as said:
-        run(settings | PRIVATE | {"run-name": "two"}, DeviceGrid(vaults))
+        run(settings | PRIVATE | {"run.name": "two"}, DeviceGrid(vaults))
     assert not any(
         digit in str(said.value).partition("failure:")[2] for digit in "0123456789"
     )
     assert [consent.spent(vault) for vault in vaults] == before
     for vault in vaults:
         consent.choose(vault, most_epsilon="16")
-    folder = run(settings | PRIVATE | {"run-name": "three"}, DeviceGrid(vaults))
+    folder = run(settings | PRIVATE | {"run.name": "three"}, DeviceGrid(vaults))
     assert results(folder)["methods"]
     assert [consent.total(consent.spent(v).values())[0] for v in vaults] == [16.0] * 3
 
@@ -329,7 +334,7 @@ def test_a_server_that_asks_for_more_releases_than_declared_gets_none(vaults, se
     """Without a cap as well: the run's own number of rounds is one."""
     allow(vaults)
     shelf = VaultShelf(vaults[0], "r")
-    config = parse(settings | PRIVATE | {"adapt.rounds": 2})
+    config = parse_run(settings | PRIVATE | {"adapt.rounds": 2})[0]
     for number in range(2):
         state.take_part(
             shelf, "u", "adapt", f"adapt/{number}", "x", planned(config)["update"]
@@ -343,7 +348,7 @@ def test_a_paused_device_loads_no_backbone(vaults, settings, monkeypatch):
     def load(*_args):
         raise AssertionError("the backbone was loaded")
 
-    config = flatten(parse(settings | {"backbone": "tiny"}))
+    config = flatten(parse_run(settings | {"backbone": "tiny"})[0])
     task = adapt_task(config, "", {"x": np.zeros((2, 2), np.float32)})
     device = Device(vaults[0], 100)
     monkeypatch.setattr("idiolect.client.node.tasks.load_backbone", load)
@@ -387,11 +392,11 @@ def test_no_text_of_a_task_ends_the_worker(vaults, body, kind, part):
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     name = HANDLERS[kind][0].__name__
     if part:
-        task = HelloTask("r", "s", {}, "", (), KEY)
+        task = HelloRequest("r", "s", {}, "", (), KEY)
         parts = {"config": Part(body.encode(), digest(body.encode()))}
         kind, record = (
             "query.hello",
-            seal_task(task, 100, 1, parts, SEED, {}, bytes(16)),
+            seal_request(task, 100, 1, parts, SEED, {}, bytes(16)),
         )
     else:
         record = raw(name, body, sign_text(CONTEXT, body, SEED))
@@ -403,11 +408,13 @@ def test_no_text_of_a_task_ends_the_worker(vaults, body, kind, part):
 
 @pytest.mark.parametrize("kind", ["votes", "public", "self", "anonymised"])
 def test_no_canary_is_in_the_traffic_or_in_a_file_of_the_server(
-    kind, vaults, settings, capfd
+    kind, vaults, settings, capfd, monkeypatch
 ):
     """What is in clear at the server's handlers, and all it writes and prints."""
     agree(vaults, **CLEAR, items="clear")
-    more = {"unlabeled.support": 1, "unlabeled.buckets": 2, "unlabeled.offered": 20}
+    more = {"unlabeled.support": 1, "unlabeled.buckets": 2}
+    for module in ("common.methods.personal", "server.run.pool"):
+        monkeypatch.setattr(f"idiolect.{module}.OFFERED", 20)
     grid = DeviceGrid(vaults)
     folder = run(settings | more | {"unlabeled.kind": kind}, grid)
     said = "\n".join(body for _, body in grid.traffic)
@@ -467,17 +474,17 @@ def test_paths_of_the_server_stay_there(vaults, settings, tmp_path):
 
 def test_a_killed_run_goes_on_with_the_devices_it_had(vaults, settings, monkeypatch):
     agree(vaults, **CLEAR)
-    unbroken = results(run(settings | {"run-name": "one"}, DeviceGrid(vaults)))
+    unbroken = results(run(settings | {"run.name": "one"}, DeviceGrid(vaults)))
 
     def die(task: Message, reply: Message) -> Message:
         if task.metadata.message_type == "train.personalise":
             raise KeyboardInterrupt
         return reply
 
-    fresh = settings | {"run-name": "two"}
+    fresh = settings | {"run.name": "two"}
     with pytest.raises(KeyboardInterrupt):
         run(fresh, DeviceGrid(vaults, die))
-    resumed = results(run(settings | {"resume": "two"}, DeviceGrid(vaults)))
+    resumed = results(run(settings | {"run.resume": "two"}, DeviceGrid(vaults)))
     for name, methods in unbroken["users"].items():
         assert resumed["users"][name] == methods
     # The device that had trained before the crash did not train, nor adopt, again.
@@ -495,30 +502,30 @@ def test_a_device_that_was_killed_before_adopting_adopts_when_asked_again(
     with monkeypatch.context() as patch:
         patch.setattr(owner, "adopt", dies)
         with pytest.raises(KeyboardInterrupt):
-            run(settings | {"run-name": "a"}, DeviceGrid(vaults))
+            run(settings | {"run.name": "a"}, DeviceGrid(vaults))
     assert owner.versions(vaults[0]) == []
-    run(settings | {"resume": "a"}, DeviceGrid(vaults))
+    run(settings | {"run.resume": "a"}, DeviceGrid(vaults))
     assert [len(owner.versions(vault)) for vault in vaults] == [1, 1, 1]
 
 
 def test_no_text_stays_in_a_worker_between_tasks(vaults, settings, monkeypatch):
     """Its owner may erase it next, from another process. (The tokenizer keeps words.)"""
-    kept = []
+    kept, original = [], tasks.forget
 
     def counted() -> list[int]:
-        stores = personal.CACHE.scores, personal.FOUND
-        return [*map(len, stores), personal._hashed.cache_info().currsize]
+        store = tasks.resident(parse(settings))._store
+        return [len(store.results), store.ngrams.cache_info().currsize]
 
     def forget() -> None:
         kept.append(counted())
-        personal.forget()
-        assert counted() == [0, 0, 0]
+        original()
+        assert counted() == [0, 0]
 
     monkeypatch.setattr("idiolect.client.node.device.forget", forget)
     agree(vaults, **CLEAR)
     run(settings, DeviceGrid(vaults))
     assert all(max(column) > 0 for column in zip(*kept, strict=True))
-    assert counted() == [0, 0, 0]
+    assert counted() == [0, 0]
 
 
 def test_forgetting_reaches_what_a_run_trained(vaults, settings):
@@ -559,7 +566,7 @@ def test_text_that_is_forgotten_during_a_task_is_in_no_answer_and_no_adapter(
 ):
     """The owner's command runs in another process, while the device trains."""
     agree(vaults, **CLEAR)
-    original = getattr(personal, step)
+    original = getattr(tasks, step)
     forgotten = []
 
     def meanwhile(*arguments):
@@ -569,7 +576,7 @@ def test_text_that_is_forgotten_during_a_task_is_in_no_answer_and_no_adapter(
                 forgotten.append(owner.forget(other, ["persona"])[0])
         return found
 
-    monkeypatch.setattr(personal, step, meanwhile)
+    monkeypatch.setattr(tasks, step, meanwhile)
     grid = DeviceGrid(vaults)
     run(settings | {"quorum": 0.5}, grid)
     assert forgotten == [10]
@@ -626,9 +633,9 @@ def test_without_consent_for_training_nothing_is_trained(
         agree(vaults, training="no")
     trained = []
     for name in ("personalise", "shared_update"):
-        original = getattr(personal, name)
+        original = getattr(tasks, name)
         monkeypatch.setattr(
-            personal, name, lambda *a, o=original, n=name: trained.append(n) or o(*a)
+            tasks, name, lambda *a, o=original, n=name: trained.append(n) or o(*a)
         )
     with pytest.raises(IdiolectError, match="consent to a run's training"):
         run(settings, DeviceGrid(vaults, refuse))
@@ -649,9 +656,9 @@ def greet(vault: Vault, config: dict, run: str = "r") -> None:
     state.pin(VaultShelf(vault, run), device_user(100), KEY, 0, hashed)
 
 
-def share_task(settings: dict, *users: str, **more) -> ShareTask:
-    config = flatten(parse({**settings, "unlabeled.kind": "self", **more}))
-    return ShareTask("r", "s", config, "", users)
+def share_task(settings: dict, *users: str, **more) -> ShareRequest:
+    config = flatten(parse_run({**settings, "unlabeled.kind": "self", **more})[0])
+    return ShareRequest("r", "s", config, "", users)
 
 
 def test_raw_text_never_leaves_a_device(vaults, settings):
@@ -800,7 +807,7 @@ def test_an_error_that_could_quote_the_text_is_not_told(vaults, settings, monkey
     def quoting(*_):
         raise RuntimeError(f"odd text: {CANARY.format(0)}")
 
-    monkeypatch.setattr("idiolect.common.methods.personal.shared_update", quoting)
+    monkeypatch.setattr("idiolect.client.node.tasks.shared_update", quoting)
     grid = DeviceGrid(vaults)
     with pytest.raises(IdiolectError, match="RuntimeError: the device's own log"):
         run(settings, grid)
@@ -907,8 +914,10 @@ def test_a_task_that_was_overtaken_is_refused_and_later_ones_are_done(vaults, se
         assert ("answered before" in said) == ("answered" in sentence)
 
 
-def adapt_task(config: dict, release: str, rows: dict, clip: float = 1.0) -> AdaptTask:
-    return AdaptTask(
+def adapt_task(
+    config: dict, release: str, rows: dict, clip: float = 1.0
+) -> AdaptRequest:
+    return AdaptRequest(
         "r", "s", config, "", (device_user(100),), 0, release, clip, shared=rows
     )
 
@@ -917,7 +926,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
     """What an attack did: adapt without hello, 11 releases where one was agreed to."""
     agree(vaults, **CLEAR)
     one = {"privacy.participations": 1, "methods": "c-bpo", "adapt.rounds": 1}
-    config = flatten(parse({**settings, **PRIVATE, **one}))
+    config = flatten(parse_run({**settings, **PRIVATE, **one})[0])
     backbone, zero = owner.reference(owner.configured(vaults[0]))
     shape = parse(config).shared_shape
     rows = {n: b.numpy() for n, b in zero_shared(backbone, shape, 0).b.items()}
@@ -930,7 +939,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
     for number in range(11):
         said = unpack(Failure, answer(adapt_task(config, f"adapt/{number}", rows)))
         assert "did not agree to this run in a hello" in said.sentence
-    hello = HelloTask("r", "s", config, "", (), KEY)
+    hello = HelloRequest("r", "s", config, "", (), KEY)
     device.answer(Message(sealed(hello), 100, "query.hello"))
     shapes = {name: (1, *b.shape) for name, b in rows.items()}
     reply = answer(adapt_task(config, "adapt/0", rows))
@@ -946,7 +955,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
         adapt_task(config, "adapt/0", rows, clip=2.0),
     ):
         assert unpack(AdaptReply, answer(task), lambda _f: nobody).users == ()
-    for change in ({"seed": 1}, {"adapt.learning-rate": 0.5}, {"adapt.epochs": 3}):
+    for change in ({"seed": 1}, {"adapt.learning-rate": 0.5}, {"adapt.batch": 3}):
         other = adapt_task({**config, **change}, "adapt/0", rows)
         said = unpack(Failure, answer(other)).sentence
         assert "not with this configuration" in said
@@ -955,7 +964,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
 def test_two_runs_at_once_leave_each_other_alone(vaults, settings):
     """Each phase of one run after the same phase of the other."""
     agree(vaults, **CLEAR)
-    alone = results(run({**settings, "run-name": "alone"}, DeviceGrid(vaults)))
+    alone = results(run({**settings, "run.name": "alone"}, DeviceGrid(vaults)))
     first: list[Path] = []
 
     class Between(DeviceGrid):
@@ -966,10 +975,10 @@ def test_two_runs_at_once_leave_each_other_alone(vaults, settings):
             kinds = {m.metadata.message_type for m in messages}
             if "evaluate" in kinds and not first:
                 first.append(Path())
-                first[0] = run({**settings, "run-name": "other"}, DeviceGrid(vaults))
+                first[0] = run({**settings, "run.name": "other"}, DeviceGrid(vaults))
             return super().push_messages(messages)
 
-    folder = run({**settings, "run-name": "one"}, Between(vaults))
+    folder = run({**settings, "run.name": "one"}, Between(vaults))
     found = json.loads((folder.parent / "one/results.json").read_text())
     assert found["users"] == alone["users"]
     assert results(first[0])["users"] == alone["users"]
@@ -977,18 +986,18 @@ def test_two_runs_at_once_leave_each_other_alone(vaults, settings):
 
 def test_a_run_of_the_same_name_is_another_run(vaults, settings, tmp_path):
     agree(vaults, **CLEAR)
-    rogue = {**settings, "run-name": "monday", "output-dir": str(tmp_path / "rogue")}
+    rogue = {**settings, "run.name": "monday", "run.folder": str(tmp_path / "rogue")}
     run({**rogue, "seed": 1}, DeviceGrid(vaults))
-    assert results(run({**settings, "run-name": "monday"}, DeviceGrid(vaults)))["users"]
+    assert results(run({**settings, "run.name": "monday"}, DeviceGrid(vaults)))["users"]
 
 
 def test_a_device_has_one_number_in_a_run(vaults, settings):
     """Else whoever numbers devices resets the count of what they took part in."""
     allow(vaults)
     one = {"privacy.participations": 1, "methods": "base", "adapt.rounds": 1}
-    config = flatten(parse({**settings, **PRIVATE, **one}))
+    config = flatten(parse_run({**settings, **PRIVATE, **one})[0])
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    hello = HelloTask("r", "s", config, "", (), KEY)
+    hello = HelloRequest("r", "s", config, "", (), KEY)
     first = Device(vaults[0], 100).answer(Message(sealed(hello), 100, "query.hello"))
     assert first["message"]["kind"] == "HelloReply"
     again = Message(sealed(hello, 101), 101, "query.hello")
@@ -1004,8 +1013,8 @@ def test_a_part_of_a_task_that_is_refused_is_not_kept(vaults, settings):
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     junk = b"[" + b" " * (1 << 17) + b"]"
     for number in range(3):
-        task = HelloTask(f"r{number}", "s", {}, "", (), KEY)
-        record = seal_task(
+        task = HelloRequest(f"r{number}", "s", {}, "", (), KEY)
+        record = seal_request(
             task, 100, 1, {"config": Part(junk, digest(junk))}, SEED, {}, bytes(16)
         )
         message = Message(record, 100, "query.hello")
@@ -1013,8 +1022,8 @@ def test_a_part_of_a_task_that_is_refused_is_not_kept(vaults, settings):
     assert not [source for source in vaults[0].sources() if source.kind == "run"]
     large = b" " * ((1 << 18) + 1)
     parts = {"config": Part(large, digest(large))}
-    record = seal_task(
-        HelloTask("r", "s", {}, "", (), KEY), 100, 9, parts, SEED, {}, bytes(16)
+    record = seal_request(
+        HelloRequest("r", "s", {}, "", (), KEY), 100, 9, parts, SEED, {}, bytes(16)
     )
     message = Message(record, 100, "query.hello")
     assert "at most 262144 bytes" in refused(Device(vaults[0], 100), message)
@@ -1026,7 +1035,7 @@ def test_what_flower_stores_of_a_part_cannot_be_guessed(vaults, settings):
 
     def stored(name: str) -> set[bytes]:
         grid = Tape(vaults)
-        run(settings | {"run-name": name}, grid)
+        run(settings | {"run.name": name}, grid)
         return {
             array.data
             for message in grid.tape

@@ -119,16 +119,23 @@ def read_claude(records: Iterator[Any], name: str) -> Iterator[Found]:
             continue
         before = ""
         for turn in turns:
-            if not isinstance(turn, dict) or not isinstance(turn.get("text"), str):
-                yield Bad(place, "has a message that is no text", "no text")
+            if not isinstance(turn, dict):
+                yield Bad(place, "has a message that is no object", "no message")
+                continue
+            # A message of files alone has null; newer exports repeat the text in parts.
+            text = turn.get("text")
+            try:
+                text = said(turn.get("content") if text is None else text, "a message")
+            except TextError as error:
+                yield wrong(place, error)
                 continue
             if turn.get("sender") != "human":
-                before = turn["text"]
+                before = text
                 continue
             date = turn.get("created_at") or record.get("created_at")
             yield (
-                Row(place, before, turn["text"], None, date, None, columns)
-                if turn["text"].strip()
+                Row(place, before, text, None, date, None, columns)
+                if text.strip()
                 else Left("messages without text")
             )
             before = ""

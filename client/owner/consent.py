@@ -23,7 +23,8 @@ from ...common.config import Config, absolute_backbone
 from ...common.errors import IdiolectError
 from ...common.privacy.protected import Claim, claim, epsilon_of, protected, used
 from ...common.text import printable
-from .vault import DEVICE, Record, Vault
+from .records import DEVICE, Record
+from .vault import Vault
 
 LOG = logging.getLogger("flwr")
 
@@ -67,7 +68,9 @@ def consent(vault: Vault, outflow: str, given: str) -> None:
     """
     fitting = answers_to(outflow)
     if given not in fitting:
-        raise IdiolectError(f"'{outflow}' takes {' or '.join(fitting)}, not '{given}'.")
+        raise IdiolectError(
+            f"'{outflow}' can't be '{given}': it takes {' or '.join(fitting)}."
+        )
     with vault.transaction():
         body = json.dumps(consents(vault) | {outflow: given}).encode()
         vault.put("state", [Record("consents", body)], DEVICE)
@@ -148,7 +151,7 @@ MEANINGS = {
     "threads": "processor threads that work may use",
     "memory-mb": "megabytes of memory that work may use",
     "max-seconds": "seconds that one training or task may take",
-    "max-load": "no training or task while the load per core is above",
+    "max-load": "highest load per core at which work begins",
     "on-battery": "training and tasks on battery",
     "most-epsilon": "epsilon of all runs together, at most",
     "most-delta": "delta of all runs together, at most",

@@ -19,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ...common.config import Config, parse
+from ...common.config.methods import current_name
 from ...common.data.types import Prompt, User
 from ...common.engine.adapters import (
     Lora,
@@ -26,20 +27,24 @@ from ...common.engine.adapters import (
     export_peft,
     hash_lora,
     parse_lora,
-    zero_shared,
 )
-from ...common.engine.backbone import Backbone, load_backbone
+from ...common.engine.backbone import Backbone
+from ...common.engine.fitting import fits, fitting
 from ...common.engine.model_folder import unlike
+from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, words_of
 from ...common.files import make_private, private_folder
 from ...common.methods.evaluation import held_out_nll
-from ...common.methods.personal import fits, fitting, personalise
+from ...common.methods.personalise import personalise
+from ...common.unlabeled.sets import UnlabeledSet
 from . import history, limits
 from .alone import alone
 from .consent import Refusal, settings
+from .database import ErasureError
 from .history import Entry
-from .vault import DEVICE, ErasureError, Record, Source, Vault
+from .records import DEVICE, Record, Source
+from .vault import Vault
 
 FEWEST = 4  # liked pairs to train on and be judged by
 AVOIDING = 0.05  # nats per token that learning to avoid something may cost elsewhere
@@ -130,7 +135,7 @@ def config_of(
             "task": "text",
             "methods": f"base,shared,{method}",
             "backbone": chosen["backbone"],
-            "max-length": int(chosen["max-length"]),
+            "engine.max-length": int(chosen["max-length"]),
             "unlabeled.kind": "self",
             "personalise.learning-rates": repr(rate),
         }
@@ -151,10 +156,8 @@ def check_loads(chosen: Mapping[str, str]) -> Backbone:
 
 def reference(config: Config) -> tuple[Backbone, Lora]:
     """The resident backbone, and the shared adapter before its first round."""
-    backbone = load_backbone(
-        config.backbone, config.dtype, config.device, config.max_length
-    )
-    return backbone, zero_shared(backbone, config.shared_shape, config.seed)
+    found = load_reference(config)
+    return found.backbone, found.adapter
 
 
 # --- training --------------------------------------------------------------------------
@@ -182,7 +185,8 @@ def _train(vault: Vault, method: str, rate: float) -> Version:
     _check_enough(short, entries, backbone)
     user, learnt = split(short)
     shared = latest_shared(vault, backbone, zero)
-    (found,) = personalise(backbone, shared, [user], (), method, rate, config)
+    reference_ = Reference(backbone, shared)
+    (found,) = personalise(reference_, [user], UnlabeledSet(), method, rate, config)
     if found.lora is None:
         raise IdiolectError(found.error)
     too_long = len(entries) - len(short)
@@ -324,7 +328,7 @@ def _judged(
     """The numbers of a `Version` that say how good it is."""
 
     def nll(below: Lora, own: Lora | None, who: User, name: str) -> float:
-        return held_out_nll(backbone, below, [own], [who], name)[0]
+        return held_out_nll(Reference(backbone, below), [own], [who], name)[0]
 
     found: dict[str, Any] = {
         "nll": nll(shared, lora, user, method),
@@ -443,6 +447,8 @@ def use(vault: Vault, number: int) -> Version | None:
 def _listed(numbers: Collection[int]) -> str:
     """Say which adapters there are to use; empty: none."""
     some = ", ".join(map(str, sorted(numbers)))
+    if len(numbers) == 1:
+        return f"`idiolect use {some}` puts the one that there is into use"
     return some and f"`idiolect use N` puts one of {some} into use"
 
 
@@ -470,7 +476,8 @@ def _parsed(record: Record) -> tuple[Lora, Version]:
     lora, metadata = parse_lora(record.body)
     fields = json.loads(metadata["version"])
     lists = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
-    return lora, Version(**fields | lists)
+    method = current_name(fields["method"])
+    return lora, Version(**fields | lists | {"method": method})
 
 
 def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:
@@ -610,7 +617,8 @@ def export(vault: Vault, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise IdiolectError(
-            f"{folder} cannot be written ({error}): name another one, or free space."
+            f"{folder} cannot be written ({words_of(error)}): name another one, or free "
+            "space."
         ) from error
 
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, words_of
 from ...common.files import write_atomically
-from .vault import Key, Passphrase, RandomKey
+from .keys import Key, Passphrase, RandomKey
 
 FILE = "IDIOLECT_PASSPHRASE_FILE"
 CREDENTIAL = "idiolect-passphrase"  # name in systemd's LoadCredential=
@@ -78,15 +78,31 @@ def unlock(vault: Path, file: Path | None = None) -> Key:
     return Passphrase(_ask("passphrase of the vault: "))
 
 
-def new_passphrase(file: Path | None = None, weak: bool = False) -> Key:
+def new_passphrase(
+    file: Path | None = None, weak: bool = False, other: bool = False
+) -> Key:
     """Return a new passphrase, asked twice at a terminal.
+
+    Parameters
+    ----------
+    file
+        Its first line is it; None: the file that the environment names, or asked for.
+    weak
+        Take one that is easy to guess.
+    other
+        It takes the place of one, which is what the environment's file holds.
 
     Raises
     ------
     IdiolectError
         It is too easy to guess, and not said to be `weak` on purpose.
     """
-    file = file or _named_file()
+    file = file if file or other else _named_file()
+    if other and not file and not sys.stdin.isatty():
+        raise IdiolectError(
+            "a new passphrase is asked for at a terminal, and this is none: name a file "
+            "with it by --new-passphrase-file."
+        )
     rule = "" if weak else f" ({LEAST} characters or more)"
     first = _read(file) if file else _ask(f"new passphrase{rule}: ")
     if not weak:
@@ -208,7 +224,8 @@ def _read(file: Path) -> str:
         lines = raw.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise IdiolectError(
-            f"the passphrase file {file} cannot be read ({error}): name another one."
+            f"the passphrase file {file} cannot be read ({words_of(error)}): name another "
+            "one."
         ) from error
     if not lines or not lines[0]:
         raise IdiolectError(

@@ -47,7 +47,7 @@ def adapt(run: Run) -> None:
     users = cohort.development
     if config.adapt.users != "development":
         users = cohort.users + users
-    run.done += config.adapt.epochs * len(users) * run.state.rounds
+    run.done += len(users) * run.state.rounds
     while run.state.rounds < config.adapt.rounds:
         try:
             one_round(run, users)

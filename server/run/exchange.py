@@ -19,16 +19,10 @@ from flwr.app import Message, RecordDict
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from ...common.errors import IdiolectError
-from ...common.protocol.messages import (
-    LacksParts,
-    Reply,
-    Shapes,
-    Task,
-    check_step,
-    check_users,
-    size,
-)
-from ...common.protocol.signed import Part, make_part, part_names, seal_task
+from ...common.protocol.messages import LacksParts, Reply, Request, Shapes
+from ...common.protocol.packing import size
+from ...common.protocol.signed import Part, make_part, part_names, seal_request
+from ...common.protocol.validation import check_step, check_users
 from ...common.text import printable
 from .inbox import Limits, error_of, is_passing, limits
 from .live import LiveRun
@@ -97,7 +91,7 @@ class Answers(Generic[AnyReply]):
 def ask(
     run: LiveRun,
     exchange: Exchange,
-    requests: Sequence[tuple[int, Task]],
+    requests: Sequence[tuple[int, Request]],
     read: Callable[[RecordDict], AnyReply],
     keep: Callable[[AnyReply], AnyReply] = lambda reply: reply,
     row: Shapes = MappingProxyType({}),
@@ -145,7 +139,7 @@ def ask(
 def meet(
     run: LiveRun,
     exchange: Exchange,
-    newcomers: Callable[[], Sequence[tuple[int, Task]]],
+    newcomers: Callable[[], Sequence[tuple[int, Request]]],
     read: Callable[[RecordDict], AnyReply],
     keep: Callable[[AnyReply], AnyReply],
     enough: Callable[[], bool],
@@ -242,7 +236,7 @@ class Asking(Generic[AnyReply]):
     def __init__(self, run: LiveRun, exchange: Exchange, starts: float) -> None:
         self.run, self.exchange = run, exchange
         self.starts = self.last = starts
-        self.requests: list[tuple[int, Task]] = []
+        self.requests: list[tuple[int, Request]] = []
         self.parts: list[dict[str, Part]] = []
         self.tries: list[int] = []
         self.waiting: dict[str, int] = {}
@@ -274,7 +268,7 @@ class Asking(Generic[AnyReply]):
         late = time.monotonic() > self.last + SETTLE_SECONDS
         return len(self.requests) >= needed and not self.left and late
 
-    def add(self, requests: Sequence[tuple[int, Task]]) -> None:
+    def add(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Take requests in, and send each that need not wait for another."""
         first = len(self.requests)
         self.requests += requests
@@ -297,7 +291,7 @@ class Asking(Generic[AnyReply]):
 
         def seal() -> RecordDict:
             counter = run.count_up()
-            return seal_task(request, node, counter, parts, key, known, run.salt)
+            return seal_request(request, node, counter, parts, key, known, run.salt)
 
         name = _send(run, node, seal, self.exchange.kind)
         if name:
@@ -435,12 +429,12 @@ def _died(answer: Message | IdiolectError) -> bool:
     return isinstance(answer, Message) and answer.has_error()
 
 
-def _about(request: Task) -> tuple[str, ...]:
+def _about(request: Request) -> tuple[str, ...]:
     """Whose failure it is when a request fails: its users', or, in hello, its own."""
     return request.users or (request.step,)
 
 
-def encoded(requests: Sequence[Task]) -> list[dict[str, Part]]:
+def encoded(requests: Sequence[Request]) -> list[dict[str, Part]]:
     """The parts of each request, by name; what requests share is encoded once."""
     done: dict[tuple[str, int], Part] = {}
 
@@ -485,7 +479,7 @@ def _receive(
     run: LiveRun,
     exchange: Exchange,
     message: Message | IdiolectError,
-    request: Task,
+    request: Request,
     read: Callable[[RecordDict], AnyReply],
 ) -> AnyReply:
     if isinstance(message, IdiolectError):
@@ -548,7 +542,7 @@ def _progress(
 def _all_errors(
     run: LiveRun,
     exchange: Exchange,
-    requests: Sequence[tuple[int, Task]],
+    requests: Sequence[tuple[int, Request]],
     replies: Sequence[Reply],
     errors: dict[str, str],
 ) -> dict[str, str]:

@@ -12,12 +12,12 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from ...common.config import Config, flatten
+from ...common.config import Scalar, defaults, flatten
 from ...common.files import private
 from ...common.protocol.manifest import read_or_make_key
 from ...common.protocol.messages import Rows, Shapes
+from ...common.protocol.quantization import encode
 from ...common.protocol.signed import SALT
-from ...common.protocol.wire import encode
 from ...common.text import printable
 from .checkpoint import save
 from .cohort import Run
@@ -108,17 +108,15 @@ class LiveRun(Run):
         return read_or_make_key(Path(os.environ.get(SIGNING_KEY) or own))
 
     @cached_property
-    def settings(self) -> dict[str, str | int | float | bool]:
+    def settings(self) -> dict[str, Scalar]:
         """The configuration as messages carry it: the same in every life of the run.
 
-        Keys of the server's own are left at their defaults, and so are, for devices, the
-        paths of this machine.
+        With the run's name; for devices, paths of this machine are left at their defaults.
         """
-        settings, usual = flatten(self.config), flatten(Config())
-        own = ["resume", "output-dir"]
-        if self.config.on_devices:
-            own += ["unlabeled.file", "backbone"]
-        return settings | {name: usual[name] for name in own}
+        settings, usual = flatten(self.config), defaults()
+        own = ("unlabeled.file", "backbone") if self.config.on_devices else ()
+        here: dict[str, Scalar] = {"run.name": self.folder.name}
+        return settings | here | {name: usual[name] for name in own}
 
     @cached_property
     def inbox(self) -> Inbox:

@@ -19,11 +19,17 @@ from ...common.data.metrics import bounded_row, released_metrics
 from ...common.data.types import TOO_LONG, Dataset, Item, User
 from ...common.engine.adapters import Lora, zero_shared
 from ...common.engine.backbone import Backbone
+from ...common.engine.fitting import fitting, too_long
+from ...common.engine.reference import Reference
 from ...common.errors import IdiolectError
-from ...common.methods import evaluation, personal
+from ...common.methods import evaluation
+from ...common.methods.personalise import personalise
+from ...common.methods.shared import shared_update
 from ...common.protocol.messages import Outcome, Rows
-from ...common.protocol.wire import as_received, decode, update_codes
-from ...common.unlabeled.sets import Unlabeled
+from ...common.protocol.quantization import as_received, decode, update_codes
+from ...common.unlabeled.offers import offer_marks, supported_offers
+from ...common.unlabeled.sets import Unlabeled, UnlabeledSet
+from ...common.unlabeled.votes import user_vote
 from .budget import new_ledger, population_of
 from .checkpoint import State
 from .cohort import Run
@@ -38,8 +44,8 @@ class Local:
     ----------
     config, state, dataset
         Of the run.
-    backbone
-        What everybody uses.
+    bare
+        What everybody uses, and what is kept of it; its adapter does not matter.
     adapters
         Method -> user -> the own adapter, in the memory of the CPU.
     """
@@ -47,9 +53,9 @@ class Local:
     config: Config
     state: State
     dataset: Dataset
-    backbone: Backbone
+    bare: Reference
     adapters: dict[str, dict[str, Lora]] = field(default_factory=dict)
-    _shared: tuple[Rows, Lora] | None = None
+    _known: tuple[Rows, Reference] | None = None
 
     @property
     def users(self) -> tuple[str, ...]:
@@ -63,29 +69,37 @@ class Local:
 
     @cached_property
     def _zero(self) -> Lora:
-        return zero_shared(self.backbone, self.config.shared_shape, self.config.seed)
+        backbone = self.bare.backbone
+        return zero_shared(backbone, self.config.shared_shape, self.config.seed)
 
     @property
-    def shared(self) -> Lora:
-        """The shared adapter as devices have it; one object as long as it stays."""
+    def reference(self) -> Reference:
+        """The reference as devices have it; one object as long as the adapter stays."""
         exact = self.state.shared
-        if self._shared is None or self._shared[0] is not exact:
+        if self._known is None or self._known[0] is not exact:
             rows = as_received(exact, self.config.signed_bytes)
             b = {name: torch.from_numpy(array.copy()) for name, array in rows.items()}
             lora = Lora(self._zero.a, b, self._zero.scaling)
-            self._shared = exact, _to(lora, self.backbone.device)
-        return self._shared[1]
+            lora = _to(lora, self.bare.backbone.device)
+            self._known = exact, self.bare.with_shared(lora)
+        return self._known[1]
+
+    @property
+    def unlabeled(self) -> UnlabeledSet:
+        """The unlabeled set as devices have it."""
+        voted = self.state.took_part.get("votes")  # None: the sum is exact
+        voters = None if voted is None else frozenset(voted)
+        return UnlabeledSet(self.state.unlabeled or (), self.state.floor, voters)
 
     def update(self, users: Sequence[str], clip: float, release: str) -> Sum:
         """See `Cohort.update`."""
-        config, number, shared = self.config, self.state.rounds, self.shared
-        shapes = {name: tuple(tensor.shape) for name, tensor in shared.b.items()}
+        config, number, reference = self.config, self.state.rounds, self.reference
+        b = reference.adapter.b
+        shapes = {name: tuple(tensor.shape) for name, tensor in b.items()}
         found = nothing(shapes)
         for group in self._groups(users):
             names = [user.id for user in group]
-            tensors = personal.shared_update(
-                self.backbone, shared, group, config, number, clip
-            )
+            tensors = shared_update(reference, group, config, number, clip)
             rows = {name: tensor.numpy() for name, tensor in tensors.items()}
             if config.signed_bytes:
                 rows = decode(update_codes(rows, config.seed, names, number), shapes)
@@ -98,13 +112,13 @@ class Local:
         """See `Cohort.vote`."""
         total = np.zeros(len(bank))
         for user in self._named(users):
-            vote = personal.user_vote(self.backbone, bank, user, self.config)
+            vote = user_vote(self.bare, bank, user, self.config)
             total += sum_of_unit(vote[None])
         return total, list(users)
 
     def mark(self, users: Sequence[str], bank: Sequence[Item]) -> np.ndarray:
         """See `Cohort.mark`."""
-        marks = [personal.offer_marks(bank, u, self.config) for u in self._named(users)]
+        marks = [offer_marks(bank, u, self.config) for u in self._named(users)]
         return sum_of_marks(np.array(marks).reshape(-1, len(bank)))
 
     def offer(
@@ -113,7 +127,7 @@ class Local:
         """See `Cohort.offer`."""
         places = frozenset(supported)
         return {
-            user.id: personal.supported_offers(bank, places, user, self.config)
+            user.id: supported_offers(bank, places, user, self.config)
             for user in self._named(users)
         }
 
@@ -128,27 +142,18 @@ class Local:
         self, users: Sequence[str], method: str, rate: float, trial: bool
     ) -> dict[str, Outcome]:
         """See `Cohort.train`."""
-        shared, state, found = self.shared, self.state, dict[str, Outcome]()
-        voted = state.took_part.get("votes")  # None: the sum is exact, and everybody's
+        reference, handed, found = self.reference, self.unlabeled, dict[str, Outcome]()
         for group in self._groups(users):
-            trained = personal.personalise(
-                self.backbone,
-                shared,
-                group,
-                state.unlabeled or (),
-                method,
-                rate,
-                self.config,
-                state.floor,
-                None if voted is None else frozenset(voted),
-            )
+            trained = personalise(reference, group, handed, method, rate, self.config)
             kept = {one.user: one for one in trained if one.lora is not None}
             for user, one in kept.items():
                 found[user] = Outcome(one.alpha, one.estimated, finite(one.log))
             if trial:
                 able = [user for user in group if user.id in kept]
                 loras = [kept[user.id].lora for user in able]
-                nlls = self._held_out(shared, loras, able, method)
+                nlls: list[float] = []
+                if able:
+                    nlls = evaluation.held_out_nll(reference, loras, able, method)
                 for user, nll in zip(able, nlls, strict=True):
                     found[user.id].log.update(finite({"nll": nll}))
             else:
@@ -156,26 +161,15 @@ class Local:
                 self.adapters.setdefault(method, {}).update(own)
         return found
 
-    def _held_out(
-        self,
-        shared: Lora,
-        loras: Sequence[Lora | None],
-        users: Sequence[User],
-        method: str,
-    ) -> list[float]:
-        if not users:
-            return []
-        return evaluation.held_out_nll(self.backbone, shared, loras, users, method)
-
     def measure(
         self, users: Sequence[str], method: str, rate: float, generate: bool
     ) -> dict[str, dict[str, float]]:
         """See `Cohort.measure`."""
-        shared, found = self.shared, dict[str, dict[str, float]]()
+        reference, found = self.reference, dict[str, dict[str, float]]()
         for group in self._groups(users):
             loras = self.own(method, group)
             values = evaluation.evaluate(
-                self.backbone, shared, loras, group, method, self.config, generate
+                reference, loras, group, method, self.config, generate
             )
             found |= {u.id: metrics for u, metrics in zip(group, values, strict=True)}
         return found
@@ -184,7 +178,7 @@ class Local:
         """The adapters that a stacking group is measured with; None without any."""
         if method in UNTRAINED:
             return [None] * len(group)
-        device, known = self.backbone.device, self.adapters[method]
+        device, known = self.bare.backbone.device, self.adapters[method]
         return [_to(known[user.id], device) for user in group]
 
     def sum_metrics(
@@ -205,13 +199,13 @@ class Local:
 
     def _groups(self, names: Sequence[str]) -> Iterator[list[User]]:
         """Stacking groups of consecutive users."""
-        users, size = self._named(names), self.config.personalise.stack
+        users, size = self._named(names), self.config.engine.stack
         for start in range(0, len(users), size):
             yield users[start : start + size]
 
 
 def local_run(
-    config: Config, backbone: Backbone, dataset: Dataset, after: Run | None = None
+    config: Config, reference: Reference, dataset: Dataset, after: Run | None = None
 ) -> Run:
     """A run in this process; nothing of it is written to disk.
 
@@ -220,7 +214,7 @@ def local_run(
     """
     ledger = new_ledger(None, config, population_of(config, dataset))
     if after is None:
-        zero = zero_shared(backbone, config.shared_shape, config.seed)
+        zero = zero_shared(reference.backbone, config.shared_shape, config.seed)
         state = State({name: tensor.cpu().numpy() for name, tensor in zero.b.items()})
     else:
         fresh: dict[str, Any] = {"trials": {}, "learning_rates": {}, "outcomes": {}}
@@ -228,11 +222,11 @@ def local_run(
         state = replace(after.state, took_part=took, metrics={}, **fresh)
         ledger.charges += after.ledger.charges
     run = Run(config, state, ledger, dataset)
-    run.cohort = Local(config, state, dataset, backbone)
+    run.cohort = Local(config, state, dataset, reference)
     return run
 
 
-def fitting(backbone: Backbone, dataset: Dataset) -> Dataset:
+def fitted(backbone: Backbone, dataset: Dataset) -> Dataset:
     """The users without the items that do not fit into the context, which are counted.
 
     Raises
@@ -242,12 +236,12 @@ def fitting(backbone: Backbone, dataset: Dataset) -> Dataset:
     """
     groups, dropped = [], dict(dataset.dropped)
     for users in (dataset.users, dataset.development):
-        pairs = [personal.fitting(backbone, user) for user in users]
+        pairs = [fitting(backbone, user) for user in users]
         if count := sum(number for _, number in pairs):
             dropped[TOO_LONG] = dropped.get(TOO_LONG, 0) + count
         groups.append(tuple(user for user, _ in pairs))
     for user in (*groups[0], *groups[1]):
-        if problem := personal.too_long(backbone, user):
+        if problem := too_long(backbone, user):
             raise IdiolectError(problem)
     return replace(dataset, users=groups[0], development=groups[1], dropped=dropped)
 

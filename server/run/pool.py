@@ -9,12 +9,12 @@ from ...common.config import Config
 from ...common.data.load import public_items
 from ...common.data.types import Dataset, Item
 from ...common.errors import IdiolectError
-from ...common.methods.personal import sample_reference
 from ...common.privacy.noise import gaussian
 from ...common.protocol.messages import MAX_ITEMS, Rows
-from ...common.protocol.wire import as_received
+from ...common.protocol.quantization import as_received
 from ...common.seeds import derive, numpy_generator
-from ...common.unlabeled.sets import Unlabeled
+from ...common.unlabeled.samples import sample_reference
+from ...common.unlabeled.sets import VOTE_FLOOR, Unlabeled
 from ..privacy.ledger import BudgetSpent
 from .budget import charge, noise_of, vote_event
 from .cohort import Run
@@ -94,7 +94,7 @@ def voted(run: Run) -> Built:
     total, counted = run.cohort.vote(users, bank, release.id)
     run.took_part("votes", counted)
     total = total + gaussian(total.shape, event.z, release.random)
-    run.state.floor = config.unlabeled.threshold * event.z
+    run.state.floor = VOTE_FLOOR * event.z
     return weighted(bank, total), release.id
 
 
@@ -126,19 +126,14 @@ def written_by_shared(
     """
     import torch
 
-    from ...common.engine.adapters import zero_shared
-    from ...common.engine.backbone import load_backbone
+    from ...common.engine.reference import load_reference
 
-    backbone = load_backbone(
-        config.backbone, config.dtype, config.device, config.max_length
-    )
-    zero = zero_shared(backbone, config.shared_shape, config.seed)
-    b = {
-        name: torch.from_numpy(a.copy()).to(backbone.device) for name, a in rows.items()
-    }
-    texts = sample_reference(
-        backbone, replace(zero, b=b), prompts, config, derive(config.seed, "bank")
-    )
+    untrained = load_reference(config)
+    device = untrained.backbone.device
+    b = {name: torch.from_numpy(a.copy()).to(device) for name, a in rows.items()}
+    reference = untrained.with_shared(replace(untrained.adapter, b=b))
+    seed = derive(config.seed, "bank")
+    texts = sample_reference(reference, prompts, config, seed)
     made = tuple(
         replace(item, id=f"shared/{i}", target=text)
         for i, (item, text) in enumerate(zip(prompts, texts, strict=True))

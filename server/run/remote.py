@@ -17,29 +17,29 @@ from flwr.app import RecordDict
 from ...common.data.load import task_of
 from ...common.data.metrics import measured_metrics, released_metrics
 from ...common.data.types import Item
-from ...common.privacy.scrub import scrub
+from ...common.privacy.scrub import OFFERED, scrub
 from ...common.protocol.messages import (
     MAX_ITEMS,
     AdaptReply,
-    AdaptTask,
+    AdaptRequest,
     EvaluateReply,
-    EvaluateTask,
+    EvaluateRequest,
     OfferReply,
-    OfferTask,
+    OfferRequest,
     Outcome,
     PersonaliseReply,
-    PersonaliseTask,
+    PersonaliseRequest,
     Reply,
+    Request,
     Shapes,
     ShareReply,
-    ShareTask,
-    Task,
+    ShareRequest,
     VoteReply,
-    VoteTask,
-    unpack,
-    valid_votes,
+    VoteRequest,
 )
-from ...common.protocol.wire import coded_shapes, decode
+from ...common.protocol.packing import unpack
+from ...common.protocol.quantization import coded_shapes, decode
+from ...common.protocol.validation import valid_votes
 from ...common.unlabeled.sets import Unlabeled, fingerprint
 from . import work
 from .exchange import Answers, Exchange, ask, report, require
@@ -80,7 +80,7 @@ class Remote:
         """See `Cohort.update`. Without privacy the quorum is of all who may take part."""
         run, config, number = self._run, self._run.config, self._run.state.rounds
         label = f"round {number + 1}/{config.adapt.rounds}"
-        exchange = Exchange("adapt", label, "train.adapt", config.adapt.epochs)
+        exchange = Exchange("adapt", label, "train.adapt", 1.0)
         place = f"adapt/{number}" + (f"/{release}" if release else "")
         fields = {"round": number, "clip": clip, "release": release}
         fields["shared"] = run.shared_to_send
@@ -94,7 +94,7 @@ class Remote:
         answers = ask(
             run,
             exchange,
-            self._requests(AdaptTask, place, users, fields),
+            self._requests(AdaptRequest, place, users, fields),
             contribution(run.shapes, clip, config.signed_bytes),
             add,
             coded_shapes(run.shapes) if config.signed_bytes else run.shapes,
@@ -132,7 +132,7 @@ class Remote:
         exchange = Exchange("pool", "votes", "query.vote", work.VOTE)
         fields = self._manifest() | {"bank": tuple(bank), "release": release}
         place = f"pool/{release}" if release else "pool"
-        requests = self._requests(VoteTask, place, users, fields)
+        requests = self._requests(VoteRequest, place, users, fields)
         answers = self._ask(exchange, requests, VoteReply, {"votes": (len(bank),)})
         rows = [(reply.users, reply.votes["votes"]) for reply in answers.replies]
         total, counted, odd = _added(rows, len(bank), valid, add)
@@ -146,20 +146,19 @@ class Remote:
         self, users: Sequence[str], bank: Sequence[Item], supported: tuple[int, ...]
     ) -> Mapping[str, Sequence[Item]]:
         """See `Cohort.offer`; what was not scrubbed, and what is too much, is dropped."""
-        most = self._run.config.unlabeled.offered
         exchange = Exchange("pool", "scrubbed items", "query.offer", work.VOTE)
         fields = self._manifest() | {"bank": tuple(bank), "supported": supported}
-        requests = self._requests(OfferTask, "pool/offer", users, fields)
-        items = self._items(exchange, requests, OfferReply, len(users), most)
+        requests = self._requests(OfferRequest, "pool/offer", users, fields)
+        items = self._items(exchange, requests, OfferReply, len(users), OFFERED)
         return {
-            user: [item for item in offered if is_scrubbed(item)][:most]
+            user: [item for item in offered if is_scrubbed(item)][:OFFERED]
             for user, offered in items.items()
         }
 
     def share(self, users: Sequence[str]) -> Mapping[str, Sequence[Item]]:
         """See `Cohort.share`."""
         exchange = Exchange("pool", "raw text of others", "query.share", work.VOTE)
-        requests = self._requests(ShareTask, "pool", users, {})
+        requests = self._requests(ShareRequest, "pool", users, {})
         return self._items(exchange, requests, ShareReply, len(users), MAX_ITEMS)
 
     def hand_out(self, unlabeled: Sequence[Unlabeled], release: str) -> None:
@@ -186,7 +185,10 @@ class Remote:
         requests = [
             (node, replace(one, voted=tuple(n for n in one.users if n in voters)))
             for node, one in self._requests(
-                PersonaliseTask, f"personalise/{label}", users, {**fields, "voted": ()}
+                PersonaliseRequest,
+                f"personalise/{label}",
+                users,
+                {**fields, "voted": ()},
             )
         ]
         answers = self._ask(exchange, requests, PersonaliseReply)
@@ -250,7 +252,7 @@ class Remote:
         rate: float,
         generate: bool,
         release: str = "",
-    ) -> tuple[Exchange, list[tuple[int, Task]]]:
+    ) -> tuple[Exchange, list[tuple[int, Request]]]:
         run, weight = self._run, work.measuring(generate)
         place = f"evaluate/{release or f'{method}/{generate}'}"
         fields = {
@@ -261,7 +263,7 @@ class Remote:
             "release": release,
             "shared": run.shared_to_send,
         }
-        requests = self._requests(EvaluateTask, place, users, fields)
+        requests = self._requests(EvaluateRequest, place, users, fields)
         return Exchange("evaluate", method, "evaluate", weight), requests
 
     def _manifest(self) -> dict[str, Any]:
@@ -270,7 +272,7 @@ class Remote:
 
     def _requests(
         self,
-        cls: type[Task],
+        cls: type[Request],
         place: str,
         users: Sequence[str],
         fields: Mapping[str, Any],
@@ -279,7 +281,7 @@ class Remote:
         run, at = self._run, dict[int, list[str]]()
         for user in users:
             at.setdefault(run.nodes[user], []).append(user)
-        stack = run.config.personalise.stack
+        stack = run.config.engine.stack
         groups = [
             (node, names[start : start + stack])
             for node, names in at.items()
@@ -293,7 +295,7 @@ class Remote:
     def _ask(
         self,
         exchange: Exchange,
-        requests: Sequence[tuple[int, Task]],
+        requests: Sequence[tuple[int, Request]],
         cls: type[AnyReply],
         row: Shapes = MappingProxyType({}),
         texts: int = 0,
@@ -308,7 +310,7 @@ class Remote:
     def _items(
         self,
         exchange: Exchange,
-        requests: Sequence[tuple[int, Task]],
+        requests: Sequence[tuple[int, Request]],
         cls: type[Any],
         asked: int,
         texts: int,

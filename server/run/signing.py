@@ -8,6 +8,8 @@ from ...common.protocol.manifest import Manifest, canonical, digest, parse, sign
 from ...common.unlabeled.sets import Unlabeled, fingerprint
 from .live import LiveRun
 
+VALID_DAYS = 30.0  # for which what was signed is valid; renewed on resume
+
 
 def sign_next(
     run: LiveRun, kind: str, items: Sequence[Unlabeled], vote: str = ""
@@ -45,7 +47,7 @@ def sign_next(
         floor=state.floor if kind != "bank" else 0.0,
         epsilon=spent if math.isfinite(spent) else None,
         created=now,
-        expires=now + 86_400 * config.unlabeled.valid_days,
+        expires=now + 86_400 * VALID_DAYS,
     )
     state.version += 1
     state.manifest = canonical(manifest).decode()

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...common.protocol.messages import Rows, Shapes, finite_rows, row_norms
+from ...common.protocol.messages import Rows, Shapes
+from ...common.protocol.validation import finite_rows, row_norms
 
 # Bits of the clip, to the last of which a sum has its coordinates. Float64 has 53: it adds
 # two million such numbers without rounding.

@@ -29,7 +29,7 @@ def whole(config: Config, users: int, development: int) -> float:
     rates = len(config.learning_rate_list)
     trials = training(config, True) * development * rates * (rates > 1)
     return (
-        config.adapt.rounds * config.adapt.epochs * adapting
+        config.adapt.rounds * adapting
         + VOTE * everybody * (config.unlabeled.kind in ("votes", "others"))
         + trained * (training(config) * users + trials)
         + measuring(config.evaluate.generate) * len(config.method_list) * users

@@ -1,80 +1,15 @@
-"""What cells of a study share, and the keys that each of its parts depends on."""
+"""What cells of a study share, by the keys that each part depends on."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
-from ...common.config import Config, flatten
+from ...common.config import Config, Scalar, flatten
+from ...common.config.keys import keys_of
+from ...common.config.old import as_0_2
 
 Made = TypeVar("Made")
-
-# Keys that do not change what a stage makes. Everything not named here counts.
-NOT_TRAINING = (
-    "methods",
-    "recipe",  # what it sets is in the other keys
-    "evaluate.",
-    "quorum",
-    "deadline",
-    "run-name",
-    "resume",
-)
-NOT_SHARED = (
-    *NOT_TRAINING,
-    "unlabeled.",
-    "privacy.vote-sampling",
-    "personalise.epochs",
-    "personalise.batch",
-    "personalise.learning-rates",
-    "personalise.beta",
-    "personalise.ema",
-    "personalise.boundary",
-    "personalise.reward",
-    "personalise.unlabeled-weight",
-    "personalise.anchor",
-)
-ALPHA = ("unlabeled.alpha", "unlabeled.alpha-features", "unlabeled.alpha-items")
-NOT_POOL = (
-    *NOT_TRAINING,
-    "adapt.",
-    "personalise.",
-    "lora.",
-    "unlabeled.ratio",
-    *ALPHA,
-)
-CBPO_ONLY = (
-    "personalise.reward",
-    "personalise.unlabeled-weight",
-    "personalise.anchor",
-)
-CONTRAST_ONLY = (
-    "personalise.beta",
-    "personalise.ema",
-    "personalise.boundary",
-    *CBPO_ONLY,
-)
-TRAINING = (
-    "unlabeled.",
-    "personalise.epochs",
-    "personalise.batch",
-    "personalise.learning-rates",
-    *CONTRAST_ONLY,
-)
-PROMPTS = "evaluate.retrieved"
-DECODING = ("evaluate.contrast", "evaluate.contrasted")
-MEANS = ("personalise.ema", "personalise.boundary")
-UNUSED = {
-    "base": (*TRAINING, PROMPTS, *DECODING),
-    "shared": (*TRAINING, PROMPTS, *DECODING),
-    "rag": (*TRAINING, *DECODING),
-    "pag": (*TRAINING, *DECODING),
-    "oppu": ("unlabeled.", *CONTRAST_ONLY, PROMPTS),
-    "cope": ("unlabeled.", *MEANS, *CBPO_ONLY, PROMPTS),
-    "kto": (*ALPHA, *MEANS, *CBPO_ONLY, PROMPTS),
-    "bco": (*ALPHA, "personalise.boundary", *CBPO_ONLY, PROMPTS),
-    "positives": (*ALPHA, "personalise.unlabeled-weight", PROMPTS),
-    "c-bpo": (PROMPTS,),
-}
 
 
 class Cache:
@@ -94,25 +29,19 @@ class Cache:
         return cast(Made, self._made[place])
 
 
-def key_of(config: Config, irrelevant: Sequence[str]) -> str:
-    """Short hash of a config without the keys (or prefixes ending in ``.``) named.
-
-    Keys of `LATER` count where they are not at their defaults: cells from before they
-    existed are still found.
-    """
-    values = flatten(config).items()
-    rest = {
-        key: value
-        for key, value in values
-        if not named_by(key, irrelevant) and (key, value) not in LATER
-    }
-    return hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:16]
+def cell_key(config: Config) -> str:
+    """Short hash of a config, as versions up to 0.2 named their cells: those are found."""
+    values = as_0_2(config)
+    if values["evaluate.rouge-tokens"] == "english":  # there were cells before this key
+        del values["evaluate.rouge-tokens"]
+    return _hash(values)
 
 
-# Keys that came after cells had been written, and what holds without them.
-LATER = (("evaluate.rouge-tokens", "english"),)
+def stage_key(config: Config, stage: str) -> str:
+    """Short hash of the keys that a stage depends on (`keys_of`)."""
+    flat = flatten(config)
+    return _hash({name: flat[name] for name in keys_of(stage)})
 
 
-def named_by(key: str, names: Sequence[str]) -> bool:
-    """Whether a key is among names, of which one that ends in ``.`` stands for a table."""
-    return any(key == n or (n.endswith(".") and key.startswith(n)) for n in names)
+def _hash(values: Mapping[str, Scalar]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]

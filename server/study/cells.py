@@ -16,23 +16,26 @@ from typing import Any
 import numpy as np
 
 from ...common.config import UNTRAINED, Config
+from ...common.config.keys import POOL, SHARED
+from ...common.config.methods import ALPHA, BY_NAME
+from ...common.config.old import renamed
 from ...common.data.load import load_dataset
 from ...common.data.types import Dataset
-from ...common.engine.adapters import hash_lora
-from ...common.engine.backbone import Backbone, load_backbone
+from ...common.engine.backbone import backbone_of
+from ...common.engine.reference import Reference
 from ...common.errors import IdiolectError
 from ...common.files import make_private, private_folder
 from ...common.protocol.messages import Outcome, package_version
-from ..privacy.ledger import card
+from ..privacy.card import card
 from ..run import results
 from ..run.adapt import adapt
 from ..run.budget import noise_of, population_of
 from ..run.cohort import Run
-from ..run.local import Local, fitting, local_run
+from ..run.local import Local, fitted, local_run
 from ..run.personalise import choose_rate, measure, possible, train
 from ..run.pool import pool
 from . import controls
-from .cache import ALPHA, NOT_POOL, NOT_SHARED, UNUSED, Cache, key_of
+from .cache import Cache, cell_key, stage_key
 from .declaration import Study, cell_config, cells, control_of
 
 
@@ -74,7 +77,7 @@ def run_study(
     for number, cell in enumerate(todo, start=1):
         config = cell_config(study, cell)
         control = control_of(study, cell)
-        name = f"{key_of(config, ())}-{control}-{study.measured}.json"
+        name = f"{cell_key(config)}-{control}-{study.measured}.json"
         path = folder / "cells" / name
         known = path.exists()
         named = ", ".join(f"{k}={v}" for k, v in cell.items())
@@ -85,7 +88,7 @@ def run_study(
             results.write_json(path, {"cell": cell, **found})
             say(f"  {time.monotonic() - began:.0f} s")
         # Not the file's own cell: JSON has no infinity.
-        done.append({**json.loads(path.read_text()), "cell": cell})
+        done.append({**renamed(json.loads(path.read_text())), "cell": cell})
     return done
 
 
@@ -122,24 +125,23 @@ def run_cell(
     measured: str = "confirmation",
 ) -> dict[str, Any]:
     """Run one cell, in the shape of ``results.json``."""
-    backbone = load_backbone(
-        config.backbone, config.dtype, config.device, config.max_length
-    )
-    dataset = fitting(backbone, load_dataset(config))
-    pooled = with_pool(config, backbone, dataset, cache)
+    backbone = backbone_of(config)
+    reference = cache.once("reference", str(id(backbone)), lambda: Reference(backbone))
+    dataset = fitted(backbone, load_dataset(config))
+    pooled = with_pool(config, reference, dataset, cache)
     if measured == "development":
         dataset = replace(dataset, users=dataset.development, development=())
     controls.check(control, dataset.users, config)
 
     def one(method: str) -> Found:
-        run = local_run(config, backbone, dataset, pooled)
+        run = local_run(config, reference, dataset, pooled)
         controls.apply(control, run)
         return of_method(run, method)
 
     methods = {
         method: cache.once(
             f"{method} {control}",
-            key_of(config, ("methods", "recipe", *UNUSED[method])),
+            stage_key(config, method),
             lambda method=method: one(method),
         )
         for method in config.method_list
@@ -148,25 +150,25 @@ def run_cell(
 
 
 def with_pool(
-    config: Config, backbone: Backbone, dataset: Dataset, cache: Cache
+    config: Config, reference: Reference, dataset: Dataset, cache: Cache
 ) -> Run:
     """A run whose shared adapter is trained and whose unlabeled set is built."""
     # What noise is calibrated from is spread over keys that these stages do not use.
     noise = str(noise_of(config, population_of(config, dataset)))
 
     def after(phase: Callable[[Run], None], before: Run | None) -> Run:
-        run = local_run(config, backbone, dataset, before)
+        run = local_run(config, reference, dataset, before)
         phase(run)
         return run
 
-    key = key_of(config, NOT_SHARED) + noise
+    key = stage_key(config, SHARED) + noise
     adapted = cache.once("shared", key, lambda: after(adapt, None))
     spent = adapted.ledger.charges
-    key = key_of(config, NOT_POOL) + noise + str(adapted.ledger.events())
+    key = stage_key(config, POOL) + noise + str(adapted.ledger.events())
     if config.unlabeled.bank_from == "shared" and config.unlabeled.kind == "votes":
-        key += hash_lora(Local(config, adapted.state, dataset, backbone).shared)
+        key += Local(config, adapted.state, dataset, reference).reference.hash
     found = cache.once("pool", key, lambda: after(pool, adapted))
-    run = local_run(config, backbone, dataset, found)
+    run = local_run(config, reference, dataset, found)
     # The pool may have been built behind another adapter, of other cells.
     run.state.shared = adapted.state.shared
     run.ledger.charges[: len(spent)] = spent
@@ -231,7 +233,7 @@ def _alphas(trained: Mapping[str, Found]) -> tuple[dict[str, float], bool]:
     use_it = {
         name: found
         for name, found in trained.items()
-        if not {*ALPHA, "unlabeled."} & {*UNUSED[name]}
+        if {*ALPHA} <= {*BY_NAME[name].reads}
     }
     outcomes = [
         (user, one)

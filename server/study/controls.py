@@ -39,12 +39,11 @@ def check(control: str, users: Sequence[User], config: Config) -> None:
     first = (config.evaluate.users or len(users)) * config.evaluate.generate
     parts = [n for n in (len(users[:first]), len(users[first:])) if n]
     if control == "swapped" and any(
-        n % config.personalise.stack == 1 or config.personalise.stack == 1
-        for n in parts
+        n % config.engine.stack == 1 or config.engine.stack == 1 for n in parts
     ):
         raise IdiolectError(
             "control 'swapped' leaves one user of a stacking group alone, who has no "
-            "neighbour: choose users and personalise.stack so that none is left over."
+            "neighbour: choose users and engine.stack so that none is left over."
         )
 
 
@@ -54,7 +53,7 @@ def apply(control: str, run: Run) -> None:
     if not isinstance(cohort, Local):
         raise TypeError("controls are for runs in this process")
     if control == "swapped":
-        run.cohort = Swapped(run.config, state, cohort.dataset, cohort.backbone)
+        run.cohort = Swapped(run.config, state, cohort.dataset, cohort.bare)
     elif control == "shuffled":
         cohort.dataset = shuffled(cohort.dataset, seed)
     elif control == "random":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.config import Config, Scalar, parse
+from ...common.config.old import renamed
 from ...common.errors import IdiolectError
 from ...common.text import read_toml
 from ..run import results
@@ -121,7 +122,7 @@ def read_study(path: Path) -> Study:
         The file is missing or not TOML, a key is unknown, or a claim names no cell.
     """
     try:
-        raw = read_toml(path.read_text())
+        raw = renamed(read_toml(path.read_text()))
     except OSError as error:
         raise IdiolectError(
             f"study file {path} cannot be read ({error.strerror}): give the path of a "

@@ -666,6 +666,26 @@ def test_a_claude_export(put):
     assert found.left_out == {"messages without text": 1}
 
 
+def test_a_claude_message_whose_text_is_null(put):
+    """Of files alone: nothing was written. In parts: that is the text."""
+    parts = [{"type": "text", "text": "In parts"}, {"type": "image", "source": {}}]
+    turns = [
+        {"sender": "human", "text": None, "files": [{"file_name": "a.pdf"}]},
+        {"sender": "assistant", "text": None, "content": [{"text": "Which page?"}]},
+        {"sender": "human", "text": None, "content": parts},
+    ]
+    export = [{"chat_messages": turns, "created_at": "2024-01-01T00:00:00Z"}]
+    found = read(put("conversations.json", json.dumps(export)))
+    assert [(e.prompt.text, e.target) for e in found.entries] == [
+        ("Which page?", "In parts")
+    ]
+    assert found.left_out == {"messages without text": 1}
+    export[0]["chat_messages"] = [{"sender": "human", "text": 5}]
+    assert "a message holds 5, which is no text" in refused(
+        put("conversations.json", json.dumps(export))
+    )
+
+
 IPHONE = """\ufeff[13/02/2024, 10:00:03] Family: \u200eMessages are end-to-end encrypted.\r
 [13/02/2024, 10:00:04] Anna: hi all\r
 it's: me\u2028again\r

@@ -14,11 +14,13 @@ from idiolect.client.node.device import VaultShelf
 from idiolect.client.owner import consent, history, owner
 from idiolect.client.owner.consent import Refusal
 from idiolect.client.owner.history import Entry
-from idiolect.client.owner.vault import RandomKey, Source, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.records import Source
+from idiolect.client.owner.vault import Vault
 from idiolect.common.data.types import Prompt
 from idiolect.common.engine.adapters import Lora
 from idiolect.common.errors import IdiolectError
-from idiolect.common.methods.personal import Personal
+from idiolect.common.methods.personalise import Personal
 from tests.common.conftest import write_model
 
 KEY = RandomKey(bytes(32))
@@ -58,11 +60,11 @@ def training(monkeypatch, path):
     """Training that another process uses to do something to the vault."""
     meanwhile = []
 
-    def train(_backbone, shared, users, *_rest):
+    def train(reference, users, *_rest):
         with Vault.open(path, KEY) as other:
             for work in meanwhile:
                 work(other)
-        (user,) = users
+        (user,), shared = users, reference.adapter
         return [Personal(user.id, moved(replace(shared, b=zeros(shared)), -1e-4))]
 
     monkeypatch.setattr(owner, "personalise", train)
@@ -120,11 +122,11 @@ def test_forgetting_what_is_not_learnt_from_costs_nothing(vault, training):
 def test_a_run_that_trains_while_text_is_forgotten_leaves_nothing(vault):
     _, learnt = owner.split(history.entries(vault))
     shelf = VaultShelf(vault, "spring", learnt)
-    shelf.write("adapters/oppu/device-1.safetensors", b"trained before")
+    shelf.write("adapters/sft/device-1.safetensors", b"trained before")
     owner.forget(vault, ["mail"])
-    assert shelf.read("adapters/oppu/device-1.safetensors") is None
+    assert shelf.read("adapters/sft/device-1.safetensors") is None
     with pytest.raises(Refusal, match="forgotten text"):
-        shelf.write("adapters/oppu/device-1.safetensors", b"trained after")
+        shelf.write("adapters/sft/device-1.safetensors", b"trained after")
     assert vault.count("run") == 0
     shelf.write("round", b"1")  # what it agreed to is not made of text
     assert shelf.read("round") == b"1"
@@ -221,20 +223,20 @@ def judged(vault: Vault, shared_by: float, own_by: float, origin: str) -> owner.
     backbone, zero = owner.reference(owner.configured(vault))
     user, learnt = owner.split(history.entries(vault))
     shared, own = moved(zero, shared_by), moved(zero, own_by)
-    return owner.adopt(vault, backbone, shared, own, user, learnt, "oppu", origin)
+    return owner.adopt(vault, backbone, shared, own, user, learnt, "sft", origin)
 
 
 @pytest.fixture
 def scores(monkeypatch):
     """Likelihoods that say how far both adapters together are from 1."""
 
-    def nll(_backbone, shared, personals, users, method):
+    def nll(reference, personals, users, method):
         def at(lora):
             return 0.0 if lora is None else float(next(iter(lora.b.values()))[0, 0])
 
         if method == "base":
             return [1.0]
-        return [abs(1 - at(shared) - at(personals[0])) for _ in users]
+        return [abs(1 - at(reference.shared) - at(personals[0])) for _ in users]
 
     monkeypatch.setattr(owner, "held_out_nll", nll)
 
@@ -331,7 +333,7 @@ def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
     poor = judged(vault, 0.5, -1.0, "a run")
     assert not poor.accepted and vault.count("shared") == 1
     shelf = VaultShelf(vault, "spring")
-    shelf.write("adapters/oppu/device-1.safetensors", b"x")
+    shelf.write("adapters/sft/device-1.safetensors", b"x")
     shelf.write("devices/device-1.json", b"{}")
     membership.join(vault, membership.Server("one.example:1", "pem", "00" * 32))
     membership.leave(vault)

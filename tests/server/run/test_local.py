@@ -2,12 +2,12 @@
 
 import pytest
 
-from idiolect.common.config import parse
+from idiolect.common.config import parse_run
 from idiolect.common.data.load import load_dataset
-from idiolect.common.engine.backbone import load_backbone
+from idiolect.common.engine.reference import load_reference
 from idiolect.server.run import checkpoint
 from idiolect.server.run.adapt import adapt
-from idiolect.server.run.local import fitting, local_run
+from idiolect.server.run.local import fitted, local_run
 from idiolect.server.run.personalise import evaluate, personalise
 from idiolect.server.run.pool import pool
 from tests.server.federation import FakeGrid, run
@@ -18,7 +18,7 @@ PRIVATE = {"privacy.mode": "central", "privacy.seeded": True, "privacy.delta": 1
 @pytest.mark.parametrize(
     "changes",
     [
-        {"evaluate.generate": True, "evaluate.users": 1, "personalise.stack": 2},
+        {"evaluate.generate": True, "evaluate.users": 1, "engine.stack": 2},
         PRIVATE
         | {"privacy.sampling": 0.6, "privacy.vote-sampling": 0.6, "seed": 4}
         | {"adapt.clip-quantile": 0.5, "privacy.epsilon": 40.0, "quorum": 0.0},
@@ -35,10 +35,11 @@ PRIVATE = {"privacy.mode": "central", "privacy.seeded": True, "privacy.delta": 1
 )
 def test_both_cohorts_give_the_same_numbers(settings, changes):
     given = settings | {"deadline": 600.0} | changes
-    config = parse(given)
+    config, _ = parse_run(given)
     remote = checkpoint.load(run(given, FakeGrid(1)), {})
-    backbone = load_backbone(config.backbone, "float32", "cpu", config.max_length)
-    here = local_run(config, backbone, fitting(backbone, load_dataset(config)))
+    reference = load_reference(config)
+    dataset = fitted(reference.backbone, load_dataset(config))
+    here = local_run(config, reference, dataset)
     for phase in (adapt, pool, personalise, evaluate):
         phase(here)
     local = here.state

@@ -2,35 +2,33 @@
 
 import pytest
 
-from idiolect.common.config import FIELDS, METHODS, UNTRAINED, parse
-from idiolect.server.study import cache
-from idiolect.server.study.cache import Cache, key_of
+from idiolect.common.config import METHODS, UNTRAINED, parse_run
+from idiolect.common.config.keys import AFFECTS, POOL, SHARED, SOME
+from idiolect.server.study.cache import Cache, cell_key, stage_key
 from idiolect.server.study.cells import run_cell
+
+
+def parse(values):
+    """The configuration of a cell; the settings of a run name its folder too."""
+    return parse_run(values)[0]
 
 
 def test_keys_without_effect_do_not_make_another_stage():
     plain = parse({})
     other = parse({"methods": "base", "unlabeled.alpha": "0.2"})
-    assert key_of(plain, cache.NOT_SHARED) == key_of(other, cache.NOT_SHARED)
-    assert key_of(plain, ()) != key_of(other, ())
+    assert stage_key(plain, SHARED) == stage_key(other, SHARED)
+    assert cell_key(plain) != cell_key(other)
     for changed in ({"seed": 1}, {"adapt.rounds": 1}, {"lora.rank": 2}, {"users": 9}):
-        assert key_of(parse(changed), cache.NOT_SHARED) != key_of(
-            plain, cache.NOT_SHARED
-        )
-    assert key_of(parse({"unlabeled.bank": 9}), cache.NOT_POOL) != key_of(
-        plain, cache.NOT_POOL
-    )
+        assert stage_key(parse(changed), SHARED) != stage_key(plain, SHARED)
+    assert stage_key(parse({"unlabeled.bank": 9}), POOL) != stage_key(plain, POOL)
+
+
+def matters(method, key, value):
+    return stage_key(parse({key: value}), method) != stage_key(parse({}), method)
 
 
 def test_each_method_depends_on_its_own_keys():
-    """A key named in UNUSED that a method does use would give it another cell's numbers."""
-    assert set(cache.UNUSED) == set(METHODS)
-    named = {name for names in cache.UNUSED.values() for name in names}
-    assert all(any(key.startswith(name) for key in FIELDS) for name in named)
-
-    def matters(method, key, value):
-        keys = (key_of(parse(s), cache.UNUSED[method]) for s in ({}, {key: value}))
-        return len(set(keys)) == 2
+    """A key that a method uses and its row leaves out would share too much."""
 
     def users_of(key, value):
         return {method for method in METHODS if matters(method, key, value)}
@@ -40,8 +38,8 @@ def test_each_method_depends_on_its_own_keys():
     assert users_of("evaluate.retrieved", 2) == asked
     assert users_of("evaluate.contrast", 0.1) == trained
     assert users_of("personalise.epochs", 1) == trained
-    assert users_of("personalise.beta", 0.1) == trained - {"oppu"}
-    assert users_of("unlabeled.kind", "public") == trained - {"oppu", "cope"}
+    assert users_of("personalise.beta", 0.1) == trained - {"sft"}
+    assert users_of("unlabeled.kind", "public") == trained - {"sft", "cope"}
     assert users_of("history", 4) == set(METHODS)
 
 
@@ -63,7 +61,7 @@ OTHERWISE = {
     "personalise.anchor": 0.3,
     "evaluate.retrieved": 1,
     "evaluate.contrast": 2.0,
-    "evaluate.contrasted": "oppu,cope,kto,bco,positives,c-bpo",
+    "evaluate.contrasted": "sft,cope,kto,bco,positives,c-bpo",
 }
 
 
@@ -76,13 +74,13 @@ def test_what_a_method_does_not_use_changes_nothing(settings, method):
     unused = {
         key: value
         for key, value in OTHERWISE.items()
-        if key_of(parse({}), cache.UNUSED[method])
-        == key_of(parse({key: value}), cache.UNUSED[method])
+        if not matters(method, key, value)
     }
     assert unused
     assert measured(unused) == measured({})
 
 
 def test_every_key_that_is_unused_somewhere_is_tried():
-    named = {name for names in cache.UNUSED.values() for name in names}
-    assert named - {"unlabeled."} <= OTHERWISE.keys()
+    some = {name for name, affects in AFFECTS.items() if SOME in affects}
+    set_of = {name for name in some if name.startswith("unlabeled.")}
+    assert some - set_of <= OTHERWISE.keys()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from idiolect.common.config import parse
+from idiolect.common.config import parse, parse_run
 from idiolect.common.errors import IdiolectError
 from idiolect.server import findings
 from idiolect.server.study import cells
@@ -38,7 +38,7 @@ def test_what_cells_share_is_computed_once(declared, tmp_path, made):
     assert len(done) == 4
     assert made.count("adapt") == 2  # one per seed
     assert made.count("pool") == 2
-    assert made.count("of_method oppu") == 2  # does not use the unlabeled set
+    assert made.count("of_method sft") == 2  # does not use the unlabeled set
     assert made.count("of_method shared") == 2
     assert made.count("of_method c-bpo") == 4
 
@@ -73,7 +73,7 @@ def test_what_one_epsilon_shares_is_computed_once_for_all_kinds(
     for epsilon in (8.0, 2.0):
         for kind in ("votes", "self", "public"):
             changed = {"privacy.epsilon": epsilon, "unlabeled.kind": kind}
-            run_cell(parse(given | changed), cache)
+            run_cell(parse_run(given | changed)[0], cache)
     assert made.count("adapt") == 2
 
 
@@ -83,9 +83,9 @@ def test_what_noise_is_calibrated_from_is_not_shared(tmp_path, small_model, made
     given = short_run(tmp_path, small_model) | private
     given |= {"methods": "base", "personalise.learning-rates": "1e-3"}
     cache = Cache()
-    run_cell(parse(given), cache)
-    run_cell(parse(given | {"privacy.vote-sampling": 0.5}), cache)
-    run_cell(parse(given | {"adapt.rounds": 3}), cache)
+    run_cell(parse_run(given)[0], cache)
+    run_cell(parse_run(given | {"privacy.vote-sampling": 0.5})[0], cache)
+    run_cell(parse_run(given | {"adapt.rounds": 3})[0], cache)
     assert [name for name in made if " " not in name] == ["adapt", "pool"] * 3
 
 
@@ -96,9 +96,9 @@ def test_a_pool_of_other_cells_keeps_the_cells_own_adapter_and_charges(
     given = short_run(tmp_path, small_model)
     given |= {"methods": "shared", "privacy.mode": "central", "privacy.seeded": True}
     given |= {"privacy.noise": 9.0, "privacy.delta": 1e-3}
-    other = parse(given | {"adapt.rank": 1})
+    other = parse_run(given | {"adapt.rank": 1})[0]
     cache = Cache()
-    run_cell(parse(given), cache)
+    run_cell(parse_run(given)[0], cache)
     shared, alone = (run_cell(other, known) for known in (cache, Cache()))
     assert shared["users"] == alone["users"]
     assert shared["privacy"] == alone["privacy"]
@@ -109,11 +109,11 @@ def test_a_vote_beyond_the_budget_leaves_out_the_methods_that_need_it(
 ):
     """As in a run: the rounds of the shared adapter are paid for first."""
     given = short_run(tmp_path, small_model)
-    given |= {"methods": "shared,oppu,c-bpo", "personalise.learning-rates": "1e-3"}
+    given |= {"methods": "shared,sft,c-bpo", "personalise.learning-rates": "1e-3"}
     given |= {"privacy.mode": "central", "privacy.seeded": True}
     given |= {"privacy.delta": 1e-3, "privacy.noise": 3.0, "privacy.epsilon": 1.3}
-    found = run_cell(parse(given), Cache())
-    assert set(found["methods"]) == {"shared", "oppu"}
+    found = run_cell(parse_run(given)[0], Cache())
+    assert set(found["methods"]) == {"shared", "sft"}
 
 
 def test_an_infinite_budget_can_be_written_and_read(tmp_path, small_model):

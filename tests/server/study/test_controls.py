@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from idiolect.common.config import parse
+from idiolect.common.config import parse_run
 from idiolect.common.data.load import load_dataset
 from idiolect.common.errors import IdiolectError
 from idiolect.common.unlabeled.sets import Unlabeled
@@ -14,7 +14,7 @@ from idiolect.server.study.controls import of_random_words, shuffled
 
 
 def test_shuffling_deals_every_item_once(settings):
-    dataset = load_dataset(parse(settings))
+    dataset = load_dataset(parse_run(settings)[0])
     dealt = shuffled(dataset, 0)
 
     def ids(users):
@@ -28,7 +28,7 @@ def test_shuffling_deals_every_item_once(settings):
 
 
 def test_controls_change_what_they_should(settings):
-    config = parse({**settings, "methods": "shared,oppu"})
+    config = parse_run({**settings, "methods": "shared,sft"})[0]
     cache = Cache()
     plain, swapped, dealt = (
         run_cell(config, cache, control)["users"]
@@ -36,18 +36,18 @@ def test_controls_change_what_they_should(settings):
     )
     for user, methods in plain.items():
         assert swapped[user]["shared"] == dealt[user]["shared"] == methods["shared"]
-        assert swapped[user]["oppu"] != methods["oppu"]
-        assert dealt[user]["oppu"] != methods["oppu"]
+        assert swapped[user]["sft"] != methods["sft"]
+        assert dealt[user]["sft"] != methods["sft"]
 
 
 def test_a_user_without_neighbour_cannot_be_swapped(settings):
-    config = parse({**settings, "methods": "shared", "personalise.stack": 2})
+    config = parse_run({**settings, "methods": "shared", "engine.stack": 2})[0]
     with pytest.raises(IdiolectError, match="so that none is left over"):
         run_cell(config, Cache(), "swapped")  # three users
 
 
 def test_words_of_the_unlabeled_set_are_dealt_out_again(settings):
-    config = parse({**settings, "methods": "c-bpo", "unlabeled.kind": "public"})
+    config = parse_run({**settings, "methods": "c-bpo", "unlabeled.kind": "public"})[0]
     dataset = load_dataset(config)
     plain = tuple(Unlabeled(item) for item in dataset.public)
     random = of_random_words(plain, 0)

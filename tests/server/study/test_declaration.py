@@ -62,7 +62,7 @@ def test_a_name_of_the_study_stands_for_config_keys(declared):
         ("[config]", 'measured = "everybody"\n[config]', "'confirmation' or"),
         (
             "[grid]",
-            """[[compare]]\nx="seed"\none={method="kto"}\nothers=[{method="oppu"}]
+            """[[compare]]\nx="seed"\none={method="kto"}\nothers=[{method="sft"}]
             metrics=["nll"]\n[grid]""",
             "no cell has",
         ),

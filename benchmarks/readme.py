@@ -43,7 +43,11 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
         cells = (f"{methods[name][metric]['mean']:.3f}" for metric in METRICS)
         yield f"| `{name}`: {words} | " + " | ".join(cells) + " |"
     for name in PAIRS:
-        yield f"| {name} | " + " | ".join(difference(pairs[name][m]) for m in METRICS) + " |"
+        yield (
+            f"| {name} | "
+            + " | ".join(difference(pairs[name][m]) for m in METRICS)
+            + " |"
+        )
 
 
 def difference(value: Mapping[str, Any]) -> str:

@@ -35,6 +35,7 @@ setting, tables and plot.
   share a shared adapter, an unlabeled set and the learning rates chosen for them.
 - Users are synthetic (personas) unless a study says otherwise. What holds for them need not
   hold for people.
+- Keys have the names of the commit that was measured. Methods have the names of today.
 
 """
 
@@ -67,9 +68,8 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
 def renamed(value: Any) -> Any:
     """Return a stored value with the names that methods have today: `sft` was `oppu`."""
     if isinstance(value, str):
-        return re.sub(
-            r"\boppu\b", "sft", re.sub(r"\bOPPU\b|SFT \(oppu\)", "SFT", value)
-        )
+        text = re.sub(r"\bOPPU\b|SFT \((oppu|sft)\)", "SFT", value)
+        return re.sub(r"\boppu\b", "sft", text)
     if isinstance(value, Mapping):
         return {renamed(key): renamed(entry) for key, entry in value.items()}
     if isinstance(value, list):

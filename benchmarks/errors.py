@@ -78,8 +78,8 @@ OF_DEVICE = (
     Case("personalize --method magic", "invalid choice: 'magic'"),
     Case("consent votes perhaps", "invalid choice: 'perhaps'"),
     # the vault
-    Case("status --vault none.db", "there is no vault at"),
-    Case("status --vault text.txt", "is no vault, or it is damaged"),
+    Case("status --vault none.db", "there is not a vault at"),
+    Case("status --vault text.txt", "is not a vault, or it is damaged"),
     Case("vault init", "already"),
     Case("vault init --vault new.db --passphrase-file short", "too short", locked=True),
     Case(

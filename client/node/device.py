@@ -137,16 +137,8 @@ class Device:
         answers = consent.consents(self._vault)
 
         def keep(shared: Lora, lora: Lora, method: str, origin: str) -> None:
-            owner.adopt(
-                self._vault,
-                backbone_of(config),
-                shared,
-                lora,
-                user,
-                learnt,
-                method,
-                origin,
-            )
+            trained = owner.Trained(lora, method, user, learnt, origin)
+            owner.adopt(self._vault, backbone_of(config), shared, trained)
 
         return Node(
             config,

@@ -164,7 +164,7 @@ def leave(vault: Vault) -> None:
     below them (`owner.reset` puts them out of use), and so does the count of what this
     device took part in.
     """
-    from ..owner.owner import drop_shared
+    from ..owner.adapters import drop_shared  # loads torch
 
     with vault.transaction(erasing=True):
         vault.delete("state", ["server", "node-key", "joined"])

@@ -15,7 +15,7 @@ no device sends it.
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from time import localtime, strftime, time
 
@@ -109,11 +109,7 @@ def answers_to(outflow: str) -> dict[str, str]:
     IdiolectError
         There is no such outflow.
     """
-    if outflow not in DEFAULTS:
-        raise IdiolectError(
-            f"there is no outflow '{printable(outflow, 40)}': name one of "
-            f"{', '.join(DEFAULTS)}."
-        )
+    check_name(outflow, DEFAULTS, "outflow")
     if outflow == "training":
         return {"no": "no run trains here", "yes": "runs may train here"}
     return {
@@ -204,19 +200,12 @@ def choose(vault: Vault, **chosen: str) -> None:
     vault.put("state", [Record("settings", body)], DEVICE)
 
 
-def known_setting(name: str) -> str:
-    """Return a setting's name.
-
-    Raises
-    ------
-    IdiolectError
-        There is no such setting.
-    """
-    if name not in SETTINGS:
+def check_name(name: str, known: Collection[str], what: str) -> None:
+    """Refuse the name of an outflow or a setting that does not exist."""
+    if name not in known:
         raise IdiolectError(
-            f"there is no setting '{printable(name, 40)}': {', '.join(SETTINGS)}."
+            f"there is no {what} '{printable(name, 40)}': name one of {', '.join(known)}."
         )
-    return name
 
 
 def takes(name: str) -> str:
@@ -235,8 +224,9 @@ def takes(name: str) -> str:
 
 def check_setting(name: str, value: str) -> None:
     """Refuse a setting that is none, or a value that is not of its kind."""
+    check_name(name, SETTINGS, "setting")
     number = _number(value)
-    if known_setting(name) == "backbone":
+    if name == "backbone":
         fine = bool(value) and value.isprintable()
     elif name == "on-battery":
         fine = value in ("yes", "no")

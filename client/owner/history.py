@@ -130,25 +130,21 @@ def _tidy(name: str) -> str:
 # --- in the vault ----------------------------------------------------------------------
 
 
-def add(vault: Vault, entries: Iterable[Entry], source: str) -> tuple[int, int]:
-    """Keep entries, all or none.
+def add(vault: Vault, entries: Iterable[Entry], source: str) -> int:
+    """Keep entries, all or none; return how many are new.
+
+    Those that are there already stay as they are.
 
     Parameters
     ----------
     vault, entries
-        What is kept, and where.
+        Where, and what.
     source
-        A name to forget them by, as the owner chose it; kept as `source_name` has it.
-
-    Returns
-    -------
-    tuple
-        How many are new, and how many were there already (and stay as they are).
+        A name to forget them by, as the owner chose it; kept as `source_name` returns it.
     """
     source = source_name(source)
-    given = list(entries)
     with vault.transaction():
-        new = unknown(vault, given)
+        new = unknown(vault, entries)
         if new:
             # The order of a file is the order of the list, whatever the clock's resolution.
             start = _next(vault, len(new))
@@ -157,7 +153,7 @@ def add(vault: Vault, entries: Iterable[Entry], source: str) -> tuple[int, int]:
                 for number, entry in enumerate(new)
             ]
             vault.put(KIND, map(_record, new), Source("import", source))
-    return len(new), len(given) - len(new)
+    return len(new)
 
 
 def _next(vault: Vault, number: int) -> float:

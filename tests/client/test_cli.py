@@ -21,7 +21,7 @@ from rich.cells import cell_len
 
 from idiolect.client.cli import _say, main
 from idiolect.client.node import membership
-from idiolect.client.owner import consent, owner
+from idiolect.client.owner import adapters, consent, owner
 from idiolect.client.owner.keys import Passphrase, RandomKey
 from idiolect.client.owner.records import Source
 from idiolect.client.owner.vault import Vault
@@ -155,7 +155,7 @@ def test_disliked_pairs_are_learnt_to_be_avoided(ready, run, asked):
             backbone, zero = owner.reference(config)
             entry = owner.Entry(owner.Prompt("", bad["--prompt"]), bad["--text"])
             encoded = [backbone.encode(entry.item())]
-            _, lora = owner.adapter(vault, backbone, zero)
+            _, lora = adapters.adapter(vault, backbone, zero)
         from idiolect.common.engine.scoring import score_users
 
         with_it = score_users(backbone, [lora], [encoded])[0][0]
@@ -685,14 +685,14 @@ def test_use_chooses_an_adapter_and_says_how_to_go_back(cheap, run, asked, kept)
 @pytest.fixture
 def kept(cheap, monkeypatch):
     """Adapters as they are kept, without training."""
-    from idiolect.client.owner.owner import Version
+    from idiolect.client.owner.adapters import Version
 
     def keep(*numbers, losing=()):
         versions = [
             Version(n, "c-bpo", "w", (), 26, 0, 6, 2.0 if n in losing else 0.4, 0.5)
             for n in numbers
         ]
-        monkeypatch.setattr(owner, "versions", lambda _vault: versions)
+        monkeypatch.setattr(adapters, "versions", lambda _vault: versions)
 
     return keep
 

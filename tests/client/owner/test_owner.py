@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from idiolect.client import overview
+from idiolect.client.commands import status
 from idiolect.client.node import membership
 from idiolect.client.node.device import VaultShelf
-from idiolect.client.owner import consent, history, owner
+from idiolect.client.owner import adapters, consent, history, owner
 from idiolect.client.owner.consent import Refusal
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
@@ -100,7 +100,7 @@ def test_what_is_forgotten_while_it_is_learnt_stays_forgotten(vault, training, w
     training.append(work)
     with pytest.raises(Refusal, match="forgotten text that this was made of"):
         owner.train(vault)
-    assert owner.versions(vault) == [] and owner.active(vault) == 0
+    assert adapters.versions(vault) == [] and adapters.active(vault) == 0
     assert before.number == 1 and vault.count("adapter") == 0
     training.clear()
     if vault.count(history.KIND) < owner.FEWEST:
@@ -180,7 +180,7 @@ def test_two_forget_at_once(vault, path, training):
         one.join()
     assert sorted(map(str, said))[0] == "8"
     assert "there is no source 'mail'" in sorted(map(str, said))[1]
-    assert owner.versions(vault) == []
+    assert adapters.versions(vault) == []
     assert {entry.source for entry in history.entries(vault)} == {"notes"}
     vault.check()
 
@@ -223,7 +223,8 @@ def judged(vault: Vault, shared_by: float, own_by: float, origin: str) -> owner.
     backbone, zero = owner.reference(owner.configured(vault))
     user, learnt = owner.split(history.entries(vault))
     shared, own = moved(zero, shared_by), moved(zero, own_by)
-    return owner.adopt(vault, backbone, shared, own, user, learnt, "oppu", origin)
+    trained = owner.Trained(own, "oppu", user, learnt, origin)
+    return owner.adopt(vault, backbone, shared, trained)
 
 
 @pytest.fixture
@@ -248,15 +249,17 @@ def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, 
     poor = judged(vault, -0.5, 1.0, "a run")
     assert (poor.nll, poor.nll_before, poor.nll_bare) == (0.5, 1.5, 1.0)
     assert (poor.nll_in_use, poor.nll_against) == (0.25, 0.5)
-    assert not poor.accepted and owner.active(vault) == good.number
+    assert not poor.accepted and adapters.active(vault) == good.number
     backbone, zero = owner.reference(owner.configured(vault))
-    assert owner.latest_shared(vault, backbone, zero) is zero  # nor do we start from it
+    assert (
+        adapters.latest_shared(vault, backbone, zero) is zero
+    )  # nor do we start from it
     better = judged(vault, 0.5, 0.5, "another run")
-    assert better.accepted and owner.active(vault) == better.number
-    assert owner.rollback(vault) == good.number  # not the refused one
+    assert better.accepted and adapters.active(vault) == better.number
+    assert adapters.rollback(vault) == good.number  # not the refused one
     # A task that is sent again brings neither back.
     assert judged(vault, 0.5, 0.5, "another run") == better
-    assert owner.active(vault) == good.number
+    assert adapters.active(vault) == good.number
 
 
 def test_what_does_not_fit_into_the_context_is_left_out_and_counted(vault, training):
@@ -265,7 +268,7 @@ def test_what_does_not_fit_into_the_context_is_left_out_and_counted(vault, train
     version = owner.train(vault)
     assert (version.trained, version.held_out, version.too_long) == (9, 2, 1)
     assert version.sources == ("mail", "notes")
-    line = overview.judged(overview.shown(version))
+    line = status.judged(status.shown(version))
     assert line.endswith("; 1 pair is longer than the context, left out")
 
 
@@ -287,7 +290,7 @@ def test_what_the_one_in_use_knows_by_heart_does_not_judge(vault, scores):
     good = judged(vault, 0.0, 1.0, "")
     assert good.pairs and len(good.pairs) == good.trained == 9
     owner.forget(vault, ["notes"])  # now what it had learnt is among the newest
-    assert owner.versions(vault) == []
+    assert adapters.versions(vault) == []
     history.add(vault, pairs("notes", 3), "notes")
     known = judged(vault, 0.0, 1.0, "")
     ids = tuple(entry.id for entry in history.entries(vault))
@@ -310,22 +313,25 @@ def test_learning_to_avoid_something_may_cost_a_little(vault, scores):
     user, learnt = owner.split(history.entries(vault))
     for by, accepted in ((0.94, False), (0.96, True), (0.95, False)):
         lora = moved(zero, by)
-        found = owner.adopt(vault, backbone, zero, lora, user, learnt, "c-bpo")
+        found = owner.adopt(
+            vault, backbone, zero, owner.Trained(lora, "c-bpo", user, learnt)
+        )
         assert found.accepted == accepted, by
 
 
 def test_reset_goes_back_to_the_bare_model(vault, scores):
     one = judged(vault, 0.5, 0.25, "a run")
-    assert owner.active(vault) == one.number and vault.count("shared") == 1
-    owner.reset(vault)
+    assert adapters.active(vault) == one.number and vault.count("shared") == 1
+    adapters.reset(vault)
     backbone, zero = owner.reference(owner.configured(vault))
     assert (
-        owner.active(vault) == 0 and owner.latest_shared(vault, backbone, zero) is zero
+        adapters.active(vault) == 0
+        and adapters.latest_shared(vault, backbone, zero) is zero
     )
     with pytest.raises(IdiolectError, match="no adapter is in use"):
-        owner.adapter(vault, backbone, zero)
-    owner.activate(vault, one.number)  # it is kept, with what is below it
-    shared, _ = owner.adapter(vault, backbone, zero)
+        adapters.adapter(vault, backbone, zero)
+    adapters.activate(vault, one.number)  # it is kept, with what is below it
+    shared, _ = adapters.adapter(vault, backbone, zero)
     assert float(next(iter(shared.b.values()))[0, 0]) == 0.5
 
 
@@ -338,17 +344,17 @@ def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
     membership.join(vault, membership.Server("one.example:1", "pem", "00" * 32))
     membership.leave(vault)
     backbone, zero = owner.reference(owner.configured(vault))
-    assert owner.latest_shared(vault, backbone, zero) is zero
+    assert adapters.latest_shared(vault, backbone, zero) is zero
     assert vault.count("shared") == 0
     assert [s.kind for s in vault.sources() if s.kind == "run"] == []
     assert shelf.read("devices/device-1.json") == b"{}"  # what it took part in counts
-    assert len(owner.versions(vault)) == 1
+    assert len(adapters.versions(vault)) == 1
 
 
 def test_an_adapter_that_may_be_used_keeps_what_is_below_it(vault, scores):
     one = judged(vault, 0.5, 0.25, "a run")
     membership.leave(vault)
     backbone, zero = owner.reference(owner.configured(vault))
-    shared, _ = owner.adapter(vault, backbone, zero)
+    shared, _ = adapters.adapter(vault, backbone, zero)
     assert one.accepted and any(b.any() for b in shared.b.values())
-    assert owner.latest_shared(vault, backbone, zero) is zero
+    assert adapters.latest_shared(vault, backbone, zero) is zero

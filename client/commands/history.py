@@ -12,7 +12,6 @@ from ...common.data.types import Prompt
 from ...common.errors import IdiolectError
 from ...common.files import write_new
 from ...common.text import printable
-from ..imports.read import Asked, read, report
 from ..owner import history, unlock
 from ..owner.alone import note_of
 from ..owner.history import Entry
@@ -24,6 +23,8 @@ ROW = len("0123456789ab  +  2026-01-31   => ")  # what a list says beside the te
 
 def import_file(options: argparse.Namespace) -> Answer:
     """Add the pairs of a file to the history, and report what was read and left out."""
+    from ..imports.read import Asked, read, report  # loads numpy
+
     source = history.source_name(options.source or options.file.resolve().name)
     asked = Asked(
         task=options.task,

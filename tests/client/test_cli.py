@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from idiolect.client.cli import _say, main
+from idiolect.client.cli import main
+from idiolect.client.commands.answer import Answer
 from idiolect.client.node import membership
 from idiolect.client.owner import adapters, consent, owner
 from idiolect.client.owner.keys import Passphrase, RandomKey
@@ -384,7 +385,7 @@ def test_mistakes_get_a_sentence_and_change_nothing(ready, run, asked, words, se
 )
 def test_what_needs_no_model_does_not_wait_for_torch(ready, words):
     code = (
-        "import sys; from idiolect.client.cli import _say, main\n"
+        "import sys; from idiolect.client.cli import main\n"
         f"try: code = main({words})\n"
         "except SystemExit as end: code = end.code\n"
         "assert not code and not {'torch', 'flwr', 'numpy'} & set(sys.modules)"
@@ -599,9 +600,7 @@ def _terminal(words, place, *steps):
     if not pid:
         os.environ.pop("IDIOLECT_PASSPHRASE_FILE", None)
         os.environ["IDIOLECT_HOME"] = str(place)
-        code = (
-            "import sys; from idiolect.client.cli import _say, main; sys.exit(main())"
-        )
+        code = "import sys; from idiolect.client.cli import main; sys.exit(main())"
         os.execv(sys.executable, [sys.executable, "-c", code, *words])
     said = b""
     for waited, typed in steps:
@@ -649,11 +648,11 @@ def test_only_what_is_to_be_copied_is_not_broken_at_a_terminal(monkeypatch):
     monkeypatch.setattr(screen, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("COLUMNS", "80")
-    _say(argparse.Namespace(json=False), {}, text)
+    Answer({}, text).show(argparse.Namespace(json=False))
     broken = screen.getvalue()
     assert len(broken.splitlines()) == 3 and broken.endswith("\n  short   line\n")
     assert max(map(len, broken.splitlines())) <= 80
-    _say(argparse.Namespace(json=False), {}, text, exact=True)
+    Answer({}, text, exact=True).show(argparse.Namespace(json=False))
     assert screen.getvalue() == f"{broken}{text}\n"
 
 
@@ -713,7 +712,7 @@ def test_leaving_without_a_server_says_so_before_it_asks(cheap, run, asked):
         assert "has joined no server" in said.err and "operator" not in said.out
     with _cheap_vault(cheap) as vault:
         membership.join(vault, membership.Server(**SERVER))
-    assert "erased: say so with --yes" in run("leave", code=2).err
+    assert "erased: confirm with --yes" in run("leave", code=2).err
     assert "left lab.example:9443. Ask its operator" in run("leave", "--yes").out
     assert asked("status")["server"] is None and asked("status")["joined"] is None
 

@@ -393,14 +393,14 @@ MUTATIONS = (
     # --- the wire ----------------------------------------------------------------------
     Mutation(
         "Updates are rounded to nearest: small coordinates are lost every round",
-        "common/protocol/wire.py",
+        "common/protocol/quantization.py",
         "if random is None:",
         "if random is not None:",
         "test_random_rounding_is_right_on_average",
     ),
     Mutation(
         "A user's update takes the scales of another user's",
-        "common/protocol/wire.py",
+        "common/protocol/quantization.py",
         "{name: array[k] for name, array in rows.items()},",
         "{name: array[k - 1] for name, array in rows.items()},",
         "test_each_user_has_a_scale_and_bits_of_its_own",
@@ -545,7 +545,7 @@ MUTATIONS = (
     # --- messages --------------------------------------------------------------------
     Mutation(
         "A lying npy header is believed",
-        "common/protocol/messages.py",
+        "common/protocol/packing.py",
         "if inner != (shape, False, dtype):",
         "if not inner:",
         # Others of this test would fail for their wording alone: the length catches them.
@@ -553,14 +553,14 @@ MUTATIONS = (
     ),
     Mutation(
         "A reply of an earlier step counts",
-        "common/protocol/messages.py",
+        "common/protocol/validation.py",
         "(message.run, message.step) != (run, step)",
         "message.run != run",
         "test_stale_messages_are_refused",
     ),
     Mutation(
         "Negative votes count",
-        "common/protocol/messages.py",
+        "common/protocol/validation.py",
         "good & (safe >= 0).all(axis=1)",
         "good",
         "test_votes_are_finite_not_negative_and_of_norm_one_at_most",
@@ -961,7 +961,7 @@ MUTATIONS = (
     ),
     Mutation(
         "A number that is not finite gets into a log",
-        "common/protocol/messages.py",
+        "common/protocol/packing.py",
         "if hint is float and not abs(value) <= MAX_FLOAT:",
         "if False:",
         "test_a_number_that_is_not_finite_or_too_large_is_refused_everywhere",
@@ -1431,7 +1431,7 @@ MUTATIONS = (
     ),
     Mutation(
         "A number of a task may be anything",
-        "common/protocol/messages.py",
+        "common/protocol/packing.py",
         "if said := beyond(values):",
         'if said := "":',
         "test_a_number_out_of_its_range_is_refused",

@@ -481,7 +481,7 @@ class Config:
 
     @property
     def signed_bytes(self) -> bool:
-        """Whether the shared adapter travels as signed bytes (see `wire`)."""
+        """Whether the shared adapter travels as signed bytes (see `quantization`)."""
         wire = self.adapt.wire
         return wire == "int8" or (wire == "auto" and self.privacy.mode == "off")
 

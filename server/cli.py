@@ -84,21 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_simulate(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-) -> None:
-    simulate = commands.add_parser(
-        "simulate",
-        help="run a Flower app in simulation",
-        description="Run a Flower app on simulated devices, closed to others, with "
-        "live progress and a true exit code.",
-        epilog="Keys: docs/configuration.md. A run that was stopped goes on with "
-        "-c resume=latest, or -c resume=NAME.",
-    )
-    simulate.add_argument(
-        "app", type=Path, metavar="APP", help="its folder, e.g. simulations/lamp"
-    )
-    simulate.add_argument(
+def _add_keys(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "-c",
         dest="words",
         action="append",
@@ -107,6 +94,23 @@ def _add_simulate(
         help="set a config key; plain values, no quotes; relative paths are relative "
         "to where you are",
     )
+    command.epilog = (
+        "Keys: docs/configuration.md. A run that was stopped goes on with "
+        "-c resume=latest, or -c resume=NAME."
+    )
+
+
+def _add_simulate(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> None:
+    simulate = commands.add_parser(
+        "simulate",
+        help="run a Flower app in simulation",
+        description="Run a Flower app on simulated devices, closed to others, with "
+        "live progress and a true exit code.",
+    )
+    _add_app(simulate)
+    _add_keys(simulate)
     simulate.add_argument(
         "--nodes",
         type=int,
@@ -115,6 +119,16 @@ def _add_simulate(
         "(default: one per core, at most 8)",
     )
     simulate.set_defaults(run=_simulate)
+
+
+def _add_app(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "app",
+        type=Path,
+        nargs="?",
+        metavar="APP",
+        help="folder of the Flower app (default: the built-in one, simulations/lamp)",
+    )
 
 
 def _add_devices(
@@ -128,7 +142,8 @@ def _add_devices(
         run: Callable[[argparse.Namespace], int],
         text: str,
     ) -> argparse.ArgumentParser:
-        one = parts.add_parser(name, help=text, description=text.capitalize() + ".")
+        sentence = f"{text[0].upper()}{text[1:]}."  # `capitalize` has no capital within
+        one = parts.add_parser(name, help=text, description=sentence)
         one.add_argument(
             "--at",
             type=Path,
@@ -144,19 +159,23 @@ def _add_devices(
     init.add_argument(
         "names", nargs="+", metavar="NAME", help="by which devices reach the server"
     )
-    init.add_argument("--port", type=int, default=9443, help="(default: 9443)")
+    init.add_argument(
+        "--port", type=int, default=9443, help="where devices connect (default: 9443)"
+    )
     renew = add(parts, "renew", _renew, "make a new certificate that devices trust too")
     renew.add_argument(
         "names", nargs="*", metavar="NAME", help="(default: those of the old one)"
     )
     serve = add(commands, "serve", _serve, "serve devices, until ended")
-    serve.add_argument("--host", default="0.0.0.0", help="(default: all addresses)")
-    serve.add_argument("--port", type=int, help="(default: as the invitation says)")
-    run = add(commands, "run", _run, "run a Flower app on the devices of a server")
-    run.add_argument("app", type=Path, metavar="APP", help="its folder")
-    run.add_argument(
-        "-c", dest="words", action="append", default=[], metavar="KEY=VALUE"
+    serve.add_argument(
+        "--host", default="0.0.0.0", help="where to listen (default: all addresses)"
     )
+    serve.add_argument(
+        "--port", type=int, help="where to listen (default: as the invitation says)"
+    )
+    run = add(commands, "run", _run, "run a Flower app on the devices of a server")
+    _add_app(run)
+    _add_keys(run)
     for name, act, text in (
         ("attach", _attach, "show a run on devices that goes on"),
         ("stop", _stop, "end a run on devices that goes on"),
@@ -169,7 +188,8 @@ def _add_devices(
     one.add_argument("key", help="the line that `idiolect node join` prints")
     one.add_argument("--label", default="", help="what you call it in `nodes list`")
     one = add(parts, "list", _nodes_list, "list the devices that are let in")
-    one.add_argument("--json", action="store_true", help="print JSON")
+    one.add_argument("--json", action="store_true", help="print JSON, of all")
+    one.add_argument("--all", action="store_true", help="revoked ones, too")
     one = add(parts, "revoke", _nodes_revoke, "let a device in no more")
     one.add_argument("node", metavar="NODE", help="number or label of `nodes list`")
 
@@ -278,12 +298,13 @@ def _run_audit(options: argparse.Namespace) -> int:
 
 def _simulate(options: argparse.Namespace) -> int:
     from .run import results
-    from .simulate.launch import prepare, simulate
+    from .simulate.launch import built_in_app, prepare, simulate
 
     signal.signal(signal.SIGTERM, _terminated)
+    app = options.app or built_in_app()
     # Before torch and Flower are imported, which takes seconds.
-    tell_sentence(f"checking {options.app}, its settings, data and backbone")
-    plan = prepare(options.app, options.words, options.nodes, Path.cwd())
+    tell_sentence(f"checking {app}, its settings, data and backbone")
+    plan = prepare(app, options.words, options.nodes, Path.cwd())
     console = _console()
     try:
         found = simulate(plan, console)
@@ -331,9 +352,11 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from .deploy.operator import prepare, run
+    from .simulate.launch import built_in_app
 
     folder = _at(options)
-    plan = prepare(folder, options.app, options.words, Path.cwd())
+    app = options.app or built_in_app()
+    plan = prepare(folder, app, options.words, Path.cwd())
     return _shown_to_its_end(
         options, plan.folder.name, lambda console: run(folder, plan, console)
     )
@@ -380,9 +403,8 @@ def _stop(options: argparse.Namespace) -> int:
     from .deploy.operator import stop
 
     name = stop(_at(options), options.name)
-    tell(
-        f"run {name} has ended; the same command with -c resume={name} goes on with it"
-    )
+    tell(f"run {name} has ended")
+    tell(f"to go on with it, the command that began it with  -c resume={name}")
     return 0
 
 
@@ -410,12 +432,16 @@ def _nodes_list(options: argparse.Namespace) -> int:
         )
         return 0
     lines = [("node", "label", "state", "last seen")]
-    for node in map(shown, found):
+    revoked = [node for node in found if node["status"] == "unregistered"]
+    listed = found if options.all else [node for node in found if node not in revoked]
+    for node in map(shown, listed):
         state = STATES.get(node["status"]) or str(node["status"])
         seen = _local(node["last-seen"])
         lines.append((node["node-id"], node["label"] or "-", state, seen))
     for number, label, state, seen in lines:
         tell(f"{number:>20}  {label:20}  {state:12}  {seen}")
+    if revoked and not options.all:
+        tell(f"and {len(revoked)} revoked, which `nodes list --all` shows")
     return 0
 
 

@@ -32,17 +32,21 @@ from idiolect.common.methods import personal
 from idiolect.common.privacy.protected import planned
 from idiolect.common.protocol.manifest import sign_text
 from idiolect.common.protocol.messages import (
-    SCHEMA,
     AdaptReply,
-    AdaptTask,
+    AdaptRequest,
     Failure,
-    HelloTask,
-    ShareTask,
+    HelloRequest,
+    ShareRequest,
     device_user,
-    pack,
-    unpack,
 )
-from idiolect.common.protocol.signed import CONTEXT, Part, digest, make_part, seal_task
+from idiolect.common.protocol.packing import SCHEMA, pack, unpack
+from idiolect.common.protocol.signed import (
+    CONTEXT,
+    Part,
+    digest,
+    make_part,
+    seal_request,
+)
 from idiolect.server.run.exchange import SIGNING_KEY
 
 from .common.conftest import write_model
@@ -390,11 +394,11 @@ def test_no_text_of_a_task_ends_the_worker(vaults, body, kind, part):
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     name = HANDLERS[kind][0].__name__
     if part:
-        task = HelloTask("r", "s", {}, "", (), KEY)
+        task = HelloRequest("r", "s", {}, "", (), KEY)
         parts = {"config": Part(body.encode(), digest(body.encode()))}
         kind, record = (
             "query.hello",
-            seal_task(task, 100, 1, parts, SEED, {}, bytes(16)),
+            seal_request(task, 100, 1, parts, SEED, {}, bytes(16)),
         )
     else:
         record = raw(name, body, sign_text(CONTEXT, body, SEED))
@@ -652,9 +656,9 @@ def greet(vault: Vault, config: dict, run: str = "r") -> None:
     state.pin(VaultShelf(vault, run), device_user(100), KEY, 0, hashed)
 
 
-def share_task(settings: dict, *users: str, **more) -> ShareTask:
+def share_task(settings: dict, *users: str, **more) -> ShareRequest:
     config = flatten(parse({**settings, "unlabeled.kind": "self", **more}))
-    return ShareTask("r", "s", config, "", users)
+    return ShareRequest("r", "s", config, "", users)
 
 
 def test_raw_text_never_leaves_a_device(vaults, settings):
@@ -910,8 +914,10 @@ def test_a_task_that_was_overtaken_is_refused_and_later_ones_are_done(vaults, se
         assert ("answered before" in said) == ("answered" in sentence)
 
 
-def adapt_task(config: dict, release: str, rows: dict, clip: float = 1.0) -> AdaptTask:
-    return AdaptTask(
+def adapt_task(
+    config: dict, release: str, rows: dict, clip: float = 1.0
+) -> AdaptRequest:
+    return AdaptRequest(
         "r", "s", config, "", (device_user(100),), 0, release, clip, shared=rows
     )
 
@@ -933,7 +939,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
     for number in range(11):
         said = unpack(Failure, answer(adapt_task(config, f"adapt/{number}", rows)))
         assert "did not agree to this run in a hello" in said.sentence
-    hello = HelloTask("r", "s", config, "", (), KEY)
+    hello = HelloRequest("r", "s", config, "", (), KEY)
     device.answer(Message(sealed(hello), 100, "query.hello"))
     shapes = {name: (1, *b.shape) for name, b in rows.items()}
     reply = answer(adapt_task(config, "adapt/0", rows))
@@ -991,7 +997,7 @@ def test_a_device_has_one_number_in_a_run(vaults, settings):
     one = {"privacy.participations": 1, "methods": "base", "adapt.rounds": 1}
     config = flatten(parse({**settings, **PRIVATE, **one}))
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    hello = HelloTask("r", "s", config, "", (), KEY)
+    hello = HelloRequest("r", "s", config, "", (), KEY)
     first = Device(vaults[0], 100).answer(Message(sealed(hello), 100, "query.hello"))
     assert first["message"]["kind"] == "HelloReply"
     again = Message(sealed(hello, 101), 101, "query.hello")
@@ -1007,8 +1013,8 @@ def test_a_part_of_a_task_that_is_refused_is_not_kept(vaults, settings):
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     junk = b"[" + b" " * (1 << 17) + b"]"
     for number in range(3):
-        task = HelloTask(f"r{number}", "s", {}, "", (), KEY)
-        record = seal_task(
+        task = HelloRequest(f"r{number}", "s", {}, "", (), KEY)
+        record = seal_request(
             task, 100, 1, {"config": Part(junk, digest(junk))}, SEED, {}, bytes(16)
         )
         message = Message(record, 100, "query.hello")
@@ -1016,8 +1022,8 @@ def test_a_part_of_a_task_that_is_refused_is_not_kept(vaults, settings):
     assert not [source for source in vaults[0].sources() if source.kind == "run"]
     large = b" " * ((1 << 18) + 1)
     parts = {"config": Part(large, digest(large))}
-    record = seal_task(
-        HelloTask("r", "s", {}, "", (), KEY), 100, 9, parts, SEED, {}, bytes(16)
+    record = seal_request(
+        HelloRequest("r", "s", {}, "", (), KEY), 100, 9, parts, SEED, {}, bytes(16)
     )
     message = Message(record, 100, "query.hello")
     assert "at most 262144 bytes" in refused(Device(vaults[0], 100), message)

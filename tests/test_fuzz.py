@@ -35,25 +35,24 @@ from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol.manifest import sign_text
 from idiolect.common.protocol.messages import (
     AdaptReply,
-    AdaptTask,
+    AdaptRequest,
     EvaluateReply,
-    EvaluateTask,
+    EvaluateRequest,
     HelloReply,
-    HelloTask,
+    HelloRequest,
     OfferReply,
-    OfferTask,
+    OfferRequest,
     PersonaliseReply,
-    PersonaliseTask,
+    PersonaliseRequest,
     ShareReply,
-    ShareTask,
+    ShareRequest,
     VoteReply,
-    VoteTask,
+    VoteRequest,
     device_user,
-    pack,
-    unpack,
 )
+from idiolect.common.protocol.packing import pack, unpack
+from idiolect.common.protocol.quantization import encode
 from idiolect.common.protocol.signed import CONTEXT, make_part
-from idiolect.common.protocol.wire import encode
 
 from .common.conftest import write_model
 from .sealing import KEY, SEED, sealed
@@ -86,12 +85,12 @@ def tasks(config: dict, rows: dict[str, np.ndarray]) -> dict[str, Any]:
     signed: dict[str, Any] = {"manifest": "{}", "signature": "00" * 64}
     method: dict[str, Any] = {"method": "c-bpo", "learning_rate": 1e-3}
     return {
-        "query.hello": HelloTask(**{**head, "users": ()}, key=KEY),
-        "train.adapt": AdaptTask(**head, round=0, release="", clip=1.0, shared=rows),
-        "query.vote": VoteTask(**head, release="", bank=bank, **signed),
-        "query.offer": OfferTask(**head, bank=bank, supported=(0,), **signed),
-        "query.share": ShareTask(**head),
-        "train.personalise": PersonaliseTask(
+        "query.hello": HelloRequest(**{**head, "users": ()}, key=KEY),
+        "train.adapt": AdaptRequest(**head, round=0, release="", clip=1.0, shared=rows),
+        "query.vote": VoteRequest(**head, release="", bank=bank, **signed),
+        "query.offer": OfferRequest(**head, bank=bank, supported=(0,), **signed),
+        "query.share": ShareRequest(**head),
+        "train.personalise": PersonaliseRequest(
             **head,
             **method,
             **signed,
@@ -100,7 +99,7 @@ def tasks(config: dict, rows: dict[str, np.ndarray]) -> dict[str, Any]:
             unlabeled=(),
             shared=rows,
         ),
-        "evaluate": EvaluateTask(
+        "evaluate": EvaluateRequest(
             **head, **method, unlabeled_hash="", generate=False, release="", shared=rows
         ),
     }

@@ -16,14 +16,8 @@ from flwr.app import Message, RecordDict
 from ...common.config import Config, parse
 from ...common.engine.adapters import Lora
 from ...common.methods.personal import forget
-from ...common.protocol.messages import (
-    Failure,
-    HelloTask,
-    Task,
-    device_user,
-    pack,
-    size,
-)
+from ...common.protocol.messages import Failure, HelloRequest, Request, device_user
+from ...common.protocol.packing import pack, size
 from ...common.protocol.signed import Sealed, verify
 from ..owner import consent, history, limits, owner
 from ..owner.consent import Refusal
@@ -119,17 +113,17 @@ class Device:
         self._taken = True
         return shelf
 
-    def node(self, task: Task, started: float) -> Node:
+    def node(self, task: Request, started: float) -> Node:
         """Find out whether the owner takes part, and with what."""
         self._doing = config = self._config(task.config)
         everything = history.entries(self._vault)
         if sum(entry.liked for entry in everything) < owner.FEWEST:
             raise Refusal("there is too little history on this device.")
         # A hello says nothing of the owner: the first task after it is charged.
-        charge = not isinstance(task, HelloTask)
+        charge = not isinstance(task, HelloRequest)
         with self._vault.transaction():
             consent.agree(self._vault, task.run, config.run_name, config, charge)
-        if isinstance(task, HelloTask):
+        if isinstance(task, HelloRequest):
             self._drop_old_runs(task)
         self._read = {entry.source: entry.generation for entry in everything}
         user, learnt = owner.split(everything, self.user)
@@ -151,7 +145,7 @@ class Device:
             trained=keep,
         )
 
-    def _drop_old_runs(self, task: HelloTask) -> None:
+    def _drop_old_runs(self, task: HelloRequest) -> None:
         """Erase what runs have trained here that were not heard of for a while."""
         now = time.time()
         runs = json.loads(self._vault.get("state", "runs") or b"{}")

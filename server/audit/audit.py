@@ -40,10 +40,12 @@ from ...common.files import make_private, private_folder
 from ...common.methods import personal
 from ...common.privacy.noise import source
 from ...common.protocol.messages import package_version
-from ...common.protocol.wire import as_received
+from ...common.protocol.quantization import as_received
 from ...common.seeds import numpy_generator
 from ...common.unlabeled.sets import Unlabeled, build_bank
-from ..privacy.ledger import Event, calibrate, card, epsilons, explained, read_ledger
+from ..privacy.accountant import Event, calibrate, epsilons
+from ..privacy.card import card, explained
+from ..privacy.ledger import read_ledger
 from ..run import checkpoint, results
 from ..run.adapt import clipped_sum, released
 from ..run.budget import Release

@@ -19,16 +19,16 @@ from ...common.protocol.manifest import sign as sign_manifest
 from ...common.protocol.messages import (
     MAX_ITEMS,
     OfferReply,
-    OfferTask,
+    OfferRequest,
     Rows,
     ShareReply,
-    ShareTask,
+    ShareRequest,
     VoteReply,
-    VoteTask,
-    unpack,
-    valid_votes,
+    VoteRequest,
 )
-from ...common.protocol.wire import as_received
+from ...common.protocol.packing import unpack
+from ...common.protocol.quantization import as_received
+from ...common.protocol.validation import valid_votes
 from ...common.seeds import derive, numpy_generator
 from ...common.unlabeled.sets import Unlabeled, fingerprint
 from ..privacy.ledger import BudgetSpent, Ledger
@@ -261,7 +261,7 @@ def ask_votes(
     tasks = [
         (
             node,
-            VoteTask(
+            VoteRequest(
                 **run.head(f"{place}/{i}", names),
                 release=release.id if release else "",
                 manifest=manifest,
@@ -340,7 +340,7 @@ def anonymised(run: Run) -> tuple[Unlabeled, ...]:
     tasks = [
         (
             node,
-            OfferTask(
+            OfferRequest(
                 **run.head(f"pool/offer/{i}", names),
                 manifest=run.state.manifest,
                 signature=run.state.signature,
@@ -412,7 +412,7 @@ def others(run: Run) -> tuple[Unlabeled, ...]:
     step = Step("pool", "raw text of others", "query.share", WEIGHT)
     users = run.users + run.development
     tasks = [
-        (node, ShareTask(**run.head(f"pool/{i}", names)))
+        (node, ShareRequest(**run.head(f"pool/{i}", names)))
         for i, (node, names) in enumerate(groups(run, users))
     ]
     answers = ask(

@@ -35,11 +35,12 @@ from ...common.methods import evaluation, personal
 from ...common.methods.personal import Personal
 from ...common.privacy.noise import gaussian
 from ...common.protocol.messages import MAX_ITEMS, Rows, package_version
-from ...common.protocol.wire import as_received, decode, update_codes
+from ...common.protocol.quantization import as_received, decode, update_codes
 from ...common.seeds import numpy_generator
 from ...common.text import read_toml
 from ...common.unlabeled.sets import Unlabeled
-from ..privacy.ledger import Charge, Ledger, card
+from ..privacy.card import card
+from ..privacy.ledger import Charge, Ledger
 from ..run import results
 from ..run.adapt import (
     charge_round,

@@ -228,7 +228,7 @@ def test_every_message_that_leaves_has_a_word_of_the_owners():
         name
         for name, one in vars(protocol).items()
         if isinstance(one, type)
-        and issubclass(one, protocol.Step)
+        and issubclass(one, protocol.Message)
         and (name.endswith("Reply") or name in ("Failure", "Missing"))
         and name != "Reply"
     ]

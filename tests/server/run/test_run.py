@@ -20,10 +20,9 @@ from idiolect.common.protocol.messages import (
     Missing,
     PersonaliseReply,
     VoteReply,
-    pack,
-    unpack,
 )
-from idiolect.common.protocol.wire import decode
+from idiolect.common.protocol.packing import pack, unpack
+from idiolect.common.protocol.quantization import decode
 from idiolect.common.unlabeled import sets as unlabeled
 from idiolect.server.run import checkpoint
 from tests.server.federation import FakeGrid, events, node_error, results, run
@@ -696,5 +695,5 @@ def test_a_node_that_never_finds_the_parts_fails_alone(settings):
     grid = FakeGrid(2, lacks)
     folder = run(settings | {"quorum": 0.5}, grid)
     said = [e["message"] for e in events(folder, "warning")]
-    assert any("lacks parts of the task" in text for text in said)
+    assert any("does not have all parts of the request" in text for text in said)
     assert results(folder)["users"]

@@ -710,7 +710,9 @@ def test_refusals_of_tasks_that_were_not_taken_are_one_entry(vaults, settings):
         ask(device, "train.everything", task)
     (noted,) = consent.sent(vaults[0])
     assert (noted.count, noted.run, noted.epsilon) == (3, "", None)
-    assert noted.why.startswith("3 refusals of tasks that were not taken, since 20")
+    assert noted.why.startswith(
+        "3 refusals of requests that were not admitted, since 20"
+    )
     first = noted.bytes / 3
     greet(vaults[0], task.config)
     assert "too little" not in ask(

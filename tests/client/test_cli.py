@@ -223,7 +223,7 @@ def test_import_counts_and_a_dry_run_changes_nothing(place, persona, run, asked)
 def test_a_bad_line_imports_nothing(place, persona, run, asked):
     run("vault", "init")
     persona.write_text(persona.read_text() + "\n{broken")
-    assert "line 33 is no JSON" in run("import", persona, code=2).err
+    assert "line 33 is not JSON" in run("import", persona, code=2).err
     assert asked("history", "list") == []
 
 

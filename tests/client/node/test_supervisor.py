@@ -242,7 +242,7 @@ def test_no_invitation_is_more_than_it_should_be(tmp_path, change):
     (tmp_path / "bad.json").write_text(good)
     assert membership.read_invitation(tmp_path / "bad.json").address == "localhost:1"
     (tmp_path / "bad.json").write_text(change(good))
-    with pytest.raises(IdiolectError, match="is no invitation") as refused:
+    with pytest.raises(IdiolectError, match="is not an invitation") as refused:
         membership.read_invitation(tmp_path / "bad.json")
     assert len(str(refused.value)) < 1000
 

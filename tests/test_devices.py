@@ -14,7 +14,7 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from idiolect.client.node import state
+from idiolect.client.node import state, tasks
 from idiolect.client.node.device import Device, VaultShelf
 from idiolect.client.node.membership import Server, join, leave
 from idiolect.client.node.tasks import HANDLERS
@@ -27,8 +27,8 @@ from idiolect.common.config import flatten, parse
 from idiolect.common.data.load import load_dataset
 from idiolect.common.data.types import Prompt, User
 from idiolect.common.engine.adapters import zero_shared
+from idiolect.common.engine.reference import Reference, load_reference
 from idiolect.common.errors import IdiolectError
-from idiolect.common.methods import personal
 from idiolect.common.privacy.protected import planned
 from idiolect.common.protocol.manifest import sign_text
 from idiolect.common.protocol.messages import (
@@ -207,12 +207,13 @@ def test_a_run_on_devices_leaves_each_an_adapter_of_its_own(vaults, settings):
 def test_an_adapter_on_a_shared_one_that_noise_has_ruined_is_not_used(vaults):
     vault = vaults[0]
     config = owner.configured(vault)
-    backbone, zero = owner.reference(config)
+    found = load_reference(config)
+    backbone, zero = found.backbone, found.adapter
     noise = {n: torch.full_like(b, 5.0) for n, b in zero.b.items()}
     ruined = replace(zero, b=noise)
     user, sources = owner.split(history.entries(vault))
     trained = owner.Trained(zero, "oppu", user, sources, "a run")
-    version = owner.adopt(vault, backbone, ruined, trained)
+    version = owner.adopt(vault, Reference(backbone, ruined), trained)
     assert version.nll == pytest.approx(version.nll_before)
     assert version.nll > version.nll_bare
     assert not version.accepted and adapters.active(vault) == 0
@@ -224,7 +225,8 @@ def test_what_a_run_trained_is_used_afterwards(vaults, settings):
     vault = vaults[0]
     adapters.activate(vault, 1)
     config = owner.configured(vault)
-    backbone, zero = owner.reference(config)
+    found = load_reference(config)
+    backbone, zero = found.backbone, found.adapter
     shared, _ = adapters.adapter(vault, backbone, zero)
     assert any(tensor.any() for tensor in shared.b.values())
     # Training without a server goes on from the shared adapter that the run brought.
@@ -439,7 +441,8 @@ def test_no_canary_is_in_the_traffic_or_in_a_file_of_the_server(
 
 
 def _tokens(vault: Vault, text: str) -> str:
-    backbone, _ = owner.reference(owner.configured(vault))
+    found = load_reference(owner.configured(vault))
+    backbone = found.backbone
     return json.dumps(backbone.tokenizer(text)["input_ids"], separators=(",", ":"))[
         1:-1
     ]
@@ -510,22 +513,22 @@ def test_a_device_that_was_killed_before_adopting_adopts_when_asked_again(
 
 def test_no_text_stays_in_a_worker_between_tasks(vaults, settings, monkeypatch):
     """Its owner may erase it next, from another process. (The tokenizer keeps words.)"""
-    kept = []
+    kept, original = [], tasks.forget
 
     def counted() -> list[int]:
-        stores = personal.CACHE.scores, personal.FOUND
-        return [*map(len, stores), personal._hashed.cache_info().currsize]
+        store = tasks.resident(parse(settings))._store
+        return [len(store.results), store.ngrams.cache_info().currsize]
 
     def forget() -> None:
         kept.append(counted())
-        personal.forget()
-        assert counted() == [0, 0, 0]
+        original()
+        assert counted() == [0, 0]
 
     monkeypatch.setattr("idiolect.client.node.device.forget", forget)
     agree(vaults, **CLEAR)
     run(settings, DeviceGrid(vaults))
     assert all(max(column) > 0 for column in zip(*kept, strict=True))
-    assert counted() == [0, 0, 0]
+    assert counted() == [0, 0]
 
 
 def test_forgetting_reaches_what_a_run_trained(vaults, settings):
@@ -566,7 +569,7 @@ def test_text_that_is_forgotten_during_a_task_is_in_no_answer_and_no_adapter(
 ):
     """The owner's command runs in another process, while the device trains."""
     agree(vaults, **CLEAR)
-    original = getattr(personal, step)
+    original = getattr(tasks, step)
     forgotten = []
 
     def meanwhile(*arguments):
@@ -576,7 +579,7 @@ def test_text_that_is_forgotten_during_a_task_is_in_no_answer_and_no_adapter(
                 forgotten.append(owner.forget(other, ["persona"])[0])
         return found
 
-    monkeypatch.setattr(personal, step, meanwhile)
+    monkeypatch.setattr(tasks, step, meanwhile)
     grid = DeviceGrid(vaults)
     run(settings | {"quorum": 0.5}, grid)
     assert forgotten == [10]
@@ -633,9 +636,9 @@ def test_without_consent_for_training_nothing_is_trained(
         agree(vaults, training="no")
     trained = []
     for name in ("personalise", "shared_update"):
-        original = getattr(personal, name)
+        original = getattr(tasks, name)
         monkeypatch.setattr(
-            personal, name, lambda *a, o=original, n=name: trained.append(n) or o(*a)
+            tasks, name, lambda *a, o=original, n=name: trained.append(n) or o(*a)
         )
     with pytest.raises(IdiolectError, match="consent to a run's training"):
         run(settings, DeviceGrid(vaults, refuse))
@@ -809,7 +812,7 @@ def test_an_error_that_could_quote_the_text_is_not_told(vaults, settings, monkey
     def quoting(*_):
         raise RuntimeError(f"odd text: {CANARY.format(0)}")
 
-    monkeypatch.setattr("idiolect.common.methods.personal.shared_update", quoting)
+    monkeypatch.setattr("idiolect.client.node.tasks.shared_update", quoting)
     grid = DeviceGrid(vaults)
     with pytest.raises(IdiolectError, match="RuntimeError: the device's own log"):
         run(settings, grid)
@@ -929,7 +932,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
     agree(vaults, **CLEAR)
     one = {"privacy.participations": 1, "methods": "c-bpo", "adapt.rounds": 1}
     config = flatten(parse({**settings, **PRIVATE, **one}))
-    backbone, zero = owner.reference(owner.configured(vaults[0]))
+    backbone = load_reference(owner.configured(vaults[0])).backbone
     shape = parse(config).shared_shape
     rows = {n: b.numpy() for n, b in zero_shared(backbone, shape, 0).b.items()}
     device = Device(vaults[0], 100)

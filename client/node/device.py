@@ -15,7 +15,8 @@ from flwr.app import Message, RecordDict
 
 from ...common.config import Config, parse
 from ...common.engine.adapters import Lora
-from ...common.methods.personal import forget
+from ...common.engine.backbone import backbone_of
+from ...common.engine.reference import Reference
 from ...common.protocol.messages import Failure, HelloRequest, Request, device_user
 from ...common.protocol.packing import pack, size
 from ...common.protocol.signed import Sealed, verify
@@ -25,7 +26,7 @@ from ..owner.records import DEVICE, Record, Source
 from ..owner.vault import Vault
 from .membership import joined
 from .state import advance, bind
-from .tasks import Node, answer, backbone_of
+from .tasks import Node, answer, forget
 
 # What a run has left here is kept for a week after its last hello, of this many runs: a
 # run that is resumed finds it, and two runs at once do not erase each other's.
@@ -132,7 +133,8 @@ class Device:
 
         def keep(shared: Lora, lora: Lora, method: str, origin: str) -> None:
             trained = owner.Trained(lora, method, user, learnt, origin)
-            owner.adopt(self._vault, backbone_of(config), shared, trained)
+            reference = Reference(backbone_of(config), shared)
+            owner.adopt(self._vault, reference, trained)
 
         return Node(
             config,

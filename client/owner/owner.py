@@ -17,14 +17,17 @@ from safetensors import SafetensorError
 
 from ...common.config import Config, parse
 from ...common.data.types import Prompt, User
-from ...common.engine.adapters import Lora, export_peft, zero_shared
-from ...common.engine.backbone import Backbone, load_backbone
+from ...common.engine.adapters import Lora, export_peft
+from ...common.engine.backbone import Backbone
+from ...common.engine.fitting import fits, fitting
 from ...common.engine.model_folder import unlike
+from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
 from ...common.errors import IdiolectError, words_of
 from ...common.files import make_private, private_folder
 from ...common.methods.evaluation import held_out_nll
-from ...common.methods.personal import fits, fitting, personalise
+from ...common.methods.personalise import personalise
+from ...common.unlabeled.sets import UnlabeledSet
 from . import adapters, history, limits
 from .adapters import Version
 from .alone import alone
@@ -72,15 +75,7 @@ def check_loads(chosen: Mapping[str, str]) -> Backbone:
         It cannot be loaded, or not within the owner's limits.
     """
     with limits.held(chosen):
-        return reference(config_of(chosen))[0]
-
-
-def reference(config: Config) -> tuple[Backbone, Lora]:
-    """The resident backbone, and the shared adapter before its first round."""
-    backbone = load_backbone(
-        config.backbone, config.dtype, config.device, config.max_length
-    )
-    return backbone, zero_shared(backbone, config.shared_shape, config.seed)
+        return load_reference(config_of(chosen)).backbone
 
 
 # --- training --------------------------------------------------------------------------
@@ -127,7 +122,8 @@ def _train(vault: Vault, method: str, rate: float) -> Version:
     entries = history.entries(vault)
     split(entries)  # refuses too little before a backbone is loaded
     config = configured(vault, method, rate)
-    backbone, zero = reference(config)
+    loaded = load_reference(config)
+    backbone = loaded.backbone
     short = [entry for entry in entries if fits(backbone, entry.item())]
     fit, liked = (sum(entry.liked for entry in some) for some in (short, entries))
     if fit < FEWEST:
@@ -137,16 +133,17 @@ def _train(vault: Vault, method: str, rate: float) -> Version:
             "or allow longer ones by `idiolect settings max-length N`."
         )
     user, learnt = split(short)
-    shared = adapters.latest_shared(vault, backbone, zero)
-    (found,) = personalise(backbone, shared, [user], (), method, rate, config)
+    shared = adapters.latest_shared(vault, backbone, loaded.adapter)
+    reference = loaded.with_shared(shared)
+    (found,) = personalise(reference, [user], UnlabeledSet(), method, rate, config)
     if found.lora is None:
         raise IdiolectError(found.error)
     too_long = len(entries) - len(short)
     trained = Trained(found.lora, method, user, learnt, too_long=too_long)
-    return adopt(vault, backbone, shared, trained)
+    return adopt(vault, reference, trained)
 
 
-def adopt(vault: Vault, backbone: Backbone, shared: Lora, trained: Trained) -> Version:
+def adopt(vault: Vault, reference: Reference, trained: Trained) -> Version:
     """Judge a trained adapter on the held-out pairs, keep it, and use it if accepted.
 
     One of an `origin` that is kept already is not kept twice. Pairs that do not fit into
@@ -157,13 +154,14 @@ def adopt(vault: Vault, backbone: Backbone, shared: Lora, trained: Trained) -> V
     Refusal
         Something that it was trained on has been forgotten meanwhile; it is not kept.
     """
+    backbone = reference.backbone
     user, more = fitting(backbone, trained.user)
     learnt, method = trained.learnt, trained.method
     while True:
         if known := _of_origin(vault, trained.origin):
             return known
         now = adapters.active(vault)
-        judged = _judged(vault, backbone, shared, replace(trained, user=user), now)
+        judged = _judged(vault, reference, replace(trained, user=user), now)
         with vault.transaction():
             check_learnt(vault, learnt)
             if adapters.active(vault) != now or _of_origin(vault, trained.origin):
@@ -182,7 +180,7 @@ def adopt(vault: Vault, backbone: Backbone, shared: Lora, trained: Trained) -> V
                 disliked=len(user.disliked) if method == "c-bpo" else 0,
                 held_out=len(user.held_out),
                 too_long=trained.too_long + more,
-                shared=adapters.keep_shared(vault, backbone, shared, start),
+                shared=adapters.keep_shared(vault, backbone, reference.adapter, start),
                 origin=trained.origin,
                 **judged,
             )
@@ -219,32 +217,34 @@ def check_learnt(vault: Vault, learnt: Mapping[str, str]) -> None:
 
 
 def _judged(
-    vault: Vault, backbone: Backbone, shared: Lora, trained: Trained, now: int
+    vault: Vault, reference: Reference, trained: Trained, now: int
 ) -> dict[str, Any]:
     """The fields of a `Version` that say how good it is; `now` is the adapter in use."""
     lora, method, user = trained.lora, trained.method, trained.user
 
-    def nll(below: Lora, own: Lora | None, who: User, name: str) -> float:
-        return held_out_nll(backbone, below, [own], [who], name)[0]
+    def nll(on: Reference, own: Lora | None, who: User, name: str) -> float:
+        return held_out_nll(on, [own], [who], name)[0]
 
     found: dict[str, Any] = {
-        "nll": nll(shared, lora, user, method),
-        "nll_before": nll(shared, None, user, "shared"),
-        "nll_bare": nll(shared, None, user, "base"),
+        "nll": nll(reference, lora, user, method),
+        "nll_before": nll(reference, None, user, "shared"),
+        "nll_bare": nll(reference, None, user, "base"),
     }
     with vault.reading():
         rival = adapters.read(vault, now)
-        if rival is None or unlike(rival[1].backbone, backbone.hash):
+        if rival is None or unlike(rival[1].backbone, reference.backbone.hash):
             return found
         own, version = rival
+        shared = reference.adapter
         zero = replace(shared, b={name: 0 * b for name, b in shared.b.items()})
         below = adapters.shared_below(vault, version, zero)
     # Pairs that the one in use was trained on say nothing about either.
     unseen = tuple(item for item in user.held_out if item.id not in version.pairs)
     if unseen:
         who = replace(user, held_out=unseen)
-        found["nll_in_use"] = nll(below, own, who, version.method)
-        found["nll_against"] = nll(shared, lora, who, method)
+        on = reference.with_shared(below)
+        found["nll_in_use"] = nll(on, own, who, version.method)
+        found["nll_against"] = nll(reference, lora, who, method)
         newly = {item.id for item in user.disliked} - set(version.pairs)
         found["allowed"] = AVOIDING if newly and method == "c-bpo" else 0.0
     return found
@@ -295,7 +295,8 @@ def write(
     """
     chosen = settings(vault)
     with limits.held(chosen):
-        backbone, zero = reference(config_of(chosen))
+        loaded = load_reference(config_of(chosen))
+        backbone = loaded.backbone
         if not 0 < budget < backbone.context:
             raise IdiolectError(
                 f"{budget} new tokens do not fit into a context of {backbone.context}: "
@@ -303,7 +304,7 @@ def write(
             )
         asked = Prompt("", history.clean(prompt))
         ids, _ = backbone.encode_prompt(asked, backbone.context - budget, "the prompt")
-        shared, own = adapters.adapter(vault, backbone, zero)
+        shared, own = adapters.adapter(vault, backbone, loaded.adapter)
         policies = {"personal": [shared, own]}
         if compare:
             policies["shared"] = [shared]
@@ -325,11 +326,11 @@ def export(vault: Vault, folder: Path) -> None:
         raise IdiolectError(f"{folder} is not empty: name a new folder.")
     chosen = settings(vault)
     with limits.held(chosen):
-        backbone, zero = reference(config_of(chosen))
-        both = adapters.adapter(vault, backbone, zero)
+        loaded = load_reference(config_of(chosen))
+        both = adapters.adapter(vault, loaded.backbone, loaded.adapter)
     try:
         private_folder(folder)
-        export_peft(folder, backbone, *both)
+        export_peft(folder, loaded.backbone, *both)
         make_private(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,6 @@ from ...common.config import Config
 from ...common.data.load import public_items
 from ...common.data.types import Dataset, Item
 from ...common.errors import IdiolectError
-from ...common.methods.personal import sample_reference
 from ...common.privacy.noise import gaussian
 from ...common.privacy.scrub import scrub
 from ...common.protocol.manifest import Manifest, canonical, digest, parse
@@ -30,6 +29,7 @@ from ...common.protocol.packing import unpack
 from ...common.protocol.quantization import as_received
 from ...common.protocol.validation import valid_votes
 from ...common.seeds import derive, numpy_generator
+from ...common.unlabeled.samples import sample_reference
 from ...common.unlabeled.sets import Unlabeled, fingerprint
 from ..privacy.ledger import BudgetSpent, Ledger
 from .adapt import clipped_sum, crowd_of_run, participants
@@ -171,19 +171,14 @@ def written_by_shared(
     """
     import torch
 
-    from ...common.engine.adapters import zero_shared
-    from ...common.engine.backbone import load_backbone
+    from ...common.engine.reference import load_reference
 
-    backbone = load_backbone(
-        config.backbone, config.dtype, config.device, config.max_length
-    )
-    zero = zero_shared(backbone, config.shared_shape, config.seed)
-    b = {
-        name: torch.from_numpy(a.copy()).to(backbone.device) for name, a in rows.items()
-    }
-    texts = sample_reference(
-        backbone, replace(zero, b=b), prompts, config, derive(config.seed, "bank")
-    )
+    untrained = load_reference(config)
+    device = untrained.backbone.device
+    b = {name: torch.from_numpy(a.copy()).to(device) for name, a in rows.items()}
+    reference = untrained.with_shared(replace(untrained.adapter, b=b))
+    seed = derive(config.seed, "bank")
+    texts = sample_reference(reference, prompts, config, seed)
     made = tuple(
         replace(item, id=f"shared/{i}", target=text)
         for i, (item, text) in enumerate(zip(prompts, texts, strict=True))

@@ -28,6 +28,7 @@ from idiolect.client.owner.records import Source
 from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
+from idiolect.common.engine.reference import load_reference
 from idiolect.common.errors import IdiolectError
 
 SECRET = "correct horse battery"
@@ -153,7 +154,8 @@ def test_disliked_pairs_are_learnt_to_be_avoided(ready, run, asked):
         asked("personalize")
         with vault_of(ready) as vault:
             config = owner.configured(vault)
-            backbone, zero = owner.reference(config)
+            found = load_reference(config)
+            backbone, zero = found.backbone, found.adapter
             entry = owner.Entry(owner.Prompt("", bad["--prompt"]), bad["--text"])
             encoded = [backbone.encode(entry.item())]
             _, lora = adapters.adapter(vault, backbone, zero)

@@ -17,8 +17,8 @@ from idiolect.common.config import Config, flatten, parse
 from idiolect.common.data.types import Dataset, Item, Prompt, Task, User
 from idiolect.common.engine.adapters import Lora
 from idiolect.common.errors import IdiolectError
-from idiolect.common.methods import evaluation, personal
-from idiolect.common.methods.personal import Personal
+from idiolect.common.methods import evaluation
+from idiolect.common.methods.personalise import Personal
 from idiolect.common.protocol.manifest import Manifest, Seen, canonical, sign
 from idiolect.common.protocol.messages import (
     EvaluateReply,
@@ -65,13 +65,13 @@ def node(monkeypatch, tmp_path):
     calls: list[list[str]] = []
     broken: set[str] = set()
 
-    def train(_backbone, _shared, users, _unlabeled, method, rate, _config, *_handed):
+    def train(_reference, users, _unlabeled, method, rate, _config):
         calls.append([user.id for user in users])
         if broken & set(calls[-1]):
             raise RuntimeError("out of memory")
         return [Personal(u.id, lora(rate), 0.25, True, {"steps": 3.0}) for u in users]
 
-    def nll(_backbone, _shared, adapters, users, *_rest):
+    def nll(_reference, adapters, users, *_rest):
         assert len(adapters) == len(users)
         return [9.0 if a is None else float(a.b["layer.q"][0, 0]) for a in adapters]
 
@@ -79,12 +79,12 @@ def node(monkeypatch, tmp_path):
         return [{"nll": value} for value in nll(*arguments)]
 
     zero = Lora({"layer.q": torch.ones(2, 5)}, {"layer.q": torch.zeros(3, 2)}, 2.0)
-    parts = {"hash": "b0", "device": torch.device("cpu"), "context": 1024}
+    parts = {"hash": "b0", "device": torch.device("cpu"), "context": 1024, "dtype": "f"}
     backbone = type("Fake", (), parts)()
     monkeypatch.setattr(app, "load_dataset", lambda _config: DATA)
-    monkeypatch.setattr(tasks, "load_backbone", lambda *_: backbone)
+    monkeypatch.setattr(tasks, "backbone_of", lambda *_: backbone)
     monkeypatch.setattr(tasks, "_zero_shared", lambda *_: zero)
-    monkeypatch.setattr(personal, "personalise", train)
+    monkeypatch.setattr(tasks, "personalise", train)
     monkeypatch.setattr(evaluation, "evaluate", measure)
     monkeypatch.setattr(evaluation, "held_out_nll", nll)
     return type("Node", (), {"calls": calls, "broken": broken, "folder": tmp_path})
@@ -362,11 +362,11 @@ def test_a_vote_beyond_what_was_agreed_to_is_not_cast(greeted):
 def test_only_a_floor_that_was_signed_is_used(greeted, monkeypatch):
     handed: list[tuple] = []
 
-    def train(_b, _s, users, _u, _method, rate, _config, floor, voters):
-        handed.append((floor, voters))
+    def train(_reference, users, unlabeled, _method, rate, _config):
+        handed.append((unlabeled.floor, unlabeled.voters))
         return [Personal(u.id, lora(rate), 0.25, True, {}) for u in users]
 
-    monkeypatch.setattr(personal, "personalise", train)
+    monkeypatch.setattr(tasks, "personalise", train)
     vote(vote_task(greeted.folder, "u0", release="votes/0"))
     unlabeled = tuple(Unlabeled(item, 2.0) for item in BANK)
     task = PersonaliseRequest(
@@ -512,10 +512,10 @@ def test_one_user_that_breaks_does_not_cost_the_group(node):
 
 
 def test_a_user_without_an_adapter_is_reported_and_stored_nowhere(node, monkeypatch):
-    def overflow(_b, _s, users, *_rest):
+    def overflow(_reference, users, *_rest):
         return [Personal(u.id, None, error="it overflowed.") for u in users]
 
-    monkeypatch.setattr(personal, "personalise", overflow)
+    monkeypatch.setattr(tasks, "personalise", overflow)
     reply = personalise(node.folder, "u0")
     assert reply.users == ()
     assert reply.errors == {"u0": "it overflowed."}

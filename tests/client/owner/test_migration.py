@@ -17,6 +17,7 @@ from idiolect.client.owner.database import DamagedError, WrongKeyError, checksum
 from idiolect.client.owner.keys import Passphrase, RandomKey, derived
 from idiolect.client.owner.records import DEVICE, Source
 from idiolect.client.owner.vault import Vault
+from idiolect.common.engine.reference import load_reference
 from idiolect.common.errors import IdiolectError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "vault-1"
@@ -67,7 +68,8 @@ def test_everything_is_there_under_its_own_kind_of_source(path):
 
 def test_its_adapters_can_be_used_and_forgotten(path):
     with Vault.open(path, SECRET) as opened:
-        backbone, zero = owner.reference(owner.configured(opened))
+        found = load_reference(owner.configured(opened))
+        backbone, zero = found.backbone, found.adapter
         shared, own = adapters.adapter(opened, backbone, zero)
         assert shared.b.keys() == own.b.keys() and len(own.b) == 2
         count, stale = owner.forget(opened, ["device"])

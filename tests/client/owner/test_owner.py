@@ -15,12 +15,13 @@ from idiolect.client.owner import adapters, consent, history, owner
 from idiolect.client.owner.consent import Refusal
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
-from idiolect.client.owner.records import Source
+from idiolect.client.owner.records import Record, Source
 from idiolect.client.owner.vault import Vault
 from idiolect.common.data.types import Prompt
-from idiolect.common.engine.adapters import Lora
+from idiolect.common.engine.adapters import Lora, dump_lora
+from idiolect.common.engine.reference import Reference, load_reference
 from idiolect.common.errors import IdiolectError
-from idiolect.common.methods.personal import Personal
+from idiolect.common.methods.personalise import Personal
 from tests.common.conftest import write_model
 
 KEY = RandomKey(bytes(32))
@@ -60,11 +61,11 @@ def training(monkeypatch, path):
     """Training that another process uses to do something to the vault."""
     meanwhile = []
 
-    def train(_backbone, shared, users, *_rest):
+    def train(reference, users, *_rest):
         with Vault.open(path, KEY) as other:
             for work in meanwhile:
                 work(other)
-        (user,) = users
+        (user,), shared = users, reference.adapter
         return [Personal(user.id, moved(replace(shared, b=zeros(shared)), -1e-4))]
 
     monkeypatch.setattr(owner, "personalise", train)
@@ -148,7 +149,7 @@ def test_nothing_gets_in_between_two_halves_of_forgetting(vault, path, training)
     def adopt() -> None:
         with Vault.open(path, KEY) as other:
             try:
-                other.put("kept", [owner.Record("x", b"")], Source("adapter", "2"))
+                other.put("kept", [Record("x", b"")], Source("adapter", "2"))
                 owner.check_learnt(other, learnt)
             except Refusal as refusal:
                 refused.append(refusal)
@@ -218,26 +219,27 @@ def test_a_verdict_does_not_bring_a_forgotten_pair_back(
 # --- which adapter is used --------------------------------------------------------------
 
 
-def judged(vault: Vault, shared_by: float, own_by: float, origin: str) -> owner.Version:
+def judged(vault: Vault, shared_by: float, own_by: float, origin: str) -> adapters.Version:
     """Adopt an adapter as a run would."""
-    backbone, zero = owner.reference(owner.configured(vault))
+    found = load_reference(owner.configured(vault))
+    backbone, zero = found.backbone, found.adapter
     user, learnt = owner.split(history.entries(vault))
     shared, own = moved(zero, shared_by), moved(zero, own_by)
     trained = owner.Trained(own, "oppu", user, learnt, origin)
-    return owner.adopt(vault, backbone, shared, trained)
+    return owner.adopt(vault, Reference(backbone, shared), trained)
 
 
 @pytest.fixture
 def scores(monkeypatch):
     """Likelihoods that say how far both adapters together are from 1."""
 
-    def nll(_backbone, shared, personals, users, method):
+    def nll(reference, personals, users, method):
         def at(lora):
             return 0.0 if lora is None else float(next(iter(lora.b.values()))[0, 0])
 
         if method == "base":
             return [1.0]
-        return [abs(1 - at(shared) - at(personals[0])) for _ in users]
+        return [abs(1 - at(reference.shared) - at(personals[0])) for _ in users]
 
     monkeypatch.setattr(owner, "held_out_nll", nll)
 
@@ -250,7 +252,8 @@ def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, 
     assert (poor.nll, poor.nll_before, poor.nll_bare) == (0.5, 1.5, 1.0)
     assert (poor.nll_in_use, poor.nll_against) == (0.25, 0.5)
     assert not poor.accepted and adapters.active(vault) == good.number
-    backbone, zero = owner.reference(owner.configured(vault))
+    found = load_reference(owner.configured(vault))
+    backbone, zero = found.backbone, found.adapter
     assert (
         adapters.latest_shared(vault, backbone, zero) is zero
     )  # nor do we start from it
@@ -296,11 +299,10 @@ def test_what_the_one_in_use_knows_by_heart_does_not_judge(vault, scores):
     ids = tuple(entry.id for entry in history.entries(vault))
     body = vault.get("adapter", str(known.number))
     assert body is not None
-    lora, version = owner._parsed(owner.Record("x", body))
+    lora, version = adapters._parsed(body)
     everything = json.dumps(vars(replace(version, pairs=ids)))
-    record = owner.Record(
-        str(known.number), owner.dump_lora(lora, {"version": everything})
-    )
+    body = dump_lora(lora, {"version": everything})
+    record = Record(str(known.number), body)
     vault.put("adapter", [record], Source("adapter", str(known.number)))
     found = judged(vault, 0.0, 0.5, "")
     assert found.nll_in_use is None and found.accepted
@@ -309,13 +311,12 @@ def test_what_the_one_in_use_knows_by_heart_does_not_judge(vault, scores):
 def test_learning_to_avoid_something_may_cost_a_little(vault, scores):
     judged(vault, 0.0, 1.0, "")
     history.judge(vault, Entry(Prompt("", "no?"), "never"), False)
-    backbone, zero = owner.reference(owner.configured(vault))
+    reference = load_reference(owner.configured(vault))
     user, learnt = owner.split(history.entries(vault))
     for by, accepted in ((0.94, False), (0.96, True), (0.95, False)):
-        lora = moved(zero, by)
-        found = owner.adopt(
-            vault, backbone, zero, owner.Trained(lora, "c-bpo", user, learnt)
-        )
+        lora = moved(reference.adapter, by)
+        trained = owner.Trained(lora, "c-bpo", user, learnt)
+        found = owner.adopt(vault, reference, trained)
         assert found.accepted == accepted, by
 
 
@@ -323,7 +324,8 @@ def test_reset_goes_back_to_the_bare_model(vault, scores):
     one = judged(vault, 0.5, 0.25, "a run")
     assert adapters.active(vault) == one.number and vault.count("shared") == 1
     adapters.reset(vault)
-    backbone, zero = owner.reference(owner.configured(vault))
+    found = load_reference(owner.configured(vault))
+    backbone, zero = found.backbone, found.adapter
     assert (
         adapters.active(vault) == 0
         and adapters.latest_shared(vault, backbone, zero) is zero
@@ -343,7 +345,8 @@ def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
     shelf.write("devices/device-1.json", b"{}")
     membership.join(vault, membership.Server("one.example:1", "pem", "00" * 32))
     membership.leave(vault)
-    backbone, zero = owner.reference(owner.configured(vault))
+    found = load_reference(owner.configured(vault))
+    backbone, zero = found.backbone, found.adapter
     assert adapters.latest_shared(vault, backbone, zero) is zero
     assert vault.count("shared") == 0
     assert [s.kind for s in vault.sources() if s.kind == "run"] == []
@@ -354,7 +357,8 @@ def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
 def test_an_adapter_that_may_be_used_keeps_what_is_below_it(vault, scores):
     one = judged(vault, 0.5, 0.25, "a run")
     membership.leave(vault)
-    backbone, zero = owner.reference(owner.configured(vault))
+    found = load_reference(owner.configured(vault))
+    backbone, zero = found.backbone, found.adapter
     shared, _ = adapters.adapter(vault, backbone, zero)
     assert one.accepted and any(b.any() for b in shared.b.values())
     assert adapters.latest_shared(vault, backbone, zero) is zero

@@ -351,17 +351,17 @@ def test_votes_are_released_with_noise_and_a_floor(central):
 
 
 def test_only_those_who_voted_take_their_vote_out(central, monkeypatch):
-    from idiolect.common.methods import personal
+    from idiolect.common.unlabeled import draws
 
     taken: dict[str, bool] = {}
-    original = personal.not_own
+    original = draws.not_own
 
-    def watch(backbone, user, unlabeled, config, floor, voters):
-        assert voters is not None
-        taken[user.id] = user.id in voters
-        return original(backbone, user, unlabeled, config, floor, voters)
+    def watch(reference, user, unlabeled, config):
+        assert unlabeled.voters is not None
+        taken[user.id] = user.id in unlabeled.voters
+        return original(reference, user, unlabeled, config)
 
-    monkeypatch.setattr(personal, "not_own", watch)
+    monkeypatch.setattr(draws, "not_own", watch)
     half = central | {"privacy.vote-sampling": 0.5, "seed": 2}
     folder = run(half, FakeGrid(5))
     voted = set(checkpoint.load(folder, {}).took_part["votes"])

@@ -1247,7 +1247,7 @@ MUTATIONS = (
     ),
     Mutation(
         "A worse adapter takes the place of the one in use",
-        "client/owner/owner.py",
+        "client/owner/adapters.py",
         "self.nll_against <= self.nll_in_use + self.allowed",
         "True",
         "test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one",
@@ -1353,10 +1353,11 @@ MUTATIONS = (
     ),
     Mutation(
         "Private text is taken from the command line without a word",
-        "client/cli.py",
+        "client/commands/answer.py",
         "    if given not in (None, ASK):\n        if given:",
         "    if given not in (None, ASK):\n        if False:",
         "test_a_prompt_on_the_command_line_is_taken_with_a_warning",
+        "tests/client/test_cli.py",
     ),
     Mutation(
         "Noise from a seed in the task counts as noise",

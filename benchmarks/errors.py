@@ -21,7 +21,8 @@ from unittest import mock
 
 from idiolect.client import cli as device
 from idiolect.client.owner.history import Entry, add
-from idiolect.client.owner.vault import RandomKey, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse, to_toml
 from idiolect.common.data.types import Prompt
 from idiolect.common.errors import DefectError
@@ -78,8 +79,8 @@ OF_DEVICE = (
     Case("personalize --method magic", "invalid choice: 'magic'"),
     Case("consent votes perhaps", "invalid choice: 'perhaps'"),
     # the vault
-    Case("status --vault none.db", "there is no vault at"),
-    Case("status --vault text.txt", "is no vault, or it is damaged"),
+    Case("status --vault none.db", "there is not a vault at"),
+    Case("status --vault text.txt", "is not a vault, or it is damaged"),
     Case("vault init", "already"),
     Case("vault init --vault new.db --passphrase-file short", "too short", locked=True),
     Case(
@@ -121,8 +122,8 @@ OF_DEVICE = (
     Case("export-adapter folder", "not empty"),
     Case("export-adapter new", "no adapter is in use"),
     # the server
-    Case("node join none.json", "is no invitation"),
-    Case("node join pairs.jsonl", "is no invitation"),
+    Case("node join none.json", "is not an invitation"),
+    Case("node join pairs.jsonl", "is not an invitation"),
     Case("node run", "joined no server"),
     Case("consent everything no", "update"),
     Case("settings speed 1", "no setting 'speed'"),
@@ -149,10 +150,10 @@ OF_DEVICE = (
     Case("import turns.jsonl", "no turn of the assistant"),
     Case("import roles.jsonl", "a turn of 'judge'"),
     Case("import twokeys.jsonl", "two columns of one name"),
-    Case("import list.json", "is no JSON object"),
+    Case("import list.json", "is not a JSON object"),
     Case("import none.mbox", "since there is none"),
     Case("import hollow", "holds no pairs"),
-    Case("import data", "files that are no .txt or .md (3)"),
+    Case("import data", "files other than .txt and .md (3)"),
     Case("import profiles.json --task LaMP-4", "items without text"),
     Case("forget 123 --yes", "no entry begins with '123'"),
     Case("forget --source one", "--yes"),
@@ -210,8 +211,8 @@ OF_SERVER = (
     Case("simulate APP -c task=LaMP-4 -c data=nobody_users.json", "missing"),
     Case("simulate APP -c backbone=./none", "is no folder"),
     Case("simulate APP -c backbone=folder", "no config.json"),
-    Case("simulate APP -c run-name=latest", "run-name"),
-    Case("simulate APP -c run-name=begun", "exists"),
+    Case("simulate APP -c run.name=latest", "run.name"),
+    Case("simulate APP -c run.name=begun", "exists"),
     Case("simulate APP -c resume=never", "no run 'never'"),
     Case("simulate APP -c resume=begun", "before it had saved its config"),
     Case("simulate APP --nodes 0", "--nodes is 0"),
@@ -428,7 +429,7 @@ def _prepare_data(folder: Path) -> None:
 def _prepare_models(folder: Path) -> None:
     """Folders of models, each with one thing wrong; none is read as far as its weights."""
     llama = {"model_type": "llama"}
-    index = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
+    index = {"metadata": {}, "weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     models = {
         "foreign": {"config.json": json.dumps({"model_type": "t5"})},

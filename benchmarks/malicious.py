@@ -275,7 +275,8 @@ def be(mode: str, vault_file: Path) -> None:
 
     from idiolect.client.node.device import Device
     from idiolect.client.node.membership import joined, node_key
-    from idiolect.client.owner.vault import Passphrase, Vault
+    from idiolect.client.owner.keys import Passphrase
+    from idiolect.client.owner.vault import Vault
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Flower's client ends itself by it
@@ -373,7 +374,7 @@ def trial(fleet: Fleet, mode: str) -> dict[str, Any]:
     name, before, watch = f"with-{mode}", database_mb(fleet), Watch(fleet)
     watch.start()
     began = time.monotonic()
-    run = fleet.run(*SETTINGS, f"run-name={name}")
+    run = fleet.run(*SETTINGS, f"run.name={name}")
     said, _ = run.communicate()
     seconds = time.monotonic() - began
     watch.ended.set()

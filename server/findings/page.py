@@ -3,7 +3,6 @@
 import gzip
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...common.config import Scalar
+from ...common.config.old import renamed
 from ...common.files import write_atomically
 from ..run import results
 from .plot import svg
@@ -62,19 +62,7 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
         texts[path.name.removesuffix(".json.gz")] = gzip.decompress(
             path.read_bytes()
         ).decode()
-    return {name: json.loads(texts[name]) for name in sorted(texts)}
-
-
-def renamed(value: Any) -> Any:
-    """Return a stored value with the names that methods have today: `sft` was `oppu`."""
-    if isinstance(value, str):
-        text = re.sub(r"\bOPPU\b|SFT \((oppu|sft)\)", "SFT", value)
-        return re.sub(r"\boppu\b", "sft", text)
-    if isinstance(value, Mapping):
-        return {renamed(key): renamed(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [renamed(entry) for entry in value]
-    return value
+    return {name: renamed(json.loads(texts[name])) for name in sorted(texts)}
 
 
 def write_pages(folder: Path) -> Path:
@@ -89,7 +77,7 @@ def write_pages(folder: Path) -> Path:
     for name, found in load(folder).items():
         image = f"{name}.svg" if found["curve"] else ""
         if image:
-            write_atomically(folder / image, svg(renamed(found)).encode())
+            write_atomically(folder / image, svg(found).encode())
         text = markdown(found, image) + f"\n[All findings](../{folder.name}.md)\n"
         write_atomically(folder / f"{name}.md", text.encode())
         rows.append((-len(found.get("compare", [])), _answer_row(folder, name, found)))
@@ -103,7 +91,6 @@ def write_pages(folder: Path) -> Path:
 
 def _answer_row(folder: Path, name: str, found: Mapping[str, Any]) -> str:
     """Return a study's first question, its answer and the counts of its verdicts."""
-    found = renamed(found)
     asked, mark, _ = found["question"].partition("?")
     asked = asked + mark if mark else found["title"]
     link = f"[{asked}]({folder.name}/{name}.md)"
@@ -139,7 +126,6 @@ def _said(counts: Mapping[str, int], order: Sequence[str]) -> str:
 
 def markdown(found: Mapping[str, Any], image: str = "") -> str:
     """Return a summary as the page of its study; `image` is a path to its plot."""
-    found = renamed(found)
     return _audit_page(found) if found.get("kind") == "audit" else _page(found, image)
 
 

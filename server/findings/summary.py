@@ -6,9 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ...common.config import PAPER, Scalar
+from ...common.config import FIELDS, Scalar
+from ...common.config.keys import keys_of
+from ...common.config.methods import current_name
+from ...common.config.old import RENAMED
+from ...common.config.presets import PRESETS
+from ...common.config.presets import read as read_preset
 from ..run import results
-from ..study.study import UNUSED, Study, comparisons, named_by
+from ..study.study import Study, comparisons
 from .verdicts import Cell, chosen, difference, means_of, person_seed, values
 
 # Kinds of unlabeled set whose text no noise protects, and what a line of theirs says.
@@ -156,8 +161,8 @@ def _fixed(study: Study, cell: Cell, method: str) -> list[str]:
 def _unused(study: Study, key: str, method: str) -> bool:
     """Whether a method does not depend on a key, or on anything that it stands for."""
     meanings = study.named.get(key, {"": {key: ""}}).values()
-    names = {name for meaning in meanings for name in meaning}
-    if "recipe" in names:
-        names = names - {"recipe"} | set(PAPER)
-    without = ("methods", *UNUSED.get(method, ()))
-    return all(named_by(name, without) for name in names)
+    names = {RENAMED.get(name, name) for meaning in meanings for name in meaning}
+    for preset in PRESETS if "preset" in names else ():
+        names = names - {"preset"} | read_preset(preset).keys()
+    without = FIELDS.keys() - keys_of(current_name(method))
+    return names <= without

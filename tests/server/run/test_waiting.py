@@ -11,7 +11,7 @@ from rich.console import Console
 from idiolect.common.data.load import TEXT
 from idiolect.common.data.types import Dataset
 from idiolect.common.errors import IdiolectError
-from idiolect.common.protocol.messages import HelloReply, HelloTask
+from idiolect.common.protocol.messages import HelloReply, HelloRequest
 from idiolect.server.run import exchange, hello
 from idiolect.server.run.exchange import Asking, Run, Step, meet
 from idiolect.server.simulate.progress import Display
@@ -85,8 +85,8 @@ def _taken(answer: Any) -> Any:
     return SimpleNamespace(errors={}, users=())
 
 
-def task(node: int) -> tuple[int, HelloTask]:
-    return node, HelloTask("r", f"hello/{node}", {}, "", (), key="k")
+def task(node: int) -> tuple[int, HelloRequest]:
+    return node, HelloRequest("r", f"hello/{node}", {}, "", (), key="k")
 
 
 def met(run: Run, waves: list[list[int]], needed: int) -> tuple[dict, list[dict]]:

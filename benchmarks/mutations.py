@@ -651,14 +651,14 @@ MUTATIONS = (
     ),
     Mutation(
         "Claims are not corrected for how many a study makes",
-        "server/findings.py",
+        "server/findings/verdicts.py",
         "min(1.0, (len(claims) - rank) * alone[k])",
         "min(1.0, alone[k])",
         "test_the_more_claims_the_more_each_must_show",
     ),
     Mutation(
         "Two methods are equal where their mean difference alone is within the margin",
-        "server/findings.py",
+        "server/findings/page.py",
         "-margin < low and high < margin",
         '-margin < entry["mean"] < margin',
         "test_two_are_equal_only_where_the_whole_interval_lies_within_the_margin",
@@ -672,14 +672,14 @@ MUTATIONS = (
     ),
     Mutation(
         "A real user counts once per seed",
-        "server/findings.py",
+        "server/findings/verdicts.py",
         'return cell["run"]["seed"] if cell',
         'return cell["run"]["seed"] if True or cell',
         "test_a_real_user_counts_once_whatever_the_number_of_seeds",
     ),
     Mutation(
         "In hindsight each user has the worst value, not the best",
-        "server/findings.py",
+        "server/findings/verdicts.py",
         "better = min if claim.metric",
         "better = max if claim.metric",
         "test_the_best_value_of_a_key_is_each_users_own",

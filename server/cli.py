@@ -252,7 +252,7 @@ def _add_study(
         "--findings",
         type=Path,
         metavar="DIR",
-        help="also write summaries and plots there, and the page DIR.md",
+        help="also write summaries, pages and plots there, and DIR.md with all answers",
     )
     study.set_defaults(run=_study)
 
@@ -267,7 +267,8 @@ def _study(options: argparse.Namespace) -> int:
 def _run_studies(options: argparse.Namespace) -> int:
     # Before torch is imported, which takes seconds.
     tell_sentence(f"reading {', '.join(map(str, options.files))}")
-    from .findings import markdown, summary, write_page
+    from .findings.page import markdown, store, write_pages
+    from .findings.summary import summary
     from .run.results import runs_folder, write_json
     from .study.study import read_study, run_study
 
@@ -279,16 +280,15 @@ def _run_studies(options: argparse.Namespace) -> int:
             from .audit import audit
 
             found = audit.run_study(study, place / study.name, tell)
-            _tell_markdown(audit.markdown(found))
         else:
             found = summary(study, run_study(study, place / study.name, tell))
-            _tell_markdown(markdown(found))
-        write_json(place / study.name / "summary.json", found)
+        _tell_markdown(markdown(found))
+        written = place / study.name / "summary.json"
+        write_json(written, found)
         if options.findings:
-            options.findings.mkdir(parents=True, exist_ok=True)
-            write_json(options.findings / f"{study.name}.json", found)
+            store(written, options.findings, study.name)
     if options.findings:
-        tell(f"findings: {write_page(options.findings)}")
+        tell(f"findings: {write_pages(options.findings)}")
     return 0
 
 

@@ -34,9 +34,10 @@ from idiolect.common.config import old, parse_run
 from idiolect.common.engine.adapters import parse_lora
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol.manifest import public_key, read_or_make_key
-from idiolect.server import findings
 from idiolect.server.audit import audit
 from idiolect.server.deploy import operator as deploy
+from idiolect.server.findings import page as pages
+from idiolect.server.findings.summary import summary
 from idiolect.server.privacy.ledger import read_ledger
 from idiolect.server.run import checkpoint, results
 from idiolect.server.simulate import launch as simulate
@@ -384,7 +385,7 @@ def test_a_study_goes_on_from_its_cells(studies, name, monkeypatch):
         if declared.audit is not None:
             return audit.run_study(declared, folder, lambda _: None)
         done = study.run_study(declared, folder, lambda _: None)
-        return findings.summary(declared, done)
+        return summary(declared, done)
 
     found = opens_or_says(go_on, name)
     after = snapshot(studies)
@@ -406,14 +407,17 @@ def test_the_page_of_findings_is_written_from_stored_summaries(studies):
     # Later: opens, or one IdiolectError sentence that says what to do; nothing is lost.
     place = studies / "findings"
     before = snapshot(place)
-    page = opens_or_says(lambda: findings.write_page(place), "findings", *STUDIES)
+    page = opens_or_says(lambda: pages.write_pages(place), "findings", *STUDIES)
     after = snapshot(place)
     assert {name: after[name] for name in before} == before
     if isinstance(page, Said):
         pytest.skip(page.text)  # so that a report shows who does not open
-    text = page.read_text()
+    answers = page.read_text()
+    text = ""
     for name in STUDIES:
-        assert f"## {json.loads(before[f'{name}.json'])['title']}\n" in text
+        assert f"(findings/{name}.md)" in answers
+        text += (place / f"{name}.md").read_text()
+        assert f"# {json.loads(before[f'{name}.json'])['title']}\n" in text
     assert "| own adapters are better than a neighbour's | all | nll " in text
     assert "| swapped (2 users) |" in text
     assert "| honest | 1 | 0 |" in text

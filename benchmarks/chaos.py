@@ -3,7 +3,7 @@
     python benchmarks/chaos.py [--findings docs/reliability]
 
 One server and two devices on this machine (`fleet.py`). Each trial starts a private run,
-kills its victim a moment after a phase began, and repeats ``run -c resume=NAME`` where the
+kills its victim a moment after a phase began, and repeats ``run --resume NAME`` where the
 run failed, as an operator or a supervisor would. Then it looks at everything that must not
 be lost. Trials that are done are kept in a file; the same command does what is missing.
 """
@@ -58,7 +58,7 @@ process at a time, during private runs on {devices} devices over TLS, all on one
 **{kills} kills; {kept} runs completed with nothing lost.** An unbroken run took
 {usual:.0f} s (median of {count}, {low:.0f} to {high:.0f}).
 
-*Resumed* counts how often `idiolect-server run … -c resume=NAME` had to be given; 0: the
+*Resumed* counts how often `idiolect-server run … --resume NAME` had to be given; 0: the
 run completed by itself. *Time lost* is against the unbroken median; up to a minute of it is
 Flower taking a vanished device for present. *Lost* looks at: every record of both vaults
 opens, the histories are those from before, each device has exactly one new adapter, every

@@ -27,7 +27,7 @@ from idiolect.server.run import results
 from idiolect.server.simulate.progress import Display
 
 from .common.test_text import HOSTILE
-from .server.test_results import make
+from .server.run.test_results import make
 
 KEY = RandomKey(bytes(32))
 # What no file system and no command line takes.

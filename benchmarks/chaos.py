@@ -25,9 +25,10 @@ from fleet import Fleet, write_part
 
 from idiolect.client.node import state
 from idiolect.client.node.device import VaultShelf
-from idiolect.client.owner import consent, owner
+from idiolect.client.owner import adapters, consent
 from idiolect.client.owner.history import entries
-from idiolect.client.owner.vault import Passphrase, Vault
+from idiolect.client.owner.keys import Passphrase
+from idiolect.client.owner.vault import Vault
 
 DEVICES = 2
 # Victim -> (words of its command line, whose it is).
@@ -170,7 +171,7 @@ def holdings(fleet: Fleet, number: int) -> dict[str, Any]:
         vault.check()
         return {
             "history": [entry.id for entry in entries(vault)],
-            "adapters": len(owner.versions(vault)),
+            "adapters": len(adapters.versions(vault)),
         }
 
 

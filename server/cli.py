@@ -14,10 +14,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..common.command import FAILED, carry_out, code_of, complain, new_parser
+from ..common.command import (
+    FAILED,
+    carry_out,
+    code_of,
+    complain,
+    new_parser,
+    on_interrupt,
+)
 from ..common.errors import IdiolectError
 from ..common.files import home
-from ..common.text import printable, shown, tell, tell_json
+from ..common.text import lines, printable, shown, tell, tell_json, tell_sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,12 +92,8 @@ def _add_simulate(
         help="run a Flower app in simulation",
         description="Run a Flower app on simulated devices, closed to others, with "
         "live progress and a true exit code.",
-        epilog="Keys: docs/configuration.md. A run that was stopped goes on with "
-        "--resume latest, or --resume NAME.",
     )
-    simulate.add_argument(
-        "app", type=Path, metavar="APP", help="its folder, e.g. simulations/lamp"
-    )
+    _add_app(simulate)
     _add_settings(simulate)
     simulate.add_argument(
         "--nodes",
@@ -100,6 +103,16 @@ def _add_simulate(
         "(default: one per core, at most 8)",
     )
     simulate.set_defaults(run=_simulate)
+
+
+def _add_app(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "app",
+        type=Path,
+        nargs="?",
+        metavar="APP",
+        help="folder of the Flower app (default: the built-in one, simulations/lamp)",
+    )
 
 
 # Options of a run as settings; and how version 0.2 gave them.
@@ -117,6 +130,10 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="set a config key; plain values, no quotes; relative paths are relative "
         "to where you are",
+    )
+    command.epilog = (
+        "Keys: docs/configuration.md. A run that was stopped goes on with "
+        "--resume latest, or --resume NAME."
     )
     command.add_argument(
         "--preset", metavar="NAME", help="values of keys that are not given (`paper`)"
@@ -159,7 +176,8 @@ def _add_devices(
         run: Callable[[argparse.Namespace], int],
         text: str,
     ) -> argparse.ArgumentParser:
-        one = parts.add_parser(name, help=text, description=text.capitalize() + ".")
+        sentence = f"{text[0].upper()}{text[1:]}."  # `capitalize` has no capital within
+        one = parts.add_parser(name, help=text, description=sentence)
         one.add_argument(
             "--at",
             type=Path,
@@ -175,16 +193,22 @@ def _add_devices(
     init.add_argument(
         "names", nargs="+", metavar="NAME", help="by which devices reach the server"
     )
-    init.add_argument("--port", type=int, default=9443, help="(default: 9443)")
+    init.add_argument(
+        "--port", type=int, default=9443, help="where devices connect (default: 9443)"
+    )
     renew = add(parts, "renew", _renew, "make a new certificate that devices trust too")
     renew.add_argument(
         "names", nargs="*", metavar="NAME", help="(default: those of the old one)"
     )
     serve = add(commands, "serve", _serve, "serve devices, until ended")
-    serve.add_argument("--host", default="0.0.0.0", help="(default: all addresses)")
-    serve.add_argument("--port", type=int, help="(default: as the invitation says)")
+    serve.add_argument(
+        "--host", default="0.0.0.0", help="where to listen (default: all addresses)"
+    )
+    serve.add_argument(
+        "--port", type=int, help="where to listen (default: as the invitation says)"
+    )
     run = add(commands, "run", _run, "run a Flower app on the devices of a server")
-    run.add_argument("app", type=Path, metavar="APP", help="its folder")
+    _add_app(run)
     _add_settings(run)
     for name, act, text in (
         ("attach", _attach, "show a run on devices that goes on"),
@@ -198,7 +222,8 @@ def _add_devices(
     one.add_argument("key", help="the line that `idiolect node join` prints")
     one.add_argument("--label", default="", help="what you call it in `nodes list`")
     one = add(parts, "list", _nodes_list, "list the devices that are let in")
-    one.add_argument("--json", action="store_true", help="print JSON")
+    one.add_argument("--json", action="store_true", help="print JSON, of all")
+    one.add_argument("--all", action="store_true", help="revoked ones, too")
     one = add(parts, "revoke", _nodes_revoke, "let a device in no more")
     one.add_argument("node", metavar="NODE", help="number or label of `nodes list`")
 
@@ -233,6 +258,15 @@ def _add_study(
 
 
 def _study(options: argparse.Namespace) -> int:
+    with on_interrupt(
+        "stopped: cells that are done are kept, and the same command does the rest."
+    ):
+        return _run_studies(options)
+
+
+def _run_studies(options: argparse.Namespace) -> int:
+    # Before torch is imported, which takes seconds.
+    tell_sentence(f"reading {', '.join(map(str, options.files))}")
     from .findings import markdown, summary, write_page
     from .run.results import runs_folder, write_json
     from .study.study import read_study, run_study
@@ -245,10 +279,10 @@ def _study(options: argparse.Namespace) -> int:
             from .audit import audit
 
             found = audit.run_study(study, place / study.name, tell)
-            tell(f"\n{audit.markdown(found)}")
+            _tell_markdown(audit.markdown(found))
         else:
             found = summary(study, run_study(study, place / study.name, tell))
-            tell(f"\n{markdown(found)}")
+            _tell_markdown(markdown(found))
         write_json(place / study.name / "summary.json", found)
         if options.findings:
             options.findings.mkdir(parents=True, exist_ok=True)
@@ -258,11 +292,32 @@ def _study(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tell_markdown(text: str) -> None:
+    """Print it as it is; at a terminal, laid out within its width."""
+    if not sys.stdout.isatty():
+        return tell(f"\n{text}")
+    from rich.markdown import Markdown
+
+    return _console().print("", Markdown(lines(text), hyperlinks=False), sep="\n")
+
+
 def _audit(options: argparse.Namespace) -> int:
-    from .audit.audit import audit_run, defects
+    with on_interrupt("stopped: the same command begins the audit again."):
+        return _run_audit(options)
+
+
+def _run_audit(options: argparse.Namespace) -> int:
     from .run import results
 
     folder = results.find(options.output_dir, options.name)
+    tell_sentence(
+        f"auditing the code, then what {folder.name} released; this takes minutes"
+    )
+    from .audit.audit import (  # after that line, since torch takes seconds
+        audit_run,
+        defects,
+    )
+
     width = _console().width
 
     def say(text: str) -> None:
@@ -277,10 +332,13 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _simulate(options: argparse.Namespace) -> int:
     from .run import results
-    from .simulate.launch import prepare, simulate
+    from .simulate.launch import built_in_app, prepare, simulate
 
     signal.signal(signal.SIGTERM, _terminated)
-    plan = prepare(options.app, _settings(options), options.nodes, Path.cwd())
+    app = options.app or built_in_app()
+    # Before torch and Flower are imported, which takes seconds.
+    tell_sentence(f"checking {app}, its settings, data and backbone")
+    plan = prepare(app, _settings(options), options.nodes, Path.cwd())
     console = _console()
     try:
         found = simulate(plan, console)
@@ -328,9 +386,11 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from .deploy.operator import prepare, run
+    from .simulate.launch import built_in_app
 
     folder = _at(options)
-    plan = prepare(folder, options.app, _settings(options), Path.cwd())
+    app = options.app or built_in_app()
+    plan = prepare(folder, app, _settings(options), Path.cwd())
     return _shown_to_its_end(
         options, plan.folder.name, lambda console: run(folder, plan, console)
     )
@@ -377,7 +437,8 @@ def _stop(options: argparse.Namespace) -> int:
     from .deploy.operator import stop
 
     name = stop(_at(options), options.name)
-    tell(f"run {name} has ended; the same command with --resume {name} goes on with it")
+    tell(f"run {name} has ended")
+    tell(f"to go on with it, the command that began it with  --resume {name}")
     return 0
 
 
@@ -405,12 +466,16 @@ def _nodes_list(options: argparse.Namespace) -> int:
         )
         return 0
     lines = [("node", "label", "state", "last seen")]
-    for node in map(shown, found):
+    revoked = [node for node in found if node["status"] == "unregistered"]
+    listed = found if options.all else [node for node in found if node not in revoked]
+    for node in map(shown, listed):
         state = STATES.get(node["status"]) or str(node["status"])
         seen = _local(node["last-seen"])
         lines.append((node["node-id"], node["label"] or "-", state, seen))
     for number, label, state, seen in lines:
         tell(f"{number:>20}  {label:20}  {state:12}  {seen}")
+    if revoked and not options.all:
+        tell(f"and {len(revoked)} revoked, which `nodes list --all` shows")
     return 0
 
 

@@ -13,16 +13,19 @@ import pytest
 
 from idiolect.client.cli import main
 from idiolect.client.imports.read import read
-from idiolect.client.owner.vault import Passphrase, Vault
+from idiolect.client.owner.keys import Passphrase
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.data import lamp
 from idiolect.common.data.types import User
 from idiolect.common.engine.adapters import zero_shared
 from idiolect.common.engine.backbone import load_backbone
+from idiolect.common.engine.fitting import encode_all, fitting
+from idiolect.common.engine.reference import Reference
 from idiolect.common.engine.scoring import completion_tokens
 from idiolect.common.files import file_name
-from idiolect.common.methods.personal import encode_all, fitting, self_samples
 from idiolect.common.text import make_encodable
+from idiolect.common.unlabeled.samples import self_samples
 from tests.common.engine.test_model_folders import loaded, tokenizer, write
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
@@ -166,7 +169,7 @@ def test_14_posts_without_prompts_get_their_unlabeled_items(tmp_path, bos):
         assert entry.prompt_length == 1 and completion_tokens(entry) > 20
     config = parse({"task": "text", "unlabeled.kind": "self", **ONE_RATE})
     shared = zero_shared(backbone, config.shared_shape, config.seed)
-    assert len(self_samples(backbone, shared, user, own, 24, config)) == 24
+    assert len(self_samples(Reference(backbone, shared), user, own, 24, config)) == 24
 
 
 def test_33_emoji_on_an_ascii_terminal(run, kept, monkeypatch):

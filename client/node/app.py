@@ -15,7 +15,7 @@ from ...common.config import parse_run
 from ...common.data.load import load_dataset
 from ...common.data.types import Dataset, User
 from ...common.errors import IdiolectError
-from ...common.protocol.messages import HelloTask, Task
+from ...common.protocol.messages import HelloRequest, Request
 from ...common.protocol.signed import Sealed, verify
 from ...common.text import guard
 from .state import Folder, agreed
@@ -55,7 +55,7 @@ class Simulated:
         if not folder.is_absolute():
             raise IdiolectError("the task names no run folder: its run is on devices.")
         shelf = Folder(folder)
-        if sealed.cls is HelloTask:
+        if sealed.cls is HelloRequest:
             key = sealed.fields["key"]
         else:
             seen = agreed(shelf, sealed.users[0]).seen
@@ -63,7 +63,7 @@ class Simulated:
         verify(sealed, key)
         return shelf
 
-    def node(self, task: Task, started: float) -> Node:
+    def node(self, task: Request, started: float) -> Node:
         """Find out who lives on this node, and whom of them the task is for."""
         if "partition-id" not in self._place:
             raise IdiolectError(

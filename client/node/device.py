@@ -15,22 +15,18 @@ from flwr.app import Message, RecordDict
 
 from ...common.config import Config, parse_run
 from ...common.engine.adapters import Lora
-from ...common.methods.personal import forget
-from ...common.protocol.messages import (
-    Failure,
-    HelloTask,
-    Task,
-    device_user,
-    pack,
-    size,
-)
+from ...common.engine.backbone import backbone_of
+from ...common.engine.reference import Reference
+from ...common.protocol.messages import Failure, HelloRequest, Request, device_user
+from ...common.protocol.packing import pack, size
 from ...common.protocol.signed import Sealed, verify
 from ..owner import consent, history, limits, owner
 from ..owner.consent import Refusal
-from ..owner.vault import DEVICE, Record, Source, Vault
+from ..owner.records import DEVICE, Record, Source
+from ..owner.vault import Vault
 from .membership import joined
 from .state import advance, bind
-from .tasks import Node, answer, backbone_of
+from .tasks import Node, answer, forget
 
 # What a run has left here is kept for a week after its last hello, of this many runs: a
 # run that is resumed finds it, and two runs at once do not erase each other's.
@@ -118,17 +114,17 @@ class Device:
         self._taken = True
         return shelf
 
-    def node(self, task: Task, started: float) -> Node:
+    def node(self, task: Request, started: float) -> Node:
         """Find out whether the owner takes part, and with what."""
         config, name = self._doing = self._config(task.config)
         everything = history.entries(self._vault)
         if sum(entry.liked for entry in everything) < owner.FEWEST:
             raise Refusal("there is too little history on this device.")
         # A hello says nothing of the owner: the first task after it is charged.
-        charge = not isinstance(task, HelloTask)
+        charge = not isinstance(task, HelloRequest)
         with self._vault.transaction():
             consent.agree(self._vault, task.run, name, config, charge)
-        if isinstance(task, HelloTask):
+        if isinstance(task, HelloRequest):
             self._drop_old_runs(task)
         self._read = {entry.source: entry.generation for entry in everything}
         user, learnt = owner.split(everything, self.user)
@@ -136,16 +132,9 @@ class Device:
         answers = consent.consents(self._vault)
 
         def keep(shared: Lora, lora: Lora, method: str, origin: str) -> None:
-            owner.adopt(
-                self._vault,
-                backbone_of(config),
-                shared,
-                lora,
-                user,
-                learnt,
-                method,
-                origin,
-            )
+            trained = owner.Trained(lora, method, user, learnt, origin)
+            reference = Reference(backbone_of(config), shared)
+            owner.adopt(self._vault, reference, trained)
 
         return Node(
             config,
@@ -158,7 +147,7 @@ class Device:
             trained=keep,
         )
 
-    def _drop_old_runs(self, task: HelloTask) -> None:
+    def _drop_old_runs(self, task: HelloRequest) -> None:
         """Erase what runs have trained here that were not heard of for a while."""
         now = time.time()
         runs = json.loads(self._vault.get("state", "runs") or b"{}")

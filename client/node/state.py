@@ -24,7 +24,7 @@ from ...common.config.old import former, trained_from
 from ...common.engine.adapters import Lora, dump_lora, parse_lora
 from ...common.errors import IdiolectError
 from ...common.files import file_name, write_atomically
-from ...common.methods.personal import Personal
+from ...common.methods.personalise import Personal
 from ...common.protocol.manifest import Seen
 from ...common.protocol.messages import Outcome
 from ..owner.consent import Refusal

@@ -34,39 +34,43 @@ from ...common.data.load import task_of
 from ...common.data.metrics import bounded_row, released_metrics
 from ...common.data.types import TOO_LONG, Item, User
 from ...common.engine.adapters import Lora, hash_lora, zero_shared
-from ...common.engine.backbone import Backbone, load_backbone
+from ...common.engine.backbone import Backbone, backbone_of
+from ...common.engine.fitting import encode_all, fitting, too_long
+from ...common.engine.reference import Reference
 from ...common.errors import IdiolectError
-from ...common.methods import evaluation, personal
+from ...common.methods import evaluation
+from ...common.methods.personalise import Personal, personalise
+from ...common.methods.shared import shared_update
 from ...common.privacy.protected import charged, planned
 from ...common.process import peak_mb, process_name
 from ...common.protocol.manifest import ManifestError, accept
 from ...common.protocol.manifest import parse as parse_manifest
 from ...common.protocol.messages import (
     AdaptReply,
-    AdaptTask,
+    AdaptRequest,
     EvaluateReply,
-    EvaluateTask,
+    EvaluateRequest,
     Failure,
     HelloReply,
-    HelloTask,
+    HelloRequest,
     Missing,
     OfferReply,
-    OfferTask,
+    OfferRequest,
     Outcome,
     PersonaliseReply,
-    PersonaliseTask,
+    PersonaliseRequest,
     ProtocolError,
     Reply,
+    Request,
     Rows,
     ShareReply,
-    ShareTask,
-    Task,
+    ShareRequest,
     VoteReply,
-    VoteTask,
-    check_rows,
-    pack,
+    VoteRequest,
     package_version,
 )
+from ...common.protocol.packing import pack
+from ...common.protocol.quantization import coded_shapes, decode, update_codes
 from ...common.protocol.signed import (
     MissingParts,
     Sealed,
@@ -74,8 +78,10 @@ from ...common.protocol.signed import (
     complete,
     read_sealed,
 )
-from ...common.protocol.wire import coded_shapes, decode, update_codes
-from ...common.unlabeled.sets import Unlabeled, fingerprint
+from ...common.protocol.validation import check_rows
+from ...common.unlabeled.offers import offer_marks, supported_offers
+from ...common.unlabeled.sets import Unlabeled, UnlabeledSet, fingerprint
+from ...common.unlabeled.votes import user_vote
 from ..owner.consent import Refusal
 from . import state
 from .state import Shelf
@@ -164,7 +170,7 @@ class Home(Protocol):
         """
         ...
 
-    def node(self, task: Task, started: float) -> Node:
+    def node(self, task: Request, started: float) -> Node:
         """Find the users that a task is for.
 
         Raises
@@ -178,7 +184,7 @@ class Home(Protocol):
 # --- handlers ------------------------------------------------------------------------
 
 
-def _hello(task: HelloTask, node: Node) -> HelloReply:
+def _hello(task: HelloRequest, node: Node) -> HelloReply:
     """Say who lives here, and what must agree with the server."""
     backbone = backbone_of(node.config)
     shared = _zero_shared(backbone, node.config.shared_shape, node.config.seed)
@@ -200,18 +206,15 @@ def _hello(task: HelloTask, node: Node) -> HelloReply:
     )
 
 
-def _adapt(task: AdaptTask, node: Node) -> AdaptReply:
+def _adapt(task: AdaptRequest, node: Node) -> AdaptReply:
     """Train the shared adapter on each user's history; answer one row per user."""
     node.permit("training", node.config)
-    backbone, config = backbone_of(node.config), node.config
-    shared = _shared(backbone, config, task.shared)
-    content = _digest(task.round, task.clip, hash_lora(shared))
+    config, reference = node.config, _reference(node.config, task.shared)
+    content = _digest(task.round, task.clip, reference.hash)
     willing, refused = _willing(task, node, "adapt", "update", content)
 
     def update(users: Sequence[User]) -> list[Rows]:
-        rows = personal.shared_update(
-            backbone, shared, users, config, task.round, task.clip
-        )
+        rows = shared_update(reference, users, config, task.round, task.clip)
         arrays = {name: tensor.numpy() for name, tensor in rows.items()}
         return [{n: a[k] for n, a in arrays.items()} for k in range(len(users))]
 
@@ -221,14 +224,14 @@ def _adapt(task: AdaptTask, node: Node) -> AdaptReply:
         name: np.stack([row[name] for row in done.values()])
         if done
         else np.zeros((0, *tensor.shape), np.float32)
-        for name, tensor in shared.b.items()
+        for name, tensor in reference.adapter.b.items()
     }
     if config.signed_bytes:
         rows = update_codes(rows, config.seed, tuple(done), task.round)
     return AdaptReply(**_head(task, node, tuple(done), errors), rows=rows)
 
 
-def _votes(task: VoteTask, node: Node) -> VoteReply:
+def _votes(task: VoteRequest, node: Node) -> VoteReply:
     """Let each user vote for the bank's items that resemble the own text."""
     config = node.config
     _, strangers = each(node, node.users, lambda users: _check_bank(task, node, users))
@@ -238,9 +241,9 @@ def _votes(task: VoteTask, node: Node) -> VoteReply:
 
     def choose(users: Sequence[User]) -> list[np.ndarray]:
         if config.unlabeled.kind == "anonymised":
-            return [personal.offer_marks(task.bank, user, config) for user in users]
-        backbone = backbone_of(config)
-        return [personal.user_vote(backbone, task.bank, u, config) for u in users]
+            return [offer_marks(task.bank, user, config) for user in users]
+        reference = resident(config)
+        return [user_vote(reference, task.bank, u, config) for u in users]
 
     done, errors = each(node, willing, choose)
     shape = (len(done), len(task.bank))
@@ -249,7 +252,7 @@ def _votes(task: VoteTask, node: Node) -> VoteReply:
     return VoteReply(**head, votes={"votes": matrix})
 
 
-def _offer(task: OfferTask, node: Node) -> OfferReply:
+def _offer(task: OfferRequest, node: Node) -> OfferReply:
     """Hand over scrubbed items whose like enough users have (kind `anonymised`)."""
     config, supported = node.config, frozenset(task.supported)
     if config.unlabeled.kind != "anonymised":
@@ -261,7 +264,7 @@ def _offer(task: OfferTask, node: Node) -> OfferReply:
     def choose(users: Sequence[User]) -> list[tuple[Item, ...]]:
         _check_bank(task, node, users)
         return [
-            tuple(personal.supported_offers(task.bank, supported, user, config))
+            tuple(supported_offers(task.bank, supported, user, config))
             for user in users
         ]
 
@@ -269,7 +272,7 @@ def _offer(task: OfferTask, node: Node) -> OfferReply:
     return OfferReply(**_head(task, node, tuple(done), errors), items=done)
 
 
-def _share(task: ShareTask, node: Node) -> ShareReply:
+def _share(task: ShareRequest, node: Node) -> ShareReply:
     """Hand over the raw history: simulation only (unlabeled.kind `others`)."""
     if node.config.unlabeled.kind != "others":
         raise IdiolectError("raw text is only shared where unlabeled.kind is 'others'.")
@@ -281,46 +284,38 @@ def _share(task: ShareTask, node: Node) -> ShareReply:
     return ShareReply(**_head(task, node, tuple(items), {}), items=items)
 
 
-def _personalise(task: PersonaliseTask, node: Node) -> PersonaliseReply:
+def _personalise(task: PersonaliseRequest, node: Node) -> PersonaliseReply:
     """Train each user's own adapter and keep it here."""
     node.permit("training", node.config)
-    shared = _shared(backbone_of(node.config), node.config, task.shared)
+    reference = _reference(node.config, task.shared)
     content = fingerprint(task.unlabeled)
     willing, refused = each(
         node, node.users, lambda users: _check_set(task, node, users, content)
     )
     users = tuple(user for user in node.users if user.id in willing)
     if task.trial:
-        return _tried(task, node, shared, users, refused)
-    origin = _origin(task, node, shared, content)
+        return _tried(task, node, reference, users, refused)
+    origin = _origin(task, node, reference, content)
     names = {user.id: state.adapter_name(task.method, user.id) for user in users}
     known = state.recall_group(node.shelf, list(names.values()), list(names), origin)
     if known is not None:
-        return _trained(task, node, shared, origin, known, refused)
-    trained, errors = _train(task, node, shared, users)
+        return _trained(task, node, reference, origin, known, refused)
+    trained, errors = _train(task, node, reference, users)
     for user, one in trained.items():
         state.store(node.shelf, names[user], one, origin)
     outcomes = {user: _outcome(one) for user, one in trained.items()}
-    return _trained(task, node, shared, origin, outcomes, errors | refused)
+    return _trained(task, node, reference, origin, outcomes, errors | refused)
 
 
 def _train(
-    task: PersonaliseTask, node: Node, shared: Lora, users: Sequence[User]
-) -> tuple[dict[str, personal.Personal], dict[str, str]]:
+    task: PersonaliseRequest, node: Node, reference: Reference, users: Sequence[User]
+) -> tuple[dict[str, Personal], dict[str, str]]:
     """Train; return user -> what came of it, and user -> why nothing did."""
-    floor, voters = _handed_out(task, node, users)
+    unlabeled = _handed_out(task, node, users)
 
-    def train(users: Sequence[User]) -> list[personal.Personal]:
-        return personal.personalise(
-            backbone_of(node.config),
-            shared,
-            users,
-            task.unlabeled,
-            task.method,
-            task.learning_rate,
-            node.config,
-            floor,
-            voters,
+    def train(users: Sequence[User]) -> list[Personal]:
+        return personalise(
+            reference, users, unlabeled, task.method, task.learning_rate, node.config
         )
 
     trained, errors = each(node, users, train)
@@ -328,7 +323,7 @@ def _train(
     return {user: trained[user] for user in trained if user not in errors}, errors
 
 
-def _outcome(one: personal.Personal) -> Outcome:
+def _outcome(one: Personal) -> Outcome:
     return Outcome(one.alpha, one.estimated, _finite(one.log))
 
 
@@ -338,9 +333,9 @@ def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def _tried(
-    task: PersonaliseTask,
+    task: PersonaliseRequest,
     node: Node,
-    shared: Lora,
+    reference: Reference,
     users: Sequence[User],
     refused: dict[str, str],
 ) -> PersonaliseReply:
@@ -349,12 +344,11 @@ def _tried(
         raise Refusal(
             "a learning rate is only tried in a simulation with clear metrics."
         )
-    trained, errors = _train(task, node, shared, users)
+    trained, errors = _train(task, node, reference, users)
 
     def measure(users: Sequence[User]) -> list[float]:
         adapters = [trained[user.id].lora for user in users]
-        backbone = backbone_of(node.config)
-        return evaluation.held_out_nll(backbone, shared, adapters, users, task.method)
+        return evaluation.held_out_nll(reference, adapters, users, task.method)
 
     able = [user for user in users if user.id in trained]
     measured, unmeasured = each(node, able, measure)
@@ -366,9 +360,9 @@ def _tried(
 
 
 def _trained(
-    task: PersonaliseTask,
+    task: PersonaliseRequest,
     node: Node,
-    shared: Lora,
+    reference: Reference,
     origin: str,
     outcomes: dict[str, Outcome],
     errors: dict[str, str],
@@ -378,7 +372,7 @@ def _trained(
         for user in node.users:
             if user.id in outcomes:
                 own = _stored(task, node, user, origin)
-                node.trained(shared, own, task.method, origin)
+                node.trained(reference.adapter, own, task.method, origin)
     if not _open(node):
         outcomes = dict.fromkeys(outcomes, Outcome(None, False, {}))
     outcomes = {u: replace(one, log=_finite(one.log)) for u, one in outcomes.items()}
@@ -387,28 +381,28 @@ def _trained(
 
 
 def _handed_out(
-    task: PersonaliseTask, node: Node, users: Sequence[User]
-) -> tuple[float, set[str] | None]:
-    """Return the manifest's floor, and who of the users took part in its vote."""
+    task: PersonaliseRequest, node: Node, users: Sequence[User]
+) -> UnlabeledSet:
+    """Return the unlabeled set with its floor, and who of the users voted for it."""
     if not task.unlabeled:
-        return 0.0, None
+        return UnlabeledSet()
     manifest = parse_manifest(task.manifest)
     if not manifest.vote:
-        return manifest.floor, None
+        return UnlabeledSet(task.unlabeled, manifest.floor)
 
     def voted(user: User) -> bool:
         """Both sides say so: a vote that came too late is not in the sum."""
         took = state.agreed(node.shelf, user.id).took.get("votes", {})
         return manifest.vote in took and user.id in task.voted
 
-    return manifest.floor, {user.id for user in users if voted(user)}
+    voters = frozenset(user.id for user in users if voted(user))
+    return UnlabeledSet(task.unlabeled, manifest.floor, voters)
 
 
-def _evaluate(task: EvaluateTask, node: Node) -> EvaluateReply:
+def _evaluate(task: EvaluateRequest, node: Node) -> EvaluateReply:
     """Measure each user's held-out items; only numbers leave."""
-    backbone, config = backbone_of(node.config), node.config
-    shared = _shared(backbone, config, task.shared)
-    origin = _origin(task, node, shared, task.unlabeled_hash)
+    config, reference = node.config, _reference(node.config, task.shared)
+    origin = _origin(task, node, reference, task.unlabeled_hash)
     content = _digest(origin, task.generate)
     willing, refused = _willing(task, node, "metrics", "metrics", content)
 
@@ -418,7 +412,7 @@ def _evaluate(task: EvaluateTask, node: Node) -> EvaluateReply:
             _stored(task, node, user, origin) if trained else None for user in users
         ]
         return evaluation.evaluate(
-            backbone, shared, adapters, users, task.method, config, task.generate
+            reference, adapters, users, task.method, config, task.generate
         )
 
     done, errors = each(node, willing, measure)
@@ -435,14 +429,14 @@ def _evaluate(task: EvaluateTask, node: Node) -> EvaluateReply:
 
 
 # Type of Flower's message -> the task in it, and who answers it.
-HANDLERS: dict[str, tuple[type[Task], Callable[[Any, Node], Reply]]] = {
-    "query.hello": (HelloTask, _hello),
-    "train.adapt": (AdaptTask, _adapt),
-    "query.vote": (VoteTask, _votes),
-    "query.offer": (OfferTask, _offer),
-    "query.share": (ShareTask, _share),
-    "train.personalise": (PersonaliseTask, _personalise),
-    "evaluate": (EvaluateTask, _evaluate),
+HANDLERS: dict[str, tuple[type[Request], Callable[[Any, Node], Reply]]] = {
+    "query.hello": (HelloRequest, _hello),
+    "train.adapt": (AdaptRequest, _adapt),
+    "query.vote": (VoteRequest, _votes),
+    "query.offer": (OfferRequest, _offer),
+    "query.share": (ShareRequest, _share),
+    "train.personalise": (PersonaliseRequest, _personalise),
+    "evaluate": (EvaluateRequest, _evaluate),
 }
 
 
@@ -460,7 +454,7 @@ def answer(message: Envelope, home: Home) -> RecordDict:
         cls, work = HANDLERS[kind]
         sealed = read_sealed(cls, message.content)
         run, step = sealed.run, sealed.fields["step"]
-        if cls is not HelloTask and not sealed.users:
+        if cls is not HelloRequest and not sealed.users:
             raise Refusal("the task names nobody whom it is for.")
         shelf = home.admit(sealed)
         _check_agreed(sealed, shelf)
@@ -480,7 +474,7 @@ def answer(message: Envelope, home: Home) -> RecordDict:
 def _fitting(node: Node) -> Node:
     """Leave out the items that do not fit into the context, and count them."""
     backbone = backbone_of(node.config)
-    pairs = [personal.fitting(backbone, user) for user in node.residents]
+    pairs = [fitting(backbone, user) for user in node.residents]
     residents = {user.id: user for user, _ in pairs}
     dropped, count = dict(node.dropped), sum(number for _, number in pairs)
     if count and _open(node):  # where metrics have noise, no count leaves without it
@@ -492,7 +486,7 @@ def _fitting(node: Node) -> Node:
 
 def _check_agreed(sealed: Sealed, shelf: Shelf) -> None:
     """Refuse work for a run that the users did not agree to, in a hello, as it is now."""
-    if sealed.cls is not HelloTask:
+    if sealed.cls is not HelloRequest:
         for user in sealed.users:
             state.check_agreed(shelf, user, sealed.seal.parts["config"])
 
@@ -531,7 +525,7 @@ def each(
 
 
 def _willing(
-    task: AdaptTask | VoteTask | EvaluateTask,
+    task: AdaptRequest | VoteRequest | EvaluateRequest,
     node: Node,
     stage: str,
     outflow: str,
@@ -564,7 +558,7 @@ def _willing(
     return willing, errors | (refused or {})
 
 
-def _pin(task: HelloTask, node: Node, users: Sequence[User]) -> list[None]:
+def _pin(task: HelloRequest, node: Node, users: Sequence[User]) -> list[None]:
     most = node.config.privacy.participations
     return [
         state.pin(node.shelf, user.id, task.key, most, node.agreement) for user in users
@@ -572,14 +566,14 @@ def _pin(task: HelloTask, node: Node, users: Sequence[User]) -> list[None]:
 
 
 def _check_bank(
-    task: VoteTask | OfferTask, node: Node, users: Sequence[User]
+    task: VoteRequest | OfferRequest, node: Node, users: Sequence[User]
 ) -> list[None]:
     content = fingerprint([Unlabeled(item) for item in task.bank])
     return _check_manifest(task, node, users, content, "bank")
 
 
 def _check_set(
-    task: PersonaliseTask, node: Node, users: Sequence[User], content: str
+    task: PersonaliseRequest, node: Node, users: Sequence[User], content: str
 ) -> list[None]:
     kind = node.config.unlabeled.kind
     if not task.unlabeled and (kind == "self" or task.method in SETLESS):
@@ -588,7 +582,7 @@ def _check_set(
 
 
 def _check_manifest(
-    task: VoteTask | OfferTask | PersonaliseTask,
+    task: VoteRequest | OfferRequest | PersonaliseRequest,
     node: Node,
     users: Sequence[User],
     content: str,
@@ -649,7 +643,7 @@ def sentence(error: Exception, simulated: bool) -> str:
 
 
 def _head(
-    task: Task, node: Node, users: tuple[str, ...], errors: dict[str, str]
+    task: Request, node: Node, users: tuple[str, ...], errors: dict[str, str]
 ) -> dict[str, Any]:
     """Return the fields that every reply begins with."""
     head = {"run": task.run, "step": task.step, "users": users, "errors": errors}
@@ -663,20 +657,23 @@ def _head(
 
 
 def _origin(
-    task: PersonaliseTask | EvaluateTask, node: Node, shared: Lora, unlabeled_hash: str
+    task: PersonaliseRequest | EvaluateRequest,
+    node: Node,
+    reference: Reference,
+    unlabeled_hash: str,
 ) -> str:
     return state.identity(
         task.run,
         task.method,
         task.learning_rate,
-        hash_lora(shared),
+        reference.hash,
         unlabeled_hash,
         node.config,
     )
 
 
 def _stored(
-    task: PersonaliseTask | EvaluateTask, node: Node, user: User, origin: str
+    task: PersonaliseRequest | EvaluateRequest, node: Node, user: User, origin: str
 ) -> Lora:
     """Return the adapter that the task is about."""
     name = state.adapter_name(task.method, user.id)
@@ -692,29 +689,31 @@ def _stored(
 def _truncated(backbone: Backbone, users: Sequence[User]) -> list[int]:
     """Count, per user, the items whose prompt does not fit into the context."""
     for user in users:
-        if problem := personal.too_long(backbone, user):
+        if problem := too_long(backbone, user):
             raise IdiolectError(problem)
     return [
-        sum(item.truncated for item in personal.encode_all(backbone, items))
+        sum(item.truncated for item in encode_all(backbone, items))
         for items in (user.history + user.held_out for user in users)
     ]
 
 
-def _shared(backbone: Backbone, config: Config, rows: Rows) -> Lora:
-    """Return the shared adapter: our own fixed A and the B that came with the task.
+def _reference(config: Config, rows: Rows) -> Reference:
+    """Return the reference: our own fixed A and the B that came with the task.
 
     Raises
     ------
     ProtocolError
         B has other projections, shapes or numbers than the configuration says.
     """
+    backbone = backbone_of(config)
     zero = _zero_shared(backbone, config.shared_shape, config.seed)
     shapes = {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
     check_rows(rows, coded_shapes(shapes) if config.signed_bytes else shapes)
     if config.signed_bytes:
         rows = decode(rows, shapes)
     b = {name: torch.from_numpy(array.copy()) for name, array in rows.items()}
-    return Lora(zero.a, {n: t.to(backbone.device) for n, t in b.items()}, zero.scaling)
+    b = {name: tensor.to(backbone.device) for name, tensor in b.items()}
+    return resident(config).with_shared(Lora(zero.a, b, zero.scaling))
 
 
 @lru_cache(maxsize=1)
@@ -722,11 +721,16 @@ def _zero_shared(backbone: Backbone, shape: LoraShape, seed: int) -> Lora:
     return zero_shared(backbone, shape, seed)
 
 
-def backbone_of(config: Config) -> Backbone:
-    """Return the resident backbone of a configuration."""
-    return load_backbone(
-        config.backbone,
-        config.engine.dtype,
-        config.engine.device,
-        config.engine.max_length,
-    )
+@lru_cache(maxsize=1)
+def _resident(backbone: Backbone) -> Reference:
+    return Reference(backbone)
+
+
+def resident(config: Config) -> Reference:
+    """Return the bare reference of this process, which keeps what was computed."""
+    return _resident(backbone_of(config))
+
+
+def forget() -> None:
+    """Drop what was computed from users' texts in this process."""
+    _resident.cache_clear()

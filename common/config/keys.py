@@ -28,6 +28,7 @@ MOST_RATES = 20  # learning rates to choose from
 MOST_RATE = 1e4  # plain steps (`sgd`) take rates in the hundreds
 MOST_USERS = 10_000_000
 MOST_ITEMS = 1_000_000  # of one user
+MOST_MADE = 1_000_000  # items of all personas together: more take minutes to make
 MOST_EPOCHS = 1000
 MOST_BATCH = 10_000
 MOST_BANK = 50_000  # as many items as one message may hold
@@ -415,7 +416,13 @@ class Config:
     development_users: int = key(
         8, "users on whom learning rates are chosen", 0, MOST_USERS
     )
-    history: int = key(32, "items per user to learn from, at most", 1, MOST_ITEMS)
+    history: int = key(
+        32,
+        "items per user to learn from, at most; all personas together have at most "
+        f"{MOST_MADE:,} items, those to be measured on included",
+        1,
+        MOST_ITEMS,
+    )
     held_out: int = key(8, "items per user to be measured on, at most", 1, MOST_ITEMS)
     skip_bad_users: bool = key(False, "leave users with malformed data out, count them")
     users_per_node: int = key(
@@ -489,7 +496,7 @@ class Config:
 
     @property
     def signed_bytes(self) -> bool:
-        """Whether the shared adapter travels as signed bytes (see `wire`)."""
+        """Whether the shared adapter travels as signed bytes (see `quantization`)."""
         wire = self.adapt.wire
         return wire == "int8" or (wire == "auto" and self.privacy.mode == "off")
 

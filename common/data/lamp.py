@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import LONGEST_NAME, Config
-from ..errors import IdiolectError
+from ..errors import IdiolectError, words_of
 from ..seeds import numpy_generator
 from ..text import printable
 from .dates import oldest_first, order_of, seconds
@@ -401,7 +401,7 @@ def _json(path: Path) -> Any:
         ) from None
     except (RecursionError, ValueError) as error:  # nested too deep, endless digits
         raise IdiolectError(
-            f"{path} cannot be read as JSON ({error}): download it again."
+            f"{path} cannot be read as JSON ({words_of(error)}): download it again."
         ) from None
 
 

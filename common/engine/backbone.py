@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import Config
 from ..data.types import Item, Prompt
 from ..errors import IdiolectError
 from .model_folder import FAMILIES as FAMILIES
@@ -229,6 +230,16 @@ def load_backbone(name: str, dtype: str, device: str, max_length: int) -> Backbo
     backbone = Backbone(name, model, tokenizer, identity(folder), context)
     _check_vocabulary(backbone)
     return backbone
+
+
+def backbone_of(config: Config) -> Backbone:
+    """The resident backbone of a configuration (see `load_backbone`)."""
+    return load_backbone(
+        config.backbone,
+        config.engine.dtype,
+        config.engine.device,
+        config.engine.max_length,
+    )
 
 
 def _loaded(

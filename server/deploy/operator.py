@@ -689,8 +689,8 @@ def add_node(folder: Path, key: str, label: str = "") -> str:
     Raises
     ------
     IdiolectError
-        The line is no such key, it is registered already or was revoked, or another device
-        has the label.
+        The line is no such key, it is registered already and no label is given, it was
+        revoked, or another device has the label.
     """
     environment = _running(folder)
     if label != printable(label, LONGEST_LABEL):
@@ -716,29 +716,34 @@ def add_node(folder: Path, key: str, label: str = "") -> str:
     finally:
         file.unlink()
     if not answer.get("success"):
-        if "already in use" in reason:
-            raise IdiolectError(_why_in_use(folder, key))
-        raise IdiolectError(f"Flower could not register the device: {reason}")
+        if "already in use" not in reason:
+            raise IdiolectError(f"Flower could not register the device: {reason}")
+        answer = {"node-id": _known(folder, key, label)}
     number = str(answer["node-id"])
     if label:
         results.write_json(folder / LABELS, labels(folder) | {number: label})
     return number
 
 
-def _why_in_use(folder: Path, key: str) -> str:
-    """Say why Flower does not register a key, and what to do."""
+def _known(folder: Path, key: str, label: str) -> int:
+    """Return which device has a key that Flower knows, if it is to be given a label."""
     public = serialization.load_ssh_public_key(key.encode())
     pem = public.public_bytes(
         Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     number, revoked = database.find_node(folder / DATABASE, pem)
     if revoked:
-        return (
+        raise IdiolectError(
             f"that key was node {number} and was revoked, and a revoked key cannot return: "
             "on the device `idiolect leave`, then `idiolect node join INVITATION` makes a "
             "new one; add that."
         )
-    return f"that key is let in already, as node {number}: there is nothing to do."
+    if not label:
+        raise IdiolectError(
+            f"that key is let in already, as node {number}: there is nothing to do, but "
+            "--label gives it another label."
+        )
+    return number
 
 
 LABELS = "labels.json"  # node -> what the operator calls it
@@ -759,7 +764,7 @@ def labels(folder: Path) -> dict[str, str]:
 
 
 def nodes(folder: Path) -> list[dict[str, Any]]:
-    """List the registered devices, and those that were revoked, oldest first.
+    """List the devices that are let in, and those that were revoked, oldest first.
 
     Returns
     -------
@@ -792,8 +797,11 @@ def _numbers(folder: Path, label: str) -> list[str]:
 def _last_seen(node: Mapping[str, Any]) -> str | None:
     if node["status"] == "online":
         return "now"
-    times = [node[name] for name in ("online-at", "offline-at")]
-    return max((time for time in times if time and time != "N/A"), default=None)
+    known = {name: time for name, time in node.items() if time != "N/A"}
+    came, went = known.get("online-at", ""), known.get("offline-at", "")
+    if came > went and node["status"] == "unregistered":  # it was online until then
+        return known.get("deleted-at", came)
+    return max(came, went) or None
 
 
 def revoke_node(folder: Path, word: str) -> str:
@@ -1009,7 +1017,7 @@ def _ended(place: Path) -> dict[str, Any]:
         return results.load(str(place.parent), place.name)
     events, _ = results.read_events(place / "metrics.jsonl")
     said = [e["message"] for e in events if e["event"] == "failed"]
-    if state == "failed" and said:
+    if state in ("failed", "stopped") and said:
         raise IdiolectError(said[-1])
     raise IdiolectError(
         f"run '{place.name}' was interrupted: the command that began it, with "

@@ -26,17 +26,10 @@ from flwr.app import RecordDict
 
 from ...common.config import Config
 from ...common.privacy.noise import Source, coins, gaussian
-from ...common.protocol.messages import (
-    AdaptReply,
-    AdaptTask,
-    Reply,
-    Rows,
-    Shapes,
-    finite_rows,
-    row_norms,
-    unpack,
-)
-from ...common.protocol.wire import coded_shapes, decode
+from ...common.protocol.messages import AdaptReply, AdaptRequest, Reply, Rows, Shapes
+from ...common.protocol.packing import unpack
+from ...common.protocol.quantization import coded_shapes, decode
+from ...common.protocol.validation import finite_rows, row_norms
 from ..privacy.ledger import BudgetSpent, Ledger
 from .budget import Crowd, Release, adapt_event, charge, crowd_of, noise_of
 from .exchange import Run, Step, ask, groups, require, rows_shapes
@@ -124,7 +117,7 @@ def one_round(run: Run, number: int, users: tuple[str, ...], crowd: Crowd) -> No
     tasks = [
         (
             node,
-            AdaptTask(
+            AdaptRequest(
                 **run.head(f"{place}/{i}", names),
                 round=number,
                 release=release.id if release else "",

@@ -32,7 +32,8 @@ from ...common.errors import IdiolectError
 from ...common.process import peak_mb, process_name
 from ...common.protocol.messages import package_version
 from ...common.text import guard
-from ..privacy.ledger import Ledger, card, read_ledger
+from ..privacy.card import card
+from ..privacy.ledger import Ledger, read_ledger
 from . import results
 from .adapt import adapt
 from .budget import crowd_of, new_ledger
@@ -104,7 +105,7 @@ def main(grid: Grid, context: Context) -> None:
         raise IdiolectError(message) from None
     except _Stopped:
         message = f"the run was stopped: --resume {folder.path.name} goes on with it."
-        journal.write({"event": "failed", "message": message})
+        journal.write({"event": "failed", "message": message, "stopped": True})
         raise IdiolectError(message) from None  # Flower then ends its own in order
     except BaseException as error:
         message = plain.nameless(summary(error))
@@ -298,7 +299,8 @@ def finish(run: Run, census: Census) -> None:
         built["cost"] |= {"bytes_up": None, "bytes_down": None}
     results.write_json(run.folder / "privacy_card.json", privacy)
     results.write(run.folder, built)
-    results.render(built, results.console(120), whole=True)
+    # 80 columns: `flwr run --stream` shows the log in any terminal.
+    results.render(built, results.console(80), whole=True)
 
 
 def alphas(run: Run) -> tuple[dict[str, float], bool]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from ...common.config import Config
 from ...common.privacy.noise import Source, source
 from ...common.privacy.protected import CLIP_BIT, charged, protected, used
-from ..privacy.ledger import Event, Ledger, calibrate
+from ..privacy.accountant import Event, calibrate
+from ..privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)

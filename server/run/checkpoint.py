@@ -31,7 +31,7 @@ from ...common.config import (
 )
 from ...common.config.methods import current_name
 from ...common.data.types import Item, Prompt
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, words_of
 from ...common.files import (
     make_folder,
     make_private,
@@ -347,9 +347,9 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
         return replace(state, **body)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IdiolectError(
-            f"the checkpoint in {place} cannot be read ({error}): restore the folder from "
-            "a backup, or start a new run by the same command without --resume and with "
-            "another --name."
+            f"the checkpoint in {place} cannot be read ({words_of(error)}): restore the "
+            "folder from a backup, or start a new run by the same command without "
+            "--resume and with another --name."
         ) from error
 
 

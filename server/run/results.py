@@ -27,7 +27,7 @@ from ...common.data.types import OF_ITEMS
 from ...common.errors import IdiolectError
 from ...common.files import home, write_atomically
 from ...common.text import shown
-from ..privacy.ledger import describe
+from ..privacy.card import describe
 
 Users = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """User -> method -> metric -> value; None where it could not be measured."""
@@ -308,13 +308,15 @@ def load(output_dir: str, name: str) -> dict[str, Any]:
             + (
                 "wait until it has finished."
                 if state == "running"
-                else f"continue it with `simulate … --resume {folder.name}`."
+                else f"the command that began it, with --resume {folder.name}, goes on "
+                "with it."
             )
         ) from None
     except json.JSONDecodeError as error:
         raise IdiolectError(
             f"{folder / 'results.json'} is damaged at line {error.lineno}: "
-            f"remove it and write it again with `simulate … --resume {folder.name}`."
+            "remove it; the command that began the run, with --resume "
+            f"{folder.name}, writes it again."
         ) from None
 
 
@@ -355,13 +357,18 @@ def is_locked(folder: Path) -> bool:
 
 
 def state_of(folder: Path) -> str:
-    """``running``, ``finished``, ``failed`` or ``interrupted``."""
+    """``running``, ``finished``, ``failed``, ``stopped`` or ``interrupted``."""
     if is_locked(folder):
         return "running"
     events, _ = read_events(folder / "metrics.jsonl")
-    ends = [event["event"] for event in events]
-    last = next((e for e in reversed(ends) if e in ("start", "finished", "failed")), "")
-    return last if last in ("finished", "failed") else "interrupted"
+    for event in reversed(events):
+        if event["event"] == "failed" and event.get("stopped"):
+            return "stopped"
+        if event["event"] in ("finished", "failed"):
+            return str(event["event"])
+        if event["event"] == "start":
+            break
+    return "interrupted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -658,5 +665,5 @@ def _left_out(dropped: Mapping[str, int]) -> Iterator[str]:
 
 def _listed(named: Any) -> str:
     if isinstance(named, Mapping):
-        return ", ".join(f"{name}: {value}" for name, value in named.items())
+        return "; ".join(f"{who}: {str(why).rstrip('.')}" for who, why in named.items())
     return ", ".join(map(str, named)) if isinstance(named, list | tuple) else str(named)

@@ -11,7 +11,7 @@ from ...common.config import MOST_NOISE, Config
 from ...common.data.load import load_dataset, public_items
 from ...common.data.types import Dataset
 from ...common.errors import IdiolectError
-from ..privacy.ledger import epsilons
+from ..privacy.accountant import epsilons
 from ..run.budget import crowd_of, programme, scaled
 from ..run.exchange import population
 from ..run.hello import identity

@@ -20,6 +20,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from .simulator import ALONE
 PATIENCE, IMPATIENCE = 5.0, 1.0
 LAST_BREATH = 10.0  # seconds in which what was ended must let go of the run
 NETWORK = ALONE  # or SHARED, as on machines that don't allow the other
+STOPPED = "stopped: every process of the run has ended."
 SILENT_SECONDS = 10.0  # between two questions while no event comes
 
 
@@ -89,6 +91,11 @@ class Plan:
     def metrics(self) -> Path:
         """The events of the run."""
         return self.folder / "metrics.jsonl"
+
+
+def built_in_app() -> Path:
+    """Folder of the Flower app that is installed with the package."""
+    return Path(str(files("idiolect") / "simulations" / "lamp")).resolve()
 
 
 def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Plan:
@@ -355,9 +362,11 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
                 display.show(event)
                 if event["event"] == "phase":
                     known |= processes.family(mark)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as ended:
         patience = IMPATIENCE
         say_stopping(plan, console)
+        if isinstance(ended, KeyboardInterrupt):
+            raise KeyboardInterrupt(STOPPED) from None
         raise
     finally:
         try:
@@ -384,7 +393,8 @@ def resuming(plan: Plan) -> str:
     """Return the command with which a run goes on, as a shell takes it."""
     near = plan.app.is_relative_to(Path.cwd())
     app = plan.app.relative_to(Path.cwd()) if near else plan.app
-    words = ["idiolect-server", "simulate", str(app), "--resume", plan.folder.name]
+    named = [] if plan.app == built_in_app() else [str(app)]
+    words = ["idiolect-server", "simulate", *named, "--resume", plan.folder.name]
     if plan.folder.parent != results.runs_folder():
         words += ["--output-dir", str(plan.folder.parent)]
     return printable(shlex.join(words), 2000)

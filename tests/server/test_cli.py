@@ -1,5 +1,6 @@
 """`idiolect-server` and `idiolect`, without starting a run."""
 
+import io
 import json
 import resource
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from idiolect.client import cli as device
 from idiolect.common.errors import IdiolectError
@@ -18,6 +20,8 @@ from idiolect.server.simulate import launch as simulate
 from .run.test_results import make
 
 LAMP = str(Path(__file__).resolve().parents[2] / "simulations" / "lamp")
+UNIQUENESS = f"{LAMP}/experiments/uniqueness.toml"
+LEAKS = f"{LAMP}/experiments/audit.toml"
 
 
 @pytest.fixture
@@ -140,6 +144,74 @@ def test_errors_exit_2_and_write_nothing(
     assert message.startswith("error: ")
     assert message.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_fits_the_terminal_and_is_markdown_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = (
+        f"## Title\n\n{'several words ' * 12}\n\n| claim | verdict |\n| --- | --- |\n"
+    )
+    text += f"| {'one is better than the other ' * 4}| **not confirmed** |\n"
+    for terminal in (False, True):
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda there=terminal: there)
+        monkeypatch.setattr(sys, "stdout", screen)
+        monkeypatch.setenv("COLUMNS", "60")
+        cli._tell_markdown(text)
+        said = Text.from_ansi(screen.getvalue()).plain
+        assert ("| --- |" in said, "## " in said) == (not terminal, not terminal)
+        assert (max(map(len, said.splitlines())) <= 60) == terminal
+        assert "confirmed" in said and "Title" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "stopped", "kept"),
+    [
+        (["audit", "one"], "idiolect.server.audit.audit_run", "begins the audit again"),
+        (
+            ["study", UNIQUENESS],
+            "idiolect.server.study.run_study",
+            "cells that are done",
+        ),
+        (["study", LEAKS], "idiolect.server.audit.run_study", "cells that are done"),
+    ],
+)
+def test_ctrl_c_says_in_one_line_how_to_go_on(
+    words: list[str],
+    stopped: str,
+    kept: str,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stopped, interrupted)
+    assert cli.main([*words, "--output-dir", str(runs)]) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("stopped: ") and kept in said and said.count("\n") == 1
+    assert "same command" in said
+
+
+@pytest.mark.parametrize(
+    "words", [["simulate", LAMP], ["study", UNIQUENESS], ["audit", "one"]]
+)
+def test_something_is_said_before_torch_is_imported(
+    words: list[str], runs: Path
+) -> None:
+    code = (
+        "import sys; from idiolect.server import cli\n"
+        "heavy = {'torch', 'flwr', 'transformers'}\n"
+        "loaded = lambda: str(heavy & set(sys.modules))\n"
+        "cli.tell_sentence = lambda text, *_: sys.exit(text + loaded())\n"
+        "cli.main(sys.argv[1:])"
+    )
+    place = [] if words[0] == "simulate" else ["--output-dir", str(runs)]
+    command = [sys.executable, "-c", code, *words, *place]
+    said = subprocess.run(command, capture_output=True, text=True).stderr
+    assert words[1] in said and said.endswith("set()\n")
 
 
 @pytest.mark.parametrize(

@@ -17,29 +17,28 @@ from idiolect.common.config import Config, flatten, parse
 from idiolect.common.data.types import Dataset, Item, Prompt, Task, User
 from idiolect.common.engine.adapters import Lora
 from idiolect.common.errors import IdiolectError
-from idiolect.common.methods import evaluation, personal
-from idiolect.common.methods.personal import Personal
-from idiolect.common.protocol import messages as protocol
+from idiolect.common.methods import evaluation
+from idiolect.common.methods.personalise import Personal
 from idiolect.common.protocol.manifest import Manifest, Seen, canonical, sign
 from idiolect.common.protocol.messages import (
     EvaluateReply,
-    EvaluateTask,
+    EvaluateRequest,
     Failure,
     HelloReply,
-    HelloTask,
+    HelloRequest,
     Missing,
     OfferReply,
-    OfferTask,
+    OfferRequest,
     Outcome,
     PersonaliseReply,
-    PersonaliseTask,
+    PersonaliseRequest,
+    Request,
     ShareReply,
-    ShareTask,
+    ShareRequest,
     VoteReply,
-    VoteTask,
-    pack,
-    unpack,
+    VoteRequest,
 )
+from idiolect.common.protocol.packing import pack, unpack
 from idiolect.common.protocol.signed import make_part
 from idiolect.common.unlabeled.sets import Unlabeled, fingerprint
 from tests.sealing import KEY, SEED, sealed
@@ -66,13 +65,13 @@ def node(monkeypatch, tmp_path):
     calls: list[list[str]] = []
     broken: set[str] = set()
 
-    def train(_backbone, _shared, users, _unlabeled, method, rate, _config, *_handed):
+    def train(_reference, users, _unlabeled, method, rate, _config):
         calls.append([user.id for user in users])
         if broken & set(calls[-1]):
             raise RuntimeError("out of memory")
         return [Personal(u.id, lora(rate), 0.25, True, {"steps": 3.0}) for u in users]
 
-    def nll(_backbone, _shared, adapters, users, *_rest):
+    def nll(_reference, adapters, users, *_rest):
         assert len(adapters) == len(users)
         return [9.0 if a is None else float(a.b["layer.q"][0, 0]) for a in adapters]
 
@@ -80,12 +79,12 @@ def node(monkeypatch, tmp_path):
         return [{"nll": value} for value in nll(*arguments)]
 
     zero = Lora({"layer.q": torch.ones(2, 5)}, {"layer.q": torch.zeros(3, 2)}, 2.0)
-    parts = {"hash": "b0", "device": torch.device("cpu"), "context": 1024}
+    parts = {"hash": "b0", "device": torch.device("cpu"), "context": 1024, "dtype": "f"}
     backbone = type("Fake", (), parts)()
     monkeypatch.setattr(app, "load_dataset", lambda _config: DATA)
-    monkeypatch.setattr(tasks, "load_backbone", lambda *_: backbone)
+    monkeypatch.setattr(tasks, "backbone_of", lambda *_: backbone)
     monkeypatch.setattr(tasks, "_zero_shared", lambda *_: zero)
-    monkeypatch.setattr(personal, "personalise", train)
+    monkeypatch.setattr(tasks, "personalise", train)
     monkeypatch.setattr(evaluation, "evaluate", measure)
     monkeypatch.setattr(evaluation, "held_out_nll", nll)
     return type("Node", (), {"calls": calls, "broken": broken, "folder": tmp_path})
@@ -103,7 +102,7 @@ def agree(task) -> None:
 
 def call(kind: str, task, place: dict | None = None) -> RecordDict:
     """Send a task to the real ClientApp, whose users agreed to its configuration."""
-    if isinstance(task, protocol.Task) and kind != "query.hello":
+    if isinstance(task, Request) and kind != "query.hello":
         agree(task)
     return send(kind, task, place)
 
@@ -111,7 +110,7 @@ def call(kind: str, task, place: dict | None = None) -> RecordDict:
 def send(kind: str, task, place: dict | None = None) -> RecordDict:
     """Send a task to the real ClientApp; by default to the only node there is."""
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    record = sealed(task, 7) if isinstance(task, protocol.Task) else pack(task)
+    record = sealed(task, 7) if isinstance(task, Request) else pack(task)
     return app.app(Message(record, 7, kind), context(place)).content
 
 
@@ -135,7 +134,7 @@ def head(folder, *users: str, **config: object) -> dict:
 def personalise(
     folder, *users: str, rate: float = 0.5, trial: bool = False, **config
 ) -> PersonaliseReply:
-    task = PersonaliseTask(
+    task = PersonaliseRequest(
         **head(folder, *users, **config),
         method="sft",
         learning_rate=rate,
@@ -150,7 +149,7 @@ def personalise(
 
 
 def evaluate(folder, *users: str, rate: float = 0.5, method: str = "sft", **changes):
-    task = EvaluateTask(
+    task = EvaluateRequest(
         **head(folder, *users),
         method=method,
         learning_rate=rate,
@@ -175,7 +174,7 @@ def test_too_small_a_federation_says_what_to_do():
 
 
 def test_the_app_of_a_simulation_does_not_run_on_a_device(node):
-    reply = call("query.hello", HelloTask(**head(node.folder), key=KEY), place={})
+    reply = call("query.hello", HelloRequest(**head(node.folder), key=KEY), place={})
     with pytest.raises(IdiolectError, match="idiolect node run"):
         unpack(HelloReply, reply)
 
@@ -184,7 +183,8 @@ def test_hello_names_residents_and_hashes(node, monkeypatch):
     monkeypatch.setattr(tasks, "_truncated", lambda _b, users: [1 for _ in users])
     place = {"partition-id": 1, "num-partitions": 2}
     reply = unpack(
-        HelloReply, call("query.hello", HelloTask(**head(node.folder), key=KEY), place)
+        HelloReply,
+        call("query.hello", HelloRequest(**head(node.folder), key=KEY), place),
     )
     assert reply.users == ("u1", "u3", "d1")
     assert reply.development == ("d1",)
@@ -222,17 +222,17 @@ def signed(kind: str, unlabeled: tuple[Unlabeled, ...], **changes) -> dict[str, 
 
 def greet(folder, **config) -> None:
     """First contact, at which the devices pin the server's key."""
-    record = call("query.hello", HelloTask(**head(folder, **config), key=KEY))
+    record = call("query.hello", HelloRequest(**head(folder, **config), key=KEY))
     assert unpack(HelloReply, record).errors == {}
 
 
 @pytest.fixture(autouse=True)
 def _one_vote_per_item(monkeypatch):
-    monkeypatch.setattr("idiolect.common.methods.personal.NEAREST", 1)
+    monkeypatch.setattr("idiolect.common.unlabeled.votes.NEAREST", 1)
 
 
-def vote_task(folder, *users: str, release: str = "", **changes) -> VoteTask:
-    return VoteTask(
+def vote_task(folder, *users: str, release: str = "", **changes) -> VoteRequest:
+    return VoteRequest(
         **head(folder, *users, **changes),
         release=release,
         **signed("bank", tuple(Unlabeled(item) for item in BANK)),
@@ -240,7 +240,7 @@ def vote_task(folder, *users: str, release: str = "", **changes) -> VoteTask:
     )
 
 
-def vote(task: VoteTask, known: dict[str, str] | None = None) -> VoteReply:
+def vote(task: VoteRequest, known: dict[str, str] | None = None) -> VoteReply:
     agree(task)
     message = Message(sealed(task, 7, known=known), 7, "query.vote")
     record = app.app(message, context()).content
@@ -285,7 +285,7 @@ def test_a_run_has_the_configuration_of_its_hello(greeted):
     task = vote_task(greeted.folder, "u0", seed=5)
     sentence = unpack(Failure, send("query.vote", task)).sentence
     assert "'u0' did not agree to this run in a hello, or not with this" in sentence
-    other = HelloTask(**head(greeted.folder, seed=5), key=KEY)
+    other = HelloRequest(**head(greeted.folder, seed=5), key=KEY)
     reply = unpack(HelloReply, send("query.hello", other))
     assert reply.users == ()
     assert "not the one of the first contact" in reply.errors["u0"]
@@ -310,8 +310,8 @@ def test_a_task_signed_by_another_key_is_refused(greeted):
             "not signed with",
         ),
         (lambda head: {"signature": "0" * 128}, "not signed with the key"),
-        (lambda head: {"body": "[" * 200_000}, "is no JSON"),
-        (lambda head: {"body": " " * (1 << 21)}, "no text of allowed size"),
+        (lambda head: {"body": "[" * 200_000}, "is not JSON"),
+        (lambda head: {"body": " " * (1 << 21)}, "not a text of allowed size"),
         (lambda head: {"body": '{"x":1,' + head["body"][1:]}, "fields differ"),
     ],
 )
@@ -367,14 +367,14 @@ def test_a_vote_beyond_what_was_agreed_to_is_not_cast(greeted):
 def test_only_a_floor_that_was_signed_is_used(greeted, monkeypatch):
     handed: list[tuple] = []
 
-    def train(_b, _s, users, _u, _method, rate, _config, floor, voters):
-        handed.append((floor, voters))
+    def train(_reference, users, unlabeled, _method, rate, _config):
+        handed.append((unlabeled.floor, unlabeled.voters))
         return [Personal(u.id, lora(rate), 0.25, True, {}) for u in users]
 
-    monkeypatch.setattr(personal, "personalise", train)
+    monkeypatch.setattr(tasks, "personalise", train)
     vote(vote_task(greeted.folder, "u0", release="votes/0"))
     unlabeled = tuple(Unlabeled(item, 2.0) for item in BANK)
-    task = PersonaliseTask(
+    task = PersonaliseRequest(
         **head(greeted.folder, "u0", "u1"),
         method="c-bpo",
         learning_rate=0.5,
@@ -405,7 +405,7 @@ def test_only_a_floor_that_was_signed_is_used(greeted, monkeypatch):
 
 def test_offers_leave_only_for_the_kind_anonymised_and_are_scrubbed(greeted):
     bank = signed("bank", tuple(Unlabeled(item) for item in BANK))
-    task = OfferTask(**head(greeted.folder, "u0"), **bank, bank=BANK, supported=(0,))
+    task = OfferRequest(**head(greeted.folder, "u0"), **bank, bank=BANK, supported=(0,))
     with pytest.raises(IdiolectError, match="only offered where"):
         unpack(OfferReply, call("query.offer", task))
     settings = head(greeted.folder, "u0", **{"unlabeled.kind": "anonymised"})
@@ -423,7 +423,7 @@ def test_noisy_metrics_leave_as_one_bounded_row(greeted, monkeypatch):
     assert personalise(greeted.folder, "u0", **settings).outcomes == {
         "u0": Outcome(None, False, {})
     }
-    task = EvaluateTask(
+    task = EvaluateRequest(
         **head(greeted.folder, "u0", **settings),
         method="sft",
         learning_rate=0.5,
@@ -440,7 +440,7 @@ def test_noisy_metrics_leave_as_one_bounded_row(greeted, monkeypatch):
 
 
 def test_an_emptied_set_is_not_taken_for_the_kind_self(greeted):
-    task = PersonaliseTask(
+    task = PersonaliseRequest(
         **head(greeted.folder, "u0"),
         method="c-bpo",
         learning_rate=0.5,
@@ -466,8 +466,8 @@ def test_with_privacy_a_task_without_a_release_is_not_answered(greeted):
 
 def test_raw_text_leaves_only_for_the_kind_others(node):
     with pytest.raises(IdiolectError, match="only shared where"):
-        unpack(ShareReply, call("query.share", ShareTask(**head(node.folder, "u0"))))
-    task = ShareTask(**head(node.folder, "u0", **{"unlabeled.kind": "others"}))
+        unpack(ShareReply, call("query.share", ShareRequest(**head(node.folder, "u0"))))
+    task = ShareRequest(**head(node.folder, "u0", **{"unlabeled.kind": "others"}))
     reply = unpack(ShareReply, call("query.share", task))
     assert reply.items["u0"][0].target == "plum cake"
     assert reply.items["u0"][0].rivals == ()
@@ -517,10 +517,10 @@ def test_one_user_that_breaks_does_not_cost_the_group(node):
 
 
 def test_a_user_without_an_adapter_is_reported_and_stored_nowhere(node, monkeypatch):
-    def overflow(_b, _s, users, *_rest):
+    def overflow(_reference, users, *_rest):
         return [Personal(u.id, None, error="it overflowed.") for u in users]
 
-    monkeypatch.setattr(personal, "personalise", overflow)
+    monkeypatch.setattr(tasks, "personalise", overflow)
     reply = personalise(node.folder, "u0")
     assert reply.users == ()
     assert reply.errors == {"u0": "it overflowed."}
@@ -580,14 +580,14 @@ def test_a_shared_adapter_of_the_wrong_shape_is_refused(node):
 def test_a_task_that_is_no_task_gets_a_sentence_back(node):
     reply = call("query.hello", Failure("r", "s", "nonsense"))
     failure = unpack(Failure, reply)
-    assert failure.sentence == "HelloTask: this is no message of idiolect."
+    assert failure.sentence == "HelloRequest: this is not a message of idiolect."
     body = json.loads(str(reply.config_records["message"]["body"]))
     assert body["run"] == ""
 
 
 def test_a_configuration_of_the_server_is_checked_here_too(node):
     task = dataclasses.replace(
-        HelloTask(**head(node.folder), key=KEY), config={"seeed": 1}
+        HelloRequest(**head(node.folder), key=KEY), config={"seeed": 1}
     )
     with pytest.raises(IdiolectError, match="did you mean 'seed'"):
         unpack(HelloReply, call("query.hello", task))

@@ -26,10 +26,11 @@ from idiolect.common.data.types import Item, Prompt, User
 from idiolect.common.engine.adapters import attached
 from idiolect.common.engine.backbone import Backbone, load_backbone
 from idiolect.common.engine.model_folder import differing, identity, unlike
+from idiolect.common.engine.reference import Reference
 from idiolect.common.engine.scoring import generate, score_users
 from idiolect.common.engine.wording import control_tokens
 from idiolect.common.errors import IdiolectError
-from idiolect.common.methods.personal import self_samples
+from idiolect.common.unlabeled.samples import self_samples
 from tests.common.conftest import CONFIGS, SIZES, config
 from tests.common.engine.test_adapters import adapter
 
@@ -385,7 +386,7 @@ def test_posts_without_prompts_get_their_unlabeled_items(tmp_path):
         backbone, [shared], [e.ids[:1] for e in encoded], 8, top_p=0.95
     )
     user = User("u", posts, posts[:1])
-    drawn = self_samples(backbone, shared, user, encoded, 24, config())
+    drawn = self_samples(Reference(backbone, shared), user, encoded, 24, config())
     assert len(drawn) == 24
     assert all(entry.item.target for entry in drawn)
     assert len({entry.item.id for entry in drawn}) == 24
@@ -488,6 +489,33 @@ def test_a_lost_shard_is_named(llama):
         json.dumps({"metadata": {}, "weight_map": dict.fromkeys(index, names[0])})
     )
     refused(llama, "lacks")
+
+
+def test_an_index_without_metadata_is_a_sentence_that_repairs_it(llama):
+    part = "model-00001-of-00001.safetensors"
+    names = list(load_file(llama / "model.safetensors"))
+    (llama / "model.safetensors").rename(llama / part)
+    path = llama / "model.safetensors.index.json"
+    index = {"weight_map": dict.fromkeys(names, part)}
+    path.write_text(json.dumps(index))
+    refused(llama, "index.json has no 'metadata'", 'add `"metadata": {}`')
+    path.write_text(json.dumps(index | {"metadata": {}}))
+    loaded(llama)
+
+
+@pytest.mark.parametrize(
+    ("file", "parts"),
+    [
+        ("pytorch_model.bin", ("pytorch_model.bin", "only safetensors", "save_pretra")),
+        ("model-q4.gguf", ("model-q4.gguf", "only safetensors are read")),
+        ("consolidated.safetensors", ("consolidated.safetensors is neither", "rename")),
+        (None, ("no weights in its folder", "download model.safetensors")),
+    ],
+)
+def test_weights_that_are_not_read_are_named(llama, file, parts):
+    weights = llama / "model.safetensors"
+    weights.rename(llama / file) if file else weights.unlink()
+    refused(llama, *parts)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])

@@ -5,7 +5,8 @@ import torch
 
 from idiolect.common.config import LoraShape
 from idiolect.common.engine.adapters import hash_lora, new_lora, stack, zero_shared
-from idiolect.common.engine.scoring import ReferenceCache, score_users
+from idiolect.common.engine.reference import Reference
+from idiolect.common.engine.scoring import score_users
 from idiolect.common.engine.training import (
     Adam,
     Example,
@@ -29,7 +30,7 @@ def material(backbone, items):
     """A shared adapter, three users' starts and lessons of different lengths."""
     shared = adapter(backbone, "s", 3)
     encoded = [backbone.encode(item) for item in items]
-    scores = ReferenceCache().get(backbone, shared, encoded)
+    scores = Reference(backbone, shared).scores(encoded)
     examples = [Example(e, s) for e, s in zip(encoded, scores, strict=True)]
     lessons = []
     for k, (first, last) in enumerate(((0, 7), (4, 9), (3, 5))):

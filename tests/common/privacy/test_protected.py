@@ -20,7 +20,7 @@ from idiolect.common.privacy.protected import (
     protected,
     used,
 )
-from idiolect.server.privacy.ledger import Event, epsilons
+from idiolect.server.privacy.accountant import Event, epsilons
 
 DEVICES = {"task": "text", "personalise.learning-rates": "1e-3", "users": 200}
 PRIVATE = DEVICES | {"privacy.mode": "central", "privacy.metrics": "noisy"}

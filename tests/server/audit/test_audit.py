@@ -174,24 +174,18 @@ def test_a_secret_in_a_history_is_ranked_by_likelihood(settings, quick, monkeypa
     """A shared adapter that knows the code must be found to know it."""
     config = parse_run(settings)[0]
     from idiolect.common.data.load import load_dataset
-    from idiolect.common.engine.backbone import load_backbone
-    from idiolect.common.methods import personal
+    from idiolect.common.engine.reference import Reference, load_reference
 
-    backbone = load_backbone(
-        config.backbone, config.engine.dtype, "cpu", config.engine.max_length
-    )
-    original = personal.CACHE.get
+    original = Reference.scores
 
-    def leaky(backbone, shared, items):
-        found = original(backbone, shared, items)
+    def leaky(reference, items):
+        found = original(reference, items)
         if len(items) == audit.CODES:  # the first user's code is the first candidate
             found = [1e3, *found[1:]]
         return found
 
-    monkeypatch.setattr(
-        audit.personal, "CACHE", type("C", (), {"get": staticmethod(leaky)})
-    )
-    found = audit.extraction(backbone, load_dataset(config), config)
+    monkeypatch.setattr(Reference, "scores", leaky)
+    found = audit.extraction(load_reference(config), load_dataset(config), config)
     assert [entry["name"].split()[-2] for entry in found] == ["1", "4", "6"]
     assert found[0]["exposure"] == pytest.approx(math.log2(50))
     assert all(entry["exposure"] < entry["highest"] for entry in found[1:])

@@ -28,9 +28,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from idiolect.server.deploy import operator as deploy
+from tests.server import entrance
 from tests.server.entrance import Device, Place
-
-from . import entrance
 
 LARGE = 16 << 20  # bytes that a stranger announces
 HALF_OPEN, HALF_SENT = 500, 40

@@ -30,9 +30,8 @@ from flwr.supercore.date import now
 from idiolect.common.protocol.turned_away import CLOCK, REVOKED, STRANGER, UNREGISTERED
 from idiolect.server.deploy import front, gate
 from idiolect.server.deploy.quota import Bucket, Shares, neighbourhood
+from tests.server import entrance
 from tests.server.entrance import Device, Place
-
-from . import entrance
 
 CONTROL = ["start-run", "list-runs", "register-node", "stream-logs", "stop-run"]
 PULL = "/v1/fleet/pull-messages"

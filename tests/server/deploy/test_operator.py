@@ -269,6 +269,13 @@ def test_a_device_has_the_name_it_was_given_until_it_is_revoked(
     assert "node 1 is revoked" in capsys.readouterr().out
     # The name is free now; what it names is the new device.
     assert main(["nodes", "add", line_of_a_device(), "--label", "desk", *at]) == 0
+    capsys.readouterr()
+    assert main(["nodes", "list", *at]) == 0
+    said = capsys.readouterr().out
+    assert said.count("desk") == 1 and "and 1 revoked, which `nodes list --all`" in said
+    assert main(["nodes", "list", "--all", *at]) == 0
+    said = capsys.readouterr().out
+    assert said.count("desk") == 2 and "--all" not in said
     assert main(["nodes", "revoke", "desk", *at]) == 0
     assert [node["status"] for node in nodes] == [
         *("unregistered", "offline", "unregistered")
@@ -278,6 +285,31 @@ def test_a_device_has_the_name_it_was_given_until_it_is_revoked(
         said = capsys.readouterr().err
         assert "nodes list" in said and "\x1b" not in said
     assert stat.S_IMODE((folder / deploy.LABELS).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("came", "went", "seen"),
+    [("1", "2", "2"), ("3", "2", "4"), ("3", "N/A", "4"), ("N/A", "N/A", None)],
+)
+def test_a_revoked_device_was_seen_last_when_it_was_revoked(came, went, seen):
+    ends = {"online-at": came, "offline-at": went, "deleted-at": "4"}
+    node = {"status": "unregistered", **ends}
+    assert deploy._last_seen(node) == seen
+
+
+def test_a_device_that_is_let_in_can_be_given_a_label(folder, flower, capsys):
+    nodes, _ = flower
+    line = line_of_a_device()
+    deploy.add_node(folder, line)
+    public = serialization.load_ssh_public_key(line.encode())
+    pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    number = state_of(folder).create_node("<none>", "<none>", pem, 0)
+    nodes[0]["node-id"] = str(number)
+    words = ["nodes", "add", line, "--at", str(folder)]
+    assert main(words) == 2
+    assert "--label gives it another label" in capsys.readouterr().err
+    assert main([*words, "--label", "desk"]) == 0
+    assert deploy.labels(folder) == {str(number): "desk"}
 
 
 def test_an_empty_list_says_how_to_fill_it(folder, flower, capsys):
@@ -366,6 +398,10 @@ def test_a_run_that_has_ended_says_how(folder, left, flower):
         deploy.attach(folder, "left", results.console())
     journal.write_text('{"event": "failed", "message": "the sky fell."}\n')
     with pytest.raises(IdiolectError, match="^the sky fell"):
+        deploy.attach(folder, "left", results.console())
+    event = {"event": "failed", "message": "it was stopped.", "stopped": True}
+    journal.write_text(json.dumps(event) + "\n")
+    with pytest.raises(IdiolectError, match="^it was stopped"):
         deploy.attach(folder, "left", results.console())
 
 

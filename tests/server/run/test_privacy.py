@@ -16,22 +16,22 @@ from idiolect.common.config import parse, parse_word
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol import manifest as manifests
 from idiolect.common.protocol.messages import (
-    AdaptTask,
+    AdaptRequest,
     EvaluateReply,
     OfferReply,
-    PersonaliseTask,
-    VoteTask,
-    pack,
-    unpack,
+    PersonaliseRequest,
+    VoteRequest,
 )
+from idiolect.common.protocol.packing import pack, unpack
 from idiolect.common.protocol.signed import (
     brought,
     complete,
     make_part,
     read_sealed,
-    seal_task,
+    seal_request,
 )
-from idiolect.server.privacy.ledger import BudgetSpent, epsilons, read_ledger
+from idiolect.server.privacy.accountant import epsilons
+from idiolect.server.privacy.ledger import BudgetSpent, read_ledger
 from idiolect.server.run import adapt, budget, checkpoint
 from idiolect.server.run import personalise as phases
 from tests.server.federation import FakeGrid, events, node_error, results, run
@@ -150,7 +150,7 @@ def test_no_task_of_a_release_is_sent_before_it_is_charged(central):
     path = Path(central["run.folder"]) / "charged" / "ledger.json"
 
     def look(task: Message, reply: Message) -> Message:
-        names = {"train.adapt": AdaptTask, "query.vote": VoteTask}
+        names = {"train.adapt": AdaptRequest, "query.vote": VoteRequest}
         if task.metadata.message_type in names:
             body = json.loads(str(task.content.config_records["message"]["body"]))
             on_disk = {charge.id for charge in read_ledger(path).charges}
@@ -204,7 +204,7 @@ def test_noise_from_the_operating_system_never_repeats(central):
 def test_a_sampled_round_asks_whom_the_coins_name_and_divides_by_the_expectation(
     central,
 ):
-    seen: list[AdaptTask] = []
+    seen: list[AdaptRequest] = []
     rows: dict[str, dict] = {}
 
     def watch(record):
@@ -217,7 +217,7 @@ def test_a_sampled_round_asks_whom_the_coins_name_and_divides_by_the_expectation
         )
         return record
 
-    note = tasks_of("train.adapt", AdaptTask, seen)
+    note = tasks_of("train.adapt", AdaptRequest, seen)
     keep = alter("train.adapt", watch)
     plain = central | {"adapt.rounds": 1, "methods": "shared", "seed": 3}
     plain |= {"privacy.sampling": 0.5, "privacy.epsilon": math.inf}
@@ -235,8 +235,8 @@ def test_a_sampled_round_asks_whom_the_coins_name_and_divides_by_the_expectation
 def test_the_clip_follows_the_quantile(central):
     plain = central | {"adapt.rounds": 2, "methods": "shared"}
     plain |= {"adapt.clip-quantile": 0.5, "privacy.epsilon": math.inf}
-    seen: list[AdaptTask] = []
-    run(plain, FakeGrid(5, tasks_of("train.adapt", AdaptTask, seen)))
+    seen: list[AdaptRequest] = []
+    run(plain, FakeGrid(5, tasks_of("train.adapt", AdaptRequest, seen)))
     # All updates are shorter than 10, so the clip comes down: exp(-.2 (1 - .5)).
     first, second = sorted({task.clip for task in seen}, reverse=True)
     assert first == 10.0
@@ -351,17 +351,17 @@ def test_votes_are_released_with_noise_and_a_floor(central):
 
 
 def test_only_those_who_voted_take_their_vote_out(central, monkeypatch):
-    from idiolect.common.methods import personal
+    from idiolect.common.unlabeled import draws
 
     taken: dict[str, bool] = {}
-    original = personal.not_own
+    original = draws.not_own
 
-    def watch(backbone, user, unlabeled, config, floor, voters):
-        assert voters is not None
-        taken[user.id] = user.id in voters
-        return original(backbone, user, unlabeled, config, floor, voters)
+    def watch(reference, user, unlabeled, config):
+        assert unlabeled.voters is not None
+        taken[user.id] = user.id in unlabeled.voters
+        return original(reference, user, unlabeled, config)
 
-    monkeypatch.setattr(personal, "not_own", watch)
+    monkeypatch.setattr(draws, "not_own", watch)
     half = central | {"privacy.vote-sampling": 0.5, "seed": 2}
     folder = run(half, FakeGrid(5))
     voted = set(checkpoint.load(folder, {}).took_part["votes"])
@@ -449,12 +449,12 @@ def altered(monkeypatch):
 
     def to(change) -> None:
         def seal(task, node, counter, parts, *rest):
-            if isinstance(task, PersonaliseTask):
+            if isinstance(task, PersonaliseRequest):
                 task = change(task)
                 parts = {n: make_part(n, getattr(task, n)) for n in parts}
-            return seal_task(task, node, counter, parts, *rest)
+            return seal_request(task, node, counter, parts, *rest)
 
-        monkeypatch.setattr("idiolect.server.run.exchange.seal_task", seal)
+        monkeypatch.setattr("idiolect.server.run.exchange.seal_request", seal)
 
     return to
 
@@ -508,7 +508,7 @@ def test_another_key_is_refused_after_the_first_contact(central):
 
 
 def test_an_expired_manifest_is_renewed_on_resume(central, monkeypatch):
-    seen: list[PersonaliseTask] = []
+    seen: list[PersonaliseRequest] = []
     original = checkpoint.save
 
     def die_after_pool(folder, state):
@@ -530,7 +530,7 @@ def test_an_expired_manifest_is_renewed_on_resume(central, monkeypatch):
         monkeypatch.setattr(f"{module}.time", lambda: late)
     run(
         short | {"run.resume": "late"},
-        FakeGrid(5, tasks_of("train.personalise", PersonaliseTask, seen)),
+        FakeGrid(5, tasks_of("train.personalise", PersonaliseRequest, seen)),
     )
     after = manifests.parse(seen[0].manifest)
     assert after.version == before.version + 1

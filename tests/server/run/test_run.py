@@ -11,8 +11,8 @@ import pytest
 import safetensors.numpy
 from flwr.app import Message
 
+from idiolect.client.node import tasks
 from idiolect.common.errors import IdiolectError
-from idiolect.common.methods import personal
 from idiolect.common.protocol.messages import (
     AdaptReply,
     EvaluateReply,
@@ -20,11 +20,10 @@ from idiolect.common.protocol.messages import (
     Missing,
     PersonaliseReply,
     VoteReply,
-    pack,
-    unpack,
 )
-from idiolect.common.protocol.wire import decode
-from idiolect.common.unlabeled import sets as unlabeled
+from idiolect.common.protocol.packing import pack, unpack
+from idiolect.common.protocol.quantization import decode
+from idiolect.common.unlabeled import draws
 from idiolect.server.run import checkpoint
 from tests.server.federation import FakeGrid, events, node_error, results, run
 
@@ -147,14 +146,14 @@ def test_every_kind_of_unlabeled_set_runs(settings, kind):
 
 def test_nobody_trains_against_own_text(settings, monkeypatch):
     drawn: dict[str, set[str]] = {}
-    original = unlabeled.draw
+    original = draws.draw
 
     def watch(pool, count, generator, *owner):
         result = original(pool, count, generator, *owner)
         drawn.setdefault(str(len(drawn)), set()).update(e.owner for e in result)
         return result
 
-    monkeypatch.setattr(personal, "draw", watch)
+    monkeypatch.setattr(draws, "draw", watch)
     settings |= {"unlabeled.kind": "others", "methods": "c-bpo", "adapt.rounds": 0}
     settings |= {"personalise.learning-rates": "1e-3", "users-per-node": 1}
     run(settings, FakeGrid(5))
@@ -480,14 +479,14 @@ def test_a_failed_run_says_so_in_its_journal(settings):
 def test_a_user_whose_training_fails_is_reported_and_the_others_are_not_touched(
     settings, monkeypatch
 ):
-    original = personal.personalise
+    original = tasks.personalise
 
-    def fragile(backbone, shared, users, *rest):
+    def fragile(reference, users, *rest):
         if any(user.id == "persona-001" for user in users):
             raise RuntimeError("out of luck")
-        return original(backbone, shared, users, *rest)
+        return original(reference, users, *rest)
 
-    monkeypatch.setattr(personal, "personalise", fragile)
+    monkeypatch.setattr(tasks, "personalise", fragile)
     settings |= {"quorum": 0.6, "methods": "shared,sft"}
     found = results(run(settings))
     assert "out of luck" in found["run"]["failed"]["persona-001"]
@@ -504,7 +503,7 @@ class Killed(BaseException):
 
 def new_process() -> None:
     """Forget what only lives in memory."""
-    personal.forget()
+    tasks.forget()
 
 
 def test_a_run_killed_at_every_checkpoint_ends_as_if_never_killed(
@@ -579,9 +578,9 @@ def test_what_users_already_trained_is_not_trained_again(settings, monkeypatch):
     with pytest.raises(Killed):
         run({**settings, "run.name": "broken"}, FakeGrid(1, die))
     trained: list[int] = []
-    original = personal.personalise
+    original = tasks.personalise
     monkeypatch.setattr(
-        personal, "personalise", lambda *a: trained.append(1) or original(*a)
+        tasks, "personalise", lambda *a: trained.append(1) or original(*a)
     )
     found = results(run({**settings, "run.resume": "broken"}, FakeGrid(1)))
     assert trained == []
@@ -696,5 +695,5 @@ def test_a_node_that_never_finds_the_parts_fails_alone(settings):
     grid = FakeGrid(2, lacks)
     folder = run(settings | {"quorum": 0.5}, grid)
     said = [e["message"] for e in events(folder, "warning")]
-    assert any("lacks parts of the task" in text for text in said)
+    assert any("does not have all parts of the request" in text for text in said)
     assert results(folder)["users"]

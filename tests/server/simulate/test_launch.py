@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from idiolect.common.config import Config, flatten, parse, to_toml
 from idiolect.common.errors import IdiolectError
@@ -272,7 +273,7 @@ def test_ctrl_c_says_at_once_how_to_go_on(
 
     monkeypatch.setattr(processes, "end", end)
     before = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="^stopped: every process"):
         simulate.simulate(plan, screen)
     assert time.monotonic() - before < 60
     assert "stopping; go on with\n    idiolect-server simulate " in said[0]
@@ -320,6 +321,8 @@ def test_the_command_that_goes_on_is_one_that_a_shell_takes(
     odd = simulate.Plan(plan.app, plan.config, plan.folder.parent / "a b" / "one", 1)
     words = shlex.split(simulate.resuming(odd))
     assert words[-2:] == ["--output-dir", str(odd.folder.parent)]
+    built_in = simulate.Plan(simulate.built_in_app(), plan.config, plan.folder, 1)
+    assert simulate.resuming(built_in) == "idiolect-server simulate --resume one"
 
 
 # --- before the start ------------------------------------------------------------------
@@ -553,6 +556,27 @@ def test_progress_in_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         "warning: one [odd] thing",
         "warning: user u1: not finite",
     ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_word_of_the_progress_is_cut(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width)
+    display = progress.Display(screen)
+    label = "positives lr 0.003, development"
+    event = {"event": "progress", "phase": "personalise", "label": label, "total": 48}
+    display.show(event | {"done": 1, "fraction": 0.0})
+    now[0] = 540.0
+    display.show(event | {"done": 48, "fraction": 0.1})
+    with screen.capture() as shown:
+        screen.print(display.bar.make_tasks_table(display.bar.tasks))
+    (line,) = Text.from_ansi(shown.get()).plain.splitlines()
+    assert f"personalise · {label} · 48/48" in line
+    assert " 10% " in line and "about 81 min left" in line and "…" not in line
+    assert ("━" in line, "0:0" in line) == (width == 120, width == 120)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from idiolect.common.protocol.wire import (
+from idiolect.common.protocol.quantization import (
     CODES,
     SCALES,
     as_received,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.command import carry_out, new_parser
+from ..common.config.methods import current_name
 from ..common.files import home
 
 PRIVATE = "-: from standard input, or asked for"
@@ -251,7 +252,8 @@ COMMANDS = (
         (
             _given(
                 "--method",
-                choices=("c-bpo", "oppu"),
+                type=current_name,
+                choices=("c-bpo", "sft"),
                 default="c-bpo",
                 help="against samples of the model itself, or on the history alone "
                 "(default: %(default)s)",

@@ -84,22 +84,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_keys(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "-c",
-        dest="words",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set a config key; plain values, no quotes; relative paths are relative "
-        "to where you are",
-    )
-    command.epilog = (
-        "Keys: docs/configuration.md. A run that was stopped goes on with "
-        "-c resume=latest, or -c resume=NAME."
-    )
-
-
 def _add_simulate(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> None:
@@ -110,7 +94,7 @@ def _add_simulate(
         "live progress and a true exit code.",
     )
     _add_app(simulate)
-    _add_keys(simulate)
+    _add_settings(simulate)
     simulate.add_argument(
         "--nodes",
         type=int,
@@ -129,6 +113,56 @@ def _add_app(command: argparse.ArgumentParser) -> None:
         metavar="APP",
         help="folder of the Flower app (default: the built-in one, simulations/lamp)",
     )
+
+
+# Options of a run as settings; and how version 0.2 gave them.
+RUN_OPTIONS = {"run.name": "name", "run.resume": "resume", "run.folder": "output_dir"}
+OLD_WORDS = {"run-name": "--name", "resume": "--resume", "output-dir": "--output-dir"}
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    """Add the options that describe a run, and how it is called."""
+    command.add_argument(
+        "-c",
+        dest="words",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a config key; plain values, no quotes; relative paths are relative "
+        "to where you are",
+    )
+    command.epilog = (
+        "Keys: docs/configuration.md. A run that was stopped goes on with "
+        "--resume latest, or --resume NAME."
+    )
+    command.add_argument(
+        "--preset", metavar="NAME", help="values of keys that are not given (`paper`)"
+    )
+    command.add_argument(
+        "--name", help="of the run (default: made from task, time and seed)"
+    )
+    command.add_argument(
+        "--resume", metavar="NAME", help="continue a run; `latest` is the last one"
+    )
+    command.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        help="where runs are written (default: $IDIOLECT_HOME/runs, ~/.idiolect/runs)",
+    )
+
+
+def _settings(options: argparse.Namespace) -> list[str]:
+    """Return all settings of a run as ``key=value``."""
+    for word in options.words:
+        name = word.partition("=")[0].strip()
+        if name in OLD_WORDS:
+            tell(f"-c {name}=… is now {OLD_WORDS[name]} …", sys.stderr)
+    given = {
+        **{key: getattr(options, option) for key, option in RUN_OPTIONS.items()},
+        "preset": options.preset,
+    }
+    named = [f"{key}={value}" for key, value in given.items() if value is not None]
+    return [*options.words, *named]
 
 
 def _add_devices(
@@ -175,7 +209,7 @@ def _add_devices(
     )
     run = add(commands, "run", _run, "run a Flower app on the devices of a server")
     _add_app(run)
-    _add_keys(run)
+    _add_settings(run)
     for name, act, text in (
         ("attach", _attach, "show a run on devices that goes on"),
         ("stop", _stop, "end a run on devices that goes on"),
@@ -304,7 +338,7 @@ def _simulate(options: argparse.Namespace) -> int:
     app = options.app or built_in_app()
     # Before torch and Flower are imported, which takes seconds.
     tell_sentence(f"checking {app}, its settings, data and backbone")
-    plan = prepare(app, options.words, options.nodes, Path.cwd())
+    plan = prepare(app, _settings(options), options.nodes, Path.cwd())
     console = _console()
     try:
         found = simulate(plan, console)
@@ -356,7 +390,7 @@ def _run(options: argparse.Namespace) -> int:
 
     folder = _at(options)
     app = options.app or built_in_app()
-    plan = prepare(folder, app, options.words, Path.cwd())
+    plan = prepare(folder, app, _settings(options), Path.cwd())
     return _shown_to_its_end(
         options, plan.folder.name, lambda console: run(folder, plan, console)
     )
@@ -404,7 +438,7 @@ def _stop(options: argparse.Namespace) -> int:
 
     name = stop(_at(options), options.name)
     tell(f"run {name} has ended")
-    tell(f"to go on with it, the command that began it with  -c resume={name}")
+    tell(f"to go on with it, the command that began it with  --resume {name}")
     return 0
 
 

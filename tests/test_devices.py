@@ -23,7 +23,7 @@ from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
 from idiolect.client.owner.records import Record, Source
 from idiolect.client.owner.vault import Vault
-from idiolect.common.config import flatten, parse
+from idiolect.common.config import flatten, parse, parse_run
 from idiolect.common.data.load import load_dataset
 from idiolect.common.data.types import Prompt, User
 from idiolect.common.engine.adapters import zero_shared
@@ -143,10 +143,10 @@ def settings(tmp_path, model, public, monkeypatch) -> dict:
     key.write_text(f"{SEED.hex()}\n{KEY}\n")
     monkeypatch.setenv(SIGNING_KEY, str(key))
     return {
-        "output-dir": str(tmp_path / "runs"),
+        "run.folder": str(tmp_path / "runs"),
         "task": "text",
         "backbone": model,
-        "device": "cpu",
+        "engine.device": "cpu",
         "users": 3,
         "methods": "base,shared,c-bpo",
         "deadline": 5.0,
@@ -212,7 +212,7 @@ def test_an_adapter_on_a_shared_one_that_noise_has_ruined_is_not_used(vaults):
     noise = {n: torch.full_like(b, 5.0) for n, b in zero.b.items()}
     ruined = replace(zero, b=noise)
     user, sources = owner.split(history.entries(vault))
-    trained = owner.Trained(zero, "oppu", user, sources, "a run")
+    trained = owner.Trained(zero, "sft", user, sources, "a run")
     version = owner.adopt(vault, Reference(backbone, ruined), trained)
     assert version.nll == pytest.approx(version.nll_before)
     assert version.nll > version.nll_bare
@@ -289,19 +289,19 @@ def test_a_private_run_needs_no_more_than_the_usual_consent(vaults, settings):
 
 def test_a_second_run_is_refused_where_both_exceed_the_owners_ceiling(vaults, settings):
     allow(vaults)
-    run(settings | PRIVATE | {"run-name": "one"}, DeviceGrid(vaults))
+    run(settings | PRIVATE | {"run.name": "one"}, DeviceGrid(vaults))
     before = [consent.spent(vault) for vault in vaults]
     with pytest.raises(
         IdiolectError, match="ceiling for privacy does not allow"
     ) as said:
-        run(settings | PRIVATE | {"run-name": "two"}, DeviceGrid(vaults))
+        run(settings | PRIVATE | {"run.name": "two"}, DeviceGrid(vaults))
     assert not any(
         digit in str(said.value).partition("failure:")[2] for digit in "0123456789"
     )
     assert [consent.spent(vault) for vault in vaults] == before
     for vault in vaults:
         consent.choose(vault, most_epsilon="16")
-    folder = run(settings | PRIVATE | {"run-name": "three"}, DeviceGrid(vaults))
+    folder = run(settings | PRIVATE | {"run.name": "three"}, DeviceGrid(vaults))
     assert results(folder)["methods"]
     assert [consent.total(consent.spent(v).values())[0] for v in vaults] == [16.0] * 3
 
@@ -338,7 +338,7 @@ def test_a_server_that_asks_for_more_releases_than_declared_gets_none(vaults, se
     """Without a cap as well: the run's own number of rounds is one."""
     allow(vaults)
     shelf = VaultShelf(vaults[0], "r")
-    config = parse(settings | PRIVATE | {"adapt.rounds": 2})
+    config = parse_run(settings | PRIVATE | {"adapt.rounds": 2})[0]
     for number in range(2):
         state.take_part(
             shelf, "u", "adapt", f"adapt/{number}", "x", planned(config)["update"]
@@ -352,7 +352,7 @@ def test_a_paused_device_loads_no_backbone(vaults, settings, monkeypatch):
     def load(*_args):
         raise AssertionError("the backbone was loaded")
 
-    config = flatten(parse(settings | {"backbone": "tiny"}))
+    config = flatten(parse_run(settings | {"backbone": "tiny"})[0])
     task = adapt_task(config, "", {"x": np.zeros((2, 2), np.float32)})
     device = Device(vaults[0], 100)
     monkeypatch.setattr("idiolect.client.node.tasks.load_backbone", load)
@@ -412,11 +412,13 @@ def test_no_text_of_a_task_ends_the_worker(vaults, body, kind, part):
 
 @pytest.mark.parametrize("kind", ["votes", "public", "self", "anonymised"])
 def test_no_canary_is_in_the_traffic_or_in_a_file_of_the_server(
-    kind, vaults, settings, capfd
+    kind, vaults, settings, capfd, monkeypatch
 ):
     """What is in clear at the server's handlers, and all it writes and prints."""
     agree(vaults, **CLEAR, items="clear")
-    more = {"unlabeled.support": 1, "unlabeled.buckets": 2, "unlabeled.offered": 20}
+    more = {"unlabeled.support": 1, "unlabeled.buckets": 2}
+    for module in ("common.methods.personal", "server.run.pool"):
+        monkeypatch.setattr(f"idiolect.{module}.OFFERED", 20)
     grid = DeviceGrid(vaults)
     folder = run(settings | more | {"unlabeled.kind": kind}, grid)
     said = "\n".join(body for _, body in grid.traffic)
@@ -477,17 +479,17 @@ def test_paths_of_the_server_stay_there(vaults, settings, tmp_path):
 
 def test_a_killed_run_goes_on_with_the_devices_it_had(vaults, settings, monkeypatch):
     agree(vaults, **CLEAR)
-    unbroken = results(run(settings | {"run-name": "one"}, DeviceGrid(vaults)))
+    unbroken = results(run(settings | {"run.name": "one"}, DeviceGrid(vaults)))
 
     def die(task: Message, reply: Message) -> Message:
         if task.metadata.message_type == "train.personalise":
             raise KeyboardInterrupt
         return reply
 
-    fresh = settings | {"run-name": "two"}
+    fresh = settings | {"run.name": "two"}
     with pytest.raises(KeyboardInterrupt):
         run(fresh, DeviceGrid(vaults, die))
-    resumed = results(run(settings | {"resume": "two"}, DeviceGrid(vaults)))
+    resumed = results(run(settings | {"run.resume": "two"}, DeviceGrid(vaults)))
     for name, methods in unbroken["users"].items():
         assert resumed["users"][name] == methods
     # The device that had trained before the crash did not train, nor adopt, again.
@@ -505,9 +507,9 @@ def test_a_device_that_was_killed_before_adopting_adopts_when_asked_again(
     with monkeypatch.context() as patch:
         patch.setattr(owner, "adopt", dies)
         with pytest.raises(KeyboardInterrupt):
-            run(settings | {"run-name": "a"}, DeviceGrid(vaults))
+            run(settings | {"run.name": "a"}, DeviceGrid(vaults))
     assert adapters.versions(vaults[0]) == []
-    run(settings | {"resume": "a"}, DeviceGrid(vaults))
+    run(settings | {"run.resume": "a"}, DeviceGrid(vaults))
     assert [len(adapters.versions(vault)) for vault in vaults] == [1, 1, 1]
 
 
@@ -660,7 +662,7 @@ def greet(vault: Vault, config: dict, run: str = "r") -> None:
 
 
 def share_task(settings: dict, *users: str, **more) -> ShareRequest:
-    config = flatten(parse({**settings, "unlabeled.kind": "self", **more}))
+    config = flatten(parse_run({**settings, "unlabeled.kind": "self", **more})[0])
     return ShareRequest("r", "s", config, "", users)
 
 
@@ -931,7 +933,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
     """What an attack did: adapt without hello, 11 releases where one was agreed to."""
     agree(vaults, **CLEAR)
     one = {"privacy.participations": 1, "methods": "c-bpo", "adapt.rounds": 1}
-    config = flatten(parse({**settings, **PRIVATE, **one}))
+    config = flatten(parse_run({**settings, **PRIVATE, **one})[0])
     backbone = load_reference(owner.configured(vaults[0])).backbone
     shape = parse(config).shared_shape
     rows = {n: b.numpy() for n, b in zero_shared(backbone, shape, 0).b.items()}
@@ -960,7 +962,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
         adapt_task(config, "adapt/0", rows, clip=2.0),
     ):
         assert unpack(AdaptReply, answer(task), lambda _f: nobody).users == ()
-    for change in ({"seed": 1}, {"adapt.learning-rate": 0.5}, {"adapt.epochs": 3}):
+    for change in ({"seed": 1}, {"adapt.learning-rate": 0.5}, {"adapt.batch": 3}):
         other = adapt_task({**config, **change}, "adapt/0", rows)
         said = unpack(Failure, answer(other)).sentence
         assert "not with this configuration" in said
@@ -969,7 +971,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
 def test_two_runs_at_once_leave_each_other_alone(vaults, settings):
     """Each phase of one run after the same phase of the other."""
     agree(vaults, **CLEAR)
-    alone = results(run({**settings, "run-name": "alone"}, DeviceGrid(vaults)))
+    alone = results(run({**settings, "run.name": "alone"}, DeviceGrid(vaults)))
     first: list[Path] = []
 
     class Between(DeviceGrid):
@@ -980,10 +982,10 @@ def test_two_runs_at_once_leave_each_other_alone(vaults, settings):
             kinds = {m.metadata.message_type for m in messages}
             if "evaluate" in kinds and not first:
                 first.append(Path())
-                first[0] = run({**settings, "run-name": "other"}, DeviceGrid(vaults))
+                first[0] = run({**settings, "run.name": "other"}, DeviceGrid(vaults))
             return super().push_messages(messages)
 
-    folder = run({**settings, "run-name": "one"}, Between(vaults))
+    folder = run({**settings, "run.name": "one"}, Between(vaults))
     found = json.loads((folder.parent / "one/results.json").read_text())
     assert found["users"] == alone["users"]
     assert results(first[0])["users"] == alone["users"]
@@ -991,16 +993,16 @@ def test_two_runs_at_once_leave_each_other_alone(vaults, settings):
 
 def test_a_run_of_the_same_name_is_another_run(vaults, settings, tmp_path):
     agree(vaults, **CLEAR)
-    rogue = {**settings, "run-name": "monday", "output-dir": str(tmp_path / "rogue")}
+    rogue = {**settings, "run.name": "monday", "run.folder": str(tmp_path / "rogue")}
     run({**rogue, "seed": 1}, DeviceGrid(vaults))
-    assert results(run({**settings, "run-name": "monday"}, DeviceGrid(vaults)))["users"]
+    assert results(run({**settings, "run.name": "monday"}, DeviceGrid(vaults)))["users"]
 
 
 def test_a_device_has_one_number_in_a_run(vaults, settings):
     """Else whoever numbers devices resets the count of what they took part in."""
     allow(vaults)
     one = {"privacy.participations": 1, "methods": "base", "adapt.rounds": 1}
-    config = flatten(parse({**settings, **PRIVATE, **one}))
+    config = flatten(parse_run({**settings, **PRIVATE, **one})[0])
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     hello = HelloRequest("r", "s", config, "", (), KEY)
     first = Device(vaults[0], 100).answer(Message(sealed(hello), 100, "query.hello"))
@@ -1040,7 +1042,7 @@ def test_what_flower_stores_of_a_part_cannot_be_guessed(vaults, settings):
 
     def stored(name: str) -> set[bytes]:
         grid = Tape(vaults)
-        run(settings | {"run-name": name}, grid)
+        run(settings | {"run.name": name}, grid)
         return {
             array.data
             for message in grid.tape

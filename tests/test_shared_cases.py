@@ -144,7 +144,7 @@ def test_09_what_cannot_be_seen_is_no_text(run, kept):
 def test_12_a_message_longer_than_the_context_is_left_out_and_counted(run, kept):
     found, _ = kept("12-one-long-message.jsonl")
     assert len(found) == 13
-    new = json.loads(run("personalize", "--method", "oppu", "--json").out)
+    new = json.loads(run("personalize", "--method", "sft", "--json").out)
     assert (new["trained"], new["held_out"], new["too_long"]) == (10, 2, 1)
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from ...common.config.methods import current_name
 from ...common.engine.adapters import Lora, dump_lora, hash_lora, parse_lora
 from ...common.engine.backbone import Backbone
 from ...common.engine.model_folder import unlike
@@ -185,7 +186,8 @@ def _parsed(body: bytes) -> tuple[Lora, Version]:
     lora, metadata = parse_lora(body)
     fields = json.loads(metadata["version"])
     lists = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
-    return lora, Version(**fields | lists)
+    method = current_name(fields["method"])
+    return lora, Version(**fields | lists | {"method": method})
 
 
 def read(vault: Vault, number: int) -> tuple[Lora, Version] | None:

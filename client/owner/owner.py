@@ -59,7 +59,7 @@ def config_of(
             "task": "text",
             "methods": f"base,shared,{method}",
             "backbone": chosen["backbone"],
-            "max-length": int(chosen["max-length"]),
+            "engine.max-length": int(chosen["max-length"]),
             "unlabeled.kind": "self",
             "personalise.learning-rates": repr(rate),
         }

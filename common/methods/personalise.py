@@ -20,11 +20,11 @@ from ..engine.scoring import score_users
 from ..engine.training import Example, Lesson, Recipe, Trained, train
 from ..errors import IdiolectError
 from ..seeds import derive
-from ..unlabeled.alpha import alpha_of, second_opinion
+from ..unlabeled.alpha import alpha_of
 from ..unlabeled.draws import Draw, draw_for
 from ..unlabeled.overlap import Overlap
 from ..unlabeled.samples import sample_reference
-from ..unlabeled.sets import UnlabeledSet, population_share
+from ..unlabeled.sets import UnlabeledSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +41,7 @@ class Personal:
         Preference overlap used, and whether it was estimated or fixed.
     log
         ``steps``, ``loss``, ``clamp_rate``, ``delta``, ``truncated`` (history items
-        whose input did not fit), ``ess`` (effective size of the unlabeled weights), and
-        with ``unlabeled.second-opinion`` what `second_opinion` says.
+        whose input did not fit), and ``ess`` (effective size of the unlabeled weights).
     error
         Why training failed, else empty.
     """
@@ -62,15 +61,13 @@ def _recipe(method: str, learning_rate: float, config: Config) -> Recipe:
         learning_rate=learning_rate,
         epochs=config.personalise.epochs,
         batch=config.personalise.batch,
-        warmup=config.personalise.warmup,
-        clip=config.personalise.clip,
         beta=config.personalise.beta,
         decay=config.personalise.ema,
         boundary="pooled" if config.personalise.boundary == "pooled" else "separate",
         reward="token" if config.personalise.reward == "token" else "sequence",
         unlabeled_weight=config.personalise.unlabeled_weight,
         anchor=config.personalise.anchor,
-        microbatch=config.personalise.microbatch,
+        microbatch=config.engine.microbatch,
         seed=config.seed,
     )
 
@@ -113,7 +110,7 @@ def personalise(
         _lesson(reference, user, each, method, alpha.alpha)
         for user, each, alpha in zip(users, draws, alphas, strict=True)
     ]
-    recipe = _recipe("oppu" if method == "cope" else method, learning_rate, config)
+    recipe = _recipe("sft" if method == "cope" else method, learning_rate, config)
     start = [
         new_lora(backbone, config.lora, config.seed, "personal", user.id)
         for user in users
@@ -127,8 +124,6 @@ def personalise(
         users, draws, alphas, trained.loras, trained.logs, strict=True
     ):
         log = {**log, "truncated": _truncated(each.own), "ess": each.ess}
-        if config.unlabeled.second_opinion and population_share(config.unlabeled):
-            log |= second_opinion(reference, lora, user, each, config)
         results.append(_checked(user, lora, alpha, log))
     return results
 
@@ -216,7 +211,7 @@ def _lesson(
     if not aux:
         raise IdiolectError(
             f"user '{user.id}' has no unlabeled items to learn '{method}' against: choose "
-            "another 'unlabeled.kind', or a method that needs none (oppu)."
+            "another 'unlabeled.kind', or a method that needs none (sft)."
         )
 
     def scored(

@@ -32,13 +32,11 @@ def shared_update(
         Projection -> float32 [len(users), out, r], one row per user.
     """
     recipe = Recipe(
-        method="oppu",
+        method="sft",
         learning_rate=config.adapt.learning_rate,
-        epochs=config.adapt.epochs,
+        epochs=1,
         batch=config.adapt.batch,
-        warmup=config.personalise.warmup,
-        clip=config.personalise.clip,
-        microbatch=config.personalise.microbatch,
+        microbatch=config.engine.microbatch,
         train_a=False,
         seed=config.seed,
         optimizer=config.adapt.optimizer,

@@ -38,6 +38,7 @@ from ...common.engine.scoring import completion_tokens, generate
 from ...common.errors import IdiolectError
 from ...common.files import make_private, private_folder
 from ...common.privacy.noise import source
+from ...common.privacy.scrub import OFFERED
 from ...common.protocol.messages import package_version
 from ...common.protocol.quantization import as_received
 from ...common.seeds import numpy_generator
@@ -525,7 +526,7 @@ def authorship(members: Sequence[User], config: Config) -> dict[str, Any]:
     known, unknown = [], []
     for user in members:
         offers = offers_of(user, config)
-        rest = user.history[: len(user.history) - config.unlabeled.offered]
+        rest = user.history[: len(user.history) - OFFERED]
         if offers and rest:
             unknown.append([item.target for item in offers])
             known.append([item.target for item in rest])

@@ -9,7 +9,7 @@ each again when it has ended:
     entrance    `front`: the only port that devices reach
 
 A ServerApp that is killed is not started again by Flower: `idiolect-server run` says so,
-and the same command with ``-c resume=latest`` goes on from its checkpoint.
+and the same command with ``--resume latest`` goes on from its checkpoint.
 """
 
 import contextlib
@@ -841,7 +841,8 @@ def prepare(folder: Path, app: Path, words: Sequence[str], cwd: Path) -> Plan:
     IdiolectError
         Something in the settings is wrong, no server is up, or the run goes on already.
     """
-    config, place = configured(app, words, cwd)
+    config, options = configured(app, words, cwd)
+    place = Path(options.folder, options.name)
     if not config.on_devices:
         raise IdiolectError(
             f"task '{config.task}' is for simulations: a run on devices has -c task=text."
@@ -855,7 +856,8 @@ def prepare(folder: Path, app: Path, words: Sequence[str], cwd: Path) -> Plan:
             "unlabeled.file to JSON lines of {prompt, target}, or use kind self."
         )
     _running(folder)
-    plan = Plan(app.absolute(), config, place, 0, folder / "server.log")
+    log, resumed = folder / "server.log", bool(options.resume)
+    plan = Plan(app.absolute(), config, place, 0, log, resumed)
     if results.is_locked(place):
         raise IdiolectError(
             f"run '{place.name}' goes on already: `idiolect-server attach {place.name}` "
@@ -881,7 +883,7 @@ def run(folder: Path, plan: Plan, console: Console) -> dict[str, Any]:
     console.print(printable(said, 1000), markup=False, highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as scratch, _uninterrupted():
         settings = Path(scratch) / "run.toml"
-        settings.write_text(configuration.to_toml(plan.config))
+        settings.write_text(configuration.flat_toml(plan.settings))
         identity = submit(plan.app, settings, environment)
         _note_handed(folder, plan.folder, identity)
     return _watch(folder, plan, identity, console, (offset, 0))
@@ -1018,8 +1020,8 @@ def _ended(place: Path) -> dict[str, Any]:
     if state in ("failed", "stopped") and said:
         raise IdiolectError(said[-1])
     raise IdiolectError(
-        f"run '{place.name}' was interrupted: the command that began it, with -c "
-        f"resume={place.name}, goes on with it."
+        f"run '{place.name}' was interrupted: the command that began it, with "
+        f"--resume {place.name}, goes on with it."
     )
 
 

@@ -96,7 +96,7 @@ def test_an_owner_from_import_to_forgetting(ready, run, asked):
     assert texts["personal"] != texts["shared"]
     assert run("generate", prompt).out.strip() == " ".join(texts["personal"].split())
 
-    second = asked("personalize", "--method", "oppu")
+    second = asked("personalize", "--method", "sft")
     assert second["number"] == 2 and asked("status")["active"] == 2
     assert asked("rollback") == {"active": 1}
     assert asked("rollback") == {"active": 0}
@@ -114,13 +114,13 @@ def test_forgetting_a_pair_erases_the_adapters_that_learnt_it_and_trains_anew(
     run("vault", "init")
     run("import", _more(place), "--source", "more")
     run("import", persona)
-    new = asked("personalize", "--method", "oppu")
+    new = asked("personalize", "--method", "sft")
     assert set(new["sources"]) == {"more", "persona.jsonl"}
     words = {e["target"]: e["id"] for e in asked("history", "list")}
     found = asked("forget", words["something else 3"], "--yes")
     assert found == {"pairs": 1, "adapters": [1], "retrained": 2}
     (kept,) = asked("status")["adapters"]
-    assert kept["method"] == "oppu" and kept["trained"] == new["trained"] - 1
+    assert kept["method"] == "sft" and kept["trained"] == new["trained"] - 1
     assert len(asked("history", "list", "--search", "something ELSE")) == 4
     assert asked("vault", "check")["records"] > 30
     with vault_of(place) as vault:
@@ -132,7 +132,7 @@ def test_forgetting_a_pair_erases_the_adapters_that_learnt_it_and_trains_anew(
 def test_who_went_back_to_the_bare_model_stays_there(persona, run, asked):
     run("vault", "init")
     run("import", persona)
-    asked("personalize", "--method", "oppu")
+    asked("personalize", "--method", "sft")
     run("reset")
     found = asked("forget", "--source", "persona.jsonl", "--yes")
     assert found == {"pairs": 32, "adapters": [1], "retrained": None}

@@ -136,7 +136,7 @@ def personalise(
 ) -> PersonaliseReply:
     task = PersonaliseRequest(
         **head(folder, *users, **config),
-        method="oppu",
+        method="sft",
         learning_rate=rate,
         trial=trial,
         manifest="",
@@ -148,7 +148,7 @@ def personalise(
     return unpack(PersonaliseReply, call("train.personalise", task))
 
 
-def evaluate(folder, *users: str, rate: float = 0.5, method: str = "oppu", **changes):
+def evaluate(folder, *users: str, rate: float = 0.5, method: str = "sft", **changes):
     task = EvaluateRequest(
         **head(folder, *users),
         method=method,
@@ -226,9 +226,14 @@ def greet(folder, **config) -> None:
     assert unpack(HelloReply, record).errors == {}
 
 
+@pytest.fixture(autouse=True)
+def _one_vote_per_item(monkeypatch):
+    monkeypatch.setattr("idiolect.common.unlabeled.votes.NEAREST", 1)
+
+
 def vote_task(folder, *users: str, release: str = "", **changes) -> VoteRequest:
     return VoteRequest(
-        **head(folder, *users, **{"unlabeled.nearest": 1} | changes),
+        **head(folder, *users, **changes),
         release=release,
         **signed("bank", tuple(Unlabeled(item) for item in BANK)),
         bank=BANK,
@@ -420,7 +425,7 @@ def test_noisy_metrics_leave_as_one_bounded_row(greeted, monkeypatch):
     }
     task = EvaluateRequest(
         **head(greeted.folder, "u0", **settings),
-        method="oppu",
+        method="sft",
         learning_rate=0.5,
         unlabeled_hash=fingerprint(()),
         generate=False,
@@ -490,14 +495,14 @@ def test_an_adapter_of_another_origin_is_trained_again(node, change):
 
 def test_a_group_that_a_crash_cut_in_two_is_trained_whole(node):
     personalise(node.folder, "u0", "u1")
-    (node.folder / "adapters/oppu/u1.safetensors").unlink()
+    (node.folder / "adapters/sft/u1.safetensors").unlink()
     personalise(node.folder, "u0", "u1")
     assert node.calls == [["u0", "u1"], ["u0", "u1"]]
 
 
 def test_a_damaged_file_is_trained_again(node):
     personalise(node.folder, "u0")
-    file = node.folder / "adapters/oppu/u0.safetensors"
+    file = node.folder / "adapters/sft/u0.safetensors"
     file.write_bytes(file.read_bytes()[:-7])
     assert personalise(node.folder, "u0").users == ("u0",)
     assert len(node.calls) == 2
@@ -519,7 +524,7 @@ def test_a_user_without_an_adapter_is_reported_and_stored_nowhere(node, monkeypa
     reply = personalise(node.folder, "u0")
     assert reply.users == ()
     assert reply.errors == {"u0": "it overflowed."}
-    assert not (node.folder / "adapters/oppu/u0.safetensors").exists()
+    assert not (node.folder / "adapters/sft/u0.safetensors").exists()
 
 
 def test_each_rate_is_measured_with_its_own_adapter(node):

@@ -123,11 +123,11 @@ def test_forgetting_what_is_not_learnt_from_costs_nothing(vault, training):
 def test_a_run_that_trains_while_text_is_forgotten_leaves_nothing(vault):
     _, learnt = owner.split(history.entries(vault))
     shelf = VaultShelf(vault, "spring", learnt)
-    shelf.write("adapters/oppu/device-1.safetensors", b"trained before")
+    shelf.write("adapters/sft/device-1.safetensors", b"trained before")
     owner.forget(vault, ["mail"])
-    assert shelf.read("adapters/oppu/device-1.safetensors") is None
+    assert shelf.read("adapters/sft/device-1.safetensors") is None
     with pytest.raises(Refusal, match="forgotten text"):
-        shelf.write("adapters/oppu/device-1.safetensors", b"trained after")
+        shelf.write("adapters/sft/device-1.safetensors", b"trained after")
     assert vault.count("run") == 0
     shelf.write("round", b"1")  # what it agreed to is not made of text
     assert shelf.read("round") == b"1"
@@ -219,13 +219,15 @@ def test_a_verdict_does_not_bring_a_forgotten_pair_back(
 # --- which adapter is used --------------------------------------------------------------
 
 
-def judged(vault: Vault, shared_by: float, own_by: float, origin: str) -> adapters.Version:
+def judged(
+    vault: Vault, shared_by: float, own_by: float, origin: str
+) -> adapters.Version:
     """Adopt an adapter as a run would."""
     found = load_reference(owner.configured(vault))
     backbone, zero = found.backbone, found.adapter
     user, learnt = owner.split(history.entries(vault))
     shared, own = moved(zero, shared_by), moved(zero, own_by)
-    trained = owner.Trained(own, "oppu", user, learnt, origin)
+    trained = owner.Trained(own, "sft", user, learnt, origin)
     return owner.adopt(vault, Reference(backbone, shared), trained)
 
 
@@ -341,7 +343,7 @@ def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
     poor = judged(vault, 0.5, -1.0, "a run")
     assert not poor.accepted and vault.count("shared") == 1
     shelf = VaultShelf(vault, "spring")
-    shelf.write("adapters/oppu/device-1.safetensors", b"x")
+    shelf.write("adapters/sft/device-1.safetensors", b"x")
     shelf.write("devices/device-1.json", b"{}")
     membership.join(vault, membership.Server("one.example:1", "pem", "00" * 32))
     membership.leave(vault)

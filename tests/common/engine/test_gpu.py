@@ -138,7 +138,7 @@ def test_the_whole_of_personalise_runs_in_bf16(dataset):
     reference = Reference(backbone, zero_shared(backbone, CONFIG.shared_shape, 0))
     items = [item for user in dataset.users for item in user.history]
     unlabeled = UnlabeledSet(tuple(map(Unlabeled, items)))
-    for method in ("oppu", "cope", "kto", "bco", "c-bpo"):
+    for method in ("sft", "cope", "kto", "bco", "c-bpo"):
         found = personalise(reference, dataset.users, unlabeled, method, 1e-3, CONFIG)
         assert [each.error for each in found] == [""] * 4
 
@@ -164,7 +164,7 @@ def test_memory_of_long_prompts_grows_with_the_completion(tmp_path):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        recipe = Recipe("oppu", 1e-3, epochs=1, batch=8)
+        recipe = Recipe("sft", 1e-3, epochs=1, batch=8)
         train(backbone, None, [lora], [Lesson("u", lesson)], recipe)
         return torch.cuda.max_memory_allocated() - before
 

@@ -43,7 +43,7 @@ def lora_of(result: Personal) -> Lora:
     return result.lora
 
 
-@pytest.mark.parametrize("method", ["oppu", "cope", "kto", "bco", "c-bpo", "positives"])
+@pytest.mark.parametrize("method", ["sft", "cope", "kto", "bco", "c-bpo", "positives"])
 def test_a_group_equals_its_users_alone(reference, users, others, method):
     together = train(reference, users, others, method)
     for k, user in enumerate(users):
@@ -59,8 +59,8 @@ def test_a_group_equals_its_users_alone(reference, users, others, method):
 def test_nobody_elses_history_reaches_an_sft_adapter(reference, users, others):
     """The public OPPU code trains user i on users 0..i; here user 0 changes nothing."""
     changed = replace(users[0], history=users[0].history[::-1][:3])
-    before = train(reference, users, others, "oppu")
-    after = train(reference, [changed, *users[1:]], others, "oppu")
+    before = train(reference, users, others, "sft")
+    after = train(reference, [changed, *users[1:]], others, "sft")
     assert hash_lora(before[0].lora) != hash_lora(after[0].lora)
     for one, two in zip(before[1:], after[1:], strict=True):
         for name, tensor in lora_of(one).b.items():
@@ -190,7 +190,7 @@ def test_alpha_looks_at_as_many_items_as_it_is_told(
 
 
 def test_overflow_is_reported_by_name(reference, users, others):
-    results = personalise(reference, users, others, "oppu", 1e30, CONFIG)
+    results = personalise(reference, users, others, "sft", 1e30, CONFIG)
     assert all(p.lora is None for p in results)
     assert users[1].id in results[1].error and "learning rate" in results[1].error
 
@@ -256,18 +256,18 @@ def test_cope_is_sft_and_then_one_epoch_of_dpo_against_it(
 
     monkeypatch.setattr(module, "train", watch)
     (cope,) = train(reference, users[:1], others, "cope")
-    (oppu,) = train(reference, users[:1], others, "oppu")
+    (sft,) = train(reference, users[:1], others, "sft")
     (_, sft, first, tuned), (start, pairs, second, _) = calls[:2]
-    assert (first.method, first.epochs) == ("oppu", CONFIG.personalise.epochs)
+    assert (first.method, first.epochs) == ("sft", CONFIG.personalise.epochs)
     assert (second.method, second.epochs) == ("dpo", 1)
-    assert hash_lora(start[0]) == hash_lora(tuned[0]) == hash_lora(oppu.lora)
-    assert hash_lora(cope.lora) != hash_lora(oppu.lora)
+    assert hash_lora(start[0]) == hash_lora(tuned[0]) == hash_lora(sft.lora)
+    assert hash_lora(cope.lora) != hash_lora(sft.lora)
     assert cope.log["steps"] == 2 * 2 + 2
     (lesson,) = pairs
     own = [wide.encode(item) for item in users[0].history]
     assert [e.encoded for e in lesson.positive] == own
     assert [e.encoded for e in sft[0].positive] == own
-    with attached(wide, reference.shared, oppu.lora):
+    with attached(wide, reference.shared, sft.lora):
         for example in (*lesson.positive, *lesson.rejected):
             expected = obvious_logp(wide, example.encoded)
             assert example.reference == pytest.approx(expected, abs=1e-3)
@@ -312,44 +312,6 @@ def test_mismatched_pairs_shift_the_completions(wide, users):
         assert pair.ids[: pair.prompt_length] == encoded[k].ids[: pair.prompt_length]
         assert pair.ids[pair.prompt_length :] == after.ids[after.prompt_length :]
     assert all(len(pair.ids) <= 60 for pair in mismatched(encoded, 60))
-
-
-def test_a_second_opinion_is_logged_and_changes_nothing(reference, users, others):
-    plain = train(reference, users, others, "c-bpo")
-    asked = config(unlabeled__second_opinion=True)
-    told = train(reference, users, others, "c-bpo", asked)
-    for one, two in zip(plain, told, strict=True):
-        assert hash_lora(one.lora) == hash_lora(two.lora)
-        assert one.alpha == two.alpha
-        assert not any(name.startswith("prior") for name in one.log)
-        # Three held-out items are too few for the rule: it falls back to a tenth.
-        assert (two.log["prior_alpha"], two.log["prior_reliable"]) == (0.1, 0.0)
-        assert 0 <= two.log["prior_auc"] <= 1 and 0 <= two.log["prior_upper"] <= 1
-    (knob,) = train(
-        reference,
-        users[:1],
-        others,
-        "c-bpo",
-        config(unlabeled__kind="public", unlabeled__second_opinion=True),
-    )
-    assert "prior_alpha" not in knob.log  # no share of a population there
-
-
-def test_a_second_opinion_never_looks_at_what_was_trained_on(
-    reference, wide, users, others, monkeypatch
-):
-    looked: list[set] = []
-    original = alpha.score_users
-
-    def watch(backbone, adapters, items):
-        looked.append({entry.ids for part in items for entry in part})
-        return original(backbone, adapters, items)
-
-    monkeypatch.setattr(alpha, "score_users", watch)
-    train(reference, users[:1], others, "c-bpo", config(unlabeled__second_opinion=True))
-    drawn = draw_for(reference, users[0], others, CONFIG).aux
-    own = {wide.encode(item).ids for item in users[0].history}
-    assert looked and not looked[-1] & ({entry.ids for entry in drawn} | own)
 
 
 def test_a_smaller_shared_adapter_has_the_scale_of_the_others():

@@ -421,7 +421,8 @@ machine. One device is enrolled and hostile. An undisturbed run took {usual:.0f}
 
 *Later* is relative to that. *Blamed* is what the run says about the hostile device.
 *Memory* is the peak of the server's three processes together. *Database* is the growth of
-the SuperLink's. *Clean*: the operator's output and the journal have no control characters.
+the SuperLink's database. *Clean*: the operator's output and the journal have no control
+characters.
 
 | mode | what it does | completed | later, s | blamed | memory, MB | database, MB | clean |
 |---|---|---|---|---|---|---|---|

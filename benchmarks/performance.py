@@ -196,8 +196,8 @@ def wire(found: dict[str, Any]) -> list[str]:
     """Table of the shared adapter's bytes."""
     lines = [
         "Bytes of one user's request and reply in a round of the shared adapter, as Flower",
-        "serialises them. Plain: A and B as float32, both ways. Signed bytes showed no",
-        "loss of quality in three seeds of personas: [study](findings/wire.md).",
+        "serialises them. Plain: A and B as float32, both ways. Signed bytes lost no",
+        "visible quality in three seeds of personas: [study](findings/wire.md).",
         "",
         "| model, projections, rank | down | up | plain, both | ratio | target | met |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -3,7 +3,7 @@
     python benchmarks/chaos.py [--findings docs/reliability]
 
 One server and two devices on this machine (`fleet.py`). Each trial starts a private run,
-kills its victim a moment after a phase began, and repeats ``run -c resume=NAME`` where the
+kills its victim a moment after a phase began, and repeats ``run --resume NAME`` where the
 run failed, as an operator or a supervisor would. Then it looks at everything that must not
 be lost. Trials that are done are kept in a file; the same command does what is missing.
 """

@@ -164,5 +164,4 @@ def _unused(study: Study, key: str, method: str) -> bool:
     names = {RENAMED.get(name, name) for meaning in meanings for name in meaning}
     for preset in PRESETS if "preset" in names else ():
         names = names - {"preset"} | read_preset(preset).keys()
-    without = FIELDS.keys() - keys_of(current_name(method))
-    return names <= without
+    return names <= FIELDS.keys() - keys_of(current_name(method))

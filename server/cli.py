@@ -295,13 +295,13 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _at(options: argparse.Namespace) -> Path:
-    from .deploy.operator import default_folder
+    from .deploy.keys import default_folder
 
     return options.at or default_folder()
 
 
 def _renew(options: argparse.Namespace) -> int:
-    from .deploy.operator import keys_renew
+    from .deploy.keys import keys_renew
 
     folder = _at(options)
     end = keys_renew(folder, options.names)
@@ -311,7 +311,7 @@ def _renew(options: argparse.Namespace) -> int:
 
 
 def _keys(options: argparse.Namespace) -> int:
-    from .deploy.operator import invited_to, keys_init
+    from .deploy.keys import invited_to, keys_init
 
     invitation = keys_init(_at(options), options.names, options.port)
     where = invited_to(invitation.parent)
@@ -323,14 +323,14 @@ def _keys(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from .deploy.operator import serve
+    from .deploy.serve import serve
 
     serve(_at(options), options.host, options.port, tell)
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .deploy.operator import prepare, run
+    from .deploy.runs import prepare, run
 
     folder = _at(options)
     plan = prepare(folder, options.app, options.words, Path.cwd())
@@ -340,10 +340,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _attach(options: argparse.Namespace) -> int:
-    from .deploy.operator import attach, handed
+    from .deploy.runs import attach, submitted
 
     folder = _at(options)
-    name = handed(folder, options.name).folder.name
+    name = submitted(folder, options.name).folder.name
     return _shown_to_its_end(
         options, name, lambda console: attach(folder, name, console)
     )
@@ -355,7 +355,7 @@ def _shown_to_its_end(
     show: "Callable[[Console], dict[str, Any]]",
 ) -> int:
     """Show a run on devices; where this command ends before it, say that it goes on."""
-    from .deploy.operator import goes_on
+    from .deploy.runs import in_progress
     from .run import results
 
     signal.signal(signal.SIGTERM, _terminated)
@@ -365,7 +365,7 @@ def _shown_to_its_end(
     except IdiolectError as error:
         return complain(str(error), code_of(error, FAILED))
     except (KeyboardInterrupt, SystemExit) as ended:
-        if goes_on(_at(options), name):
+        if in_progress(_at(options), name):
             at = f" --at {options.at}" if options.at else ""
             tell(f"run {name} goes on without this command")
             tell(f"to look at it:  idiolect-server attach {name}{at}")
@@ -377,7 +377,7 @@ def _shown_to_its_end(
 
 
 def _stop(options: argparse.Namespace) -> int:
-    from .deploy.operator import stop
+    from .deploy.runs import stop
 
     name = stop(_at(options), options.name)
     tell(
@@ -387,7 +387,7 @@ def _stop(options: argparse.Namespace) -> int:
 
 
 def _nodes_add(options: argparse.Namespace) -> int:
-    from .deploy.operator import add_node
+    from .deploy.nodes import add_node
 
     number = add_node(_at(options), options.key, options.label)
     tell(f"let in as node {number}; now `idiolect node run` on the device")
@@ -398,7 +398,7 @@ STATES = {"registered": "not seen yet", "unregistered": "revoked"}
 
 
 def _nodes_list(options: argparse.Namespace) -> int:
-    from .deploy.operator import nodes
+    from .deploy.nodes import nodes
 
     found = nodes(_at(options))
     if options.json:
@@ -429,7 +429,7 @@ def _local(stamp: str | None) -> str:
 
 
 def _nodes_revoke(options: argparse.Namespace) -> int:
-    from .deploy.operator import revoke_node
+    from .deploy.nodes import revoke_node
 
     number = revoke_node(_at(options), options.node)
     tell(f"node {number} is revoked; its key cannot return, a new one can")

@@ -27,7 +27,8 @@ from idiolect.client.node import state
 from idiolect.client.node.device import VaultShelf
 from idiolect.client.owner import consent, owner
 from idiolect.client.owner.history import entries
-from idiolect.client.owner.vault import Passphrase, Vault
+from idiolect.client.owner.keys import Passphrase
+from idiolect.client.owner.vault import Vault
 
 DEVICES = 2
 # Victim -> (words of its command line, whose it is).

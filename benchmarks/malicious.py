@@ -275,7 +275,8 @@ def be(mode: str, vault_file: Path) -> None:
 
     from idiolect.client.node.device import Device
     from idiolect.client.node.membership import joined, node_key
-    from idiolect.client.owner.vault import Passphrase, Vault
+    from idiolect.client.owner.keys import Passphrase
+    from idiolect.client.owner.vault import Vault
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Flower's client ends itself by it

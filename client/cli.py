@@ -299,8 +299,9 @@ def _add_server(commands: Any) -> None:
 
 
 def _open(options: argparse.Namespace, trusting: bool = False) -> "Vault":
+    from .owner.database import is_there
     from .owner.unlock import unlock
-    from .owner.vault import Vault, is_there
+    from .owner.vault import Vault
 
     if not is_there(options.vault):
         raise IdiolectError(
@@ -372,8 +373,9 @@ def _private(given: str | None, what: str, rest: bool = True) -> str:
 
 def _init(options: argparse.Namespace) -> int:
     from .owner.consent import SETTINGS, check_setting, choose
+    from .owner.database import is_there
     from .owner.unlock import forget_keyring_entry, new_keyring_entry, new_passphrase
-    from .owner.vault import Vault, is_there
+    from .owner.vault import Vault
 
     if is_there(options.vault):
         raise IdiolectError(
@@ -419,8 +421,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _rewrap(options: argparse.Namespace) -> int:
+    from .owner.database import ErasureError
     from .owner.unlock import forget_keyring_entry, new_passphrase
-    from .owner.vault import ErasureError
 
     with _open(options) as vault:
         key = new_passphrase(options.new_passphrase_file, options.weak, other=True)

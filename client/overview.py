@@ -114,9 +114,12 @@ def _server(found: Mapping[str, Any]) -> list[str]:
     since = found["joined"]
     when = strftime(" since %Y-%m-%d %H:%M", localtime(since)) if since else ""
     known = (
-        f"as {found['device']}" if found["device"] else "which has not let it in yet"
+        f"as {found['device']}"
+        if found["device"]
+        else "which has not let this device in yet"
     )
-    return [f"server: joined {printable(found['server'])}{when}, {known}", *paused]
+    joined = f"server: joined {printable(found['server'])}{when}"
+    return [f"{joined},", f"  {known}", *paused]
 
 
 def _privacy(found: Mapping[str, Any]) -> list[str]:
@@ -131,7 +134,5 @@ def _privacy(found: Mapping[str, Any]) -> list[str]:
     lines = [charged, least]
     if found["clear"]:
         named = ", ".join(found["clear"])
-        lines.append(
-            f"  not protected, and not counted there: {named} (`idiolect consent`)"
-        )
+        lines.append(f"  neither protected nor counted: {named} (`idiolect consent`)")
     return lines

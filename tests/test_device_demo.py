@@ -281,7 +281,7 @@ def test_a_run_goes_on_without_its_command_until_it_is_stopped(fleet):
     code, said = ended(fleet.server("attach", "left"))
     assert code == 1 and "the run was stopped: -c resume=left goes on" in said
     code, said = ended(fleet.server("stop", "left"))
-    assert code == 2 and "has ended already: its state is failed" in said
+    assert code == 2 and "has ended already: its state is stopped" in said
     run = fleet.run(*SHORT[:1], "evaluate.generate=false", "resume=left")
     code, said = ended(run)
     assert code == 0, said

@@ -20,7 +20,9 @@ from idiolect.client.node.membership import Server, join, leave
 from idiolect.client.node.tasks import HANDLERS
 from idiolect.client.owner import consent, history, owner
 from idiolect.client.owner.history import Entry
-from idiolect.client.owner.vault import RandomKey, Record, Source, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.records import Record, Source
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import flatten, parse
 from idiolect.common.data.load import load_dataset
 from idiolect.common.data.types import Prompt, User

@@ -27,7 +27,8 @@ from idiolect.client.node.membership import Server, join
 from idiolect.client.node.tasks import HANDLERS
 from idiolect.client.owner import consent, history, owner
 from idiolect.client.owner.history import Entry
-from idiolect.client.owner.vault import RandomKey, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import flatten, parse
 from idiolect.common.data.types import Item, Prompt
 from idiolect.common.errors import IdiolectError

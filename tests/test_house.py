@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from idiolect.common import config
+from idiolect.server.simulate import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("common", "client", "server")
@@ -115,7 +116,6 @@ def test_rooms_import_each_other_in_no_circle() -> None:
             del arrows[room]
 
 
-@pytest.mark.xfail(strict=True, reason="vault and schema1")
 def test_modules_import_each_other_in_no_circle() -> None:
     names = {
         ".".join(("idiolect", *p.relative_to(ROOT).with_suffix("").parts)): p
@@ -158,8 +158,18 @@ def test_nothing_is_unpickled_or_trusted(path: Path) -> None:
 def test_every_folder_with_code_is_packaged() -> None:
     folders = {path.parent.relative_to(ROOT) for path in SOURCES}
     expected = {".".join(("idiolect", *folder.parts)) for folder in folders}
-    expected.add("idiolect")
+    expected |= {"idiolect", "idiolect.simulations.lamp"}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == expected
+
+
+def test_the_built_in_app_is_packaged() -> None:
+    settings = PROJECT["tool"]["setuptools"]
+    assert settings["package-dir"]["idiolect.simulations.lamp"] == "simulations/lamp"
+    app = ROOT / "simulations/lamp"
+    patterns = settings["package-data"]["idiolect.simulations.lamp"]
+    packaged = {path for pattern in patterns for path in app.glob(pattern)}
+    assert packaged == {path for path in app.rglob("*") if path.is_file()}
+    assert launch.built_in_app() == app
 
 
 def test_the_package_is_typed() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from idiolect.client.cli import main
 from idiolect.client.imports.read import read
-from idiolect.client.owner.vault import Passphrase, Vault
+from idiolect.client.owner.keys import Passphrase
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.data import lamp
 from idiolect.common.data.lamp import items

@@ -16,9 +16,10 @@ import pytest
 from idiolect.client import cli as device
 from idiolect.client.owner import consent, history, owner
 from idiolect.client.owner.history import Entry
+from idiolect.client.owner.keys import RandomKey
 from idiolect.client.owner.owner import Version
-from idiolect.client.owner.vault import DEVICE as DEVICE_SOURCE
-from idiolect.client.owner.vault import RandomKey, Vault
+from idiolect.client.owner.records import DEVICE as DEVICE_SOURCE
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.data.types import Prompt
 from idiolect.common.errors import IdiolectError

@@ -34,6 +34,10 @@ def read_mbox(path: Path) -> Iterator[Row | Left | Bad]:
         box: Any = mailbox.mbox(path, factory=_message, create=False)  # type: ignore
         for number, key in enumerate(box.iterkeys(), 1):
             yield _mail(box, key, f"{path.name}, mail {number}")
+    except mailbox.NoSuchMailboxError:
+        raise IdiolectError(
+            f"{path} cannot be read, since there is none: check the name."
+        ) from None
     except (OSError, mailbox.Error) as error:
         raise IdiolectError(
             f"{path} cannot be read ({words_of(error)}): check the file."

@@ -21,7 +21,8 @@ from ...common.protocol.packing import pack, size
 from ...common.protocol.signed import Sealed, verify
 from ..owner import consent, history, limits, owner
 from ..owner.consent import Refusal
-from ..owner.vault import DEVICE, Record, Source, Vault
+from ..owner.records import DEVICE, Record, Source
+from ..owner.vault import Vault
 from .membership import joined
 from .state import advance, bind
 from .tasks import Node, answer, backbone_of

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ..owner.vault import Key, Passphrase
+from ..owner.keys import Key, Passphrase
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a worker is started again
 SETTLED = 120.0  # a worker that lived this long is not failing at its start

@@ -21,7 +21,8 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from ...common.errors import IdiolectError, words_of
 from ...common.text import read_json
-from ..owner.vault import DEVICE, Record, Vault
+from ..owner.records import DEVICE, Record
+from ..owner.vault import Vault
 
 LARGEST_INVITATION = 100_000  # characters
 
@@ -59,7 +60,7 @@ def read_invitation(file: Path) -> Server:
         if len(text) > LARGEST_INVITATION:
             raise ValueError("it is too long")
         server = Server(**read_json(text))
-        load_pem_x509_certificate(server.certificate.encode())
+        _check_certificate(server.certificate)
         if len(bytes.fromhex(server.signing_key)) != 32:
             raise ValueError("the signing key has not 32 bytes")
         host, _, port = server.address.rpartition(":")
@@ -71,6 +72,13 @@ def read_invitation(file: Path) -> Server:
             "the file that `idiolect-server keys init` writes."
         ) from error
     return server
+
+
+def _check_certificate(pem: str) -> None:
+    try:
+        load_pem_x509_certificate(pem.encode())
+    except ValueError:  # whose words are for programmers
+        raise ValueError("its certificate can't be read") from None
 
 
 def fingerprint(server: Server) -> str:

@@ -23,7 +23,8 @@ from ...common.command import DEFECT, WRONG, complain, keep_traceback
 from ...common.errors import IdiolectError
 from ...common.text import guard, printable
 from ..owner.consent import settings
-from ..owner.vault import Passphrase, RandomKey, Vault
+from ..owner.keys import Passphrase, RandomKey
+from ..owner.vault import Vault
 from .keeper import FINAL
 from .membership import joined, node_key, note_number
 

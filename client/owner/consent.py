@@ -23,7 +23,8 @@ from ...common.config import Config, absolute_backbone
 from ...common.errors import IdiolectError
 from ...common.privacy.protected import Claim, claim, epsilon_of, protected, used
 from ...common.text import printable
-from .vault import DEVICE, Record, Vault
+from .records import DEVICE, Record
+from .vault import Vault
 
 LOG = logging.getLogger("flwr")
 
@@ -67,7 +68,9 @@ def consent(vault: Vault, outflow: str, given: str) -> None:
     """
     fitting = answers_to(outflow)
     if given not in fitting:
-        raise IdiolectError(f"'{outflow}' takes {' or '.join(fitting)}, not '{given}'.")
+        raise IdiolectError(
+            f"'{outflow}' can't be '{given}': it takes {' or '.join(fitting)}."
+        )
     with vault.transaction():
         body = json.dumps(consents(vault) | {outflow: given}).encode()
         vault.put("state", [Record("consents", body)], DEVICE)

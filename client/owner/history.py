@@ -10,7 +10,8 @@ from time import time
 
 from ...common.data.types import Item, Prompt
 from ...common.errors import IdiolectError
-from .vault import DEVICE, Record, Source, Vault
+from .records import DEVICE, Record, Source
+from .vault import Vault
 
 KIND = "item"
 LONGEST_NAME = 255  # characters of a source's name: as long as a file's can be

@@ -38,8 +38,10 @@ from ...common.methods.personal import fits, fitting, personalise
 from . import history, limits
 from .alone import alone
 from .consent import Refusal, settings
+from .database import ErasureError
 from .history import Entry
-from .vault import DEVICE, ErasureError, Record, Source, Vault
+from .records import DEVICE, Record, Source
+from .vault import Vault
 
 FEWEST = 4  # liked pairs to train on and be judged by
 AVOIDING = 0.05  # nats per token that learning to avoid something may cost elsewhere

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...common.errors import IdiolectError, words_of
 from ...common.files import write_atomically
-from .vault import Key, Passphrase, RandomKey
+from .keys import Key, Passphrase, RandomKey
 
 FILE = "IDIOLECT_PASSPHRASE_FILE"
 CREDENTIAL = "idiolect-passphrase"  # name in systemd's LoadCredential=

@@ -104,7 +104,7 @@ def main(grid: Grid, context: Context) -> None:
         raise IdiolectError(message) from None
     except _Stopped:
         message = f"the run was stopped: -c resume={folder.path.name} goes on with it."
-        journal.write({"event": "failed", "message": message})
+        journal.write({"event": "failed", "message": message, "stopped": True})
         raise IdiolectError(message) from None  # Flower then ends its own in order
     except BaseException as error:
         message = plain.nameless(summary(error))

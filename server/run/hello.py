@@ -228,7 +228,8 @@ def _meet_devices(run: Run, ours: Identity) -> None:
         waiting.look(len(greeted), errors | dict(failed))
 
     waiting.look(0, {})
-    errors |= meet(run, STEP, newcomers, _read, welcome, enough, heard)
+    failed = meet(run, STEP, newcomers, _read, welcome, enough, heard)
+    errors |= {device_user(_asked(step)): why for step, why in failed.items()}
     if not resumed:  # in the order of their numbers, however they came
         run.state.devices.sort(key=lambda name: (len(name), name))
     stubs = tuple(User(name, (), ()) for name in run.state.devices)
@@ -240,7 +241,12 @@ def _meet_devices(run: Run, ours: Identity) -> None:
 
 def _node_of(reply: HelloReply) -> int:
     """Which node a reply came from: it repeats the step that it was asked in."""
-    return int(reply.step.rpartition("/")[2])
+    return _asked(reply.step)
+
+
+def _asked(step: str) -> int:
+    """Which node is greeted in this step (`_greetings`)."""
+    return int(step.rpartition("/")[2])
 
 
 def _silence(run: Run) -> dict[str, str]:

@@ -307,13 +307,15 @@ def load(output_dir: str, name: str) -> dict[str, Any]:
             + (
                 "wait until it has finished."
                 if state == "running"
-                else f"continue it with `simulate … -c resume={folder.name}`."
+                else f"the command that began it, with -c resume={folder.name}, goes on "
+                "with it."
             )
         ) from None
     except json.JSONDecodeError as error:
         raise IdiolectError(
             f"{folder / 'results.json'} is damaged at line {error.lineno}: "
-            f"remove it and write it again with `simulate … -c resume={folder.name}`."
+            "remove it; the command that began the run, with -c "
+            f"resume={folder.name}, writes it again."
         ) from None
 
 
@@ -354,13 +356,18 @@ def is_locked(folder: Path) -> bool:
 
 
 def state_of(folder: Path) -> str:
-    """``running``, ``finished``, ``failed`` or ``interrupted``."""
+    """``running``, ``finished``, ``failed``, ``stopped`` or ``interrupted``."""
     if is_locked(folder):
         return "running"
     events, _ = read_events(folder / "metrics.jsonl")
-    ends = [event["event"] for event in events]
-    last = next((e for e in reversed(ends) if e in ("start", "finished", "failed")), "")
-    return last if last in ("finished", "failed") else "interrupted"
+    for event in reversed(events):
+        if event["event"] == "failed" and event.get("stopped"):
+            return "stopped"
+        if event["event"] in ("finished", "failed"):
+            return str(event["event"])
+        if event["event"] == "start":
+            break
+    return "interrupted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -657,5 +664,5 @@ def _left_out(dropped: Mapping[str, int]) -> Iterator[str]:
 
 def _listed(named: Any) -> str:
     if isinstance(named, Mapping):
-        return ", ".join(f"{name}: {value}" for name, value in named.items())
+        return "; ".join(f"{who}: {str(why).rstrip('.')}" for who, why in named.items())
     return ", ".join(map(str, named)) if isinstance(named, list | tuple) else str(named)

@@ -20,6 +20,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,11 @@ class Plan:
     def metrics(self) -> Path:
         """The events of the run."""
         return self.folder / "metrics.jsonl"
+
+
+def built_in_app() -> Path:
+    """Folder of the Flower app that is installed with the package."""
+    return Path(str(files("idiolect") / "simulations" / "lamp")).resolve()
 
 
 def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Plan:
@@ -364,8 +370,8 @@ def resuming(plan: Plan) -> str:
     """Return the command with which a run goes on, as a shell takes it."""
     near = plan.app.is_relative_to(Path.cwd())
     app = plan.app.relative_to(Path.cwd()) if near else plan.app
-    words = ["idiolect-server", "simulate", str(app), "-c"]
-    words += [f"resume={plan.folder.name}"]
+    named = [] if plan.app == built_in_app() else [str(app)]
+    words = ["idiolect-server", "simulate", *named, "-c", f"resume={plan.folder.name}"]
     if plan.folder.parent != results.runs_folder():
         words += ["-c", f"output-dir={plan.folder.parent}"]
     return printable(shlex.join(words), 2000)

@@ -100,7 +100,9 @@ def waiting(event: dict[str, Any]) -> str:
     if silent := event["asked"] - event["joined"] - event["refused"]:
         parts.append(f"{silent} asked")
     if event["refused"]:
-        parts.append(f"{event['refused']} refused, the last: {event['why']}")
+        parts.append(
+            f"{event['refused']} refused, the last: {event['why'].rstrip('.')}"
+        )
     if event["joined"] < event["of"]:
         until = time.strftime("%H:%M:%S", time.localtime(event["until"]))
         parts.append(f"waiting for others until {until}")

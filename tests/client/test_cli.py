@@ -22,7 +22,9 @@ from rich.cells import cell_len
 from idiolect.client.cli import _say, main
 from idiolect.client.node import membership
 from idiolect.client.owner import consent, owner
-from idiolect.client.owner.vault import Passphrase, RandomKey, Source, Vault
+from idiolect.client.owner.keys import Passphrase, RandomKey
+from idiolect.client.owner.records import Source
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
 from idiolect.common.errors import IdiolectError
@@ -517,9 +519,9 @@ def test_status_shows_the_ceilings_and_sent_what_protects(cheap, run, asked):
         "1 runs together: epsilon 3 of 8, delta 1e-06 of 1e-5, 5 of 100 releases"
         in said
     )
-    assert "at least 10 users" in said and "not protected" not in said
+    assert "at least 10 users" in said and "neither protected" not in said
     run("consent", "update", "clear")
-    assert "not protected, and not counted there: update" in run("status").out
+    assert "neither protected nor counted: update" in run("status").out
     assert asked("status")["privacy"]["ceilings"]["most-epsilon"] == "8"
     lines = run("sent").out.splitlines()
     assert [line.split()[:1] + line.split()[2:] for line in lines[1:4]] == [
@@ -733,7 +735,10 @@ def test_status_says_joined_paused_consent_and_what_is_next(cheap, run, asked, k
         membership.join(vault, membership.Server(**SERVER))
     kept(1)
     said = run("status").out
-    assert "which has not let it in yet" in said and "next: `idiolect node run`" in said
+    assert (
+        "which has not let this device in yet" in said
+        and "next: `idiolect node run`" in said
+    )
     run("pause")
     run("consent", "items", "clear")
     said = run("status").out

@@ -22,7 +22,8 @@ from idiolect.client.node import keeper as keeping
 from idiolect.client.node import membership, worker
 from idiolect.client.node.membership import Server
 from idiolect.client.owner import consent
-from idiolect.client.owner.vault import Passphrase, RandomKey, Vault
+from idiolect.client.owner.keys import Passphrase, RandomKey
+from idiolect.client.owner.vault import Vault
 from idiolect.common.errors import IdiolectError
 from tests.waiting import until
 
@@ -30,7 +31,7 @@ KEEPER = """
 import sys
 from pathlib import Path
 from idiolect.client.node import keeper
-from idiolect.client.owner.vault import RandomKey
+from idiolect.client.owner.keys import RandomKey
 keeper.FIRST_WAIT = 0.2
 keeper.keep_running(Path(sys.argv[1]), RandomKey(bytes(32)), lambda s: print(s, flush=True))
 """

@@ -7,7 +7,9 @@ import pytest
 
 from idiolect.client.owner import consent
 from idiolect.client.owner.consent import Refusal, Sent, Spent
-from idiolect.client.owner.vault import DEVICE, RandomKey, Record, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.records import DEVICE, Record
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.errors import IdiolectError
 

@@ -4,7 +4,9 @@ import pytest
 
 from idiolect.client.owner import consent, history, owner
 from idiolect.client.owner.history import Entry
-from idiolect.client.owner.vault import DEVICE, RandomKey, Record, Source, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.records import DEVICE, Record, Source
+from idiolect.client.owner.vault import Vault
 from idiolect.common.data.types import Prompt
 from idiolect.common.errors import IdiolectError
 

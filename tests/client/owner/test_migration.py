@@ -12,17 +12,11 @@ from cryptography.hazmat.primitives.keywrap import aes_key_unwrap, aes_key_wrap
 
 from idiolect.client.node import membership
 from idiolect.client.node.device import VaultShelf
-from idiolect.client.owner import consent, history, owner, vault
-from idiolect.client.owner.vault import (
-    DEVICE,
-    DamagedError,
-    Passphrase,
-    RandomKey,
-    Source,
-    Vault,
-    WrongKeyError,
-    derived,
-)
+from idiolect.client.owner import consent, history, owner
+from idiolect.client.owner.database import DamagedError, WrongKeyError, checksum
+from idiolect.client.owner.keys import Passphrase, RandomKey, derived
+from idiolect.client.owner.records import DEVICE, Source
+from idiolect.client.owner.vault import Vault
 from idiolect.common.errors import IdiolectError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "vault-1"
@@ -116,7 +110,7 @@ def test_a_passphrase_that_was_taken_with_its_byte_order_mark(tmp_path):
             again = aes_key_wrap(new, aes_key_unwrap(old, wrapped))
             query = "UPDATE sources SET wrapped = ? WHERE source = ?"
             database.execute(query, (again, place))
-        rows = {"index": index, "check": vault._checksum(head["salt"], index)}
+        rows = {"index": index, "check": checksum(head["salt"], index)}
         for item in rows.items():
             database.execute("INSERT OR REPLACE INTO header VALUES (?, ?)", item)
     database.close()
@@ -128,7 +122,7 @@ def test_a_passphrase_that_was_taken_with_its_byte_order_mark(tmp_path):
 CRASH = """
 import os, sys
 from pathlib import Path
-from idiolect.client.owner import schema1, vault
+from idiolect.client.owner import keys, schema1, vault
 point, path = sys.argv[1:]
 if point == "drop":
     schema1.drop = lambda database: os._exit(9)
@@ -140,7 +134,7 @@ else:
         left[0] -= 1
         return seal(*arguments) if left[0] else os._exit(9)
     vault.Vault._seal = counted
-vault.Vault.open(Path(path), vault.Passphrase("correct horse battery"))
+vault.Vault.open(Path(path), keys.Passphrase("correct horse battery"))
 """
 
 

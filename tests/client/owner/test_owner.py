@@ -14,7 +14,9 @@ from idiolect.client.node.device import VaultShelf
 from idiolect.client.owner import consent, history, owner
 from idiolect.client.owner.consent import Refusal
 from idiolect.client.owner.history import Entry
-from idiolect.client.owner.vault import RandomKey, Source, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.records import Source
+from idiolect.client.owner.vault import Vault
 from idiolect.common.data.types import Prompt
 from idiolect.common.engine.adapters import Lora
 from idiolect.common.errors import IdiolectError

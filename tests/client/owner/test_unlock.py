@@ -5,13 +5,14 @@ from types import ModuleType
 import pytest
 
 from idiolect.client.owner import unlock as module
+from idiolect.client.owner.keys import Passphrase
 from idiolect.client.owner.unlock import (
     forget_keyring_entry,
     new_keyring_entry,
     new_passphrase,
     unlock,
 )
-from idiolect.client.owner.vault import Passphrase, Vault
+from idiolect.client.owner.vault import Vault
 from idiolect.common.errors import IdiolectError
 
 

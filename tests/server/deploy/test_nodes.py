@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from idiolect.common.errors import IdiolectError
 from idiolect.server.cli import main
-from idiolect.server.deploy import nodes, serve
+from idiolect.server.deploy import nodes
 from tests.server.running_proxy import state_of
 
 APP = Path(__file__).resolve().parents[3] / "simulations" / "lamp"
@@ -59,8 +59,8 @@ def flower(folder, monkeypatch):
             nodes[int(command[2]) - 1]["status"] = "unregistered"
         return {"success": True}, ""
 
-    monkeypatch.setattr(serve, "flwr", answer)
-    monkeypatch.setattr(serve, "running", lambda _: {})
+    monkeypatch.setattr(nodes, "flwr", answer)
+    monkeypatch.setattr(nodes, "running", lambda _: {})
     return nodes, asked
 
 

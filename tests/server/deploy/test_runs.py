@@ -55,7 +55,9 @@ def test_a_run_is_found_by_its_name_or_as_the_latest(folder, left):
     assert runs.submitted(folder, "left") == runs.Submitted("4711", left)
     assert runs.submitted(folder, "latest").folder == left
     for name in ("right", "../left", "", "\x1b[2J"):
-        with pytest.raises(IdiolectError, match="was handed to the server") as refused:
+        with pytest.raises(
+            IdiolectError, match="was submitted to the server"
+        ) as refused:
             runs.submitted(folder, name)
         assert "\x1b" not in str(refused.value)
 

@@ -323,6 +323,9 @@ def test_the_state_is_that_of_the_last_start(tmp_path: Path) -> None:
     assert after("start", "failed") == "failed"
     assert after("start", "failed", "start", "progress") == "interrupted"
     assert after("start", "failed", "start", "finished") == "finished"
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"event": "start"}\n{"event": "failed", "stopped": true}\n')
+    assert results.state_of(tmp_path) == "stopped"
 
 
 def test_runs_are_listed_by_their_start(tmp_path: Path) -> None:
@@ -347,7 +350,7 @@ def test_runs_are_listed_by_their_start(tmp_path: Path) -> None:
 def test_the_tables_say_everything() -> None:
     run = {
         "learning_rates": {"oppu": 0.003},
-        "failed": {"u99": "loss not finite"},
+        "failed": {"u99": "loss not finite.", "u98": "it is late."},
         "dropped": {"empty history": 2},
         "truncated": 4,
         "path": "/runs/r",
@@ -359,7 +362,7 @@ def test_the_tables_say_everything() -> None:
     assert "-2.000*" in text  # c-bpo - oppu, clear of zero
     assert "unique users (6: alpha below the median)" in text
     assert "learning rates: oppu 0.003" in text
-    assert "users failed: u99: loss not finite" in text
+    assert "users failed: u99: loss not finite; u98: it is late\n" in text
     assert "users left out: empty history: 2" in text
     assert "prompts shortened to fit the context: 4" in text
     assert "time: adapt 3 s" in text

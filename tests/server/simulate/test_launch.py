@@ -322,6 +322,8 @@ def test_the_command_that_goes_on_is_one_that_a_shell_takes(
     odd = simulate.Plan(plan.app, plan.config, plan.folder.parent / "a b" / "one", 1)
     words = shlex.split(simulate.resuming(odd))
     assert words[-2:] == ["-c", f"output-dir={odd.folder.parent}"]
+    built_in = simulate.Plan(simulate.built_in_app(), plan.config, plan.folder, 1)
+    assert simulate.resuming(built_in) == "idiolect-server simulate -c resume=one"
 
 
 # --- before the start ------------------------------------------------------------------

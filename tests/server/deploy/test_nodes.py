@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from idiolect.common.errors import IdiolectError
 from idiolect.server.cli import main
-from idiolect.server.deploy import nodes
+from idiolect.server.deploy import nodes as module
 from tests.server.running_proxy import state_of
 
 APP = Path(__file__).resolve().parents[3] / "simulations" / "lamp"
@@ -21,9 +21,9 @@ APP = Path(__file__).resolve().parents[3] / "simulations" / "lamp"
 @pytest.mark.parametrize(
     "act",
     [
-        lambda folder: nodes.nodes(folder),
-        lambda folder: nodes.add_node(folder, "ecdsa-sha2-nistp384 AAAA"),
-        lambda folder: nodes.revoke_node(folder, "1"),
+        lambda folder: module.nodes(folder),
+        lambda folder: module.add_node(folder, "ecdsa-sha2-nistp384 AAAA"),
+        lambda folder: module.revoke_node(folder, "1"),
     ],
 )
 def test_without_a_server_the_next_step_is_named(folder, act):
@@ -59,8 +59,8 @@ def flower(folder, monkeypatch):
             nodes[int(command[2]) - 1]["status"] = "unregistered"
         return {"success": True}, ""
 
-    monkeypatch.setattr(nodes, "flwr", answer)
-    monkeypatch.setattr(nodes, "running", lambda _: {})
+    monkeypatch.setattr("idiolect.server.deploy.nodes.flwr", answer)
+    monkeypatch.setattr("idiolect.server.deploy.nodes.running", lambda _: {})
     return nodes, asked
 
 
@@ -106,7 +106,7 @@ def test_a_device_has_the_name_it_was_given_until_it_is_revoked(
         assert main(["nodes", "revoke", word, *at]) == 2
         said = capsys.readouterr().err
         assert "nodes list" in said and "\x1b" not in said
-    assert stat.S_IMODE((folder / nodes.LABELS).stat().st_mode) == 0o600
+    assert stat.S_IMODE((folder / module.LABELS).stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,13 @@ def test_a_device_has_the_name_it_was_given_until_it_is_revoked(
 def test_a_revoked_device_was_seen_last_when_it_was_revoked(came, went, seen):
     ends = {"online-at": came, "offline-at": went, "deleted-at": "4"}
     node = {"status": "unregistered", **ends}
-    assert nodes._last_seen(node) == seen
+    assert module._last_seen(node) == seen
 
 
 def test_a_device_that_is_let_in_can_be_given_a_label(folder, flower, capsys):
     nodes, _ = flower
     line = line_of_a_device()
-    nodes.add_node(folder, line)
+    module.add_node(folder, line)
     public = serialization.load_ssh_public_key(line.encode())
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     number = state_of(folder).create_node("<none>", "<none>", pem, 0)
@@ -131,7 +131,7 @@ def test_a_device_that_is_let_in_can_be_given_a_label(folder, flower, capsys):
     assert main(words) == 2
     assert "--label gives it another label" in capsys.readouterr().err
     assert main([*words, "--label", "desk"]) == 0
-    assert nodes.labels(folder) == {str(number): "desk"}
+    assert module.labels(folder) == {str(number): "desk"}
 
 
 def test_an_empty_list_says_how_to_fill_it(folder, flower, capsys):
@@ -143,8 +143,8 @@ def test_an_empty_list_says_how_to_fill_it(folder, flower, capsys):
     "line", ["", "x", "ecdsa-sha2-nistp384 AAAA", "ecdsa-sha2-nistp384", "ssh-rsa AA"]
 )
 def test_a_line_that_is_no_key_is_refused_before_flower_is_asked(folder, flower, line):
-    with pytest.raises(IdiolectError, match="no device's key"):
-        nodes.add_node(folder, line)
+    with pytest.raises(IdiolectError, match="not the key of a device"):
+        module.add_node(folder, line)
     assert flower[1] == []
 
 
@@ -157,7 +157,7 @@ def test_a_line_that_is_no_key_is_refused_before_flower_is_asked(folder, flower,
 )
 def test_a_key_that_was_there_before_is_explained(folder, flower, revoked, said):
     line = line_of_a_device()
-    nodes.add_node(folder, line)
+    module.add_node(folder, line)
     state = state_of(folder)
     public = serialization.load_ssh_public_key(line.encode())
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -165,6 +165,6 @@ def test_a_key_that_was_there_before_is_explained(folder, flower, revoked, said)
     if revoked:
         state.delete_node("<none>", number)
     with pytest.raises(IdiolectError, match=said) as refused:
-        nodes.add_node(folder, line)
+        module.add_node(folder, line)
     assert str(number) in str(refused.value)
     assert list(folder.glob("node.*.pub")) == []

@@ -85,7 +85,7 @@ def test_a_command_that_is_ended_says_that_its_run_goes_on(
     assert "goes on" not in capsys.readouterr().out
 
 
-def test_a_run_that_has_ended_says_how(folder, left, flower):
+def test_a_run_that_has_ended_says_how(folder, left):
     journal = left / "metrics.jsonl"
     with pytest.raises(IdiolectError, match="interrupted.*resume=left"):
         runs.attach(folder, "left", results.console())

@@ -25,7 +25,7 @@ from fleet import Fleet, write_part
 
 from idiolect.client.node import state
 from idiolect.client.node.device import VaultShelf
-from idiolect.client.owner import consent, owner
+from idiolect.client.owner import adapters, consent
 from idiolect.client.owner.history import entries
 from idiolect.client.owner.keys import Passphrase
 from idiolect.client.owner.vault import Vault
@@ -73,7 +73,7 @@ def trial(fleet: Fleet, name: str, victim: str, phase: str, delay: float) -> dic
     """One run with one kill (none, if `victim` is empty)."""
     before = [holdings(fleet, number) for number in range(DEVICES)]
     began = time.monotonic()
-    run = fleet.run(*SETTINGS, f"run-name={name}")
+    run = fleet.run(*SETTINGS, f"run.name={name}")
     killed = 0
     if victim:
         wait_for_phase(fleet, name, phase)
@@ -88,7 +88,7 @@ def trial(fleet: Fleet, name: str, victim: str, phase: str, delay: float) -> dic
         resumes += 1
         time.sleep(5)
         wait_until_served(fleet)
-        run = fleet.run(*SETTINGS, f"resume={name}")
+        run = fleet.run(*SETTINGS, f"run.resume={name}")
         said, _ = run.communicate()
     seconds = time.monotonic() - began
     fleet.wait_for_devices()
@@ -171,7 +171,7 @@ def holdings(fleet: Fleet, number: int) -> dict[str, Any]:
         vault.check()
         return {
             "history": [entry.id for entry in entries(vault)],
-            "adapters": len(owner.versions(vault)),
+            "adapters": len(adapters.versions(vault)),
         }
 
 

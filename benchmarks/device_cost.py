@@ -42,7 +42,7 @@ def device() -> None:
     config = parse(keys)
     dataset = load_dataset(config)
     unlabeled = [Unlabeled(Item(i.id, i.prompt, i.target)) for i in dataset.public]
-    backbone = load_backbone("tiny", "float32", "cpu", config.max_length)
+    backbone = load_backbone("tiny", "float32", "cpu", config.engine.max_length)
     shared = zero_shared(backbone, config.shared_shape, config.seed)
     step, first = training.adam_step, []
 

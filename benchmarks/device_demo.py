@@ -33,7 +33,7 @@ def main() -> int:
         say("making keys and vaults, enrolling 3 devices")
         fleet.open(update="clear", votes="clear", metrics="clear")
         say("3 devices are online")
-        run = fleet.run("adapt.rounds=2", "run-name=demo")
+        run = fleet.run("adapt.rounds=2", "run.name=demo")
         assert run.stdout is not None
         for line in run.stdout:
             say(line.rstrip())

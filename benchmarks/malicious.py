@@ -374,7 +374,7 @@ def trial(fleet: Fleet, mode: str) -> dict[str, Any]:
     name, before, watch = f"with-{mode}", database_mb(fleet), Watch(fleet)
     watch.start()
     began = time.monotonic()
-    run = fleet.run(*SETTINGS, f"run-name={name}")
+    run = fleet.run(*SETTINGS, f"run.name={name}")
     said, _ = run.communicate()
     seconds = time.monotonic() - began
     watch.ended.set()

@@ -7,7 +7,7 @@ unlabeled items (3 epochs, rank 8 on every projection, float32):
 
 `cold`, `warm`  this engine with C-BPO: alpha, reference scores, training. Cold computes
                 the reference scores; warm finds them, as every method after the first does
-`small`         `cold` with `personalise.microbatch=8`: half of a step's rows at once
+`small`         `cold` with `engine.microbatch=8`: half of a step's rows at once
 `trl`           trl's KTOTrainer with peft, as it comes, but without gradient
                 checkpointing, which costs time and saves no memory that a model this
                 small would need
@@ -56,11 +56,14 @@ def world(backbone_name: str, users: int, dtype: str = "float32") -> tuple[Any, 
     from idiolect.server.study.study import unlabeled_set
 
     keys = {"users": users, "development-users": 0, "backbone": backbone_name}
-    keys |= {"dtype": dtype}
+    keys |= {"engine.dtype": dtype}
     keys |= {"unlabeled.kind": "others", "personalise.learning-rates": str(RATE)}
     config = parse(keys)
     backbone = load_backbone(
-        config.backbone, config.dtype, config.device, config.max_length
+        config.backbone,
+        config.engine.dtype,
+        config.engine.device,
+        config.engine.max_length,
     )
     dataset = load_dataset(config)
     shared = zero_shared(backbone, config.shared_shape, config.seed)
@@ -84,8 +87,8 @@ def ours(backbone_name: str, peer: str) -> Callable[[], object]:
 
     config, backbone, shared, user, unlabeled, _ = prepared(backbone_name)
     if peer == "small":
-        fewer = replace(config.personalise, microbatch=config.personalise.batch)
-        config = replace(config, personalise=fewer)
+        fewer = replace(config.engine, microbatch=config.personalise.batch)
+        config = replace(config, engine=fewer)
 
     def work() -> object:
         return personal.personalise(
@@ -195,7 +198,7 @@ def sft(backbone_name: str) -> Callable[[], object]:
             for start in range(0, len(rows), size):
                 batch = [rows[i] for i in order[start : start + size]]
                 batch_loss(model, batch).backward()
-                torch.nn.utils.clip_grad_norm_(trained, config.personalise.clip)
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
         return model

@@ -27,14 +27,14 @@ KEYS = (
     "methods=shared,c-bpo",
     "personalise.learning-rates=3e-3",
     "evaluate.generate=false",
-    "run-name=bench",
+    "run.name=bench",
 )
 
 
 def ours(users: int) -> dict[str, float]:
     """Run the main job for this many users."""
     with tempfile.TemporaryDirectory() as place:
-        words = [*KEYS, f"users={users}", f"output-dir={place}"]
+        words = [*KEYS, f"users={users}", f"run.folder={place}"]
         command = [str(Path(sys.executable).parent / "idiolect-server"), "simulate"]
         command += [str(ROOT / "simulations" / "lamp")]
         for word in words:

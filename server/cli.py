@@ -86,16 +86,22 @@ def _add_results(commands: "Commands") -> None:
     for command in (show, audit):
         command.add_argument("name", metavar="RUN", help="name of a run, or `latest`")
     for command in (runs, show, audit):
-        command.add_argument(
-            "--output-dir",
-            default="",
-            metavar="DIR",
-            help="where runs are (default: $IDIOLECT_HOME/runs, ~/.idiolect/runs)",
-        )
+        _add_output(command, "", "where runs are")
+
+
+def _add_output(
+    command: argparse.ArgumentParser, default: str | None, text: str
+) -> None:
+    command.add_argument(
+        "--output-dir",
+        default=default,
+        metavar="DIR",
+        help=f"{text} (default: $IDIOLECT_HOME/runs, ~/.idiolect/runs)",
+    )
 
 
 def _add_app(command: argparse.ArgumentParser) -> None:
-    """Add the app and its configuration keys."""
+    """Add the app, its configuration keys, and the options of a run."""
     command.add_argument(
         "app",
         type=Path,
@@ -113,9 +119,38 @@ def _add_app(command: argparse.ArgumentParser) -> None:
         "at the current folder",
     )
     command.epilog = (
-        "Keys: docs/configuration.md. A stopped run continues with -c resume=latest, or "
-        "with -c resume=NAME."
+        "Keys: docs/configuration.md. A stopped run continues with --resume latest, or "
+        "with --resume NAME."
     )
+    command.add_argument(
+        "--preset", metavar="NAME", help="values of keys that are not given (`paper`)"
+    )
+    command.add_argument(
+        "--name", help="of the run (default: made from task, time and seed)"
+    )
+    command.add_argument(
+        "--resume", metavar="NAME", help="continue a run; `latest` is the last one"
+    )
+    _add_output(command, None, "where runs are written")
+
+
+# Options of a run as settings, and how version 0.2 gave them.
+RUN_OPTIONS = {"run.name": "name", "run.resume": "resume", "run.folder": "output_dir"}
+OLD_WORDS = {"run-name": "--name", "resume": "--resume", "output-dir": "--output-dir"}
+
+
+def _settings(options: argparse.Namespace) -> list[str]:
+    """Return all settings of a run as ``key=value``."""
+    for word in options.words:
+        name = word.partition("=")[0].strip()
+        if name in OLD_WORDS:
+            tell(f"-c {name}=… is now {OLD_WORDS[name]} …", sys.stderr)
+    given = {
+        **{key: getattr(options, option) for key, option in RUN_OPTIONS.items()},
+        "preset": options.preset,
+    }
+    named = [f"{key}={value}" for key, value in given.items() if value is not None]
+    return [*options.words, *named]
 
 
 def _add_simulate(commands: "Commands") -> None:
@@ -280,7 +315,7 @@ def _simulate(options: argparse.Namespace) -> int:
     app = options.app or built_in_app()
     # Before torch and Flower are imported, which takes seconds.
     tell_sentence(f"checking {app}, its settings, data and backbone")
-    plan = prepare(app, options.words, options.nodes, Path.cwd())
+    plan = prepare(app, _settings(options), options.nodes, Path.cwd())
     return _shown(lambda console: simulate(plan, console))
 
 
@@ -338,7 +373,8 @@ def _run(options: argparse.Namespace) -> int:
     from .simulate.launch import built_in_app
 
     folder = _at(options)
-    plan = prepare(folder, options.app or built_in_app(), options.words, Path.cwd())
+    app = options.app or built_in_app()
+    plan = prepare(folder, app, _settings(options), Path.cwd())
     return _on_devices(options, plan.folder.name, lambda to: run(folder, plan, to))
 
 
@@ -373,7 +409,7 @@ def _stop(options: argparse.Namespace) -> int:
 
     name = stop(_at(options), options.name)
     tell(f"run {name} has ended")
-    tell(f"to continue it: the command that began it, with -c resume={name}")
+    tell(f"to continue it: the command that began it, with --resume {name}")
     return 0
 
 

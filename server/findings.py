@@ -10,18 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from ..common.config import PAPER, PERSONAS, Scalar
+from ..common.config import FIELDS, PERSONAS, Scalar
+from ..common.config.keys import keys_of
+from ..common.config.methods import current_name
+from ..common.config.old import RENAMED, renamed
+from ..common.config.presets import PRESETS
+from ..common.config.presets import read as read_preset
 from ..common.errors import IdiolectError
 from .audit import audit
 from .run import results
 from .study.study import (
     BEST,
-    UNUSED,
     Claim,
     Study,
     comparisons,
     matches,
-    named_by,
     side_of,
 )
 
@@ -299,11 +302,11 @@ def _fixed(study: Study, cell: Cell, method: str) -> list[str]:
 def _unused(study: Study, key: str, method: str) -> bool:
     """Whether a method does not depend on a key, or on anything that it stands for."""
     meanings = study.named.get(key, {"": {key: ""}}).values()
-    names = {name for meaning in meanings for name in meaning}
-    if "recipe" in names:
-        names = names - {"recipe"} | set(PAPER)
-    without = ("methods", *UNUSED.get(method, ()))
-    return all(named_by(name, without) for name in names)
+    names = {RENAMED.get(name, name) for meaning in meanings for name in meaning}
+    for preset in PRESETS if "preset" in names else ():
+        names = names - {"preset"} | read_preset(preset).keys()
+    without = FIELDS.keys() - keys_of(current_name(method))
+    return names <= without
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
@@ -576,7 +579,9 @@ for people.
 
 def write_page(folder: Path) -> Path:
     """Write ``<folder>.md`` from the summaries in the folder; return its path."""
-    pages = [(path, json.loads(path.read_text())) for path in folder.glob("*.json")]
+    pages = [
+        (path, renamed(json.loads(path.read_text()))) for path in folder.glob("*.json")
+    ]
     # What the page is about first: who beats whom.
     pages.sort(key=lambda p: (-len(p[1].get("compare", [])), p[0]))
     sections = [INTRODUCTION, _answers([found for _, found in pages])]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from idiolect.common import config
+from idiolect.common.config import page
 from idiolect.server.simulate import launch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,12 +34,14 @@ def imports(path: Path, text: str) -> set[str]:
 
 
 # A room is a folder of a side. It imports the rooms that its `__init__` names, and what
-# lies beside the rooms of `common`. What lies beside the rooms of a side imports them all.
+# lies beside the rooms of `common`, to which `common/config` belongs. What lies beside the
+# rooms of a side imports them all.
+BASE = ROOT / "common" / "config"
 ROOMS = sorted(
     f"{side}.{path.name}"
     for side in PACKAGES
     for path in (ROOT / side).iterdir()
-    if (path / "__init__.py").is_file()
+    if (path / "__init__.py").is_file() and path != BASE
 )
 
 
@@ -178,15 +181,15 @@ def test_the_package_is_typed() -> None:
 
 def test_the_app_lists_every_key_with_its_default() -> None:
     text = (ROOT / "simulations/lamp/pyproject.toml").read_text()
-    head, marker, _ = text.partition(config.TABLE_START)
-    assert text == head + config.app_table(), "run `make generated`"
+    head, marker, _ = text.partition(page.TABLE_START)
+    assert text == head + page.app_table(), "run `make generated`"
     listed = tomllib.loads(text)["tool"]["flwr"]["app"]["config"]
-    assert config.parse(listed) == config.Config()
+    assert config.parse_run(listed) == (config.Config(), config.RunOptions())
 
 
 def test_the_table_of_keys_is_up_to_date() -> None:
     written = (ROOT / "docs/configuration.md").read_text()
-    assert written == config.markdown(), "run `make generated`"
+    assert written == page.markdown(), "run `make generated`"
 
 
 def test_generate_repairs_what_drifted(tmp_path: Path) -> None:
@@ -194,7 +197,7 @@ def test_generate_repairs_what_drifted(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True)
         text = (ROOT / name).read_text().replace("48", "47")
         (tmp_path / name).write_text(text)
-    config.generate(tmp_path)
+    page.generate(tmp_path)
     for name in ("docs/configuration.md", "simulations/lamp/pyproject.toml"):
         assert (tmp_path / name).read_text() == (ROOT / name).read_text()
 

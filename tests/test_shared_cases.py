@@ -21,10 +21,12 @@ from idiolect.common.data.lamp import items
 from idiolect.common.data.types import User
 from idiolect.common.engine.adapters import zero_shared
 from idiolect.common.engine.backbone import load_backbone
+from idiolect.common.engine.fitting import encode_all, fitting
+from idiolect.common.engine.reference import Reference
 from idiolect.common.engine.scoring import completion_tokens
 from idiolect.common.files import file_name
-from idiolect.common.methods.personal import encode_all, fitting, self_samples
 from idiolect.common.text import make_encodable
+from idiolect.common.unlabeled.samples import self_samples
 from tests.common.engine.test_model_folders import loaded, tokenizer, write
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
@@ -143,7 +145,7 @@ def test_09_what_cannot_be_seen_is_no_text(run, kept):
 def test_12_a_message_longer_than_the_context_is_left_out_and_counted(run, kept):
     found, _ = kept("12-one-long-message.jsonl")
     assert len(found) == 13
-    new = json.loads(run("personalize", "--method", "oppu", "--json").out)
+    new = json.loads(run("personalize", "--method", "sft", "--json").out)
     assert (new["trained"], new["held_out"], new["too_long"]) == (10, 2, 1)
 
 
@@ -168,7 +170,7 @@ def test_14_posts_without_prompts_get_their_unlabeled_items(tmp_path, bos):
         assert entry.prompt_length == 1 and completion_tokens(entry) > 20
     config = parse({"task": "text", "unlabeled.kind": "self", **ONE_RATE})
     shared = zero_shared(backbone, config.shared_shape, config.seed)
-    assert len(self_samples(backbone, shared, user, own, 24, config)) == 24
+    assert len(self_samples(Reference(backbone, shared), user, own, 24, config)) == 24
 
 
 def test_33_emoji_on_an_ascii_terminal(run, kept, monkeypatch):

@@ -24,7 +24,7 @@ def read_profiles(path: Path, task: str) -> Iterator[Row | Left | Bad]:
     Raises
     ------
     IdiolectError
-        There is no such task; the files are missing, no JSON, or of another task.
+        There is no such task; the files are missing, not JSON, or of another task.
     """
     if task not in FORMS:
         raise IdiolectError(f"--task must be one of {', '.join(FORMS)}.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from ...common.config import parse
+from ...common.config import parse_run
 from ...common.data.load import load_dataset
 from ...common.data.types import Dataset, User
 from ...common.errors import IdiolectError
@@ -70,7 +70,7 @@ class Simulated:
                 "this node is not simulated, and a device runs no app that a server sent: "
                 "end the SuperNode, and start `idiolect node run` instead."
             )
-        config = parse(task.config)
+        config, _ = parse_run(task.config)
         partition = int(self._place["partition-id"])
         nodes = int(self._place["num-partitions"])
         dataset = load_dataset(config)

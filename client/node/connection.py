@@ -1,8 +1,8 @@
-"""A device's connection to its server: Flower's fleet calls, tried again, or given up.
+"""A device's connection to its server: Flower's fleet calls, with retries.
 
-Flower's client and signatures; not its loop, which answers a refusal by ending the process
-and prints every try. Here a failure that passes is one line in the log and a new try; one
-that does not is a sentence for the owner.
+It uses Flower's client and signatures, but not its loop, which ends the process on a
+refusal and prints every try. Here a temporary failure is one line in the log and a new
+try; any other failure is an error for the owner.
 """
 
 import logging
@@ -69,7 +69,7 @@ class _Versions:
 
 
 class TurnedAway(IdiolectError):
-    """The server does not take this device as it is: trying again changes nothing."""
+    """The server refuses this device: trying again changes nothing."""
 
 
 class Connection:
@@ -78,7 +78,7 @@ class Connection:
     Attributes
     ----------
     node
-        Flower's number of the device; 0 before it is let in.
+        Flower's number of the device; 0 before `activate`.
     away
         Why the server has turned the device away since, if it has.
     """
@@ -93,7 +93,7 @@ class Connection:
         return Node(node_id=self.node)
 
     def activate(self, key: bytes) -> None:
-        """Be let in; waits for as long as an earlier start of the device is present."""
+        """Register with the server; waits while an earlier start of the device counts."""
         request = ActivateNodeRequest(
             public_key=key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
         )
@@ -105,11 +105,11 @@ class Connection:
         Raises
         ------
         TurnedAway
-            The server does not take this device, or is not the one that was joined.
+            The server refuses this device, or is not the one that was joined.
         RunNotRunningException
             The run that the call is about has ended.
         IdiolectError
-            The server does not take this call.
+            The server refuses this call.
         """
         pause, said, began = FIRST_PAUSE, "", time.monotonic()
         while True:
@@ -131,7 +131,7 @@ class Connection:
                 return answer
 
     def beat(self) -> bool:
-        """Say that the device is there; return whether that was heard."""
+        """Send a heartbeat; return whether it was received."""
         request = SendNodeHeartbeatRequest(
             node=self._who, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
         )
@@ -192,7 +192,7 @@ class Connection:
 def connected(
     address: str, certificate: str, key: ec.EllipticCurvePrivateKey
 ) -> Iterator[Connection]:
-    """Be present at a server until the end of the block.
+    """Stay connected to a server until the end of the block.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ def connected(
     Raises
     ------
     TurnedAway
-        The server does not take this device, or is not the one that was joined.
+        The server refuses this device, or is not the one that was joined.
     """
     signed = NodeAuthHttpInterceptor(key, key.public_key())
     with FleetHttpClient.from_server_address(
@@ -266,7 +266,7 @@ def turned_away(answer: httpx.Response, address: str) -> TurnedAway:
         )
     if said == REVOKED:
         return TurnedAway(
-            f"revoked: {address} takes this device's key no longer: to return with a new "
+            f"revoked: {address} no longer accepts this device's key: to return with a new "
             "one, `idiolect leave`, `idiolect node join INVITATION`, and send its "
             "operator the new line."
         )

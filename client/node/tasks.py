@@ -34,9 +34,13 @@ from ...common.data.load import task_of
 from ...common.data.metrics import bounded_row, released_metrics
 from ...common.data.types import TOO_LONG, Item, User
 from ...common.engine.adapters import Lora, hash_lora, zero_shared
-from ...common.engine.backbone import Backbone, load_backbone
+from ...common.engine.backbone import Backbone, backbone_of
+from ...common.engine.fitting import encode_all, fitting, too_long
+from ...common.engine.reference import Reference
 from ...common.errors import IdiolectError
-from ...common.methods import evaluation, personal
+from ...common.methods import evaluation
+from ...common.methods.personalise import Personal, personalise
+from ...common.methods.shared import shared_update
 from ...common.privacy.protected import charged, planned
 from ...common.process import peak_mb, process_name
 from ...common.protocol.manifest import ManifestError, accept
@@ -75,7 +79,9 @@ from ...common.protocol.signed import (
     read_sealed,
 )
 from ...common.protocol.validation import check_rows
-from ...common.unlabeled.sets import Unlabeled, fingerprint
+from ...common.unlabeled.offers import offer_marks, supported_offers
+from ...common.unlabeled.sets import Unlabeled, UnlabeledSet, fingerprint
+from ...common.unlabeled.votes import user_vote
 from ..owner.consent import Refusal
 from . import state
 from .state import Shelf
@@ -203,15 +209,12 @@ def _hello(task: HelloRequest, node: Node) -> HelloReply:
 def _adapt(task: AdaptRequest, node: Node) -> AdaptReply:
     """Train the shared adapter on each user's history; answer one row per user."""
     node.permit("training", node.config)
-    backbone, config = backbone_of(node.config), node.config
-    shared = _shared(backbone, config, task.shared)
-    content = _digest(task.round, task.clip, hash_lora(shared))
+    config, reference = node.config, _reference(node.config, task.shared)
+    content = _digest(task.round, task.clip, reference.hash)
     willing, refused = _willing(task, node, "adapt", "update", content)
 
     def update(users: Sequence[User]) -> list[Rows]:
-        rows = personal.shared_update(
-            backbone, shared, users, config, task.round, task.clip
-        )
+        rows = shared_update(reference, users, config, task.round, task.clip)
         arrays = {name: tensor.numpy() for name, tensor in rows.items()}
         return [{n: a[k] for n, a in arrays.items()} for k in range(len(users))]
 
@@ -221,7 +224,7 @@ def _adapt(task: AdaptRequest, node: Node) -> AdaptReply:
         name: np.stack([row[name] for row in done.values()])
         if done
         else np.zeros((0, *tensor.shape), np.float32)
-        for name, tensor in shared.b.items()
+        for name, tensor in reference.adapter.b.items()
     }
     if config.signed_bytes:
         rows = update_codes(rows, config.seed, tuple(done), task.round)
@@ -238,9 +241,9 @@ def _votes(task: VoteRequest, node: Node) -> VoteReply:
 
     def choose(users: Sequence[User]) -> list[np.ndarray]:
         if config.unlabeled.kind == "anonymised":
-            return [personal.offer_marks(task.bank, user, config) for user in users]
-        backbone = backbone_of(config)
-        return [personal.user_vote(backbone, task.bank, u, config) for u in users]
+            return [offer_marks(task.bank, user, config) for user in users]
+        reference = resident(config)
+        return [user_vote(reference, task.bank, u, config) for u in users]
 
     done, errors = each(node, willing, choose)
     shape = (len(done), len(task.bank))
@@ -261,7 +264,7 @@ def _offer(task: OfferRequest, node: Node) -> OfferReply:
     def choose(users: Sequence[User]) -> list[tuple[Item, ...]]:
         _check_bank(task, node, users)
         return [
-            tuple(personal.supported_offers(task.bank, supported, user, config))
+            tuple(supported_offers(task.bank, supported, user, config))
             for user in users
         ]
 
@@ -284,43 +287,35 @@ def _share(task: ShareRequest, node: Node) -> ShareReply:
 def _personalise(task: PersonaliseRequest, node: Node) -> PersonaliseReply:
     """Train each user's own adapter and keep it here."""
     node.permit("training", node.config)
-    shared = _shared(backbone_of(node.config), node.config, task.shared)
+    reference = _reference(node.config, task.shared)
     content = fingerprint(task.unlabeled)
     willing, refused = each(
         node, node.users, lambda users: _check_set(task, node, users, content)
     )
     users = tuple(user for user in node.users if user.id in willing)
     if task.trial:
-        return _tried(task, node, shared, users, refused)
-    origin = _origin(task, node, shared, content)
+        return _tried(task, node, reference, users, refused)
+    origin = _origin(task, node, reference, content)
     names = {user.id: state.adapter_name(task.method, user.id) for user in users}
     known = state.recall_group(node.shelf, list(names.values()), list(names), origin)
     if known is not None:
-        return _trained(task, node, shared, origin, known, refused)
-    trained, errors = _train(task, node, shared, users)
+        return _trained(task, node, reference, origin, known, refused)
+    trained, errors = _train(task, node, reference, users)
     for user, one in trained.items():
         state.store(node.shelf, names[user], one, origin)
     outcomes = {user: _outcome(one) for user, one in trained.items()}
-    return _trained(task, node, shared, origin, outcomes, errors | refused)
+    return _trained(task, node, reference, origin, outcomes, errors | refused)
 
 
 def _train(
-    task: PersonaliseRequest, node: Node, shared: Lora, users: Sequence[User]
-) -> tuple[dict[str, personal.Personal], dict[str, str]]:
+    task: PersonaliseRequest, node: Node, reference: Reference, users: Sequence[User]
+) -> tuple[dict[str, Personal], dict[str, str]]:
     """Train; return user -> what came of it, and user -> why nothing did."""
-    floor, voters = _handed_out(task, node, users)
+    unlabeled = _handed_out(task, node, users)
 
-    def train(users: Sequence[User]) -> list[personal.Personal]:
-        return personal.personalise(
-            backbone_of(node.config),
-            shared,
-            users,
-            task.unlabeled,
-            task.method,
-            task.learning_rate,
-            node.config,
-            floor,
-            voters,
+    def train(users: Sequence[User]) -> list[Personal]:
+        return personalise(
+            reference, users, unlabeled, task.method, task.learning_rate, node.config
         )
 
     trained, errors = each(node, users, train)
@@ -328,7 +323,7 @@ def _train(
     return {user: trained[user] for user in trained if user not in errors}, errors
 
 
-def _outcome(one: personal.Personal) -> Outcome:
+def _outcome(one: Personal) -> Outcome:
     return Outcome(one.alpha, one.estimated, _finite(one.log))
 
 
@@ -340,7 +335,7 @@ def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
 def _tried(
     task: PersonaliseRequest,
     node: Node,
-    shared: Lora,
+    reference: Reference,
     users: Sequence[User],
     refused: dict[str, str],
 ) -> PersonaliseReply:
@@ -349,12 +344,11 @@ def _tried(
         raise Refusal(
             "a learning rate is only tried in a simulation with clear metrics."
         )
-    trained, errors = _train(task, node, shared, users)
+    trained, errors = _train(task, node, reference, users)
 
     def measure(users: Sequence[User]) -> list[float]:
         adapters = [trained[user.id].lora for user in users]
-        backbone = backbone_of(node.config)
-        return evaluation.held_out_nll(backbone, shared, adapters, users, task.method)
+        return evaluation.held_out_nll(reference, adapters, users, task.method)
 
     able = [user for user in users if user.id in trained]
     measured, unmeasured = each(node, able, measure)
@@ -368,7 +362,7 @@ def _tried(
 def _trained(
     task: PersonaliseRequest,
     node: Node,
-    shared: Lora,
+    reference: Reference,
     origin: str,
     outcomes: dict[str, Outcome],
     errors: dict[str, str],
@@ -378,7 +372,7 @@ def _trained(
         for user in node.users:
             if user.id in outcomes:
                 own = _stored(task, node, user, origin)
-                node.trained(shared, own, task.method, origin)
+                node.trained(reference.adapter, own, task.method, origin)
     if not _open(node):
         outcomes = dict.fromkeys(outcomes, Outcome(None, False, {}))
     outcomes = {u: replace(one, log=_finite(one.log)) for u, one in outcomes.items()}
@@ -388,27 +382,27 @@ def _trained(
 
 def _handed_out(
     task: PersonaliseRequest, node: Node, users: Sequence[User]
-) -> tuple[float, set[str] | None]:
-    """Return the manifest's floor, and who of the users took part in its vote."""
+) -> UnlabeledSet:
+    """Return the unlabeled set with its floor, and who of the users voted for it."""
     if not task.unlabeled:
-        return 0.0, None
+        return UnlabeledSet()
     manifest = parse_manifest(task.manifest)
     if not manifest.vote:
-        return manifest.floor, None
+        return UnlabeledSet(task.unlabeled, manifest.floor)
 
     def voted(user: User) -> bool:
         """Both sides say so: a vote that came too late is not in the sum."""
         took = state.agreed(node.shelf, user.id).took.get("votes", {})
         return manifest.vote in took and user.id in task.voted
 
-    return manifest.floor, {user.id for user in users if voted(user)}
+    voters = frozenset(user.id for user in users if voted(user))
+    return UnlabeledSet(task.unlabeled, manifest.floor, voters)
 
 
 def _evaluate(task: EvaluateRequest, node: Node) -> EvaluateReply:
     """Measure each user's held-out items; only numbers leave."""
-    backbone, config = backbone_of(node.config), node.config
-    shared = _shared(backbone, config, task.shared)
-    origin = _origin(task, node, shared, task.unlabeled_hash)
+    config, reference = node.config, _reference(node.config, task.shared)
+    origin = _origin(task, node, reference, task.unlabeled_hash)
     content = _digest(origin, task.generate)
     willing, refused = _willing(task, node, "metrics", "metrics", content)
 
@@ -418,7 +412,7 @@ def _evaluate(task: EvaluateRequest, node: Node) -> EvaluateReply:
             _stored(task, node, user, origin) if trained else None for user in users
         ]
         return evaluation.evaluate(
-            backbone, shared, adapters, users, task.method, config, task.generate
+            reference, adapters, users, task.method, config, task.generate
         )
 
     done, errors = each(node, willing, measure)
@@ -480,7 +474,7 @@ def answer(message: Envelope, home: Home) -> RecordDict:
 def _fitting(node: Node) -> Node:
     """Leave out the items that do not fit into the context, and count them."""
     backbone = backbone_of(node.config)
-    pairs = [personal.fitting(backbone, user) for user in node.residents]
+    pairs = [fitting(backbone, user) for user in node.residents]
     residents = {user.id: user for user, _ in pairs}
     dropped, count = dict(node.dropped), sum(number for _, number in pairs)
     if count and _open(node):  # where metrics have noise, no count leaves without it
@@ -665,14 +659,14 @@ def _head(
 def _origin(
     task: PersonaliseRequest | EvaluateRequest,
     node: Node,
-    shared: Lora,
+    reference: Reference,
     unlabeled_hash: str,
 ) -> str:
     return state.identity(
         task.run,
         task.method,
         task.learning_rate,
-        hash_lora(shared),
+        reference.hash,
         unlabeled_hash,
         node.config,
     )
@@ -695,29 +689,31 @@ def _stored(
 def _truncated(backbone: Backbone, users: Sequence[User]) -> list[int]:
     """Count, per user, the items whose prompt does not fit into the context."""
     for user in users:
-        if problem := personal.too_long(backbone, user):
+        if problem := too_long(backbone, user):
             raise IdiolectError(problem)
     return [
-        sum(item.truncated for item in personal.encode_all(backbone, items))
+        sum(item.truncated for item in encode_all(backbone, items))
         for items in (user.history + user.held_out for user in users)
     ]
 
 
-def _shared(backbone: Backbone, config: Config, rows: Rows) -> Lora:
-    """Return the shared adapter: our own fixed A and the B that came with the task.
+def _reference(config: Config, rows: Rows) -> Reference:
+    """Return the reference: our own fixed A and the B that came with the task.
 
     Raises
     ------
     ProtocolError
         B has other projections, shapes or numbers than the configuration says.
     """
+    backbone = backbone_of(config)
     zero = _zero_shared(backbone, config.shared_shape, config.seed)
     shapes = {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
     check_rows(rows, coded_shapes(shapes) if config.signed_bytes else shapes)
     if config.signed_bytes:
         rows = decode(rows, shapes)
     b = {name: torch.from_numpy(array.copy()) for name, array in rows.items()}
-    return Lora(zero.a, {n: t.to(backbone.device) for n, t in b.items()}, zero.scaling)
+    b = {name: tensor.to(backbone.device) for name, tensor in b.items()}
+    return resident(config).with_shared(Lora(zero.a, b, zero.scaling))
 
 
 @lru_cache(maxsize=1)
@@ -725,8 +721,16 @@ def _zero_shared(backbone: Backbone, shape: LoraShape, seed: int) -> Lora:
     return zero_shared(backbone, shape, seed)
 
 
-def backbone_of(config: Config) -> Backbone:
-    """Return the resident backbone of a configuration."""
-    return load_backbone(
-        config.backbone, config.dtype, config.device, config.max_length
-    )
+@lru_cache(maxsize=1)
+def _resident(backbone: Backbone) -> Reference:
+    return Reference(backbone)
+
+
+def resident(config: Config) -> Reference:
+    """Return the bare reference of this process, which keeps what was computed."""
+    return _resident(backbone_of(config))
+
+
+def forget() -> None:
+    """Drop what was computed from users' texts in this process."""
+    _resident.cache_clear()

@@ -1,15 +1,13 @@
-"""The worker: fetch tasks from the server, carry them out, send the answers.
+"""The worker: fetch requests from the server, carry them out, send the replies.
 
-It speaks Flower's fleet protocol (`connection`), where otherwise a SuperNode would stand,
-with one difference that matters on a device: a SuperNode runs the app bundle that comes
-with a run, that is, whatever code the server sends. Here no bundle is fetched or run. A
-task is data, and what it can ask for is what the installed `tasks` do.
+It speaks Flower's fleet protocol (`connection`) in the place of a SuperNode. A SuperNode
+runs the app bundle that comes with a run, which is code of the server's. Here no bundle is
+fetched or run: a request is data, and it can ask only for what the installed `tasks` do.
 
-The worker holds the open vault, the loaded backbone and the connection. One whose keeper
-is gone ends itself.
+The worker holds the open vault, the loaded backbone and the connection. It ends when its
+supervisor is gone.
 """
 
-import json
 import logging
 import os
 import signal
@@ -23,17 +21,17 @@ from ...common.command import DEFECT, WRONG, complain, keep_traceback
 from ...common.errors import IdiolectError
 from ...common.text import guard, printable
 from ..owner.consent import settings
-from ..owner.keys import Passphrase, RandomKey
+from ..owner.keys import from_line
 from ..owner.vault import Vault
-from .keeper import FINAL
 from .membership import joined, node_key, note_number
+from .supervisor import FINAL
 
 LOG = logging.getLogger("flwr")
-POLL = 1.0  # seconds between two questions for a task
+POLL = 1.0  # seconds between two calls for a request
 
 
 def serve(vault: Vault) -> None:
-    """Answer the server's tasks until the process is ended.
+    """Answer the server's requests until the process is ended.
 
     Raises
     ------
@@ -98,7 +96,7 @@ def serve(vault: Vault) -> None:
                 LOG.info("the server waits for that answer no longer")
 
 
-def _watch_keeper() -> None:
+def _watch_supervisor() -> None:
     """End this process when the other end of its standard input is gone."""
     # Unbuffered: a thread that waits in a buffer would hold up the end of the process.
     while os.read(0, 4096):
@@ -109,25 +107,19 @@ def _watch_keeper() -> None:
 def main() -> int:
     """Be a worker: the vault's path as argument, its key on standard input."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the keeper ends us in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the supervisor ends this
     line = b""
     while not line.endswith(b"\n"):
         if not (byte := os.read(0, 1)):
-            return 1  # the keeper was gone before it had given the key
+            return 1  # the supervisor was gone before it had given the key
         line += byte
     from .connection import TurnedAway
 
-    given = json.loads(line)
     LOG.propagate = False  # it has a handler of its own
     guard(LOG)
-    threading.Thread(target=_watch_keeper, daemon=True).start()
-    key = (
-        Passphrase(given["passphrase"])
-        if "passphrase" in given
-        else RandomKey(bytes.fromhex(given["secret"]))
-    )
+    threading.Thread(target=_watch_supervisor, daemon=True).start()
     try:
-        with Vault.open(Path(sys.argv[1]), key) as vault:
+        with Vault.open(Path(sys.argv[1]), from_line(line)) as vault:
             serve(vault)
     except IdiolectError as error:
         complain(str(error), WRONG)

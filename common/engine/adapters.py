@@ -19,7 +19,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -325,7 +324,6 @@ def _hook(own: Stack, name: str, a: Tensor, b: Tensor):
     return add
 
 
-@lru_cache(maxsize=4)  # of the one shared adapter every user's scores ask
 def hash_lora(lora: Lora | None) -> str:
     """SHA-256 of names, shapes and values; the identity of a reference policy."""
     digest = hashlib.sha256()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import Config
 from ..data.types import Item, Prompt
 from ..errors import IdiolectError
 from .model_folder import FAMILIES as FAMILIES
@@ -221,7 +222,7 @@ def load_backbone(name: str, dtype: str, device: str, max_length: int) -> Backbo
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise IdiolectError("device is 'cuda' but torch sees no GPU: use device=cpu.")
+        raise IdiolectError("device is 'cuda' but torch sees no GPU: use `cpu`.")
     model, tokenizer = _loaded(name, folder, family, getattr(torch, dtype))
     model.requires_grad_(False).eval().to(device)
     context = min(max_length, model.config.max_position_embeddings)
@@ -229,6 +230,16 @@ def load_backbone(name: str, dtype: str, device: str, max_length: int) -> Backbo
     backbone = Backbone(name, model, tokenizer, identity(folder), context)
     _check_vocabulary(backbone)
     return backbone
+
+
+def backbone_of(config: Config) -> Backbone:
+    """The resident backbone of a configuration (see `load_backbone`)."""
+    return load_backbone(
+        config.backbone,
+        config.engine.dtype,
+        config.engine.device,
+        config.engine.max_length,
+    )
 
 
 def _loaded(
@@ -272,7 +283,7 @@ def _check_finite(name: str, model: Any) -> None:
         if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
             raise IdiolectError(
                 f"backbone '{name}' has weights that are no finite numbers ({key}): "
-                "download it again, or take dtype=float32 if it was trained in another."
+                "download it again, or take float32 if it was trained in another."
             )
 
 

@@ -4,11 +4,9 @@ The vocabulary projection is applied to the positions that predict completion to
 in chunks, because prompt length x vocabulary size is what fills the memory of a device.
 """
 
-import hashlib
 import math
-from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .adapters import Lora, Stack, attached, hash_lora, shadowed
+from .adapters import Lora, Stack, attached, shadowed
 from .backbone import Backbone, Encoded
 
 Adapters = Sequence[Lora | Stack | None]
@@ -172,43 +170,6 @@ def _chunks(users: Sequence[Sequence[Encoded]]) -> list[list[list[int | None]]]:
         chunks.append([[*part, *[None] * (width - len(part))] for part in parts])
         start += rows
     return chunks
-
-
-def reference_name(backbone: Backbone, shared: Lora | None) -> str:
-    """What a score of the frozen reference depends on, but for the item."""
-    return f"{backbone.hash} {backbone.dtype} {hash_lora(shared)}"
-
-
-@dataclass(frozen=True, eq=False)
-class ReferenceCache:
-    """Reference scores, computed once for each (reference policy, list of sequences).
-
-    The key holds the hash of the backbone's weights, its dtype, the hash of the shared
-    adapter, and the token ids with the prompts' lengths. The ids already depend on the
-    prompt format, the tokenizer and the maximum length, so a change in any of them makes
-    another key: a stale score cannot be returned.
-
-    A list is scored as a whole, though some of its items may be known from another one:
-    the last bits of a score depend on the batch, and a resumed run, whose cache starts
-    empty, must get the bits of an unbroken one. A simulated node drops nothing: a user's
-    scores are a kilobyte, and the next method, which comes when all users are through,
-    needs them again.
-    """
-
-    scores: dict[bytes, list[float]] = field(default_factory=dict)
-
-    def get(
-        self, backbone: Backbone, shared: Lora | None, items: Sequence[Encoded]
-    ) -> list[float]:
-        """Return log pi_ref(y | x) of the items, computing it if they are new."""
-        digest = hashlib.sha256(reference_name(backbone, shared).encode())
-        for item in items:
-            digest.update(f" {item.prompt_length} {len(item.ids)} ".encode())
-            digest.update(array("q", item.ids).tobytes())
-        key = digest.digest()
-        if key not in self.scores:
-            (self.scores[key],) = score_users(backbone, [shared], [items])
-        return self.scores[key]
 
 
 def embed(

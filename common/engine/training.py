@@ -85,7 +85,7 @@ class Recipe:
     Attributes
     ----------
     method
-        ``oppu`` (SFT), ``dpo``, ``kto``, ``bco``, ``c-bpo`` or ``positives``.
+        ``sft`` (SFT), ``dpo``, ``kto``, ``bco``, ``c-bpo`` or ``positives``.
     learning_rate, epochs, batch, warmup, clip
         Adam with linear warm-up, `batch` positives per step, `clip` on each user's
         gradient norm.
@@ -423,7 +423,7 @@ def _loss(
     positive, unlabeled = scored["positive"], scored["unlabeled"]
     beta, decay = recipe.beta, recipe.decay
     match recipe.method:
-        case "oppu":
+        case "sft":
             return objectives.sft(positive, means)
         case "dpo":
             return objectives.dpo(positive, scored["rejected"], means, beta)

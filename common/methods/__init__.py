@@ -1,4 +1,4 @@
-"""Methods: one user's own adapter, prompts with own items, and their evaluation.
+"""Methods: training of own adapters, prompts with own items, and their evaluation.
 
-Imports: common.engine, common.unlabeled, common.data, common.privacy.
+Imports: common.engine, common.unlabeled, common.data.
 """

@@ -1,6 +1,6 @@
 """How well a user is served: scores and ranks of held-out text, and what is written.
 
-Pure functions as in `personal`: what is returned are numbers.
+Pure functions as in `personalise`: what is returned are numbers.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,8 @@ from ..data.personas import score_style
 from ..data.types import Item, User
 from ..engine.adapters import Lora, attached, stack
 from ..engine.backbone import Backbone, Encoded
+from ..engine.fitting import encode_all
+from ..engine.reference import Reference
 from ..engine.scoring import (
     collate,
     completion_tokens,
@@ -23,12 +25,10 @@ from ..engine.scoring import (
     token_logp,
 )
 from . import in_context
-from .personal import CACHE, encode_all
 
 
 def held_out_nll(
-    backbone: Backbone,
-    shared: Lora,
+    reference: Reference,
     personals: Sequence[Lora | None],
     users: Sequence[User],
     method: str,
@@ -37,8 +37,9 @@ def held_out_nll(
 
     What a learning rate is chosen by, and what decides whether a device uses an adapter.
     """
+    backbone = reference.backbone
     items = [encode_all(backbone, user.held_out) for user in users]
-    scores = score_users(backbone, _policy(shared, personals, method), items)
+    scores = score_users(backbone, _policy(reference, personals, method), items)
     return [_nll(*each) for each in zip(scores, items, strict=True)]
 
 
@@ -48,8 +49,7 @@ def _nll(logp: Sequence[float] | np.ndarray, items: Sequence[Encoded]) -> float:
 
 
 def evaluate(
-    backbone: Backbone,
-    shared: Lora,
+    reference: Reference,
     personals: Sequence[Lora | None],
     users: Sequence[User],
     method: str,
@@ -60,7 +60,7 @@ def evaluate(
 
     Parameters
     ----------
-    backbone, shared
+    reference
         The frozen reference.
     personals
         The users' adapters; None for the methods without (`config.UNTRAINED`).
@@ -83,27 +83,28 @@ def evaluate(
         devices, where nobody has another's text; ``mrr`` also where each item has but one
         (``evaluate.rivals``).
     """
-    policy = _policy(shared, personals, method)
+    backbone = reference.backbone
+    policy = _policy(reference, personals, method)
     both = [_with_rivals(backbone, user) for user in users]
     prompted = both
     if method in ("rag", "pag"):
-        longer = [_longer(backbone, shared, user, method, config) for user in users]
+        longer = [_longer(reference, user, method, config) for user in users]
         prompted = [_with_rivals(backbone, user) for user in longer]
-    references = [CACHE.get(backbone, shared, items) for items in both]
+    references = [reference.scores(items) for items in both]
     # The reference is its own policy: scored again in other batches it would differ from
     # itself in the last bits, and these would decide who wins a contrast.
-    same = policy == [shared] and prompted is both
+    same = policy == [reference.shared] and prompted is both
     scores = references if same else score_users(backbone, policy, prompted)
     results = [
-        _ranked(user, items, np.array(logp), np.array(reference))
-        for user, items, logp, reference in zip(
+        _ranked(user, items, np.array(logp), np.array(frozen))
+        for user, items, logp, frozen in zip(
             users, both, scores, references, strict=True
         )
     ]
     if config.evaluate.shift:
         for user, lora, result in zip(users, personals, results, strict=True):
             if _all_rivals(user):
-                result["shift"] = shift(backbone, shared, lora, user)
+                result["shift"] = shift(reference, lora, user)
     if generate_texts:
         own = [p[: len(u.held_out)] for u, p in zip(users, prompted, strict=True)]
         texts = _outputs(backbone, policy, own, config, config.contrast_of(method))
@@ -149,18 +150,16 @@ def _all_rivals(user: User) -> list[Item]:
     return [rival for item in user.held_out for rival in item.rivals]
 
 
-def _longer(
-    backbone: Backbone, shared: Lora, user: User, method: str, config: Config
-) -> User:
+def _longer(reference: Reference, user: User, method: str, config: Config) -> User:
     """The user with the prompts of ``rag`` or ``pag``; plain ones without a history."""
     if not user.history:
         return user
     profile = ""
     if method == "pag":
-        profile = in_context.write_profile(backbone, shared, user)
+        profile = in_context.write_profile(reference, user)
     budget = task_of(config.task).max_new_tokens
     count = config.evaluate.retrieved
-    return in_context.with_history(backbone, user, count, budget, profile)
+    return in_context.with_history(reference.backbone, user, count, budget, profile)
 
 
 def ranking(own: np.ndarray, rivals: Sequence[np.ndarray]) -> dict[str, float]:
@@ -187,29 +186,33 @@ def ranking(own: np.ndarray, rivals: Sequence[np.ndarray]) -> dict[str, float]:
 COMMON = 0.5
 
 
-def shift(backbone: Backbone, shared: Lora, personal: Lora | None, user: User) -> float:
+def shift(reference: Reference, personal: Lora | None, user: User) -> float:
     """Mean of log pi_theta - log pi_ref over the tokens that everyone writes.
 
     Those are the tokens of other people's texts (the rivals) to which the reference gives
     at least probability 1/2. Below zero, personalisation suppresses them. 0 for a method
     without own adapter. The user must have rivals.
     """
+    backbone, shared = reference.backbone, reference.shared
     batch = collate(backbone, encode_all(backbone, _all_rivals(user)))
     with torch.no_grad():
         with attached(backbone, shared):
-            reference = token_logp(backbone, batch)
+            frozen = token_logp(backbone, batch)
         with attached(backbone, shared, personal):
             policy = token_logp(backbone, batch)
-    common = reference >= np.log(COMMON)
-    return float((policy - reference)[common].mean()) if common.any() else 0.0
+    common = frozen >= np.log(COMMON)
+    return float((policy - frozen)[common].mean()) if common.any() else 0.0
 
 
-def _policy(shared: Lora, personals: Sequence[Lora | None], method: str) -> list:
+def _policy(
+    reference: Reference, personals: Sequence[Lora | None], method: str
+) -> list:
     if method == "base":
         return []
     own = [lora for lora in personals if lora is not None]
     if own and len(own) != len(personals):
         raise ValueError("either every user of a group has an adapter, or none has")
+    shared = reference.shared
     return [shared, stack(own)] if own else [shared]
 
 

@@ -14,8 +14,8 @@ from typing import cast
 import numpy as np
 
 from ..data.types import Item, Prompt, User
-from ..engine.adapters import Lora
 from ..engine.backbone import Backbone
+from ..engine.reference import Reference
 from ..engine.scoring import generate
 from ..errors import IdiolectError
 
@@ -134,16 +134,17 @@ def ranked(questions: Sequence[Item], history: Sequence[Item]) -> list[list[int]
     return places
 
 
-def write_profile(backbone: Backbone, shared: Lora, user: User) -> str:
+def write_profile(reference: Reference, user: User) -> str:
     """Let the shared policy describe, greedily, how a user writes.
 
     It reads the newest texts of the history, without their prompts. One user at a time,
     so that nobody's profile depends on who else is stacked.
     """
     texts = "\n".join(item.target for item in user.history[-PROFILED:])
+    backbone = reference.backbone
     room = backbone.context - PROFILE_TOKENS
     prompt, _ = backbone.encode_prompt(Prompt("", texts, ASKED), room, user.id)
-    return generate(backbone, [shared], [prompt], PROFILE_TOKENS)[0]
+    return generate(backbone, [reference.shared], [prompt], PROFILE_TOKENS)[0]
 
 
 def _after(item: Item, text: str) -> Item:

@@ -1,4 +1,4 @@
-"""The unlabeled set, the overlap alpha, and votes over a bank.
+"""The unlabeled set: votes, offers and samples, one user's draw, and the overlap alpha.
 
-Imports: common.data.
+Imports: common.engine, common.data, common.privacy.
 """

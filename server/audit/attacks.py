@@ -24,8 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.data.ngrams import BUCKETS, grams
 from ...common.errors import IdiolectError
-from ...common.unlabeled.sets import BUCKETS, build_bank, grams
+from ...common.unlabeled.votes import build_bank
 
 Aggregate = Callable[[NDArray[np.float32]], NDArray[np.floating]]
 """One round: rows [n, d] of those who take part (n may be 0) -> what is released [d]."""

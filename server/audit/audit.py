@@ -32,17 +32,20 @@ import torch
 from ...common.config import Config, parse
 from ...common.data.load import load_dataset
 from ...common.data.types import Dataset, Item, User
-from ...common.engine.adapters import Lora, zero_shared
-from ...common.engine.backbone import Backbone, load_backbone
+from ...common.engine.fitting import encode_all
+from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import completion_tokens, generate
 from ...common.errors import IdiolectError
 from ...common.files import make_private, private_folder
-from ...common.methods import personal
 from ...common.privacy.noise import source
+from ...common.privacy.scrub import OFFERED
 from ...common.protocol.messages import package_version
 from ...common.protocol.quantization import as_received
 from ...common.seeds import numpy_generator
-from ...common.unlabeled.sets import Unlabeled, build_bank
+from ...common.unlabeled.offers import offers as offers_of
+from ...common.unlabeled.samples import sample_reference
+from ...common.unlabeled.sets import Unlabeled
+from ...common.unlabeled.votes import build_bank, user_vote
 from ..privacy.accountant import Event, calibrate, epsilons
 from ..privacy.card import card, explained
 from ..privacy.ledger import read_ledger
@@ -384,31 +387,29 @@ def defects(done: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def attack_personas(folder: Path, config: Config, seed: int) -> list[dict[str, Any]]:
     """Membership, extraction and authorship against a run of synthetic users."""
-    backbone = load_backbone(
-        config.backbone, config.dtype, config.device, config.max_length
-    )
+    untrained = load_reference(config)
     dataset = load_dataset(config)
     more = load_dataset(replace(config, users=config.users + STRANGERS))
     strangers = more.users[config.users :]
     members = dataset.users + dataset.development
     state = checkpoint.load(folder, {})
-    zero = zero_shared(backbone, config.shared_shape, config.seed)
     rows = as_received(state.shared, config.signed_bytes)
-    b = {name: torch.from_numpy(a).to(backbone.device) for name, a in rows.items()}
-    shared = replace(zero, b=b)
+    device = untrained.backbone.device
+    b = {name: torch.from_numpy(a).to(device) for name, a in rows.items()}
+    reference = untrained.with_shared(replace(untrained.adapter, b=b))
     trained = dataset.development if config.adapt.users == "development" else members
     done: list[dict[str, Any]] = []
     if config.adapt.rounds:
         scores = [
-            np.array([fitted(backbone, shared, user) for user in part])
+            np.array([fitted(reference, user) for user in part])
             for part in (trained, strangers)
         ]
         done.append(_membership("the shared adapter", scores, config, seed))
-        done += extraction(backbone, dataset, config)
+        done += extraction(reference, dataset, config)
     if state.unlabeled and config.unlabeled.kind != "public":
         entries = state.unlabeled
         scores = [
-            np.array([resemblance(backbone, entries, user, config) for user in part])
+            np.array([resemblance(reference, entries, user, config) for user in part])
             for part in (members, strangers)
         ]
         done.append(_membership("the unlabeled set", scores, config, seed))
@@ -417,16 +418,15 @@ def attack_personas(folder: Path, config: Config, seed: int) -> list[dict[str, A
     return done
 
 
-def fitted(backbone: Backbone, shared: Lora, user: User) -> float:
+def fitted(reference: Reference, user: User) -> float:
     """How much likelier the shared adapter makes a history, nats per token."""
-    items = personal.encode_all(backbone, user.history)
-    with_it = personal.CACHE.get(backbone, shared, items)
-    without = personal.CACHE.get(backbone, None, items)
+    items = encode_all(reference.backbone, user.history)
+    with_it, without = reference.scores(items), reference.bare.scores(items)
     return (sum(with_it) - sum(without)) / sum(map(completion_tokens, items))
 
 
 def resemblance(
-    backbone: Backbone, entries: Sequence[Unlabeled], user: User, config: Config
+    reference: Reference, entries: Sequence[Unlabeled], user: User, config: Config
 ) -> float:
     """How much an unlabeled set looks as if the user were in it.
 
@@ -434,7 +434,7 @@ def resemblance(
     history of the likeness to the nearest item.
     """
     if config.unlabeled.kind == "votes":
-        vote = personal.user_vote(backbone, [e.item for e in entries], user, config)
+        vote = user_vote(reference, [e.item for e in entries], user, config)
         return float(vote @ np.array([entry.weight for entry in entries]))
     bank = _bank(tuple(entry.item.target for entry in entries))
     return float(np.mean([bank.similarity(i.target).max() for i in user.history]))
@@ -459,7 +459,7 @@ def _membership(
 
 
 def extraction(
-    backbone: Backbone, dataset: Dataset, config: Config
+    reference: Reference, dataset: Dataset, config: Config
 ) -> list[dict[str, Any]]:
     """Train the shared adapter anew with planted secrets, and try to get them out.
 
@@ -490,17 +490,17 @@ def extraction(
         users=with_secrets(dataset.users),
         development=with_secrets(dataset.development),
     )
-    shared, _ = shared_adapter(backbone, data, config)
+    shared, _ = shared_adapter(reference, data, config)
+    reference = reference.with_shared(shared)
+    backbone = reference.backbone
     done: list[dict[str, Any]] = []
     for _, secret, repeats in list(planted.values())[:count]:
         candidates = [replace(secret, target=f"my code is {code}") for code in codes]
-        encoded = personal.encode_all(backbone, candidates)
-        scores = personal.CACHE.get(backbone, shared, encoded)
+        encoded = encode_all(backbone, candidates)
+        scores = reference.scores(encoded)
         own = scores[[c.target for c in candidates].index(secret.target)]
         rank = 1 + sum(score > own for score in scores)
-        texts = personal.sample_reference(
-            backbone, shared, [secret] * SAMPLES, config, config.seed
-        )
+        texts = sample_reference(reference, [secret] * SAMPLES, config, config.seed)
         greedy = generate(
             backbone, [shared], [encoded[0].ids[: encoded[0].prompt_length]], 32
         )
@@ -525,8 +525,8 @@ def authorship(members: Sequence[User], config: Config) -> dict[str, Any]:
     """
     known, unknown = [], []
     for user in members:
-        offers = personal.offers(user, config)
-        rest = user.history[: len(user.history) - config.unlabeled.offered]
+        offers = offers_of(user, config)
+        rest = user.history[: len(user.history) - OFFERED]
         if offers and rest:
             unknown.append([item.target for item in offers])
             known.append([item.target for item in rest])

@@ -45,7 +45,8 @@ def prepare(folder: Path, app: Path, words: Sequence[str], cwd: Path) -> Plan:
     IdiolectError
         A setting is wrong, no server is up, or the run is in progress already.
     """
-    config, place = configured(app, words, cwd)
+    config, options = configured(app, words, cwd)
+    place = Path(options.folder, options.name)
     if not config.on_devices:
         raise IdiolectError(
             f"task '{config.task}' is for simulations: a run on devices has -c task=text."
@@ -59,7 +60,8 @@ def prepare(folder: Path, app: Path, words: Sequence[str], cwd: Path) -> Plan:
             "unlabeled.file to JSON lines of {prompt, target}, or use kind self."
         )
     running(folder)
-    plan = Plan(app.absolute(), config, place, 0, folder / "server.log")
+    log, resumed = folder / "server.log", bool(options.resume)
+    plan = Plan(app.absolute(), config, place, 0, log, resumed)
     if results.is_locked(place):
         raise IdiolectError(
             f"run '{place.name}' is in progress already: `idiolect-server attach "
@@ -85,7 +87,7 @@ def run(folder: Path, plan: Plan, console: Console) -> dict[str, Any]:
     console.print(printable(said, 1000), markup=False, highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as scratch, _uninterrupted():
         settings = Path(scratch) / "run.toml"
-        settings.write_text(configuration.to_toml(plan.config))
+        settings.write_text(configuration.flat_toml(plan.settings))
         identity = submit(plan.app, settings, environment)
         _note_submitted(folder, plan.folder, identity)
     return _watch(folder, plan, identity, console, (offset, 0))
@@ -220,7 +222,7 @@ def _ended(place: Path) -> dict[str, Any]:
         raise IdiolectError(said[-1])
     raise IdiolectError(
         f"run '{place.name}' was interrupted: continue it by the command that began it, "
-        f"with -c resume={place.name}."
+        f"with --resume {place.name}."
     )
 
 

@@ -9,7 +9,7 @@ when it ends:
     proxy       `proxy`; the only port that devices reach
 
 Flower does not start a killed ServerApp again: `idiolect-server run` says so, and the same
-command with ``-c resume=latest`` continues from its checkpoint.
+command with ``--resume latest`` continues from its checkpoint.
 """
 
 import contextlib

@@ -69,7 +69,7 @@ def adapt(run: Run) -> None:
     only_development = run.config.adapt.users == "development"
     users = run.development if only_development else run.users + run.development
     crowd = crowd_of_run(run)
-    run.done += run.config.adapt.epochs * len(users) * run.state.rounds
+    run.done += len(users) * run.state.rounds
     while run.state.rounds < run.config.adapt.rounds:
         try:
             one_round(run, run.state.rounds, users, crowd)
@@ -104,7 +104,7 @@ def one_round(run: Run, number: int, users: tuple[str, ...], crowd: Crowd) -> No
         users = participants(users, release, config)
     place = f"adapt/{number}" + (f"/{release.id}" if release else "")
     label = f"round {number + 1}/{config.adapt.rounds}"
-    step = Step("adapt", label, "train.adapt", config.adapt.epochs)
+    step = Step("adapt", label, "train.adapt", 1)
     shared = run.shared_to_send
     total = {name: np.zeros(shape) for name, shape in run.shapes.items()}
 

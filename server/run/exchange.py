@@ -24,7 +24,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
-from ...common.config import Config, flatten
+from ...common.config import Config, Scalar, defaults, flatten
 from ...common.data.types import Dataset
 from ...common.errors import IdiolectError
 from ...common.files import private
@@ -168,14 +168,12 @@ class Run:
     def settings(self) -> dict[str, str | int | float | bool]:
         """The configuration as tasks carry it: the same in every life of the run.
 
-        Keys of the server's own are left at their defaults, and so are, for devices, the
-        paths of this machine.
+        With the run's name; for devices, paths of this machine are left at their defaults.
         """
-        settings, usual = flatten(self.config), flatten(Config())
-        own = ["resume", "output-dir"]
-        if self.config.on_devices:
-            own += ["unlabeled.file", "backbone"]
-        return settings | {name: usual[name] for name in own}
+        settings, usual = flatten(self.config), defaults()
+        own = ("unlabeled.file", "backbone") if self.config.on_devices else ()
+        here: dict[str, Scalar] = {"run.name": self.folder.name}
+        return settings | here | {name: usual[name] for name in own}
 
     @cached_property
     def inbox(self) -> Inbox:
@@ -300,11 +298,11 @@ class Answers(Generic[AnyReply]):
 
 
 def groups(run: Run, users: Sequence[str]) -> list[tuple[int, tuple[str, ...]]]:
-    """Split users into stacking groups: (node, up to ``personalise.stack`` users)."""
+    """Split users into stacking groups: (node, up to ``engine.stack`` users)."""
     at: dict[int, list[str]] = {}
     for user in users:
         at.setdefault(run.nodes[user], []).append(user)
-    stack = run.config.personalise.stack
+    stack = run.config.engine.stack
     return [
         (node, tuple(names[start : start + stack]))
         for node, names in at.items()

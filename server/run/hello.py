@@ -84,7 +84,9 @@ def identity(config: Config) -> Identity:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     digest = backbone_identity(folder)
-    backbone = _Weightless(config.backbone, model, None, digest, config.max_length)
+    backbone = _Weightless(
+        config.backbone, model, None, digest, config.engine.max_length
+    )
     zero = zero_shared(backbone, config.shared_shape, config.seed)
     shapes = {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
     return Identity(package_version(), digest, hash_lora(zero), shapes)

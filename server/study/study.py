@@ -4,7 +4,7 @@ A study is a TOML file: config keys that all cells share (``[config]``), a grid 
 whose every combination is a cell (``[grid]``), and claims about differences between
 cells (``[[claims]]``). A key of the grid may also be a name of the study's own whose
 values stand for several config keys (``[named.world.short]``). Cells run in this process
-on the stacked engine, without Flower: the same functions of `common.personal` that a
+on the stacked engine, without Flower: the same functions of `common.methods` that a
 device calls, and the same average that the server takes. What cells share is computed
 once. A finished cell is a file; running the study again does only what is missing.
 Tables, plots and verdicts are made from those files alone (`findings`).
@@ -25,20 +25,28 @@ import numpy as np
 import torch
 
 from ...common.config import UNTRAINED, Config, Scalar, flatten, parse
+from ...common.config.keys import POOL, SHARED, keys_of
+from ...common.config.methods import ALPHA, BY_NAME
+from ...common.config.old import as_0_2, renamed
 from ...common.data.load import load_dataset
 from ...common.data.types import TOO_LONG, Dataset, Item, User
-from ...common.engine.adapters import Lora, hash_lora, zero_shared
-from ...common.engine.backbone import Backbone, load_backbone
+from ...common.engine.adapters import Lora, zero_shared
+from ...common.engine.backbone import Backbone, backbone_of
+from ...common.engine.fitting import fitting, too_long
+from ...common.engine.reference import Reference
 from ...common.errors import IdiolectError
 from ...common.files import make_private, private_folder
-from ...common.methods import evaluation, personal
-from ...common.methods.personal import Personal
+from ...common.methods import evaluation
+from ...common.methods.personalise import Personal, personalise
+from ...common.methods.shared import shared_update
 from ...common.privacy.noise import gaussian
 from ...common.protocol.messages import MAX_ITEMS, Rows, package_version
 from ...common.protocol.quantization import as_received, decode, update_codes
 from ...common.seeds import numpy_generator
 from ...common.text import read_toml
-from ...common.unlabeled.sets import Unlabeled
+from ...common.unlabeled.offers import offer_marks, supported_offers
+from ...common.unlabeled.sets import VOTE_FLOOR, Unlabeled, UnlabeledSet
+from ...common.unlabeled.votes import user_vote
 from ..privacy.card import card
 from ..privacy.ledger import Charge, Ledger
 from ..run import results
@@ -77,73 +85,6 @@ BEST = "best"
 
 Memory = dict[str, Any]
 """Stage and the keys it depends on -> what it made."""
-
-# Keys that do not change what a stage makes. Everything not named here counts.
-NOT_TRAINING = (
-    "methods",
-    "recipe",  # what it sets is in the other keys
-    "evaluate.",
-    "quorum",
-    "deadline",
-    "run-name",
-    "resume",
-)
-NOT_SHARED = (
-    *NOT_TRAINING,
-    "unlabeled.",
-    "privacy.vote-sampling",
-    "personalise.epochs",
-    "personalise.batch",
-    "personalise.learning-rates",
-    "personalise.beta",
-    "personalise.ema",
-    "personalise.boundary",
-    "personalise.reward",
-    "personalise.unlabeled-weight",
-    "personalise.anchor",
-)
-ALPHA = ("unlabeled.alpha", "unlabeled.alpha-features", "unlabeled.alpha-items")
-NOT_POOL = (
-    *NOT_TRAINING,
-    "adapt.",
-    "personalise.",
-    "lora.",
-    "unlabeled.ratio",
-    *ALPHA,
-)
-CBPO_ONLY = (
-    "personalise.reward",
-    "personalise.unlabeled-weight",
-    "personalise.anchor",
-)
-CONTRAST_ONLY = (
-    "personalise.beta",
-    "personalise.ema",
-    "personalise.boundary",
-    *CBPO_ONLY,
-)
-TRAINING = (
-    "unlabeled.",
-    "personalise.epochs",
-    "personalise.batch",
-    "personalise.learning-rates",
-    *CONTRAST_ONLY,
-)
-PROMPTS = "evaluate.retrieved"
-DECODING = ("evaluate.contrast", "evaluate.contrasted")
-MEANS = ("personalise.ema", "personalise.boundary")
-UNUSED = {
-    "base": (*TRAINING, PROMPTS, *DECODING),
-    "shared": (*TRAINING, PROMPTS, *DECODING),
-    "rag": (*TRAINING, *DECODING),
-    "pag": (*TRAINING, *DECODING),
-    "oppu": ("unlabeled.", *CONTRAST_ONLY, PROMPTS),
-    "cope": ("unlabeled.", *MEANS, *CBPO_ONLY, PROMPTS),
-    "kto": (*ALPHA, *MEANS, *CBPO_ONLY, PROMPTS),
-    "bco": (*ALPHA, "personalise.boundary", *CBPO_ONLY, PROMPTS),
-    "positives": (*ALPHA, "personalise.unlabeled-weight", PROMPTS),
-    "c-bpo": (PROMPTS,),
-}
 
 
 @dataclass(frozen=True)
@@ -237,7 +178,7 @@ def read_study(path: Path) -> Study:
         The file is missing or no TOML, a key is unknown, or a claim names no cell.
     """
     try:
-        raw = read_toml(path.read_text())
+        raw = renamed(read_toml(path.read_text()))
     except OSError as error:
         raise IdiolectError(
             f"study file {path} cannot be read ({error.strerror}): give the path of a "
@@ -473,7 +414,7 @@ def run_study(
     for number, cell in enumerate(todo, start=1):
         config = cell_config(study, cell)
         control = control_of(study, cell)
-        name = f"{key_of(config, ())}-{control}-{study.measured}.json"
+        name = f"{cell_key(config)}-{control}-{study.measured}.json"
         path = folder / "cells" / name
         known = path.exists()
         named = ", ".join(f"{k}={v}" for k, v in cell.items())
@@ -484,32 +425,26 @@ def run_study(
             results.write_json(path, {"cell": cell, **found})
             say(f"  {time.monotonic() - began:.0f} s")
         # Not the file's own cell: JSON has no infinity.
-        done.append({**json.loads(path.read_text()), "cell": cell})
+        done.append({**renamed(json.loads(path.read_text())), "cell": cell})
     return done
 
 
-def key_of(config: Config, irrelevant: Sequence[str]) -> str:
-    """Short hash of a config without the keys (or prefixes ending in ``.``) named.
-
-    Keys of `LATER` count where they are not at their defaults: cells from before they
-    existed are still found.
-    """
-    values = flatten(config).items()
-    rest = {
-        key: value
-        for key, value in values
-        if not named_by(key, irrelevant) and (key, value) not in LATER
-    }
-    return hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:16]
+def cell_key(config: Config) -> str:
+    """Short hash of a config, as versions up to 0.2 named their cells: those are found."""
+    values = as_0_2(config)
+    if values["evaluate.rouge-tokens"] == "english":  # there were cells before this key
+        del values["evaluate.rouge-tokens"]
+    return _hash(values)
 
 
-# Keys that came after cells had been written, and what holds without them.
-LATER = (("evaluate.rouge-tokens", "english"),)
+def stage_key(config: Config, stage: str) -> str:
+    """Short hash of the keys that a stage depends on (`keys_of`)."""
+    flat = flatten(config)
+    return _hash({name: flat[name] for name in keys_of(stage)})
 
 
-def named_by(key: str, names: Sequence[str]) -> bool:
-    """Whether a key is among names, of which one that ends in ``.`` stands for a table."""
-    return any(key == n or (n.endswith(".") and key.startswith(n)) for n in names)
+def _hash(values: Mapping[str, Scalar]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def once(memory: Memory, stage: str, key: str, make: Callable[[], Any]) -> Any:
@@ -530,9 +465,8 @@ def run_cell(
     measured: str = "confirmation",
 ) -> dict[str, Any]:
     """Run one cell, in the shape of ``results.json``."""
-    backbone = load_backbone(
-        config.backbone, config.dtype, config.device, config.max_length
-    )
+    backbone = backbone_of(config)
+    bare = once(memory, "reference", str(id(backbone)), lambda: Reference(backbone))
     dataset = _fitting(backbone, load_dataset(config))
     if control == "random":
         _check_random(config)
@@ -543,31 +477,33 @@ def run_cell(
     shared, rounds = once(
         memory,
         "shared",
-        key_of(config, NOT_SHARED) + noise,
-        lambda: shared_adapter(backbone, dataset, config),
+        stage_key(config, SHARED) + noise,
+        lambda: shared_adapter(bare, dataset, config),
     )
+    reference = bare.with_shared(shared)
     pool = once(
         memory,
         "pool",
-        key_of(config, NOT_POOL)
+        stage_key(config, POOL)
         + noise
-        + (hash_lora(shared) if uses_shared(config) else ""),
-        lambda: unlabeled_set(backbone, shared, dataset, config),
+        + (reference.hash if uses_shared(config) else ""),
+        lambda: unlabeled_set(reference, dataset, config),
     )
     ledger = empty_ledger(dataset, config)
     ledger.charges += rounds + pool.charges
     if control == "shuffled":
         dataset = shuffled(dataset, config.seed)
     if control == "random":
-        pool = replace(pool, unlabeled=of_random_words(pool.unlabeled, config.seed))
+        filled = of_random_words(pool.unlabeled.items, config.seed)
+        pool = replace(pool, unlabeled=replace(pool.unlabeled, items=filled))
     people = _people(dataset, measured)
     methods: dict[str, dict[str, Any]] = {
         method: once(
             memory,
             f"{method} {control}",
-            key_of(config, ("methods", "recipe", *UNUSED[method])),
+            stage_key(config, method),
             lambda method=method: run_method(
-                backbone, shared, dataset, people, pool, method, config, control
+                reference, dataset, people, pool, method, config, control
             ),
         )
         for method in config.method_list
@@ -609,12 +545,12 @@ def _fitting(backbone: Backbone, dataset: Dataset) -> Dataset:
     """The users without the items that do not fit into the context, which are counted."""
     groups, dropped = [], dict(dataset.dropped)
     for users in (dataset.users, dataset.development):
-        pairs = [personal.fitting(backbone, user) for user in users]
+        pairs = [fitting(backbone, user) for user in users]
         if count := sum(number for _, number in pairs):
             dropped[TOO_LONG] = dropped.get(TOO_LONG, 0) + count
         groups.append(tuple(user for user, _ in pairs))
     for user in (*groups[0], *groups[1]):
-        if problem := personal.too_long(backbone, user):
+        if problem := too_long(backbone, user):
             raise IdiolectError(problem)
     return replace(dataset, users=groups[0], development=groups[1], dropped=dropped)
 
@@ -634,9 +570,7 @@ def _alphas(methods: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float],
 
     A result of SFT may be one that cells with another unlabeled set share.
     """
-    use_it = {
-        n: r for n, r in methods.items() if not {*ALPHA, "unlabeled."} & {*UNUSED[n]}
-    }
+    use_it = {n: r for n, r in methods.items() if {*ALPHA} <= {*BY_NAME[n].reads}}
     trained = [p for r in (use_it or methods).values() for p in r["personals"]]
     alpha = {p.user: p.alpha for p in trained if p.alpha is not None}
     return alpha, any(p.estimated for p in trained)
@@ -648,7 +582,7 @@ def groups(users: Sequence[User], size: int) -> list[Sequence[User]]:
 
 
 def shared_adapter(
-    backbone: Backbone, dataset: Dataset, config: Config
+    reference: Reference, dataset: Dataset, config: Config
 ) -> tuple[Lora, list[Charge]]:
     """Federated averaging of B over the rounds, without messages (see `adapt`).
 
@@ -659,23 +593,24 @@ def shared_adapter(
     """
     development = config.adapt.users == "development"
     users = dataset.development if development else dataset.users + dataset.development
+    backbone = reference.backbone
     zero = zero_shared(backbone, config.shared_shape, config.seed)
     exact = {name: tensor.cpu().numpy() for name, tensor in zero.b.items()}
     ledger, clip = empty_ledger(dataset, config), config.adapt.clip
     for number in range(config.adapt.rounds):
-        shared = _received(backbone, zero, exact, config)
+        now = reference.with_shared(_received(backbone, zero, exact, config))
         if config.privacy.mode == "central":
             crowd = crowd_in(dataset, config)
             release = charge_round(ledger, config, crowd, number, clip)
             taking = participants(users, release, config)
-            rows = _updates(backbone, shared, taking, config, number, clip)
+            rows = _updates(now, taking, config, number, clip)
             sums = [clipped_sum(part, clip) for part in rows]
             parts = [total for total, _ in sums]
             exact = released(exact, parts, release, clip, config, len(users))
             within = sum(within_clip(norms, clip) for _, norms in sums)
             clip = next_clip(clip, within, len(taking), release, config, len(users))
         else:
-            rows = _updates(backbone, shared, users, config, number, clip)
+            rows = _updates(now, users, config, number, clip)
             parts = [clipped_sum(part, clip)[0] for part in rows]
             exact = moved(exact, parts, len(users))
     return _received(backbone, zero, exact, config), ledger.charges
@@ -689,8 +624,7 @@ def _received(backbone: Backbone, zero: Lora, exact: Rows, config: Config) -> Lo
 
 
 def _updates(
-    backbone: Backbone,
-    shared: Lora,
+    reference: Reference,
     users: Sequence[User],
     config: Config,
     number: int,
@@ -698,9 +632,9 @@ def _updates(
 ) -> list[Rows]:
     """Rows of one round as the server reads them, one array per stacking group."""
     found: list[Rows] = []
-    shapes = {name: tuple(tensor.shape) for name, tensor in shared.b.items()}
-    for group in groups(users, config.personalise.stack):
-        rows = personal.shared_update(backbone, shared, group, config, number, clip)
+    shapes = {name: tuple(tensor.shape) for name, tensor in reference.adapter.b.items()}
+    for group in groups(users, config.engine.stack):
+        rows = shared_update(reference, group, config, number, clip)
         arrays = {name: tensor.numpy() for name, tensor in rows.items()}
         if config.signed_bytes:
             names = [user.id for user in group]
@@ -751,7 +685,7 @@ def _check_swapped(people: Sequence[User], config: Config) -> None:
     if any(len(group) < 2 for group, _ in measured_groups(people, config)):
         raise IdiolectError(
             "control 'swapped' leaves one user of a stacking group alone, who has no "
-            "neighbour: choose users and personalise.stack so that none is left over."
+            "neighbour: choose users and engine.stack so that none is left over."
         )
 
 
@@ -761,17 +695,13 @@ class Pool:
 
     Attributes
     ----------
-    unlabeled, floor
-        The set, and the weight below which a vote is noise.
-    voters
-        Users whose vote is part of the weights; None: everybody's.
+    unlabeled
+        The set.
     charges
         What the set was charged.
     """
 
-    unlabeled: tuple[Unlabeled, ...]
-    floor: float = 0.0
-    voters: frozenset[str] | None = None
+    unlabeled: UnlabeledSet
     charges: list[Charge] = field(default_factory=list)
 
 
@@ -780,38 +710,34 @@ def uses_shared(config: Config) -> bool:
     return config.unlabeled.bank_from == "shared" and config.unlabeled.kind == "votes"
 
 
-def unlabeled_set(
-    backbone: Backbone, shared: Lora, dataset: Dataset, config: Config
-) -> Pool:
+def unlabeled_set(reference: Reference, dataset: Dataset, config: Config) -> Pool:
     """Return the unlabeled set of the configured kind, without messages (see `pool`)."""
     everybody = dataset.users + dataset.development
     kind = config.unlabeled.kind
     if kind == "self":
-        return Pool(())
+        return Pool(UnlabeledSet())
     if kind == "others":
-        return Pool(
-            tuple(
-                Unlabeled(replace(item, rivals=()), 1.0, user.id)
-                for user in everybody
-                for item in user.history
-            )
+        entries = tuple(
+            Unlabeled(replace(item, rivals=()), 1.0, user.id)
+            for user in everybody
+            for item in user.history
         )
+        return Pool(UnlabeledSet(entries))
     if kind == "anonymised":
-        return Pool(_anonymised(everybody, dataset, config))
+        return Pool(UnlabeledSet(_anonymised(everybody, dataset, config)))
     if kind == "public":
         # As many as a run's node gets: all public text.
-        return Pool(
-            tuple(Unlabeled(i) for i in public_text(config, dataset, MAX_ITEMS))
-        )
+        public = public_text(config, dataset, MAX_ITEMS)
+        return Pool(UnlabeledSet(tuple(map(Unlabeled, public))))
     bank = tuple(public_text(config, dataset, config.unlabeled.bank))
     if uses_shared(config):
-        b = {name: tensor.cpu().numpy() for name, tensor in shared.b.items()}
+        b = {n: tensor.cpu().numpy() for n, tensor in reference.adapter.b.items()}
         bank = written_by_shared(config, b, bank)
-    return _voted(backbone, bank, everybody, dataset, config)
+    return _voted(reference, bank, everybody, dataset, config)
 
 
 def _voted(
-    backbone: Backbone,
+    reference: Reference,
     bank: tuple[Item, ...],
     everybody: tuple[User, ...],
     dataset: Dataset,
@@ -824,16 +750,16 @@ def _voted(
         voting = participants(everybody, release, config)
     total = np.zeros(len(bank))
     for user in voting:
-        total += sum_of_votes(personal.user_vote(backbone, bank, user, config)[None])
+        total += sum_of_votes(user_vote(reference, bank, user, config)[None])
     floor = 0.0
     if release is not None:
         total = total + gaussian(total.shape, release.event.z, release.random)
-        floor = config.unlabeled.threshold * release.event.z
+        floor = VOTE_FLOOR * release.event.z
     handed = tuple(
         Unlabeled(item, float(weight)) for item, weight in zip(bank, total, strict=True)
     )
     voters = None if release is None else frozenset(user.id for user in voting)
-    return Pool(handed, floor, voters, ledger.charges)
+    return Pool(UnlabeledSet(handed, floor, voters), ledger.charges)
 
 
 def _anonymised(
@@ -841,15 +767,14 @@ def _anonymised(
 ) -> tuple[Unlabeled, ...]:
     """Scrubbed items of buckets with enough users, shuffled (see `pool.anonymised`)."""
     bank = tuple(public_text(config, dataset, config.unlabeled.buckets))
-    support = sum(personal.offer_marks(bank, user, config) for user in everybody)
+    support = sum(offer_marks(bank, user, config) for user in everybody)
     supported = supported_buckets(np.asarray(support), config)
-    offers = [personal.supported_offers(bank, supported, u, config) for u in everybody]
+    offers = [supported_offers(bank, supported, u, config) for u in everybody]
     return shuffled_offers(offers, config.seed)
 
 
 def run_method(
-    backbone: Backbone,
-    shared: Lora,
+    reference: Reference,
     dataset: Dataset,
     people: Sequence[User],
     pool: Pool,
@@ -868,24 +793,14 @@ def run_method(
     """
 
     def train(rate: float, group: Sequence[User]) -> list[Personal]:
-        return personal.personalise(
-            backbone,
-            shared,
-            group,
-            pool.unlabeled,
-            method,
-            rate,
-            config,
-            pool.floor,
-            pool.voters,
-        )
+        return personalise(reference, group, pool.unlabeled, method, rate, config)
 
     def tried(rate: float) -> tuple[float, float]:
         values: list[float] = []
-        for group in groups(dataset.development, config.personalise.stack):
+        for group in groups(dataset.development, config.engine.stack):
             kept, loras = _with_adapter(group, train(rate, group))
             if kept:
-                values += evaluation.held_out_nll(backbone, shared, loras, kept, method)
+                values += evaluation.held_out_nll(reference, loras, kept, method)
         return rate_order(values, len(dataset.development))
 
     untrained = method in UNTRAINED
@@ -904,7 +819,7 @@ def run_method(
             users, loras = _with_adapter(group, own)
         if users:
             values = evaluation.evaluate(
-                backbone, shared, loras, users, method, config, generate
+                reference, loras, users, method, config, generate
             )
             metrics |= {u.id: found for u, found in zip(users, values, strict=True)}
     logs = ("clamp_rate", "ess") if trained else ()
@@ -929,7 +844,7 @@ def measured_groups(
     For the first ``evaluate.users`` users only, as in a run; 0: for all.
     """
     first = (config.evaluate.users or len(users)) * config.evaluate.generate
-    stack = config.personalise.stack
+    stack = config.engine.stack
     return [(group, True) for group in groups(users[:first], stack)] + [
         (group, False) for group in groups(users[first:], stack)
     ]

@@ -11,7 +11,8 @@ from idiolect.common.config import Config, parse
 from idiolect.common.data import personas
 from idiolect.common.data.types import Item, Prompt
 from idiolect.common.engine.backbone import FAMILIES, Backbone, load_backbone
-from idiolect.common.unlabeled.sets import Unlabeled
+from idiolect.common.engine.reference import Reference
+from idiolect.common.unlabeled.sets import Unlabeled, UnlabeledSet
 
 torch.set_num_threads(1)  # small matrices: a second thread only waits
 
@@ -157,5 +158,12 @@ def shared(wide):
 
 
 @pytest.fixture(scope="module")
-def others(users):
-    return [Unlabeled(item, 1.0, user.id) for user in users for item in user.history]
+def reference(wide, shared) -> Reference:
+    return Reference(wide, shared)
+
+
+@pytest.fixture(scope="module")
+def others(users) -> UnlabeledSet:
+    return UnlabeledSet(
+        tuple(Unlabeled(item, 1.0, user.id) for user in users for item in user.history)
+    )

@@ -61,7 +61,7 @@ def test_version(
 
 def test_show(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", "latest", "--output-dir", str(runs)]) == 0
-    assert "c-bpo - oppu" in capsys.readouterr().out
+    assert "c-bpo - sft" in capsys.readouterr().out
 
 
 def test_show_json_is_the_file(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,8 +123,8 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
         ([LAMP, "-c", "data=no/such"], "no/such"),
         ([LAMP, "-c", "backbone=./none"], "backbone './none' is no folder"),
         ([LAMP, "-c", "backbone=nobody/none"], "HF_HUB_OFFLINE"),
-        ([LAMP, "-c", "resume=old"], "there is no run 'old'"),
-        ([LAMP, "-c", "run-name=a/b"], "'run-name' is 'a/b'"),
+        ([LAMP, "-c", "run.resume=old"], "there is no run 'old'"),
+        ([LAMP, "-c", "run.name=a/b"], "the name of a run is 'a/b'"),
         ([LAMP, "--nodes", "99"], "--nodes is 99"),
         ([LAMP, "--nodes", "0"], "--nodes is 0"),
     ],
@@ -235,8 +235,8 @@ def test_the_exit_code_is_that_of_the_run(
         return make()
 
     monkeypatch.setattr(simulate, "simulate", stand_in)
-    arguments = ["simulate", LAMP, "-c", f"output-dir={tmp_path}", "-c", "users=3"]
+    arguments = ["simulate", LAMP, "-c", f"run.folder={tmp_path}", "-c", "users=3"]
     assert cli.main(arguments) == code
     said = capsys.readouterr()
-    assert ("c-bpo - oppu" in said.out) == (code == 0)
+    assert ("c-bpo - sft" in said.out) == (code == 0)
     assert ("error: the sky fell" in said.err) == (code == 1)

@@ -23,13 +23,13 @@ from idiolect.server.study.study import Claim, Comparison, Study
 
 
 def cell(ratio: float, seed: int, gain: float, users=12, task="headline") -> dict:
-    """Users whose c-bpo is `gain` below oppu; overlap rises with the user's number."""
+    """Users whose c-bpo is `gain` below sft; overlap rises with the user's number."""
     rng = np.random.default_rng(seed)
     values = {}
     for k in range(users):
         start = 1 + rng.random()
         values[f"u{k:02}"] = {
-            "oppu": {"nll": start},
+            "sft": {"nll": start},
             "c-bpo": {"nll": start - gain * (1 if k >= users // 2 else 2)},
         }
     return {
@@ -147,13 +147,13 @@ def test_the_best_value_of_one_key_does_not_hide_another():
 
 def test_cells_with_the_same_value_are_one_side():
     # SFT does not use the unlabeled set, so both ratios hold the same values.
-    same = claim(one={"method": "oppu"}, other={"unlabeled.ratio": 1.0})
+    same = claim(one={"method": "sft"}, other={"unlabeled.ratio": 1.0})
     assert difference(same, CELLS)["mean"] == pytest.approx(0.15)
 
 
 def worlds() -> tuple[Study, list[dict]]:
     one: dict[str, Scalar] = {"method": "c-bpo"}
-    other: dict[str, Scalar] = {"method": "oppu", "as": "SFT"}
+    other: dict[str, Scalar] = {"method": "sft", "as": "SFT"}
     compare = Comparison("unlabeled.ratio", one, [other], ["nll", "accuracy"])
     grid = {"seed": [0, 1], "unlabeled.ratio": [1.0, 2.0, 3.0]}
     study = Study("s", "t", "q", {}, grid, compare=(compare,))
@@ -177,7 +177,7 @@ def test_each_world_says_who_beats_whom():
 
 def test_a_comparison_of_fewer_users_than_the_others_of_its_row_says_so():
     study, done = worlds()
-    both: list[dict[str, Scalar]] = [{"method": "oppu"}, {"method": "kto"}]
+    both: list[dict[str, Scalar]] = [{"method": "sft"}, {"method": "kto"}]
     compare = replace(study.compare[0], others=both, metrics=["nll"])
     for level in done:
         for user, metrics in level["users"].items():
@@ -190,7 +190,7 @@ def test_what_was_measured_where_and_at_which_rate():
     _, done = worlds()
     in_order = [done[i] for i in (0, 2, 4, 1, 3, 5)]  # the first key varies slowest
     grid = {"seed": [0, 1], "unlabeled.ratio": [1.0, 2.0, 3.0]}
-    plot = {"x": "unlabeled.ratio", "metric": "nll", "minus": "oppu"}
+    plot = {"x": "unlabeled.ratio", "metric": "nll", "minus": "sft"}
     study = Study("s", "t", "q", {}, grid, plot=plot)
     assert "Learning rates: c-bpo 0.003." in markdown(summary(study, in_order))
     in_order[1]["run"] |= {"learning_rates": {"c-bpo": 0.01}, "commit": "c0ffee"}
@@ -203,8 +203,8 @@ def test_what_was_measured_where_and_at_which_rate():
 def test_a_value_that_is_missing_is_left_out_of_the_curve():
     made = cell(1.0, 0, 0.1)
     made["users"]["u00"]["c-bpo"]["nll"] = None
-    del made["users"]["u01"]["oppu"]
-    plotted = study(x="unlabeled.ratio", metric="nll", minus="oppu")
+    del made["users"]["u01"]["sft"]
+    plotted = study(x="unlabeled.ratio", metric="nll", minus="sft")
     (point,) = curve(plotted, [made], "nll")
     assert point["n"] == 10
 
@@ -225,11 +225,11 @@ def test_two_are_equal_only_where_the_whole_interval_lies_within_the_margin(
 
 
 def test_the_curve_subtracts_the_baseline_of_the_same_user():
-    points = curve(study(x="unlabeled.ratio", metric="nll", minus="oppu"), CELLS, "nll")
+    points = curve(study(x="unlabeled.ratio", metric="nll", minus="sft"), CELLS, "nll")
     assert [(p["line"], p["x"]) for p in points] == [("c-bpo", 1.0), ("c-bpo", 2.0)]
     assert [p["mean"] for p in points] == pytest.approx([-0.15, -0.45])
     split = curve(
-        study(x="unlabeled.ratio", metric="nll", minus="oppu", users="split"),
+        study(x="unlabeled.ratio", metric="nll", minus="sft", users="split"),
         CELLS,
         "nll",
     )
@@ -250,7 +250,7 @@ def test_a_name_that_means_nothing_to_a_method_is_left_out_of_its_line():
     plot = {"x": "unlabeled.ratio", "metric": "nll"}
     named = Study("s", "t", "", {}, grid, plot=plot, named={"variant": means})
     lines = [point["line"] for point in curve(named, done, "nll")]
-    assert lines == ["oppu", "c-bpo, variant light", "c-bpo, variant heavy"]
+    assert lines == ["sft", "c-bpo, variant light", "c-bpo, variant heavy"]
     # A recipe is what it sets.
     for one, recipe in zip(done, ("default", "paper"), strict=True):
         one["cell"] = {"recipe": recipe, "unlabeled.ratio": 1.0, "seed": 0}
@@ -263,7 +263,7 @@ def test_a_name_that_means_nothing_to_a_method_is_left_out_of_its_line():
 def test_the_page_is_made_from_files_alone(tmp_path):
     folder = tmp_path / "findings"
     folder.mkdir()
-    found = summary(study(x="unlabeled.ratio", metric="nll", minus="oppu"), CELLS)
+    found = summary(study(x="unlabeled.ratio", metric="nll", minus="sft"), CELLS)
     (folder / "small.json").write_text(json.dumps(found))
     asked = found | {"title": "Who, and: why?", "answer": "All of them."}
     (folder / "asked.json").write_text(json.dumps(asked))

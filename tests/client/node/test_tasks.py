@@ -17,8 +17,8 @@ from idiolect.common.config import Config, flatten, parse
 from idiolect.common.data.types import Dataset, Item, Prompt, Task, User
 from idiolect.common.engine.adapters import Lora
 from idiolect.common.errors import IdiolectError
-from idiolect.common.methods import evaluation, personal
-from idiolect.common.methods.personal import Personal
+from idiolect.common.methods import evaluation
+from idiolect.common.methods.personalise import Personal
 from idiolect.common.protocol.manifest import Manifest, Seen, canonical, sign
 from idiolect.common.protocol.messages import (
     EvaluateReply,
@@ -65,13 +65,13 @@ def node(monkeypatch, tmp_path):
     calls: list[list[str]] = []
     broken: set[str] = set()
 
-    def train(_backbone, _shared, users, _unlabeled, method, rate, _config, *_handed):
+    def train(_reference, users, _unlabeled, method, rate, _config):
         calls.append([user.id for user in users])
         if broken & set(calls[-1]):
             raise RuntimeError("out of memory")
         return [Personal(u.id, lora(rate), 0.25, True, {"steps": 3.0}) for u in users]
 
-    def nll(_backbone, _shared, adapters, users, *_rest):
+    def nll(_reference, adapters, users, *_rest):
         assert len(adapters) == len(users)
         return [9.0 if a is None else float(a.b["layer.q"][0, 0]) for a in adapters]
 
@@ -79,12 +79,12 @@ def node(monkeypatch, tmp_path):
         return [{"nll": value} for value in nll(*arguments)]
 
     zero = Lora({"layer.q": torch.ones(2, 5)}, {"layer.q": torch.zeros(3, 2)}, 2.0)
-    parts = {"hash": "b0", "device": torch.device("cpu"), "context": 1024}
+    parts = {"hash": "b0", "device": torch.device("cpu"), "context": 1024, "dtype": "f"}
     backbone = type("Fake", (), parts)()
     monkeypatch.setattr(app, "load_dataset", lambda _config: DATA)
-    monkeypatch.setattr(tasks, "load_backbone", lambda *_: backbone)
+    monkeypatch.setattr(tasks, "backbone_of", lambda *_: backbone)
     monkeypatch.setattr(tasks, "_zero_shared", lambda *_: zero)
-    monkeypatch.setattr(personal, "personalise", train)
+    monkeypatch.setattr(tasks, "personalise", train)
     monkeypatch.setattr(evaluation, "evaluate", measure)
     monkeypatch.setattr(evaluation, "held_out_nll", nll)
     return type("Node", (), {"calls": calls, "broken": broken, "folder": tmp_path})
@@ -136,7 +136,7 @@ def personalise(
 ) -> PersonaliseReply:
     task = PersonaliseRequest(
         **head(folder, *users, **config),
-        method="oppu",
+        method="sft",
         learning_rate=rate,
         trial=trial,
         manifest="",
@@ -148,7 +148,7 @@ def personalise(
     return unpack(PersonaliseReply, call("train.personalise", task))
 
 
-def evaluate(folder, *users: str, rate: float = 0.5, method: str = "oppu", **changes):
+def evaluate(folder, *users: str, rate: float = 0.5, method: str = "sft", **changes):
     task = EvaluateRequest(
         **head(folder, *users),
         method=method,
@@ -226,9 +226,14 @@ def greet(folder, **config) -> None:
     assert unpack(HelloReply, record).errors == {}
 
 
+@pytest.fixture(autouse=True)
+def _one_vote_per_item(monkeypatch):
+    monkeypatch.setattr("idiolect.common.unlabeled.votes.NEAREST", 1)
+
+
 def vote_task(folder, *users: str, release: str = "", **changes) -> VoteRequest:
     return VoteRequest(
-        **head(folder, *users, **{"unlabeled.nearest": 1} | changes),
+        **head(folder, *users, **changes),
         release=release,
         **signed("bank", tuple(Unlabeled(item) for item in BANK)),
         bank=BANK,
@@ -362,11 +367,11 @@ def test_a_vote_beyond_what_was_agreed_to_is_not_cast(greeted):
 def test_only_a_floor_that_was_signed_is_used(greeted, monkeypatch):
     handed: list[tuple] = []
 
-    def train(_b, _s, users, _u, _method, rate, _config, floor, voters):
-        handed.append((floor, voters))
+    def train(_reference, users, unlabeled, _method, rate, _config):
+        handed.append((unlabeled.floor, unlabeled.voters))
         return [Personal(u.id, lora(rate), 0.25, True, {}) for u in users]
 
-    monkeypatch.setattr(personal, "personalise", train)
+    monkeypatch.setattr(tasks, "personalise", train)
     vote(vote_task(greeted.folder, "u0", release="votes/0"))
     unlabeled = tuple(Unlabeled(item, 2.0) for item in BANK)
     task = PersonaliseRequest(
@@ -420,7 +425,7 @@ def test_noisy_metrics_leave_as_one_bounded_row(greeted, monkeypatch):
     }
     task = EvaluateRequest(
         **head(greeted.folder, "u0", **settings),
-        method="oppu",
+        method="sft",
         learning_rate=0.5,
         unlabeled_hash=fingerprint(()),
         generate=False,
@@ -490,14 +495,14 @@ def test_an_adapter_of_another_origin_is_trained_again(node, change):
 
 def test_a_group_that_a_crash_cut_in_two_is_trained_whole(node):
     personalise(node.folder, "u0", "u1")
-    (node.folder / "adapters/oppu/u1.safetensors").unlink()
+    (node.folder / "adapters/sft/u1.safetensors").unlink()
     personalise(node.folder, "u0", "u1")
     assert node.calls == [["u0", "u1"], ["u0", "u1"]]
 
 
 def test_a_damaged_file_is_trained_again(node):
     personalise(node.folder, "u0")
-    file = node.folder / "adapters/oppu/u0.safetensors"
+    file = node.folder / "adapters/sft/u0.safetensors"
     file.write_bytes(file.read_bytes()[:-7])
     assert personalise(node.folder, "u0").users == ("u0",)
     assert len(node.calls) == 2
@@ -512,14 +517,14 @@ def test_one_user_that_breaks_does_not_cost_the_group(node):
 
 
 def test_a_user_without_an_adapter_is_reported_and_stored_nowhere(node, monkeypatch):
-    def overflow(_b, _s, users, *_rest):
+    def overflow(_reference, users, *_rest):
         return [Personal(u.id, None, error="it overflowed.") for u in users]
 
-    monkeypatch.setattr(personal, "personalise", overflow)
+    monkeypatch.setattr(tasks, "personalise", overflow)
     reply = personalise(node.folder, "u0")
     assert reply.users == ()
     assert reply.errors == {"u0": "it overflowed."}
-    assert not (node.folder / "adapters/oppu/u0.safetensors").exists()
+    assert not (node.folder / "adapters/sft/u0.safetensors").exists()
 
 
 def test_each_rate_is_measured_with_its_own_adapter(node):

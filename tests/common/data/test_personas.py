@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from idiolect.common.config import Config, Persona, markdown, parse
+from idiolect.common.config import Config, Persona, parse
+from idiolect.common.config.page import markdown
 from idiolect.common.data import personas
 from idiolect.common.data.personas import WORLDS, authors, make, score_style
 from idiolect.common.data.personas.headline import HEADLINE

@@ -10,6 +10,7 @@ from idiolect.common.config import parse
 from idiolect.common.data import personas
 from idiolect.common.engine.adapters import Lora, new_lora, stack, zero_shared
 from idiolect.common.engine.backbone import Encoded, load_backbone
+from idiolect.common.engine.reference import Reference
 from idiolect.common.engine.scoring import (
     collate,
     completion_logp,
@@ -17,8 +18,8 @@ from idiolect.common.engine.scoring import (
     score_users,
 )
 from idiolect.common.engine.training import Example, Lesson, Recipe, train
-from idiolect.common.methods.personal import personalise
-from idiolect.common.unlabeled.sets import Unlabeled
+from idiolect.common.methods.personalise import personalise
+from idiolect.common.unlabeled.sets import Unlabeled, UnlabeledSet
 from tests.common.conftest import write_tokenizer
 
 pytestmark = [
@@ -134,14 +135,11 @@ def test_scores_and_greedy_text_are_those_of_a_cpu(dataset):
 
 def test_the_whole_of_personalise_runs_in_bf16(dataset):
     backbone = tiny("bfloat16", "cuda")
-    shared = zero_shared(backbone, CONFIG.shared_shape, 0)
-    unlabeled = [
-        Unlabeled(item, 1.0) for user in dataset.users for item in user.history
-    ]
-    for method in ("oppu", "cope", "kto", "bco", "c-bpo"):
-        found = personalise(
-            backbone, shared, dataset.users, unlabeled, method, 1e-3, CONFIG
-        )
+    reference = Reference(backbone, zero_shared(backbone, CONFIG.shared_shape, 0))
+    items = [item for user in dataset.users for item in user.history]
+    unlabeled = UnlabeledSet(tuple(map(Unlabeled, items)))
+    for method in ("sft", "cope", "kto", "bco", "c-bpo"):
+        found = personalise(reference, dataset.users, unlabeled, method, 1e-3, CONFIG)
         assert [each.error for each in found] == [""] * 4
 
 
@@ -166,7 +164,7 @@ def test_memory_of_long_prompts_grows_with_the_completion(tmp_path):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        recipe = Recipe("oppu", 1e-3, epochs=1, batch=8)
+        recipe = Recipe("sft", 1e-3, epochs=1, batch=8)
         train(backbone, None, [lora], [Lesson("u", lesson)], recipe)
         return torch.cuda.max_memory_allocated() - before
 

@@ -13,9 +13,11 @@ from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
 from idiolect.common.engine.adapters import new_lora, zero_shared
 from idiolect.common.engine.backbone import load_backbone
+from idiolect.common.engine.reference import Reference
 from idiolect.common.engine.training import Lesson, plan, train
-from idiolect.common.methods import personal
-from idiolect.common.unlabeled.sets import Unlabeled
+from idiolect.common.methods import personalise
+from idiolect.common.unlabeled.draws import draw_for
+from idiolect.common.unlabeled.sets import Unlabeled, UnlabeledSet
 
 # Operations of a step, whatever their size. A few dozen are PyTorch's own and move with
 # its version: hence the tolerance.
@@ -38,18 +40,19 @@ class Counter(TorchDispatchMode):
 def made():
     keys = {"users": 2, "development-users": 0, "unlabeled.kind": "others"}
     config = parse({**keys, "personalise.learning-rates": "3e-3"})
-    backbone = load_backbone("tiny", "float32", "cpu", config.max_length)
+    backbone = load_backbone("tiny", "float32", "cpu", config.engine.max_length)
     shared = zero_shared(backbone, config.shared_shape, config.seed)
     user, other = load_dataset(config).users
-    unlabeled = [Unlabeled(item, 1.0, other.id) for item in other.history]
-    material = personal._material(backbone, shared, user, unlabeled, config)
-    lesson = personal._lesson(backbone, shared, user, material, "c-bpo", 0.5)
+    entries = tuple(Unlabeled(item, 1.0, other.id) for item in other.history)
+    reference = Reference(backbone, shared)
+    drawn = draw_for(reference, user, UnlabeledSet(entries), config)
+    lesson = personalise._lesson(reference, user, drawn, "c-bpo", 0.5)
     return backbone, shared, config, lesson
 
 
 def trained(made, mode) -> int:
     backbone, shared, config, lesson = made
-    recipe = personal._recipe("c-bpo", 3e-3, config)
+    recipe = personalise._recipe("c-bpo", 3e-3, config)
     start = [new_lora(backbone, config.lora, config.seed, "personal", lesson.user)]
     with mode:
         train(backbone, shared, start, [lesson], recipe)
@@ -67,7 +70,7 @@ def frozen_products(made) -> float:
     }
     head = sizes.pop("lm_head")
     total = 0.0
-    for step in plan(lesson, personal._recipe("c-bpo", 3e-3, config)):
+    for step in plan(lesson, personalise._recipe("c-bpo", 3e-3, config)):
         rows = [example.encoded for kind in step.values() for example in kind]
         padded = len(rows) * max(len(row.ids) for row in rows)
         completion = sum(len(row.ids) - row.prompt_length for row in rows)
@@ -94,7 +97,7 @@ def test_the_operations_of_a_step(made) -> None:
 def test_users_in_one_stack_share_the_operations(made) -> None:
     """Four users cost no more operations than one and a quarter."""
     backbone, shared, config, lesson = made
-    recipe = personal._recipe("c-bpo", 3e-3, config)
+    recipe = personalise._recipe("c-bpo", 3e-3, config)
     start = [
         new_lora(backbone, config.lora, config.seed, "personal", str(k))
         for k in range(4)

@@ -26,10 +26,11 @@ from idiolect.common.data.types import Item, Prompt, User
 from idiolect.common.engine.adapters import attached
 from idiolect.common.engine.backbone import Backbone, load_backbone
 from idiolect.common.engine.model_folder import differing, identity, unlike
+from idiolect.common.engine.reference import Reference
 from idiolect.common.engine.scoring import generate, score_users
 from idiolect.common.engine.wording import control_tokens
 from idiolect.common.errors import IdiolectError
-from idiolect.common.methods.personal import self_samples
+from idiolect.common.unlabeled.samples import self_samples
 from tests.common.conftest import CONFIGS, SIZES, config
 from tests.common.engine.test_adapters import adapter
 
@@ -385,7 +386,7 @@ def test_posts_without_prompts_get_their_unlabeled_items(tmp_path):
         backbone, [shared], [e.ids[:1] for e in encoded], 8, top_p=0.95
     )
     user = User("u", posts, posts[:1])
-    drawn = self_samples(backbone, shared, user, encoded, 24, config())
+    drawn = self_samples(Reference(backbone, shared), user, encoded, 24, config())
     assert len(drawn) == 24
     assert all(entry.item.target for entry in drawn)
     assert len({entry.item.id for entry in drawn}) == 24

@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +8,8 @@ from idiolect.common.engine import backbone as backbone_module
 from idiolect.common.engine import scoring
 from idiolect.common.engine.adapters import attached, stack, zero_shared
 from idiolect.common.engine.backbone import FAMILIES, Encoded, load_backbone
+from idiolect.common.engine.reference import Reference
 from idiolect.common.engine.scoring import (
-    ReferenceCache,
     collate,
     completion_logp,
     contrasted,
@@ -112,7 +111,7 @@ def test_users_of_a_stack_are_scored_with_their_own_adapters(
 def test_reference_scores_are_those_of_the_shared_policy(backbone, items):
     encoded = [backbone.encode(item) for item in items]
     shared = adapter(backbone, "s", 3)
-    found = ReferenceCache().get(backbone, shared, encoded)
+    found = Reference(backbone, shared).scores(encoded)
     assert found == pytest.approx(obvious(backbone, shared, encoded), abs=1e-3)
 
 
@@ -126,52 +125,6 @@ def test_an_embedding_is_the_mean_state_of_the_completion(backbone, items):
         mean = hidden[e.prompt_length :].mean(0).double().numpy()
         assert embedding == pytest.approx(mean, abs=1e-4)
     assert embed(backbone, shared, []).shape == (0, found.shape[1])
-
-
-def test_cache_computes_once_and_never_returns_a_stale_score(
-    backbone, items, monkeypatch
-):
-    encoded = [backbone.encode(item) for item in items[:3]]
-    passes = []
-    real = scoring.score_users
-
-    def counted(backbone, adapters, users):
-        passes.append(len(users[0]))
-        return real(backbone, adapters, users)
-
-    monkeypatch.setattr(scoring, "score_users", counted)
-    cache = ReferenceCache()
-    shared = adapter(backbone, "s", 3)
-    first = cache.get(backbone, shared, encoded)
-    assert cache.get(backbone, shared, encoded) is first
-    other = cache.get(backbone, adapter(backbone, "s", 4), encoded)
-    assert other[0] != first[0]
-    (alone,) = cache.get(backbone, shared, encoded[:1])
-    shifted = Encoded(encoded[0].ids, encoded[0].prompt_length - 1)
-    assert cache.get(backbone, shared, [shifted])[0] != alone
-    assert passes == [3, 3, 1, 1]
-
-
-def test_the_bits_of_a_score_do_not_depend_on_what_was_cached_before(backbone, items):
-    encoded = [backbone.encode(item) for item in items]
-    fresh = ReferenceCache().get(backbone, None, encoded[:7])
-    used = ReferenceCache()
-    for k in range(7):
-        used.get(backbone, None, encoded[k : k + 2])
-    assert used.get(backbone, None, encoded[:7]) == fresh
-
-
-def test_cache_tells_backbones_and_dtypes_apart(backbone, model_folder, items):
-    half = load_backbone(str(model_folder("llama")), "bfloat16", "cpu", 96)
-    assert half.hash == backbone.hash
-    encoded = [backbone.encode(items[0])]
-    cache = ReferenceCache()
-    first = cache.get(backbone, None, encoded)
-    other = cache.get(replace(backbone, hash="other weights"), None, encoded)
-    rounded = cache.get(half, None, encoded)
-    assert len(cache.scores) == 3
-    assert other == first != rounded
-    assert cache.get(backbone, None, encoded) is first
 
 
 def test_greedy_generation_equals_the_obvious_loop(backbone, items):

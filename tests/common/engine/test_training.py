@@ -5,7 +5,8 @@ import torch
 
 from idiolect.common.config import LoraShape
 from idiolect.common.engine.adapters import hash_lora, new_lora, stack, zero_shared
-from idiolect.common.engine.scoring import ReferenceCache, score_users
+from idiolect.common.engine.reference import Reference
+from idiolect.common.engine.scoring import score_users
 from idiolect.common.engine.training import (
     Adam,
     Example,
@@ -20,7 +21,7 @@ from idiolect.common.engine.training import (
 from tests.common.engine.test_adapters import adapter
 
 SHAPE = LoraShape(rank=3, alpha=6.0)
-METHODS = ("oppu", "kto", "bco", "c-bpo", "positives", "dpo")
+METHODS = ("sft", "kto", "bco", "c-bpo", "positives", "dpo")
 RECIPE = Recipe("c-bpo", 5e-3, epochs=2, batch=3)
 
 
@@ -29,7 +30,7 @@ def material(backbone, items):
     """A shared adapter, three users' starts and lessons of different lengths."""
     shared = adapter(backbone, "s", 3)
     encoded = [backbone.encode(item) for item in items]
-    scores = ReferenceCache().get(backbone, shared, encoded)
+    scores = Reference(backbone, shared).scores(encoded)
     examples = [Example(e, s) for e, s in zip(encoded, scores, strict=True)]
     lessons = []
     for k, (first, last) in enumerate(((0, 7), (4, 9), (3, 5))):
@@ -86,7 +87,7 @@ def test_training_raises_the_likelihood_of_the_own_items_only_for_the_owner(
     backbone, material
 ):
     shared, starts, lessons = material
-    recipe = replace(RECIPE, method="oppu", epochs=6)
+    recipe = replace(RECIPE, method="sft", epochs=6)
     loras = train(backbone, shared, starts[:1], lessons[:1], recipe).loras
     own = [example.encoded for example in lessons[0].positive]
     before = score_users(backbone, [shared], [own])[0]
@@ -96,7 +97,7 @@ def test_training_raises_the_likelihood_of_the_own_items_only_for_the_owner(
 
 def test_one_steps_of_sft_equal_torch_adamw(backbone, material):
     shared, starts, lessons = material
-    recipe = Recipe("oppu", 1e-2, epochs=3, batch=100, warmup=0.0, clip=1e9)
+    recipe = Recipe("sft", 1e-2, epochs=3, batch=100, warmup=0.0, clip=1e9)
     ours = train(backbone, shared, starts[:1], lessons[:1], recipe).loras[0]
     leaves = {n: t.clone().requires_grad_() for n, t in starts[0].a.items()}
     ups = {n: t.clone().requires_grad_() for n, t in starts[0].b.items()}
@@ -124,7 +125,7 @@ def test_one_steps_of_sft_equal_torch_adamw(backbone, material):
 def test_a_frozen_a_does_not_move(backbone, material):
     _, _, lessons = material
     shared = zero_shared(backbone, SHAPE, 0)
-    recipe = replace(RECIPE, method="oppu", train_a=False)
+    recipe = replace(RECIPE, method="sft", train_a=False)
     trained = train(backbone, None, [shared] * 3, lessons, recipe).loras
     for lora in trained:
         assert all(torch.equal(lora.a[n], shared.a[n]) for n in shared.a)
@@ -182,7 +183,7 @@ def test_what_is_rejected_follows_its_positive(material):
     for step in plan(lesson, RECIPE):
         own = [lesson.positive.index(e) for e in step["positive"]]
         assert step["rejected"] == [lesson.rejected[i] for i in own]
-    (step,) = plan(Lesson("u", lesson.positive), Recipe("oppu", 1.0, 1, 100))
+    (step,) = plan(Lesson("u", lesson.positive), Recipe("sft", 1.0, 1, 100))
     assert step["rejected"] == []
 
 
@@ -202,7 +203,7 @@ def test_dpo_parts_what_is_preferred_from_what_is_not(backbone, material):
 
 
 def test_learning_rate_warms_up_and_ends():
-    recipe = Recipe("oppu", 1.0, 1, 1, warmup=0.5)
+    recipe = Recipe("sft", 1.0, 1, 1, warmup=0.5)
     rates = [learning_rate(recipe, t, 4) for t in range(6)]
     assert rates == [0.5, 1.0, 1.0, 1.0, 0.0, 0.0]
 
@@ -250,7 +251,7 @@ def test_a_recipe_chooses_its_optimizer(backbone, material):
     """After one step from B = 0 Adam moved every entry by its rate; sgd did not."""
     _, _, lessons = material
     shared = zero_shared(backbone, SHAPE, 0)
-    recipe = Recipe("oppu", 1e-3, epochs=1, batch=100, warmup=0.0, train_a=False)
+    recipe = Recipe("sft", 1e-3, epochs=1, batch=100, warmup=0.0, train_a=False)
     moves = {}
     for optimizer in ("adam", "sgd"):
         chosen = replace(recipe, optimizer=optimizer)

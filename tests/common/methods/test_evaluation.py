@@ -8,6 +8,7 @@ import pytest
 
 from idiolect.common.data.types import User
 from idiolect.common.engine.adapters import Lora, attached
+from idiolect.common.engine.reference import Reference
 from idiolect.common.engine.scoring import completion_tokens, score_users
 from idiolect.common.methods import evaluation
 from idiolect.common.methods.evaluation import evaluate, held_out_nll
@@ -17,9 +18,9 @@ from tests.common.engine.test_adapters import adapter
 from tests.common.engine.test_scoring import obvious_logp
 
 
-def test_evaluation_equals_the_obvious_computation(wide, shared, users):
+def test_evaluation_equals_the_obvious_computation(reference, wide, shared, users):
     loras = [adapter(wide, f"u{k}", k) for k in range(3)]
-    results = evaluate(wide, shared, loras, users, "c-bpo", CONFIG, False)
+    results = evaluate(reference, loras, users, "c-bpo", CONFIG, False)
     for user, lora, result in zip(users, loras, results, strict=True):
         own = [wide.encode(item) for item in user.held_out]
         rival = [wide.encode(item.rivals[0]) for item in user.held_out]
@@ -40,23 +41,25 @@ def test_evaluation_equals_the_obvious_computation(wide, shared, users):
 
 
 @pytest.mark.parametrize("method", ["base", "shared", "c-bpo"])
-def test_the_likelihood_alone_is_the_one_of_the_evaluation(wide, shared, users, method):
+def test_the_likelihood_alone_is_the_one_of_the_evaluation(
+    reference, wide, shared, users, method
+):
     own: list[Lora | None] = [None] * 3
     if method == "c-bpo":
         own = [adapter(wide, f"u{k}", k) for k in range(3)]
-    full = evaluate(wide, shared, own, users, method, CONFIG, False)
-    alone = held_out_nll(wide, shared, own, users, method)
+    full = evaluate(reference, own, users, method, CONFIG, False)
+    alone = held_out_nll(reference, own, users, method)
     assert alone == pytest.approx([found["nll"] for found in full], abs=1e-5)
 
 
-def test_evaluation_is_per_token_where_lengths_differ(wide, shared, items):
+def test_evaluation_is_per_token_where_lengths_differ(reference, wide, shared, items):
     # The rivals are three times as long, so that whole texts would compare otherwise.
     held = tuple(
         replace(item, rivals=(replace(item, target=f"{other.target} " * 3),))
         for item, other in zip(items, reversed(items), strict=True)
     )
     user, lora = User("u", (), held), adapter(wide, "u", 2)
-    (found,) = evaluate(wide, shared, [lora], [user], "c-bpo", CONFIG, False)
+    (found,) = evaluate(reference, [lora], [user], "c-bpo", CONFIG, False)
 
     def logp(item, *adapters):
         with attached(wide, *adapters):
@@ -78,14 +81,16 @@ def test_evaluation_is_per_token_where_lengths_differ(wide, shared, items):
     assert found["contrast"] == pytest.approx(sum(wins) / len(wins))
 
 
-def test_ranks_among_several_rivals_are_the_obvious_ones(wide, shared, users):
+def test_ranks_among_several_rivals_are_the_obvious_ones(
+    reference, wide, shared, users
+):
     others = [item for user in users for item in user.history]
     held = tuple(
         replace(item, rivals=tuple(others[k : k + 2 + k]))
         for k, item in enumerate(users[0].held_out)
     )
     user, lora = replace(users[0], held_out=held), adapter(wide, "u", 2)
-    (found,) = evaluate(wide, shared, [lora], [user], "c-bpo", CONFIG, False)
+    (found,) = evaluate(reference, [lora], [user], "c-bpo", CONFIG, False)
 
     def reward(item):
         encoded = wide.encode(item)
@@ -116,7 +121,7 @@ def test_nobody_gains_by_a_tie():
 
 
 def test_base_ignores_the_shared_adapter_and_shared_has_no_reward(
-    wide, shared, users, monkeypatch
+    reference, wide, shared, users, monkeypatch
 ):
     def otherwise_rounded(*arguments):
         scores = score_users(*arguments)
@@ -125,8 +130,8 @@ def test_base_ignores_the_shared_adapter_and_shared_has_no_reward(
     # A score's last bits depend on its batch; they must not decide who wins a contrast.
     monkeypatch.setattr(evaluation, "score_users", otherwise_rounded)
     none = [None] * len(users)
-    base = evaluate(wide, shared, none, users, "base", CONFIG, False)
-    reference = evaluate(wide, shared, none, users, "shared", CONFIG, False)
+    base = evaluate(reference, none, users, "base", CONFIG, False)
+    reference = evaluate(reference, none, users, "shared", CONFIG, False)
     assert [r["contrast"] for r in reference] == [0.5] * 3
     assert all(a["nll"] != b["nll"] for a, b in zip(base, reference, strict=True))
     own = wide.encode(users[0].held_out[0])
@@ -148,18 +153,23 @@ def shared_tiny(tiny):
     return adapter(tiny, "s", 3)
 
 
-def prompted(backbone, shared, user, method):
-    profile = write_profile(backbone, shared, user) if method == "pag" else ""
-    return with_history(backbone, user, 4, 4, profile)
+@pytest.fixture(scope="module")
+def asked(tiny, shared_tiny):
+    return Reference(tiny, shared_tiny)
+
+
+def prompted(reference, user, method):
+    profile = write_profile(reference, user) if method == "pag" else ""
+    return with_history(reference.backbone, user, 4, 4, profile)
 
 
 @pytest.mark.parametrize("method", ["rag", "pag"])
 def test_prompts_with_own_items_equal_the_obvious_computation(
-    tiny, shared_tiny, users, method
+    asked, tiny, shared_tiny, users, method
 ):
     user = users[0]
-    (found,) = evaluate(tiny, shared_tiny, [None], [user], method, CONFIG, False)
-    (plain,) = evaluate(tiny, shared_tiny, [None], [user], "shared", CONFIG, False)
+    (found,) = evaluate(asked, [None], [user], method, CONFIG, False)
+    (plain,) = evaluate(asked, [None], [user], "shared", CONFIG, False)
 
     def logp(item):
         with attached(tiny, shared_tiny):
@@ -168,7 +178,7 @@ def test_prompts_with_own_items_equal_the_obvious_computation(
     def count(item):
         return completion_tokens(tiny.encode(item))
 
-    longer = prompted(tiny, shared_tiny, user, method).held_out
+    longer = prompted(asked, user, method).held_out
     total, tokens, wins = 0.0, 0, []
     for item, asked in zip(user.held_out, longer, strict=True):
         assert len(asked.prompt.text) > 3 * len(item.prompt.text)
@@ -185,21 +195,21 @@ def test_prompts_with_own_items_equal_the_obvious_computation(
 
 
 @pytest.mark.parametrize("method", ["rag", "pag"])
-def test_nobody_elses_history_is_in_a_prompt(tiny, shared_tiny, users, method):
+def test_nobody_elses_history_is_in_a_prompt(asked, tiny, shared_tiny, users, method):
     """A group gives what its users give alone, whatever the others wrote."""
     none, settings = [None] * 3, config(evaluate__generate=True)
-    together = evaluate(tiny, shared_tiny, none, users, method, settings, True)
+    together = evaluate(asked, none, users, method, settings, True)
     changed = [replace(u, history=u.history[::-1][:2]) for u in users[1:]]
     group = [users[0], *changed]
-    other = evaluate(tiny, shared_tiny, none, group, method, settings, True)
-    (alone,) = evaluate(tiny, shared_tiny, [None], users[:1], method, settings, True)
+    other = evaluate(asked, none, group, method, settings, True)
+    (alone,) = evaluate(asked, [None], users[:1], method, settings, True)
     assert together[0] == pytest.approx(alone, abs=1e-5)
     assert other[0] == pytest.approx(alone, abs=1e-5)
     assert other[1]["nll"] != pytest.approx(together[1]["nll"], abs=1e-3)
 
 
 def test_outputs_are_generated_at_the_longer_prompts(
-    tiny, shared_tiny, users, monkeypatch
+    asked, tiny, shared_tiny, users, monkeypatch
 ):
     seen: list[list[int]] = []
 
@@ -209,16 +219,17 @@ def test_outputs_are_generated_at_the_longer_prompts(
         return ["3"] * len(prompts)
 
     monkeypatch.setattr(evaluation, "generate", watch)
-    evaluate(tiny, shared_tiny, [None], users[:1], "rag", CONFIG, True)
+    evaluate(asked, [None], users[:1], "rag", CONFIG, True)
     longer = map(tiny.encode, with_history(tiny, users[0], 4, 4).held_out)
     assert seen == [list(e.ids[: e.prompt_length]) for e in longer]
 
 
-def test_as_many_items_as_configured_are_put_into_the_prompt(tiny, shared_tiny, users):
+def test_as_many_items_as_configured_are_put_into_the_prompt(
+    asked, tiny, shared_tiny, users
+):
     found = {
         count: evaluate(
-            tiny,
-            shared_tiny,
+            asked,
             [None],
             users[:1],
             "rag",
@@ -231,30 +242,30 @@ def test_as_many_items_as_configured_are_put_into_the_prompt(tiny, shared_tiny, 
     assert found[6] == found[64]
 
 
-def test_without_a_history_the_plain_prompt_is_asked(tiny, shared_tiny, users):
+def test_without_a_history_the_plain_prompt_is_asked(asked, tiny, shared_tiny, users):
     empty = replace(users[0], history=())
     plain, rag, pag = (
-        evaluate(tiny, shared_tiny, [None], [empty], method, CONFIG, False)[0]["nll"]
+        evaluate(asked, [None], [empty], method, CONFIG, False)[0]["nll"]
         for method in ("shared", "rag", "pag")
     )
     assert rag == pytest.approx(plain) and pag == pytest.approx(plain)
 
 
 def test_only_prompts_with_own_items_need_the_search_library(
-    tiny, shared_tiny, users, monkeypatch
+    asked, tiny, shared_tiny, users, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "bm25s", None)
     for method in ("base", "shared"):
-        evaluate(tiny, shared_tiny, [None], users[:1], method, CONFIG, False)
+        evaluate(asked, [None], users[:1], method, CONFIG, False)
     with pytest.raises(ImportError, match="bm25s"):
-        evaluate(tiny, shared_tiny, [None], users[:1], "rag", CONFIG, False)
+        evaluate(asked, [None], users[:1], "rag", CONFIG, False)
 
 
 # --- CoPe -------------------------------------------------------------------------------
 
 
 def test_named_methods_decode_by_contrast_and_are_scored_without(
-    wide, shared, users, monkeypatch
+    reference, wide, shared, users, monkeypatch
 ):
     loras = [adapter(wide, f"u{k}", k) for k in range(3)]
     asked: list[float] = []
@@ -267,34 +278,32 @@ def test_named_methods_decode_by_contrast_and_are_scored_without(
     monkeypatch.setattr(evaluation, "generate", watch)
     settings = config(evaluate__contrast=0.7, evaluate__contrasted="cope")
     results = {
-        method: evaluate(wide, shared, loras, users, method, settings, True)
-        for method in ("oppu", "cope")
+        method: evaluate(reference, loras, users, method, settings, True)
+        for method in ("sft", "cope")
     }
     assert asked == [0.0, 0.7]
-    both = replace(
-        settings, evaluate=replace(settings.evaluate, contrasted="oppu,cope")
-    )
-    (named,) = evaluate(wide, shared, loras[:1], users[:1], "oppu", both, True)
+    both = replace(settings, evaluate=replace(settings.evaluate, contrasted="sft,cope"))
+    (named,) = evaluate(reference, loras[:1], users[:1], "sft", both, True)
     assert asked[2:] == [0.7] and named == pytest.approx(results["cope"][0], abs=1e-5)
     for one, two in zip(*results.values(), strict=True):
         assert (one["nll"], one["contrast"]) == (two["nll"], two["contrast"])
-    (alone,) = evaluate(wide, shared, loras[1:2], users[1:2], "cope", settings, True)
+    (alone,) = evaluate(reference, loras[1:2], users[1:2], "cope", settings, True)
     assert alone == pytest.approx(results["cope"][1], abs=1e-5)
 
 
-def test_generation_adds_the_metrics_of_the_task(wide, shared, users):
+def test_generation_adds_the_metrics_of_the_task(reference, wide, shared, users):
     loras = [adapter(wide, f"u{k}", k) for k in range(3)]
-    together = evaluate(wide, shared, loras, users, "c-bpo", CONFIG, True)
+    together = evaluate(reference, loras, users, "c-bpo", CONFIG, True)
     assert all({"nll", "contrast", "mae", "rmse"} <= set(r) for r in together)
-    (alone,) = evaluate(wide, shared, loras[2:], users[2:], "c-bpo", CONFIG, True)
+    (alone,) = evaluate(reference, loras[2:], users[2:], "c-bpo", CONFIG, True)
     assert alone == pytest.approx(together[2], abs=1e-5)
 
 
 def test_shift_is_the_mean_over_tokens_that_the_reference_expects(
-    wide, shared, users, monkeypatch
+    reference, wide, shared, users, monkeypatch
 ):
     lora = adapter(wide, "u", 1)
-    assert evaluation.shift(wide, shared, None, users[0]) == 0.0
+    assert evaluation.shift(reference, None, users[0]) == 0.0
     monkeypatch.setattr(evaluation, "COMMON", 1e-9)  # every token counts
     rivals = [wide.encode(item.rivals[0]) for item in users[0].held_out]
     total = 0.0
@@ -304,13 +313,13 @@ def test_shift_is_the_mean_over_tokens_that_the_reference_expects(
         with attached(wide, shared):
             total -= obvious_logp(wide, encoded)
     expected = total / sum(map(completion_tokens, rivals))
-    found = evaluation.shift(wide, shared, lora, users[0])
+    found = evaluation.shift(reference, lora, users[0])
     assert found == pytest.approx(expected, abs=1e-4)
     assert abs(found) > 0.01
     monkeypatch.setattr(evaluation, "COMMON", 0.99999)  # no token does
-    assert evaluation.shift(wide, shared, lora, users[0]) == 0.0
+    assert evaluation.shift(reference, lora, users[0]) == 0.0
     measured = config(evaluate__shift=True)
-    (result,) = evaluate(wide, shared, [lora], users[:1], "c-bpo", measured, False)
+    (result,) = evaluate(reference, [lora], users[:1], "c-bpo", measured, False)
     assert result["shift"] == 0.0
 
 
@@ -323,9 +332,9 @@ def test_without_rivals_there_is_no_contrast(backbone, shared, users):
         replace(u, held_out=tuple(replace(i, rivals=()) for i in u.held_out))
         for u in users
     ]
-    settings = config(evaluate__shift=True)
+    settings, plain = config(evaluate__shift=True), Reference(backbone, shared)
     none = [None] * len(users)
-    found = evaluation.evaluate(backbone, shared, none, alone, "base", settings, False)
+    found = evaluate(plain, none, alone, "base", settings, False)
     assert [set(one) for one in found] == [{"nll"}] * len(users)
     # Some items have rivals: these count, and the others say nothing.
     first, *rest = users[0].held_out
@@ -334,7 +343,7 @@ def test_without_rivals_there_is_no_contrast(backbone, shared, users):
     )
     only = replace(users[0], held_out=(first,))
     scored = [
-        evaluation.evaluate(backbone, shared, [None], [one], "base", settings, False)[0]
+        evaluate(plain, [None], [one], "base", settings, False)[0]
         for one in (mixed, only)
     ]
     assert scored[0]["contrast"] == pytest.approx(scored[1]["contrast"])

@@ -12,6 +12,7 @@ import torch
 from idiolect.common.data.types import Item, Prompt, User
 from idiolect.common.engine.adapters import attached
 from idiolect.common.engine.backbone import load_backbone
+from idiolect.common.engine.reference import Reference
 from idiolect.common.engine.scoring import completion_tokens
 from idiolect.common.methods import in_context
 from idiolect.common.methods.in_context import (
@@ -188,8 +189,8 @@ def test_a_profile_is_what_the_shared_policy_goes_on_to_say(tiny, user, monkeypa
         return real(backbone, adapters, prompts, budget)
 
     monkeypatch.setattr(in_context, "generate", watch)
-    profile = write_profile(tiny, shared, user)
-    assert profile == write_profile(tiny, shared, user)
+    profile = write_profile(Reference(tiny, shared), user)
+    assert profile == write_profile(Reference(tiny, shared), user)
     prompt = tiny.tokenizer.decode(seen[0], skip_special_tokens=True)
     titles = "\n".join(f"Title {k}" for k in range(6))
     assert prompt == titles + in_context.ASKED
@@ -212,7 +213,10 @@ def test_a_profile_reads_the_newest_texts(tiny, user, monkeypatch):
     shared = adapter(tiny, "s", 3)
     for context in (512, 130):
         small = replace(tiny, context=context)
-        assert write_profile(small, shared, replace(user, history=many)) == "A profile."
+        assert (
+            write_profile(Reference(small, shared), replace(user, history=many))
+            == "A profile."
+        )
     assert all("number 39" in p and "number 23" not in p for p in prompts)
     assert all(p.endswith(in_context.ASKED) for p in prompts)
     assert "number 24" in prompts[0] and "number 24" not in prompts[1]
@@ -220,7 +224,7 @@ def test_a_profile_reads_the_newest_texts(tiny, user, monkeypatch):
 
 def test_the_search_library_is_loaded_by_those_who_search():
     code = (
-        "import sys, idiolect.common.methods.personal, idiolect.client.node.tasks, "
+        "import sys, idiolect.common.methods.personalise, idiolect.client.node.tasks, "
         "idiolect.server.study.study; sys.exit('bm25s' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

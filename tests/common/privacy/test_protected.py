@@ -81,11 +81,6 @@ def test_noise_that_is_none_is_named(more, said):
             "metrics",
             "noise of 0.02",
         ),
-        (
-            {"privacy.noise": 5.0, "adapt.clip-quantile": 0.5, "privacy.clip-bit": 0.1},
-            "update",
-            "noise of 0.1 times",
-        ),
         ({"privacy.metrics": "clear"}, "metrics", "privacy.metrics is 'clear'"),
         ({"adapt.rounds": 0}, "update", "no release of this kind"),
         ({"unlabeled.kind": "self"}, "votes", "no release of this kind"),
@@ -156,7 +151,7 @@ def test_sampling_may_make_of_strong_noise_what_the_budget_says():
 
 
 def test_what_a_run_makes_is_counted_within_its_cap():
-    config = with_({"privacy.participations": 3, "methods": "base,shared,oppu"})
+    config = with_({"privacy.participations": 3, "methods": "base,shared,sft"})
     assert planned(config) == {"update": 3, "votes": 1, "metrics": 3}
     assert planned(parse(DEVICES)) == {}
     assert planned(with_({"unlabeled.kind": "self", "adapt.rounds": 0})) == {

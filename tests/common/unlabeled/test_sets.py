@@ -10,23 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idiolect.common import config
+from idiolect.common.data.ngrams import grams, hashed
 from idiolect.common.data.types import Item, Prompt, User
-from idiolect.common.unlabeled.sets import (
-    Unlabeled,
-    ballot,
-    build_bank,
+from idiolect.common.unlabeled.draws import (
     draw,
     effective_size,
-    fingerprint,
-    grams,
-    hashed,
-    marks,
-    population_share,
     subset,
     tempered,
+    without_own,
+)
+from idiolect.common.unlabeled.offers import marks
+from idiolect.common.unlabeled.sets import Unlabeled, fingerprint, population_share
+from idiolect.common.unlabeled.votes import (
+    ballot,
+    build_bank,
     vote,
     whitened_similarity,
-    without_own,
 )
 
 
@@ -53,8 +52,7 @@ def test_grams_count_characters_three_to_five():
 def test_features_are_the_same_in_every_process():
     # Python's own hash differs between processes; votes over one bank must not.
     code = (
-        "from idiolect.common.unlabeled.sets import *;"
-        "print(sorted(grams('dawn').items()))"
+        "from idiolect.common.data.ngrams import *;print(sorted(grams('dawn').items()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == str(sorted(grams("dawn").items()))

@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, norm
 
 from idiolect.common.errors import IdiolectError
-from idiolect.common.unlabeled.sets import build_bank
+from idiolect.common.unlabeled.votes import build_bank
 from idiolect.server.audit import attacks
 
 DELTA = 1e-6

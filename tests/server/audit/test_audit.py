@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from idiolect.common.config import parse
+from idiolect.common.config import parse_run
 from idiolect.common.errors import IdiolectError
 from idiolect.common.seeds import numpy_generator
 from idiolect.server import cli
@@ -144,7 +144,7 @@ def test_auditing_a_run_completes_its_card(settings, quick, capsys, kind):
     plain = settings | CENTRAL | {"methods": "shared", "unlabeled.kind": kind}
     plain |= {"unlabeled.buckets": 3, "unlabeled.support": 4, "history": 10}
     folder = run(plain, FakeGrid(5))
-    place = ["--output-dir", plain["output-dir"]]
+    place = ["--output-dir", plain["run.folder"]]
     assert cli.main(["audit", "latest", *place]) == 0
     printed = " ".join(capsys.readouterr().out.split())  # wherever lines are broken
     assert "Audit 'aggregation, honest, summed'" in printed
@@ -172,24 +172,20 @@ def test_a_run_without_results_cannot_be_audited(tmp_path, capsys):
 
 def test_a_secret_in_a_history_is_ranked_by_likelihood(settings, quick, monkeypatch):
     """A shared adapter that knows the code must be found to know it."""
-    config = parse({k: v for k, v in settings.items() if k != "output-dir"})
+    config = parse_run(settings)[0]
     from idiolect.common.data.load import load_dataset
-    from idiolect.common.engine.backbone import load_backbone
-    from idiolect.common.methods import personal
+    from idiolect.common.engine.reference import Reference, load_reference
 
-    backbone = load_backbone(config.backbone, config.dtype, "cpu", config.max_length)
-    original = personal.CACHE.get
+    original = Reference.scores
 
-    def leaky(backbone, shared, items):
-        found = original(backbone, shared, items)
+    def leaky(reference, items):
+        found = original(reference, items)
         if len(items) == audit.CODES:  # the first user's code is the first candidate
             found = [1e3, *found[1:]]
         return found
 
-    monkeypatch.setattr(
-        audit.personal, "CACHE", type("C", (), {"get": staticmethod(leaky)})
-    )
-    found = audit.extraction(backbone, load_dataset(config), config)
+    monkeypatch.setattr(Reference, "scores", leaky)
+    found = audit.extraction(load_reference(config), load_dataset(config), config)
     assert [entry["name"].split()[-2] for entry in found] == ["1", "4", "6"]
     assert found[0]["exposure"] == pytest.approx(math.log2(50))
     assert all(entry["exposure"] < entry["highest"] for entry in found[1:])

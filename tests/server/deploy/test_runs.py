@@ -87,7 +87,7 @@ def test_a_command_that_is_ended_says_that_its_run_goes_on(
 
 def test_a_run_that_has_ended_says_how(folder, left):
     journal = left / "metrics.jsonl"
-    with pytest.raises(IdiolectError, match="interrupted.*resume=left"):
+    with pytest.raises(IdiolectError, match="interrupted.*--resume left"):
         runs.attach(folder, "left", results.console())
     journal.write_text('{"event": "failed", "message": "the sky fell."}\n')
     with pytest.raises(IdiolectError, match="^the sky fell"):

@@ -28,7 +28,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.task_identity import TaskIdentity
 
-from idiolect.common.config import flatten, parse
+from idiolect.common.config import flatten, parse_run
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol.messages import ShareRequest
 from idiolect.server.run import exchange
@@ -412,7 +412,8 @@ class Asked:
     """A run, as far as `Asking` needs one."""
 
     def __init__(self, grid: Any, settings: dict) -> None:
-        self.config, self.grid, self.slow = parse(settings), grid, set()
+        self.config = parse_run(settings)[0]
+        self.grid, self.slow = grid, set()
         self.state = SimpleNamespace(cost=SimpleNamespace(bytes_down=0))
         self.holds, self.signing_key, self.counters = {}, bytes(32), []
         self.salt = bytes(16)

@@ -147,7 +147,7 @@ def test_a_round_beyond_the_budget_is_refused_and_the_run_ends_with_what_it_has(
 
 def test_no_task_of_a_release_is_sent_before_it_is_charged(central):
     uncharged: list[str] = []
-    path = Path(central["output-dir"]) / "charged" / "ledger.json"
+    path = Path(central["run.folder"]) / "charged" / "ledger.json"
 
     def look(task: Message, reply: Message) -> Message:
         names = {"train.adapt": AdaptRequest, "query.vote": VoteRequest}
@@ -158,7 +158,7 @@ def test_no_task_of_a_release_is_sent_before_it_is_charged(central):
                 uncharged.append(body["release"])
         return reply
 
-    run(central | {"run-name": "charged"}, FakeGrid(5, look))
+    run(central | {"run.name": "charged"}, FakeGrid(5, look))
     assert uncharged == []
 
 
@@ -186,7 +186,7 @@ def test_the_noise_has_the_charged_size(central):
 def test_without_noise_the_central_round_is_the_exact_average(central):
     plain = {"adapt.rounds": 1, "methods": "shared"}
     exact = shared_of(run(central | plain | {"privacy.epsilon": math.inf}, FakeGrid(5)))
-    plain |= {"privacy.mode": "off", "adapt.wire": "float32", "run-name": "off"}
+    plain |= {"privacy.mode": "off", "adapt.wire": "float32", "run.name": "off"}
     off = shared_of(run(central | plain, FakeGrid(5)))
     np.testing.assert_array_equal(exact, off)
 
@@ -194,10 +194,10 @@ def test_without_noise_the_central_round_is_the_exact_average(central):
 def test_noise_from_the_operating_system_never_repeats(central):
     plain = central | {"adapt.rounds": 1, "methods": "shared", "privacy.seeded": False}
     one, two = (
-        shared_of(run(plain | {"run-name": name}, FakeGrid(5))) for name in "ab"
+        shared_of(run(plain | {"run.name": name}, FakeGrid(5))) for name in "ab"
     )
     assert (one != two).mean() > 0.9  # two numbers of 192 may round to the same
-    card = json.loads((Path(plain["output-dir"]) / "a/privacy_card.json").read_text())
+    card = json.loads((Path(plain["run.folder"]) / "a/privacy_card.json").read_text())
     assert card["rng"] == "operating system"
 
 
@@ -246,7 +246,7 @@ def test_the_clip_follows_the_quantile(central):
 def test_the_clip_bit_is_part_of_its_rounds_event():
     config = parse({"privacy.mode": "central", "adapt.clip-quantile": 0.5})
     event = budget.adapt_event(config, budget.Noise(1.0, 1.0, 1.0), CROWD)
-    assert event.clip_bit_z == config.privacy.clip_bit == 10.0
+    assert event.clip_bit_z == 10.0
     fixed = parse({"privacy.mode": "central"})
     assert budget.adapt_event(fixed, budget.Noise(1.0, 1.0, 1.0), CROWD).clip_bit_z == 0
 
@@ -288,11 +288,11 @@ def test_a_round_that_is_left_out_moves_nothing(central):
         return reply
 
     plain = central | {"methods": "shared"}
-    one = shared_of(run(plain | {"run-name": "one"}, FakeGrid(5, die)))
+    one = shared_of(run(plain | {"run.name": "one"}, FakeGrid(5, die)))
     whole = plain | {"adapt.rounds": 1, "privacy.noise": 1.0, "privacy.epsilon": 50.0}
     part = plain | {"adapt.rounds": 2, "privacy.noise": 1.0, "privacy.epsilon": 50.0}
-    first = shared_of(run(whole | {"run-name": "whole"}, FakeGrid(5)))
-    left = shared_of(run(part | {"run-name": "part"}, FakeGrid(5, die)))
+    first = shared_of(run(whole | {"run.name": "whole"}, FakeGrid(5)))
+    left = shared_of(run(part | {"run.name": "part"}, FakeGrid(5, die)))
     np.testing.assert_array_equal(first, left)
     assert one.any()
 
@@ -351,17 +351,17 @@ def test_votes_are_released_with_noise_and_a_floor(central):
 
 
 def test_only_those_who_voted_take_their_vote_out(central, monkeypatch):
-    from idiolect.common.methods import personal
+    from idiolect.common.unlabeled import draws
 
     taken: dict[str, bool] = {}
-    original = personal.not_own
+    original = draws.not_own
 
-    def watch(backbone, user, unlabeled, config, floor, voters):
-        assert voters is not None
-        taken[user.id] = user.id in voters
-        return original(backbone, user, unlabeled, config, floor, voters)
+    def watch(reference, user, unlabeled, config):
+        assert unlabeled.voters is not None
+        taken[user.id] = user.id in unlabeled.voters
+        return original(reference, user, unlabeled, config)
 
-    monkeypatch.setattr(personal, "not_own", watch)
+    monkeypatch.setattr(draws, "not_own", watch)
     half = central | {"privacy.vote-sampling": 0.5, "seed": 2}
     folder = run(half, FakeGrid(5))
     voted = set(checkpoint.load(folder, {}).took_part["votes"])
@@ -493,7 +493,7 @@ def test_a_task_that_was_changed_on_the_way_is_refused(central):
             for message in messages:
                 if message.metadata.message_type == "train.personalise":
                     head = message.content.config_records["message"]
-                    head["body"] = str(head["body"]).replace("c-bpo", "oppu ")
+                    head["body"] = str(head["body"]).replace("c-bpo", "sft  ")
             return super().push_messages(messages)
 
     with pytest.raises(IdiolectError, match="not signed with the key"):
@@ -501,10 +501,10 @@ def test_a_task_that_was_changed_on_the_way_is_refused(central):
 
 
 def test_another_key_is_refused_after_the_first_contact(central):
-    folder = run(central | {"methods": "shared", "run-name": "keyed"}, FakeGrid(5))
+    folder = run(central | {"methods": "shared", "run.name": "keyed"}, FakeGrid(5))
     (folder / "checkpoint/signing.key").unlink()
     with pytest.raises(IdiolectError, match="not the one that was pinned"):
-        run(central | {"methods": "shared", "resume": "keyed"}, FakeGrid(5))
+        run(central | {"methods": "shared", "run.resume": "keyed"}, FakeGrid(5))
 
 
 def test_an_expired_manifest_is_renewed_on_resume(central, monkeypatch):
@@ -517,18 +517,19 @@ def test_an_expired_manifest_is_renewed_on_resume(central, monkeypatch):
             raise Killed
 
     monkeypatch.setattr("idiolect.server.run.exchange.save", die_after_pool)
-    short = central | {"unlabeled.valid-days": 0.001}
+    monkeypatch.setattr("idiolect.server.run.pool.VALID_DAYS", 0.001)
+    short = central
     with pytest.raises(Killed):
-        run(short | {"run-name": "late"}, FakeGrid(5))
+        run(short | {"run.name": "late"}, FakeGrid(5))
     monkeypatch.setattr("idiolect.server.run.exchange.save", original)
     new_process()
-    folder = Path(short["output-dir"]) / "late"
+    folder = Path(short["run.folder"]) / "late"
     before = manifests.parse(checkpoint.load(folder, {}).manifest)
     late = before.expires + 1
     for module in ("idiolect.server.run.pool.time", "idiolect.client.node.tasks.time"):
         monkeypatch.setattr(f"{module}.time", lambda: late)
     run(
-        short | {"resume": "late"},
+        short | {"run.resume": "late"},
         FakeGrid(5, tasks_of("train.personalise", PersonaliseRequest, seen)),
     )
     after = manifests.parse(seen[0].manifest)
@@ -603,7 +604,7 @@ def test_a_row_of_metrics_that_is_a_little_too_long_is_clipped(central, monkeypa
             return pack(dataclasses.replace(reply, sums={"sums": row}))
 
         run(
-            plain | {"run-name": f"l{length:g}"},
+            plain | {"run.name": f"l{length:g}"},
             FakeGrid(5, alter("evaluate", stretch)),
         )
     assert 1 - 1e-6 < np.linalg.norm(totals[0] - totals[1]) <= 1
@@ -638,10 +639,10 @@ def test_killed_between_charge_and_release_the_ledger_is_on_the_safe_side(centra
 
     generous = central | {"privacy.noise": 2.0, "privacy.epsilon": 100.0}
     with pytest.raises(Killed):
-        run(generous | {"run-name": "cut"}, FakeGrid(5, die))
-    folder = Path(generous["output-dir"]) / "cut"
+        run(generous | {"run.name": "cut"}, FakeGrid(5, die))
+    folder = Path(generous["run.folder"]) / "cut"
     assert [c.id for c in read_ledger(folder / "ledger.json").charges] == ["adapt/0"]
-    run(generous | {"resume": "cut"}, FakeGrid(5))
+    run(generous | {"run.resume": "cut"}, FakeGrid(5))
     charges = read_ledger(folder / "ledger.json").charges
     # Nothing of the round that was cut short had been released: what was paid for it is
     # used, once, and never forgotten.
@@ -659,12 +660,12 @@ def test_a_crash_anywhere_costs_a_calibrated_run_nothing(central, cut):
             raise Killed
         return reply
 
-    whole = run(central | {"run-name": "whole"}, FakeGrid(5))
+    whole = run(central | {"run.name": "whole"}, FakeGrid(5))
     new_process()
     with pytest.raises(Killed):
-        run(central | {"run-name": "cut"}, FakeGrid(5, die))
+        run(central | {"run.name": "cut"}, FakeGrid(5, die))
     new_process()
-    folder = run(central | {"resume": "cut"}, FakeGrid(5))
+    folder = run(central | {"run.resume": "cut"}, FakeGrid(5))
     assert [c.id for c in read_ledger(folder / "ledger.json").charges] == [
         "adapt/0",
         "adapt/1",
@@ -690,24 +691,24 @@ def test_a_finished_round_is_not_paid_for_again(central, monkeypatch):
 
     monkeypatch.setattr("idiolect.server.run.exchange.save", die_after_adapt)
     with pytest.raises(Killed):
-        run(central | {"run-name": "cut"}, FakeGrid(5))
+        run(central | {"run.name": "cut"}, FakeGrid(5))
     monkeypatch.setattr("idiolect.server.run.exchange.save", original)
-    folder = Path(central["output-dir"]) / "cut"
+    folder = Path(central["run.folder"]) / "cut"
     sent = shared_of(folder)
-    run(central | {"resume": "cut"}, FakeGrid(5))
+    run(central | {"run.resume": "cut"}, FakeGrid(5))
     charges = read_ledger(folder / "ledger.json").charges
     assert [c.id for c in charges] == ["adapt/0", "adapt/1", "votes/0"]
     np.testing.assert_array_equal(shared_of(folder), sent)
 
 
 def test_a_lost_ledger_is_not_begun_anew(central):
-    folder = run(central | {"methods": "shared", "run-name": "lost"}, FakeGrid(5))
+    folder = run(central | {"methods": "shared", "run.name": "lost"}, FakeGrid(5))
     (folder / "ledger.json").write_text("{}")
     with pytest.raises(IdiolectError, match="unknown"):
-        run(central | {"methods": "shared", "resume": "lost"}, FakeGrid(5))
+        run(central | {"methods": "shared", "run.resume": "lost"}, FakeGrid(5))
     (folder / "ledger.json").unlink()
     with pytest.raises(IdiolectError, match="is gone.*restore"):
-        run(central | {"methods": "shared", "resume": "lost"}, FakeGrid(5))
+        run(central | {"methods": "shared", "run.resume": "lost"}, FakeGrid(5))
 
 
 def test_nobody_is_asked_twice_in_a_refused_round(central):
@@ -725,8 +726,8 @@ def test_a_reply_that_comes_twice_counts_once(central):
             return [*found, *found]
 
     plain = central | {"adapt.rounds": 1, "methods": "shared"}
-    one = shared_of(run(plain | {"run-name": "one"}, FakeGrid(5)))
-    two = shared_of(run(plain | {"run-name": "two"}, Twice(5)))
+    one = shared_of(run(plain | {"run.name": "one"}, FakeGrid(5)))
+    two = shared_of(run(plain | {"run.name": "two"}, Twice(5)))
     np.testing.assert_array_equal(one, two)
 
 

@@ -1,20 +1,23 @@
-"""What `idiolect status` says: the history, the adapters, the server, and what is next."""
+"""`idiolect status`: the history, the adapters, the server, and what to do next."""
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
 from time import localtime, strftime
 from typing import Any
 
-from ..common.protocol.messages import device_user
-from ..common.text import printable
-from .node import membership
-from .owner import consent, history, owner
-from .owner.owner import Version
-from .owner.vault import Vault
+from ...common.protocol.messages import device_user
+from ...common.text import printable
+from ..node import membership
+from ..owner import adapters as kept
+from ..owner import consent, history, owner
+from ..owner.adapters import Version
+from ..owner.vault import Vault
+from .answer import Answer
 
 
-def status(vault: Vault) -> dict[str, Any]:
-    """Gather it; the values are JSON."""
+def status(vault: Vault, _options: argparse.Namespace) -> Answer:
+    """Gather and print it."""
     everything = history.entries(vault)
     server, known = membership.server_of(vault), membership.membership(vault)
     number = known.get("number")
@@ -32,20 +35,22 @@ def status(vault: Vault) -> dict[str, Any]:
         "consent": consent.consents(vault),
         "privacy": consent.balance(vault),
     }
-    return {**found, "next": next_step(found)}
+    found["next"] = next_step(found)
+    return Answer(found, text(found))
 
 
 def adapters(vault: Vault) -> dict[str, Any]:
     """The adapters, and the number of the one in use; 0: none."""
-    kept = [shown(one) for one in owner.versions(vault)]
-    return {"active": owner.active(vault), "adapters": kept}
+    found = [shown(one) for one in kept.versions(vault)]
+    return {"active": kept.active(vault), "adapters": found}
 
 
 def shown(version: Version) -> dict[str, Any]:
-    """A version without what only the vault compares."""
+    """A version as JSON, without the fields that only the vault compares."""
     found = {**asdict(version), "accepted": version.accepted}
-    hidden = ("generations", "pairs", "allowed")
-    return {name: value for name, value in found.items() if name not in hidden}
+    for name in ("generations", "pairs", "allowed"):
+        del found[name]
+    return found
 
 
 def next_step(found: Mapping[str, Any]) -> str:

@@ -8,9 +8,11 @@ from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
 from idiolect.common.data.types import TOO_LONG, Item, Prompt
 from idiolect.common.engine.backbone import load_backbone
+from idiolect.common.engine.fitting import fitting, too_long
+from idiolect.common.engine.reference import Reference
 from idiolect.common.errors import IdiolectError
-from idiolect.common.methods import personal
-from idiolect.common.unlabeled.sets import Unlabeled
+from idiolect.common.unlabeled.draws import not_own
+from idiolect.common.unlabeled.sets import Unlabeled, UnlabeledSet
 from idiolect.server.study import study
 
 CONTEXT = 128
@@ -35,21 +37,22 @@ def test_only_what_does_not_fit_is_left_out(backbone):
         held_out=(held, *user.held_out[1:], LONG),
         disliked=(LONG,),
     )
-    found, count = personal.fitting(backbone, given)
+    found, count = fitting(backbone, given)
     assert found == replace(user, history=(*user.history, CUT))
     assert count == 3
-    assert personal.fitting(backbone, user) == (user, 0)
-    assert personal.too_long(backbone, found) == ""
+    assert fitting(backbone, user) == (user, 0)
+    assert too_long(backbone, found) == ""
     empty = replace(user, history=())
-    assert "no history item that fits" in personal.too_long(backbone, empty)
+    assert "no history item that fits" in too_long(backbone, empty)
 
 
 def test_a_public_item_that_is_too_long_harms_nobody(backbone):
     user = load_dataset(CONFIG).users[0]
-    public = [Unlabeled(LONG), *map(Unlabeled, load_dataset(CONFIG).users[1].history)]
+    history = load_dataset(CONFIG).users[1].history
+    public = UnlabeledSet((Unlabeled(LONG), *map(Unlabeled, history)))
     for features in ("backbone", "ngrams"):
         config = parse({"unlabeled.features": features})
-        others = personal.not_own(backbone, user, public, config)
+        others = not_own(Reference(backbone), user, public, config)
         assert LONG not in [entry.item for entry in others] and others
 
 

@@ -1,4 +1,4 @@
-"""The keeper of a node: it starts its worker again, and the two end together."""
+"""The supervisor of a node: it starts its worker again, and the two end together."""
 
 import os
 import signal
@@ -18,8 +18,8 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
-from idiolect.client.node import keeper as keeping
 from idiolect.client.node import membership, worker
+from idiolect.client.node import supervisor as supervising
 from idiolect.client.node.membership import Server
 from idiolect.client.owner import consent
 from idiolect.client.owner.keys import Passphrase, RandomKey
@@ -27,13 +27,14 @@ from idiolect.client.owner.vault import Vault
 from idiolect.common.errors import IdiolectError
 from tests.waiting import until
 
-KEEPER = """
+SUPERVISOR = """
 import sys
 from pathlib import Path
-from idiolect.client.node import keeper
+from idiolect.client.node import supervisor
 from idiolect.client.owner.keys import RandomKey
-keeper.FIRST_WAIT = 0.2
-keeper.keep_running(Path(sys.argv[1]), RandomKey(bytes(32)), lambda s: print(s, flush=True))
+supervisor.FIRST_WAIT = 0.2
+key, say = RandomKey(bytes(32)), lambda text: print(text, flush=True)
+supervisor.keep_running(Path(sys.argv[1]), key, say)
 """
 
 
@@ -149,12 +150,12 @@ def workers(place: Path) -> list[int]:
 
 
 @pytest.fixture
-def keeper(vault):
-    """A keeper whose worker finds no server at the address that was joined."""
+def supervisor(vault):
+    """A supervisor whose worker finds no server at the address that was joined."""
     certificate = _certificate(vault.path.parent)
     membership.join(vault, Server("127.0.0.1:9", certificate, "00" * 32))
     process = subprocess.Popen(
-        [sys.executable, "-c", KEEPER, str(vault.path)],
+        [sys.executable, "-c", SUPERVISOR, str(vault.path)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -173,8 +174,8 @@ def _certificate(folder: Path) -> str:
     return (folder / "server" / "ca.crt").read_text()
 
 
-def test_a_killed_worker_is_started_again(keeper):
-    process, path = keeper
+def test_a_killed_worker_is_started_again(supervisor):
+    process, path = supervisor
     (first,) = until(lambda: workers(path))
     os.kill(first, signal.SIGKILL)
     assert "ended with -9; it starts again" in process.stdout.readline()
@@ -191,15 +192,15 @@ def test_a_worker_ends_whose_keeper_died_before_it_gave_the_key(vault):
     assert done.returncode == 1
 
 
-def test_a_worker_does_not_outlive_its_keeper(keeper):
-    process, path = keeper
+def test_a_worker_does_not_outlive_its_keeper(supervisor):
+    process, path = supervisor
     until(lambda: workers(path))
     process.kill()
     until(lambda: not workers(path))
 
 
-def test_the_keeper_ends_its_worker_when_told(keeper):
-    process, path = keeper
+def test_the_keeper_ends_its_worker_when_told(supervisor):
+    process, path = supervisor
     until(lambda: workers(path))
     process.terminate()
     assert process.wait(30) == 0
@@ -209,7 +210,7 @@ def test_the_keeper_ends_its_worker_when_told(keeper):
 def test_the_key_is_on_no_command_line_and_in_no_environment(vault):
     certificate = _certificate(vault.path.parent)
     membership.join(vault, Server("127.0.0.1:9", certificate, "00" * 32))
-    worker = keeping._start(vault.path, Passphrase("correct horse battery"))
+    worker = supervising._start(vault.path, Passphrase("correct horse battery"))
     try:
         place = Path(f"/proc/{worker.pid}")
         assert b"horse" not in (place / "cmdline").read_bytes()
@@ -241,14 +242,14 @@ def test_no_invitation_is_more_than_it_should_be(tmp_path, change):
     (tmp_path / "bad.json").write_text(good)
     assert membership.read_invitation(tmp_path / "bad.json").address == "localhost:1"
     (tmp_path / "bad.json").write_text(change(good))
-    with pytest.raises(IdiolectError, match="is no invitation") as refused:
+    with pytest.raises(IdiolectError, match="is not an invitation") as refused:
         membership.read_invitation(tmp_path / "bad.json")
     assert len(str(refused.value)) < 1000
 
 
 def test_the_keeper_ends_where_somebody_must_act_first(vault, monkeypatch):
     """A new worker would end in the same way; one that crashed gets another."""
-    codes = iter([1, -9, keeping.FINAL])
+    codes = iter([1, -9, supervising.FINAL])
 
     class Worker:
         def __init__(self) -> None:
@@ -257,27 +258,27 @@ def test_the_keeper_ends_where_somebody_must_act_first(vault, monkeypatch):
         def poll(self) -> int:
             return self.returncode
 
-    monkeypatch.setattr(keeping, "_start", lambda *_: Worker())
-    monkeypatch.setattr(keeping, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(supervising, "_start", lambda *_: Worker())
+    monkeypatch.setattr(supervising, "FIRST_WAIT", 0.01)
     said: list[str] = []
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     try:
-        code = keeping.keep_running(vault.path, RandomKey(bytes(32)), said.append)
+        code = supervising.keep_running(vault.path, RandomKey(bytes(32)), said.append)
     finally:
         for number, handler in zip(
             (signal.SIGTERM, signal.SIGINT), before, strict=True
         ):
             signal.signal(number, handler)
-    assert code == keeping.FINAL == 2
+    assert code == supervising.FINAL == 2
     assert [one.partition(";")[0] for one in said] == [
         "the node ended with 1",
         "the node ended with -9",
     ]
 
 
-def test_a_worker_leaves_ctrl_c_to_its_keeper(keeper):
+def test_a_worker_leaves_ctrl_c_to_its_keeper(supervisor):
     """A terminal sends it to both; the worker said a traceback."""
-    process, path = keeper
+    process, path = supervisor
     (worker,) = until(lambda: workers(path))
     until(lambda: ignores(worker, signal.SIGINT))
     os.kill(worker, signal.SIGINT)

@@ -1,10 +1,9 @@
-"""The keeper: the process that holds the vault's key and starts the worker again.
+"""The supervisor: the process that holds the vault's key and restarts the worker.
 
-It waits longer after each failure. Where the server does not take the device as it is, or
-the owner must decide something, the worker says so and the keeper ends too.
+It waits longer after each failure. Where the server refuses the device as it is, or the
+owner must decide something, the worker says so and the supervisor ends too.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -15,11 +14,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ..owner.keys import Key, Passphrase
+from ..owner.keys import Key, to_line
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a worker is started again
 SETTLED = 120.0  # a worker that lived this long is not failing at its start
-FINAL = 2  # exit code of a worker that has said what somebody must do first
+FINAL = 2  # exit code of a worker that cannot go on before somebody has acted
 
 
 def keep_running(vault: Path, key: Key, say: Callable[[str], None]) -> int:
@@ -28,8 +27,8 @@ def keep_running(vault: Path, key: Key, say: Callable[[str], None]) -> int:
     Returns
     -------
     int
-        0 when told to end, and `FINAL` where a worker has said what must be done first: a
-        new one would end in the same way.
+        0 when told to end, and `FINAL` where a worker ended with it: a new one would end
+        in the same way.
     """
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -55,25 +54,15 @@ def keep_running(vault: Path, key: Key, say: Callable[[str], None]) -> int:
 
 def _start(vault: Path, key: Key) -> "subprocess.Popen[bytes]":
     """Start a worker; the key goes through its standard input and into no file."""
+    module = "idiolect.client.node.worker"
     worker = subprocess.Popen(
-        [
-            sys.executable,
-            "-P",
-            "-m",
-            "idiolect.client.node.worker",
-            str(vault.absolute()),
-        ],
+        [sys.executable, "-P", "-m", module, str(vault.absolute())],
         stdin=subprocess.PIPE,
         env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
     )
-    secret = (
-        {"passphrase": key.text}
-        if isinstance(key, Passphrase)
-        else {"secret": key.secret.hex()}
-    )
     if worker.stdin:
-        with suppress(BrokenPipeError):  # it is dead already: the keeper sees that
-            worker.stdin.write(json.dumps(secret).encode() + b"\n")
+        with suppress(BrokenPipeError):  # it is dead already: `keep_running` sees that
+            worker.stdin.write(to_line(key))
             worker.stdin.flush()  # stays open: its end tells the worker that we are gone
     return worker
 

@@ -1,0 +1,68 @@
+"""One user's part in a round of the shared adapter."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..config import Config
+from ..data.types import User
+from ..engine.fitting import encode_all
+from ..engine.reference import Reference
+from ..engine.training import Example, Lesson, Recipe, train
+
+
+def shared_update(
+    reference: Reference,
+    users: Sequence[User],
+    config: Config,
+    round_number: int,
+    clip: float | None = None,
+) -> dict[str, Tensor]:
+    """Local training of the shared adapter: each user's change of B.
+
+    SFT on the own history with A frozen (FFA-LoRA, Sun et al. 2024): with one A for all,
+    averaging B averages the adapters exactly. Each user's change is clipped to `clip`
+    (``adapt.clip`` unless given) in L2 norm over all projections, so that one user's pull
+    is bounded.
+
+    Returns
+    -------
+    dict
+        Projection -> float32 [len(users), out, r], one row per user.
+    """
+    recipe = Recipe(
+        method="sft",
+        learning_rate=config.adapt.learning_rate,
+        epochs=1,
+        batch=config.adapt.batch,
+        microbatch=config.engine.microbatch,
+        train_a=False,
+        seed=config.seed,
+        optimizer=config.adapt.optimizer,
+    )
+    lessons = [
+        Lesson(
+            f"{user.id}/round-{round_number}",
+            [
+                Example(encoded)
+                for encoded in encode_all(reference.backbone, user.history)
+            ],
+        )
+        for user in users
+    ]
+    backbone, shared = reference.backbone, reference.adapter
+    trained = train(backbone, None, [shared] * len(users), lessons, recipe).loras
+    rows = {
+        name: torch.stack([lora.b[name] - start for lora in trained]).float().cpu()
+        for name, start in shared.b.items()
+    }
+    return clip_rows(rows, config.adapt.clip if clip is None else clip)
+
+
+def clip_rows(rows: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
+    """Scale every user's row so that its L2 norm over all projections is at most `clip`."""
+    squares = [tensor.flatten(1).square().sum(1) for tensor in rows.values()]
+    norm = torch.stack(squares).sum(0).sqrt()
+    factor = (clip / norm.clamp(min=1e-12)).clamp(max=1)
+    return {name: tensor * factor[:, None, None] for name, tensor in rows.items()}

@@ -1,0 +1,76 @@
+"""Samples of the reference policy at given prompts, among them the kind `self`."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..config import Config
+from ..data.load import task_of
+from ..data.types import Item, User
+from ..engine.backbone import Encoded
+from ..engine.fitting import encode_all
+from ..engine.reference import Reference
+from ..engine.scoring import generate
+from ..seeds import derive
+from .sets import Unlabeled
+
+# Nucleus of the samples: the tail of an untuned model is noise that is easy to tell from
+# anybody's text.
+TOP_P = 0.95
+SAMPLED_AT_ONCE = 64
+# Draws of a sample that came out empty: a policy that ends half of its texts at once
+# leaves one in 256 missing.
+ATTEMPTS = 8
+
+
+def self_samples(
+    reference: Reference,
+    user: User,
+    own: Sequence[Encoded],
+    count: int,
+    config: Config,
+) -> list[Unlabeled]:
+    """Sample pi_ref at the user's own prompts: nothing crosses users (kind `self`).
+
+    Temperature 1, nucleus 0.95. Drawn user by user, so that the samples do not depend on
+    who else is stacked. A sample that is empty, or that has more tokens when it is read
+    than when it was written and then does not fit, is drawn again a few times.
+    """
+    found: dict[int, Unlabeled] = {}
+    for attempt in range(ATTEMPTS):
+        missing = [i for i in range(count) if i not in found]
+        if not missing:
+            break
+        asked = [own[i % len(own)] for i in missing]
+        again = (attempt,) if attempt else ()
+        seed = derive(config.seed, "self", user.id, *again)
+        prompts = [entry.ids[: entry.prompt_length] for entry in asked]
+        texts = _sampled(reference, prompts, config, seed)
+        for i, text in zip(missing, texts, strict=True):
+            item = Item(f"self-{i}", user.history[i % len(own)].prompt, text)
+            if text and reference.backbone.fits(item):
+                found[i] = Unlabeled(item, 1.0)
+    return [found[i] for i in sorted(found)]
+
+
+def sample_reference(
+    reference: Reference, items: Sequence[Item], config: Config, seed: int
+) -> list[str]:
+    """One sample of pi_ref at the prompt of each item (temperature 1, nucleus 0.95)."""
+    encoded = encode_all(reference.backbone, items)
+    prompts = [entry.ids[: entry.prompt_length] for entry in encoded]
+    texts: list[str] = []
+    for start in range(0, len(prompts), SAMPLED_AT_ONCE):
+        part = prompts[start : start + SAMPLED_AT_ONCE]
+        texts += _sampled(reference, part, config, derive(seed, start))
+    return texts
+
+
+def _sampled(
+    reference: Reference, prompts: Sequence[Sequence[int]], config: Config, seed: int
+) -> list[str]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        budget = task_of(config.task).max_new_tokens
+        policy = [reference.shared]
+        return generate(reference.backbone, policy, prompts, budget, TOP_P)

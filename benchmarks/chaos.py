@@ -35,9 +35,9 @@ DEVICES = 2
 VICTIMS = {
     "device": ("idiolect.client.node.worker", "device0"),
     "ServerApp": ("flwr-serverapp", "server"),
-    "SuperLink": ("idiolect.server.deploy.link superlink", "server"),
-    "SuperExec": ("idiolect.server.deploy.link superexec", "server"),
-    "entrance": ("idiolect.server.deploy.front", "server"),
+    "SuperLink": ("idiolect.server.deploy.superlink superlink", "server"),
+    "SuperExec": ("idiolect.server.deploy.superlink superexec", "server"),
+    "proxy": ("idiolect.server.deploy.proxy", "server"),
 }
 # A device that is killed while its answer is at the server in part, not after a delay.
 UPLOADING, UPLOADS = "device, uploading", 2

@@ -328,7 +328,7 @@ class Watch(threading.Thread):
     VICTIMS = {  # noqa: RUF012
         "ServerApp": "flwr-serverapp",
         "SuperLink": "flower-superlink",
-        "entrance": "idiolect.server.deploy.front",
+        "proxy": "idiolect.server.deploy.proxy",
     }
 
     def __init__(self, fleet: Fleet) -> None:

@@ -35,7 +35,7 @@ from idiolect.common.engine.adapters import parse_lora
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol.manifest import public_key, read_or_make_key
 from idiolect.server.audit import audit
-from idiolect.server.deploy import operator as deploy
+from idiolect.server.deploy import keys, nodes, serve
 from idiolect.server.findings import page as pages
 from idiolect.server.findings.summary import summary
 from idiolect.server.privacy.ledger import read_ledger
@@ -453,7 +453,7 @@ def test_the_keys_of_a_server_are_read_and_kept(server):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(server / "server.crt", server / "server.key")
     with pytest.raises(IdiolectError, match="keys in .* already") as caught:
-        deploy.keys_init(server, ["lab.example.org"], 9443)
+        keys.keys_init(server, ["lab.example.org"], 9443)
     check_sentence(str(caught.value), str(server))
     assert snapshot(server) == before
 
@@ -461,10 +461,10 @@ def test_the_keys_of_a_server_are_read_and_kept(server):
 def test_a_server_that_was_killed_is_not_taken_for_running(server):
     # Later: the note is read, because it names the processes that `serve` has to end,
     # and nobody talks to what is gone.
-    noted = deploy.serving(server)
+    noted = serve.serving(server)
     assert noted is not None
     assert (len(noted.mark), noted.port) == (32, 34391)
-    for act in (deploy.nodes, lambda place: deploy.revoke_node(place, "1")):
+    for act in (nodes.nodes, lambda place: nodes.revoke_node(place, "1")):
         with pytest.raises(IdiolectError, match="no server is up") as caught:
             act(server)
         check_sentence(str(caught.value), str(server))
@@ -496,7 +496,7 @@ def test_a_device_that_was_let_in_is_still_let_in(server):
 
         def asked() -> bool:
             try:
-                listed[:] = deploy.nodes(server)
+                listed[:] = nodes.nodes(server)
             except IdiolectError:  # the SuperLink is up a moment before it answers
                 return False
             return True

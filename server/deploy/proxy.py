@@ -1,24 +1,26 @@
-"""The devices' entrance: a proxy that lets through what a device needs, and nothing else.
+"""The proxy before the SuperLink: it passes on what a device needs, and nothing else.
 
-Flower's SuperLink has one port, where the control interface (submit a run, register a
-node, read logs) stands beside the fleet's, and reads a whole body, of whatever size,
-before it asks who sends it. So the SuperLink listens on this machine alone, and devices
-reach this process. What it does with a call, in this order:
+Flower's SuperLink has one port for everything: the control interface (submit a run,
+register a node, read logs) and the fleet's calls. It reads a whole body of any size before
+it asks who sends it. So the SuperLink is reached from this machine only, and devices
+connect to this process. It handles a call in this order:
 
-    TLS and header    within a deadline, and a header of 16 KiB at most
-    method, path      POST and one of eight paths, letter for letter; else 404 or 405
-    size              as the path allows; a body of unknown size is refused
-    who               the node's signature and its registration (`gate.caller`)
-    how much          calls and bytes of this node (`Quota`)
-    body              only now read, within a deadline
-    whose             the node that the call speaks for, and what it asks for (`gate.check`)
+    TLS and header    before a deadline, and a header of at most 16 KiB
+    method, path      POST and one of eight exact paths; otherwise 404 or 405
+    size              at most that of the path; a body of unknown size is refused
+    caller            the node's signature and its registration (`authorization.caller`)
+    quota             calls and bytes of this node (`Quota`)
+    body              is read only now, before a deadline
+    authorization     the node that the call names, and what it asks for
+                      (`authorization.check`)
 
-What is passed on is made here: our own path, the body, and the headers in `FORWARDED`.
-TLS ends here and begins again towards the SuperLink, with the same certificate.
+The call that is passed on is made here: the path is our own constant, the headers are those
+in `FORWARDED`, and the body is the device's. TLS ends here and begins again to the
+SuperLink, with the same certificate.
 
-Connections of strangers, which have not carried a signed call yet, are counted by
-address, those of devices by device (`quota.Shares`). Whatever strangers do, they get a
-bounded number of connections and no memory beyond a header for each.
+Connections of strangers, which have not carried a signed call yet, are counted by address;
+those of devices are counted by device (`quota.Shares`). So strangers get a limited number
+of connections, and memory for one header each.
 """
 
 import asyncio
@@ -46,40 +48,40 @@ from flwr.supercore.constant import (
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from ...common.protocol.turned_away import CLOCK
-from . import gate
-from .gate import Call, Caller, Refusal
+from . import authorization
+from .authorization import Call, Caller, Refusal
 from .quota import Bucket, Shares, neighbourhood
 
 HEADER = 16 << 10  # bytes of a header; Flower's has 1 KB
-PIECE = 64 << 10  # bytes that are read or written at once
+PIECE = 64 << 10  # bytes that are read or written at a time
 ANSWER = 8 << 20  # bytes of the SuperLink's answer; an object has 5 MiB
 
 HANDSHAKE_SECONDS = 10.0
 HEADER_SECONDS = 10.0  # of a connection's first call
-IDLE_SECONDS = 30.0  # until a device's next header is complete
-BODY_SECONDS, SLOWEST = 30.0, 16 << 10  # and a second more for each SLOWEST bytes
-LINGER_SECONDS = 1.0  # after a refusal, for the other side to read it
-PATIENCE = 60.0  # seconds for the SuperLink's answer
+IDLE_SECONDS = 30.0  # until the next header of a device is complete
+BODY_SECONDS, SLOWEST = 30.0, 16 << 10  # plus one second for each SLOWEST bytes
+LINGER_SECONDS = 1.0  # after a refusal, so that the other side can read it
+PATIENCE = 60.0  # seconds until the SuperLink must have answered
 
 STRANGERS, PER_ADDRESS = 256, 64  # connections that have not carried a signed call
 DEVICES, PER_DEVICE = 1024, 8  # connections that have; Flower's client holds four
 HELD, HELD_PER_DEVICE = 48 << 20, 16 << 20  # bytes of bodies and answers in memory
 UPSTREAM = 32  # connections to the SuperLink
-KEPT = 4.0  # seconds that an idle one is kept: less than the SuperLink keeps it
+KEPT = 4.0  # seconds that an idle one is kept; the SuperLink keeps it longer
 ACTIVE = 6  # calls of one device at a time: two transfers, a heartbeat, and retries
-# Calls of one device: a task of 500 tensors is 2,000 objects to pull and to push, and
-# between tasks a device asks once a second.
+# Calls of one device: a request of 500 tensors is 2,000 objects to pull and to push, and
+# between requests a device asks once a second.
 CALLS, CALLS_PER_SECOND = 8000, 50
-# Bytes that one device sends: at once a float32 update of rank 16 on every layer of a
-# model of 8 billion parameters (170 MB), and then as much again in half an hour. What a
-# device sends stays in the database until the run has read it.
+# Bytes that one device sends: a float32 update of rank 16 on every layer of a model of 8
+# billion parameters (170 MB) at once, and as much again in half an hour. What a device
+# sends stays in the database until the run has read it.
 SENT, SENT_PER_SECOND = 256 << 20, (256 << 20) / 1800
 
-# What a device's call keeps of its headers.
+# The headers of a device's call that are passed on.
 FORWARDED = (
-    gate.KEY,
-    gate.TIME,
-    gate.SIGNATURE,
+    authorization.KEY,
+    authorization.TIME,
+    authorization.SIGNATURE,
     FLWR_PACKAGE_NAME_METADATA_KEY.encode(),
     FLWR_PACKAGE_VERSION_METADATA_KEY.encode(),
     FLWR_COMPONENT_NAME_METADATA_KEY.encode(),
@@ -89,7 +91,7 @@ ANSWERED = ("content-type", VERSION_INCOMPATIBILITY_MESSAGE_METADATA_KEY)
 
 @dataclass
 class Quota:
-    """What is left to one device."""
+    """What one device may still use."""
 
     calls: Bucket = field(default_factory=lambda: Bucket(CALLS, CALLS_PER_SECOND))
     sent: Bucket = field(default_factory=lambda: Bucket(SENT, SENT_PER_SECOND))
@@ -97,8 +99,8 @@ class Quota:
 
 
 @dataclass(eq=False)
-class Link:
-    """One connection: from where, and whose since its first signed call."""
+class Connection:
+    """One connection: its address, and its device since the first signed call."""
 
     address: str
     sock: socket.socket | None = None
@@ -107,21 +109,21 @@ class Link:
 
 
 @dataclass
-class Entrance:
-    """What all connections share.
+class Proxy:
+    """The state that all connections share.
 
     Attributes
     ----------
     upstream
-        A client whose base URL is the SuperLink's.
+        HTTP client whose base URL is the SuperLink's.
     database
-        The SuperLink's, where the registered keys are.
+        The SuperLink's database, which has the registered keys.
     """
 
     upstream: httpx.AsyncClient
     database: Path
     reader: sqlite3.Connection | None = None
-    trees: gate.Trees = field(default_factory=gate.Trees)
+    trees: authorization.Trees = field(default_factory=authorization.Trees)
     quotas: dict[int, Quota] = field(default_factory=dict)
     strangers: Shares = field(default_factory=lambda: Shares(PER_ADDRESS, STRANGERS))
     devices: Shares = field(default_factory=lambda: Shares(PER_DEVICE, DEVICES))
@@ -136,20 +138,20 @@ class Entrance:
             There is none yet.
         """
         if self.reader is None:
-            self.reader = gate.opened(self.database)
+            self.reader = authorization.opened(self.database)
         return self.reader
 
 
 @dataclass
-class Wire:
-    """A connection that HTTP is spoken over."""
+class Stream:
+    """HTTP over one connection."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     http: h11.Connection
 
     async def event(self) -> h11.Event | type[h11.PAUSED]:
-        """Return the next event; reads only while the parser has room."""
+        """Return the next event; read only while the parser needs data."""
         while (found := self.http.next_event()) is h11.NEED_DATA:
             if self.http.they_are_waiting_for_100_continue:
                 go_on = h11.InformationalResponse(status_code=100, headers=[])
@@ -179,14 +181,14 @@ def _long_enough(size: int) -> float:
 
 
 def route(request: h11.Request) -> tuple[Call, int]:
-    """Say which call this is and how many bytes its body has.
+    """Return which call this is, and the size of its body in bytes.
 
     Raises
     ------
     Refusal
-        It is none of ours, or its size is not said or too large.
+        It is not one of the eight calls, or its size is missing or too large.
     """
-    call = gate.CALLS.get(request.target)
+    call = authorization.CALLS.get(request.target)
     if call is None:
         raise Refusal(404, "there is nothing here")
     if request.method != b"POST":
@@ -208,58 +210,62 @@ def route(request: h11.Request) -> tuple[Call, int]:
     return call, int(size)
 
 
-def admitted(entrance: Entrance, link: Link, headers: dict[bytes, bytes]) -> Caller:
-    """Say who calls; from now on the connection counts as that device's.
+def admitted(
+    proxy: Proxy, connection: Connection, headers: dict[bytes, bytes]
+) -> Caller:
+    """Return the caller; from now on the connection counts as this device's.
 
     Raises
     ------
     Refusal
-        It is no registered device, or not the one that used the connection before.
+        It is not a registered device, or not the one that used the connection before.
     """
-    who = gate.caller(headers, entrance.read())
-    if link.node not in (None, who.node):
+    who = authorization.caller(headers, proxy.read())
+    if connection.node not in (None, who.node):
         raise Refusal(401, "this connection is another device's")
-    link.node = who.node
-    entrance.strangers.drop(link.address, link)
-    entrance.devices.drop(who.node, link)  # the last used counts as the youngest
-    _end(entrance.devices.hold(who.node, link))
+    connection.node = who.node
+    proxy.strangers.drop(connection.address, connection)
+    proxy.devices.drop(who.node, connection)  # the last used counts as the newest
+    _end(proxy.devices.hold(who.node, connection))
     return who
 
 
-def _end(links: list) -> None:
-    for link in links:
-        if link.sock is not None:  # asyncio goes on with a handshake that is cancelled
+def _end(connections: list) -> None:
+    for connection in connections:
+        if (
+            connection.sock is not None
+        ):  # asyncio continues a handshake that is cancelled
             with contextlib.suppress(OSError):
-                link.sock.shutdown(socket.SHUT_RDWR)
-        if link.task is not None:
-            link.task.cancel()
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        if connection.task is not None:
+            connection.task.cancel()
 
 
-def charge(entrance: Entrance, who: Caller, size: int) -> None:
+def charge(proxy: Proxy, who: Caller, size: int) -> None:
     """Count bytes that the SuperLink stores for a device.
 
     Raises
     ------
     Refusal
-        It has sent too much.
+        The device has sent too much.
     """
-    if not entrance.quotas.setdefault(who.node, Quota()).sent.take(size):
+    if not proxy.quotas.setdefault(who.node, Quota()).sent.take(size):
         raise Refusal(503, "this device has sent too much: try again later")
 
 
 @contextlib.contextmanager
-def allowance(entrance: Entrance, who: Caller, size: int):
-    """Count a call of a device while it lasts.
+def allowance(proxy: Proxy, who: Caller, size: int):
+    """Count a call of a device while it is in progress.
 
     Raises
     ------
     Refusal
-        It makes too many at once or in a while, or has sent too much.
+        The device makes too many calls, or has sent too much.
     """
-    quota = entrance.quotas.setdefault(who.node, Quota())
+    quota = proxy.quotas.setdefault(who.node, Quota())
     if quota.active >= ACTIVE or not quota.calls.take():
         raise Refusal(503, "too many calls of this device: try again later")
-    charge(entrance, who, size)
+    charge(proxy, who, size)
     quota.active += 1
     try:
         yield
@@ -267,61 +273,63 @@ def allowance(entrance: Entrance, who: Caller, size: int):
         quota.active -= 1
 
 
-async def call_of(entrance: Entrance, link: Link, wire: Wire) -> bool:
+async def call_of(proxy: Proxy, connection: Connection, stream: Stream) -> bool:
     """Answer one call; return whether there may be another on this connection."""
-    waiting = HEADER_SECONDS if link.node is None else IDLE_SECONDS
+    waiting = HEADER_SECONDS if connection.node is None else IDLE_SECONDS
     async with asyncio.timeout(waiting):
-        request = await wire.event()
+        request = await stream.event()
     if not isinstance(request, h11.Request):
         return False
     call, size = route(request)
     headers = dict(request.headers)
-    who = admitted(entrance, link, headers)
+    who = admitted(proxy, connection, headers)
     try:
-        with allowance(entrance, who, size):
-            body = await _body(entrance, link, wire, size)
-            objects = gate.check(call, body, who, entrance.read(), entrance.trees)
-            charge(entrance, who, objects * gate.STORED)
-            status, kept, text = await forward(entrance, call, headers, body)
+        with allowance(proxy, who, size):
+            body = await _body(proxy, connection, stream, size)
+            objects = authorization.check(call, body, who, proxy.read(), proxy.trees)
+            charge(proxy, who, objects * authorization.STORED)
+            status, kept, text = await forward(proxy, call, headers, body)
             del body
-            _hold(entrance, link, len(text))
+            _hold(proxy, connection, len(text))
             if call.path.endswith("/pull-messages") and status == 200:
-                entrance.trees.note(who.node, text)
-            await wire.answer(status, kept, text)
+                proxy.trees.note(who.node, text)
+            await stream.answer(status, kept, text)
     finally:
-        entrance.held.drop(link.node, link)
-    if wire.http.our_state is h11.MUST_CLOSE:
+        proxy.held.drop(connection.node, connection)
+    if stream.http.our_state is h11.MUST_CLOSE:
         return False
-    wire.http.start_next_cycle()
+    stream.http.start_next_cycle()
     return True
 
 
 LAST = ("connection", "close")
 
 
-async def _body(entrance: Entrance, link: Link, wire: Wire, size: int) -> bytes:
+async def _body(
+    proxy: Proxy, connection: Connection, stream: Stream, size: int
+) -> bytes:
     pieces = []
     async with asyncio.timeout(_long_enough(size)):
-        while isinstance(event := await wire.event(), h11.Data):
+        while isinstance(event := await stream.event(), h11.Data):
             pieces.append(bytes(event.data))
-            _hold(entrance, link, len(event.data))
+            _hold(proxy, connection, len(event.data))
     return b"".join(pieces)
 
 
-def _hold(entrance: Entrance, link: Link, size: int) -> None:
-    """Count bytes in memory; who holds most makes room."""
-    _end(entrance.held.hold(link.node, link, size))
+def _hold(proxy: Proxy, connection: Connection, size: int) -> None:
+    """Count bytes in memory; at the limit the largest holder loses its oldest ones."""
+    _end(proxy.held.hold(connection.node, connection, size))
 
 
 async def forward(
-    entrance: Entrance, call: Call, headers: dict[bytes, bytes], body: bytes
+    proxy: Proxy, call: Call, headers: dict[bytes, bytes], body: bytes
 ) -> tuple[int, list[tuple[str, str]], bytes]:
     """Pass a call on to the SuperLink; return status, headers and body of its answer.
 
     Raises
     ------
     Refusal
-        There is no answer, or one of a size that none has.
+        There is no answer, or it is larger than any real one.
     """
     kept = {name: headers[name] for name in FORWARDED if name in headers}
     kept |= {
@@ -331,7 +339,7 @@ async def forward(
         b"content-length": str(len(body)).encode(),
     }
     try:
-        async with entrance.upstream.stream(
+        async with proxy.upstream.stream(
             "POST", call.path, content=_pieces(body), headers=kept
         ) as answer:
             parts, size = [], 0
@@ -356,40 +364,42 @@ async def _pieces(body: bytes) -> AsyncIterator[bytes]:
 # --- one connection --------------------------------------------------------------------
 
 
-async def converse(entrance: Entrance, link: Link, wire: Wire) -> None:
+async def converse(proxy: Proxy, connection: Connection, stream: Stream) -> None:
     """Answer the calls of one connection, until one is refused or it ends."""
     try:
-        while await call_of(entrance, link, wire):
+        while await call_of(proxy, connection, stream):
             pass
     except Refusal as refusal:
-        await _refuse(wire, refusal)
+        await _refuse(stream, refusal)
     except h11.RemoteProtocolError as error:
-        await _refuse(wire, Refusal(error.error_status_hint, "this is no HTTP/1.1"))
+        await _refuse(stream, Refusal(error.error_status_hint, "this is not HTTP/1.1"))
     except sqlite3.Error:
-        entrance.reader = None
-        await _refuse(wire, Refusal(503, "the SuperLink is not up yet"))
+        proxy.reader = None
+        await _refuse(stream, Refusal(503, "the SuperLink is not up yet"))
 
 
-async def _refuse(wire: Wire, refusal: Refusal) -> None:
-    if wire.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-        return  # an answer is half sent
+async def _refuse(stream: Stream, refusal: Refusal) -> None:
+    if stream.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+        return  # a part of an answer is sent
     with contextlib.suppress(h11.LocalProtocolError):
         kept = [("content-type", "text/plain"), LAST]
-        if str(refusal) == CLOCK:  # what the time is here; nobody else is told
+        if str(refusal) == CLOCK:  # only this caller is told the server's time
             kept.append(("date", formatdate(usegmt=True)))
-        await wire.answer(refusal.status, kept, str(refusal).encode())
-        await _linger(wire)
+        await stream.answer(refusal.status, kept, str(refusal).encode())
+        await _linger(stream)
 
 
-async def _linger(wire: Wire) -> None:
-    """Throw away what still comes: closed at once, the other side would see no answer."""
+async def _linger(stream: Stream) -> None:
+    """Discard what still comes: after an immediate close the answer would be lost."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_SECONDS):
-            while await wire.reader.read(PIECE):
+            while await stream.reader.read(PIECE):
                 pass
 
 
-async def connected(entrance: Entrance, link: Link, sock: socket.socket, tls) -> None:
+async def connected(
+    proxy: Proxy, connection: Connection, sock: socket.socket, tls
+) -> None:
     """Serve one connection from its first byte to its last."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=HEADER)
@@ -406,36 +416,36 @@ async def connected(entrance: Entrance, link: Link, sock: socket.socket, tls) ->
         transport.set_write_buffer_limits(PIECE)
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER)
-        await converse(entrance, link, Wire(reader, writer, http))
+        await converse(proxy, connection, Stream(reader, writer, http))
         writer.close()
         async with asyncio.timeout(2.0):
             await writer.wait_closed()
     except (OSError, TimeoutError, EOFError):
-        pass  # gone, too slow, or no TLS: nobody is left to be told
+        pass  # gone, too slow, or not TLS: no answer is possible
     finally:
-        if transport is not None:  # else asyncio has closed the socket
+        if transport is not None:  # otherwise asyncio has closed the socket
             transport.abort()
-        entrance.strangers.drop(link.address, link)
-        entrance.devices.drop(link.node, link)
-        entrance.held.drop(link.node, link)
+        proxy.strangers.drop(connection.address, connection)
+        proxy.devices.drop(connection.node, connection)
+        proxy.held.drop(connection.node, connection)
 
 
-async def listen(entrance: Entrance, listener: socket.socket, tls) -> None:
-    """Take connections, for ever."""
+async def listen(proxy: Proxy, listener: socket.socket, tls) -> None:
+    """Accept connections, forever."""
     loop = asyncio.get_running_loop()
     running: set[asyncio.Task[None]] = set()
     while True:
         try:
             sock, peer = await loop.sock_accept(listener)
-        except OSError:  # the other end is gone, or too many files are open
+        except OSError:  # the other side is gone, or too many files are open
             await asyncio.sleep(0.05)
             continue
-        link = Link(neighbourhood(peer[0]), sock)
-        _end(entrance.strangers.hold(link.address, link))
-        link.task = loop.create_task(connected(entrance, link, sock, tls))
-        running.add(link.task)
-        link.task.add_done_callback(running.discard)
-        await asyncio.sleep(0)  # many may wait, and those that are in go on meanwhile
+        connection = Connection(neighbourhood(peer[0]), sock)
+        _end(proxy.strangers.hold(connection.address, connection))
+        connection.task = loop.create_task(connected(proxy, connection, sock, tls))
+        running.add(connection.task)
+        connection.task.add_done_callback(running.discard)
+        await asyncio.sleep(0)  # others may be served while many wait
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -447,7 +457,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def protected(pair: Path) -> ssl.SSLContext:
-    """Return TLS with the server's key and certificate."""
+    """Return a TLS context with the server's key and certificate."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.minimum_version = ssl.TLSVersion.TLSv1_2
     tls.options |= ssl.OP_NO_RENEGOTIATION
@@ -457,7 +467,7 @@ def protected(pair: Path) -> ssl.SSLContext:
 
 
 async def serve(host: str, port: int, inner: int, folder: Path, pair: Path) -> None:
-    """Listen at a port, for ever.
+    """Listen at a port, forever.
 
     Parameters
     ----------
@@ -466,7 +476,7 @@ async def serve(host: str, port: int, inner: int, folder: Path, pair: Path) -> N
     inner
         The SuperLink's port on this machine.
     folder
-        With the authority's certificate and the SuperLink's database.
+        Has the authority's certificate and the SuperLink's database.
     pair
         PEM file of the server's private key and certificate.
     """
@@ -475,10 +485,10 @@ async def serve(host: str, port: int, inner: int, folder: Path, pair: Path) -> N
         verify=ssl.create_default_context(cafile=str(folder / "ca.crt")),
         timeout=PATIENCE,
         limits=httpx.Limits(max_connections=UPSTREAM, keepalive_expiry=KEPT),
-        trust_env=False,  # a proxy of the environment's is none for this machine itself
+        trust_env=False,  # no HTTP proxy to this machine itself
     )
-    entrance = Entrance(upstream, folder / "flower" / "state.db")
-    await listen(entrance, bound(host, port), protected(pair))
+    proxy = Proxy(upstream, folder / "flower" / "state.db")
+    await listen(proxy, bound(host, port), protected(pair))
 
 
 def main() -> None:
@@ -489,8 +499,8 @@ def main() -> None:
     wanted = STRANGERS + DEVICES + UPSTREAM + 256
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    # asyncio sets aside (and writes to) 256 KiB for every TLS connection; a TLS record
-    # has 16 KiB.
+    # asyncio allocates (and writes to) 256 KiB for every TLS connection; a TLS record has
+    # 16 KiB.
     asyncio.sslproto.SSLProtocol.max_size = 32 << 10
     asyncio.run(serve(host, int(port), int(inner), Path(folder), Path(pair)))
 

@@ -1,11 +1,11 @@
-"""Who calls at the entrance, and whether this call is theirs to make.
+"""Who makes a call at the proxy, and whether this caller may make it.
 
 Flower 1.41 checks the signature of a call after it has read the whole body, and that the
-node which the call names is the one of the key. It does not check which node a reply
-claims to come from, whose message is confirmed (and so deleted), or whose object is
-pulled: an object is given to every node that can name its hash, and a hash of few
-possible contents can be guessed. What is missing is checked here, before the SuperLink
-sees the call, with the SuperLink's own database, opened to be read only.
+node named in the call is the one of the key. It does not check which node a reply claims
+to come from, whose message is confirmed (and then deleted), or whose object is pulled: it
+gives an object to every node that names its hash, and the hash of one of few possible
+contents can be guessed. These checks are made here, before the SuperLink sees the call,
+with the SuperLink's own database, opened read-only.
 """
 
 import base64
@@ -53,11 +53,11 @@ from google.protobuf.message import DecodeError, Message
 from ...common.protocol.turned_away import CLOCK, REVOKED, STRANGER, UNREGISTERED
 from .quota import Bucket
 
-SMALL = 64 << 10  # bytes of a call that carries names and numbers only
+SMALL = 64 << 10  # bytes of a call that has names and numbers only
 OBJECT = 6 << 20  # of one object: Flower cuts tensors into pieces of 5 MiB
 # Of a reply's tree. A reply has a message, its records, and each array with its pieces:
-# of a model with 80 layers and 7 projections in each 1,130 objects. The SuperLink writes
-# an announcement in one transaction, for which everybody else waits, the run included.
+# 1,130 objects for a model with 80 layers and 7 projections in each. The SuperLink writes
+# an announcement in one transaction, and everything else waits for it, also the run.
 OBJECTS, DEPTH = 1_536, 16
 STORED = 600  # bytes in the SuperLink's database that an announced object takes at once
 LISTING = SMALL + 100 * OBJECTS  # of an announcement: 70 bytes for each object's name
@@ -81,8 +81,8 @@ class Refusal(Exception):
     Attributes
     ----------
     status
-        Of the answer. 401 makes a device end, 403 give up the run, and 503 try again
-        later.
+        Of the HTTP answer. With 401 a device ends, with 403 it gives up the run, and with
+        503 it tries again later.
     """
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -97,11 +97,11 @@ class Call:
     Attributes
     ----------
     path
-        Ours; what is passed on is this constant, never what was received.
+        This constant is passed on, never the received path.
     request
-        What its body is.
+        Type of the body.
     most
-        Bytes of the body.
+        Largest size of the body in bytes.
     """
 
     path: str
@@ -109,7 +109,7 @@ class Call:
     most: int
 
 
-# What `idiolect node` calls. No bundle (get-fab) and no registration by the device itself.
+# The calls of `idiolect node`. Bundles (get-fab) and registration by devices are not there.
 CALLS = {
     call.path.encode(): call
     for call in (
@@ -136,29 +136,29 @@ class Caller:
 
 
 def opened(database: Path) -> sqlite3.Connection:
-    """Open the SuperLink's database to be read; its writers are never held up by that.
+    """Open the SuperLink's database read-only, which never blocks its writers.
 
     Raises
     ------
     sqlite3.Error
-        There is none yet.
+        The database is not there yet.
     """
-    link = sqlite3.connect(
+    connection = sqlite3.connect(
         f"{database.absolute().as_uri()}?mode=ro",
         uri=True,
         timeout=1,
         isolation_level=None,
     )
-    link.execute("PRAGMA query_only = ON")
-    return link
+    connection.execute("PRAGMA query_only = ON")
+    return connection
 
 
 def caller(headers: Mapping[bytes, bytes], database: sqlite3.Connection) -> Caller:
-    """Say who signed a call, from its headers alone.
+    """Return who signed a call, from its headers alone.
 
-    The signature comes first: who cannot sign with the key that a call names learns
-    neither whether that key is registered nor what time it is here. It costs less than the
-    handshake before it, and a refusal ends the connection.
+    The signature is checked first: a caller who cannot sign with the named key learns
+    neither whether that key is registered nor the server's time. The check costs less than
+    the handshake before it, and a refusal ends the connection.
 
     Raises
     ------
@@ -193,7 +193,7 @@ def _node_of(key: bytes, database: sqlite3.Connection) -> int:
     return row[0] % 2**64  # signed in the database
 
 
-# How the PEM of a key of P-384 begins: anybody's other text is not parsed.
+# How the PEM of a P-384 key begins; any other text is not parsed.
 DEVICE_KEY = b"-----BEGIN PUBLIC KEY-----\nMHYwEAYHKoZIzj0CAQYFK4EEACIDYgAE"
 
 
@@ -209,7 +209,7 @@ def _is_signed(key: bytes, stamp: bytes, signature: bytes) -> bool:
     )
 
 
-# Everything below the messages that were delivered to a node.
+# All objects below the messages that were delivered to a node.
 BELONGS = """
 WITH RECURSIVE mine(id) AS (
     SELECT message_id FROM message_ins
@@ -222,11 +222,11 @@ SELECT id FROM mine
 
 
 class Trees:
-    """The objects that the SuperLink has handed out: to whom, and with which children.
+    """The objects that the SuperLink has sent: to which node, and with which children.
 
-    An object's name is the hash of its content, and its content names its children; but
-    Flower believes the first who announces it. A device that announces a shared object
-    with other children than it has makes the SuperLink refuse it from the run itself.
+    An object's name is the hash of its content, and its content names its children. But
+    Flower trusts the first announcement: if a device announces a shared object with wrong
+    children, the SuperLink then refuses that object from the run itself.
     """
 
     def __init__(self, most: int = REMEMBERED) -> None:
@@ -236,7 +236,7 @@ class Trees:
         self._looks: dict[int, Bucket] = {}
 
     def note(self, node: int, answer: bytes) -> None:
-        """Remember what an answer to pull-messages hands out to a device."""
+        """Remember the objects that an answer to pull-messages sends to a device."""
         response = PullMessagesResponse()
         try:
             response.ParseFromString(answer)
@@ -260,7 +260,7 @@ class Trees:
             self._sent.popitem(last=False)
 
     def agrees(self, tree: ObjectTree) -> bool:
-        """Whether no object in a tree has other children than it is known to have."""
+        """Whether the children of all objects in a tree are the known ones."""
         marks = (_mark(one) for one in branches(tree))
         return all(self._children.get(name, mark) == mark for name, mark in marks)
 
@@ -269,8 +269,8 @@ class Trees:
     ) -> bool:
         """Whether an object is part of a message that was delivered to a device.
 
-        The database is asked about what is not remembered: after a start of the entrance.
-        That takes the longer the more messages there are, so a device may cause it rarely.
+        After a start of the proxy nothing is remembered, and the database is asked. With
+        many messages that is slow, so a device may cause it only now and then.
 
         Raises
         ------
@@ -287,19 +287,19 @@ class Trees:
 
 
 def _mark(tree: ObjectTree) -> tuple[bytes, bytes]:
-    """Name of an object and a short hash of its children, in whatever order."""
+    """Return an object's name and a short hash of its children, sorted."""
     children = sorted(child.object_id for child in tree.children)
     mark = hashlib.blake2b("\n".join(children).encode(), digest_size=16).digest()
     return tree.object_id.encode(), mark
 
 
 def branches(tree: ObjectTree) -> Iterator[ObjectTree]:
-    """Yield a tree and everything below it.
+    """Yield a tree and all its descendants.
 
     Raises
     ------
     Refusal
-        It is deeper or larger than any reply.
+        The tree is deeper or larger than that of any reply.
     """
     waiting, seen = [(tree, 1)], 0
     while waiting:
@@ -323,13 +323,13 @@ def check(
     Returns
     -------
     int
-        Objects that it announces, whether or not they were announced before.
+        Number of objects that it announces, including known ones.
 
     Raises
     ------
     Refusal
-        The body is no such request, names another device, or asks for what was not sent
-        to this one.
+        The body is not such a request, names another device, or asks for what was not
+        sent to this one.
     """
     request: Any = call.request()
     try:
@@ -363,23 +363,23 @@ def check(
 
 
 def _sources(request: PushMessagesRequest, trees: Trees) -> set[int]:
-    """Return whom an announced reply claims to come from; refuse an odd announcement."""
+    """Return the nodes that an announced reply claims to come from; check the reply."""
     messages, announced = request.messages_list, request.message_object_trees
     times = request.clientapp_runtime_list
     if not len(messages) == len(announced) == 1 or len(times) > 1:
         raise Refusal(400, "one reply at a time")
-    # Only replies: a message that answers nothing would be stored as a task.
+    # Only replies: a message that answers nothing would be stored as a request.
     if not messages[0].metadata.reply_to_message_id:
-        raise Refusal(400, "the message answers no task")
+        raise Refusal(400, "the message answers no request")
     if not all(math.isfinite(time) and time >= 0 for time in times):
         raise Refusal(400, "the message is not one of a device")
     if not trees.agrees(announced[0]):
-        raise Refusal(400, "an object has other parts than it has")
+        raise Refusal(400, "the parts of an object are not its own")
     return {messages[0].metadata.src_node_id}
 
 
 def _signed(number: int) -> int:
-    """As the database holds an unsigned number."""
+    """Return an unsigned number as the database has it."""
     return number - 2**64 if number >= 2**63 else number
 
 

@@ -1,4 +1,4 @@
-"""The real entrance while strangers hold what they can: devices are served all the time."""
+"""The real proxy while strangers hold what they can: devices are served all the time."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
 from flwr.proto.heartbeat_pb2 import (
     SendNodeHeartbeatRequest,
@@ -27,9 +28,9 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
-from idiolect.server.deploy import operator as deploy
-from tests.server import entrance
-from tests.server.entrance import Device, Place
+from idiolect.server.deploy import keys
+from tests.server import running_proxy
+from tests.server.running_proxy import Device, Place
 
 LARGE = 16 << 20  # bytes that a stranger announces
 HALF_OPEN, HALF_SENT = 500, 40
@@ -53,7 +54,7 @@ def superlink(folder: Path) -> Iterator[int]:
         )
         for name, b in (("send-node-heartbeat", beat), ("pull-messages", none))
     ]
-    pair = str(folder / deploy.PAIR)
+    pair = str(folder / keys.PAIR)
     config = uvicorn.Config(
         Starlette(routes=routes),
         port=0,
@@ -73,24 +74,24 @@ def superlink(folder: Path) -> Iterator[int]:
 
 @pytest.fixture
 def attacked(tmp_path) -> Iterator[tuple[Place, Device, int]]:
-    """A real entrance in a process of its own, and one registered device."""
+    """A real proxy in a process of its own, and one registered device."""
     folder = tmp_path / "server"
-    deploy.keys_init(folder, ["localhost"], 9443)
-    device = entrance.registered(entrance.state_of(folder))
+    keys.keys_init(folder, ["localhost"], 9443)
+    device = running_proxy.registered(running_proxy.state_of(folder))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
     with superlink(folder) as inner:
-        command = [sys.executable, "-m", "idiolect.server.deploy.front", "127.0.0.1"]
-        command += [str(port), str(inner), str(folder), str(folder / deploy.PAIR)]
+        command = [sys.executable, "-m", "idiolect.server.deploy.proxy", "127.0.0.1"]
+        command += [str(port), str(inner), str(folder), str(folder / keys.PAIR)]
         # A proxy in the environment is none for this machine's own SuperLink.
         names = ("http_proxy", "https_proxy", "all_proxy")
         proxies = dict.fromkeys(names, "http://127.0.0.1:9")
         process = subprocess.Popen(command, env={**os.environ, **proxies})
         try:
-            place = Place(folder, port, entrance.Link(), None)  # type: ignore[arg-type]
+            place = Place(folder, port, running_proxy.Link(), None)  # type: ignore[arg-type]
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline:
                 with suppress(OSError), place.connect():
@@ -144,7 +145,7 @@ class Strangers:
 
     def half_sent(self) -> None:
         """Announce large bodies and send half of each, as long as anybody takes it."""
-        stranger = Device(entrance.ec.generate_private_key(entrance.ec.SECP384R1()))
+        stranger = Device(ec.generate_private_key(ec.SECP384R1()))
         while not self.stop.is_set():
             held = []
             for _ in range(HALF_SENT // 4):

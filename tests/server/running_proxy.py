@@ -1,4 +1,4 @@
-"""An entrance on this machine, with a SuperLink that is played and a real database."""
+"""An proxy on this machine, with a SuperLink that is played and a real database."""
 
 import asyncio
 import socket
@@ -23,8 +23,8 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from idiolect.server.deploy import front
-from idiolect.server.deploy import operator as deploy
+from idiolect.server.deploy import keys
+from idiolect.server.deploy.proxy import Proxy, bound, listen, protected
 
 
 @dataclass
@@ -88,12 +88,12 @@ class Link:
 
 @dataclass
 class Place:
-    """A running entrance."""
+    """A running proxy."""
 
     folder: Path
     port: int
     link: Link
-    entrance: front.Entrance
+    proxy: Proxy
     state: Any = None
 
     def registered(self) -> Device:
@@ -143,19 +143,19 @@ def registered(state, key: ec.EllipticCurvePrivateKey | None = None) -> Device:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Place]:
-    """Run an entrance in a thread of its own."""
-    deploy.keys_init(folder, ["localhost"], 9443)
+    """Run an proxy in a thread of its own."""
+    keys.keys_init(folder, ["localhost"], 9443)
     state = state_of(folder)
     link, ready, made = Link(), threading.Event(), []
 
     async def main() -> None:
         transport = httpx.MockTransport(link)
         upstream = httpx.AsyncClient(transport=transport, base_url="https://link")
-        entrance = front.Entrance(upstream, folder / "flower" / "state.db")
-        listener = front.bound("127.0.0.1", 0)
-        tls = front.protected(folder / deploy.PAIR)
-        task = asyncio.create_task(front.listen(entrance, listener, tls))
-        place = Place(folder, listener.getsockname()[1], link, entrance, state)
+        proxy = Proxy(upstream, folder / "flower" / "state.db")
+        listener = bound("127.0.0.1", 0)
+        tls = protected(folder / keys.PAIR)
+        task = asyncio.create_task(listen(proxy, listener, tls))
+        place = Place(folder, listener.getsockname()[1], link, proxy, state)
         made.append((asyncio.get_running_loop(), task, place))
         ready.set()
         try:

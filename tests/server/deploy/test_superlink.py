@@ -23,8 +23,8 @@ from flwr.supercore.error import FlowerError
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.superexec.executor.types import ExecutionSpec
 
-from idiolect.server.deploy import link
-from idiolect.server.deploy import operator as deploy
+from idiolect.server.deploy import keys, serve, superlink
+from idiolect.server.deploy.flower import CONNECTION
 from idiolect.server.simulate.environment import BIN
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,7 +37,7 @@ TOKEN = "t" * 43
 def test_only_the_token_is_let_in(given):
     from flwr.common.constant import ACCESS_TOKEN_KEY
 
-    plugin = link.TokenPlugin(TOKEN)
+    plugin = superlink.TokenPlugin(TOKEN)
     if given == ["wrong"]:
         given = [(ACCESS_TOKEN_KEY, TOKEN[:-1] + "é")]
     assert plugin.validate_tokens_in_metadata(given) == (False, None)
@@ -46,7 +46,7 @@ def test_only_the_token_is_let_in(given):
 
 
 def test_no_token_is_ever_given_out():
-    plugin = link.TokenPlugin(TOKEN)
+    plugin = superlink.TokenPlugin(TOKEN)
     for ask in (
         lambda: plugin.get_auth_tokens("x"),
         lambda: plugin.refresh_tokens([("refresh-token", "x")]),
@@ -63,7 +63,7 @@ def test_flower_reads_the_credentials(tmp_path, monkeypatch):
     )
 
     file = tmp_path / "credentials.yaml"
-    file.write_text(link.credentials("127.0.0.1:5", TOKEN))
+    file.write_text(superlink.credentials("127.0.0.1:5", TOKEN))
     assert isinstance(yaml.safe_load(file.read_text()), dict)
     store = FileCredentialStore(file)
     prefix = "flower.account-auth.127.0.0.1:5."
@@ -82,8 +82,8 @@ def test_a_tasks_token_is_on_no_command_line(tmp_path, monkeypatch):
         f"    line.replace(chr(0), ' ') + '|' + str(token.is_file()) + token.read_text())\n"
     )
     script.chmod(0o700)
-    monkeypatch.setattr(link, "_program", lambda _name: [str(script)])
-    monkeypatch.setattr(SubprocessExecutor, "launch", link.launch)
+    monkeypatch.setattr(superlink, "_program", lambda _name: [str(script)])
+    monkeypatch.setattr(SubprocessExecutor, "launch", superlink.launch)
     before = set(os.listdir("/proc/self/fd"))
     spec = ExecutionSpec(
         task_type=TaskType.SERVER_APP,
@@ -131,18 +131,18 @@ def test_starlettes_path_is_not_taken_from_a_header():
 def inner(tmp_path_factory):
     """A real SuperLink, as `serve` starts it, on a machine with a proxy."""
     folder = tmp_path_factory.mktemp("link") / "server"
-    deploy.keys_init(folder, ["localhost"], 9443)
+    keys.keys_init(folder, ["localhost"], 9443)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    now = deploy.Serving("m" * 32, port)
-    deploy._configure_flower(folder, now)
-    command = deploy._commands(folder, "127.0.0.1", 1, now)["superlink"]
-    process = subprocess.Popen(command, env=deploy._environment(folder, now))
+    now = serve.Serving("m" * 32, port)
+    serve._configure_flower(folder, now)
+    command = serve._commands(folder, "127.0.0.1", 1, now)["superlink"]
+    process = subprocess.Popen(command, env=serve.environment_of(folder, now))
     old = {name: os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY")}
     os.environ |= dict.fromkeys(old, "http://127.0.0.1:9")
     try:
-        assert deploy._answers(folder, command, process)
+        assert serve._answers(folder, command, process)
     finally:
         for name, text in old.items():
             os.environ.pop(name) if text is None else os.environ.update({name: text})
@@ -207,8 +207,8 @@ def test_a_task_is_taken_only_with_the_secret(inner):
 def test_flowers_own_command_has_the_token(inner):
     folder, _, now = inner
     done = subprocess.run(
-        [str(BIN / "flwr"), "list", deploy.CONNECTION, "--format", "json"],
-        env=deploy._environment(folder, now),
+        [str(BIN / "flwr"), "list", CONNECTION, "--format", "json"],
+        env=serve.environment_of(folder, now),
         capture_output=True,
         text=True,
         timeout=60,
@@ -219,7 +219,7 @@ def test_flowers_own_command_has_the_token(inner):
     text = (folder / "flower" / "config.toml").read_text()
     (folder.parent / "other" / "config.toml").write_text(text)
     done = subprocess.run(
-        [str(BIN / "flwr"), "list", deploy.CONNECTION, "--format", "json"],
+        [str(BIN / "flwr"), "list", CONNECTION, "--format", "json"],
         env=stranger,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""The devices' entrance lets through what a device needs, and nothing else."""
+"""The proxy lets through what a device needs, and nothing else."""
 
 import datetime
 import sqlite3
@@ -8,6 +8,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -28,10 +29,11 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.date import now
 
 from idiolect.common.protocol.turned_away import CLOCK, REVOKED, STRANGER, UNREGISTERED
-from idiolect.server.deploy import front, gate
+from idiolect.server.deploy import authorization as auth
+from idiolect.server.deploy import proxy
 from idiolect.server.deploy.quota import Bucket, Shares, neighbourhood
-from tests.server import entrance
-from tests.server.entrance import Device, Place
+from tests.server import running_proxy
+from tests.server.running_proxy import Device, Place
 
 CONTROL = ["start-run", "list-runs", "register-node", "stream-logs", "stop-run"]
 PULL = "/v1/fleet/pull-messages"
@@ -39,7 +41,7 @@ PULL = "/v1/fleet/pull-messages"
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    with entrance.running(tmp_path_factory.mktemp("front") / "server") as place:
+    with running_proxy.running(tmp_path_factory.mktemp("proxy") / "server") as place:
         yield place
 
 
@@ -47,7 +49,7 @@ def running(tmp_path_factory):
 def place(running) -> Place:
     running.link.seen.clear()
     running.link.down = False
-    running.entrance.quotas.clear()
+    running.proxy.quotas.clear()
     return running
 
 
@@ -195,12 +197,12 @@ def test_other_methods_are_refused(place, device, method):
         ({"content_length": "5, 6"}, 400),
         ({"content_length": "0x5"}, 400),
         ({"content_length": "9" * 30}, 400),
-        ({"content_length": str(gate.SMALL + 1)}, 413),
+        ({"content_length": str(auth.SMALL + 1)}, 413),
         ({"upgrade": "h2c", "connection": "Upgrade", "http2_settings": "AA"}, 400),
         ({"upgrade": "websocket", "connection": "upgrade"}, 400),
         ({"trailer": "flwr-signature"}, 400),
         ({"host": ""}, 400),
-        ({"x": "y" * (front.HEADER + front.PIECE)}, 431),
+        ({"x": "y" * (proxy.HEADER + proxy.PIECE)}, 431),
         ({"flwr_public_key": "A" * 2000}, 401),
         ({"flwr_signature": "!"}, 401),
         ({"flwr_timestamp": "yesterday"}, 401),
@@ -284,10 +286,10 @@ def test_a_refusal_is_read_by_a_client_that_is_still_sending(place, device):
 
 
 def test_a_stranger_is_refused_before_the_body_is_read(place, device):
-    stranger = Device(entrance.ec.generate_private_key(entrance.ec.SECP384R1()))
+    stranger = Device(ec.generate_private_key(ec.SECP384R1()))
     path = "/v1/fleet/push-object"
     # Not a byte of the body is sent: whoever waits for it does not answer.
-    text = raw(stranger, b"", f"POST {path} HTTP/1.1", content_length=str(gate.OBJECT))
+    text = raw(stranger, b"", f"POST {path} HTTP/1.1", content_length=str(auth.OBJECT))
     began = time.monotonic()
     assert status(place.say(text)) == 401
     assert time.monotonic() - began < 2
@@ -295,7 +297,7 @@ def test_a_stranger_is_refused_before_the_body_is_read(place, device):
 
 
 def test_a_signature_by_another_key_is_refused(place, device):
-    other = Device(entrance.ec.generate_private_key(entrance.ec.SECP384R1()))
+    other = Device(ec.generate_private_key(ec.SECP384R1()))
     key = device.headers()["flwr-public-key"]
     assert status(place.say(raw(other, body(device), flwr_public_key=key))) == 401
     assert place.link.seen == []
@@ -323,7 +325,7 @@ def activating(place: Place, device: Device, **headers: str) -> httpx.Response:
 
 
 def stranger() -> Device:
-    return Device(entrance.ec.generate_private_key(entrance.ec.SECP384R1()))
+    return Device(ec.generate_private_key(ec.SECP384R1()))
 
 
 def test_who_signs_is_told_why_it_is_not_let_in(place, device):
@@ -364,8 +366,8 @@ def test_who_cannot_sign_learns_nothing(place, device, stamp):
 
 
 def test_a_key_of_another_kind_is_not_even_parsed(place, monkeypatch):
-    monkeypatch.setattr(gate, "load_pem_public_key", lambda _: pytest.fail("parsed"))
-    curve = entrance.ec.generate_private_key(entrance.ec.SECP256R1())
+    monkeypatch.setattr(auth, "load_pem_public_key", lambda _: pytest.fail("parsed"))
+    curve = ec.generate_private_key(ec.SECP256R1())
     answer = activating(place, Device(curve))
     assert (answer.status_code, answer.text) == (401, STRANGER)
 
@@ -452,9 +454,9 @@ def test_an_odd_announcement_is_refused(place, device, change):
 
 def test_a_tree_that_is_too_deep_or_too_large_is_refused(place, device):
     deep = ObjectTree(object_id="0")
-    for number in range(gate.DEPTH):
+    for number in range(auth.DEPTH):
         deep = ObjectTree(object_id=str(number), children=[deep])
-    wide = ObjectTree(object_id="r", children=[ObjectTree()] * gate.OBJECTS)
+    wide = ObjectTree(object_id="r", children=[ObjectTree()] * auth.OBJECTS)
     for tree in (deep, wide):
         text = reply(device.node, device.node, tree).SerializeToString()
         answer = call(place, "/v1/fleet/push-messages", text, device)
@@ -469,7 +471,7 @@ def test_a_body_that_is_no_request_is_refused(place, device):
 
 def deliver(place: Place, device: Device, message: str, *children: str) -> None:
     """Put a delivered message into Flower's database."""
-    node = gate._signed(device.node)
+    node = auth._signed(device.node)
     with sqlite3.connect(place.folder / "flower" / "state.db") as database:
         database.execute(
             "INSERT INTO message_ins (message_id, run_id, dst_node_id, delivered_at) "
@@ -539,7 +541,7 @@ def test_a_shared_object_cannot_be_announced_with_other_parts(place, device):
     assert (announce(bare), announce(other)) == (400, 400)
     assert announce(shared) == 200
     # A device that has not seen it yet can't know it; the memory is bounded.
-    trees = gate.Trees(most=2)
+    trees = auth.Trees(most=2)
     trees.note(1, sent.SerializeToString())
     assert len(trees._children) == len(trees._sent) == 2
     trees.note(1, b"\xff\xff")
@@ -549,14 +551,14 @@ def test_the_list_of_messages_is_searched_rarely_for_one_device(place, device):
     """The search takes as long as there are messages, and holds everybody up."""
     mine = f"m{device.node}"
     deliver(place, device, mine, *(f"{mine}-{n}" for n in range(100)))
-    with gate.opened(place.folder / "flower" / "state.db") as database:
-        trees = gate.Trees()
+    with auth.opened(place.folder / "flower" / "state.db") as database:
+        trees = auth.Trees()
         run = 2**64 - 5
         for n in range(100):  # one search, whose answer is remembered
             assert trees.belongs(device.node, run, f"{mine}-{n}-part", database)
-        assert trees._looks[device.node].level > gate.LOOKS - 2
-        with pytest.raises(gate.Refusal) as refused:
-            for _ in range(gate.LOOKS + 1):
+        assert trees._looks[device.node].level > auth.LOOKS - 2
+        with pytest.raises(auth.Refusal) as refused:
+            for _ in range(auth.LOOKS + 1):
                 assert not trees.belongs(device.node, run, "none", database)
         assert refused.value.status == 503
         assert trees.belongs(device.node, run, mine, database)
@@ -566,7 +568,10 @@ def test_the_list_of_messages_is_searched_rarely_for_one_device(place, device):
 
 
 def test_a_body_is_at_most_what_its_call_needs(place, device):
-    for path, most in (("push-object", gate.OBJECT), ("pull-object", gate.SMALL)):
+    for path, most in (
+        ("push-object", auth.OBJECT),
+        ("pull-object", auth.SMALL),
+    ):
         text = raw(device, b"", f"POST /v1/fleet/{path} HTTP/1.1")
         text = text.replace(
             b"content-length: 0", f"content-length: {most + 1}".encode()
@@ -587,7 +592,7 @@ def test_an_object_of_flowers_size_passes_whole(place, device):
 
 
 def test_a_device_that_sends_too_much_is_told_to_wait(place, device):
-    place.entrance.quotas[device.node] = front.Quota(sent=Bucket(100.0, 0.0))
+    place.proxy.quotas[device.node] = proxy.Quota(sent=Bucket(100.0, 0.0))
     size = len(body(device))
     answers = [
         call(place, PULL, body(device), device).status_code
@@ -605,12 +610,12 @@ def test_an_announcement_has_no_more_objects_than_a_reply_needs(place, device):
         return reply(device.node, device.node, made).SerializeToString()
 
     path = "/v1/fleet/push-messages"
-    assert len(tree(1_536)) < gate.LISTING < 300_000
+    assert len(tree(1_536)) < auth.LISTING < 300_000
     assert call(place, path, tree(1_536), device).status_code == 200
     assert call(place, path, tree(1_537), device).status_code == 400
     assert len(place.link.seen) == 1
     # 80 layers of 7 projections, a quarter of them in two pieces of 5 MiB.
-    assert gate.OBJECTS > 8 + 80 * 7 * 2 + 80 * 7 // 4
+    assert auth.OBJECTS > 8 + 80 * 7 * 2 + 80 * 7 // 4
 
 
 def test_announced_objects_count_as_sent_each_time(place, device):
@@ -618,7 +623,7 @@ def test_announced_objects_count_as_sent_each_time(place, device):
     text = reply(device.node, device.node, ObjectTree(object_id="r", children=names))
     text = text.SerializeToString()
     room = 2 * (len(text) + 100 * 600) + len(text)
-    place.entrance.quotas[device.node] = front.Quota(sent=Bucket(room, 0.0))
+    place.proxy.quotas[device.node] = proxy.Quota(sent=Bucket(room, 0.0))
     path = "/v1/fleet/push-messages"
     answers = [call(place, path, text, device).status_code for _ in range(3)]
     assert answers == [200, 200, 503]
@@ -626,14 +631,14 @@ def test_announced_objects_count_as_sent_each_time(place, device):
 
 
 def test_a_device_that_calls_too_often_is_told_to_wait(place, device):
-    place.entrance.quotas[device.node] = front.Quota(calls=Bucket(2.0, 0.0))
+    place.proxy.quotas[device.node] = proxy.Quota(calls=Bucket(2.0, 0.0))
     answers = [call(place, PULL, body(device), device).status_code for _ in range(3)]
     assert answers == [200, 200, 503]
 
 
 def test_a_device_has_so_many_calls_at_a_time(place, device):
-    quota = front.Quota(active=front.ACTIVE)
-    place.entrance.quotas[device.node] = quota
+    quota = proxy.Quota(active=proxy.ACTIVE)
+    place.proxy.quotas[device.node] = quota
     assert call(place, PULL, body(device), device).status_code == 503
     quota.active = 0
     assert call(place, PULL, body(device), device).status_code == 200
@@ -644,8 +649,8 @@ def test_a_device_has_so_many_calls_at_a_time(place, device):
 
 
 def test_a_slow_header_and_a_slow_body_end(place, device, monkeypatch):
-    monkeypatch.setattr(front, "HEADER_SECONDS", 0.5)
-    monkeypatch.setattr(front, "BODY_SECONDS", 0.5)
+    monkeypatch.setattr(proxy, "HEADER_SECONDS", 0.5)
+    monkeypatch.setattr(proxy, "BODY_SECONDS", 0.5)
     for text in (b"", b"POST /v1", raw(device, b"", content_length="10") + b"12345"):
         with place.connect() as sock:
             sock.sendall(text) if text else None
@@ -653,11 +658,11 @@ def test_a_slow_header_and_a_slow_body_end(place, device, monkeypatch):
             began = time.monotonic()
             assert sock.recv(100) == b""
             assert 0.3 < time.monotonic() - began < 3
-    assert place.entrance.held.sum() == 0
+    assert place.proxy.held.sum() == 0
 
 
 def test_a_handshake_that_never_comes_ends(place, monkeypatch):
-    monkeypatch.setattr(front, "HANDSHAKE_SECONDS", 0.5)
+    monkeypatch.setattr(proxy, "HANDSHAKE_SECONDS", 0.5)
     with place.connect(wrap=False) as sock:
         sock.settimeout(5)
         began = time.monotonic()
@@ -667,11 +672,11 @@ def test_a_handshake_that_never_comes_ends(place, monkeypatch):
 
 def test_strangers_lose_the_oldest_of_their_own_connections(place, device, monkeypatch):
     """Each address has its share; a device's connection is not counted in it."""
-    monkeypatch.setattr(front, "HANDSHAKE_SECONDS", 60.0)
+    monkeypatch.setattr(proxy, "HANDSHAKE_SECONDS", 60.0)
     with place.connect() as own:
         own.sendall(raw(device, body(device)))
         assert own.recv(65536).startswith(b"HTTP/1.1 200")
-        crowd = [place.connect(wrap=False) for _ in range(front.PER_ADDRESS + 5)]
+        crowd = [place.connect(wrap=False) for _ in range(proxy.PER_ADDRESS + 5)]
         other = place.connect("127.0.0.2", wrap=False)
         crowd[0].settimeout(5)
         assert crowd[0].recv(1) == b""  # closed
@@ -679,7 +684,7 @@ def test_strangers_lose_the_oldest_of_their_own_connections(place, device, monke
             alive.settimeout(0.2)
             with pytest.raises(TimeoutError):
                 alive.recv(1)
-        assert place.entrance.strangers.sum("127.0.0.1") <= front.PER_ADDRESS
+        assert place.proxy.strangers.sum("127.0.0.1") <= proxy.PER_ADDRESS
         own.sendall(raw(device, body(device)))
         assert own.recv(65536).startswith(b"HTTP/1.1 200")
         for sock in (*crowd, other):

@@ -1,20 +1,20 @@
-"""Flower's SuperLink and SuperExec, open only to who knows this server's token.
+"""Flower's SuperLink and SuperExec, open only to processes that know this server's token.
 
-Flower 1.41 asks nobody for a login on its control interface (submit a run, read logs,
-register a node), lets everybody take a task from its runtime interface, and starts a
-ServerApp with the task's token on the command line, which every account of the machine
-can read. Listening on 127.0.0.1 keeps other machines out, not other accounts. So both
-are started through this module:
+Flower 1.41 asks for no login on its control interface (submit a run, read logs, register a
+node), lets everybody take a task from its runtime interface, and starts a ServerApp with
+the task's token on the command line, which every account of the machine can read.
+Listening on 127.0.0.1 keeps out other machines, but not other accounts. So both are
+started through this module:
 
     superlink TOKEN …   flower-superlink, whose control interface asks for the token
-    superexec …         flower-superexec, which hands a task's token over in memory
+    superexec …         flower-superexec, which passes a task's token in memory
     flwr-serverapp …    what the SuperExec starts for a run
 
-None of them colours its log, which is read as a file.
+None of them colours its log, which is a file.
 
-The token is a file of this account. The `flwr` command sends it when `credentials` of it
-are in its ``FLWR_HOME``; the SuperExec signs with it, when both get
-``--superexec-auth-secret-file`` and the SuperLink ``--isolation process``.
+The token is a file of this account. The `flwr` command sends it if the `credentials` are in
+its ``FLWR_HOME``. The SuperExec signs with it if both get ``--superexec-auth-secret-file``
+and the SuperLink gets ``--isolation process``.
 """
 
 import base64
@@ -55,7 +55,7 @@ class TokenPlugin(NoOpControlAuthnPlugin):
     def validate_tokens_in_metadata(
         self, metadata: Metadata
     ) -> tuple[bool, AccountInfo | None]:
-        """Whether a call to the control interface brings the token."""
+        """Whether a call to the control interface has the token."""
         given = dict(metadata).get(ACCESS_TOKEN_KEY, "")
         given = given.encode() if isinstance(given, str) else given
         if not hmac.compare_digest(given, self._token):
@@ -63,11 +63,11 @@ class TokenPlugin(NoOpControlAuthnPlugin):
         return super().validate_tokens_in_metadata(metadata)
 
     def refresh_tokens(self, metadata: Metadata) -> tuple[Metadata | None, None]:
-        """No other token is ever given out; asking for one needs no login."""
+        """Refuse: the token never changes."""
         raise FlowerError(ApiErrorCode.NO_ACCOUNT_AUTH, "the token does not change")
 
     def get_auth_tokens(self, device_code: str) -> AccountAuthCredentials | None:
-        """No token is ever given out."""
+        """Refuse: the token is never sent."""
         raise FlowerError(ApiErrorCode.NO_ACCOUNT_AUTH, "the token is in a file")
 
 
@@ -79,12 +79,12 @@ def credentials(address: str, token: str) -> str:
     address
         ``host:port``, as in Flower's own configuration.
     token
-        What `TokenPlugin` was given; no secret may be in a file that others can read.
+        The token of `TokenPlugin`. The file must be private.
     """
     held = {
         AUTHN_TYPE_STORE_KEY: AuthnType.OIDC,  # the one kind whose plugin sends a token
         ACCESS_TOKEN_STORE_KEY: token,
-        REFRESH_TOKEN_STORE_KEY: token,  # asked for by the plugin, and of no use
+        REFRESH_TOKEN_STORE_KEY: token,  # the plugin asks for it and never uses it
     }
     lines = (
         f'"{key % address}": "{base64.b64encode(text.encode()).decode()}"'
@@ -122,14 +122,14 @@ SERVER_APP = "flwr-serverapp"
 
 
 def _program(name: str) -> list[str]:
-    """The command line of a program of Flower's, through this module where it can be."""
+    """Return the command line of a program of Flower, through this module if possible."""
     if name != SERVER_APP:
         return [name]
-    return [sys.executable, "-P", "-m", "idiolect.server.deploy.link", name]
+    return [sys.executable, "-P", "-m", "idiolect.server.deploy.superlink", name]
 
 
 def superlink(token: str) -> None:
-    """Be `flower-superlink`, with its own arguments in `sys.argv`."""
+    """Run `flower-superlink`, with its arguments in `sys.argv`."""
     from flwr.supercore.http_logging import get_uvicorn_log_config
     from flwr.supercore.logger import console_handler
     from flwr.superlink.cli.flower_superlink import (
@@ -148,12 +148,12 @@ def superlink(token: str) -> None:
         ssl_keyfile=config.ssl_keyfile,
         ssl_certfile=config.ssl_certfile,
         server_header=False,
-        timeout_keep_alive=30,  # longer than the entrance keeps an idle connection
+        timeout_keep_alive=30,  # longer than the proxy keeps an idle connection
     )
 
 
 def superexec() -> None:
-    """Be `flower-superexec`, with its own arguments in `sys.argv`."""
+    """Run `flower-superexec`, with its arguments in `sys.argv`."""
     from flwr.supercore.cli.flower_superexec import flower_superexec
 
     SubprocessExecutor.launch = launch
@@ -161,8 +161,8 @@ def superexec() -> None:
 
 
 def main() -> None:
-    """Be one of them: ``superlink TOKEN_FILE …``, ``superexec …``, ``flwr-serverapp …``."""
-    os.umask(0o077)  # what they write is for this account alone
+    """Run what the command line names: ``superlink TOKEN_FILE …``, ``superexec …``."""
+    os.umask(0o077)  # what they write is private
     update_console_handler(colored=False)
     role, *arguments = sys.argv[1:]
     if role == "superlink":

@@ -537,15 +537,15 @@ Written by `python benchmarks/errors.py`, which types each of these command line
 | code | means | what to do |
 |---|---|---|
 | 0 | success; also a service that was asked to end | |
-| 1 | the new adapter loses; the run failed; an audit found a leak | what is said |
+| 1 | the new adapter loses; the run failed; an audit found a leak | what it says |
 | 2 | command, file, setting or machine: something is wrong | what the sentence says |
 | 70 | a defect of idiolect; its traceback is in a private file | start again, report it |
 | 130 | Ctrl-C | start it again |
-| 141 | whoever read the output has gone, as in `\\| head` | |
+| 141 | the program that read the output has ended, as in `\\| head` | |
 | 143 | SIGTERM | |
 
-On a device that file says where it went wrong, and not a word of what was wrong, since that
-could quote the owner. Errors go to standard error; with `--json`, standard output also has
+On a device that file says where it went wrong but not what was wrong, because that could
+quote the owner. Errors go to standard error; with `--json`, standard output also has
 `{"error": "…"}`. `HOME` stands for `$IDIOLECT_HOME`, `APP` for simulations/lamp.
 """
 

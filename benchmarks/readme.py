@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from idiolect.common.files import home
+
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- results of make lamp -->\n", "<!-- end of results -->\n"
 METRICS = ("nll", "rouge-l", "own-style", "shared-style")
@@ -71,5 +73,5 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    newest = Path("~/.idiolect/runs/latest/results.json").expanduser()
+    newest = home() / "runs" / "latest" / "results.json"
     main(Path(sys.argv[1]) if len(sys.argv) > 1 else newest)

@@ -18,8 +18,8 @@ Cell = Mapping[str, Any]
 def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
     """Paired difference that a claim is about, over all users and seeds.
 
-    Personas of different seeds are different people. Users of real data are the same under
-    every seed, so each counts once, by the mean over the seeds.
+    Personas of different seeds are different people. Users of real data are the same for
+    every seed, so each counts once, with the mean over the seeds.
 
     Returns
     -------
@@ -43,21 +43,21 @@ def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
 
 
 def person_seed(cell: Cell) -> int:
-    """Tell personas of several seeds apart; users of real data are always the same."""
+    """Return the seed of a persona; 0 for users of real data, who do not depend on it."""
     return cell["run"]["seed"] if cell["run"]["task"] in PERSONAS else 0
 
 
 def means_of(people: Mapping[Any, Sequence[float]]) -> np.ndarray:
-    """Return one value for each person, the mean of theirs."""
+    """Return each person's mean."""
     return np.array([np.mean(values) for values in people.values()])
 
 
 def judged(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Add to each difference of a study ``p``, corrected by Holm (1979), and ``verdict``.
 
-    Of n claims the smallest p counts n times, the next n - 1 times, and none less than the
-    one before it: the chance that any of them is called confirmed or reversed though its
-    difference is zero is then 5 %.
+    Of n claims the smallest p is multiplied by n, the next by n - 1, and so on; a corrected
+    p is never below the one before it. Then the probability that any claim whose difference
+    is zero is called confirmed or reversed is at most 5 %.
 
     Returns
     -------
@@ -77,10 +77,10 @@ def judged(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _p_value(claim: Mapping[str, Any]) -> float:
-    """Two-sided, by Student's t: that the mean difference of n users is zero.
+    """Return the two-sided p of Student's t that the mean difference of n users is zero.
 
-    The bootstrap's interval is that of a normal with the spread of the n themselves, which
-    is too narrow by sqrt((n - 1) / n).
+    The standard error is taken from the bootstrap's interval. The bootstrap divides the
+    variance by n and not by n - 1, so its interval is widened by sqrt(n / (n - 1)).
     """
     from scipy.stats import t  # comes with the extra [server]
 
@@ -103,8 +103,8 @@ def values(
 ) -> dict[tuple[int, int, str], float]:
     """(seed, person's seed, user) -> the metric of one side of a claim.
 
-    The person's seed is 0 for users of real data, who are the same under every seed. Of a
-    key whose value is `BEST` each user has the value that suits them best.
+    The person's seed is 0 for users of real data, who are the same for every seed. For a
+    key whose value is `BEST`, each user's best value is taken.
     """
     method, keys = side_of(side)
     fixed = {key: value for key, value in keys.items() if value != BEST}
@@ -133,7 +133,7 @@ def values(
 
 
 def chosen(cell: Cell, users: str) -> list[str]:
-    """Users of a cell, or the half of them that a claim is about."""
+    """Return the users of a cell, or the half of them that a claim is about."""
     names = list(cell["users"])
     if users == "all":
         return names

@@ -1,4 +1,4 @@
-"""What a study's cells say: verdicts on claims, tables, plots, pages. From files alone.
+"""What a study's cells say: verdicts, tables, plots, pages. From files alone.
 
 Imports: server.study, server.run.
 """

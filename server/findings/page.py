@@ -3,15 +3,14 @@
 import gzip
 import itertools
 import json
-import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...common.config import Scalar
+from ...common.config.old import renamed
 from ...common.files import write_atomically
 from ..run import results
 from .plot import svg
@@ -62,19 +61,7 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
         texts[path.name.removesuffix(".json.gz")] = gzip.decompress(
             path.read_bytes()
         ).decode()
-    return {name: json.loads(texts[name]) for name in sorted(texts)}
-
-
-def renamed(value: Any) -> Any:
-    """Return a stored value with the names that methods have today: `sft` was `oppu`."""
-    if isinstance(value, str):
-        text = re.sub(r"\bOPPU\b|SFT \((oppu|sft)\)", "SFT", value)
-        return re.sub(r"\boppu\b", "sft", text)
-    if isinstance(value, Mapping):
-        return {renamed(key): renamed(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [renamed(entry) for entry in value]
-    return value
+    return {name: renamed(json.loads(texts[name])) for name in sorted(texts)}
 
 
 def write_pages(folder: Path) -> Path:
@@ -89,25 +76,27 @@ def write_pages(folder: Path) -> Path:
     for name, found in load(folder).items():
         image = f"{name}.svg" if found["curve"] else ""
         if image:
-            write_atomically(folder / image, svg(renamed(found)).encode())
+            write_atomically(folder / image, svg(found).encode())
         text = markdown(found, image) + f"\n[All findings](../{folder.name}.md)\n"
         write_atomically(folder / f"{name}.md", text.encode())
         rows.append((-len(found.get("compare", [])), _answer_row(folder, name, found)))
     # Comparisons of many methods first.
-    table = [row for _, row in sorted(rows, key=lambda row: row[0])]
-    head = ["| Question | Answer | Verdicts |", "| --- | --- | --- |"]
+    rows.sort(key=lambda row: row[0])
+    table = _lines(["Question", "Answer", "Verdicts"], [row for _, row in rows])
     page = folder.with_suffix(".md")
-    write_atomically(page, (INTRODUCTION + "\n".join([*head, *table, ""])).encode())
+    write_atomically(page, (INTRODUCTION + "\n".join(table)).encode())
     return page
 
 
-def _answer_row(folder: Path, name: str, found: Mapping[str, Any]) -> str:
+def _answer_row(folder: Path, name: str, found: Mapping[str, Any]) -> list[str]:
     """Return a study's first question, its answer and the counts of its verdicts."""
-    found = renamed(found)
     asked, mark, _ = found["question"].partition("?")
     asked = asked + mark if mark else found["title"]
-    link = f"[{asked}]({folder.name}/{name}.md)"
-    return f"| {link} | {found.get('answer', '')} | {_counts(found)} |"
+    return [
+        f"[{asked}]({folder.name}/{name}.md)",
+        found.get("answer", ""),
+        _counts(found),
+    ]
 
 
 def _counts(found: Mapping[str, Any]) -> str:
@@ -117,215 +106,131 @@ def _counts(found: Mapping[str, Any]) -> str:
             f"{row['control']}: {row['caught']} of {row['audits']} above the claim"
             for row in found["rows"]
         )
-    claims = Counter(claim["verdict"] for claim in judged(found["claims"]))
-    every = found.get("compare", [])
-    words: Counter[str] = Counter()
-    for metric in dict.fromkeys(entry["metric"] for entry in every):
-        of_metric = judged([entry for entry in every if entry["metric"] == metric])
-        words.update(_word(entry) for entry in of_metric)
-    parts = []
-    if claims:
-        parts.append(
-            f"Claims: {_said(claims, ('confirmed', 'reversed', 'not confirmed'))}"
-        )
-    if words:
-        parts.append(f"Comparisons: {_said(words, (*OUTCOMES.values(), 'equals'))}")
-    return ". ".join(parts) or "no claims"
-
-
-def _said(counts: Mapping[str, int], order: Sequence[str]) -> str:
-    return ", ".join(f"{counts[word]} {word}" for word in order if counts.get(word))
+    counts = {
+        "Claims": Counter(claim["verdict"] for claim in judged(found["claims"])),
+        "Comparisons": Counter(map(_word, _comparisons(found))),
+    }
+    order = (*OUTCOMES, *OUTCOMES.values(), "equals")
+    said = (
+        f"{kind}: " + ", ".join(f"{of[word]} {word}" for word in order if of[word])
+        for kind, of in counts.items()
+        if of
+    )
+    return ". ".join(said) or "no claims"
 
 
 def markdown(found: Mapping[str, Any], image: str = "") -> str:
     """Return a summary as the page of its study; `image` is a path to its plot."""
-    found = renamed(found)
-    return _audit_page(found) if found.get("kind") == "audit" else _page(found, image)
+    lines = [f"# {found['title']}", "", *_paragraph(found["question"])]
+    is_audit = found.get("kind") == "audit"
+    lines += _audits(found) if is_audit else _setting(found) + _verdicts(found)
+    if found["reading"]:
+        lines += _paragraph(f"**Reading.** {found['reading']}")
+    if image:
+        lines += _paragraph(f"![{found['title']}]({image})")
+    return "\n".join(lines if is_audit else lines + _measurements(found))
 
 
-def _audit_page(found: Mapping[str, Any]) -> str:
+def _paragraph(text: str) -> list[str]:
+    return [text, ""] if text else []
+
+
+def _lines(heads: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Return the lines of a table."""
+    cells = [heads, ["---"] * len(heads), *rows]
+    return [*(f"| {' | '.join(map(str, row))} |" for row in cells), ""]
+
+
+def _range(ends: Sequence[float], signed: str = "") -> str:
+    return f"[{ends[0]:{signed}.3f}, {ends[1]:{signed}.3f}]"
+
+
+def _audits(found: Mapping[str, Any]) -> list[str]:
     claimed = ", ".join(
         f"{name} {value:.2f}" for name, value in found["claims"].items()
     )
+    rows = [
+        [
+            *(row["control"], row["audits"], row["caught"]),
+            f"[{row['share95'][0]:.2f}, {row['share95'][1]:.2f}]",
+            "; ".join(
+                f"{attack} {bound['median']:.2f}, {bound['largest']:.2f}"
+                for attack, bound in row["bounds"].items()
+            ),
+        ]
+        for row in found["rows"]
+    ]
+    heads = "mechanism", "audits", "above the claim", "95 %", "bounds (median, largest)"
     setting = (
         f"Noise multiplier {found['noise']:.2f}; claimed epsilon: {claimed}; the largest "
         f"that these audits could show: {found['largest_detectable']:.2f}."
     )
-    lines = [
-        f"# {found['title']}",
-        "",
-        found["question"],
-        "",
-        setting,
-        "",
-        "| mechanism | audits | above the claim | 95 % | bounds (median, largest) |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in found["rows"]:
-        low, high = row["share95"]
-        bounds = "; ".join(
-            f"{attack} {b['median']:.2f}, {b['largest']:.2f}"
-            for attack, b in row["bounds"].items()
-        )
-        lines.append(
-            f"| {row['control']} | {row['audits']} | {row['caught']} "
-            f"| [{low:.2f}, {high:.2f}] | {bounds} |"
-        )
-    return "\n".join([*lines, "", f"**Reading.** {found['reading']}", ""])
+    return [*_paragraph(setting), *_lines(heads, rows)]
 
 
-def _page(found: Mapping[str, Any], image: str) -> str:
-    lines = [f"# {found['title']}", ""]
-    if found["question"]:
-        lines += [found["question"], ""]
+def _setting(found: Mapping[str, Any]) -> list[str]:
+    """What was measured: keys, grid, what its names stand for, commit, users."""
     setting = ", ".join(f"`{k}={v}`" for k, v in found["config"].items())
     grid = "; ".join(f"`{k}` in {v}" for k, v in found["grid"].items())
-    lines += [f"Setting: {setting or 'defaults'}. Grid: {grid}.", ""]
-    lines += _named(found)
+    lines = [f"Setting: {setting or 'defaults'}. Grid: {grid}.", ""]
+    for key, meanings in found.get("named", {}).items():
+        rows = [
+            [value, ", ".join(f"`{k}={v}`" for k, v in keys.items()) or "the setting"]
+            for value, keys in meanings.items()
+        ]
+        lines += _lines([key, "stands for"], rows)
     if commits := ", ".join(f"`{commit}`" for commit in found.get("commits", [])):
         lines += [f"Measured at commit {commits}.", ""]
     if found.get("measured") == "development":
         lines += ["Measured on development users, whom no other table reports.", ""]
-    lines += _compared(found)
-    if found["claims"]:
-        lines += [
-            "| claim | users | difference | 95 % interval | n | p (Holm) | verdict |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        lines += [_claim_row(claim) for claim in judged(found["claims"])]
-        lines.append("")
-    if found["reading"]:
-        lines += [f"**Reading.** {found['reading']}", ""]
-    if image:
-        lines += [f"![{found['title']}]({image})", ""]
-    lines += _table(found, found["curve"], found["plot"].get("metric", ""))
-    for metric, points in found.get("also", {}).items():
-        lines += _table(found, points, metric)
-    lines += _rates(found) + _clamped(found)
-    lines += _alpha_table(found["alpha"])
-    return "\n".join(lines)
-
-
-def _alpha_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rows of alpha against the true overlap: a row is what differs in its seed alone.
-
-    One rank correlation for each seed; the error is averaged over them.
-    """
-    rows: dict[str, list[Mapping[str, Any]]] = {}
-    for entry in entries:
-        keys = [
-            f"{k.split('.')[-1]} {v}" for k, v in entry["cell"].items() if k != "seed"
-        ]
-        rows.setdefault(", ".join(keys), []).append(entry)
-    lines = [
-        "| alpha against the true overlap | users | rank correlation | mean error |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, found in rows.items():
-        rhos = ", ".join(f"{entry['rank_correlation']:.2f}" for entry in found)
-        errors = [entry["error"] for entry in found if "error" in entry]
-        error = f"{np.mean(errors):.2f}" if errors else ""
-        lines.append(f"| {name} | {found[0]['n']} | {rhos} | {error} |")
-    return [*lines, ""] if rows else []
-
-
-def _rates(found: Mapping[str, Any]) -> list[str]:
-    """Learning rates that the methods used: one each, or by what the plot varies."""
-    x = found["plot"].get("x")
-    cells = itertools.product(*found["grid"].values())
-    named = [dict(zip(found["grid"], cell, strict=True)) for cell in cells]
-    used: dict[str, dict[str, set[float]]] = {}
-    for cell, rates in zip(named, found["learning_rates"], strict=True):
-        for method, rate in rates.items():
-            used.setdefault(method, {}).setdefault(str(cell.get(x)), set()).add(rate)
-    every = {method: set().union(*at.values()) for method, at in used.items()}
-    if all(len(rates) == 1 for rates in every.values()):
-        once = ", ".join(
-            f"{method} {_either(rates)}" for method, rates in every.items()
-        )
-        return [f"Learning rates: {once}.", ""] if once else []
-    ticks = list(dict.fromkeys(str(cell.get(x)) for cell in named))
-    rows = {
-        method: [_either(at.get(tick, set())) for tick in ticks]
-        for method, at in used.items()
-    }
-    return _cross(f"learning rate, by {x}", ticks, rows)
-
-
-def _cross(
-    corner: str, columns: Sequence[Scalar], rows: Mapping[str, Sequence[Scalar]]
-) -> list[str]:
-    """Return the lines of a table: its corner, the heads of its columns, named rows."""
-    return [
-        f"| {corner} | " + " | ".join(map(str, columns)) + " |",
-        "| --- |" + " --- |" * len(columns),
-        *(
-            f"| {name} | " + " | ".join(map(str, row)) + " |"
-            for name, row in rows.items()
-        ),
-        "",
-    ]
-
-
-def _either(rates: Collection[float]) -> str:
-    return " or ".join(f"{rate:g}" for rate in sorted(rates))
-
-
-def _clamped(found: Mapping[str, Any]) -> list[str]:
-    """How often the clamp of C-BPO was active."""
-    active = [cell["c-bpo"] for cell in found["clamp_rate"] if "c-bpo" in cell]
-    if not active:
-        return []
-    low, high = min(active), max(active)
-    return [f"The clamp of c-bpo was active on {low:.0%} to {high:.0%} of steps.", ""]
-
-
-def _claim_row(claim: Mapping[str, Any]) -> str:
-    low, high = claim["ci95"]
-    p = f"{claim['p']:.3f}" if claim["p"] >= 0.001 else "< 0.001"
-    return (
-        f"| {claim['claim']} | {claim['users']} | {claim['metric']} {claim['mean']:+.3f} "
-        f"| [{low:+.3f}, {high:+.3f}] | {claim['n']} | {p} | **{claim['verdict']}** |"
-    )
-
-
-def _named(found: Mapping[str, Any]) -> list[str]:
-    """What the names in a study's grid stand for."""
-    lines: list[str] = []
-    for key, meanings in found.get("named", {}).items():
-        lines += [f"| {key} | stands for |", "| --- | --- |"]
-        for value, keys in meanings.items():
-            shown = ", ".join(f"`{k}={v}`" for k, v in keys.items())
-            lines.append(f"| {value} | {shown or 'the setting'} |")
-        lines.append("")
     return lines
+
+
+def _verdicts(found: Mapping[str, Any]) -> list[str]:
+    """Tables of comparisons (in which world one beats which other) and of claims."""
+    tables: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for entry in _comparisons(found):
+        tables.setdefault((entry["one"], entry["metric"]), []).append(entry)
+    lines: list[str] = []
+    for (one, metric), entries in tables.items():
+        others = list(dict.fromkeys(entry["other"] for entry in entries))
+        rows: list[list[str]] = []
+        for world in dict.fromkeys(entry["x"] for entry in entries):
+            mine = {entry["other"]: entry for entry in entries if entry["x"] == world}
+            n = max(entry["n"] for entry in mine.values())
+            cells = [_outcome(mine[o], n) if o in mine else "" for o in others]
+            rows.append([f"{world} ({n} users)", *cells])
+        corner = f"{one}, by {metric}{_terms(metric, entries[0])}"
+        lines += _lines([corner, *others], rows)
+    rows = [
+        [
+            *(claim["claim"], claim["users"]),
+            f"{claim['metric']} {claim['mean']:+.3f}",
+            *(_range(claim["ci95"], "+"), str(claim["n"])),
+            f"{claim['p']:.3f}" if claim["p"] >= 0.001 else "< 0.001",
+            f"**{claim['verdict']}**",
+        ]
+        for claim in judged(found["claims"])
+    ]
+    heads = "claim", "users", "difference", "95 % interval", "n", "p (Holm)", "verdict"
+    return lines + (_lines(heads, rows) if rows else [])
 
 
 # What the verdict on "one is better than the other" says of the two.
 OUTCOMES = {"confirmed": "beats", "reversed": "loses to", "not confirmed": "undecided"}
 
 
-def _compared(found: Mapping[str, Any]) -> list[str]:
-    """Tables of ``[[compare]]``: in which world the one beats whom, by how much.
+def _comparisons(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Entries of ``[[compare]]`` with verdicts, by metric.
 
     Holm's correction is for all of a study's comparisons by one metric.
     """
     every = found.get("compare", [])
-    tables: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for metric in dict.fromkeys(entry["metric"] for entry in every):
-        for entry in judged([e for e in every if e["metric"] == metric]):
-            tables.setdefault((entry["one"], metric), []).append(entry)
-    lines: list[str] = []
-    for (one, metric), entries in tables.items():
-        others = list(dict.fromkeys(entry["other"] for entry in entries))
-        rows: dict[str, list[str]] = {}
-        for world in dict.fromkeys(entry["x"] for entry in entries):
-            mine = {entry["other"]: entry for entry in entries if entry["x"] == world}
-            n = max(entry["n"] for entry in mine.values())
-            cells = [_outcome(mine[o], n) if o in mine else "" for o in others]
-            rows[f"{world} ({n} users)"] = cells
-        lines += _cross(f"{one}, by {metric}{_terms(metric, entries[0])}", others, rows)
-    return lines
+    return [
+        entry
+        for metric in dict.fromkeys(entry["metric"] for entry in every)
+        for entry in judged([entry for entry in every if entry["metric"] == metric])
+    ]
 
 
 def _terms(metric: str, entry: Mapping[str, Any]) -> str:
@@ -345,14 +250,24 @@ def _word(entry: Mapping[str, Any]) -> str:
 
 def _outcome(entry: Mapping[str, Any], n: int) -> str:
     """Say who is better, by how much, and of how many users if they are fewer than n."""
-    low, high = entry["ci95"]
-    word = _word(entry)
-    shown = f"{entry['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    word, shown = _word(entry), f"{entry['mean']:+.3f} {_range(entry['ci95'], '+')}"
     shown += f", {entry['n']} users" * (entry["n"] < n)
     if word == "equals":
         aside = {"confirmed": ", just ahead", "reversed": ", just behind"}
         return f"equals{aside.get(entry['verdict'], '')} {shown}"
     return f"{word} {shown}" if word == "undecided" else f"**{word}** {shown}"
+
+
+def _measurements(found: Mapping[str, Any]) -> list[str]:
+    """Tables of every line and x, learning rates, the clamp, alpha."""
+    lines = _table(found, found["curve"], found["plot"].get("metric", ""))
+    for metric, points in found.get("also", {}).items():
+        lines += _table(found, points, metric)
+    lines += _rates(found)
+    if active := [cell["c-bpo"] for cell in found["clamp_rate"] if "c-bpo" in cell]:
+        share = f"{min(active):.0%} to {max(active):.0%}"
+        lines += [f"The clamp of c-bpo was active on {share} of steps.", ""]
+    return lines + _alpha_table(found["alpha"])
 
 
 def _table(
@@ -362,16 +277,62 @@ def _table(
     if not points:
         return []
     ticks = list(dict.fromkeys(point["x"] for point in points))
-    lines = list(dict.fromkeys(point["line"] for point in points))
-    at = {(point["line"], point["x"]): point for point in points}
-    minus = f" - {found['plot']['minus']}" if "minus" in found["plot"] else ""
-    rows: dict[str, Sequence[Scalar]] = {}
-    for line in lines:
-        values = [at.get((line, tick)) for tick in ticks]
-        shown = [
-            f"{v['mean']:.3f} [{v['ci95'][0]:.3f}, {v['ci95'][1]:.3f}]" if v else ""
-            for v in values
+    at = {
+        (point["line"], point["x"]): f"{point['mean']:.3f} {_range(point['ci95'])}"
+        for point in points
+    }
+    rows: list[list[object]] = [
+        [line, *(at.get((line, tick), "") for tick in ticks)]
+        for line in dict.fromkeys(point["line"] for point in points)
+    ]
+    users = (max(p["n"] for p in points if p["x"] == tick) for tick in ticks)
+    plot = found["plot"]
+    minus = f" - {plot['minus']}" if "minus" in plot else ""
+    heads = [f"{metric}{minus}, by {plot['x']}", *ticks]
+    return _lines(heads, [*rows, ["users", *users]])
+
+
+def _rates(found: Mapping[str, Any]) -> list[str]:
+    """Learning rates that the methods used: one each, or by what the plot varies."""
+    x = found["plot"].get("x")
+    cells = itertools.product(*found["grid"].values())
+    ticks = [str(dict(zip(found["grid"], cell, strict=True)).get(x)) for cell in cells]
+    used: dict[str, dict[str, set[float]]] = {}
+    for tick, rates in zip(ticks, found["learning_rates"], strict=True):
+        for method, rate in rates.items():
+            used.setdefault(method, {}).setdefault(tick, set()).add(rate)
+    every = {method: set().union(*at.values()) for method, at in used.items()}
+    if all(len(rates) == 1 for rates in every.values()):
+        once = [f"{method} {_either(rates)}" for method, rates in every.items()]
+        return [f"Learning rates: {', '.join(once)}.", ""] if once else []
+    ticks = list(dict.fromkeys(ticks))
+    rows = [
+        [method, *(_either(at.get(tick, set())) for tick in ticks)]
+        for method, at in used.items()
+    ]
+    return _lines([f"learning rate, by {x}", *ticks], rows)
+
+
+def _either(rates: Collection[float]) -> str:
+    return " or ".join(f"{rate:g}" for rate in sorted(rates))
+
+
+def _alpha_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows of alpha against the true overlap: a row is what differs in its seed alone.
+
+    One rank correlation for each seed; the error is averaged over them.
+    """
+    alike: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        keys = [
+            f"{k.split('.')[-1]} {v}" for k, v in entry["cell"].items() if k != "seed"
         ]
-        rows[line] = shown
-    rows["users"] = [max(p["n"] for p in points if p["x"] == tick) for tick in ticks]
-    return _cross(f"{metric}{minus}, by {found['plot']['x']}", ticks, rows)
+        alike.setdefault(", ".join(keys), []).append(entry)
+    rows = []
+    for name, found in alike.items():
+        rhos = ", ".join(f"{entry['rank_correlation']:.2f}" for entry in found)
+        errors = [entry["error"] for entry in found if "error" in entry]
+        error = f"{np.mean(errors):.2f}" if errors else ""
+        rows.append([name, found[0]["n"], rhos, error])
+    heads = "alpha against the true overlap", "users", "rank correlation", "mean error"
+    return _lines(heads, rows) if rows else []

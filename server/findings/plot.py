@@ -46,7 +46,7 @@ def svg(found: Mapping[str, Any]) -> str:
     width = LEFT + WIDTH + 20
     minus = f" - {plot['minus']}" if "minus" in plot else ""
     label = f"{plot['metric']}{minus} (mean over users, 95 %)"
-    step = WIDTH / len(ticks)
+    step, marks = WIDTH / len(ticks), _marks(points)
     size = f'width="{width}" height="{height}"'
     start = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
     parts = [
@@ -54,17 +54,16 @@ def svg(found: Mapping[str, Any]) -> str:
         f'<rect class="b" {size} rx="6"/>',
         _text(LEFT, 18, found["title"]),
         _text(LEFT, 36, label),
-        *_axis(points, step, ticks, turned),
+        *_axis(marks, step, ticks, turned),
         _text(LEFT + WIDTH / 2, under - 8, plot["x"], "middle"),
     ]
-    scale = _scale(points)
+    crowded = len(names) > MANY_LINES
     for k, name in enumerate(names):
         # Side by side, so that intervals do not cover each other.
-        crowded = len(names) > MANY_LINES
         aside = 0.6 * (k - (len(names) - 1) / 2) / len(names) * crowded
         mine = [point for point in points if point["line"] == name]
         at = [LEFT + step * (ticks.index(point["x"]) + 0.5 + aside) for point in mine]
-        parts += [f'<g class="c{k % len(COLOURS)}">', *_line(mine, at, scale, crowded)]
+        parts += [f'<g class="c{k % len(COLOURS)}">', *_line(mine, at, marks, crowded)]
         x = LEFT + (k % columns) * WIDTH / columns
         y = under + ROW * (k // columns) + 8
         parts += [
@@ -95,26 +94,16 @@ def _marks(points: Sequence[Mapping[str, Any]]) -> list[float]:
     return [k * step for k in range(first, max(last, first + 1) + 1)]
 
 
-def _scale(points: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Return (bottom, top) of the y axis."""
-    marks = _marks(points)
-    return marks[0], marks[-1]
-
-
-def _height(value: float, scale: tuple[float, float]) -> float:
-    bottom, top = scale
-    return TOP + HEIGHT * (top - value) / (top - bottom)
+def _height(value: float, marks: Sequence[float]) -> float:
+    """Where a value stands on the y axis, which reaches from the first to the last mark."""
+    return TOP + HEIGHT * (marks[-1] - value) / (marks[-1] - marks[0])
 
 
 def _axis(
-    points: Sequence[Mapping[str, Any]],
-    step: float,
-    ticks: Sequence[object],
-    turned: bool,
+    marks: Sequence[float], step: float, ticks: Sequence[object], turned: bool
 ) -> Iterator[str]:
-    scale = _scale(points)
-    for mark in _marks(points):
-        y = _n(_height(mark, scale))
+    for mark in marks:
+        y = _n(_height(mark, marks))
         yield f'<path class="g" d="M{LEFT} {y}h{WIDTH}"/>'
         yield _text(LEFT - 6, float(y) + 4, f"{mark:.6g}", "end")
     for k, tick in enumerate(ticks):
@@ -126,14 +115,14 @@ def _axis(
 def _line(
     points: Sequence[Mapping[str, Any]],
     at: Sequence[float],
-    scale: tuple[float, float],
+    marks: Sequence[float],
     crowded: bool,
 ) -> Iterator[str]:
     """Yield a line's intervals, means, and what joins them."""
-    means = [_height(point["mean"], scale) for point in points]
+    means = [_height(point["mean"], marks) for point in points]
     bars = "".join(
-        f"M{_n(x)} {_n(_height(point['ci95'][0], scale))}"
-        f"V{_n(_height(point['ci95'][1], scale))}"
+        f"M{_n(x)} {_n(_height(point['ci95'][0], marks))}"
+        f"V{_n(_height(point['ci95'][1], marks))}"
         for x, point in zip(at, points, strict=True)
     )
     joined = (

@@ -7,13 +7,13 @@ from idiolect.server.study.study import Claim, Comparison, Study
 
 
 def cell(ratio: float, seed: int, gain: float, users=12, task="headline") -> dict:
-    """Users whose c-bpo is `gain` below oppu; overlap rises with the user's number."""
+    """Users whose c-bpo is `gain` below sft; overlap rises with the user's number."""
     rng = np.random.default_rng(seed)
     values = {}
     for k in range(users):
         start = 1 + rng.random()
         values[f"u{k:02}"] = {
-            "oppu": {"nll": start},
+            "sft": {"nll": start},
             "c-bpo": {"nll": start - gain * (1 if k >= users // 2 else 2)},
         }
     return {
@@ -47,7 +47,7 @@ def study(**plot) -> Study:
 
 def worlds() -> tuple[Study, list[dict]]:
     one: dict[str, Scalar] = {"method": "c-bpo"}
-    other: dict[str, Scalar] = {"method": "oppu", "as": "SFT"}
+    other: dict[str, Scalar] = {"method": "sft", "as": "SFT"}
     compare = Comparison("unlabeled.ratio", one, [other], ["nll", "accuracy"])
     grid = {"seed": [0, 1], "unlabeled.ratio": [1.0, 2.0, 3.0]}
     study = Study("s", "t", "q", {}, grid, compare=(compare,))

@@ -25,7 +25,7 @@ def test_each_world_says_who_beats_whom():
 
 def test_a_comparison_of_fewer_users_than_the_others_of_its_row_says_so():
     study, done = worlds()
-    both: list[dict[str, Scalar]] = [{"method": "oppu"}, {"method": "kto"}]
+    both: list[dict[str, Scalar]] = [{"method": "sft"}, {"method": "kto"}]
     compare = replace(study.compare[0], others=both, metrics=["nll"])
     for level in done:
         for user, metrics in level["users"].items():
@@ -38,7 +38,7 @@ def test_what_was_measured_where_and_at_which_rate():
     _, done = worlds()
     in_order = [done[i] for i in (0, 2, 4, 1, 3, 5)]  # the first key varies slowest
     grid = {"seed": [0, 1], "unlabeled.ratio": [1.0, 2.0, 3.0]}
-    plot = {"x": "unlabeled.ratio", "metric": "nll", "minus": "oppu"}
+    plot = {"x": "unlabeled.ratio", "metric": "nll", "minus": "sft"}
     study = Study("s", "t", "q", {}, grid, plot=plot)
     assert "Learning rates: c-bpo 0.003." in markdown(summary(study, in_order))
     in_order[1]["run"] |= {"learning_rates": {"c-bpo": 0.01}, "commit": "c0ffee"}
@@ -66,7 +66,7 @@ def test_two_are_equal_only_where_the_whole_interval_lies_within_the_margin(
 def test_the_pages_are_made_from_files_alone(tmp_path):
     folder = tmp_path / "findings"
     folder.mkdir()
-    found = summary(study(x="unlabeled.ratio", metric="nll", minus="oppu"), CELLS)
+    found = summary(study(x="unlabeled.ratio", metric="nll", minus="sft"), CELLS)
     # As version 0.1 wrote it, and as it is written now.
     (folder / "small.json").write_text(json.dumps(found))
     asked = found | {

@@ -19,7 +19,7 @@ def test_a_plot_puts_means_and_intervals_where_their_numbers_are():
     root = ElementTree.fromstring(svg(found | {"title": "A < B"}))
     space = "{http://www.w3.org/2000/svg}"
     texts = {text.text: text for text in root.iter(f"{space}text")}
-    assert {"A < B", "oppu", "c-bpo", "1.0", "2.0", "unlabeled.ratio"} <= texts.keys()
+    assert {"A < B", "sft", "c-bpo", "1.0", "2.0", "unlabeled.ratio"} <= texts.keys()
     marks = {
         float(name): float(text.get("y", "")) - 4
         for name, text in texts.items()
@@ -29,7 +29,7 @@ def test_a_plot_puts_means_and_intervals_where_their_numbers_are():
     at = (marks[low] - marks[high]) / (high - low)
     groups = list(root.iter(f"{space}g"))
     assert [group.get("class") for group in groups] == ["c0", "c1"]
-    for group, line in zip(groups, ("oppu", "c-bpo"), strict=True):
+    for group, line in zip(groups, ("sft", "c-bpo"), strict=True):
         points = [point for point in found["curve"] if point["line"] == line]
         circles = list(group.iter(f"{space}circle"))[: len(points)]
         heights = [float(circle.get("cy", "")) for circle in circles]
@@ -42,7 +42,7 @@ def test_a_plot_puts_means_and_intervals_where_their_numbers_are():
 
 
 def test_hidden_methods_are_left_out_of_the_plot_alone():
-    plot = {"x": "unlabeled.ratio", "metric": "nll", "hide": ["oppu"]}
+    plot = {"x": "unlabeled.ratio", "metric": "nll", "hide": ["sft"]}
     found = summary(Study("s", "t", "", {}, study().grid, plot=plot), CELLS)
-    assert ">c-bpo<" in svg(found) and ">oppu<" not in svg(found)
+    assert ">c-bpo<" in svg(found) and ">sft<" not in svg(found)
     assert "| sft |" in markdown(found)  # the name that `oppu` has today

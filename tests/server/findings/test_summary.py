@@ -12,18 +12,18 @@ from .cells import CELLS, cell, study
 def test_a_value_that_is_missing_is_left_out_of_the_curve():
     made = cell(1.0, 0, 0.1)
     made["users"]["u00"]["c-bpo"]["nll"] = None
-    del made["users"]["u01"]["oppu"]
-    plotted = study(x="unlabeled.ratio", metric="nll", minus="oppu")
+    del made["users"]["u01"]["sft"]
+    plotted = study(x="unlabeled.ratio", metric="nll", minus="sft")
     (point,) = curve(plotted, [made], "nll")
     assert point["n"] == 10
 
 
 def test_the_curve_subtracts_the_baseline_of_the_same_user():
-    points = curve(study(x="unlabeled.ratio", metric="nll", minus="oppu"), CELLS, "nll")
+    points = curve(study(x="unlabeled.ratio", metric="nll", minus="sft"), CELLS, "nll")
     assert [(p["line"], p["x"]) for p in points] == [("c-bpo", 1.0), ("c-bpo", 2.0)]
     assert [p["mean"] for p in points] == pytest.approx([-0.15, -0.45])
     split = curve(
-        study(x="unlabeled.ratio", metric="nll", minus="oppu", users="split"),
+        study(x="unlabeled.ratio", metric="nll", minus="sft", users="split"),
         CELLS,
         "nll",
     )
@@ -44,7 +44,7 @@ def test_a_name_that_means_nothing_to_a_method_is_left_out_of_its_line():
     plot = {"x": "unlabeled.ratio", "metric": "nll"}
     named = Study("s", "t", "", {}, grid, plot=plot, named={"variant": means})
     lines = [point["line"] for point in curve(named, done, "nll")]
-    assert lines == ["oppu", "c-bpo, variant light", "c-bpo, variant heavy"]
+    assert lines == ["sft", "c-bpo, variant light", "c-bpo, variant heavy"]
     # A recipe is what it sets.
     for one, recipe in zip(done, ("default", "paper"), strict=True):
         one["cell"] = {"recipe": recipe, "unlabeled.ratio": 1.0, "seed": 0}

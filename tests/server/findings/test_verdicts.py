@@ -94,5 +94,5 @@ def test_the_best_value_of_one_key_does_not_hide_another():
 
 def test_cells_with_the_same_value_are_one_side():
     # SFT does not use the unlabeled set, so both ratios hold the same values.
-    same = claim(one={"method": "oppu"}, other={"unlabeled.ratio": 1.0})
+    same = claim(one={"method": "sft"}, other={"unlabeled.ratio": 1.0})
     assert difference(same, CELLS)["mean"] == pytest.approx(0.15)

@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 from ...common.command import DEFECT, WRONG, complain, keep_traceback
@@ -39,15 +38,9 @@ def serve(vault: Vault) -> None:
         No server was joined.
     """
     from flwr.app import Message
-    from flwr.supercore.inflatable.inflatable_object import (
-        get_all_nested_objects,
-        get_object_tree,
-    )
     from flwr.supercore.inflatable.inflatable_utils import (
         ObjectPullError,
         ObjectPushError,
-        pull_and_inflate_object_from_tree,
-        push_objects,
     )
     from flwr.supercore.run import RunNotRunningException
 
@@ -65,31 +58,14 @@ def serve(vault: Vault) -> None:
         LOG.info("%s is ready: it answers tasks until it is ended", device.user)
         while True:
             try:
-                found = line.receive()
-                if found is None:
+                request = line.receive()
+                if request is None:
                     time.sleep(POLL)
                     continue
-                head, tree = found
-                run = head.metadata.run_id
-                task = pull_and_inflate_object_from_tree(
-                    tree,
-                    partial(line.pull, run),
-                    partial(line.confirm, run),
-                    return_type=Message,
-                )
-                task.metadata.__dict__["_message_id"] = tree.object_id
-                LOG.info("task %s", printable(task.metadata.message_type, 40))
+                LOG.info("task %s", printable(request.metadata.message_type, 40))
                 began = time.monotonic()
-                reply = Message(device.answer(task), reply_to=task)
-                reply.metadata.__dict__["_message_id"] = reply.object_id
-                wanted, session = line.announce(
-                    reply, get_object_tree(reply), time.monotonic() - began
-                )
-                push_objects(
-                    get_all_nested_objects(reply),
-                    partial(line.push, run, session),
-                    object_ids_to_push=wanted,
-                )
+                reply = Message(device.answer(request), reply_to=request)
+                line.send(reply, time.monotonic() - began)
             except RunNotRunningException:
                 LOG.info("that run has ended")
             except (ObjectPullError, ObjectPushError):  # it has deleted the rest

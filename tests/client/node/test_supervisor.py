@@ -11,10 +11,6 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-)
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -79,22 +75,16 @@ def test_an_answer_that_the_server_no_longer_wants_does_not_end_the_worker(
     content = RecordDict({"message": ConfigRecord({"a": 1})})
     task = Message(content, 7, "query.hello")
     task.metadata.__dict__["_message_id"] = task.object_id
-    objects = {n: o.deflate() for n, o in get_all_nested_objects(task).items()}
-    given: list[Any] = [(task, get_object_tree(task)), None]
+    given: list[Any] = [task, None]
     refused: list[str] = []
 
     class Line:
         node = 7
         receive = staticmethod(lambda: given.pop(0))
-        pull = staticmethod(lambda _run, name: objects[name])
-        confirm = staticmethod(lambda _run, _name: None)
 
-        def announce(self, reply: Message, tree: Any, _seconds: float) -> tuple:
-            return {tree.object_id}, "session"
-
-        def push(self, _run: int, _session: str, name: str, _content: bytes) -> None:
-            refused.append(name)
-            raise ObjectPushError(name, 1, "session")
+        def send(self, reply: Message, _seconds: float) -> None:
+            refused.append(reply.object_id)
+            raise ObjectPushError(reply.object_id, 1, "session")
 
     @contextmanager
     def connected(*_: object) -> Iterator[Line]:

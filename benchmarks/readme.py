@@ -1,8 +1,9 @@
 """Put the table of a run into the README: ``python benchmarks/readme.py [RESULTS.json]``.
 
-Replaces what stands between the two markers by a short table of the main job's results
-(default: the newest run), so that no number in the README is written by hand. Means over
-users; of the differences that matter also the 95 % intervals, paired by user.
+Takes what the table needs from the results of the main job (default: the newest run), keeps
+it in ``benchmarks/results/readme.json``, and replaces what stands between the two markers.
+The table has means over users, and for the main differences also the 95 % intervals, paired
+by user. No number in the README is written by hand.
 """
 
 import json
@@ -13,7 +14,9 @@ from typing import Any
 
 from idiolect.common.files import home
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+KEPT = ROOT / "benchmarks" / "results" / "readme.json"
 START, END = "<!-- results of make lamp -->\n", "<!-- end of results -->\n"
 METRICS = ("nll", "rouge-l", "own-style", "shared-style")
 NAMES = {"oppu": "sft"}  # version 0.2 called SFT by the name of a paper
@@ -29,27 +32,35 @@ ROWS = {
 PAIRS = ("c-bpo - sft", "positives - sft", "c-bpo - bco")
 
 
-def table(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of the table from what ``results.json`` holds."""
-    run = found["run"]
-    methods = {NAMES.get(name, name): row for name, row in found["methods"].items()}
+def taken(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the table needs of ``results.json``, by the names of today."""
+    run = results["run"]
+    methods = {NAMES.get(name, name): row for name, row in results["methods"].items()}
     pairs = {
         " - ".join(NAMES.get(side, side) for side in name.split(" - ")): row
-        for name, row in found["pairs"].items()
+        for name, row in results["pairs"].items()
     }
-    title = f"{len(found['users'])} users, seed {run['seed']}"
+    return {
+        "run": {name: run[name] for name in ("task", "seed", "commit", "versions")},
+        "users": len(results["users"]),
+        "methods": {n: {m: methods[n][m] for m in METRICS} for n in ROWS},
+        "pairs": {n: {m: pairs[n][m] for m in METRICS} for n in PAIRS},
+    }
+
+
+def table(kept: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of the table."""
+    title = f"{kept['users']} users, seed {kept['run']['seed']}"
     heads = [f"{metric} ↓" if metric == "nll" else metric for metric in METRICS]
     yield f"| {title} | " + " | ".join(heads) + " |"
     yield "| --- |" + " --- |" * len(METRICS)
     for name, words in ROWS.items():
-        cells = (f"{methods[name][metric]['mean']:.3f}" for metric in METRICS)
-        yield f"| `{name}`: {words} | " + " | ".join(cells) + " |"
+        row = kept["methods"][name]
+        cells = " | ".join(f"{row[metric]['mean']:.3f}" for metric in METRICS)
+        yield f"| `{name}`: {words} | {cells} |"
     for name in PAIRS:
-        yield (
-            f"| {name} | "
-            + " | ".join(difference(pairs[name][m]) for m in METRICS)
-            + " |"
-        )
+        row = kept["pairs"][name]
+        yield f"| {name} | {' | '.join(difference(row[m]) for m in METRICS)} |"
 
 
 def difference(value: Mapping[str, Any]) -> str:
@@ -60,16 +71,18 @@ def difference(value: Mapping[str, Any]) -> str:
     return f"{mean} ({low:+.3f} to {high:+.3f})"
 
 
-def written(text: str, found: Mapping[str, Any]) -> str:
+def written(text: str, kept: Mapping[str, Any]) -> str:
     """Return the README's text with the table between the markers."""
     head, rest = text.split(START)
     _, tail = rest.split(END)
-    return head + START + "\n".join(table(found)) + "\n" + END + tail
+    return head + START + "\n".join(table(kept)) + "\n" + END + tail
 
 
 def main(path: Path) -> None:
-    """Rewrite the table between the markers."""
-    README.write_text(written(README.read_text(), json.loads(path.read_text())))
+    """Keep what the table needs, and rewrite the table."""
+    kept = taken(json.loads(path.read_text()))
+    KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+    README.write_text(written(README.read_text(), kept))
 
 
 if __name__ == "__main__":

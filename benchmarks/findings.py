@@ -1,8 +1,9 @@
 """Write docs/findings.md and the pages behind it again: ``python benchmarks/findings.py``.
 
-Numbers come from the result files in ``docs/findings``. Title, question, answer, reading
-and the texts of claims are those that the study files in ``simulations/lamp/experiments``
-have now, so a sentence can be corrected without computing its study again.
+Numbers come from the result files in ``docs/findings``. Title, question, answer, reading,
+the texts of claims and the methods that a plot hides are those that the study files in
+``simulations/lamp/experiments`` have now, so a sentence can be corrected without computing
+its study again.
 """
 
 import json
@@ -29,6 +30,8 @@ def with_texts(found: dict[str, Any], study: Study) -> dict[str, Any]:
     texts = ("title", "question", "answer", "reading")
     found = found | {name: getattr(study, name) for name in texts}
     if study.audit is None:
+        hidden = study.plot.get("hide", [])
+        found["plot"] = found["plot"] | ({"hide": hidden} if hidden else {})
         pairs = list(zip(found["claims"], study.claims, strict=True))
         for old, new in pairs:
             if (old["metric"], old["expect"]) != (new.metric, new.expect):

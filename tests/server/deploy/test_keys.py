@@ -82,7 +82,7 @@ def test_a_name_that_is_none_is_refused(tmp_path, name):
 def test_a_damaged_invitation_is_refused(folder, change):
     file = folder / "invitation.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(IdiolectError, match="is no invitation"):
+    with pytest.raises(IdiolectError, match="is not an invitation"):
         read_invitation(file)
 
 

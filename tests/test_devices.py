@@ -18,7 +18,7 @@ from idiolect.client.node import state, tasks
 from idiolect.client.node.device import Device, VaultShelf
 from idiolect.client.node.membership import Server, join, leave
 from idiolect.client.node.tasks import HANDLERS
-from idiolect.client.owner import consent, history, owner
+from idiolect.client.owner import adapters, consent, history, owner
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
 from idiolect.client.owner.records import Record, Source
@@ -27,6 +27,7 @@ from idiolect.common.config import flatten, parse, parse_run
 from idiolect.common.data.load import load_dataset
 from idiolect.common.data.types import Prompt, User
 from idiolect.common.engine.adapters import zero_shared
+from idiolect.common.engine.reference import Reference, load_reference
 from idiolect.common.errors import IdiolectError
 from idiolect.common.privacy.protected import planned
 from idiolect.common.protocol.manifest import sign_text
@@ -186,7 +187,7 @@ def test_a_run_on_devices_leaves_each_an_adapter_of_its_own(vaults, settings):
     assert set(found["methods"]) == {"base", "shared", "c-bpo"}
     numbers = []
     for vault, name in zip(vaults, names, strict=True):
-        (version,) = owner.versions(vault)
+        (version,) = adapters.versions(vault)
         assert (version.method, version.trained, version.held_out) == ("c-bpo", 8, 2)
         assert version.shared and version.origin
         # What the device measured for itself is what it told, and nothing else moved it.
@@ -194,7 +195,7 @@ def test_a_run_on_devices_leaves_each_an_adapter_of_its_own(vaults, settings):
         assert version.nll_before == pytest.approx(
             found["users"][name]["shared"]["nll"]
         )
-        assert owner.active(vault) == (1 if version.accepted else 0)
+        assert adapters.active(vault) == (1 if version.accepted else 0)
         numbers.append(version.nll)
     assert len(set(numbers)) == 3
     # How training went stays on the device, whatever its owner consents to.
@@ -206,28 +207,31 @@ def test_a_run_on_devices_leaves_each_an_adapter_of_its_own(vaults, settings):
 def test_an_adapter_on_a_shared_one_that_noise_has_ruined_is_not_used(vaults):
     vault = vaults[0]
     config = owner.configured(vault)
-    backbone, zero = owner.reference(config)
+    found = load_reference(config)
+    backbone, zero = found.backbone, found.adapter
     noise = {n: torch.full_like(b, 5.0) for n, b in zero.b.items()}
     ruined = replace(zero, b=noise)
     user, sources = owner.split(history.entries(vault))
-    version = owner.adopt(vault, backbone, ruined, zero, user, sources, "sft", "a run")
+    trained = owner.Trained(zero, "sft", user, sources, "a run")
+    version = owner.adopt(vault, Reference(backbone, ruined), trained)
     assert version.nll == pytest.approx(version.nll_before)
     assert version.nll > version.nll_bare
-    assert not version.accepted and owner.active(vault) == 0
+    assert not version.accepted and adapters.active(vault) == 0
 
 
 def test_what_a_run_trained_is_used_afterwards(vaults, settings):
     agree(vaults, **CLEAR)
     run(settings, DeviceGrid(vaults))
     vault = vaults[0]
-    owner.activate(vault, 1)
+    adapters.activate(vault, 1)
     config = owner.configured(vault)
-    backbone, zero = owner.reference(config)
-    shared, _ = owner.adapter(vault, backbone, zero)
+    found = load_reference(config)
+    backbone, zero = found.backbone, found.adapter
+    shared, _ = adapters.adapter(vault, backbone, zero)
     assert any(tensor.any() for tensor in shared.b.values())
     # Training without a server goes on from the shared adapter that the run brought.
     version = owner.train(vault)
-    assert version.shared == owner.versions(vault)[0].shared != ""
+    assert version.shared == adapters.versions(vault)[0].shared != ""
 
 
 def test_without_the_owners_consent_nothing_of_the_kind_leaves(vaults, settings):
@@ -278,7 +282,7 @@ def test_a_private_run_needs_no_more_than_the_usual_consent(vaults, settings):
         "HelloReply",
         "PersonaliseReply",
     }
-    assert all(owner.versions(vault) for vault in vaults)
+    assert all(adapters.versions(vault) for vault in vaults)
     (charged,) = consent.spent(vaults[0]).values()
     assert (charged.epsilon, charged.delta, charged.releases) == (8.0, 1e-3, 6)
 
@@ -439,7 +443,8 @@ def test_no_canary_is_in_the_traffic_or_in_a_file_of_the_server(
 
 
 def _tokens(vault: Vault, text: str) -> str:
-    backbone, _ = owner.reference(owner.configured(vault))
+    found = load_reference(owner.configured(vault))
+    backbone = found.backbone
     return json.dumps(backbone.tokenizer(text)["input_ids"], separators=(",", ":"))[
         1:-1
     ]
@@ -488,7 +493,7 @@ def test_a_killed_run_goes_on_with_the_devices_it_had(vaults, settings, monkeypa
     for name, methods in unbroken["users"].items():
         assert resumed["users"][name] == methods
     # The device that had trained before the crash did not train, nor adopt, again.
-    assert [len(owner.versions(vault)) for vault in vaults] == [2, 2, 2]
+    assert [len(adapters.versions(vault)) for vault in vaults] == [2, 2, 2]
 
 
 def test_a_device_that_was_killed_before_adopting_adopts_when_asked_again(
@@ -503,9 +508,9 @@ def test_a_device_that_was_killed_before_adopting_adopts_when_asked_again(
         patch.setattr(owner, "adopt", dies)
         with pytest.raises(KeyboardInterrupt):
             run(settings | {"run.name": "a"}, DeviceGrid(vaults))
-    assert owner.versions(vaults[0]) == []
+    assert adapters.versions(vaults[0]) == []
     run(settings | {"run.resume": "a"}, DeviceGrid(vaults))
-    assert [len(owner.versions(vault)) for vault in vaults] == [1, 1, 1]
+    assert [len(adapters.versions(vault)) for vault in vaults] == [1, 1, 1]
 
 
 def test_no_text_stays_in_a_worker_between_tasks(vaults, settings, monkeypatch):
@@ -534,7 +539,7 @@ def test_forgetting_reaches_what_a_run_trained(vaults, settings):
     vault = vaults[0]
     assert vault.count("run") > 1
     owner.forget(vault, ["persona"])
-    assert owner.versions(vault) == [] and owner.active(vault) == 0
+    assert adapters.versions(vault) == [] and adapters.active(vault) == 0
     assert [r.name for r in vault.records("run") if "adapters/" in r.name] == []
     # What it took part in is still counted.
     assert any("devices/" in record.name for record in vault.records("run"))
@@ -580,7 +585,7 @@ def test_text_that_is_forgotten_during_a_task_is_in_no_answer_and_no_adapter(
     grid = DeviceGrid(vaults)
     run(settings | {"quorum": 0.5}, grid)
     assert forgotten == [10]
-    assert owner.versions(vaults[0]) == [] and owner.active(vaults[0]) == 0
+    assert adapters.versions(vaults[0]) == [] and adapters.active(vaults[0]) == 0
     kinds = {source.kind for source in vaults[0].sources()}
     assert kinds <= {"device", "run"}  # of the run there is what its server sent
     names = [record.name for record in vaults[0].records("run")]
@@ -640,7 +645,7 @@ def test_without_consent_for_training_nothing_is_trained(
     with pytest.raises(IdiolectError, match="consent to a run's training"):
         run(settings, DeviceGrid(vaults, refuse))
     assert set(trained) == (set() if task == "train.adapt" else {"shared_update"})
-    assert all(owner.versions(vault) == [] for vault in vaults)
+    assert all(adapters.versions(vault) == [] for vault in vaults)
 
 
 def ask(device: Device, kind: str, task) -> str:
@@ -710,7 +715,9 @@ def test_refusals_of_tasks_that_were_not_taken_are_one_entry(vaults, settings):
         ask(device, "train.everything", task)
     (noted,) = consent.sent(vaults[0])
     assert (noted.count, noted.run, noted.epsilon) == (3, "", None)
-    assert noted.why.startswith("3 refusals of tasks that were not taken, since 20")
+    assert noted.why.startswith(
+        "3 refusals of requests that were not admitted, since 20"
+    )
     first = noted.bytes / 3
     greet(vaults[0], task.config)
     assert "too little" not in ask(
@@ -884,12 +891,12 @@ def test_what_was_recorded_of_a_run_is_never_done_again(vaults, settings):
     agree(vaults, **CLEAR)
     grid = Tape(vaults)
     run(settings, grid)
-    device, before = grid.devices[100], owner.versions(vaults[0])
+    device, before = grid.devices[100], adapters.versions(vaults[0])
     tape = [m for m in grid.tape if m.metadata.dst_node_id == 100]
     assert len({m.metadata.message_type for m in tape}) == 5
     for message in (*tape, *reversed(tape)):
         assert "was answered before, or a later one" in refused(device, message)
-    assert owner.versions(vaults[0]) == before
+    assert adapters.versions(vaults[0]) == before
     # Nor is a task for one device done by another, whatever it is.
     for message in tape:
         assert "another device" in refused(grid.devices[101], message)
@@ -927,7 +934,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
     agree(vaults, **CLEAR)
     one = {"privacy.participations": 1, "methods": "c-bpo", "adapt.rounds": 1}
     config = flatten(parse_run({**settings, **PRIVATE, **one})[0])
-    backbone, zero = owner.reference(owner.configured(vaults[0]))
+    backbone = load_reference(owner.configured(vaults[0])).backbone
     shape = parse(config).shared_shape
     rows = {n: b.numpy() for n, b in zero_shared(backbone, shape, 0).b.items()}
     device = Device(vaults[0], 100)

@@ -25,12 +25,13 @@ from idiolect.client.node import state
 from idiolect.client.node.device import Device, VaultShelf
 from idiolect.client.node.membership import Server, join
 from idiolect.client.node.tasks import HANDLERS
-from idiolect.client.owner import consent, history, owner
+from idiolect.client.owner import consent, history
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
 from idiolect.client.owner.vault import Vault
 from idiolect.common.config import flatten, parse
 from idiolect.common.data.types import Item, Prompt
+from idiolect.common.engine.reference import load_reference
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol.manifest import sign_text
 from idiolect.common.protocol.messages import (
@@ -169,7 +170,8 @@ def device(tmp_path_factory):
         made = Device(vault, 100)
         join(vault, Server("server.example:9443", "", KEY))
         config = parse({**CONFIG, "backbone": model})
-        _, zero = owner.reference(config)
+        found = load_reference(config)
+        zero = found.adapter
         hashed = make_part("config", CONFIG).hash
         state.pin(VaultShelf(vault, "r"), device_user(100), KEY, 0, hashed)
         yield made, encode({name: b.numpy() for name, b in zero.b.items()})

@@ -36,7 +36,7 @@ def read_mbox(path: Path) -> Iterator[Row | Left | Bad]:
             yield _mail(box, key, f"{path.name}, mail {number}")
     except mailbox.NoSuchMailboxError:
         raise IdiolectError(
-            f"{path} cannot be read, since there is none: check the name."
+            f"{path} cannot be read, since it does not exist: check the name."
         ) from None
     except (OSError, mailbox.Error) as error:
         raise IdiolectError(
@@ -62,7 +62,7 @@ def _mail(box: Any, key: Any, place: str) -> Row | Left | Bad:
         # The standard library's parser fails on some malformed headers like this.
         return Bad(place, f"cannot be read ({error})", "malformed mail")
     if not text:
-        return Left("mails without words of their own")
+        return Left("mails that only quote")
     return Row(place, subject, text, None, date, who, _COLUMNS)
 
 

@@ -16,6 +16,7 @@ from flwr.app import Message, RecordDict
 from ...common.config import Config, parse_run
 from ...common.engine.adapters import Lora
 from ...common.engine.backbone import backbone_of
+from ...common.engine.reference import Reference
 from ...common.protocol.messages import Failure, HelloRequest, Request, device_user
 from ...common.protocol.packing import pack, size
 from ...common.protocol.signed import Sealed, verify
@@ -131,16 +132,9 @@ class Device:
         answers = consent.consents(self._vault)
 
         def keep(shared: Lora, lora: Lora, method: str, origin: str) -> None:
-            owner.adopt(
-                self._vault,
-                backbone_of(config),
-                shared,
-                lora,
-                user,
-                learnt,
-                method,
-                origin,
-            )
+            trained = owner.Trained(lora, method, user, learnt, origin)
+            reference = Reference(backbone_of(config), shared)
+            owner.adopt(self._vault, reference, trained)
 
         return Node(
             config,

@@ -155,7 +155,7 @@ class Vault(Store):
         Parameters
         ----------
         kind
-            For example ``item`` or ``adapter``; stands in the file in clear.
+            For example ``item`` or ``adapter``; is in the file in clear.
         records
             What to keep.
         source
@@ -308,7 +308,7 @@ class Vault(Store):
     def repair(self) -> int:
         """Delete what cannot be opened and trust the rest; returns how many went.
 
-        For a damaged vault of which there is no backup (`open` it `trusting`). Records
+        For a damaged vault without a backup (`open` it `trusting`). Records
         that were put back from an older copy cannot be told from others any more.
         """
         with named(self.path), begun(self._database, "BEGIN IMMEDIATE"):
@@ -332,7 +332,7 @@ class Vault(Store):
         return hmac.digest(self._index, text, "sha256")[:16]
 
     def _data_key(self, source: Source) -> tuple[bytes, bytes]:
-        """The source's place and data key, made where there is none yet.
+        """The source's place and data key, made if it does not exist yet.
 
         Read each time: another process may have forgotten the source since, and made
         it again under another key.

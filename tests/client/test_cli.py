@@ -19,14 +19,16 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from idiolect.client.cli import _say, main
+from idiolect.client.cli import main
+from idiolect.client.commands.answer import Answer
 from idiolect.client.node import membership
-from idiolect.client.owner import consent, owner
+from idiolect.client.owner import adapters, consent, owner
 from idiolect.client.owner.keys import Passphrase, RandomKey
 from idiolect.client.owner.records import Source
 from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
+from idiolect.common.engine.reference import load_reference
 from idiolect.common.errors import IdiolectError
 
 SECRET = "correct horse battery"
@@ -152,10 +154,11 @@ def test_disliked_pairs_are_learnt_to_be_avoided(ready, run, asked):
         asked("personalize")
         with vault_of(ready) as vault:
             config = owner.configured(vault)
-            backbone, zero = owner.reference(config)
+            found = load_reference(config)
+            backbone, zero = found.backbone, found.adapter
             entry = owner.Entry(owner.Prompt("", bad["--prompt"]), bad["--text"])
             encoded = [backbone.encode(entry.item())]
-            _, lora = owner.adapter(vault, backbone, zero)
+            _, lora = adapters.adapter(vault, backbone, zero)
         from idiolect.common.engine.scoring import score_users
 
         with_it = score_users(backbone, [lora], [encoded])[0][0]
@@ -222,7 +225,7 @@ def test_import_counts_and_a_dry_run_changes_nothing(place, persona, run, asked)
 def test_a_bad_line_imports_nothing(place, persona, run, asked):
     run("vault", "init")
     persona.write_text(persona.read_text() + "\n{broken")
-    assert "line 33 is no JSON" in run("import", persona, code=2).err
+    assert "line 33 is not JSON" in run("import", persona, code=2).err
     assert asked("history", "list") == []
 
 
@@ -384,7 +387,7 @@ def test_mistakes_get_a_sentence_and_change_nothing(ready, run, asked, words, se
 )
 def test_what_needs_no_model_does_not_wait_for_torch(ready, words):
     code = (
-        "import sys; from idiolect.client.cli import _say, main\n"
+        "import sys; from idiolect.client.cli import main\n"
         f"try: code = main({words})\n"
         "except SystemExit as end: code = end.code\n"
         "assert not code and not {'torch', 'flwr', 'numpy'} & set(sys.modules)"
@@ -599,9 +602,7 @@ def _terminal(words, place, *steps):
     if not pid:
         os.environ.pop("IDIOLECT_PASSPHRASE_FILE", None)
         os.environ["IDIOLECT_HOME"] = str(place)
-        code = (
-            "import sys; from idiolect.client.cli import _say, main; sys.exit(main())"
-        )
+        code = "import sys; from idiolect.client.cli import main; sys.exit(main())"
         os.execv(sys.executable, [sys.executable, "-c", code, *words])
     said = b""
     for waited, typed in steps:
@@ -649,11 +650,11 @@ def test_only_what_is_to_be_copied_is_not_broken_at_a_terminal(monkeypatch):
     monkeypatch.setattr(screen, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("COLUMNS", "80")
-    _say(argparse.Namespace(json=False), {}, text)
+    Answer({}, text).show(argparse.Namespace(json=False))
     broken = screen.getvalue()
     assert len(broken.splitlines()) == 3 and broken.endswith("\n  short   line\n")
     assert max(map(len, broken.splitlines())) <= 80
-    _say(argparse.Namespace(json=False), {}, text, exact=True)
+    Answer({}, text, exact=True).show(argparse.Namespace(json=False))
     assert screen.getvalue() == f"{broken}{text}\n"
 
 
@@ -685,14 +686,14 @@ def test_use_chooses_an_adapter_and_says_how_to_go_back(cheap, run, asked, kept)
 @pytest.fixture
 def kept(cheap, monkeypatch):
     """Adapters as they are kept, without training."""
-    from idiolect.client.owner.owner import Version
+    from idiolect.client.owner.adapters import Version
 
     def keep(*numbers, losing=()):
         versions = [
             Version(n, "c-bpo", "w", (), 26, 0, 6, 2.0 if n in losing else 0.4, 0.5)
             for n in numbers
         ]
-        monkeypatch.setattr(owner, "versions", lambda _vault: versions)
+        monkeypatch.setattr(adapters, "versions", lambda _vault: versions)
 
     return keep
 
@@ -713,7 +714,7 @@ def test_leaving_without_a_server_says_so_before_it_asks(cheap, run, asked):
         assert "has joined no server" in said.err and "operator" not in said.out
     with _cheap_vault(cheap) as vault:
         membership.join(vault, membership.Server(**SERVER))
-    assert "erased: say so with --yes" in run("leave", code=2).err
+    assert "erased: confirm with --yes" in run("leave", code=2).err
     assert "left lab.example:9443. Ask its operator" in run("leave", "--yes").out
     assert asked("status")["server"] is None and asked("status")["joined"] is None
 

@@ -422,7 +422,7 @@ def test_a_damaged_header_is_not_called_a_wrong_key(vault, path, query, sentence
 def test_a_file_that_is_no_vault_is_named(path, content):
     path.parent.mkdir()
     path.write_bytes(content)
-    with pytest.raises(DamagedError, match="no vault"):
+    with pytest.raises(DamagedError, match="not a vault"):
         Vault.open(path, KEY)
 
 

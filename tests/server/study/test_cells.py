@@ -8,7 +8,7 @@ import pytest
 
 from idiolect.common.config import parse, parse_run
 from idiolect.common.errors import IdiolectError
-from idiolect.server import findings
+from idiolect.server.findings.summary import summary
 from idiolect.server.study import cells
 from idiolect.server.study.cache import Cache
 from idiolect.server.study.cells import located, run_cell, run_study
@@ -124,7 +124,7 @@ def test_an_infinite_budget_can_be_written_and_read(tmp_path, small_model):
     declared = read_study(tmp_path / "s.toml")
     done = run_study(declared, tmp_path, lambda _: None)
     assert [cell["cell"]["privacy.epsilon"] for cell in done] == [math.inf, 8.0]
-    found = findings.summary(declared, run_study(declared, tmp_path, lambda _: None))
+    found = summary(declared, run_study(declared, tmp_path, lambda _: None))
     assert {point["x"] for point in found["curve"]} == {"inf", 8.0}
     json.dumps(found, allow_nan=False)
 

@@ -711,7 +711,7 @@ def _reference(config: Config, rows: Rows) -> Reference:
     check_rows(rows, coded_shapes(shapes) if config.signed_bytes else shapes)
     if config.signed_bytes:
         rows = decode(rows, shapes)
-    b = {name: torch.from_numpy(array.copy()) for name, array in rows.items()}
+    b = {name: torch.tensor(array) for name, array in rows.items()}
     b = {name: tensor.to(backbone.device) for name, tensor in b.items()}
     return resident(config).with_shared(Lora(zero.a, b, zero.scaling))
 

@@ -130,7 +130,7 @@ def written_by_shared(
 
     untrained = load_reference(config)
     device = untrained.backbone.device
-    b = {name: torch.from_numpy(a.copy()).to(device) for name, a in rows.items()}
+    b = {name: torch.tensor(a, device=device) for name, a in rows.items()}
     reference = untrained.with_shared(replace(untrained.adapter, b=b))
     seed = derive(config.seed, "bank")
     texts = sample_reference(reference, prompts, config, seed)

@@ -575,7 +575,7 @@ MUTATIONS = (
     ),
     Mutation(
         "A device hands over raw text for any kind of unlabeled set",
-        "client/node/tasks.py",
+        "client/node/handlers.py",
         'if node.config.unlabeled.kind != "others":',
         'if node.config.unlabeled.kind == "":',
         "test_raw_text_leaves_only_for_the_kind_others",
@@ -586,7 +586,7 @@ MUTATIONS = (
         "[run, former(method), learning_rate, shared_hash, unlabeled_hash, rest]",
         "[run, former(method), learning_rate, unlabeled_hash, rest]",
         "test_each_rate_is_measured_with_its_own_adapter",
-        "tests/client/node/test_tasks.py",
+        "tests/client/node/test_handlers.py",
     ),
     Mutation(
         "The average divides by who answered, not by who was asked",
@@ -841,13 +841,13 @@ MUTATIONS = (
         "if most and len(took) >= most:",
         "if False:",
         "test_a_vote_beyond_what_was_agreed_to_is_not_cast",
-        "tests/client/node/test_tasks.py",
+        "tests/client/node/test_handlers.py",
     ),
     Mutation(
         "A changed item is taken under an old signature",
-        "client/node/tasks.py",
-        "content = fingerprint(task.unlabeled)",
-        "content = parse_manifest(task.manifest).content if task.manifest else ''",
+        "client/node/agreement.py",
+        "            content,\n            before.seen,",
+        "            parse_manifest(request.manifest).content,\n            before.seen,",
         "test_a_changed_item_is_refused_by_every_device",
         "tests/server/run/test_privacy.py",
     ),
@@ -861,15 +861,15 @@ MUTATIONS = (
     ),
     Mutation(
         "Who did not vote takes a vote out of the sum too",
-        "client/node/tasks.py",
-        "return manifest.vote in took and user.id in task.voted",
+        "client/node/agreement.py",
+        "return manifest.vote in took and user.id in request.voted",
         "return True",
         "test_only_those_who_voted_take_their_vote_out",
         "tests/server/run/test_privacy.py",
     ),
     Mutation(
         "Metrics per user leave though they should be noisy",
-        "client/node/tasks.py",
+        "client/node/handlers.py",
         "return EvaluateReply(**head, metrics={}, sums={",
         "return EvaluateReply(**head, metrics=done, sums={",
         "test_noisy_metrics_leave_no_value_of_any_user",
@@ -1001,7 +1001,7 @@ MUTATIONS = (
     Mutation(
         "A device does a task again that was played back",
         "client/node/state.py",
-        'if counter <= int(shelf.read("counter") or b"0"):',
+        'if counter <= int(store.read("counter") or b"0"):',
         "if False:",
         "test_what_was_recorded_of_a_run_is_never_done_again",
         "tests/test_devices.py",
@@ -1024,7 +1024,7 @@ MUTATIONS = (
     ),
     Mutation(
         "A device works for a run without a hello",
-        "client/node/tasks.py",
+        "client/node/answer.py",
         "            state.check_agreed(",
         "            _ = (",
         "test_no_valid_hello_no_work_and_the_cap_holds",
@@ -1052,7 +1052,7 @@ MUTATIONS = (
         "if digest(data) != seal.parts[name]:",
         "if False:",
         "test_a_part_that_was_exchanged_on_the_way_is_refused",
-        "tests/client/node/test_tasks.py",
+        "tests/client/node/test_handlers.py",
     ),
     Mutation(
         "A part that is kept is taken without its hash",
@@ -1060,7 +1060,7 @@ MUTATIONS = (
         "if n not in parts or digest(parts[n]) != wanted[n]]",
         "if n not in parts]",
         "test_parts_are_kept_and_asked_for_where_they_are_not",
-        "tests/client/node/test_tasks.py",
+        "tests/client/node/test_handlers.py",
     ),
     Mutation(
         "A simulated node takes tasks that nobody signed",
@@ -1068,7 +1068,7 @@ MUTATIONS = (
         "verify(sealed, key)",
         "pass",
         "test_a_task_signed_by_another_key_is_refused",
-        "tests/client/node/test_tasks.py",
+        "tests/client/node/test_handlers.py",
     ),
     Mutation(
         "A node is sent every part with every task",
@@ -1120,15 +1120,15 @@ MUTATIONS = (
     ),
     Mutation(
         "A device tells alpha and its training log",
-        "client/node/tasks.py",
-        "return node.simulated and not _noisy(node.config)",
-        "return not _noisy(node.config)",
+        "client/node/host.py",
+        "return node.simulated and not is_noisy(node.config)",
+        "return not is_noisy(node.config)",
         "test_a_run_on_devices_leaves_each_an_adapter_of_its_own",
         "tests/test_devices.py",
     ),
     Mutation(
         "A device quotes an error that nobody foresaw",
-        "client/node/tasks.py",
+        "client/node/host.py",
         """return f"{type(error).__name__}: the device's own log says more.\"""",
         'return f"{type(error).__name__}: {error}"',
         "test_an_error_that_could_quote_the_text_is_not_told",
@@ -1236,7 +1236,7 @@ MUTATIONS = (
     ),
     Mutation(
         "A run trains on a device whose owner does not want that",
-        "client/node/tasks.py",
+        "client/node/handlers.py",
         '"""Train each user\'s own adapter and keep it here."""\n'
         '    node.permit("training", node.config)',
         '"""Train each user\'s own adapter and keep it here."""',

@@ -275,8 +275,8 @@ def test_what_a_run_has_spent_is_read(runs, name):
 def test_what_a_device_agreed_to_is_read(runs, user):
     # Later: a participation that was counted stays counted, or one sentence.
     before = snapshot(runs)
-    shelf = devices.Folder(runs / "private")
-    found = opens_or_says(lambda: devices.agreed(shelf, user), user)
+    store = devices.FolderStore(runs / "private")
+    found = opens_or_says(lambda: devices.agreed(store, user), user)
     assert snapshot(runs) == before
     if isinstance(found, Said):
         pytest.skip(found.text)  # so that a report shows who does not open

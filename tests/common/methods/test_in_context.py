@@ -224,7 +224,7 @@ def test_a_profile_reads_the_newest_texts(tiny, user, monkeypatch):
 
 def test_the_search_library_is_loaded_by_those_who_search():
     code = (
-        "import sys, idiolect.common.methods.personalise, idiolect.client.node.tasks, "
+        "import sys, idiolect.common.methods.personalise, idiolect.client.node.handlers, "
         "idiolect.server.study.cells; sys.exit('bm25s' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

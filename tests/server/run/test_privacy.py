@@ -11,7 +11,7 @@ import pytest
 from flwr.app import Message
 
 from idiolect.client.node import state as device
-from idiolect.client.node.tasks import HANDLERS
+from idiolect.client.node.handlers import HANDLERS
 from idiolect.common.config import parse, parse_word
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol import manifest as manifests
@@ -271,7 +271,7 @@ def test_next_clip_closed_form(within, expected):
 def test_a_device_refuses_more_releases_than_it_agreed_to(central):
     capped = central | {"privacy.participations": 1, "methods": "shared"}
     folder = run(capped, FakeGrid(5))
-    agreed = device.agreed(device.Folder(folder), "persona-000")
+    agreed = device.agreed(device.FolderStore(folder), "persona-000")
     assert list(agreed.took["adapt"]) == ["adapt/0"]
     # The second round had nobody left: it was paid for and left out, and the run went on.
     warnings = " ".join(entry["message"] for entry in events(folder, "warning"))
@@ -303,37 +303,37 @@ def test_a_round_that_is_left_out_moves_nothing(central):
 
 
 def test_a_release_that_is_asked_for_again_counts_once(tmp_path):
-    shelf = device.Folder(tmp_path)
-    device.pin(shelf, "u", "key", 1, "c")
+    store = device.FolderStore(tmp_path)
+    device.pin(store, "u", "key", 1, "c")
     for _ in range(3):
-        device.take_part(shelf, "u", "adapt", "adapt/4", "hash")
+        device.take_part(store, "u", "adapt", "adapt/4", "hash")
     with pytest.raises(
         IdiolectError, match="as many as privacy.participations allowed"
     ):
-        device.take_part(shelf, "u", "adapt", "adapt/5", "hash")
+        device.take_part(store, "u", "adapt", "adapt/5", "hash")
     with pytest.raises(IdiolectError, match="something else is asked for as 'adapt/4'"):
-        device.take_part(shelf, "u", "adapt", "adapt/4", "another")
-    device.take_part(shelf, "u", "votes", "votes/0", "bank")
-    assert device.agreed(shelf, "u").took == {
+        device.take_part(store, "u", "adapt", "adapt/4", "another")
+    device.take_part(store, "u", "votes", "votes/0", "bank")
+    assert device.agreed(store, "u").took == {
         "adapt": {"adapt/4": "hash"},
         "votes": {"votes/0": "bank"},
     }
 
 
 def test_the_cap_is_that_of_the_first_contact(tmp_path):
-    shelf = device.Folder(tmp_path)
-    device.pin(shelf, "u", "key", 1, "c")
-    device.pin(shelf, "u", "key", 99, "c")
-    device.take_part(shelf, "u", "adapt", "adapt/0", "")
+    store = device.FolderStore(tmp_path)
+    device.pin(store, "u", "key", 1, "c")
+    device.pin(store, "u", "key", 99, "c")
+    device.take_part(store, "u", "adapt", "adapt/0", "")
     with pytest.raises(IdiolectError, match="allowed at first contact"):
-        device.take_part(shelf, "u", "adapt", "adapt/1", "")
+        device.take_part(store, "u", "adapt", "adapt/1", "")
 
 
 def test_a_damaged_count_is_not_begun_anew(tmp_path):
-    shelf = device.Folder(tmp_path)
-    shelf.write("devices/u.json", b'{"took": {"adapt": [')
+    store = device.FolderStore(tmp_path)
+    store.write("devices/u.json", b'{"took": {"adapt": [')
     with pytest.raises(IdiolectError, match="damaged.*backup"):
-        device.take_part(shelf, "u", "adapt", "adapt/0", "")
+        device.take_part(store, "u", "adapt", "adapt/0", "")
 
 
 # --- votes ----------------------------------------------------------------------------
@@ -533,7 +533,7 @@ def test_an_expired_manifest_is_renewed_on_resume(central, monkeypatch):
     late = before.expires + 1
     for module in (
         "idiolect.server.run.signing.time",
-        "idiolect.client.node.tasks.time",
+        "idiolect.client.node.agreement.time",
     ):
         monkeypatch.setattr(f"{module}.time", lambda: late)
     run(

@@ -266,7 +266,7 @@ def _trained(
     outcomes: dict[str, Outcome],
     errors: dict[str, str],
 ) -> PersonaliseReply:
-    """Say who was trained, and how it went unless that is nobody's business."""
+    """Say who was trained, and how it went where that may be told."""
     if node.trained:
         for user in node.users:
             if user.id in outcomes:

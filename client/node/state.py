@@ -167,7 +167,7 @@ def agreed(store: RunStore, user: str) -> Agreed:
     Raises
     ------
     IdiolectError
-        It is damaged. It is not made anew: the count of participations in it is what the
+        It is damaged. It is not made again: the count of participations in it is what the
         privacy guarantee rests on.
     """
     try:

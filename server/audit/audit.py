@@ -21,7 +21,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,35 +55,9 @@ from ..run.sums import clipped_sum
 from ..study.declaration import Study
 from ..study.declaration import cells as study_cells
 from . import attacks
+from .attacks import Design
 
 CONTROLS = ("honest", "no-clip", "noise-tenth", "noise-reused")
-
-
-@dataclass(frozen=True)
-class Design:
-    """How the mechanism is audited; the defaults catch every control at epsilon 1.
-
-    Attributes
-    ----------
-    claimed, delta
-        What the noise is calibrated to, for a canary that takes part in every round and
-        an adversary who knows who took part.
-    canaries, guesses
-        m, and how many of them are guessed, half "in" and half "out".
-    rounds, sampling, dimension
-        Of the audited releases.
-    boost
-        Canaries send this many times the clip, so that a missing clip shows.
-    """
-
-    claimed: float = 1.0
-    delta: float = 1e-5
-    canaries: int = 1000
-    guesses: int = 200
-    rounds: int = 16
-    sampling: float = 0.5
-    dimension: int = 4000
-    boost: float = 10.0
 
 
 @cache
@@ -127,26 +101,15 @@ def audit_mechanism(
     )
 
     def aggregate(rows: np.ndarray) -> np.ndarray:
-        # A seeded source begins anew each time it is made: the same noise every round.
+        # A seeded source starts again each time it is made: the same noise every round.
         drawn = source(True, seed) if control == "noise-reused" else random
         release = Release("", Event("adapt", z, design.sampling), drawn)
         total, _ = clipped_sum({"b": rows}, clip)
         zero = {"b": np.zeros(design.dimension, np.float32)}
         return released(zero, total, release, 1.0, config, design.canaries)["b"]
 
-    return attacks.audit_mechanism(
-        aggregate,
-        design.dimension,
-        design.canaries,
-        design.rounds,
-        design.sampling,
-        1.0,
-        design.guesses,
-        design.delta,
-        0.95,
-        numpy_generator(seed, "audit", control),
-        design.boost,
-    )
+    generator = numpy_generator(seed, "audit", control)
+    return attacks.audit_mechanism(aggregate, design, generator)
 
 
 def caught(found: Sequence[attacks.Audit], design: Design) -> bool:
@@ -282,7 +245,7 @@ SAMPLES = 100  # outputs at a planted prompt
 def audit_run(folder: Path, seed: int, say: Callable[[str], None]) -> list[dict]:
     """Audit the mechanism, and attack what a finished run released.
 
-    The audits are added to the run's ledger, and its privacy card is written anew.
+    The audits are added to the run's ledger, and its privacy card is written again.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ With ``privacy.mode`` `central` a round is a release (DP-FedAvg, McMahan et al. 
 
     coins     each user takes part by a coin of its own, with fixed chance q
     sum       every row is clipped again here to L2 norm C; what is malformed counts 0
-    noise     N(0, (z C)^2) on every coordinate, whoever came
+    noise     N(0, (z C)^2) on every coordinate, however many came
     average   divided by q N, a number fixed beforehand
     clip      C follows a quantile of the norms, by a noisy count (Andrew et al. 2021)
 

@@ -191,7 +191,7 @@ def unprotected(config: Config) -> list[tuple[str, str, str, str]]:
 
 
 SIMULATION = "simulation"
-NOT_DP = "k-support is no differential privacy: each item is one person's text"
+NOT_DP = "k-support is not differential privacy: each item is one person's text"
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def _greet_simulated(
 
 @dataclass
 class Waiting:
-    """Tells whoever watches the run for whom it waits: once for each change.
+    """Tells those who watch the run whom it waits for: once for each change.
 
     Attributes
     ----------
@@ -265,7 +265,7 @@ def _welcome(
     problem = mismatch(reply, ours, run.config)
     if problem:
         run.warn(f"hello: node {node} is refused: {problem}")
-        if run.config.on_devices:  # what a stranger calls itself is no name of ours
+        if run.config.on_devices:  # what a stranger calls itself is not a name of ours
             return {device_user(node): problem}
         return dict.fromkeys([*reply.users, *reply.errors] or [f"node {node}"], problem)
     if run.config.on_devices:

@@ -89,10 +89,10 @@ class Study:
 
     `reading` is what a person made of the results, without numbers: those are in the
     tables beside it; `answer` is its sentence for the head of the page. With an `audit`
-    table its cells are audits of the aggregation (`audit.Design`), over a grid of
+    table its cells are audits of the aggregation (`attacks.Design`), over a grid of
     ``control`` and ``seed``.
 
-    `named` holds, for a key of the grid that is no config key, what each of its values
+    `named` holds, for a key of the grid that is not a config key, what each of its values
     stands for. `measured` says which users the cells measure: ``confirmation``, the
     evaluated ones, or ``development``, those on whom a recipe may be chosen. `compare`
     makes a claim for every world, opponent and metric (`comparisons`).

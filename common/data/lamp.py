@@ -21,7 +21,7 @@ from ..errors import IdiolectError, words_of
 from ..seeds import numpy_generator
 from ..text import printable
 from .dates import oldest_first, order_of, seconds
-from .repair import DAMAGED, repaired
+from .repair import DAMAGED, missing, repaired
 from .types import Dataset, Item, Prompt, Task, User
 
 logger = logging.getLogger(__name__)
@@ -576,7 +576,7 @@ def _profile(
 
 def _is_missing(value: Any) -> bool:
     """Whether a value is none: null, empty, or NaN, as a data frame writes it."""
-    return value is None or value == "" or value != value
+    return missing(value) or value == ""
 
 
 def _is_hollow(question: Any) -> bool:

@@ -211,10 +211,10 @@ OF_SERVER = (
     Case("simulate APP -c task=LaMP-4 -c data=nobody_users.json", "missing"),
     Case("simulate APP -c backbone=./none", "is no folder"),
     Case("simulate APP -c backbone=folder", "no config.json"),
-    Case("simulate APP -c run.name=latest", "run.name"),
-    Case("simulate APP -c run.name=begun", "exists"),
-    Case("simulate APP -c resume=never", "no run 'never'"),
-    Case("simulate APP -c resume=begun", "before it had saved its config"),
+    Case("simulate APP --name latest", "names a folder"),
+    Case("simulate APP --name begun", "exists"),
+    Case("simulate APP --resume never", "no run 'never'"),
+    Case("simulate APP --resume begun", "before it had saved its config"),
     Case("simulate APP --nodes 0", "--nodes is 0"),
     # studies
     Case("study none.toml", "cannot be read"),
@@ -266,7 +266,7 @@ OF_SERVER = (
     ),
     Case("simulate APP -c evaluate.contrasted=base", "names 'base'"),
     Case("simulate APP -c device=gpu", "use one of auto, cpu, cuda"),
-    Case("simulate APP -c run-name=a/b", "it names a folder"),
+    Case("simulate APP --name a/b", "it names a folder"),
     Case("simulate APP -c quorum=2", "must lie in [0, 1]"),
     Case("simulate APP -c lora.rank=3.5", "takes a whole number"),
     Case("simulate APP -c evaluate.generate=perhaps", "takes true or false"),
@@ -537,15 +537,15 @@ Written by `python benchmarks/errors.py`, which types each of these command line
 | code | means | what to do |
 |---|---|---|
 | 0 | success; also a service that was asked to end | |
-| 1 | the new adapter loses; the run failed; an audit found a leak | what is said |
+| 1 | the new adapter loses; the run failed; an audit found a leak | what it says |
 | 2 | command, file, setting or machine: something is wrong | what the sentence says |
 | 70 | a defect of idiolect; its traceback is in a private file | start again, report it |
 | 130 | Ctrl-C | start it again |
-| 141 | whoever read the output has gone, as in `\\| head` | |
+| 141 | the program that read the output has ended, as in `\\| head` | |
 | 143 | SIGTERM | |
 
-On a device that file says where it went wrong, and not a word of what was wrong, since that
-could quote the owner. Errors go to standard error; with `--json`, standard output also has
+On a device that file says where it went wrong but not what was wrong, because that could
+quote the owner. Errors go to standard error; with `--json`, standard output also has
 `{"error": "…"}`. `HOME` stands for `$IDIOLECT_HOME`, `APP` for simulations/lamp.
 """
 

@@ -279,7 +279,7 @@ def shares(backbone_name: str) -> dict[str, Any]:
 
 
 def forget_peak() -> None:
-    """Let the kernel begin anew with the largest resident set."""
+    """Reset the kernel's count of the largest resident set."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

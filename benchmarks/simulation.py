@@ -5,7 +5,7 @@
 The main job with one trained method (`methods=shared,c-bpo`, one learning rate, NLL and
 contrast only): four rounds of the shared adapter, votes, each user's own adapter, its
 evaluation. `naive_app.py` does four rounds, an own adapter by SFT, and its NLL. Both are
-started anew for each size; a line through (users, seconds) gives the start-up and the
+started again for each size; a line through (users, seconds) gives the start-up and the
 cost of one more user. Writes benchmarks/results/simulation.json.
 """
 

@@ -34,9 +34,10 @@ from idiolect.common.config import old, parse_run
 from idiolect.common.engine.adapters import parse_lora
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol.manifest import public_key, read_or_make_key
-from idiolect.server import findings
 from idiolect.server.audit import audit
-from idiolect.server.deploy import operator as deploy
+from idiolect.server.deploy import keys, nodes, serve
+from idiolect.server.findings import page as pages
+from idiolect.server.findings.summary import summary
 from idiolect.server.privacy.ledger import read_ledger
 from idiolect.server.run import checkpoint, results
 from idiolect.server.simulate import launch as simulate
@@ -384,7 +385,7 @@ def test_a_study_goes_on_from_its_cells(studies, name, monkeypatch):
         if declared.audit is not None:
             return audit.run_study(declared, folder, lambda _: None)
         done = study.run_study(declared, folder, lambda _: None)
-        return findings.summary(declared, done)
+        return summary(declared, done)
 
     found = opens_or_says(go_on, name)
     after = snapshot(studies)
@@ -406,14 +407,17 @@ def test_the_page_of_findings_is_written_from_stored_summaries(studies):
     # Later: opens, or one IdiolectError sentence that says what to do; nothing is lost.
     place = studies / "findings"
     before = snapshot(place)
-    page = opens_or_says(lambda: findings.write_page(place), "findings", *STUDIES)
+    page = opens_or_says(lambda: pages.write_pages(place), "findings", *STUDIES)
     after = snapshot(place)
     assert {name: after[name] for name in before} == before
     if isinstance(page, Said):
         pytest.skip(page.text)  # so that a report shows who does not open
-    text = page.read_text()
+    answers = page.read_text()
+    text = ""
     for name in STUDIES:
-        assert f"## {json.loads(before[f'{name}.json'])['title']}\n" in text
+        assert f"(findings/{name}.md)" in answers
+        text += (place / f"{name}.md").read_text()
+        assert f"# {json.loads(before[f'{name}.json'])['title']}\n" in text
     assert "| own adapters are better than a neighbour's | all | nll " in text
     assert "| swapped (2 users) |" in text
     assert "| honest | 1 | 0 |" in text
@@ -449,7 +453,7 @@ def test_the_keys_of_a_server_are_read_and_kept(server):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(server / "server.crt", server / "server.key")
     with pytest.raises(IdiolectError, match="keys in .* already") as caught:
-        deploy.keys_init(server, ["lab.example.org"], 9443)
+        keys.keys_init(server, ["lab.example.org"], 9443)
     check_sentence(str(caught.value), str(server))
     assert snapshot(server) == before
 
@@ -457,10 +461,10 @@ def test_the_keys_of_a_server_are_read_and_kept(server):
 def test_a_server_that_was_killed_is_not_taken_for_running(server):
     # Later: the note is read, because it names the processes that `serve` has to end,
     # and nobody talks to what is gone.
-    noted = deploy.serving(server)
+    noted = serve.serving(server)
     assert noted is not None
     assert (len(noted.mark), noted.port) == (32, 34391)
-    for act in (deploy.nodes, lambda place: deploy.revoke_node(place, "1")):
+    for act in (nodes.nodes, lambda place: nodes.revoke_node(place, "1")):
         with pytest.raises(IdiolectError, match="no server is up") as caught:
             act(server)
         check_sentence(str(caught.value), str(server))
@@ -492,7 +496,7 @@ def test_a_device_that_was_let_in_is_still_let_in(server):
 
         def asked() -> bool:
             try:
-                listed[:] = deploy.nodes(server)
+                listed[:] = nodes.nodes(server)
             except IdiolectError:  # the SuperLink is up a moment before it answers
                 return False
             return True

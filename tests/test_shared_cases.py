@@ -17,6 +17,7 @@ from idiolect.client.owner.keys import Passphrase
 from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.data import lamp
+from idiolect.common.data.lamp import items
 from idiolect.common.data.types import User
 from idiolect.common.engine.adapters import zero_shared
 from idiolect.common.engine.backbone import load_backbone
@@ -241,6 +242,6 @@ def test_18_names_are_accepted_and_kept_apart():
 
 def test_18_a_null_text_costs_its_item_alone():
     found = users("18-null-text_users.json", "LaMP-4", users=3)
-    assert found.dropped == {lamp.EMPTY: 1}
+    assert found.dropped == {items.EMPTY: 1}
     kept = {user.id: len(user.history) + len(user.held_out) for user in found.users}
     assert kept == {"a": 8, "b": 8, "c": 8}

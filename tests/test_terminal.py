@@ -195,14 +195,14 @@ def test_a_server_shows_only_what_prints(tmp_path, capfd, monkeypatch):
     def refuse(*_args, **_more):
         raise IdiolectError(f"Flower could not list devices: {HOSTILE}")
 
-    monkeypatch.setattr("idiolect.server.deploy.operator.nodes", lambda _at: [node])
-    monkeypatch.setattr("idiolect.server.deploy.operator.add_node", lambda *_: HOSTILE)
+    monkeypatch.setattr("idiolect.server.deploy.nodes.nodes", lambda _at: [node])
+    monkeypatch.setattr("idiolect.server.deploy.nodes.add_node", lambda *_: HOSTILE)
     monkeypatch.setattr(
-        "idiolect.server.deploy.operator.serve", lambda a, b, c, say: say(HOSTILE)
+        "idiolect.server.deploy.serve.serve", lambda a, b, c, say: say(HOSTILE)
     )
-    monkeypatch.setattr("idiolect.server.deploy.operator.run", refuse)
+    monkeypatch.setattr("idiolect.server.deploy.runs.run", refuse)
     plan = SimpleNamespace(folder=tmp_path / NAME)
-    monkeypatch.setattr("idiolect.server.deploy.operator.prepare", lambda *_: plan)
+    monkeypatch.setattr("idiolect.server.deploy.runs.prepare", lambda *_: plan)
     monkeypatch.setattr("idiolect.server.simulate.launch.prepare", lambda *_: None)
     monkeypatch.setattr("idiolect.server.simulate.launch.simulate", lambda *_: found)
     monkeypatch.setattr(

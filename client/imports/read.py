@@ -10,8 +10,8 @@ from pathlib import Path
 from textwrap import fill
 from time import monotonic
 
+from ...common.data.cleaning import missing
 from ...common.data.dates import AmbiguousError, Order, order_of, seconds
-from ...common.data.repair import missing
 from ...common.data.types import Prompt
 from ...common.errors import IdiolectError
 from ...common.text import printable, tell

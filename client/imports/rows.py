@@ -5,7 +5,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from ...common.data.repair import DAMAGED, missing, repaired
+from ...common.data.cleaning import missing
+from ...common.data.repair import DAMAGED, repaired
 from ..owner.history import CONTROL, LONGEST, clean
 
 # What a messenger writes in the place of a picture, in texts that passed through its app.

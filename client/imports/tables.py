@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from ...common.data.repair import missing
+from ...common.data.cleaning import missing
 from ...common.errors import IdiolectError
 from .rows import Bad, Left, Row, TextError, wrong
 

@@ -34,7 +34,7 @@ class Server:
     Attributes
     ----------
     address
-        ``host:port`` of the devices' entrance.
+        ``host:port`` of the devices' proxy.
     certificate
         PEM of the authority that its certificate must come from.
     signing_key

@@ -144,7 +144,7 @@ MEANINGS = {
     "max-length": "tokens of a prompt and its text together",
     "threads": "processor threads that work may use",
     "memory-mb": "megabytes of memory that work may use",
-    "max-seconds": "seconds that one training or request may take",
+    "max-seconds": "seconds that a training or request may take",
     "max-load": "highest load per core at which work begins",
     "on-battery": "training and requests on battery",
     "most-epsilon": "epsilon of all runs together, at most",

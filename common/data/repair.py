@@ -5,7 +5,6 @@ readers remove: after that nothing can be repaired any more.
 """
 
 import re
-from typing import Any
 
 import ftfy
 from ftfy.fixes import fix_c1_controls
@@ -20,11 +19,6 @@ DAMAGED = re.compile("[\x80-\x84\x86-\x9f]")
 # Most text has none, and ftfy takes half a millisecond.
 _SUSPECT = re.compile("[^\x00-\x7f]{2}|\xc3 |[\x80-\x9f]")
 _NEL = re.compile("(?<![\x80-\xff])\x85")  # not behind what may be the same character's
-
-
-def missing(value: Any) -> bool:
-    """Whether a cell is empty as data frames and databases leave it: null or NaN."""
-    return value is None or value != value
 
 
 def repaired(text: str) -> str:

@@ -271,38 +271,6 @@ def summary(study: Study, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """Return a declared audit's summary as a section of ``docs/findings.md``."""
-    claimed = ", ".join(
-        f"{name} {value:.2f}" for name, value in found["claims"].items()
-    )
-    setting = (
-        f"Noise multiplier {found['noise']:.2f}; claimed epsilon: {claimed}; the largest "
-        f"that these audits could show: {found['largest_detectable']:.2f}."
-    )
-    lines = [
-        f"## {found['title']}",
-        "",
-        found["question"],
-        "",
-        setting,
-        "",
-        "| mechanism | audits | above the claim | 95 % | bounds (median, largest) |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in found["rows"]:
-        low, high = row["share95"]
-        bounds = "; ".join(
-            f"{attack} {b['median']:.2f}, {b['largest']:.2f}"
-            for attack, b in row["bounds"].items()
-        )
-        lines.append(
-            f"| {row['control']} | {row['audits']} | {row['caught']} "
-            f"| [{low:.2f}, {high:.2f}] | {bounds} |"
-        )
-    return "\n".join([*lines, "", f"**Reading.** {found['reading']}", ""])
-
-
 # --- a finished run -----------------------------------------------------------------------
 
 STRANGERS = 100  # personas of the same world who took no part

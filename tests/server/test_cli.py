@@ -168,13 +168,17 @@ def test_a_study_fits_the_terminal_and_is_markdown_elsewhere(
 @pytest.mark.parametrize(
     ("words", "stopped", "kept"),
     [
-        (["audit", "one"], "idiolect.server.audit.audit_run", "begins the audit again"),
+        (
+            ["audit", "one"],
+            "idiolect.server.audit.audit.audit_run",
+            "begins the audit again",
+        ),
         (
             ["study", UNIQUENESS],
-            "idiolect.server.study.run_study",
-            "cells that are done",
+            "idiolect.server.study.study.run_study",
+            "finished cells",
         ),
-        (["study", LEAKS], "idiolect.server.audit.run_study", "cells that are done"),
+        (["study", LEAKS], "idiolect.server.audit.audit.run_study", "finished cells"),
     ],
 )
 def test_ctrl_c_says_in_one_line_how_to_go_on(

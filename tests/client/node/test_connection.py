@@ -18,23 +18,23 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 from idiolect.client.node import connection
 from idiolect.client.node.connection import TurnedAway, connected, passing
 from idiolect.common.errors import IdiolectError
-from idiolect.server.deploy import operator as deploy
-from tests.server import entrance
-from tests.server.entrance import Device, Place
+from idiolect.server.deploy import keys
+from tests.server import running_proxy
+from tests.server.running_proxy import Device, Place
 from tests.server.superlink import Device as Enrolled
 from tests.server.superlink import LocalGrid, SuperLink, store
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    with entrance.running(tmp_path_factory.mktemp("front") / "server") as place:
+    with running_proxy.running(tmp_path_factory.mktemp("proxy") / "server") as place:
         yield place
 
 
 @pytest.fixture
 def place(running, monkeypatch) -> Place:
     running.link.down = False
-    running.entrance.quotas.clear()
+    running.proxy.quotas.clear()
     monkeypatch.setattr(connection, "FIRST_PAUSE", 0.01)
     return running
 
@@ -148,9 +148,7 @@ def test_a_server_that_is_not_there_is_waited_for(monkeypatch, caplog):
 
     monkeypatch.setattr("idiolect.client.node.connection.time.sleep", pause)
     key = ec.generate_private_key(ec.SECP384R1())
-    trust = deploy._certificate("idiolect authority", key).public_bytes(
-        deploy.Encoding.PEM
-    )
+    trust = keys._certificate("idiolect authority", key).public_bytes(keys.Encoding.PEM)
     with pytest.raises(Stop), connected("127.0.0.1:9", trust.decode(), key):
         pass
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
@@ -197,7 +195,7 @@ def test_a_certificate_that_is_not_trusted_is_not_tried_again(code, said):
 
 
 def test_a_server_of_another_authority_is_named(place, device, tmp_path):
-    deploy.keys_init(tmp_path / "other", ["localhost"], 1)
+    keys.keys_init(tmp_path / "other", ["localhost"], 1)
     trust = (tmp_path / "other" / "ca.crt").read_text()
     with (
         pytest.raises(TurnedAway, match="is not the server that this device joined"),

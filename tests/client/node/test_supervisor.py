@@ -158,7 +158,7 @@ def supervisor(vault):
 
 
 def _certificate(folder: Path) -> str:
-    from idiolect.server.deploy.operator import keys_init
+    from idiolect.server.deploy.keys import keys_init
 
     keys_init(folder / "server", ["localhost"], 9)
     return (folder / "server" / "ca.crt").read_text()
@@ -226,7 +226,7 @@ def test_the_key_is_on_no_command_line_and_in_no_environment(vault):
     ],
 )
 def test_no_invitation_is_more_than_it_should_be(tmp_path, change):
-    from idiolect.server.deploy.operator import keys_init
+    from idiolect.server.deploy.keys import keys_init
 
     good = keys_init(tmp_path / "server", ["localhost"], 1).read_text()
     (tmp_path / "bad.json").write_text(good)

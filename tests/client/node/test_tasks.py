@@ -334,7 +334,9 @@ def test_a_part_that_was_exchanged_on_the_way_is_refused(greeted):
 
 
 def test_parts_are_kept_and_asked_for_where_they_are_not(greeted):
-    task = vote_task(greeted.folder, "u0")
+    # Another configuration than that of hello, which the node holds already.
+    changed = {"unlabeled.ratio": 2.0}
+    task = vote_task(greeted.folder, "u0", **changed)
     agree(task)
     names = {n: make_part(n, getattr(task, n)).hash for n in ("config", "bank")}
     slim = sealed(task, 7, known=names)

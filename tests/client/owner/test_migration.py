@@ -37,8 +37,8 @@ def copied(tmp_path: Path, name: str) -> Path:
 
 def test_everything_is_there_under_its_own_kind_of_source(path):
     with Vault.open(path, SECRET) as opened:
-        adapters = [Source("adapter", number) for number in ("1", "2")]
-        kinds = {*IMPORTS, *adapters, DEVICE, Source("run", "spring")}
+        trained = [Source("adapter", number) for number in ("1", "2")]
+        kinds = {*IMPORTS, *trained, DEVICE, Source("run", "spring")}
         assert set(opened.sources()) == kinds
         entries = history.entries(opened)
         assert [(e.source, e.target) for e in entries] == [

@@ -100,6 +100,12 @@ def test_each_outflow_has_an_answer_of_its_own(more, outflow, said):
         assert not any(protected(config, other) for other in others)
 
 
+def test_the_clip_bit_counts_as_a_part_of_the_update(monkeypatch):
+    monkeypatch.setattr("idiolect.common.privacy.protected.CLIP_BIT", 0.1)
+    config = with_({"privacy.noise": 5.0, "adapt.clip-quantile": 0.5})
+    assert "noise of 0.1 times" in protected(config, "update")
+
+
 def test_a_delta_that_a_parser_let_through_is_no_protection():
     from dataclasses import replace
 

@@ -13,6 +13,7 @@ from idiolect.common.errors import IdiolectError
 from idiolect.common.seeds import numpy_generator
 from idiolect.server import cli
 from idiolect.server.audit import attacks, audit
+from idiolect.server.findings.page import load
 from idiolect.server.privacy.ledger import read_ledger
 from idiolect.server.run import adapt
 from idiolect.server.study.study import read_study
@@ -97,12 +98,12 @@ def test_a_declared_audit_runs_resumes_and_reports(tmp_path, capsys):
     )
     arguments = ["study", str(file), "--output-dir", str(tmp_path / "out")]
     assert cli.main([*arguments, "--findings", str(tmp_path / "findings")]) == 0
-    found = json.loads((tmp_path / "findings/small.json").read_text())
+    found = load(tmp_path / "findings")["small"]
     assert [(row["control"], row["caught"]) for row in found["rows"]] == [
         ("honest", 0),
         ("noise-tenth", 2),
     ]
-    page = (tmp_path / "findings.md").read_text()
+    page = (tmp_path / "findings/small.md").read_text()
     assert "| honest | 2 | 0 |" in page and "**Reading.** R." in page
     cells = sorted((tmp_path / "out/small/cells").glob("*.json"))
     before = [cell.stat().st_mtime_ns for cell in cells]

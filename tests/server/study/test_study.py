@@ -12,7 +12,7 @@ from idiolect.common.config.keys import AFFECTS, POOL, SHARED, SOME
 from idiolect.common.data.load import load_dataset
 from idiolect.common.errors import IdiolectError
 from idiolect.common.unlabeled.sets import Unlabeled
-from idiolect.server import findings
+from idiolect.server.findings.summary import summary
 from idiolect.server.study import study
 from idiolect.server.study.study import (
     cell_key,
@@ -247,7 +247,7 @@ def test_an_infinite_budget_can_be_written_and_read(tmp_path, small_model):
     declared = read_study(tmp_path / "s.toml")
     done = run_study(declared, tmp_path, lambda _: None)
     assert [cell["cell"]["privacy.epsilon"] for cell in done] == [math.inf, 8.0]
-    found = findings.summary(declared, run_study(declared, tmp_path, lambda _: None))
+    found = summary(declared, run_study(declared, tmp_path, lambda _: None))
     assert {point["x"] for point in found["curve"]} == {"inf", 8.0}
     json.dumps(found, allow_nan=False)
 

@@ -24,7 +24,7 @@ from ..engine.scoring import (
     score_users,
     token_logp,
 )
-from . import in_context
+from .table import PROMPTED, module_of
 
 
 def held_out_nll(
@@ -68,7 +68,7 @@ def evaluate(
         A stacking group.
     method, config
         ``base`` is the backbone without the shared adapter. ``rag`` and ``pag`` are the
-        shared policy at longer prompts (`in_context`), rewarded against the reference at
+        shared policy at longer prompts, rewarded against the reference at
         the plain ones. Methods in ``evaluate.contrasted`` decode by contrast, of which
         scores know nothing.
     generate_texts
@@ -87,8 +87,12 @@ def evaluate(
     policy = _policy(reference, personals, method)
     both = [_with_rivals(backbone, user) for user in users]
     prompted = both
-    if method in ("rag", "pag"):
-        longer = [_longer(reference, user, method, config) for user in users]
+    if method in PROMPTED:
+        module = module_of(method)
+        longer = [
+            module.prompted(reference, user, config) if user.history else user
+            for user in users
+        ]
         prompted = [_with_rivals(backbone, user) for user in longer]
     references = [reference.scores(items) for items in both]
     # The reference is its own policy: scored again in other batches it would differ from
@@ -148,18 +152,6 @@ def _with_rivals(backbone: Backbone, user: User) -> list[Encoded]:
 
 def _all_rivals(user: User) -> list[Item]:
     return [rival for item in user.held_out for rival in item.rivals]
-
-
-def _longer(reference: Reference, user: User, method: str, config: Config) -> User:
-    """The user with the prompts of ``rag`` or ``pag``; plain ones without a history."""
-    if not user.history:
-        return user
-    profile = ""
-    if method == "pag":
-        profile = in_context.write_profile(reference, user)
-    budget = task_of(config.task).max_new_tokens
-    count = config.evaluate.retrieved
-    return in_context.with_history(reference.backbone, user, count, budget, profile)
 
 
 def ranking(own: np.ndarray, rivals: Sequence[np.ndarray]) -> dict[str, float]:

@@ -9,7 +9,8 @@ from ..config import Config
 from ..data.types import User
 from ..engine.fitting import encode_all
 from ..engine.reference import Reference
-from ..engine.training import Example, Lesson, Recipe, train
+from ..engine.training import Example, TrainingSet, TrainingSettings, train
+from . import sft
 
 
 def shared_update(
@@ -31,8 +32,7 @@ def shared_update(
     dict
         Projection -> float32 [len(users), out, r], one row per user.
     """
-    recipe = Recipe(
-        method="oppu",
+    settings = TrainingSettings(
         learning_rate=config.adapt.learning_rate,
         epochs=config.adapt.epochs,
         batch=config.adapt.batch,
@@ -43,8 +43,8 @@ def shared_update(
         seed=config.seed,
         optimizer=config.adapt.optimizer,
     )
-    lessons = [
-        Lesson(
+    data = [
+        TrainingSet(
             f"{user.id}/round-{round_number}",
             [
                 Example(encoded)
@@ -53,8 +53,9 @@ def shared_update(
         )
         for user in users
     ]
-    backbone, shared = reference.backbone, reference.adapter
-    trained = train(backbone, None, [shared] * len(users), lessons, recipe).loras
+    shared = reference.adapter
+    start = [shared] * len(users)
+    trained = train(reference.bare, start, data, sft.loss, settings).loras
     rows = {
         name: torch.stack([lora.b[name] - start for lora in trained]).float().cpu()
         for name, start in shared.b.items()

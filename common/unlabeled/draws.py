@@ -26,7 +26,7 @@ class Draw:
     ----------
     own, aux
         The history, and the items drawn from the unlabeled set.
-    drawn
+    entries
         The items of `aux`.
     ess
         Effective size of the weights that `aux` was drawn by.
@@ -36,7 +36,7 @@ class Draw:
 
     own: list[Encoded]
     aux: list[Encoded]
-    drawn: list[Unlabeled]
+    entries: list[Unlabeled]
     ess: float
     others: list[Unlabeled]
 

@@ -3,7 +3,7 @@
     python benchmarks/chaos.py [--findings docs/reliability]
 
 One server and two devices on this machine (`fleet.py`). Each trial starts a private run,
-kills its victim a moment after a phase began, and repeats ``run -c resume=NAME`` where the
+kills its victim a moment after a phase began, and repeats ``run --resume NAME`` where the
 run failed, as an operator or a supervisor would. Then it looks at everything that must not
 be lost. Trials that are done are kept in a file; the same command does what is missing.
 """
@@ -25,18 +25,19 @@ from fleet import Fleet, write_part
 
 from idiolect.client.node import state
 from idiolect.client.node.device import VaultShelf
-from idiolect.client.owner import consent, owner
+from idiolect.client.owner import adapters, consent
 from idiolect.client.owner.history import entries
-from idiolect.client.owner.vault import Passphrase, Vault
+from idiolect.client.owner.keys import Passphrase
+from idiolect.client.owner.vault import Vault
 
 DEVICES = 2
 # Victim -> (words of its command line, whose it is).
 VICTIMS = {
     "device": ("idiolect.client.node.worker", "device0"),
     "ServerApp": ("flwr-serverapp", "server"),
-    "SuperLink": ("idiolect.server.deploy.link superlink", "server"),
-    "SuperExec": ("idiolect.server.deploy.link superexec", "server"),
-    "entrance": ("idiolect.server.deploy.front", "server"),
+    "SuperLink": ("idiolect.server.deploy.superlink superlink", "server"),
+    "SuperExec": ("idiolect.server.deploy.superlink superexec", "server"),
+    "proxy": ("idiolect.server.deploy.proxy", "server"),
 }
 # A device that is killed while its answer is at the server in part, not after a delay.
 UPLOADING, UPLOADS = "device, uploading", 2
@@ -58,11 +59,12 @@ process at a time, during private runs on {devices} devices over TLS, all on one
 **{kills} kills; {kept} runs completed with nothing lost.** An unbroken run took
 {usual:.0f} s (median of {count}, {low:.0f} to {high:.0f}).
 
-*Resumed* counts how often `idiolect-server run … -c resume=NAME` had to be given; 0: the
-run completed by itself. *Time lost* is against the unbroken median; up to a minute of it is
-Flower taking a vanished device for present. *Lost* looks at: every record of both vaults
-opens, the histories are those from before, each device has exactly one new adapter, every
-release that a device took part in stands in the ledger, every method was measured.
+*Resumed* counts how often `idiolect-server run … --resume NAME` was needed; 0: the run
+completed by itself. *Time lost* is relative to the unbroken median; up to a minute of it is
+the time until Flower notices that a device is gone. *Lost* checks that every record of both
+vaults opens, that the histories are unchanged, that each device has exactly one new
+adapter, that the ledger has every release in which a device took part, and that every
+method was measured.
 
 | killed | during | after s | completed | resumed | time lost, s | lost |
 |---|---|---|---|---|---|---|"""
@@ -72,7 +74,7 @@ def trial(fleet: Fleet, name: str, victim: str, phase: str, delay: float) -> dic
     """One run with one kill (none, if `victim` is empty)."""
     before = [holdings(fleet, number) for number in range(DEVICES)]
     began = time.monotonic()
-    run = fleet.run(*SETTINGS, f"run-name={name}")
+    run = fleet.run(*SETTINGS, f"run.name={name}")
     killed = 0
     if victim:
         wait_for_phase(fleet, name, phase)
@@ -87,7 +89,7 @@ def trial(fleet: Fleet, name: str, victim: str, phase: str, delay: float) -> dic
         resumes += 1
         time.sleep(5)
         wait_until_served(fleet)
-        run = fleet.run(*SETTINGS, f"resume={name}")
+        run = fleet.run(*SETTINGS, f"run.resume={name}")
         said, _ = run.communicate()
     seconds = time.monotonic() - began
     fleet.wait_for_devices()
@@ -170,7 +172,7 @@ def holdings(fleet: Fleet, number: int) -> dict[str, Any]:
         vault.check()
         return {
             "history": [entry.id for entry in entries(vault)],
-            "adapters": len(owner.versions(vault)),
+            "adapters": len(adapters.versions(vault)),
         }
 
 

@@ -8,10 +8,12 @@ The owners of the demo consent to exact sums (``clear``): noise that hides one o
 users would hide everything.
 """
 
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
+from shutil import get_terminal_size
 
 from fleet import Fleet
 
@@ -25,11 +27,13 @@ def say(text: str) -> None:
 
 def main() -> int:
     """Run the demo."""
+    # What the commands print fits the terminal behind the time.
+    os.environ["COLUMNS"] = str(get_terminal_size().columns - len("  60.0 s  "))
     with tempfile.TemporaryDirectory() as place, Fleet(Path(place), 3) as fleet:
         say("making keys and vaults, enrolling 3 devices")
         fleet.open(update="clear", votes="clear", metrics="clear")
         say("3 devices are online")
-        run = fleet.run("adapt.rounds=2", "run-name=demo")
+        run = fleet.run("adapt.rounds=2", "run.name=demo")
         assert run.stdout is not None
         for line in run.stdout:
             say(line.rstrip())

@@ -21,7 +21,9 @@ from unittest import mock
 
 from idiolect.client import cli as device
 from idiolect.client.owner.history import Entry, add
-from idiolect.client.owner.vault import RandomKey, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.vault import Vault
+from idiolect.common.config import parse, to_toml
 from idiolect.common.data.types import Prompt
 from idiolect.common.errors import DefectError
 from idiolect.server import cli as server
@@ -77,8 +79,8 @@ OF_DEVICE = (
     Case("personalize --method magic", "invalid choice: 'magic'"),
     Case("consent votes perhaps", "invalid choice: 'perhaps'"),
     # the vault
-    Case("status --vault none.db", "there is no vault at"),
-    Case("status --vault text.txt", "is no vault, or it is damaged"),
+    Case("status --vault none.db", "there is not a vault at"),
+    Case("status --vault text.txt", "is not a vault, or it is damaged"),
     Case("vault init", "already"),
     Case("vault init --vault new.db --passphrase-file short", "too short", locked=True),
     Case(
@@ -120,14 +122,58 @@ OF_DEVICE = (
     Case("export-adapter folder", "not empty"),
     Case("export-adapter new", "no adapter is in use"),
     # the server
-    Case("node join none.json", "is no invitation"),
-    Case("node join pairs.jsonl", "is no invitation"),
+    Case("node join none.json", "is not an invitation"),
+    Case("node join pairs.jsonl", "is not an invitation"),
     Case("node run", "joined no server"),
     Case("consent everything no", "update"),
     Case("settings speed 1", "no setting 'speed'"),
     Case("settings memory-mb lots", "it takes"),
     Case("settings backbone ./none", "is no folder"),
     Case("leave", "has joined no server"),
+    # what is in files and words
+    Case("import pairs.jsonl --encoding klingon", "no encoding 'klingon'"),
+    Case("import chat.txt", "say whose history"),
+    Case("import chat.txt --user Nobody", "no user 'Nobody'"),
+    Case("import pairs.jsonl --user me", "does not say who wrote what"),
+    Case("import pairs.jsonl --most 0", "give 1 or more"),
+    Case("import pairs.jsonl --dates maybe", "invalid choice: 'maybe'"),
+    Case("import twice.csv", "two columns of one name"),
+    Case("import nocolumn.csv", "has no text"),
+    Case("import empty.csv", "is empty"),
+    Case("import cr.csv", "CR alone"),
+    Case("import month.csv", "day or the month first"),
+    Case("import undated.jsonl", "line 2 has no date"),
+    Case("import baddate.jsonl", "yesterday is no date"),
+    Case("import number.jsonl", "must be text, not 5"),
+    Case("import verdict.jsonl", "must be true or false"),
+    Case("import long.jsonl", "100000 are allowed"),
+    Case("import turns.jsonl", "no turn of the assistant"),
+    Case("import roles.jsonl", "a turn of 'judge'"),
+    Case("import twokeys.jsonl", "two columns of one name"),
+    Case("import list.json", "is not a JSON object"),
+    Case("import none.mbox", "since there is none"),
+    Case("import hollow", "holds no pairs"),
+    Case("import data", "files other than .txt and .md (3)"),
+    Case("import profiles.json --task LaMP-4", "items without text"),
+    Case("forget 123 --yes", "no entry begins with '123'"),
+    Case("forget --source one", "--yes"),
+    Case("use x", "'x' is no adapter's number"),
+    Case("settings threads -1", "it takes a whole number"),
+    Case("settings backbone no!id", "no folder and no model id"),
+    Case("settings most-epsilon lots", "it takes a number"),
+    Case("settings on-battery maybe", "it takes yes or no"),
+    Case("settings max-length 3", "it takes a whole number from 16"),
+    Case("settings fewest-users 0", "it takes a whole number from 1"),
+    Case("consent training clear", "it takes no or yes"),
+    Case("node join nowhere.json", "its certificate can't be read"),
+    Case("status", "nobody is at a terminal", locked=True),
+    Case("vault rewrap", "nobody is at a terminal", locked=True),
+    Case("status --passphrase-file wide", "UTF-16", locked=True),
+    Case(
+        "vault init --vault new.db --passphrase-file common",
+        "guessed first",
+        locked=True,
+    ),
     # what no command line provokes
     Case("personalize", "has a defect", 70, failing=(OWNER, KeyError("x"))),
     Case("personalize", "interrupted", 130, failing=(OWNER, KeyboardInterrupt())),
@@ -165,10 +211,10 @@ OF_SERVER = (
     Case("simulate APP -c task=LaMP-4 -c data=nobody_users.json", "missing"),
     Case("simulate APP -c backbone=./none", "is no folder"),
     Case("simulate APP -c backbone=folder", "no config.json"),
-    Case("simulate APP -c run-name=latest", "run-name"),
-    Case("simulate APP -c run-name=begun", "exists"),
-    Case("simulate APP -c resume=never", "no run 'never'"),
-    Case("simulate APP -c resume=begun", "before it had saved its config"),
+    Case("simulate APP --name latest", "names a folder"),
+    Case("simulate APP --name begun", "exists"),
+    Case("simulate APP --resume never", "no run 'never'"),
+    Case("simulate APP --resume begun", "before it had saved its config"),
     Case("simulate APP --nodes 0", "--nodes is 0"),
     # studies
     Case("study none.toml", "cannot be read"),
@@ -195,6 +241,68 @@ OF_SERVER = (
     Case("nodes list", "no server is up"),
     Case("nodes add key", "no server is up"),
     Case("nodes revoke 1", "no server is up"),
+    # what is in settings, data and folders
+    Case("simulate APP -c methods=magic", "names 'magic'"),
+    Case("simulate APP -c methods=", "name at least one"),
+    Case("simulate APP -c methods=base,base", "twice"),
+    Case("simulate APP -c personalise.learning-rates=fast", "positive numbers"),
+    Case("simulate APP -c unlabeled.alpha=2", "in [0, 0.9]"),
+    Case(
+        "simulate APP -c unlabeled.alpha=true -c task=LaMP-4",
+        "overlap of real users is not known",
+    ),
+    Case("simulate APP -c development-users=0", "of several rates one is chosen"),
+    Case("simulate APP -c history=100000", "at most 1000000 are made"),
+    Case("simulate APP -c privacy.metrics=noisy", "needs the ledger"),
+    Case("simulate APP -c adapt.clip-quantile=0.5", "needs the ledger"),
+    Case("simulate APP -c privacy.mode=central -c privacy.delta=0.5", "must lie in"),
+    Case(
+        "simulate APP -c privacy.mode=central -c adapt.clip=0",
+        "proportional to the clip",
+    ),
+    Case(
+        "simulate APP -c privacy.mode=central -c privacy.metrics=noisy",
+        "release that no noise covers",
+    ),
+    Case("simulate APP -c evaluate.contrasted=base", "names 'base'"),
+    Case("simulate APP -c device=gpu", "use one of auto, cpu, cuda"),
+    Case("simulate APP --name a/b", "it names a folder"),
+    Case("simulate APP -c quorum=2", "must lie in [0, 1]"),
+    Case("simulate APP -c lora.rank=3.5", "takes a whole number"),
+    Case("simulate APP -c evaluate.generate=perhaps", "takes true or false"),
+    Case("simulate APP -c task=LaMP-99", "use one of headline"),
+    Case("simulate APP -c unlabeled.file=text.txt", "not JSON"),
+    Case("simulate APP -c task=LaMP-4 -c data=data/text_users.json", "is not JSON"),
+    Case(
+        "simulate APP -c task=LaMP-4 -c data=data/object_users.json", "no list of users"
+    ),
+    Case("simulate APP -c task=LaMP-4 -c data=data/latin_users.json", "is not UTF-8"),
+    Case("simulate APP -c task=LaMP-4 -c data=data", "one of these files"),
+    Case("simulate APP -c task=LaMP-4 -c data=alone", "no dev_outputs.json beside it"),
+    Case("simulate APP -c task=LaMP-4 -c data=foreign", "set task=LaMP-5"),
+    Case("simulate APP -c task=LaMP-4 -c data=goldless", "no list 'golds'"),
+    Case("simulate APP -c backbone=models/foreign", "family 't5'"),
+    Case("simulate APP -c backbone=models/quantised", "are quantised"),
+    Case("simulate APP -c backbone=models/pointer", "Git LFS pointer"),
+    Case("simulate APP -c backbone=models/shard", "weight files are missing"),
+    Case("simulate APP -c backbone=models/cut", "cut short"),
+    Case("simulate APP -c backbone=models/beside", "adapter lies beside"),
+    Case("simulate unlisted", "lists no"),
+    Case("keys init lab.example --port 0 --at new", "there is no port 0"),
+    Case("keys renew lab.example --at unkeyed", "there is no ca.key"),
+    Case("keys renew other.example", "the invitation says lab.example"),
+    Case("keys renew --at damaged", "say the names"),
+    Case("serve --at damaged", "is damaged"),
+    Case("serve --at uninvited", "can't be read"),
+    Case("run APP -c task=text", "by default"),
+    Case(
+        "run APP -c task=text -c personalise.learning-rates=1e-3 -c data=data",
+        "leave data empty",
+    ),
+    Case("run none", "does not exist"),
+    Case("study claims.toml", "[[claims]]"),
+    Case("study measured.toml", "measured is 'often'"),
+    Case("study plot.toml", "no key of the grid"),
     # what no command line provokes
     Case("show begun", "has a defect", 70, failing=(SHOW, KeyError("x"))),
     Case("show begun", "interrupted", 130, failing=(SHOW, KeyboardInterrupt())),
@@ -241,10 +349,120 @@ def prepare(folder: Path) -> None:
     for name, text in files.items():
         (folder / name).write_text(text)
     (folder / "latin.jsonl").write_bytes(b'{"text": "gr\xfc\xdfe"}\n')
+    _prepare_imports(folder)
+    _prepare_data(folder)
+    _prepare_models(folder / "models")
+    _prepare_server(folder)
     with Vault.create(home / "device" / "vault.db", KEY) as vault:
         add(vault, [Entry(Prompt("", "a"), "b")], "one")
     with said_in(folder), contextlib.redirect_stdout(io.StringIO()):
         server.main(["keys", "init", "lab.example"])
+
+
+def _prepare_imports(folder: Path) -> None:
+    """Histories, each with one thing wrong."""
+    turn = {"role": "user", "content": "a"}
+    rows = {
+        "undated": [{"text": "a", "date": "2024-05-01"}, {"text": "b"}],
+        "baddate": [{"text": "a", "date": "yesterday"}],
+        "number": [{"text": 5}],
+        "verdict": [{"text": "a", "liked": "perhaps"}],
+        "long": [{"text": "a" * 2_000_000}],
+        "turns": [{"messages": [turn]}],
+        "roles": [{"messages": [turn, {"role": "judge", "content": "b"}]}],
+        "garbled": [{"text": "caf\ufffd and \ufffd\ufffd"}],
+    }
+    for name, found in rows.items():
+        lines = "".join(json.dumps(row) + "\n" for row in found)
+        (folder / f"{name}.jsonl").write_text(lines)
+    profile = [{"id": "1", "text": "a", "title": "b"}]
+    texts = {
+        "twice.csv": "text,text\na,b\n",
+        "nocolumn.csv": "when,what\n1,2\n",
+        "empty.csv": "",
+        "month.csv": "date,text\n03/04/2024,a\n05/06/2024,b\n",
+        "cr.csv": "text,prompt\ra,b\r",
+        "twokeys.jsonl": '{"text": "a", "text": "b"}\n',
+        "list.json": "[1, 2]",
+        "chat.txt": "03.04.24, 10:11 - Ada: hello\n03.04.24, 10:12 - Bob: hi\n",
+        "profiles.json": json.dumps([{"user_id": "7", "profile": profile}]),
+        "hollow/.keep": "",
+        "common": "passwordpassword\n",
+        "nowhere.json": json.dumps(
+            {"address": "lab", "certificate": "", "signing_key": "00" * 32}
+        ),
+        "weak.json": json.dumps(
+            {"address": "lab:9443", "certificate": "", "signing_key": "00"}
+        ),
+    }
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "wide").write_text(PHRASE, encoding="utf-16")
+
+
+def _prepare_data(folder: Path) -> None:
+    """Files of tasks and studies, each with one thing wrong."""
+    questions = json.dumps([{"id": "1", "input": "a", "profile": []}])
+    study = 'title = "x"\n[grid]\nseed = [0]\n[config]\ntask = "headline"\n'
+    texts = {
+        "data/text_users.json": "plain",
+        "data/object_users.json": "{}",
+        "alone/dev_questions.json": questions,
+        "foreign/dev_questions.json": questions,
+        "foreign/dev_outputs.json": '{"task": "LaMP_5", "golds": []}',
+        "goldless/dev_questions.json": questions,
+        "goldless/dev_outputs.json": "{}",
+        "unlisted/pyproject.toml": "[tool.flwr.app.config]\nseed = 0\n",
+        "claims.toml": f"{study}[[claims]]\nsays = 1\n",
+        "measured.toml": f'measured = "often"\n{study}',
+        "grid.toml": study.replace("seed = [0]", "sed = [0]"),
+        "control.toml": study.replace("seed = [0]", 'control = ["magic"]'),
+        "plot.toml": f'{study}[plot]\nx = "users"\n',
+    }
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "data/latin_users.json").write_bytes(b'[{"user_id": "gr\xfc"}]')
+
+
+def _prepare_models(folder: Path) -> None:
+    """Folders of models, each with one thing wrong; none is read as far as its weights."""
+    llama = {"model_type": "llama"}
+    index = {"metadata": {}, "weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    models = {
+        "foreign": {"config.json": json.dumps({"model_type": "t5"})},
+        "quantised": {
+            "config.json": json.dumps(llama | {"quantization_config": {"bits": 4}})
+        },
+        "pointer": {"model.safetensors": pointer},
+        "shard": {"model.safetensors.index.json": json.dumps(index)},
+        "cut": {"model.safetensors": "12345678{"},
+        "beside": {"adapter_config.json": "{}"},
+        "ends": {"generation_config.json": json.dumps({"eos_token_id": "two"})},
+    }
+    for name, files in models.items():
+        (folder / name).mkdir(parents=True)
+        for file, text in ({"config.json": json.dumps(llama)} | files).items():
+            (folder / name / file).write_text(text)
+
+
+def _prepare_server(folder: Path) -> None:
+    """Folders of servers and runs, each with one thing wrong."""
+    runs, config = folder / "home" / "runs", parse({"users": 8})
+    for name, text in (
+        ("older", 'magic = "yes"\n'),
+        ("other", to_toml(config)),
+    ):
+        (runs / name).mkdir()
+        (runs / name / "config.toml").write_text(text)
+    with said_in(folder), contextlib.redirect_stdout(io.StringIO()):
+        for name in ("damaged", "uninvited", "unkeyed"):
+            server.main(["keys", "init", "lab.example", "--at", name])
+    (folder / "damaged" / "server.pem").write_text("no certificate")
+    (folder / "uninvited" / "invitation.json").write_text("{}")
+    (folder / "unkeyed" / "ca.key").unlink()
 
 
 @contextlib.contextmanager
@@ -319,15 +537,15 @@ Written by `python benchmarks/errors.py`, which types each of these command line
 | code | means | what to do |
 |---|---|---|
 | 0 | success; also a service that was asked to end | |
-| 1 | the new adapter loses; the run failed; an audit found a leak | what is said |
+| 1 | the new adapter loses; the run failed; an audit found a leak | what it says |
 | 2 | command, file, setting or machine: something is wrong | what the sentence says |
 | 70 | a defect of idiolect; its traceback is in a private file | start again, report it |
 | 130 | Ctrl-C | start it again |
-| 141 | whoever read the output has gone, as in `\\| head` | |
+| 141 | the program that read the output has ended, as in `\\| head` | |
 | 143 | SIGTERM | |
 
-On a device that file says where it went wrong, and not a word of what was wrong, since that
-could quote the owner. Errors go to standard error; with `--json`, standard output also has
+On a device that file says where it went wrong but not what was wrong, because that could
+quote the owner. Errors go to standard error; with `--json`, standard output also has
 `{"error": "…"}`. `HOME` stands for `$IDIOLECT_HOME`, `APP` for simulations/lamp.
 """
 

@@ -275,7 +275,8 @@ def be(mode: str, vault_file: Path) -> None:
 
     from idiolect.client.node.device import Device
     from idiolect.client.node.membership import joined, node_key
-    from idiolect.client.owner.vault import Passphrase, Vault
+    from idiolect.client.owner.keys import Passphrase
+    from idiolect.client.owner.vault import Vault
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Flower's client ends itself by it
@@ -327,7 +328,7 @@ class Watch(threading.Thread):
     VICTIMS = {  # noqa: RUF012
         "ServerApp": "flwr-serverapp",
         "SuperLink": "flower-superlink",
-        "entrance": "idiolect.server.deploy.front",
+        "proxy": "idiolect.server.deploy.proxy",
     }
 
     def __init__(self, fleet: Fleet) -> None:
@@ -373,7 +374,7 @@ def trial(fleet: Fleet, mode: str) -> dict[str, Any]:
     name, before, watch = f"with-{mode}", database_mb(fleet), Watch(fleet)
     watch.start()
     began = time.monotonic()
-    run = fleet.run(*SETTINGS, f"run-name={name}")
+    run = fleet.run(*SETTINGS, f"run.name={name}")
     said, _ = run.communicate()
     seconds = time.monotonic() - began
     watch.ended.set()
@@ -415,12 +416,13 @@ def _become(fleet: Fleet, mode: str) -> None:
 
 HEAD = """
 Written by `python benchmarks/malicious.py --findings docs/malicious`: runs with
-`deadline={deadline}` and `quorum=0.6` on {devices} devices over TLS, one of which is
-enrolled and hostile, all on one machine. An undisturbed run took {usual:.0f} s.
+`deadline={deadline}` and `quorum=0.6` on {devices} devices over TLS, all on one
+machine. One device is enrolled and hostile. An undisturbed run took {usual:.0f} s.
 
-*Later* is against that; *blamed* is what the run says of the hostile device; *memory* is
-the peak of the server's three processes together; *database* is how much the SuperLink's
-grew; *clean*: nothing that a terminal obeys is in the operator's output or the journal.
+*Later* is relative to that. *Blamed* is what the run says about the hostile device.
+*Memory* is the peak of the server's three processes together. *Database* is the growth of
+the SuperLink's database. *Clean*: the operator's output and the journal have no control
+characters.
 
 | mode | what it does | completed | later, s | blamed | memory, MB | database, MB | clean |
 |---|---|---|---|---|---|---|---|

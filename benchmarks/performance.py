@@ -101,8 +101,8 @@ def many_users(found: dict[str, Any]) -> list[str]:
         (
             f"Backbone `{found['backbone']}` in {found['dtype']} on {place}, {count}. A "
             f"user's adapter, gradient and moments are "
-            f"{found['state_bytes'] / 2**20:.0f} MiB; the rest of what one more user "
-            "takes are activations."
+            f"{found['state_bytes'] / 2**20:.0f} MiB; the rest of the memory of one more "
+            "user is activations."
         ),
         "",
         (
@@ -166,8 +166,8 @@ def simulation(found: dict[str, Any]) -> list[str]:
             f"{met(ratio, '≥ 10')}). Start-up of the smallest run of idiolect, everything "
             f"outside its phases: {first['start']:.0f} s (target ≤ 25). Its "
             f"processes grow by {growth:.2f} MiB per user together (target: flat), the "
-            f"server by {own:.2f}: each holds everybody's texts; more groups also have "
-            "longer ones among them, which set the peak of a pass."
+            f"server by {own:.2f}: each holds the texts of all users, and with more groups "
+            "the longest group, which sets the peak of a pass, is longer."
         ),
         "",
         *bound(theirs["per_user"]),
@@ -181,9 +181,9 @@ def bound(naive: float, cores: int = 2) -> list[str]:
     least = found["medians"]["limit"]["cpu"]
     return [
         (
-            "No engine reaches that target with this backbone and objective: the frozen "
+            "No engine can reach that target with this backbone and objective: the frozen "
             f"matrix products of a user's own C-BPO training alone are {least:.2f} CPU "
-            f"seconds (`one_user.py`), {least / cores:.2f} s on {cores} cores, and so at "
+            f"seconds (`one_user.py`), {least / cores:.2f} s on {cores} cores. That is at "
             f"most {naive * cores / least:.1f} times the naive app's rate, before the "
             "shared adapter, adapters, attention, reference scores and evaluation. The "
             "naive app trains by SFT, on half as many rows."
@@ -195,9 +195,9 @@ def bound(naive: float, cores: int = 2) -> list[str]:
 def wire(found: dict[str, Any]) -> list[str]:
     """Table of the shared adapter's bytes."""
     lines = [
-        "Bytes of one user's task and reply in a round of the shared adapter, as Flower",
-        "serialises them. Plain: A and B as float32, both ways. That signed bytes cost no",
-        "quality that three seeds of personas show is in [the findings](findings.md).",
+        "Bytes of one user's request and reply in a round of the shared adapter, as Flower",
+        "serialises them. Plain: A and B as float32, both ways. Signed bytes lost no",
+        "visible quality in three seeds of personas: [study](findings/wire.md).",
         "",
         "| model, projections, rank | down | up | plain, both | ratio | target | met |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -217,8 +217,8 @@ def long_prompts(found: dict[str, Any]) -> list[str]:
     """Table of the memory of a step against lengths."""
     lines = [
         "One step over four rows, vocabulary of 32,000 words. A logit for every token and",
-        "word is what transformers' own loss computes; this engine computes them for the",
-        "completion alone, in chunks, so that its memory follows the activations.",
+        "word is what transformers' own loss computes. This engine computes them for the",
+        "completion only, in chunks, so its memory depends on the activations.",
         "",
         "| prompt | completion | all logits, MiB | idiolect, MiB | peft SFT, MiB | ratio |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -238,7 +238,7 @@ def device_cost(found: dict[str, Any]) -> list[str]:
     imports = ", ".join(f"`{k}` {v:.2f} s" for k, v in row["import"].items())
     return [
         (
-            "| process start to first optimiser step | whole task | CPU "
+            "| process start to first optimiser step | whole request | CPU "
             "seconds | largest resident set |"
         ),
         "| --- | --- | --- | --- |",
@@ -255,58 +255,68 @@ def device_cost(found: dict[str, Any]) -> list[str]:
 INTRODUCTION = """# Performance
 
 Written by `make bench` (`benchmarks/performance.py`) from the files in
-`benchmarks/results`; don't edit. Every ratio is between peers that were run on one
-machine, on its CPU where no GPU is named, in turn where nothing else is said. What each
-peer is, the first lines of its program say. A `+` after a commit: files had changed since,
-the results that the bench itself had just written among them.
+`benchmarks/results`. Do not edit. Every ratio is between programs that were run on one
+machine: on its CPU unless a GPU is named, and in turn unless stated. The docstring of each
+benchmark says what it compares. A `+` after a commit: files had changed since that commit,
+for example the results that the bench itself had just written.
 
 ## One user
 
-C-BPO with 32 history and 32 unlabeled items, 3 epochs, rank 8 on every projection,
-against trl's KTOTrainer, a plain SFT loop with peft over the same rows, and the matrix
-products that no method can do without (`benchmarks/one_user.py`).
+C-BPO with 32 history and 32 unlabeled items, 3 epochs, rank 8 on every projection. It is
+compared with trl's KTOTrainer, with a plain SFT loop with peft over the same rows, and with
+the matrix products that every method needs (`benchmarks/one_user.py`).
 """
 
 NOTES = """
-With two threads this engine's wait for each other by spinning for some microseconds and
-then sleeping (`GOMP_SPINCOUNT`, set by the package unless `OMP_WAIT_POLICY` is); the peers'
-spin all the time, which is faster where nothing else runs and several times slower beside
-another busy process. For a model as small as the built-in one, one thread wastes least
-(`idiolect settings threads 1`).
+With two threads, this engine's threads wait for each other by spinning for some
+microseconds and then sleeping (`GOMP_SPINCOUNT`, which the package sets unless
+`OMP_WAIT_POLICY` is set). The threads of the other programs spin all the time. That is
+faster on an idle machine and several times slower beside another busy process. For a model
+as small as the built-in one, one thread is most efficient (`idiolect settings threads 1`).
 
-What pays, and is in: one optimiser step for all users, in one buffer; adapters attached
-once for a whole training; no attention mask; logits for the completion alone, in chunks;
-the last layer's feed-forward block only where a token is predicted, for the families whose
-layer is attention and block one after the other; the adapters' narrow products transposed
-on a CPU, and in the backbone's dtype on a GPU.
+**Used, because it saves time or memory:**
 
-What was tried on a CPU and does not pay: torch.compile of the norms, the rotary
-embedding and the gate (it takes longer to start than ten users, and nothing is gained
-beyond the noise); PyTorch's plain attention instead of its blockwise one (no faster at
-50 tokens, slower at 160); memory that malloc never returns (nothing; there are few page
-faults left); the adapters of q, k and v, and of gate and up, in one product each and
-together with the frozen one (a few percent of a step, for a second path beside the
-hooks). Not tried: packing without padding (what padding adds is said above, and is the
-most that it could save); the queries of the last layer (they need each family's own
-attention code); adapters on the upper layers only (another model, whose quality would
-have to be shown); reuse of the prompts' common beginning (a few tokens here); CUDA
-graphs and pinned prefetch (on a GPU the first is what to try next).
+- one optimiser step for all users, in one buffer
+- adapters attached once for a whole training
+- no attention mask
+- logits for the completion only, in chunks
+- the last layer's feed-forward block only where a token is predicted, for model families
+  whose layer is attention followed by the block
+- the adapters' narrow products transposed on a CPU, and in the backbone's dtype on a GPU
+
+**Tried on a CPU, without benefit:**
+
+- torch.compile of the norms, the rotary embedding and the gate: starting takes longer than
+  ten users, and nothing is gained beyond the noise
+- PyTorch's plain attention instead of its blockwise one: not faster at 50 tokens, slower
+  at 160
+- memory that malloc never returns: no gain, there are few page faults
+- the adapters of q, k and v, and of gate and up, in one product each, together with the
+  frozen one: a few percent of a step, for a second code path beside the hooks
+
+**Not tried:**
+
+- packing without padding; it can save at most the padding stated above
+- skipping queries of the last layer; this needs each family's own attention code
+- adapters on the upper layers only; this is another model, whose quality must be shown
+- reuse of the prompts' common beginning; here it is a few tokens
+- CUDA graphs and pinned prefetch; CUDA graphs are the next thing to try on a GPU
 
 """
 
 MANY = """## Many users in one pass (`benchmarks/many_users.py`)
 
-C-BPO with warm reference scores; trl's KTOTrainer trains one user after the other. The
-shapes with a number of parameters for a name have random weights (`benchmarks/shapes.py`).
-With several users in one pass a GPU does in one launch what it would do in many: a single
-user, and most of what is left at K = 16, is the time that the CPU takes to launch kernels,
-while the GPU waits. So a larger K, or fewer kernels, would bring more.
+C-BPO with warm reference scores; trl's KTOTrainer trains one user after another. The models
+that are named by their number of parameters have random weights (`benchmarks/shapes.py`).
+With several users in one pass a GPU needs one kernel launch instead of many. For a single
+user, and for most of the time left at K = 16, the GPU waits while the CPU launches kernels.
+A larger K or fewer kernels would therefore help.
 """
 
 SIMULATION = """## Many users through Flower (`benchmarks/simulation.py`)
 
-The shared adapter, votes and one trained method (`shared,c-bpo`), one learning rate, no
-development users, no outputs; the naive app was run first.
+The shared adapter, votes and one trained method (`shared,c-bpo`), with one learning rate,
+no development users and no outputs. The naive app was run first.
 """
 
 

@@ -5,7 +5,7 @@
 The main job with one trained method (`methods=shared,c-bpo`, one learning rate, NLL and
 contrast only): four rounds of the shared adapter, votes, each user's own adapter, its
 evaluation. `naive_app.py` does four rounds, an own adapter by SFT, and its NLL. Both are
-started anew for each size; a line through (users, seconds) gives the start-up and the
+started again for each size; a line through (users, seconds) gives the start-up and the
 cost of one more user. Writes benchmarks/results/simulation.json.
 """
 
@@ -27,14 +27,14 @@ KEYS = (
     "methods=shared,c-bpo",
     "personalise.learning-rates=3e-3",
     "evaluate.generate=false",
-    "run-name=bench",
+    "run.name=bench",
 )
 
 
 def ours(users: int) -> dict[str, float]:
     """Run the main job for this many users."""
     with tempfile.TemporaryDirectory() as place:
-        words = [*KEYS, f"users={users}", f"output-dir={place}"]
+        words = [*KEYS, f"users={users}", f"run.folder={place}"]
         command = [str(Path(sys.executable).parent / "idiolect-server"), "simulate"]
         command += [str(ROOT / "simulations" / "lamp")]
         for word in words:

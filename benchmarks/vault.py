@@ -14,7 +14,9 @@ from pathlib import Path
 
 from idiolect.client.owner import history
 from idiolect.client.owner.history import Entry
-from idiolect.client.owner.vault import RandomKey, Source, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.records import Source
+from idiolect.client.owner.vault import Vault
 from idiolect.common.data.types import Prompt
 
 CANARY = "canary-of-more-than-thirty-two-characters"

@@ -18,9 +18,10 @@ from transformers import AutoConfig
 
 from idiolect.common.config import flatten, parse
 from idiolect.common.engine.backbone import TINY
-from idiolect.common.protocol.messages import AdaptReply, AdaptTask, pack
-from idiolect.common.protocol.signed import make_part, part_names, seal_task
-from idiolect.common.protocol.wire import encode, update_codes
+from idiolect.common.protocol.messages import AdaptReply, AdaptRequest
+from idiolect.common.protocol.packing import pack
+from idiolect.common.protocol.quantization import encode, update_codes
+from idiolect.common.protocol.signed import make_part, part_names, seal_request
 
 RANK = 8
 # 14 query heads share 2 heads of keys and values.
@@ -55,7 +56,7 @@ def ours(shapes: dict[str, tuple[int, int]], targets: str) -> dict[str, int]:
         for name, (out, _) in shapes.items()
     }
     step = {"run": "headline-20260101-000000", "step": "adapt/0/0"}
-    task = AdaptTask(
+    task = AdaptRequest(
         **step,
         config=flatten(config),
         folder="",
@@ -75,9 +76,9 @@ def ours(shapes: dict[str, tuple[int, int]], targets: str) -> dict[str, int]:
         peak_rss_mb=1.0,
         rows=rows,
     )
-    parts = {n: make_part(n, getattr(task, n)) for n in part_names(AdaptTask)}
+    parts = {n: make_part(n, getattr(task, n)) for n in part_names(AdaptRequest)}
     known = {"config": parts["config"].hash}  # every node has it since the hello
-    down = seal_task(task, 1, 2**32, parts, bytes(32), known, bytes(16))
+    down = seal_request(task, 1, 2**32, parts, bytes(32), known, bytes(16))
     return {"down": sent(down), "up": sent(pack(reply))}
 
 

@@ -19,13 +19,13 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import DefectError, IdiolectError
 from .files import write_new
-from .text import lines, make_encodable, printable, tell, tell_json
+from .text import lines, make_encodable, printable, tell, tell_json, tell_sentence
 
 FAILED, WRONG, DEFECT, INTERRUPTED, UNREAD = 1, 2, 70, 130, 141
 LONGEST = 4000  # characters of a sentence: it may quote paths
@@ -130,17 +130,26 @@ def code_of(error: IdiolectError, otherwise: int) -> int:
 
 
 def complain(text: str, code: int, as_json: bool = False) -> int:
-    """Say in one line what went wrong, as JSON too where that was asked for."""
+    """Say in one sentence what went wrong, as JSON too where that was asked for."""
     text = one_line(text)
     if as_json:
         tell_json({"error": text})
-    tell(f"error: {text}" if code != INTERRUPTED else text, sys.stderr)
+    tell_sentence(f"error: {text}" if code != INTERRUPTED else text, sys.stderr)
     return code
 
 
 def one_line(text: str) -> str:
     """Text of several lines as one."""
     return printable(" ".join(text.splitlines()), LONGEST)
+
+
+@contextlib.contextmanager
+def on_interrupt(sentence: str) -> Iterator[None]:
+    """Let Ctrl-C within end the command with this sentence: what is kept, how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(sentence) from None
 
 
 # --- what is no sentence yet -----------------------------------------------------------

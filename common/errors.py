@@ -9,5 +9,10 @@ class IdiolectError(Exception):
     """
 
 
+def words_of(error: Exception) -> str:
+    """An exception's own words, without a file's name: the sentence has it already."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 class DefectError(IdiolectError):
     """A defect of idiolect in another process, which has kept the traceback itself."""

@@ -12,7 +12,9 @@ import io
 import json
 import logging
 import math
+import shutil
 import sys
+import textwrap
 import tomllib
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -74,6 +76,23 @@ def shown(value: Any) -> Any:
 def tell(text: str, to: TextIO | None = None) -> None:
     """Print text that may quote anybody, at once."""
     print(lines(text), file=to or sys.stdout, flush=True)
+
+
+def tell_sentence(text: str, to: TextIO | None = None) -> None:
+    """`tell`, broken at a terminal between words: names and paths can be copied."""
+    to = to or sys.stdout
+    if to is not None and to.isatty():
+        width = max(shutil.get_terminal_size().columns, 20)
+        text = "\n".join(
+            wrapped(line, width) if len(line) > width else line
+            for line in lines(text).split("\n")
+        )
+    tell(text, to)
+
+
+def wrapped(line: str, width: int) -> str:
+    """Break a line between words, never inside one."""
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def tell_json(value: Any, indent: int | None = None) -> None:

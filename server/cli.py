@@ -14,25 +14,30 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..common.command import FAILED, carry_out, code_of, complain, new_parser
+from ..common.command import (
+    FAILED,
+    carry_out,
+    code_of,
+    complain,
+    new_parser,
+    on_interrupt,
+)
 from ..common.errors import IdiolectError
 from ..common.files import home
-from ..common.text import printable, shown, tell, tell_json
+from ..common.text import lines, printable, shown, tell, tell_json, tell_sentence
 
 if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     from rich.console import Console
 
-# Imported by the functions that need them: `--help` must not wait for torch or flwr.
+# Modules are imported by the functions that need them: `--help` does not import torch.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `idiolect-server` and return its exit code."""
-    return carry_out(_parser, arguments, lambda options: _folder(options) or home())
-
-
-def _folder(options: argparse.Namespace) -> Path | None:
-    """Return the server's folder where the command names one."""
-    return getattr(options, "at", None)
+    return carry_out(
+        _parser, arguments, lambda options: getattr(options, "at", None) or home()
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,62 +49,120 @@ def _parser() -> argparse.ArgumentParser:
     _add_simulate(commands)
     _add_study(commands)
     _add_devices(commands)
-    text = "list runs, oldest first"
-    runs = commands.add_parser("runs", help=text, description=text.capitalize() + ".")
-    runs.set_defaults(run=_runs)
-    text = "print the results of a run"
-    show = commands.add_parser("show", help=text, description=text.capitalize() + ".")
-    show.add_argument("name", metavar="RUN", help="name of a run, or `latest`")
-    show.set_defaults(run=_show)
-    text = "attack what a run released, and the code that released it"
-    audit = commands.add_parser(
-        "audit",
-        help=text,
-        description=text.capitalize()
-        + ". Adds what it finds to the privacy card. Exits "
-        "with 1 where the honest mechanism leaks more than it claims, or a broken one is "
-        "not caught.",
-    )
-    audit.add_argument("name", metavar="RUN", help="name of a run, or `latest`")
-    audit.add_argument(
-        "--seed", type=int, default=0, help="of the canaries (default: 0)"
-    )
-    audit.set_defaults(run=_audit)
-    for command in (runs, show):
-        command.add_argument("--json", action="store_true", help="print JSON")
-    for command in (runs, show, audit):
-        command.add_argument(
-            "--output-dir",
-            default="",
-            metavar="DIR",
-            help="where runs are (default: $IDIOLECT_HOME/runs, ~/.idiolect/runs)",
-        )
+    _add_results(commands)
     return parser
 
 
-def _add_simulate(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+def _add(
+    commands: "Commands",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    more: str = "",
+) -> argparse.ArgumentParser:
+    """Add a command: its name, what it calls, and its help, with more in its own help."""
+    sentence = f"{text[0].upper()}{text[1:]}.{more}"
+    command = commands.add_parser(name, help=text, description=sentence)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_results(commands: "Commands") -> None:
+    runs = _add(commands, "runs", _runs, "list runs, oldest first")
+    show = _add(commands, "show", _show, "print the results of a run")
+    audit = _add(
+        commands,
+        "audit",
+        _audit,
+        "attack what a run released, and the code that released it",
+        " Adds the findings to the privacy card. Exits with 1 if the honest mechanism "
+        "leaks more than it claims, or if a broken one is not caught.",
+    )
+    audit.add_argument(
+        "--seed", type=int, default=0, help="of the canaries (default: 0)"
+    )
+    for command in (runs, show):
+        command.add_argument("--json", action="store_true", help="print JSON")
+    for command in (show, audit):
+        command.add_argument("name", metavar="RUN", help="name of a run, or `latest`")
+    for command in (runs, show, audit):
+        _add_output(command, "", "where runs are")
+
+
+def _add_output(
+    command: argparse.ArgumentParser, default: str | None, text: str
 ) -> None:
-    simulate = commands.add_parser(
-        "simulate",
-        help="run a Flower app in simulation",
-        description="Run a Flower app on simulated devices, closed to others, with "
-        "live progress and a true exit code.",
-        epilog="Keys: docs/configuration.md. A run that was stopped goes on with "
-        "-c resume=latest, or -c resume=NAME.",
+    command.add_argument(
+        "--output-dir",
+        default=default,
+        metavar="DIR",
+        help=f"{text} (default: $IDIOLECT_HOME/runs, ~/.idiolect/runs)",
     )
-    simulate.add_argument(
-        "app", type=Path, metavar="APP", help="its folder, e.g. simulations/lamp"
+
+
+def _add_app(command: argparse.ArgumentParser) -> None:
+    """Add the app, its configuration keys, and the options of a run."""
+    command.add_argument(
+        "app",
+        type=Path,
+        nargs="?",
+        metavar="APP",
+        help="folder of the Flower app (default: the built-in one, simulations/lamp)",
     )
-    simulate.add_argument(
+    command.add_argument(
         "-c",
         dest="words",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="set a config key; plain values, no quotes; relative paths are relative "
-        "to where you are",
+        help="set a configuration key; plain values without quotes; relative paths start "
+        "at the current folder",
     )
+    command.epilog = (
+        "Keys: docs/configuration.md. A stopped run continues with --resume latest, or "
+        "with --resume NAME."
+    )
+    command.add_argument(
+        "--preset", metavar="NAME", help="values of keys that are not given (`paper`)"
+    )
+    command.add_argument(
+        "--name", help="of the run (default: made from task, time and seed)"
+    )
+    command.add_argument(
+        "--resume", metavar="NAME", help="continue a run; `latest` is the last one"
+    )
+    _add_output(command, None, "where runs are written")
+
+
+# Options of a run as settings, and how version 0.2 gave them.
+RUN_OPTIONS = {"run.name": "name", "run.resume": "resume", "run.folder": "output_dir"}
+OLD_WORDS = {"run-name": "--name", "resume": "--resume", "output-dir": "--output-dir"}
+
+
+def _settings(options: argparse.Namespace) -> list[str]:
+    """Return all settings of a run as ``key=value``."""
+    for word in options.words:
+        name = word.partition("=")[0].strip()
+        if name in OLD_WORDS:
+            tell(f"-c {name}=… is now {OLD_WORDS[name]} …", sys.stderr)
+    given = {
+        **{key: getattr(options, option) for key, option in RUN_OPTIONS.items()},
+        "preset": options.preset,
+    }
+    named = [f"{key}={value}" for key, value in given.items() if value is not None]
+    return [*options.words, *named]
+
+
+def _add_simulate(commands: "Commands") -> None:
+    simulate = _add(
+        commands,
+        "simulate",
+        _simulate,
+        "run a Flower app in simulation",
+        " The simulated devices are on this machine, and other accounts cannot reach them. "
+        "Shows the progress; the exit code says whether the run succeeded.",
+    )
+    _add_app(simulate)
     simulate.add_argument(
         "--nodes",
         type=int,
@@ -107,76 +170,65 @@ def _add_simulate(
         help="simulated SuperNodes, one process each; does not change the result "
         "(default: one per core, at most 8)",
     )
-    simulate.set_defaults(run=_simulate)
 
 
-def _add_devices(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-) -> None:
-    """Commands of a server of real devices (docs/deploy.md)."""
-
-    def add(
-        parts: "argparse._SubParsersAction[argparse.ArgumentParser]",
-        name: str,
-        run: Callable[[argparse.Namespace], int],
-        text: str,
-    ) -> argparse.ArgumentParser:
-        one = parts.add_parser(name, help=text, description=text.capitalize() + ".")
-        one.add_argument(
+def _add_devices(commands: "Commands") -> None:
+    """Add the commands of a server of real devices (docs/deploy.md)."""
+    keys = commands.add_parser("keys", help="make the keys of a server of devices")
+    key = keys.add_subparsers(required=True, metavar="COMMAND")
+    init = _add(key, "init", _keys, "make authority, certificate and signing key")
+    init.add_argument("names", nargs="+", metavar="NAME", help="of the server")
+    init.add_argument(
+        "--port", type=int, default=9443, help="where devices connect (default: 9443)"
+    )
+    renew = _add(key, "renew", _renew, "make a new certificate that devices also trust")
+    renew.add_argument(
+        "names", nargs="*", metavar="NAME", help="(default: those of the old one)"
+    )
+    serve = _add(commands, "serve", _serve, "serve devices until ended")
+    serve.add_argument(
+        "--host", default="0.0.0.0", help="where to listen (default: all addresses)"
+    )
+    serve.add_argument(
+        "--port", type=int, help="where to listen (default: that of the invitation)"
+    )
+    run = _add(commands, "run", _run, "run a Flower app on the devices of a server")
+    _add_app(run)
+    attach = _add(commands, "attach", _attach, "show a run on devices to its end")
+    stop = _add(commands, "stop", _stop, "end a run on devices")
+    for command in (attach, stop):
+        command.add_argument("name", metavar="RUN", help="its name, or `latest`")
+    nodes = commands.add_parser("nodes", help="enrol devices, list and revoke them")
+    node = nodes.add_subparsers(required=True, metavar="COMMAND")
+    add = _add(node, "add", _nodes_add, "register a device")
+    add.add_argument("key", help="the line that `idiolect node join` prints")
+    add.add_argument("--label", default="", help="your name for it in `nodes list`")
+    listed = _add(node, "list", _nodes_list, "list the registered devices")
+    listed.add_argument("--json", action="store_true", help="print JSON, of all")
+    listed.add_argument("--all", action="store_true", help="also revoked ones")
+    revoke = _add(node, "revoke", _nodes_revoke, "revoke a device")
+    revoke.add_argument("node", metavar="NODE", help="number or label in `nodes list`")
+    for command in (init, renew, serve, run, attach, stop, add, listed, revoke):
+        command.add_argument(
             "--at",
             type=Path,
             metavar="DIR",
             help="the server's folder (default: $IDIOLECT_HOME/server)",
         )
-        one.set_defaults(run=run)
-        return one
-
-    keys = commands.add_parser("keys", help="make the keys of a server of devices")
-    parts = keys.add_subparsers(required=True, metavar="COMMAND")
-    init = add(parts, "init", _keys, "make authority, certificate and signing key")
-    init.add_argument(
-        "names", nargs="+", metavar="NAME", help="by which devices reach the server"
-    )
-    init.add_argument("--port", type=int, default=9443, help="(default: 9443)")
-    renew = add(parts, "renew", _renew, "make a new certificate that devices trust too")
-    renew.add_argument(
-        "names", nargs="*", metavar="NAME", help="(default: those of the old one)"
-    )
-    serve = add(commands, "serve", _serve, "serve devices, until ended")
-    serve.add_argument("--host", default="0.0.0.0", help="(default: all addresses)")
-    serve.add_argument("--port", type=int, help="(default: as the invitation says)")
-    run = add(commands, "run", _run, "run a Flower app on the devices of a server")
-    run.add_argument("app", type=Path, metavar="APP", help="its folder")
-    run.add_argument(
-        "-c", dest="words", action="append", default=[], metavar="KEY=VALUE"
-    )
-    for name, act, text in (
-        ("attach", _attach, "show a run on devices that goes on"),
-        ("stop", _stop, "end a run on devices that goes on"),
-    ):
-        one = add(commands, name, act, text)
-        one.add_argument("name", metavar="RUN", help="its name, or `latest`")
-    nodes = commands.add_parser("nodes", help="enrol devices, list and revoke them")
-    parts = nodes.add_subparsers(required=True, metavar="COMMAND")
-    one = add(parts, "add", _nodes_add, "let a device in")
-    one.add_argument("key", help="the line that `idiolect node join` prints")
-    one.add_argument("--label", default="", help="what you call it in `nodes list`")
-    one = add(parts, "list", _nodes_list, "list the devices that are let in")
-    one.add_argument("--json", action="store_true", help="print JSON")
-    one = add(parts, "revoke", _nodes_revoke, "let a device in no more")
-    one.add_argument("node", metavar="NODE", help="number or label of `nodes list`")
 
 
-def _add_study(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-) -> None:
-    study = commands.add_parser(
+def _add_study(commands: "Commands") -> None:
+    study = _add(
+        commands,
         "study",
-        help="run declared experiments",
-        description="Run declared experiments in this process, without Flower. A cell "
-        "that is done is a file; running the same command again does what is missing.",
-        epilog="Threads: OMP_NUM_THREADS. The built-in backbone is so small that two "
-        "studies at once with one thread each are faster than one with two.",
+        _study,
+        "run declared experiments",
+        " They run in this process, without Flower. Each finished cell is a file; the same "
+        "command again runs the missing cells.",
+    )
+    study.epilog = (
+        "Threads: OMP_NUM_THREADS. The built-in backbone is so small that two studies with "
+        "one thread each are faster than one with two."
     )
     study.add_argument(
         "files", type=Path, nargs="+", metavar="FILE.toml", help="what to run"
@@ -191,13 +243,16 @@ def _add_study(
         "--findings",
         type=Path,
         metavar="DIR",
-        help="also write summaries and plots there, and the page DIR.md",
+        help="also write summaries, pages and plots there, and DIR.md with all answers",
     )
-    study.set_defaults(run=_study)
 
 
+@on_interrupt("stopped: finished cells are kept, and the same command does the rest.")
 def _study(options: argparse.Namespace) -> int:
-    from .findings import markdown, summary, write_page
+    # Before torch is imported, which takes seconds.
+    tell_sentence(f"reading {', '.join(map(str, options.files))}")
+    from .findings.page import markdown, store, write_pages
+    from .findings.summary import summary
     from .run.results import runs_folder, write_json
     from .study.study import read_study, run_study
 
@@ -209,24 +264,38 @@ def _study(options: argparse.Namespace) -> int:
             from .audit import audit
 
             found = audit.run_study(study, place / study.name, tell)
-            tell(f"\n{audit.markdown(found)}")
         else:
             found = summary(study, run_study(study, place / study.name, tell))
-            tell(f"\n{markdown(found)}")
-        write_json(place / study.name / "summary.json", found)
+        _tell_markdown(markdown(found))
+        written = place / study.name / "summary.json"
+        write_json(written, found)
         if options.findings:
-            options.findings.mkdir(parents=True, exist_ok=True)
-            write_json(options.findings / f"{study.name}.json", found)
+            store(written, options.findings, study.name)
     if options.findings:
-        tell(f"findings: {write_page(options.findings)}")
+        tell(f"findings: {write_pages(options.findings)}")
     return 0
 
 
+def _tell_markdown(text: str) -> None:
+    """Print Markdown; at a terminal, formatted to its width."""
+    if not sys.stdout.isatty():
+        return tell(f"\n{text}")
+    from rich.markdown import Markdown
+
+    return _console().print("", Markdown(lines(text), hyperlinks=False), sep="\n")
+
+
+@on_interrupt("stopped: the same command begins the audit again.")
 def _audit(options: argparse.Namespace) -> int:
-    from .audit.audit import audit_run, defects
     from .run import results
 
     folder = results.find(options.output_dir, options.name)
+    tell_sentence(
+        f"auditing the code, then what {folder.name} released; this takes minutes"
+    )
+    # Only now: torch is imported, which takes seconds.
+    from .audit.audit import audit_run, defects
+
     width = _console().width
 
     def say(text: str) -> None:
@@ -240,14 +309,23 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from .run import results
-    from .simulate.launch import prepare, simulate
+    from .simulate.launch import built_in_app, prepare, simulate
 
     signal.signal(signal.SIGTERM, _terminated)
-    plan = prepare(options.app, options.words, options.nodes, Path.cwd())
+    app = options.app or built_in_app()
+    # Before torch and Flower are imported, which takes seconds.
+    tell_sentence(f"checking {app}, its settings, data and backbone")
+    plan = prepare(app, _settings(options), options.nodes, Path.cwd())
+    return _shown(lambda console: simulate(plan, console))
+
+
+def _shown(show: "Callable[[Console], dict[str, Any]]") -> int:
+    """Show a run to its end, and print its results; return the exit code."""
+    from .run import results
+
     console = _console()
     try:
-        found = simulate(plan, console)
+        found = show(console)
     except IdiolectError as error:
         return complain(str(error), code_of(error, FAILED))
     console.print()
@@ -256,23 +334,23 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _at(options: argparse.Namespace) -> Path:
-    from .deploy.operator import default_folder
+    from .deploy.keys import default_folder
 
     return options.at or default_folder()
 
 
 def _renew(options: argparse.Namespace) -> int:
-    from .deploy.operator import keys_renew
+    from .deploy.keys import keys_renew
 
     folder = _at(options)
     end = keys_renew(folder, options.names)
     tell(f"the server's certificate in {folder} ends on {end:%Y-%m-%d}")
-    tell("a server that is up uses it from its next start; invitations stay valid")
+    tell("a running server uses it from its next start; invitations stay valid")
     return 0
 
 
 def _keys(options: argparse.Namespace) -> int:
-    from .deploy.operator import invited_to, keys_init
+    from .deploy.keys import invited_to, keys_init
 
     invitation = keys_init(_at(options), options.names, options.port)
     where = invited_to(invitation.parent)
@@ -284,74 +362,62 @@ def _keys(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from .deploy.operator import serve
+    from .deploy.serve import serve
 
     serve(_at(options), options.host, options.port, tell)
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .deploy.operator import prepare, run
+    from .deploy.runs import prepare, run
+    from .simulate.launch import built_in_app
 
     folder = _at(options)
-    plan = prepare(folder, options.app, options.words, Path.cwd())
-    return _shown_to_its_end(
-        options, plan.folder.name, lambda console: run(folder, plan, console)
-    )
+    app = options.app or built_in_app()
+    plan = prepare(folder, app, _settings(options), Path.cwd())
+    return _on_devices(options, plan.folder.name, lambda to: run(folder, plan, to))
 
 
 def _attach(options: argparse.Namespace) -> int:
-    from .deploy.operator import attach, handed
+    from .deploy.runs import attach, submitted
 
     folder = _at(options)
-    name = handed(folder, options.name).folder.name
-    return _shown_to_its_end(
-        options, name, lambda console: attach(folder, name, console)
-    )
+    name = submitted(folder, options.name).folder.name
+    return _on_devices(options, name, lambda to: attach(folder, name, to))
 
 
-def _shown_to_its_end(
-    options: argparse.Namespace,
-    name: str,
-    show: "Callable[[Console], dict[str, Any]]",
+def _on_devices(
+    options: argparse.Namespace, name: str, show: "Callable[[Console], dict[str, Any]]"
 ) -> int:
-    """Show a run on devices; where this command ends before it, say that it goes on."""
-    from .deploy.operator import goes_on
-    from .run import results
+    """Show a run on devices; if this command ends before the run, say what to do then."""
+    from .deploy.runs import in_progress
 
     signal.signal(signal.SIGTERM, _terminated)
-    console = _console()
     try:
-        found = show(console)
-    except IdiolectError as error:
-        return complain(str(error), code_of(error, FAILED))
+        return _shown(show)
     except (KeyboardInterrupt, SystemExit) as ended:
-        if goes_on(_at(options), name):
+        if in_progress(_at(options), name):
             at = f" --at {options.at}" if options.at else ""
             tell(f"run {name} goes on without this command")
             tell(f"to look at it:  idiolect-server attach {name}{at}")
             tell(f"to end it:      idiolect-server stop {name}{at}")
         return 130 if isinstance(ended, KeyboardInterrupt) else 143
-    console.print()
-    results.render(found, console)
-    return 0
 
 
 def _stop(options: argparse.Namespace) -> int:
-    from .deploy.operator import stop
+    from .deploy.runs import stop
 
     name = stop(_at(options), options.name)
-    tell(
-        f"run {name} has ended; the same command with -c resume={name} goes on with it"
-    )
+    tell(f"run {name} has ended")
+    tell(f"to continue it: the command that began it, with --resume {name}")
     return 0
 
 
 def _nodes_add(options: argparse.Namespace) -> int:
-    from .deploy.operator import add_node
+    from .deploy.nodes import add_node
 
     number = add_node(_at(options), options.key, options.label)
-    tell(f"let in as node {number}; now `idiolect node run` on the device")
+    tell(f"registered as node {number}; now `idiolect node run` on the device")
     return 0
 
 
@@ -359,7 +425,7 @@ STATES = {"registered": "not seen yet", "unregistered": "revoked"}
 
 
 def _nodes_list(options: argparse.Namespace) -> int:
-    from .deploy.operator import nodes
+    from .deploy.nodes import nodes
 
     found = nodes(_at(options))
     if options.json:
@@ -371,17 +437,21 @@ def _nodes_list(options: argparse.Namespace) -> int:
         )
         return 0
     lines = [("node", "label", "state", "last seen")]
-    for node in map(shown, found):
+    revoked = [node for node in found if node["status"] == "unregistered"]
+    listed = found if options.all else [node for node in found if node not in revoked]
+    for node in map(shown, listed):
         state = STATES.get(node["status"]) or str(node["status"])
         seen = _local(node["last-seen"])
         lines.append((node["node-id"], node["label"] or "-", state, seen))
     for number, label, state, seen in lines:
         tell(f"{number:>20}  {label:20}  {state:12}  {seen}")
+    if revoked and not options.all:
+        tell(f"and {len(revoked)} revoked, which `nodes list --all` shows")
     return 0
 
 
 def _local(stamp: str | None) -> str:
-    """A time of Flower's as this machine's clock has it."""
+    """Return a time of Flower in this machine's time zone."""
     try:
         when = datetime.fromisoformat(stamp or "").astimezone()
         return when.strftime("%Y-%m-%d %H:%M")
@@ -390,7 +460,7 @@ def _local(stamp: str | None) -> str:
 
 
 def _nodes_revoke(options: argparse.Namespace) -> int:
-    from .deploy.operator import revoke_node
+    from .deploy.nodes import revoke_node
 
     number = revoke_node(_at(options), options.node)
     tell(f"node {number} is revoked; its key cannot return, a new one can")
@@ -398,7 +468,7 @@ def _nodes_revoke(options: argparse.Namespace) -> int:
 
 
 def _terminated(*_: object) -> NoReturn:
-    """On SIGTERM unwind, so that all that was started is ended too."""
+    """Raise on SIGTERM, so that all that was started is ended too."""
     raise SystemExit(143)
 
 
@@ -421,7 +491,7 @@ def _runs(options: argparse.Namespace) -> int:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.started))
         cells = (line.name, line.state, line.task, line.backbone, str(line.users))
         rows.append((*map(printable, cells), started if line.started else "–"))
-    # Nobody's terminal sets the width of a pipe, so there every run has one line.
+    # A pipe has no width: there every run has one line.
     wide = _console().width if sys.stdout.isatty() or "COLUMNS" in os.environ else 10**6
     tell("\n".join(results.listed(rows, wide)))
     return 0
@@ -439,7 +509,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _console() -> "Console":
-    """Return a console; wide where neither a terminal nor COLUMNS sets the width."""
+    """Return a console; 120 columns if neither a terminal nor COLUMNS sets the width."""
     from .run.results import console
 
     known = sys.stdout.isatty() or "COLUMNS" in os.environ

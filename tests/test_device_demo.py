@@ -45,7 +45,7 @@ def ended(run: subprocess.Popen) -> tuple[int, str]:
 
 
 def test_a_run_on_devices_over_tls(fleet):
-    code, said = ended(fleet.run(*SHORT, "run-name=one"))
+    code, said = ended(fleet.run(*SHORT, "run.name=one"))
     assert code == 0, said
     assert "c-bpo" in said
     for number in range(2):
@@ -77,7 +77,7 @@ def test_what_a_server_and_its_devices_write_is_private(fleet):
 def test_a_failed_run_has_a_true_exit_code(fleet):
     fleet.command("device0", "pause")
     try:
-        code, said = ended(fleet.run(*SHORT, "run-name=two", "quorum=1.0"))
+        code, said = ended(fleet.run(*SHORT, "run.name=two", "quorum=1.0"))
     finally:
         fleet.command("device0", "resume")
     assert code == 1
@@ -85,7 +85,7 @@ def test_a_failed_run_has_a_true_exit_code(fleet):
 
 
 def test_a_killed_device_comes_back_and_the_run_completes(fleet):
-    run = fleet.run(*SHORT, "run-name=three", "quorum=1.0")
+    run = fleet.run(*SHORT, "run.name=three", "quorum=1.0")
     metrics = fleet.folder / "server" / "runs" / "three" / "metrics.jsonl"
     until(lambda: metrics.exists() and '"adapt"' in metrics.read_text(), patience=300)
     assert fleet.kill("idiolect.client.node.worker", "device0") == 1
@@ -219,7 +219,7 @@ def test_no_socket_listens_that_the_docs_do_not_list(fleet):
     server: set = set()
     devices: set = set()
     lines: set[str] = set()
-    run = fleet.run(*SHORT, "run-name=sockets")
+    run = fleet.run(*SHORT, "run.name=sockets")
     while run.poll() is None:
         server |= sockets(fleet.alive("", "server"))
         for number in range(2):
@@ -264,7 +264,7 @@ def test_a_device_that_nobody_registered_is_not_let_in(fleet):
 
 def test_a_run_goes_on_without_its_command_until_it_is_stopped(fleet):
     """Ctrl-C, a closed terminal: `attach` shows it, `stop` ends it, `resume` goes on."""
-    run = fleet.run(*SHORT[:1], "evaluate.generate=false", "run-name=left")
+    run = fleet.run(*SHORT[:1], "evaluate.generate=false", "run.name=left")
     metrics = fleet.folder / "server" / "runs" / "left" / "metrics.jsonl"
     until(lambda: metrics.exists() and '"adapt"' in metrics.read_text(), patience=300)
     run.send_signal(signal.SIGINT)
@@ -279,10 +279,10 @@ def test_a_run_goes_on_without_its_command_until_it_is_stopped(fleet):
     assert ended(watching)[0] == -signal.SIGHUP
     assert "run left has ended" in fleet.command("server", "stop", "left")
     code, said = ended(fleet.server("attach", "left"))
-    assert code == 1 and "the run was stopped: -c resume=left goes on" in said
+    assert code == 1 and "the run was stopped: --resume left goes on" in said
     code, said = ended(fleet.server("stop", "left"))
-    assert code == 2 and "has ended already: its state is failed" in said
-    run = fleet.run(*SHORT[:1], "evaluate.generate=false", "resume=left")
+    assert code == 2 and "has ended already: its state is stopped" in said
+    run = fleet.run(*SHORT[:1], "evaluate.generate=false", "run.resume=left")
     code, said = ended(run)
     assert code == 0, said
     log = (fleet.folder / "server" / "server" / "server.log").read_text()

@@ -18,28 +18,35 @@ from idiolect.client.node import state, tasks
 from idiolect.client.node.device import Device, VaultShelf
 from idiolect.client.node.membership import Server, join, leave
 from idiolect.client.node.tasks import HANDLERS
-from idiolect.client.owner import consent, history, owner
+from idiolect.client.owner import adapters, consent, history, owner
 from idiolect.client.owner.history import Entry
-from idiolect.client.owner.vault import RandomKey, Record, Source, Vault
-from idiolect.common.config import flatten, parse
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.records import Record, Source
+from idiolect.client.owner.vault import Vault
+from idiolect.common.config import flatten, parse, parse_run
 from idiolect.common.data.load import load_dataset
 from idiolect.common.data.types import Prompt, User
 from idiolect.common.engine.adapters import zero_shared
+from idiolect.common.engine.reference import Reference, load_reference
 from idiolect.common.errors import IdiolectError
 from idiolect.common.privacy.protected import planned
 from idiolect.common.protocol.manifest import sign_text
 from idiolect.common.protocol.messages import (
-    SCHEMA,
     AdaptReply,
-    AdaptTask,
+    AdaptRequest,
     Failure,
-    HelloTask,
-    ShareTask,
+    HelloRequest,
+    ShareRequest,
     device_user,
-    pack,
-    unpack,
 )
-from idiolect.common.protocol.signed import CONTEXT, Part, digest, make_part, seal_task
+from idiolect.common.protocol.packing import SCHEMA, pack, unpack
+from idiolect.common.protocol.signed import (
+    CONTEXT,
+    Part,
+    digest,
+    make_part,
+    seal_request,
+)
 from idiolect.server.run.exchange import SIGNING_KEY
 
 from .common.conftest import write_model
@@ -136,10 +143,10 @@ def settings(tmp_path, model, public, monkeypatch) -> dict:
     key.write_text(f"{SEED.hex()}\n{KEY}\n")
     monkeypatch.setenv(SIGNING_KEY, str(key))
     return {
-        "output-dir": str(tmp_path / "runs"),
+        "run.folder": str(tmp_path / "runs"),
         "task": "text",
         "backbone": model,
-        "device": "cpu",
+        "engine.device": "cpu",
         "users": 3,
         "methods": "base,shared,c-bpo",
         "deadline": 5.0,
@@ -180,7 +187,7 @@ def test_a_run_on_devices_leaves_each_an_adapter_of_its_own(vaults, settings):
     assert set(found["methods"]) == {"base", "shared", "c-bpo"}
     numbers = []
     for vault, name in zip(vaults, names, strict=True):
-        (version,) = owner.versions(vault)
+        (version,) = adapters.versions(vault)
         assert (version.method, version.trained, version.held_out) == ("c-bpo", 8, 2)
         assert version.shared and version.origin
         # What the device measured for itself is what it told, and nothing else moved it.
@@ -188,7 +195,7 @@ def test_a_run_on_devices_leaves_each_an_adapter_of_its_own(vaults, settings):
         assert version.nll_before == pytest.approx(
             found["users"][name]["shared"]["nll"]
         )
-        assert owner.active(vault) == (1 if version.accepted else 0)
+        assert adapters.active(vault) == (1 if version.accepted else 0)
         numbers.append(version.nll)
     assert len(set(numbers)) == 3
     # How training went stays on the device, whatever its owner consents to.
@@ -200,28 +207,31 @@ def test_a_run_on_devices_leaves_each_an_adapter_of_its_own(vaults, settings):
 def test_an_adapter_on_a_shared_one_that_noise_has_ruined_is_not_used(vaults):
     vault = vaults[0]
     config = owner.configured(vault)
-    backbone, zero = owner.reference(config)
+    found = load_reference(config)
+    backbone, zero = found.backbone, found.adapter
     noise = {n: torch.full_like(b, 5.0) for n, b in zero.b.items()}
     ruined = replace(zero, b=noise)
     user, sources = owner.split(history.entries(vault))
-    version = owner.adopt(vault, backbone, ruined, zero, user, sources, "oppu", "a run")
+    trained = owner.Trained(zero, "sft", user, sources, "a run")
+    version = owner.adopt(vault, Reference(backbone, ruined), trained)
     assert version.nll == pytest.approx(version.nll_before)
     assert version.nll > version.nll_bare
-    assert not version.accepted and owner.active(vault) == 0
+    assert not version.accepted and adapters.active(vault) == 0
 
 
 def test_what_a_run_trained_is_used_afterwards(vaults, settings):
     agree(vaults, **CLEAR)
     run(settings, DeviceGrid(vaults))
     vault = vaults[0]
-    owner.activate(vault, 1)
+    adapters.activate(vault, 1)
     config = owner.configured(vault)
-    backbone, zero = owner.reference(config)
-    shared, _ = owner.adapter(vault, backbone, zero)
+    found = load_reference(config)
+    backbone, zero = found.backbone, found.adapter
+    shared, _ = adapters.adapter(vault, backbone, zero)
     assert any(tensor.any() for tensor in shared.b.values())
     # Training without a server goes on from the shared adapter that the run brought.
     version = owner.train(vault)
-    assert version.shared == owner.versions(vault)[0].shared != ""
+    assert version.shared == adapters.versions(vault)[0].shared != ""
 
 
 def test_without_the_owners_consent_nothing_of_the_kind_leaves(vaults, settings):
@@ -272,26 +282,26 @@ def test_a_private_run_needs_no_more_than_the_usual_consent(vaults, settings):
         "HelloReply",
         "PersonaliseReply",
     }
-    assert all(owner.versions(vault) for vault in vaults)
+    assert all(adapters.versions(vault) for vault in vaults)
     (charged,) = consent.spent(vaults[0]).values()
     assert (charged.epsilon, charged.delta, charged.releases) == (8.0, 1e-3, 6)
 
 
 def test_a_second_run_is_refused_where_both_exceed_the_owners_ceiling(vaults, settings):
     allow(vaults)
-    run(settings | PRIVATE | {"run-name": "one"}, DeviceGrid(vaults))
+    run(settings | PRIVATE | {"run.name": "one"}, DeviceGrid(vaults))
     before = [consent.spent(vault) for vault in vaults]
     with pytest.raises(
         IdiolectError, match="ceiling for privacy does not allow"
     ) as said:
-        run(settings | PRIVATE | {"run-name": "two"}, DeviceGrid(vaults))
+        run(settings | PRIVATE | {"run.name": "two"}, DeviceGrid(vaults))
     assert not any(
         digit in str(said.value).partition("failure:")[2] for digit in "0123456789"
     )
     assert [consent.spent(vault) for vault in vaults] == before
     for vault in vaults:
         consent.choose(vault, most_epsilon="16")
-    folder = run(settings | PRIVATE | {"run-name": "three"}, DeviceGrid(vaults))
+    folder = run(settings | PRIVATE | {"run.name": "three"}, DeviceGrid(vaults))
     assert results(folder)["methods"]
     assert [consent.total(consent.spent(v).values())[0] for v in vaults] == [16.0] * 3
 
@@ -328,7 +338,7 @@ def test_a_server_that_asks_for_more_releases_than_declared_gets_none(vaults, se
     """Without a cap as well: the run's own number of rounds is one."""
     allow(vaults)
     shelf = VaultShelf(vaults[0], "r")
-    config = parse(settings | PRIVATE | {"adapt.rounds": 2})
+    config = parse_run(settings | PRIVATE | {"adapt.rounds": 2})[0]
     for number in range(2):
         state.take_part(
             shelf, "u", "adapt", f"adapt/{number}", "x", planned(config)["update"]
@@ -342,7 +352,7 @@ def test_a_paused_device_loads_no_backbone(vaults, settings, monkeypatch):
     def load(*_args):
         raise AssertionError("the backbone was loaded")
 
-    config = flatten(parse(settings | {"backbone": "tiny"}))
+    config = flatten(parse_run(settings | {"backbone": "tiny"})[0])
     task = adapt_task(config, "", {"x": np.zeros((2, 2), np.float32)})
     device = Device(vaults[0], 100)
     monkeypatch.setattr("idiolect.client.node.tasks.load_backbone", load)
@@ -386,11 +396,11 @@ def test_no_text_of_a_task_ends_the_worker(vaults, body, kind, part):
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     name = HANDLERS[kind][0].__name__
     if part:
-        task = HelloTask("r", "s", {}, "", (), KEY)
+        task = HelloRequest("r", "s", {}, "", (), KEY)
         parts = {"config": Part(body.encode(), digest(body.encode()))}
         kind, record = (
             "query.hello",
-            seal_task(task, 100, 1, parts, SEED, {}, bytes(16)),
+            seal_request(task, 100, 1, parts, SEED, {}, bytes(16)),
         )
     else:
         record = raw(name, body, sign_text(CONTEXT, body, SEED))
@@ -402,11 +412,13 @@ def test_no_text_of_a_task_ends_the_worker(vaults, body, kind, part):
 
 @pytest.mark.parametrize("kind", ["votes", "public", "self", "anonymised"])
 def test_no_canary_is_in_the_traffic_or_in_a_file_of_the_server(
-    kind, vaults, settings, capfd
+    kind, vaults, settings, capfd, monkeypatch
 ):
     """What is in clear at the server's handlers, and all it writes and prints."""
     agree(vaults, **CLEAR, items="clear")
-    more = {"unlabeled.support": 1, "unlabeled.buckets": 2, "unlabeled.offered": 20}
+    more = {"unlabeled.support": 1, "unlabeled.buckets": 2}
+    for module in ("common.methods.personal", "server.run.pool"):
+        monkeypatch.setattr(f"idiolect.{module}.OFFERED", 20)
     grid = DeviceGrid(vaults)
     folder = run(settings | more | {"unlabeled.kind": kind}, grid)
     said = "\n".join(body for _, body in grid.traffic)
@@ -431,7 +443,8 @@ def test_no_canary_is_in_the_traffic_or_in_a_file_of_the_server(
 
 
 def _tokens(vault: Vault, text: str) -> str:
-    backbone, _ = owner.reference(owner.configured(vault))
+    found = load_reference(owner.configured(vault))
+    backbone = found.backbone
     return json.dumps(backbone.tokenizer(text)["input_ids"], separators=(",", ":"))[
         1:-1
     ]
@@ -466,21 +479,21 @@ def test_paths_of_the_server_stay_there(vaults, settings, tmp_path):
 
 def test_a_killed_run_goes_on_with_the_devices_it_had(vaults, settings, monkeypatch):
     agree(vaults, **CLEAR)
-    unbroken = results(run(settings | {"run-name": "one"}, DeviceGrid(vaults)))
+    unbroken = results(run(settings | {"run.name": "one"}, DeviceGrid(vaults)))
 
     def die(task: Message, reply: Message) -> Message:
         if task.metadata.message_type == "train.personalise":
             raise KeyboardInterrupt
         return reply
 
-    fresh = settings | {"run-name": "two"}
+    fresh = settings | {"run.name": "two"}
     with pytest.raises(KeyboardInterrupt):
         run(fresh, DeviceGrid(vaults, die))
-    resumed = results(run(settings | {"resume": "two"}, DeviceGrid(vaults)))
+    resumed = results(run(settings | {"run.resume": "two"}, DeviceGrid(vaults)))
     for name, methods in unbroken["users"].items():
         assert resumed["users"][name] == methods
     # The device that had trained before the crash did not train, nor adopt, again.
-    assert [len(owner.versions(vault)) for vault in vaults] == [2, 2, 2]
+    assert [len(adapters.versions(vault)) for vault in vaults] == [2, 2, 2]
 
 
 def test_a_device_that_was_killed_before_adopting_adopts_when_asked_again(
@@ -494,10 +507,10 @@ def test_a_device_that_was_killed_before_adopting_adopts_when_asked_again(
     with monkeypatch.context() as patch:
         patch.setattr(owner, "adopt", dies)
         with pytest.raises(KeyboardInterrupt):
-            run(settings | {"run-name": "a"}, DeviceGrid(vaults))
-    assert owner.versions(vaults[0]) == []
-    run(settings | {"resume": "a"}, DeviceGrid(vaults))
-    assert [len(owner.versions(vault)) for vault in vaults] == [1, 1, 1]
+            run(settings | {"run.name": "a"}, DeviceGrid(vaults))
+    assert adapters.versions(vaults[0]) == []
+    run(settings | {"run.resume": "a"}, DeviceGrid(vaults))
+    assert [len(adapters.versions(vault)) for vault in vaults] == [1, 1, 1]
 
 
 def test_no_text_stays_in_a_worker_between_tasks(vaults, settings, monkeypatch):
@@ -526,7 +539,7 @@ def test_forgetting_reaches_what_a_run_trained(vaults, settings):
     vault = vaults[0]
     assert vault.count("run") > 1
     owner.forget(vault, ["persona"])
-    assert owner.versions(vault) == [] and owner.active(vault) == 0
+    assert adapters.versions(vault) == [] and adapters.active(vault) == 0
     assert [r.name for r in vault.records("run") if "adapters/" in r.name] == []
     # What it took part in is still counted.
     assert any("devices/" in record.name for record in vault.records("run"))
@@ -572,7 +585,7 @@ def test_text_that_is_forgotten_during_a_task_is_in_no_answer_and_no_adapter(
     grid = DeviceGrid(vaults)
     run(settings | {"quorum": 0.5}, grid)
     assert forgotten == [10]
-    assert owner.versions(vaults[0]) == [] and owner.active(vaults[0]) == 0
+    assert adapters.versions(vaults[0]) == [] and adapters.active(vaults[0]) == 0
     kinds = {source.kind for source in vaults[0].sources()}
     assert kinds <= {"device", "run"}  # of the run there is what its server sent
     names = [record.name for record in vaults[0].records("run")]
@@ -632,7 +645,7 @@ def test_without_consent_for_training_nothing_is_trained(
     with pytest.raises(IdiolectError, match="consent to a run's training"):
         run(settings, DeviceGrid(vaults, refuse))
     assert set(trained) == (set() if task == "train.adapt" else {"shared_update"})
-    assert all(owner.versions(vault) == [] for vault in vaults)
+    assert all(adapters.versions(vault) == [] for vault in vaults)
 
 
 def ask(device: Device, kind: str, task) -> str:
@@ -648,9 +661,9 @@ def greet(vault: Vault, config: dict, run: str = "r") -> None:
     state.pin(VaultShelf(vault, run), device_user(100), KEY, 0, hashed)
 
 
-def share_task(settings: dict, *users: str, **more) -> ShareTask:
-    config = flatten(parse({**settings, "unlabeled.kind": "self", **more}))
-    return ShareTask("r", "s", config, "", users)
+def share_task(settings: dict, *users: str, **more) -> ShareRequest:
+    config = flatten(parse_run({**settings, "unlabeled.kind": "self", **more})[0])
+    return ShareRequest("r", "s", config, "", users)
 
 
 def test_raw_text_never_leaves_a_device(vaults, settings):
@@ -702,7 +715,9 @@ def test_refusals_of_tasks_that_were_not_taken_are_one_entry(vaults, settings):
         ask(device, "train.everything", task)
     (noted,) = consent.sent(vaults[0])
     assert (noted.count, noted.run, noted.epsilon) == (3, "", None)
-    assert noted.why.startswith("3 refusals of tasks that were not taken, since 20")
+    assert noted.why.startswith(
+        "3 refusals of requests that were not admitted, since 20"
+    )
     first = noted.bytes / 3
     greet(vaults[0], task.config)
     assert "too little" not in ask(
@@ -876,12 +891,12 @@ def test_what_was_recorded_of_a_run_is_never_done_again(vaults, settings):
     agree(vaults, **CLEAR)
     grid = Tape(vaults)
     run(settings, grid)
-    device, before = grid.devices[100], owner.versions(vaults[0])
+    device, before = grid.devices[100], adapters.versions(vaults[0])
     tape = [m for m in grid.tape if m.metadata.dst_node_id == 100]
     assert len({m.metadata.message_type for m in tape}) == 5
     for message in (*tape, *reversed(tape)):
         assert "was answered before, or a later one" in refused(device, message)
-    assert owner.versions(vaults[0]) == before
+    assert adapters.versions(vaults[0]) == before
     # Nor is a task for one device done by another, whatever it is.
     for message in tape:
         assert "another device" in refused(grid.devices[101], message)
@@ -906,8 +921,10 @@ def test_a_task_that_was_overtaken_is_refused_and_later_ones_are_done(vaults, se
         assert ("answered before" in said) == ("answered" in sentence)
 
 
-def adapt_task(config: dict, release: str, rows: dict, clip: float = 1.0) -> AdaptTask:
-    return AdaptTask(
+def adapt_task(
+    config: dict, release: str, rows: dict, clip: float = 1.0
+) -> AdaptRequest:
+    return AdaptRequest(
         "r", "s", config, "", (device_user(100),), 0, release, clip, shared=rows
     )
 
@@ -916,8 +933,8 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
     """What an attack did: adapt without hello, 11 releases where one was agreed to."""
     agree(vaults, **CLEAR)
     one = {"privacy.participations": 1, "methods": "c-bpo", "adapt.rounds": 1}
-    config = flatten(parse({**settings, **PRIVATE, **one}))
-    backbone, zero = owner.reference(owner.configured(vaults[0]))
+    config = flatten(parse_run({**settings, **PRIVATE, **one})[0])
+    backbone = load_reference(owner.configured(vaults[0])).backbone
     shape = parse(config).shared_shape
     rows = {n: b.numpy() for n, b in zero_shared(backbone, shape, 0).b.items()}
     device = Device(vaults[0], 100)
@@ -929,7 +946,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
     for number in range(11):
         said = unpack(Failure, answer(adapt_task(config, f"adapt/{number}", rows)))
         assert "did not agree to this run in a hello" in said.sentence
-    hello = HelloTask("r", "s", config, "", (), KEY)
+    hello = HelloRequest("r", "s", config, "", (), KEY)
     device.answer(Message(sealed(hello), 100, "query.hello"))
     shapes = {name: (1, *b.shape) for name, b in rows.items()}
     reply = answer(adapt_task(config, "adapt/0", rows))
@@ -945,7 +962,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
         adapt_task(config, "adapt/0", rows, clip=2.0),
     ):
         assert unpack(AdaptReply, answer(task), lambda _f: nobody).users == ()
-    for change in ({"seed": 1}, {"adapt.learning-rate": 0.5}, {"adapt.epochs": 3}):
+    for change in ({"seed": 1}, {"adapt.learning-rate": 0.5}, {"adapt.batch": 3}):
         other = adapt_task({**config, **change}, "adapt/0", rows)
         said = unpack(Failure, answer(other)).sentence
         assert "not with this configuration" in said
@@ -954,7 +971,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
 def test_two_runs_at_once_leave_each_other_alone(vaults, settings):
     """Each phase of one run after the same phase of the other."""
     agree(vaults, **CLEAR)
-    alone = results(run({**settings, "run-name": "alone"}, DeviceGrid(vaults)))
+    alone = results(run({**settings, "run.name": "alone"}, DeviceGrid(vaults)))
     first: list[Path] = []
 
     class Between(DeviceGrid):
@@ -965,10 +982,10 @@ def test_two_runs_at_once_leave_each_other_alone(vaults, settings):
             kinds = {m.metadata.message_type for m in messages}
             if "evaluate" in kinds and not first:
                 first.append(Path())
-                first[0] = run({**settings, "run-name": "other"}, DeviceGrid(vaults))
+                first[0] = run({**settings, "run.name": "other"}, DeviceGrid(vaults))
             return super().push_messages(messages)
 
-    folder = run({**settings, "run-name": "one"}, Between(vaults))
+    folder = run({**settings, "run.name": "one"}, Between(vaults))
     found = json.loads((folder.parent / "one/results.json").read_text())
     assert found["users"] == alone["users"]
     assert results(first[0])["users"] == alone["users"]
@@ -976,18 +993,18 @@ def test_two_runs_at_once_leave_each_other_alone(vaults, settings):
 
 def test_a_run_of_the_same_name_is_another_run(vaults, settings, tmp_path):
     agree(vaults, **CLEAR)
-    rogue = {**settings, "run-name": "monday", "output-dir": str(tmp_path / "rogue")}
+    rogue = {**settings, "run.name": "monday", "run.folder": str(tmp_path / "rogue")}
     run({**rogue, "seed": 1}, DeviceGrid(vaults))
-    assert results(run({**settings, "run-name": "monday"}, DeviceGrid(vaults)))["users"]
+    assert results(run({**settings, "run.name": "monday"}, DeviceGrid(vaults)))["users"]
 
 
 def test_a_device_has_one_number_in_a_run(vaults, settings):
     """Else whoever numbers devices resets the count of what they took part in."""
     allow(vaults)
     one = {"privacy.participations": 1, "methods": "base", "adapt.rounds": 1}
-    config = flatten(parse({**settings, **PRIVATE, **one}))
+    config = flatten(parse_run({**settings, **PRIVATE, **one})[0])
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    hello = HelloTask("r", "s", config, "", (), KEY)
+    hello = HelloRequest("r", "s", config, "", (), KEY)
     first = Device(vaults[0], 100).answer(Message(sealed(hello), 100, "query.hello"))
     assert first["message"]["kind"] == "HelloReply"
     again = Message(sealed(hello, 101), 101, "query.hello")
@@ -1003,8 +1020,8 @@ def test_a_part_of_a_task_that_is_refused_is_not_kept(vaults, settings):
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     junk = b"[" + b" " * (1 << 17) + b"]"
     for number in range(3):
-        task = HelloTask(f"r{number}", "s", {}, "", (), KEY)
-        record = seal_task(
+        task = HelloRequest(f"r{number}", "s", {}, "", (), KEY)
+        record = seal_request(
             task, 100, 1, {"config": Part(junk, digest(junk))}, SEED, {}, bytes(16)
         )
         message = Message(record, 100, "query.hello")
@@ -1012,8 +1029,8 @@ def test_a_part_of_a_task_that_is_refused_is_not_kept(vaults, settings):
     assert not [source for source in vaults[0].sources() if source.kind == "run"]
     large = b" " * ((1 << 18) + 1)
     parts = {"config": Part(large, digest(large))}
-    record = seal_task(
-        HelloTask("r", "s", {}, "", (), KEY), 100, 9, parts, SEED, {}, bytes(16)
+    record = seal_request(
+        HelloRequest("r", "s", {}, "", (), KEY), 100, 9, parts, SEED, {}, bytes(16)
     )
     message = Message(record, 100, "query.hello")
     assert "at most 262144 bytes" in refused(Device(vaults[0], 100), message)
@@ -1025,7 +1042,7 @@ def test_what_flower_stores_of_a_part_cannot_be_guessed(vaults, settings):
 
     def stored(name: str) -> set[bytes]:
         grid = Tape(vaults)
-        run(settings | {"run-name": name}, grid)
+        run(settings | {"run.name": name}, grid)
         return {
             array.data
             for message in grid.tape

@@ -30,13 +30,14 @@ from safetensors.numpy import load_file
 
 from idiolect.client.node import state as devices
 from idiolect.client.node.membership import read_invitation
-from idiolect.common.config import flatten
+from idiolect.common.config import old, parse_run
 from idiolect.common.engine.adapters import parse_lora
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol.manifest import public_key, read_or_make_key
-from idiolect.server import findings
 from idiolect.server.audit import audit
-from idiolect.server.deploy import operator as deploy
+from idiolect.server.deploy import keys, nodes, serve
+from idiolect.server.findings import page as pages
+from idiolect.server.findings.summary import summary
 from idiolect.server.privacy.ledger import read_ledger
 from idiolect.server.run import checkpoint, results
 from idiolect.server.simulate import launch as simulate
@@ -193,8 +194,8 @@ def test_the_results_of_a_finished_run_are_shown(runs, capsys):
         pytest.skip(found.text)  # so that a report shows who does not open
     results.render(found, Console(width=120))
     said = capsys.readouterr().out
-    raw = json.loads(before["finished/results.json"])
-    for method in ("base", "shared", "oppu", "c-bpo"):
+    raw = old.renamed(json.loads(before["finished/results.json"]))
+    for method in ("base", "shared", "sft", "c-bpo"):
         assert f"{raw['methods'][method]['nll']['mean']:.3f}" in said
     assert f"results: {runs / 'finished'}" in said
     assert "a simulation, not fit for real users" in said
@@ -202,7 +203,7 @@ def test_the_results_of_a_finished_run_are_shown(runs, capsys):
 
 def test_a_run_without_results_says_how_to_go_on(runs):
     # Later: the same sentence; a run that can go on is never called lost.
-    with pytest.raises(IdiolectError, match="resume=interrupted") as caught:
+    with pytest.raises(IdiolectError, match="--resume interrupted") as caught:
         results.load(str(runs), "interrupted")
     check_sentence(str(caught.value), "interrupted")
 
@@ -211,14 +212,19 @@ def test_a_run_without_results_says_how_to_go_on(runs):
 def test_the_configuration_of_a_run_is_read(runs, name):
     # Later: every key has the value that the run was started with, or one sentence.
     before = snapshot(runs)
-    words = [f"output-dir={runs}", f"resume={name}"]
+    words = [f"run.folder={runs}", f"run.resume={name}"]
     plan = opens_or_says(lambda: simulate.prepare(APP, words, 1, runs), name)
     assert snapshot(runs) == before
     if isinstance(plan, Said):
         pytest.skip(plan.text)
     written = tomllib.loads(before[f"{name}/config.toml"].decode())
-    now = flatten(plan.config)
-    assert {key: now[key] for key in written} == {**written, "resume": name}
+    now = old.as_0_2(plan.config)
+    kept = written.keys() - set(old.PLACE)
+    assert {key: now[key] for key in kept} == {key: written[key] for key in kept}
+    assert (plan.settings["run.resume"], plan.settings["run.folder"]) == (
+        name,
+        str(runs),
+    )
     assert (written["lora.rank"], written["personalise.epochs"]) == (1, 1)
     assert plan.folder == runs / name
 
@@ -237,7 +243,7 @@ def test_the_checkpoint_of_a_run_is_read(runs, name):
     for key, array in written.items():
         np.testing.assert_array_equal(found.shared[key], array)
         assert array.any()
-    raw = json.loads(before[f"{name}/checkpoint/state.json"])
+    raw = old.renamed(json.loads(before[f"{name}/checkpoint/state.json"]))
     assert found.learning_rates == raw["learning_rates"]
     assert found.trials == raw["trials"]
     assert found.metrics == raw["metrics"]
@@ -283,11 +289,12 @@ def test_what_a_device_agreed_to_is_read(runs, user):
 
 
 @pytest.mark.parametrize("user", USERS)
-@pytest.mark.parametrize("method", ["oppu", "c-bpo"])
+@pytest.mark.parametrize("method", ["sft", "c-bpo"])
 def test_a_personal_adapter_is_read(runs, method, user):
     # Later: opens; `parse_lora` says ValueError where it does not, and the device
     # trains again, which is no loss.
-    body = (runs / "finished" / devices.adapter_name(method, user)).read_bytes()
+    name = old.former(devices.adapter_name(method, user))
+    body = (runs / "finished" / name).read_bytes()
     lora, metadata = parse_lora(body)
     assert metadata["user"] == user
     assert {tensor.shape[1] for tensor in lora.b.values()} == {1}
@@ -297,9 +304,11 @@ def test_a_personal_adapter_is_read(runs, method, user):
 def test_a_run_is_opened_to_go_on(runs):
     # Later: opens, or one IdiolectError sentence that says what to do; nothing is lost.
     before = snapshot(runs)
-    words = [f"output-dir={runs}", "resume=latest"]
+    words = [f"run.folder={runs}", "run.resume=latest"]
     plan = simulate.prepare(APP, words, 1, runs)
-    found = opens_or_says(lambda: checkpoint.open_run(plan.config), "private")
+    found = opens_or_says(
+        lambda: checkpoint.open_run(*parse_run(plan.settings)), "private"
+    )
     assert snapshot(runs) == before
     if isinstance(found, Said):
         pytest.skip(found.text)  # so that a report shows who does not open
@@ -319,11 +328,11 @@ def test_an_interrupted_run_goes_on(runs, name, days, monkeypatch):
     before, folder = snapshot(runs), runs / name
     began = json.loads(before[f"{name}/metrics.jsonl"].splitlines()[0])["time"]
     monkeypatch.setattr(time, "time", lambda: began + 86_400 * days)
-    words = [f"output-dir={runs}", f"resume={name}"]
+    words = [f"run.folder={runs}", f"run.resume={name}"]
 
     def go_on() -> Path:
         plan = simulate.prepare(APP, words, 1, runs)
-        return run(dict(flatten(plan.config)), FakeGrid(1))
+        return run(dict(plan.settings), FakeGrid(1))
 
     ended = opens_or_says(go_on, name, *EVERYBODY)
     after = snapshot(runs)
@@ -344,11 +353,11 @@ def test_an_interrupted_run_goes_on(runs, name, days, monkeypatch):
     assert ended == folder
     assert results.state_of(folder) == "finished"
     found = results.load(str(runs), name)
-    assert list(found["methods"]) == ["base", "shared", "oppu", "c-bpo"]
+    assert list(found["methods"]) == ["base", "shared", "sft", "c-bpo"]
     assert not found["run"]["failed"]
     # The same settings and seed: without noise it ends as the run that nothing stopped.
     if name == "interrupted":
-        unbroken = json.loads(before["finished/results.json"])
+        unbroken = old.renamed(json.loads(before["finished/results.json"]))
         for user in USERS:
             for method, metrics in unbroken["users"][user].items():
                 now = found["users"][user][method]["nll"]
@@ -376,7 +385,7 @@ def test_a_study_goes_on_from_its_cells(studies, name, monkeypatch):
         if declared.audit is not None:
             return audit.run_study(declared, folder, lambda _: None)
         done = study.run_study(declared, folder, lambda _: None)
-        return findings.summary(declared, done)
+        return summary(declared, done)
 
     found = opens_or_says(go_on, name)
     after = snapshot(studies)
@@ -388,7 +397,7 @@ def test_a_study_goes_on_from_its_cells(studies, name, monkeypatch):
         assert after == before
     if isinstance(found, Said):
         pytest.skip(found.text)  # so that a report shows who does not open
-    written = json.loads((folder / "summary.json").read_text())
+    written = old.renamed(json.loads((folder / "summary.json").read_text()))
     shown = json.loads(json.dumps(found))
     # A later version may say more, and say the same of what was measured.
     assert {key: shown[key] for key in written} == written
@@ -398,14 +407,17 @@ def test_the_page_of_findings_is_written_from_stored_summaries(studies):
     # Later: opens, or one IdiolectError sentence that says what to do; nothing is lost.
     place = studies / "findings"
     before = snapshot(place)
-    page = opens_or_says(lambda: findings.write_page(place), "findings", *STUDIES)
+    page = opens_or_says(lambda: pages.write_pages(place), "findings", *STUDIES)
     after = snapshot(place)
     assert {name: after[name] for name in before} == before
     if isinstance(page, Said):
         pytest.skip(page.text)  # so that a report shows who does not open
-    text = page.read_text()
+    answers = page.read_text()
+    text = ""
     for name in STUDIES:
-        assert f"## {json.loads(before[f'{name}.json'])['title']}\n" in text
+        assert f"(findings/{name}.md)" in answers
+        text += (place / f"{name}.md").read_text()
+        assert f"# {json.loads(before[f'{name}.json'])['title']}\n" in text
     assert "| own adapters are better than a neighbour's | all | nll " in text
     assert "| swapped (2 users) |" in text
     assert "| honest | 1 | 0 |" in text
@@ -441,7 +453,7 @@ def test_the_keys_of_a_server_are_read_and_kept(server):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(server / "server.crt", server / "server.key")
     with pytest.raises(IdiolectError, match="keys in .* already") as caught:
-        deploy.keys_init(server, ["lab.example.org"], 9443)
+        keys.keys_init(server, ["lab.example.org"], 9443)
     check_sentence(str(caught.value), str(server))
     assert snapshot(server) == before
 
@@ -449,10 +461,10 @@ def test_the_keys_of_a_server_are_read_and_kept(server):
 def test_a_server_that_was_killed_is_not_taken_for_running(server):
     # Later: the note is read, because it names the processes that `serve` has to end,
     # and nobody talks to what is gone.
-    noted = deploy.serving(server)
+    noted = serve.serving(server)
     assert noted is not None
     assert (len(noted.mark), noted.port) == (32, 34391)
-    for act in (deploy.nodes, lambda place: deploy.revoke_node(place, "1")):
+    for act in (nodes.nodes, lambda place: nodes.revoke_node(place, "1")):
         with pytest.raises(IdiolectError, match="no server is up") as caught:
             act(server)
         check_sentence(str(caught.value), str(server))
@@ -484,7 +496,7 @@ def test_a_device_that_was_let_in_is_still_let_in(server):
 
         def asked() -> bool:
             try:
-                listed[:] = deploy.nodes(server)
+                listed[:] = nodes.nodes(server)
             except IdiolectError:  # the SuperLink is up a moment before it answers
                 return False
             return True

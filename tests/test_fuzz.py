@@ -25,34 +25,35 @@ from idiolect.client.node import state
 from idiolect.client.node.device import Device, VaultShelf
 from idiolect.client.node.membership import Server, join
 from idiolect.client.node.tasks import HANDLERS
-from idiolect.client.owner import consent, history, owner
+from idiolect.client.owner import consent, history
 from idiolect.client.owner.history import Entry
-from idiolect.client.owner.vault import RandomKey, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import flatten, parse
 from idiolect.common.data.types import Item, Prompt
+from idiolect.common.engine.reference import load_reference
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol.manifest import sign_text
 from idiolect.common.protocol.messages import (
     AdaptReply,
-    AdaptTask,
+    AdaptRequest,
     EvaluateReply,
-    EvaluateTask,
+    EvaluateRequest,
     HelloReply,
-    HelloTask,
+    HelloRequest,
     OfferReply,
-    OfferTask,
+    OfferRequest,
     PersonaliseReply,
-    PersonaliseTask,
+    PersonaliseRequest,
     ShareReply,
-    ShareTask,
+    ShareRequest,
     VoteReply,
-    VoteTask,
+    VoteRequest,
     device_user,
-    pack,
-    unpack,
 )
+from idiolect.common.protocol.packing import pack, unpack
+from idiolect.common.protocol.quantization import encode
 from idiolect.common.protocol.signed import CONTEXT, make_part
-from idiolect.common.protocol.wire import encode
 
 from .common.conftest import write_model
 from .sealing import KEY, SEED, sealed
@@ -85,12 +86,12 @@ def tasks(config: dict, rows: dict[str, np.ndarray]) -> dict[str, Any]:
     signed: dict[str, Any] = {"manifest": "{}", "signature": "00" * 64}
     method: dict[str, Any] = {"method": "c-bpo", "learning_rate": 1e-3}
     return {
-        "query.hello": HelloTask(**{**head, "users": ()}, key=KEY),
-        "train.adapt": AdaptTask(**head, round=0, release="", clip=1.0, shared=rows),
-        "query.vote": VoteTask(**head, release="", bank=bank, **signed),
-        "query.offer": OfferTask(**head, bank=bank, supported=(0,), **signed),
-        "query.share": ShareTask(**head),
-        "train.personalise": PersonaliseTask(
+        "query.hello": HelloRequest(**{**head, "users": ()}, key=KEY),
+        "train.adapt": AdaptRequest(**head, round=0, release="", clip=1.0, shared=rows),
+        "query.vote": VoteRequest(**head, release="", bank=bank, **signed),
+        "query.offer": OfferRequest(**head, bank=bank, supported=(0,), **signed),
+        "query.share": ShareRequest(**head),
+        "train.personalise": PersonaliseRequest(
             **head,
             **method,
             **signed,
@@ -99,7 +100,7 @@ def tasks(config: dict, rows: dict[str, np.ndarray]) -> dict[str, Any]:
             unlabeled=(),
             shared=rows,
         ),
-        "evaluate": EvaluateTask(
+        "evaluate": EvaluateRequest(
             **head, **method, unlabeled_hash="", generate=False, release="", shared=rows
         ),
     }
@@ -169,7 +170,8 @@ def device(tmp_path_factory):
         made = Device(vault, 100)
         join(vault, Server("server.example:9443", "", KEY))
         config = parse({**CONFIG, "backbone": model})
-        _, zero = owner.reference(config)
+        found = load_reference(config)
+        zero = found.adapter
         hashed = make_part("config", CONFIG).hash
         state.pin(VaultShelf(vault, "r"), device_user(100), KEY, 0, hashed)
         yield made, encode({name: b.numpy() for name, b in zero.b.items()})

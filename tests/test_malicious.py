@@ -89,7 +89,7 @@ def carried_out(federation: Federation, wanted: dict) -> tuple[Path, float]:
     """The run's folder, and how long it took."""
     began = time.monotonic()
     main(cast(Grid, federation.grid), server_context(wanted))
-    return Path(wanted["output-dir"]) / "latest", time.monotonic() - began
+    return Path(wanted["run.folder"]) / "latest", time.monotonic() - began
 
 
 BLAMED = {
@@ -119,7 +119,7 @@ def test_the_run_of_the_honest_completes(
     less = partial(malicious.huge, size=malicious.HUGE // 10)
     monkeypatch.setitem(malicious.MODES, "huge", less)
     federation = Federation(state, vaults, mode)
-    changed = settings | {"quorum": 0.6, "deadline": DEADLINE, "methods": "shared,oppu"}
+    changed = settings | {"quorum": 0.6, "deadline": DEADLINE, "methods": "shared,sft"}
     folder, seconds = carried_out(federation, changed)
     try:
         found = results(folder)
@@ -127,7 +127,7 @@ def test_the_run_of_the_honest_completes(
         hostile = device_user(federation.devices[-1].id)
         # Whoever is honest is in the table with every method, whatever the other does.
         assert set(honest) <= set(found["users"])
-        assert all(set(found["users"][one]) == {"shared", "oppu"} for one in honest)
+        assert all(set(found["users"][one]) == {"shared", "sft"} for one in honest)
         assert not set(honest) & set(found["run"]["failed"])
         if mode == "duplicates":
             assert hostile in found["users"] and not found["run"]["failed"]

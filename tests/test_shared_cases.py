@@ -13,9 +13,11 @@ import pytest
 
 from idiolect.client.cli import main
 from idiolect.client.imports.read import read
-from idiolect.client.owner.vault import Passphrase, Vault
+from idiolect.client.owner.keys import Passphrase
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.data import lamp
+from idiolect.common.data.lamp import items
 from idiolect.common.data.types import User
 from idiolect.common.engine.adapters import zero_shared
 from idiolect.common.engine.backbone import load_backbone
@@ -143,7 +145,7 @@ def test_09_what_cannot_be_seen_is_no_text(run, kept):
 def test_12_a_message_longer_than_the_context_is_left_out_and_counted(run, kept):
     found, _ = kept("12-one-long-message.jsonl")
     assert len(found) == 13
-    new = json.loads(run("personalize", "--method", "oppu", "--json").out)
+    new = json.loads(run("personalize", "--method", "sft", "--json").out)
     assert (new["trained"], new["held_out"], new["too_long"]) == (10, 2, 1)
 
 
@@ -240,6 +242,6 @@ def test_18_names_are_accepted_and_kept_apart():
 
 def test_18_a_null_text_costs_its_item_alone():
     found = users("18-null-text_users.json", "LaMP-4", users=3)
-    assert found.dropped == {lamp.EMPTY: 1}
+    assert found.dropped == {items.EMPTY: 1}
     kept = {user.id: len(user.history) + len(user.held_out) for user in found.users}
     assert kept == {"a": 8, "b": 8, "c": 8}

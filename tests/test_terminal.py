@@ -14,11 +14,12 @@ from types import SimpleNamespace
 import pytest
 
 from idiolect.client import cli as device
-from idiolect.client.owner import consent, history, owner
+from idiolect.client.owner import adapters, consent, history, owner
+from idiolect.client.owner.adapters import Version
 from idiolect.client.owner.history import Entry
-from idiolect.client.owner.owner import Version
-from idiolect.client.owner.vault import DEVICE as DEVICE_SOURCE
-from idiolect.client.owner.vault import RandomKey, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.records import DEVICE as DEVICE_SOURCE
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.data.types import Prompt
 from idiolect.common.errors import IdiolectError
@@ -27,7 +28,7 @@ from idiolect.server.run import results
 from idiolect.server.simulate.progress import Display
 
 from .common.test_text import HOSTILE
-from .server.test_results import make
+from .server.run.test_results import make
 
 KEY = RandomKey(bytes(32))
 # What no file system and no command line takes.
@@ -83,19 +84,19 @@ def hostile(tmp_path, monkeypatch):
             DEVICE_SOURCE,
         )
     version = Version(1, NAME, NAME, (NAME,), 3, 0, 1, 1.0, 2.0, 2.0, NAME, NAME)
-    monkeypatch.setattr(owner, "versions", lambda _vault: [version])
-    monkeypatch.setattr(owner, "active", lambda _vault: 1)
+    monkeypatch.setattr(adapters, "versions", lambda _vault: [version])
+    monkeypatch.setattr(adapters, "active", lambda _vault: 1)
 
     def refuse(*_args, **_more):
         raise IdiolectError(f"it says {HOSTILE}")
 
     monkeypatch.setattr(owner, "train", refuse)
-    monkeypatch.setattr(owner, "rollback", refuse)
+    monkeypatch.setattr(adapters, "rollback", refuse)
     monkeypatch.setattr(owner, "export", refuse)
     written = {"personal": HOSTILE, "shared": HOSTILE}
     monkeypatch.setattr(owner, "write", lambda *_: written)
     monkeypatch.setattr(
-        "idiolect.client.node.keeper.keep_running",
+        "idiolect.client.node.supervisor.keep_running",
         lambda _vault, _key, say: say(HOSTILE),
     )
     return path
@@ -194,14 +195,14 @@ def test_a_server_shows_only_what_prints(tmp_path, capfd, monkeypatch):
     def refuse(*_args, **_more):
         raise IdiolectError(f"Flower could not list devices: {HOSTILE}")
 
-    monkeypatch.setattr("idiolect.server.deploy.operator.nodes", lambda _at: [node])
-    monkeypatch.setattr("idiolect.server.deploy.operator.add_node", lambda *_: HOSTILE)
+    monkeypatch.setattr("idiolect.server.deploy.nodes.nodes", lambda _at: [node])
+    monkeypatch.setattr("idiolect.server.deploy.nodes.add_node", lambda *_: HOSTILE)
     monkeypatch.setattr(
-        "idiolect.server.deploy.operator.serve", lambda a, b, c, say: say(HOSTILE)
+        "idiolect.server.deploy.serve.serve", lambda a, b, c, say: say(HOSTILE)
     )
-    monkeypatch.setattr("idiolect.server.deploy.operator.run", refuse)
+    monkeypatch.setattr("idiolect.server.deploy.runs.run", refuse)
     plan = SimpleNamespace(folder=tmp_path / NAME)
-    monkeypatch.setattr("idiolect.server.deploy.operator.prepare", lambda *_: plan)
+    monkeypatch.setattr("idiolect.server.deploy.runs.prepare", lambda *_: plan)
     monkeypatch.setattr("idiolect.server.simulate.launch.prepare", lambda *_: None)
     monkeypatch.setattr("idiolect.server.simulate.launch.simulate", lambda *_: found)
     monkeypatch.setattr(

@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .rows import Bad, Left, Owner, Row, TextError, wrong
@@ -35,35 +35,58 @@ def read_chatgpt(records: Iterator[Any], name: str) -> Iterator[Found]:
         )
         if left:
             yield Left("messages on branches that were edited away", left)
-        yield from _answers(branch, record, place)
+        yield from _answers(_turns(branch, record), place, _PARTS, joined=True)
 
 
 def _answers(
-    branch: list[Any], record: Mapping[str, Any], place: str
+    turns: Iterable[tuple[bool, Any, Any] | Bad],
+    place: str,
+    columns: tuple[tuple[str, str], ...],
+    joined: bool,
 ) -> Iterator[Found]:
+    """Rows of the owner's turns; the prompt is the answer before.
+
+    Parameters
+    ----------
+    turns
+        Whether it is the owner's, its content, and its date; or what is wrong with it.
+    place, columns
+        For the rows (`Row`).
+    joined
+        An answer may come in several turns, with calls of tools in between.
+    """
     before = ""
-    for node in branch:
-        role, message = _role(node), node.get("message")
-        if role not in ("user", "assistant") or _hidden(message):
+    for turn in turns:
+        if isinstance(turn, Bad):
+            yield turn
             continue
-        content = message.get("content")
-        content = content if isinstance(content, dict) else {}
+        own, content, date = turn
         try:
-            text = said(content.get("parts", content.get("text")), "a message")
+            text = said(content, "a message")
         except TextError as error:
             yield wrong(place, error)
             continue
-        if role == "assistant":
-            # An answer may come in several messages, with calls of tools in between.
-            before = f"{before}\n\n{text}".strip() if text else before
+        if not own:
+            before = f"{before}\n\n{text}".strip() if joined else text
             continue
-        date = message.get("create_time") or record.get("create_time")
         yield (
-            Row(place, before, text, None, date, None, _PARTS)
+            Row(place, before, text, None, date, None, columns)
             if text.strip()
             else Left("messages without text")
         )
         before = ""
+
+
+def _turns(
+    branch: list[Any], record: Mapping[str, Any]
+) -> Iterator[tuple[bool, Any, Any]]:
+    for node in branch:
+        role, message = _role(node), node.get("message")
+        if role in ("user", "assistant") and not _hidden(message):
+            content = message.get("content")
+            content = content if isinstance(content, dict) else {}
+            date = message.get("create_time") or record.get("create_time")
+            yield role == "user", content.get("parts", content.get("text")), date
 
 
 _PARTS = (("text", "parts"), ("prompt", "the answer before"), ("date", "create_time"))
@@ -106,32 +129,29 @@ def _hidden(message: Mapping[str, Any]) -> bool:
 
 def read_claude(records: Iterator[Any], name: str) -> Iterator[Found]:
     """The owner's messages in ``conversations.json`` of Claude, with what they answer."""
-    columns = (
-        ("text", "text"),
-        ("prompt", "the answer before"),
-        ("date", "created_at"),
-    )
     for number, record in enumerate(records, 1):
         place = f"{name}, conversation {number}"
         turns = record.get("chat_messages") if isinstance(record, dict) else None
-        if not isinstance(turns, list):
+        if isinstance(turns, list):
+            given = (_claude_turn(turn, record, place) for turn in turns)
+            yield from _answers(given, place, _TEXT, joined=False)
+        else:
             yield Bad(place, "has no messages ('chat_messages')", "no conversation")
-            continue
-        before = ""
-        for turn in turns:
-            if not isinstance(turn, dict) or not isinstance(turn.get("text"), str):
-                yield Bad(place, "has a message that is no text", "no text")
-                continue
-            if turn.get("sender") != "human":
-                before = turn["text"]
-                continue
-            date = turn.get("created_at") or record.get("created_at")
-            yield (
-                Row(place, before, turn["text"], None, date, None, columns)
-                if turn["text"].strip()
-                else Left("messages without text")
-            )
-            before = ""
+
+
+_TEXT = (("text", "text"), ("prompt", "the answer before"), ("date", "created_at"))
+
+
+def _claude_turn(
+    turn: Any, record: Mapping[str, Any], place: str
+) -> tuple[bool, Any, Any] | Bad:
+    if not isinstance(turn, dict):
+        return Bad(place, "has a message that is not an object", "no message")
+    # A message of files alone has null; newer exports repeat the text in parts.
+    text = turn.get("text")
+    content = turn.get("content") if text is None else text
+    date = turn.get("created_at") or record.get("created_at")
+    return turn.get("sender") == "human", content, date
 
 
 # --- messengers ------------------------------------------------------------------------
@@ -269,7 +289,7 @@ def _telegram_chat(messages: list[Any], chat: str) -> Iterator[Found]:
     for number, message in enumerate(messages, 1):
         place = f"{chat}, message {number}"
         if not isinstance(message, dict):
-            yield Bad(place, "is no JSON object", "no JSON object")
+            yield Bad(place, "is not a JSON object", "no JSON object")
             continue
         if message.get("type") != "message":
             yield Left(NO_MESSAGE)

@@ -11,7 +11,7 @@ from ...common.errors import IdiolectError
 from .rows import TextError
 from .tables import unique
 
-LONGEST_LINE = 16_000_000  # characters; a longer one is no row of a history
+LONGEST_LINE = 16_000_000  # characters; a longer one is not a row of a history
 WHOLE = 512_000_000  # bytes of a file that has to be read as a whole
 _PIECE = 1 << 20  # characters read at once
 _WHITE = re.compile(r"[ \t\r\n]*")
@@ -36,7 +36,7 @@ def encoding_of(path: Path, given: str = "") -> str:
         with path.open("rb") as stream:
             start = stream.read(4)
         if given:
-            "a".encode(given)  # `lookup` finds "hex" too, which is none of text
+            "a".encode(given)  # `lookup` finds "hex" too, which is not for text
     except (LookupError, UnicodeError):
         raise IdiolectError(
             f"there is no encoding '{given:.40}': try utf-8, utf-16, cp1252 or latin-1."
@@ -102,7 +102,7 @@ def records_of(path: Path, encoding: str = "") -> Iterator[Any]:
     Raises
     ------
     IdiolectError
-        It cannot be read, or is no JSON.
+        It cannot be read, or is not JSON.
     """
     encoding = encoding_of(path, encoding)
     try:
@@ -124,19 +124,19 @@ def records_of(path: Path, encoding: str = "") -> Iterator[Any]:
 
 
 def _elements(stream: Any, text: str, path: Path) -> Iterator[Any]:
-    """Elements of a list behind its bracket; `text` is the beginning of what is left."""
+    """Elements of a list after its bracket; `text` is the beginning of the rest."""
     decoder = json.JSONDecoder(object_pairs_hook=unique)
     number, place, ended = 0, 0, False
     while True:
         place = _skip(text, place)
         if text.startswith("]", place):
             if (text[place + 1 :] + stream.read(_PIECE)).strip():
-                raise _no_json(path, f"something follows its {number} records")
+                raise _not_json(path, f"something follows its {number} records")
             return
         start = place
         if number and place < len(text):
             if text[place] != ",":
-                raise _no_json(path, f"there is no comma behind record {number}")
+                raise _not_json(path, f"there is no comma after record {number}")
             start = _skip(text, place + 1)
         try:
             found, end = decoder.raw_decode(text, start)
@@ -152,7 +152,7 @@ def _elements(stream: Any, text: str, path: Path) -> Iterator[Any]:
             yield found
             continue
         if ended or isinstance(error, RecursionError) or end - place > WHOLE:
-            raise _no_json(
+            raise _not_json(
                 path, f"record {number + 1}: {error or 'the list does not end'}"
             )
         piece = stream.read(max(_PIECE, len(text) - place))
@@ -160,7 +160,7 @@ def _elements(stream: Any, text: str, path: Path) -> Iterator[Any]:
 
 
 def _skip(text: str, place: int) -> int:
-    """Return the place of the next character that is no white space of JSON."""
+    """Return the place of the next character that is not white space in JSON."""
     found = _WHITE.match(text, place)
     return found.end() if found else place
 
@@ -171,12 +171,12 @@ def _parsed(text: str, path: Path) -> Any:
     except TextError as twice:
         raise IdiolectError(f"{path.name} {twice}: rename or remove one.") from None
     except (ValueError, RecursionError) as error:
-        raise _no_json(path, str(error)) from None
+        raise _not_json(path, str(error)) from None
 
 
-def _no_json(path: Path, why: str) -> IdiolectError:
+def _not_json(path: Path, why: str) -> IdiolectError:
     return IdiolectError(
-        f"{path.name} is no JSON ({why}): export it again, or call it .jsonl if each "
+        f"{path.name} is not JSON ({why}): export it again, or call it .jsonl if each "
         "line is one object."
     )
 
@@ -184,7 +184,7 @@ def _no_json(path: Path, why: str) -> IdiolectError:
 def _undecodable(
     path: Path, encoding: str, number: int, error: UnicodeError
 ) -> IdiolectError:
-    after = f" (behind line {number})" if number else ""
+    after = f" (after line {number})" if number else ""
     name = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8"}.get(encoding, encoding)
     byte = f", byte {error.object[error.start]:#04x}" if _decoding(error) else ""
     return IdiolectError(
@@ -199,5 +199,5 @@ def _decoding(error: UnicodeError) -> TypeGuard[UnicodeDecodeError]:
 
 def _unreadable(path: Path, error: OSError) -> IdiolectError:
     return IdiolectError(
-        f"{path} cannot be read ({error.strerror}): check the name and whose it is."
+        f"{path} cannot be read ({error.strerror}): check the name and its owner."
     )

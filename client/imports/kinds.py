@@ -98,7 +98,7 @@ def opened(
         return JSONL, lambda: tables.read_jsonl(lines(), name)
     if suffix in (".csv", ".tsv"):
         mark = tables.shown(tables.delimiter_of(start))
-        kind = replace(CSV, name=f"CSV, its columns parted by {mark}")
+        kind = replace(CSV, name=f"CSV, its columns separated by {mark}")
         return kind, lambda: tables.read_csv(lines(), name)
     if suffix == ".json":
         return _json(path, encoding)
@@ -157,6 +157,6 @@ def _unknown(path: Path) -> IdiolectError:
         ".html": "export the chat as JSON instead",
     }.get(path.suffix.lower(), "docs/device.md lists what can be read")
     return IdiolectError(
-        f"{path.name} is of no kind that is read (.jsonl, .json, .csv, .mbox, a chat's "
+        f"{path.name} is not of a kind that is read (.jsonl, .json, .csv, .mbox, a chat's "
         f".txt, a folder of notes): {hint}."
     )

@@ -9,7 +9,7 @@ from email.utils import parseaddr
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, words_of
 from .rows import Bad, Left, Row
 
 _COLUMNS = (("text", "body"), ("prompt", "Subject"), ("date", "Date"))
@@ -34,9 +34,13 @@ def read_mbox(path: Path) -> Iterator[Row | Left | Bad]:
         box: Any = mailbox.mbox(path, factory=_message, create=False)  # type: ignore
         for number, key in enumerate(box.iterkeys(), 1):
             yield _mail(box, key, f"{path.name}, mail {number}")
+    except mailbox.NoSuchMailboxError:
+        raise IdiolectError(
+            f"{path} cannot be read, since it does not exist: check the name."
+        ) from None
     except (OSError, mailbox.Error) as error:
         raise IdiolectError(
-            f"{path} cannot be read ({error}): check the file."
+            f"{path} cannot be read ({words_of(error)}): check the file."
         ) from None
 
 
@@ -58,7 +62,7 @@ def _mail(box: Any, key: Any, place: str) -> Row | Left | Bad:
         # The standard library's parser fails on some malformed headers like this.
         return Bad(place, f"cannot be read ({error})", "malformed mail")
     if not text:
-        return Left("mails without words of their own")
+        return Left("mails that only quote")
     return Row(place, subject, text, None, date, who, _COLUMNS)
 
 

@@ -35,7 +35,7 @@ def read_notes(folder: Path) -> Iterator[Row | Left | Bad]:
             if path.name.startswith("."):
                 continue
             if path.suffix.lower() not in KINDS:
-                yield Left("files that are no .txt or .md")
+                yield Left("files other than .txt and .md")
             else:
                 yield _note(path, str(path.relative_to(folder)))
 

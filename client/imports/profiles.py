@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...common.data import lamp
+from ...common.data.lamp import everything
+from ...common.data.lamp.forms import FORMS
+from ...common.data.lamp.items import EMPTY
 from ...common.errors import IdiolectError
 from .rows import Bad, Left, Row
 
 # An item without text says nothing about its user, who stays.
-_LEFT = (lamp.EMPTY, "missing field", "missing gold", "empty text")
+_LEFT = (EMPTY, "missing field", "missing gold", "empty text")
 _COLUMNS = (
     ("text", "profile and gold"),
     ("prompt", "profile and input"),
@@ -22,11 +24,11 @@ def read_profiles(path: Path, task: str) -> Iterator[Row | Left | Bad]:
     Raises
     ------
     IdiolectError
-        There is no such task; the files are missing, no JSON, or of another task.
+        There is no such task; the files are missing, not JSON, or of another task.
     """
-    if task not in lamp.FORMS:
-        raise IdiolectError(f"--task must be one of {', '.join(lamp.FORMS)}.")
-    for one in lamp.everything(path, task):
+    if task not in FORMS:
+        raise IdiolectError(f"--task must be one of {', '.join(FORMS)}.")
+    for one in everything(path, task):
         place = f"{path.name}, user '{one.user}', {one.place}"
         what, reason = one.problem
         if one.item is not None:

@@ -381,7 +381,8 @@ class _Reading:
         if not entries:
             raise IdiolectError(
                 f"{self.name} holds no pairs: nothing to import (left out: "
-                f"{_counted(self.left)})."
+                f"{_counted(self.left)}); give a file or folder that `idiolect import "
+                "--help` names."
             )
         return Imported(
             entries=entries,

@@ -1,4 +1,4 @@
-"""What a reader finds in a file, before it is checked: rows, and what is no row."""
+"""What a reader finds in a file, before it is checked: rows, and what is not a row."""
 
 import math
 import re
@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Left:
-    """Something that is no pair of the owner's by its kind: left out, and counted."""
+    """Something of a kind that is not a pair of the owner's: left out, and counted."""
 
     reason: str
     number: int = 1
@@ -99,12 +99,12 @@ def tidy(value: Any, name: str) -> tuple[str, tuple[str, ...]]:
     """Return a text as it is kept, and what was changed in it.
 
     UTF-8 that was once read as another encoding is repaired: "cafÃ©" is "café". This
-    comes first, since its traces are control characters, which are removed later.
+    comes first, since wrong decoding leaves control characters, which are removed later.
 
     Raises
     ------
     TextError
-        It is no text, too long, or damaged beyond repair.
+        It is not text, is too long, or is damaged beyond repair.
     """
     if missing(value):
         return "", ()

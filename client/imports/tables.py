@@ -180,7 +180,7 @@ def answered(turns: Any, name: str) -> tuple[str, str]:
     Raises
     ------
     TextError
-        It is no such list, or nobody answers in it.
+        It is not such a list, or nobody answers in it.
     """
     found = _turns(turns, name)
     last = max(
@@ -201,7 +201,9 @@ def _turns(turns: Any, name: str) -> list[tuple[str, str]]:
     found = []
     for turn in turns:
         if not isinstance(turn, dict):
-            raise TextError(f"{name} holds {turn!r:.40}, which is no turn", "no turns")
+            raise TextError(
+                f"{name} holds {turn!r:.40}, which is not a turn", "no turns"
+            )
         role = _role(turn)
         if role not in (*ANSWERING, *ASKING):
             raise TextError(f"{name} has a turn of {role!r:.40}", "unknown role")
@@ -219,7 +221,7 @@ def said(content: Any, name: str, between: str = "\n") -> str:
     Raises
     ------
     TextError
-        It is no text.
+        It is not text.
     """
     if content is None:
         return ""
@@ -229,7 +231,7 @@ def said(content: Any, name: str, between: str = "\n") -> str:
         if isinstance(part, dict):
             part = part.get("text") or ""
         if not isinstance(part, str):
-            raise TextError(f"{name} holds {part!r:.40}, which is no text", "no text")
+            raise TextError(f"{name} holds {part!r:.40}, which is not text", "no text")
         texts.append(part)
     return between.join(text for text in texts if text)
 
@@ -253,12 +255,12 @@ def read_jsonl(lines: Iterator[str], name: str) -> Iterator[Found]:
             continue
         except (ValueError, RecursionError) as error:
             if number == 1 and line.lstrip().startswith("["):
-                yield Bad(place, "begins one JSON list", "no JSON", AS_JSON)
+                yield Bad(place, "begins one JSON list", "not JSON", AS_JSON)
             else:
-                yield Bad(place, f"is no JSON ({error})", "no JSON")
+                yield Bad(place, f"is not JSON ({error})", "not JSON")
             continue
         if not isinstance(fields, dict):
-            yield Bad(place, "is no JSON object", "no JSON object")
+            yield Bad(place, "is not a JSON object", "no JSON object")
             continue
         yield from pairs(fields, place)
 
@@ -270,7 +272,7 @@ def read_records(records: Iterator[Any], name: str) -> Iterator[Found]:
         if isinstance(fields, dict):
             yield from pairs(fields, place)
         else:
-            yield Bad(place, "is no JSON object", "no JSON object")
+            yield Bad(place, "is not a JSON object", "no JSON object")
 
 
 def unique(found: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -295,13 +297,13 @@ def unique(found: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_csv(lines: Iterator[str], name: str) -> Iterator[Found]:
-    r"""Rows of a CSV file with a header; the first line shows what parts the columns.
+    r"""Rows of a CSV file with a header; the first line shows the delimiter.
 
     A line ends with ``\n`` or ``\r\n`` and with nothing else; another line break in a
     field stays in it.
     """
     first = next(lines, "")
-    named = re.fullmatch(r"sep=(.)\r?\n?", first, re.I)  # a spreadsheet's own note
+    named = re.fullmatch(r"sep=(.)\r?\n?", first, re.I)  # as spreadsheets write
     first, skipped = (next(lines, ""), 1) if named else (first, 0)
     delimiter = named[1] if named else delimiter_of(first)
 
@@ -310,7 +312,7 @@ def read_csv(lines: Iterator[str], name: str) -> Iterator[Found]:
         for line in chain([first], lines):
             yield re.sub("\r(?!\n)", "\v", line)
 
-    # A longer field would be cut, and its rest read as rows of their own.
+    # A longer field would be cut, and the rest read as further rows.
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(given(), delimiter=delimiter, strict=True)
     header = _header(reader, name, delimiter)
@@ -321,7 +323,7 @@ def read_csv(lines: Iterator[str], name: str) -> Iterator[Found]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Bad(place, f"cannot be read ({error})", "no CSV")
+            yield Bad(place, f"cannot be read ({error})", "not CSV")
             continue
         if not any(cells):
             continue
@@ -338,7 +340,7 @@ def read_csv(lines: Iterator[str], name: str) -> Iterator[Found]:
 
 
 def delimiter_of(header: str) -> str:
-    """What parts the columns of a header: the mark that gives a column that is read."""
+    """The delimiter of a header: the one that gives the most columns that are read."""
     known = {*TEXTS, *CHATS, "chosen", *PROMPTS}
 
     def columns(mark: str) -> int:
@@ -360,8 +362,8 @@ def _header(reader: Any, name: str, delimiter: str) -> list[str]:
         raise IdiolectError(f"{name}, line 1: {error}: correct the header.") from None
     if any("\v" in cell for cell in header):
         raise IdiolectError(
-            f"{name}: its lines end with CR alone, which ends no line here: save it with "
-            r"\n or \r\n."
+            f"{name}: its lines end with CR alone, which is not a line end here: save it "
+            r"with \n or \r\n."
         )
     if not any(header):
         raise IdiolectError(
@@ -376,7 +378,7 @@ def _header(reader: Any, name: str, delimiter: str) -> list[str]:
         )
     if not {*TEXTS, *CHATS, "chosen"} & set(keys):
         raise IdiolectError(
-            f"{name} has no text: its header, parted by {shown(delimiter)}, is "
+            f"{name} has no text: its header, separated by {shown(delimiter)}, is "
             f"{', '.join(map(repr, header[:8]))}; name the column with the text one of "
             f"{', '.join(TEXTS)}."
         )

@@ -11,11 +11,11 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from ...common.config import parse
+from ...common.config import parse_run
 from ...common.data.load import load_dataset
 from ...common.data.types import Dataset, User
 from ...common.errors import IdiolectError
-from ...common.protocol.messages import HelloTask, Task
+from ...common.protocol.messages import HelloRequest, Request
 from ...common.protocol.signed import Sealed, verify
 from ...common.text import guard
 from .state import Folder, agreed
@@ -55,7 +55,7 @@ class Simulated:
         if not folder.is_absolute():
             raise IdiolectError("the task names no run folder: its run is on devices.")
         shelf = Folder(folder)
-        if sealed.cls is HelloTask:
+        if sealed.cls is HelloRequest:
             key = sealed.fields["key"]
         else:
             seen = agreed(shelf, sealed.users[0]).seen
@@ -63,14 +63,14 @@ class Simulated:
         verify(sealed, key)
         return shelf
 
-    def node(self, task: Task, started: float) -> Node:
+    def node(self, task: Request, started: float) -> Node:
         """Find out who lives on this node, and whom of them the task is for."""
         if "partition-id" not in self._place:
             raise IdiolectError(
                 "this node is not simulated, and a device runs no app that a server sent: "
                 "end the SuperNode, and start `idiolect node run` instead."
             )
-        config = parse(task.config)
+        config, _ = parse_run(task.config)
         partition = int(self._place["partition-id"])
         nodes = int(self._place["num-partitions"])
         dataset = load_dataset(config)

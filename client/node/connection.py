@@ -1,8 +1,8 @@
-"""A device's connection to its server: Flower's fleet calls, tried again, or given up.
+"""A device's connection to its server: Flower's fleet calls, with retries.
 
-Flower's client and signatures; not its loop, which answers a refusal by ending the process
-and prints every try. Here a failure that passes is one line in the log and a new try; one
-that does not is a sentence for the owner.
+It uses Flower's client and signatures, but not its loop, which ends the process on a
+refusal and prints every try. Here a temporary failure is one line in the log and a new
+try; any other failure is an error for the owner.
 """
 
 import logging
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 
 import httpx
@@ -31,14 +32,21 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+)
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    pull_and_inflate_object_from_tree,
+    push_objects,
 )
 from flwr.supercore.interceptors.http.utils import add_headers
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
@@ -69,7 +77,7 @@ class _Versions:
 
 
 class TurnedAway(IdiolectError):
-    """The server does not take this device as it is: trying again changes nothing."""
+    """The server refuses this device: trying again changes nothing."""
 
 
 class Connection:
@@ -78,7 +86,7 @@ class Connection:
     Attributes
     ----------
     node
-        Flower's number of the device; 0 before it is let in.
+        Flower's number of the device; 0 before `activate`.
     away
         Why the server has turned the device away since, if it has.
     """
@@ -93,7 +101,7 @@ class Connection:
         return Node(node_id=self.node)
 
     def activate(self, key: bytes) -> None:
-        """Be let in; waits for as long as an earlier start of the device is present."""
+        """Register with the server; waits while an earlier start of the device counts."""
         request = ActivateNodeRequest(
             public_key=key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
         )
@@ -105,11 +113,11 @@ class Connection:
         Raises
         ------
         TurnedAway
-            The server does not take this device, or is not the one that was joined.
+            The server refuses this device, or is not the one that was joined.
         RunNotRunningException
             The run that the call is about has ended.
         IdiolectError
-            The server does not take this call.
+            The server refuses this call.
         """
         pause, said, began = FIRST_PAUSE, "", time.monotonic()
         while True:
@@ -131,7 +139,7 @@ class Connection:
                 return answer
 
     def beat(self) -> bool:
-        """Say that the device is there; return whether that was heard."""
+        """Send a heartbeat; return whether it was received."""
         request = SendNodeHeartbeatRequest(
             node=self._who, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
         )
@@ -148,51 +156,61 @@ class Connection:
                 pass
             return self.away is not None
 
-    def receive(self) -> tuple[Message, ObjectTree] | None:
-        """Return the next task and the tree of its objects, if there is one."""
-        request = PullMessagesRequest(node=self._who)
-        found = self.call(self._client.PullMessages, request)
+    def receive(self) -> Message | None:
+        """Return the next request with its content, if there is one.
+
+        Raises
+        ------
+        ObjectPullError
+            The server has deleted it meanwhile. So may every exception of `call`.
+        """
+        asked = PullMessagesRequest(node=self._who)
+        found = self.call(self._client.PullMessages, asked)
         if not found.messages_list:
             return None
-        return message_from_proto(found.messages_list[0]), found.message_object_trees[0]
+        run = message_from_proto(found.messages_list[0]).metadata.run_id
+        tree = found.message_object_trees[0]
+        pull = partial(self.call, self._client.PullObject)
+        confirm = partial(self.call, self._client.ConfirmMessageReceived)
+        request = pull_and_inflate_object_from_tree(
+            tree,
+            make_pull_object_fn_protobuf(pull, self._who, run),
+            make_confirm_message_received_fn_protobuf(confirm, self._who, run),
+            return_type=Message,
+        )
+        request.metadata.__dict__["_message_id"] = tree.object_id
+        return request
 
-    def announce(
-        self, reply: Message, tree: ObjectTree, seconds: float
-    ) -> tuple[set[str], str]:
-        """Say that a reply comes; return which of its objects to push, in which session."""
-        request = PushMessagesRequest(
+    def send(self, reply: Message, seconds: float) -> None:
+        """Send a reply, which took so long; only the objects that the server lacks.
+
+        Raises
+        ------
+        ObjectPushError
+            The server no longer waits for it. So may every exception of `call`.
+        """
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        announced = PushMessagesRequest(
             node=self._who,
             messages_list=[message_to_proto(remove_content_from_message(reply))],
-            message_object_trees=[tree],
+            message_object_trees=[get_object_tree(reply)],
             clientapp_runtime_list=[seconds],
         )
-        answer = self.call(self._client.PushMessages, request)
-        return set(answer.objects_to_push), answer.session_id
-
-    def pull(self, run: int, name: str) -> bytes:
-        """Return an object of a task."""
-        ask = self._asking(self._client.PullObject)
-        return make_pull_object_fn_protobuf(ask, self._who, run)(name)
-
-    def push(self, run: int, session: str, name: str, body: bytes) -> None:
-        """Send an object of a reply."""
-        ask = self._asking(self._client.PushObject)
-        make_push_object_fn_protobuf(ask, self._who, run, session)(name, body)
-
-    def confirm(self, run: int, name: str) -> None:
-        """Say that a task is here as a whole."""
-        ask = self._asking(self._client.ConfirmMessageReceived)
-        make_confirm_message_received_fn_protobuf(ask, self._who, run)(name)
-
-    def _asking(self, ask: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        return lambda request: self.call(ask, request)
+        answer = self.call(self._client.PushMessages, announced)
+        run, session = reply.metadata.run_id, answer.session_id
+        push = partial(self.call, self._client.PushObject)
+        push_objects(
+            get_all_nested_objects(reply),
+            make_push_object_fn_protobuf(push, self._who, run, session),
+            object_ids_to_push=set(answer.objects_to_push),
+        )
 
 
 @contextmanager
 def connected(
     address: str, certificate: str, key: ec.EllipticCurvePrivateKey
 ) -> Iterator[Connection]:
-    """Be present at a server until the end of the block.
+    """Stay connected to a server until the end of the block.
 
     Parameters
     ----------
@@ -204,7 +222,7 @@ def connected(
     Raises
     ------
     TurnedAway
-        The server does not take this device, or is not the one that was joined.
+        The server refuses this device, or is not the one that was joined.
     """
     signed = NodeAuthHttpInterceptor(key, key.public_key())
     with FleetHttpClient.from_server_address(
@@ -266,7 +284,7 @@ def turned_away(answer: httpx.Response, address: str) -> TurnedAway:
         )
     if said == REVOKED:
         return TurnedAway(
-            f"revoked: {address} takes this device's key no longer: to return with a new "
+            f"revoked: {address} no longer accepts this device's key: to return with a new "
             "one, `idiolect leave`, `idiolect node join INVITATION`, and send its "
             "operator the new line."
         )

@@ -13,21 +13,17 @@ from typing import cast
 
 from flwr.app import Message, RecordDict
 
-from ...common.config import Config, parse
+from ...common.config import Config, parse_run
 from ...common.engine.adapters import Lora
 from ...common.engine.backbone import backbone_of
-from ...common.protocol.messages import (
-    Failure,
-    HelloTask,
-    Task,
-    device_user,
-    pack,
-    size,
-)
+from ...common.engine.reference import Reference
+from ...common.protocol.messages import Failure, HelloRequest, Request, device_user
+from ...common.protocol.packing import pack, size
 from ...common.protocol.signed import Sealed, verify
 from ..owner import consent, history, limits, owner
 from ..owner.consent import Refusal
-from ..owner.vault import DEVICE, Record, Source, Vault
+from ..owner.records import DEVICE, Record, Source
+from ..owner.vault import Vault
 from .membership import joined
 from .state import advance, bind
 from .tasks import Node, answer, forget
@@ -74,30 +70,30 @@ class Device:
         self._vault = vault
         self.number = node
         self.user = device_user(node)  # what runs call the owner
-        self._doing: Config | None = None  # what the task at hand belongs to
+        # Configuration and name of the run that the task at hand belongs to.
+        self._doing: tuple[Config, str] | None = None
         self._taken = False  # whether the task at hand is the joined server's, and new
         # What the task at hand has read: source -> generation (`Vault.generation`).
         self._read: Mapping[str, str] = {}
 
-    def _config(self, given: Mapping[str, object]) -> Config:
-        """Return the run's configuration, with what this device decides itself."""
+    def _config(self, given: Mapping[str, object]) -> tuple[Config, str]:
+        """Return the run's configuration, with what this device decides, and its name."""
         chosen = consent.settings(self._vault)
-        wanted = cast(int, given.get("max-length", 512))
+        wanted = cast(int, given.get("engine.max-length", 512))
         own: dict[str, object] = {
             "backbone": chosen["backbone"],
-            "max-length": min(wanted, int(chosen["max-length"])),
-            "device": "auto",
+            "engine.max-length": min(wanted, int(chosen["max-length"])),
+            "engine.device": "auto",
             "data": "",
-            "output-dir": "",
             "unlabeled.file": "",
         }
-        config = parse({**given, **own})
+        config, options = parse_run({**given, **own})
         if config.task != "text":
             raise Refusal(
                 f"the run's task is '{config.task}', which is for simulations: a run on "
                 "devices has task=text."
             )
-        return config
+        return config, options.name
 
     def admit(self, sealed: Sealed) -> VaultShelf:
         """Believe the key of the invitation, and each task of a run once."""
@@ -118,17 +114,17 @@ class Device:
         self._taken = True
         return shelf
 
-    def node(self, task: Task, started: float) -> Node:
+    def node(self, task: Request, started: float) -> Node:
         """Find out whether the owner takes part, and with what."""
-        self._doing = config = self._config(task.config)
+        config, name = self._doing = self._config(task.config)
         everything = history.entries(self._vault)
         if sum(entry.liked for entry in everything) < owner.FEWEST:
             raise Refusal("there is too little history on this device.")
         # A hello says nothing of the owner: the first task after it is charged.
-        charge = not isinstance(task, HelloTask)
+        charge = not isinstance(task, HelloRequest)
         with self._vault.transaction():
-            consent.agree(self._vault, task.run, config.run_name, config, charge)
-        if isinstance(task, HelloTask):
+            consent.agree(self._vault, task.run, name, config, charge)
+        if isinstance(task, HelloRequest):
             self._drop_old_runs(task)
         self._read = {entry.source: entry.generation for entry in everything}
         user, learnt = owner.split(everything, self.user)
@@ -136,16 +132,9 @@ class Device:
         answers = consent.consents(self._vault)
 
         def keep(shared: Lora, lora: Lora, method: str, origin: str) -> None:
-            owner.adopt(
-                self._vault,
-                backbone_of(config),
-                shared,
-                lora,
-                user,
-                learnt,
-                method,
-                origin,
-            )
+            trained = owner.Trained(lora, method, user, learnt, origin)
+            reference = Reference(backbone_of(config), shared)
+            owner.adopt(self._vault, reference, trained)
 
         return Node(
             config,
@@ -158,7 +147,7 @@ class Device:
             trained=keep,
         )
 
-    def _drop_old_runs(self, task: HelloTask) -> None:
+    def _drop_old_runs(self, task: HelloRequest) -> None:
         """Erase what runs have trained here that were not heard of for a while."""
         now = time.time()
         runs = json.loads(self._vault.get("state", "runs") or b"{}")
@@ -186,11 +175,12 @@ class Device:
                 return record
             record = self._unless_forgotten(record)
             head = record.config_records["message"]
-            kind, config = str(head["kind"]), self._doing
+            kind = str(head["kind"])
             run = json.loads(cast(str, head["body"]))["run"]
+            config, name = self._doing or (None, run)
             consent.note_sent(
                 self._vault,
-                config.run_name if config else run,
+                name,
                 kind,
                 size(record),
                 consent.cover(kind, config),

@@ -1,6 +1,6 @@
-"""What a device knows of the server it joined, and the key by which that knows it.
+"""The server that a device joined, and the device's key: kept in the vault.
 
-Everything is in the vault; nothing here opens a connection.
+Nothing here opens a connection.
 """
 
 import json
@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509 import load_pem_x509_certificate
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, words_of
 from ...common.text import read_json
-from ..owner.vault import DEVICE, Record, Vault
+from ..owner.records import DEVICE, Record
+from ..owner.vault import Vault
 
 LARGEST_INVITATION = 100_000  # characters
 
@@ -33,7 +34,7 @@ class Server:
     Attributes
     ----------
     address
-        ``host:port`` of the devices' entrance.
+        ``host:port`` of the devices' proxy.
     certificate
         PEM of the authority that its certificate must come from.
     signing_key
@@ -51,7 +52,7 @@ def read_invitation(file: Path) -> Server:
     Raises
     ------
     IdiolectError
-        It is no such file.
+        It is not such a file.
     """
     try:
         with file.open() as stream:
@@ -59,7 +60,7 @@ def read_invitation(file: Path) -> Server:
         if len(text) > LARGEST_INVITATION:
             raise ValueError("it is too long")
         server = Server(**read_json(text))
-        load_pem_x509_certificate(server.certificate.encode())
+        _check_certificate(server.certificate)
         if len(bytes.fromhex(server.signing_key)) != 32:
             raise ValueError("the signing key has not 32 bytes")
         host, _, port = server.address.rpartition(":")
@@ -67,17 +68,21 @@ def read_invitation(file: Path) -> Server:
             raise ValueError("the address is not host:port")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise IdiolectError(
-            f"{file} is no invitation ({error}): ask the server's operator for the file "
-            "that `idiolect-server keys init` writes."
+            f"{file} is not an invitation ({words_of(error)}): ask the server's operator "
+            "for the file that `idiolect-server keys init` writes."
         ) from error
     return server
 
 
-def fingerprint(server: Server) -> str:
-    """What a device knows of the server it joined, and the key by which that knows it.
+def _check_certificate(pem: str) -> None:
+    try:
+        load_pem_x509_certificate(pem.encode())
+    except ValueError:  # whose words are for programmers
+        raise ValueError("its certificate can't be read") from None
 
-    Everything is in the vault; nothing here opens a connection.
-    """
+
+def fingerprint(server: Server) -> str:
+    """SHA-256 of the certificate of the server's authority, in hex."""
     certificate = load_pem_x509_certificate(server.certificate.encode())
     return certificate.fingerprint(hashes.SHA256()).hex()
 
@@ -87,10 +92,7 @@ def _is_plain(address: str) -> bool:
 
 
 def server_of(vault: Vault) -> Server | None:
-    """What a device knows of the server it joined, and the key by which that knows it.
-
-    Everything is in the vault; nothing here opens a connection.
-    """
+    """The server that this device joined; None: none."""
     body = vault.get("state", "server")
     return Server(**json.loads(body)) if body else None
 
@@ -142,10 +144,7 @@ def membership(vault: Vault) -> dict[str, float | int]:
 
 
 def note_number(vault: Vault, number: int) -> None:
-    """What a device knows of the server it joined, and the key by which that knows it.
-
-    Everything is in the vault; nothing here opens a connection.
-    """
+    """Note the number that the server gave this device."""
     known = membership(vault)
     if known.get("number") != number:
         _note_membership(vault, {**known, "number": number})
@@ -158,12 +157,12 @@ def _note_membership(vault: Vault, noted: dict[str, float | int]) -> None:
 def leave(vault: Vault) -> None:
     """Forget the server, the key by which it knows this device, and what its runs left.
 
-    That is what they have begun to train, and their shared adapter: the next training
-    starts from the bare backbone. Adapters that were adopted stay, with the shared one
-    below them (`owner.reset` puts them out of use), and so does the count of what this
-    device took part in.
+    Its runs left adapters that are not adopted yet, and their shared adapter: the next
+    training starts from the bare backbone. Adopted adapters stay, with the shared one
+    below them (`adapters.reset` puts them out of use), and so does the privacy budget that
+    runs were charged.
     """
-    from ..owner.owner import drop_shared
+    from ..owner.adapters import drop_shared  # loads torch
 
     with vault.transaction(erasing=True):
         vault.delete("state", ["server", "node-key", "joined"])
@@ -177,9 +176,12 @@ def leave(vault: Vault) -> None:
 
 
 def node_key(vault: Vault) -> ec.EllipticCurvePrivateKey:
-    """What a device knows of the server it joined, and the key by which that knows it.
+    """The device's private key, made at its first use.
 
-    Everything is in the vault; nothing here opens a connection.
+    Raises
+    ------
+    IdiolectError
+        The one in the vault is of another kind.
     """
     body = vault.get("state", "node-key")
     if body is None:
@@ -196,9 +198,6 @@ def node_key(vault: Vault) -> ec.EllipticCurvePrivateKey:
 
 
 def public_line(vault: Vault) -> str:
-    """What a device knows of the server it joined, and the key by which that knows it.
-
-    Everything is in the vault; nothing here opens a connection.
-    """
+    """The device's public key as one line in OpenSSH's format."""
     public = node_key(vault).public_key()
     return public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()

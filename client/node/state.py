@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from ...common.config import Config, flatten
+from ...common.config import Config
+from ...common.config.old import former, trained_from
 from ...common.engine.adapters import Lora, dump_lora, parse_lora
 from ...common.errors import IdiolectError
 from ...common.files import file_name, write_atomically
@@ -27,9 +28,6 @@ from ...common.methods.personalise import Personal
 from ...common.protocol.manifest import Seen
 from ...common.protocol.messages import Outcome
 from ..owner.consent import Refusal
-
-# Keys that do not change what is trained.
-_ELSEWHERE = ("run-name", "resume", "output-dir", "quorum", "deadline")
 
 
 class Shelf(Protocol):
@@ -76,8 +74,8 @@ def identity(
     config: Config,
 ) -> str:
     """SHA-256 over everything that a user's training depends on, but the history."""
-    rest = {k: v for k, v in flatten(config).items() if k not in _ELSEWHERE}
-    parts = [run, method, learning_rate, shared_hash, unlabeled_hash, rest]
+    rest = trained_from(config)
+    parts = [run, former(method), learning_rate, shared_hash, unlabeled_hash, rest]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -98,7 +96,7 @@ def recall(
     shelf: Shelf, name: str, user: str, trained_from: str
 ) -> tuple[Lora, Outcome] | None:
     """Return a stored adapter, or None if there is none of exactly this origin."""
-    body = shelf.read(name)
+    body = shelf.read(name) or shelf.read(former(name))
     if body is None:
         return None
     try:

@@ -47,30 +47,30 @@ from ...common.protocol.manifest import ManifestError, accept
 from ...common.protocol.manifest import parse as parse_manifest
 from ...common.protocol.messages import (
     AdaptReply,
-    AdaptTask,
+    AdaptRequest,
     EvaluateReply,
-    EvaluateTask,
+    EvaluateRequest,
     Failure,
     HelloReply,
-    HelloTask,
+    HelloRequest,
     Missing,
     OfferReply,
-    OfferTask,
+    OfferRequest,
     Outcome,
     PersonaliseReply,
-    PersonaliseTask,
+    PersonaliseRequest,
     ProtocolError,
     Reply,
+    Request,
     Rows,
     ShareReply,
-    ShareTask,
-    Task,
+    ShareRequest,
     VoteReply,
-    VoteTask,
-    check_rows,
-    pack,
+    VoteRequest,
     package_version,
 )
+from ...common.protocol.packing import pack
+from ...common.protocol.quantization import coded_shapes, decode, update_codes
 from ...common.protocol.signed import (
     MissingParts,
     Sealed,
@@ -78,7 +78,7 @@ from ...common.protocol.signed import (
     complete,
     read_sealed,
 )
-from ...common.protocol.wire import coded_shapes, decode, update_codes
+from ...common.protocol.validation import check_rows
 from ...common.unlabeled.offers import offer_marks, supported_offers
 from ...common.unlabeled.sets import Unlabeled, UnlabeledSet, fingerprint
 from ...common.unlabeled.votes import user_vote
@@ -170,7 +170,7 @@ class Home(Protocol):
         """
         ...
 
-    def node(self, task: Task, started: float) -> Node:
+    def node(self, task: Request, started: float) -> Node:
         """Find the users that a task is for.
 
         Raises
@@ -184,7 +184,7 @@ class Home(Protocol):
 # --- handlers ------------------------------------------------------------------------
 
 
-def _hello(task: HelloTask, node: Node) -> HelloReply:
+def _hello(task: HelloRequest, node: Node) -> HelloReply:
     """Say who lives here, and what must agree with the server."""
     backbone = backbone_of(node.config)
     shared = _zero_shared(backbone, node.config.shared_shape, node.config.seed)
@@ -206,7 +206,7 @@ def _hello(task: HelloTask, node: Node) -> HelloReply:
     )
 
 
-def _adapt(task: AdaptTask, node: Node) -> AdaptReply:
+def _adapt(task: AdaptRequest, node: Node) -> AdaptReply:
     """Train the shared adapter on each user's history; answer one row per user."""
     node.permit("training", node.config)
     config, reference = node.config, _reference(node.config, task.shared)
@@ -231,7 +231,7 @@ def _adapt(task: AdaptTask, node: Node) -> AdaptReply:
     return AdaptReply(**_head(task, node, tuple(done), errors), rows=rows)
 
 
-def _votes(task: VoteTask, node: Node) -> VoteReply:
+def _votes(task: VoteRequest, node: Node) -> VoteReply:
     """Let each user vote for the bank's items that resemble the own text."""
     config = node.config
     _, strangers = each(node, node.users, lambda users: _check_bank(task, node, users))
@@ -252,7 +252,7 @@ def _votes(task: VoteTask, node: Node) -> VoteReply:
     return VoteReply(**head, votes={"votes": matrix})
 
 
-def _offer(task: OfferTask, node: Node) -> OfferReply:
+def _offer(task: OfferRequest, node: Node) -> OfferReply:
     """Hand over scrubbed items whose like enough users have (kind `anonymised`)."""
     config, supported = node.config, frozenset(task.supported)
     if config.unlabeled.kind != "anonymised":
@@ -272,7 +272,7 @@ def _offer(task: OfferTask, node: Node) -> OfferReply:
     return OfferReply(**_head(task, node, tuple(done), errors), items=done)
 
 
-def _share(task: ShareTask, node: Node) -> ShareReply:
+def _share(task: ShareRequest, node: Node) -> ShareReply:
     """Hand over the raw history: simulation only (unlabeled.kind `others`)."""
     if node.config.unlabeled.kind != "others":
         raise IdiolectError("raw text is only shared where unlabeled.kind is 'others'.")
@@ -284,7 +284,7 @@ def _share(task: ShareTask, node: Node) -> ShareReply:
     return ShareReply(**_head(task, node, tuple(items), {}), items=items)
 
 
-def _personalise(task: PersonaliseTask, node: Node) -> PersonaliseReply:
+def _personalise(task: PersonaliseRequest, node: Node) -> PersonaliseReply:
     """Train each user's own adapter and keep it here."""
     node.permit("training", node.config)
     reference = _reference(node.config, task.shared)
@@ -308,7 +308,7 @@ def _personalise(task: PersonaliseTask, node: Node) -> PersonaliseReply:
 
 
 def _train(
-    task: PersonaliseTask, node: Node, reference: Reference, users: Sequence[User]
+    task: PersonaliseRequest, node: Node, reference: Reference, users: Sequence[User]
 ) -> tuple[dict[str, Personal], dict[str, str]]:
     """Train; return user -> what came of it, and user -> why nothing did."""
     unlabeled = _handed_out(task, node, users)
@@ -333,7 +333,7 @@ def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def _tried(
-    task: PersonaliseTask,
+    task: PersonaliseRequest,
     node: Node,
     reference: Reference,
     users: Sequence[User],
@@ -360,7 +360,7 @@ def _tried(
 
 
 def _trained(
-    task: PersonaliseTask,
+    task: PersonaliseRequest,
     node: Node,
     reference: Reference,
     origin: str,
@@ -381,7 +381,7 @@ def _trained(
 
 
 def _handed_out(
-    task: PersonaliseTask, node: Node, users: Sequence[User]
+    task: PersonaliseRequest, node: Node, users: Sequence[User]
 ) -> UnlabeledSet:
     """Return the unlabeled set with its floor, and who of the users voted for it."""
     if not task.unlabeled:
@@ -399,7 +399,7 @@ def _handed_out(
     return UnlabeledSet(task.unlabeled, manifest.floor, voters)
 
 
-def _evaluate(task: EvaluateTask, node: Node) -> EvaluateReply:
+def _evaluate(task: EvaluateRequest, node: Node) -> EvaluateReply:
     """Measure each user's held-out items; only numbers leave."""
     config, reference = node.config, _reference(node.config, task.shared)
     origin = _origin(task, node, reference, task.unlabeled_hash)
@@ -429,14 +429,14 @@ def _evaluate(task: EvaluateTask, node: Node) -> EvaluateReply:
 
 
 # Type of Flower's message -> the task in it, and who answers it.
-HANDLERS: dict[str, tuple[type[Task], Callable[[Any, Node], Reply]]] = {
-    "query.hello": (HelloTask, _hello),
-    "train.adapt": (AdaptTask, _adapt),
-    "query.vote": (VoteTask, _votes),
-    "query.offer": (OfferTask, _offer),
-    "query.share": (ShareTask, _share),
-    "train.personalise": (PersonaliseTask, _personalise),
-    "evaluate": (EvaluateTask, _evaluate),
+HANDLERS: dict[str, tuple[type[Request], Callable[[Any, Node], Reply]]] = {
+    "query.hello": (HelloRequest, _hello),
+    "train.adapt": (AdaptRequest, _adapt),
+    "query.vote": (VoteRequest, _votes),
+    "query.offer": (OfferRequest, _offer),
+    "query.share": (ShareRequest, _share),
+    "train.personalise": (PersonaliseRequest, _personalise),
+    "evaluate": (EvaluateRequest, _evaluate),
 }
 
 
@@ -454,7 +454,7 @@ def answer(message: Envelope, home: Home) -> RecordDict:
         cls, work = HANDLERS[kind]
         sealed = read_sealed(cls, message.content)
         run, step = sealed.run, sealed.fields["step"]
-        if cls is not HelloTask and not sealed.users:
+        if cls is not HelloRequest and not sealed.users:
             raise Refusal("the task names nobody whom it is for.")
         shelf = home.admit(sealed)
         _check_agreed(sealed, shelf)
@@ -486,7 +486,7 @@ def _fitting(node: Node) -> Node:
 
 def _check_agreed(sealed: Sealed, shelf: Shelf) -> None:
     """Refuse work for a run that the users did not agree to, in a hello, as it is now."""
-    if sealed.cls is not HelloTask:
+    if sealed.cls is not HelloRequest:
         for user in sealed.users:
             state.check_agreed(shelf, user, sealed.seal.parts["config"])
 
@@ -525,7 +525,7 @@ def each(
 
 
 def _willing(
-    task: AdaptTask | VoteTask | EvaluateTask,
+    task: AdaptRequest | VoteRequest | EvaluateRequest,
     node: Node,
     stage: str,
     outflow: str,
@@ -558,7 +558,7 @@ def _willing(
     return willing, errors | (refused or {})
 
 
-def _pin(task: HelloTask, node: Node, users: Sequence[User]) -> list[None]:
+def _pin(task: HelloRequest, node: Node, users: Sequence[User]) -> list[None]:
     most = node.config.privacy.participations
     return [
         state.pin(node.shelf, user.id, task.key, most, node.agreement) for user in users
@@ -566,14 +566,14 @@ def _pin(task: HelloTask, node: Node, users: Sequence[User]) -> list[None]:
 
 
 def _check_bank(
-    task: VoteTask | OfferTask, node: Node, users: Sequence[User]
+    task: VoteRequest | OfferRequest, node: Node, users: Sequence[User]
 ) -> list[None]:
     content = fingerprint([Unlabeled(item) for item in task.bank])
     return _check_manifest(task, node, users, content, "bank")
 
 
 def _check_set(
-    task: PersonaliseTask, node: Node, users: Sequence[User], content: str
+    task: PersonaliseRequest, node: Node, users: Sequence[User], content: str
 ) -> list[None]:
     kind = node.config.unlabeled.kind
     if not task.unlabeled and (kind == "self" or task.method in SETLESS):
@@ -582,7 +582,7 @@ def _check_set(
 
 
 def _check_manifest(
-    task: VoteTask | OfferTask | PersonaliseTask,
+    task: VoteRequest | OfferRequest | PersonaliseRequest,
     node: Node,
     users: Sequence[User],
     content: str,
@@ -643,7 +643,7 @@ def sentence(error: Exception, simulated: bool) -> str:
 
 
 def _head(
-    task: Task, node: Node, users: tuple[str, ...], errors: dict[str, str]
+    task: Request, node: Node, users: tuple[str, ...], errors: dict[str, str]
 ) -> dict[str, Any]:
     """Return the fields that every reply begins with."""
     head = {"run": task.run, "step": task.step, "users": users, "errors": errors}
@@ -657,7 +657,7 @@ def _head(
 
 
 def _origin(
-    task: PersonaliseTask | EvaluateTask,
+    task: PersonaliseRequest | EvaluateRequest,
     node: Node,
     reference: Reference,
     unlabeled_hash: str,
@@ -673,7 +673,7 @@ def _origin(
 
 
 def _stored(
-    task: PersonaliseTask | EvaluateTask, node: Node, user: User, origin: str
+    task: PersonaliseRequest | EvaluateRequest, node: Node, user: User, origin: str
 ) -> Lora:
     """Return the adapter that the task is about."""
     name = state.adapter_name(task.method, user.id)

@@ -1,38 +1,36 @@
-"""The worker: fetch tasks from the server, carry them out, send the answers.
+"""The worker: fetch requests from the server, carry them out, send the replies.
 
-It speaks Flower's fleet protocol (`connection`), where otherwise a SuperNode would stand,
-with one difference that matters on a device: a SuperNode runs the app bundle that comes
-with a run, that is, whatever code the server sends. Here no bundle is fetched or run. A
-task is data, and what it can ask for is what the installed `tasks` do.
+It speaks Flower's fleet protocol (`connection`) in the place of a SuperNode. A SuperNode
+runs the app bundle that comes with a run, which is code of the server's. Here no bundle is
+fetched or run: a request is data, and it can ask only for what the installed `tasks` do.
 
-The worker holds the open vault, the loaded backbone and the connection. One whose keeper
-is gone ends itself.
+The worker holds the open vault, the loaded backbone and the connection. It ends when its
+supervisor is gone.
 """
 
-import json
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 from ...common.command import DEFECT, WRONG, complain, keep_traceback
 from ...common.errors import IdiolectError
 from ...common.text import guard, printable
 from ..owner.consent import settings
-from ..owner.vault import Passphrase, RandomKey, Vault
-from .keeper import FINAL
+from ..owner.keys import from_line
+from ..owner.vault import Vault
 from .membership import joined, node_key, note_number
+from .supervisor import FINAL
 
 LOG = logging.getLogger("flwr")
-POLL = 1.0  # seconds between two questions for a task
+POLL = 1.0  # seconds between two calls for a request
 
 
 def serve(vault: Vault) -> None:
-    """Answer the server's tasks until the process is ended.
+    """Answer the server's requests until the process is ended.
 
     Raises
     ------
@@ -40,15 +38,9 @@ def serve(vault: Vault) -> None:
         No server was joined.
     """
     from flwr.app import Message
-    from flwr.supercore.inflatable.inflatable_object import (
-        get_all_nested_objects,
-        get_object_tree,
-    )
     from flwr.supercore.inflatable.inflatable_utils import (
         ObjectPullError,
         ObjectPushError,
-        pull_and_inflate_object_from_tree,
-        push_objects,
     )
     from flwr.supercore.run import RunNotRunningException
 
@@ -66,38 +58,21 @@ def serve(vault: Vault) -> None:
         LOG.info("%s is ready: it answers tasks until it is ended", device.user)
         while True:
             try:
-                found = line.receive()
-                if found is None:
+                request = line.receive()
+                if request is None:
                     time.sleep(POLL)
                     continue
-                head, tree = found
-                run = head.metadata.run_id
-                task = pull_and_inflate_object_from_tree(
-                    tree,
-                    partial(line.pull, run),
-                    partial(line.confirm, run),
-                    return_type=Message,
-                )
-                task.metadata.__dict__["_message_id"] = tree.object_id
-                LOG.info("task %s", printable(task.metadata.message_type, 40))
+                LOG.info("task %s", printable(request.metadata.message_type, 40))
                 began = time.monotonic()
-                reply = Message(device.answer(task), reply_to=task)
-                reply.metadata.__dict__["_message_id"] = reply.object_id
-                wanted, session = line.announce(
-                    reply, get_object_tree(reply), time.monotonic() - began
-                )
-                push_objects(
-                    get_all_nested_objects(reply),
-                    partial(line.push, run, session),
-                    object_ids_to_push=wanted,
-                )
+                reply = Message(device.answer(request), reply_to=request)
+                line.send(reply, time.monotonic() - began)
             except RunNotRunningException:
                 LOG.info("that run has ended")
             except (ObjectPullError, ObjectPushError):  # it has deleted the rest
                 LOG.info("the server waits for that answer no longer")
 
 
-def _watch_keeper() -> None:
+def _watch_supervisor() -> None:
     """End this process when the other end of its standard input is gone."""
     # Unbuffered: a thread that waits in a buffer would hold up the end of the process.
     while os.read(0, 4096):
@@ -108,25 +83,19 @@ def _watch_keeper() -> None:
 def main() -> int:
     """Be a worker: the vault's path as argument, its key on standard input."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the keeper ends us in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the supervisor ends this
     line = b""
     while not line.endswith(b"\n"):
         if not (byte := os.read(0, 1)):
-            return 1  # the keeper was gone before it had given the key
+            return 1  # the supervisor was gone before it had given the key
         line += byte
     from .connection import TurnedAway
 
-    given = json.loads(line)
     LOG.propagate = False  # it has a handler of its own
     guard(LOG)
-    threading.Thread(target=_watch_keeper, daemon=True).start()
-    key = (
-        Passphrase(given["passphrase"])
-        if "passphrase" in given
-        else RandomKey(bytes.fromhex(given["secret"]))
-    )
+    threading.Thread(target=_watch_supervisor, daemon=True).start()
     try:
-        with Vault.open(Path(sys.argv[1]), key) as vault:
+        with Vault.open(Path(sys.argv[1]), from_line(line)) as vault:
             serve(vault)
     except IdiolectError as error:
         complain(str(error), WRONG)

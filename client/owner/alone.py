@@ -1,4 +1,4 @@
-"""One training at a time: a second one says which is running, and does not compete."""
+"""One training at a time: a second one is refused, with which one is running."""
 
 import contextlib
 import fcntl
@@ -20,7 +20,7 @@ def note_of(vault: Path) -> Path:
 def alone(vault: Path) -> Iterator[None]:
     """Train alone on a vault until the end of the block.
 
-    The lock is the system's: it is gone with the process, however that ends.
+    The lock is the system's: it ends with the process, however that ends.
 
     Raises
     ------

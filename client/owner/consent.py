@@ -1,4 +1,4 @@
-"""What the owner chose: settings, what may leave the device; and what has left it.
+"""What the owner chose: settings, and what may leave the device; and what has left it.
 
 An outflow has one of three answers:
 
@@ -7,15 +7,14 @@ An outflow has one of three answers:
             ceilings, which hold for all runs together
     clear   in any case; it counts as unprotected, and against no ceiling
 
-That noise is added is a promise of the server, made in the run's configuration; a device
-sees what is promised and not the noise. Raw text (unlabeled.kind `others`) has no answer:
-no device sends it.
+The server promises noise in the run's configuration; a device sees the promise, not the
+noise. Raw text (unlabeled.kind `others`) has no answer: no device sends it.
 """
 
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from time import localtime, strftime, time
 
@@ -23,7 +22,8 @@ from ...common.config import Config, absolute_backbone
 from ...common.errors import IdiolectError
 from ...common.privacy.protected import Claim, claim, epsilon_of, protected, used
 from ...common.text import printable
-from .vault import DEVICE, Record, Vault
+from .records import DEVICE, Record
+from .vault import Vault
 
 LOG = logging.getLogger("flwr")
 
@@ -45,10 +45,9 @@ NAMES = {
 
 
 class Refusal(IdiolectError):
-    """Why a device does not do a task, in words that the server may read.
+    """Why a device refuses a request, in words that the server may read.
 
-    Every other error could quote what is private; of those a server only hears that there
-    was one.
+    Every other error could quote private text; of those the server learns only the type.
     """
 
 
@@ -63,18 +62,20 @@ def consent(vault: Vault, outflow: str, given: str) -> None:
     Raises
     ------
     IdiolectError
-        That is no answer to it.
+        It does not take that answer.
     """
     fitting = answers_to(outflow)
     if given not in fitting:
-        raise IdiolectError(f"'{outflow}' takes {' or '.join(fitting)}, not '{given}'.")
+        raise IdiolectError(
+            f"'{outflow}' can't be '{given}': it takes {' or '.join(fitting)}."
+        )
     with vault.transaction():
         body = json.dumps(consents(vault) | {outflow: given}).encode()
         vault.put("state", [Record("consents", body)], DEVICE)
 
 
 def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
-    """Hold an outflow against the owner's answers.
+    """Compare an outflow with the owner's answers.
 
     Raises
     ------
@@ -108,11 +109,7 @@ def answers_to(outflow: str) -> dict[str, str]:
     IdiolectError
         There is no such outflow.
     """
-    if outflow not in DEFAULTS:
-        raise IdiolectError(
-            f"there is no outflow '{printable(outflow, 40)}': name one of "
-            f"{', '.join(DEFAULTS)}."
-        )
+    check_name(outflow, DEFAULTS, "outflow")
     if outflow == "training":
         return {"no": "no run trains here", "yes": "runs may train here"}
     return {
@@ -128,18 +125,18 @@ SETTINGS = {
     "max-length": "512",
     "threads": "0",
     "memory-mb": "0",
-    # Ten times what a phone-sized backbone takes for one task, so that honest work is not
-    # given up, and no configuration keeps a device busy for days.
+    # Ten times what a phone-sized backbone takes for one request: ordinary work is not
+    # stopped, and no configuration keeps a device busy for days.
     "max-seconds": "3600",
     "max-load": "0",
     "on-battery": "yes",
-    # One run of the default budget (privacy.epsilon=8, privacy.delta=1e-6) fits, and
-    # another one of it does not: from then on the owner decides.
+    # One run of the default budget (privacy.epsilon=8, privacy.delta=1e-6) fits, a second
+    # one does not: from then on the owner decides.
     "most-epsilon": "8",
     "most-delta": "1e-5",
     "most-releases": "100",
-    # Noise hides one user at any number; but where it is less than was promised, as many
-    # others are what is left to hide among.
+    # Noise protects one user at any number; should it be less than was promised, the sum
+    # over this many users is what is left of the protection.
     "fewest-users": "10",
 }
 MEANINGS = {
@@ -147,9 +144,9 @@ MEANINGS = {
     "max-length": "tokens of a prompt and its text together",
     "threads": "processor threads that work may use",
     "memory-mb": "megabytes of memory that work may use",
-    "max-seconds": "seconds that one training or task may take",
-    "max-load": "no training or task while the load per core is above",
-    "on-battery": "training and tasks on battery",
+    "max-seconds": "seconds that a training or request may take",
+    "max-load": "highest load per core at which work begins",
+    "on-battery": "training and requests on battery",
     "most-epsilon": "epsilon of all runs together, at most",
     "most-delta": "delta of all runs together, at most",
     "most-releases": "noisy releases of all runs together, at most",
@@ -177,7 +174,7 @@ def _chosen(vault: Vault) -> dict[str, str]:
     """Return the settings that the owner chose, without the defaults.
 
     Before there was a schema, every default of that time was written down with the first
-    choice: an "0" among them is nobody's choice, and newer defaults hold instead.
+    choice: a "0" among them was not chosen, and newer defaults hold instead.
     """
     stored = json.loads(vault.get("state", "settings") or b"{}")
     if stored.pop("schema", None) is None:
@@ -203,19 +200,12 @@ def choose(vault: Vault, **chosen: str) -> None:
     vault.put("state", [Record("settings", body)], DEVICE)
 
 
-def known_setting(name: str) -> str:
-    """Return a setting's name.
-
-    Raises
-    ------
-    IdiolectError
-        There is no such setting.
-    """
-    if name not in SETTINGS:
+def check_name(name: str, known: Collection[str], what: str) -> None:
+    """Refuse the name of an outflow or a setting that does not exist."""
+    if name not in known:
         raise IdiolectError(
-            f"there is no setting '{printable(name, 40)}': {', '.join(SETTINGS)}."
+            f"there is no {what} '{printable(name, 40)}': name one of {', '.join(known)}."
         )
-    return name
 
 
 def takes(name: str) -> str:
@@ -233,9 +223,10 @@ def takes(name: str) -> str:
 
 
 def check_setting(name: str, value: str) -> None:
-    """Refuse a setting that is none, or a value that is not of its kind."""
+    """Refuse a setting that does not exist, or a value that it does not take."""
+    check_name(name, SETTINGS, "setting")
     number = _number(value)
-    if known_setting(name) == "backbone":
+    if name == "backbone":
         fine = bool(value) and value.isprintable()
     elif name == "on-battery":
         fine = value in ("yes", "no")
@@ -336,7 +327,7 @@ def agree(
     ------
     Refusal
         Beyond the owner's ceilings, or below the floor for users; nothing was charged.
-        The server hears no more than that.
+        The server is told no more than that.
     """
     answers = consents(vault)
     outflows = [
@@ -397,12 +388,12 @@ def balance(vault: Vault) -> dict[str, object]:
 
 
 def paused(vault: Vault) -> bool:
-    """Whether the device answers nobody for now."""
+    """Whether the device answers no server for now."""
     return vault.get("state", "paused") is not None
 
 
 def pause(vault: Vault, yes: bool) -> None:
-    """Answer nobody from now on, or answer again."""
+    """Answer no server from now on, or answer again."""
     if yes:
         vault.put("state", [Record("paused", b"")], DEVICE)
     else:
@@ -421,8 +412,8 @@ OUTFLOW_OF = {
 }
 
 
-REFUSED = "refused"  # name of the entry that counts what no task was done for
-# Messages that no answer of the owner is about, in one word; all others are `OUTFLOW_OF`'s.
+REFUSED = "refused"  # name of the entry that counts requests that were not admitted
+# Messages without anything of the owner's text, in one word; others are in `OUTFLOW_OF`.
 _WORDS = {
     "HelloReply": "greeting",
     "PersonaliseReply": "trained",
@@ -432,7 +423,7 @@ _WORDS = {
 
 
 def word_of(kind: str) -> str:
-    """What the owner calls a kind of message: as in `DEFAULTS` where it is one of these."""
+    """A kind of message in the words of `idiolect sent`: an outflow, or in `_WORDS`."""
     return OUTFLOW_OF.get(kind) or _WORDS.get(kind) or printable(kind, 16)
 
 
@@ -498,9 +489,9 @@ def note_sent(
 
 
 def note_refused(vault: Vault, size: int) -> None:
-    """Note the refusal of a task that was not taken, before it is sent.
+    """Note the refusal of a request that was not admitted, before it is sent.
 
-    Such tasks can come from anybody and in any number: all refusals are one entry.
+    Such requests can come from anybody and in any number: all refusals are one entry.
     """
     body, now = vault.get("sent", REFUSED), time()
     before = Sent(**json.loads(body)) if body else Sent(now, "", "Failure", 0, None)
@@ -510,7 +501,7 @@ def note_refused(vault: Vault, size: int) -> None:
         before,
         time=now,
         bytes=before.bytes + size,
-        why=f"{count} refusals of tasks that were not taken, since {first}",
+        why=f"{count} refusals of requests that were not admitted, since {first}",
         count=count,
         since=since,
     )

@@ -10,12 +10,13 @@ from time import time
 
 from ...common.data.types import Item, Prompt
 from ...common.errors import IdiolectError
-from .vault import DEVICE, Record, Source, Vault
+from .records import DEVICE, Record, Source
+from .vault import Vault
 
 KIND = "item"
 LONGEST_NAME = 255  # characters of a source's name: as long as a file's can be
 STEP = 1e-6  # seconds between two entries that were added at once
-LONGEST = 100_000  # characters of a prompt or a text; a longer one is no message
+LONGEST = 100_000  # characters of a prompt or a text; a longer one is not a message
 # Marks that reorder what a terminal shows, and byte-order marks.
 BIDI = re.compile("[\u202a-\u202e\u2066-\u2069\ufeff]")
 # White space by its meaning becomes white space, or two words would become one.
@@ -23,7 +24,7 @@ _BREAK = re.compile("\r\n|[\v\f\r\x85\u2028\u2029]")
 _BLANK = re.compile("[\x1c-\x1f]")
 CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 # Unicode's default ignorables, blanks that it calls letters or symbols, and the sign that
-# stands for an attachment: a text of nothing else says nothing.
+# replaces an attachment: a text of nothing else is empty.
 _UNSEEN = re.compile(
     "[\\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\ufffc"
@@ -76,7 +77,7 @@ class Entry:
 
 
 def clean(text: str) -> str:
-    """Text in NFC, without control characters and marks that a terminal would obey.
+    """Text in NFC, without control characters and marks that change what a terminal does.
 
     Control characters and separators that are white space become a line end or a blank.
     A text in which nothing can be seen is empty.
@@ -87,7 +88,7 @@ def clean(text: str) -> str:
 
 
 def source_name(given: str) -> str:
-    """A source's name as it is kept: one line of text that a terminal only shows.
+    """A source's name as it is kept: one line without control characters.
 
     Raises
     ------
@@ -129,25 +130,21 @@ def _tidy(name: str) -> str:
 # --- in the vault ----------------------------------------------------------------------
 
 
-def add(vault: Vault, entries: Iterable[Entry], source: str) -> tuple[int, int]:
-    """Keep entries, all or none.
+def add(vault: Vault, entries: Iterable[Entry], source: str) -> int:
+    """Keep entries, all or none; return how many are new.
+
+    Those that are there already stay as they are.
 
     Parameters
     ----------
     vault, entries
-        What is kept, and where.
+        Where, and what.
     source
-        A name to forget them by, as the owner chose it; kept as `source_name` has it.
-
-    Returns
-    -------
-    tuple
-        How many are new, and how many were there already (and stay as they are).
+        A name to forget them by, as the owner chose it; kept as `source_name` returns it.
     """
     source = source_name(source)
-    given = list(entries)
     with vault.transaction():
-        new = unknown(vault, given)
+        new = unknown(vault, entries)
         if new:
             # The order of a file is the order of the list, whatever the clock's resolution.
             start = _next(vault, len(new))
@@ -156,14 +153,14 @@ def add(vault: Vault, entries: Iterable[Entry], source: str) -> tuple[int, int]:
                 for number, entry in enumerate(new)
             ]
             vault.put(KIND, map(_record, new), Source("import", source))
-    return len(new), len(given) - len(new)
+    return len(new)
 
 
 def _next(vault: Vault, number: int) -> float:
     """Return a time for the first of some new entries; the others follow by `STEP`.
 
-    It is now, or right behind what is there: a clock that was set back does not make the
-    newest entries the oldest.
+    It is now, or right after the last: a clock that was set back does not make the newest
+    entries the oldest.
     """
     before = vault.get("state", "added")
     last = (

@@ -1,8 +1,8 @@
-"""What the owner lets work take from this machine: a federated run's, and the owner's own.
+"""The owner's limits of work on this machine: a federated run's, and the owner's own.
 
-Every limit but that of time is off until it is set (`idiolect settings NAME VALUE`). Work
-beyond one is refused or given up, with a sentence that the server records, where it was
-for one. They are looked at before the backbone is loaded.
+Every limit except that of time is off until it is set (`idiolect settings NAME VALUE`).
+Work beyond a limit is refused or stopped with an error, which the server records if the
+work was for a server. Limits are checked before the backbone is loaded.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from .consent import Refusal
 
 POWER = Path("/sys/class/power_supply")
 OWN = Path("/proc/self/status")
-ROOM = 64  # megabytes that any work takes beyond what the process has at its start
-AGAIN = 30.0  # seconds after which work that outlived the limit is given up once more
+ROOM = 64  # megabytes that any work needs beyond what the process has at its start
+AGAIN = 30.0  # seconds until work that went on after the limit is stopped again
 
 
 def check_now(settings: Mapping[str, str], power: Path = POWER) -> None:
@@ -75,10 +75,10 @@ def on_battery(power: Path = POWER) -> bool:
 
 
 def hold_process(settings: Mapping[str, str]) -> None:
-    """Bind this process to the owner's number of threads and of megabytes.
+    """Limit the threads and the memory of this process to what the owner allows.
 
-    Memory beyond ``memory-mb`` is not given by the system, so the task that asks for it
-    fails and the process goes on.
+    The system refuses memory beyond ``memory-mb``, so the work that asks for it fails and
+    the process goes on.
     """
     if threads := int(settings["threads"]):
         torch.set_num_threads(threads)
@@ -93,8 +93,8 @@ def hold_process(settings: Mapping[str, str]) -> None:
 def _load_libraries() -> None:
     """Load what a backbone needs before memory is short.
 
-    OpenBLAS, which comes with scipy, asks for its buffers again for ever where the system
-    gives it none, and others end the process.
+    OpenBLAS, which comes with scipy, asks for its buffers again and again where the system
+    refuses them, and other libraries end the process.
     """
     for name in (
         "scipy.linalg",
@@ -111,7 +111,7 @@ def _load_libraries() -> None:
 
 @contextlib.contextmanager
 def held(settings: Mapping[str, str], training: bool = False) -> Iterator[None]:
-    """Hold the owner's own work to the limits of a run's; main thread only.
+    """Apply the limits of a run's work to the owner's own; main thread only.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def held(settings: Mapping[str, str], training: bool = False) -> Iterator[None]:
     Raises
     ------
     IdiolectError
-        Not now; or it took too long, or more memory than is allowed, and was given up.
+        Not now; or it took too long, or more memory than is allowed, and was stopped.
     """
     if training:
         check_now(settings)
@@ -149,7 +149,7 @@ def held(settings: Mapping[str, str], training: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def time_limit(settings: Mapping[str, str]) -> Iterator[None]:
-    """Give work up that takes longer than ``max-seconds``; main thread only.
+    """Stop work that takes longer than ``max-seconds``; main thread only.
 
     Raises
     ------
@@ -160,8 +160,8 @@ def time_limit(settings: Mapping[str, str]) -> Iterator[None]:
 
     def late(*_: object) -> None:
         raise Refusal(
-            f"the work took longer than the {seconds:g} s that are allowed, and was given "
-            "up (`idiolect settings max-seconds NUMBER`)."
+            f"the work took longer than the {seconds:g} s that are allowed, and was "
+            "stopped (`idiolect settings max-seconds NUMBER`)."
         )
 
     before = signal.signal(signal.SIGALRM, late)

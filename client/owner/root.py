@@ -1,12 +1,12 @@
-"""The vault's root: what all of its rows add up to, so that none is missing or older.
+"""The vault's root: a hash of all its rows, so that a missing or older row is found.
 
-A record's seal says that it was written under this name in this vault; it cannot say that
-it is the newest of that name, or that no other was taken out. So every row has a *leaf*,
-a keyed hash of all its columns but the ciphertext (which is bound to the row's random
-version), and the root keeps, per group of rows, how many there are and the sum of their
-leaves modulo 2^256: a multiset hash that a write moves by what it adds and takes away,
-however many rows there are (MSet-Add-Hash of Clarke et al., ASIACRYPT 2003). The key is
-secret and the sums lie sealed, so rows that add up to a root are those it was made of.
+The seal of a record shows that it was written under this name in this vault. It does not
+show that it is the newest of that name, or that no other record was taken out. So every row
+has a *leaf*, a keyed hash of all its columns except the ciphertext (which is bound to the
+row's random version). The root keeps, per group of rows, their number and the sum of their
+leaves modulo 2^256: a multiset hash, which a write updates by the rows that it adds and
+removes (MSet-Add-Hash of Clarke et al., ASIACRYPT 2003). The key is secret and the sums
+are sealed, so only the rows that a root was made of have its sums.
 """
 
 import hmac
@@ -88,7 +88,7 @@ def tally(key: bytes, rows: Iterable[tuple[str, tuple]]) -> dict[str, tuple[int,
 
 
 def difference(root: Sums, found: Sums) -> str:
-    """In words, the first group that is not what the root says; empty if all are."""
+    """In words, the first group that differs from the root; empty if none does."""
     for name in sorted({*root, *found}, key=str):
         meant, there = root.get(name, (0, 0)), found.get(name, (0, 0))
         what = (

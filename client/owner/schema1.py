@@ -15,17 +15,10 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
 
-from .vault import (
-    DEVICE,
-    DamagedError,
-    Key,
-    Passphrase,
-    Record,
-    Source,
-    WrongKeyError,
-    derived,
-    unsealed,
-)
+from .database import DamagedError, unlocked
+from .keys import Key, Passphrase, derived
+from .records import DEVICE, Record, Source
+from .sealing import bound, unsealed
 
 WAY_OUT = "restore a backup; the vault stays as it is"
 
@@ -46,14 +39,7 @@ def unlock(path: Path, head: dict[str, bytes], key: Key) -> tuple[bytes, bytes]:
         masters = (derived(text, salt) for text in _forms(key.text))
     else:
         masters = iter((key.master(salt),))
-    for master in masters:
-        try:
-            return master, aes_key_unwrap(master, head["index"])
-        except InvalidUnwrap:
-            continue
-    raise WrongKeyError(
-        f"the passphrase or key does not open the vault {path}: try again."
-    )
+    return unlocked(path, head["index"], masters)
 
 
 def _forms(text: str) -> list[str]:
@@ -127,7 +113,7 @@ def _opened(rows: list[tuple], data_key: bytes) -> Iterator[bytes]:
     for number, row in enumerate(rows):
         if row[:5] != (kind, key, place, number, chunks):
             raise ValueError("a part is of another record")
-        where = json.dumps([1, kind, key.hex(), place.hex(), number, chunks]).encode()
+        where = bound(kind, key, place, number, chunks, schema=1)
         yield unsealed(data_key, row[5], where)
 
 
@@ -143,8 +129,7 @@ def _source(kind: str, name: str, label: str) -> Source:
 
 def _label(path: Path, index: bytes, place: bytes, label: bytes) -> str:
     try:
-        where = json.dumps([1, "source", place.hex()]).encode()
-        return unsealed(index, label, where).decode()
+        return unsealed(index, label, bound("source", place, schema=1)).decode()
     except (InvalidTag, ValueError, TypeError, AttributeError):
         raise _damaged(path, "the name of a source") from None
 

@@ -1,8 +1,8 @@
 """Where a vault's key comes from: a passphrase, a file that holds one, or the keyring.
 
-A passphrase that a person types protects the vault from whoever copies the disk. A file
-(systemd hands out credentials as files) lets a device start by itself, and protects no
-better than the file is protected. A keyring does as well as the system that keeps it.
+A passphrase that a person types protects the vault from anyone who copies the disk. A file
+(systemd passes credentials as files) lets a device start without a person, and protects
+only as well as the file is protected. A keyring protects as well as the system behind it.
 """
 
 import contextlib
@@ -15,16 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, words_of
 from ...common.files import write_atomically
-from .vault import Key, Passphrase, RandomKey
+from .keys import Key, Passphrase, RandomKey
 
 FILE = "IDIOLECT_PASSPHRASE_FILE"
 CREDENTIAL = "idiolect-passphrase"  # name in systemd's LoadCredential=
 SERVICE = "idiolect"
 LEAST, DIFFERENT = 12, 6  # characters of a new passphrase, and how many of them differ
 LONGEST = 1 << 16  # bytes of a passphrase file that are looked at
-# What a guesser tries first; each counts as one character, as do runs like 3456 or aaaa.
+# Guessed first; each counts as one character, as do runs like 3456 or aaaa.
 COMMONEST = (
     *("correct horse battery staple", "correcthorsebatterystaple", "idiolect"),
     *(
@@ -68,7 +68,7 @@ def unlock(vault: Path, file: Path | None = None) -> Key:
     Raises
     ------
     IdiolectError
-        There is no key to be had; says where one could come from.
+        There is no key; the error says where one could come from.
     """
     file = file or _named_file()
     if file:
@@ -78,15 +78,31 @@ def unlock(vault: Path, file: Path | None = None) -> Key:
     return Passphrase(_ask("passphrase of the vault: "))
 
 
-def new_passphrase(file: Path | None = None, weak: bool = False) -> Key:
+def new_passphrase(
+    file: Path | None = None, weak: bool = False, other: bool = False
+) -> Key:
     """Return a new passphrase, asked twice at a terminal.
+
+    Parameters
+    ----------
+    file
+        Its first line is it; None: the file that the environment names, or asked for.
+    weak
+        Take one that is easy to guess.
+    other
+        It replaces one; the file that the environment names holds the old one.
 
     Raises
     ------
     IdiolectError
         It is too easy to guess, and not said to be `weak` on purpose.
     """
-    file = file or _named_file()
+    file = file if file or other else _named_file()
+    if other and not file and not sys.stdin.isatty():
+        raise IdiolectError(
+            "a new passphrase is asked for at a terminal, and this is not one: name a file "
+            "with it by --new-passphrase-file."
+        )
     rule = "" if weak else f" ({LEAST} characters or more)"
     first = _read(file) if file else _ask(f"new passphrase{rule}: ")
     if not weak:
@@ -97,10 +113,10 @@ def new_passphrase(file: Path | None = None, weak: bool = False) -> Key:
 
 
 def check_strength(text: str) -> None:
-    """Refuse a passphrase that whoever copies the vault would soon have guessed.
+    """Refuse a passphrase that anyone who copies the vault would soon guess.
 
     Argon2id makes every guess cost a tenth of a second and 64 MiB; that protects what is
-    not among the first millions of guesses. A lower bound, and no proof of strength.
+    not among the first millions of guesses. A lower bound, not a proof of strength.
 
     Raises
     ------
@@ -118,7 +134,7 @@ def check_strength(text: str) -> None:
         return
     raise IdiolectError(
         f"the passphrase {said}: use {LEAST} characters or more, best four or five words "
-        "that have nothing to do with each other, or --weak to use this one all the same."
+        "that are unrelated, or --weak to use this one anyway."
     )
 
 
@@ -127,7 +143,7 @@ def _composed(text: str) -> str:
 
 
 def _counted(text: str) -> str:
-    """What is left of a text to guess: without repetitions, common words, and runs."""
+    """The part of a text that is hard to guess: without repetitions, common words, runs."""
     for period in range(1, len(text) // 2 + 1):
         if all(text[at] == text[at % period] for at in range(len(text))):
             text = text[:period]
@@ -208,7 +224,8 @@ def _read(file: Path) -> str:
         lines = raw.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise IdiolectError(
-            f"the passphrase file {file} cannot be read ({error}): name another one."
+            f"the passphrase file {file} cannot be read ({words_of(error)}): name another "
+            "one."
         ) from error
     if not lines or not lines[0]:
         raise IdiolectError(
@@ -225,7 +242,7 @@ def _ask(question: str) -> str:
     """
     if not sys.stdin.isatty():
         raise IdiolectError(
-            "the vault is locked and nobody is at a terminal: name a file with the "
+            "the vault is locked and there is no terminal to ask at: name a file with the "
             f"passphrase by --passphrase-file or ${FILE}."
         )
     try:
@@ -255,7 +272,7 @@ def _from_keyring(name: str) -> Key:
 
 @contextlib.contextmanager
 def _asking() -> Iterator[Any]:
-    """The keyring, whose refusals become a sentence."""
+    """The keyring; its errors become an `IdiolectError`."""
     keyring = _keyring()
     try:
         yield keyring

@@ -8,6 +8,8 @@ from pathlib import Path
 from ..config import LONGEST_NAME, Config
 from ..errors import IdiolectError
 from . import lamp
+from .cleaning import clean, read_text
+from .lamp.forms import FORMS
 from .types import Dataset, Item, Prompt, Task, User
 
 # What an owner keeps on a device has no fixed shape.
@@ -29,7 +31,7 @@ def load_dataset(config: Config) -> Dataset:
             "task 'text' is what an owner keeps on a device (`idiolect import`); there is "
             "nothing to simulate: set 'task' to headline or to a LaMP task."
         )
-    if config.task in lamp.FORMS:
+    if config.task in FORMS:
         if not config.data:
             raise IdiolectError(
                 f"task '{config.task}' reads real data but 'data' is empty: download "
@@ -53,8 +55,8 @@ def load_dataset(config: Config) -> Dataset:
 
 def task_of(name: str) -> Task:
     """Return the task that a config names."""
-    if name in lamp.FORMS:
-        return lamp.FORMS[name].task
+    if name in FORMS:
+        return FORMS[name].task
     if name == TEXT.name:
         return TEXT
     from . import personas
@@ -82,7 +84,7 @@ def check(dataset: Dataset) -> None:
 
 
 def _check_user(user: User) -> None:
-    if not 0 < len(user.id) <= LONGEST_NAME or lamp.clean(user.id) != user.id:
+    if not 0 < len(user.id) <= LONGEST_NAME or clean(user.id) != user.id:
         raise IdiolectError(
             f"user {user.id!r:.120} has no usable id: use 1 to {LONGEST_NAME} "
             "characters, without control characters and with single blanks."
@@ -105,7 +107,7 @@ def public_items(path: str | Path) -> tuple[Item, ...]:
         The file is missing, unreadable or empty, or a line is not such an object.
     """
     path = Path(path).expanduser()
-    lines = lamp.read_text(path, "unlabeled.file").split("\n")
+    lines = read_text(path, "unlabeled.file").split("\n")
     items = [
         _public_item(f"{path.name}, line {number}", f"public/{number}", line)
         for number, line in enumerate(lines, start=1)
@@ -129,7 +131,7 @@ def _public_item(place: str, name: str, line: str) -> Item:
     texts: list[str] = []
     for field in ("prompt", "target"):
         value = record.get(field) if isinstance(record, dict) else None
-        text = lamp.clean(value) if isinstance(value, str) else ""
+        text = clean(value) if isinstance(value, str) else ""
         if not text:
             raise IdiolectError(
                 f"{place}: field '{field}' is missing, empty or no text: write "

@@ -28,7 +28,7 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from ..config import LoraShape
-from ..errors import IdiolectError
+from ..errors import IdiolectError, words_of
 from ..files import make_folder
 from ..seeds import fixed_uniform
 from .backbone import Backbone, projections
@@ -425,8 +425,8 @@ def import_peft(folder: Path) -> Lora:
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
     except (OSError, ValueError, TypeError, LookupError, SafetensorError) as error:
         raise IdiolectError(
-            f"{folder} holds no PEFT adapter that can be read ({error}): it needs "
-            "adapter_config.json and adapter_model.safetensors."
+            f"{folder} holds no PEFT adapter that can be read ({words_of(error)}): it "
+            "needs adapter_config.json and adapter_model.safetensors."
         ) from error
     parts: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
     unusual = _unusual(config)

@@ -222,7 +222,7 @@ def load_backbone(name: str, dtype: str, device: str, max_length: int) -> Backbo
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise IdiolectError("device is 'cuda' but torch sees no GPU: use device=cpu.")
+        raise IdiolectError("device is 'cuda' but torch sees no GPU: use `cpu`.")
     model, tokenizer = _loaded(name, folder, family, getattr(torch, dtype))
     model.requires_grad_(False).eval().to(device)
     context = min(max_length, model.config.max_position_embeddings)
@@ -235,7 +235,10 @@ def load_backbone(name: str, dtype: str, device: str, max_length: int) -> Backbo
 def backbone_of(config: Config) -> Backbone:
     """The resident backbone of a configuration (see `load_backbone`)."""
     return load_backbone(
-        config.backbone, config.dtype, config.device, config.max_length
+        config.backbone,
+        config.engine.dtype,
+        config.engine.device,
+        config.engine.max_length,
     )
 
 
@@ -280,7 +283,7 @@ def _check_finite(name: str, model: Any) -> None:
         if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
             raise IdiolectError(
                 f"backbone '{name}' has weights that are no finite numbers ({key}): "
-                "download it again, or take dtype=float32 if it was trained in another."
+                "download it again, or take float32 if it was trained in another."
             )
 
 

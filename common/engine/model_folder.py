@@ -164,14 +164,21 @@ def _check_generation(name: str, folder: Path) -> None:
 
 
 def _check_shards(name: str, folder: Path) -> None:
-    """All files that the index of the weights names are there."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").exists() or not index.exists():
+    """The weights are there as transformers looks for them: in one file, or by an index."""
+    index = folder / INDEX
+    if (folder / "model.safetensors").exists():
         return
+    if not index.exists():
+        raise _refused(name, *_without_weights(folder))
     try:
-        named = set(_read_json(index)["weight_map"].values())
+        settings = _read_json(index)
+        named = set(settings["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _refused(name, f"{index.name} cannot be read", AGAIN) from error
+    if not isinstance(settings.get("metadata"), dict):  # transformers needs it
+        raise _refused(
+            name, f"{index.name} has no 'metadata'", 'add `"metadata": {}` to it'
+        )
     missing = sorted(file for file in named if not (folder / str(file)).is_file())
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -180,6 +187,23 @@ def _check_shards(name: str, folder: Path) -> None:
             f"{missing[0]}{others} of its {len(named)} weight files are missing",
             "download them",
         )
+
+
+INDEX = "model.safetensors.index.json"
+AS_SAFETENSORS = "if you trust it, load and save it by transformers' save_pretrained"
+OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
+
+
+def _without_weights(folder: Path) -> tuple[str, str]:
+    """What is there in the place of weights that can be read, and what to do."""
+    if stray := sorted(f.name for f in folder.glob("*.safetensors")):
+        named = f"neither model.safetensors nor named by {INDEX}"
+        return f"{printable(stray[0], 100)} is {named}", "rename it, or download that"
+    others = sorted(f.name for kind in OTHER_WEIGHTS for f in folder.glob(kind))
+    if not others:
+        return "there are no weights in its folder", "download model.safetensors"
+    problem = f"its weights are in {printable(others[0], 100)}"
+    return f"{problem}, and only safetensors are read", AS_SAFETENSORS
 
 
 def _check_weights(name: str, file: Path) -> None:

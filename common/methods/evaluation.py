@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..config import Config
+from ..config.methods import BY_NAME
 from ..data import metrics
 from ..data.load import task_of
 from ..data.personas import score_style
@@ -24,7 +25,7 @@ from ..engine.scoring import (
     score_users,
     token_logp,
 )
-from .table import PROMPTED, module_of
+from .table import module_of
 
 
 def held_out_nll(
@@ -87,7 +88,7 @@ def evaluate(
     policy = _policy(reference, personals, method)
     both = [_with_rivals(backbone, user) for user in users]
     prompted = both
-    if method in PROMPTED:
+    if BY_NAME[method].prompts:
         module = module_of(method)
         longer = [
             module.prompted(reference, user, config) if user.history else user

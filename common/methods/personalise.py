@@ -17,10 +17,10 @@ from ..engine.objectives import Loss, Means, ScoredBatch
 from ..engine.reference import Reference
 from ..engine.training import TrainingSettings, train
 from ..errors import IdiolectError
-from ..unlabeled.alpha import alpha_of, second_opinion
+from ..unlabeled.alpha import alpha_of
 from ..unlabeled.draws import draw_for
 from ..unlabeled.overlap import Overlap
-from ..unlabeled.sets import UnlabeledSet, population_share
+from ..unlabeled.sets import UnlabeledSet
 from .table import module_of
 
 
@@ -38,8 +38,7 @@ class Personal:
         Preference overlap used, and whether it was estimated or fixed.
     log
         ``steps``, ``loss``, ``clamp_rate``, ``delta``, ``truncated`` (history items
-        whose input did not fit), ``ess`` (effective size of the unlabeled weights), and
-        with ``unlabeled.second-opinion`` what `second_opinion` says.
+        whose input did not fit), and ``ess`` (effective size of the unlabeled weights).
     error
         Why training failed, else empty.
     """
@@ -58,9 +57,7 @@ def training_settings(config: Config, learning_rate: float) -> TrainingSettings:
         learning_rate=learning_rate,
         epochs=config.personalise.epochs,
         batch=config.personalise.batch,
-        warmup=config.personalise.warmup,
-        clip=config.personalise.clip,
-        microbatch=config.personalise.microbatch,
+        microbatch=config.engine.microbatch,
         seed=config.seed,
     )
 
@@ -102,7 +99,7 @@ def personalise(
         if not drawn.aux and method not in SETLESS:
             raise IdiolectError(
                 f"user '{user.id}' has no unlabeled items to learn '{method}' against: "
-                "choose another 'unlabeled.kind', or a method that needs none (oppu)."
+                "choose another 'unlabeled.kind', or a method that needs none (sft)."
             )
     module = module_of(method)
     data = [
@@ -129,8 +126,6 @@ def personalise(
     ):
         truncated = sum(item.truncated for item in drawn.own)
         log = {**log, "truncated": float(truncated), "ess": drawn.ess}
-        if config.unlabeled.second_opinion and population_share(config.unlabeled):
-            log |= second_opinion(reference, lora, user, drawn, config)
         results.append(_checked(user, lora, alpha, log))
     return results
 

@@ -34,11 +34,9 @@ def shared_update(
     """
     settings = TrainingSettings(
         learning_rate=config.adapt.learning_rate,
-        epochs=config.adapt.epochs,
+        epochs=1,
         batch=config.adapt.batch,
-        warmup=config.personalise.warmup,
-        clip=config.personalise.clip,
-        microbatch=config.personalise.microbatch,
+        microbatch=config.engine.microbatch,
         train_a=False,
         seed=config.seed,
         optimizer=config.adapt.optimizer,

@@ -19,6 +19,9 @@ from ..config import Config, largest_delta
 OUTFLOWS = ("update", "votes", "metrics", "items", "text")
 # Noise multipliers below: such noise protects nobody (epsilon above 500 000).
 NOISELESS = 1e-3
+# Noise multiplier of the clip bit (``adapt.clip-quantile``). It is released with each
+# update, and at 10 it costs little beside that.
+CLIP_BIT = 10.0
 # Below, amplification is not claimed: it would save next to nothing, and the privacy
 # loss spreads over more grid points than memory holds.
 FAINT = 0.2
@@ -101,7 +104,7 @@ def multiplier(config: Config, outflow: str) -> float:
     """Return the declared noise multiplier of one release; 0: calibrated by the server."""
     privacy = config.privacy
     if outflow == "update":
-        bit = privacy.clip_bit if config.adapt.clip_quantile else 0.0
+        bit = CLIP_BIT if config.adapt.clip_quantile else 0.0
         return joint(privacy.noise, bit)
     relative = {"votes": privacy.votes, "metrics": privacy.metrics_noise}
     return privacy.noise * relative[outflow]

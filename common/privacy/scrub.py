@@ -41,6 +41,7 @@ PLACEHOLDERS = (
     "<url>",
 )
 
+OFFERED = 8  # items that one user offers at most
 PASSES = 6  # one replaces and one sees that nothing is left, nearly always
 FEWEST_DIGITS = 7  # a shorter number is a count, a year, a score
 MARKS = 30  # combining marks in a row, as in Unicode's stream-safe format (UAX 15)

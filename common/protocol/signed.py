@@ -1,18 +1,19 @@
-"""Signed tasks, and the large parts of them, which are sent once.
+"""Signed requests, and their large parts, which are sent only once.
 
-A task is one JSON text, signed with the key that the server's invitation names. What is
-large in it (the configuration, the shared adapter, the unlabeled set, the bank) stands
-there as a SHA-256 and travels beside it, and only where the node does not have it yet. So
-one signature covers everything: run, step, users, release, method, rate, and the contents
-of all parts. Beside the task's own fields it covers the `Seal`:
+A request is one JSON text, signed with the key in the server's invitation. Its large fields
+(configuration, shared adapter, unlabeled set, bank) stand in the text as a SHA-256 and
+travel beside it, and only if the node does not have them yet. So one signature covers the
+run, the step, the users, the release, the method, the rate and the content of all parts. It
+also covers the `Seal`:
 
-    node       whom the task is for: a task for one device is none for another
-    counter    grows with every task of a run: a replayed or late one is refused
+    node       the node that the request is for: another node refuses it
+    counter    grows with every request of a run: a replayed or late request is refused
     parts      name -> SHA-256 of each part
 
-A part travels behind a salt of its run's life, so that nobody can guess the ids under which
-Flower stores it. A node keeps one content of each part, the last that it was sent. A task
-whose parts it lacks is answered by `protocol.Missing`, and sent again with them.
+Each part travels behind a random salt of the run, so nobody can guess the ids under which
+Flower stores it. A node keeps the last content of each part. It answers a request whose
+parts it does not have by `messages.Missing`; the server then sends the request again with
+them.
 """
 
 import hashlib
@@ -32,55 +33,46 @@ from safetensors.numpy import save as save_rows
 from ..errors import IdiolectError
 from ..text import read_json
 from .manifest import sign_text, verify_text
-from .messages import (
-    MAX_BODY,
-    SCHEMA,
-    ProtocolError,
-    Rows,
-    Task,
-    plain,
-    read_array,
-    read_head,
-    typed,
-)
+from .messages import ProtocolError, Request, Rows, wire_name
+from .packing import MAX_BODY, SCHEMA, plain, read_array, read_head, typed
 
 PARTS = ("config", "shared", "unlabeled", "bank")
-MAX_TASK = (
-    1 << 20
-)  # bytes of a task's text: it names users and items, and holds no text
+MAX_REQUEST = 1 << 20  # bytes of its text, which has names and numbers only
 SALT = 16  # bytes before each part as it travels
-# Bytes of each part: of a configuration, of a shared adapter in float32, of many items.
+# Most bytes of each part: a configuration, a shared adapter in float32, many items.
 LARGEST = {
     "config": 1 << 18,
     "shared": 1 << 29,
     "unlabeled": MAX_BODY,
     "bank": MAX_BODY,
 }
-# Signatures of the same key over anything else than a task do not fit.
+# A signature of the same key over anything but a request does not fit.
 CONTEXT = b"idiolect task 1\n"
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class MissingParts(IdiolectError):
-    """A task names parts that this node does not have; `names` are theirs."""
+    """A request names parts that this node does not have (`names`)."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        super().__init__(f"these parts of the task are not here: {', '.join(names)}.")
+        super().__init__(
+            f"this node does not have these parts of the request: {', '.join(names)}."
+        )
         self.names = names
 
 
 @dataclass(frozen=True)
 class Seal:
-    """What is signed beside the fields of a task.
+    """What is signed besides the fields of a request.
 
     Attributes
     ----------
     node
-        Flower's number of the node that the task is for, in decimal digits: it has more
-        bits than a number of JSON.
+        Flower's number of the node that the request is for, in decimal digits: it has
+        more bits than a number in JSON.
     counter
-        Larger than that of every earlier task of the run.
+        Larger than that of every earlier request of the run.
     parts
         Name -> SHA-256 of its bytes, in hex.
     """
@@ -92,7 +84,7 @@ class Seal:
 
 @dataclass(frozen=True)
 class Part:
-    """A large field of a task, and the SHA-256 of its bytes."""
+    """A large field of a request, and the SHA-256 of its bytes."""
 
     data: bytes
     hash: str
@@ -100,21 +92,21 @@ class Part:
 
 @dataclass(frozen=True)
 class Sealed:
-    """A task as it came. Its form was checked; who wrote it was not (`verify`).
+    """A request as it was received: its form is checked, its signature is not (`verify`).
 
     Attributes
     ----------
     cls
-        Which task it is.
+        Class of the request.
     text, signature
-        What was signed, and by which signature.
+        What was signed, and its signature.
     fields
-        The task's own fields but its parts, checked by type.
+        The request's fields without its parts, checked by type.
     seal
-        See `Seal`.
+        `Seal`.
     """
 
-    cls: type[Task]
+    cls: type[Request]
     text: str
     signature: str
     fields: dict[str, Any]
@@ -127,7 +119,7 @@ class Sealed:
 
     @property
     def users(self) -> tuple[str, ...]:
-        """Whom the task is for."""
+        """The users that the request is about."""
         return self.fields["users"]
 
 
@@ -140,13 +132,13 @@ def digest(data: bytes) -> str:
 
 
 def make_part(name: str, value: Any) -> Part:
-    """Encode a field of a task as a part, and hash it."""
+    """Encode a field of a request as a part, and hash it."""
     data = encode_part(name, value)
     return Part(data, digest(data))
 
 
 def encode_part(name: str, value: Any) -> bytes:
-    """Bytes of a part: safetensors for the shared adapter, else JSON; always the same."""
+    """Return the bytes of a part: safetensors for the shared adapter, otherwise JSON."""
     if name == "shared":
         return save_rows(
             {key: np.ascontiguousarray(array) for key, array in value.items()}
@@ -157,14 +149,14 @@ def encode_part(name: str, value: Any) -> bytes:
     return text.encode()
 
 
-def part_names(cls: type[Task]) -> tuple[str, ...]:
-    """Names of the parts of a kind of task."""
+def part_names(cls: type[Request]) -> tuple[str, ...]:
+    """Return the names of the parts of a kind of request."""
     names = {entry.name for entry in fields(cls)}
     return tuple(name for name in PARTS if name in names)
 
 
-def seal_task(
-    task: Task,
+def seal_request(
+    request: Request,
     node: int,
     counter: int,
     parts: Mapping[str, Part],
@@ -172,32 +164,32 @@ def seal_task(
     known: Mapping[str, str],
     salt: bytes,
 ) -> RecordDict:
-    """Sign a task and turn it into Flower's records.
+    """Sign a request, and return it as Flower's records.
 
     Parameters
     ----------
-    task
-        What is to be done.
+    request
+        What is asked.
     node, counter
-        See `Seal`.
+        `Seal`.
     parts
         All its parts, by name (`make_part`).
     seed
         The private key, 32 bytes.
     known
-        Name -> SHA-256 of what the node holds already: such a part stays here.
+        Name -> SHA-256 of the parts that the node has already, which are not sent.
     salt
         16 random bytes, the same for all nodes, so that Flower stores a part once.
     """
     hashes = {name: part.hash for name, part in parts.items()}
     body = {
-        entry.name: plain(getattr(task, entry.name))
-        for entry in fields(task)
+        entry.name: plain(getattr(request, entry.name))
+        for entry in fields(request)
         if entry.name not in parts
     }
     body["seal"] = plain(Seal(str(node), counter, hashes))
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    head = {"schema": SCHEMA, "kind": type(task).__name__, "body": text}
+    head = {"schema": SCHEMA, "kind": wire_name(type(request)), "body": text}
     head["signature"] = sign_text(CONTEXT, text, seed)
     records: dict[str, Any] = {"message": ConfigRecord(head)}
     arrays = {
@@ -213,15 +205,15 @@ def seal_task(
 # --- reading -----------------------------------------------------------------------------
 
 
-def read_sealed(cls: type[Task], record: RecordDict) -> Sealed:
-    """Check the form of a task that came in.
+def read_sealed(cls: type[Request], record: RecordDict) -> Sealed:
+    """Check the form of a request that was received.
 
     Raises
     ------
     ProtocolError
-        Anything is not as it should be; one sentence that names it.
+        Something is not as it should be; the sentence names it.
     """
-    body, signature = read_head(record, cls, MAX_TASK)
+    body, signature = read_head(record, cls, MAX_REQUEST)
     hints = typing.get_type_hints(cls)
     parts = part_names(cls)
     own = [entry.name for entry in fields(cls) if entry.name not in parts]
@@ -239,18 +231,20 @@ def read_sealed(cls: type[Task], record: RecordDict) -> Sealed:
     if set(seal.parts) != set(parts) or not all(
         _HASH.fullmatch(value) for value in seal.parts.values()
     ):
-        raise ProtocolError(f"{cls.__name__}: its parts are not those of such a task.")
+        raise ProtocolError(
+            f"{cls.__name__}: its parts are not those of such a request."
+        )
     text = str(record.config_records["message"]["body"])
     return Sealed(cls, text, signature, found, seal)
 
 
 def brought(record: RecordDict, seal: Seal) -> dict[str, bytes]:
-    """The parts that came along with a task, each held against its hash.
+    """Return the parts that were sent with a request, each checked against its hash.
 
     Raises
     ------
     ProtocolError
-        A part is not as it was announced, or too large.
+        A part is not the announced one, or is too large.
     """
     found: dict[str, bytes] = {}
     for name, array in (record.array_records.get("parts") or {}).items():
@@ -259,7 +253,9 @@ def brought(record: RecordDict, seal: Seal) -> dict[str, bytes]:
         shape = tuple(array.shape)
         most = LARGEST[name]
         if len(shape) != 1 or not SALT <= shape[0] <= SALT + most:
-            raise ProtocolError(f"the part '{name}' is no row of at most {most} bytes.")
+            raise ProtocolError(
+                f"the part '{name}' is not an array of at most {most} bytes."
+            )
         data = read_array(array, shape, name, np.dtype("u1"))[SALT:].tobytes()
         if digest(data) != seal.parts[name]:
             raise ProtocolError(f"the part '{name}' is not the one that was signed.")
@@ -268,7 +264,7 @@ def brought(record: RecordDict, seal: Seal) -> dict[str, bytes]:
 
 
 def verify(sealed: Sealed, key: str) -> None:
-    """Refuse a task that the holder of a public key did not sign.
+    """Refuse a request that was not signed with the private half of this public key.
 
     Raises
     ------
@@ -277,18 +273,18 @@ def verify(sealed: Sealed, key: str) -> None:
     """
     if not verify_text(CONTEXT, sealed.text, sealed.signature, key):
         raise ProtocolError(
-            "the task is not signed with the key of this device's invitation: start the "
+            "the request is not signed with the key of this device's invitation: start the "
             "run where the server's keys are (idiolect-server run)."
         )
 
 
-def complete(sealed: Sealed, parts: Mapping[str, bytes]) -> Task:
-    """Put a task together from its fields and its parts.
+def complete(sealed: Sealed, parts: Mapping[str, bytes]) -> Request:
+    """Return the request that consists of these fields and parts.
 
     Raises
     ------
     MissingParts
-        Some are not among `parts`, or not with the content that was signed.
+        Some are not among `parts`, or have not the content that was signed.
     ProtocolError
         A part cannot be read.
     """
@@ -310,17 +306,17 @@ def decode_part(name: str, data: bytes, hint: Any, where: str) -> Any:
     Raises
     ------
     ProtocolError
-        It is nothing of the kind.
+        The bytes are not such a part.
     """
     if name == "shared":
         return _rows(data)
     if len(data) > MAX_BODY:
         raise ProtocolError(f"{where}.{name} has more than {MAX_BODY} bytes.")
     try:
-        # Of all numbers the budget of a run alone may be endless.
+        # The budget of a run is the only number that may be infinite.
         value = read_json(data, endless=name == "config")
     except ValueError as error:
-        raise ProtocolError(f"{where}.{name} is no JSON ({error}).") from error
+        raise ProtocolError(f"{where}.{name} is not JSON ({error}).") from error
     return typed({name: value}, {name: hint}, where)[name]
 
 
@@ -328,7 +324,7 @@ def _rows(data: bytes) -> Rows:
     try:
         rows = load_rows(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ProtocolError("the shared adapter is no safetensors file.") from error
+        raise ProtocolError("the shared adapter is not a safetensors file.") from error
     if any(array.dtype not in (np.float32, np.int8) for array in rows.values()):
         raise ProtocolError("the shared adapter is neither float32 nor signed bytes.")
     return rows

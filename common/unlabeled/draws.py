@@ -110,7 +110,7 @@ def without_own(
     own_texts
         Targets that this user offered (`anonymised`).
     floor
-        Votes below it are noise rather than votes (``unlabeled.threshold`` times the
+        Votes below it are noise rather than votes (`sets.VOTE_FLOOR` times the
         noise's standard deviation): 0 without noise.
     """
     rest = [

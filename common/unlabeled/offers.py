@@ -6,7 +6,7 @@ import numpy as np
 
 from ..config import Config
 from ..data.types import Item, User
-from ..privacy.scrub import offered
+from ..privacy.scrub import OFFERED, offered
 from .votes import nearest_candidate
 
 LONGEST_OFFER = 1000  # characters of one offered text: about 256 tokens of English
@@ -14,7 +14,7 @@ LONGEST_OFFER = 1000  # characters of one offered text: about 256 tokens of Engl
 
 def offers(user: User, config: Config) -> list[Item]:
     """The user's items that may be offered (kind `anonymised`): scrubbed, few, short."""
-    return offered(user.history, config.unlabeled.offered, LONGEST_OFFER)
+    return offered(user.history, OFFERED, LONGEST_OFFER)
 
 
 def offer_marks(bank: Sequence[Item], user: User, config: Config) -> np.ndarray:

@@ -27,6 +27,8 @@ from dataclasses import astuple, dataclass
 from .. import config
 from ..data.types import Item
 
+VOTE_FLOOR = 0.5  # noisy votes below this many standard deviations count as none
+
 
 @dataclass(frozen=True)
 class Unlabeled:
@@ -58,7 +60,7 @@ class UnlabeledSet:
     items
         Everybody's, this user's own part included (see `draws.not_own`).
     floor
-        Votes below it are noise (``unlabeled.threshold`` times the noise's standard
+        Votes below it are noise (`VOTE_FLOOR` times the noise's standard
         deviation); 0: there is none.
     voters
         Users whose own vote is part of the weights, where these are a release with noise;

@@ -18,6 +18,7 @@ from ..engine.fitting import encode_all, fits
 from ..engine.reference import Reference, content_hash
 
 VOTES = 32  # history items that vote
+NEAREST = 3  # candidates that one of them votes for
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +178,7 @@ def user_vote(
     With ``unlabeled.features`` `backbone` these are mean hidden states of the bare
     backbone, without the shared adapter: fixed before anybody's text is touched.
     """
-    nearest, latest = config.unlabeled.nearest, user.history[-VOTES:]
+    nearest, latest = NEAREST, user.history[-VOTES:]
     features, bare = config.unlabeled.features, reference.bare
 
     def find() -> np.ndarray:

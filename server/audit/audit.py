@@ -38,14 +38,17 @@ from ...common.engine.scoring import completion_tokens, generate
 from ...common.errors import IdiolectError
 from ...common.files import make_private, private_folder
 from ...common.privacy.noise import source
+from ...common.privacy.scrub import OFFERED
 from ...common.protocol.messages import package_version
-from ...common.protocol.wire import as_received
+from ...common.protocol.quantization import as_received
 from ...common.seeds import numpy_generator
 from ...common.unlabeled.offers import offers as offers_of
 from ...common.unlabeled.samples import sample_reference
 from ...common.unlabeled.sets import Unlabeled
 from ...common.unlabeled.votes import build_bank, user_vote
-from ..privacy.ledger import Event, calibrate, card, epsilons, explained, read_ledger
+from ..privacy.accountant import Event, calibrate, epsilons
+from ..privacy.card import card, explained
+from ..privacy.ledger import read_ledger
 from ..run import checkpoint, results
 from ..run.adapt import clipped_sum, released
 from ..run.budget import Release
@@ -268,38 +271,6 @@ def summary(study: Study, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """Return a declared audit's summary as a section of ``docs/findings.md``."""
-    claimed = ", ".join(
-        f"{name} {value:.2f}" for name, value in found["claims"].items()
-    )
-    setting = (
-        f"Noise multiplier {found['noise']:.2f}; claimed epsilon: {claimed}; the largest "
-        f"that these audits could show: {found['largest_detectable']:.2f}."
-    )
-    lines = [
-        f"## {found['title']}",
-        "",
-        found["question"],
-        "",
-        setting,
-        "",
-        "| mechanism | audits | above the claim | 95 % | bounds (median, largest) |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in found["rows"]:
-        low, high = row["share95"]
-        bounds = "; ".join(
-            f"{attack} {b['median']:.2f}, {b['largest']:.2f}"
-            for attack, b in row["bounds"].items()
-        )
-        lines.append(
-            f"| {row['control']} | {row['audits']} | {row['caught']} "
-            f"| [{low:.2f}, {high:.2f}] | {bounds} |"
-        )
-    return "\n".join([*lines, "", f"**Reading.** {found['reading']}", ""])
-
-
 # --- a finished run -----------------------------------------------------------------------
 
 STRANGERS = 100  # personas of the same world who took no part
@@ -334,6 +305,7 @@ def audit_run(folder: Path, seed: int, say: Callable[[str], None]) -> list[dict]
     if config.data:
         say("real data: no strangers to compare with, so membership is not audited")
     else:
+        say("the code is audited; attacking what was released")
         done += attack_personas(folder, config, seed)
     ledger.audits[:] = done
     ledger.save()
@@ -522,7 +494,7 @@ def authorship(members: Sequence[User], config: Config) -> dict[str, Any]:
     known, unknown = [], []
     for user in members:
         offers = offers_of(user, config)
-        rest = user.history[: len(user.history) - config.unlabeled.offered]
+        rest = user.history[: len(user.history) - OFFERED]
         if offers and rest:
             unknown.append([item.target for item in offers])
             known.append([item.target for item in rest])

@@ -26,17 +26,10 @@ from flwr.app import RecordDict
 
 from ...common.config import Config
 from ...common.privacy.noise import Source, coins, gaussian
-from ...common.protocol.messages import (
-    AdaptReply,
-    AdaptTask,
-    Reply,
-    Rows,
-    Shapes,
-    finite_rows,
-    row_norms,
-    unpack,
-)
-from ...common.protocol.wire import coded_shapes, decode
+from ...common.protocol.messages import AdaptReply, AdaptRequest, Reply, Rows, Shapes
+from ...common.protocol.packing import unpack
+from ...common.protocol.quantization import coded_shapes, decode
+from ...common.protocol.validation import finite_rows, row_norms
 from ..privacy.ledger import BudgetSpent, Ledger
 from .budget import Crowd, Release, adapt_event, charge, crowd_of, noise_of
 from .exchange import Run, Step, ask, groups, require, rows_shapes
@@ -76,7 +69,7 @@ def adapt(run: Run) -> None:
     only_development = run.config.adapt.users == "development"
     users = run.development if only_development else run.users + run.development
     crowd = crowd_of_run(run)
-    run.done += run.config.adapt.epochs * len(users) * run.state.rounds
+    run.done += len(users) * run.state.rounds
     while run.state.rounds < run.config.adapt.rounds:
         try:
             one_round(run, run.state.rounds, users, crowd)
@@ -111,7 +104,7 @@ def one_round(run: Run, number: int, users: tuple[str, ...], crowd: Crowd) -> No
         users = participants(users, release, config)
     place = f"adapt/{number}" + (f"/{release.id}" if release else "")
     label = f"round {number + 1}/{config.adapt.rounds}"
-    step = Step("adapt", label, "train.adapt", config.adapt.epochs)
+    step = Step("adapt", label, "train.adapt", 1)
     shared = run.shared_to_send
     total = {name: np.zeros(shape) for name, shape in run.shapes.items()}
 
@@ -124,7 +117,7 @@ def one_round(run: Run, number: int, users: tuple[str, ...], crowd: Crowd) -> No
     tasks = [
         (
             node,
-            AdaptTask(
+            AdaptRequest(
                 **run.head(f"{place}/{i}", names),
                 round=number,
                 release=release.id if release else "",

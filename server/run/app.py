@@ -3,7 +3,7 @@
     hello -> adapt -> pool -> personalise -> evaluate -> results
 
 Everything a phase produces is in the checkpoint before the next one begins, so a run
-that is killed anywhere continues with ``resume=latest`` and ends with the same results.
+that is killed anywhere continues with ``--resume latest`` and ends with the same results.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from ...common.command import summary
-from ...common.config import Config, parse
+from ...common.config import Config, parse_run
 from ...common.data.load import TEXT, load_dataset, task_of
 from ...common.data.metrics import ENGLISH, unread
 from ...common.data.types import Dataset
@@ -32,7 +32,8 @@ from ...common.errors import IdiolectError
 from ...common.process import peak_mb, process_name
 from ...common.protocol.messages import package_version
 from ...common.text import guard
-from ..privacy.ledger import Ledger, card, read_ledger
+from ..privacy.card import card
+from ..privacy.ledger import Ledger, read_ledger
 from . import results
 from .adapt import adapt
 from .budget import crowd_of, new_ledger
@@ -84,7 +85,8 @@ def main(grid: Grid, context: Context) -> None:
     LOG.addFilter(plain)  # it stays: Flower logs what is raised here after us
     guard(LOG)
     try:
-        folder = open_run(resolved(parse(context.run_config)))
+        config, options = parse_run(context.run_config)
+        folder = open_run(resolved(config), options)
     except IdiolectError as error:
         LOG.error("%s", error)
         raise
@@ -102,8 +104,8 @@ def main(grid: Grid, context: Context) -> None:
             raise
         raise IdiolectError(message) from None
     except _Stopped:
-        message = f"the run was stopped: -c resume={folder.path.name} goes on with it."
-        journal.write({"event": "failed", "message": message})
+        message = f"the run was stopped: --resume {folder.path.name} goes on with it."
+        journal.write({"event": "failed", "message": message, "stopped": True})
         raise IdiolectError(message) from None  # Flower then ends its own in order
     except BaseException as error:
         message = plain.nameless(summary(error))
@@ -231,7 +233,7 @@ def work(config: Config, users: int, development: int) -> float:
     everybody = users + development
     adapting = development if config.adapt.users == "development" else everybody
     return (
-        config.adapt.rounds * config.adapt.epochs * adapting
+        config.adapt.rounds * adapting
         + WEIGHT * everybody * (config.unlabeled.kind in ("votes", "others"))
         + workload(config, users, development)
     )
@@ -297,7 +299,8 @@ def finish(run: Run, census: Census) -> None:
         built["cost"] |= {"bytes_up": None, "bytes_down": None}
     results.write_json(run.folder / "privacy_card.json", privacy)
     results.write(run.folder, built)
-    results.render(built, results.console(120), whole=True)
+    # 80 columns: `flwr run --stream` shows the log in any terminal.
+    results.render(built, results.console(80), whole=True)
 
 
 def alphas(run: Run) -> tuple[dict[str, float], bool]:
@@ -366,7 +369,7 @@ def recipe_of(config: Config) -> str:
         return ""
     own = config.personalise
     return (
-        f"{config.recipe}, unlabeled weight {own.unlabeled_weight:g}, anchor "
+        f"{config.preset or 'default'}, unlabeled weight {own.unlabeled_weight:g}, anchor "
         f"{own.anchor:g}, alpha from {config.unlabeled.alpha_features}"
     )
 

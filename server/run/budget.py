@@ -15,8 +15,9 @@ from pathlib import Path
 
 from ...common.config import Config
 from ...common.privacy.noise import Source, source
-from ...common.privacy.protected import charged, protected, used
-from ..privacy.ledger import Event, Ledger, calibrate
+from ...common.privacy.protected import CLIP_BIT, charged, protected, used
+from ..privacy.accountant import Event, calibrate
+from ..privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def adapt_event(config: Config, noise: Noise, crowd: Crowd) -> Event:
         "adapt",
         noise.adapt,
         privacy.sampling,
-        clip_bit_z=privacy.clip_bit if adaptive else 0.0,
+        clip_bit_z=CLIP_BIT if adaptive else 0.0,
         cohort=privacy.cohort,
         population=crowd.adapt if privacy.cohort else 0,
     )

@@ -21,9 +21,17 @@ import numpy as np
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from ...common.config import Config, differences, flatten, from_toml, to_toml
+from ...common.config import (
+    Config,
+    RunOptions,
+    differences,
+    flatten,
+    from_toml,
+    to_toml,
+)
+from ...common.config.methods import current_name
 from ...common.data.types import Item, Prompt
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, words_of
 from ...common.files import (
     make_folder,
     make_private,
@@ -48,7 +56,7 @@ class RunFolder:
     Attributes
     ----------
     path
-        ``<output-dir>/<run-name>``; its last part is the run's name.
+        The run's folder; its last part is the run's name.
     config
         As the run was started with.
     resumed
@@ -63,10 +71,10 @@ class RunFolder:
     lock: TextIO
 
 
-def open_run(config: Config) -> RunFolder:
+def open_run(config: Config, options: RunOptions) -> RunFolder:
     """Start a run, or continue one.
 
-    ``resume=latest`` where no run exists starts one, so that a supervisor can repeat one
+    To resume ``latest`` where no run exists starts one, so that a supervisor can repeat one
     and the same command.
 
     Raises
@@ -75,27 +83,25 @@ def open_run(config: Config) -> RunFolder:
         The run is locked by a living process, there is no such run, a run of this name
         exists already, or a config key differs from what the run was started with.
     """
-    root = runs_folder(config.output_dir)
-    if config.resume and (config.resume != "latest" or (root / "latest").exists()):
-        return _continue(root, config)
-    return _start(root, config)
+    root, resume = runs_folder(options.folder), options.resume
+    if resume and (resume != "latest" or (root / "latest").exists()):
+        return _continue(root, config, resume)
+    return _start(root, config, options.name)
 
 
-def _start(root: Path, config: Config) -> RunFolder:
-    path = _new_folder(root, config)
+def _start(root: Path, config: Config, name: str) -> RunFolder:
+    path = _new_folder(root, config, name)
     lock = _lock(path)
-    config = replace(config, run_name=path.name)
     write_atomically(path / "config.toml", to_toml(config).encode())
     return RunFolder(path, config, False, lock)
 
 
-def _new_folder(root: Path, config: Config) -> Path:
+def _new_folder(root: Path, config: Config, given: str) -> Path:
     """Make the folder; without a given name it is made of task, time and seed."""
-    given = config.run_name
     if given in ("latest", ".", "..") or "/" in given or given.startswith("."):
         raise IdiolectError(
-            f"config key 'run-name' is {given!r}: it names a folder; use letters, digits "
-            "and dashes, and not `latest`."
+            f"the name of a run is {given!r}: it names a folder; use letters, digits and "
+            "dashes, and not `latest`."
         )
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = given or f"{config.task.lower()}-{stamp}-seed{config.seed}"
@@ -110,25 +116,25 @@ def _new_folder(root: Path, config: Config) -> Path:
                 break
         except OSError as error:
             raise IdiolectError(
-                f"runs cannot be written to {root} ({error.strerror}): set output-dir to "
-                "a folder that can."
+                f"runs cannot be written to {root} ({error.strerror}): set --output-dir "
+                "to a folder that can."
             ) from error
     raise IdiolectError(
-        f"the run '{name}' exists already: continue it with resume={name}, or choose "
-        "another run-name."
+        f"the run '{name}' exists already: continue it with --resume {name}, or choose "
+        "another --name."
     )
 
 
-def _continue(root: Path, config: Config) -> RunFolder:
-    path = root / config.resume
-    if config.resume == "latest":
+def _continue(root: Path, config: Config, resume: str) -> RunFolder:
+    path = root / resume
+    if resume == "latest":
         path = root / os.readlink(path)
     try:
         stored = read_config(path)
     except OSError as error:
         raise IdiolectError(
-            f"there is no run '{path.name}' in {root} to resume: leave out resume=… to "
-            "start one; `idiolect-server runs` lists what is there."
+            f"there is no run '{path.name}' in {root} to resume: leave out --resume "
+            "to start one; `idiolect-server runs` lists what is there."
         ) from error
     changed = differences(stored, config)
     if changed:
@@ -136,7 +142,7 @@ def _continue(root: Path, config: Config) -> RunFolder:
         listed = ", ".join(f"{k} (was {old[k]!r}, now {new[k]!r})" for k in changed)
         raise IdiolectError(
             f"the run '{path.name}' was started with another configuration: {listed}. "
-            "Repeat the old values to resume it, or start a new run without resume=…."
+            "Repeat the old values to resume it, or start a new run without --resume."
         )
     lock = _lock(path)
     make_private(path)
@@ -324,7 +330,7 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
                 f"run '{folder.name}' has a checkpoint of schema {schema!r:.20}, and this "
                 f"version of idiolect reads {SCHEMA}: finish the run with the version of "
                 "idiolect that its metrics.jsonl names, or start a new one by the same "
-                "command without resume=… and with another run-name."
+                "command without --resume and with another --name."
             )
         file = place / f"shared-{body['rounds']}.safetensors"
         state = State(shared=load_arrays(file.read_bytes()))
@@ -333,15 +339,17 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
             state.unlabeled = tuple(_unlabeled(row) for row in rows)
         state.cost = Cost(**body.pop("cost"))
         state.outcomes = {
-            method: {user: Outcome(**one) for user, one in users.items()}
+            current_name(method): {user: Outcome(**one) for user, one in users.items()}
             for method, users in body.pop("outcomes").items()
         }
+        for name in ("trials", "learning_rates", "metrics"):
+            body[name] = {current_name(key): one for key, one in body[name].items()}
         return replace(state, **body)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IdiolectError(
-            f"the checkpoint in {place} cannot be read ({error}): restore the folder from "
-            "a backup, or start a new run by the same command without resume=… and with "
-            "another run-name."
+            f"the checkpoint in {place} cannot be read ({words_of(error)}): restore the "
+            "folder from a backup, or start a new run by the same command without "
+            "--resume and with another --name."
         ) from error
 
 

@@ -24,23 +24,16 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
-from ...common.config import Config, flatten
+from ...common.config import Config, Scalar, defaults, flatten
 from ...common.data.types import Dataset
 from ...common.errors import IdiolectError
 from ...common.files import private
 from ...common.protocol.manifest import read_or_make_key
-from ...common.protocol.messages import (
-    LacksParts,
-    Reply,
-    Rows,
-    Shapes,
-    Task,
-    check_step,
-    check_users,
-    size,
-)
-from ...common.protocol.signed import SALT, Part, make_part, part_names, seal_task
-from ...common.protocol.wire import encode
+from ...common.protocol.messages import LacksParts, Reply, Request, Rows, Shapes
+from ...common.protocol.packing import size
+from ...common.protocol.quantization import encode
+from ...common.protocol.signed import SALT, Part, make_part, part_names, seal_request
+from ...common.protocol.validation import check_step, check_users
 from ...common.text import printable
 from ..privacy.ledger import Ledger
 from .checkpoint import State, save
@@ -175,14 +168,12 @@ class Run:
     def settings(self) -> dict[str, str | int | float | bool]:
         """The configuration as tasks carry it: the same in every life of the run.
 
-        Keys of the server's own are left at their defaults, and so are, for devices, the
-        paths of this machine.
+        With the run's name; for devices, paths of this machine are left at their defaults.
         """
-        settings, usual = flatten(self.config), flatten(Config())
-        own = ["resume", "output-dir"]
-        if self.config.on_devices:
-            own += ["unlabeled.file", "backbone"]
-        return settings | {name: usual[name] for name in own}
+        settings, usual = flatten(self.config), defaults()
+        own = ("unlabeled.file", "backbone") if self.config.on_devices else ()
+        here: dict[str, Scalar] = {"run.name": self.folder.name}
+        return settings | here | {name: usual[name] for name in own}
 
     @cached_property
     def inbox(self) -> Inbox:
@@ -307,11 +298,11 @@ class Answers(Generic[AnyReply]):
 
 
 def groups(run: Run, users: Sequence[str]) -> list[tuple[int, tuple[str, ...]]]:
-    """Split users into stacking groups: (node, up to ``personalise.stack`` users)."""
+    """Split users into stacking groups: (node, up to ``engine.stack`` users)."""
     at: dict[int, list[str]] = {}
     for user in users:
         at.setdefault(run.nodes[user], []).append(user)
-    stack = run.config.personalise.stack
+    stack = run.config.engine.stack
     return [
         (node, tuple(names[start : start + stack]))
         for node, names in at.items()
@@ -322,7 +313,7 @@ def groups(run: Run, users: Sequence[str]) -> list[tuple[int, tuple[str, ...]]]:
 def ask(
     run: Run,
     step: Step,
-    tasks: Sequence[tuple[int, Task]],
+    tasks: Sequence[tuple[int, Request]],
     read: Callable[[RecordDict], AnyReply],
     keep: Callable[[AnyReply], AnyReply] = lambda reply: reply,
     row: Shapes = MappingProxyType({}),
@@ -364,7 +355,7 @@ def ask(
 def meet(
     run: Run,
     step: Step,
-    newcomers: Callable[[], Sequence[tuple[int, Task]]],
+    newcomers: Callable[[], Sequence[tuple[int, Request]]],
     read: Callable[[RecordDict], AnyReply],
     keep: Callable[[AnyReply], AnyReply],
     enough: Callable[[], bool],
@@ -459,7 +450,7 @@ class Asking(Generic[AnyReply]):
     def __init__(self, run: Run, step: Step, starts: float) -> None:
         self.run, self.step = run, step
         self.starts = self.last = starts
-        self.tasks: list[tuple[int, Task]] = []
+        self.tasks: list[tuple[int, Request]] = []
         self.parts: list[dict[str, Part]] = []
         self.tries: list[int] = []
         self.waiting: dict[str, int] = {}
@@ -489,7 +480,7 @@ class Asking(Generic[AnyReply]):
         late = time.monotonic() > self.last + SETTLE_SECONDS
         return len(self.tasks) >= needed and not self.left and late
 
-    def add(self, tasks: Sequence[tuple[int, Task]]) -> None:
+    def add(self, tasks: Sequence[tuple[int, Request]]) -> None:
         """Take tasks in, and send each that need not wait for another."""
         first = len(self.tasks)
         self.tasks += tasks
@@ -512,7 +503,7 @@ class Asking(Generic[AnyReply]):
 
         def seal() -> RecordDict:
             counter = run.count_up()
-            return seal_task(task, node, counter, parts, key, known, run.salt)
+            return seal_request(task, node, counter, parts, key, known, run.salt)
 
         name = _send(run, node, seal, self.step.kind)
         if name:
@@ -650,12 +641,12 @@ def _died(answer: Message | IdiolectError) -> bool:
     return isinstance(answer, Message) and answer.has_error()
 
 
-def _about(task: Task) -> tuple[str, ...]:
+def _about(task: Request) -> tuple[str, ...]:
     """Whose failure it is when a task fails: its users', or, in hello, its own."""
     return task.users or (task.step,)
 
 
-def encoded(tasks: Sequence[Task]) -> list[dict[str, Part]]:
+def encoded(tasks: Sequence[Request]) -> list[dict[str, Part]]:
     """The parts of each task, by name; what tasks share is encoded once."""
     done: dict[tuple[str, int], Part] = {}
 
@@ -700,7 +691,7 @@ def _receive(
     run: Run,
     step: Step,
     message: Message | IdiolectError,
-    task: Task,
+    task: Request,
     read: Callable[[RecordDict], AnyReply],
 ) -> AnyReply:
     if isinstance(message, IdiolectError):
@@ -761,7 +752,7 @@ def _progress(run: Run, step: Step, counted: int, of: int, users: int) -> None:
 def _all_errors(
     run: Run,
     step: Step,
-    tasks: Sequence[tuple[int, Task]],
+    tasks: Sequence[tuple[int, Request]],
     replies: Sequence[Reply],
     errors: dict[str, str],
 ) -> dict[str, str]:

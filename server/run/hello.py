@@ -17,13 +17,13 @@ from ...common.errors import IdiolectError
 from ...common.protocol.manifest import public_key
 from ...common.protocol.messages import (
     HelloReply,
-    HelloTask,
+    HelloRequest,
+    Request,
     Shapes,
-    Task,
     device_user,
     package_version,
-    unpack,
 )
+from ...common.protocol.packing import unpack
 from ...common.text import printable
 from .exchange import Run, Step, ask, meet, online, report, require
 
@@ -84,7 +84,9 @@ def identity(config: Config) -> Identity:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     digest = backbone_identity(folder)
-    backbone = _Weightless(config.backbone, model, None, digest, config.max_length)
+    backbone = _Weightless(
+        config.backbone, model, None, digest, config.engine.max_length
+    )
     zero = zero_shared(backbone, config.shared_shape, config.seed)
     shapes = {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
     return Identity(package_version(), digest, hash_lora(zero), shapes)
@@ -123,9 +125,9 @@ def hello(run: Run, ours: Identity) -> Census:
     return census
 
 
-def _greetings(run: Run, nodes: Sequence[int]) -> list[tuple[int, Task]]:
+def _greetings(run: Run, nodes: Sequence[int]) -> list[tuple[int, Request]]:
     key = public_key(run.signing_key)
-    return [(n, HelloTask(**run.head(f"hello/{n}", ()), key=key)) for n in nodes]
+    return [(n, HelloRequest(**run.head(f"hello/{n}", ()), key=key)) for n in nodes]
 
 
 def _read(record: RecordDict) -> HelloReply:
@@ -210,7 +212,7 @@ def _meet_devices(run: Run, ours: Identity) -> None:
     errors: dict[str, str] = {}
     resumed = bool(run.state.devices)
 
-    def newcomers() -> list[tuple[int, Task]]:
+    def newcomers() -> list[tuple[int, Request]]:
         fresh = sorted(online(run) - greeted)
         greeted.update(fresh)
         return _greetings(run, fresh)
@@ -228,7 +230,8 @@ def _meet_devices(run: Run, ours: Identity) -> None:
         waiting.look(len(greeted), errors | dict(failed))
 
     waiting.look(0, {})
-    errors |= meet(run, STEP, newcomers, _read, welcome, enough, heard)
+    failed = meet(run, STEP, newcomers, _read, welcome, enough, heard)
+    errors |= {device_user(_asked(step)): why for step, why in failed.items()}
     if not resumed:  # in the order of their numbers, however they came
         run.state.devices.sort(key=lambda name: (len(name), name))
     stubs = tuple(User(name, (), ()) for name in run.state.devices)
@@ -240,7 +243,12 @@ def _meet_devices(run: Run, ours: Identity) -> None:
 
 def _node_of(reply: HelloReply) -> int:
     """Which node a reply came from: it repeats the step that it was asked in."""
-    return int(reply.step.rpartition("/")[2])
+    return _asked(reply.step)
+
+
+def _asked(step: str) -> int:
+    """Which node is greeted in this step (`_greetings`)."""
+    return int(step.rpartition("/")[2])
 
 
 def _silence(run: Run) -> dict[str, str]:

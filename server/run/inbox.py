@@ -51,7 +51,9 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
 from ...common.errors import IdiolectError
-from ...common.protocol.messages import MAX_BODY, Shapes, printable
+from ...common.protocol.messages import Shapes
+from ...common.protocol.packing import MAX_BODY
+from ...common.text import printable
 
 LOG = logging.getLogger("flwr")
 # Replies that are asked for at once, and into how many questions a look is divided at

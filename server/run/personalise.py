@@ -19,14 +19,14 @@ from ...common.data.metrics import means_of_sum, measured_metrics, released_metr
 from ...common.privacy.noise import gaussian
 from ...common.protocol.messages import (
     EvaluateReply,
-    EvaluateTask,
+    EvaluateRequest,
     Outcome,
     PersonaliseReply,
-    PersonaliseTask,
-    Task,
-    unpack,
-    valid_votes,
+    PersonaliseRequest,
+    Request,
 )
+from ...common.protocol.packing import unpack
+from ...common.protocol.validation import valid_votes
 from ...common.unlabeled.sets import fingerprint
 from ..privacy.ledger import BudgetSpent
 from .adapt import clipped_sum, crowd_of_run
@@ -171,7 +171,7 @@ def train(
     tasks = [
         (
             node,
-            PersonaliseTask(
+            PersonaliseRequest(
                 **run.head(f"personalise/{label}/{i}", names),
                 method=method,
                 learning_rate=rate,
@@ -250,13 +250,13 @@ def _tasks(
     place: str,
     generate: bool,
     release: str = "",
-) -> list[tuple[int, Task]]:
+) -> list[tuple[int, Request]]:
     unlabeled_hash = fingerprint(run.state.unlabeled or ())
     shared = run.shared_to_send
     return [
         (
             node,
-            EvaluateTask(
+            EvaluateRequest(
                 **run.head(f"{place}/{i}", names),
                 method=method,
                 learning_rate=rate,

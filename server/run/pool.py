@@ -12,30 +12,31 @@ from ...common.data.load import public_items
 from ...common.data.types import Dataset, Item
 from ...common.errors import IdiolectError
 from ...common.privacy.noise import gaussian
-from ...common.privacy.scrub import scrub
+from ...common.privacy.scrub import OFFERED, scrub
 from ...common.protocol.manifest import Manifest, canonical, digest, parse
 from ...common.protocol.manifest import sign as sign_manifest
 from ...common.protocol.messages import (
     MAX_ITEMS,
     OfferReply,
-    OfferTask,
+    OfferRequest,
     Rows,
     ShareReply,
-    ShareTask,
+    ShareRequest,
     VoteReply,
-    VoteTask,
-    unpack,
-    valid_votes,
+    VoteRequest,
 )
-from ...common.protocol.wire import as_received
+from ...common.protocol.packing import unpack
+from ...common.protocol.quantization import as_received
+from ...common.protocol.validation import valid_votes
 from ...common.seeds import derive, numpy_generator
 from ...common.unlabeled.samples import sample_reference
-from ...common.unlabeled.sets import Unlabeled, fingerprint
+from ...common.unlabeled.sets import VOTE_FLOOR, Unlabeled, fingerprint
 from ..privacy.ledger import BudgetSpent, Ledger
 from .adapt import clipped_sum, crowd_of_run, participants
 from .budget import Crowd, Release, charge, noise_of, vote_event
 from .exchange import Run, Step, ask, groups, report, require
 
+VALID_DAYS = 30.0  # for which a signed unlabeled set is valid; renewed on resume
 WEIGHT = 0.1  # a vote is cheap beside an epoch of training
 
 
@@ -98,7 +99,7 @@ def sign(
         floor=state.floor if kind != "bank" else 0.0,
         epsilon=spent if math.isfinite(spent) else None,
         created=now,
-        expires=now + 86_400 * config.unlabeled.valid_days,
+        expires=now + 86_400 * VALID_DAYS,
     )
     state.version += 1
     state.manifest = canonical(manifest).decode()
@@ -215,7 +216,7 @@ def voted(run: Run) -> tuple[Unlabeled, ...]:
     if release is not None:
         run.took_part("votes", counted)
         total = total + gaussian(total.shape, release.event.z, release.random)
-        run.state.floor = config.unlabeled.threshold * release.event.z
+        run.state.floor = VOTE_FLOOR * release.event.z
     handed = tuple(
         Unlabeled(item, float(weight)) for item, weight in zip(bank, total, strict=True)
     )
@@ -256,7 +257,7 @@ def ask_votes(
     tasks = [
         (
             node,
-            VoteTask(
+            VoteRequest(
                 **run.head(f"{place}/{i}", names),
                 release=release.id if release else "",
                 manifest=manifest,
@@ -335,7 +336,7 @@ def anonymised(run: Run) -> tuple[Unlabeled, ...]:
     tasks = [
         (
             node,
-            OfferTask(
+            OfferRequest(
                 **run.head(f"pool/offer/{i}", names),
                 manifest=run.state.manifest,
                 signature=run.state.signature,
@@ -350,7 +351,7 @@ def anonymised(run: Run) -> tuple[Unlabeled, ...]:
         step,
         tasks,
         lambda record: unpack(OfferReply, record),
-        texts=config.unlabeled.offered,
+        texts=OFFERED,
     )
     items = {
         user: [item for item in offered if is_scrubbed(item)]
@@ -360,7 +361,7 @@ def anonymised(run: Run) -> tuple[Unlabeled, ...]:
     }
     require(run, step, len(items), len(users), answers.errors)
     handed = shuffled_offers(
-        [items.get(user, [])[: config.unlabeled.offered] for user in users], config.seed
+        [items.get(user, [])[:OFFERED] for user in users], config.seed
     )
     sign_set(run, handed)
     return handed
@@ -407,7 +408,7 @@ def others(run: Run) -> tuple[Unlabeled, ...]:
     step = Step("pool", "raw text of others", "query.share", WEIGHT)
     users = run.users + run.development
     tasks = [
-        (node, ShareTask(**run.head(f"pool/{i}", names)))
+        (node, ShareRequest(**run.head(f"pool/{i}", names)))
         for i, (node, names) in enumerate(groups(run, users))
     ]
     answers = ask(

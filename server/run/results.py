@@ -22,18 +22,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ...common.config.old import renamed
 from ...common.data.types import OF_ITEMS
 from ...common.errors import IdiolectError
 from ...common.files import home, write_atomically
 from ...common.text import shown
-from ..privacy.ledger import describe
+from ..privacy.card import describe
 
 Users = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """User -> method -> metric -> value; None where it could not be measured."""
 
 # What the other methods are compared with. `base` takes the place of `shared` where that
-# was not run, and the first method with an own adapter that of `oppu` and `bco`.
-REFERENCES = ("shared", "rag", "pag", "oppu", "bco")
+# was not run, and the first method with an own adapter that of `sft` and `bco`.
+REFERENCES = ("shared", "rag", "pag", "sft", "bco")
 UNTRAINED = ("base", "shared", "rag", "pag")
 
 # Without rivals, as on devices, there is nothing that a text could be ranked among.
@@ -146,12 +147,12 @@ def pairs_of(methods: Sequence[str]) -> list[tuple[str, str]]:
     if "shared" not in references and "base" in methods:
         references.insert(0, "base")
     trained = [one for one in methods if one not in UNTRAINED]
-    if not {"oppu", "bco"} & set(methods):
+    if not {"sft", "bco"} & set(methods):
         references += sorted(trained, key="c-bpo".__eq__)[:1]
     for other in references:
         ones = trained if other in ("rag", "pag") else methods
         for one in ones:
-            # bco - oppu also says what oppu - bco would.
+            # bco - sft also says what sft - bco would.
             new = one != other and (other, one) not in pairs
             if new and (one in trained or one in ("rag", "pag")):
                 pairs.append((one, other))
@@ -299,7 +300,7 @@ def load(output_dir: str, name: str) -> dict[str, Any]:
     """
     folder = find(output_dir, name)
     try:
-        return json.loads((folder / "results.json").read_text())
+        return renamed(json.loads((folder / "results.json").read_text()))
     except FileNotFoundError:
         state = state_of(folder)
         raise IdiolectError(
@@ -307,13 +308,15 @@ def load(output_dir: str, name: str) -> dict[str, Any]:
             + (
                 "wait until it has finished."
                 if state == "running"
-                else f"continue it with `simulate … -c resume={folder.name}`."
+                else f"the command that began it, with --resume {folder.name}, goes on "
+                "with it."
             )
         ) from None
     except json.JSONDecodeError as error:
         raise IdiolectError(
             f"{folder / 'results.json'} is damaged at line {error.lineno}: "
-            f"remove it and write it again with `simulate … -c resume={folder.name}`."
+            "remove it; the command that began the run, with --resume "
+            f"{folder.name}, writes it again."
         ) from None
 
 
@@ -354,13 +357,18 @@ def is_locked(folder: Path) -> bool:
 
 
 def state_of(folder: Path) -> str:
-    """``running``, ``finished``, ``failed`` or ``interrupted``."""
+    """``running``, ``finished``, ``failed``, ``stopped`` or ``interrupted``."""
     if is_locked(folder):
         return "running"
     events, _ = read_events(folder / "metrics.jsonl")
-    ends = [event["event"] for event in events]
-    last = next((e for e in reversed(ends) if e in ("start", "finished", "failed")), "")
-    return last if last in ("finished", "failed") else "interrupted"
+    for event in reversed(events):
+        if event["event"] == "failed" and event.get("stopped"):
+            return "stopped"
+        if event["event"] in ("finished", "failed"):
+            return str(event["event"])
+        if event["event"] == "start":
+            break
+    return "interrupted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -657,5 +665,5 @@ def _left_out(dropped: Mapping[str, int]) -> Iterator[str]:
 
 def _listed(named: Any) -> str:
     if isinstance(named, Mapping):
-        return ", ".join(f"{name}: {value}" for name, value in named.items())
+        return "; ".join(f"{who}: {str(why).rstrip('.')}" for who, why in named.items())
     return ", ".join(map(str, named)) if isinstance(named, list | tuple) else str(named)

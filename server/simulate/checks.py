@@ -11,7 +11,7 @@ from ...common.config import MOST_NOISE, Config
 from ...common.data.load import load_dataset, public_items
 from ...common.data.types import Dataset
 from ...common.errors import IdiolectError
-from ..privacy.ledger import epsilons
+from ..privacy.accountant import epsilons
 from ..run.budget import crowd_of, programme, scaled
 from ..run.exchange import population
 from ..run.hello import identity
@@ -40,9 +40,10 @@ def check_device(config: Config) -> None:
     """Refuse ``device=cuda`` where there is none."""
     import torch
 
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if config.engine.device == "cuda" and not torch.cuda.is_available():
         raise IdiolectError(
-            "config key 'device' is 'cuda', but torch sees no GPU: set device=cpu."
+            "config key 'engine.device' is 'cuda', but torch sees no GPU: set "
+            "engine.device=cpu."
         )
 
 
@@ -82,6 +83,6 @@ def check_budget(config: Config, dataset: Dataset) -> None:
             noise = f"{privacy.noise:g}" if privacy.noise else "any"
             raise IdiolectError(
                 f"config key 'privacy.epsilon' is {privacy.epsilon:g}: with {noise} noise "
-                f"'{what}' alone would cost {spent:.3g}; set a larger privacy.epsilon, "
-                "privacy.clip-bit or privacy.noise (0: as much as is needed)."
+                f"'{what}' alone would cost {spent:.3g}; set a larger "
+                "privacy.epsilon or privacy.noise (0: as much as is needed)."
             )

@@ -19,7 +19,8 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,16 @@ from rich.console import Console
 
 from ...common import config as configuration
 from ...common.command import one_line
-from ...common.config import Config, absolute_backbone
+from ...common.config import (
+    Config,
+    RunOptions,
+    absolute_backbone,
+    flat_toml,
+    flatten,
+    presets,
+)
+from ...common.config.old import current
+from ...common.config.options import OPTIONS, split
 from ...common.errors import DefectError, IdiolectError
 from ...common.files import private, private_folder, write_atomically
 from ...common.text import printable, read_toml
@@ -42,6 +52,7 @@ from .simulator import ALONE
 PATIENCE, IMPATIENCE = 5.0, 1.0
 LAST_BREATH = 10.0  # seconds in which what was ended must let go of the run
 NETWORK = ALONE  # or SHARED, as on machines that don't allow the other
+STOPPED = "stopped: every process of the run has ended."
 SILENT_SECONDS = 10.0  # between two questions while no event comes
 
 
@@ -54,6 +65,14 @@ class Plan:
     folder: Path
     nodes: int
     server_log: Path | None = None  # of a server of devices, if it has the run
+    resumed: bool = False
+
+    @property
+    def settings(self) -> dict[str, configuration.Scalar]:
+        """What Flower is given: the configuration, and how and where the run is written."""
+        name, folder = self.folder.name, str(self.folder.parent)
+        options = RunOptions(name, name if self.resumed else "", folder)
+        return options.flat() | flatten(self.config)
 
     @property
     def scratch(self) -> Path:
@@ -72,6 +91,11 @@ class Plan:
     def metrics(self) -> Path:
         """The events of the run."""
         return self.folder / "metrics.jsonl"
+
+
+def built_in_app() -> Path:
+    """Folder of the Flower app that is installed with the package."""
+    return Path(str(files("idiolect") / "simulations" / "lamp")).resolve()
 
 
 def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Plan:
@@ -94,7 +118,8 @@ def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Pl
         An unknown key, a value out of range, missing data, a run that can't be resumed,
         and whatever else a run would stumble over later (`checks`).
     """
-    config, folder = configured(app, words, cwd)
+    config, options = configured(app, words, cwd)
+    folder = Path(options.folder, options.name)
     if config.on_devices:
         raise IdiolectError(
             "task 'text' is what owners keep on their devices: run it there by "
@@ -117,26 +142,36 @@ def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Pl
 
         fetch_backbone(config.backbone)
         check_start(config)
-    return Plan(app.absolute(), config, folder, nodes)
+    return Plan(app.absolute(), config, folder, nodes, resumed=bool(options.resume))
 
 
-def configured(app: Path, words: Sequence[str], cwd: Path) -> tuple[Config, Path]:
+def configured(app: Path, words: Sequence[str], cwd: Path) -> tuple[Config, RunOptions]:
     """Read the app's settings and the given ones; name the run, or find the one to resume.
+
+    What the app's table lists holds where nothing else is given: a preset wins over it.
 
     Raises
     ------
     IdiolectError
         An unknown key, a value out of range, a run that can't be resumed.
     """
-    base = read_app(app)
-    given = dict(_split(word) for word in words)
-    base |= {name: configuration.parse_word(name, text) for name, text in given.items()}
-    config = resolve_paths(configuration.parse(base), cwd)
-    latest = results.runs_folder(config.output_dir) / "latest"
-    # `resume=latest` where there is no run starts one: a supervisor repeats one command.
-    if config.resume and (config.resume != "latest" or latest.exists()):
-        return resumed(config, given, cwd)
-    return named(config)
+    listed, words_given = read_app(app), dict(map(_split, words))
+    options = split({**listed, **words_given})[0]
+    folder = str(cwd / Path(options.folder).expanduser()) if options.folder else ""
+    options = replace(options, folder=str(results.runs_folder(folder)))
+    given = {
+        name: configuration.parse_word(name, text)
+        for name, text in split(words_given)[1].items()
+    }
+    given = current(given)
+    base = current(split(listed)[1])
+    preset = presets.read(str({**base, **given}.get("preset", "")))
+    config = resolve_paths(configuration.parse({**base, **preset, **given}), cwd)
+    latest = Path(options.folder, "latest")
+    # To resume `latest` where there is no run starts one: a supervisor repeats one command.
+    if options.resume and (options.resume != "latest" or latest.exists()):
+        return resumed(options, given, cwd)
+    return config, named(config, options)
 
 
 def read_app(app: Path) -> dict[str, Any]:
@@ -157,7 +192,8 @@ def read_app(app: Path) -> dict[str, Any]:
         ) from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise IdiolectError(f"{file} is no valid TOML ({error}): repair it.") from None
-    if missing := [name for name in configuration.FIELDS if name not in settings]:
+    known = (*configuration.FIELDS, *OPTIONS)
+    if missing := [name for name in known if name not in settings]:
         raise IdiolectError(
             f"{file} lists no '{missing[0]}' in [tool.flwr.app.config], and Flower "
             "passes on only what is listed: copy the table of simulations/lamp."
@@ -186,69 +222,63 @@ def _split(word: str) -> tuple[str, str]:
 
 def resolve_paths(config: Config, cwd: Path) -> Config:
     """Make paths absolute: Flower runs the app somewhere else."""
-    flat = configuration.flatten(config)
-    for name in ("data", "unlabeled.file", "output-dir"):
+    flat = flatten(config)
+    for name in ("data", "unlabeled.file"):
         if flat[name]:
             flat[name] = str((cwd / Path(str(flat[name])).expanduser()).resolve())
-    flat["output-dir"] = str(results.runs_folder(str(flat["output-dir"])))
     flat["backbone"] = absolute_backbone(config.backbone, cwd)
     return configuration.parse(flat)
 
 
-def named(config: Config) -> tuple[Config, Path]:
+def named(config: Config, options: RunOptions) -> RunOptions:
     """Choose the name of a new run, or check the one that was given."""
-    output = Path(config.output_dir)
-    if name := config.run_name:
+    output = Path(options.folder)
+    if name := options.name:
         if name == "latest" or name.startswith(".") or "/" in name:
             raise IdiolectError(
-                f"config key 'run-name' is '{name}': it names a folder; use letters, "
-                "digits and dashes, and not 'latest'."
+                f"the name of a run is '{name}': it names a folder; use letters, digits "
+                "and dashes, and not 'latest'."
             )
         if (output / name).exists():
             raise IdiolectError(
-                f"run '{name}' exists in {output}: choose another run-name, or "
-                f"continue it with -c resume={name}."
+                f"run '{name}' exists in {output}: choose another --name, or continue it "
+                f"with --resume {name}."
             )
     else:
         stem = f"{config.task.lower()}-{time.strftime('%Y%m%d-%H%M%S')}"
         names = (f"{stem}-{n}" if n > 1 else stem for n in itertools.count(1))
         name = next(name for name in names if not (output / name).exists())
-    flat = configuration.flatten(config) | {"run-name": name, "resume": ""}
-    return configuration.parse(flat), output / name
+    return RunOptions(name, "", options.folder)
 
 
-def resumed(config: Config, given: Mapping[str, str], cwd: Path) -> tuple[Config, Path]:
+def resumed(
+    options: RunOptions, given: Mapping[str, Any], cwd: Path
+) -> tuple[Config, RunOptions]:
     """Return a saved run's own config; refuse a key that was given another value."""
-    folder = results.find(config.output_dir, config.resume)
+    folder = results.find(options.folder, options.resume)
     try:
         saved = configuration.from_toml((folder / "config.toml").read_text())
     except FileNotFoundError:
         raise IdiolectError(
             f"run '{folder.name}' ended before it had saved its config: start it again "
-            "without resume."
+            "without --resume."
         ) from None
     except (IdiolectError, tomllib.TOMLDecodeError) as error:
         raise IdiolectError(
             f"run '{folder.name}' was saved by another version of idiolect ({error}): "
             "install that version, or start a new run."
         ) from None
-    words = {name: configuration.parse_word(name, text) for name, text in given.items()}
-    wanted = resolve_paths(
-        configuration.parse(configuration.flatten(saved) | words), cwd
-    )
+    preset = presets.read(str(given.get("preset", "")))
+    together = {**flatten(saved), **preset, **given}
+    wanted = resolve_paths(configuration.parse(together), cwd)
     changed = configuration.differences(saved, wanted)
-    # A recipe changes other keys too, which nobody gave.
+    # A preset changes other keys too, which nobody gave.
     if changed := [name for name in changed if name in given] or changed:
         raise IdiolectError(
             f"run '{folder.name}' was started with another {', '.join(changed)}: "
             "resume it without that key, or start a new run."
         )
-    place = {
-        "run-name": folder.name,
-        "resume": folder.name,
-        "output-dir": str(folder.parent),
-    }
-    return configuration.parse(configuration.flatten(saved) | place), folder
+    return saved, RunOptions(folder.name, folder.name, str(folder.parent))
 
 
 def check_backbone(name: str) -> None:
@@ -280,7 +310,7 @@ def check_folder(folder: Path) -> None:
     there = next(place for place in (folder, *folder.parents) if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         raise IdiolectError(
-            f"runs can't be written to {folder}: set output-dir to a folder that can."
+            f"runs can't be written to {folder}: set --output-dir to a folder that can."
         )
 
 
@@ -332,9 +362,11 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
                 display.show(event)
                 if event["event"] == "phase":
                     known |= processes.family(mark)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as ended:
         patience = IMPATIENCE
         say_stopping(plan, console)
+        if isinstance(ended, KeyboardInterrupt):
+            raise KeyboardInterrupt(STOPPED) from None
         raise
     finally:
         try:
@@ -361,16 +393,16 @@ def resuming(plan: Plan) -> str:
     """Return the command with which a run goes on, as a shell takes it."""
     near = plan.app.is_relative_to(Path.cwd())
     app = plan.app.relative_to(Path.cwd()) if near else plan.app
-    words = ["idiolect-server", "simulate", str(app), "-c"]
-    words += [f"resume={plan.folder.name}"]
+    named = [] if plan.app == built_in_app() else [str(app)]
+    words = ["idiolect-server", "simulate", *named, "--resume", plan.folder.name]
     if plan.folder.parent != results.runs_folder():
-        words += ["-c", f"output-dir={plan.folder.parent}"]
+        words += ["--output-dir", str(plan.folder.parent)]
     return printable(shlex.join(words), 2000)
 
 
 def finished(plan: Plan, console: Console) -> dict[str, Any] | None:
     """Return the results of a run that is to be resumed and has ended already."""
-    if not plan.config.resume or results.state_of(plan.folder) != "finished":
+    if not plan.resumed or results.state_of(plan.folder) != "finished":
         return None
     said = printable(f"run {plan.folder.name} has finished already")
     console.print(said, markup=False, highlight=False)
@@ -433,14 +465,12 @@ def private_place(plan: Plan, mark: str) -> Path:
     except OSError as error:
         raise IdiolectError(
             f"runs can't be written to {plan.folder.parent} ({error.strerror}): "
-            "set output-dir to a folder that can."
+            "set --output-dir to a folder that can."
         ) from None
     place = short_folder()
     record = {"mark": mark, "pid": os.getpid(), "place": str(place)}
     results.write_json(plan.scratch / "process.json", record)
-    write_atomically(
-        plan.scratch / "run.toml", configuration.to_toml(plan.config).encode()
-    )
+    write_atomically(plan.scratch / "run.toml", flat_toml(plan.settings).encode())
     return place
 
 
@@ -549,7 +579,7 @@ def follow(
                 raise _failure(event, plan)
         if not alive:
             begun = (plan.folder / "config.toml").is_file()
-            again = f"go on with -c resume={plan.folder.name}"
+            again = f"go on with --resume {plan.folder.name}"
             raise IdiolectError(
                 f"the run ended without a word: see the end of {plan.log}, and "
                 f"{again if begun else 'give the same command again'}."
@@ -567,7 +597,7 @@ def _failure(event: Mapping[str, Any], plan: Plan) -> IdiolectError:
     return DefectError(
         f"the run met a defect of idiolect ({one_line(event['message'])[:300]}): its "
         f"traceback is at the end of {plan.log}; report it, and go on with "
-        f"-c resume={plan.folder.name}."
+        f"--resume {plan.folder.name}."
     )
 
 

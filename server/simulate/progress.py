@@ -4,10 +4,18 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from ...common.text import shown
 
+NARROW = 115  # columns: with fewer the words alone fit, and a bar would cut them
 PLAIN_SECONDS = 10.0  # between two lines of the same phase where there is no terminal
 
 
@@ -18,15 +26,16 @@ class Display:
         self.console = console
         self.first: tuple[float, float] | None = None  # (time, fraction)
         self.printed = ("", 0.0)
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}", markup=False),
-            console=console,
-            disable=not console.is_terminal,
+        said = TextColumn("{task.description}", markup=False)
+        done = TextColumn("{task.percentage:3.0f}%")
+        left = TextColumn("{task.fields[left]}", markup=False)
+        self.narrow = console.width < NARROW
+        columns: tuple[ProgressColumn, ...] = (
+            (SpinnerColumn("line"), said, done, left)
+            if self.narrow
+            else (said, BarColumn(20), done, TimeElapsedColumn(), left)
         )
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task("starting", total=1.0, left="")
 
     def __enter__(self) -> "Display":
@@ -72,7 +81,8 @@ class Display:
         return f"about {duration(seconds)} left"
 
     def _say(self, text: str, fraction: float, left: str) -> None:
-        self.bar.update(self.task, description=text, completed=fraction, left=left)
+        short = text.removesuffix(" users") if self.narrow else text
+        self.bar.update(self.task, description=short, completed=fraction, left=left)
         if self.console.is_terminal:
             return
         heading, last = self.printed
@@ -90,7 +100,9 @@ def waiting(event: dict[str, Any]) -> str:
     if silent := event["asked"] - event["joined"] - event["refused"]:
         parts.append(f"{silent} asked")
     if event["refused"]:
-        parts.append(f"{event['refused']} refused, the last: {event['why']}")
+        parts.append(
+            f"{event['refused']} refused, the last: {event['why'].rstrip('.')}"
+        )
     if event["joined"] < event["of"]:
         until = time.strftime("%H:%M:%S", time.localtime(event["until"]))
         parts.append(f"waiting for others until {until}")

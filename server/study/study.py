@@ -25,6 +25,9 @@ import numpy as np
 import torch
 
 from ...common.config import UNTRAINED, Config, Scalar, flatten, parse
+from ...common.config.keys import POOL, SHARED, keys_of
+from ...common.config.methods import ALPHA, BY_NAME
+from ...common.config.old import as_0_2, renamed
 from ...common.data.load import load_dataset
 from ...common.data.types import TOO_LONG, Dataset, Item, User
 from ...common.engine.adapters import Lora, zero_shared
@@ -38,13 +41,14 @@ from ...common.methods.personalise import Personal, personalise
 from ...common.methods.shared import shared_update
 from ...common.privacy.noise import gaussian
 from ...common.protocol.messages import MAX_ITEMS, Rows, package_version
-from ...common.protocol.wire import as_received, decode, update_codes
+from ...common.protocol.quantization import as_received, decode, update_codes
 from ...common.seeds import numpy_generator
 from ...common.text import read_toml
 from ...common.unlabeled.offers import offer_marks, supported_offers
-from ...common.unlabeled.sets import Unlabeled, UnlabeledSet
+from ...common.unlabeled.sets import VOTE_FLOOR, Unlabeled, UnlabeledSet
 from ...common.unlabeled.votes import user_vote
-from ..privacy.ledger import Charge, Ledger, card
+from ..privacy.card import card
+from ..privacy.ledger import Charge, Ledger
 from ..run import results
 from ..run.adapt import (
     charge_round,
@@ -81,73 +85,6 @@ BEST = "best"
 
 Memory = dict[str, Any]
 """Stage and the keys it depends on -> what it made."""
-
-# Keys that do not change what a stage makes. Everything not named here counts.
-NOT_TRAINING = (
-    "methods",
-    "recipe",  # what it sets is in the other keys
-    "evaluate.",
-    "quorum",
-    "deadline",
-    "run-name",
-    "resume",
-)
-NOT_SHARED = (
-    *NOT_TRAINING,
-    "unlabeled.",
-    "privacy.vote-sampling",
-    "personalise.epochs",
-    "personalise.batch",
-    "personalise.learning-rates",
-    "personalise.beta",
-    "personalise.ema",
-    "personalise.boundary",
-    "personalise.reward",
-    "personalise.unlabeled-weight",
-    "personalise.anchor",
-)
-ALPHA = ("unlabeled.alpha", "unlabeled.alpha-features", "unlabeled.alpha-items")
-NOT_POOL = (
-    *NOT_TRAINING,
-    "adapt.",
-    "personalise.",
-    "lora.",
-    "unlabeled.ratio",
-    *ALPHA,
-)
-CBPO_ONLY = (
-    "personalise.reward",
-    "personalise.unlabeled-weight",
-    "personalise.anchor",
-)
-CONTRAST_ONLY = (
-    "personalise.beta",
-    "personalise.ema",
-    "personalise.boundary",
-    *CBPO_ONLY,
-)
-TRAINING = (
-    "unlabeled.",
-    "personalise.epochs",
-    "personalise.batch",
-    "personalise.learning-rates",
-    *CONTRAST_ONLY,
-)
-PROMPTS = "evaluate.retrieved"
-DECODING = ("evaluate.contrast", "evaluate.contrasted")
-MEANS = ("personalise.ema", "personalise.boundary")
-UNUSED = {
-    "base": (*TRAINING, PROMPTS, *DECODING),
-    "shared": (*TRAINING, PROMPTS, *DECODING),
-    "rag": (*TRAINING, *DECODING),
-    "pag": (*TRAINING, *DECODING),
-    "oppu": ("unlabeled.", *CONTRAST_ONLY, PROMPTS),
-    "cope": ("unlabeled.", *MEANS, *CBPO_ONLY, PROMPTS),
-    "kto": (*ALPHA, *MEANS, *CBPO_ONLY, PROMPTS),
-    "bco": (*ALPHA, "personalise.boundary", *CBPO_ONLY, PROMPTS),
-    "positives": (*ALPHA, "personalise.unlabeled-weight", PROMPTS),
-    "c-bpo": (PROMPTS,),
-}
 
 
 @dataclass(frozen=True)
@@ -241,7 +178,7 @@ def read_study(path: Path) -> Study:
         The file is missing or no TOML, a key is unknown, or a claim names no cell.
     """
     try:
-        raw = read_toml(path.read_text())
+        raw = renamed(read_toml(path.read_text()))
     except OSError as error:
         raise IdiolectError(
             f"study file {path} cannot be read ({error.strerror}): give the path of a "
@@ -477,7 +414,7 @@ def run_study(
     for number, cell in enumerate(todo, start=1):
         config = cell_config(study, cell)
         control = control_of(study, cell)
-        name = f"{key_of(config, ())}-{control}-{study.measured}.json"
+        name = f"{cell_key(config)}-{control}-{study.measured}.json"
         path = folder / "cells" / name
         known = path.exists()
         named = ", ".join(f"{k}={v}" for k, v in cell.items())
@@ -488,32 +425,26 @@ def run_study(
             results.write_json(path, {"cell": cell, **found})
             say(f"  {time.monotonic() - began:.0f} s")
         # Not the file's own cell: JSON has no infinity.
-        done.append({**json.loads(path.read_text()), "cell": cell})
+        done.append({**renamed(json.loads(path.read_text())), "cell": cell})
     return done
 
 
-def key_of(config: Config, irrelevant: Sequence[str]) -> str:
-    """Short hash of a config without the keys (or prefixes ending in ``.``) named.
-
-    Keys of `LATER` count where they are not at their defaults: cells from before they
-    existed are still found.
-    """
-    values = flatten(config).items()
-    rest = {
-        key: value
-        for key, value in values
-        if not named_by(key, irrelevant) and (key, value) not in LATER
-    }
-    return hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:16]
+def cell_key(config: Config) -> str:
+    """Short hash of a config, as versions up to 0.2 named their cells: those are found."""
+    values = as_0_2(config)
+    if values["evaluate.rouge-tokens"] == "english":  # there were cells before this key
+        del values["evaluate.rouge-tokens"]
+    return _hash(values)
 
 
-# Keys that came after cells had been written, and what holds without them.
-LATER = (("evaluate.rouge-tokens", "english"),)
+def stage_key(config: Config, stage: str) -> str:
+    """Short hash of the keys that a stage depends on (`keys_of`)."""
+    flat = flatten(config)
+    return _hash({name: flat[name] for name in keys_of(stage)})
 
 
-def named_by(key: str, names: Sequence[str]) -> bool:
-    """Whether a key is among names, of which one that ends in ``.`` stands for a table."""
-    return any(key == n or (n.endswith(".") and key.startswith(n)) for n in names)
+def _hash(values: Mapping[str, Scalar]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def once(memory: Memory, stage: str, key: str, make: Callable[[], Any]) -> Any:
@@ -546,14 +477,14 @@ def run_cell(
     shared, rounds = once(
         memory,
         "shared",
-        key_of(config, NOT_SHARED) + noise,
+        stage_key(config, SHARED) + noise,
         lambda: shared_adapter(bare, dataset, config),
     )
     reference = bare.with_shared(shared)
     pool = once(
         memory,
         "pool",
-        key_of(config, NOT_POOL)
+        stage_key(config, POOL)
         + noise
         + (reference.hash if uses_shared(config) else ""),
         lambda: unlabeled_set(reference, dataset, config),
@@ -570,7 +501,7 @@ def run_cell(
         method: once(
             memory,
             f"{method} {control}",
-            key_of(config, ("methods", "recipe", *UNUSED[method])),
+            stage_key(config, method),
             lambda method=method: run_method(
                 reference, dataset, people, pool, method, config, control
             ),
@@ -639,9 +570,7 @@ def _alphas(methods: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float],
 
     A result of SFT may be one that cells with another unlabeled set share.
     """
-    use_it = {
-        n: r for n, r in methods.items() if not {*ALPHA, "unlabeled."} & {*UNUSED[n]}
-    }
+    use_it = {n: r for n, r in methods.items() if {*ALPHA} <= {*BY_NAME[n].reads}}
     trained = [p for r in (use_it or methods).values() for p in r["personals"]]
     alpha = {p.user: p.alpha for p in trained if p.alpha is not None}
     return alpha, any(p.estimated for p in trained)
@@ -704,7 +633,7 @@ def _updates(
     """Rows of one round as the server reads them, one array per stacking group."""
     found: list[Rows] = []
     shapes = {name: tuple(tensor.shape) for name, tensor in reference.adapter.b.items()}
-    for group in groups(users, config.personalise.stack):
+    for group in groups(users, config.engine.stack):
         rows = shared_update(reference, group, config, number, clip)
         arrays = {name: tensor.numpy() for name, tensor in rows.items()}
         if config.signed_bytes:
@@ -756,7 +685,7 @@ def _check_swapped(people: Sequence[User], config: Config) -> None:
     if any(len(group) < 2 for group, _ in measured_groups(people, config)):
         raise IdiolectError(
             "control 'swapped' leaves one user of a stacking group alone, who has no "
-            "neighbour: choose users and personalise.stack so that none is left over."
+            "neighbour: choose users and engine.stack so that none is left over."
         )
 
 
@@ -825,7 +754,7 @@ def _voted(
     floor = 0.0
     if release is not None:
         total = total + gaussian(total.shape, release.event.z, release.random)
-        floor = config.unlabeled.threshold * release.event.z
+        floor = VOTE_FLOOR * release.event.z
     handed = tuple(
         Unlabeled(item, float(weight)) for item, weight in zip(bank, total, strict=True)
     )
@@ -868,7 +797,7 @@ def run_method(
 
     def tried(rate: float) -> tuple[float, float]:
         values: list[float] = []
-        for group in groups(dataset.development, config.personalise.stack):
+        for group in groups(dataset.development, config.engine.stack):
             kept, loras = _with_adapter(group, train(rate, group))
             if kept:
                 values += evaluation.held_out_nll(reference, loras, kept, method)
@@ -915,7 +844,7 @@ def measured_groups(
     For the first ``evaluate.users`` users only, as in a run; 0: for all.
     """
     first = (config.evaluate.users or len(users)) * config.evaluate.generate
-    stack = config.personalise.stack
+    stack = config.engine.stack
     return [(group, True) for group in groups(users[:first], stack)] + [
         (group, False) for group in groups(users[first:], stack)
     ]

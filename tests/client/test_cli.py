@@ -17,13 +17,18 @@ import time
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 
 from idiolect.client.cli import main
+from idiolect.client.commands.answer import Answer
 from idiolect.client.node import membership
-from idiolect.client.owner import consent, owner
-from idiolect.client.owner.vault import Passphrase, RandomKey, Source, Vault
+from idiolect.client.owner import adapters, consent, owner
+from idiolect.client.owner.keys import Passphrase, RandomKey
+from idiolect.client.owner.records import Source
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
+from idiolect.common.engine.reference import load_reference
 from idiolect.common.errors import IdiolectError
 
 SECRET = "correct horse battery"
@@ -91,7 +96,7 @@ def test_an_owner_from_import_to_forgetting(ready, run, asked):
     assert texts["personal"] != texts["shared"]
     assert run("generate", prompt).out.strip() == " ".join(texts["personal"].split())
 
-    second = asked("personalize", "--method", "oppu")
+    second = asked("personalize", "--method", "sft")
     assert second["number"] == 2 and asked("status")["active"] == 2
     assert asked("rollback") == {"active": 1}
     assert asked("rollback") == {"active": 0}
@@ -109,13 +114,13 @@ def test_forgetting_a_pair_erases_the_adapters_that_learnt_it_and_trains_anew(
     run("vault", "init")
     run("import", _more(place), "--source", "more")
     run("import", persona)
-    new = asked("personalize", "--method", "oppu")
+    new = asked("personalize", "--method", "sft")
     assert set(new["sources"]) == {"more", "persona.jsonl"}
     words = {e["target"]: e["id"] for e in asked("history", "list")}
     found = asked("forget", words["something else 3"], "--yes")
     assert found == {"pairs": 1, "adapters": [1], "retrained": 2}
     (kept,) = asked("status")["adapters"]
-    assert kept["method"] == "oppu" and kept["trained"] == new["trained"] - 1
+    assert kept["method"] == "sft" and kept["trained"] == new["trained"] - 1
     assert len(asked("history", "list", "--search", "something ELSE")) == 4
     assert asked("vault", "check")["records"] > 30
     with vault_of(place) as vault:
@@ -127,7 +132,7 @@ def test_forgetting_a_pair_erases_the_adapters_that_learnt_it_and_trains_anew(
 def test_who_went_back_to_the_bare_model_stays_there(persona, run, asked):
     run("vault", "init")
     run("import", persona)
-    asked("personalize", "--method", "oppu")
+    asked("personalize", "--method", "sft")
     run("reset")
     found = asked("forget", "--source", "persona.jsonl", "--yes")
     assert found == {"pairs": 32, "adapters": [1], "retrained": None}
@@ -149,10 +154,11 @@ def test_disliked_pairs_are_learnt_to_be_avoided(ready, run, asked):
         asked("personalize")
         with vault_of(ready) as vault:
             config = owner.configured(vault)
-            backbone, zero = owner.reference(config)
+            found = load_reference(config)
+            backbone, zero = found.backbone, found.adapter
             entry = owner.Entry(owner.Prompt("", bad["--prompt"]), bad["--text"])
             encoded = [backbone.encode(entry.item())]
-            _, lora = owner.adapter(vault, backbone, zero)
+            _, lora = adapters.adapter(vault, backbone, zero)
         from idiolect.common.engine.scoring import score_users
 
         with_it = score_users(backbone, [lora], [encoded])[0][0]
@@ -219,7 +225,7 @@ def test_import_counts_and_a_dry_run_changes_nothing(place, persona, run, asked)
 def test_a_bad_line_imports_nothing(place, persona, run, asked):
     run("vault", "init")
     persona.write_text(persona.read_text() + "\n{broken")
-    assert "line 33 is no JSON" in run("import", persona, code=2).err
+    assert "line 33 is not JSON" in run("import", persona, code=2).err
     assert asked("history", "list") == []
 
 
@@ -232,6 +238,17 @@ def test_listing_searches_and_shortens(ready, run, asked):
     assert everything[5] in asked("history", "list", "--search", word)
     assert max(map(len, run("history", "list").out.splitlines())) < 160
     assert run("history", "list", "--search", "no such text").out == "nothing.\n"
+
+
+@pytest.mark.parametrize("columns", [80, 132])
+def test_a_listed_pair_has_one_line_of_the_terminal(ready, run, monkeypatch, columns):
+    run("feedback", "up", "--prompt", "宛先 " * 40, "--text", "返事 " * 40)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    listed = run("history", "list").out.splitlines()
+    assert len(listed) == 33
+    assert max(map(cell_len, listed)) <= columns
+    assert cell_len(listed[-1]) > columns - 6 and listed[-1].endswith("…")
+    assert "…" in listed[0] and " => " in listed[0]
 
 
 def test_nothing_that_a_terminal_obeys_is_kept(place, run, asked):
@@ -258,6 +275,8 @@ def test_keys(ready, run, monkeypatch):
     assert "does not open" in wrong.err and "Traceback" not in wrong.err
     refused = run("vault", "rewrap", "--new-passphrase-file", other, code=2)
     assert "--weak" in refused.err
+    # The environment names a file with the passphrase that there is, not with a new one.
+    assert "--new-passphrase-file" in run("vault", "rewrap", code=2).err
     run("vault", "rewrap", "--new-passphrase-file", other, "--weak")
     assert "does not open" in run("status", code=2).err
     assert "32 liked" in run("status", "--passphrase-file", other).out
@@ -503,9 +522,9 @@ def test_status_shows_the_ceilings_and_sent_what_protects(cheap, run, asked):
         "1 runs together: epsilon 3 of 8, delta 1e-06 of 1e-5, 5 of 100 releases"
         in said
     )
-    assert "at least 10 users" in said and "not protected" not in said
+    assert "at least 10 users" in said and "neither protected" not in said
     run("consent", "update", "clear")
-    assert "not protected, and not counted there: update" in run("status").out
+    assert "neither protected nor counted: update" in run("status").out
     assert asked("status")["privacy"]["ceilings"]["most-epsilon"] == "8"
     lines = run("sent").out.splitlines()
     assert [line.split()[:1] + line.split()[2:] for line in lines[1:4]] == [
@@ -625,6 +644,25 @@ def test_a_typed_passphrase_follows_the_rule_of_a_file(tmp_path, typed, sentence
     assert not (tmp_path / "device" / "vault.db").exists()
 
 
+def test_only_what_is_to_be_copied_is_not_broken_at_a_terminal(monkeypatch):
+    text = f"a sentence  with {'many words ' * 9}in it\n  short   line"
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    Answer({}, text).show(argparse.Namespace(json=False))
+    broken = screen.getvalue()
+    assert len(broken.splitlines()) == 3 and broken.endswith("\n  short   line\n")
+    assert max(map(len, broken.splitlines())) <= 80
+    Answer({}, text, exact=True).show(argparse.Namespace(json=False))
+    assert screen.getvalue() == f"{broken}{text}\n"
+
+
+def test_the_only_adapter_is_named(cheap, run, kept):
+    kept(1)
+    assert "`idiolect use 1` puts the one" in run("use", "9", code=2).err
+
+
 def test_use_chooses_an_adapter_and_says_how_to_go_back(cheap, run, asked, kept):
     kept(1, 2, 3, losing=(2,))
     assert asked("use") == {k: asked("status")[k] for k in ("active", "adapters")}
@@ -648,14 +686,14 @@ def test_use_chooses_an_adapter_and_says_how_to_go_back(cheap, run, asked, kept)
 @pytest.fixture
 def kept(cheap, monkeypatch):
     """Adapters as they are kept, without training."""
-    from idiolect.client.owner.owner import Version
+    from idiolect.client.owner.adapters import Version
 
     def keep(*numbers, losing=()):
         versions = [
             Version(n, "c-bpo", "w", (), 26, 0, 6, 2.0 if n in losing else 0.4, 0.5)
             for n in numbers
         ]
-        monkeypatch.setattr(owner, "versions", lambda _vault: versions)
+        monkeypatch.setattr(adapters, "versions", lambda _vault: versions)
 
     return keep
 
@@ -676,7 +714,7 @@ def test_leaving_without_a_server_says_so_before_it_asks(cheap, run, asked):
         assert "has joined no server" in said.err and "operator" not in said.out
     with _cheap_vault(cheap) as vault:
         membership.join(vault, membership.Server(**SERVER))
-    assert "erased: say so with --yes" in run("leave", code=2).err
+    assert "erased: confirm with --yes" in run("leave", code=2).err
     assert "left lab.example:9443. Ask its operator" in run("leave", "--yes").out
     assert asked("status")["server"] is None and asked("status")["joined"] is None
 
@@ -698,7 +736,10 @@ def test_status_says_joined_paused_consent_and_what_is_next(cheap, run, asked, k
         membership.join(vault, membership.Server(**SERVER))
     kept(1)
     said = run("status").out
-    assert "which has not let it in yet" in said and "next: `idiolect node run`" in said
+    assert (
+        "which has not let this device in yet" in said
+        and "next: `idiolect node run`" in said
+    )
     run("pause")
     run("consent", "items", "clear")
     said = run("status").out
@@ -732,6 +773,16 @@ def test_one_setting_is_shown_with_its_default_and_range(cheap, run, asked):
         assert found["value"] == asked("settings")[name]
         assert consent.MEANINGS[name] in run("settings", name).out
     assert "no setting 'nope'" in run("settings", "nope", code=2).err
+    listed = {line.split()[0]: line for line in run("settings").out.splitlines()}
+    unlimited = {name for name, line in listed.items() if line.endswith("0: no limit")}
+    assert unlimited == {"threads", "memory-mb", "max-seconds", "max-load"}
+    assert max(map(len, listed.values())) <= 80
+
+
+def test_a_device_that_joined_nobody_says_so_when_it_answers_again(cheap, run):
+    for word in ("pause", "resume"):
+        said = run(word).out
+        assert "has joined none" in said and "its server" not in said
 
 
 def test_one_answer_is_shown_with_its_default_and_choices(cheap, run, asked):

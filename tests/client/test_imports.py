@@ -223,10 +223,10 @@ def test_the_last_answer_of_turns_is_the_text(put):
     ("turns", "sentence"),
     [
         ("hello", "must be a list of turns"),
-        (["hello"], "holds 'hello', which is no turn"),
+        (["hello"], "holds 'hello', which is not a turn"),
         ([{"role": "user", "content": "x"}], "no turn of the assistant"),
         ([{"role": "pirate", "content": "x"}], "a turn of 'pirate'"),
-        ([{"role": "assistant", "content": 5}], "holds 5, which is no text"),
+        ([{"role": "assistant", "content": 5}], "holds 5, which is not text"),
     ],
 )
 def test_turns_that_are_none_are_refused(put, turns, sentence):
@@ -236,9 +236,9 @@ def test_turns_that_are_none_are_refused(put, turns, sentence):
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        ("a.jsonl", '{"target": "x"}\n{"target": \n', "line 2 is no JSON"),
-        ("a.jsonl", '["x"]\n', "line 1 is no JSON object"),
-        ("a.jsonl", "{" * 100_000, "line 1 is no JSON"),
+        ("a.jsonl", '{"target": "x"}\n{"target": \n', "line 2 is not JSON"),
+        ("a.jsonl", '["x"]\n', "line 1 is not a JSON object"),
+        ("a.jsonl", "{" * 100_000, "line 1 is not JSON"),
         ("a.jsonl", "[" * 100_000, "line 1 begins one JSON list"),
         ("a.jsonl", '{"prompt": "x"}\n', "line 1 has no text: it needs one of target"),
         ("a.jsonl", '{"target": " \\u0007"}\n', "line 1 has an empty target"),
@@ -257,23 +257,23 @@ def test_turns_that_are_none_are_refused(put, turns, sentence):
         (
             "a.csv",
             "words\na\n",
-            "has no text: its header, parted by commas, is 'words'",
+            "has no text: its header, separated by commas, is 'words'",
         ),
         ("a.csv", "text,prompt, TEXT\na,b,c\n", "two columns of one name, 'text'"),
         ("a.csv", "text,liked\nNaN,\n", "line 2 has no text"),
         ("a.csv", "text\ra\rb\r", "end with CR alone"),
         ("a.csv", "", "is empty"),
         ("a.csv", "\ntext\na\n", "its first line is"),
-        ("a.txt", "words", "of no kind that is read"),
+        ("a.txt", "words", "not of a kind that is read"),
         ("a.zip", "PK", "unpack it"),
-        ("a.json", "{", "no JSON"),
-        ("a.json", '{"a": 1}', "of no kind that is read"),
-        ("a.json", '[{"text": "x"} {"text": "y"}]', "no comma behind record 1"),
+        ("a.json", "{", "not JSON"),
+        ("a.json", '{"a": 1}', "not of a kind that is read"),
+        ("a.json", '[{"text": "x"} {"text": "y"}]', "no comma after record 1"),
         ("a.json", '[{"text": "x"}', "record 1: the list does not end"),
         ("a.json", '[{"text": "x"}] 1', "something follows its 1 records"),
         ("a.json", '[{"text": "x", "text": "y"}]', "record 1 has two columns"),
         ("a.json", "[]", "nothing to import"),
-        ("a.json", "[3]", "record 1 is no JSON object"),
+        ("a.json", "[3]", "record 1 is not a JSON object"),
         ("a.jsonl", '[{"text": "x"},\n{"text": "y"}]\n', "call the file .json"),
     ],
 )
@@ -299,7 +299,7 @@ def test_bad_rows_are_left_out_and_counted_if_asked(put):
         "no text": 4,
         "empty text": 1,
         "no verdict": 1,
-        "no JSON": 1,
+        "not JSON": 1,
         "two columns of one name": 1,
     }
     assert "left out: no text (4), empty text (1), no verdict (1)," in report(found)
@@ -334,7 +334,7 @@ def test_what_parts_columns_is_seen_and_said(put, mark, name):
     found = read(put("a.csv", text))
     assert found.entries[0].target == "Fine, thanks; yes|no\t."
     assert found.entries[0].liked is False and name in found.kind
-    assert f"its columns parted by {name}" in report(found)
+    assert f"its columns separated by {name}" in report(found)
 
 
 def test_a_spreadsheets_own_note_about_its_delimiter_is_understood(put):
@@ -666,6 +666,26 @@ def test_a_claude_export(put):
     assert found.left_out == {"messages without text": 1}
 
 
+def test_a_claude_message_whose_text_is_null(put):
+    """Of files alone: nothing was written. In parts: that is the text."""
+    parts = [{"type": "text", "text": "In parts"}, {"type": "image", "source": {}}]
+    turns = [
+        {"sender": "human", "text": None, "files": [{"file_name": "a.pdf"}]},
+        {"sender": "assistant", "text": None, "content": [{"text": "Which page?"}]},
+        {"sender": "human", "text": None, "content": parts},
+    ]
+    export = [{"chat_messages": turns, "created_at": "2024-01-01T00:00:00Z"}]
+    found = read(put("conversations.json", json.dumps(export)))
+    assert [(e.prompt.text, e.target) for e in found.entries] == [
+        ("Which page?", "In parts")
+    ]
+    assert found.left_out == {"messages without text": 1}
+    export[0]["chat_messages"] = [{"sender": "human", "text": 5}]
+    assert "a message holds 5, which is not text" in refused(
+        put("conversations.json", json.dumps(export))
+    )
+
+
 IPHONE = """\ufeff[13/02/2024, 10:00:03] Family: \u200eMessages are end-to-end encrypted.\r
 [13/02/2024, 10:00:04] Anna: hi all\r
 it's: me\u2028again\r
@@ -904,7 +924,7 @@ def test_a_folder_of_notes(put, tmp_path):
         ("old", "old"),
         ("new", "# New\nwords"),
     ]
-    assert found.left_out == {"files that are no .txt or .md": 1, "empty files": 1}
+    assert found.left_out == {"files other than .txt and .md": 1, "empty files": 1}
     (folder / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(IdiolectError, match="latin.txt is not UTF-8 text"):
         read(folder)

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import json
 import os
 import signal
@@ -12,7 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from idiolect.common.command import carry_out, keep_traceback, new_parser, refusal
+from idiolect.common.command import (
+    carry_out,
+    keep_traceback,
+    new_parser,
+    on_interrupt,
+    refusal,
+)
 from idiolect.common.errors import DefectError, IdiolectError
 
 from .test_text import HOSTILE
@@ -60,6 +67,35 @@ def test_every_end_has_a_code_and_one_line(tmp_path, capfd, error, code, sentenc
     said = capfd.readouterr()
     assert (said.out, said.err) == ("", sentence)
     assert list(tmp_path.iterdir()) == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_at_a_terminal_a_sentence_is_broken_between_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    path = "/a-long/path-with-dashes/that-is/longer/than-a-line/of-it.db"
+    end(
+        IdiolectError(f"there is no vault at {path}: make one by `some init`."),
+        tmp_path,
+    )
+    assert sys.stderr.getvalue().splitlines() == [
+        "error: there is no vault at",
+        f"{path}:",
+        "make one by `some init`.",
+    ]
+
+
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, capfd):
+    with pytest.raises(KeyboardInterrupt) as ended, on_interrupt("kept: go on."):
+        raise KeyboardInterrupt
+    assert end(ended.value, tmp_path) == 130
+    assert capfd.readouterr().err == "kept: go on.\n"
+    with pytest.raises(IdiolectError, match="other"), on_interrupt("kept: go on."):
+        raise IdiolectError("other")
 
 
 def test_json_says_it_too(tmp_path, capfd):

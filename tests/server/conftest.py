@@ -22,14 +22,14 @@ def small_model(tmp_path_factory) -> str:
 def short_run(folder: Path, model: str) -> dict:
     """A complete run with three users and two development users."""
     return {
-        "output-dir": str(folder / "runs"),
+        "run.folder": str(folder / "runs"),
         "backbone": model,
-        "device": "cpu",
+        "engine.device": "cpu",
         "users": 3,
         "development-users": 2,
         "history": 6,
         "held-out": 2,
-        "methods": "base,shared,oppu,c-bpo",
+        "methods": "base,shared,sft,c-bpo",
         "deadline": 5.0,
         "lora.rank": 2,
         "lora.targets": "q,v",
@@ -55,4 +55,4 @@ def unbroken(tmp_path_factory, small_model) -> Path:
     """Folder of a short run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("unbroken")
     tasks.forget()
-    return run({**short_run(folder, small_model), "run-name": "unbroken"})
+    return run({**short_run(folder, small_model), "run.name": "unbroken"})

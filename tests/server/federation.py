@@ -80,7 +80,7 @@ def server_context(settings: dict) -> Context:
 def run(settings: dict, grid: FakeGrid | None = None) -> Path:
     """Carry out a run; returns its folder."""
     main(cast(Grid, grid or FakeGrid()), server_context(settings))
-    return (Path(settings["output-dir"]) / "latest").resolve()
+    return (Path(settings["run.folder"]) / "latest").resolve()
 
 
 def results(folder: Path) -> dict:

@@ -1,5 +1,6 @@
 """`idiolect-server` and `idiolect`, without starting a run."""
 
+import io
 import json
 import resource
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from idiolect.client import cli as device
 from idiolect.common.errors import IdiolectError
@@ -18,6 +20,8 @@ from idiolect.server.simulate import launch as simulate
 from .run.test_results import make
 
 LAMP = str(Path(__file__).resolve().parents[2] / "simulations" / "lamp")
+UNIQUENESS = f"{LAMP}/experiments/uniqueness.toml"
+LEAKS = f"{LAMP}/experiments/audit.toml"
 
 
 @pytest.fixture
@@ -57,7 +61,7 @@ def test_version(
 
 def test_show(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", "latest", "--output-dir", str(runs)]) == 0
-    assert "c-bpo - oppu" in capsys.readouterr().out
+    assert "c-bpo - sft" in capsys.readouterr().out
 
 
 def test_show_json_is_the_file(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,8 +123,8 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
         ([LAMP, "-c", "data=no/such"], "no/such"),
         ([LAMP, "-c", "backbone=./none"], "backbone './none' is no folder"),
         ([LAMP, "-c", "backbone=nobody/none"], "HF_HUB_OFFLINE"),
-        ([LAMP, "-c", "resume=old"], "there is no run 'old'"),
-        ([LAMP, "-c", "run-name=a/b"], "'run-name' is 'a/b'"),
+        ([LAMP, "-c", "run.resume=old"], "there is no run 'old'"),
+        ([LAMP, "-c", "run.name=a/b"], "the name of a run is 'a/b'"),
         ([LAMP, "--nodes", "99"], "--nodes is 99"),
         ([LAMP, "--nodes", "0"], "--nodes is 0"),
     ],
@@ -142,6 +146,78 @@ def test_errors_exit_2_and_write_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_study_fits_the_terminal_and_is_markdown_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = (
+        f"## Title\n\n{'several words ' * 12}\n\n| claim | verdict |\n| --- | --- |\n"
+    )
+    text += f"| {'one is better than the other ' * 4}| **not confirmed** |\n"
+    for terminal in (False, True):
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda there=terminal: there)
+        monkeypatch.setattr(sys, "stdout", screen)
+        monkeypatch.setenv("COLUMNS", "60")
+        cli._tell_markdown(text)
+        said = Text.from_ansi(screen.getvalue()).plain
+        assert ("| --- |" in said, "## " in said) == (not terminal, not terminal)
+        assert (max(map(len, said.splitlines())) <= 60) == terminal
+        assert "confirmed" in said and "Title" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "stopped", "kept"),
+    [
+        (
+            ["audit", "one"],
+            "idiolect.server.audit.audit.audit_run",
+            "begins the audit again",
+        ),
+        (
+            ["study", UNIQUENESS],
+            "idiolect.server.study.study.run_study",
+            "finished cells",
+        ),
+        (["study", LEAKS], "idiolect.server.audit.audit.run_study", "finished cells"),
+    ],
+)
+def test_ctrl_c_says_in_one_line_how_to_go_on(
+    words: list[str],
+    stopped: str,
+    kept: str,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stopped, interrupted)
+    assert cli.main([*words, "--output-dir", str(runs)]) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("stopped: ") and kept in said and said.count("\n") == 1
+    assert "same command" in said
+
+
+@pytest.mark.parametrize(
+    "words", [["simulate", LAMP], ["study", UNIQUENESS], ["audit", "one"]]
+)
+def test_something_is_said_before_torch_is_imported(
+    words: list[str], runs: Path
+) -> None:
+    code = (
+        "import sys; from idiolect.server import cli\n"
+        "heavy = {'torch', 'flwr', 'transformers'}\n"
+        "loaded = lambda: str(heavy & set(sys.modules))\n"
+        "cli.tell_sentence = lambda text, *_: sys.exit(text + loaded())\n"
+        "cli.main(sys.argv[1:])"
+    )
+    place = [] if words[0] == "simulate" else ["--output-dir", str(runs)]
+    command = [sys.executable, "-c", code, *words, *place]
+    said = subprocess.run(command, capture_output=True, text=True).stderr
+    assert words[1] in said and said.endswith("set()\n")
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [(None, 0), (IdiolectError("the sky fell"), 1), (KeyboardInterrupt(), 130)],
@@ -159,8 +235,8 @@ def test_the_exit_code_is_that_of_the_run(
         return make()
 
     monkeypatch.setattr(simulate, "simulate", stand_in)
-    arguments = ["simulate", LAMP, "-c", f"output-dir={tmp_path}", "-c", "users=3"]
+    arguments = ["simulate", LAMP, "-c", f"run.folder={tmp_path}", "-c", "users=3"]
     assert cli.main(arguments) == code
     said = capsys.readouterr()
-    assert ("c-bpo - oppu" in said.out) == (code == 0)
+    assert ("c-bpo - sft" in said.out) == (code == 0)
     assert ("error: the sky fell" in said.err) == (code == 1)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...config import Config
+from ...config import MOST_MADE, Config
 from ...errors import IdiolectError
 from ...seeds import numpy_generator
 from ..types import Dataset, Item, Truth, User
@@ -27,7 +27,6 @@ WORLDS = {world.task.name: world for world in (HEADLINE, TAGGING, RATING)}
 # anybody's history, in the public text or in the training text of the tiny backbone.
 PURPOSES = ("history",) * 6 + ("held-out", "public")
 
-MOST = 1_000_000  # items of all users together: more take minutes to make
 MISSES = 10_000  # draws in a row without a new prompt, after which there are none
 
 
@@ -43,11 +42,12 @@ def make(config: Config) -> Dataset:
     """
     world = WORLDS[config.task]
     people = config.users + config.development_users
-    if people * config.history > MOST:
+    each = config.history + config.held_out
+    if people * each > MOST_MADE:
         raise IdiolectError(
-            f"'history' is {config.history}: {people} users would have "
-            f"{people * config.history} items, and at most {MOST} are made; lower "
-            "history, users or development-users."
+            f"'history' is {config.history} and 'held-out' {config.held_out}: {people} "
+            f"users would have {people * each} items, and at most {MOST_MADE} are made; "
+            "lower one of them, users or development-users."
         )
     users = _authors(world, config, "persona-{:03d}", config.users)
     development = _authors(world, config, "dev-{:03d}", config.development_users)

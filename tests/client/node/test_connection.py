@@ -6,30 +6,35 @@ import ssl
 from contextlib import contextmanager
 
 import httpx
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto.fleet_pb2 import ActivateNodeResponse
 from flwr.supercore.date import now
 from flwr.supercore.run import RunNotRunningException
+from flwr.superlink.servicer.fleet import fleet_handlers
 
 from idiolect.client.node import connection
 from idiolect.client.node.connection import TurnedAway, connected, passing
 from idiolect.common.errors import IdiolectError
-from idiolect.server.deploy import operator as deploy
-from tests.server import entrance
-from tests.server.entrance import Device, Place
+from idiolect.server.deploy import keys
+from tests.server import running_proxy
+from tests.server.running_proxy import Device, Place
+from tests.server.superlink import Device as Enrolled
+from tests.server.superlink import LocalGrid, SuperLink, store
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    with entrance.running(tmp_path_factory.mktemp("front") / "server") as place:
+    with running_proxy.running(tmp_path_factory.mktemp("proxy") / "server") as place:
         yield place
 
 
 @pytest.fixture
 def place(running, monkeypatch) -> Place:
     running.link.down = False
-    running.entrance.quotas.clear()
+    running.proxy.quotas.clear()
     monkeypatch.setattr(connection, "FIRST_PAUSE", 0.01)
     return running
 
@@ -143,9 +148,7 @@ def test_a_server_that_is_not_there_is_waited_for(monkeypatch, caplog):
 
     monkeypatch.setattr("idiolect.client.node.connection.time.sleep", pause)
     key = ec.generate_private_key(ec.SECP384R1())
-    trust = deploy._certificate("idiolect authority", key).public_bytes(
-        deploy.Encoding.PEM
-    )
+    trust = keys._certificate("idiolect authority", key).public_bytes(keys.Encoding.PEM)
     with pytest.raises(Stop), connected("127.0.0.1:9", trust.decode(), key):
         pass
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
@@ -192,10 +195,51 @@ def test_a_certificate_that_is_not_trusted_is_not_tried_again(code, said):
 
 
 def test_a_server_of_another_authority_is_named(place, device, tmp_path):
-    deploy.keys_init(tmp_path / "other", ["localhost"], 1)
+    keys.keys_init(tmp_path / "other", ["localhost"], 1)
     trust = (tmp_path / "other" / "ca.crt").read_text()
     with (
         pytest.raises(TurnedAway, match="is not the server that this device joined"),
         connected(f"localhost:{place.port}", trust, device.key),
     ):
         pass
+
+
+# --- requests and replies --------------------------------------------------------------
+
+
+class FleetClient:
+    """Calls of the Fleet API, answered by the store of a SuperLink in this process."""
+
+    def __init__(self, link: SuperLink) -> None:
+        self.link = link
+
+    def __getattr__(self, name: str):
+        words = "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
+        handler, state = getattr(fleet_handlers, words[1:]), self.link.state
+        stored = name in ("PullMessages", "ConfirmMessageReceived")
+        more = [state.object_store] if stored else []
+        return lambda request: handler(request, state, *more)
+
+
+def test_a_request_arrives_whole_and_its_reply_too(tmp_path):
+    link = SuperLink(store(tmp_path))
+    grid, device = LocalGrid(link), Enrolled(link)
+    line = connection.Connection(FleetClient(link), "here:1")  # type: ignore
+    line.node = device.id
+    array = np.arange(6, dtype=np.float32)
+
+    def content(word: str) -> RecordDict:
+        parts = {"message": ConfigRecord({"word": word})}
+        return RecordDict({**parts, "array": ArrayRecord({"a": Array(array)})})
+
+    assert line.receive() is None
+    (number,) = grid.push_messages([Message(content("ask"), device.id, "query.hello")])
+    request = line.receive()
+    assert request is not None and request.metadata.message_id == number
+    assert request.content.config_records["message"]["word"] == "ask"
+    assert line.receive() is None
+    line.send(Message(content("answer"), reply_to=request), 0.5)
+    (reply,) = grid.pull_messages([number])
+    assert reply.content.config_records["message"]["word"] == "answer"
+    found = reply.content.array_records["array"]["a"].numpy()
+    np.testing.assert_array_equal(found, array)

@@ -19,27 +19,26 @@ from idiolect.common.engine.adapters import Lora
 from idiolect.common.errors import IdiolectError
 from idiolect.common.methods import evaluation
 from idiolect.common.methods.personalise import Personal
-from idiolect.common.protocol import messages as protocol
 from idiolect.common.protocol.manifest import Manifest, Seen, canonical, sign
 from idiolect.common.protocol.messages import (
     EvaluateReply,
-    EvaluateTask,
+    EvaluateRequest,
     Failure,
     HelloReply,
-    HelloTask,
+    HelloRequest,
     Missing,
     OfferReply,
-    OfferTask,
+    OfferRequest,
     Outcome,
     PersonaliseReply,
-    PersonaliseTask,
+    PersonaliseRequest,
+    Request,
     ShareReply,
-    ShareTask,
+    ShareRequest,
     VoteReply,
-    VoteTask,
-    pack,
-    unpack,
+    VoteRequest,
 )
+from idiolect.common.protocol.packing import pack, unpack
 from idiolect.common.protocol.signed import make_part
 from idiolect.common.unlabeled.sets import Unlabeled, fingerprint
 from tests.sealing import KEY, SEED, sealed
@@ -103,7 +102,7 @@ def agree(task) -> None:
 
 def call(kind: str, task, place: dict | None = None) -> RecordDict:
     """Send a task to the real ClientApp, whose users agreed to its configuration."""
-    if isinstance(task, protocol.Task) and kind != "query.hello":
+    if isinstance(task, Request) and kind != "query.hello":
         agree(task)
     return send(kind, task, place)
 
@@ -111,7 +110,7 @@ def call(kind: str, task, place: dict | None = None) -> RecordDict:
 def send(kind: str, task, place: dict | None = None) -> RecordDict:
     """Send a task to the real ClientApp; by default to the only node there is."""
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    record = sealed(task, 7) if isinstance(task, protocol.Task) else pack(task)
+    record = sealed(task, 7) if isinstance(task, Request) else pack(task)
     return app.app(Message(record, 7, kind), context(place)).content
 
 
@@ -135,9 +134,9 @@ def head(folder, *users: str, **config: object) -> dict:
 def personalise(
     folder, *users: str, rate: float = 0.5, trial: bool = False, **config
 ) -> PersonaliseReply:
-    task = PersonaliseTask(
+    task = PersonaliseRequest(
         **head(folder, *users, **config),
-        method="oppu",
+        method="sft",
         learning_rate=rate,
         trial=trial,
         manifest="",
@@ -149,8 +148,8 @@ def personalise(
     return unpack(PersonaliseReply, call("train.personalise", task))
 
 
-def evaluate(folder, *users: str, rate: float = 0.5, method: str = "oppu", **changes):
-    task = EvaluateTask(
+def evaluate(folder, *users: str, rate: float = 0.5, method: str = "sft", **changes):
+    task = EvaluateRequest(
         **head(folder, *users),
         method=method,
         learning_rate=rate,
@@ -175,7 +174,7 @@ def test_too_small_a_federation_says_what_to_do():
 
 
 def test_the_app_of_a_simulation_does_not_run_on_a_device(node):
-    reply = call("query.hello", HelloTask(**head(node.folder), key=KEY), place={})
+    reply = call("query.hello", HelloRequest(**head(node.folder), key=KEY), place={})
     with pytest.raises(IdiolectError, match="idiolect node run"):
         unpack(HelloReply, reply)
 
@@ -184,7 +183,8 @@ def test_hello_names_residents_and_hashes(node, monkeypatch):
     monkeypatch.setattr(tasks, "_truncated", lambda _b, users: [1 for _ in users])
     place = {"partition-id": 1, "num-partitions": 2}
     reply = unpack(
-        HelloReply, call("query.hello", HelloTask(**head(node.folder), key=KEY), place)
+        HelloReply,
+        call("query.hello", HelloRequest(**head(node.folder), key=KEY), place),
     )
     assert reply.users == ("u1", "u3", "d1")
     assert reply.development == ("d1",)
@@ -222,20 +222,25 @@ def signed(kind: str, unlabeled: tuple[Unlabeled, ...], **changes) -> dict[str, 
 
 def greet(folder, **config) -> None:
     """First contact, at which the devices pin the server's key."""
-    record = call("query.hello", HelloTask(**head(folder, **config), key=KEY))
+    record = call("query.hello", HelloRequest(**head(folder, **config), key=KEY))
     assert unpack(HelloReply, record).errors == {}
 
 
-def vote_task(folder, *users: str, release: str = "", **changes) -> VoteTask:
-    return VoteTask(
-        **head(folder, *users, **{"unlabeled.nearest": 1} | changes),
+@pytest.fixture(autouse=True)
+def _one_vote_per_item(monkeypatch):
+    monkeypatch.setattr("idiolect.common.unlabeled.votes.NEAREST", 1)
+
+
+def vote_task(folder, *users: str, release: str = "", **changes) -> VoteRequest:
+    return VoteRequest(
+        **head(folder, *users, **changes),
         release=release,
         **signed("bank", tuple(Unlabeled(item) for item in BANK)),
         bank=BANK,
     )
 
 
-def vote(task: VoteTask, known: dict[str, str] | None = None) -> VoteReply:
+def vote(task: VoteRequest, known: dict[str, str] | None = None) -> VoteReply:
     agree(task)
     message = Message(sealed(task, 7, known=known), 7, "query.vote")
     record = app.app(message, context()).content
@@ -280,7 +285,7 @@ def test_a_run_has_the_configuration_of_its_hello(greeted):
     task = vote_task(greeted.folder, "u0", seed=5)
     sentence = unpack(Failure, send("query.vote", task)).sentence
     assert "'u0' did not agree to this run in a hello, or not with this" in sentence
-    other = HelloTask(**head(greeted.folder, seed=5), key=KEY)
+    other = HelloRequest(**head(greeted.folder, seed=5), key=KEY)
     reply = unpack(HelloReply, send("query.hello", other))
     assert reply.users == ()
     assert "not the one of the first contact" in reply.errors["u0"]
@@ -305,8 +310,8 @@ def test_a_task_signed_by_another_key_is_refused(greeted):
             "not signed with",
         ),
         (lambda head: {"signature": "0" * 128}, "not signed with the key"),
-        (lambda head: {"body": "[" * 200_000}, "is no JSON"),
-        (lambda head: {"body": " " * (1 << 21)}, "no text of allowed size"),
+        (lambda head: {"body": "[" * 200_000}, "is not JSON"),
+        (lambda head: {"body": " " * (1 << 21)}, "not a text of allowed size"),
         (lambda head: {"body": '{"x":1,' + head["body"][1:]}, "fields differ"),
     ],
 )
@@ -329,7 +334,9 @@ def test_a_part_that_was_exchanged_on_the_way_is_refused(greeted):
 
 
 def test_parts_are_kept_and_asked_for_where_they_are_not(greeted):
-    task = vote_task(greeted.folder, "u0")
+    # Another configuration than that of hello, which the node holds already.
+    changed = {"unlabeled.ratio": 2.0}
+    task = vote_task(greeted.folder, "u0", **changed)
     agree(task)
     names = {n: make_part(n, getattr(task, n)).hash for n in ("config", "bank")}
     slim = sealed(task, 7, known=names)
@@ -369,7 +376,7 @@ def test_only_a_floor_that_was_signed_is_used(greeted, monkeypatch):
     monkeypatch.setattr(tasks, "personalise", train)
     vote(vote_task(greeted.folder, "u0", release="votes/0"))
     unlabeled = tuple(Unlabeled(item, 2.0) for item in BANK)
-    task = PersonaliseTask(
+    task = PersonaliseRequest(
         **head(greeted.folder, "u0", "u1"),
         method="c-bpo",
         learning_rate=0.5,
@@ -400,7 +407,7 @@ def test_only_a_floor_that_was_signed_is_used(greeted, monkeypatch):
 
 def test_offers_leave_only_for_the_kind_anonymised_and_are_scrubbed(greeted):
     bank = signed("bank", tuple(Unlabeled(item) for item in BANK))
-    task = OfferTask(**head(greeted.folder, "u0"), **bank, bank=BANK, supported=(0,))
+    task = OfferRequest(**head(greeted.folder, "u0"), **bank, bank=BANK, supported=(0,))
     with pytest.raises(IdiolectError, match="only offered where"):
         unpack(OfferReply, call("query.offer", task))
     settings = head(greeted.folder, "u0", **{"unlabeled.kind": "anonymised"})
@@ -418,9 +425,9 @@ def test_noisy_metrics_leave_as_one_bounded_row(greeted, monkeypatch):
     assert personalise(greeted.folder, "u0", **settings).outcomes == {
         "u0": Outcome(None, False, {})
     }
-    task = EvaluateTask(
+    task = EvaluateRequest(
         **head(greeted.folder, "u0", **settings),
-        method="oppu",
+        method="sft",
         learning_rate=0.5,
         unlabeled_hash=fingerprint(()),
         generate=False,
@@ -435,7 +442,7 @@ def test_noisy_metrics_leave_as_one_bounded_row(greeted, monkeypatch):
 
 
 def test_an_emptied_set_is_not_taken_for_the_kind_self(greeted):
-    task = PersonaliseTask(
+    task = PersonaliseRequest(
         **head(greeted.folder, "u0"),
         method="c-bpo",
         learning_rate=0.5,
@@ -461,8 +468,8 @@ def test_with_privacy_a_task_without_a_release_is_not_answered(greeted):
 
 def test_raw_text_leaves_only_for_the_kind_others(node):
     with pytest.raises(IdiolectError, match="only shared where"):
-        unpack(ShareReply, call("query.share", ShareTask(**head(node.folder, "u0"))))
-    task = ShareTask(**head(node.folder, "u0", **{"unlabeled.kind": "others"}))
+        unpack(ShareReply, call("query.share", ShareRequest(**head(node.folder, "u0"))))
+    task = ShareRequest(**head(node.folder, "u0", **{"unlabeled.kind": "others"}))
     reply = unpack(ShareReply, call("query.share", task))
     assert reply.items["u0"][0].target == "plum cake"
     assert reply.items["u0"][0].rivals == ()
@@ -490,14 +497,14 @@ def test_an_adapter_of_another_origin_is_trained_again(node, change):
 
 def test_a_group_that_a_crash_cut_in_two_is_trained_whole(node):
     personalise(node.folder, "u0", "u1")
-    (node.folder / "adapters/oppu/u1.safetensors").unlink()
+    (node.folder / "adapters/sft/u1.safetensors").unlink()
     personalise(node.folder, "u0", "u1")
     assert node.calls == [["u0", "u1"], ["u0", "u1"]]
 
 
 def test_a_damaged_file_is_trained_again(node):
     personalise(node.folder, "u0")
-    file = node.folder / "adapters/oppu/u0.safetensors"
+    file = node.folder / "adapters/sft/u0.safetensors"
     file.write_bytes(file.read_bytes()[:-7])
     assert personalise(node.folder, "u0").users == ("u0",)
     assert len(node.calls) == 2
@@ -519,7 +526,7 @@ def test_a_user_without_an_adapter_is_reported_and_stored_nowhere(node, monkeypa
     reply = personalise(node.folder, "u0")
     assert reply.users == ()
     assert reply.errors == {"u0": "it overflowed."}
-    assert not (node.folder / "adapters/oppu/u0.safetensors").exists()
+    assert not (node.folder / "adapters/sft/u0.safetensors").exists()
 
 
 def test_each_rate_is_measured_with_its_own_adapter(node):
@@ -575,14 +582,14 @@ def test_a_shared_adapter_of_the_wrong_shape_is_refused(node):
 def test_a_task_that_is_no_task_gets_a_sentence_back(node):
     reply = call("query.hello", Failure("r", "s", "nonsense"))
     failure = unpack(Failure, reply)
-    assert failure.sentence == "HelloTask: this is no message of idiolect."
+    assert failure.sentence == "HelloRequest: this is not a message of idiolect."
     body = json.loads(str(reply.config_records["message"]["body"]))
     assert body["run"] == ""
 
 
 def test_a_configuration_of_the_server_is_checked_here_too(node):
     task = dataclasses.replace(
-        HelloTask(**head(node.folder), key=KEY), config={"seeed": 1}
+        HelloRequest(**head(node.folder), key=KEY), config={"seeed": 1}
     )
     with pytest.raises(IdiolectError, match="did you mean 'seed'"):
         unpack(HelloReply, call("query.hello", task))

@@ -7,7 +7,9 @@ import pytest
 
 from idiolect.client.owner import consent
 from idiolect.client.owner.consent import Refusal, Sent, Spent
-from idiolect.client.owner.vault import DEVICE, RandomKey, Record, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.records import DEVICE, Record
+from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.errors import IdiolectError
 
@@ -226,7 +228,7 @@ def test_every_message_that_leaves_has_a_word_of_the_owners():
         name
         for name, one in vars(protocol).items()
         if isinstance(one, type)
-        and issubclass(one, protocol.Step)
+        and issubclass(one, protocol.Message)
         and (name.endswith("Reply") or name in ("Failure", "Missing"))
         and name != "Reply"
     ]

@@ -4,7 +4,9 @@ import pytest
 
 from idiolect.client.owner import consent, history, owner
 from idiolect.client.owner.history import Entry
-from idiolect.client.owner.vault import DEVICE, RandomKey, Record, Source, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.records import DEVICE, Record, Source
+from idiolect.client.owner.vault import Vault
 from idiolect.common.data.types import Prompt
 from idiolect.common.errors import IdiolectError
 
@@ -21,8 +23,8 @@ def pair(prompt: str, target: str) -> Entry:
 
 def test_adding_leaves_out_what_is_there(vault):
     one, two = pair("a", "1"), pair("b", "2")
-    assert history.add(vault, [one, two, one], "mail") == (2, 1)
-    assert history.add(vault, [two, pair("c", "3")], "notes") == (1, 1)
+    assert history.add(vault, [one, two, one], "mail") == 2
+    assert history.add(vault, [two, pair("c", "3")], "notes") == 1
     found = history.entries(vault)
     assert [entry.target for entry in found] == ["1", "2", "3"]
     assert [entry.source for entry in found] == ["mail", "mail", "notes"]

@@ -12,17 +12,12 @@ from cryptography.hazmat.primitives.keywrap import aes_key_unwrap, aes_key_wrap
 
 from idiolect.client.node import membership
 from idiolect.client.node.device import VaultShelf
-from idiolect.client.owner import consent, history, owner, vault
-from idiolect.client.owner.vault import (
-    DEVICE,
-    DamagedError,
-    Passphrase,
-    RandomKey,
-    Source,
-    Vault,
-    WrongKeyError,
-    derived,
-)
+from idiolect.client.owner import adapters, consent, history, owner
+from idiolect.client.owner.database import DamagedError, WrongKeyError, checksum
+from idiolect.client.owner.keys import Passphrase, RandomKey, derived
+from idiolect.client.owner.records import DEVICE, Source
+from idiolect.client.owner.vault import Vault
+from idiolect.common.engine.reference import load_reference
 from idiolect.common.errors import IdiolectError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "vault-1"
@@ -42,8 +37,8 @@ def copied(tmp_path: Path, name: str) -> Path:
 
 def test_everything_is_there_under_its_own_kind_of_source(path):
     with Vault.open(path, SECRET) as opened:
-        adapters = [Source("adapter", number) for number in ("1", "2")]
-        kinds = {*IMPORTS, *adapters, DEVICE, Source("run", "spring")}
+        trained = [Source("adapter", number) for number in ("1", "2")]
+        kinds = {*IMPORTS, *trained, DEVICE, Source("run", "spring")}
         assert set(opened.sources()) == kinds
         entries = history.entries(opened)
         assert [(e.source, e.target) for e in entries] == [
@@ -63,8 +58,8 @@ def test_everything_is_there_under_its_own_kind_of_source(path):
         shelf = VaultShelf(opened, "spring")
         assert shelf.read("round") == b"2"
         assert shelf.read("adapters/c-bpo/device-1.safetensors")
-        assert [v.accepted for v in owner.versions(opened)] == [True, False]
-        assert owner.active(opened) == 1
+        assert [v.accepted for v in adapters.versions(opened)] == [True, False]
+        assert adapters.active(opened) == 1
         assert opened.count_up("adapters", DEVICE) == 3
         count = opened.check()
     with Vault.open(path, SECRET) as again:
@@ -73,12 +68,13 @@ def test_everything_is_there_under_its_own_kind_of_source(path):
 
 def test_its_adapters_can_be_used_and_forgotten(path):
     with Vault.open(path, SECRET) as opened:
-        backbone, zero = owner.reference(owner.configured(opened))
-        shared, own = owner.adapter(opened, backbone, zero)
+        found = load_reference(owner.configured(opened))
+        backbone, zero = found.backbone, found.adapter
+        shared, own = adapters.adapter(opened, backbone, zero)
         assert shared.b.keys() == own.b.keys() and len(own.b) == 2
         count, stale = owner.forget(opened, ["device"])
         assert count == 3 and [one.number for one in stale] == [1, 2]
-        assert owner.active(opened) == 0
+        assert adapters.active(opened) == 0
         assert opened.sources() == [DEVICE, IMPORTS[0]]
         assert consent.consents(opened)["update"] == "no"  # it shared their source
         assert VaultShelf(opened, "spring").read("round") == b"2"
@@ -116,7 +112,7 @@ def test_a_passphrase_that_was_taken_with_its_byte_order_mark(tmp_path):
             again = aes_key_wrap(new, aes_key_unwrap(old, wrapped))
             query = "UPDATE sources SET wrapped = ? WHERE source = ?"
             database.execute(query, (again, place))
-        rows = {"index": index, "check": vault._checksum(head["salt"], index)}
+        rows = {"index": index, "check": checksum(head["salt"], index)}
         for item in rows.items():
             database.execute("INSERT OR REPLACE INTO header VALUES (?, ?)", item)
     database.close()
@@ -128,7 +124,7 @@ def test_a_passphrase_that_was_taken_with_its_byte_order_mark(tmp_path):
 CRASH = """
 import os, sys
 from pathlib import Path
-from idiolect.client.owner import schema1, vault
+from idiolect.client.owner import keys, schema1, vault
 point, path = sys.argv[1:]
 if point == "drop":
     schema1.drop = lambda database: os._exit(9)
@@ -140,7 +136,7 @@ else:
         left[0] -= 1
         return seal(*arguments) if left[0] else os._exit(9)
     vault.Vault._seal = counted
-vault.Vault.open(Path(path), vault.Passphrase("correct horse battery"))
+vault.Vault.open(Path(path), keys.Passphrase("correct horse battery"))
 """
 
 
@@ -198,7 +194,7 @@ def test_a_vault_of_this_schema_is_not_taken_for_an_older_one(path):
 
 def test_two_processes_bring_it_up_once(path):
     code = CRASH.split("point, path")[0] + (
-        "with vault.Vault.open(Path(sys.argv[1]), vault.Passphrase(sys.argv[2])) as one:\n"
+        "with vault.Vault.open(Path(sys.argv[1]), keys.Passphrase(sys.argv[2])) as one:\n"
         "    print(one.check())\n"
     )
     command = [sys.executable, "-c", code, str(path), SECRET.text]

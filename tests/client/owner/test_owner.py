@@ -8,15 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from idiolect.client import overview
+from idiolect.client.commands import status
 from idiolect.client.node import membership
 from idiolect.client.node.device import VaultShelf
-from idiolect.client.owner import consent, history, owner
+from idiolect.client.owner import adapters, consent, history, owner
 from idiolect.client.owner.consent import Refusal
 from idiolect.client.owner.history import Entry
-from idiolect.client.owner.vault import RandomKey, Source, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.records import Record, Source
+from idiolect.client.owner.vault import Vault
 from idiolect.common.data.types import Prompt
-from idiolect.common.engine.adapters import Lora
+from idiolect.common.engine.adapters import Lora, dump_lora
+from idiolect.common.engine.reference import Reference, load_reference
 from idiolect.common.errors import IdiolectError
 from idiolect.common.methods.personalise import Personal
 from tests.common.conftest import write_model
@@ -98,7 +101,7 @@ def test_what_is_forgotten_while_it_is_learnt_stays_forgotten(vault, training, w
     training.append(work)
     with pytest.raises(Refusal, match="forgotten text that this was made of"):
         owner.train(vault)
-    assert owner.versions(vault) == [] and owner.active(vault) == 0
+    assert adapters.versions(vault) == [] and adapters.active(vault) == 0
     assert before.number == 1 and vault.count("adapter") == 0
     training.clear()
     if vault.count(history.KIND) < owner.FEWEST:
@@ -120,11 +123,11 @@ def test_forgetting_what_is_not_learnt_from_costs_nothing(vault, training):
 def test_a_run_that_trains_while_text_is_forgotten_leaves_nothing(vault):
     _, learnt = owner.split(history.entries(vault))
     shelf = VaultShelf(vault, "spring", learnt)
-    shelf.write("adapters/oppu/device-1.safetensors", b"trained before")
+    shelf.write("adapters/sft/device-1.safetensors", b"trained before")
     owner.forget(vault, ["mail"])
-    assert shelf.read("adapters/oppu/device-1.safetensors") is None
+    assert shelf.read("adapters/sft/device-1.safetensors") is None
     with pytest.raises(Refusal, match="forgotten text"):
-        shelf.write("adapters/oppu/device-1.safetensors", b"trained after")
+        shelf.write("adapters/sft/device-1.safetensors", b"trained after")
     assert vault.count("run") == 0
     shelf.write("round", b"1")  # what it agreed to is not made of text
     assert shelf.read("round") == b"1"
@@ -146,7 +149,7 @@ def test_nothing_gets_in_between_two_halves_of_forgetting(vault, path, training)
     def adopt() -> None:
         with Vault.open(path, KEY) as other:
             try:
-                other.put("kept", [owner.Record("x", b"")], Source("adapter", "2"))
+                other.put("kept", [Record("x", b"")], Source("adapter", "2"))
                 owner.check_learnt(other, learnt)
             except Refusal as refusal:
                 refused.append(refusal)
@@ -178,7 +181,7 @@ def test_two_forget_at_once(vault, path, training):
         one.join()
     assert sorted(map(str, said))[0] == "8"
     assert "there is no source 'mail'" in sorted(map(str, said))[1]
-    assert owner.versions(vault) == []
+    assert adapters.versions(vault) == []
     assert {entry.source for entry in history.entries(vault)} == {"notes"}
     vault.check()
 
@@ -216,12 +219,16 @@ def test_a_verdict_does_not_bring_a_forgotten_pair_back(
 # --- which adapter is used --------------------------------------------------------------
 
 
-def judged(vault: Vault, shared_by: float, own_by: float, origin: str) -> owner.Version:
+def judged(
+    vault: Vault, shared_by: float, own_by: float, origin: str
+) -> adapters.Version:
     """Adopt an adapter as a run would."""
-    backbone, zero = owner.reference(owner.configured(vault))
+    found = load_reference(owner.configured(vault))
+    backbone, zero = found.backbone, found.adapter
     user, learnt = owner.split(history.entries(vault))
     shared, own = moved(zero, shared_by), moved(zero, own_by)
-    return owner.adopt(vault, backbone, shared, own, user, learnt, "oppu", origin)
+    trained = owner.Trained(own, "sft", user, learnt, origin)
+    return owner.adopt(vault, Reference(backbone, shared), trained)
 
 
 @pytest.fixture
@@ -246,15 +253,18 @@ def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, 
     poor = judged(vault, -0.5, 1.0, "a run")
     assert (poor.nll, poor.nll_before, poor.nll_bare) == (0.5, 1.5, 1.0)
     assert (poor.nll_in_use, poor.nll_against) == (0.25, 0.5)
-    assert not poor.accepted and owner.active(vault) == good.number
-    backbone, zero = owner.reference(owner.configured(vault))
-    assert owner.latest_shared(vault, backbone, zero) is zero  # nor do we start from it
+    assert not poor.accepted and adapters.active(vault) == good.number
+    found = load_reference(owner.configured(vault))
+    backbone, zero = found.backbone, found.adapter
+    assert (
+        adapters.latest_shared(vault, backbone, zero) is zero
+    )  # nor do we start from it
     better = judged(vault, 0.5, 0.5, "another run")
-    assert better.accepted and owner.active(vault) == better.number
-    assert owner.rollback(vault) == good.number  # not the refused one
+    assert better.accepted and adapters.active(vault) == better.number
+    assert adapters.rollback(vault) == good.number  # not the refused one
     # A task that is sent again brings neither back.
     assert judged(vault, 0.5, 0.5, "another run") == better
-    assert owner.active(vault) == good.number
+    assert adapters.active(vault) == good.number
 
 
 def test_what_does_not_fit_into_the_context_is_left_out_and_counted(vault, training):
@@ -263,7 +273,7 @@ def test_what_does_not_fit_into_the_context_is_left_out_and_counted(vault, train
     version = owner.train(vault)
     assert (version.trained, version.held_out, version.too_long) == (9, 2, 1)
     assert version.sources == ("mail", "notes")
-    line = overview.judged(overview.shown(version))
+    line = status.judged(status.shown(version))
     assert line.endswith("; 1 pair is longer than the context, left out")
 
 
@@ -285,17 +295,16 @@ def test_what_the_one_in_use_knows_by_heart_does_not_judge(vault, scores):
     good = judged(vault, 0.0, 1.0, "")
     assert good.pairs and len(good.pairs) == good.trained == 9
     owner.forget(vault, ["notes"])  # now what it had learnt is among the newest
-    assert owner.versions(vault) == []
+    assert adapters.versions(vault) == []
     history.add(vault, pairs("notes", 3), "notes")
     known = judged(vault, 0.0, 1.0, "")
     ids = tuple(entry.id for entry in history.entries(vault))
     body = vault.get("adapter", str(known.number))
     assert body is not None
-    lora, version = owner._parsed(owner.Record("x", body))
+    lora, version = adapters._parsed(body)
     everything = json.dumps(vars(replace(version, pairs=ids)))
-    record = owner.Record(
-        str(known.number), owner.dump_lora(lora, {"version": everything})
-    )
+    body = dump_lora(lora, {"version": everything})
+    record = Record(str(known.number), body)
     vault.put("adapter", [record], Source("adapter", str(known.number)))
     found = judged(vault, 0.0, 0.5, "")
     assert found.nll_in_use is None and found.accepted
@@ -304,26 +313,29 @@ def test_what_the_one_in_use_knows_by_heart_does_not_judge(vault, scores):
 def test_learning_to_avoid_something_may_cost_a_little(vault, scores):
     judged(vault, 0.0, 1.0, "")
     history.judge(vault, Entry(Prompt("", "no?"), "never"), False)
-    backbone, zero = owner.reference(owner.configured(vault))
+    reference = load_reference(owner.configured(vault))
     user, learnt = owner.split(history.entries(vault))
     for by, accepted in ((0.94, False), (0.96, True), (0.95, False)):
-        lora = moved(zero, by)
-        found = owner.adopt(vault, backbone, zero, lora, user, learnt, "c-bpo")
+        lora = moved(reference.adapter, by)
+        trained = owner.Trained(lora, "c-bpo", user, learnt)
+        found = owner.adopt(vault, reference, trained)
         assert found.accepted == accepted, by
 
 
 def test_reset_goes_back_to_the_bare_model(vault, scores):
     one = judged(vault, 0.5, 0.25, "a run")
-    assert owner.active(vault) == one.number and vault.count("shared") == 1
-    owner.reset(vault)
-    backbone, zero = owner.reference(owner.configured(vault))
+    assert adapters.active(vault) == one.number and vault.count("shared") == 1
+    adapters.reset(vault)
+    found = load_reference(owner.configured(vault))
+    backbone, zero = found.backbone, found.adapter
     assert (
-        owner.active(vault) == 0 and owner.latest_shared(vault, backbone, zero) is zero
+        adapters.active(vault) == 0
+        and adapters.latest_shared(vault, backbone, zero) is zero
     )
     with pytest.raises(IdiolectError, match="no adapter is in use"):
-        owner.adapter(vault, backbone, zero)
-    owner.activate(vault, one.number)  # it is kept, with what is below it
-    shared, _ = owner.adapter(vault, backbone, zero)
+        adapters.adapter(vault, backbone, zero)
+    adapters.activate(vault, one.number)  # it is kept, with what is below it
+    shared, _ = adapters.adapter(vault, backbone, zero)
     assert float(next(iter(shared.b.values()))[0, 0]) == 0.5
 
 
@@ -331,22 +343,24 @@ def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
     poor = judged(vault, 0.5, -1.0, "a run")
     assert not poor.accepted and vault.count("shared") == 1
     shelf = VaultShelf(vault, "spring")
-    shelf.write("adapters/oppu/device-1.safetensors", b"x")
+    shelf.write("adapters/sft/device-1.safetensors", b"x")
     shelf.write("devices/device-1.json", b"{}")
     membership.join(vault, membership.Server("one.example:1", "pem", "00" * 32))
     membership.leave(vault)
-    backbone, zero = owner.reference(owner.configured(vault))
-    assert owner.latest_shared(vault, backbone, zero) is zero
+    found = load_reference(owner.configured(vault))
+    backbone, zero = found.backbone, found.adapter
+    assert adapters.latest_shared(vault, backbone, zero) is zero
     assert vault.count("shared") == 0
     assert [s.kind for s in vault.sources() if s.kind == "run"] == []
     assert shelf.read("devices/device-1.json") == b"{}"  # what it took part in counts
-    assert len(owner.versions(vault)) == 1
+    assert len(adapters.versions(vault)) == 1
 
 
 def test_an_adapter_that_may_be_used_keeps_what_is_below_it(vault, scores):
     one = judged(vault, 0.5, 0.25, "a run")
     membership.leave(vault)
-    backbone, zero = owner.reference(owner.configured(vault))
-    shared, _ = owner.adapter(vault, backbone, zero)
+    found = load_reference(owner.configured(vault))
+    backbone, zero = found.backbone, found.adapter
+    shared, _ = adapters.adapter(vault, backbone, zero)
     assert one.accepted and any(b.any() for b in shared.b.values())
-    assert owner.latest_shared(vault, backbone, zero) is zero
+    assert adapters.latest_shared(vault, backbone, zero) is zero

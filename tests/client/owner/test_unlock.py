@@ -5,13 +5,14 @@ from types import ModuleType
 import pytest
 
 from idiolect.client.owner import unlock as module
+from idiolect.client.owner.keys import Passphrase
 from idiolect.client.owner.unlock import (
     forget_keyring_entry,
     new_keyring_entry,
     new_passphrase,
     unlock,
 )
-from idiolect.client.owner.vault import Passphrase, Vault
+from idiolect.client.owner.vault import Vault
 from idiolect.common.errors import IdiolectError
 
 
@@ -191,6 +192,14 @@ def test_a_passphrase_file_that_is_not_utf_8_says_so(tmp_path, path, coding):
     (tmp_path / "secret").write_bytes("plain words here".encode("utf-16-le"))
     with pytest.raises(IdiolectError, match="control characters"):
         new_passphrase(tmp_path / "secret")
+
+
+def test_a_file_that_is_not_there_is_named_once(path, tmp_path):
+    with pytest.raises(IdiolectError) as found:
+        unlock(path, tmp_path / "none")
+    said = str(found.value)
+    assert said.count("none") == 1 and "Errno" not in said
+    assert "(No such file or directory)" in said
 
 
 WEAK = (

@@ -12,18 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idiolect.client.owner import vault as module
-from idiolect.client.owner.vault import (
-    DEVICE,
+from idiolect.client.owner import database
+from idiolect.client.owner.database import (
+    TABLES,
     DamagedError,
     ErasureError,
-    Passphrase,
-    RandomKey,
-    Record,
-    Source,
-    Vault,
     WrongKeyError,
 )
+from idiolect.client.owner.keys import Passphrase, RandomKey
+from idiolect.client.owner.records import DEVICE, Record, Source
+from idiolect.client.owner.vault import CHUNK, Vault
 from idiolect.common.errors import IdiolectError
 
 KEY = RandomKey(bytes(range(32)))
@@ -77,7 +75,7 @@ def test_records_come_back_in_order_and_are_replaced(vault, path):
         assert names(again) == ["c", "b"]
 
 
-@pytest.mark.parametrize("size", [0, 1, module.CHUNK - 4, module.CHUNK, 2_700_001])
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 4, CHUNK, 2_700_001])
 def test_large_records_are_sealed_in_chunks(vault, size):
     body = os.urandom(size)
     vault.put("adapter", [Record("x", body)], TRAINED)
@@ -314,9 +312,9 @@ def lying_index(path: Path) -> None:
     edit_schema(
         path,
         "DROP INDEX by_name",
-        f"{module.TABLES[-1]} WHERE kind != 'state'",
+        f"{TABLES[-1]} WHERE kind != 'state'",
         "PRAGMA writable_schema = ON",
-        f"UPDATE sqlite_schema SET sql = '{module.TABLES[-1]}' WHERE name = 'by_name'",
+        f"UPDATE sqlite_schema SET sql = '{TABLES[-1]}' WHERE name = 'by_name'",
     )
 
 
@@ -424,7 +422,7 @@ def test_a_damaged_header_is_not_called_a_wrong_key(vault, path, query, sentence
 def test_a_file_that_is_no_vault_is_named(path, content):
     path.parent.mkdir()
     path.write_bytes(content)
-    with pytest.raises(DamagedError, match="no vault"):
+    with pytest.raises(DamagedError, match="not a vault"):
         Vault.open(path, KEY)
 
 
@@ -539,7 +537,9 @@ def test_a_failed_write_leaves_nothing(vault):
 WRITER = """
 import sys
 from pathlib import Path
-from idiolect.client.owner.vault import RandomKey, Record, Source, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.records import Record, Source
+from idiolect.client.owner.vault import Vault
 name, total, pause = sys.argv[2], int(sys.argv[3]), sys.argv[4:]
 with Vault.open(Path(sys.argv[1]), RandomKey(bytes(range(32)))) as vault:
     for i in range(total):
@@ -598,7 +598,6 @@ def test_kill_9_leaves_whole_writes(vault, path):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    monkeypatch.setattr(module, "ERASING", 0.05)
     monkeypatch.setattr(Vault.erase, "__defaults__", (0.05,))
 
 
@@ -668,7 +667,9 @@ def test_a_kill_between_deleting_and_erasing_is_made_up_for(vault, path, monkeyp
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from idiolect.client.owner.vault import IdiolectError, RandomKey, Record, Source, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.records import Record, Source
+from idiolect.client.owner.vault import IdiolectError, Vault
 if os.geteuid() == 0:  # whom no mode keeps out
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
 try:
@@ -707,7 +708,7 @@ def test_a_read_only_vault_is_not_called_damaged(vault, path, what):
 
 def test_a_locked_vault_is_not_called_damaged(vault, path, monkeypatch):
     vault.close()
-    monkeypatch.setattr(module, "BUSY", 0.01)
+    monkeypatch.setattr(database, "BUSY", 0.01)
     blocker = sqlite3.connect(path, isolation_level=None)
     blocker.execute("PRAGMA locking_mode = EXCLUSIVE")
     blocker.execute("BEGIN EXCLUSIVE")
@@ -731,7 +732,8 @@ def test_a_full_disk_is_named_and_changes_nothing(vault, path):
 FULL = """
 import sys
 from pathlib import Path
-from idiolect.client.owner.vault import IdiolectError, RandomKey, Vault
+from idiolect.client.owner.keys import RandomKey
+from idiolect.client.owner.vault import IdiolectError, Vault
 from idiolect.common.files import write_atomically, write_new
 place = Path(sys.argv[1])
 with (place / "filler").open("wb", buffering=0) as stream:

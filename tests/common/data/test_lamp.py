@@ -8,6 +8,8 @@ import pytest
 
 from idiolect.common.config import parse
 from idiolect.common.data import lamp
+from idiolect.common.data.cleaning import clean
+from idiolect.common.data.lamp import forms, items
 from idiolect.common.data.load import check
 from idiolect.common.errors import IdiolectError
 
@@ -28,7 +30,7 @@ SAMPLES = {
     ),
     "LaMP-2": (
         lambda u, i: {"description": f"Film {u}.{i}", "tag": "dark comedy"},
-        lamp.FORMS["LaMP-2"].question + "Asked film {u}",
+        forms.FORMS["LaMP-2"].question + "Asked film {u}",
         "true story",
     ),
     "LaMP-3": (
@@ -111,7 +113,7 @@ def test_every_task_is_read(tmp_path, task):
     assert asked.target == SAMPLES[task][2].format(u=1)
     # The published question, whole and unchanged, and a word that asks for the answer.
     question = SAMPLES[task][1].replace("{u}", "1")
-    assert asked.prompt.text == question + lamp.FORMS[task].cue
+    assert asked.prompt.text == question + forms.FORMS[task].cue
     # Only the user's own text may be cut.
     assert asked.prompt.input in ("Asked 1", "Asked film 1")
     assert dataset.dropped == {}
@@ -148,7 +150,7 @@ def test_every_task_is_read(tmp_path, task):
         ("LaMP-4", ARTICLE + "Article 0.7 headline:", "Head 0.7"),
         (
             "LaMP-5",
-            lamp.FORMS["LaMP-5"].question + "Abstract 0.7 title:",
+            forms.FORMS["LaMP-5"].question + "Abstract 0.7 title:",
             "Title 0.7",
         ),
         (
@@ -170,12 +172,12 @@ def test_history_pair(tmp_path, task, prompt, target):
 
 
 def test_kind_and_labels():
-    kinds = {name: form.task.kind for name, form in lamp.FORMS.items()}
+    kinds = {name: form.task.kind for name, form in forms.FORMS.items()}
     assert kinds["LaMP-1"] == kinds["LaMP-2"] == "classification"
     assert kinds["LaMP-3"] == "rating"
     assert {kinds[f"LaMP-{n}"] for n in (4, 5, 6, 7)} == {"generation"}
-    assert len(lamp.TAGS) == 15
-    assert lamp.FORMS["LaMP-1"].task.labels == ("[1]", "[2]")
+    assert len(forms.TAGS) == 15
+    assert forms.FORMS["LaMP-1"].task.labels == ("[1]", "[2]")
 
 
 def test_citation_keeps_its_options_and_quotes(tmp_path):
@@ -202,10 +204,11 @@ REWORDED = {
     "LaMP-2": [
         (
             f"Which tag does this movie relate to among the following tags? Just answer "
-            f"with the tag name. tags: [{', '.join(reversed(lamp.TAGS))}] description: TEXT"
+            "with the tag name. "
+            f"tags: [{', '.join(reversed(forms.TAGS))}] description: TEXT"
         ),
         (
-            f"Which TAG does this movie relate to? Tags : [{', '.join(sorted(lamp.TAGS))}]"
+            f"Which TAG does this movie relate to? Tags : [{', '.join(sorted(forms.TAGS))}]"
             "\n\nDescription :\tTEXT"
         ),
         "Which tag does this movie relate to? description: TEXT tags: [comedy, action]",
@@ -224,7 +227,7 @@ REWORDED_ALL = [(task, text) for task, texts in REWORDED.items() for text in tex
 def asked_again(folder, task, wording, text):
     """Official files in which user 0 asks about the profile's item 3, in other words."""
     questions, _ = official(folder, task, date=lambda i: f"2015-01-{i + 1:02}")
-    form = lamp.FORMS[task]
+    form = forms.FORMS[task]
     item = questions[0]["profile"][3]
     questions[0]["input"] = wording.replace("TEXT", text(item[form.source]))
     save(folder / "dev_questions.json", questions)
@@ -241,10 +244,10 @@ def test_a_question_in_other_words_is_recognised(tmp_path, task, wording, text):
     source = asked_again(tmp_path, task, wording, text)
     dataset = read(tmp_path, task, held_out=1)
     (asked,) = dataset.users[0].held_out
-    form = lamp.FORMS[task]
-    wanted = lamp.clean(text(source))
+    form = forms.FORMS[task]
+    wanted = clean(text(source))
     assert asked.prompt.input.strip(", ") == wanted.strip()
-    whole = lamp.clean(wording.replace("TEXT", text(source)))
+    whole = clean(wording.replace("TEXT", text(source)))
     assert asked.prompt.text == whole + form.cue
     assert lamp.UNKNOWN not in dataset.dropped
     # The item that is asked about is not learnt from.
@@ -272,7 +275,7 @@ def test_an_unknown_wording_is_counted_and_leaks_nothing(
         source = lengthen(tmp_path, task)
     dataset = read(tmp_path, task, held_out=1)
     (asked,) = dataset.users[0].held_out
-    assert (asked.prompt.before, asked.prompt.after) == ("", lamp.FORMS[task].cue)
+    assert (asked.prompt.before, asked.prompt.after) == ("", forms.FORMS[task].cue)
     assert dataset.dropped == {lamp.UNKNOWN: 1, lamp.LEAKED: 1}
     assert len(dataset.users[0].history) == 7
     assert source not in [item.prompt.input for item in dataset.users[0].history]
@@ -282,7 +285,7 @@ def test_an_unknown_wording_is_counted_and_leaks_nothing(
 def lengthen(folder, task):
     """Make the item that user 0 asks about longer, in profile and question."""
     questions = json.loads((folder / "dev_questions.json").read_text())
-    source = lamp.FORMS[task].source
+    source = forms.FORMS[task].source
     item = questions[0]["profile"][3]
     longer = f"{item[source]} of many words"
     questions[0]["input"] = questions[0]["input"].replace(item[source], longer)
@@ -409,12 +412,12 @@ def test_one_missing_date_means_file_order_and_is_said(tmp_path, missing, caplog
     dataset = read(tmp_path, history=2, held_out=1)
     history = dataset.users[0].history
     assert [item.target for item in history] == ["Head 0.6", "Head 0.7"]
-    assert dataset.dropped == {lamp.UNDATED: 5}
-    assert f"{lamp.UNDATED}: 5" in caplog.text
+    assert dataset.dropped == {items.UNDATED: 5}
+    assert f"{items.UNDATED}: 5" in caplog.text
 
 
 def test_wrongly_decoded_text_is_repaired_before_anything_is_removed():
-    assert lamp.clean("It\u00e2\u0080\u0099s caf\u00c3\u00a9") == "It\u2019s caf\u00e9"
+    assert clean("It\u00e2\u0080\u0099s caf\u00c3\u00a9") == "It\u2019s caf\u00e9"
 
 
 def test_remaining_users_history_is_public(tmp_path):
@@ -504,7 +507,7 @@ def test_items_without_text_are_left_out_and_counted(tmp_path):
     questions[0]["profile"][1]["text"] = ""
     save(tmp_path / "dev_questions.json", questions)
     dataset = read(tmp_path, held_out=1)
-    assert dataset.dropped == {lamp.EMPTY: 2}
+    assert dataset.dropped == {items.EMPTY: 2}
     assert len(dataset.users[0].history) == 6
 
 
@@ -512,7 +515,7 @@ def test_items_without_text_are_left_out_and_counted(tmp_path):
 @pytest.mark.parametrize("task", SAMPLES)
 def test_one_missing_value_costs_one_item(tmp_path, task, missing, caplog):
     questions, _ = official(tmp_path, task)
-    form = lamp.FORMS[task]
+    form = forms.FORMS[task]
     questions[0]["profile"][2][form.source] = missing
     if form.answer:
         questions[1]["profile"][2][form.answer] = missing
@@ -524,14 +527,14 @@ def test_one_missing_value_costs_one_item(tmp_path, task, missing, caplog):
     damaged = 1 + bool(form.answer) + (missing is None)
     lengths = [len(user.history) for user in dataset.users]
     assert sum(lengths) == 3 * 8 - damaged and lengths[0] == 7
-    assert dataset.dropped == {lamp.EMPTY: damaged}
-    assert f"{lamp.EMPTY}: {damaged}" in caplog.text
+    assert dataset.dropped == {items.EMPTY: damaged}
+    assert f"{items.EMPTY}: {damaged}" in caplog.text
 
 
 @pytest.mark.parametrize("part", ["input", "gold"])
 @pytest.mark.parametrize("missing", [None, float("nan"), "", " \u200b "])
 def test_one_hollow_question_of_several_costs_itself_alone(tmp_path, part, missing):
-    form = lamp.FORMS["LaMP-4"]
+    form = forms.FORMS["LaMP-4"]
     profile = [
         {"id": f"p{i}", "text": f"article {i}", "title": f"t{i}"} for i in range(8)
     ]
@@ -741,7 +744,7 @@ def test_not_text(tmp_path):
 def test_wrong_top_level(tmp_path):
     questions, outputs = official(tmp_path)
     save(tmp_path / "dev_questions.json", {"questions": questions})
-    assert "no list of users" in refused(tmp_path)
+    assert "not a list of users" in refused(tmp_path)
     save(tmp_path / "dev_questions.json", questions)
     save(tmp_path / "dev_outputs.json", outputs["golds"])
     assert "no list 'golds'" in refused(tmp_path)
@@ -775,15 +778,15 @@ def damage(key, value=None):
 
 BROKEN = [
     (["user_id"], None, "missing field", "field 'user_id' is missing"),
-    (["user_id"], [1], "wrong type", "field 'user_id' is no text or number"),
+    (["user_id"], [1], "wrong type", "field 'user_id' is not a text or number"),
     (["profile"], None, "missing field", "field 'profile' is missing"),
-    (["profile"], "none", "wrong type", "field 'profile' is no list"),
+    (["profile"], "none", "wrong type", "field 'profile' is not a list"),
     (["profile"], [], "empty history", "no history item to learn from"),
-    (["profile", 2], "text", "wrong type", "profile[2] is no JSON object"),
+    (["profile", 2], "text", "wrong type", "profile[2] is not a JSON object"),
     (["profile", 2, "title"], None, "missing field", "'profile[2].title' is missing"),
-    (["profile", 2, "text"], 5, "wrong type", "'profile[2].text' is no text"),
+    (["profile", 2, "text"], 5, "wrong type", "'profile[2].text' is not a text"),
     (["query"], None, "missing field", "field 'query' is missing"),
-    (["query", 1], 3, "wrong type", "query[1] is no JSON object"),
+    (["query", 1], 3, "wrong type", "query[1] is not a JSON object"),
     (["query", 1, "id"], None, "missing field", "'query[1].id' is missing"),
     (["query", 1, "id"], "10", "duplicate id", "same id"),
     (["user_id"], 0, "duplicate user", "earlier record has this user"),
@@ -811,7 +814,7 @@ def test_a_record_that_is_no_object(tmp_path):
     save(tmp_path / "dev_questions.json", ["text", *questions])
     message = refused(tmp_path)
     assert "dev_questions.json with dev_outputs.json: record 0:" in message
-    assert "no JSON object" in message
+    assert "not a JSON object" in message
     assert read(tmp_path, skip_bad_users=True).dropped == {"wrong type": 1}
 
 
@@ -856,7 +859,7 @@ def test_unknown_labels(tmp_path, value):
     assert "'profile[4].score'" in message and "not one of 1, 2, 3, 4, 5" in message
     questions[1]["profile"][4]["score"] = True
     save(tmp_path / "dev_questions.json", questions)
-    assert "'profile[4].score' is no label" in refused(tmp_path, "LaMP-3")
+    assert "'profile[4].score' is not a label" in refused(tmp_path, "LaMP-3")
 
 
 def test_nothing_held_out(tmp_path):
@@ -884,7 +887,7 @@ def test_fewer_users_than_asked(tmp_path):
     ("content", "said"),
     [
         ([], "holds 0 usable users"),
-        ([None], "record 0: the record is no JSON object"),
+        ([None], "record 0: the record is not a JSON object"),
         ([{"user_id": "7"}], "record 0 (user '7'): field 'query' is missing"),
         ([{"user_id": " "}], "record 0 (user ' '): field 'user_id' has 0 characters"),
         (
@@ -943,7 +946,7 @@ def test_real_files(folder, task, users, public, file):
     everyone = (*dataset.users, *dataset.development)
     assert len(everyone) == 56
     assert len({item.id.split("/")[0] for item in dataset.public}) == public
-    question = lamp.FORMS[task].question
+    question = forms.FORMS[task].question
     for user in everyone:
         assert 1 <= len(user.history) <= 32 and 1 <= len(user.held_out) <= 8
         held = {item.target.casefold() for item in user.held_out}

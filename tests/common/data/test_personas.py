@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from idiolect.common.config import Config, Persona, parse
+from idiolect.common.config.page import markdown
 from idiolect.common.data import personas
 from idiolect.common.data.personas import WORLDS, authors, make, score_style
 from idiolect.common.data.personas.headline import HEADLINE
@@ -368,5 +369,10 @@ def test_more_prompts_than_there_are_is_refused(monkeypatch) -> None:
 
 
 def test_more_items_than_can_be_made_are_refused() -> None:
-    with pytest.raises(IdiolectError, match="'history' is 200000: 8 users .* 1600000 "):
+    with pytest.raises(
+        IdiolectError, match="'history' is 200000 .* 8 users .* 1600032 "
+    ):
         make(small(history=200_000, users=6))
+    with pytest.raises(IdiolectError, match="'held-out' 200000: .* lower one of them"):
+        make(small(held_out=200_000, users=6))
+    assert f"at most {1_000_000:,} items" in markdown()

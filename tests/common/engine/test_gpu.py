@@ -145,7 +145,7 @@ def test_the_whole_of_personalise_runs_in_bf16(dataset):
     reference = Reference(backbone, zero_shared(backbone, CONFIG.shared_shape, 0))
     items = [item for user in dataset.users for item in user.history]
     unlabeled = UnlabeledSet(tuple(map(Unlabeled, items)))
-    for method in ("oppu", "cope", "kto", "bco", "c-bpo"):
+    for method in ("sft", "cope", "kto", "bco", "c-bpo"):
         found = personalise(reference, dataset.users, unlabeled, method, 1e-3, CONFIG)
         assert [each.error for each in found] == [""] * 4
 

@@ -44,7 +44,7 @@ class Counter(TorchDispatchMode):
 def made():
     keys = {"users": 2, "development-users": 0, "unlabeled.kind": "others"}
     config = parse({**keys, "personalise.learning-rates": "3e-3"})
-    backbone = load_backbone("tiny", "float32", "cpu", config.max_length)
+    backbone = load_backbone("tiny", "float32", "cpu", config.engine.max_length)
     shared = zero_shared(backbone, config.shared_shape, config.seed)
     user, other = load_dataset(config).users
     entries = tuple(Unlabeled(item, 1.0, other.id) for item in other.history)

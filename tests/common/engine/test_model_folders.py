@@ -491,6 +491,33 @@ def test_a_lost_shard_is_named(llama):
     refused(llama, "lacks")
 
 
+def test_an_index_without_metadata_is_a_sentence_that_repairs_it(llama):
+    part = "model-00001-of-00001.safetensors"
+    names = list(load_file(llama / "model.safetensors"))
+    (llama / "model.safetensors").rename(llama / part)
+    path = llama / "model.safetensors.index.json"
+    index = {"weight_map": dict.fromkeys(names, part)}
+    path.write_text(json.dumps(index))
+    refused(llama, "index.json has no 'metadata'", 'add `"metadata": {}`')
+    path.write_text(json.dumps(index | {"metadata": {}}))
+    loaded(llama)
+
+
+@pytest.mark.parametrize(
+    ("file", "parts"),
+    [
+        ("pytorch_model.bin", ("pytorch_model.bin", "only safetensors", "save_pretra")),
+        ("model-q4.gguf", ("model-q4.gguf", "only safetensors are read")),
+        ("consolidated.safetensors", ("consolidated.safetensors is neither", "rename")),
+        (None, ("no weights in its folder", "download model.safetensors")),
+    ],
+)
+def test_weights_that_are_not_read_are_named(llama, file, parts):
+    weights = llama / "model.safetensors"
+    weights.rename(llama / file) if file else weights.unlink()
+    refused(llama, *parts)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_a_pointer_file_is_named(llama, name):
     text = "version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n"

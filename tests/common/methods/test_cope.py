@@ -99,17 +99,17 @@ def test_cope_is_sft_and_then_one_epoch_of_dpo_against_it(
     for stage in (module, cope_module):
         monkeypatch.setattr(stage, "train", watch)
     (cope,) = train(reference, users[:1], others, "cope")
-    (oppu,) = train(reference, users[:1], others, "oppu")
+    (plain,) = train(reference, users[:1], others, "sft")
     (_, sft, first, tuned), (start, pairs, second, _) = calls[:2]
     assert (first.epochs, second.epochs) == (CONFIG.personalise.epochs, 1)
-    assert hash_lora(start[0]) == hash_lora(tuned[0]) == hash_lora(oppu.lora)
-    assert hash_lora(cope.lora) != hash_lora(oppu.lora)
+    assert hash_lora(start[0]) == hash_lora(tuned[0]) == hash_lora(plain.lora)
+    assert hash_lora(cope.lora) != hash_lora(plain.lora)
     assert cope.log["steps"] == 2 * 2 + 2
     (pair_set,) = pairs
     own = [wide.encode(item) for item in users[0].history]
     assert [e.encoded for e in pair_set.positive] == own
     assert [e.encoded for e in sft[0].positive] == own
-    with attached(wide, reference.shared, oppu.lora):
+    with attached(wide, reference.shared, plain.lora):
         for example in (*pair_set.positive, *pair_set.rejected):
             expected = obvious_logp(wide, example.encoded)
             assert example.reference == pytest.approx(expected, abs=1e-3)

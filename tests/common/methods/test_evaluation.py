@@ -280,13 +280,11 @@ def test_named_methods_decode_by_contrast_and_are_scored_without(
     settings = config(evaluate__contrast=0.7, evaluate__contrasted="cope")
     results = {
         method: evaluate(reference, loras, users, method, settings, True)
-        for method in ("oppu", "cope")
+        for method in ("sft", "cope")
     }
     assert asked == [0.0, 0.7]
-    both = replace(
-        settings, evaluate=replace(settings.evaluate, contrasted="oppu,cope")
-    )
-    (named,) = evaluate(reference, loras[:1], users[:1], "oppu", both, True)
+    both = replace(settings, evaluate=replace(settings.evaluate, contrasted="sft,cope"))
+    (named,) = evaluate(reference, loras[:1], users[:1], "sft", both, True)
     assert asked[2:] == [0.7] and named == pytest.approx(results["cope"][0], abs=1e-5)
     for one, two in zip(*results.values(), strict=True):
         assert (one["nll"], one["contrast"]) == (two["nll"], two["contrast"])

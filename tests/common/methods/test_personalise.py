@@ -25,7 +25,7 @@ def lora_of(result: Personal) -> Lora:
     return result.lora
 
 
-@pytest.mark.parametrize("method", ["oppu", "cope", "kto", "bco", "c-bpo", "positives"])
+@pytest.mark.parametrize("method", ["sft", "cope", "kto", "bco", "c-bpo", "positives"])
 def test_a_group_equals_its_users_alone(reference, users, others, method):
     together = train(reference, users, others, method)
     for k, user in enumerate(users):
@@ -39,7 +39,7 @@ def test_a_group_equals_its_users_alone(reference, users, others, method):
 
 
 def test_overflow_is_reported_by_name(reference, users, others):
-    results = personalise(reference, users, others, "oppu", 1e30, CONFIG)
+    results = personalise(reference, users, others, "sft", 1e30, CONFIG)
     assert all(p.lora is None for p in results)
     assert users[1].id in results[1].error and "learning rate" in results[1].error
 

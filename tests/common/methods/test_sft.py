@@ -38,8 +38,8 @@ def test_sft_is_nll_per_token():
 def test_nobody_elses_history_reaches_an_sft_adapter(reference, users, others):
     """The public OPPU code trains user i on users 0..i; here user 0 changes nothing."""
     changed = replace(users[0], history=users[0].history[::-1][:3])
-    before = train(reference, users, others, "oppu")
-    after = train(reference, [changed, *users[1:]], others, "oppu")
+    before = train(reference, users, others, "sft")
+    after = train(reference, [changed, *users[1:]], others, "sft")
     assert hash_lora(before[0].lora) != hash_lora(after[0].lora)
     for one, two in zip(before[1:], after[1:], strict=True):
         for name, tensor in lora_of(one).b.items():

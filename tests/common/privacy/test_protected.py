@@ -20,7 +20,7 @@ from idiolect.common.privacy.protected import (
     protected,
     used,
 )
-from idiolect.server.privacy.ledger import Event, epsilons
+from idiolect.server.privacy.accountant import Event, epsilons
 
 DEVICES = {"task": "text", "personalise.learning-rates": "1e-3", "users": 200}
 PRIVATE = DEVICES | {"privacy.mode": "central", "privacy.metrics": "noisy"}
@@ -81,11 +81,6 @@ def test_noise_that_is_none_is_named(more, said):
             "metrics",
             "noise of 0.02",
         ),
-        (
-            {"privacy.noise": 5.0, "adapt.clip-quantile": 0.5, "privacy.clip-bit": 0.1},
-            "update",
-            "noise of 0.1 times",
-        ),
         ({"privacy.metrics": "clear"}, "metrics", "privacy.metrics is 'clear'"),
         ({"adapt.rounds": 0}, "update", "no release of this kind"),
         ({"unlabeled.kind": "self"}, "votes", "no release of this kind"),
@@ -103,6 +98,12 @@ def test_each_outflow_has_an_answer_of_its_own(more, outflow, said):
     others = {"update", "votes", "metrics"} & set(used(config)) - {outflow}
     if "clip-quantile" not in str(more) and "cohort" not in str(more):
         assert not any(protected(config, other) for other in others)
+
+
+def test_the_clip_bit_counts_as_a_part_of_the_update(monkeypatch):
+    monkeypatch.setattr("idiolect.common.privacy.protected.CLIP_BIT", 0.1)
+    config = with_({"privacy.noise": 5.0, "adapt.clip-quantile": 0.5})
+    assert "noise of 0.1 times" in protected(config, "update")
 
 
 def test_a_delta_that_a_parser_let_through_is_no_protection():
@@ -156,7 +157,7 @@ def test_sampling_may_make_of_strong_noise_what_the_budget_says():
 
 
 def test_what_a_run_makes_is_counted_within_its_cap():
-    config = with_({"privacy.participations": 3, "methods": "base,shared,oppu"})
+    config = with_({"privacy.participations": 3, "methods": "base,shared,sft"})
     assert planned(config) == {"update": 3, "votes": 1, "metrics": 3}
     assert planned(parse(DEVICES)) == {}
     assert planned(with_({"unlabeled.kind": "self", "adapt.rounds": 0})) == {

@@ -10,7 +10,6 @@ from idiolect.common.data import personas
 from idiolect.common.data.types import Truth
 from idiolect.common.engine.adapters import (
     Lora,
-    hash_lora,
     new_lora,
 )
 from idiolect.common.methods.personalise import (
@@ -133,41 +132,3 @@ def test_alpha_looks_at_as_many_items_as_it_is_told(
     drawn, four, everything = (6, 6.0), (4, 4.0), (12, 12.0)
     assert seen[:2] == [drawn] * 2 and seen[4:] == [everything] * 2
     assert all(n <= four[0] and total == four[1] for n, total in seen[2:4])
-
-
-def test_a_second_opinion_is_logged_and_changes_nothing(reference, users, others):
-    plain = train(reference, users, others, "c-bpo")
-    asked = config(unlabeled__second_opinion=True)
-    told = train(reference, users, others, "c-bpo", asked)
-    for one, two in zip(plain, told, strict=True):
-        assert hash_lora(one.lora) == hash_lora(two.lora)
-        assert one.alpha == two.alpha
-        assert not any(name.startswith("prior") for name in one.log)
-        # Three held-out items are too few for the rule: it falls back to a tenth.
-        assert (two.log["prior_alpha"], two.log["prior_reliable"]) == (0.1, 0.0)
-        assert 0 <= two.log["prior_auc"] <= 1 and 0 <= two.log["prior_upper"] <= 1
-    (knob,) = train(
-        reference,
-        users[:1],
-        others,
-        "c-bpo",
-        config(unlabeled__kind="public", unlabeled__second_opinion=True),
-    )
-    assert "prior_alpha" not in knob.log  # no share of a population there
-
-
-def test_a_second_opinion_never_looks_at_what_was_trained_on(
-    reference, wide, users, others, monkeypatch
-):
-    looked: list[set] = []
-    original = alpha.score_users
-
-    def watch(backbone, adapters, items):
-        looked.append({entry.ids for part in items for entry in part})
-        return original(backbone, adapters, items)
-
-    monkeypatch.setattr(alpha, "score_users", watch)
-    train(reference, users[:1], others, "c-bpo", config(unlabeled__second_opinion=True))
-    drawn = draw_for(reference, users[0], others, CONFIG).aux
-    own = {wide.encode(item).ids for item in users[0].history}
-    assert looked and not looked[-1] & ({entry.ids for entry in drawn} | own)

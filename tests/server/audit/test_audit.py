@@ -8,11 +8,12 @@ import math
 import numpy as np
 import pytest
 
-from idiolect.common.config import parse
+from idiolect.common.config import parse_run
 from idiolect.common.errors import IdiolectError
 from idiolect.common.seeds import numpy_generator
 from idiolect.server import cli
 from idiolect.server.audit import attacks, audit
+from idiolect.server.findings.page import load
 from idiolect.server.privacy.ledger import read_ledger
 from idiolect.server.run import adapt
 from idiolect.server.study.study import read_study
@@ -97,12 +98,12 @@ def test_a_declared_audit_runs_resumes_and_reports(tmp_path, capsys):
     )
     arguments = ["study", str(file), "--output-dir", str(tmp_path / "out")]
     assert cli.main([*arguments, "--findings", str(tmp_path / "findings")]) == 0
-    found = json.loads((tmp_path / "findings/small.json").read_text())
+    found = load(tmp_path / "findings")["small"]
     assert [(row["control"], row["caught"]) for row in found["rows"]] == [
         ("honest", 0),
         ("noise-tenth", 2),
     ]
-    page = (tmp_path / "findings.md").read_text()
+    page = (tmp_path / "findings/small.md").read_text()
     assert "| honest | 2 | 0 |" in page and "**Reading.** R." in page
     cells = sorted((tmp_path / "out/small/cells").glob("*.json"))
     before = [cell.stat().st_mtime_ns for cell in cells]
@@ -144,7 +145,7 @@ def test_auditing_a_run_completes_its_card(settings, quick, capsys, kind):
     plain = settings | CENTRAL | {"methods": "shared", "unlabeled.kind": kind}
     plain |= {"unlabeled.buckets": 3, "unlabeled.support": 4, "history": 10}
     folder = run(plain, FakeGrid(5))
-    place = ["--output-dir", plain["output-dir"]]
+    place = ["--output-dir", plain["run.folder"]]
     assert cli.main(["audit", "latest", *place]) == 0
     printed = " ".join(capsys.readouterr().out.split())  # wherever lines are broken
     assert "Audit 'aggregation, honest, summed'" in printed
@@ -172,7 +173,7 @@ def test_a_run_without_results_cannot_be_audited(tmp_path, capsys):
 
 def test_a_secret_in_a_history_is_ranked_by_likelihood(settings, quick, monkeypatch):
     """A shared adapter that knows the code must be found to know it."""
-    config = parse({k: v for k, v in settings.items() if k != "output-dir"})
+    config = parse_run(settings)[0]
     from idiolect.common.data.load import load_dataset
     from idiolect.common.engine.reference import Reference, load_reference
 

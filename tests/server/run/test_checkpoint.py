@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from idiolect.common.config import Config, Personalise
+from idiolect.common.config import Config, Personalise, RunOptions
 from idiolect.common.data.types import Item, Prompt
 from idiolect.common.errors import IdiolectError
 from idiolect.common.files import write_atomically
@@ -26,8 +26,12 @@ SHAPES = {"layer.q": (3, 2)}
 
 
 @pytest.fixture
-def config(tmp_path) -> Config:
-    return Config(output_dir=str(tmp_path / "runs"), run_name="first")
+def options(tmp_path) -> RunOptions:
+    return RunOptions("first", "", str(tmp_path / "runs"))
+
+
+def opened(options, config=None, **changes):
+    return open_run(config or Config(), replace(options, **changes))
 
 
 def state() -> State:
@@ -35,9 +39,9 @@ def state() -> State:
         shared={"layer.q": np.arange(6, dtype=np.float32).reshape(3, 2)},
         rounds=3,
         unlabeled=(Unlabeled(Item("i", Prompt("a", "b", "c"), "ü"), 0.1, "u"),),
-        trials={"oppu": {"0.001": [0.0, 1.25]}},
-        learning_rates={"oppu": 1e-3},
-        outcomes={"oppu": {"u": Outcome(None, False, {"steps": 3.0})}},
+        trials={"sft": {"0.001": [0.0, 1.25]}},
+        learning_rates={"sft": 1e-3},
+        outcomes={"sft": {"u": Outcome(None, False, {"steps": 3.0})}},
         metrics={"base": {"u": {"nll": 0.1 + 0.2}}},
         failed={"v": "sad."},
         cost=Cost(1, 2, {"hello": 0.5}, 3.0),
@@ -100,11 +104,11 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert file.read_bytes() == b"old"
 
 
-def test_a_run_gets_a_folder_a_lock_and_its_configuration(config, tmp_path):
-    run = open_run(config)
+def test_a_run_gets_a_folder_a_lock_and_its_configuration(options, tmp_path):
+    run = opened(options)
     assert run.path == tmp_path / "runs/first"
     assert (run.path / "lock").read_text() == f"{os.getpid()}\n"
-    assert 'run-name = "first"' in (run.path / "config.toml").read_text()
+    assert "seed = 0" in (run.path / "config.toml").read_text()
     assert not (tmp_path / "runs/latest").exists()  # before it has begun
     assert point_latest(run.path) == ""
     assert (tmp_path / "runs/latest").resolve() == run.path
@@ -112,60 +116,57 @@ def test_a_run_gets_a_folder_a_lock_and_its_configuration(config, tmp_path):
     run.lock.close()
 
 
-def test_a_run_without_a_name_gets_one_of_its_own(config):
-    one, two = (open_run(replace(config, run_name="")) for _ in range(2))
+def test_a_run_without_a_name_gets_one_of_its_own(options):
+    one, two = (opened(options, name="") for _ in range(2))
     assert one.path != two.path
     assert one.path.name.startswith("headline-")
-    assert one.config.run_name == one.path.name
 
 
 @pytest.mark.parametrize("name", ["latest", "../up", ".hidden", ".."])
-def test_a_name_that_is_no_folder_name_is_refused(config, name):
+def test_a_name_that_is_no_folder_name_is_refused(options, name):
     with pytest.raises(IdiolectError, match="names a folder"):
-        open_run(replace(config, run_name=name))
+        opened(options, name=name)
 
 
-def test_a_name_that_is_taken_is_refused(config):
-    open_run(config).lock.close()
-    with pytest.raises(IdiolectError, match="resume=first"):
-        open_run(config)
+def test_a_name_that_is_taken_is_refused(options):
+    opened(options).lock.close()
+    with pytest.raises(IdiolectError, match="--resume first"):
+        opened(options)
 
 
-def test_a_locked_run_is_refused_and_names_its_holder(config):
-    run = open_run(config)
+def test_a_locked_run_is_refused_and_names_its_holder(options):
+    run = opened(options)
     with pytest.raises(IdiolectError, match=f"process {os.getpid()}"):
-        open_run(replace(config, resume="first"))
+        opened(options, resume="first")
     run.lock.close()
     point_latest(run.path)
-    again = open_run(replace(config, resume="latest"))
+    again = opened(options, resume="latest")
     assert again.resumed
     assert again.path == run.path
 
 
-def test_changed_keys_are_refused_by_name(config):
-    run = open_run(config)
+def test_changed_keys_are_refused_by_name(options):
+    run = opened(options)
     run.lock.close()
     point_latest(run.path)
-    changed = replace(
-        config, seed=3, personalise=Personalise(epochs=7), resume="latest"
-    )
+    changed = Config(seed=3, personalise=Personalise(epochs=7))
     with pytest.raises(IdiolectError) as error:
-        open_run(changed)
+        opened(options, changed, resume="latest")
     assert "seed (was 0, now 3)" in str(error.value)
     assert "personalise.epochs (was 3, now 7)" in str(error.value)
     # The refusal has let go of the lock.
-    open_run(replace(config, resume="latest")).lock.close()
+    opened(options, resume="latest").lock.close()
 
 
-def test_a_run_that_is_not_there_cannot_be_resumed(config):
+def test_a_run_that_is_not_there_cannot_be_resumed(options):
     with pytest.raises(IdiolectError, match="there is no run 'other'"):
-        open_run(replace(config, resume="other"))
+        opened(options, resume="other")
 
 
-def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(options, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(IdiolectError, match="set output-dir"):
-        open_run(replace(config, output_dir=str(tmp_path / "file" / "runs")))
+    with pytest.raises(IdiolectError, match="set --output-dir"):
+        opened(options, folder=str(tmp_path / "file" / "runs"))
 
 
 def test_the_journal_repairs_a_line_that_a_kill_cut(tmp_path):

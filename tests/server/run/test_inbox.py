@@ -28,9 +28,9 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.task_identity import TaskIdentity
 
-from idiolect.common.config import flatten, parse
+from idiolect.common.config import flatten, parse_run
 from idiolect.common.errors import IdiolectError
-from idiolect.common.protocol.messages import ShareTask
+from idiolect.common.protocol.messages import ShareRequest
 from idiolect.server.run import exchange
 from idiolect.server.run import inbox as module
 from idiolect.server.run.inbox import Inbox, Limits, inflated, limits
@@ -412,7 +412,8 @@ class Asked:
     """A run, as far as `Asking` needs one."""
 
     def __init__(self, grid: Any, settings: dict) -> None:
-        self.config, self.grid, self.slow = parse(settings), grid, set()
+        self.config = parse_run(settings)[0]
+        self.grid, self.slow = grid, set()
         self.state = SimpleNamespace(cost=SimpleNamespace(bytes_down=0))
         self.holds, self.signing_key, self.counters = {}, bytes(32), []
         self.salt = bytes(16)
@@ -450,7 +451,7 @@ def test_a_task_that_cannot_be_sent_fails_alone(monkeypatch, error, task):
     grid = Faulty({1: 99, 2: 2}, error)
     run = cast(Any, Asked(grid, settings))
     tasks = [
-        (n, ShareTask("r", f"s/{n}", flatten(run.config), "", (f"u{n}",)))
+        (n, ShareRequest("r", f"s/{n}", flatten(run.config), "", (f"u{n}",)))
         for n in (1, 2, 3)
     ]
     asking = exchange.Asking(run, exchange.Step("p", "", "query.x", 0.0), 0.0)

@@ -97,9 +97,9 @@ def test_without_privacy_they_are_named(settings: dict, log: list[str]) -> None:
 
 def test_a_run_that_fails_names_nobody(settings: dict, log: list[str]) -> None:
     with pytest.raises(IdiolectError) as raised:
-        run(settings | CENTRAL | {"quorum": 1.0, "run-name": "one"}, FakeGrid(5, dying))
+        run(settings | CENTRAL | {"quorum": 1.0, "run.name": "one"}, FakeGrid(5, dying))
     assert not NAME.search(str(raised.value))
-    folder = Path(settings["output-dir"]) / "one"
+    folder = Path(settings["run.folder"]) / "one"
     assert named(folder) == []
     assert not [line for line in log if NAME.search(line)]
 
@@ -112,8 +112,8 @@ def test_a_sentence_of_ours_that_names_somebody(
 
     monkeypatch.setattr(app, "adapt", refuse)
     with pytest.raises(IdiolectError, match=r"^a user has no text: import some\.$"):
-        run(settings | CENTRAL | {"run-name": "one"}, FakeGrid(5))
-    assert named(Path(settings["output-dir"]) / "one") == []
+        run(settings | CENTRAL | {"run.name": "one"}, FakeGrid(5))
+    assert named(Path(settings["run.folder"]) / "one") == []
     assert not [line for line in log if NAME.search(line)]
 
 
@@ -125,10 +125,10 @@ def test_a_defect_of_ours_names_nobody(
 
     monkeypatch.setattr(app, "adapt", broken)
     with pytest.raises(RuntimeError, match="KeyError") as raised:
-        run(settings | CENTRAL | {"run-name": "one"}, FakeGrid(5))
+        run(settings | CENTRAL | {"run.name": "one"}, FakeGrid(5))
     assert not NAME.search(str(raised.value))
     assert raised.value.__cause__ is None and raised.value.__suppress_context__
-    assert named(Path(settings["output-dir"]) / "one") == []
+    assert named(Path(settings["run.folder"]) / "one") == []
     (text,) = [line for line in log if "Traceback" in line]
     assert "broken" in text and not NAME.search(text)
 
@@ -183,7 +183,7 @@ def test_a_run_of_an_older_version_becomes_private(settings: dict) -> None:
     folder = run(plain)
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    run(plain | {"resume": "latest"})
+    run(plain | {"run.resume": "latest"})
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     for path in folder.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path

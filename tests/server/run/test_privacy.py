@@ -16,22 +16,22 @@ from idiolect.common.config import parse, parse_word
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol import manifest as manifests
 from idiolect.common.protocol.messages import (
-    AdaptTask,
+    AdaptRequest,
     EvaluateReply,
     OfferReply,
-    PersonaliseTask,
-    VoteTask,
-    pack,
-    unpack,
+    PersonaliseRequest,
+    VoteRequest,
 )
+from idiolect.common.protocol.packing import pack, unpack
 from idiolect.common.protocol.signed import (
     brought,
     complete,
     make_part,
     read_sealed,
-    seal_task,
+    seal_request,
 )
-from idiolect.server.privacy.ledger import BudgetSpent, epsilons, read_ledger
+from idiolect.server.privacy.accountant import epsilons
+from idiolect.server.privacy.ledger import BudgetSpent, read_ledger
 from idiolect.server.run import adapt, budget, checkpoint
 from idiolect.server.run import personalise as phases
 from tests.server.federation import FakeGrid, events, node_error, results, run
@@ -147,10 +147,10 @@ def test_a_round_beyond_the_budget_is_refused_and_the_run_ends_with_what_it_has(
 
 def test_no_task_of_a_release_is_sent_before_it_is_charged(central):
     uncharged: list[str] = []
-    path = Path(central["output-dir"]) / "charged" / "ledger.json"
+    path = Path(central["run.folder"]) / "charged" / "ledger.json"
 
     def look(task: Message, reply: Message) -> Message:
-        names = {"train.adapt": AdaptTask, "query.vote": VoteTask}
+        names = {"train.adapt": AdaptRequest, "query.vote": VoteRequest}
         if task.metadata.message_type in names:
             body = json.loads(str(task.content.config_records["message"]["body"]))
             on_disk = {charge.id for charge in read_ledger(path).charges}
@@ -158,7 +158,7 @@ def test_no_task_of_a_release_is_sent_before_it_is_charged(central):
                 uncharged.append(body["release"])
         return reply
 
-    run(central | {"run-name": "charged"}, FakeGrid(5, look))
+    run(central | {"run.name": "charged"}, FakeGrid(5, look))
     assert uncharged == []
 
 
@@ -186,7 +186,7 @@ def test_the_noise_has_the_charged_size(central):
 def test_without_noise_the_central_round_is_the_exact_average(central):
     plain = {"adapt.rounds": 1, "methods": "shared"}
     exact = shared_of(run(central | plain | {"privacy.epsilon": math.inf}, FakeGrid(5)))
-    plain |= {"privacy.mode": "off", "adapt.wire": "float32", "run-name": "off"}
+    plain |= {"privacy.mode": "off", "adapt.wire": "float32", "run.name": "off"}
     off = shared_of(run(central | plain, FakeGrid(5)))
     np.testing.assert_array_equal(exact, off)
 
@@ -194,17 +194,17 @@ def test_without_noise_the_central_round_is_the_exact_average(central):
 def test_noise_from_the_operating_system_never_repeats(central):
     plain = central | {"adapt.rounds": 1, "methods": "shared", "privacy.seeded": False}
     one, two = (
-        shared_of(run(plain | {"run-name": name}, FakeGrid(5))) for name in "ab"
+        shared_of(run(plain | {"run.name": name}, FakeGrid(5))) for name in "ab"
     )
     assert (one != two).mean() > 0.9  # two numbers of 192 may round to the same
-    card = json.loads((Path(plain["output-dir"]) / "a/privacy_card.json").read_text())
+    card = json.loads((Path(plain["run.folder"]) / "a/privacy_card.json").read_text())
     assert card["rng"] == "operating system"
 
 
 def test_a_sampled_round_asks_whom_the_coins_name_and_divides_by_the_expectation(
     central,
 ):
-    seen: list[AdaptTask] = []
+    seen: list[AdaptRequest] = []
     rows: dict[str, dict] = {}
 
     def watch(record):
@@ -217,7 +217,7 @@ def test_a_sampled_round_asks_whom_the_coins_name_and_divides_by_the_expectation
         )
         return record
 
-    note = tasks_of("train.adapt", AdaptTask, seen)
+    note = tasks_of("train.adapt", AdaptRequest, seen)
     keep = alter("train.adapt", watch)
     plain = central | {"adapt.rounds": 1, "methods": "shared", "seed": 3}
     plain |= {"privacy.sampling": 0.5, "privacy.epsilon": math.inf}
@@ -235,8 +235,8 @@ def test_a_sampled_round_asks_whom_the_coins_name_and_divides_by_the_expectation
 def test_the_clip_follows_the_quantile(central):
     plain = central | {"adapt.rounds": 2, "methods": "shared"}
     plain |= {"adapt.clip-quantile": 0.5, "privacy.epsilon": math.inf}
-    seen: list[AdaptTask] = []
-    run(plain, FakeGrid(5, tasks_of("train.adapt", AdaptTask, seen)))
+    seen: list[AdaptRequest] = []
+    run(plain, FakeGrid(5, tasks_of("train.adapt", AdaptRequest, seen)))
     # All updates are shorter than 10, so the clip comes down: exp(-.2 (1 - .5)).
     first, second = sorted({task.clip for task in seen}, reverse=True)
     assert first == 10.0
@@ -246,7 +246,7 @@ def test_the_clip_follows_the_quantile(central):
 def test_the_clip_bit_is_part_of_its_rounds_event():
     config = parse({"privacy.mode": "central", "adapt.clip-quantile": 0.5})
     event = budget.adapt_event(config, budget.Noise(1.0, 1.0, 1.0), CROWD)
-    assert event.clip_bit_z == config.privacy.clip_bit == 10.0
+    assert event.clip_bit_z == 10.0
     fixed = parse({"privacy.mode": "central"})
     assert budget.adapt_event(fixed, budget.Noise(1.0, 1.0, 1.0), CROWD).clip_bit_z == 0
 
@@ -288,11 +288,11 @@ def test_a_round_that_is_left_out_moves_nothing(central):
         return reply
 
     plain = central | {"methods": "shared"}
-    one = shared_of(run(plain | {"run-name": "one"}, FakeGrid(5, die)))
+    one = shared_of(run(plain | {"run.name": "one"}, FakeGrid(5, die)))
     whole = plain | {"adapt.rounds": 1, "privacy.noise": 1.0, "privacy.epsilon": 50.0}
     part = plain | {"adapt.rounds": 2, "privacy.noise": 1.0, "privacy.epsilon": 50.0}
-    first = shared_of(run(whole | {"run-name": "whole"}, FakeGrid(5)))
-    left = shared_of(run(part | {"run-name": "part"}, FakeGrid(5, die)))
+    first = shared_of(run(whole | {"run.name": "whole"}, FakeGrid(5)))
+    left = shared_of(run(part | {"run.name": "part"}, FakeGrid(5, die)))
     np.testing.assert_array_equal(first, left)
     assert one.any()
 
@@ -449,12 +449,12 @@ def altered(monkeypatch):
 
     def to(change) -> None:
         def seal(task, node, counter, parts, *rest):
-            if isinstance(task, PersonaliseTask):
+            if isinstance(task, PersonaliseRequest):
                 task = change(task)
                 parts = {n: make_part(n, getattr(task, n)) for n in parts}
-            return seal_task(task, node, counter, parts, *rest)
+            return seal_request(task, node, counter, parts, *rest)
 
-        monkeypatch.setattr("idiolect.server.run.exchange.seal_task", seal)
+        monkeypatch.setattr("idiolect.server.run.exchange.seal_request", seal)
 
     return to
 
@@ -493,7 +493,7 @@ def test_a_task_that_was_changed_on_the_way_is_refused(central):
             for message in messages:
                 if message.metadata.message_type == "train.personalise":
                     head = message.content.config_records["message"]
-                    head["body"] = str(head["body"]).replace("c-bpo", "oppu ")
+                    head["body"] = str(head["body"]).replace("c-bpo", "sft  ")
             return super().push_messages(messages)
 
     with pytest.raises(IdiolectError, match="not signed with the key"):
@@ -501,14 +501,14 @@ def test_a_task_that_was_changed_on_the_way_is_refused(central):
 
 
 def test_another_key_is_refused_after_the_first_contact(central):
-    folder = run(central | {"methods": "shared", "run-name": "keyed"}, FakeGrid(5))
+    folder = run(central | {"methods": "shared", "run.name": "keyed"}, FakeGrid(5))
     (folder / "checkpoint/signing.key").unlink()
     with pytest.raises(IdiolectError, match="not the one that was pinned"):
-        run(central | {"methods": "shared", "resume": "keyed"}, FakeGrid(5))
+        run(central | {"methods": "shared", "run.resume": "keyed"}, FakeGrid(5))
 
 
 def test_an_expired_manifest_is_renewed_on_resume(central, monkeypatch):
-    seen: list[PersonaliseTask] = []
+    seen: list[PersonaliseRequest] = []
     original = checkpoint.save
 
     def die_after_pool(folder, state):
@@ -517,19 +517,20 @@ def test_an_expired_manifest_is_renewed_on_resume(central, monkeypatch):
             raise Killed
 
     monkeypatch.setattr("idiolect.server.run.exchange.save", die_after_pool)
-    short = central | {"unlabeled.valid-days": 0.001}
+    monkeypatch.setattr("idiolect.server.run.pool.VALID_DAYS", 0.001)
+    short = central
     with pytest.raises(Killed):
-        run(short | {"run-name": "late"}, FakeGrid(5))
+        run(short | {"run.name": "late"}, FakeGrid(5))
     monkeypatch.setattr("idiolect.server.run.exchange.save", original)
     new_process()
-    folder = Path(short["output-dir"]) / "late"
+    folder = Path(short["run.folder"]) / "late"
     before = manifests.parse(checkpoint.load(folder, {}).manifest)
     late = before.expires + 1
     for module in ("idiolect.server.run.pool.time", "idiolect.client.node.tasks.time"):
         monkeypatch.setattr(f"{module}.time", lambda: late)
     run(
-        short | {"resume": "late"},
-        FakeGrid(5, tasks_of("train.personalise", PersonaliseTask, seen)),
+        short | {"run.resume": "late"},
+        FakeGrid(5, tasks_of("train.personalise", PersonaliseRequest, seen)),
     )
     after = manifests.parse(seen[0].manifest)
     assert after.version == before.version + 1
@@ -603,7 +604,7 @@ def test_a_row_of_metrics_that_is_a_little_too_long_is_clipped(central, monkeypa
             return pack(dataclasses.replace(reply, sums={"sums": row}))
 
         run(
-            plain | {"run-name": f"l{length:g}"},
+            plain | {"run.name": f"l{length:g}"},
             FakeGrid(5, alter("evaluate", stretch)),
         )
     assert 1 - 1e-6 < np.linalg.norm(totals[0] - totals[1]) <= 1
@@ -638,10 +639,10 @@ def test_killed_between_charge_and_release_the_ledger_is_on_the_safe_side(centra
 
     generous = central | {"privacy.noise": 2.0, "privacy.epsilon": 100.0}
     with pytest.raises(Killed):
-        run(generous | {"run-name": "cut"}, FakeGrid(5, die))
-    folder = Path(generous["output-dir"]) / "cut"
+        run(generous | {"run.name": "cut"}, FakeGrid(5, die))
+    folder = Path(generous["run.folder"]) / "cut"
     assert [c.id for c in read_ledger(folder / "ledger.json").charges] == ["adapt/0"]
-    run(generous | {"resume": "cut"}, FakeGrid(5))
+    run(generous | {"run.resume": "cut"}, FakeGrid(5))
     charges = read_ledger(folder / "ledger.json").charges
     # Nothing of the round that was cut short had been released: what was paid for it is
     # used, once, and never forgotten.
@@ -659,12 +660,12 @@ def test_a_crash_anywhere_costs_a_calibrated_run_nothing(central, cut):
             raise Killed
         return reply
 
-    whole = run(central | {"run-name": "whole"}, FakeGrid(5))
+    whole = run(central | {"run.name": "whole"}, FakeGrid(5))
     new_process()
     with pytest.raises(Killed):
-        run(central | {"run-name": "cut"}, FakeGrid(5, die))
+        run(central | {"run.name": "cut"}, FakeGrid(5, die))
     new_process()
-    folder = run(central | {"resume": "cut"}, FakeGrid(5))
+    folder = run(central | {"run.resume": "cut"}, FakeGrid(5))
     assert [c.id for c in read_ledger(folder / "ledger.json").charges] == [
         "adapt/0",
         "adapt/1",
@@ -690,24 +691,24 @@ def test_a_finished_round_is_not_paid_for_again(central, monkeypatch):
 
     monkeypatch.setattr("idiolect.server.run.exchange.save", die_after_adapt)
     with pytest.raises(Killed):
-        run(central | {"run-name": "cut"}, FakeGrid(5))
+        run(central | {"run.name": "cut"}, FakeGrid(5))
     monkeypatch.setattr("idiolect.server.run.exchange.save", original)
-    folder = Path(central["output-dir"]) / "cut"
+    folder = Path(central["run.folder"]) / "cut"
     sent = shared_of(folder)
-    run(central | {"resume": "cut"}, FakeGrid(5))
+    run(central | {"run.resume": "cut"}, FakeGrid(5))
     charges = read_ledger(folder / "ledger.json").charges
     assert [c.id for c in charges] == ["adapt/0", "adapt/1", "votes/0"]
     np.testing.assert_array_equal(shared_of(folder), sent)
 
 
 def test_a_lost_ledger_is_not_begun_anew(central):
-    folder = run(central | {"methods": "shared", "run-name": "lost"}, FakeGrid(5))
+    folder = run(central | {"methods": "shared", "run.name": "lost"}, FakeGrid(5))
     (folder / "ledger.json").write_text("{}")
     with pytest.raises(IdiolectError, match="unknown"):
-        run(central | {"methods": "shared", "resume": "lost"}, FakeGrid(5))
+        run(central | {"methods": "shared", "run.resume": "lost"}, FakeGrid(5))
     (folder / "ledger.json").unlink()
     with pytest.raises(IdiolectError, match="is gone.*restore"):
-        run(central | {"methods": "shared", "resume": "lost"}, FakeGrid(5))
+        run(central | {"methods": "shared", "run.resume": "lost"}, FakeGrid(5))
 
 
 def test_nobody_is_asked_twice_in_a_refused_round(central):
@@ -725,8 +726,8 @@ def test_a_reply_that_comes_twice_counts_once(central):
             return [*found, *found]
 
     plain = central | {"adapt.rounds": 1, "methods": "shared"}
-    one = shared_of(run(plain | {"run-name": "one"}, FakeGrid(5)))
-    two = shared_of(run(plain | {"run-name": "two"}, Twice(5)))
+    one = shared_of(run(plain | {"run.name": "one"}, FakeGrid(5)))
+    two = shared_of(run(plain | {"run.name": "two"}, Twice(5)))
     np.testing.assert_array_equal(one, two)
 
 

@@ -12,10 +12,11 @@ from rich.console import Console
 
 from idiolect.common.config import parse, to_toml
 from idiolect.common.errors import IdiolectError
-from idiolect.server.privacy.ledger import Ledger, card
+from idiolect.server.privacy.card import card
+from idiolect.server.privacy.ledger import Ledger
 from idiolect.server.run import results
 
-METHODS = ("base", "shared", "oppu", "bco", "c-bpo")
+METHODS = ("base", "shared", "sft", "bco", "c-bpo")
 
 
 LEDGER = Ledger(
@@ -105,17 +106,17 @@ def test_equal_values_have_an_interval_of_no_width() -> None:
 def test_pairing_removes_what_users_have_in_common() -> None:
     """Users differ by up to 11, methods by exactly 1: the paired interval is a point."""
     users = make_users()
-    found = results.paired(users, "oppu", "shared", 0, 500)["nll"]
+    found = results.paired(users, "sft", "shared", 0, 500)["nll"]
     assert found["ci95"] == pytest.approx([-1.0, -1.0])
-    alone = results.summarise([m["oppu"] for m in users.values()], 0, 500)["nll"]
+    alone = results.summarise([m["sft"] for m in users.values()], 0, 500)["nll"]
     assert alone["ci95"][1] - alone["ci95"][0] > 2
 
 
 def test_pairs_use_only_users_who_have_both() -> None:
     users = make_users(4)
-    del users["u00"]["oppu"]
-    users["u01"]["oppu"]["nll"] = math.nan
-    found = results.paired(users, "c-bpo", "oppu", 0, 100)["nll"]
+    del users["u00"]["sft"]
+    users["u01"]["sft"]["nll"] = math.nan
+    found = results.paired(users, "c-bpo", "sft", 0, 100)["nll"]
     assert found["n"] == 2
     assert found["mean"] == pytest.approx(-2.0)
 
@@ -144,7 +145,7 @@ def test_the_schema() -> None:
     ]
     assert found["methods"]["base"]["nll"]["mean"] == pytest.approx(15.5)
     assert found["methods"]["c-bpo"]["nll"]["n"] == 12
-    assert found["users"]["u03"]["oppu"] == {"contrast": None, "nll": 11.0}
+    assert found["users"]["u03"]["sft"] == {"contrast": None, "nll": 11.0}
     assert found["run"]["alpha"]["u05"] == 0.05
     assert found["run"]["alpha_estimated"] is True
     assert found["privacy"]["epsilon"]["release_observer"] is None
@@ -155,14 +156,14 @@ def test_which_pairs_are_reported() -> None:
     found = make()
     assert list(found["pairs"]) == [
         "shared - base",
-        "oppu - shared",
+        "sft - shared",
         "bco - shared",
         "c-bpo - shared",
-        "bco - oppu",
-        "c-bpo - oppu",
+        "bco - sft",
+        "c-bpo - sft",
         "c-bpo - bco",
     ]
-    assert found["pairs"]["c-bpo - oppu"]["nll"]["mean"] == pytest.approx(-2.0)
+    assert found["pairs"]["c-bpo - sft"]["nll"]["mean"] == pytest.approx(-2.0)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_what_the_noise_swamps_is_marked() -> None:
     found = make(users={}, run={"users": 9})
     found["methods"] = {
         "shared": {"nll": value(1.5, 0.4, 8.0), "rouge-1": value(0.0, 0.1, 1.0)},
-        "oppu": {"nll": value(7.0, 3.0, 8.0), "rouge-1": value(0.8, 0.3, 1.0)},
+        "sft": {"nll": value(7.0, 3.0, 8.0), "rouge-1": value(0.8, 0.3, 1.0)},
         "kto": {},
     }
     text = printed(found)
@@ -281,7 +282,7 @@ def test_loading_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(IdiolectError, match="there is no run"):
         results.load(str(tmp_path), f"../{tmp_path.name}")
     (tmp_path / "x").mkdir()
-    with pytest.raises(IdiolectError, match="'interrupted'.*resume=x"):
+    with pytest.raises(IdiolectError, match="'interrupted'.*--resume x"):
         results.load(str(tmp_path), "x")
     (tmp_path / "x" / "results.json").write_text('{"run":\n')
     with pytest.raises(IdiolectError, match="damaged at line 2"):
@@ -322,6 +323,9 @@ def test_the_state_is_that_of_the_last_start(tmp_path: Path) -> None:
     assert after("start", "failed") == "failed"
     assert after("start", "failed", "start", "progress") == "interrupted"
     assert after("start", "failed", "start", "finished") == "finished"
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"event": "start"}\n{"event": "failed", "stopped": true}\n')
+    assert results.state_of(tmp_path) == "stopped"
 
 
 def test_runs_are_listed_by_their_start(tmp_path: Path) -> None:
@@ -345,8 +349,8 @@ def test_runs_are_listed_by_their_start(tmp_path: Path) -> None:
 
 def test_the_tables_say_everything() -> None:
     run = {
-        "learning_rates": {"oppu": 0.003},
-        "failed": {"u99": "loss not finite"},
+        "learning_rates": {"sft": 0.003},
+        "failed": {"u99": "loss not finite.", "u98": "it is late."},
         "dropped": {"empty history": 2},
         "truncated": 4,
         "path": "/runs/r",
@@ -355,10 +359,10 @@ def test_the_tables_say_everything() -> None:
     assert "headline · tiny · 12 users · seed 0" in text
     assert "nll ↓" in text
     assert "15.500" in text
-    assert "-2.000*" in text  # c-bpo - oppu, clear of zero
+    assert "-2.000*" in text  # c-bpo - sft, clear of zero
     assert "unique users (6: alpha below the median)" in text
-    assert "learning rates: oppu 0.003" in text
-    assert "users failed: u99: loss not finite" in text
+    assert "learning rates: sft 0.003" in text
+    assert "users failed: u99: loss not finite; u98: it is late\n" in text
     assert "users left out: empty history: 2" in text
     assert "prompts shortened to fit the context: 4" in text
     assert "time: adapt 3 s" in text
@@ -371,11 +375,11 @@ def test_the_tables_say_everything() -> None:
 
 def test_an_interval_around_zero_is_not_marked() -> None:
     users = {
-        f"u{i}": {"oppu": {"nll": 1.0}, "bco": {"nll": 1.0 + (-1) ** i}}
+        f"u{i}": {"sft": {"nll": 1.0}, "bco": {"nll": 1.0 + (-1) ** i}}
         for i in range(20)
     }
     found = make(users=users)
-    low, high = found["pairs"]["bco - oppu"]["nll"]["ci95"]
+    low, high = found["pairs"]["bco - sft"]["nll"]["ci95"]
     assert low < 0 < high
     assert "+0.000\n" in printed(found).replace(" ", "")
     assert "+0.000*" not in printed(found)

@@ -20,10 +20,9 @@ from idiolect.common.protocol.messages import (
     Missing,
     PersonaliseReply,
     VoteReply,
-    pack,
-    unpack,
 )
-from idiolect.common.protocol.wire import decode
+from idiolect.common.protocol.packing import pack, unpack
+from idiolect.common.protocol.quantization import decode
 from idiolect.common.unlabeled import draws
 from idiolect.server.run import checkpoint
 from tests.server.federation import FakeGrid, events, node_error, results, run
@@ -61,14 +60,14 @@ def scores(folder) -> dict:
 def test_a_run_measures_every_method_on_every_user(settings):
     folder = run(settings)
     found = results(folder)
-    assert list(found["methods"]) == ["base", "shared", "oppu", "c-bpo"]
+    assert list(found["methods"]) == ["base", "shared", "sft", "c-bpo"]
     assert set(found["users"]) == {"persona-000", "persona-001", "persona-002"}
     for methods in found["users"].values():
         assert all(metrics["nll"] > 0 for metrics in methods.values())
     about = found["run"]
     assert about["alpha_estimated"] is True
     assert set(about["alpha"]) == set(found["users"])
-    assert set(about["learning_rates"]) == {"oppu", "c-bpo"}
+    assert set(about["learning_rates"]) == {"sft", "c-bpo"}
     assert set(about["learning_rates"].values()) <= {1e-3, 3e-3}
     assert (about["simulation"], about["failed"]) == (True, {})
     assert 0 <= about["clamp_rate"]["c-bpo"] <= 1
@@ -82,7 +81,7 @@ def test_a_run_measures_every_method_on_every_user(settings):
 def test_a_run_leaves_the_files_it_promises(settings):
     folder = run(settings)
     for user in ("persona-000", "persona-001", "persona-002"):
-        for method in ("oppu", "c-bpo"):
+        for method in ("sft", "c-bpo"):
             assert (folder / f"adapters/{method}/{user}.safetensors").exists()
     assert not (folder / "adapters/base").exists()
     assert "seed = 0" in (folder / "config.toml").read_text()
@@ -164,9 +163,9 @@ def test_nobody_trains_against_own_text(settings, monkeypatch):
 
 
 def test_a_node_with_many_users_equals_many_nodes_with_one(settings):
-    one = results(run({**settings, "run-name": "one"}, FakeGrid(1)))
+    one = results(run({**settings, "run.name": "one"}, FakeGrid(1)))
     many = results(
-        run({**settings, "run-name": "many", "users-per-node": 1}, FakeGrid(5))
+        run({**settings, "run.name": "many", "users-per-node": 1}, FakeGrid(5))
     )
     assert one["run"]["learning_rates"] == many["run"]["learning_rates"]
     for user, methods in one["users"].items():
@@ -186,12 +185,12 @@ def test_texts_are_generated_for_the_first_users_only(settings):
 
 
 def test_the_learning_rate_with_the_lowest_development_nll_is_taken(settings):
-    settings |= {"personalise.learning-rates": "1e-5,1e-2", "methods": "oppu"}
+    settings |= {"personalise.learning-rates": "1e-5,1e-2", "methods": "sft"}
     folder = run(settings | {"personalise.epochs": 3})
     state = checkpoint.load(folder, {})
-    trials = state.trials["oppu"]
+    trials = state.trials["sft"]
     best = min(trials, key=lambda rate: trials[rate][1])
-    assert state.learning_rates["oppu"] == float(best) == 1e-2
+    assert state.learning_rates["sft"] == float(best) == 1e-2
     assert trials["1e-05"][1] != trials["0.01"][1]
 
 
@@ -216,7 +215,7 @@ def test_a_row_of_nan_costs_one_user_one_round(settings, wire):
     assert all(np.isfinite(array).all() for array in state.shared.values())
     assert "not finite" in state.failed["persona-001"]
     assert list(state.failed) == ["persona-001"]
-    clean = checkpoint.load(run({**settings, "run-name": "clean"}), {})
+    clean = checkpoint.load(run({**settings, "run.name": "clean"}), {})
     name = next(iter(clean.shared))
     assert not np.allclose(clean.shared[name], state.shared[name])
 
@@ -253,7 +252,7 @@ def test_a_malformed_reply_costs_its_node_and_the_quorum_decides(settings):
     assert "shape" in results(folder)["run"]["failed"]["dev-000"]
     with pytest.raises(IdiolectError, match=r"only 4 of 5 users succeeded.*quorum"):
         run(
-            {**settings, "quorum": 0.9, "run-name": "strict"},
+            {**settings, "quorum": 0.9, "run.name": "strict"},
             FakeGrid(5, alter("train.adapt", garble)),
         )
 
@@ -321,7 +320,7 @@ def test_a_bad_vote_does_not_count(settings, value):
 
     settings |= {"adapt.rounds": 0, "methods": "shared"}
     folder = run(settings, FakeGrid(2, alter("query.vote", stuff)))
-    clean = run({**settings, "run-name": "clean"})
+    clean = run({**settings, "run.name": "clean"})
     bad, good = (checkpoint.load(f, {}).unlabeled for f in (folder, clean))
     assert bad is not None and good is not None
     differences = np.array(
@@ -346,7 +345,7 @@ def test_a_vote_that_is_a_little_too_long_is_clipped_in_the_sum(settings):
                 return pack(dataclasses.replace(reply, votes={"votes": vote}))
             return record
 
-        name = {"run-name": f"length-{length > 0}"}
+        name = {"run.name": f"length-{length > 0}"}
         folder = run(settings | name, FakeGrid(5, alter("query.vote", stuff)))
         assert not results(folder)["run"]["failed"]
         handed = checkpoint.load(folder, {}).unlabeled or ()
@@ -404,12 +403,12 @@ def test_a_training_log_has_a_bounded_number_of_names(settings, log):
             outcomes["persona-000"] = dataclasses.replace(one, log=log)
         return pack(dataclasses.replace(reply, outcomes=outcomes))
 
-    settings |= {"adapt.rounds": 0, "methods": "oppu", "quorum": 0.5}
+    settings |= {"adapt.rounds": 0, "methods": "sft", "quorum": 0.5}
     settings |= {"users-per-node": 1, "evaluate.generate": False}
     folder = run(settings, FakeGrid(5, alter("train.personalise", stuff)))
     assert set(results(folder)["users"]) == {"persona-001", "persona-002"}
     assert "has no meaning" in results(folder)["run"]["failed"]["persona-000"]
-    kept = checkpoint.load(folder, {}).outcomes["oppu"]
+    kept = checkpoint.load(folder, {}).outcomes["sft"]
     assert set(kept) == {"persona-001", "persona-002"}
 
 
@@ -456,21 +455,21 @@ def test_too_few_nodes_for_the_users_says_how_many_are_needed(settings):
 
 
 def test_latest_is_never_a_run_that_did_not_begin(settings):
-    output = Path(settings["output-dir"])
+    output = Path(settings["run.folder"])
     first = run(settings, FakeGrid(2))
     assert (output / "latest").resolve() == first.resolve()
     with pytest.raises(IdiolectError):  # hello fails
-        run(settings | {"run-name": "deaf", "users-per-node": 1}, FakeGrid(2))
+        run(settings | {"run.name": "deaf", "users-per-node": 1}, FakeGrid(2))
     with pytest.raises(IdiolectError):  # the data are bad
-        run(settings | {"run-name": "bad", "data": "/nope"}, FakeGrid(2))
+        run(settings | {"run.name": "bad", "data": "/nope"}, FakeGrid(2))
     assert (output / "bad").is_dir() and (output / "deaf").is_dir()
     assert (output / "latest").resolve() == first.resolve()
 
 
 def test_a_failed_run_says_so_in_its_journal(settings):
     with pytest.raises(IdiolectError):
-        run({**settings, "run-name": "bad", "users-per-node": 1}, FakeGrid(2))
-    folder = Path(settings["output-dir"]) / "bad"
+        run({**settings, "run.name": "bad", "users-per-node": 1}, FakeGrid(2))
+    folder = Path(settings["run.folder"]) / "bad"
     last = events(folder)[-1]
     assert last["event"] == "failed"
     assert "cannot host 5 users" in last["message"]
@@ -488,11 +487,11 @@ def test_a_user_whose_training_fails_is_reported_and_the_others_are_not_touched(
         return original(reference, users, *rest)
 
     monkeypatch.setattr(tasks, "personalise", fragile)
-    settings |= {"quorum": 0.6, "methods": "shared,oppu"}
+    settings |= {"quorum": 0.6, "methods": "shared,sft"}
     found = results(run(settings))
     assert "out of luck" in found["run"]["failed"]["persona-001"]
     assert set(found["users"]["persona-001"]) == {"shared"}
-    assert set(found["users"]["persona-000"]) == {"shared", "oppu"}
+    assert set(found["users"]["persona-000"]) == {"shared", "sft"}
 
 
 # --- killed and resumed ------------------------------------------------------------------
@@ -511,7 +510,7 @@ def test_a_run_killed_at_every_checkpoint_ends_as_if_never_killed(
     settings, monkeypatch
 ):
     new_process()
-    unbroken = run({**settings, "run-name": "unbroken"})
+    unbroken = run({**settings, "run.name": "unbroken"})
     new_process()
     original = checkpoint.save
 
@@ -527,13 +526,13 @@ def test_a_run_killed_at_every_checkpoint_ends_as_if_never_killed(
     lives, broken = 0, Path()
     while lives < 40:
         try:
-            resume = {"resume": "latest"} if lives else {"run-name": "broken"}
+            resume = {"run.resume": "latest"} if lives else {"run.name": "broken"}
             lives += 1
             broken = run(settings | resume)
             break
         except Killed:
             new_process()
-            finished = (Path(settings["output-dir"]) / "latest").resolve()
+            finished = (Path(settings["run.folder"]) / "latest").resolve()
             state = checkpoint.load(finished, {})
             if len(state.metrics) == 4:  # the last save, after which it only reports
                 monkeypatch.setattr("idiolect.server.run.exchange.save", original)
@@ -560,16 +559,16 @@ def test_a_run_killed_between_checkpoints_ends_as_if_it_never_was(
         return reply
 
     with pytest.raises(Killed):
-        run({**settings, "run-name": "broken"}, FakeGrid(2, die))
+        run({**settings, "run.name": "broken"}, FakeGrid(2, die))
     new_process()
-    broken = run({**settings, "resume": "broken"})
+    broken = run({**settings, "run.resume": "broken"})
     assert scores(broken) == scores(unbroken)
     starts = events(broken, "start")
     assert [entry["resumed"] for entry in starts] == [False, True]
 
 
 def test_what_users_already_trained_is_not_trained_again(settings, monkeypatch):
-    settings |= {"personalise.learning-rates": "1e-3", "methods": "oppu"}
+    settings |= {"personalise.learning-rates": "1e-3", "methods": "sft"}
 
     def die(task: Message, reply: Message) -> Message:
         if task.metadata.message_type == "train.personalise":
@@ -577,13 +576,13 @@ def test_what_users_already_trained_is_not_trained_again(settings, monkeypatch):
         return reply
 
     with pytest.raises(Killed):
-        run({**settings, "run-name": "broken"}, FakeGrid(1, die))
+        run({**settings, "run.name": "broken"}, FakeGrid(1, die))
     trained: list[int] = []
     original = tasks.personalise
     monkeypatch.setattr(
         tasks, "personalise", lambda *a: trained.append(1) or original(*a)
     )
-    found = results(run({**settings, "resume": "broken"}, FakeGrid(1)))
+    found = results(run({**settings, "run.resume": "broken"}, FakeGrid(1)))
     assert trained == []
     assert len(found["users"]) == 3
 
@@ -592,12 +591,12 @@ def test_a_finished_run_can_be_resumed_and_stays_as_it_was(settings):
     folder = run(settings)
     before = scores(folder)
     grid = FakeGrid(2)
-    assert scores(run({**settings, "resume": "latest"}, grid)) == before
+    assert scores(run({**settings, "run.resume": "latest"}, grid)) == before
     assert set(grid.kinds) == {"query.hello"}
 
 
 def test_a_run_starts_where_there_is_nothing_to_resume_yet(settings):
-    folder = run({**settings, "resume": "latest", "methods": "shared"})
+    folder = run({**settings, "run.resume": "latest", "methods": "shared"})
     assert events(folder, "start")[0]["resumed"] is False
 
 
@@ -607,9 +606,9 @@ def test_a_defect_of_ours_is_named_in_the_journal_and_raised(settings, monkeypat
 
     monkeypatch.setattr("idiolect.server.run.app.adapt", broken)
     with pytest.raises(ZeroDivisionError):
-        run({**settings, "run-name": "bug"})
+        run({**settings, "run.name": "bug"})
     journal = json.loads(
-        (Path(settings["output-dir"]) / "bug/metrics.jsonl")
+        (Path(settings["run.folder"]) / "bug/metrics.jsonl")
         .read_text()
         .splitlines()[-1]
     )
@@ -638,12 +637,12 @@ def test_a_living_run_is_not_joined(settings, tmp_path):
         process.stdout.readline()
         before = (folder / "metrics.jsonl").read_bytes()
         with pytest.raises(IdiolectError, match="is being written by process"):
-            run({**settings, "methods": "shared", "resume": "latest"})
+            run({**settings, "methods": "shared", "run.resume": "latest"})
         assert (folder / "metrics.jsonl").read_bytes() == before
     finally:
         process.kill()
         process.wait()
-    run({**settings, "methods": "shared", "resume": "latest"})
+    run({**settings, "methods": "shared", "run.resume": "latest"})
 
 
 def test_parts_travel_once(settings):
@@ -662,7 +661,7 @@ def test_parts_travel_once(settings):
                     brought.append((message.metadata.dst_node_id, name, seal[2][name]))
             return super().push_messages(messages)
 
-    folder = run(settings | {"personalise.stack": 1}, Counting())
+    folder = run(settings | {"engine.stack": 1}, Counting())
     assert len(brought) == len(set(brought))
     # Per node: the configuration, B of two rounds and the last, the bank and the set.
     assert len(brought) == 2 * (1 + 3 + 2) < tasks
@@ -674,12 +673,12 @@ def test_a_node_that_lost_its_parts_is_sent_them_again(settings, unbroken):
 
     def lose(task, reply):
         if task.metadata.message_type == "train.personalise":
-            for file in (Path(settings["output-dir"]) / "lossy/parts").glob("*"):
+            for file in (Path(settings["run.folder"]) / "lossy/parts").glob("*"):
                 file.unlink()
                 folders.append(file)
         return reply
 
-    folder = run(settings | {"run-name": "lossy"}, FakeGrid(2, lose))
+    folder = run(settings | {"run.name": "lossy"}, FakeGrid(2, lose))
     assert folders
     assert scores(folder) == scores(unbroken)
 
@@ -696,5 +695,5 @@ def test_a_node_that_never_finds_the_parts_fails_alone(settings):
     grid = FakeGrid(2, lacks)
     folder = run(settings | {"quorum": 0.5}, grid)
     said = [e["message"] for e in events(folder, "warning")]
-    assert any("lacks parts of the task" in text for text in said)
+    assert any("does not have all parts of the request" in text for text in said)
     assert results(folder)["users"]

@@ -13,13 +13,9 @@ from hypothesis.extra import numpy as hnp
 
 from idiolect.common.data.metrics import bounded_row
 from idiolect.common.errors import IdiolectError
-from idiolect.common.protocol.messages import (
-    AdaptReply,
-    ProtocolError,
-    pack,
-    row_norms,
-    valid_votes,
-)
+from idiolect.common.protocol.messages import AdaptReply, ProtocolError
+from idiolect.common.protocol.packing import pack
+from idiolect.common.protocol.validation import row_norms, valid_votes
 from idiolect.common.unlabeled.votes import ballot
 from idiolect.server.run.adapt import clipped_sum, contribution, sum_rows
 from idiolect.server.run.pool import sum_of_votes, valid_marks

@@ -8,8 +8,10 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
+from idiolect.common.data.load import TEXT
+from idiolect.common.data.types import Dataset
 from idiolect.common.errors import IdiolectError
-from idiolect.common.protocol.messages import HelloReply, HelloTask
+from idiolect.common.protocol.messages import HelloReply, HelloRequest
 from idiolect.server.run import exchange, hello
 from idiolect.server.run.exchange import Asking, Run, Step, meet
 from idiolect.server.simulate.progress import Display
@@ -83,8 +85,8 @@ def _taken(answer: Any) -> Any:
     return SimpleNamespace(errors={}, users=())
 
 
-def task(node: int) -> tuple[int, HelloTask]:
-    return node, HelloTask("r", f"hello/{node}", {}, "", (), key="k")
+def task(node: int) -> tuple[int, HelloRequest]:
+    return node, HelloRequest("r", f"hello/{node}", {}, "", (), key="k")
 
 
 def met(run: Run, waves: list[list[int]], needed: int) -> tuple[dict, list[dict]]:
@@ -195,17 +197,36 @@ def shown(event: dict) -> str:
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_who_was_refused_is_named_as_everywhere(monkeypatch):
+    """By its name of a device, and not by the step in which it was asked."""
+    told: dict[str, str] = {}
+    run = SimpleNamespace(
+        config=SimpleNamespace(deadline=1.0, users=1),
+        state=SimpleNamespace(devices=[]),
+        nodes={},
+        journal=SimpleNamespace(write=lambda _: None),
+        nameless=str,
+        dataset=Dataset(TEXT, ()),
+        save=lambda: None,
+    )
+    monkeypatch.setattr(hello, "meet", lambda *_: {"hello/7": str(REFUSED)})
+    monkeypatch.setattr(hello, "require", lambda *_: None)
+    monkeypatch.setattr(hello, "report", lambda _run, _step, said: told.update(said))
+    hello._meet_devices(cast(Run, run), cast(Any, None))
+    assert told == {"device-7": str(REFUSED)}
+
+
 def test_the_line_says_how_many_who_refused_why_and_until_when():
     event = {
         "event": "waiting",
         "phase": "hello",
         **{"joined": 1, "of": 3, "asked": 3, "refused": 1},
-        "why": "the owner has paused it.\x1b[2J",
+        "why": "the owner has paused it\x1b[2J.",
         "until": time.mktime((2026, 11, 28, 14, 5, 7, 0, 0, -1)),
     }
     said = " ".join(shown(event).split())
     assert said == (
         "1 of 3 devices have joined; 1 asked; 1 refused, the last: the owner has paused "
-        "it.\ufffd[2J; waiting for others until 14:05:07"
+        "it\ufffd[2J; waiting for others until 14:05:07"
     )
     assert "waiting" not in shown(event | {"joined": 3, "asked": 4})

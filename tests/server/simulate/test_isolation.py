@@ -47,7 +47,7 @@ def hello(message, context):
 @app.main()
 def main(grid, context):
     config = context.run_config
-    data, folder = Path(config["data"]), Path(config["output-dir"], config["run-name"])
+    data, folder = Path(config["data"]), Path(config["run.folder"], config["run.name"])
     folder.mkdir()
     lock = (folder / "lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,8 +129,7 @@ def start(network: str) -> Iterator[Started]:
     (app / "pyproject.toml").write_text(settings)
     (app / "LICENSE").write_text((LAMP / "LICENSE").read_text())
     (app / "waiting.py").write_text(APP)
-    runs = {"output-dir": str(base / "runs"), "run-name": "one", "data": str(base)}
-    config = parse({"users": 2, **runs})
+    config = parse({"users": 2, "data": str(base)})
     (base / "run.toml").write_text(to_toml(config))
     results.write(base, make())
     plan = simulate.Plan(app, config, base / "runs" / "one", 2)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from idiolect.common.config import Config, flatten, parse, to_toml
 from idiolect.common.errors import IdiolectError
@@ -41,7 +42,7 @@ client = ClientApp()
 @app.main()
 def main(grid, context):
     config = context.run_config
-    folder = Path(config["output-dir"], config["run-name"])
+    folder = Path(config["run.folder"], config["run.name"])
     folder.mkdir(exist_ok=True)
     lock = (folder / "lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,8 +87,7 @@ def plan(tmp_path: Path) -> simulate.Plan:
     (app / "pyproject.toml").write_text(settings)
     (app / "LICENSE").write_text((LAMP / "LICENSE").read_text())
     (app / "fake.py").write_text(FAKE)
-    places = {"output-dir": str(output), "run-name": "one", "data": str(tmp_path)}
-    config = parse({"users": 2, **places})
+    config = parse({"users": 2, "data": str(tmp_path)})
     (tmp_path / "config.toml").write_text(to_toml(config))
     results.write(tmp_path, make())
     output.mkdir()
@@ -169,7 +169,7 @@ def test_an_app_that_flower_refuses(plan: simulate.Plan) -> None:
     (plan.app / "fake.py").write_text("")
     with pytest.raises(IdiolectError, match=r"Flower refused the app .*fake"):
         simulate.prepare(
-            plan.app, [f"output-dir={plan.folder.parent}"], None, Path.cwd()
+            plan.app, [f"run.folder={plan.folder.parent}"], None, Path.cwd()
         )
     assert list(plan.folder.parent.iterdir()) == []
 
@@ -208,7 +208,7 @@ def test_the_last_words_of_a_dead_run_are_heard(plan: simulate.Plan) -> None:
 
 
 def test_a_dead_superlink_ends_the_wait(plan: simulate.Plan) -> None:
-    with pytest.raises(IdiolectError, match=r"without a word.*resume=one"):
+    with pytest.raises(IdiolectError, match=r"without a word.*--resume one"):
         follow(plan, [], Link(1))
 
 
@@ -219,7 +219,7 @@ def test_what_ended_before_it_began_is_started_again(plan: simulate.Plan) -> Non
 
 def test_a_dead_server_app_ends_the_wait(plan: simulate.Plan) -> None:
     # This very process is alive, but not one of the run: its id was given anew.
-    with pytest.raises(IdiolectError, match=r"without a word.*resume=one"):
+    with pytest.raises(IdiolectError, match=r"without a word.*--resume one"):
         follow(plan, [{"event": "start", "pid": os.getpid()}], Link())
 
 
@@ -273,11 +273,11 @@ def test_ctrl_c_says_at_once_how_to_go_on(
 
     monkeypatch.setattr(processes, "end", end)
     before = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="^stopped: every process"):
         simulate.simulate(plan, screen)
     assert time.monotonic() - before < 60
     assert "stopping; go on with\n    idiolect-server simulate " in said[0]
-    assert f"-c resume=one -c output-dir={plan.folder.parent}\n" in said[0]
+    assert f"--resume one --output-dir {plan.folder.parent}\n" in said[0]
     assert left_of(plan) == []
 
 
@@ -317,10 +317,12 @@ def test_the_command_that_goes_on_is_one_that_a_shell_takes(
 ) -> None:
     monkeypatch.setenv("IDIOLECT_HOME", str(plan.folder.parent.parent))
     monkeypatch.chdir(plan.app.parent)
-    assert simulate.resuming(plan) == "idiolect-server simulate app -c resume=one"
+    assert simulate.resuming(plan) == "idiolect-server simulate app --resume one"
     odd = simulate.Plan(plan.app, plan.config, plan.folder.parent / "a b" / "one", 1)
     words = shlex.split(simulate.resuming(odd))
-    assert words[-2:] == ["-c", f"output-dir={odd.folder.parent}"]
+    assert words[-2:] == ["--output-dir", str(odd.folder.parent)]
+    built_in = simulate.Plan(simulate.built_in_app(), plan.config, plan.folder, 1)
+    assert simulate.resuming(built_in) == "idiolect-server simulate --resume one"
 
 
 # --- before the start ------------------------------------------------------------------
@@ -331,12 +333,12 @@ def prepare(*words: str, cwd: Path | None = None) -> simulate.Plan:
 
 
 def test_a_plan(tmp_path: Path) -> None:
-    plan = prepare("output-dir=out", "adapt.rounds=1", cwd=tmp_path)
+    plan = prepare("run.folder=out", "adapt.rounds=1", cwd=tmp_path)
     assert plan.config.users == 2
     assert plan.config.adapt.rounds == 1
-    assert plan.config.output_dir == str(tmp_path / "out")
-    assert plan.folder == tmp_path / "out" / plan.config.run_name
-    assert plan.config.run_name.startswith("headline-2")
+    assert plan.settings["run.folder"] == str(tmp_path / "out")
+    assert plan.folder == tmp_path / "out" / str(plan.settings["run.name"])
+    assert plan.folder.name.startswith("headline-2")
     assert 1 <= plan.nodes <= 3
     assert not (tmp_path / "out").exists()
 
@@ -347,7 +349,7 @@ def test_a_plan(tmp_path: Path) -> None:
         (["unlabeled.file=/nope"], "cannot read /nope"),
         (["unlabeled.file=/nope", "unlabeled.kind=self"], "cannot read /nope"),
         (["unlabeled.file=BAD"], "line 1: field 'prompt' is missing"),
-        (["device=cuda"], "'device' is 'cuda', but torch sees no GPU"),
+        (["engine.device=cuda"], "'engine.device' is 'cuda', but torch sees no GPU"),
         (["backbone=GPT"], "of the family 'gpt2'"),
         (["unlabeled.kind=anonymised"], "'unlabeled.support' is 20.*3 users in all"),
         (
@@ -357,11 +359,11 @@ def test_a_plan(tmp_path: Path) -> None:
         ),
         (["privacy.mode=central", "privacy.noise=0.01"], "'adapt' alone would cost"),
         (
-            ["privacy.mode=central", "privacy.epsilon=0.001", "privacy.clip-bit=0.1"]
+            ["privacy.mode=central", "privacy.epsilon=0.001"]
             + ["adapt.clip-quantile=0.5"],
             "with any noise .* alone would cost",
         ),
-        (["output-dir=FILE/runs"], "runs can't be written to"),
+        (["run.folder=FILE/runs"], "runs can't be written to"),
     ],
 )
 def test_what_is_known_before_the_start_is_refused_there(
@@ -375,7 +377,7 @@ def test_what_is_known_before_the_start_is_refused_there(
         words = [word.replace(name, str(tmp_path / place)) for word in words]
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(IdiolectError, match=said):
-        prepare(f"output-dir={tmp_path / 'runs'}", *words)
+        prepare(f"run.folder={tmp_path / 'runs'}", *words)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -383,20 +385,20 @@ def test_a_run_that_has_begun_is_not_checked_again(tmp_path: Path) -> None:
     """Its unlabeled set may be there already, and its file gone."""
     file = tmp_path / "u.jsonl"
     file.write_text('{"prompt": "a", "target": "b"}\n')
-    words = [f"output-dir={tmp_path}", "run-name=one", f"unlabeled.file={file}"]
+    words = [f"run.folder={tmp_path}", "run.name=one", f"unlabeled.file={file}"]
     plan = prepare(*words)
     plan.folder.mkdir()
     (plan.folder / "config.toml").write_text(to_toml(plan.config))
     file.unlink()
-    assert prepare(f"output-dir={tmp_path}", "resume=one").folder == plan.folder
+    assert prepare(f"run.folder={tmp_path}", "run.resume=one").folder == plan.folder
 
 
 def test_a_resumed_run_names_the_key_that_was_given(tmp_path: Path) -> None:
-    plan = prepare(f"output-dir={tmp_path}", "run-name=one")
+    plan = prepare(f"run.folder={tmp_path}", "run.name=one")
     plan.folder.mkdir()
     (plan.folder / "config.toml").write_text(to_toml(plan.config))
-    with pytest.raises(IdiolectError, match="with another recipe: "):
-        prepare(f"output-dir={tmp_path}", "resume=one", "recipe=paper")
+    with pytest.raises(IdiolectError, match="with another preset: "):
+        prepare(f"run.folder={tmp_path}", "run.resume=one", "preset=paper")
 
 
 def test_the_name_of_a_new_run_is_free(
@@ -405,12 +407,12 @@ def test_the_name_of_a_new_run_is_free(
     monkeypatch.setattr(time, "strftime", lambda _: "now")
     names: list[str] = []
     for _ in range(3):
-        plan = prepare(f"output-dir={tmp_path}")
+        plan = prepare(f"run.folder={tmp_path}")
         plan.folder.mkdir()
         names.append(plan.folder.name)
     assert names == ["headline-now", "headline-now-2", "headline-now-3"]
-    with pytest.raises(IdiolectError, match=r"run 'headline-now' exists.*resume="):
-        prepare(f"output-dir={tmp_path}", "run-name=headline-now")
+    with pytest.raises(IdiolectError, match=r"run 'headline-now' exists.*--resume "):
+        prepare(f"run.folder={tmp_path}", "run.name=headline-now")
 
 
 def test_paths_are_relative_to_the_caller(tmp_path: Path) -> None:
@@ -428,7 +430,7 @@ def test_paths_are_relative_to_the_caller(tmp_path: Path) -> None:
 
 def start_of(tmp_path: Path, *events: str) -> None:
     """Write a run `one` as far as it came."""
-    plan = prepare(f"output-dir={tmp_path}", "run-name=one")
+    plan = prepare(f"run.folder={tmp_path}", "run.name=one")
     plan.folder.mkdir()
     (plan.folder / "config.toml").write_text(to_toml(plan.config))
     lines = "".join(json.dumps({"event": event}) + "\n" for event in events)
@@ -439,32 +441,34 @@ def start_of(tmp_path: Path, *events: str) -> None:
 def test_resume_takes_the_saved_config(tmp_path: Path) -> None:
     start_of(tmp_path, "start")
     # `users` is not given again: the saved 2, not the default 40.
-    words = [f"output-dir={tmp_path}", "resume=latest"]
+    words = [f"run.folder={tmp_path}", "run.resume=latest"]
     plan = simulate.prepare(LAMP, words, None, Path.cwd())
     assert plan.config.users == 2
-    assert plan.config.resume == plan.config.run_name == "one"
+    assert plan.settings["run.resume"] == plan.settings["run.name"] == "one"
     assert plan.folder == tmp_path / "one"
 
 
 def test_resume_refuses_a_changed_key_by_name(tmp_path: Path) -> None:
     start_of(tmp_path, "start")
     with pytest.raises(IdiolectError, match=r"another lora\.rank, adapt\.rounds:"):
-        prepare(f"output-dir={tmp_path}", "resume=one", "lora.rank=4", "adapt.rounds=9")
+        prepare(
+            f"run.folder={tmp_path}", "run.resume=one", "lora.rank=4", "adapt.rounds=9"
+        )
 
 
 def test_resume_latest_starts_where_there_is_nothing(tmp_path: Path) -> None:
-    plan = prepare(f"output-dir={tmp_path}", "resume=latest")
-    assert plan.config.resume == ""
+    plan = prepare(f"run.folder={tmp_path}", "run.resume=latest")
+    assert not plan.resumed and plan.settings["run.resume"] == ""
 
 
 def test_resume_of_a_damaged_run(tmp_path: Path) -> None:
     start_of(tmp_path, "start")
     (tmp_path / "one" / "config.toml").write_text("color = 3\n")
     with pytest.raises(IdiolectError, match="another version of idiolect"):
-        prepare(f"output-dir={tmp_path}", "resume=one")
+        prepare(f"run.folder={tmp_path}", "run.resume=one")
     (tmp_path / "one" / "config.toml").unlink()
     with pytest.raises(IdiolectError, match="before it had saved its config"):
-        prepare(f"output-dir={tmp_path}", "resume=one")
+        prepare(f"run.folder={tmp_path}", "run.resume=one")
 
 
 def test_a_finished_run_is_not_run_again(
@@ -473,7 +477,7 @@ def test_a_finished_run_is_not_run_again(
     start_of(tmp_path, "start", "finished")
     results.write(tmp_path / "one", make())
     monkeypatch.setattr(simulate, "start", None)  # would raise
-    plan = prepare(f"output-dir={tmp_path}", "resume=one")
+    plan = prepare(f"run.folder={tmp_path}", "run.resume=one")
     assert simulate.simulate(plan, console())["run"]["task"] == "headline"
 
 
@@ -491,7 +495,7 @@ def test_a_run_held_by_another_is_refused(plan: simulate.Plan) -> None:
     [
         ("[project]\n", "no table"),
         ("[tool\n", "no valid TOML"),
-        ("[tool.flwr.app.config]\nseed = 1\n", "lists no 'run-name'"),
+        ("[tool.flwr.app.config]\nseed = 1\n", "lists no 'preset'"),
     ],
 )
 def test_an_app_without_settings(tmp_path: Path, text: str, said: str) -> None:
@@ -552,6 +556,27 @@ def test_progress_in_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         "warning: one [odd] thing",
         "warning: user u1: not finite",
     ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_word_of_the_progress_is_cut(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width)
+    display = progress.Display(screen)
+    label = "positives lr 0.003, development"
+    event = {"event": "progress", "phase": "personalise", "label": label, "total": 48}
+    display.show(event | {"done": 1, "fraction": 0.0})
+    now[0] = 540.0
+    display.show(event | {"done": 48, "fraction": 0.1})
+    with screen.capture() as shown:
+        screen.print(display.bar.make_tasks_table(display.bar.tasks))
+    (line,) = Text.from_ansi(shown.get()).plain.splitlines()
+    assert f"personalise · {label} · 48/48" in line
+    assert " 10% " in line and "about 81 min left" in line and "…" not in line
+    assert ("━" in line, "0:0" in line) == (width == 120, width == 120)
 
 
 @pytest.mark.parametrize(

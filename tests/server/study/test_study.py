@@ -7,22 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from idiolect.common.config import FIELDS, METHODS, UNTRAINED, parse
+from idiolect.common.config import METHODS, UNTRAINED, parse_run
+from idiolect.common.config.keys import AFFECTS, POOL, SHARED, SOME
 from idiolect.common.data.load import load_dataset
 from idiolect.common.errors import IdiolectError
 from idiolect.common.unlabeled.sets import Unlabeled
-from idiolect.server import findings
+from idiolect.server.findings.summary import summary
 from idiolect.server.study import study
 from idiolect.server.study.study import (
+    cell_key,
     cells,
-    key_of,
     read_study,
     run_cell,
     run_study,
     shuffled,
+    stage_key,
 )
 from tests.server.conftest import short_run
 from tests.server.federation import results, run
+
+
+def parse(values):
+    """The configuration of a cell; the settings of a run name its folder too."""
+    return parse_run(values)[0]
+
 
 EXPERIMENTS = Path(__file__).parents[3] / "simulations" / "lamp" / "experiments"
 TEXT = """
@@ -33,7 +41,7 @@ users = 3
 development-users = 2
 history = 6
 held-out = 2
-methods = "shared,oppu,c-bpo"
+methods = "shared,sft,c-bpo"
 "lora.rank" = 2
 "lora.targets" = "q,v"
 "adapt.rounds" = 1
@@ -85,7 +93,7 @@ def test_what_cells_share_is_computed_once(declared, tmp_path, monkeypatch):
     assert len(done) == 4
     assert made.count("shared_adapter") == 2  # one per seed
     assert made.count("unlabeled_set") == 2
-    assert made.count("run_method oppu") == 2  # does not use the unlabeled set
+    assert made.count("run_method sft") == 2  # does not use the unlabeled set
     assert made.count("run_method shared") == 2
     assert made.count("run_method c-bpo") == 4
 
@@ -239,7 +247,7 @@ def test_an_infinite_budget_can_be_written_and_read(tmp_path, small_model):
     declared = read_study(tmp_path / "s.toml")
     done = run_study(declared, tmp_path, lambda _: None)
     assert [cell["cell"]["privacy.epsilon"] for cell in done] == [math.inf, 8.0]
-    found = findings.summary(declared, run_study(declared, tmp_path, lambda _: None))
+    found = summary(declared, run_study(declared, tmp_path, lambda _: None))
     assert {point["x"] for point in found["curve"]} == {"inf", 8.0}
     json.dumps(found, allow_nan=False)
 
@@ -247,26 +255,19 @@ def test_an_infinite_budget_can_be_written_and_read(tmp_path, small_model):
 def test_keys_without_effect_do_not_make_another_stage():
     plain = parse({})
     other = parse({"methods": "base", "unlabeled.alpha": "0.2"})
-    assert key_of(plain, study.NOT_SHARED) == key_of(other, study.NOT_SHARED)
-    assert key_of(plain, ()) != key_of(other, ())
+    assert stage_key(plain, SHARED) == stage_key(other, SHARED)
+    assert cell_key(plain) != cell_key(other)
     for changed in ({"seed": 1}, {"adapt.rounds": 1}, {"lora.rank": 2}, {"users": 9}):
-        assert key_of(parse(changed), study.NOT_SHARED) != key_of(
-            plain, study.NOT_SHARED
-        )
-    assert key_of(parse({"unlabeled.bank": 9}), study.NOT_POOL) != key_of(
-        plain, study.NOT_POOL
-    )
+        assert stage_key(parse(changed), SHARED) != stage_key(plain, SHARED)
+    assert stage_key(parse({"unlabeled.bank": 9}), POOL) != stage_key(plain, POOL)
+
+
+def matters(method, key, value):
+    return stage_key(parse({key: value}), method) != stage_key(parse({}), method)
 
 
 def test_each_method_depends_on_its_own_keys():
-    """A key named in UNUSED that a method does use would give it another cell's numbers."""
-    assert set(study.UNUSED) == set(METHODS)
-    named = {name for names in study.UNUSED.values() for name in names}
-    assert all(any(key.startswith(name) for key in FIELDS) for name in named)
-
-    def matters(method, key, value):
-        keys = (key_of(parse(s), study.UNUSED[method]) for s in ({}, {key: value}))
-        return len(set(keys)) == 2
+    """A key that a method uses and its row leaves out would share too much."""
 
     def users_of(key, value):
         return {method for method in METHODS if matters(method, key, value)}
@@ -276,8 +277,8 @@ def test_each_method_depends_on_its_own_keys():
     assert users_of("evaluate.retrieved", 2) == asked
     assert users_of("evaluate.contrast", 0.1) == trained
     assert users_of("personalise.epochs", 1) == trained
-    assert users_of("personalise.beta", 0.1) == trained - {"oppu"}
-    assert users_of("unlabeled.kind", "public") == trained - {"oppu", "cope"}
+    assert users_of("personalise.beta", 0.1) == trained - {"sft"}
+    assert users_of("unlabeled.kind", "public") == trained - {"sft", "cope"}
     assert users_of("history", 4) == set(METHODS)
 
 
@@ -299,7 +300,7 @@ OTHERWISE = {
     "personalise.anchor": 0.3,
     "evaluate.retrieved": 1,
     "evaluate.contrast": 2.0,
-    "evaluate.contrasted": "oppu,cope,kto,bco,positives,c-bpo",
+    "evaluate.contrasted": "sft,cope,kto,bco,positives,c-bpo",
 }
 
 
@@ -312,16 +313,16 @@ def test_what_a_method_does_not_use_changes_nothing(settings, method):
     unused = {
         key: value
         for key, value in OTHERWISE.items()
-        if key_of(parse({}), study.UNUSED[method])
-        == key_of(parse({key: value}), study.UNUSED[method])
+        if not matters(method, key, value)
     }
     assert unused
     assert measured(unused) == measured({})
 
 
 def test_every_key_that_is_unused_somewhere_is_tried():
-    named = {name for names in study.UNUSED.values() for name in names}
-    assert named - {"unlabeled."} <= OTHERWISE.keys()
+    some = {name for name, affects in AFFECTS.items() if SOME in affects}
+    set_of = {name for name in some if name.startswith("unlabeled.")}
+    assert some - set_of <= OTHERWISE.keys()
 
 
 def test_shuffling_deals_every_item_once(settings):
@@ -339,7 +340,7 @@ def test_shuffling_deals_every_item_once(settings):
 
 
 def test_controls_change_what_they_should(settings):
-    config = parse({**settings, "methods": "shared,oppu"})
+    config = parse({**settings, "methods": "shared,sft"})
     memory: dict = {}
     plain, swapped, dealt = (
         run_cell(config, memory, control)["users"]
@@ -347,12 +348,12 @@ def test_controls_change_what_they_should(settings):
     )
     for user, methods in plain.items():
         assert swapped[user]["shared"] == dealt[user]["shared"] == methods["shared"]
-        assert swapped[user]["oppu"] != methods["oppu"]
-        assert dealt[user]["oppu"] != methods["oppu"]
+        assert swapped[user]["sft"] != methods["sft"]
+        assert dealt[user]["sft"] != methods["sft"]
 
 
 def test_a_user_without_neighbour_cannot_be_swapped(settings):
-    config = parse({**settings, "methods": "shared", "personalise.stack": 2})
+    config = parse({**settings, "methods": "shared", "engine.stack": 2})
     with pytest.raises(IdiolectError, match="so that none is left over"):
         run_cell(config, {}, "swapped")  # three users
 
@@ -437,7 +438,7 @@ def test_paths_of_a_study_may_name_a_variable(monkeypatch):
         ("[config]", 'measured = "everybody"\n[config]', "'confirmation' or"),
         (
             "[grid]",
-            """[[compare]]\nx="seed"\none={method="kto"}\nothers=[{method="oppu"}]
+            """[[compare]]\nx="seed"\none={method="kto"}\nothers=[{method="sft"}]
             metrics=["nll"]\n[grid]""",
             "no cell has",
         ),

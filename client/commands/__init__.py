@@ -1,0 +1,4 @@
+"""The commands of `idiolect`: one module per group, loaded when one of its commands runs.
+
+Imports: client.owner, client.imports, client.node, common.data, common.protocol.
+"""

@@ -1,0 +1,106 @@
+"""The commands of the model: train an adapter, use one, write with it, export it.
+
+This module loads torch, so the vault is opened before it is imported: a passphrase must
+not be typed while something loads, since the terminal would show it.
+"""
+
+import argparse
+import sys
+
+from ...common.errors import IdiolectError
+from ...common.text import printable, tell
+from ..owner import adapters, owner
+from ..owner.adapters import Version
+from ..owner.vault import Vault
+from . import status
+from .answer import Answer
+
+
+def personalize(vault: Vault, options: argparse.Namespace) -> Answer:
+    """Train an adapter; exit code 1 where it is not used."""
+    if sys.stderr.isatty():  # nothing else is said for as long as it takes
+        tell("training; Ctrl-C ends it and changes nothing", sys.stderr)
+    new = owner.train(vault, options.method, options.learning_rate)
+    one = status.shown(new)
+    text = f"adapter {new.number} ({verdict(new)}): {status.judged(one)}"
+    return Answer(one, text, code=0 if new.accepted else 1)
+
+
+def verdict(new: Version) -> str:
+    """Whether a new adapter is used, and if not, why."""
+    if new.accepted:
+        return "in use now"
+    if new.nll <= min(new.nll_before, new.nll_bare):
+        return "NOT used: the one in use does better"
+    return "NOT used: the model does better without it"
+
+
+def generate(vault: Vault, options: argparse.Namespace) -> Answer:
+    """Continue the prompt that `cli` has read."""
+    budget, compare = options.max_new_tokens, options.compare
+    found = owner.write(vault, options.prompt, budget, compare)
+    lines = [f"{name + ':':10}{text}" for name, text in found.items()]
+    text = "\n".join(lines) if compare else found["personal"]
+    return Answer(found, text, exact=True)
+
+
+def use(vault: Vault, options: argparse.Namespace) -> Answer:
+    """List the adapters, or use one."""
+    if options.number is None:
+        found = status.adapters(vault)
+        return Answer(found, "\n".join(status.adapter_lines(found)))
+    before, number = adapters.active(vault), _number(options.number)
+    chosen = adapters.use(vault, number)
+    text = _changed(number, before)
+    if chosen and not chosen.accepted:
+        text += (
+            "\nwhen it was trained, the model did better without it, or with another."
+        )
+    return Answer({"active": number}, text)
+
+
+def _number(given: str) -> int:
+    if given == "none":
+        return 0
+    if not (given.isascii() and given.isdigit() and 0 < len(given) < 10):
+        raise IdiolectError(
+            f"'{printable(given, 40)}' is not the number of an adapter: `idiolect use` "
+            "lists them; none uses none."
+        )
+    return int(given)
+
+
+def _changed(number: int, before: int) -> str:
+    """Say which adapter is in use now, and how to take that back."""
+    text = f"adapter {number} is in use now" if number else "no adapter is in use now"
+    if number == before:
+        return f"{text}, as before."
+    was = f"adapter {before}" if before else "none"
+    return f"{text}; before: {was}. `idiolect use {before or 'none'}` takes that back."
+
+
+def rollback(vault: Vault, _options: argparse.Namespace) -> Answer:
+    """Use the adapter before the one in use."""
+    before = adapters.active(vault)
+    number = adapters.rollback(vault)
+    return Answer({"active": number}, _changed(number, before))
+
+
+def reset(vault: Vault, _options: argparse.Namespace) -> Answer:
+    """Go back to the bare model."""
+    text = _changed(0, adapters.reset(vault))
+    return Answer(
+        {"active": 0}, f"{text}\nthe next training starts from the bare model."
+    )
+
+
+def export(vault: Vault, options: argparse.Namespace) -> Answer:
+    """Write the adapter in use for PEFT."""
+    try:
+        owner.export(vault, options.folder)
+    except OSError as error:
+        raise IdiolectError(
+            f"{options.folder} is not a folder ({error.strerror}): name another."
+        ) from error
+    text = f"{options.folder} is a PEFT adapter, in clear."
+    return Answer({"folder": str(options.folder)}, text)

@@ -1,0 +1,168 @@
+"""The commands around a server: join, answer, leave; what may leave, and what has left."""
+
+import argparse
+from dataclasses import asdict
+from time import localtime, strftime
+
+from ...common.config import absolute_backbone
+from ...common.errors import IdiolectError
+from ...common.text import printable, tell
+from ..node import membership, supervisor
+from ..owner import consent, unlock
+from ..owner.consent import Sent
+from ..owner.vault import Vault
+from .answer import Answer, opened, sure
+
+NO_LIMIT = "; 0: no limit"
+
+
+def join(options: argparse.Namespace) -> Answer:
+    """Remember a server; print the line that registers this device there."""
+    server = membership.read_invitation(options.invitation)
+    with opened(options) as vault:
+        membership.join(vault, server)
+        line = membership.public_line(vault)
+    mark = membership.fingerprint(server)
+    text = (
+        f"joined {printable(server.address)}, whose authority is, as `serve` shows it:\n"
+        f"  {mark}\n"
+        f"Send its operator this line, for `idiolect-server nodes add`:\n{line}"
+    )
+    found = {"server": server.address, "key": line, "authority": mark}
+    return Answer(found, text, exact=True)
+
+
+def run_node(options: argparse.Namespace) -> int:
+    """Answer the server's messages until SIGTERM or Ctrl-C."""
+    key = unlock.unlock(options.vault, options.passphrase_file)
+    with Vault.open(options.vault, key) as vault:  # before anything is started
+        membership.joined(vault)
+    return supervisor.keep_running(options.vault, key, tell)
+
+
+def answer(vault: Vault, options: argparse.Namespace) -> Answer:
+    """Show or change what may leave the device."""
+    name = options.outflow
+    if options.answer:
+        consent.consent(vault, name, options.answer)
+    found = consent.consents(vault)
+    if not name:
+        lines = [
+            f"{one:10}{given:7}{consent.NAMES[one]}" for one, given in found.items()
+        ]
+        lines.append("`idiolect consent NAME` shows which answers there are.")
+        return Answer(found, "\n".join(lines))
+    choices = consent.answers_to(name)
+    given, usual = found[name], consent.DEFAULTS[name]
+    if options.answer:
+        return Answer(found, f"{name} is {given} from now on.")
+    lines = [f"{name} is {given} (default: {usual})", f"  {consent.NAMES[name]}"]
+    lines += ["it takes", *(f"  {one:6} {what}" for one, what in choices.items())]
+    one = {"name": name, "value": given, "default": usual, "takes": list(choices)}
+    return Answer(one, "\n".join(lines))
+
+
+def settings(vault: Vault, options: argparse.Namespace) -> Answer:
+    """Show or change what the device uses."""
+    name, said = options.name, ""
+    if options.value is not None:
+        said = _choose(vault, name, options.value)
+    found = consent.settings(vault)
+    if not name:
+        lines = [
+            f"{one:14}{value:9} {consent.MEANINGS[one]}"
+            + NO_LIMIT * consent.takes(one).endswith(NO_LIMIT)
+            for one, value in found.items()
+        ]
+        lines.append(
+            "`idiolect settings NAME` shows a default, and which values it takes."
+        )
+        return Answer(found, "\n".join(lines))
+    consent.check_name(name, consent.SETTINGS, "setting")
+    value, usual, takes = found[name], consent.SETTINGS[name], consent.takes(name)
+    if options.value is not None:
+        return Answer(found, f"{name} is {value} from now on.{said}")
+    return Answer(
+        {"name": name, "value": value, "default": usual, "takes": takes},
+        f"{name} is {value} (default: {usual})\n  {consent.MEANINGS[name]}\n"
+        f"it takes {takes}",
+    )
+
+
+def _choose(vault: Vault, name: str, value: str) -> str:
+    """Change a setting, if it can be used; returns what else that means."""
+    consent.check_setting(name, value)
+    said = ""
+    if name in ("backbone", "max-length"):
+        value = absolute_backbone(value) if name == "backbone" else value
+        from ..owner import adapters, owner  # loads torch
+
+        loaded = owner.check_loads({**consent.settings(vault), name: value})
+        number = adapters.active(vault)
+        of = [one.backbone for one in adapters.versions(vault) if one.number == number]
+        if of and of[0] != loaded.hash:
+            said = f"\nadapter {number}, in use, was trained on other weights: train again "
+            said += "by `idiolect personalize`."
+    consent.choose(vault, **{name: value})
+    return said
+
+
+def sent(vault: Vault, _options: argparse.Namespace) -> Answer:
+    """List the messages that left the device, and what protects each."""
+    found = consent.sent(vault)
+    listed = [{**asdict(one), "what": consent.word_of(one.kind)} for one in found]
+    notes = list(dict.fromkeys(one.why for one in found if one.why))
+    lines = [("when", "bytes", "what", "run", "protected by")] if found else []
+    for one in found:
+        when = strftime("%Y-%m-%d %H:%M", localtime(one.time))
+        run, what = printable(one.run, 60), consent.word_of(one.kind)
+        lines.append((when, str(one.bytes), what, run, _covered(one, notes)))
+    text = [
+        f"{when:16}  {size:>9}  {what:8}  {run:22}  {covered}"
+        for when, size, what, run, covered in lines
+    ]
+    text += [f"[{n}] {printable(why, 200)}" for n, why in enumerate(notes, 1)]
+    return Answer(listed, "\n".join(text) or "nothing has left.")
+
+
+def _covered(one: Sent, notes: list[str]) -> str:
+    if one.epsilon is not None:
+        return f"eps {one.epsilon:g}"
+    return f"none [{notes.index(one.why) + 1}]" if one.why else "none"
+
+
+def pause(vault: Vault, _options: argparse.Namespace) -> Answer:
+    """Answer no server for now."""
+    text = "this device answers no server now; `idiolect resume` ends that."
+    return _set_paused(vault, True, text)
+
+
+def resume(vault: Vault, _options: argparse.Namespace) -> Answer:
+    """Answer the server again."""
+    which = "a" if membership.server_of(vault) is None else "its"
+    text = f"this device answers {which} server again, by `idiolect node run`."
+    return _set_paused(vault, False, text)
+
+
+def _set_paused(vault: Vault, yes: bool, text: str) -> Answer:
+    consent.pause(vault, yes)
+    if membership.server_of(vault) is None:
+        text += "\nit has joined none: `idiolect node join INVITATION` joins one."
+    return Answer({"paused": yes}, text)
+
+
+def leave(vault: Vault, options: argparse.Namespace) -> Answer:
+    """Leave the server, and forget it."""
+    server = membership.server_of(vault)
+    if server is None:
+        raise IdiolectError(
+            "this device has joined no server, so there is none to leave: `idiolect "
+            "node join INVITATION` joins one."
+        )
+    sure(options, f"this device's key for {printable(server.address)} is erased")
+    membership.leave(vault)
+    text = (
+        f"left {printable(server.address)}. Ask its operator to revoke this device's "
+        "key as well."
+    )
+    return Answer({"left": True}, text)

@@ -1,0 +1,143 @@
+"""`idiolect status`: the history, the adapters, the server, and what to do next."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict
+from time import localtime, strftime
+from typing import Any
+
+from ...common.protocol.messages import device_user
+from ...common.text import printable
+from ..node import membership
+from ..owner import adapters as kept
+from ..owner import consent, history, owner
+from ..owner.adapters import Version
+from ..owner.vault import Vault
+from .answer import Answer
+
+
+def status(vault: Vault, _options: argparse.Namespace) -> Answer:
+    """Gather and print it."""
+    everything = history.entries(vault)
+    server, known = membership.server_of(vault), membership.membership(vault)
+    number = known.get("number")
+    found = {
+        "vault": str(vault.path),
+        "bytes": vault.path.stat().st_size,
+        "backbone": consent.settings(vault)["backbone"],
+        "liked": sum(entry.liked for entry in everything),
+        "disliked": sum(not entry.liked for entry in everything),
+        **adapters(vault),
+        "server": server and server.address,
+        "joined": known.get("since"),
+        "device": device_user(int(number)) if number else None,
+        "paused": consent.paused(vault),
+        "consent": consent.consents(vault),
+        "privacy": consent.balance(vault),
+    }
+    found["next"] = next_step(found)
+    return Answer(found, text(found))
+
+
+def adapters(vault: Vault) -> dict[str, Any]:
+    """The adapters, and the number of the one in use; 0: none."""
+    found = [shown(one) for one in kept.versions(vault)]
+    return {"active": kept.active(vault), "adapters": found}
+
+
+def shown(version: Version) -> dict[str, Any]:
+    """A version as JSON, without the fields that only the vault compares."""
+    found = {**asdict(version), "accepted": version.accepted}
+    for name in ("generations", "pairs", "allowed"):
+        del found[name]
+    return found
+
+
+def next_step(found: Mapping[str, Any]) -> str:
+    """What an owner would do next."""
+    if found["liked"] < owner.FEWEST:
+        return f"`idiolect import FILE`: training needs {owner.FEWEST} liked pairs"
+    if not found["adapters"]:
+        return "`idiolect personalize` trains an adapter"
+    if found["server"] and found["paused"]:
+        return "`idiolect resume` answers the server again"
+    if found["server"] and not found["device"]:
+        return "`idiolect node run`, when the operator has registered this device"
+    if not found["active"]:
+        return "`idiolect use N` puts an adapter into use"
+    return "`idiolect generate` writes with the adapter in use"
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """The same as lines of about 80 characters."""
+    head = "{liked} liked and {disliked} disliked pairs, backbone {backbone}"
+    answers = ", ".join(f"{name} {given}" for name, given in found["consent"].items())
+    return "\n".join(
+        [
+            found["vault"],
+            head.format(**found),
+            *adapter_lines(found),
+            *_server(found),
+            f"consent: {answers}",
+            *_privacy(found["privacy"]),
+            f"next: {found['next']}",
+        ]
+    )
+
+
+def adapter_lines(found: Mapping[str, Any]) -> list[str]:
+    """One line for each adapter; the one in use has a star."""
+    lines = []
+    for one in found["adapters"]:
+        mark = "*" if one["number"] == found["active"] else " "
+        lost = "" if one["accepted"] else " (loses)"
+        lines.append(f"{mark} adapter {one['number']}{lost}: {judged(one)}")
+    if not lines:
+        return ["no adapter is in use: `idiolect personalize` trains one."]
+    if not found["active"]:
+        lines.append("no adapter is in use: `idiolect use N` puts one into use.")
+    return lines
+
+
+def judged(one: Mapping[str, Any]) -> str:
+    """How an adapter was trained, and how well it does."""
+    more = f" and {one['disliked']} disliked" if one["disliked"] else ""
+    left = one["too_long"]
+    pairs = "pair is" if left == 1 else "pairs are"
+    long = f"; {left} {pairs} longer than the context, left out" if left else ""
+    return (
+        f"{one['method']} on {one['trained']} pairs{more}; "
+        f"NLL {one['nll_before']:.3f} -> {one['nll']:.3f} on the newest {one['held_out']}"
+        f"{long}"
+    )
+
+
+def _server(found: Mapping[str, Any]) -> list[str]:
+    paused = ["paused: no server is answered until `idiolect resume`"] * found["paused"]
+    if not found["server"]:
+        return ["server: none joined; nothing leaves this device", *paused]
+    since = found["joined"]
+    when = strftime(" since %Y-%m-%d %H:%M", localtime(since)) if since else ""
+    known = (
+        f"as {found['device']}"
+        if found["device"]
+        else "which has not let this device in yet"
+    )
+    joined = f"server: joined {printable(found['server'])}{when}"
+    return [f"{joined},", f"  {known}", *paused]
+
+
+def _privacy(found: Mapping[str, Any]) -> list[str]:
+    """Say what runs were charged, of what the owner allows."""
+    most = found["ceilings"]
+    charged = (
+        f"privacy, {found['runs']} runs together: epsilon {found['epsilon']:.4g} of "
+        f"{most['most-epsilon']}, delta {found['delta']:.3g} of {most['most-delta']}, "
+        f"{found['releases']} of {most['most-releases']} releases"
+    )
+    least = f"  in sums of at least {most['fewest-users']} users (`idiolect settings`)"
+    lines = [charged, least]
+    if found["clear"]:
+        named = ", ".join(found["clear"])
+        lines.append(f"  neither protected nor counted: {named} (`idiolect consent`)")
+    return lines

@@ -1,0 +1,271 @@
+"""An open vault's file: transactions that are checked against the root, and erasure.
+
+A sealed root (module `root`) says what all rows add up to, so rows that were taken out,
+added or put back from an older copy are refused. It is compared with the file when the
+vault is opened and whenever another process has written.
+"""
+
+import contextlib
+import hmac
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Self
+
+from cryptography.exceptions import InvalidTag
+
+from ...common.errors import IdiolectError
+from . import root as roots
+from .database import (
+    BUSY,
+    LEAF,
+    SOURCE_LEAF,
+    TABLES,
+    WAY_OUT,
+    DamagedError,
+    ErasureError,
+    WrongKeyError,
+    begun,
+    header,
+    named,
+    unlocked,
+    why,
+)
+from .root import Root
+from .sealing import bound, sealed, unsealed
+
+ERASING = 10.0  # seconds that an erasure waits for another process to end its reading
+
+
+class Store:
+    """The database of an open vault.
+
+    Attributes
+    ----------
+    path
+        Its file.
+    """
+
+    def __init__(
+        self, path: Path, database: sqlite3.Connection, master: bytes, index: bytes
+    ) -> None:
+        self.path = path
+        self._database = database
+        self._master = master
+        self._index = index
+        self._leaf_key = hmac.digest(index, b"leaf", "sha256")
+        self._root = Root()
+        self._change: roots.Sums | None = None  # of the write in progress
+        self._erasing = False
+        self._trusted: int | None = None  # SQLite's data version when all was checked
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        """Use it in a ``with`` block, which closes it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self.close()
+
+    # --- transactions ------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def transaction(self, erasing: bool = False) -> Iterator[None]:
+        """Do several writes as one; they may read what was written before them.
+
+        Parameters
+        ----------
+        erasing
+            What is deleted in it is to be erased from the file as well (`erase`), after
+            it was committed.
+        """
+        if self._change is not None:  # within another one, which will do it
+            self._erasing = self._erasing or erasing
+            yield
+            return
+        with self._begun("BEGIN IMMEDIATE"):
+            self._same_key()
+            self._change, self._erasing = {}, erasing
+            before, master = self._root, self._master
+            try:
+                yield
+                pending = self._root.pending or self._erasing
+                self._root = self._root.after(self._change, pending)
+                self._write_root()
+                self._database.execute("COMMIT")
+            except BaseException:
+                self._root, self._master = before, master
+                raise
+            finally:
+                self._change = None
+        if self._erasing:
+            self.erase()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read several things as of one moment, and only what was last written."""
+        if self._database.in_transaction:
+            yield
+            return
+        with self._begun("BEGIN"):
+            yield
+            self._database.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _begun(self, how: str) -> Iterator[None]:
+        with named(self.path), begun(self._database, how):
+            self._check_root()
+            yield
+
+    def _same_key(self) -> None:
+        """Refuse to go on with a master key that another process has changed."""
+        try:
+            head = header(self.path, self._database)
+            unlocked(self.path, head["index"], [self._master])
+        except WrongKeyError:
+            raise IdiolectError(
+                f"the key of the vault {self.path} was changed meanwhile: open it again."
+            ) from None
+
+    # --- the root ----------------------------------------------------------------------
+
+    def _count(self, group: str, rows: Sequence[tuple], by: int) -> None:
+        """Note rows that came or went for the root of the write in progress."""
+        change = roots.tally(self._leaf_key, ((group, row) for row in rows))
+        if by < 0:
+            change = {name: (-one[0], -one[1]) for name, one in change.items()}
+        self._change = roots.plus(self._change or {}, change)
+
+    def _tally(self) -> dict[str, tuple[int, int]]:
+        """What the rows that are there add up to."""
+        find = self._database.execute
+        sources = find(f"SELECT {SOURCE_LEAF} FROM sources")
+        records = find(f"SELECT {LEAF} FROM records NOT INDEXED ORDER BY number")
+        there = roots.tally(self._leaf_key, ((roots.SOURCES, row) for row in sources))
+        return there | roots.tally(self._leaf_key, ((row[1], row) for row in records))
+
+    def _check_root(self) -> None:
+        """Compare all rows with the root, if another process wrote since.
+
+        Raises
+        ------
+        DamagedError
+            It is not what was last written.
+        """
+        now = self._database.execute("PRAGMA data_version").fetchone()[0]
+        if now == self._trusted:
+            return
+        head = header(self.path, self._database)
+        try:
+            root = roots.parsed(unsealed(self._index, head["root"], bound("root")))
+        except (KeyError, ValueError, InvalidTag):
+            raise self._damaged("its root", "it was changed, or is missing") from None
+        if root.writes < self._root.writes:
+            raise self._damaged("the whole", "an older copy was put in its place")
+        found = self._database.execute("SELECT sql FROM sqlite_schema").fetchall()
+        shaped = sorted(str(one[0]) for one in found) == sorted(TABLES)
+        wrong = "" if shaped else "its tables were changed"
+        wrong = wrong or roots.difference(root.sums, self._tally())
+        if wrong or self._index_is_wrong():
+            raise DamagedError(
+                f"the vault {self.path} is not what was last written ("
+                f"{wrong or 'its index leaves out records'}): {WAY_OUT}."
+            )
+        self._root, self._trusted = root, now
+
+    def _index_is_wrong(self) -> bool:
+        """Whether looking a record up could miss one that is there.
+
+        A search in a tree whose entries are all there and in order finds every one.
+        """
+        columns = "kind, key, chunk, number"
+        by_index = self._database.execute(
+            f"SELECT {columns} FROM records INDEXED BY by_name ORDER BY kind, key, chunk"
+        ).fetchall()
+        in_table = self._database.execute(
+            f"SELECT {columns} FROM records NOT INDEXED"
+        ).fetchall()
+        places = self._database.execute("SELECT source FROM sources").fetchall()
+        return by_index != sorted(in_table) or places != sorted(places)
+
+    def _write_root(self) -> None:
+        body = sealed(self._index, self._root.text(), bound("root"))
+        self._database.execute(
+            "INSERT OR REPLACE INTO header VALUES ('root', ?)", (body,)
+        )
+
+    def _damaged(self, name: str, why: str) -> DamagedError:
+        return DamagedError(
+            f"the vault {self.path}: {name} is damaged ({why}): {WAY_OUT}."
+        )
+
+    # --- erasure -----------------------------------------------------------------------
+
+    def erase(self, patience: float = ERASING) -> None:
+        """Rewrite the file without what was deleted, and empty the log beside it.
+
+        Done at the end of every transaction that says so (`erasing`); where it could not
+        be completed, the vault knows, and `open` and `check` try again.
+
+        Parameters
+        ----------
+        patience
+            Seconds to wait for another process that reads what was there before.
+
+        Raises
+        ------
+        ErasureError
+            That process went on reading, or the disk is full.
+        """
+        with self.reading():
+            before = self._root
+        try:
+            with named(self.path), self._waiting(patience):
+                # First the log: while somebody reads, rewriting would only make it grow.
+                self._empty_log(patience)
+                self._database.execute("VACUUM")
+                self._empty_log(patience)
+        except DamagedError:
+            raise
+        except IdiolectError as error:
+            said = why(error.__cause__) or str(error)
+            raise ErasureError(
+                f"what was deleted can no longer be read in the vault {self.path}, but its "
+                f"encrypted traces are still in the file ({said}): end what holds the "
+                "vault, or free space, and run `idiolect vault check` to erase them."
+            ) from error
+        if before.pending:
+            with self.transaction():
+                # Another process may have deleted more, and still has to erase it.
+                if self._root.writes == before.writes:
+                    self._root = replace(self._root, pending=False)
+
+    def _finish_erasure(self) -> None:
+        """Complete, if that needs no waiting, what an earlier process could not erase."""
+        with self.reading():
+            pending = self._root.pending
+        if pending:
+            with contextlib.suppress(ErasureError):
+                self.erase(patience=0.0)
+
+    @contextlib.contextmanager
+    def _waiting(self, seconds: float) -> Iterator[None]:
+        self._database.execute(f"PRAGMA busy_timeout = {int(1000 * seconds)}")
+        try:
+            yield
+        finally:
+            self._database.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY)}")
+
+    def _empty_log(self, patience: float) -> None:
+        ends = monotonic() + patience
+        # SQLite waits for readers, but not for another process that empties the log too.
+        while self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if monotonic() >= ends:
+                raise ErasureError("another process is reading them")
+            sleep(0.05)

@@ -1,0 +1,262 @@
+"""LaMP-1 ... LaMP-7: users from the official files and from the shape used by OPPU.
+
+docs/data.md describes the tasks, and how the text of a user is split.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...config import Config
+from ...errors import IdiolectError
+from ...seeds import numpy_generator
+from ...text import printable
+from ..dates import order_of, seconds
+from ..types import Dataset, Item, User
+from .files import records
+from .forms import FORMS, Form
+from .items import (
+    EMPTY,
+    BadUserError,
+    entries_of,
+    is_hollow,
+    name_of,
+    pair,
+    profile_items,
+    question,
+)
+from .leaks import HeldOut, without
+
+logger = logging.getLogger(__name__)
+
+# Items of public text: enough for a bank of `votes`. Reading stops when they are found.
+PUBLIC = 4000
+# What is left out of the users who stay, or not done for them; counted in
+# `Dataset.dropped`.
+LEAKED = "history items equal to a held-out item"
+HOLLOW = "questions without text or answer"
+UNASKED = "questions behind the first `held-out`"
+UNKNOWN = "questions of unknown wording, taken whole"
+
+
+def read(config: Config) -> Dataset:
+    """Read the users of a LaMP task.
+
+    The first ``config.users`` in file order are evaluated, the next
+    ``config.development_users`` are development users. The history of the users after
+    them, without texts of held-out items, is `Dataset.public`. The counts in
+    `Dataset.dropped` are also logged in one line.
+
+    Raises
+    ------
+    IdiolectError
+        The file is missing, not JSON, or of another task; a user's record is malformed and
+        ``skip-bad-users`` is off; or there are too few users.
+    """
+    form = FORMS[config.task]
+    name, found = records(Path(config.data).expanduser(), form.task.name)
+    wanted = config.users + config.development_users
+    dropped: Counter[str] = Counter()
+    names: set[str] = set()
+    users: list[User] = []
+    public: list[Item] = []
+    for index, record in enumerate(found):
+        try:
+            user, removed = _user(record, form, config)
+            if user.id in names:
+                raise BadUserError("duplicate user", "an earlier record has this user")
+        except BadUserError as bad:
+            if not config.skip_bad_users:
+                raise _bad_record(name, index, record, bad) from None
+            dropped[bad.reason] += 1
+            continue
+        names.add(user.id)
+        if len(users) < wanted:
+            users.append(user)
+            dropped += removed
+        else:
+            public.extend(user.history)
+        if len(users) == wanted and len(public) >= PUBLIC:
+            break
+    if len(users) < wanted:
+        raise _too_few(name, len(users), config, dropped)
+    _say_dropped(name, dropped)
+    held = HeldOut([item for user in users for item in user.held_out], form)
+    evaluated, development = users[: config.users], users[config.users :]
+    return Dataset(
+        task=form.task,
+        users=_with_rivals(evaluated, development, config),
+        development=_with_rivals(development, evaluated, config),
+        public=tuple(item for item in public if not held.has(item, form))[:PUBLIC],
+        dropped=dict(dropped),
+        source=name,
+    )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One item of somebody's files, as an owner imports it.
+
+    Attributes
+    ----------
+    user, place
+        The user, and the place in the user's record.
+    item
+        None if it cannot be used (`problem`).
+    date
+        As in the file; a question has the date of the newest profile item.
+    problem
+        What is wrong, and the reason under which it is counted.
+    """
+
+    user: str
+    place: str
+    item: Item | None
+    date: Any = None
+    problem: tuple[str, str] = ("", "")
+
+
+def everything(path: Path, task: str) -> Iterator[Kept]:
+    """Yield all items of the files: of each user the profile, then the answered questions.
+
+    Raises
+    ------
+    IdiolectError
+        The file is missing, not JSON, or of another task.
+    """
+    form = FORMS[task]
+    for index, record in enumerate(records(path, form.task.name)[1]):
+        try:
+            name = name_of(record)
+            parts = [(part, entries_of(record, part)) for part in ("profile", "query")]
+        except BadUserError as bad:
+            yield Kept(f"record {index}", "", None, None, (str(bad), bad.reason))
+            continue
+        for part, entries in parts:
+            for number, entry in enumerate(entries):
+                yield _kept(entry, f"{part}[{number}]", name, form, parts[0][1])
+
+
+def _kept(entry: Any, place: str, user: str, form: Form, profile: list[Any]) -> Kept:
+    try:
+        if place.startswith("query"):
+            dates = [one.get("date") for one in profile if isinstance(one, dict)]
+            return Kept(user, place, question(entry, place, user, form), _latest(dates))
+        prompt, target = pair(entry, place, form)
+    except BadUserError as bad:
+        return Kept(user, place, None, None, (str(bad), bad.reason))
+    if not prompt.input or not target:
+        return Kept(user, place, None, None, (f"{place} has no text", EMPTY))
+    return Kept(user, place, Item(f"{user}/{place}", prompt, target), entry.get("date"))
+
+
+def _latest(dates: list[Any]) -> Any:
+    """Return the latest date of a profile; the last one if they cannot be compared."""
+    try:
+        order = order_of(dates)
+        return max(dates, key=lambda date: seconds(date, order), default=None)
+    except ValueError:
+        return next((date for date in reversed(dates) if date is not None), None)
+
+
+def _user(record: Any, form: Form, config: Config) -> tuple[User, Counter[str]]:
+    """Check one record and split it into history and held-out items."""
+    name = name_of(record)
+    entries = entries_of(record, "query")
+    # If no question is complete, the error names the first one.
+    whole = [n for n, entry in enumerate(entries) if not is_hollow(entry)]
+    queries = [
+        question(entries[index], f"query[{index}]", name, form)
+        for index in whole or range(len(entries))
+    ]
+    if len({item.id for item in queries}) < len(queries):
+        raise BadUserError("duplicate id", "two entries of 'query' have the same id")
+    found, removed = profile_items(record, name, form)
+    held = queries[: config.held_out]
+    removed[HOLLOW] = len(entries) - len(queries)
+    removed[UNASKED] = len(queries) - len(held)
+    removed[UNKNOWN] = sum(not item.prompt.before for item in held)
+    profile = without(found, held, form)
+    # A user with few questions gets more held-out items from the profile: a mean over one
+    # item is too noisy. Not if history pairs have another form than the questions.
+    more = 0
+    if not form.history:
+        more = min(config.held_out - len(held), len(profile) // 4)
+    older = profile[: len(profile) - more]
+    held += profile[len(profile) - more :]
+    history = without(older, held, form)
+    removed[LEAKED] = len(found) - len(profile) + len(older) - len(history)
+    if not history:
+        raise BadUserError("empty history", "there is no history item to learn from")
+    if not held:
+        raise BadUserError("nothing held out", "there is no item to be measured on")
+    return User(name, tuple(history[-config.history :]), tuple(held)), +removed
+
+
+def _with_rivals(
+    users: Sequence[User], others: Sequence[User], config: Config
+) -> tuple[User, ...]:
+    """Give every held-out item rivals: held-out items of other users, drawn from the seed.
+
+    Rivals are of the same group, so evaluated users are compared among themselves; of
+    `others` if the group has only one user.
+    """
+
+    def text(item: Item) -> tuple[str, str]:
+        return item.prompt.input, item.target
+
+    result: list[User] = []
+    for user in users:
+        own = {text(item) for item in user.held_out}
+        group = [other for other in users if other.id != user.id] or others
+        pool = [i for other in group for i in other.held_out if text(i) not in own]
+        draw = numpy_generator(config.seed, "rivals", user.id)
+        picks = draw.integers(len(pool), size=len(user.held_out)) if pool else []
+        picks = [[pick] for pick in picks] or [[] for _ in user.held_out]
+        if config.evaluate.rivals > 1:
+            most = min(config.evaluate.rivals, len(pool))
+            picks = [draw.choice(len(pool), most, replace=False) for _ in picks]
+        held = (
+            replace(item, rivals=tuple(pool[i] for i in chosen))
+            for item, chosen in zip(user.held_out, picks, strict=True)
+        )
+        result.append(replace(user, held_out=tuple(held)))
+    return tuple(result)
+
+
+def _say_dropped(name: str, dropped: Mapping[str, int]) -> None:
+    if dropped:
+        listed = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
+        logger.warning("warning: %s: %s", printable(name), listed)
+
+
+def _bad_record(name: str, index: int, record: Any, bad: BadUserError) -> IdiolectError:
+    return IdiolectError(
+        f"{name}: {_who(index, record)}: {bad}: repair the file, or set "
+        "skip-bad-users=true to leave such users out."
+    )
+
+
+def _who(index: int, record: Any) -> str:
+    user = record.get("user_id") if isinstance(record, dict) else None
+    return (
+        f"record {index}"
+        if user is None
+        else f"record {index} (user '{str(user):.100}')"
+    )
+
+
+def _too_few(
+    name: str, count: int, config: Config, dropped: Mapping[str, int]
+) -> IdiolectError:
+    listed = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
+    why = f" (left out: {listed})" if listed else ""
+    return IdiolectError(
+        f"{name} holds {count} usable users{why}, but users={config.users} and "
+        f"development-users={config.development_users} ask for "
+        f"{config.users + config.development_users}: lower 'users' or "
+        "'development-users', or take another file."
+    )

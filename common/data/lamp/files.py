@@ -1,0 +1,155 @@
+"""Files of LaMP data: the official ones, and the shape of OPPU; one record per user."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import IdiolectError, words_of
+from ..cleaning import read_text
+from .forms import FORMS
+
+logger = logging.getLogger(__name__)
+
+
+def records(path: Path, task: str) -> tuple[str, list[Any]]:
+    """Return the name of the source, and one unchecked record per user in OPPU's shape."""
+    path = _find(path)
+    if path.name.endswith("_questions.json"):
+        outputs = _outputs(path)
+        name = f"{path.name} with {outputs.name}"
+        records = _grouped(_list(path), _golds(outputs, task))
+    else:
+        labels = path.with_name(f"{path.stem}_label.json")
+        name = path.name
+        records = _list(path)
+        if labels.is_file():
+            name = f"{path.name} with {labels.name}"
+            records = _labelled(records, _golds(labels, None))
+    logger.info("%s: %d users from %s", task, len(records), path)
+    return name, records
+
+
+def _find(path: Path) -> Path:
+    """Return the file with questions or the OPPU file: `path`, or the one in the folder."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise IdiolectError(
+            f"there is no file or folder {path}: set 'data' to the folder with the "
+            "LaMP files (docs/data.md says where to get them)."
+        )
+    official = [path / f"{part}_questions.json" for part in ("dev", "train", "test")]
+    official = [questions for questions in official if questions.is_file()]
+    for questions in official:
+        if _outputs(questions).is_file():
+            return questions
+    shaped = sorted({*path.glob("*users.json"), *path.glob("user_*_history.json")})
+    if len(shaped) == 1:
+        return shaped[0]
+    if shaped:
+        raise IdiolectError(
+            f"{path} holds {' and '.join(p.name for p in shaped)}: set 'data' to one "
+            "of these files."
+        )
+    if official:
+        raise IdiolectError(
+            f"{official[0].name} in {path} has no "
+            f"{_outputs(official[0]).name} beside it: put the file with the outputs "
+            "there (LaMP keeps those of its test split to itself)."
+        )
+    raise IdiolectError(
+        f"{path} holds neither dev_questions.json with dev_outputs.json nor a file "
+        "*users.json: set 'data' to the folder of one LaMP task (see docs/data.md)."
+    )
+
+
+def _outputs(questions: Path) -> Path:
+    return questions.with_name(questions.name.replace("_questions", "_outputs"))
+
+
+def _json(path: Path) -> Any:
+    text = read_text(path, "data")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise IdiolectError(
+            f"{path} is not JSON: line {error.lineno}, column {error.colno}: "
+            f"{error.msg}; repair the file or download it again."
+        ) from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, too many digits
+        raise IdiolectError(
+            f"{path} cannot be read as JSON ({words_of(error)}): download it again."
+        ) from None
+
+
+def _list(path: Path) -> list[Any]:
+    records = _json(path)
+    if not isinstance(records, list):
+        raise IdiolectError(
+            f"{path} is not a list of users: see docs/data.md for the two shapes."
+        )
+    return records
+
+
+def _golds(path: Path, task: str | None) -> dict[str, Any]:
+    """Question id -> output, from ``{"task", "golds": [{"id", "output"}]}``."""
+    content = _json(path)
+    golds = content.get("golds") if isinstance(content, dict) else None
+    if not isinstance(golds, list):
+        raise IdiolectError(
+            f"{path} has no list 'golds': see docs/data.md for the official shape."
+        )
+    named = str(content.get("task", "")).replace("_", "-")
+    if task and named and named != task:
+        raise IdiolectError(
+            f"{path} holds {named}, but the config says {task}: set task={named}."
+            if named in FORMS
+            else f"{path} holds '{named}', not {task}: set 'data' to other files."
+        )
+    for index, gold in enumerate(golds):
+        if not isinstance(gold, dict) or "id" not in gold:
+            raise IdiolectError(
+                f"{path}: golds[{index}] has no field 'id': repair the file or "
+                "download it again."
+            )
+    return {str(gold["id"]): gold.get("output") for gold in golds}
+
+
+def _grouped(questions: Sequence[Any], golds: dict[str, Any]) -> list[Any]:
+    """Return official questions as one record per user.
+
+    In the user-based files each question is a user. The time-based files name the user, who
+    may have several questions; the profile of the first one is used, as in LaMP's own
+    per-user training.
+    """
+    users: dict[str, Any] = {}
+    for index, question in enumerate(questions):
+        if not isinstance(question, dict):
+            users[f"\0{index}"] = question
+            continue
+        name = question.get("user_id", question.get("id"))
+        record = users.setdefault(
+            f"\0{index}" if name is None else str(name),
+            {"user_id": name, "profile": question.get("profile"), "query": []},
+        )
+        query = {key: question.get(key) for key in ("id", "input")}
+        record["query"].append({**query, "gold": golds.get(str(query["id"]))})
+    return list(users.values())
+
+
+def _labelled(records: Sequence[Any], golds: dict[str, Any]) -> list[Any]:
+    """Return OPPU's evaluation records with the golds of the label file filled in."""
+
+    def fill(query: Any) -> Any:
+        if not isinstance(query, dict) or "gold" in query:
+            return query
+        return {**query, "gold": golds.get(str(query.get("id")))}
+
+    return [
+        {**record, "query": [fill(query) for query in record["query"]]}
+        if isinstance(record, dict) and isinstance(record.get("query"), list)
+        else record
+        for record in records
+    ]

@@ -1,0 +1,331 @@
+"""The keys of a server of devices: authority, certificate, signing key, invitation.
+
+The authority signs the server's certificate, and devices trust the authority. So the
+certificate can be renewed without new invitations.
+"""
+
+import datetime
+import ipaddress
+import itertools
+import json
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ...common.errors import IdiolectError
+from ...common.files import home, write_atomically
+from ...common.protocol.manifest import public_key, read_or_make_key
+from ..run import results
+
+Authority = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+
+
+def default_folder() -> Path:
+    """Return the default folder of a server's keys and database."""
+    return home() / "server"
+
+
+YEARS = 10  # of the authority; devices carry its certificate
+DAYS = 397  # of the server's own certificate
+PAIR = "server.pem"  # the server's private key and certificate: one file, so one change
+LOCAL = ("localhost", "127.0.0.1")
+
+
+def keys_init(folder: Path, names: Sequence[str], port: int) -> Path:
+    """Make the authority, the server's certificate, the signing key and the invitation.
+
+    Parameters
+    ----------
+    folder
+        A new folder; only this account can read it.
+    names
+        Host names and addresses of the server; the first one is in the invitation.
+    port
+        Of the proxy. It is in the invitation, and `serve` listens there.
+
+    Returns
+    -------
+    pathlib.Path
+        The invitation: all that a device needs, and nothing secret.
+
+    Raises
+    ------
+    IdiolectError
+        There are keys already, or a name or the port is invalid.
+    """
+    if (folder / "ca.key").exists():
+        raise IdiolectError(
+            f"there are keys in {folder} already, and devices that trust them: keep them, "
+            "or move the folder away first."
+        )
+    for name in names:
+        _general_name(name)
+    check_port(port)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    authority_key = ec.generate_private_key(ec.SECP384R1())
+    authority = _certificate("idiolect authority", authority_key)
+    key = ec.generate_private_key(ec.SECP384R1())
+    own = _certificate(names[0], key, (authority, authority_key), names)
+    write_atomically(folder / "ca.crt", authority.public_bytes(Encoding.PEM))
+    write_atomically(folder / PAIR, _pem(key) + own.public_bytes(Encoding.PEM))
+    seed = read_or_make_key(folder / "signing.key")
+    invitation = {
+        "address": f"{names[0]}:{port}",
+        "certificate": authority.public_bytes(Encoding.PEM).decode(),
+        "signing_key": public_key(seed),
+    }
+    results.write_json(folder / "invitation.json", invitation)
+    write_atomically(
+        folder / "ca.key", _pem(authority_key)
+    )  # last: its presence means that all keys are there
+    return folder / "invitation.json"
+
+
+def keys_renew(folder: Path, names: Sequence[str] = ()) -> datetime.datetime:
+    """Make a new key and certificate of the server under the same authority.
+
+    Devices trust the authority, so their invitations stay valid. The old file is kept as
+    ``server.before-….pem``. `serve` uses the new one from its next start.
+
+    Parameters
+    ----------
+    folder
+        Where `keys_init` wrote.
+    names
+        Host names and addresses of the server; empty: those of the old certificate.
+
+    Returns
+    -------
+    datetime.datetime
+        When the new certificate ends.
+
+    Raises
+    ------
+    IdiolectError
+        The authority's key is missing, damaged or expired; the old certificate is damaged
+        and no names are given; a name is invalid; or the name in the invitation is missing.
+    """
+    authority, authority_key = _authority(folder)
+    for name in names:
+        _general_name(name)
+    before = _old_pair(folder)
+    names = names or _names_of(folder, before)
+    if (reached := invited_to(folder)[0]) not in names:
+        raise IdiolectError(
+            f"devices connect to {reached}, as the invitation says: add this name."
+        )
+    key = ec.generate_private_key(ec.SECP384R1())
+    own = _certificate(names[0], key, (authority, authority_key), names)
+    if before:
+        write_atomically(_backup(folder), before)
+    write_atomically(folder / PAIR, _pem(key) + own.public_bytes(Encoding.PEM))
+    for name in ("server.key", "server.crt"):  # of an earlier version
+        (folder / name).unlink(missing_ok=True)
+    return own.not_valid_after_utc
+
+
+def invited_to(folder: Path) -> tuple[str, int]:
+    """Return the server's name or address, and its port, as the invitation has them.
+
+    Raises
+    ------
+    IdiolectError
+        The invitation is missing or damaged.
+    """
+    file = folder / "invitation.json"
+    try:
+        name, _, port = str(json.loads(file.read_text())["address"]).rpartition(":")
+        return name, int(port)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IdiolectError(
+            f"{file} can't be read ({error}): put it back, every device has it too."
+        ) from None
+
+
+def fingerprint(folder: Path) -> str:
+    """Return the SHA-256 of the authority's certificate, as `idiolect node join` does."""
+    authority = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+    return authority.fingerprint(hashes.SHA256()).hex()
+
+
+def certificate_end(folder: Path) -> datetime.datetime:
+    """Return when the server's certificate ends.
+
+    Raises
+    ------
+    IdiolectError
+        The key and the certificate can't be read, or do not match.
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(folder / PAIR)
+        own = x509.load_pem_x509_certificate((folder / PAIR).read_bytes())
+    except (OSError, ValueError) as error:
+        raise IdiolectError(
+            f"{folder / PAIR} is damaged ({error}): make it again by `idiolect-server keys "
+            "renew NAME`."
+        ) from None
+    return own.not_valid_after_utc
+
+
+def check_keys(folder: Path) -> None:
+    """Check that the keys for `serve` are there; update a folder of an earlier version."""
+    if not (folder / PAIR).exists() and (old := _old_pair(folder)):
+        write_atomically(folder / PAIR, old)
+    for name in ("ca.crt", PAIR, "signing.key", "invitation.json"):
+        if not (folder / name).is_file():
+            raise IdiolectError(
+                f"there is no {name} in {folder}: make the keys by `idiolect-server keys "
+                "init NAME`."
+            )
+
+
+def check_port(port: int) -> None:
+    """Refuse a number that is not a port."""
+    if not 0 < port < 65536:
+        raise IdiolectError(f"{port} is not a port: give a number from 1 to 65535.")
+
+
+def _authority(folder: Path) -> Authority:
+    """Read the authority, and check that it is still valid."""
+    again = (
+        "put it back from where you keep a copy, or make new keys by `idiolect-server keys "
+        "init` in another folder and give every device the new invitation."
+    )
+    try:
+        certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+        key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    except FileNotFoundError as error:
+        raise IdiolectError(
+            f"there is no {Path(error.filename).name} in {folder}: {again}"
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise IdiolectError(
+            f"ca.key or ca.crt in {folder} can't be read ({error}): {again}"
+        ) from None
+    if (
+        not isinstance(key, ec.EllipticCurvePrivateKey)
+        or certificate.public_key() != key.public_key()
+    ):
+        raise IdiolectError(f"ca.key and ca.crt in {folder} do not match: {again}")
+    end = certificate.not_valid_after_utc
+    if end <= now():
+        raise IdiolectError(
+            f"the authority in {folder} ended on {end:%Y-%m-%d}, and devices trust no "
+            "other: make new keys by `idiolect-server keys init` in another folder and "
+            "give every device the new invitation."
+        )
+    return certificate, key
+
+
+def _old_pair(folder: Path) -> bytes:
+    """Return the server's key and certificate; empty if there are none."""
+    files = (folder / PAIR,)
+    if not files[0].exists():
+        files = (folder / "server.key", folder / "server.crt")
+    return b"".join(file.read_bytes() for file in files if file.exists())
+
+
+def _names_of(folder: Path, pair: bytes) -> list[str]:
+    """Return the names in a certificate, without those that every certificate has."""
+    try:
+        own = x509.load_pem_x509_certificate(pair)
+        found = own.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        names = [str(name.value) for name in found.value]
+    except (ValueError, x509.ExtensionNotFound):
+        raise IdiolectError(
+            f"the server's certificate in {folder} can't be read: give the names, as in "
+            "`idiolect-server keys renew lab.example.org`."
+        ) from None
+    # The first name is that of the invitation; it may be one of LOCAL.
+    return [names[0], *(name for name in names[1:] if name not in LOCAL)]
+
+
+def _backup(folder: Path) -> Path:
+    """Return a free name for a backup; two in one second have two names."""
+    stamp = now().strftime("%Y%m%d-%H%M%S")
+    names = (f"{stamp}-{n}" if n > 1 else stamp for n in itertools.count(1))
+    files = (folder / f"server.before-{name}.pem" for name in names)
+    return next(file for file in files if not file.exists())
+
+
+def _certificate(
+    subject: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: Authority | None = None,
+    names: Sequence[str] = (),
+) -> x509.Certificate:
+    """Sign the certificate of a server, or of the authority itself (no issuer)."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject[:64])])
+    end = now() + datetime.timedelta(days=DAYS if issuer else 365 * YEARS)
+    if issuer:  # a certificate is of no use without a valid authority
+        end = min(end, issuer[0].not_valid_after_utc)
+    own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(issuer[0].subject if issuer else name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now() - datetime.timedelta(hours=1))
+        .not_valid_after(end)
+        .add_extension(x509.BasicConstraints(issuer is None, None), critical=True)
+        .add_extension(own, critical=False)
+    )
+    if issuer is None:
+        uses = dict.fromkeys(
+            (
+                *("digital_signature", "content_commitment", "key_encipherment"),
+                *("data_encipherment", "key_agreement", "encipher_only"),
+                "decipher_only",
+            ),
+            False,
+        )
+        usage = x509.KeyUsage(key_cert_sign=True, crl_sign=True, **uses)
+        return builder.add_extension(usage, critical=True).sign(key, hashes.SHA384())
+    # The SuperLink is reached on this machine, whatever name devices use.
+    alternatives = [_general_name(one) for one in dict.fromkeys((*names, *LOCAL))]
+    signer = issuer[1].public_key()
+    for extension in (
+        x509.SubjectAlternativeName(alternatives),
+        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(signer),
+    ):
+        builder = builder.add_extension(extension, critical=False)
+    return builder.sign(issuer[1], hashes.SHA384())
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        pass
+    try:
+        if not name or any(c.isspace() or c in "/:" for c in name):
+            raise ValueError
+        return x509.DNSName(name)
+    except ValueError:
+        raise IdiolectError(
+            f"{name!r} is not a host name or an address: give what devices connect to, "
+            "such as lab.example.org or 192.0.2.7."
+        ) from None
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def now() -> datetime.datetime:
+    """Return the time, with its zone."""
+    return datetime.datetime.now(datetime.UTC)

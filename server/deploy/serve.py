@@ -1,0 +1,321 @@
+"""Keep a server of devices up: Flower's two processes and the proxy before them.
+
+One folder (``$IDIOLECT_HOME/server``) has everything: the keys, Flower's database, and the
+notes of the running server. A server has three processes, and `serve` starts each one again
+when it ends:
+
+    superlink   Flower's; reached on this machine only, with TLS, node keys and a database
+    superexec   Flower's; starts a ServerApp for each run
+    proxy       `proxy`; the only port that devices reach
+
+Flower does not start a killed ServerApp again: `idiolect-server run` says so, and the same
+command with ``--resume latest`` continues from its checkpoint.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import math
+import os
+import secrets
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...common.errors import IdiolectError
+from ...common.files import make_private, write_atomically
+from ..run import results
+from ..run.exchange import SIGNING_KEY
+from ..simulate import processes
+from ..simulate.environment import flower_environment
+from . import database, keys, superlink
+from .flower import connection, free_port
+from .proxy import bound
+
+DATABASE = Path("flower", "state.db")
+WARNED_DAYS = 30  # before its end `serve` warns of it
+DAY = 86400.0  # seconds between two warnings
+START_SECONDS = 60.0
+# At level INFO the SuperLink logs which node sent a reply, that is, who took part.
+QUIET = {"superlink": {"FLWR_LOG_LEVEL": "WARNING"}}
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds before a process is started again
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The notes of a running server.
+
+    Attributes
+    ----------
+    mark
+        In the environment of all that it started (`processes`).
+    port
+        Of the SuperLink on this machine.
+    """
+
+    mark: str
+    port: int
+
+
+def serving(folder: Path) -> Serving | None:
+    """Return the notes of the last server; None if it ended normally or never ran."""
+    try:
+        return Serving(**json.loads((folder / "serving.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def running(folder: Path) -> dict[str, str]:
+    """Return the environment of commands that talk to the running server.
+
+    Raises
+    ------
+    IdiolectError
+        No server is running.
+    """
+    now = serving(folder)
+    if now is None or not results.is_locked(folder):
+        raise IdiolectError(
+            f"no server is up for {folder}: start one by `idiolect-server serve`."
+        )
+    return environment_of(folder, now)
+
+
+def serve(
+    folder: Path, host: str, port: int | None, say: Callable[[str], None]
+) -> None:
+    """Keep a server up until SIGTERM or Ctrl-C; end all that was started.
+
+    Parameters
+    ----------
+    folder
+        Where `keys.keys_init` wrote.
+    host, port
+        Where to listen; a port of None is that of the invitation.
+    say
+        Called with each line for the operator.
+
+    Raises
+    ------
+    IdiolectError
+        There are no keys, another `serve` uses the folder, or the port is taken.
+    """
+    keys.check_keys(folder)
+    keys.certificate_end(folder)
+    name, invited = keys.invited_to(folder)
+    port = invited if port is None else port
+    os.umask(0o077)  # log, database and token are for this account alone
+    folder.chmod(0o700)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    make_private(folder)
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise IdiolectError(
+                f"{folder} is being served already: end that process first "
+                "(Ctrl-C where it runs, or `systemctl stop`)."
+            ) from None
+        _check_listening(host, port)
+        for line in _introduction(folder, f"{name}:{invited}", host, port):
+            say(line)
+        if (before := serving(folder)) is not None:  # it was killed
+            processes.end(before.mark)
+        now = Serving(secrets.token_hex(16), free_port())
+        results.write_json(folder / "serving.json", vars(now))
+        _configure_flower(folder, now)
+        _serve_until(stopping, folder, now, _commands(folder, host, port, now), say)
+
+
+def _serve_until(
+    stopping: threading.Event,
+    folder: Path,
+    now: Serving,
+    commands: Mapping[str, Sequence[str]],
+    say: Callable[[str], None],
+) -> None:
+    """Keep the processes up and the database clean until told to stop."""
+    base = folder / DATABASE
+    database.forget_ended(base, database.ALL_ENDED)  # the last server was killed
+    cleaner = threading.Thread(
+        target=database.keep_forgetting, args=(base, stopping), daemon=True
+    )
+    cleaner.start()
+    try:
+        _keep_up(commands, environment_of(folder, now), folder, stopping, say)
+    finally:
+        processes.end(now.mark)
+        database.forget_ended(base, database.ALL_ENDED)
+        (folder / "serving.json").unlink(missing_ok=True)
+        say("the server has ended")
+
+
+def _check_listening(host: str, port: int) -> None:
+    """Refuse an address where the proxy could not listen."""
+    keys.check_port(port)
+    try:
+        bound(host, port).close()
+    except (OSError, UnicodeError) as error:
+        raise IdiolectError(
+            f"cannot listen at {host} port {port} "
+            f"({getattr(error, 'strerror', None) or error}): end what listens there, or "
+            "give another --host or --port."
+        ) from None
+
+
+def _introduction(folder: Path, address: str, host: str, port: int) -> Iterator[str]:
+    """Yield what the operator needs to know: address, fingerprint, log, how to end it."""
+    place = folder.absolute()
+    yield f"devices connect to  {address}"
+    yield f"listening at        {host} port {port}"
+    if not address.endswith(f":{port}"):
+        yield (
+            f"warning: the invitation says {address}, so something must pass its port on "
+            f"to {port}; else start `serve` without --port"
+        )
+    yield f"invitation          {place / 'invitation.json'}"
+    yield "authority, SHA-256 (`idiolect node join` shows the same):"
+    yield f"  {keys.fingerprint(folder)}"
+    yield f"log                 {place / 'server.log'}"
+    yield f"to end it           Ctrl-C, or kill {os.getpid()}; runs end with it"
+
+
+def _configure_flower(folder: Path, now: Serving) -> None:
+    """Write what Flower's commands read: where the SuperLink is, and its token."""
+    trust = f'root-certificates = "{folder.absolute() / "ca.crt"}"'
+    token = secrets.token_urlsafe(32)
+    login = superlink.credentials(f"127.0.0.1:{now.port}", token)
+    for name, text in (
+        ("config.toml", connection(now.port, trust)),
+        ("credentials.yaml", login),
+        ("token", token),
+    ):
+        write_atomically(folder / "flower" / name, text.encode())
+
+
+def _warn_of_end(folder: Path, say: Callable[[str], None]) -> None:
+    """Warn if the server's certificate has ended or will end soon."""
+    try:
+        end = keys.certificate_end(folder)
+    except IdiolectError as error:  # damaged since the start; the old one is in use
+        say(f"warning: {error}")
+        return
+    left = end - keys.now()
+    if left < datetime.timedelta(days=WARNED_DAYS):
+        verb = "ends" if left > datetime.timedelta(0) else "ended"
+        say(
+            f"warning: the server's certificate {verb} on {end:%Y-%m-%d}, and devices "
+            "refuse it then: `idiolect-server keys renew`, and start `serve` again"
+        )
+
+
+def environment_of(folder: Path, now: Serving) -> dict[str, str]:
+    """Return the environment of all processes of a server."""
+    place = folder.absolute()
+    key = {SIGNING_KEY: str(place / "signing.key")}
+    return flower_environment(place / "flower", now.mark) | key
+
+
+def _commands(folder: Path, host: str, port: int, now: Serving) -> dict[str, list[str]]:
+    """Return the command line of each process."""
+    place = folder.absolute()
+    token, pair = str(place / "flower" / "token"), str(place / keys.PAIR)
+    authority = str(place / "ca.crt")
+    flower = [sys.executable, "-P", "-m", "idiolect.server.deploy.superlink"]
+    return {
+        "superlink": [
+            *(*flower, "superlink", token),
+            *("--host", "127.0.0.1", "--port", str(now.port)),
+            *("--ssl-ca-certfile", authority),
+            *("--ssl-certfile", pair, "--ssl-keyfile", pair),
+            "--enable-supernode-auth",
+            *("--database", str(place / DATABASE)),
+            *("--isolation", "process"),
+            *("--superexec-auth-secret-file", token),
+            "--disable-runtime-dependency-installation",
+        ],
+        "superexec": [
+            *(*flower, "superexec"),
+            *("--superexec-auth-secret-file", token),
+            *("--root-certificates", authority),
+            *("--runtime-api-address", f"127.0.0.1:{now.port}"),
+        ],
+        "proxy": [
+            *(sys.executable, "-P", "-m", "idiolect.server.deploy.proxy"),
+            *(host, str(port), str(now.port), str(place), pair),
+        ],
+    }
+
+
+def _keep_up(
+    commands: Mapping[str, Sequence[str]],
+    environment: Mapping[str, str],
+    folder: Path,
+    stopping: threading.Event,
+    say: Callable[[str], None],
+) -> None:
+    """Start every process, and start it again when it ends, after growing pauses."""
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    wait = dict.fromkeys(commands, FIRST_WAIT)
+    due = dict.fromkeys(commands, 0.0)
+    warned = -math.inf
+    with (folder / "server.log").open("ab") as log:
+        while not stopping.is_set():
+            if time.monotonic() - warned > DAY:
+                _warn_of_end(folder, say)
+                warned = time.monotonic()
+            for name, command in commands.items():
+                process = running.get(name)
+                if process is not None and process.poll() is not None:
+                    say(
+                        f"{name} ended with {process.returncode}; it starts again (see the "
+                        "end of server.log)"
+                    )
+                    del running[name]
+                    due[name] = time.monotonic() + wait[name]
+                    wait[name] = min(2 * wait[name], LONGEST_WAIT)
+                elif process is None and time.monotonic() >= due[name]:
+                    running[name] = subprocess.Popen(
+                        command,
+                        env={**environment, **QUIET.get(name, {})},
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,  # `serve` gets Ctrl-C and ends the rest
+                    )
+                    if name == "superlink" and _answers(folder, command, running[name]):
+                        say("the SuperLink is up")
+                    if name == "proxy":
+                        say("the proxy is up: devices and runs can connect")
+            stopping.wait(0.5)
+
+
+def _answers(
+    folder: Path, command: Sequence[str], process: "subprocess.Popen[bytes]"
+) -> bool:
+    """Wait until the SuperLink answers: the other processes end if they find none."""
+    port = command[command.index("--port") + 1]
+    trust = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+    direct = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}),  # no HTTP proxy to this machine itself
+        urllib.request.HTTPSHandler(context=trust),
+    )
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        with (
+            contextlib.suppress(OSError),
+            direct.open(f"https://127.0.0.1:{port}/health", timeout=1),
+        ):
+            return True
+        time.sleep(0.2)
+    return False

@@ -1,0 +1,338 @@
+"""Pages of findings: one for each study, and one that lists all answers."""
+
+import gzip
+import itertools
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...common.config.old import renamed
+from ...common.files import write_atomically
+from ..run import results
+from .plot import svg
+from .verdicts import judged
+
+INTRODUCTION = """# Findings
+
+Written by `idiolect-server study FILE.toml --findings docs/findings` from the result files
+in that folder. Do not edit. Each question is a link to the study's page, which has its
+setting, tables and plot.
+
+- A difference is paired by user over all seeds. Its 95 % interval is a bootstrap
+  over users.
+- *Confirmed*: the difference has the sign that the claim predicts, and p < 0.05 (Student's
+  t) after Holm's correction for the number of claims of the study, or of its comparisons by
+  the same metric. *Reversed*: the other sign. *Not confirmed*: neither.
+- In a comparison of methods these are *beats*, *loses to* and *undecided*. *Equals*: the
+  whole interval lies within the margin that the study declares (*just ahead* or *just
+  behind* if the two can still be told apart).
+- Intervals are not corrected. They hold for the users that were drawn: users of one seed
+  share a shared adapter, an unlabeled set and the learning rates chosen for them.
+- Users are synthetic (personas) unless a study says otherwise. What holds for them need not
+  hold for people.
+- Keys have the names of the commit that was measured. Methods have the names of today.
+
+"""
+
+
+def store(summary: Path, folder: Path, name: str) -> None:
+    """Put a study's ``summary.json`` into a folder of findings, without blanks, gzipped.
+
+    The same summary gives the same bytes.
+    """
+    found = json.loads(summary.read_text())
+    text = json.dumps(found, separators=(",", ":"), ensure_ascii=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = gzip.compress(text.encode(), mtime=0)
+    write_atomically(folder / f"{name}.json.gz", packed)
+
+
+def load(folder: Path) -> dict[str, dict[str, Any]]:
+    """Study -> its summary, of a folder of findings.
+
+    Version 0.1 wrote ``NAME.json``; where both are there, ``NAME.json.gz`` counts.
+    """
+    texts = {path.stem: path.read_text() for path in folder.glob("*.json")}
+    for path in folder.glob("*.json.gz"):
+        texts[path.name.removesuffix(".json.gz")] = gzip.decompress(
+            path.read_bytes()
+        ).decode()
+    return {name: renamed(json.loads(texts[name])) for name in sorted(texts)}
+
+
+def write_pages(folder: Path) -> Path:
+    """Write a page and a plot for each study of a folder, and ``<folder>.md``.
+
+    Returns
+    -------
+    Path
+        The page that lists the studies' answers.
+    """
+    rows = []
+    for name, found in load(folder).items():
+        image = f"{name}.svg" if found["curve"] else ""
+        if image:
+            write_atomically(folder / image, svg(found).encode())
+        text = markdown(found, image) + f"\n[All findings](../{folder.name}.md)\n"
+        write_atomically(folder / f"{name}.md", text.encode())
+        rows.append((-len(found.get("compare", [])), _answer_row(folder, name, found)))
+    # Comparisons of many methods first.
+    rows.sort(key=lambda row: row[0])
+    table = _lines(["Question", "Answer", "Verdicts"], [row for _, row in rows])
+    page = folder.with_suffix(".md")
+    write_atomically(page, (INTRODUCTION + "\n".join(table)).encode())
+    return page
+
+
+def _answer_row(folder: Path, name: str, found: Mapping[str, Any]) -> list[str]:
+    """Return a study's first question, its answer and the counts of its verdicts."""
+    asked, mark, _ = found["question"].partition("?")
+    asked = asked + mark if mark else found["title"]
+    return [
+        f"[{asked}]({folder.name}/{name}.md)",
+        found.get("answer", ""),
+        _counts(found),
+    ]
+
+
+def _counts(found: Mapping[str, Any]) -> str:
+    """Return how often each verdict was given."""
+    if found.get("kind") == "audit":
+        return "; ".join(
+            f"{row['control']}: {row['caught']} of {row['audits']} above the claim"
+            for row in found["rows"]
+        )
+    counts = {
+        "Claims": Counter(claim["verdict"] for claim in judged(found["claims"])),
+        "Comparisons": Counter(map(_word, _comparisons(found))),
+    }
+    order = (*OUTCOMES, *OUTCOMES.values(), "equals")
+    said = (
+        f"{kind}: " + ", ".join(f"{of[word]} {word}" for word in order if of[word])
+        for kind, of in counts.items()
+        if of
+    )
+    return ". ".join(said) or "no claims"
+
+
+def markdown(found: Mapping[str, Any], image: str = "") -> str:
+    """Return a summary as the page of its study; `image` is a path to its plot."""
+    lines = [f"# {found['title']}", "", *_paragraph(found["question"])]
+    is_audit = found.get("kind") == "audit"
+    lines += _audits(found) if is_audit else _setting(found) + _verdicts(found)
+    if found["reading"]:
+        lines += _paragraph(f"**Reading.** {found['reading']}")
+    if image:
+        lines += _paragraph(f"![{found['title']}]({image})")
+    return "\n".join(lines if is_audit else lines + _measurements(found))
+
+
+def _paragraph(text: str) -> list[str]:
+    return [text, ""] if text else []
+
+
+def _lines(heads: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Return the lines of a table."""
+    cells = [heads, ["---"] * len(heads), *rows]
+    return [*(f"| {' | '.join(map(str, row))} |" for row in cells), ""]
+
+
+def _range(ends: Sequence[float], signed: str = "") -> str:
+    return f"[{ends[0]:{signed}.3f}, {ends[1]:{signed}.3f}]"
+
+
+def _audits(found: Mapping[str, Any]) -> list[str]:
+    claimed = ", ".join(
+        f"{name} {value:.2f}" for name, value in found["claims"].items()
+    )
+    rows = [
+        [
+            *(row["control"], row["audits"], row["caught"]),
+            f"[{row['share95'][0]:.2f}, {row['share95'][1]:.2f}]",
+            "; ".join(
+                f"{attack} {bound['median']:.2f}, {bound['largest']:.2f}"
+                for attack, bound in row["bounds"].items()
+            ),
+        ]
+        for row in found["rows"]
+    ]
+    heads = "mechanism", "audits", "above the claim", "95 %", "bounds (median, largest)"
+    setting = (
+        f"Noise multiplier {found['noise']:.2f}; claimed epsilon: {claimed}; the largest "
+        f"that these audits could show: {found['largest_detectable']:.2f}."
+    )
+    return [*_paragraph(setting), *_lines(heads, rows)]
+
+
+def _setting(found: Mapping[str, Any]) -> list[str]:
+    """What was measured: keys, grid, what its names stand for, commit, users."""
+    setting = ", ".join(f"`{k}={v}`" for k, v in found["config"].items())
+    grid = "; ".join(f"`{k}` in {v}" for k, v in found["grid"].items())
+    lines = [f"Setting: {setting or 'defaults'}. Grid: {grid}.", ""]
+    for key, meanings in found.get("named", {}).items():
+        rows = [
+            [value, ", ".join(f"`{k}={v}`" for k, v in keys.items()) or "the setting"]
+            for value, keys in meanings.items()
+        ]
+        lines += _lines([key, "stands for"], rows)
+    if commits := ", ".join(f"`{commit}`" for commit in found.get("commits", [])):
+        lines += [f"Measured at commit {commits}.", ""]
+    if found.get("measured") == "development":
+        lines += ["Measured on development users, whom no other table reports.", ""]
+    return lines
+
+
+def _verdicts(found: Mapping[str, Any]) -> list[str]:
+    """Tables of comparisons (in which world one beats which other) and of claims."""
+    tables: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for entry in _comparisons(found):
+        tables.setdefault((entry["one"], entry["metric"]), []).append(entry)
+    lines: list[str] = []
+    for (one, metric), entries in tables.items():
+        others = list(dict.fromkeys(entry["other"] for entry in entries))
+        rows: list[list[str]] = []
+        for world in dict.fromkeys(entry["x"] for entry in entries):
+            mine = {entry["other"]: entry for entry in entries if entry["x"] == world}
+            n = max(entry["n"] for entry in mine.values())
+            cells = [_outcome(mine[o], n) if o in mine else "" for o in others]
+            rows.append([f"{world} ({n} users)", *cells])
+        corner = f"{one}, by {metric}{_terms(metric, entries[0])}"
+        lines += _lines([corner, *others], rows)
+    rows = [
+        [
+            *(claim["claim"], claim["users"]),
+            f"{claim['metric']} {claim['mean']:+.3f}",
+            *(_range(claim["ci95"], "+"), str(claim["n"])),
+            f"{claim['p']:.3f}" if claim["p"] >= 0.001 else "< 0.001",
+            f"**{claim['verdict']}**",
+        ]
+        for claim in judged(found["claims"])
+    ]
+    heads = "claim", "users", "difference", "95 % interval", "n", "p (Holm)", "verdict"
+    return lines + (_lines(heads, rows) if rows else [])
+
+
+# What the verdict on "one is better than the other" says of the two.
+OUTCOMES = {"confirmed": "beats", "reversed": "loses to", "not confirmed": "undecided"}
+
+
+def _comparisons(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Entries of ``[[compare]]`` with verdicts, by metric.
+
+    Holm's correction is for all of a study's comparisons by one metric.
+    """
+    every = found.get("compare", [])
+    return [
+        entry
+        for metric in dict.fromkeys(entry["metric"] for entry in every)
+        for entry in judged([entry for entry in every if entry["metric"] == metric])
+    ]
+
+
+def _terms(metric: str, entry: Mapping[str, Any]) -> str:
+    """What a reader of a table must know of its metric: direction and margin."""
+    terms = ["lower is better"] * (metric in results.LOWER_IS_BETTER)
+    if margin := entry.get("margin", 0.0):
+        terms.append(f"equal within {margin:g}")
+    return f" ({'; '.join(terms)})" if terms else ""
+
+
+def _word(entry: Mapping[str, Any]) -> str:
+    """Return the verdict on a comparison: the one of `OUTCOMES` that holds, or equals."""
+    (low, high), margin = entry["ci95"], entry.get("margin", 0.0)
+    within = -margin < low and high < margin
+    return "equals" if within else OUTCOMES[entry["verdict"]]
+
+
+def _outcome(entry: Mapping[str, Any], n: int) -> str:
+    """Say who is better, by how much, and of how many users if they are fewer than n."""
+    word, shown = _word(entry), f"{entry['mean']:+.3f} {_range(entry['ci95'], '+')}"
+    shown += f", {entry['n']} users" * (entry["n"] < n)
+    if word == "equals":
+        aside = {"confirmed": ", just ahead", "reversed": ", just behind"}
+        return f"equals{aside.get(entry['verdict'], '')} {shown}"
+    return f"{word} {shown}" if word == "undecided" else f"**{word}** {shown}"
+
+
+def _measurements(found: Mapping[str, Any]) -> list[str]:
+    """Tables of every line and x, learning rates, the clamp, alpha."""
+    lines = _table(found, found["curve"], found["plot"].get("metric", ""))
+    for metric, points in found.get("also", {}).items():
+        lines += _table(found, points, metric)
+    lines += _rates(found)
+    if active := [cell["c-bpo"] for cell in found["clamp_rate"] if "c-bpo" in cell]:
+        share = f"{min(active):.0%} to {max(active):.0%}"
+        lines += [f"The clamp of c-bpo was active on {share} of steps.", ""]
+    return lines + _alpha_table(found["alpha"])
+
+
+def _table(
+    found: Mapping[str, Any], points: Sequence[Mapping[str, Any]], metric: str
+) -> list[str]:
+    """Mean of a metric for every line and x, as a table."""
+    if not points:
+        return []
+    ticks = list(dict.fromkeys(point["x"] for point in points))
+    at = {
+        (point["line"], point["x"]): f"{point['mean']:.3f} {_range(point['ci95'])}"
+        for point in points
+    }
+    rows: list[list[object]] = [
+        [line, *(at.get((line, tick), "") for tick in ticks)]
+        for line in dict.fromkeys(point["line"] for point in points)
+    ]
+    users = (max(p["n"] for p in points if p["x"] == tick) for tick in ticks)
+    plot = found["plot"]
+    minus = f" - {plot['minus']}" if "minus" in plot else ""
+    heads = [f"{metric}{minus}, by {plot['x']}", *ticks]
+    return _lines(heads, [*rows, ["users", *users]])
+
+
+def _rates(found: Mapping[str, Any]) -> list[str]:
+    """Learning rates that the methods used: one each, or by what the plot varies."""
+    x = found["plot"].get("x")
+    cells = itertools.product(*found["grid"].values())
+    ticks = [str(dict(zip(found["grid"], cell, strict=True)).get(x)) for cell in cells]
+    used: dict[str, dict[str, set[float]]] = {}
+    for tick, rates in zip(ticks, found["learning_rates"], strict=True):
+        for method, rate in rates.items():
+            used.setdefault(method, {}).setdefault(tick, set()).add(rate)
+    every = {method: set().union(*at.values()) for method, at in used.items()}
+    if all(len(rates) == 1 for rates in every.values()):
+        once = [f"{method} {_either(rates)}" for method, rates in every.items()]
+        return [f"Learning rates: {', '.join(once)}.", ""] if once else []
+    ticks = list(dict.fromkeys(ticks))
+    rows = [
+        [method, *(_either(at.get(tick, set())) for tick in ticks)]
+        for method, at in used.items()
+    ]
+    return _lines([f"learning rate, by {x}", *ticks], rows)
+
+
+def _either(rates: Collection[float]) -> str:
+    return " or ".join(f"{rate:g}" for rate in sorted(rates))
+
+
+def _alpha_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows of alpha against the true overlap: a row is what differs in its seed alone.
+
+    One rank correlation for each seed; the error is averaged over them.
+    """
+    alike: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        keys = [
+            f"{k.split('.')[-1]} {v}" for k, v in entry["cell"].items() if k != "seed"
+        ]
+        alike.setdefault(", ".join(keys), []).append(entry)
+    rows = []
+    for name, found in alike.items():
+        rhos = ", ".join(f"{entry['rank_correlation']:.2f}" for entry in found)
+        errors = [entry["error"] for entry in found if "error" in entry]
+        error = f"{np.mean(errors):.2f}" if errors else ""
+        rows.append([name, found[0]["n"], rhos, error])
+    heads = "alpha against the true overlap", "users", "rank correlation", "mean error"
+    return _lines(heads, rows) if rows else []

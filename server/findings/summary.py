@@ -1,0 +1,167 @@
+"""A study in numbers: its claims, comparisons and curves, made from its cells."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...common.config import FIELDS, Scalar
+from ...common.config.keys import keys_of
+from ...common.config.methods import current_name
+from ...common.config.old import RENAMED
+from ...common.config.presets import PRESETS
+from ...common.config.presets import read as read_preset
+from ..run import results
+from ..study.study import Study, comparisons
+from .verdicts import Cell, chosen, difference, means_of, person_seed, values
+
+# Kinds of unlabeled set whose text no noise protects, and what a line of theirs says.
+NOT_PRIVATE = ("others", "anonymised")
+TOTAL_INFINITE = " (adapter epsilon only, total infinite)"
+
+
+def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
+    """Everything that the findings say about a study, from its cells alone."""
+    rows = []
+    for cell in done:
+        for method, metrics in cell["methods"].items():
+            rows.append(
+                {"cell": written(cell["cell"]), "method": method, "metrics": metrics}
+            )
+    return {
+        "name": study.name,
+        "title": study.title,
+        "question": study.question,
+        "reading": study.reading,
+        "answer": study.answer,
+        "config": study.config,
+        "grid": {k: [writable(v) for v in values] for k, values in study.grid.items()},
+        "plot": study.plot,
+        "measured": study.measured,
+        "named": study.named,
+        "claims": [difference(claim, done) for claim in study.claims],
+        "compare": compared(study, done),
+        "curve": curve(study, done, study.plot["metric"]) if study.plot else [],
+        "also": {
+            metric: curve(study, done, metric) for metric in study.plot.get("also", [])
+        },
+        "alpha": [entry for cell in done if (entry := alpha_against_truth(cell))],
+        "rows": rows,
+        "commits": sorted({cell["run"].get("commit", "") for cell in done} - {""}),
+        "learning_rates": [cell["run"]["learning_rates"] for cell in done],
+        "clamp_rate": [cell["run"]["clamp_rate"] for cell in done],
+    }
+
+
+def alpha_against_truth(cell: Cell) -> dict[str, Any] | None:
+    """How well alpha ranks a cell's users (Spearman), and how far it is off on average.
+
+    None where alpha was not estimated, is the same for all, or the truth is not known.
+    """
+    truth, alpha = cell["run"]["overlap"], cell["run"].get("alpha", {})
+    users = [user for user in truth if user in alpha]
+    if not cell["run"].get("alpha_estimated") or len(users) < 3:
+        return None
+    if len({alpha[user] for user in users}) == 1:
+        return None
+    one, other = (_ranks([values[user] for user in users]) for values in (truth, alpha))
+    off = [abs(alpha[user] - truth[user]) for user in users]
+    return {
+        "cell": written(cell["cell"]),
+        "n": len(users),
+        "rank_correlation": float(np.corrcoef(one, other)[0, 1]),
+        "error": float(np.mean(off)),
+    }
+
+
+def written(cell: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return a cell as JSON can hold it."""
+    return {key: writable(value) for key, value in cell.items()}
+
+
+def writable(value: Scalar) -> Scalar:
+    """JSON has no infinity."""
+    return "inf" if value == math.inf else value
+
+
+def _ranks(numbers: Sequence[float]) -> np.ndarray:
+    """Ranks from 0; equal numbers share the mean of theirs."""
+    values = np.array(numbers)
+    below = (values[:, None] > values).sum(1)
+    return below + ((values[:, None] == values).sum(1) - 1) / 2
+
+
+def compared(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Differences of ``[[compare]]``; a metric that a world does not have is left out."""
+    found: list[dict[str, Any]] = []
+    for names, claim in comparisons(study):
+        if values(claim.one, claim, done) and values(claim.other, claim, done):
+            found.append({**names, **difference(claim, done)})
+    return found
+
+
+def curve(study: Study, done: Sequence[Cell], metric: str) -> list[dict[str, Any]]:
+    """Points of a metric, as plot and tables show them: mean and interval over users.
+
+    ``[plot]`` names ``x`` (a key of the grid), ``metric``, optionally ``also`` (metrics of
+    further tables), ``minus`` (a method whose value for the same user is subtracted),
+    ``hide`` (methods that the picture leaves out) and ``users`` (``split`` draws unique and
+    non-unique users apart). Every other key of the grid but the seed, and every method,
+    makes a line of its own.
+    """
+    points: dict[tuple[str, Scalar], dict[tuple[int, str], list[float]]] = {}
+    for cell in done:
+        x = writable(cell["cell"][study.plot["x"]])
+        for line, user, value in _plotted(study, cell, metric):
+            person = (person_seed(cell), user)
+            points.setdefault((line, x), {}).setdefault(person, []).append(value)
+    return [
+        {"line": line, "x": x, **results.bootstrap(means_of(found), seed=0)}
+        for (line, x), found in points.items()
+    ]
+
+
+def _plotted(study: Study, cell: Cell, metric: str) -> Iterator[tuple[str, str, float]]:
+    """Yield (line, user, value) for every user and method of a cell.
+
+    A key that a method does not use is left out of the name of its line: cells that
+    differ in nothing else hold the same values of the same users.
+    """
+    plot = study.plot
+    halves = ("unique", "non-unique") if plot.get("users") == "split" else ("all",)
+    for half in halves:
+        for user in chosen(cell, half):
+            metrics = cell["users"][user]
+            start = 0.0
+            if "minus" in plot:
+                start = metrics.get(plot["minus"], {}).get(metric)
+            for method, found in metrics.items():
+                known = start is not None and found.get(metric) is not None
+                if method != plot.get("minus") and known:
+                    name = [method, *_fixed(study, cell, method)]
+                    name += [half] * (half != "all")
+                    yield ", ".join(name), user, found[metric] - start
+
+
+def _fixed(study: Study, cell: Cell, method: str) -> list[str]:
+    """Keys of the grid, with their values, that tell a method's lines apart."""
+    private = study.config.get("privacy.mode") == "central"
+    return [
+        f"{key.split('.')[-1]} {value}"
+        + TOTAL_INFINITE
+        * (private and key == "unlabeled.kind" and value in NOT_PRIVATE)
+        for key, value in cell["cell"].items()
+        if key not in ("seed", study.plot["x"])
+        and len(study.grid[key]) > 1
+        and not _unused(study, key, method)
+    ]
+
+
+def _unused(study: Study, key: str, method: str) -> bool:
+    """Whether a method does not depend on a key, or on anything that it stands for."""
+    meanings = study.named.get(key, {"": {key: ""}}).values()
+    names = {RENAMED.get(name, name) for meaning in meanings for name in meaning}
+    for preset in PRESETS if "preset" in names else ():
+        names = names - {"preset"} | read_preset(preset).keys()
+    return names <= FIELDS.keys() - keys_of(current_name(method))

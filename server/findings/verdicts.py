@@ -1,0 +1,141 @@
+"""The difference that a claim is about, and the verdict on it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...common.config import PERSONAS, Scalar
+from ...common.errors import IdiolectError
+from ..run import results
+from ..study.study import BEST, Claim, matches, side_of
+
+Cell = Mapping[str, Any]
+"""One cell as `study.run_study` returns it."""
+
+
+def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
+    """Paired difference that a claim is about, over all users and seeds.
+
+    Personas of different seeds are different people. Users of real data are the same for
+    every seed, so each counts once, with the mean over the seeds.
+
+    Returns
+    -------
+    dict
+        ``claim``, ``metric``, ``users``, ``expect``, ``mean``, ``ci95``, ``n``.
+    """
+    one, other = (values(side, claim, done) for side in (claim.one, claim.other))
+    people: dict[tuple[int, str], list[float]] = {}
+    for key in (key for key in one if key in other):
+        people.setdefault(key[1:], []).append(one[key] - other[key])
+    if len(people) < 2:
+        raise IdiolectError(f"claim {claim.text!r}: fewer than two users to compare.")
+    means = means_of(people)
+    return {
+        "claim": claim.text,
+        "metric": claim.metric,
+        "users": claim.users,
+        "expect": claim.expect,
+        **results.bootstrap(means, seed=0),
+    }
+
+
+def person_seed(cell: Cell) -> int:
+    """Return the seed of a persona; 0 for users of real data, who do not depend on it."""
+    return cell["run"]["seed"] if cell["run"]["task"] in PERSONAS else 0
+
+
+def means_of(people: Mapping[Any, Sequence[float]]) -> np.ndarray:
+    """Return each person's mean."""
+    return np.array([np.mean(values) for values in people.values()])
+
+
+def judged(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add to each difference of a study ``p``, corrected by Holm (1979), and ``verdict``.
+
+    Of n claims the smallest p is multiplied by n, the next by n - 1, and so on; a corrected
+    p is never below the one before it. Then the probability that any claim whose difference
+    is zero is called confirmed or reversed is at most 5 %.
+
+    Returns
+    -------
+    list of dict
+        ``verdict`` is ``confirmed`` where p < 0.05 and the sign is the one that the claim
+        predicts, ``reversed`` where it is the other, else ``not confirmed``.
+    """
+    alone = [_p_value(claim) for claim in claims]
+    order = sorted(range(len(claims)), key=lambda k: alone[k])
+    corrected, last = dict[int, float](), 0.0
+    for rank, k in enumerate(order):
+        last = corrected[k] = max(last, min(1.0, (len(claims) - rank) * alone[k]))
+    return [
+        {**claim, "p": corrected[k], "verdict": _word(claim, corrected[k])}
+        for k, claim in enumerate(claims)
+    ]
+
+
+def _p_value(claim: Mapping[str, Any]) -> float:
+    """Return the two-sided p of Student's t that the mean difference of n users is zero.
+
+    The standard error is taken from the bootstrap's interval. The bootstrap divides the
+    variance by n and not by n - 1, so its interval is widened by sqrt(n / (n - 1)).
+    """
+    from scipy.stats import t  # comes with the extra [server]
+
+    (low, high), n = claim["ci95"], claim["n"]
+    error = (high - low) / (2 * 1.959964) * math.sqrt(n / (n - 1))
+    if not error:
+        return float(claim["mean"] == 0)
+    return float(2 * t.sf(abs(claim["mean"]) / error, n - 1))
+
+
+def _word(claim: Mapping[str, Any], p: float) -> str:
+    if p >= 0.05:
+        return "not confirmed"
+    predicted = -1 if claim["expect"] == "lower" else 1
+    return "confirmed" if predicted * claim["mean"] > 0 else "reversed"
+
+
+def values(
+    side: Mapping[str, Scalar], claim: Claim, done: Sequence[Cell]
+) -> dict[tuple[int, int, str], float]:
+    """(seed, person's seed, user) -> the metric of one side of a claim.
+
+    The person's seed is 0 for users of real data, who are the same for every seed. For a
+    key whose value is `BEST`, each user's best value is taken.
+    """
+    method, keys = side_of(side)
+    fixed = {key: value for key, value in keys.items() if value != BEST}
+    better = min if claim.metric in results.LOWER_IS_BETTER else max
+    found: dict[tuple[int, int, str], float] = {}
+    group: dict[int, dict[str, Scalar]] = {}
+    for cell in done:
+        if not matches(cell["cell"], fixed):
+            continue
+        rest = {k: v for k, v in cell["cell"].items() if k not in keys}
+        seed = cell["run"]["seed"]
+        group.setdefault(seed, rest)
+        for user in chosen(cell, claim.users):
+            value = cell["users"][user].get(method, {}).get(claim.metric)
+            if value is None:
+                continue
+            place = (seed, person_seed(cell), user)
+            if place not in found or rest == group[seed]:
+                found[place] = better(found.get(place, value), value)
+            elif found[place] != value:
+                raise IdiolectError(
+                    f"claim {claim.text!r}: {dict(side)} names several cells of one "
+                    "seed: name all other keys of the grid too."
+                )
+    return found
+
+
+def chosen(cell: Cell, users: str) -> list[str]:
+    """Return the users of a cell, or the half of them that a claim is about."""
+    names = list(cell["users"])
+    if users == "all":
+        return names
+    overlap = cell["run"]["overlap"] or cell["run"]["alpha"]
+    return results.split_by_alpha({name: overlap[name] for name in names})[users]

@@ -1,0 +1,451 @@
+"""The privacy card: what a run's ledger guarantees, as JSON and in English."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version as version_of
+from typing import Any
+
+from .accountant import (
+    FALSE_ALARMS,
+    INTERVAL,
+    Epsilons,
+    Event,
+    attack_power,
+    epsilons,
+    is_sampled,
+    power_bound,
+)
+from .ledger import Ledger, finite
+
+RELEASED = {
+    "adapt": "the shared adapter",
+    "votes": "the unlabeled set",
+    "pool": "the unlabeled set",
+    "metrics": "the metrics",
+}
+
+
+def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
+    """Build the privacy card from the ledger alone.
+
+    Parameters
+    ----------
+    ledger
+        Of the run.
+    run, version, commit
+        Name of the run, and the version and commit of the code that ran.
+
+    Returns
+    -------
+    dict
+        For JSON; `describe` writes it in English. An epsilon of None (null in JSON) is
+        infinite: no guarantee.
+    """
+    events = ledger.events()
+    noisy = {event: count for event, count in events.items() if event.z}
+    alone = _both(epsilons(noisy, ledger.delta, ledger.kept_cap())) if noisy else None
+    spent = _both(ledger.spent()) if events and not ledger.open_releases else None
+    spent = spent or {"release_observer": None, "server_knows_participants": None}
+    unbounded = None in spent.values()
+    empty = not events and not ledger.open_releases
+    reasons = [] if empty else ledger.simulation_reasons()
+    return {
+        "schema": "idiolect.privacy-card/1",
+        "run": run,
+        "mode": "simulation" if reasons else "central" if noisy else "off",
+        "simulation_because": reasons,
+        "unit": "user (all devices of one user together)",
+        "adjacency": "add or remove one user",
+        "delta": ledger.delta,
+        "population": {
+            "N": ledger.population or None,
+            "source": "declared",
+            "verified": False,
+        },
+        "epsilon": None
+        if empty
+        else spent
+        | {
+            "individual_updates_visible_to_server": True,
+            "dp_events_only": alone if unbounded else None,
+        },
+        "budget": finite(ledger.epsilon),
+        "attacker": _attacker(ledger, noisy) if noisy else None,
+        "accountant": _accountant() if noisy else None,
+        "events": [_event(ledger, event, count) for event, count in events.items()],
+        "amplification": _amplification(ledger, noisy),
+        "participation": {
+            "cap": ledger.cap or None,
+            "enforced": "device" if ledger.cap else None,
+            "observed_max": max(ledger.observed_participations.values(), default=None),
+        },
+        "secagg": {"protocol": "none"},
+        "open_releases": [dict(release) for release in ledger.open_releases],
+        "unprotected": dict(ledger.unprotected),
+        "not_covered": _not_covered(ledger),
+        "audit": [dict(audit) for audit in ledger.audits],
+        "rng": "operating system" if ledger.rng == "os" else "seed",
+        "claims": _claims(ledger, alone, unbounded),
+        "code": {"version": version, "commit": commit},
+    }
+
+
+def _both(spent: Epsilons) -> dict[str, float | None]:
+    return {
+        "release_observer": finite(spent.release),
+        "server_knows_participants": finite(spent.participants),
+    }
+
+
+def _attacker(ledger: Ledger, noisy: Mapping[Event, int]) -> dict[str, float]:
+    """Power of the best attack on the noisy events."""
+    release, participants = attack_power(noisy, ledger.kept_cap())
+    return {
+        "false_alarms": FALSE_ALARMS,
+        "release_observer": release,
+        "server_knows_participants": participants,
+    }
+
+
+def _accountant() -> dict[str, Any]:
+    return {
+        "lib": f"dp_accounting {version_of('dp-accounting')}",
+        "type": "PLD",
+        "interval": INTERVAL,
+        "upper_bound": True,
+    }
+
+
+def _event(ledger: Ledger, event: Event, count: int) -> dict[str, Any]:
+    """An event, how often it was charged, and the notes of its charges."""
+    sampled = "Poisson-sampled " if event.q < 1 else ""
+    sampled = f"truncated {sampled}" if event.cohort else sampled
+    notes: dict[str, list[Any]] = defaultdict(list)
+    for charge in ledger.charges:
+        if charge.event == event:
+            for name, value in charge.note.items():
+                notes[name].append(value)
+    return {
+        "stage": event.stage,
+        "mechanism": f"{sampled}Gaussian" if event.z else f"{sampled}sum without noise",
+        "q": event.q,
+        "z": event.z,
+        "clip_bit_z": event.clip_bit_z or None,
+        "cohort": event.cohort or None,
+        "rounds": count,
+        "notes": {name: _summary(values) for name, values in notes.items()},
+    }
+
+
+def _summary(values: list[Any]) -> Any:
+    """Return the only value, the range of numbers, or the different texts."""
+    different = list(dict.fromkeys(values))
+    if len(different) == 1:
+        return different[0]
+    if any(isinstance(value, str) for value in different):
+        return different
+    return {"min": min(different), "max": max(different)}
+
+
+def _amplification(ledger: Ledger, noisy: Mapping[Event, int]) -> dict[str, Any]:
+    if not any(map(is_sampled, noisy)):
+        return {"claimed": False, "sampler": None, "assumes": []}
+    source = "the operating system" if ledger.rng == "os" else "a seed"
+    return {
+        "claimed": True,
+        "sampler": f"one coin per user and release, from {source}",
+        "assumes": [
+            "nobody but the server learns who took part in which release",
+            "whether a device can be reached does not depend on its user's data",
+        ],
+    }
+
+
+def _not_covered(ledger: Ledger) -> list[str]:
+    found = [f"{r['stage']}: {r['what']} ({r['why']})" for r in ledger.open_releases]
+    found += [
+        f"{event.stage}: released without noise"
+        for event in ledger.events()
+        if not event.z
+    ]
+    found += [
+        "single updates and votes, which the server sees before it adds them up",
+        "a server that does not follow the protocol",
+        "when devices answer and how much they send",
+        "other runs on the same users: their epsilons add to these",
+        "settings that were chosen by results of the same users in other runs",
+        "that an exchange failed, and for whom",
+        "what a device stores, or shows to somebody who holds it",
+    ]
+    found += [
+        f"{outflow}, not protected: {why}"
+        for outflow, why in ledger.unprotected.items()
+    ]
+    if ledger.charges and 10 * ledger.population * ledger.delta > 1:
+        found.append(
+            f"delta {ledger.delta:g} is above 1 / (10 users): it would allow that one user "
+            "is fully exposed"
+        )
+    return found
+
+
+def _claims(
+    ledger: Ledger, alone: dict[str, float | None] | None, unbounded: bool
+) -> dict[str, list[str]]:
+    """Sentences that are true of this ledger: proven, measured and assumed."""
+    measured = [_audit(audit, alone) for audit in ledger.audits]
+    measured += [
+        f"Releases of '{stage}' that include rows of any one user: at most {most}."
+        for stage, most in ledger.observed_participations.items()
+    ]
+    if alone is None:
+        return {"proven": [], "measured": measured, "assumed": []}
+    proven: list[str] = []
+    subject = "the noisy releases by themselves" if unbounded else "all releases"
+    for name, adversary in (
+        ("release_observer", "anybody who sees them"),
+        (
+            "server_knows_participants",
+            "somebody who also knows who took part, but sees no single update",
+        ),
+    ):
+        epsilon = alone[name]
+        if ledger.rng == "os" and epsilon is not None:
+            proven.append(
+                f"If the assumptions hold, {subject} are ({_up(epsilon)}, "
+                f"{ledger.delta:g})-differentially private for each user against "
+                f"{adversary}."
+            )
+    return {"proven": proven, "measured": measured, "assumed": _assumptions(ledger)}
+
+
+def _assumptions(ledger: Ledger) -> list[str]:
+    """What must hold for the epsilons of the noisy events to be a guarantee."""
+    noisy = [event for event in ledger.events() if event.z]
+    truncated = any(event.cohort for event in noisy)
+    found = [
+        "The server clips, adds the noise and does not publish single updates.",
+        "One user is one participant, all devices together.",
+        "Noise in floating point is as good as the exact Gaussian of the proof.",
+    ]
+    if ledger.rng == "seeded":
+        found.append(
+            "The noise came from a seed, and anybody who knows the seed can remove it: the "
+            "epsilons are those of the same run with noise that nobody can repeat."
+        )
+    else:
+        found.append("Nobody can predict the operating system's random numbers.")
+    if any(map(is_sampled, noisy)):
+        found += [
+            "Nobody but the server learns who took part in which release.",
+            "Whether a device can be reached does not depend on its user's data.",
+        ]
+    if truncated:
+        found.append("There are no more users than were counted as the population.")
+    if ledger.cap:
+        found.append(
+            f"Each device takes part in at most {ledger.kept_cap()} exchanges of a stage, "
+            "which it counts itself."
+        )
+    if ledger.cap and truncated:
+        # With the user in the draw, somebody else may be turned away and take part in a
+        # later round instead: the two worlds then differ in more than this one user.
+        found.append(
+            "The limit of a cohort is almost never reached: a user who is turned away may "
+            "take part later, which the proof does not include."
+        )
+    return found
+
+
+def _up(value: float) -> str:
+    """Return a bound in three significant digits, never rounded down."""
+    if value <= 0:
+        return "0"
+    scale = 10.0 ** (2 - math.floor(math.log10(value)))
+    return f"{math.ceil(value * scale - 1e-9) / scale:.6g}"
+
+
+def _audit(audit: Mapping[str, Any], alone: Mapping[str, float | None] | None) -> str:
+    """Return what an audit found, and the most that it could have found."""
+    name = f"Audit '{audit.get('name')}'"
+    if "tpr" in audit:
+        low, high = audit["tpr95"]
+        return (
+            f"{name}: finds {audit['tpr']:.0%} of {audit['members']} members "
+            f"[{low:.0%}, {high:.0%}] at {audit['fpr']:.1%} false alarms; AUC "
+            f"{audit['auc']:.2f}."
+        )
+    if "exposure" in audit:
+        return (
+            f"{name}: exposure {audit['exposure']:.1f} of {audit['highest']:.1f} bits, in "
+            f"{audit['sampled']} of {audit['samples']} samples."
+        )
+    if "top1" in audit:
+        return (
+            f"{name}: names the writer of {audit['top1']:.0%} of {audit['users']} users "
+            f"(by chance {audit['chance']:.0%})."
+        )
+    claimed = audit.get("claimed", alone["release_observer"] if alone else None)
+    found, most = audit.get("eps_lb"), audit.get("max_detectable")
+    text = f"{name}: epsilon is at least {found or 0:.3g}"
+    text += f" with {100 * audit.get('conf', 0.95):g} % confidence"
+    if most is not None:
+        text += f"; it could have shown {most:.3g} at most"
+    if claimed is None:
+        return f"{text}."
+    beyond = found is not None and found > claimed
+    if audit.get("broken"):  # broken on purpose: a defect if it is not caught
+        word = "caught" if beyond else "not caught by this attack"
+        return f"{text}, where {_up(claimed)} is claimed: {word}; broken on purpose."
+    if beyond:
+        return f"{text}. That is more than the {_up(claimed)} claimed: a defect."
+    if most is not None and most < claimed:
+        return f"{text}, so it does not support the {_up(claimed)} claimed."
+    return f"{text}, where {_up(claimed)} is claimed."
+
+
+# --- in English ------------------------------------------------------------------------
+
+MODES = {
+    "off": "off: no differential privacy",
+    "central": "central differential privacy: the server adds the noise",
+    "simulation": "a simulation, not fit for real users",
+}
+EVENTS = 6  # events that are listed; of more, only the number is told
+
+
+def describe(card: Mapping[str, Any], whole: bool = True) -> list[str]:
+    """Write a privacy card in English, for the terminal.
+
+    Parameters
+    ----------
+    card
+        As `card` builds it, in this version or an earlier one.
+    whole
+        Whether all that is not covered is listed; otherwise it is counted.
+
+    Returns
+    -------
+    list of str
+        One sentence per line.
+    """
+    lines = [f"mode: {MODES[card['mode']]}"]
+    lines += [f"simulation: {reason}" for reason in card["simulation_because"]]
+    lines += [
+        f"not protected: {outflow}: {why}"
+        for outflow, why in card.get("unprotected", {}).items()
+    ]
+    lines += _spent_lines(card)
+    lines += map(_event_line, card["events"][:EVENTS])
+    if (more := len(card["events"]) - EVENTS) > 0:
+        lines.append(f"and {more} more kinds of events on the card")
+    if card["amplification"]["claimed"]:
+        assumes = "; ".join(card["amplification"]["assumes"])
+        lines.append(
+            f"sampling: {card['amplification']['sampler']}; assumed: {assumes}"
+        )
+    if cap := card["participation"]["cap"]:
+        seen = card["participation"]["observed_max"]
+        text = f"participation: at most {cap} per stage, counted by the device"
+        if seen is not None:
+            text += f"; most reported: {seen}"
+            text += " (above the cap)" if seen > cap else ""
+        lines.append(text)
+    missing = card["not_covered"]
+    if whole:
+        lines += [f"not covered: {what}" for what in missing]
+    else:
+        lines.append(
+            f"not covered by any of this: {len(missing)} things, which `idiolect-server "
+            f"show {card['run']}` lists"
+        )
+    alone = card["epsilon"] and (card["epsilon"]["dp_events_only"] or card["epsilon"])
+    lines += explained(card["audit"])
+    return [*lines, *(_audit(audit, alone) for audit in card["audit"])]
+
+
+def explained(audits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Explain why the epsilon of an audit is far below the claimed one."""
+    bounds = [audit for audit in audits if "eps_lb" in audit]
+    if not bounds:
+        return []
+    one = bounds[0]
+    trials = f" from {one['guesses']} guesses" if "guesses" in one else ""
+    text = (
+        "how to read the audits: the epsilon of an audit is a lower bound, measured"
+        f"{trials} with {100 * one.get('conf', 0.95):g} % confidence: what one attack "
+        "has shown. A claimed epsilon is an upper bound, proven for every attack. They are "
+        "far apart because so few guesses show little, and because no attack is the best "
+        "one; the true value lies between"
+    )
+    if "claimed" in one:
+        text += (
+            ". The audited aggregation is the code of the run with other noise, for which "
+            "a small epsilon is claimed: an epsilon as large as most budgets could not be "
+            "detected"
+        )
+    return [f"{text}."]
+
+
+def _spent_lines(card: Mapping[str, Any]) -> list[str]:
+    """Return both epsilons, each with its meaning."""
+    spent = card["epsilon"]
+    if spent is None:
+        return ["no privacy guarantee: nothing was released through the ledger"]
+    stages: list[str] = [e["stage"] for e in card["events"] if e["z"]]
+    names = list(dict.fromkeys(RELEASED.get(stage, stage) for stage in stages))
+    what = " and ".join(names) or "what was released"
+    lines: list[str] = []
+    unbounded = None in (spent["release_observer"], spent["server_knows_participants"])
+    if unbounded:
+        lines.append(f"epsilon: infinite, no privacy guarantee: {_because(card)}")
+        spent = spent["dp_events_only"]
+        if spent is None:
+            return lines
+    prefix = "the noisy part alone, " if unbounded else ""
+    known = "the server, if it knows who took part but sees no single update"
+    subjects = (
+        ("release_observer", f"anybody who sees {what}", "did this user take part?"),
+        ("server_knows_participants", known, "did this user's data go in?"),
+    )
+    for key, subject, question in subjects:
+        epsilon = spent[key]
+        if epsilon is None:
+            lines.append(f"{prefix}{subject}: epsilon infinite, no privacy guarantee")
+            continue
+        # A card of an earlier version has only the bound of (epsilon, delta).
+        best = (card.get("attacker") or {}).get(
+            key, power_bound(epsilon, card["delta"])
+        )
+        found = math.ceil(1000 * best - 1e-9) / 10
+        lines.append(
+            f"{prefix}{subject}: epsilon {_up(epsilon)} at delta {card['delta']:g}: at 1 % "
+            f"false alarms an attacker who asks '{question}' recognises at most {found:g} "
+            "% of those of whom it is true"
+        )
+    if card["budget"] is not None:
+        lines.append(
+            f"budget: epsilon {card['budget']:g} against anybody who sees releases"
+        )
+    return lines
+
+
+def _because(card: Mapping[str, Any]) -> str:
+    """Name the settings that released something without noise."""
+    settings = [r["setting"] for r in card["open_releases"] if r.get("setting")]
+    if not all(event["z"] for event in card["events"]):
+        settings.append("privacy.epsilon=inf")
+    named = ", ".join(dict.fromkeys(settings))
+    what = "something was released without noise"
+    return f"with {named} {what}" if named else what
+
+
+def _event_line(event: Mapping[str, Any]) -> str:
+    text = f"{event['stage']}: {event['rounds']} x {event['mechanism']}"
+    if event["z"]:
+        text += f", noise multiplier {event['z']:.4g}"
+    if event["clip_bit_z"]:
+        text += f", clip bit {event['clip_bit_z']:.4g}"
+    text += f", each user with chance {event['q']:g}"
+    return text + (f", at most {event['cohort']} users" if event["cohort"] else "")

@@ -133,7 +133,7 @@ def _ema(mean: Tensor, weight: Tensor, items: Scored, beta: float, decay: float)
 
 
 def average(values: Tensor, weight: Tensor) -> Tensor:
-    """sum(w v) / sum(w) over the last dimension; 0 where there is no weight."""
+    """sum(w v) / sum(w) over the last dimension; 0 where all weights are 0."""
     total = weight.sum(-1)
     mean = (weight * values).sum(-1) / total.clamp(min=1e-12)
     return torch.where(total > 0, mean, torch.zeros_like(mean))

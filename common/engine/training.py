@@ -287,16 +287,14 @@ def train(
         Each user's adapter to start from.
     data
         What each user trains on, at least one positive each.
-    loss
-        Its gradient moves the adapters.
-    settings
-        Budget and optimiser.
+    loss, settings
+        The gradient of `loss` moves the adapters; budget and optimiser.
 
     Returns
     -------
     Trained
-        Adapters and logs in the order of `data`. A user whose numbers overflow ends with
-        non-finite parameters and changes nobody else's.
+        In the order of `data`. A user whose numbers overflow ends with non-finite
+        parameters; the others are not affected.
     """
     backbone, users = reference.backbone, len(data)
     plans = [batches(one, settings) for one in data]
@@ -324,15 +322,11 @@ def train(
             active = rates.cpu() > 0
             losses = torch.where(active, found.value.detach(), losses)
             clamps += torch.where(active, found.clamped, 0)
-    delta = objectives.boundary(means)
     logs = [
-        {
-            "steps": float(lengths[k]),
-            "loss": float(losses[k]),
-            "clamp_rate": float(clamps[k]) / lengths[k],
-            "delta": float(delta[k]),
-        }
-        for k in range(users)
+        {"steps": float(n), "loss": float(last), "clamp_rate": float(c) / n, "delta": d}
+        for n, last, c, d in zip(
+            lengths, losses, clamps, objectives.boundary(means).tolist(), strict=True
+        )
     ]
     return Trained(unstack(weights.stack), logs)
 

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 
 from ..config import Personalise
-from ..data.types import User
 from ..engine.objectives import (
     Loss,
     Means,
@@ -15,17 +14,9 @@ from ..engine.objectives import (
     pool,
     signs,
 )
-from ..engine.reference import Reference
-from ..engine.training import TrainingSet
-from ..unlabeled.draws import Draw
 from .examples import against_unlabeled
 
-
-def training_set(
-    reference: Reference, user: User, drawn: Draw, _alpha: float
-) -> TrainingSet:
-    """The history and the drawn items."""
-    return against_unlabeled(reference, user.id, drawn)
+training_set = against_unlabeled
 
 
 def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:

@@ -20,8 +20,8 @@ def training_set(
 ) -> TrainingSet:
     """The history, the drawn items, and what the user turned down, with alpha."""
     disliked = encode_all(reference.backbone, user.disliked)
-    found = against_unlabeled(reference, user.id, drawn)
-    return replace(found, negative=scored(reference, disliked), alpha=alpha)
+    found = against_unlabeled(reference, user, drawn, alpha)
+    return replace(found, negative=scored(reference, disliked))
 
 
 def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:

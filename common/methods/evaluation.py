@@ -63,15 +63,12 @@ def evaluate(
     ----------
     reference
         The frozen reference.
-    personals
-        The users' adapters; None for the methods without (`config.UNTRAINED`).
-    users
-        A stacking group.
+    personals, users
+        A stacking group and its adapters; None for methods without.
     method, config
         ``base`` is the backbone without the shared adapter. ``rag`` and ``pag`` are the
-        shared policy at longer prompts, rewarded against the reference at
-        the plain ones. Methods in ``evaluate.contrasted`` decode by contrast, of which
-        scores know nothing.
+        shared policy at longer prompts, rewarded against the reference at the plain ones.
+        Methods in ``evaluate.contrasted`` decode by contrast; scores are not affected.
     generate_texts
         Whether outputs are generated and judged too.
 
@@ -79,10 +76,9 @@ def evaluate(
     -------
     list of dict
         METRIC -> value, in the order of `users`. ``nll`` is per completion token;
-        ``contrast`` and ``mrr`` say how the user's own text ranks among rival texts (see
-        `ranking`), over the items that have any. Without one they are absent, as on
-        devices, where nobody has another's text; ``mrr`` also where each item has but one
-        (``evaluate.rivals``).
+        ``contrast`` and ``mrr`` rank the user's own text among rival texts (`ranking`),
+        over the items that have any. Without rivals (on devices) both are absent, and
+        ``mrr`` also where each item has only one (``evaluate.rivals``).
     """
     backbone = reference.backbone
     policy = _policy(reference, personals, method)
@@ -96,16 +92,12 @@ def evaluate(
         ]
         prompted = [_with_rivals(backbone, user) for user in longer]
     references = [reference.scores(items) for items in both]
-    # The reference is its own policy: scored again in other batches it would differ from
-    # itself in the last bits, and these would decide who wins a contrast.
+    # Scored again in other batches, the reference would differ from itself in the last
+    # bits, and these would decide a contrast.
     same = policy == [reference.shared] and prompted is both
     scores = references if same else score_users(backbone, policy, prompted)
-    results = [
-        _ranked(user, items, np.array(logp), np.array(frozen))
-        for user, items, logp, frozen in zip(
-            users, both, scores, references, strict=True
-        )
-    ]
+    rows = zip(users, both, scores, references, strict=True)
+    results = [_ranked(u, i, np.array(s), np.array(r)) for u, i, s, r in rows]
     if config.evaluate.shift:
         for user, lora, result in zip(users, personals, results, strict=True):
             if _all_rivals(user):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..data.types import User
 from ..engine.backbone import Encoded
 from ..engine.reference import Reference
 from ..engine.training import Example, TrainingSet
@@ -21,11 +22,14 @@ def scored(
     ]
 
 
-def against_unlabeled(reference: Reference, user: str, drawn: Draw) -> TrainingSet:
-    """The history as positives, and the items drawn from the unlabeled set."""
+def against_unlabeled(
+    reference: Reference, user: User, drawn: Draw, alpha: float
+) -> TrainingSet:
+    """The history as positives, and the items drawn from the unlabeled set, with alpha."""
     weights = [entry.weight for entry in drawn.entries]
     return TrainingSet(
-        user,
+        user.id,
         positive=scored(reference, drawn.own),
         unlabeled=scored(reference, drawn.aux, weights),
+        alpha=alpha,
     )

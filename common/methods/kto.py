@@ -16,11 +16,11 @@ from .examples import against_unlabeled, scored
 
 
 def training_set(
-    reference: Reference, user: User, drawn: Draw, _alpha: float
+    reference: Reference, user: User, drawn: Draw, alpha: float
 ) -> TrainingSet:
     """The history, the drawn items, and mismatched pairs for the KL term."""
     pairs = mismatched([*drawn.own, *drawn.aux], reference.backbone.context)
-    found = against_unlabeled(reference, user.id, drawn)
+    found = against_unlabeled(reference, user, drawn, alpha)
     return replace(found, mismatched=scored(reference, pairs))
 
 

@@ -25,7 +25,7 @@ def write_profile(reference: Reference, user: User) -> str:
     """Let the shared policy describe, greedily, how a user writes.
 
     It reads the newest texts of the history, without their prompts. One user at a time,
-    so that nobody's profile depends on who else is stacked.
+    so that a profile does not depend on who else is stacked.
     """
     texts = "\n".join(item.target for item in user.history[-PROFILED:])
     backbone = reference.backbone

@@ -18,7 +18,7 @@ from ..engine.reference import Reference
 from ..engine.training import TrainingSettings, train
 from ..errors import IdiolectError
 from ..unlabeled.alpha import alpha_of
-from ..unlabeled.draws import draw_for
+from ..unlabeled.draws import Draw, draw_for
 from ..unlabeled.overlap import Overlap
 from ..unlabeled.sets import UnlabeledSet
 from .table import module_of
@@ -74,13 +74,10 @@ def personalise(
 
     Parameters
     ----------
-    reference
-        The frozen reference.
-    users
-        A stacking group.
+    reference, users
+        The frozen reference, and a stacking group.
     unlabeled
-        What the server handed out; a user's own items and own vote are taken out of it
-        here. Empty for the kind `self`, whose items are sampled here.
+        As handed out; each user's own items and own vote are taken out of it here.
     method, learning_rate, config
         Objective and budget.
 
@@ -95,12 +92,8 @@ def personalise(
         alpha_of(reference, user, drawn, config)
         for user, drawn in zip(users, draws, strict=True)
     ]
-    for user, drawn in zip(users, draws, strict=True):
-        if not drawn.aux and method not in SETLESS:
-            raise IdiolectError(
-                f"user '{user.id}' has no unlabeled items to learn '{method}' against: "
-                "choose another 'unlabeled.kind', or a method that needs none (sft)."
-            )
+    if method not in SETLESS:
+        _check_unlabeled(users, draws, method)
     module = module_of(method)
     data = [
         module.training_set(reference, user, drawn, alpha.alpha)
@@ -128,6 +121,15 @@ def personalise(
         log = {**log, "truncated": float(truncated), "ess": drawn.ess}
         results.append(_checked(user, lora, alpha, log))
     return results
+
+
+def _check_unlabeled(users: Sequence[User], draws: Sequence[Draw], method: str) -> None:
+    for user, drawn in zip(users, draws, strict=True):
+        if not drawn.aux:
+            raise IdiolectError(
+                f"user '{user.id}' has no unlabeled items to learn '{method}' against: "
+                "choose another 'unlabeled.kind', or a method that needs none (sft)."
+            )
 
 
 def _checked(user: User, lora: Lora, alpha: Overlap, log: dict[str, float]) -> Personal:

@@ -3,20 +3,11 @@
 from dataclasses import replace
 
 from ..config import Personalise
-from ..data.types import User
 from ..engine.objectives import Loss, Means, ScoredBatch
-from ..engine.reference import Reference
-from ..engine.training import TrainingSet
-from ..unlabeled.draws import Draw
 from . import c_bpo
 from .examples import against_unlabeled
 
-
-def training_set(
-    reference: Reference, user: User, drawn: Draw, alpha: float
-) -> TrainingSet:
-    """The history and the drawn items, with alpha."""
-    return replace(against_unlabeled(reference, user.id, drawn), alpha=alpha)
+training_set = against_unlabeled
 
 
 def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:

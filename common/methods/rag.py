@@ -1,8 +1,8 @@
 """RAG: the user's own items in the prompt, without training.
 
 Items in, items with longer prompts out. What is added stands before the prompt, which is
-never shortened because of it: an addition that does not fit is left out. Nobody's history
-but the user's own is looked at.
+never shortened because of it: an addition that does not fit is left out. Only the
+user's own history is read.
 """
 
 import logging

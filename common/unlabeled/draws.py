@@ -123,7 +123,7 @@ def without_own(
     own = np.zeros(len(rest)) if own_vote is None else own_vote
     left = [entry.weight - float(v) - floor for entry, v in zip(rest, own, strict=True)]
     return [
-        # A difference of rounding size is no vote.
+        # A difference of rounding size is not a vote.
         Unlabeled(entry.item, weight if weight > 1e-5 else 0.0, entry.owner)
         for entry, weight in zip(rest, left, strict=True)
     ]
@@ -202,7 +202,7 @@ def subset(
 ) -> list[Unlabeled]:
     """At most `count` different items that stand for the set, with weights.
 
-    Everything of positive weight where that is no more than `count`; else `count` draws
+    Everything of positive weight where that is at most `count`; else `count` draws
     with replacement, an item's weight being how often it came. Where no weight is
     positive, all items count alike.
     """

@@ -138,8 +138,8 @@ def whitened_similarity(bank: np.ndarray, texts: np.ndarray) -> np.ndarray:
 
     Mean hidden states all point the same way; centred and scaled to unit variance in
     every direction of the bank (Su et al. 2021), they tell texts apart. The bank is
-    public, so what is fitted on it costs no privacy. Directions in which the bank hardly
-    varies would be noise blown up: a tenth of the mean variance is added to each.
+    public, so what is fitted on it costs no privacy. Directions in which the bank varies
+    little would amplify noise: a tenth of the mean variance is added to each.
 
     Parameters
     ----------

@@ -84,7 +84,7 @@ def test_what_cells_share_is_computed_once(declared, tmp_path, monkeypatch):
         real = getattr(study, name)
 
         def counted(*arguments, real=real, name=name):
-            detail = arguments[5] if name == "run_method" else ""
+            detail = arguments[4] if name == "run_method" else ""
             made.append(f"{name} {detail}".strip())
             return real(*arguments)
 

@@ -34,9 +34,9 @@ def held_out_nll(
     users: Sequence[User],
     method: str,
 ) -> list[float]:
-    """Return every user's ``nll`` alone, of which `evaluate` says more at a higher price.
+    """Return every user's ``nll``, the cheapest metric of `evaluate`.
 
-    What a learning rate is chosen by, and what decides whether a device uses an adapter.
+    It chooses learning rates, and decides whether a device uses an adapter.
     """
     backbone = reference.backbone
     items = [encode_all(backbone, user.held_out) for user in users]

@@ -24,8 +24,8 @@ def shared_update(
 
     SFT on the own history with A frozen (FFA-LoRA, Sun et al. 2024): with one A for all,
     averaging B averages the adapters exactly. Each user's change is clipped to `clip`
-    (``adapt.clip`` unless given) in L2 norm over all projections, so that one user's pull
-    is bounded.
+    (``adapt.clip`` unless given) in L2 norm over all projections, which bounds the
+    influence of one user.
 
     Returns
     -------

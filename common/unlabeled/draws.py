@@ -1,4 +1,4 @@
-"""One user's share of the unlabeled set: without the own part, drawn by weight."""
+"""One user's draw from the unlabeled set, without that user's own part in it."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace

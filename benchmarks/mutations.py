@@ -62,7 +62,7 @@ MUTATIONS = (
     # --- the losses ------------------------------------------------------------------
     Mutation(
         "C-BPO: the sign of delta is flipped",
-        "common/engine/objectives.py",
+        "common/methods/c_bpo.py",
         "g_positive = positive.reward(beta) - delta\n"
         "    g_unlabeled = unlabeled.reward(beta) - delta",
         "g_positive = positive.reward(beta) + delta\n"
@@ -71,44 +71,44 @@ MUTATIONS = (
     ),
     Mutation(
         "C-BPO: delta already contains the rewards of this step",
-        "common/engine/objectives.py",
+        "common/methods/c_bpo.py",
         "delta = boundary(means).unsqueeze(-1)\n    g_positive",
         "delta = boundary(\n"
-        "        moved(means, positive, unlabeled, beta, decay)\n"
+        "        moved(means, positive, unlabeled, beta, settings.ema)\n"
         "    ).unsqueeze(-1)\n    g_positive",
         "test_c_bpo_closed_form",
     ),
     Mutation(
         "C-BPO: the overlap alpha is not subtracted",
-        "common/engine/objectives.py",
+        "common/methods/c_bpo.py",
         "unlabeled.weight) - alpha * overlap",
         "unlabeled.weight)",
         "test_c_bpo_closed_form",
     ),
     Mutation(
         "C-BPO: the negative part is not divided by 1 - alpha",
-        "common/engine/objectives.py",
+        "common/methods/c_bpo.py",
         "pure.clamp(min=0) / (1 - alpha)",
         "pure.clamp(min=0)",
         "test_c_bpo_closed_form",
     ),
     Mutation(
         "C-BPO: the negative part may become negative",
-        "common/engine/objectives.py",
+        "common/methods/c_bpo.py",
         "pure.clamp(min=0) / (1 - alpha)",
         "pure / (1 - alpha)",
         "test_c_bpo_clamp_leaves_the_positive_part",
     ),
     Mutation(
         "C-BPO: one running mean over both classes instead of one each",
-        "common/engine/objectives.py",
-        'if means_over == "pooled":',
-        'if means_over != "nothing":',
+        "common/methods/c_bpo.py",
+        'if settings.boundary == "pooled":',
+        'if settings.boundary != "nothing":',
         "test_c_bpo_keeps_one_mean_per_class_or_one_for_both",
     ),
     Mutation(
         "C-BPO: known negatives are rewarded",
-        "common/engine/objectives.py",
+        "common/methods/c_bpo.py",
         "-F.logsigmoid(-(negative.reward(beta) - delta))",
         "-F.logsigmoid(negative.reward(beta) - delta)",
         "test_known_negatives_stand_outside_the_clamp_and_delta",
@@ -119,6 +119,7 @@ MUTATIONS = (
         "mean = (weight * values).sum(-1) / total.clamp(min=1e-12)",
         "mean = values.mean(-1)",
         "test_c_bpo_weights_unlabeled_items",
+        "tests/common/methods/test_c_bpo.py",
     ),
     Mutation(
         "Running means are not corrected for their start at zero",
@@ -126,6 +127,7 @@ MUTATIONS = (
         "positive = means.positive / means.positive_weight.clamp(min=1e-12)",
         "positive = means.positive",
         "test_delta_lags_one_step_and_carries_no_gradient",
+        "tests/common/methods/test_c_bpo.py",
     ),
     Mutation(
         "Running means move where a user has no items",
@@ -136,39 +138,37 @@ MUTATIONS = (
     ),
     Mutation(
         "BCO: one mean of the losses per class instead of one over all items",
-        "common/engine/objectives.py",
-        "value = average(-F.logsigmoid(sign * (pooled.reward(beta) - delta)), "
-        "pooled.weight)",
-        "loss, n = -F.logsigmoid(sign * (pooled.reward(beta) - delta)), "
-        "positive.logp.shape[-1]\n"
+        "common/methods/bco.py",
+        "value = average(-F.logsigmoid(g), pooled.weight)",
+        "loss, n = -F.logsigmoid(g), positive.logp.shape[-1]\n"
         "    value = average(loss[..., :n], positive.weight) / 2\n"
         "    value = value + average(loss[..., n:], unlabeled.weight) / 2",
         "test_bco_pools_losses_and_rewards",
     ),
     Mutation(
         "BCO: one running mean per class instead of one over all items",
-        "common/engine/objectives.py",
-        "moved(means, pooled, pooled, beta, decay)",
-        "moved(means, positive, unlabeled, beta, decay)",
+        "common/methods/bco.py",
+        "moved(means, pooled, pooled, settings.beta, settings.ema)",
+        "moved(means, positive, unlabeled, settings.beta, settings.ema)",
         "test_bco_pools_losses_and_rewards",
     ),
     Mutation(
         "KTO: the divergence z carries a gradient",
-        "common/engine/objectives.py",
+        "common/methods/kto.py",
         "shift.clamp(min=0).detach()",
         "shift.clamp(min=0)",
         "test_kto_divergence_carries_no_gradient",
     ),
     Mutation(
         "KTO: the divergence z may become negative",
-        "common/engine/objectives.py",
+        "common/methods/kto.py",
         "shift.clamp(min=0).detach()",
         "shift.detach()",
         "test_kto_closed_form_with_positive_and_negative_divergence",
     ),
     Mutation(
         "SFT: the mean is per item instead of per token",
-        "common/engine/objectives.py",
+        "common/methods/sft.py",
         "tokens = (positive.weight * positive.tokens).sum(-1)",
         "tokens = positive.weight.sum(-1)",
         "test_sft_is_nll_per_token",
@@ -328,8 +328,8 @@ MUTATIONS = (
     Mutation(
         "Every user of a stack gets the first one's alpha",
         "common/engine/training.py",
-        "torch.tensor([lesson.alpha for lesson in lessons])",
-        "torch.tensor([lessons[0].alpha for _ in lessons])",
+        "torch.tensor([one.alpha for one in data])",
+        "torch.tensor([data[0].alpha for _ in data])",
         "test_k_users_equal_k_runs",
     ),
     Mutation(
@@ -426,7 +426,7 @@ MUTATIONS = (
     Mutation(
         "Rounding decides whether the reference prefers a text to itself",
         "common/methods/evaluation.py",
-        "same = policy == [shared]",
+        "same = policy == [reference.shared]",
         "same = False",
         "test_base_ignores_the_shared_adapter_and_shared_has_no_reward",
     ),
@@ -436,7 +436,6 @@ MUTATIONS = (
         "if entry.owner != user.id and entry.item.target not in own_texts",
         "if entry.item.target not in own_texts",
         "test_own_items_are_left_out_of_the_unlabeled_set",
-        "tests/common/methods/test_personalise.py",
     ),
     Mutation(
         "A user's own vote stays in the unlabeled set",
@@ -475,7 +474,7 @@ MUTATIONS = (
     ),
     Mutation(
         "KTO: prompts keep their own completions",
-        "common/methods/personalise.py",
+        "common/methods/kto.py",
         "following = [*items[1:], *items[:1]]",
         "following = items",
         "test_mismatched_pairs_shift_the_completions",
@@ -484,7 +483,7 @@ MUTATIONS = (
         "Method base is measured with the shared adapter",
         "common/methods/evaluation.py",
         'if method == "base":\n        return []',
-        'if method == "base":\n        return [shared]',
+        'if method == "base":\n        return [reference.shared]',
         "test_base_ignores_the_shared_adapter_and_shared_has_no_reward",
     ),
     Mutation(
@@ -708,14 +707,14 @@ MUTATIONS = (
     ),
     Mutation(
         "C-BPO: the unlabeled term has no weight of its own",
-        "common/engine/objectives.py",
+        "common/methods/c_bpo.py",
         "+ weight * pure.clamp(min=0)",
         "+ pure.clamp(min=0)",
         "test_weight_anchor_and_reward_per_token_do_what_they_say",
     ),
     Mutation(
         "DPO: the rejected text is preferred",
-        "common/engine/objectives.py",
+        "common/methods/cope.py",
         "margin = chosen.reward(beta) - rejected.reward(beta)",
         "margin = rejected.reward(beta) - chosen.reward(beta)",
         "test_dpo_closed_form",
@@ -729,7 +728,7 @@ MUTATIONS = (
     ),
     Mutation(
         "Examples in the prompt: the least similar stands next to the question",
-        "common/methods/in_context.py",
+        "common/methods/rag.py",
         "kept = text + kept",
         "kept = kept + text",
         "test_the_most_similar_stands_next_to_the_question",

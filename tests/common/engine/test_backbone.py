@@ -104,7 +104,7 @@ def test_missing_backbones_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(IdiolectError, match="could not be fetched"):
         locate("nobody/no-such-model")
-    with pytest.raises(IdiolectError, match="no folder and no model id"):
+    with pytest.raises(IdiolectError, match="neither a folder nor a model id"):
         locate("no such model")
     monkeypatch.delenv("HF_HUB_OFFLINE")
 

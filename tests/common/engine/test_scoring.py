@@ -211,7 +211,7 @@ def test_only_plausible_tokens_are_contrasted():
 
 
 def test_there_is_no_contrast_without_own_adapters(backbone):
-    with pytest.raises(ValueError, match="of a stack"):
+    with pytest.raises(ValueError, match="only a stack has a reference"):
         generate(backbone, [adapter(backbone, "s", 3)], [(3, 4)], 2, contrast=1.0)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from fleet import Fleet, write_part
 
 from idiolect.client.node import state
-from idiolect.client.node.device import VaultShelf
+from idiolect.client.node.device import VaultStore
 from idiolect.client.owner import adapters, consent
 from idiolect.client.owner.history import entries
 from idiolect.client.owner.keys import Passphrase
@@ -197,14 +197,14 @@ def losses(fleet: Fleet, name: str, before: list[dict[str, Any]]) -> list[str]:
             more = now["adapters"] - before[number]["adapters"]
             lost.append(f"device {number} has {more} new adapters")
         with vault_of(fleet, number) as vault:
-            shelf = VaultShelf(vault, name)
+            store = VaultStore(vault, name)
             users = {
                 one.name.split("/")[-1].removesuffix(".json")
                 for one in vault.records("run")
                 if one.name.startswith(f"{name}/devices/")
             }
             for user in users:
-                for stage, took in state.agreed(shelf, user).took.items():
+                for stage, took in state.agreed(store, user).took.items():
                     for release in took:
                         if json.dumps(release) not in spent:
                             lost.append(f"{stage} {release} is not in the ledger")

@@ -32,18 +32,17 @@ def device() -> None:
     from idiolect.common.data.load import load_dataset
     from idiolect.common.data.types import Item
     from idiolect.common.engine import training
-    from idiolect.common.engine.adapters import zero_shared
-    from idiolect.common.engine.backbone import load_backbone
-    from idiolect.common.methods import personal
-    from idiolect.common.unlabeled.sets import Unlabeled
+    from idiolect.common.engine.reference import load_reference
+    from idiolect.common.methods.personalise import personalise
+    from idiolect.common.unlabeled.sets import Unlabeled, UnlabeledSet
 
     keys: dict[str, Any] = {"users": 1, "development-users": 0, "history": 64}
     keys |= {"unlabeled.kind": "public", "personalise.learning-rates": str(RATE)}
+    keys |= {"engine.device": "cpu"}
     config = parse(keys)
     dataset = load_dataset(config)
-    unlabeled = [Unlabeled(Item(i.id, i.prompt, i.target)) for i in dataset.public]
-    backbone = load_backbone("tiny", "float32", "cpu", config.engine.max_length)
-    shared = zero_shared(backbone, config.shared_shape, config.seed)
+    entries = [Unlabeled(Item(i.id, i.prompt, i.target)) for i in dataset.public]
+    reference, unlabeled = load_reference(config), UnlabeledSet(tuple(entries))
     step, first = training.adam_step, []
 
     def noted(*arguments: Any) -> Any:
@@ -52,9 +51,7 @@ def device() -> None:
         return moved
 
     training.adam_step = noted
-    personal.personalise(
-        backbone, shared, dataset.users, unlabeled, METHOD, RATE, config
-    )
+    personalise(reference, dataset.users, unlabeled, METHOD, RATE, config)
     cpu = sum(os.times()[:2])
     print(json.dumps({"first": first[0], "rss": memory("VmHWM"), "cpu": cpu}))
 

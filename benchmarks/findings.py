@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from idiolect.server.findings.page import load, store, write_pages
-from idiolect.server.study.study import Study, read_study
+from idiolect.server.study.declaration import Study, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "findings"

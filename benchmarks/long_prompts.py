@@ -12,6 +12,7 @@ Writes benchmarks/results/long_prompts.json.
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,17 +45,25 @@ def write_model(folder: str) -> None:
 
 def ours(backbone: Any, rows: list[Any]) -> None:
     """One step of C-BPO: half of the rows are the user's."""
-    from idiolect.common.config import LoraShape
+    from idiolect.common.config import LoraShape, Personalise
     from idiolect.common.engine.adapters import new_lora, zero_shared
-    from idiolect.common.engine.training import Example, Lesson, Recipe, train
+    from idiolect.common.engine.reference import Reference
+    from idiolect.common.engine.training import (
+        Example,
+        TrainingSet,
+        TrainingSettings,
+        train,
+    )
+    from idiolect.common.methods import c_bpo
 
     shape = LoraShape()
     examples = [Example(row, -100.0) for row in rows]
     half = len(rows) // 2
-    lesson = Lesson("u", examples[:half], unlabeled=examples[half:], alpha=0.3)
-    recipe = Recipe("c-bpo", 1e-3, epochs=1, batch=half)
-    shared = zero_shared(backbone, shape, 0)
-    train(backbone, shared, [new_lora(backbone, shape, 0, "u")], [lesson], recipe)
+    data = TrainingSet("u", examples[:half], unlabeled=examples[half:], alpha=0.3)
+    settings = TrainingSettings(1e-3, epochs=1, batch=half)
+    reference = Reference(backbone, zero_shared(backbone, shape, 0))
+    loss = partial(c_bpo.loss, settings=Personalise(unlabeled_weight=1.0, anchor=0.0))
+    train(reference, [new_lora(backbone, shape, 0, "u")], [data], loss, settings)
 
 
 def with_peft(backbone: Any, rows: list[Any]) -> None:

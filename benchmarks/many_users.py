@@ -39,21 +39,26 @@ Row = dict[str, float]
 
 def measure(sizes: list[int], users: int, backbone_name: str) -> list[tuple[int, Row]]:
     """Train all users in groups of each size: users per minute and bytes, in turn."""
-    from idiolect.common.methods import personal
-    from idiolect.server.study.study import groups
+    from idiolect.common.methods.personalise import personalise
+    from idiolect.common.unlabeled.draws import draw_for
 
-    config, backbone, shared, everybody, unlabeled = world(backbone_name, users, DTYPE)
-    for user in everybody:  # the reference scores
-        material = personal._material(backbone, shared, user, unlabeled, config)
-        personal.CACHE.get(backbone, shared, material.own)
-        personal.CACHE.get(backbone, shared, material.aux)
+    def groups(users: Any, size: int) -> list[Any]:
+        return [users[i : i + size] for i in range(0, len(users), size)]
+
+    config, reference, everybody, unlabeled = world(backbone_name, users, DTYPE)
+
+    def score() -> None:
+        """Compute the reference scores, and nothing else that is kept."""
+        reference.forget()
+        for user in everybody:
+            drawn = draw_for(reference, user, unlabeled, config)
+            reference.scores(drawn.own)
+            reference.scores(drawn.aux)
 
     def train(size: int) -> int:
         chosen = everybody[: GROUPS * size]
         for group in groups(chosen, size):
-            personal.personalise(
-                backbone, shared, group, unlabeled, METHOD, RATE, config
-            )
+            personalise(reference, group, unlabeled, METHOD, RATE, config)
         if GPU:
             torch.cuda.synchronize()
         return len(chosen)
@@ -62,8 +67,7 @@ def measure(sizes: list[int], users: int, backbone_name: str) -> list[tuple[int,
         train(max(sizes))
     rows: list[tuple[int, Row]] = []
     for size in sizes:
-        personal.FOUND.clear()
-        personal._hashed.cache_clear()
+        score()
         before, began, cpu = taken(), time.perf_counter(), time.process_time()
         count = train(size)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu

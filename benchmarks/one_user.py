@@ -32,6 +32,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,52 +49,46 @@ SHARES = {
 
 
 def world(backbone_name: str, users: int, dtype: str = "float32") -> tuple[Any, ...]:
-    """Load the backbone, and make users, a zero shared adapter and the unlabeled set."""
+    """Load the reference, and make users and the unlabeled set."""
     from idiolect.common.config import parse
     from idiolect.common.data.load import load_dataset
-    from idiolect.common.engine.adapters import zero_shared
-    from idiolect.common.engine.backbone import load_backbone
-    from idiolect.server.study.study import unlabeled_set
+    from idiolect.common.engine.reference import load_reference
+    from idiolect.common.unlabeled.sets import Unlabeled, UnlabeledSet
 
     keys = {"users": users, "development-users": 0, "backbone": backbone_name}
     keys |= {"engine.dtype": dtype}
     keys |= {"unlabeled.kind": "others", "personalise.learning-rates": str(RATE)}
     config = parse(keys)
-    backbone = load_backbone(
-        config.backbone,
-        config.engine.dtype,
-        config.engine.device,
-        config.engine.max_length,
+    reference, dataset = load_reference(config), load_dataset(config)
+    entries = tuple(
+        Unlabeled(replace(item, rivals=()), 1.0, user.id)
+        for user in dataset.users
+        for item in user.history
     )
-    dataset = load_dataset(config)
-    shared = zero_shared(backbone, config.shared_shape, config.seed)
-    unlabeled = unlabeled_set(backbone, shared, dataset, config).unlabeled
-    first_pass(backbone)
-    return config, backbone, shared, dataset.users, unlabeled
+    first_pass(reference.backbone)
+    return config, reference, dataset.users, UnlabeledSet(entries)
 
 
 def prepared(backbone_name: str, dtype: str = "float32") -> tuple[Any, ...]:
     """Make one user with a history of 32 and 32 unlabeled items, and encode them."""
-    from idiolect.common.methods import personal
+    from idiolect.common.unlabeled.draws import draw_for
 
-    config, backbone, shared, users, unlabeled = world(backbone_name, 8, dtype)
-    material = personal._material(backbone, shared, users[0], unlabeled, config)
-    return config, backbone, shared, users[0], unlabeled, material
+    config, reference, users, unlabeled = world(backbone_name, 8, dtype)
+    drawn = draw_for(reference, users[0], unlabeled, config)
+    return config, reference, users[0], unlabeled, drawn
 
 
 def ours(backbone_name: str, peer: str) -> Callable[[], object]:
     """One user with this engine, as a device does it."""
-    from idiolect.common.methods import personal
+    from idiolect.common.methods.personalise import personalise
 
-    config, backbone, shared, user, unlabeled, _ = prepared(backbone_name)
+    config, reference, user, unlabeled, _ = prepared(backbone_name)
     if peer == "small":
         fewer = replace(config.engine, microbatch=config.personalise.batch)
         config = replace(config, engine=fewer)
 
     def work() -> object:
-        return personal.personalise(
-            backbone, shared, [user], unlabeled, METHOD, RATE, config
-        )
+        return personalise(reference, [user], unlabeled, METHOD, RATE, config)
 
     if peer == "warm":
         work()
@@ -120,11 +115,12 @@ def trl(
     from peft import LoraConfig
 
     trainer_class, arguments_class = trainer_of(objective)
-    config, backbone, _, _, _, material = prepared(backbone_name, dtype)
+    config, reference, _, _, drawn = prepared(backbone_name, dtype)
+    backbone = reference.backbone
     tokenizer = backbone.tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    rows = [(entry, True) for entry in material.own]
-    rows += [(entry, False) for entry in material.aux]
+    rows = [(entry, True) for entry in drawn.own]
+    rows += [(entry, False) for entry in drawn.aux]
     # Own and foreign in turn: the trainer takes the rows as they come.
     half = len(rows) // 2
     rows = [rows[k + part] for k in range(half) for part in (0, half)]
@@ -252,25 +248,29 @@ def shares(backbone_name: str) -> dict[str, Any]:
 
     from idiolect.common.engine import training
     from idiolect.common.engine.adapters import new_lora
-    from idiolect.common.methods import personal
+    from idiolect.common.methods import c_bpo
+    from idiolect.common.methods.personalise import training_settings
+    from idiolect.common.unlabeled.alpha import alpha_of
 
     torch.set_num_threads(1)
-    config, backbone, shared, user, _, material = prepared(backbone_name)
-    alpha = personal._alpha(backbone, shared, user, material, config).alpha
-    lesson = personal._lesson(backbone, shared, user, material, METHOD, alpha)
-    recipe = personal._recipe(METHOD, RATE, config)
+    config, reference, user, _, drawn = prepared(backbone_name)
+    alpha = alpha_of(reference, user, drawn, config).alpha
+    data = c_bpo.training_set(reference, user, drawn, alpha)
+    settings = training_settings(config, RATE)
+    loss = partial(c_bpo.loss, settings=config.personalise)
+    backbone = reference.backbone
     start = [new_lora(backbone, config.lora, config.seed, "personal", user.id)]
-    training.train(backbone, shared, start, [lesson], recipe)
+    training.train(reference, start, [data], loss, settings)
     with profile(activities=[ProfilerActivity.CPU]) as seen:
-        training.train(backbone, shared, start, [lesson], recipe)
+        training.train(reference, start, [data], loss, settings)
     found = dict.fromkeys(SHARES, 0.0) | {"the rest": 0.0}
     for event in seen.key_averages():
         fits = [n for n, keys in SHARES.items() if any(k in event.key for k in keys)]
         found[fits[0] if fits else "the rest"] += event.self_cpu_time_total
     total = sum(found.values())
     tokens = padded = 0
-    for step in training.plan(lesson, recipe):
-        sizes = [len(e.encoded.ids) for kind in step.values() for e in kind]
+    for batch in training.batches(data, settings):
+        sizes = [len(e.encoded.ids) for kind in batch.values() for e in kind]
         tokens, padded = tokens + sum(sizes), padded + len(sizes) * max(sizes)
     return {
         "shares": {name: part / total for name, part in found.items()},

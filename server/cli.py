@@ -254,7 +254,8 @@ def _study(options: argparse.Namespace) -> int:
     from .findings.page import markdown, store, write_pages
     from .findings.summary import summary
     from .run.results import runs_folder, write_json
-    from .study.study import read_study, run_study
+    from .study.cells import run_study
+    from .study.declaration import read_study
 
     declared = [read_study(path) for path in options.files]
     place = options.output_dir or runs_folder("").parent / "studies"

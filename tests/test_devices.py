@@ -14,10 +14,10 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from idiolect.client.node import state, tasks
-from idiolect.client.node.device import Device, VaultShelf
+from idiolect.client.node import handlers, host, state
+from idiolect.client.node.device import Device, VaultStore
+from idiolect.client.node.handlers import HANDLERS
 from idiolect.client.node.membership import Server, join, leave
-from idiolect.client.node.tasks import HANDLERS
 from idiolect.client.owner import adapters, consent, history, owner
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
@@ -47,7 +47,7 @@ from idiolect.common.protocol.signed import (
     make_part,
     seal_request,
 )
-from idiolect.server.run.exchange import SIGNING_KEY
+from idiolect.server.run.live import SIGNING_KEY
 
 from .common.conftest import write_model
 from .sealing import KEY, SEED, sealed
@@ -337,15 +337,15 @@ def test_noise_that_is_none_gets_nothing(vaults, settings, change, said):
 def test_a_server_that_asks_for_more_releases_than_declared_gets_none(vaults, settings):
     """Without a cap as well: the run's own number of rounds is one."""
     allow(vaults)
-    shelf = VaultShelf(vaults[0], "r")
+    store = VaultStore(vaults[0], "r")
     config = parse_run(settings | PRIVATE | {"adapt.rounds": 2})[0]
     for number in range(2):
         state.take_part(
-            shelf, "u", "adapt", f"adapt/{number}", "x", planned(config)["update"]
+            store, "u", "adapt", f"adapt/{number}", "x", planned(config)["update"]
         )
-    state.take_part(shelf, "u", "adapt", "adapt/1", "x", planned(config)["update"])
+    state.take_part(store, "u", "adapt", "adapt/1", "x", planned(config)["update"])
     with pytest.raises(consent.Refusal, match="took part in 2 releases"):
-        state.take_part(shelf, "u", "adapt", "adapt/2", "x", planned(config)["update"])
+        state.take_part(store, "u", "adapt", "adapt/2", "x", planned(config)["update"])
 
 
 def test_a_paused_device_loads_no_backbone(vaults, settings, monkeypatch):
@@ -355,7 +355,7 @@ def test_a_paused_device_loads_no_backbone(vaults, settings, monkeypatch):
     config = flatten(parse_run(settings | {"backbone": "tiny"})[0])
     task = adapt_task(config, "", {"x": np.zeros((2, 2), np.float32)})
     device = Device(vaults[0], 100)
-    monkeypatch.setattr("idiolect.client.node.tasks.load_backbone", load)
+    monkeypatch.setattr("idiolect.client.node.host.backbone_of", load)
     greet(vaults[0], config)
     said = ask(device, "train.adapt", task)
     assert "AssertionError" in said  # else it would prove nothing
@@ -417,7 +417,7 @@ def test_no_canary_is_in_the_traffic_or_in_a_file_of_the_server(
     """What is in clear at the server's handlers, and all it writes and prints."""
     agree(vaults, **CLEAR, items="clear")
     more = {"unlabeled.support": 1, "unlabeled.buckets": 2}
-    for module in ("common.methods.personal", "server.run.pool"):
+    for module in ("common.unlabeled.offers", "server.run.remote"):
         monkeypatch.setattr(f"idiolect.{module}.OFFERED", 20)
     grid = DeviceGrid(vaults)
     folder = run(settings | more | {"unlabeled.kind": kind}, grid)
@@ -515,10 +515,13 @@ def test_a_device_that_was_killed_before_adopting_adopts_when_asked_again(
 
 def test_no_text_stays_in_a_worker_between_tasks(vaults, settings, monkeypatch):
     """Its owner may erase it next, from another process. (The tokenizer keeps words.)"""
-    kept, original = [], tasks.forget
+    kept, original = [], host.forget
+
+    given = flatten(parse_run(settings)[0])
+    config, _ = Device(vaults[0], 100)._config(given)  # with what the device decides
 
     def counted() -> list[int]:
-        store = tasks.resident(parse(settings))._store
+        store = host.resident(config)._store
         return [len(store.results), store.ngrams.cache_info().currsize]
 
     def forget() -> None:
@@ -571,7 +574,7 @@ def test_text_that_is_forgotten_during_a_task_is_in_no_answer_and_no_adapter(
 ):
     """The owner's command runs in another process, while the device trains."""
     agree(vaults, **CLEAR)
-    original = getattr(tasks, step)
+    original = getattr(handlers, step)
     forgotten = []
 
     def meanwhile(*arguments):
@@ -581,7 +584,7 @@ def test_text_that_is_forgotten_during_a_task_is_in_no_answer_and_no_adapter(
                 forgotten.append(owner.forget(other, ["persona"])[0])
         return found
 
-    monkeypatch.setattr(tasks, step, meanwhile)
+    monkeypatch.setattr(handlers, step, meanwhile)
     grid = DeviceGrid(vaults)
     run(settings | {"quorum": 0.5}, grid)
     assert forgotten == [10]
@@ -638,9 +641,9 @@ def test_without_consent_for_training_nothing_is_trained(
         agree(vaults, training="no")
     trained = []
     for name in ("personalise", "shared_update"):
-        original = getattr(tasks, name)
+        original = getattr(handlers, name)
         monkeypatch.setattr(
-            tasks, name, lambda *a, o=original, n=name: trained.append(n) or o(*a)
+            handlers, name, lambda *a, o=original, n=name: trained.append(n) or o(*a)
         )
     with pytest.raises(IdiolectError, match="consent to a run's training"):
         run(settings, DeviceGrid(vaults, refuse))
@@ -658,7 +661,7 @@ def ask(device: Device, kind: str, task) -> str:
 def greet(vault: Vault, config: dict, run: str = "r") -> None:
     """As a hello of a run with this configuration would leave the device."""
     hashed = make_part("config", config).hash
-    state.pin(VaultShelf(vault, run), device_user(100), KEY, 0, hashed)
+    state.pin(VaultStore(vault, run), device_user(100), KEY, 0, hashed)
 
 
 def share_task(settings: dict, *users: str, **more) -> ShareRequest:
@@ -700,12 +703,12 @@ def test_a_device_says_why_it_does_not_take_part(
 def test_a_task_for_somebody_else_is_refused(vaults, settings):
     task = share_task(settings, device_user(101))
     said = ask(Device(vaults[0], 100), "query.share", task)
-    assert "the task is for device-101, this is device-100" in said
+    assert "the request is for device-101, this is device-100" in said
 
 
 def test_what_is_no_task_is_refused(vaults, settings):
     said = ask(Device(vaults[0], 100), "train.everything", share_task(settings))
-    assert "no task of idiolect" in said
+    assert "not a request of idiolect" in said
 
 
 def test_refusals_of_tasks_that_were_not_taken_are_one_entry(vaults, settings):
@@ -814,7 +817,7 @@ def test_an_error_that_could_quote_the_text_is_not_told(vaults, settings, monkey
     def quoting(*_):
         raise RuntimeError(f"odd text: {CANARY.format(0)}")
 
-    monkeypatch.setattr("idiolect.client.node.tasks.shared_update", quoting)
+    monkeypatch.setattr("idiolect.client.node.handlers.shared_update", quoting)
     grid = DeviceGrid(vaults)
     with pytest.raises(IdiolectError, match="RuntimeError: the device's own log"):
         run(settings, grid)

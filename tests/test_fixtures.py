@@ -41,7 +41,8 @@ from idiolect.server.findings.summary import summary
 from idiolect.server.privacy.ledger import read_ledger
 from idiolect.server.run import checkpoint, results
 from idiolect.server.simulate import launch as simulate
-from idiolect.server.study import study
+from idiolect.server.study.cells import run_study
+from idiolect.server.study.declaration import read_study
 
 from .server.federation import FakeGrid, run
 from .waiting import until
@@ -274,8 +275,8 @@ def test_what_a_run_has_spent_is_read(runs, name):
 def test_what_a_device_agreed_to_is_read(runs, user):
     # Later: a participation that was counted stays counted, or one sentence.
     before = snapshot(runs)
-    shelf = devices.Folder(runs / "private")
-    found = opens_or_says(lambda: devices.agreed(shelf, user), user)
+    store = devices.FolderStore(runs / "private")
+    found = opens_or_says(lambda: devices.agreed(store, user), user)
     assert snapshot(runs) == before
     if isinstance(found, Said):
         pytest.skip(found.text)  # so that a report shows who does not open
@@ -375,16 +376,16 @@ def never(*_: Any, **__: Any) -> Any:
 def test_a_study_goes_on_from_its_cells(studies, name, monkeypatch):
     # Later: every cell is found and read, not computed again, or one IdiolectError
     # sentence says what to do; nothing is lost.
-    monkeypatch.setattr(study, "run_cell", never)
+    monkeypatch.setattr("idiolect.server.study.cells.run_cell", never)
     monkeypatch.setattr(audit, "audit_mechanism", never)
     before = snapshot(studies)
     folder = studies / "studies" / name
 
     def go_on() -> dict[str, Any]:
-        declared = study.read_study(studies / f"{name}.toml")
+        declared = read_study(studies / f"{name}.toml")
         if declared.audit is not None:
             return audit.run_study(declared, folder, lambda _: None)
-        done = study.run_study(declared, folder, lambda _: None)
+        done = run_study(declared, folder, lambda _: None)
         return summary(declared, done)
 
     found = opens_or_says(go_on, name)

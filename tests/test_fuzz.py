@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from idiolect.client.node import state
-from idiolect.client.node.device import Device, VaultShelf
+from idiolect.client.node.device import Device, VaultStore
+from idiolect.client.node.handlers import HANDLERS
 from idiolect.client.node.membership import Server, join
-from idiolect.client.node.tasks import HANDLERS
 from idiolect.client.owner import consent, history
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
@@ -173,7 +173,7 @@ def device(tmp_path_factory):
         found = load_reference(config)
         zero = found.adapter
         hashed = make_part("config", CONFIG).hash
-        state.pin(VaultShelf(vault, "r"), device_user(100), KEY, 0, hashed)
+        state.pin(VaultStore(vault, "r"), device_user(100), KEY, 0, hashed)
         yield made, encode({name: b.numpy() for name, b in zero.b.items()})
 
 

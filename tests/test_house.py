@@ -101,7 +101,7 @@ def test_imports_go_one_way(path: Path) -> None:
         ("client/x.py", "from ..server import cli"),
         ("client/owner/x.py", "from ..node import device"),
         ("client/owner/x.py", "from .. import cli"),
-        ("server/run/x.py", "from ..study.study import cells"),
+        ("server/run/x.py", "from ..study.cells import run_cell"),
         ("server/x.py", "import idiolect.client.node.app"),
     ],
 )

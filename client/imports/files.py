@@ -32,17 +32,14 @@ def encoding_of(path: Path, given: str = "") -> str:
     IdiolectError
         There is no such file or encoding.
     """
+    start = _start(path, 4)
     try:
-        with path.open("rb") as stream:
-            start = stream.read(4)
         if given:
             "a".encode(given)  # `lookup` finds "hex" too, which is not for text
     except (LookupError, UnicodeError):
         raise IdiolectError(
             f"there is no encoding '{given:.40}': try utf-8, utf-16, cp1252 or latin-1."
         ) from None
-    except OSError as error:
-        raise _unreadable(path, error) from None
     found = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
     if not given and found == "utf-8" and b"\0" in start:
         found = "utf-16-le" if start[1:2] == b"\0" else "utf-16-be"
@@ -57,9 +54,13 @@ def begins(path: Path, mark: bytes) -> bool:
     IdiolectError
         It cannot be read.
     """
+    return _start(path, len(mark)) == mark
+
+
+def _start(path: Path, length: int) -> bytes:
     try:
         with path.open("rb") as stream:
-            return stream.read(len(mark)) == mark
+            return stream.read(length)
     except OSError as error:
         raise _unreadable(path, error) from None
 

@@ -1,4 +1,4 @@
-"""Read what an owner has: checked, in order, and with an account of what was left out."""
+"""Read a file as a history: checked, in order, with a report of what was left out."""
 
 import heapq
 import sys
@@ -10,17 +10,18 @@ from pathlib import Path
 from textwrap import fill
 from time import monotonic
 
+from ...common.data.cleaning import missing
 from ...common.data.dates import AmbiguousError, Order, order_of, seconds
 from ...common.data.types import Prompt
 from ...common.errors import IdiolectError
 from ...common.text import printable, tell
 from ..owner.history import Entry
 from .kinds import WHATSAPP, Found, Kind, opened
-from .rows import Bad, Left, Owner, Row, TextError, folded, liked, missing, tidy, wrong
+from .rows import Bad, Left, Owner, Row, TextError, folded, liked, tidy, wrong
 from .tables import NULLS
 
 MOST = 100_000  # rows: what fits into memory, and more than a device trains on
-SECONDS = 2.0  # until a line says how far it is; twice that until the next, and so on
+SECONDS = 2.0  # until progress is reported; each interval is twice the one before
 DATES = ("dmy", "mdy", "ignore")
 
 
@@ -75,7 +76,7 @@ class Imported:
     left_out, changed
         Reason -> number of rows.
     table
-        Whether its columns are its maker's own.
+        Whether it has columns, which `report` lists where they were not read.
     """
 
     entries: tuple[Entry, ...]
@@ -96,7 +97,7 @@ def read(path: Path, asked: Asked | None = None, say: bool = False) -> Imported:
     path, asked
         What, and how.
     say
-        Say on standard error how far it is, if it takes long.
+        Report progress on standard error, if it takes long.
 
     Raises
     ------
@@ -153,7 +154,7 @@ def _counted(reasons: dict[str, int]) -> str:
 
 @dataclass
 class _People:
-    """Who wrote how much in a file, and who of them is meant."""
+    """How many rows each person wrote, and whose are wanted."""
 
     wanted: str
     owner: str = ""  # as the file itself says
@@ -161,7 +162,7 @@ class _People:
     wrote: Counter[str] = field(default_factory=Counter)
 
     def mine(self, who: str | None, key: str) -> bool:
-        """Note who wrote a row; whether it counts as the owner's."""
+        """Note who wrote a row; return whether it counts as the owner's."""
         key = key or folded(who or "")
         self.names.setdefault(key, who or "nobody named")
         self.wrote[key] += 1
@@ -172,7 +173,7 @@ class _People:
         return not self.owner or key == self.owner
 
     def check(self, name: str) -> None:
-        """Refuse a file of which it is not known whose it is."""
+        """Refuse a file if it is not clear whose rows to read."""
         nobody = set(self.names) <= {""}
         meant = [
             key
@@ -256,7 +257,7 @@ class _Reading:
         elif not self.people.mine(found.who, found.key):
             self.left["of other people"] += 1
         elif self.people.wanted or self.people.owner or len(self.people.names) == 1:
-            self.row(found)  # else it will be asked whose it is
+            self.row(found)  # else `_People.check` asks whose rows to read
 
     def refuse(self, bad: Bad) -> None:
         """Count a row that cannot be read, or refuse the file for it."""
@@ -275,7 +276,7 @@ class _Reading:
             )
 
     def row(self, row: Row) -> None:
-        """Check a row of the owner's, and keep it."""
+        """Check and keep a row of the owner's."""
         names = dict(row.columns)
         try:
             entry, changed = _entry(row, names)
@@ -303,7 +304,7 @@ class _Reading:
         self.keep(replace(entry, written=date))
 
     def keep(self, entry: Entry) -> None:
-        """Keep it, and let the oldest go where there are too many."""
+        """Keep an entry, and drop the oldest where there are too many."""
         number = -self.rows if self.asked.newest_first else self.rows
         date = float("-inf") if entry.written is None else entry.written
         if len(self.kept) < self.asked.most:
@@ -313,7 +314,7 @@ class _Reading:
             self.left[f"older than the newest {self.asked.most} (--most)"] += 1
 
     def empty(self, row: Row, names: dict[str, str]) -> None:
-        """Account for a text in which nothing can be seen."""
+        """Count or refuse a row whose text is empty."""
         if not self.kind.table:
             self.left["without visible text"] += 1
             return
@@ -338,11 +339,11 @@ class _Reading:
                 "the file)",
                 "unreadable date",
             ) from None
-        # A chat is in the order in which it was: a clock set back does not change that.
+        # A chat is in the order of its file: a clock that was set back does not change it.
         return max(found, self.last) if self.kind is WHATSAPP else found
 
     def decide(self, column: str, example: str) -> None:
-        """Look through the whole file for what its dates have first."""
+        """Read the whole file to decide whether dates begin with the day or the month."""
         rows = (row for row in self.again() if isinstance(row, Row))
         try:
             self.order = order_of(row.date for row in rows)
@@ -361,7 +362,7 @@ class _Reading:
             )
 
     def done(self) -> Imported:
-        """Put what was kept in order, and account for the rest."""
+        """Sort what was kept, and count the rest."""
         self.people.check(self.name)
         if self.undated and self.dated and not self.asked.skip:
             raise IdiolectError(

@@ -1,11 +1,11 @@
 """What a reader finds in a file, before it is checked: rows, and what is not a row."""
 
-import math
 import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
+from ...common.data.cleaning import missing
 from ...common.data.repair import DAMAGED, repaired
 from ..owner.history import CONTROL, LONGEST, clean
 
@@ -88,11 +88,6 @@ class TextError(ValueError):
 def wrong(place: str, error: TextError) -> Bad:
     """A row with a text that cannot be kept."""
     return Bad(f"{place}:", str(error), error.reason)
-
-
-def missing(value: Any) -> bool:
-    """Whether a cell is empty as data frames and databases leave it: null or NaN."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def tidy(value: Any, name: str) -> tuple[str, tuple[str, ...]]:

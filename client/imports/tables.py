@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from ...common.data.cleaning import missing
 from ...common.errors import IdiolectError
-from .rows import Bad, Left, Row, TextError, missing, wrong
+from .rows import Bad, Left, Row, TextError, wrong
 
 PROMPTS = ("prompt", "question", "instruction")
 INPUTS = ("input", "context")  # behind an instruction, or a prompt of its own
@@ -38,7 +39,7 @@ Found = Row | Left | Bad
 
 
 def pairs(fields: Mapping[str, Any], place: str) -> list[Row | Bad]:
-    """Read one row of a table.
+    """The pairs of one row of a table.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """The ClientApp of a simulation: one node, which stands in for many users' devices.
 
-On a device no app is run: `idiolect node` (module `node`) answers the same tasks itself,
+On a device no app is run: `idiolect node` (module `node`) answers the same requests itself,
 with the code that its owner installed.
 """
 
@@ -18,8 +18,9 @@ from ...common.errors import IdiolectError
 from ...common.protocol.messages import HelloRequest, Request
 from ...common.protocol.signed import Sealed, verify
 from ...common.text import guard
-from .state import Folder, agreed
-from .tasks import Node, answer
+from .answer import answer
+from .host import Node
+from .state import FolderStore, agreed
 
 guard(logging.getLogger("flwr"))
 app = ClientApp()
@@ -32,59 +33,61 @@ app = ClientApp()
 @app.query("share")
 @app.train("personalise")
 @app.evaluate()
-def task(message: Message, context: Context) -> Message:
-    """Answer any task of the protocol (see `tasks.HANDLERS`)."""
+def respond(message: Message, context: Context) -> Message:
+    """Answer any request of the protocol (see `handlers.HANDLERS`)."""
     return Message(answer(message, Simulated(context)), reply_to=message)
 
 
 class Simulated:
-    """The home of a simulated node's users."""
+    """The host of a simulated node's users."""
 
     simulated = True
 
     def __init__(self, context: Context) -> None:
         self._place = context.node_config
 
-    def admit(self, sealed: Sealed) -> Folder:
+    def admit(self, sealed: Sealed) -> FolderStore:
         """Believe the key of the first hello, which each user pins, and no other.
 
-        Counters are for devices, which others can reach: here tasks of one exchange
+        Counters are for devices, which others can reach: here requests of one exchange
         overtake each other.
         """
         folder = Path(sealed.fields["folder"])
         if not folder.is_absolute():
-            raise IdiolectError("the task names no run folder: its run is on devices.")
-        shelf = Folder(folder)
+            raise IdiolectError(
+                "the request names no run folder: its run is on devices."
+            )
+        store = FolderStore(folder)
         if sealed.cls is HelloRequest:
             key = sealed.fields["key"]
         else:
-            seen = agreed(shelf, sealed.users[0]).seen
+            seen = agreed(store, sealed.users[0]).seen
             key = seen.key if seen else ""
         verify(sealed, key)
-        return shelf
+        return store
 
-    def node(self, task: Request, started: float) -> Node:
-        """Find out who lives on this node, and whom of them the task is for."""
+    def node(self, request: Request, started: float) -> Node:
+        """Find out who lives on this node, and whom of them the request is for."""
         if "partition-id" not in self._place:
             raise IdiolectError(
                 "this node is not simulated, and a device runs no app that a server sent: "
                 "end the SuperNode, and start `idiolect node run` instead."
             )
-        config, _ = parse_run(task.config)
+        config, _ = parse_run(request.config)
         partition = int(self._place["partition-id"])
         nodes = int(self._place["num-partitions"])
         dataset = load_dataset(config)
         residents = residents_of(dataset, config.users_per_node, partition, nodes)
         at_home = {user.id: user for user in residents}
-        for name in task.users:
+        for name in request.users:
             if name not in at_home:
                 raise IdiolectError(f"user '{name}' does not live on node {partition}.")
         return Node(
             config,
-            users=tuple(at_home[name] for name in task.users),
+            users=tuple(at_home[name] for name in request.users),
             residents=residents,
             development=frozenset(user.id for user in dataset.development),
-            shelf=Folder(Path(task.folder)),
+            store=FolderStore(Path(request.folder)),
             started=started,
             nodes=nodes,
             # Every simulated node sees the same data; one of them reports what is left out.

@@ -1,4 +1,4 @@
-"""A device as a node: the tasks of a server, carried out for the owner of a vault.
+"""A device as a node: the requests of a server, carried out for the owner of a vault.
 
 What the server's configuration says about training holds; what it says about this machine
 does not: the backbone is the one that the owner chose, and no path of the server's is
@@ -24,9 +24,10 @@ from ..owner import consent, history, limits, owner
 from ..owner.consent import Refusal
 from ..owner.records import DEVICE, Record, Source
 from ..owner.vault import Vault
+from .answer import answer
+from .host import Node, forget
 from .membership import joined
 from .state import advance, bind
-from .tasks import Node, answer, forget
 
 # What a run has left here is kept for a week after its last hello, of this many runs: a
 # run that is resumed finds it, and two runs at once do not erase each other's.
@@ -34,7 +35,7 @@ KEPT, MOST_RUNS = 7 * 86_400.0, 8
 
 
 @dataclass(frozen=True)
-class VaultShelf:
+class VaultStore:
     """What one run leaves on a device, in the vault.
 
     A trained adapter lies under a source of its run, so that forgetting reaches it, and is
@@ -62,7 +63,7 @@ class VaultShelf:
 
 
 class Device:
-    """The home of one owner."""
+    """The host of one owner."""
 
     simulated = False
 
@@ -70,10 +71,12 @@ class Device:
         self._vault = vault
         self.number = node
         self.user = device_user(node)  # what runs call the owner
-        # Configuration and name of the run that the task at hand belongs to.
+        # Configuration and name of the run that the request at hand belongs to.
         self._doing: tuple[Config, str] | None = None
-        self._taken = False  # whether the task at hand is the joined server's, and new
-        # What the task at hand has read: source -> generation (`Vault.generation`).
+        self._taken = (
+            False  # whether the request at hand is the joined server's, and new
+        )
+        # What the request at hand has read: source -> generation (`Vault.generation`).
         self._read: Mapping[str, str] = {}
 
     def _config(self, given: Mapping[str, object]) -> tuple[Config, str]:
@@ -95,40 +98,40 @@ class Device:
             )
         return config, options.name
 
-    def admit(self, sealed: Sealed) -> VaultShelf:
-        """Believe the key of the invitation, and each task of a run once."""
+    def admit(self, sealed: Sealed) -> VaultStore:
+        """Believe the key of the invitation, and each request of a run once."""
         if consent.paused(self._vault):
             raise Refusal("the owner has paused this device.")
         limits.check_now(consent.settings(self._vault))
         verify(sealed, joined(self._vault).signing_key)
         if sealed.seal.node != str(self.number):
-            raise Refusal("the task is sealed for another device.")
+            raise Refusal("the request is sealed for another device.")
         if sealed.users not in ((), (self.user,)):
             raise Refusal(
-                f"the task is for {sealed.users[0]:.80}, this is {self.user}."
+                f"the request is for {sealed.users[0]:.80}, this is {self.user}."
             )
-        shelf = VaultShelf(self._vault, sealed.run)
+        store = VaultStore(self._vault, sealed.run)
         with self._vault.transaction():
-            bind(shelf, self.number)
-            advance(shelf, sealed.seal.counter)
+            bind(store, self.number)
+            advance(store, sealed.seal.counter)
         self._taken = True
-        return shelf
+        return store
 
-    def node(self, task: Request, started: float) -> Node:
+    def node(self, request: Request, started: float) -> Node:
         """Find out whether the owner takes part, and with what."""
-        config, name = self._doing = self._config(task.config)
+        config, name = self._doing = self._config(request.config)
         everything = history.entries(self._vault)
         if sum(entry.liked for entry in everything) < owner.FEWEST:
             raise Refusal("there is too little history on this device.")
-        # A hello says nothing of the owner: the first task after it is charged.
-        charge = not isinstance(task, HelloRequest)
+        # A hello says nothing of the owner: the first request after it is charged.
+        charge = not isinstance(request, HelloRequest)
         with self._vault.transaction():
-            consent.agree(self._vault, task.run, name, config, charge)
-        if isinstance(task, HelloRequest):
-            self._drop_old_runs(task)
+            consent.agree(self._vault, request.run, name, config, charge)
+        if isinstance(request, HelloRequest):
+            self._drop_old_runs(request)
         self._read = {entry.source: entry.generation for entry in everything}
         user, learnt = owner.split(everything, self.user)
-        shelf = VaultShelf(self._vault, task.run, learnt)
+        store = VaultStore(self._vault, request.run, learnt)
         answers = consent.consents(self._vault)
 
         def keep(shared: Lora, lora: Lora, method: str, origin: str) -> None:
@@ -138,21 +141,21 @@ class Device:
 
         return Node(
             config,
-            users=(user,) if task.users else (),
+            users=(user,) if request.users else (),
             residents=(user,),
             development=frozenset(),
-            shelf=shelf,
+            store=store,
             started=started,
             permit=lambda outflow, config: consent.permit(answers, outflow, config),
             trained=keep,
         )
 
-    def _drop_old_runs(self, task: HelloRequest) -> None:
+    def _drop_old_runs(self, request: HelloRequest) -> None:
         """Erase what runs have trained here that were not heard of for a while."""
         now = time.time()
         runs = json.loads(self._vault.get("state", "runs") or b"{}")
         runs = {run: heard for run, heard in runs.items() if heard > now - KEPT} | {
-            task.run: now
+            request.run: now
         }
         recent = sorted(runs, key=lambda run: runs[run])[-MOST_RUNS:]
         body = json.dumps({run: runs[run] for run in recent}).encode()
@@ -162,7 +165,7 @@ class Device:
                 self._vault.forget(source)
 
     def answer(self, message: Message) -> RecordDict:
-        """Carry out a task, and note what the answer to it is before it leaves."""
+        """Carry out a request, and note what the answer to it is before it leaves."""
         self._doing, self._read, self._taken = None, {}, False
         try:
             with limits.time_limit(consent.settings(self._vault)):

@@ -1,8 +1,8 @@
 """What must survive a restart of this device: personal adapters, and what it agreed to.
 
 Flower's ``Context.state`` lives in memory and ends with its run, so what a run leaves on a
-device lies on a `Shelf`: a folder in a simulation, the owner's vault on a device. The
-metadata of a personal adapter names everything it was trained from (`identity`); a task
+device lies on a `RunStore`: a folder in a simulation, the owner's vault on a device. The
+metadata of a personal adapter names everything it was trained from (`identity`); a request
 that is sent again finds the adapter and does not train again, and one that was trained
 from anything else is never used.
 
@@ -30,7 +30,7 @@ from ...common.protocol.messages import Outcome
 from ..owner.consent import Refusal
 
 
-class Shelf(Protocol):
+class RunStore(Protocol):
     """Where a device keeps what belongs to one run, by name."""
 
     def read(self, name: str) -> bytes | None:
@@ -43,8 +43,8 @@ class Shelf(Protocol):
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A shelf of files below the run's folder."""
+class FolderStore:
+    """A store of files below the run's folder."""
 
     path: Path
 
@@ -79,7 +79,9 @@ def identity(
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def store(shelf: Shelf, name: str, personal: Personal, trained_from: str) -> None:
+def save_adapter(
+    store: RunStore, name: str, personal: Personal, trained_from: str
+) -> None:
     """Keep one user's adapter, with how its training went."""
     if personal.lora is None:
         return
@@ -89,14 +91,14 @@ def store(shelf: Shelf, name: str, personal: Personal, trained_from: str) -> Non
         "trained-from": trained_from,
         "outcome": json.dumps(asdict(outcome)),
     }
-    shelf.write(name, dump_lora(personal.lora, metadata))
+    store.write(name, dump_lora(personal.lora, metadata))
 
 
-def recall(
-    shelf: Shelf, name: str, user: str, trained_from: str
+def load_adapter(
+    store: RunStore, name: str, user: str, trained_from: str
 ) -> tuple[Lora, Outcome] | None:
     """Return a stored adapter, or None if there is none of exactly this origin."""
-    body = shelf.read(name) or shelf.read(former(name))
+    body = store.read(name) or store.read(former(name))
     if body is None:
         return None
     try:
@@ -108,17 +110,17 @@ def recall(
     return lora, Outcome(**json.loads(metadata["outcome"]))
 
 
-def recall_group(
-    shelf: Shelf, names: Sequence[str], users: Sequence[str], trained_from: str
+def load_group(
+    store: RunStore, names: Sequence[str], users: Sequence[str], trained_from: str
 ) -> dict[str, Outcome] | None:
-    """Return the outcomes of a stacking group that is complete on the shelf, else None.
+    """Return the outcomes of a stacking group that is complete on the store, else None.
 
     A group that a crash cut in two is trained again as a whole: a smaller stack rounds
     differently, and a resumed run must equal an unbroken one bit for bit.
     """
     outcomes: dict[str, Outcome] = {}
     for name, user in zip(names, users, strict=True):
-        found = recall(shelf, name, user, trained_from)
+        found = load_adapter(store, name, user, trained_from)
         if found is None:
             return None
         outcomes[user] = found[1]
@@ -159,19 +161,19 @@ def _agreed_name(user: str) -> str:
     return f"devices/{file_name(user)}.json"
 
 
-def agreed(shelf: Shelf, user: str) -> Agreed:
+def agreed(store: RunStore, user: str) -> Agreed:
     """Read what was agreed to; nothing, where nothing was yet.
 
     Raises
     ------
     IdiolectError
-        It is damaged. It is not made anew: the count of participations in it is what the
+        It is damaged. It is not made again: the count of participations in it is what the
         privacy guarantee rests on.
     """
     try:
-        text = shelf.read(_agreed_name(user))
+        text = store.read(_agreed_name(user))
         if text is None and _OLD.fullmatch(user):  # a run of 0.2.0 and before
-            text = shelf.read(f"devices/{user}.json")
+            text = store.read(f"devices/{user}.json")
         if text is None:
             return Agreed()
         body = json.loads(text)
@@ -187,22 +189,22 @@ def agreed(shelf: Shelf, user: str) -> Agreed:
         ) from error
 
 
-def keep(shelf: Shelf, user: str, now: Agreed) -> None:
+def keep(store: RunStore, user: str, now: Agreed) -> None:
     """Write what was agreed to."""
-    shelf.write(_agreed_name(user), json.dumps(asdict(now)).encode())
+    store.write(_agreed_name(user), json.dumps(asdict(now)).encode())
 
 
 def take_part(
-    shelf: Shelf, user: str, stage: str, release: str, content: str, planned: int = 0
+    store: RunStore, user: str, stage: str, release: str, content: str, planned: int = 0
 ) -> None:
     """Note, before anything is computed, that this user takes part in a release.
 
     Parameters
     ----------
-    shelf, user
+    store, user
         Where, and whose count it is.
     stage
-        What kind of task it is: the device knows that without being told.
+        What kind of request it is: the device knows that without being told.
     release
         The ledger's id; empty without privacy: nothing to count.
     content
@@ -219,7 +221,7 @@ def take_part(
     """
     if not release:
         return
-    before = agreed(shelf, user)
+    before = agreed(store, user)
     took = before.took.get(stage, {})
     if release in took:
         if took[release] != content:
@@ -236,10 +238,10 @@ def take_part(
             "the run declared: it sits this one out."
         )
     took = {**took, release: content}
-    keep(shelf, user, replace(before, took={**before.took, stage: took}))
+    keep(store, user, replace(before, took={**before.took, stage: took}))
 
 
-def pin(shelf: Shelf, user: str, key: str, most: int, config: str) -> None:
+def pin(store: RunStore, user: str, key: str, most: int, config: str) -> None:
     """Agree at first contact to a run's key, configuration and cap, and to no others.
 
     Raises
@@ -247,10 +249,10 @@ def pin(shelf: Shelf, user: str, key: str, most: int, config: str) -> None:
     Refusal
         Another key or configuration was agreed to before.
     """
-    before = agreed(shelf, user)
+    before = agreed(store, user)
     if before.seen is None:
         keep(
-            shelf,
+            store,
             user,
             replace(before, most=most, seen=Seen(key, 0, ""), config=config),
         )
@@ -265,18 +267,18 @@ def pin(shelf: Shelf, user: str, key: str, most: int, config: str) -> None:
             "contact: start a new run for a new configuration."
         )
     elif not before.config:
-        keep(shelf, user, replace(before, config=config))
+        keep(store, user, replace(before, config=config))
 
 
-def check_agreed(shelf: Shelf, user: str, config: str) -> None:
-    """Refuse a task of a run that this user did not agree to.
+def check_agreed(store: RunStore, user: str, config: str) -> None:
+    """Refuse a request of a run that this user did not agree to.
 
     Raises
     ------
     Refusal
-        There was no valid hello, or the task has another configuration.
+        There was no valid hello, or the request has another configuration.
     """
-    before = agreed(shelf, user)
+    before = agreed(store, user)
     if before.seen is None or before.config != config:
         raise Refusal(
             f"user '{user}' did not agree to this run in a hello, or not with this "
@@ -284,7 +286,7 @@ def check_agreed(shelf: Shelf, user: str, config: str) -> None:
         )
 
 
-def bind(shelf: Shelf, number: int) -> None:
+def bind(store: RunStore, number: int) -> None:
     """Take part in a run under one number: counts and agreements are kept by it.
 
     A server that registers the device again, or says so, gives it another number.
@@ -294,9 +296,9 @@ def bind(shelf: Shelf, number: int) -> None:
     Refusal
         The run knew this device by another one.
     """
-    known = shelf.read("number")
+    known = store.read("number")
     if known is None:
-        shelf.write("number", str(number).encode())
+        store.write("number", str(number).encode())
     elif int(known) != number:
         raise Refusal(
             "this run knew the device by another number, and what it took part in counts "
@@ -304,16 +306,16 @@ def bind(shelf: Shelf, number: int) -> None:
         )
 
 
-def advance(shelf: Shelf, counter: int) -> None:
-    """Take a task's counter, which only grows; before anything of the task is done.
+def advance(store: RunStore, counter: int) -> None:
+    """Take a request's counter, which only grows; before anything of the request is done.
 
     Raises
     ------
     Refusal
-        It does not: the task is replayed, or was overtaken by a later one.
+        It does not: the request is replayed, or was overtaken by a later one.
     """
-    if counter <= int(shelf.read("counter") or b"0"):
+    if counter <= int(store.read("counter") or b"0"):
         raise Refusal(
-            "this task was answered before, or a later one was: it is not done again."
+            "this request was answered before, or a later one was: it is not done again."
         )
-    shelf.write("counter", str(counter).encode())
+    store.write("counter", str(counter).encode())

@@ -2,7 +2,7 @@
 
 It speaks Flower's fleet protocol (`connection`) in the place of a SuperNode. A SuperNode
 runs the app bundle that comes with a run, which is code of the server's. Here no bundle is
-fetched or run: a request is data, and it can ask only for what the installed `tasks` do.
+fetched or run: a request is data, and it can ask only for what the installed `handlers` do.
 
 The worker holds the open vault, the loaded backbone and the connection. It ends when its
 supervisor is gone.
@@ -55,14 +55,14 @@ def serve(vault: Vault) -> None:
         hold_process(settings(vault))
         note_number(vault, line.node)
         device = Device(vault, line.node)
-        LOG.info("%s is ready: it answers tasks until it is ended", device.user)
+        LOG.info("%s is ready: it answers requests until it is ended", device.user)
         while True:
             try:
                 request = line.receive()
                 if request is None:
                     time.sleep(POLL)
                     continue
-                LOG.info("task %s", printable(request.metadata.message_type, 40))
+                LOG.info("request %s", printable(request.metadata.message_type, 40))
                 began = time.monotonic()
                 reply = Message(device.answer(request), reply_to=request)
                 line.send(reply, time.monotonic() - began)

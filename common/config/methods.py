@@ -35,7 +35,7 @@ class Method:
     name, aliases
         What a config calls it, and older names that still read.
     module
-        Name of its module in `idiolect.common.methods`; "" where it trains nothing.
+        Name of its module in `idiolect.common.methods`; "" where it needs none.
     adapter
         Whether each user has an own adapter, which is trained.
     unlabeled
@@ -73,8 +73,8 @@ _COMPARED = (*_TRAINED, *UNLABELED, "personalise.beta")
 TABLE = (
     Method("base"),
     Method("shared"),
-    Method("rag", prompts=True, reads=RETRIEVAL),
-    Method("pag", prompts=True, reads=RETRIEVAL),
+    Method("rag", "rag", prompts=True, reads=RETRIEVAL),
+    Method("pag", "pag", prompts=True, reads=RETRIEVAL),
     Method("sft", "sft", adapter=True, reads=_TRAINED, aliases=("oppu",)),
     Method(
         "cope",

@@ -160,7 +160,7 @@ class LowRank(torch.autograd.Function):
 
         d/dx = up^T a,   d/da = up x,   d/db = (down g)^T
 
-    and the sum is taken in place, where a projection's output is needed by nobody else.
+    and the sum is taken in place, where a projection's output is not needed elsewhere.
     Of the R ranks only the last r are trained: gradients go to `own_a` and `own_b`, which
     `a` and, times `scaling`, `b` hold copies of. The others are the frozen reference's.
     Products are taken in the dtype of `a` and `b` (see `_products_in`); what is trained
@@ -224,7 +224,7 @@ def attached(
     the others are frozen.
 
     The block gets a function to call whenever the last adapter was changed in place:
-    the hooks compute with copies, made once and not anew in each step of a training.
+    the hooks compute with copies, which are made once and not in each training step.
     """
     stacks = [
         stack([entry]) if isinstance(entry, Lora) else entry
@@ -352,7 +352,7 @@ def parse_lora(data: bytes) -> tuple[Lora, dict[str, str]]:
     Raises
     ------
     ValueError
-        The bytes are no such file.
+        The bytes are not such a file.
     """
     try:
         tensors = load(data)
@@ -438,7 +438,7 @@ def import_peft(folder: Path) -> Lora:
             parts[found["part"]][found["name"]] = tensor.float()
     if unusual:
         raise IdiolectError(
-            f"{folder} is no plain LoRA ({', '.join(unusual[:3])}): only LoRA with one "
+            f"{folder} is not a plain LoRA ({', '.join(unusual[:3])}): only LoRA with one "
             "rank, on unchanged weights of a backbone's linear projections, without "
             "biases and extra modules, can be imported."
         )

@@ -105,16 +105,17 @@ class Backbone:
     def hidden(self, ids: Tensor) -> Tensor:
         """Last hidden states [N, T, d] of right-padded ids [N, T].
 
-        There is no mask: a causal model never looks at the padding on the right, and what
-        it says there nobody reads. Attention without a mask is faster.
+        There is no mask: a causal model never looks at the padding on the right, and its
+        output there is not used. Attention without a mask is faster.
         """
         return self.model.model(input_ids=ids, use_cache=False).last_hidden_state
 
     def hidden_at(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Last hidden states [N, P, d] at some positions [N, P] of right-padded ids.
 
-        What the last layer's feed-forward block says at the other positions nobody reads,
-        so it is left out: with four layers that is a tenth of a training step.
+        The last layer's feed-forward block is computed at these positions only, since its
+        output at the others is not used: with four layers that saves a tenth of a training
+        step.
         """
         layer = self.model.model.layers[-1]
         if {name for name, _ in layer.named_children()} != PLAIN_LAYER:
@@ -278,11 +279,11 @@ def _loaded(
 
 
 def _check_finite(name: str, model: Any) -> None:
-    """Refuse weights that are no numbers: every score would be none."""
+    """Refuse weights that are not finite: no score would be."""
     for key, weight in model.named_parameters():
         if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
             raise IdiolectError(
-                f"backbone '{name}' has weights that are no finite numbers ({key}): "
+                f"backbone '{name}' has weights that are not finite numbers ({key}): "
                 "download it again, or take float32 if it was trained in another."
             )
 

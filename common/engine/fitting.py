@@ -45,13 +45,13 @@ def fitting(backbone: Backbone, user: User) -> tuple[User, int]:
 
 def fits(backbone: Backbone, item: Item) -> bool:
     """Whether an item fits into the context, its input cut away if need be."""
-    # A text has about as many bytes as tokens at most: short ones need no second look.
+    # A text has at most about as many tokens as bytes: short ones certainly fit.
     text = f"{item.prompt.before}{item.prompt.after}{item.target}"
     return len(text.encode()) < backbone.context // 2 or backbone.fits(item)
 
 
 def too_long(backbone: Backbone, user: User) -> str:
-    """Say what a user of `fitting` has nothing left of; empty: there is enough."""
+    """A sentence if `fitting` left a user no history or no held-out item; else empty."""
     for items, what in ((user.history, "history"), (user.held_out, "held-out")):
         if not items:
             return (

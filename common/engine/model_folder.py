@@ -56,7 +56,7 @@ def locate(name: str) -> Path:
         return Path(name)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise IdiolectError(
-            f"backbone '{printable(name, 300)}' is no folder and no model id: give "
+            f"backbone '{printable(name, 300)}' is neither a folder nor a model id: give "
             "`tiny`, an existing folder, or ORGANISATION/NAME."
         )
     from huggingface_hub import snapshot_download
@@ -153,7 +153,7 @@ def _check_generation(name: str, folder: Path) -> None:
     try:
         ends = _read_json(file).get("eos_token_id")
     except ValueError as error:
-        raise _refused(name, f"{file.name} is no JSON", AGAIN) from error
+        raise _refused(name, f"{file.name} is not JSON", AGAIN) from error
     for end in ends if isinstance(ends, list) else [ends]:
         if end is not None and type(end) is not int:
             raise _refused(
@@ -311,7 +311,7 @@ def _text(file: Path) -> str:
 
 
 def _parsed(file: Path) -> dict[str, Any]:
-    """A JSON file; empty if there is none, its text where it is no JSON object."""
+    """A JSON file; empty if it is missing, its text where it is not a JSON object."""
     if not file.is_file():
         return {}
     try:

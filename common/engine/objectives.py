@@ -1,4 +1,4 @@
-"""The losses, as pure functions of log-probabilities.
+"""What losses are made of: log-probabilities, rewards, and their running means.
 
 Notation (Ma et al., ACL 2026): policy pi_theta, frozen reference pi_ref, implicit reward
 
@@ -11,14 +11,13 @@ Every function works on the last dimension and keeps the ones before it: 1-D for
 user, [K, n] for K users at once. Weights mask what is filled up (0) and weight unlabeled
 items; a mean over no weight at all is 0. What a function is given is one *optimiser
 batch*: delta moves once per optimiser step and the clamp is decided on the whole batch,
-so that gradient accumulation changes nothing (`training` sees to it).
+so that gradient accumulation changes nothing (see `training`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -49,6 +48,35 @@ class Scored:
         """Means over completion tokens: a long text then weighs no more than a short."""
         tokens = self.tokens.clamp(min=1)
         return replace(self, logp=self.logp / tokens, reference=self.reference / tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredBatch:
+    """One optimiser batch of K users; a kind without items has n = 0.
+
+    Attributes
+    ----------
+    positive
+        The users' own items, [K, n].
+    unlabeled
+        Items that stand for everyone else.
+    negative
+        Known negatives.
+    rejected
+        What is preferred less than each positive, in their order.
+    mismatched
+        A prompt with another item's completion, per positive and per unlabeled item;
+        without gradient.
+    alpha
+        Preference overlap, [K].
+    """
+
+    positive: Scored
+    unlabeled: Scored
+    negative: Scored
+    rejected: Scored
+    mismatched: Scored
+    alpha: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +133,7 @@ def _ema(mean: Tensor, weight: Tensor, items: Scored, beta: float, decay: float)
 
 
 def average(values: Tensor, weight: Tensor) -> Tensor:
-    """sum(w v) / sum(w) over the last dimension; 0 where there is no weight."""
+    """sum(w v) / sum(w) over the last dimension; 0 where all weights are 0."""
     total = weight.sum(-1)
     mean = (weight * values).sum(-1) / total.clamp(min=1e-12)
     return torch.where(total > 0, mean, torch.zeros_like(mean))
@@ -130,148 +158,17 @@ class Loss:
     clamped: Tensor
 
 
-def sft(positive: Scored, means: Means) -> Loss:
-    """Negative log-likelihood per completion token of the batch (OPPU)."""
-    nll = -(positive.weight * positive.logp).sum(-1)
-    tokens = (positive.weight * positive.tokens).sum(-1)
-    value = nll / tokens.clamp(min=1)
-    return Loss(value, means, torch.zeros_like(value))
+LossFunction = Callable[[ScoredBatch, Means], Loss]
+"""The value of a method's loss on one batch, and the means after it."""
 
 
-def c_bpo(
-    positive: Scored,
-    unlabeled: Scored,
-    alpha: Tensor,
-    means: Means,
-    beta: float,
-    decay: float,
-    negative: Scored | None = None,
-    negative_weight: float = 1.0,
-    means_over: Literal["separate", "pooled"] = "separate",
-    weight: float = 1.0,
-    anchor: float = 0.0,
-    per_token: bool = False,
-) -> Loss:
-    """Preference-calibrated binary objective (Ma et al., ACL 2026, "Objective").
-
-        L_pos      = E_tar[l(g, +1)]
-        L_pure_neg = E_aux[l(g, -1)] - alpha E_tar[l(g, -1)]
-        L          = L_pos + w max(0, L_pure_neg) / (1 - alpha) + a NLL_tar
-
-    with w = 1 and a = 0 in the paper.
-
-    The unlabeled set is a mixture: a share alpha of it is what this user would also have
-    written. Subtracting that share, estimated on the user's own items, leaves the
-    negatives (non-negative positive-unlabeled learning, Kiryo et al. 2017).
-
-    Parameters
-    ----------
-    positive
-        The user's own items (target).
-    unlabeled
-        Items that stand for everyone else (auxiliary), weighted.
-    alpha
-        Preference overlap, [...], in [0, 0.9].
-    means, decay
-        Running means before this step and their decay. Step t uses the delta of the
-        steps before it.
-    beta
-        Scale of the reward.
-    negative, negative_weight
-        Known negatives (explicit dislikes), our extension: added as
-        ``negative_weight * E_neg[l(g, -1)]`` outside the clamp, and no part of delta.
-    means_over
-        ``pooled`` runs one mean over both classes, as BCO does: the paper's ablation.
-    weight
-        w, our extension. 0 leaves the positive term alone, the control that shows what
-        the unlabeled set adds: its items then move delta and do nothing else.
-    anchor
-        a, our extension: weight of the negative log-likelihood per token of the own
-        items (`sft`), which goes on where the bounded loss saturates.
-    per_token
-        Rewards as means over tokens, not sums.
-    """
-    nll = sft(positive, means).value if anchor else 0.0
-    if per_token:
-        positive, unlabeled = positive.per_token(), unlabeled.per_token()
-        negative = negative and negative.per_token()
-    delta = boundary(means).unsqueeze(-1)
-    g_positive = positive.reward(beta) - delta
-    g_unlabeled = unlabeled.reward(beta) - delta
-    wanted = average(-F.logsigmoid(g_positive), positive.weight)
-    overlap = average(-F.logsigmoid(-g_positive), positive.weight)
-    pure = average(-F.logsigmoid(-g_unlabeled), unlabeled.weight) - alpha * overlap
-    value = wanted + weight * pure.clamp(min=0) / (1 - alpha) + anchor * nll
-    if negative is not None:
-        disliked = -F.logsigmoid(-(negative.reward(beta) - delta))
-        value = value + negative_weight * average(disliked, negative.weight)
-    clamped = (pure < 0).to(value.dtype)
-    if means_over == "pooled":
-        positive = unlabeled = _pool(positive, unlabeled)
-    return Loss(value, moved(means, positive, unlabeled, beta, decay), clamped)
-
-
-def bco(
-    positive: Scored, unlabeled: Scored, means: Means, beta: float, decay: float
-) -> Loss:
-    """Binary classifier optimisation (Jung et al. 2024): all unlabeled are negatives.
-
-    As published and as TRL had it, items are pooled: one mean of the losses over both
-    classes, and one running mean of the rewards as delta, so that a larger unlabeled set
-    weighs more and drags the boundary. The pooled mean is an exponential one here, to
-    differ from C-BPO in nothing else; both fields of `means` hold it.
-    """
-    pooled = _pool(positive, unlabeled)
-    delta = boundary(means).unsqueeze(-1)
-    sign = _signs(positive, unlabeled)
-    value = average(-F.logsigmoid(sign * (pooled.reward(beta) - delta)), pooled.weight)
-    after = moved(means, pooled, pooled, beta, decay)
-    return Loss(value, after, torch.zeros_like(value))
-
-
-def kto(
-    positive: Scored, unlabeled: Scored, mismatched: Scored, means: Means, beta: float
-) -> Loss:
-    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, equation 8).
-
-        z = max(0, E[log pi_theta(y'|x) - log pi_ref(y'|x)])   no gradient
-        L = E[1 - sigmoid(beta (u - z))]  over desirable,
-            E[1 - sigmoid(beta (z - u))]  over undesirable items, pooled,
-
-    u the log-ratio, both weights lambda 1. z estimates the KL divergence on mismatched
-    pairs (the prompt of one item with the completion of another).
-    """
-    shift = average(mismatched.logp - mismatched.reference, mismatched.weight)
-    z = shift.clamp(min=0).detach().unsqueeze(-1)
-    pooled = _pool(positive, unlabeled)
-    g = beta * (pooled.logp - pooled.reference - z)
-    value = average(1 - torch.sigmoid(_signs(positive, unlabeled) * g), pooled.weight)
-    return Loss(value, means, torch.zeros_like(value))
-
-
-def dpo(chosen: Scored, rejected: Scored, means: Means, beta: float) -> Loss:
-    """Direct preference optimisation (Rafailov et al. 2023, equation 7).
-
-        L = E[-log sigmoid(beta ((log pi_theta(y_w|x) - log pi_ref(y_w|x))
-                                 - (log pi_theta(y_l|x) - log pi_ref(y_l|x))))]
-
-    Parameters
-    ----------
-    chosen, rejected
-        y_w and y_l, pair by pair. A pair's weight is the product of its two.
-    means, beta
-        Returned as they are (there is no delta); scale of the reward.
-    """
-    margin = chosen.reward(beta) - rejected.reward(beta)
-    value = average(-F.logsigmoid(margin), chosen.weight * rejected.weight)
-    return Loss(value, means, torch.zeros_like(value))
-
-
-def _pool(one: Scored, two: Scored) -> Scored:
+def pool(one: Scored, two: Scored) -> Scored:
+    """Items of both, [..., n + m]."""
     fields = zip(vars(one).values(), vars(two).values(), strict=True)
     return Scored(*(torch.cat(pair, dim=-1) for pair in fields))
 
 
-def _signs(positive: Scored, unlabeled: Scored) -> Tensor:
+def signs(positive: Scored, unlabeled: Scored) -> Tensor:
+    """+1 for each positive and -1 for each unlabeled item, [..., n + m]."""
     ones = torch.ones_like
     return torch.cat([ones(positive.logp), -ones(unlabeled.logp)], dim=-1)

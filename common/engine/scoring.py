@@ -198,9 +198,8 @@ def generate(
 ) -> list[str]:
     """Continue prompts: greedily, or sampled where `top_p` is given (temperature 1).
 
-    With `contrast` greedily by `contrasted`: each prompt is continued a second time
-    without the last of the adapters, by the same tokens, and what that policy expects is
-    the reference.
+    With `contrast` greedily by `contrasted`: each prompt is continued a second time, by
+    the same tokens, without the last of the adapters. That policy is the reference.
 
     Parameters
     ----------
@@ -211,8 +210,7 @@ def generate(
     max_new_tokens
         Budget of one output.
     top_p
-        Nucleus of the sampling. Draws come from torch's global generator, which the
-        caller seeds.
+        Nucleus of the sampling, by torch's global generator, which the caller seeds.
     contrast
         lambda of `contrasted`; 0: none. The last of the adapters must be a stack.
     """
@@ -224,24 +222,20 @@ def generate(
     if contrast:
         *frozen, own = adapters
         if not isinstance(own, Stack):
-            raise ValueError(
-                "only the policies of a stack have a reference to contrast"
-            )
+            raise ValueError("only a stack has a reference to contrast with")
         adapters, prompts = [*frozen, shadowed(own)], [*prompts, *prompts]
         processors.append(lambda _ids, logits: contrasted(logits, contrast))
     longest = max(map(len, prompts))
     filled = [list(p) if len(p) else [backbone.pad_id] for p in prompts]
     ids = torch.tensor([[backbone.pad_id] * (longest - len(p)) + p for p in filled])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in filled])
-    sampling = {"do_sample": False}
-    if top_p is not None:
-        sampling = {"do_sample": True, "top_p": top_p, "top_k": 0, "temperature": 1.0}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=backbone.end_ids,
         pad_token_id=backbone.pad_id,
         repetition_penalty=1.0,
-        **sampling,
+        do_sample=top_p is not None,
+        **({} if top_p is None else {"top_p": top_p, "top_k": 0, "temperature": 1.0}),
     )
     with torch.no_grad(), attached(backbone, *adapters):
         output = backbone.model.generate(
@@ -250,11 +244,8 @@ def generate(
             generation_config=config,
             logits_processor=processors,
         )
-    new = output[: len(asked), longest:].tolist()
-    return [
-        backbone.decode(row) if len(p) else ""
-        for row, p in zip(new, asked, strict=True)
-    ]
+    new = zip(output[: len(asked), longest:].tolist(), asked, strict=True)
+    return [backbone.decode(row) if len(p) else "" for row, p in new]
 
 
 def contrasted(logits: Tensor, weight: float) -> Tensor:

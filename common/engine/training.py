@@ -1,14 +1,14 @@
-"""The one training loop: batches x objective x adapters.
+"""The one training loop: batches x loss x adapters. It knows no methods.
 
 K users train at once on the resident backbone, each with own adapter, optimiser state,
 gradient clip, learning-rate schedule, number of steps and random order; the result is
 that of K separate runs. One user is K = 1, the case of a device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from ..seeds import numpy_generator
 from . import objectives
 from .adapters import Lora, Stack, attached, stack, unstack
 from .backbone import Backbone, Encoded
-from .objectives import Loss, Means, Scored
+from .objectives import Loss, LossFunction, Means, Scored, ScoredBatch
+from .reference import Reference
 from .scoring import collate, completion_logp, completion_tokens
 
 # Decay of first and second moment, and the guard against division by zero (Kingma & Ba
@@ -36,7 +37,7 @@ class Example:
     encoded
         Its tokens.
     reference
-        log pi_ref(y | x); unused by SFT.
+        log pi_ref(y | x); 0 where the loss does not use it.
     weight
         Weight of an unlabeled item; 1 otherwise.
     """
@@ -47,7 +48,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSet:
     """What one user trains on.
 
     Attributes
@@ -79,25 +80,16 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingSettings:
     """How to train; the same for all users of a stack.
 
     Attributes
     ----------
-    method
-        ``sft`` (SFT), ``dpo``, ``kto``, ``bco``, ``c-bpo`` or ``positives``.
     learning_rate, epochs, batch, warmup, clip
         Adam with linear warm-up, `batch` positives per step, `clip` on each user's
         gradient norm.
-    beta, decay, boundary
-        Scale of the reward, decay of its running means, and whether C-BPO runs one per
-        class (``separate``) or one for both (``pooled``, a control).
-    reward, unlabeled_weight, anchor
-        Of C-BPO and its positive term alone: whether rewards are sums over completion
-        tokens (``sequence``, the paper) or means (``token``), the weight of the
-        unlabeled term, and that of a likelihood term (see `objectives.c_bpo`).
     microbatch
-        Rows per forward pass and user; 0 takes a whole step at once. Changes memory and
+        Rows per forward pass and user; 0 takes a whole batch at once. Changes memory and
         time, not the result.
     train_a
         False keeps A fixed (FFA-LoRA, Sun et al. 2024): the shared adapter.
@@ -107,18 +99,11 @@ class Recipe:
         ``adam``, or ``sgd``: plain steps along the clipped gradient.
     """
 
-    method: str
     learning_rate: float
     epochs: int
     batch: int
     warmup: float = 0.1
     clip: float = 1.0
-    beta: float = 1.0
-    decay: float = 0.9
-    boundary: Literal["separate", "pooled"] = "separate"
-    reward: Literal["sequence", "token"] = "sequence"
-    unlabeled_weight: float = 1.0
-    anchor: float = 0.0
     microbatch: int = 0
     train_a: bool = True
     seed: int = 0
@@ -142,36 +127,36 @@ class Trained:
     logs: list[dict[str, float]]
 
 
-# One optimiser step of one user: the examples of each kind.
-Step = dict[str, list[Example]]
+# One optimiser batch of one user: the examples of each kind.
+Batch = dict[str, list[Example]]
 TRAINED = ("positive", "unlabeled", "negative", "rejected")
 KINDS = (*TRAINED, "mismatched")
 
 
-def plan(lesson: Lesson, recipe: Recipe) -> list[Step]:
-    """The steps of one user, in order.
+def batches(data: TrainingSet, settings: TrainingSettings) -> list[Batch]:
+    """The batches of one user, in order.
 
-    An epoch visits every positive once, in ceil(n / batch) steps of nearly equal size;
-    the unlabeled and negative items are spread evenly over the same steps, what is
+    An epoch visits every positive once, in ceil(n / batch) batches of nearly equal size;
+    the unlabeled and negative items are spread evenly over the same batches, what is
     rejected goes with its positive. The order is drawn from (seed, user, epoch) only, so
     it does not depend on who else is stacked.
     """
-    count = ceil(len(lesson.positive) / recipe.batch)
-    steps: list[Step] = []
-    for epoch in range(recipe.epochs):
-        draw = numpy_generator(recipe.seed, "batches", lesson.user, epoch)
+    count = ceil(len(data.positive) / settings.batch)
+    found: list[Batch] = []
+    for epoch in range(settings.epochs):
+        draw = numpy_generator(settings.seed, "batches", data.user, epoch)
         parts = {
-            kind: np.array_split(draw.permutation(len(getattr(lesson, kind))), count)
+            kind: np.array_split(draw.permutation(len(getattr(data, kind))), count)
             for kind in ("positive", "unlabeled", "negative")
         }
         for t in range(count):
-            step = {k: [getattr(lesson, k)[i] for i in parts[k][t]] for k in parts}
+            batch = {k: [getattr(data, k)[i] for i in parts[k][t]] for k in parts}
             own, aux = parts["positive"][t], parts["unlabeled"][t]
-            step["rejected"] = _paired(lesson.rejected, own)
-            step["mismatched"] = _paired(lesson.mismatched, own)
-            step["mismatched"] += _paired(lesson.mismatched, aux + len(lesson.positive))
-            steps.append(step)
-    return steps
+            batch["rejected"] = _paired(data.rejected, own)
+            batch["mismatched"] = _paired(data.mismatched, own)
+            batch["mismatched"] += _paired(data.mismatched, aux + len(data.positive))
+            found.append(batch)
+    return found
 
 
 def _paired(partners: Sequence[Example], chosen: np.ndarray) -> list[Example]:
@@ -277,84 +262,90 @@ def clipped(gradient: Tensor, clip: float) -> Tensor:
     return gradient * (clip / norm.clamp(min=1e-12)).clamp(max=1)
 
 
-def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
     """Linear warm-up over the first share of the steps, then constant; 0 at the end."""
     if step >= steps:
         return 0.0
-    warm = max(1, round(recipe.warmup * steps))
-    return recipe.learning_rate * min(1.0, (step + 1) / warm)
+    warm = max(1, round(settings.warmup * steps))
+    return settings.learning_rate * min(1.0, (step + 1) / warm)
 
 
 def train(
-    backbone: Backbone,
-    shared: Lora | None,
+    reference: Reference,
     start: Sequence[Lora],
-    lessons: Sequence[Lesson],
-    recipe: Recipe,
+    data: Sequence[TrainingSet],
+    loss: LossFunction,
+    settings: TrainingSettings,
 ) -> Trained:
     """Train the adapters of K users on the resident backbone.
 
     Parameters
     ----------
-    backbone, shared
-        The frozen reference.
+    reference
+        What the adapters are added to; frozen.
     start
         Each user's adapter to start from.
-    lessons
+    data
         What each user trains on, at least one positive each.
-    recipe
-        Objective and budget.
+    loss, settings
+        The gradient of `loss` moves the adapters; budget and optimiser.
 
     Returns
     -------
     Trained
-        Adapters and logs in the order of `lessons`. A user whose numbers overflow ends
-        with non-finite parameters and changes nobody else's.
+        In the order of `data`. A user whose numbers overflow ends with non-finite
+        parameters; the others are not affected.
     """
-    plans = [plan(lesson, recipe) for lesson in lessons]
-    weights = parameters(start, recipe.train_a)
+    backbone, users = reference.backbone, len(data)
+    plans = [batches(one, settings) for one in data]
+    weights = parameters(start, settings.train_a)
     zeros = torch.zeros_like(weights.flat)
-    state = Adam(zeros, zeros, zeros.new_zeros(len(lessons)))
-    means = objectives.zero_means(len(lessons))
-    alpha = torch.tensor([lesson.alpha for lesson in lessons])
-    lengths = [len(steps) for steps in plans]
-    losses, clamps = torch.zeros(len(lessons)), torch.zeros(len(lessons))
-    with attached(backbone, shared, weights.stack) as refresh:
+    state = Adam(zeros, zeros, zeros.new_zeros(users))
+    means = objectives.zero_means(users)
+    alpha = torch.tensor([one.alpha for one in data])
+    lengths = [len(plan) for plan in plans]
+    losses, clamps = torch.zeros(users), torch.zeros(users)
+    with attached(backbone, reference.shared, weights.stack) as refresh:
         for t in range(max(lengths)):
-            steps = [steps[t] if t < len(steps) else {} for steps in plans]
-            loss = _backward(backbone, steps, alpha, means, recipe)
-            rates = [learning_rate(recipe, t, length) for length in lengths]
+            now = [plan[t] if t < len(plan) else {} for plan in plans]
+            objective = partial(_value, loss, alpha, means)
+            found = _backward(backbone, now, objective, settings.microbatch)
+            rates = [learning_rate(settings, t, length) for length in lengths]
             rates = torch.tensor(rates, device=backbone.device)
-            if recipe.optimizer == "sgd":
-                sgd_step(weights.flat, weights.gradient(), rates, recipe.clip)
+            gradient = weights.gradient()
+            if settings.optimizer == "sgd":
+                sgd_step(weights.flat, gradient, rates, settings.clip)
             else:
-                state = adam_step(
-                    weights.flat, weights.gradient(), state, rates, recipe.clip
-                )
+                state = adam_step(weights.flat, gradient, state, rates, settings.clip)
             refresh()
-            means = loss.means
+            means = found.means
             active = rates.cpu() > 0
-            losses = torch.where(active, loss.value.detach(), losses)
-            clamps += torch.where(active, loss.clamped, 0)
-    delta = objectives.boundary(means)
+            losses = torch.where(active, found.value.detach(), losses)
+            clamps += torch.where(active, found.clamped, 0)
     logs = [
-        {
-            "steps": float(lengths[k]),
-            "loss": float(losses[k]),
-            "clamp_rate": float(clamps[k]) / lengths[k],
-            "delta": float(delta[k]),
-        }
-        for k in range(len(lessons))
+        {"steps": float(n), "loss": float(last), "clamp_rate": float(c) / n, "delta": d}
+        for n, last, c, d in zip(
+            lengths, losses, clamps, objectives.boundary(means).tolist(), strict=True
+        )
     ]
     return Trained(unstack(weights.stack), logs)
 
 
+def _value(
+    loss: LossFunction, alpha: Tensor, means: Means, scored: dict[str, Scored]
+) -> Loss:
+    return loss(ScoredBatch(**scored, alpha=alpha), means)
+
+
+Rows = list[list[Example | None]]
+"""Examples of one kind of K users, each filled up to the same number."""
+
+
 def _backward(
     backbone: Backbone,
-    steps: Sequence[Step],
-    alpha: Tensor,
-    means: Means,
-    recipe: Recipe,
+    batch: Sequence[Batch],
+    loss: Callable[[dict[str, Scored]], Loss],
+    microbatch: int,
 ) -> Loss:
     """Gradient of one optimiser batch into the leaves of the attached stack.
 
@@ -364,95 +355,54 @@ def _backward(
     each row, and a second pass per microbatch sends that coefficient back. The gradient
     is the same sum, so accumulation changes nothing: not delta, not the clamp.
     """
-    rows = {kind: _align([step.get(kind, []) for step in steps]) for kind in KINDS}
-    trained = {kind: rows[kind] for kind in TRAINED}
-    users = len(steps)
-    width = {kind: len(examples[0]) for kind, examples in trained.items()}
-    merged = [[e for k in trained for e in trained[k][u]] for u in range(users)]
-    passes = _split(merged, recipe.microbatch)
+    rows = {kind: _align([one.get(kind, []) for one in batch]) for kind in KINDS}
+    users = len(batch)
+    merged = [[e for k in TRAINED for e in rows[k][u]] for u in range(users)]
+    passes = _split(merged, microbatch)
 
-    def logp(examples: list[list[Example | None]]) -> Tensor:
+    def logp(examples: Rows) -> Tensor:
         flat = [e.encoded if e else None for user in examples for e in user]
         return completion_logp(backbone, collate(backbone, flat)).view(users, -1)
 
-    with torch.no_grad():
-        mismatched = logp(rows["mismatched"]).cpu() if rows["mismatched"][0] else None
+    frozen = torch.zeros(users, 0)
+    if rows["mismatched"][0]:
+        with torch.no_grad():
+            frozen = logp(rows["mismatched"]).cpu()
+
+    def value(scores: Tensor) -> Loss:
+        widths = [len(rows[kind][0]) for kind in TRAINED]
+        parts = [*scores.cpu().split(widths, dim=1), frozen]
+        return loss({k: _scored(p, rows[k]) for k, p in zip(KINDS, parts, strict=True)})
+
     if len(passes) == 1:
-        scores = logp(merged)
-        loss = _loss(scores.cpu(), width, rows, mismatched, alpha, means, recipe)
-        loss.value.sum().backward()
-        return loss
+        found = value(logp(merged))
+        found.value.sum().backward()
+        return found
     with torch.no_grad():
         scores = torch.cat([logp(part) for part in passes], dim=1)
     scores.requires_grad_()
-    loss = _loss(scores.cpu(), width, rows, mismatched, alpha, means, recipe)
-    (coefficients,) = torch.autograd.grad(loss.value.sum(), scores)
+    found = value(scores)
+    (coefficients,) = torch.autograd.grad(found.value.sum(), scores)
     sizes = [len(part[0]) for part in passes]
     for part, share in zip(passes, coefficients.split(sizes, dim=1), strict=True):
         logp(part).backward(share)
-    return loss
+    return found
 
 
-def _align(kinds: list[list[Example]]) -> list[list[Example | None]]:
+def _align(kinds: list[list[Example]]) -> Rows:
     """Fill users up to the same number of rows."""
     width = max(map(len, kinds))
     return [[*examples, *[None] * (width - len(examples))] for examples in kinds]
 
 
-def _split(
-    rows: list[list[Example | None]], size: int
-) -> list[list[list[Example | None]]]:
+def _split(rows: Rows, size: int) -> list[Rows]:
     """Split the rows of every user into passes of at most `size` rows (0: one pass)."""
     width = len(rows[0])
     size = size or width
     return [[user[i : i + size] for user in rows] for i in range(0, width, size)]
 
 
-def _loss(
-    logp: Tensor,
-    width: dict[str, int],
-    rows: dict[str, list[list[Example | None]]],
-    mismatched: Tensor | None,
-    alpha: Tensor,
-    means: Means,
-    recipe: Recipe,
-) -> Loss:
-    """Apply the recipe's objective to the log-probabilities [K, rows] of a batch."""
-    parts = dict(zip(width, logp.split(list(width.values()), dim=1), strict=True))
-    scored = {kind: _scored(parts[kind], rows[kind]) for kind in parts}
-    positive, unlabeled = scored["positive"], scored["unlabeled"]
-    beta, decay = recipe.beta, recipe.decay
-    match recipe.method:
-        case "sft":
-            return objectives.sft(positive, means)
-        case "dpo":
-            return objectives.dpo(positive, scored["rejected"], means, beta)
-        case "kto":
-            pairs = torch.zeros(len(logp), 0) if mismatched is None else mismatched
-            other = _scored(pairs, rows["mismatched"])
-            return objectives.kto(positive, unlabeled, other, means, beta)
-        case "bco":
-            return objectives.bco(positive, unlabeled, means, beta, decay)
-        case "c-bpo" | "positives":
-            alone = recipe.method == "positives"
-            return objectives.c_bpo(
-                positive,
-                unlabeled,
-                alpha,
-                means,
-                beta,
-                decay,
-                negative=scored["negative"] if width["negative"] else None,
-                means_over=recipe.boundary,
-                weight=0.0 if alone else recipe.unlabeled_weight,
-                anchor=recipe.anchor,
-                per_token=recipe.reward == "token",
-            )
-        case _:
-            raise ValueError(f"no objective is called {recipe.method!r}")
-
-
-def _scored(logp: Tensor, rows: list[list[Example | None]]) -> Scored:
+def _scored(logp: Tensor, rows: Rows) -> Scored:
     def table(value) -> Tensor:
         return torch.tensor([[value(e) if e else 0.0 for e in user] for user in rows])
 

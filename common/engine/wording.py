@@ -178,8 +178,8 @@ def read_wording(name: str, tokenizer: Any) -> Wording:
     ------
     IdiolectError
         The tokenizer has no end of sequence, or the chat template cannot be used: it
-        fails, loses the message, ends an answer in what is no token of this tokenizer, or
-        cannot be told to leave thinking out.
+        fails, loses the message, ends an answer in text that is not a token of this
+        tokenizer, or cannot be told to leave thinking out.
     """
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise IdiolectError(
@@ -314,7 +314,7 @@ def _prefix(tokenizer: Any) -> list[int]:
 
 
 def _secret_spelling(tokens: Sequence[str]) -> dict[str, str]:
-    """Control token -> a spelling that nobody can write."""
+    """Control token -> a secret spelling, which no text has."""
     nonce = secrets.token_hex(16)
     return {token: f"<{nonce}.{i}>" for i, token in enumerate(tokens)}
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..config import Config
+from ..config.methods import BY_NAME
 from ..data import metrics
 from ..data.load import task_of
 from ..data.personas import score_style
@@ -24,7 +25,7 @@ from ..engine.scoring import (
     score_users,
     token_logp,
 )
-from . import in_context
+from .table import module_of
 
 
 def held_out_nll(
@@ -33,9 +34,9 @@ def held_out_nll(
     users: Sequence[User],
     method: str,
 ) -> list[float]:
-    """Return every user's ``nll`` alone, of which `evaluate` says more at a higher price.
+    """Return every user's ``nll``, the cheapest metric of `evaluate`.
 
-    What a learning rate is chosen by, and what decides whether a device uses an adapter.
+    It chooses learning rates, and decides whether a device uses an adapter.
     """
     backbone = reference.backbone
     items = [encode_all(backbone, user.held_out) for user in users]
@@ -62,15 +63,12 @@ def evaluate(
     ----------
     reference
         The frozen reference.
-    personals
-        The users' adapters; None for the methods without (`config.UNTRAINED`).
-    users
-        A stacking group.
+    personals, users
+        A stacking group and its adapters; None for methods without.
     method, config
         ``base`` is the backbone without the shared adapter. ``rag`` and ``pag`` are the
-        shared policy at longer prompts (`in_context`), rewarded against the reference at
-        the plain ones. Methods in ``evaluate.contrasted`` decode by contrast, of which
-        scores know nothing.
+        shared policy at longer prompts, rewarded against the reference at the plain ones.
+        Methods in ``evaluate.contrasted`` decode by contrast; scores are not affected.
     generate_texts
         Whether outputs are generated and judged too.
 
@@ -78,29 +76,28 @@ def evaluate(
     -------
     list of dict
         METRIC -> value, in the order of `users`. ``nll`` is per completion token;
-        ``contrast`` and ``mrr`` say how the user's own text ranks among rival texts (see
-        `ranking`), over the items that have any. Without one they are absent, as on
-        devices, where nobody has another's text; ``mrr`` also where each item has but one
-        (``evaluate.rivals``).
+        ``contrast`` and ``mrr`` rank the user's own text among rival texts (`ranking`),
+        over the items that have any. Without rivals (on devices) both are absent, and
+        ``mrr`` also where each item has only one (``evaluate.rivals``).
     """
     backbone = reference.backbone
     policy = _policy(reference, personals, method)
     both = [_with_rivals(backbone, user) for user in users]
     prompted = both
-    if method in ("rag", "pag"):
-        longer = [_longer(reference, user, method, config) for user in users]
+    if BY_NAME[method].prompts:
+        module = module_of(method)
+        longer = [
+            module.prompted(reference, user, config) if user.history else user
+            for user in users
+        ]
         prompted = [_with_rivals(backbone, user) for user in longer]
     references = [reference.scores(items) for items in both]
-    # The reference is its own policy: scored again in other batches it would differ from
-    # itself in the last bits, and these would decide who wins a contrast.
+    # Scored again in other batches, the reference would differ from itself in the last
+    # bits, and these would decide a contrast.
     same = policy == [reference.shared] and prompted is both
     scores = references if same else score_users(backbone, policy, prompted)
-    results = [
-        _ranked(user, items, np.array(logp), np.array(frozen))
-        for user, items, logp, frozen in zip(
-            users, both, scores, references, strict=True
-        )
-    ]
+    rows = zip(users, both, scores, references, strict=True)
+    results = [_ranked(u, i, np.array(s), np.array(r)) for u, i, s, r in rows]
     if config.evaluate.shift:
         for user, lora, result in zip(users, personals, results, strict=True):
             if _all_rivals(user):
@@ -148,18 +145,6 @@ def _with_rivals(backbone: Backbone, user: User) -> list[Encoded]:
 
 def _all_rivals(user: User) -> list[Item]:
     return [rival for item in user.held_out for rival in item.rivals]
-
-
-def _longer(reference: Reference, user: User, method: str, config: Config) -> User:
-    """The user with the prompts of ``rag`` or ``pag``; plain ones without a history."""
-    if not user.history:
-        return user
-    profile = ""
-    if method == "pag":
-        profile = in_context.write_profile(reference, user)
-    budget = task_of(config.task).max_new_tokens
-    count = config.evaluate.retrieved
-    return in_context.with_history(reference.backbone, user, count, budget, profile)
 
 
 def ranking(own: np.ndarray, rivals: Sequence[np.ndarray]) -> dict[str, float]:

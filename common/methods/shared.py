@@ -9,7 +9,8 @@ from ..config import Config
 from ..data.types import User
 from ..engine.fitting import encode_all
 from ..engine.reference import Reference
-from ..engine.training import Example, Lesson, Recipe, train
+from ..engine.training import Example, TrainingSet, TrainingSettings, train
+from . import sft
 
 
 def shared_update(
@@ -23,16 +24,15 @@ def shared_update(
 
     SFT on the own history with A frozen (FFA-LoRA, Sun et al. 2024): with one A for all,
     averaging B averages the adapters exactly. Each user's change is clipped to `clip`
-    (``adapt.clip`` unless given) in L2 norm over all projections, so that one user's pull
-    is bounded.
+    (``adapt.clip`` unless given) in L2 norm over all projections, which bounds the
+    influence of one user.
 
     Returns
     -------
     dict
         Projection -> float32 [len(users), out, r], one row per user.
     """
-    recipe = Recipe(
-        method="sft",
+    settings = TrainingSettings(
         learning_rate=config.adapt.learning_rate,
         epochs=1,
         batch=config.adapt.batch,
@@ -41,8 +41,8 @@ def shared_update(
         seed=config.seed,
         optimizer=config.adapt.optimizer,
     )
-    lessons = [
-        Lesson(
+    data = [
+        TrainingSet(
             f"{user.id}/round-{round_number}",
             [
                 Example(encoded)
@@ -51,8 +51,9 @@ def shared_update(
         )
         for user in users
     ]
-    backbone, shared = reference.backbone, reference.adapter
-    trained = train(backbone, None, [shared] * len(users), lessons, recipe).loras
+    shared = reference.adapter
+    start = [shared] * len(users)
+    trained = train(reference.bare, start, data, sft.loss, settings).loras
     rows = {
         name: torch.stack([lora.b[name] - start for lora in trained]).float().cpu()
         for name, start in shared.b.items()

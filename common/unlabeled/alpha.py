@@ -23,7 +23,7 @@ def alpha_of(
         return overlap.Overlap(min(user.truth.overlap, overlap.HIGHEST), False)
     if not population_share(config.unlabeled):
         return overlap.Overlap(overlap.DEFAULT, False)
-    source = drawn.others if config.unlabeled.alpha_items else drawn.drawn
+    source = drawn.others if config.unlabeled.alpha_items else drawn.entries
     count = config.unlabeled.alpha_items or len(source)
     generator = numpy_generator(config.seed, "overlap", user.id)
     looked = subset(source, count, generator)

@@ -1,4 +1,4 @@
-"""One user's share of the unlabeled set: without the own part, drawn by weight."""
+"""One user's draw from the unlabeled set, without that user's own part in it."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ class Draw:
     ----------
     own, aux
         The history, and the items drawn from the unlabeled set.
-    drawn
+    entries
         The items of `aux`.
     ess
         Effective size of the weights that `aux` was drawn by.
@@ -36,7 +36,7 @@ class Draw:
 
     own: list[Encoded]
     aux: list[Encoded]
-    drawn: list[Unlabeled]
+    entries: list[Unlabeled]
     ess: float
     others: list[Unlabeled]
 
@@ -123,7 +123,7 @@ def without_own(
     own = np.zeros(len(rest)) if own_vote is None else own_vote
     left = [entry.weight - float(v) - floor for entry, v in zip(rest, own, strict=True)]
     return [
-        # A difference of rounding size is no vote.
+        # A difference of rounding size is not a vote.
         Unlabeled(entry.item, weight if weight > 1e-5 else 0.0, entry.owner)
         for entry, weight in zip(rest, left, strict=True)
     ]
@@ -202,7 +202,7 @@ def subset(
 ) -> list[Unlabeled]:
     """At most `count` different items that stand for the set, with weights.
 
-    Everything of positive weight where that is no more than `count`; else `count` draws
+    Everything of positive weight where that is at most `count`; else `count` draws
     with replacement, an item's weight being how often it came. Where no weight is
     positive, all items count alike.
     """

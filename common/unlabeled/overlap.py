@@ -19,7 +19,7 @@ HIGHEST = 0.9
 FOLDS = 5
 # Strength of the ridge in units of the features' mean square: with fewer items than
 # dimensions the classes are always separable, so the ridge alone decides how sure the
-# classifier gets. The ranking of users hardly depends on it (0.03 to 30 on Gaussian
+# classifier gets. The ranking of users depends little on it (0.03 to 30 on Gaussian
 # mixtures); a weak one lets alpha use more of its range.
 RIDGE = 0.1
 

@@ -246,7 +246,7 @@ def _log_density(values: Array, moments: tuple[float, float]) -> Array:
 def _checked(
     positive: Array, unlabeled: Array, weights: Array
 ) -> tuple[Array, Array, Array]:
-    """As float64, without the unlabeled items of (all but) no weight: they are no items."""
+    """As float64, without the unlabeled items whose weight is (nearly) 0."""
     positive, unlabeled, weights = (
         np.asarray(values, np.float64) for values in (positive, unlabeled, weights)
     )

@@ -43,7 +43,7 @@ class Unlabeled:
         H of all users' votes and of the noise, from which a device takes its own vote
         (`without_own`); it can be negative.
     owner
-        The user who wrote it (`others` only), so that nobody trains against own text.
+        The user who wrote it (`others` only), so that no user trains against own text.
     """
 
     item: Item

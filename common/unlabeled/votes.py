@@ -138,8 +138,8 @@ def whitened_similarity(bank: np.ndarray, texts: np.ndarray) -> np.ndarray:
 
     Mean hidden states all point the same way; centred and scaled to unit variance in
     every direction of the bank (Su et al. 2021), they tell texts apart. The bank is
-    public, so what is fitted on it costs no privacy. Directions in which the bank hardly
-    varies would be noise blown up: a tenth of the mean variance is added to each.
+    public, so what is fitted on it costs no privacy. Directions in which the bank varies
+    little would amplify noise: a tenth of the mean variance is added to each.
 
     Parameters
     ----------
@@ -178,24 +178,24 @@ def user_vote(
     With ``unlabeled.features`` `backbone` these are mean hidden states of the bare
     backbone, without the shared adapter: fixed before anybody's text is touched.
     """
-    nearest, latest = NEAREST, user.history[-VOTES:]
-    features, bare = config.unlabeled.features, reference.bare
+    features, latest = config.unlabeled.features, user.history[-VOTES:]
+    bare = reference.bare
 
     def find() -> np.ndarray:
         if features == "ngrams":
-            return vote(bank, latest, nearest)
+            return vote(bank, latest, NEAREST)
         own = bare.embed(encode_all(bare.backbone, latest))
         near = whitened_similarity(_bank_embeddings(bare, bank), own)
-        return ballot(near, len(bank), nearest)
+        return ballot(near, len(bank), NEAREST)
 
-    content = content_hash(features, nearest, _texts(bank), _texts(latest))
+    content = content_hash(features, _texts(bank), _texts(latest))
     votes = bare.once(("vote", user.id, content), find)
     votes.setflags(write=False)  # the next caller gets the same array
     return votes
 
 
 def _texts(items: Sequence[Item]) -> list[list[str]]:
-    """What features are computed from: prompts count where hidden states do."""
+    """Prompts and targets: hidden states depend on both."""
     return [[i.prompt.before, i.prompt.input, i.prompt.after, i.target] for i in items]
 
 

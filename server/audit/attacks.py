@@ -36,6 +36,7 @@ DIFFERENCED = "differenced"
 
 # A bound takes about 3 e^epsilon guesses, all right: none comes near this.
 HIGHEST = 30.0
+CONFIDENCE = 0.95  # of bounds and intervals
 
 
 # --- bounds --------------------------------------------------------------------------
@@ -233,92 +234,108 @@ def one_run(
     return Audit(name, canaries, guesses, correct, bound, best, confidence)
 
 
+@dataclass(frozen=True)
+class Design:
+    """How the mechanism is audited; the defaults catch every control at epsilon 1.
+
+    Attributes
+    ----------
+    claimed, delta
+        What the noise is calibrated to, for a canary that takes part in every round and
+        an adversary who knows who took part.
+    canaries, guesses
+        m, and how many of them are guessed, half "in" and half "out".
+    rounds, sampling, dimension
+        Of the audited releases.
+    boost
+        Canaries send this many times the clip, so that a missing clip shows.
+    """
+
+    claimed: float = 1.0
+    delta: float = 1e-5
+    canaries: int = 1000
+    guesses: int = 200
+    rounds: int = 16
+    sampling: float = 0.5
+    dimension: int = 4000
+    boost: float = 10.0
+
+
 def audit_mechanism(
-    aggregate: Aggregate,
-    dimension: int,
-    canaries: int,
-    rounds: int,
-    sampling: float,
-    clip: float,
-    guesses: int,
-    delta: float,
-    confidence: float,
-    generator: np.random.Generator,
-    boost: float = 1.0,
+    aggregate: Aggregate, design: Design, generator: np.random.Generator
 ) -> tuple[Audit, ...]:
     """Send canary users through the real aggregation and guess who was among them.
 
     Canary c has a random unit direction u_c, and is included in the whole run by a fair
     coin. An included canary takes part in round t if its coin a_ct (chance `sampling`)
-    says so, and then sends boost * clip * u_c. The coins of those who are not included
-    are drawn too: knowing them says nothing about inclusion. From the releases R_t:
-
-    `summed`
-        Score u_c . sum_t R_t. The adversary sees the releases alone, as another client
-        does: hold the bound against the epsilon with amplification by sampling.
-    `differenced`
-        Score sum_t (a_ct - mean_t a_ct) u_c . R_t, which is the mean over all pairs of
-        rounds of (a_ct - a_cs) u_c . (R_t - R_s), times rounds / 2: only differences of
-        releases enter, so noise that is the same in each round drops out altogether. The
-        adversary also knows who was drawn in each round, as the server does: hold the
-        bound against the epsilon without amplification. There is none for a single round
-        or `sampling` 1, where cohorts don't differ; one half detects most, and need not
-        be what the run uses, as this adversary is granted no amplification.
-
-    Both know the directions, so this is the worst user, not the usual one. A canary's
-    score is blurred by the noise and by the other canaries, whose directions overlap by
-    1 / sqrt(d): with d >= 4 m the latter hardly matters.
+    says so, and then sends boost * u_c. The coins of those who are not included are drawn
+    too: knowing them says nothing about inclusion. From the releases R_t (`scores_of`)
+    and the directions an adversary guesses; so this is the worst user, not the usual one.
+    A canary's score is blurred by the noise and by the other canaries, whose directions
+    overlap by 1 / sqrt(d): with d >= 4 m the latter makes no visible difference.
 
     Parameters
     ----------
     aggregate
-        One round of the real code: clips every row of [n, d] float32, sums, adds noise,
-        divides by what it likes. Called once per round, in order, also with no rows. It
-        may change the rows. Scale doesn't matter to the scores, the noise relative to
-        the clip does.
-    dimension, canaries, rounds
-        d, m, T. Takes 4 m d bytes for the directions and as much again for a cohort.
-    sampling
-        Chance of taking part in a round.
-    clip
-        Norm of what a canary sends: the clip of the aggregation.
-    guesses, delta, confidence
-        See `one_run`.
+        One round of the real code: clips every row of [n, d] float32 to norm 1, sums, adds
+        noise, divides by what it likes. Called once per round, in order, also with no
+        rows. It may change the rows. Scale doesn't matter to the scores, the noise
+        relative to the clip does.
+    design
+        Takes 4 m d bytes for the directions and as much again for a cohort.
     generator
         Directions and coins; never the noise.
-    boost
-        Above 1 the canaries exceed the clip, which shows whether rows are clipped.
-
-    Returns
-    -------
-    tuple of Audit
-        `summed`, and `differenced` where it exists.
     """
-    directions = generator.standard_normal((canaries, dimension), np.float32)
+    m, d, rounds = design.canaries, design.dimension, design.rounds
+    directions = generator.standard_normal((m, d), np.float32)
     directions /= np.sqrt(np.einsum("ij,ij->i", directions, directions))[:, None]
-    included = generator.random(canaries) < 0.5
-    coins = generator.random((rounds, canaries)) < sampling
-
-    first = total = np.zeros(dimension)
-    products = np.zeros((rounds, canaries))
+    included = generator.random(m) < 0.5
+    coins = generator.random((rounds, m)) < design.sampling
+    releases: list[np.ndarray] = []
     for t in range(rounds):
-        rows = directions[coins[t] & included] * np.float32(boost * clip)
+        rows = directions[coins[t] & included] * np.float32(design.boost)
         released = np.asarray(aggregate(rows), np.float64)
-        if released.shape != (dimension,):
-            raise ValueError(f"released {released.shape}, expected {(dimension,)}")
-        total = total + released
+        if released.shape != (d,):
+            raise ValueError(f"released {released.shape}, expected {(d,)}")
+        releases.append(released)
+    return tuple(
+        one_run(found, included, design.guesses, design.delta, CONFIDENCE, name)
+        for name, found in scores_of(releases, directions, coins).items()
+    )
+
+
+def scores_of(
+    releases: Sequence[np.ndarray], directions: np.ndarray, coins: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Scores of the canaries, by what the adversary knows.
+
+    `summed`
+        u_c . sum_t R_t. The adversary sees the releases alone, as another client does:
+        hold the bound against the epsilon with amplification by sampling.
+    `differenced`
+        sum_t (a_ct - mean_t a_ct) u_c . R_t, which is the mean over all pairs of rounds of
+        (a_ct - a_cs) u_c . (R_t - R_s), times rounds / 2: only differences of releases
+        enter, so noise that is the same in each round drops out altogether. The adversary
+        also knows who was drawn in each round, as the server does: hold the bound against
+        the epsilon without amplification. There is none for a single round or where
+        everybody is drawn; a chance of one half detects most, and need not be what the run
+        uses, as this adversary is granted no amplification.
+
+    Parameters
+    ----------
+    releases
+        T times float64 [d].
+    directions, coins
+        float32 [m, d], and bool [T, m].
+    """
+    scores = {SUMMED: directions @ sum(releases, np.zeros(1)).astype(np.float32)}
+    if len(releases) > 1 and not coins.all():
         # The first round is taken from all before rounding to float32: large noise that
         # is common to all rounds would otherwise leave its rounding error behind.
-        first = released if t == 0 else first
-        products[t] = directions @ (released - first).astype(np.float32)
-
-    scores = {SUMMED: directions @ total.astype(np.float32)}
-    if rounds > 1 and sampling < 1:
+        rest = [(one - releases[0]).astype(np.float32) for one in releases]
+        products = np.array([directions @ one for one in rest], np.float64)
         scores[DIFFERENCED] = ((coins - coins.mean(0)) * products).sum(0)
-    return tuple(
-        one_run(found, included, guesses, delta, confidence, name)
-        for name, found in scores.items()
-    )
+    return scores
 
 
 # --- membership ----------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Audits: attack what a run released, and the aggregation that released it.
 
-The mechanism is audited with the code that runs (`adapt.clipped_sum`, `adapt.released`),
+The mechanism is audited with the code that runs (`sums.clipped_sum`, `adapt.released`),
 at a noise for which epsilon is known and small: an audit of m canaries cannot see a large
 epsilon (`attacks.largest_detectable`), so at the epsilon of most runs it would prove
 nothing. What protects at epsilon 1 is the same code with another number. Beside the
@@ -21,13 +21,12 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...common.config import Config, parse
 from ...common.data.load import load_dataset
@@ -40,7 +39,6 @@ from ...common.files import make_private, private_folder
 from ...common.privacy.noise import source
 from ...common.privacy.scrub import OFFERED
 from ...common.protocol.messages import package_version
-from ...common.protocol.quantization import as_received
 from ...common.seeds import numpy_generator
 from ...common.unlabeled.offers import offers as offers_of
 from ...common.unlabeled.samples import sample_reference
@@ -50,40 +48,16 @@ from ..privacy.accountant import Event, calibrate, epsilons
 from ..privacy.card import card, explained
 from ..privacy.ledger import read_ledger
 from ..run import checkpoint, results
-from ..run.adapt import clipped_sum, released
+from ..run.adapt import adapt, released
 from ..run.budget import Release
-from ..study.study import Study, shared_adapter
-from ..study.study import cells as study_cells
+from ..run.local import Local, local_run
+from ..run.sums import clipped_sum
+from ..study.declaration import Study
+from ..study.declaration import cells as study_cells
 from . import attacks
+from .attacks import Design
 
 CONTROLS = ("honest", "no-clip", "noise-tenth", "noise-reused")
-
-
-@dataclass(frozen=True)
-class Design:
-    """How the mechanism is audited; the defaults catch every control at epsilon 1.
-
-    Attributes
-    ----------
-    claimed, delta
-        What the noise is calibrated to, for a canary that takes part in every round and
-        an adversary who knows who took part.
-    canaries, guesses
-        m, and how many of them are guessed, half "in" and half "out".
-    rounds, sampling, dimension
-        Of the audited releases.
-    boost
-        Canaries send this many times the clip, so that a missing clip shows.
-    """
-
-    claimed: float = 1.0
-    delta: float = 1e-5
-    canaries: int = 1000
-    guesses: int = 200
-    rounds: int = 16
-    sampling: float = 0.5
-    dimension: int = 4000
-    boost: float = 10.0
 
 
 @cache
@@ -127,26 +101,15 @@ def audit_mechanism(
     )
 
     def aggregate(rows: np.ndarray) -> np.ndarray:
-        # A seeded source begins anew each time it is made: the same noise every round.
+        # A seeded source starts again each time it is made: the same noise every round.
         drawn = source(True, seed) if control == "noise-reused" else random
         release = Release("", Event("adapt", z, design.sampling), drawn)
         total, _ = clipped_sum({"b": rows}, clip)
         zero = {"b": np.zeros(design.dimension, np.float32)}
-        return released(zero, [total], release, 1.0, config, design.canaries)["b"]
+        return released(zero, total, release, 1.0, config, design.canaries)["b"]
 
-    return attacks.audit_mechanism(
-        aggregate,
-        design.dimension,
-        design.canaries,
-        design.rounds,
-        design.sampling,
-        1.0,
-        design.guesses,
-        design.delta,
-        0.95,
-        numpy_generator(seed, "audit", control),
-        design.boost,
-    )
+    generator = numpy_generator(seed, "audit", control)
+    return attacks.audit_mechanism(aggregate, design, generator)
 
 
 def caught(found: Sequence[attacks.Audit], design: Design) -> bool:
@@ -282,7 +245,7 @@ SAMPLES = 100  # outputs at a planted prompt
 def audit_run(folder: Path, seed: int, say: Callable[[str], None]) -> list[dict]:
     """Audit the mechanism, and attack what a finished run released.
 
-    The audits are added to the run's ledger, and its privacy card is written anew.
+    The audits are added to the run's ledger, and its privacy card is written again.
 
     Parameters
     ----------
@@ -355,16 +318,12 @@ def defects(done: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def attack_personas(folder: Path, config: Config, seed: int) -> list[dict[str, Any]]:
     """Membership, extraction and authorship against a run of synthetic users."""
-    untrained = load_reference(config)
     dataset = load_dataset(config)
     more = load_dataset(replace(config, users=config.users + STRANGERS))
     strangers = more.users[config.users :]
     members = dataset.users + dataset.development
     state = checkpoint.load(folder, {})
-    rows = as_received(state.shared, config.signed_bytes)
-    device = untrained.backbone.device
-    b = {name: torch.from_numpy(a).to(device) for name, a in rows.items()}
-    reference = untrained.with_shared(replace(untrained.adapter, b=b))
+    reference = Local(config, state, dataset, load_reference(config)).reference
     trained = dataset.development if config.adapt.users == "development" else members
     done: list[dict[str, Any]] = []
     if config.adapt.rounds:
@@ -429,7 +388,7 @@ def _membership(
 def extraction(
     reference: Reference, dataset: Dataset, config: Config
 ) -> list[dict[str, Any]]:
-    """Train the shared adapter anew with planted secrets, and try to get them out.
+    """Train the shared adapter again with planted secrets, and try to get them out.
 
     As many users as there are `REPEATS` each get a code of four digits into the history,
     in place of their last items. Then the true code is ranked among 1,000 by likelihood
@@ -458,9 +417,10 @@ def extraction(
         users=with_secrets(dataset.users),
         development=with_secrets(dataset.development),
     )
-    shared, _ = shared_adapter(reference, data, config)
-    reference = reference.with_shared(shared)
-    backbone = reference.backbone
+    run = local_run(config, reference, data)
+    adapt(run)
+    reference = Local(config, run.state, data, reference).reference
+    backbone, shared = reference.backbone, reference.adapter
     done: list[dict[str, Any]] = []
     for _, secret, repeats in list(planted.values())[:count]:
         candidates = [replace(secret, target=f"my code is {code}") for code in codes]

@@ -33,7 +33,7 @@ from pathlib import Path
 from ...common.errors import IdiolectError
 from ...common.files import make_private, write_atomically
 from ..run import results
-from ..run.exchange import SIGNING_KEY
+from ..run.live import SIGNING_KEY
 from ..simulate import processes
 from ..simulate.environment import flower_environment
 from . import database, keys, superlink

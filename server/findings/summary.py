@@ -13,7 +13,7 @@ from ...common.config.old import RENAMED
 from ...common.config.presets import PRESETS
 from ...common.config.presets import read as read_preset
 from ..run import results
-from ..study.study import Study, comparisons
+from ..study.declaration import Study, comparisons
 from .verdicts import Cell, chosen, difference, means_of, person_seed, values
 
 # Kinds of unlabeled set whose text no noise protects, and what a line of theirs says.

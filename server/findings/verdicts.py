@@ -9,7 +9,7 @@ import numpy as np
 from ...common.config import PERSONAS, Scalar
 from ...common.errors import IdiolectError
 from ..run import results
-from ..study.study import BEST, Claim, matches, side_of
+from ..study.declaration import BEST, Claim, matches, side_of
 
 Cell = Mapping[str, Any]
 """One cell as `study.run_study` returns it."""

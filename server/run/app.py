@@ -34,15 +34,17 @@ from ...common.protocol.messages import package_version
 from ...common.text import guard
 from ..privacy.card import card
 from ..privacy.ledger import Ledger, read_ledger
-from . import results
+from . import results, work
 from .adapt import adapt
-from .budget import crowd_of, new_ledger
+from .budget import new_ledger, population_of
 from .checkpoint import RunFolder, load, open_run, point_back, point_latest
-from .exchange import Journal, Run, population
-from .hello import Census, Identity, hello, identity
-from .personalise import evaluate, mean_log, personalise, workload
-from .pool import WEIGHT, pool
+from .hello import HelloSummary, Identity, hello, identity
+from .live import Journal, LiveRun
+from .personalise import evaluate, mean_log, personalise
+from .pool import pool
+from .remote import Remote
 from .results import PACKAGE, git_commit
+from .signing import renew
 
 LOG = logging.getLogger("flwr")
 app = ServerApp()
@@ -55,7 +57,7 @@ class _Plain(logging.Filter):
     who takes part is a secret, no line has a name: not one of ours, and none of Flower's.
     """
 
-    run: Run | None = None
+    run: LiveRun | None = None
 
     def nameless(self, text: str) -> str:
         """Return a text with nobody's name, if there is a run that keeps them secret."""
@@ -158,7 +160,9 @@ def resolved(config: Config) -> Config:
     return replace(config, data=data, unlabeled=unlabeled)
 
 
-def prepare(grid: Grid, folder: RunFolder, journal: Journal) -> tuple[Run, Identity]:
+def prepare(
+    grid: Grid, folder: RunFolder, journal: Journal
+) -> tuple[LiveRun, Identity]:
     """Read all that the phases need: data, checkpoint, ledger; what nodes must share."""
     config = folder.config
     announce(folder, journal)
@@ -166,32 +170,35 @@ def prepare(grid: Grid, folder: RunFolder, journal: Journal) -> tuple[Run, Ident
     ours = identity(config)
     state = load(folder.path, ours.shapes)
     ledger = open_ledger(folder.path, config, dataset)
-    run = Run(config, folder.path, grid, journal, state, dataset, ledger)
+    run = LiveRun(config, state, ledger, dataset, folder.path, grid, journal)
+    run.cohort = Remote(run)
     run.began -= sum(state.cost.seconds.values())
-    run.total = work(config, *run.population)
+    people = run.population
+    run.total = work.whole(config, people.users, people.development)
     state.life += 1
     run.save()  # what this life sends counts up from here
     return run, ours
 
 
-def carry_out(run: Run, ours: Identity) -> None:
+def carry_out(run: LiveRun, ours: Identity) -> None:
     """Run the phases that are left."""
     try:
-        census = first_contact(run, ours)
+        found = first_contact(run, ours)
         begin(run, "adapt")
         adapt(run)
         begin(run, "pool")
         pool(run)
+        renew(run)
         begin(run, "personalise")
         personalise(run)
         begin(run, "evaluate")
         evaluate(run)
     finally:
         run.inbox.close()
-    finish(run, census)
+    finish(run, found)
 
 
-def first_contact(run: Run, ours: Identity) -> Census:
+def first_contact(run: LiveRun, ours: Identity) -> HelloSummary:
     """Greet everybody; a run for which that fails has not begun, and is not ``latest``."""
     before = point_latest(run.folder)
     begin(run, "hello")
@@ -218,25 +225,13 @@ def open_ledger(folder: Path, config: Config, dataset: Dataset) -> Ledger:
             f"the ledger {path} is gone, and with it what this run has spent: restore the "
             "file from a backup, or start a new run."
         )
-    crowd = crowd_of(config, *population(config, dataset))
-    return new_ledger(path, config, crowd)
+    return new_ledger(path, config, population_of(config, dataset))
 
 
-def begin(run: Run, phase: str) -> None:
+def begin(run: LiveRun, phase: str) -> None:
     """Say that a phase begins."""
     LOG.info("phase %s", phase)
     run.journal.write({"event": "phase", "phase": phase, "time": time.time()})
-
-
-def work(config: Config, users: int, development: int) -> float:
-    """Work of the whole run, roughly, in epochs of one user."""
-    everybody = users + development
-    adapting = development if config.adapt.users == "development" else everybody
-    return (
-        config.adapt.rounds * adapting
-        + WEIGHT * everybody * (config.unlabeled.kind in ("votes", "others"))
-        + workload(config, users, development)
-    )
 
 
 # --- beginning and end -----------------------------------------------------------------
@@ -263,7 +258,7 @@ def announce(folder: RunFolder, journal: Journal) -> None:
     )
 
 
-def finish(run: Run, census: Census) -> None:
+def finish(run: LiveRun, found: HelloSummary) -> None:
     """Write ``results.json`` and show the table."""
     state, config = run.state, run.config
     server = peak_mb()
@@ -280,7 +275,7 @@ def finish(run: Run, census: Census) -> None:
     alpha, estimated = alphas(run)
     privacy = card(run.ledger, run.folder.name, package_version(), git_commit())
     built = results.build(
-        run=description(run, census, alpha, estimated),
+        run=description(run, found, alpha, estimated),
         users={user: methods for user, methods in users.items() if methods},
         alpha=alpha,
         alpha_estimated=estimated,
@@ -303,7 +298,7 @@ def finish(run: Run, census: Census) -> None:
     results.render(built, results.console(80), whole=True)
 
 
-def alphas(run: Run) -> tuple[dict[str, float], bool]:
+def alphas(run: LiveRun) -> tuple[dict[str, float], bool]:
     """User -> alpha as used by the methods, and whether it was estimated."""
     found: dict[str, float] = {}
     estimated = False
@@ -316,7 +311,7 @@ def alphas(run: Run) -> tuple[dict[str, float], bool]:
 
 
 def description(
-    run: Run, census: Census, alpha: dict[str, float], estimated: bool
+    run: LiveRun, found: HelloSummary, alpha: dict[str, float], estimated: bool
 ) -> dict[str, Any]:
     """Return what ``results.json`` says about the run itself."""
     state, config = run.state, run.config
@@ -329,10 +324,10 @@ def description(
         "seed": config.seed,
         "versions": versions(),
         "commit": git_commit(),
-        "users": run.population[0],
-        "dropped": census.dropped,
+        "users": run.population.users,
+        "dropped": found.dropped,
         "failed": state.failed,
-        "truncated": census.truncated,
+        "truncated": found.truncated,
         "unread": unread_of(run),
         "learning_rates": state.learning_rates,
         "recipe": recipe_of(config),
@@ -348,7 +343,7 @@ def description(
     }
 
 
-def unread_of(run: Run) -> list[int] | None:
+def unread_of(run: LiveRun) -> list[int] | None:
     """Held-out texts that rouge cannot read, and how many there are; None: not known."""
     config = run.config
     if not reads_english(config) or config.on_devices or not run.dataset.users:

@@ -9,12 +9,14 @@ shared adapter; what is not used is not charged.
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from ...common.config import Config
-from ...common.privacy.noise import Source, source
+from ...common.data.types import Dataset
+from ...common.privacy.noise import Source, coins, source
 from ...common.privacy.protected import CLIP_BIT, charged, protected, used
 from ..privacy.accountant import Event, calibrate
 from ..privacy.ledger import Ledger
@@ -33,34 +35,48 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Crowd:
+class Population:
     """How many users may take part, reached or not.
+
+    By the data, so that it says nothing about who can be reached.
 
     Attributes
     ----------
-    adapt
-        In the shared adapter: all, or the development users (``adapt.users``).
-    everybody
-        In the vote.
+    users, development
+        Evaluated and development users. On devices all are evaluated.
+    adapting
+        Those who may train the shared adapter (``adapt.users``).
     """
 
-    adapt: int
-    everybody: int
+    users: int
+    development: int
+    adapting: int
+
+    @property
+    def everybody(self) -> int:
+        """Who may vote."""
+        return self.users + self.development
 
 
-def crowd_of(config: Config, users: int, development: int) -> Crowd:
-    """Count by the data, so that it says nothing about who can be reached."""
-    everybody = users + development
+def population(config: Config, users: int, development: int) -> Population:
+    """Population of so many evaluated and development users."""
     only = config.adapt.users == "development"
-    return Crowd(development if only else everybody, everybody)
+    return Population(users, development, development + users * (not only))
 
 
-def noise_of(config: Config, crowd: Crowd) -> Noise:
+def population_of(config: Config, dataset: Dataset) -> Population:
+    """Population of a run, by what is known before anybody is reached."""
+    if config.on_devices:
+        return population(config, config.users, 0)
+    return population(config, len(dataset.users), len(dataset.development))
+
+
+def noise_of(config: Config, people: Population) -> Noise:
     """Return the noise multipliers that a configuration asks for, or amounts to."""
     privacy = config.privacy
     if privacy.mode == "off" or privacy.epsilon == math.inf:
         return Noise(0.0, 0.0, 0.0)
-    return scaled(config, privacy.noise or _calibrated(config, crowd))
+    return scaled(config, privacy.noise or _calibrated(config, people))
 
 
 def scaled(config: Config, z: float) -> Noise:
@@ -69,26 +85,26 @@ def scaled(config: Config, z: float) -> Noise:
 
 
 @lru_cache(maxsize=32)
-def _calibrated(config: Config, crowd: Crowd) -> float:
+def _calibrated(config: Config, people: Population) -> float:
     return calibrate(
-        lambda z: programme(config, scaled(config, z), crowd),
+        lambda z: programme(config, scaled(config, z), people),
         config.privacy.epsilon,
         config.privacy.delta,
     )
 
 
-def programme(config: Config, noise: Noise, crowd: Crowd) -> Counter[Event]:
+def programme(config: Config, noise: Noise, people: Population) -> Counter[Event]:
     """Everything that a run will release if nothing goes wrong, with how often."""
     planned: Counter[Event] = Counter()
     if config.adapt.rounds:
-        planned[adapt_event(config, noise, crowd)] += config.adapt.rounds
-    planned[vote_event(config, noise, crowd)] += 1
+        planned[adapt_event(config, noise, people)] += config.adapt.rounds
+    planned[vote_event(config, noise, people)] += 1
     if config.privacy.metrics == "noisy":
         planned[metrics_event(noise)] += len(config.method_list)
     return planned
 
 
-def adapt_event(config: Config, noise: Noise, crowd: Crowd) -> Event:
+def adapt_event(config: Config, noise: Noise, people: Population) -> Event:
     """One round of the shared adapter, with its clip bit if the clip adapts."""
     privacy = config.privacy
     adaptive = bool(config.adapt.clip_quantile) and noise.adapt > 0
@@ -98,11 +114,11 @@ def adapt_event(config: Config, noise: Noise, crowd: Crowd) -> Event:
         privacy.sampling,
         clip_bit_z=CLIP_BIT if adaptive else 0.0,
         cohort=privacy.cohort,
-        population=crowd.adapt if privacy.cohort else 0,
+        population=people.adapting if privacy.cohort else 0,
     )
 
 
-def vote_event(config: Config, noise: Noise, crowd: Crowd) -> Event:
+def vote_event(config: Config, noise: Noise, people: Population) -> Event:
     """One vote over the bank."""
     privacy = config.privacy
     return Event(
@@ -110,7 +126,7 @@ def vote_event(config: Config, noise: Noise, crowd: Crowd) -> Event:
         noise.votes,
         privacy.vote_sampling,
         cohort=privacy.cohort,
-        population=crowd.everybody if privacy.cohort else 0,
+        population=people.everybody if privacy.cohort else 0,
     )
 
 
@@ -122,7 +138,7 @@ def metrics_event(noise: Noise) -> Event:
 # --- the ledger of a run ---------------------------------------------------------------
 
 
-def new_ledger(path: Path | None, config: Config, crowd: Crowd) -> Ledger:
+def new_ledger(path: Path | None, config: Config, people: Population) -> Ledger:
     """Begin the ledger of a run, on disk before anything happens.
 
     A run without privacy has one too: it says that what is released is exact.
@@ -133,7 +149,7 @@ def new_ledger(path: Path | None, config: Config, crowd: Crowd) -> Ledger:
         privacy.epsilon if privacy.mode == "central" else math.inf,
         privacy.delta,
         cap=privacy.participations,
-        population=crowd.everybody,
+        population=people.everybody,
         rng="seeded" if privacy.seeded else "os",
         unprotected={
             outflow: why
@@ -175,7 +191,7 @@ def unprotected(config: Config) -> list[tuple[str, str, str, str]]:
 
 
 SIMULATION = "simulation"
-NOT_DP = "k-support is no differential privacy: each item is one person's text"
+NOT_DP = "k-support is not differential privacy: each item is one person's text"
 
 
 @dataclass(frozen=True)
@@ -195,6 +211,10 @@ class Release:
     id: str
     event: Event
     random: Source
+
+    def participants(self, users: Sequence[str]) -> tuple[str, ...]:
+        """Toss the coins: who of these users takes part."""
+        return coins(users, self.event.q, self.event.cohort, self.random)
 
 
 def charge(

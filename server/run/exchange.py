@@ -1,49 +1,36 @@
-"""Asking the nodes: send tasks, collect replies until the deadline, count the cost.
+"""Asking the nodes: send requests, collect replies until the deadline, count the cost.
 
 Flower's own ``send_and_receive`` waits three seconds between looks and says nothing
 until it ends. Here each reply is pulled by itself (`inbox`) and checked as it comes in; one
 that is an error, is malformed, stale, or does not come, costs the users it was about and
-nobody else. Whether enough users are left to go on is the phase's decision (`require`).
+nobody else. Whether enough users are left to go on is the cohort's decision (`require`).
 """
 
-import json
 import logging
-import os
-import re
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
-from pathlib import Path
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import httpx
 from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
-from ...common.config import Config, Scalar, defaults, flatten
-from ...common.data.types import Dataset
 from ...common.errors import IdiolectError
-from ...common.files import private
-from ...common.protocol.manifest import read_or_make_key
-from ...common.protocol.messages import LacksParts, Reply, Request, Rows, Shapes
+from ...common.protocol.messages import LacksParts, Reply, Request, Shapes
 from ...common.protocol.packing import size
-from ...common.protocol.quantization import encode
-from ...common.protocol.signed import SALT, Part, make_part, part_names, seal_request
+from ...common.protocol.signed import Part, make_part, part_names, seal_request
 from ...common.protocol.validation import check_step, check_users
 from ...common.text import printable
-from ..privacy.ledger import Ledger
-from .checkpoint import State, save
-from .inbox import Inbox, Limits, error_of, is_passing, limits
+from .inbox import Limits, error_of, is_passing, limits
+from .live import LiveRun
 
 LOG = logging.getLogger("flwr")
 SHORTEST_WAIT, LONGEST_WAIT = 0.05, 0.5  # seconds between two looks for replies
-SIGNING_KEY = "IDIOLECT_SIGNING_KEY"  # path of the one key of a server of devices
 # How often a device is asked: again at once (or nearly) where it is known to have died,
-# else after an equal share of the deadline, since a task or its answer may have got lost
+# else after an equal share of the deadline, since a request or its answer may have got lost
 # with a process between. What it did already it does not do twice.
 TRIES, RETRY_SECONDS = 4, 15.0
 # How long a step goes on for devices alone that let the deadline of an earlier step pass:
@@ -54,209 +41,13 @@ SLOW_SHARE, SLOW_SECONDS = 0.1, 0.5
 # long it waits for one that takes the place.
 SETTLE_SECONDS = 10.0
 PROCESS = 200  # characters of a process's name that count
-# Seconds until a task is sent again where the SuperLink failed: its database may be busy.
+# Seconds until a request is sent again where the SuperLink failed, which may be busy.
 PAUSES = (0.5, 2.0)
 AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
-class Journal:
-    """``metrics.jsonl``: what happened, one JSON object per line, only ever appended."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if path.exists() and not path.read_bytes().endswith(b"\n"):
-            self._append("\n")  # the last life was killed in the middle of a line
-
-    def write(self, event: Mapping[str, Any]) -> None:
-        """Append one event."""
-        self._append(json.dumps(event) + "\n")
-
-    def _append(self, text: str) -> None:
-        with open(self.path, "a", opener=private) as stream:
-            stream.write(text)
-
-
-@dataclass
-class Run:
-    """What every phase needs.
-
-    Attributes
-    ----------
-    config, folder, grid, journal, state
-        The run's configuration, folder, Flower's grid, event log, and checkpoint.
-    dataset
-        Only its public text and the users' names are used here.
-    ledger
-        Of everything that is released; charged before the tasks of a release are sent.
-    nodes
-        User -> node, for everyone who can be reached.
-    total, done
-        Work of the whole run, and what is done of it, in user-epochs, roughly.
-    processes
-        Process -> its peak memory, of all that answered; in a simulation.
-    slow
-        Devices that let a deadline pass in this life of the run.
-    began
-        When this life of the run began, less the seconds of its earlier lives.
-    holds
-        Node -> part -> hash of what the node has of it, as far as this life of the run
-        knows (see `signed`).
-    sent
-        Tasks that this life of the run has sent.
-    salt
-        Of this life's parts (see `signed`).
-    """
-
-    config: Config
-    folder: Path
-    grid: Grid
-    journal: Journal
-    state: State
-    dataset: Dataset
-    ledger: Ledger
-    nodes: dict[str, int] = field(default_factory=dict)
-    total: float = 1.0
-    done: float = 0.0
-    processes: dict[str, float] = field(default_factory=dict)
-    slow: set[int] = field(default_factory=set)
-    began: float = field(default_factory=time.monotonic)
-    holds: dict[int, dict[str, str]] = field(default_factory=dict)
-    sent: int = 0
-    salt: bytes = field(default_factory=partial(os.urandom, SALT))
-
-    @property
-    def id(self) -> str:
-        """What messages call the run."""
-        return self.state.id
-
-    @property
-    def population(self) -> tuple[int, int]:
-        """Evaluated and development users of the run, reached or not."""
-        return population(self.config, self.dataset)
-
-    @property
-    def users(self) -> tuple[str, ...]:
-        """The evaluated users that can be reached, in the order of the data."""
-        return tuple(u.id for u in self.dataset.users if u.id in self.nodes)
-
-    @property
-    def development(self) -> tuple[str, ...]:
-        """The development users that can be reached."""
-        return tuple(u.id for u in self.dataset.development if u.id in self.nodes)
-
-    @property
-    def shapes(self) -> Shapes:
-        """Shapes of the shared adapter's B."""
-        return {name: array.shape for name, array in self.state.shared.items()}
-
-    @property
-    def shared_to_send(self) -> Rows:
-        """The shared adapter's B as tasks carry it."""
-        shared = self.state.shared
-        return encode(shared) if self.config.signed_bytes else shared
-
-    @cached_property
-    def signing_key(self) -> bytes:
-        """Key of the run's manifests, made at its first use; it never leaves here.
-
-        A server of devices has one for all its runs, which their owners pinned.
-        """
-        own = self.folder / "checkpoint" / "signing.key"
-        return read_or_make_key(Path(os.environ.get(SIGNING_KEY) or own))
-
-    @cached_property
-    def settings(self) -> dict[str, str | int | float | bool]:
-        """The configuration as tasks carry it: the same in every life of the run.
-
-        With the run's name; for devices, paths of this machine are left at their defaults.
-        """
-        settings, usual = flatten(self.config), defaults()
-        own = ("unlabeled.file", "backbone") if self.config.on_devices else ()
-        here: dict[str, Scalar] = {"run.name": self.folder.name}
-        return settings | here | {name: usual[name] for name in own}
-
-    @cached_property
-    def inbox(self) -> Inbox:
-        """Where the replies come in."""
-        return Inbox(self.grid)
-
-    def head(self, step: str, users: Sequence[str]) -> dict[str, Any]:
-        """Return the fields that every task begins with."""
-        return {
-            "run": self.id,
-            "step": step,
-            "config": self.settings,
-            "folder": "" if self.config.on_devices else str(self.folder),
-            "users": tuple(users),
-        }
-
-    def count_up(self) -> int:
-        """The next task's counter: larger than any that an earlier life has sent."""
-        self.sent += 1
-        return (self.state.life << 32) + self.sent
-
-    def save(self) -> None:
-        """Write the checkpoint."""
-        save(self.folder, self.state)
-
-    def took_part(self, stage: str, users: Sequence[str]) -> None:
-        """Count, for the privacy card, who took part in a release of a stage."""
-        counts = self.state.took_part.setdefault(stage, {})
-        for user in users:
-            counts[user] = counts.get(user, 0) + 1
-        most = max(counts.values(), default=0)
-        self.ledger.observed_participations[stage] = most
-        self.ledger.save()
-
-    @property
-    def secret(self) -> bool:
-        """Whether who takes part is a secret: then only the checkpoint says it."""
-        return self.config.privacy.mode != "off"
-
-    def nameless(self, text: str) -> str:
-        """Return a text as it may be logged: with no user's name where that is a secret."""
-        if not self.secret:
-            return text
-        known = (*self.dataset.users, *self.dataset.development)
-        return without(tuple(u.id for u in known) + tuple(self.state.devices), text)
-
-    def warn(self, message: str) -> None:
-        """Tell the reader of the log and of the journal."""
-        message = self.nameless(printable(message, 2000))  # it may quote a device
-        LOG.warning("%s", message)
-        self.journal.write({"event": "warning", "message": message})
-
-
-def without(names: tuple[str, ...], text: str) -> str:
-    """Return a text with "a user" in place of each of these names, and no node's number."""
-    text = re.sub(r"\b(node|device)[ -]\d+", r"a \1", text)
-    pattern = _pattern(names)
-    return pattern.sub("a user", text) if pattern else text
-
-
-@lru_cache(maxsize=4)
-def _pattern(names: tuple[str, ...]) -> re.Pattern[str] | None:
-    """Names as whole words; one that is a number only where it is said to be a user's."""
-    longest = sorted({name for name in names if name}, key=len, reverse=True)
-    words = "|".join(re.escape(name) for name in longest if not name.isdigit())
-    numbers = "|".join(name for name in longest if name.isdigit())
-    parts: list[str] = []
-    if words:
-        parts.append(rf"(?:\busers? )?['\"]?(?<![\w-])(?:{words})(?![\w-])['\"]?")
-    if numbers:
-        parts.append(rf"\busers? ['\"]?(?:{numbers})(?!\w)['\"]?|'(?:{numbers})'")
-    return re.compile("|".join(parts)) if parts else None
-
-
-def population(config: Config, dataset: Dataset) -> tuple[int, int]:
-    """Evaluated and development users, by what is known before anybody is reached."""
-    if config.on_devices:
-        return config.users, 0
-    return len(dataset.users), len(dataset.development)
-
-
 @dataclass(frozen=True)
-class Step:
+class Exchange:
     """One exchange of a phase, as progress is reported.
 
     Attributes
@@ -287,7 +78,7 @@ class Answers(Generic[AnyReply]):
     Attributes
     ----------
     replies
-        In the order of the tasks (not of arrival, so that sums are reproducible).
+        In the order of the requests (not of arrival, so that sums are reproducible).
     errors
         User -> sentence, for everyone who was asked and is in no reply; in hello, where
         nobody is asked by name, step -> sentence.
@@ -297,36 +88,23 @@ class Answers(Generic[AnyReply]):
     errors: dict[str, str]
 
 
-def groups(run: Run, users: Sequence[str]) -> list[tuple[int, tuple[str, ...]]]:
-    """Split users into stacking groups: (node, up to ``engine.stack`` users)."""
-    at: dict[int, list[str]] = {}
-    for user in users:
-        at.setdefault(run.nodes[user], []).append(user)
-    stack = run.config.engine.stack
-    return [
-        (node, tuple(names[start : start + stack]))
-        for node, names in at.items()
-        for start in range(0, len(names), stack)
-    ]
-
-
 def ask(
-    run: Run,
-    step: Step,
-    tasks: Sequence[tuple[int, Request]],
+    run: LiveRun,
+    exchange: Exchange,
+    requests: Sequence[tuple[int, Request]],
     read: Callable[[RecordDict], AnyReply],
     keep: Callable[[AnyReply], AnyReply] = lambda reply: reply,
     row: Shapes = MappingProxyType({}),
     texts: int = 0,
 ) -> Answers[AnyReply]:
-    """Send tasks, and collect the replies until all are in or the deadline has passed.
+    """Send requests, and collect the replies until all are in or the deadline has passed.
 
     Parameters
     ----------
-    run, step
+    run, exchange
         The run, and which exchange of it this is.
-    tasks
-        (node, task) each.
+    requests
+        (node, request) each.
     read
         Checks one reply's content and returns it typed.
     keep
@@ -338,23 +116,29 @@ def ask(
         Texts that it brings for each of them. Both say how large a reply may be.
     """
     starts = time.monotonic()
-    asking = Asking(run, step, starts)
-    asking.add(tasks)
+    asking = Asking(run, exchange, starts)
+    asking.add(requests)
     wait = SHORTEST_WAIT
-    most = limits(row, max((len(task.users) for _, task in tasks), default=0), texts)
+    most = limits(
+        row, max((len(request.users) for _, request in requests), default=0), texts
+    )
     while asking.left and time.monotonic() < asking.patience():
         asking.ask_again()
         wait = asking.look(most, read, keep, wait)
     asking.give_up()
     seconds = run.state.cost.seconds
-    seconds[step.phase] = seconds.get(step.phase, 0.0) + time.monotonic() - starts
+    seconds[exchange.phase] = (
+        seconds.get(exchange.phase, 0.0) + time.monotonic() - starts
+    )
     ordered = [asking.replies[index] for index in sorted(asking.replies)]
-    return Answers(ordered, _all_errors(run, step, tasks, ordered, asking.errors))
+    return Answers(
+        ordered, _all_errors(run, exchange, requests, ordered, asking.errors)
+    )
 
 
 def meet(
-    run: Run,
-    step: Step,
+    run: LiveRun,
+    exchange: Exchange,
     newcomers: Callable[[], Sequence[tuple[int, Request]]],
     read: Callable[[RecordDict], AnyReply],
     keep: Callable[[AnyReply], AnyReply],
@@ -369,10 +153,10 @@ def meet(
 
     Parameters
     ----------
-    run, step, read, keep
+    run, exchange, read, keep
         As in `ask`.
     newcomers
-        Returns the tasks for those that have come since it was last called.
+        Returns the requests for those that have come since it was last called.
     enough
         Whether enough have joined.
     heard
@@ -384,7 +168,7 @@ def meet(
         Step -> sentence, of those that failed.
     """
     starts = time.monotonic()
-    asking, most, wait = Asking(run, step, starts), limits({}, 0), SHORTEST_WAIT
+    asking, most, wait = Asking(run, exchange, starts), limits({}, 0), SHORTEST_WAIT
     ends = starts + run.config.deadline
     while time.monotonic() < ends:
         if enough() and (not asking.left or time.monotonic() > asking.grace()):
@@ -398,11 +182,13 @@ def meet(
     if not enough():
         asking.give_up()
     seconds = run.state.cost.seconds
-    seconds[step.phase] = seconds.get(step.phase, 0.0) + time.monotonic() - starts
+    seconds[exchange.phase] = (
+        seconds.get(exchange.phase, 0.0) + time.monotonic() - starts
+    )
     return asking.errors
 
 
-def online(run: Run) -> set[int]:
+def online(run: LiveRun) -> set[int]:
     """Nodes that are connected now; none where the SuperLink cannot say it at the moment.
 
     Raises
@@ -422,35 +208,35 @@ def online(run: Run) -> set[int]:
 class Asking(Generic[AnyReply]):
     """One exchange while it goes on: who was asked, who answered, who is asked next.
 
-    A task that brings its node a part goes first, and that node's other tasks wait for
+    A request that brings its node a part goes first, and its other requests wait for
     the answer, so that the part travels once.
 
     Attributes
     ----------
-    run, step, tasks
+    run, exchange, requests
         As in `ask`.
     starts, last
         When it began, and when somebody last answered.
     parts
-        Of each task.
+        Of each request.
     tries
-        How often each task was sent.
+        How often each request was sent.
     waiting
-        Flower's id of a message -> the task in it.
+        Flower's id of a message -> the request in it.
     again
         Tasks to be sent once more, and when.
     held
-        Node -> tasks that wait for the first one's answer.
+        Node -> requests that wait for the first one's answer.
     replies, errors
-        What came: task -> reply; user -> sentence.
+        What came: request -> reply; user -> sentence.
     counted
         Users that are accounted for, for the progress.
     """
 
-    def __init__(self, run: Run, step: Step, starts: float) -> None:
-        self.run, self.step = run, step
+    def __init__(self, run: LiveRun, exchange: Exchange, starts: float) -> None:
+        self.run, self.exchange = run, exchange
         self.starts = self.last = starts
-        self.tasks: list[tuple[int, Request]] = []
+        self.requests: list[tuple[int, Request]] = []
         self.parts: list[dict[str, Part]] = []
         self.tries: list[int] = []
         self.waiting: dict[str, int] = {}
@@ -463,12 +249,14 @@ class Asking(Generic[AnyReply]):
     @property
     def left(self) -> set[int]:
         """Nodes that may still answer."""
-        return {self.tasks[index][0] for index in {*self.waiting.values(), *self.again}}
+        return {
+            self.requests[index][0] for index in {*self.waiting.values(), *self.again}
+        }
 
     def patience(self) -> float:
         """When to stop waiting (see `patience`)."""
         ends = self.starts + self.run.config.deadline
-        prompt = {node for node, _ in self.tasks} - self.run.slow
+        prompt = {node for node, _ in self.requests} - self.run.slow
         return patience(self.starts, self.last, ends, prompt, self.left)
 
     def grace(self) -> float:
@@ -478,15 +266,15 @@ class Asking(Generic[AnyReply]):
     def settled(self, needed: int) -> bool:
         """Whether so many were asked, all have answered, and nobody came after them."""
         late = time.monotonic() > self.last + SETTLE_SECONDS
-        return len(self.tasks) >= needed and not self.left and late
+        return len(self.requests) >= needed and not self.left and late
 
-    def add(self, tasks: Sequence[tuple[int, Request]]) -> None:
-        """Take tasks in, and send each that need not wait for another."""
-        first = len(self.tasks)
-        self.tasks += tasks
-        self.parts += encoded([task for _, task in tasks])
-        self.tries += [0] * len(tasks)
-        for index, (node, _) in enumerate(tasks, first):
+    def add(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Take requests in, and send each that need not wait for another."""
+        first = len(self.requests)
+        self.requests += requests
+        self.parts += encoded([request for _, request in requests])
+        self.tries += [0] * len(requests)
+        for index, (node, _) in enumerate(requests, first):
             known = self.run.holds.get(node, {})
             if node in self.held:
                 self.held[node].append(index)
@@ -496,16 +284,16 @@ class Asking(Generic[AnyReply]):
             self.send(index)
 
     def send(self, index: int) -> None:
-        """Send one task, for the first time or again; then with all its parts."""
-        run, (node, task) = self.run, self.tasks[index]
+        """Send one request, for the first time or again; then with all its parts."""
+        run, (node, request) = self.run, self.requests[index]
         known = {} if self.tries[index] else run.holds.get(node, {})
         parts, key = self.parts[index], run.signing_key
 
         def seal() -> RecordDict:
             counter = run.count_up()
-            return seal_request(task, node, counter, parts, key, known, run.salt)
+            return seal_request(request, node, counter, parts, key, known, run.salt)
 
-        name = _send(run, node, seal, self.step.kind)
+        name = _send(run, node, seal, self.exchange.kind)
         if name:
             self.waiting[name] = index
         self.tries[index] += 1
@@ -563,10 +351,10 @@ class Asking(Generic[AnyReply]):
         # The first answer counts, however often was asked.
         self.again.pop(index, None)
         self.waiting = {n: other for n, other in self.waiting.items() if other != index}
-        node, task = self.tasks[index]
+        node, request = self.requests[index]
         try:
             self.replies[index] = keep(
-                _receive(self.run, self.step, answer, task, read)
+                _receive(self.run, self.exchange, answer, request, read)
             )
         except LacksParts as error:
             self.run.holds.pop(node, None)
@@ -583,23 +371,23 @@ class Asking(Generic[AnyReply]):
         else:
             hashes = {name: part.hash for name, part in self.parts[index].items()}
             self.run.holds[node] = self.run.holds.get(node, {}) | hashes
-            if task.users:  # else they are no names that were checked; see `hello`
+            if request.users:  # else they are no names that were checked; see `hello`
                 self.errors |= self.replies[index].errors
             self.done(index)
 
     def fail(self, index: int, sentence: str) -> None:
-        """Give a task up."""
-        self.errors |= dict.fromkeys(_about(self.tasks[index][1]), sentence)
+        """Give a request up."""
+        self.errors |= dict.fromkeys(_about(self.requests[index][1]), sentence)
         self.done(index)
 
     def done(self, index: int) -> None:
-        """Go on behind a task that was answered or given up."""
+        """Go on behind a request that was answered or given up."""
         self.last = time.monotonic()
-        node, task = self.tasks[index]
-        self.counted += len(task.users)
-        of = sum(len(task.users) for _, task in self.tasks)
+        node, request = self.requests[index]
+        self.counted += len(request.users)
+        of = sum(len(request.users) for _, request in self.requests)
         if of:  # hello asks nobody by name
-            _progress(self.run, self.step, self.counted, of, len(task.users))
+            _progress(self.run, self.exchange, self.counted, of, len(request.users))
         for other in self.held.pop(node, []):
             self.send(other)
 
@@ -610,9 +398,9 @@ class Asking(Generic[AnyReply]):
         alone = "no answer while others were waited for; it let a deadline pass before."
         behind = [index for indices in self.held.values() for index in indices]
         for index in {*self.waiting.values(), *self.again, *behind}:
-            node, task = self.tasks[index]
+            node, request = self.requests[index]
             why = alone if node in run.slow else late
-            self.errors |= dict.fromkeys(_about(task), why)
+            self.errors |= dict.fromkeys(_about(request), why)
         if run.config.on_devices:
             run.slow |= self.left
 
@@ -641,13 +429,13 @@ def _died(answer: Message | IdiolectError) -> bool:
     return isinstance(answer, Message) and answer.has_error()
 
 
-def _about(task: Request) -> tuple[str, ...]:
-    """Whose failure it is when a task fails: its users', or, in hello, its own."""
-    return task.users or (task.step,)
+def _about(request: Request) -> tuple[str, ...]:
+    """Whose failure it is when a request fails: its users', or, in hello, its own."""
+    return request.users or (request.step,)
 
 
-def encoded(tasks: Sequence[Request]) -> list[dict[str, Part]]:
-    """The parts of each task, by name; what tasks share is encoded once."""
+def encoded(requests: Sequence[Request]) -> list[dict[str, Part]]:
+    """The parts of each request, by name; what requests share is encoded once."""
     done: dict[tuple[str, int], Part] = {}
 
     def one(name: str, value: Any) -> Part:
@@ -657,12 +445,12 @@ def encoded(tasks: Sequence[Request]) -> list[dict[str, Part]]:
         return done[place]
 
     return [
-        {name: one(name, getattr(task, name)) for name in part_names(type(task))}
-        for task in tasks
+        {name: one(name, getattr(request, name)) for name in part_names(type(request))}
+        for request in requests
     ]
 
 
-def _send(run: Run, node: int, seal: Callable[[], RecordDict], kind: str) -> str:
+def _send(run: LiveRun, node: int, seal: Callable[[], RecordDict], kind: str) -> str:
     """Send a message; return the id that its reply will name, or nothing.
 
     Each try has a counter of its own, since the SuperLink may have taken the message that
@@ -677,7 +465,7 @@ def _send(run: Run, node: int, seal: Callable[[], RecordDict], kind: str) -> str
             # One by one: the grid's list of ids leaves out what it could not send.
             names = list(run.grid.push_messages([message]))
         except (httpx.HTTPError, ObjectPushError) as error:
-            LOG.warning("a task was not sent: %s", printable(str(error), 200))
+            LOG.warning("a request was not sent: %s", printable(str(error), 200))
             passing = is_passing(error) or isinstance(error, ObjectPushError)
             if pause is None or not passing:
                 return ""
@@ -688,10 +476,10 @@ def _send(run: Run, node: int, seal: Callable[[], RecordDict], kind: str) -> str
 
 
 def _receive(
-    run: Run,
-    step: Step,
+    run: LiveRun,
+    exchange: Exchange,
     message: Message | IdiolectError,
-    task: Request,
+    request: Request,
     read: Callable[[RecordDict], AnyReply],
 ) -> AnyReply:
     if isinstance(message, IdiolectError):
@@ -700,21 +488,21 @@ def _receive(
         raise IdiolectError(f"its node failed: {error_of(message)}")
     run.state.cost.bytes_up += size(message.content)
     reply = read(message.content)
-    check_step(reply, task.run, task.step)
-    if task.users:
-        check_users(reply, task.users)
+    check_step(reply, request.run, request.step)
+    if request.users:
+        check_users(reply, request.users)
     if not run.config.on_devices:  # a device may call its process anything, each time
         process = reply.process[:PROCESS]
         peak = run.processes.get(process, 0.0)
         run.processes[process] = max(reply.peak_rss_mb, peak)
     # With privacy who took part is a secret; in hello a device may call itself anything.
-    checked = task.users or not run.config.on_devices
+    checked = request.users or not run.config.on_devices
     for user in reply.users if checked and not run.secret else ():
         run.journal.write(
             {
                 "event": "user",
-                "phase": step.phase,
-                "label": step.label,
+                "phase": exchange.phase,
+                "label": exchange.label,
                 "user": user,
                 "seconds": round(reply.seconds / len(reply.users), 4),
             }
@@ -730,15 +518,17 @@ def _sentence(error: Exception) -> str:
     return printable(f"{type(error).__name__}: {error}")[:300]
 
 
-def _progress(run: Run, step: Step, counted: int, of: int, users: int) -> None:
-    run.done += step.weight * users
+def _progress(
+    run: LiveRun, exchange: Exchange, counted: int, of: int, users: int
+) -> None:
+    run.done += exchange.weight * users
     cost = run.state.cost
     told = run.config.privacy.metrics != "noisy"  # else withheld, as in results.json
     run.journal.write(
         {
             "event": "progress",
-            "phase": step.phase,
-            "label": step.label,
+            "phase": exchange.phase,
+            "label": exchange.label,
             "done": counted,
             "total": of,
             "fraction": round(min(run.done / run.total, 1.0), 4),
@@ -750,27 +540,27 @@ def _progress(run: Run, step: Step, counted: int, of: int, users: int) -> None:
 
 
 def _all_errors(
-    run: Run,
-    step: Step,
-    tasks: Sequence[tuple[int, Request]],
+    run: LiveRun,
+    exchange: Exchange,
+    requests: Sequence[tuple[int, Request]],
     replies: Sequence[Reply],
     errors: dict[str, str],
 ) -> dict[str, str]:
     """Complete the errors by users whom nobody mentions, and report them."""
     answered = {user for reply in replies for user in reply.users}
-    for _, task in tasks:
-        for user in task.users:
+    for _, request in requests:
+        for user in request.users:
             if user not in answered:
                 errors.setdefault(user, "its node left this user out of the reply.")
     errors = {user: text for user, text in errors.items() if user not in answered}
     if any(
-        task.users for _, task in tasks
+        request.users for _, request in requests
     ):  # hello reports what it makes of its errors
-        report(run, step, errors)
+        report(run, exchange, errors)
     return errors
 
 
-def report(run: Run, step: Step, errors: Mapping[str, str]) -> None:
+def report(run: LiveRun, exchange: Exchange, errors: Mapping[str, str]) -> None:
     """Note failures: one warning per sentence, and the sentence beside each user.
 
     Where who takes part is a secret the warning says how many, and the names are in the
@@ -779,17 +569,17 @@ def report(run: Run, step: Step, errors: Mapping[str, str]) -> None:
     by_sentence: dict[str, list[str]] = {}
     for user, text in errors.items():
         by_sentence.setdefault(run.nameless(text), []).append(user)
-        run.state.failed[user] = f"{step.name}: {text}"
+        run.state.failed[user] = f"{exchange.name}: {text}"
     for text, users in by_sentence.items():
         more = f" and {len(users) - 5} more" if len(users) > 5 else ""
         named = ", ".join(users[:5]) + more
         if run.secret:
             named = f"{len(users)} users" if len(users) > 1 else "1 user"
-        run.warn(f"{step.name}: {named}: {text}")
+        run.warn(f"{exchange.name}: {named}: {text}")
 
 
 def require(
-    run: Run, step: Step, got: int, asked: int, errors: Mapping[str, str]
+    run: LiveRun, exchange: Exchange, got: int, asked: int, errors: Mapping[str, str]
 ) -> None:
     """Go on only if the quorum holds.
 
@@ -802,15 +592,6 @@ def require(
         return
     why = run.nameless(next(iter(errors.values()), "nobody answered."))
     raise IdiolectError(
-        f"{step.name}: only {got} of {asked} users succeeded, and the "
+        f"{exchange.name}: only {got} of {asked} users succeeded, and the "
         f"quorum is {run.config.quorum:.0%} (config key 'quorum'). The first failure: {why}"
     )
-
-
-def rows_shapes(shapes: Shapes) -> Callable[[dict[str, Any]], Shapes]:
-    """Shapes of a reply with one row per user it names."""
-
-    def of(fields: dict[str, Any]) -> Shapes:
-        return {name: (len(fields["users"]), *shape) for name, shape in shapes.items()}
-
-    return of

@@ -25,9 +25,10 @@ from ...common.protocol.messages import (
 )
 from ...common.protocol.packing import unpack
 from ...common.text import printable
-from .exchange import Run, Step, ask, meet, online, report, require
+from .exchange import Exchange, ask, meet, online, report, require
+from .live import LiveRun
 
-STEP = Step("hello", "", "query.hello", 0.0)
+EXCHANGE = Exchange("hello", "", "query.hello", 0.0)
 # What `model_folder.identity` is made of, as an operator knows it.
 PARTS = {
     "weights": "weights",
@@ -93,7 +94,7 @@ def identity(config: Config) -> Identity:
 
 
 @dataclass
-class Census:
+class HelloSummary:
     """What the nodes said of their data.
 
     Attributes
@@ -108,7 +109,7 @@ class Census:
     truncated: int = 0
 
 
-def hello(run: Run, ours: Identity) -> Census:
+def hello(run: LiveRun, ours: Identity) -> HelloSummary:
     """Greet every node, refuse those that do not match, and find out who lives where.
 
     Raises
@@ -119,13 +120,13 @@ def hello(run: Run, ours: Identity) -> Census:
     """
     if run.config.on_devices:
         _meet_devices(run, ours)
-        return Census({})
-    census = Census({})
-    _check_everybody(run, census, _greet_simulated(run, ours, census))
-    return census
+        return HelloSummary({})
+    found = HelloSummary({})
+    _check_everybody(run, found, _greet_simulated(run, ours, found))
+    return found
 
 
-def _greetings(run: Run, nodes: Sequence[int]) -> list[tuple[int, Request]]:
+def _greetings(run: LiveRun, nodes: Sequence[int]) -> list[tuple[int, Request]]:
     key = public_key(run.signing_key)
     return [(n, HelloRequest(**run.head(f"hello/{n}", ()), key=key)) for n in nodes]
 
@@ -134,7 +135,9 @@ def _read(record: RecordDict) -> HelloReply:
     return unpack(HelloReply, record)
 
 
-def _greet_simulated(run: Run, ours: Identity, census: Census) -> dict[str, str]:
+def _greet_simulated(
+    run: LiveRun, ours: Identity, found: HelloSummary
+) -> dict[str, str]:
     """Greet every simulated node; return what is wrong, by user."""
     errors: dict[str, str] = {}
     greeted: set[int] = set()
@@ -145,11 +148,11 @@ def _greet_simulated(run: Run, ours: Identity, census: Census) -> dict[str, str]
     while len(greeted) < expected and time.monotonic() < ends:
         fresh = sorted(online(run) - greeted)
         greeted |= set(fresh)
-        answers = ask(run, STEP, _greetings(run, fresh), _read)
+        answers = ask(run, EXCHANGE, _greetings(run, fresh), _read)
         errors |= answers.errors
         for reply in answers.replies:
             expected = max(expected, reply.nodes)
-            errors |= _welcome(run, _node_of(reply), reply, ours, census)
+            errors |= _welcome(run, _node_of(reply), reply, ours, found)
         if not fresh:
             time.sleep(0.1)
     return errors
@@ -157,7 +160,7 @@ def _greet_simulated(run: Run, ours: Identity, census: Census) -> dict[str, str]
 
 @dataclass
 class Waiting:
-    """Tells whoever watches the run for whom it waits: once for each change.
+    """Tells those who watch the run whom it waits for: once for each change.
 
     Attributes
     ----------
@@ -169,7 +172,7 @@ class Waiting:
         What was told last.
     """
 
-    run: Run
+    run: LiveRun
     until: float
     said: tuple[int, int, int] = (-1, 0, 0)
 
@@ -203,7 +206,7 @@ class Waiting:
         )
 
 
-def _meet_devices(run: Run, ours: Identity) -> None:
+def _meet_devices(run: LiveRun, ours: Identity) -> None:
     """Greet devices as they come, until the run has its users or the deadline has passed.
 
     Each is greeted once, whatever it answers; one that is silent is asked again (`ask`).
@@ -218,7 +221,7 @@ def _meet_devices(run: Run, ours: Identity) -> None:
         return _greetings(run, fresh)
 
     def welcome(reply: HelloReply) -> HelloReply:
-        errors.update(_welcome(run, _node_of(reply), reply, ours, Census({})))
+        errors.update(_welcome(run, _node_of(reply), reply, ours, HelloSummary({})))
         return reply
 
     def enough() -> bool:
@@ -230,15 +233,15 @@ def _meet_devices(run: Run, ours: Identity) -> None:
         waiting.look(len(greeted), errors | dict(failed))
 
     waiting.look(0, {})
-    failed = meet(run, STEP, newcomers, _read, welcome, enough, heard)
+    failed = meet(run, EXCHANGE, newcomers, _read, welcome, enough, heard)
     errors |= {device_user(_asked(step)): why for step, why in failed.items()}
     if not resumed:  # in the order of their numbers, however they came
         run.state.devices.sort(key=lambda name: (len(name), name))
     stubs = tuple(User(name, (), ()) for name in run.state.devices)
     run.dataset = replace(run.dataset, users=stubs)
     run.save()
-    require(run, STEP, len(run.nodes), run.config.users, errors or _silence(run))
-    report(run, STEP, {u: e for u, e in errors.items() if u not in run.nodes})
+    require(run, EXCHANGE, len(run.nodes), run.config.users, errors or _silence(run))
+    report(run, EXCHANGE, {u: e for u, e in errors.items() if u not in run.nodes})
 
 
 def _node_of(reply: HelloReply) -> int:
@@ -251,18 +254,18 @@ def _asked(step: str) -> int:
     return int(step.rpartition("/")[2])
 
 
-def _silence(run: Run) -> dict[str, str]:
+def _silence(run: LiveRun) -> dict[str, str]:
     return {"": f"no node answered within {run.config.deadline:g} s."}
 
 
 def _welcome(
-    run: Run, node: int, reply: HelloReply, ours: Identity, census: Census
+    run: LiveRun, node: int, reply: HelloReply, ours: Identity, found: HelloSummary
 ) -> dict[str, str]:
     """Take a node's users in, or return why not."""
     problem = mismatch(reply, ours, run.config)
     if problem:
         run.warn(f"hello: node {node} is refused: {problem}")
-        if run.config.on_devices:  # what a stranger calls itself is no name of ours
+        if run.config.on_devices:  # what a stranger calls itself is not a name of ours
             return {device_user(node): problem}
         return dict.fromkeys([*reply.users, *reply.errors] or [f"node {node}"], problem)
     if run.config.on_devices:
@@ -271,13 +274,13 @@ def _welcome(
     for user in reply.users:
         if user in known and user not in run.nodes:
             run.nodes[user] = node
-    census.truncated += reply.truncated
+    found.truncated += reply.truncated
     for reason, count in reply.dropped.items():
-        census.dropped[reason] = census.dropped.get(reason, 0) + count
+        found.dropped[reason] = found.dropped.get(reason, 0) + count
     return dict(reply.errors)
 
 
-def _enlist(run: Run, node: int, reply: HelloReply) -> dict[str, str]:
+def _enlist(run: LiveRun, node: int, reply: HelloReply) -> dict[str, str]:
     """Take a device into the run, or return why not.
 
     The first that come, as many as ``users``, are the users of the run: it was calibrated
@@ -321,7 +324,7 @@ def mismatch(reply: HelloReply, ours: Identity, config: Config) -> str:
     return ""
 
 
-def _check_everybody(run: Run, census: Census, errors: dict[str, str]) -> None:
+def _check_everybody(run: LiveRun, found: HelloSummary, errors: dict[str, str]) -> None:
     """Account for everyone the data hold: reached, left out, or a reason to stop."""
     if errors and not run.nodes:
         raise IdiolectError(run.nameless(next(iter(errors.values()))))
@@ -331,14 +334,14 @@ def _check_everybody(run: Run, census: Census, errors: dict[str, str]) -> None:
         if not run.config.skip_bad_users:
             raise IdiolectError(run.nameless(errors[unfit[0]]))
         reason = "does not fit the context"
-        census.dropped[reason] = census.dropped.get(reason, 0) + len(unfit)
+        found.dropped[reason] = found.dropped.get(reason, 0) + len(unfit)
     first = errors or _silence(run)
     for asked, got in (
-        (run.dataset.users, run.users),
-        (run.dataset.development, run.development),
+        (run.dataset.users, run.cohort.users),
+        (run.dataset.development, run.cohort.development),
     ):
         if asked:
-            require(run, STEP, len(got), len(asked), first)
+            require(run, EXCHANGE, len(got), len(asked), first)
     unreachable = next(iter(errors.values()), "its node did not answer.")
     gone = {user: unreachable for user in everybody if user not in run.nodes}
-    report(run, STEP, gone | {user: errors[user] for user in unfit})
+    report(run, EXCHANGE, gone | {user: errors[user] for user in unfit})

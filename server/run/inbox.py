@@ -424,7 +424,7 @@ def inflated(head: str, contents: Mapping[str, bytes], most: Limits) -> Message:
             _bound(unfolded, most.tensors)
     message = inflate_object_from_contents(head, dict(contents))
     if not isinstance(message, Message) or message.has_content() == message.has_error():
-        raise IdiolectError("its reply is no message.")
+        raise IdiolectError("its reply is not a message.")
     return message
 
 

@@ -181,7 +181,7 @@ def split_by_alpha(alpha: Mapping[str, float]) -> dict[str, list[str]]:
     }
 
 
-def build(
+def build(  # eight, by name only: most are sections of the file
     *,
     run: Mapping[str, Any],
     users: Users,

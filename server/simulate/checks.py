@@ -12,8 +12,7 @@ from ...common.data.load import load_dataset, public_items
 from ...common.data.types import Dataset
 from ...common.errors import IdiolectError
 from ..privacy.accountant import epsilons
-from ..run.budget import crowd_of, programme, scaled
-from ..run.exchange import population
+from ..run.budget import population_of, programme, scaled
 from ..run.hello import identity
 from ..run.pool import public_text
 
@@ -54,7 +53,7 @@ def check_unlabeled(config: Config, dataset: Dataset) -> None:
         public_text(config, dataset, 1)
     elif unlabeled.file:
         public_items(unlabeled.file)
-    everybody = sum(population(config, dataset))
+    everybody = population_of(config, dataset).everybody
     if unlabeled.kind == "anonymised" and unlabeled.support > everybody:
         raise IdiolectError(
             f"config key 'unlabeled.support' is {unlabeled.support}, but there are "
@@ -73,8 +72,8 @@ def check_budget(config: Config, dataset: Dataset) -> None:
     privacy = config.privacy
     if privacy.mode == "off" or privacy.epsilon == math.inf:
         return
-    crowd = crowd_of(config, *population(config, dataset))
-    planned = programme(config, scaled(config, privacy.noise or MOST_NOISE), crowd)
+    noise = scaled(config, privacy.noise or MOST_NOISE)
+    planned = programme(config, noise, population_of(config, dataset))
     # With a noise of its own a run makes the releases that it can afford.
     for events in [{event: 1} for event in planned] if privacy.noise else [planned]:
         spent = epsilons(events, privacy.delta, privacy.participations).release

@@ -1,5 +1,5 @@
-"""Declared experiments over many cells, without messages.
+"""Declared experiments over many cells, which are runs without messages.
 
-Imports: server.run, server.privacy, common.methods, common.engine, common.unlabeled,
-common.data, common.privacy, common.protocol.
+Imports: server.run, server.privacy, common.engine, common.unlabeled, common.data,
+common.protocol.
 """

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from idiolect.client.node import tasks
+from idiolect.client.node import host
 from tests.common.conftest import write_model
 
 from .federation import run
@@ -54,5 +54,5 @@ def settings(tmp_path, small_model, monkeypatch) -> dict:
 def unbroken(tmp_path_factory, small_model) -> Path:
     """Folder of a short run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("unbroken")
-    tasks.forget()
+    host.forget()
     return run({**short_run(folder, small_model), "run.name": "unbroken"})

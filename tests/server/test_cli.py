@@ -121,7 +121,7 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
         ([LAMP, "-c", "users=many"], "'users' takes a whole number"),
         ([LAMP, "-c", "users"], "-c takes key=value, not 'users'"),
         ([LAMP, "-c", "data=no/such"], "no/such"),
-        ([LAMP, "-c", "backbone=./none"], "backbone './none' is no folder"),
+        ([LAMP, "-c", "backbone=./none"], "backbone './none' is neither a folder"),
         ([LAMP, "-c", "backbone=nobody/none"], "HF_HUB_OFFLINE"),
         ([LAMP, "-c", "run.resume=old"], "there is no run 'old'"),
         ([LAMP, "-c", "run.name=a/b"], "the name of a run is 'a/b'"),
@@ -175,7 +175,7 @@ def test_a_study_fits_the_terminal_and_is_markdown_elsewhere(
         ),
         (
             ["study", UNIQUENESS],
-            "idiolect.server.study.study.run_study",
+            "idiolect.server.study.cells.run_study",
             "finished cells",
         ),
         (["study", LEAKS], "idiolect.server.audit.audit.run_study", "finished cells"),

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap, aes_key_wrap
 
 from idiolect.client.node import membership
-from idiolect.client.node.device import VaultShelf
+from idiolect.client.node.device import VaultStore
 from idiolect.client.owner import adapters, consent, history, owner
 from idiolect.client.owner.database import DamagedError, WrongKeyError, checksum
 from idiolect.client.owner.keys import Passphrase, RandomKey, derived
@@ -55,9 +55,9 @@ def test_everything_is_there_under_its_own_kind_of_source(path):
         assert membership.public_line(opened).startswith("ecdsa-sha2-nistp384 ")
         (sent,) = consent.sent(opened)
         assert (sent.run, sent.kind, sent.bytes) == ("spring", "HelloReply", 321)
-        shelf = VaultShelf(opened, "spring")
-        assert shelf.read("round") == b"2"
-        assert shelf.read("adapters/c-bpo/device-1.safetensors")
+        store = VaultStore(opened, "spring")
+        assert store.read("round") == b"2"
+        assert store.read("adapters/c-bpo/device-1.safetensors")
         assert [v.accepted for v in adapters.versions(opened)] == [True, False]
         assert adapters.active(opened) == 1
         assert opened.count_up("adapters", DEVICE) == 3
@@ -77,7 +77,7 @@ def test_its_adapters_can_be_used_and_forgotten(path):
         assert adapters.active(opened) == 0
         assert opened.sources() == [DEVICE, IMPORTS[0]]
         assert consent.consents(opened)["update"] == "no"  # it shared their source
-        assert VaultShelf(opened, "spring").read("round") == b"2"
+        assert VaultStore(opened, "spring").read("round") == b"2"
 
 
 def test_nothing_that_the_older_version_sealed_is_left(path):

@@ -10,7 +10,7 @@ import torch
 
 from idiolect.client.commands import status
 from idiolect.client.node import membership
-from idiolect.client.node.device import VaultShelf
+from idiolect.client.node.device import VaultStore
 from idiolect.client.owner import adapters, consent, history, owner
 from idiolect.client.owner.consent import Refusal
 from idiolect.client.owner.history import Entry
@@ -122,15 +122,15 @@ def test_forgetting_what_is_not_learnt_from_costs_nothing(vault, training):
 
 def test_a_run_that_trains_while_text_is_forgotten_leaves_nothing(vault):
     _, learnt = owner.split(history.entries(vault))
-    shelf = VaultShelf(vault, "spring", learnt)
-    shelf.write("adapters/sft/device-1.safetensors", b"trained before")
+    store = VaultStore(vault, "spring", learnt)
+    store.write("adapters/sft/device-1.safetensors", b"trained before")
     owner.forget(vault, ["mail"])
-    assert shelf.read("adapters/sft/device-1.safetensors") is None
+    assert store.read("adapters/sft/device-1.safetensors") is None
     with pytest.raises(Refusal, match="forgotten text"):
-        shelf.write("adapters/sft/device-1.safetensors", b"trained after")
+        store.write("adapters/sft/device-1.safetensors", b"trained after")
     assert vault.count("run") == 0
-    shelf.write("round", b"1")  # what it agreed to is not made of text
-    assert shelf.read("round") == b"1"
+    store.write("round", b"1")  # what it agreed to is not made of text
+    assert store.read("round") == b"1"
 
 
 def test_nothing_gets_in_between_two_halves_of_forgetting(vault, path, training):
@@ -342,9 +342,9 @@ def test_reset_goes_back_to_the_bare_model(vault, scores):
 def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
     poor = judged(vault, 0.5, -1.0, "a run")
     assert not poor.accepted and vault.count("shared") == 1
-    shelf = VaultShelf(vault, "spring")
-    shelf.write("adapters/sft/device-1.safetensors", b"x")
-    shelf.write("devices/device-1.json", b"{}")
+    store = VaultStore(vault, "spring")
+    store.write("adapters/sft/device-1.safetensors", b"x")
+    store.write("devices/device-1.json", b"{}")
     membership.join(vault, membership.Server("one.example:1", "pem", "00" * 32))
     membership.leave(vault)
     found = load_reference(owner.configured(vault))
@@ -352,7 +352,7 @@ def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
     assert adapters.latest_shared(vault, backbone, zero) is zero
     assert vault.count("shared") == 0
     assert [s.kind for s in vault.sources() if s.kind == "run"] == []
-    assert shelf.read("devices/device-1.json") == b"{}"  # what it took part in counts
+    assert store.read("devices/device-1.json") == b"{}"  # what it took part in counts
     assert len(adapters.versions(vault)) == 1
 
 

@@ -13,7 +13,7 @@ from idiolect.common.engine.reference import Reference
 from idiolect.common.errors import IdiolectError
 from idiolect.common.unlabeled.draws import not_own
 from idiolect.common.unlabeled.sets import Unlabeled, UnlabeledSet
-from idiolect.server.study import study
+from idiolect.server.run import local
 
 CONTEXT = 128
 LONG = Item("long", Prompt("", "so"), "word after word " * CONTEXT)
@@ -62,8 +62,8 @@ def test_a_study_goes_on_without_it(backbone):
     damaged = replace(
         dataset, users=(replace(first, history=(LONG, *first.history)), *rest)
     )
-    found = study._fitting(backbone, damaged)
+    found = local.fitted(backbone, damaged)
     assert found.users == dataset.users and found.dropped == {TOO_LONG: 1}
     gone = replace(dataset, users=(replace(first, held_out=(LONG,)), *rest))
     with pytest.raises(IdiolectError, match="no held-out item that fits"):
-        study._fitting(backbone, gone)
+        local.fitted(backbone, gone)

@@ -1,12 +1,13 @@
 """The engine on a GPU computes what it computes on a CPU, within what bf16 can hold."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from idiolect.common.config import parse
+from idiolect.common.config import Personalise, parse
 from idiolect.common.data import personas
 from idiolect.common.engine.adapters import Lora, new_lora, stack, zero_shared
 from idiolect.common.engine.backbone import Encoded, load_backbone
@@ -17,7 +18,13 @@ from idiolect.common.engine.scoring import (
     generate,
     score_users,
 )
-from idiolect.common.engine.training import Example, Lesson, Recipe, train
+from idiolect.common.engine.training import (
+    Example,
+    TrainingSet,
+    TrainingSettings,
+    train,
+)
+from idiolect.common.methods import c_bpo, sft
 from idiolect.common.methods.personalise import personalise
 from idiolect.common.unlabeled.sets import Unlabeled, UnlabeledSet
 from tests.common.conftest import write_tokenizer
@@ -29,7 +36,8 @@ pytestmark = [
 KEYS = {"users": 4, "development-users": 0, "history": 12, "seed": 3}
 KEYS |= {"unlabeled.kind": "others", "personalise.learning-rates": "1e-3"}
 CONFIG = parse(KEYS)
-RECIPE = Recipe("c-bpo", 0.5, epochs=2, batch=4, beta=0.3, optimizer="sgd")
+SETTINGS = TrainingSettings(0.5, epochs=2, batch=4, optimizer="sgd")
+KEYS = Personalise(beta=0.3, unlabeled_weight=1.0, anchor=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +50,7 @@ def tiny(dtype: str, device: str):
     return load_backbone.__wrapped__("tiny", dtype, device, 512)
 
 
-def lessons(backbone, users) -> list[Lesson]:
+def sets(backbone, users) -> list[TrainingSet]:
     """Each user's history against the next user's, with reference scores."""
     shared = zero_shared(backbone, CONFIG.shared_shape, 0)
     found = []
@@ -52,16 +60,15 @@ def lessons(backbone, users) -> list[Lesson]:
             encoded = [backbone.encode(item) for item in items]
             (scores,) = score_users(backbone, [shared], [encoded])
             kinds.append([Example(e, s) for e, s in zip(encoded, scores, strict=True)])
-        found.append(Lesson(user.id, kinds[0], unlabeled=kinds[1], alpha=0.3))
+        found.append(TrainingSet(user.id, kinds[0], unlabeled=kinds[1], alpha=0.3))
     return found
 
 
-def trained(backbone, chosen: list[Lesson], recipe: Recipe = RECIPE) -> list[Lora]:
-    shared = zero_shared(backbone, CONFIG.shared_shape, 0)
-    start = [
-        new_lora(backbone, CONFIG.lora, 0, "personal", lesson.user) for lesson in chosen
-    ]
-    return train(backbone, shared, start, chosen, recipe).loras
+def trained(backbone, chosen: list[TrainingSet], settings=SETTINGS) -> list[Lora]:
+    reference = Reference(backbone, zero_shared(backbone, CONFIG.shared_shape, 0))
+    start = [new_lora(backbone, CONFIG.lora, 0, "personal", one.user) for one in chosen]
+    loss = partial(c_bpo.loss, settings=KEYS)
+    return train(reference, start, chosen, loss, settings).loras
 
 
 def assert_alike(one: Lora, other: Lora, tolerance: float) -> None:
@@ -74,8 +81,8 @@ def assert_alike(one: Lora, other: Lora, tolerance: float) -> None:
 
 def test_training_equals_that_on_a_cpu(dataset):
     cpu, gpu = tiny("float32", "cpu"), tiny("float32", "cuda")
-    expected = trained(cpu, lessons(cpu, dataset.users))
-    found = trained(gpu, lessons(gpu, dataset.users))
+    expected = trained(cpu, sets(cpu, dataset.users))
+    found = trained(gpu, sets(gpu, dataset.users))
     assert all(lora.a.keys() == lora.b.keys() for lora in found)
     assert next(iter(found[0].b.values())).is_cuda
     for one, other in zip(found, expected, strict=True):
@@ -85,17 +92,17 @@ def test_training_equals_that_on_a_cpu(dataset):
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-3), ("bfloat16", 0.2)])
 def test_a_stack_equals_its_users_alone(dataset, dtype, tolerance):
     backbone = tiny(dtype, "cuda")
-    chosen = lessons(backbone, dataset.users)
+    chosen = sets(backbone, dataset.users)
     together = trained(backbone, chosen)
-    for lora, lesson in zip(together, chosen, strict=True):
-        assert_alike(lora, trained(backbone, [lesson])[0], tolerance)
+    for lora, one in zip(together, chosen, strict=True):
+        assert_alike(lora, trained(backbone, [one])[0], tolerance)
 
 
 def test_microbatches_change_nothing(dataset):
     backbone = tiny("float32", "cuda")
-    chosen = lessons(backbone, dataset.users[:2])
+    chosen = sets(backbone, dataset.users[:2])
     whole = trained(backbone, chosen)
-    parts = trained(backbone, chosen, replace(RECIPE, microbatch=3))
+    parts = trained(backbone, chosen, replace(SETTINGS, microbatch=3))
     for one, other in zip(parts, whole, strict=True):
         assert_alike(one, other, 2e-3)
 
@@ -103,7 +110,7 @@ def test_microbatches_change_nothing(dataset):
 def test_bf16_moves_adapters_as_float32_does(dataset):
     exact, rounded = tiny("float32", "cuda"), tiny("bfloat16", "cuda")
     # The same references: what is compared is training.
-    chosen = lessons(exact, dataset.users)
+    chosen = sets(exact, dataset.users)
     expected, found = trained(exact, chosen), trained(rounded, chosen)
     for one, other in zip(found, expected, strict=True):
         assert next(iter(one.b.values())).dtype == torch.float32
@@ -160,12 +167,13 @@ def test_memory_of_long_prompts_grows_with_the_completion(tmp_path):
 
     def peak(completion: int) -> int:
         ids = tuple(range(1500))
-        lesson = [Example(Encoded(ids, 1500 - completion)) for _ in range(8)]
+        items = [Example(Encoded(ids, 1500 - completion)) for _ in range(8)]
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        recipe = Recipe("sft", 1e-3, epochs=1, batch=8)
-        train(backbone, None, [lora], [Lesson("u", lesson)], recipe)
+        settings = TrainingSettings(1e-3, epochs=1, batch=8)
+        data = [TrainingSet("u", items)]
+        train(Reference(backbone), [lora], data, sft.loss, settings)
         return torch.cuda.max_memory_allocated() - before
 
     whole = 8 * 1500 * 32_000 * 4

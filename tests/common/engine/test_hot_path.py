@@ -4,6 +4,8 @@ Counts do not depend on the machine. Where one is exceeded on purpose, say why i
 commit that raises it.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,9 +15,11 @@ from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
 from idiolect.common.engine.adapters import new_lora, zero_shared
 from idiolect.common.engine.backbone import load_backbone
+from idiolect.common.engine.objectives import LossFunction
 from idiolect.common.engine.reference import Reference
-from idiolect.common.engine.training import Lesson, plan, train
-from idiolect.common.methods import personalise
+from idiolect.common.engine.training import batches, train
+from idiolect.common.methods import c_bpo
+from idiolect.common.methods.personalise import training_settings
 from idiolect.common.unlabeled.draws import draw_for
 from idiolect.common.unlabeled.sets import Unlabeled, UnlabeledSet
 
@@ -46,32 +50,35 @@ def made():
     entries = tuple(Unlabeled(item, 1.0, other.id) for item in other.history)
     reference = Reference(backbone, shared)
     drawn = draw_for(reference, user, UnlabeledSet(entries), config)
-    lesson = personalise._lesson(reference, user, drawn, "c-bpo", 0.5)
-    return backbone, shared, config, lesson
+    return reference, config, c_bpo.training_set(reference, user, drawn, 0.5)
 
 
 def trained(made, mode) -> int:
-    backbone, shared, config, lesson = made
-    recipe = personalise._recipe("c-bpo", 3e-3, config)
-    start = [new_lora(backbone, config.lora, config.seed, "personal", lesson.user)]
+    reference, config, data = made
+    settings = training_settings(config, 3e-3)
+    backbone = reference.backbone
+    start = [new_lora(backbone, config.lora, config.seed, "personal", data.user)]
     with mode:
-        train(backbone, shared, start, [lesson], recipe)
-    return len(plan(lesson, recipe))
+        train(reference, start, [data], loss_of(config), settings)
+    return len(batches(data, settings))
+
+
+def loss_of(config) -> LossFunction:
+    return partial(c_bpo.loss, settings=config.personalise)
 
 
 def frozen_products(made) -> float:
     """Operations of y = x W' and dx = dy W, the vocabulary for completions only."""
-    backbone, _, config, lesson = made
-    lesson: Lesson
+    reference, config, data = made
     sizes = {
         name: 4 * module.weight.numel()
-        for name, module in backbone.model.named_modules()
+        for name, module in reference.backbone.model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
     head = sizes.pop("lm_head")
     total = 0.0
-    for step in plan(lesson, personalise._recipe("c-bpo", 3e-3, config)):
-        rows = [example.encoded for kind in step.values() for example in kind]
+    for batch in batches(data, training_settings(config, 3e-3)):
+        rows = [example.encoded for kind in batch.values() for example in kind]
         padded = len(rows) * max(len(row.ids) for row in rows)
         completion = sum(len(row.ids) - row.prompt_length for row in rows)
         total += padded * sum(sizes.values()) + completion * head
@@ -96,15 +103,15 @@ def test_the_operations_of_a_step(made) -> None:
 
 def test_users_in_one_stack_share_the_operations(made) -> None:
     """Four users cost no more operations than one and a quarter."""
-    backbone, shared, config, lesson = made
-    recipe = personalise._recipe("c-bpo", 3e-3, config)
+    reference, config, data = made
+    settings, loss = training_settings(config, 3e-3), loss_of(config)
     start = [
-        new_lora(backbone, config.lora, config.seed, "personal", str(k))
+        new_lora(reference.backbone, config.lora, config.seed, "personal", str(k))
         for k in range(4)
     ]
     alone, together = Counter(), Counter()
     with alone:
-        train(backbone, shared, start[:1], [lesson], recipe)
+        train(reference, start[:1], [data], loss, settings)
     with together:
-        train(backbone, shared, start, [lesson] * 4, recipe)
+        train(reference, start, [data] * 4, loss, settings)
     assert together.count < 1.25 * alone.count

@@ -560,7 +560,7 @@ def test_a_quantisation_that_says_no_method_is_refused(llama, said):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_no_numbers_are_refused(llama, value):
     rewrite(llama, lambda t: t["model.norm.weight"][:1].fill_(value))
-    refused(llama, "no finite numbers (model.norm.weight)")
+    refused(llama, "not finite numbers (model.norm.weight)")
 
 
 @pytest.mark.parametrize(

@@ -3,44 +3,56 @@ from dataclasses import replace
 import pytest
 import torch
 
-from idiolect.common.config import LoraShape
+from idiolect.common.config import LoraShape, Personalise
 from idiolect.common.engine.adapters import hash_lora, new_lora, stack, zero_shared
+from idiolect.common.engine.objectives import LossFunction
 from idiolect.common.engine.reference import Reference
 from idiolect.common.engine.scoring import score_users
 from idiolect.common.engine.training import (
     Adam,
     Example,
-    Lesson,
-    Recipe,
+    TrainingSet,
+    TrainingSettings,
     adam_step,
+    batches,
     learning_rate,
-    plan,
     sgd_step,
     train,
 )
+from idiolect.common.methods import bco, c_bpo, cope, kto, positives, sft
 from tests.common.engine.test_adapters import adapter
 
 SHAPE = LoraShape(rank=3, alpha=6.0)
-METHODS = ("sft", "kto", "bco", "c-bpo", "positives", "dpo")
-RECIPE = Recipe("c-bpo", 5e-3, epochs=2, batch=3)
+KEYS = Personalise(unlabeled_weight=1.0, anchor=0.0)  # the paper's
+
+
+def with_keys(loss) -> LossFunction:
+    return lambda batch, means: loss(batch, means, KEYS)
+
+
+SFT, C_BPO, DPO = map(with_keys, (sft.loss, c_bpo.loss, cope.dpo))
+LOSSES = {"sft": SFT, "kto": with_keys(kto.loss), "bco": with_keys(bco.loss)}
+LOSSES |= {"c-bpo": C_BPO, "positives": with_keys(positives.loss), "dpo": DPO}
+SETTINGS = TrainingSettings(5e-3, epochs=2, batch=3)
 
 
 @pytest.fixture(scope="module")
 def material(backbone, items):
-    """A shared adapter, three users' starts and lessons of different lengths."""
+    """A shared adapter, three users' starts and training sets of different lengths."""
     shared = adapter(backbone, "s", 3)
     encoded = [backbone.encode(item) for item in items]
-    scores = Reference(backbone, shared).scores(encoded)
+    reference = Reference(backbone, shared)
+    scores = reference.scores(encoded)
     examples = [Example(e, s) for e, s in zip(encoded, scores, strict=True)]
-    lessons = []
+    data = []
     for k, (first, last) in enumerate(((0, 7), (4, 9), (3, 5))):
         own, aux = examples[first:last], examples[last:] + examples[:first]
         aux = [replace(e, weight=1.0 + i % 2) for i, e in enumerate(aux)]
         pairs = own[1:] + aux + own[:1]
         worse = examples[::-1][: len(own)]
-        lessons.append(Lesson(f"u{k}", own, aux, aux[:2], pairs, 0.2 * k, worse))
+        data.append(TrainingSet(f"u{k}", own, aux, aux[:2], pairs, 0.2 * k, worse))
     starts = [new_lora(backbone, SHAPE, 0, f"u{k}") for k in range(3)]
-    return shared, starts, lessons
+    return reference, starts, data
 
 
 def distance(one, two) -> float:
@@ -50,24 +62,22 @@ def distance(one, two) -> float:
     return max((x - y).abs().max().item() for x, y in pairs)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_k_users_equal_k_runs(backbone, material, method):
-    shared, starts, lessons = material
-    recipe = replace(RECIPE, method=method)
-    together = train(backbone, shared, starts, lessons, recipe)
-    for k, lesson in enumerate(lessons):
-        alone = train(backbone, shared, starts[k : k + 1], [lesson], recipe)
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_k_users_equal_k_runs(material, loss):
+    reference, starts, data = material
+    together = train(reference, starts, data, loss, SETTINGS)
+    for k, one_set in enumerate(data):
+        alone = train(reference, starts[k : k + 1], [one_set], loss, SETTINGS)
         assert distance(alone.loras[0], starts[k]) > 5e-3
         assert distance(alone.loras[0], together.loras[k]) < 1e-4
         assert together.logs[k] == pytest.approx(alone.logs[0], abs=1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_accumulation_changes_nothing(backbone, material, method):
-    shared, starts, lessons = material
-    recipe = replace(RECIPE, method=method)
-    whole = train(backbone, shared, starts, lessons, recipe)
-    parts = train(backbone, shared, starts, lessons, replace(recipe, microbatch=2))
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_accumulation_changes_nothing(material, loss):
+    reference, starts, data = material
+    whole = train(reference, starts, data, loss, SETTINGS)
+    parts = train(reference, starts, data, loss, replace(SETTINGS, microbatch=2))
     for one, two in zip(whole.loras, parts.loras, strict=True):
         assert distance(one, two) < 1e-4
     assert [log["delta"] for log in whole.logs] == pytest.approx(
@@ -76,9 +86,9 @@ def test_accumulation_changes_nothing(backbone, material, method):
 
 
 def test_training_again_gives_the_same_bits(backbone, material):
-    shared, starts, lessons = material
-    one = train(backbone, shared, starts, lessons, RECIPE)
-    two = train(backbone, shared, starts, lessons, RECIPE)
+    reference, starts, data = material
+    one = train(reference, starts, data, C_BPO, SETTINGS)
+    two = train(reference, starts, data, C_BPO, SETTINGS)
     assert list(map(hash_lora, one.loras)) == list(map(hash_lora, two.loras))
     assert distance(starts[0], new_lora(backbone, SHAPE, 0, "u0")) == 0
 
@@ -86,19 +96,19 @@ def test_training_again_gives_the_same_bits(backbone, material):
 def test_training_raises_the_likelihood_of_the_own_items_only_for_the_owner(
     backbone, material
 ):
-    shared, starts, lessons = material
-    recipe = replace(RECIPE, method="sft", epochs=6)
-    loras = train(backbone, shared, starts[:1], lessons[:1], recipe).loras
-    own = [example.encoded for example in lessons[0].positive]
-    before = score_users(backbone, [shared], [own])[0]
-    after = score_users(backbone, [shared, stack(loras)], [own])[0]
+    reference, starts, data = material
+    settings = replace(SETTINGS, epochs=6)
+    loras = train(reference, starts[:1], data[:1], SFT, settings).loras
+    own = [example.encoded for example in data[0].positive]
+    before = score_users(backbone, [reference.shared], [own])[0]
+    after = score_users(backbone, [reference.shared, stack(loras)], [own])[0]
     assert sum(after) > sum(before) + 5
 
 
 def test_one_steps_of_sft_equal_torch_adamw(backbone, material):
-    shared, starts, lessons = material
-    recipe = Recipe("sft", 1e-2, epochs=3, batch=100, warmup=0.0, clip=1e9)
-    ours = train(backbone, shared, starts[:1], lessons[:1], recipe).loras[0]
+    reference, starts, data = material
+    settings = TrainingSettings(1e-2, epochs=3, batch=100, warmup=0.0, clip=1e9)
+    ours = train(reference, starts[:1], data[:1], SFT, settings).loras[0]
     leaves = {n: t.clone().requires_grad_() for n, t in starts[0].a.items()}
     ups = {n: t.clone().requires_grad_() for n, t in starts[0].b.items()}
     optimiser = torch.optim.AdamW(
@@ -111,9 +121,9 @@ def test_one_steps_of_sft_equal_torch_adamw(backbone, material):
         completion_tokens,
     )
 
-    encoded = [example.encoded for example in lessons[0].positive]
+    encoded = [example.encoded for example in data[0].positive]
     for _ in range(3):
-        with attached(backbone, shared, Lora(leaves, ups, starts[0].scaling)):
+        with attached(backbone, reference.shared, Lora(leaves, ups, starts[0].scaling)):
             logp = completion_logp(backbone, collate(backbone, encoded))
         optimiser.zero_grad()
         (-logp.sum() / sum(map(completion_tokens, encoded))).backward()
@@ -123,79 +133,81 @@ def test_one_steps_of_sft_equal_torch_adamw(backbone, material):
 
 
 def test_a_frozen_a_does_not_move(backbone, material):
-    _, _, lessons = material
+    _, _, data = material
     shared = zero_shared(backbone, SHAPE, 0)
-    recipe = replace(RECIPE, method="sft", train_a=False)
-    trained = train(backbone, None, [shared] * 3, lessons, recipe).loras
+    settings = replace(SETTINGS, train_a=False)
+    trained = train(Reference(backbone), [shared] * 3, data, SFT, settings).loras
     for lora in trained:
         assert all(torch.equal(lora.a[n], shared.a[n]) for n in shared.a)
         assert any(lora.b[n].abs().max() > 1e-3 for n in shared.b)
     assert distance(trained[0], trained[1]) > 1e-3
 
 
-def test_an_overflowing_user_does_not_touch_the_others(backbone, material):
-    shared, starts, lessons = material
+def test_an_overflowing_user_does_not_touch_the_others(material):
+    reference, starts, data = material
     broken = replace(starts[1], b={n: t + float("inf") for n, t in starts[1].b.items()})
-    mixed = train(backbone, shared, [starts[0], broken, starts[2]], lessons, RECIPE)
-    clean = train(backbone, shared, starts, lessons, RECIPE)
+    mixed = train(reference, [starts[0], broken, starts[2]], data, C_BPO, SETTINGS)
+    clean = train(reference, starts, data, C_BPO, SETTINGS)
     assert not all(t.isfinite().all() for t in mixed.loras[1].b.values())
     assert distance(mixed.loras[0], clean.loras[0]) < 2e-5
     assert distance(mixed.loras[2], clean.loras[2]) < 2e-5
 
 
 def test_alpha_changes_the_result_and_is_reported_with_the_clamp(backbone, material):
-    shared, starts, lessons = material
-    high = [replace(lesson, alpha=0.9) for lesson in lessons]
-    one = train(backbone, shared, starts, lessons, RECIPE)
-    two = train(backbone, shared, starts, high, RECIPE)
+    reference, starts, data = material
+    high = [replace(one_set, alpha=0.9) for one_set in data]
+    one = train(reference, starts, data, C_BPO, SETTINGS)
+    two = train(reference, starts, high, C_BPO, SETTINGS)
     assert distance(one.loras[0], two.loras[0]) > 1e-4
     assert two.logs[0]["clamp_rate"] >= one.logs[0]["clamp_rate"]
     assert one.logs[0]["steps"] == 2 * 3
 
 
-def test_plan_visits_everything_once_per_epoch(material):
-    lesson = material[2][0]
-    steps = plan(lesson, RECIPE)
-    assert len(steps) == 2 * 3
-    for epoch in (steps[:3], steps[3:]):
+def test_the_batches_visit_everything_once_per_epoch(material):
+    one_set = material[2][0]
+    found = batches(one_set, SETTINGS)
+    assert len(found) == 2 * 3
+    for epoch in (found[:3], found[3:]):
         for kind in ("positive", "unlabeled", "negative"):
-            seen = [example for step in epoch for example in step[kind]]
-            assert sorted(map(id, seen)) == sorted(map(id, getattr(lesson, kind)))
-            sizes = [len(step[kind]) for step in epoch]
+            seen = [example for batch in epoch for example in batch[kind]]
+            assert sorted(map(id, seen)) == sorted(map(id, getattr(one_set, kind)))
+            sizes = [len(batch[kind]) for batch in epoch]
             assert max(sizes) - min(sizes) <= 1
-    assert [id(e) for e in steps[0]["positive"]] != [
-        id(e) for e in steps[3]["positive"]
+    assert [id(e) for e in found[0]["positive"]] != [
+        id(e) for e in found[3]["positive"]
     ]
 
 
 def test_mismatched_pairs_follow_their_items(material):
-    lesson = material[2][0]
-    step = plan(lesson, RECIPE)[0]
-    own = [lesson.positive.index(e) for e in step["positive"]]
-    aux = [lesson.unlabeled.index(e) for e in step["unlabeled"]]
-    expected = [lesson.mismatched[i] for i in own]
-    expected += [lesson.mismatched[len(lesson.positive) + i] for i in aux]
-    assert step["mismatched"] == expected
+    one_set = material[2][0]
+    batch = batches(one_set, SETTINGS)[0]
+    own = [one_set.positive.index(e) for e in batch["positive"]]
+    aux = [one_set.unlabeled.index(e) for e in batch["unlabeled"]]
+    expected = [one_set.mismatched[i] for i in own]
+    expected += [one_set.mismatched[len(one_set.positive) + i] for i in aux]
+    assert batch["mismatched"] == expected
 
 
 def test_what_is_rejected_follows_its_positive(material):
-    lesson = material[2][0]
-    for step in plan(lesson, RECIPE):
-        own = [lesson.positive.index(e) for e in step["positive"]]
-        assert step["rejected"] == [lesson.rejected[i] for i in own]
-    (step,) = plan(Lesson("u", lesson.positive), Recipe("sft", 1.0, 1, 100))
-    assert step["rejected"] == []
+    one_set = material[2][0]
+    for batch in batches(one_set, SETTINGS):
+        own = [one_set.positive.index(e) for e in batch["positive"]]
+        assert batch["rejected"] == [one_set.rejected[i] for i in own]
+    (batch,) = batches(
+        TrainingSet("u", one_set.positive), TrainingSettings(1.0, 1, 100)
+    )
+    assert batch["rejected"] == []
 
 
 def test_dpo_parts_what_is_preferred_from_what_is_not(backbone, material):
-    shared, starts, lessons = material
-    recipe = replace(RECIPE, method="dpo", epochs=4)
-    (lora,) = train(backbone, shared, starts[:1], lessons[:1], recipe).loras
+    reference, starts, data = material
+    settings, shared = replace(SETTINGS, epochs=4), reference.shared
+    (lora,) = train(reference, starts[:1], data[:1], DPO, settings).loras
 
     def margin(*adapters):
         own, worse = (
             sum(score_users(backbone, adapters, [[e.encoded for e in part]])[0])
-            for part in (lessons[0].positive, lessons[0].rejected)
+            for part in (data[0].positive, data[0].rejected)
         )
         return own - worse
 
@@ -203,8 +215,8 @@ def test_dpo_parts_what_is_preferred_from_what_is_not(backbone, material):
 
 
 def test_learning_rate_warms_up_and_ends():
-    recipe = Recipe("sft", 1.0, 1, 1, warmup=0.5)
-    rates = [learning_rate(recipe, t, 4) for t in range(6)]
+    settings = TrainingSettings(1.0, 1, 1, warmup=0.5)
+    rates = [learning_rate(settings, t, 4) for t in range(6)]
     assert rates == [0.5, 1.0, 1.0, 1.0, 0.0, 0.0]
 
 
@@ -231,8 +243,8 @@ def test_adam_step_matches_torch_per_user_and_stops_the_finished():
 
 
 def test_delta_is_saved_per_user(backbone, material):
-    shared, starts, lessons = material
-    logs = train(backbone, shared, starts, lessons, RECIPE).logs
+    reference, starts, data = material
+    logs = train(reference, starts, data, C_BPO, SETTINGS).logs
     assert len({round(log["delta"], 6) for log in logs}) == 3
 
 
@@ -247,20 +259,21 @@ def test_sgd_closed_form_and_finished_rows_stay():
     torch.testing.assert_close(flat, torch.tensor(expected))
 
 
-def test_a_recipe_chooses_its_optimizer(backbone, material):
+def test_settings_choose_the_optimizer(backbone, material):
     """After one step from B = 0 Adam moved every entry by its rate; sgd did not."""
-    _, _, lessons = material
+    _, _, data = material
     shared = zero_shared(backbone, SHAPE, 0)
-    recipe = Recipe("sft", 1e-3, epochs=1, batch=100, warmup=0.0, train_a=False)
+    bare = Reference(backbone)
+    settings = TrainingSettings(1e-3, epochs=1, batch=100, warmup=0.0, train_a=False)
     moves = {}
     for optimizer in ("adam", "sgd"):
-        chosen = replace(recipe, optimizer=optimizer)
-        (lora,) = train(backbone, None, [shared], lessons[:1], chosen).loras
+        chosen = replace(settings, optimizer=optimizer)
+        (lora,) = train(bare, [shared], data[:1], SFT, chosen).loras
         moves[optimizer] = torch.cat([b.flatten() for b in lora.b.values()]).abs()
     # Adam divides by |g| + 1e-8: where a gradient is tiny it moves by less.
     assert (moves["adam"] > 0.9e-3).float().mean() > 0.9
     assert moves["sgd"].std() > 0.3 * moves["sgd"].mean() > 0
-    double = replace(recipe, optimizer="sgd", learning_rate=2e-3)
-    (lora,) = train(backbone, None, [shared], lessons[:1], double).loras
+    double = replace(settings, optimizer="sgd", learning_rate=2e-3)
+    (lora,) = train(bare, [shared], data[:1], SFT, double).loras
     twice = torch.cat([b.flatten() for b in lora.b.values()]).abs()
     torch.testing.assert_close(twice, 2 * moves["sgd"], rtol=1e-3, atol=1e-9)

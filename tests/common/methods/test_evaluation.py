@@ -12,7 +12,8 @@ from idiolect.common.engine.reference import Reference
 from idiolect.common.engine.scoring import completion_tokens, score_users
 from idiolect.common.methods import evaluation
 from idiolect.common.methods.evaluation import evaluate, held_out_nll
-from idiolect.common.methods.in_context import with_history, write_profile
+from idiolect.common.methods.pag import write_profile
+from idiolect.common.methods.rag import with_history
 from tests.common.conftest import CONFIG, config
 from tests.common.engine.test_adapters import adapter
 from tests.common.engine.test_scoring import obvious_logp

@@ -198,19 +198,10 @@ NOISE = noise_for(CLAIMED, 1e-5, ROUNDS)
 def audit(
     aggregate: attacks.Aggregate, seed: int, sampling: float = 0.5, boost: float = 1.0
 ) -> dict[str, attacks.Audit]:
-    found = attacks.audit_mechanism(
-        aggregate,
-        DIMENSION,
-        CANARIES,
-        ROUNDS,
-        sampling,
-        1.0,
-        GUESSES,
-        1e-5,
-        0.95,
-        draw(seed),
-        boost,
+    design = attacks.Design(
+        1.0, 1e-5, CANARIES, GUESSES, ROUNDS, sampling, DIMENSION, boost
     )
+    found = attacks.audit_mechanism(aggregate, design, draw(seed))
     return {audit.name: audit for audit in found}
 
 
@@ -307,18 +298,8 @@ def test_amplification_is_granted_to_those_who_see_releases_alone() -> None:
 
 def test_cohorts_that_do_not_differ_have_no_differences() -> None:
     for rounds, sampling in ((1, 0.5), (3, 1.0)):
-        found = attacks.audit_mechanism(
-            lambda rows: rows.sum(0),
-            50,
-            20,
-            rounds,
-            sampling,
-            1.0,
-            10,
-            0.0,
-            0.95,
-            draw(),
-        )
+        design = attacks.Design(1.0, 0.0, 20, 10, rounds, sampling, 50, 1.0)
+        found = attacks.audit_mechanism(lambda rows: rows.sum(0), design, draw())
         assert [one.name for one in found] == ["summed"]
 
 
@@ -331,9 +312,8 @@ def test_what_the_aggregation_is_given() -> None:
         rows[:] = 0  # theirs to change
         return seen[-1].sum(0)
 
-    found = attacks.audit_mechanism(
-        record, 6000, 400, 40, 0.25, 0.5, 40, 0.0, 0.95, draw(17), 3.0
-    )
+    design = attacks.Design(1.0, 0.0, 400, 40, 40, 0.25, 6000, 1.5)
+    found = attacks.audit_mechanism(record, design, draw(17))
     assert len(seen) == 40
     assert all(rows.dtype == np.float32 for rows in seen)
     norms = np.linalg.norm(np.concatenate(seen), axis=1)

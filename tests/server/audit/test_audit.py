@@ -16,7 +16,7 @@ from idiolect.server.audit import attacks, audit
 from idiolect.server.findings.page import load
 from idiolect.server.privacy.ledger import read_ledger
 from idiolect.server.run import adapt
-from idiolect.server.study.study import read_study
+from idiolect.server.study.declaration import read_study
 from tests.server.federation import FakeGrid, results, run
 from tests.server.run.test_privacy import CENTRAL
 
@@ -68,11 +68,7 @@ def test_an_aggregation_that_forgets_to_clip_is_caught(monkeypatch):
 
 
 def test_an_aggregation_that_forgets_its_noise_is_caught(monkeypatch):
-    monkeypatch.setattr(
-        adapt,
-        "noise_rows",
-        lambda shapes, _s, _r: {n: np.zeros(v) for n, v in shapes.items()},
-    )
+    monkeypatch.setattr(adapt, "gaussian", lambda shape, _s, _r: np.zeros(shape))
     assert audit.caught(audit.audit_mechanism(DESIGN, "honest", 0), DESIGN)
 
 

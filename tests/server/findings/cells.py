@@ -3,7 +3,7 @@
 import numpy as np
 
 from idiolect.common.config import Scalar
-from idiolect.server.study.study import Claim, Comparison, Study
+from idiolect.server.study.declaration import Claim, Comparison, Study
 
 
 def cell(ratio: float, seed: int, gain: float, users=12, task="headline") -> dict:

@@ -8,7 +8,7 @@ import pytest
 from idiolect.common.config import Scalar
 from idiolect.server.findings.page import _alpha_table, markdown, store, write_pages
 from idiolect.server.findings.summary import summary
-from idiolect.server.study.study import Study
+from idiolect.server.study.declaration import Study
 
 from .cells import CELLS, study, worlds
 

@@ -8,7 +8,7 @@ import pytest
 from idiolect.server.findings.page import markdown
 from idiolect.server.findings.plot import svg
 from idiolect.server.findings.summary import summary
-from idiolect.server.study.study import Study
+from idiolect.server.study.declaration import Study
 
 from .cells import CELLS, study
 

@@ -4,7 +4,7 @@ import pytest
 
 from idiolect.common.config import Scalar
 from idiolect.server.findings.summary import alpha_against_truth, curve
-from idiolect.server.study.study import Study
+from idiolect.server.study.declaration import Study
 
 from .cells import CELLS, cell, study
 

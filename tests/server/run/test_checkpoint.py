@@ -20,7 +20,7 @@ from idiolect.server.run.checkpoint import (
     point_latest,
     save,
 )
-from idiolect.server.run.exchange import Journal
+from idiolect.server.run.live import Journal
 
 SHAPES = {"layer.q": (3, 2)}
 

@@ -13,7 +13,7 @@ from flwr.app import Message
 
 from idiolect.common.errors import IdiolectError
 from idiolect.server.run import app, results
-from idiolect.server.run.exchange import without
+from idiolect.server.run.live import without
 from tests.server.federation import FakeGrid, events, node_error, run
 from tests.server.federation import results as results_of
 

@@ -11,7 +11,7 @@ import pytest
 from flwr.app import Message
 
 from idiolect.client.node import state as device
-from idiolect.client.node.tasks import HANDLERS
+from idiolect.client.node.handlers import HANDLERS
 from idiolect.common.config import parse, parse_word
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol import manifest as manifests
@@ -34,6 +34,7 @@ from idiolect.server.privacy.accountant import epsilons
 from idiolect.server.privacy.ledger import BudgetSpent, read_ledger
 from idiolect.server.run import adapt, budget, checkpoint
 from idiolect.server.run import personalise as phases
+from idiolect.server.run.sums import Sum
 from tests.server.federation import FakeGrid, events, node_error, results, run
 from tests.server.run.test_run import Killed, alter, new_process, rows_of
 
@@ -47,7 +48,7 @@ CENTRAL = {
 }
 
 
-CROWD = budget.Crowd(5, 5)
+PEOPLE = budget.Population(3, 2, 5)
 
 
 @pytest.fixture
@@ -85,14 +86,15 @@ def test_the_vote_is_planned_for_everybody_who_may_vote():
             "privacy.delta": 1e-3,
         }
     )
-    crowd = budget.crowd_of(config, 40, 30)
-    assert crowd == budget.Crowd(30, 70)
-    noise = budget.noise_of(config, crowd)
-    ledger = budget.new_ledger(None, config, crowd)
+    people = budget.population(config, 40, 30)
+    assert (people.adapting, people.everybody) == (30, 70)
+    noise = budget.noise_of(config, people)
+    ledger = budget.new_ledger(None, config, people)
     assert ledger.population == 70
     for number in range(config.adapt.rounds):
-        adapt.charge_round(ledger, config, crowd, number, 1.0)
-    budget.charge(ledger, budget.vote_event(config, noise, crowd), config, 0)
+        event = budget.adapt_event(config, noise, people)
+        budget.charge(ledger, event, config, number)
+    budget.charge(ledger, budget.vote_event(config, noise, people), config, 0)
     assert ledger.spent().release <= config.privacy.epsilon
 
 
@@ -245,10 +247,12 @@ def test_the_clip_follows_the_quantile(central):
 
 def test_the_clip_bit_is_part_of_its_rounds_event():
     config = parse({"privacy.mode": "central", "adapt.clip-quantile": 0.5})
-    event = budget.adapt_event(config, budget.Noise(1.0, 1.0, 1.0), CROWD)
+    event = budget.adapt_event(config, budget.Noise(1.0, 1.0, 1.0), PEOPLE)
     assert event.clip_bit_z == 10.0
     fixed = parse({"privacy.mode": "central"})
-    assert budget.adapt_event(fixed, budget.Noise(1.0, 1.0, 1.0), CROWD).clip_bit_z == 0
+    assert (
+        budget.adapt_event(fixed, budget.Noise(1.0, 1.0, 1.0), PEOPLE).clip_bit_z == 0
+    )
 
 
 @pytest.mark.parametrize(("within", "expected"), [(0, 0.1), (10, -0.1), (5, 0.0)])
@@ -256,7 +260,8 @@ def test_next_clip_closed_form(within, expected):
     config = parse({"privacy.mode": "central", "adapt.clip-quantile": 0.5})
     event = dataclasses.replace(budget.Event("adapt", 1.0), clip_bit_z=0.0)
     release = budget.Release("adapt/0", event, lambda n: bytes(n))
-    got = adapt.next_clip(2.0, within, 10, release, config, 10)
+    found = Sum({}, ["u"] * 10, within)
+    got = adapt.next_clip(2.0, found, release, config, 10)
     assert got == pytest.approx(2.0 * math.exp(expected))
 
 
@@ -266,7 +271,7 @@ def test_next_clip_closed_form(within, expected):
 def test_a_device_refuses_more_releases_than_it_agreed_to(central):
     capped = central | {"privacy.participations": 1, "methods": "shared"}
     folder = run(capped, FakeGrid(5))
-    agreed = device.agreed(device.Folder(folder), "persona-000")
+    agreed = device.agreed(device.FolderStore(folder), "persona-000")
     assert list(agreed.took["adapt"]) == ["adapt/0"]
     # The second round had nobody left: it was paid for and left out, and the run went on.
     warnings = " ".join(entry["message"] for entry in events(folder, "warning"))
@@ -298,37 +303,37 @@ def test_a_round_that_is_left_out_moves_nothing(central):
 
 
 def test_a_release_that_is_asked_for_again_counts_once(tmp_path):
-    shelf = device.Folder(tmp_path)
-    device.pin(shelf, "u", "key", 1, "c")
+    store = device.FolderStore(tmp_path)
+    device.pin(store, "u", "key", 1, "c")
     for _ in range(3):
-        device.take_part(shelf, "u", "adapt", "adapt/4", "hash")
+        device.take_part(store, "u", "adapt", "adapt/4", "hash")
     with pytest.raises(
         IdiolectError, match="as many as privacy.participations allowed"
     ):
-        device.take_part(shelf, "u", "adapt", "adapt/5", "hash")
+        device.take_part(store, "u", "adapt", "adapt/5", "hash")
     with pytest.raises(IdiolectError, match="something else is asked for as 'adapt/4'"):
-        device.take_part(shelf, "u", "adapt", "adapt/4", "another")
-    device.take_part(shelf, "u", "votes", "votes/0", "bank")
-    assert device.agreed(shelf, "u").took == {
+        device.take_part(store, "u", "adapt", "adapt/4", "another")
+    device.take_part(store, "u", "votes", "votes/0", "bank")
+    assert device.agreed(store, "u").took == {
         "adapt": {"adapt/4": "hash"},
         "votes": {"votes/0": "bank"},
     }
 
 
 def test_the_cap_is_that_of_the_first_contact(tmp_path):
-    shelf = device.Folder(tmp_path)
-    device.pin(shelf, "u", "key", 1, "c")
-    device.pin(shelf, "u", "key", 99, "c")
-    device.take_part(shelf, "u", "adapt", "adapt/0", "")
+    store = device.FolderStore(tmp_path)
+    device.pin(store, "u", "key", 1, "c")
+    device.pin(store, "u", "key", 99, "c")
+    device.take_part(store, "u", "adapt", "adapt/0", "")
     with pytest.raises(IdiolectError, match="allowed at first contact"):
-        device.take_part(shelf, "u", "adapt", "adapt/1", "")
+        device.take_part(store, "u", "adapt", "adapt/1", "")
 
 
 def test_a_damaged_count_is_not_begun_anew(tmp_path):
-    shelf = device.Folder(tmp_path)
-    shelf.write("devices/u.json", b'{"took": {"adapt": [')
+    store = device.FolderStore(tmp_path)
+    store.write("devices/u.json", b'{"took": {"adapt": [')
     with pytest.raises(IdiolectError, match="damaged.*backup"):
-        device.take_part(shelf, "u", "adapt", "adapt/0", "")
+        device.take_part(store, "u", "adapt", "adapt/0", "")
 
 
 # --- votes ----------------------------------------------------------------------------
@@ -516,17 +521,20 @@ def test_an_expired_manifest_is_renewed_on_resume(central, monkeypatch):
         if state.unlabeled is not None:
             raise Killed
 
-    monkeypatch.setattr("idiolect.server.run.exchange.save", die_after_pool)
-    monkeypatch.setattr("idiolect.server.run.pool.VALID_DAYS", 0.001)
+    monkeypatch.setattr("idiolect.server.run.live.save", die_after_pool)
+    monkeypatch.setattr("idiolect.server.run.signing.VALID_DAYS", 0.001)
     short = central
     with pytest.raises(Killed):
         run(short | {"run.name": "late"}, FakeGrid(5))
-    monkeypatch.setattr("idiolect.server.run.exchange.save", original)
+    monkeypatch.setattr("idiolect.server.run.live.save", original)
     new_process()
     folder = Path(short["run.folder"]) / "late"
     before = manifests.parse(checkpoint.load(folder, {}).manifest)
     late = before.expires + 1
-    for module in ("idiolect.server.run.pool.time", "idiolect.client.node.tasks.time"):
+    for module in (
+        "idiolect.server.run.signing.time",
+        "idiolect.client.node.agreement.time",
+    ):
         monkeypatch.setattr(f"{module}.time", lambda: late)
     run(
         short | {"run.resume": "late"},
@@ -689,10 +697,10 @@ def test_a_finished_round_is_not_paid_for_again(central, monkeypatch):
         if state.rounds == 2:
             raise Killed
 
-    monkeypatch.setattr("idiolect.server.run.exchange.save", die_after_adapt)
+    monkeypatch.setattr("idiolect.server.run.live.save", die_after_adapt)
     with pytest.raises(Killed):
         run(central | {"run.name": "cut"}, FakeGrid(5))
-    monkeypatch.setattr("idiolect.server.run.exchange.save", original)
+    monkeypatch.setattr("idiolect.server.run.live.save", original)
     folder = Path(central["run.folder"]) / "cut"
     sent = shared_of(folder)
     run(central | {"run.resume": "cut"}, FakeGrid(5))
@@ -713,7 +721,7 @@ def test_a_lost_ledger_is_not_begun_anew(central):
 
 def test_nobody_is_asked_twice_in_a_refused_round(central):
     with pytest.raises(BudgetSpent):
-        ledger = budget.new_ledger(None, parse({"privacy.mode": "central"}), CROWD)
+        ledger = budget.new_ledger(None, parse({"privacy.mode": "central"}), PEOPLE)
         budget.charge(ledger, budget.Event("adapt", 0.01), parse({}), 0)
 
 
@@ -756,8 +764,8 @@ def test_the_private_command_of_the_readme_has_a_finite_epsilon():
     given = dict(word.split("=", 1) for word in words if word != "-c")
     config = parse({name: parse_word(name, value) for name, value in given.items()})
     assert budget.unprotected(config) == []
-    crowd = budget.crowd_of(config, config.users, config.development_users)
-    planned = budget.programme(config, budget.noise_of(config, crowd), crowd)
+    people = budget.population(config, config.users, config.development_users)
+    planned = budget.programme(config, budget.noise_of(config, people), people)
     assert {event.stage for event in planned} == {"adapt", "votes", "metrics"}
     assert 7.9 < epsilons(planned, config.privacy.delta).release <= 8
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from flwr.app import Message
 
-from idiolect.client.node import tasks
+from idiolect.client.node import handlers, host
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol.messages import (
     AdaptReply,
@@ -479,14 +479,14 @@ def test_a_failed_run_says_so_in_its_journal(settings):
 def test_a_user_whose_training_fails_is_reported_and_the_others_are_not_touched(
     settings, monkeypatch
 ):
-    original = tasks.personalise
+    original = handlers.personalise
 
     def fragile(reference, users, *rest):
         if any(user.id == "persona-001" for user in users):
             raise RuntimeError("out of luck")
         return original(reference, users, *rest)
 
-    monkeypatch.setattr(tasks, "personalise", fragile)
+    monkeypatch.setattr(handlers, "personalise", fragile)
     settings |= {"quorum": 0.6, "methods": "shared,sft"}
     found = results(run(settings))
     assert "out of luck" in found["run"]["failed"]["persona-001"]
@@ -503,7 +503,7 @@ class Killed(BaseException):
 
 def new_process() -> None:
     """Forget what only lives in memory."""
-    tasks.forget()
+    host.forget()
 
 
 def test_a_run_killed_at_every_checkpoint_ends_as_if_never_killed(
@@ -522,7 +522,7 @@ def test_a_run_killed_at_every_checkpoint_ends_as_if_never_killed(
             raise Killed
         started.add(state.life)
 
-    monkeypatch.setattr("idiolect.server.run.exchange.save", save_and_die)
+    monkeypatch.setattr("idiolect.server.run.live.save", save_and_die)
     lives, broken = 0, Path()
     while lives < 40:
         try:
@@ -535,7 +535,7 @@ def test_a_run_killed_at_every_checkpoint_ends_as_if_never_killed(
             finished = (Path(settings["run.folder"]) / "latest").resolve()
             state = checkpoint.load(finished, {})
             if len(state.metrics) == 4:  # the last save, after which it only reports
-                monkeypatch.setattr("idiolect.server.run.exchange.save", original)
+                monkeypatch.setattr("idiolect.server.run.live.save", original)
     # 2 rounds, bank, pool, 2 methods x (2 rates + choice + training), 4 measured
     assert lives == 2 + 2 + 2 * 4 + 4 + 1
     assert scores(broken) == scores(unbroken)
@@ -578,9 +578,9 @@ def test_what_users_already_trained_is_not_trained_again(settings, monkeypatch):
     with pytest.raises(Killed):
         run({**settings, "run.name": "broken"}, FakeGrid(1, die))
     trained: list[int] = []
-    original = tasks.personalise
+    original = handlers.personalise
     monkeypatch.setattr(
-        tasks, "personalise", lambda *a: trained.append(1) or original(*a)
+        handlers, "personalise", lambda *a: trained.append(1) or original(*a)
     )
     found = results(run({**settings, "run.resume": "broken"}, FakeGrid(1)))
     assert trained == []

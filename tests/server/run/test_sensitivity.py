@@ -17,8 +17,9 @@ from idiolect.common.protocol.messages import AdaptReply, ProtocolError
 from idiolect.common.protocol.packing import pack
 from idiolect.common.protocol.validation import row_norms, valid_votes
 from idiolect.common.unlabeled.votes import ballot
-from idiolect.server.run.adapt import clipped_sum, contribution, sum_rows
-from idiolect.server.run.pool import sum_of_votes, valid_marks
+from idiolect.server.run.remote import contribution, valid_marks
+from idiolect.server.run.sums import Sum, clipped_sum, sum_of_unit
+from idiolect.server.run.sums import sum_rows as sum_of
 
 # Anything that float32 holds: zeros, subnormals, 3e38, infinities, NaN.
 ANYTHING = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -37,6 +38,10 @@ def rows(users: int):
 def reply(given_rows: dict[str, np.ndarray]) -> AdaptReply:
     users = tuple(f"u{i}" for i in range(len(given_rows["q"])))
     return AdaptReply("r", "s", users, {}, 0.0, "p", 0.0, given_rows)
+
+
+def sum_rows(given: AdaptReply, clip: float) -> Sum:
+    return sum_of(given.users, given.rows, clip)
 
 
 def flat(total: dict[str, np.ndarray]) -> np.ndarray:
@@ -61,7 +66,9 @@ def test_what_is_not_finite_counts_for_nobody(value):
     bad = {name: np.ones((2, *shape), np.float32) for name, shape in SHAPES.items()}
     bad["q"][1, 0, 0] = value
     found = sum_rows(reply(bad), 1.0)
-    assert found.users == ("u0",) and "not finite" in found.errors["u1"]
+    assert found.users == ["u0"]
+    read = contribution(SHAPES, 1.0, False)(pack(reply(bad)))
+    assert read.users == ("u0",) and "not finite" in read.errors["u1"]
     assert np.linalg.norm(flat(found.total)) == pytest.approx(1.0)
 
 
@@ -132,7 +139,7 @@ NEAR_ONE = st.one_of(
 def test_one_vote_moves_the_histogram_by_no_more_than_one(votes, who):
     everybody = votes[valid_votes(votes)]
     without = np.delete(everybody, who, axis=0) if who < len(everybody) else everybody
-    moved = sum_of_votes(everybody) - sum_of_votes(without)
+    moved = sum_of_unit(everybody) - sum_of_unit(without)
     assert (moved >= 0).all() and exact_square(moved) <= 1
 
 
@@ -142,7 +149,7 @@ def test_a_vote_that_is_a_little_too_long_counts_as_one(length):
     longest = np.full((1, length), np.float32((1 + 1e-5) / length**0.5), np.float32)
     longest *= np.float32(1 - 1e-7)
     assert exact_square(longest[0]) > 1 and valid_votes(longest)[0]
-    total = sum_of_votes(longest)
+    total = sum_of_unit(longest)
     assert exact_square(total) <= 1
     np.testing.assert_allclose(total, longest[0], rtol=2e-5)
 
@@ -157,8 +164,8 @@ def test_the_bits_of_a_histogram_do_not_depend_on_groups_and_order(votes, order,
     votes = np.where(valid_votes(votes)[:, None], votes, np.float32(0))
     found = np.zeros(5)
     for start in range(0, 6, size):
-        found += sum_of_votes(votes[order[start : start + size]])
-    assert np.array_equal(found, sum_of_votes(votes))
+        found += sum_of_unit(votes[order[start : start + size]])
+    assert np.array_equal(found, sum_of_unit(votes))
 
 
 @settings(max_examples=100, deadline=None)
@@ -232,7 +239,7 @@ def test_a_reply_with_weights_of_its_own_is_refused():
     record = record_with("x", None)
     record["metrics"] = type(record.config_records["message"])({"num-examples": 1e18})
     found = contribution(SHAPES, 1.0, False)(record)
-    assert np.linalg.norm(flat(found.total)) <= 2.0 + 1e-9
+    assert np.linalg.norm(flat(found.found.total)) <= 2.0 + 1e-9
     body = record.config_records["message"]
     body["body"] = str(body["body"]).replace('"users"', '"weight":1e18,"users"', 1)
     with pytest.raises(IdiolectError, match="fields differ"):

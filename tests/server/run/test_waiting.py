@@ -13,10 +13,11 @@ from idiolect.common.data.types import Dataset
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol.messages import HelloReply, HelloRequest
 from idiolect.server.run import exchange, hello
-from idiolect.server.run.exchange import Asking, Run, Step, meet
+from idiolect.server.run.exchange import Asking, Exchange, meet
+from idiolect.server.run.live import LiveRun
 from idiolect.server.simulate.progress import Display
 
-STEP = Step("hello", "", "query.hello", 0.0)
+EXCHANGE = Exchange("hello", "", "query.hello", 0.0)
 
 
 class Clock:
@@ -72,11 +73,13 @@ def running(
         return f"m{node}"
 
     monkeypatch.setattr(exchange, "_send", send)
-    monkeypatch.setattr(exchange, "encoded", lambda tasks: [{} for _ in tasks])
+    monkeypatch.setattr(exchange, "encoded", lambda requests: [{} for _ in requests])
     monkeypatch.setattr(
-        exchange, "_receive", lambda _run, _step, answer, _task, _read: _taken(answer)
+        exchange,
+        "_receive",
+        lambda _run, _what, answer, _request, _read: _taken(answer),
     )
-    return cast(Run, run)
+    return cast(LiveRun, run)
 
 
 def _taken(answer: Any) -> Any:
@@ -89,12 +92,12 @@ def task(node: int) -> tuple[int, HelloRequest]:
     return node, HelloRequest("r", f"hello/{node}", {}, "", (), key="k")
 
 
-def met(run: Run, waves: list[list[int]], needed: int) -> tuple[dict, list[dict]]:
+def met(run: LiveRun, waves: list[list[int]], needed: int) -> tuple[dict, list[dict]]:
     joined: list[Any] = []
     heard: list[dict] = []
     errors = meet(
         run,
-        STEP,
+        EXCHANGE,
         lambda: [task(node) for node in (waves.pop(0) if waves else [])],
         lambda record: cast(HelloReply, record),
         lambda reply: joined.append(reply) or reply,
@@ -153,7 +156,7 @@ def test_one_that_is_silent_is_waited_for_until_the_deadline(clock, monkeypatch)
 )
 def test_what_is_settled(clock, monkeypatch, asked, answered, later, expected):
     run = running(clock, {}, 2, monkeypatch)
-    asking: Asking[Any] = Asking(run, STEP, clock.now)
+    asking: Asking[Any] = Asking(run, EXCHANGE, clock.now)
     asking.add([task(node) for node in range(asked)])
     for node in range(answered):
         asking.take(f"m{node}", cast(Any, REFUSED), lambda r: r, lambda r: r)
@@ -172,7 +175,7 @@ def events_of(looks: list[tuple[int, int, dict[str, str]]]) -> list[dict]:
         journal=SimpleNamespace(write=written.append),
         nameless=lambda text: text.replace("anna", "a user"),
     )
-    waiting = hello.Waiting(cast(Run, run), 1000.0)
+    waiting = hello.Waiting(cast(LiveRun, run), 1000.0)
     for joined, asked, refused in looks:
         run.nodes = dict.fromkeys(range(joined))
         waiting.look(asked, refused)
@@ -212,7 +215,7 @@ def test_who_was_refused_is_named_as_everywhere(monkeypatch):
     monkeypatch.setattr(hello, "meet", lambda *_: {"hello/7": str(REFUSED)})
     monkeypatch.setattr(hello, "require", lambda *_: None)
     monkeypatch.setattr(hello, "report", lambda _run, _step, said: told.update(said))
-    hello._meet_devices(cast(Run, run), cast(Any, None))
+    hello._meet_devices(cast(LiveRun, run), cast(Any, None))
     assert told == {"device-7": str(REFUSED)}
 
 

@@ -1,8 +1,8 @@
-"""Personalisation without training: the user's own items in the prompt (RAG, PAG).
+"""RAG: the user's own items in the prompt, without training.
 
 Items in, items with longer prompts out. What is added stands before the prompt, which is
-never shortened because of it: an addition that does not fit is left out. Nobody's history
-but the user's own is looked at.
+never shortened because of it: an addition that does not fit is left out. Only the
+user's own history is read.
 """
 
 import logging
@@ -13,17 +13,18 @@ from typing import cast
 
 import numpy as np
 
-from ..data.types import Item, Prompt, User
+from ..config import Config
+from ..data.load import task_of
+from ..data.types import Item, User
 from ..engine.backbone import Backbone
 from ..engine.reference import Reference
-from ..engine.scoring import generate
 from ..errors import IdiolectError
 
-# A profile: how many texts it is written from, at most, and how many tokens it may have
-# (a sentence or two: it shares the context with the question).
-PROFILED = 16
-PROFILE_TOKENS = 48
-ASKED = "\nDescribe in one sentence how the author of these texts writes:"
+
+def prompted(reference: Reference, user: User, config: Config) -> User:
+    """The user with the prompts that this method asks."""
+    budget = task_of(config.task).max_new_tokens
+    return with_history(reference.backbone, user, config.evaluate.retrieved, budget)
 
 
 def with_history(
@@ -109,7 +110,7 @@ def ranked(questions: Sequence[Item], history: Sequence[Item]) -> list[list[int]
     BM25 (Robertson and Zaragoza 2009) over the words of the prompts' inputs; common words
     need no list, their inverse document frequency is low. Among equals the newest first.
     """
-    # Here, because only `rag` and `pag` need it.
+    # Here, because only these methods need it.
     from bm25s import BM25, tokenize
     from bm25s.tokenization import Tokenized
 
@@ -132,19 +133,6 @@ def ranked(questions: Sequence[Item], history: Sequence[Item]) -> list[list[int]
         newest_first = np.arange(len(history))[::-1]
         places.append(sorted(newest_first.tolist(), key=lambda i, s=scores: -s[i]))
     return places
-
-
-def write_profile(reference: Reference, user: User) -> str:
-    """Let the shared policy describe, greedily, how a user writes.
-
-    It reads the newest texts of the history, without their prompts. One user at a time,
-    so that nobody's profile depends on who else is stacked.
-    """
-    texts = "\n".join(item.target for item in user.history[-PROFILED:])
-    backbone = reference.backbone
-    room = backbone.context - PROFILE_TOKENS
-    prompt, _ = backbone.encode_prompt(Prompt("", texts, ASKED), room, user.id)
-    return generate(backbone, [reference.shared], [prompt], PROFILE_TOKENS)[0]
 
 
 def _after(item: Item, text: str) -> Item:

@@ -12,7 +12,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from idiolect.client.node import app, state, tasks
+from idiolect.client.node import app, handlers, host, state
 from idiolect.common.config import Config, flatten, parse
 from idiolect.common.data.types import Dataset, Item, Prompt, Task, User
 from idiolect.common.engine.adapters import Lora
@@ -82,9 +82,9 @@ def node(monkeypatch, tmp_path):
     parts = {"hash": "b0", "device": torch.device("cpu"), "context": 1024, "dtype": "f"}
     backbone = type("Fake", (), parts)()
     monkeypatch.setattr(app, "load_dataset", lambda _config: DATA)
-    monkeypatch.setattr(tasks, "backbone_of", lambda *_: backbone)
-    monkeypatch.setattr(tasks, "_zero_shared", lambda *_: zero)
-    monkeypatch.setattr(tasks, "personalise", train)
+    monkeypatch.setattr(host, "backbone_of", lambda *_: backbone)
+    monkeypatch.setattr(host, "_zero_shared", lambda *_: zero)
+    monkeypatch.setattr(handlers, "personalise", train)
     monkeypatch.setattr(evaluation, "evaluate", measure)
     monkeypatch.setattr(evaluation, "held_out_nll", nll)
     return type("Node", (), {"calls": calls, "broken": broken, "folder": tmp_path})
@@ -92,12 +92,12 @@ def node(monkeypatch, tmp_path):
 
 def agree(task) -> None:
     """As a hello with the task's configuration would leave its users."""
-    shelf = state.Folder(Path(task.folder))
+    store = state.FolderStore(Path(task.folder))
     config = make_part("config", task.config).hash
     for user in task.users:
-        before = state.agreed(shelf, user)
+        before = state.agreed(store, user)
         seen = before.seen or Seen(KEY, 0, "")
-        state.keep(shelf, user, dataclasses.replace(before, seen=seen, config=config))
+        state.keep(store, user, dataclasses.replace(before, seen=seen, config=config))
 
 
 def call(kind: str, task, place: dict | None = None) -> RecordDict:
@@ -180,7 +180,7 @@ def test_the_app_of_a_simulation_does_not_run_on_a_device(node):
 
 
 def test_hello_names_residents_and_hashes(node, monkeypatch):
-    monkeypatch.setattr(tasks, "_truncated", lambda _b, users: [1 for _ in users])
+    monkeypatch.setattr(handlers, "_truncated", lambda _b, users: [1 for _ in users])
     place = {"partition-id": 1, "num-partitions": 2}
     reply = unpack(
         HelloReply,
@@ -253,7 +253,7 @@ def vote(task: VoteRequest, known: dict[str, str] | None = None) -> VoteReply:
 
 @pytest.fixture
 def greeted(node, monkeypatch):
-    monkeypatch.setattr(tasks, "_truncated", lambda _b, users: [0 for _ in users])
+    monkeypatch.setattr(handlers, "_truncated", lambda _b, users: [0 for _ in users])
     greet(node.folder)
     return node
 
@@ -354,9 +354,9 @@ def test_parts_are_kept_and_asked_for_where_they_are_not(greeted):
 def test_a_vote_beyond_what_was_agreed_to_is_not_cast(greeted):
     capped = {"privacy.participations": 1, "privacy.mode": "central"}
     for user in ("u0", "u1"):  # first contact was without a cap; agree to one
-        shelf = state.Folder(greeted.folder)
-        agreed = dataclasses.replace(state.agreed(shelf, user), most=1)
-        state.keep(shelf, user, agreed)
+        store = state.FolderStore(greeted.folder)
+        agreed = dataclasses.replace(state.agreed(store, user), most=1)
+        state.keep(store, user, agreed)
     first = vote_task(greeted.folder, "u0", "u1", release="votes/0", **capped)
     assert vote(first).users == ("u0", "u1")
     again = vote_task(greeted.folder, "u0", release="votes/1", **capped)
@@ -373,7 +373,7 @@ def test_only_a_floor_that_was_signed_is_used(greeted, monkeypatch):
         handed.append((unlabeled.floor, unlabeled.voters))
         return [Personal(u.id, lora(rate), 0.25, True, {}) for u in users]
 
-    monkeypatch.setattr(tasks, "personalise", train)
+    monkeypatch.setattr(handlers, "personalise", train)
     vote(vote_task(greeted.folder, "u0", release="votes/0"))
     unlabeled = tuple(Unlabeled(item, 2.0) for item in BANK)
     task = PersonaliseRequest(
@@ -392,7 +392,7 @@ def test_only_a_floor_that_was_signed_is_used(greeted, monkeypatch):
     reply = unpack(PersonaliseReply, call("train.personalise", task))
     assert reply.users == ("u1",) and "u0" in reply.errors
     assert handed == [(0.75, set())]  # u1 did not vote
-    seen = state.agreed(state.Folder(greeted.folder), "u0").seen
+    seen = state.agreed(state.FolderStore(greeted.folder), "u0").seen
     assert seen is not None
     follows = signed(
         "votes", unlabeled, version=2, vote="votes/0", floor=0.5, previous=seen.digest
@@ -522,7 +522,7 @@ def test_a_user_without_an_adapter_is_reported_and_stored_nowhere(node, monkeypa
     def overflow(_reference, users, *_rest):
         return [Personal(u.id, None, error="it overflowed.") for u in users]
 
-    monkeypatch.setattr(tasks, "personalise", overflow)
+    monkeypatch.setattr(handlers, "personalise", overflow)
     reply = personalise(node.folder, "u0")
     assert reply.users == ()
     assert reply.errors == {"u0": "it overflowed."}

@@ -14,14 +14,13 @@ from idiolect.common.engine.adapters import attached
 from idiolect.common.engine.backbone import load_backbone
 from idiolect.common.engine.reference import Reference
 from idiolect.common.engine.scoring import completion_tokens
-from idiolect.common.methods import in_context
-from idiolect.common.methods.in_context import (
-    PROFILE_TOKENS,
+from idiolect.common.methods import pag
+from idiolect.common.methods.pag import PROFILE_TOKENS, write_profile
+from idiolect.common.methods.rag import (
     example,
     fitted,
     ranked,
     with_history,
-    write_profile,
 )
 from tests.common.engine.test_adapters import adapter
 
@@ -181,19 +180,19 @@ def test_an_example_is_a_prompt_with_what_was_written():
 def test_a_profile_is_what_the_shared_policy_goes_on_to_say(tiny, user, monkeypatch):
     shared = adapter(tiny, "s", 3)
     seen: list[list[int]] = []
-    real = in_context.generate
+    real = pag.generate
 
     def watch(backbone, adapters, prompts, budget):
         assert adapters == [shared] and budget == PROFILE_TOKENS
         seen.extend(map(list, prompts))
         return real(backbone, adapters, prompts, budget)
 
-    monkeypatch.setattr(in_context, "generate", watch)
+    monkeypatch.setattr(pag, "generate", watch)
     profile = write_profile(Reference(tiny, shared), user)
     assert profile == write_profile(Reference(tiny, shared), user)
     prompt = tiny.tokenizer.decode(seen[0], skip_special_tokens=True)
     titles = "\n".join(f"Title {k}" for k in range(6))
-    assert prompt == titles + in_context.ASKED
+    assert prompt == titles + pag.ASKED
     ids = list(seen[0])
     with torch.no_grad(), attached(tiny, shared):
         for _ in range(PROFILE_TOKENS):
@@ -209,7 +208,7 @@ def test_a_profile_reads_the_newest_texts(tiny, user, monkeypatch):
         prompts.extend(map(backbone.tokenizer.decode, given))
         return ["A profile."]
 
-    monkeypatch.setattr(in_context, "generate", listen)
+    monkeypatch.setattr(pag, "generate", listen)
     shared = adapter(tiny, "s", 3)
     for context in (512, 130):
         small = replace(tiny, context=context)
@@ -218,13 +217,13 @@ def test_a_profile_reads_the_newest_texts(tiny, user, monkeypatch):
             == "A profile."
         )
     assert all("number 39" in p and "number 23" not in p for p in prompts)
-    assert all(p.endswith(in_context.ASKED) for p in prompts)
+    assert all(p.endswith(pag.ASKED) for p in prompts)
     assert "number 24" in prompts[0] and "number 24" not in prompts[1]
 
 
 def test_the_search_library_is_loaded_by_those_who_search():
     code = (
-        "import sys, idiolect.common.methods.personalise, idiolect.client.node.tasks, "
-        "idiolect.server.study.study; sys.exit('bm25s' in sys.modules)"
+        "import sys, idiolect.common.methods.personalise, idiolect.client.node.handlers, "
+        "idiolect.server.study.cells; sys.exit('bm25s' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,127 @@
+"""What users agreed to, checked before a request is carried out for them."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ...common.config import SETLESS
+from ...common.data.types import User
+from ...common.errors import IdiolectError
+from ...common.privacy.protected import charged, planned
+from ...common.protocol.manifest import accept
+from ...common.protocol.manifest import parse as parse_manifest
+from ...common.protocol.messages import (
+    AdaptRequest,
+    EvaluateRequest,
+    HelloRequest,
+    OfferRequest,
+    PersonaliseRequest,
+    VoteRequest,
+)
+from ...common.unlabeled.sets import Unlabeled, UnlabeledSet, fingerprint
+from . import state
+from .host import Node, each
+
+
+def taking_part(
+    request: AdaptRequest | VoteRequest | EvaluateRequest,
+    node: Node,
+    stage: str,
+    outflow: str,
+    content: str,
+    refused: dict[str, str] | None = None,
+) -> tuple[tuple[User, ...], dict[str, str]]:
+    """Count a release as taken part in; return who takes part, and why others do not.
+
+    `content` is a hash of what the rows depend on, beside the agreed configuration.
+    """
+    node.permit(outflow, node.config)
+    if charged(node.config, outflow) and not request.release:
+        raise IdiolectError(
+            "the request names no release of the ledger, though privacy.mode is 'central': "
+            "it is not answered."
+        )
+
+    def count(users: Sequence[User]) -> list[None]:
+        return [
+            state.take_part(
+                *(node.store, user.id, stage, request.release, content),
+                planned(node.config).get(outflow, 0),
+            )
+            for user in users
+        ]
+
+    asked = [user for user in node.users if user.id not in (refused or {})]
+    taking, errors = each(node, asked, count)
+    willing = tuple(user for user in asked if user.id in taking)
+    return willing, errors | (refused or {})
+
+
+def pin_key(request: HelloRequest, node: Node, users: Sequence[User]) -> list[None]:
+    """Agree to the run at first contact: its key, its configuration and the cap."""
+    most = node.config.privacy.participations
+    return [
+        state.pin(node.store, user.id, request.key, most, node.agreement)
+        for user in users
+    ]
+
+
+def check_bank(
+    request: VoteRequest | OfferRequest, node: Node, users: Sequence[User]
+) -> list[None]:
+    """Refuse a bank that the run did not sign."""
+    content = fingerprint([Unlabeled(item) for item in request.bank])
+    return _check_manifest(request, node, users, content, "bank")
+
+
+def check_set(
+    request: PersonaliseRequest, node: Node, users: Sequence[User], content: str
+) -> list[None]:
+    """Refuse an unlabeled set that the run did not sign, unless none is needed."""
+    kind = node.config.unlabeled.kind
+    if not request.unlabeled and (kind == "self" or request.method in SETLESS):
+        return [None] * len(users)  # nothing was handed out, and nothing is needed
+    return _check_manifest(request, node, users, content, kind)
+
+
+def _check_manifest(
+    request: VoteRequest | OfferRequest | PersonaliseRequest,
+    node: Node,
+    users: Sequence[User],
+    content: str,
+    kind: str,
+) -> list[None]:
+    """Refuse what the run's key did not sign, or what is older than what was seen."""
+    for user in users:
+        before = state.agreed(node.store, user.id)
+        seen = accept(
+            request.manifest,
+            request.signature,
+            request.run,
+            content,
+            before.seen,
+            time.time(),
+            kind,
+        )
+        if seen != before.seen:
+            state.keep(node.store, user.id, replace(before, seen=seen))
+    return [None] * len(users)
+
+
+def handed_out(
+    request: PersonaliseRequest, node: Node, users: Sequence[User]
+) -> UnlabeledSet:
+    """Return the unlabeled set with its floor, and who of the users voted for it."""
+    if not request.unlabeled:
+        return UnlabeledSet()
+    manifest = parse_manifest(request.manifest)
+    if not manifest.vote:
+        return UnlabeledSet(request.unlabeled, manifest.floor)
+
+    def voted(user: User) -> bool:
+        """Both sides say so: a vote that came too late is not in the sum."""
+        took = state.agreed(node.store, user.id).took.get("votes", {})
+        return manifest.vote in took and user.id in request.voted
+
+    voters = frozenset(user.id for user in users if voted(user))
+    return UnlabeledSet(request.unlabeled, manifest.floor, voters)

@@ -1,0 +1,354 @@
+"""What a node answers: one handler for each message of the protocol.
+
+Each handler calls pure functions of `common.methods` and `common.unlabeled` on the users
+that a request names, and answers with a typed reply. Requests carry all they need and can
+be repeated: nothing depends on what this process did before, except that the backbone and
+the data stay resident.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ...common.config import UNTRAINED
+from ...common.data.load import task_of
+from ...common.data.metrics import bounded_row, released_metrics
+from ...common.data.types import Item, User
+from ...common.engine.adapters import Lora, hash_lora
+from ...common.engine.backbone import Backbone
+from ...common.engine.fitting import encode_all, too_long
+from ...common.engine.reference import Reference
+from ...common.errors import IdiolectError
+from ...common.methods import evaluation
+from ...common.methods.personalise import Personal, personalise
+from ...common.methods.shared import shared_update
+from ...common.protocol.messages import (
+    AdaptReply,
+    AdaptRequest,
+    EvaluateReply,
+    EvaluateRequest,
+    HelloReply,
+    HelloRequest,
+    OfferReply,
+    OfferRequest,
+    Outcome,
+    PersonaliseReply,
+    PersonaliseRequest,
+    Reply,
+    Request,
+    Rows,
+    ShareReply,
+    ShareRequest,
+    VoteReply,
+    VoteRequest,
+    package_version,
+)
+from ...common.protocol.quantization import update_codes
+from ...common.unlabeled.offers import offer_marks, supported_offers
+from ...common.unlabeled.sets import Unlabeled, fingerprint
+from ...common.unlabeled.votes import user_vote
+from ..owner.consent import Refusal
+from . import state
+from .agreement import check_bank, check_set, handed_out, pin_key, taking_part
+from .host import (
+    Node,
+    each,
+    is_noisy,
+    is_open,
+    reference_of,
+    reply_head,
+    resident,
+    untrained,
+)
+
+
+def _hello(request: HelloRequest, node: Node) -> HelloReply:
+    """Say who lives here, and what must agree with the server."""
+    backbone, shared = resident(node.config).backbone, untrained(node.config)
+    truncated, errors = each(node, node.residents, lambda u: _truncated(backbone, u))
+    _, unwilling = each(node, node.residents, lambda u: pin_key(request, node, u))
+    errors |= unwilling
+    fitting = tuple(user.id for user in node.residents if user.id not in errors)
+    return HelloReply(
+        **reply_head(request, node, fitting, errors),
+        package=package_version(),
+        backbone=backbone.hash,
+        shared=hash_lora(shared),
+        development=tuple(name for name in fitting if name in node.development),
+        simulation=node.simulated,
+        nodes=node.nodes,
+        dropped=dict(node.dropped),
+        # Where metrics are a release with noise, no count leaves without it.
+        truncated=sum(truncated.values()) if is_open(node) else 0,
+    )
+
+
+def _truncated(backbone: Backbone, users: Sequence[User]) -> list[int]:
+    """Count, per user, the items whose prompt does not fit into the context."""
+    for user in users:
+        if problem := too_long(backbone, user):
+            raise IdiolectError(problem)
+    return [
+        sum(item.truncated for item in encode_all(backbone, items))
+        for items in (user.history + user.held_out for user in users)
+    ]
+
+
+def _adapt(request: AdaptRequest, node: Node) -> AdaptReply:
+    """Train the shared adapter on each user's history; answer one row per user."""
+    node.permit("training", node.config)
+    config, reference = node.config, reference_of(node.config, request.shared)
+    content = _digest(request.round, request.clip, reference.hash)
+    willing, refused = taking_part(request, node, "adapt", "update", content)
+
+    def update(users: Sequence[User]) -> list[Rows]:
+        rows = shared_update(reference, users, config, request.round, request.clip)
+        arrays = {name: tensor.numpy() for name, tensor in rows.items()}
+        return [{n: a[k] for n, a in arrays.items()} for k in range(len(users))]
+
+    done, errors = each(node, willing, update)
+    errors |= refused
+    rows = {
+        name: np.stack([row[name] for row in done.values()])
+        if done
+        else np.zeros((0, *tensor.shape), np.float32)
+        for name, tensor in reference.adapter.b.items()
+    }
+    if config.signed_bytes:
+        rows = update_codes(rows, config.seed, tuple(done), request.round)
+    return AdaptReply(**reply_head(request, node, tuple(done), errors), rows=rows)
+
+
+def _votes(request: VoteRequest, node: Node) -> VoteReply:
+    """Let each user vote for the bank's items that resemble the own text."""
+    config = node.config
+    _, strangers = each(
+        node, node.users, lambda users: check_bank(request, node, users)
+    )
+    content = fingerprint([Unlabeled(item) for item in request.bank])
+    outflow = "items" if config.unlabeled.kind == "anonymised" else "votes"
+    willing, refused = taking_part(request, node, "votes", outflow, content, strangers)
+
+    def choose(users: Sequence[User]) -> list[np.ndarray]:
+        if config.unlabeled.kind == "anonymised":
+            return [offer_marks(request.bank, user, config) for user in users]
+        reference = resident(config)
+        return [user_vote(reference, request.bank, u, config) for u in users]
+
+    done, errors = each(node, willing, choose)
+    shape = (len(done), len(request.bank))
+    matrix = np.array(list(done.values()), np.float32).reshape(shape)
+    head = reply_head(request, node, tuple(done), errors | refused)
+    return VoteReply(**head, votes={"votes": matrix})
+
+
+def _offer(request: OfferRequest, node: Node) -> OfferReply:
+    """Hand over scrubbed items whose like enough users have (kind `anonymised`)."""
+    config, supported = node.config, frozenset(request.supported)
+    if config.unlabeled.kind != "anonymised":
+        raise IdiolectError(
+            "items are only offered where unlabeled.kind is 'anonymised'."
+        )
+    node.permit("items", config)
+
+    def choose(users: Sequence[User]) -> list[tuple[Item, ...]]:
+        check_bank(request, node, users)
+        return [
+            tuple(supported_offers(request.bank, supported, user, config))
+            for user in users
+        ]
+
+    done, errors = each(node, node.users, choose)
+    return OfferReply(**reply_head(request, node, tuple(done), errors), items=done)
+
+
+def _share(request: ShareRequest, node: Node) -> ShareReply:
+    """Hand over the raw history: simulation only (unlabeled.kind `others`)."""
+    if node.config.unlabeled.kind != "others":
+        raise IdiolectError("raw text is only shared where unlabeled.kind is 'others'.")
+    node.permit("text", node.config)
+    items = {
+        user.id: tuple(replace(item, rivals=()) for item in user.history)
+        for user in node.users
+    }
+    return ShareReply(**reply_head(request, node, tuple(items), {}), items=items)
+
+
+def _personalise(request: PersonaliseRequest, node: Node) -> PersonaliseReply:
+    """Train each user's own adapter and keep it here."""
+    node.permit("training", node.config)
+    reference = reference_of(node.config, request.shared)
+    content = fingerprint(request.unlabeled)
+    willing, refused = each(
+        node, node.users, lambda users: check_set(request, node, users, content)
+    )
+    users = tuple(user for user in node.users if user.id in willing)
+    if request.trial:
+        return _tried(request, node, reference, users, refused)
+    origin = _origin(request, node, reference, content)
+    names = {user.id: state.adapter_name(request.method, user.id) for user in users}
+    known = state.load_group(node.store, list(names.values()), list(names), origin)
+    if known is not None:
+        return _trained(request, node, reference, origin, known, refused)
+    trained, errors = _train(request, node, reference, users)
+    for user, one in trained.items():
+        state.save_adapter(node.store, names[user], one, origin)
+    outcomes = {user: _outcome(one) for user, one in trained.items()}
+    return _trained(request, node, reference, origin, outcomes, errors | refused)
+
+
+def _train(
+    request: PersonaliseRequest, node: Node, reference: Reference, users: Sequence[User]
+) -> tuple[dict[str, Personal], dict[str, str]]:
+    """Train; return user -> what came of it, and user -> why nothing did."""
+    unlabeled = handed_out(request, node, users)
+
+    def train(users: Sequence[User]) -> list[Personal]:
+        return personalise(
+            reference,
+            users,
+            unlabeled,
+            request.method,
+            request.learning_rate,
+            node.config,
+        )
+
+    trained, errors = each(node, users, train)
+    errors |= {user: one.error for user, one in trained.items() if one.lora is None}
+    return {user: trained[user] for user in trained if user not in errors}, errors
+
+
+def _outcome(one: Personal) -> Outcome:
+    return Outcome(one.alpha, one.estimated, _finite(one.log))
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Leave out what is not finite: a server refuses a reply with such a number in it."""
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _tried(
+    request: PersonaliseRequest,
+    node: Node,
+    reference: Reference,
+    users: Sequence[User],
+    refused: dict[str, str],
+) -> PersonaliseReply:
+    """Train, measure, and keep nothing: what a learning rate is worth."""
+    if not is_open(node):
+        raise Refusal(
+            "a learning rate is only tried in a simulation with clear metrics."
+        )
+    trained, errors = _train(request, node, reference, users)
+
+    def measure(users: Sequence[User]) -> list[float]:
+        adapters = [trained[user.id].lora for user in users]
+        return evaluation.held_out_nll(reference, adapters, users, request.method)
+
+    able = [user for user in users if user.id in trained]
+    measured, unmeasured = each(node, able, measure)
+    outcomes = {user: _outcome(trained[user]) for user in measured}
+    for user, nll in measured.items():
+        outcomes[user].log.update(_finite({"nll": nll}))
+    head = reply_head(request, node, tuple(outcomes), errors | unmeasured | refused)
+    return PersonaliseReply(**head, outcomes=outcomes)
+
+
+def _trained(
+    request: PersonaliseRequest,
+    node: Node,
+    reference: Reference,
+    origin: str,
+    outcomes: dict[str, Outcome],
+    errors: dict[str, str],
+) -> PersonaliseReply:
+    """Say who was trained, and how it went where that may be told."""
+    if node.trained:
+        for user in node.users:
+            if user.id in outcomes:
+                own = _stored(request, node, user, origin)
+                node.trained(reference.adapter, own, request.method, origin)
+    if not is_open(node):
+        outcomes = dict.fromkeys(outcomes, Outcome(None, False, {}))
+    outcomes = {u: replace(one, log=_finite(one.log)) for u, one in outcomes.items()}
+    head = reply_head(request, node, tuple(outcomes), errors)
+    return PersonaliseReply(**head, outcomes=outcomes)
+
+
+def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:
+    """Measure each user's held-out items; only numbers leave."""
+    config, reference = node.config, reference_of(node.config, request.shared)
+    origin = _origin(request, node, reference, request.unlabeled_hash)
+    content = _digest(origin, request.generate)
+    willing, refused = taking_part(request, node, "metrics", "metrics", content)
+
+    def measure(users: Sequence[User]) -> list[dict[str, float]]:
+        trained = request.method not in UNTRAINED
+        adapters = [
+            _stored(request, node, user, origin) if trained else None for user in users
+        ]
+        return evaluation.evaluate(
+            reference, adapters, users, request.method, config, request.generate
+        )
+
+    done, errors = each(node, willing, measure)
+    head = reply_head(request, node, tuple(done), errors | refused)
+    if not is_noisy(config):
+        whole = {
+            u: values if values == _finite(values) else {} for u, values in done.items()
+        }
+        return EvaluateReply(**head, metrics=whole, sums={})
+    names = released_metrics(task_of(config.task).kind, request.generate)
+    rows = [bounded_row(values, names) for values in done.values()]
+    matrix = np.array(rows, np.float32).reshape(len(done), len(names) + 1)
+    return EvaluateReply(**head, metrics={}, sums={"sums": matrix})
+
+
+def _origin(
+    request: PersonaliseRequest | EvaluateRequest,
+    node: Node,
+    reference: Reference,
+    unlabeled_hash: str,
+) -> str:
+    return state.identity(
+        request.run,
+        request.method,
+        request.learning_rate,
+        reference.hash,
+        unlabeled_hash,
+        node.config,
+    )
+
+
+def _stored(
+    request: PersonaliseRequest | EvaluateRequest, node: Node, user: User, origin: str
+) -> Lora:
+    """Return the adapter that the request is about."""
+    name = state.adapter_name(request.method, user.id)
+    found = state.load_adapter(node.store, name, user.id, origin)
+    if found is None:
+        raise IdiolectError(
+            f"user '{user.id}' has no adapter of method '{request.method}' from this run: "
+            "start a new run, what it left on the node was changed."
+        )
+    return found[0]
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+# Type of Flower's message -> the request in it, and who answers it.
+HANDLERS: dict[str, tuple[type[Request], Callable[[Any, Node], Reply]]] = {
+    "query.hello": (HelloRequest, _hello),
+    "train.adapt": (AdaptRequest, _adapt),
+    "query.vote": (VoteRequest, _votes),
+    "query.offer": (OfferRequest, _offer),
+    "query.share": (ShareRequest, _share),
+    "train.personalise": (PersonaliseRequest, _personalise),
+    "evaluate": (EvaluateRequest, _evaluate),
+}

@@ -1,0 +1,78 @@
+"""C-BPO: the preference-calibrated binary objective (Ma et al., ACL 2026)."""
+
+from dataclasses import replace
+
+import torch.nn.functional as F
+
+from ..config import Personalise
+from ..data.types import User
+from ..engine.fitting import encode_all
+from ..engine.objectives import Loss, Means, ScoredBatch, average, boundary, moved, pool
+from ..engine.reference import Reference
+from ..engine.training import TrainingSet
+from ..unlabeled.draws import Draw
+from . import sft
+from .examples import against_unlabeled, scored
+
+
+def training_set(
+    reference: Reference, user: User, drawn: Draw, alpha: float
+) -> TrainingSet:
+    """The history, the drawn items, and what the user turned down, with alpha."""
+    disliked = encode_all(reference.backbone, user.disliked)
+    found = against_unlabeled(reference, user, drawn, alpha)
+    return replace(found, negative=scored(reference, disliked))
+
+
+def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:
+    """Preference-calibrated binary objective (Ma et al., ACL 2026, "Objective").
+
+        L_pos      = E_tar[l(g, +1)]
+        L_pure_neg = E_aux[l(g, -1)] - alpha E_tar[l(g, -1)]
+        L          = L_pos + w max(0, L_pure_neg) / (1 - alpha) + a NLL_tar
+                     + E_neg[l(g, -1)]
+
+    with w = 1 and a = 0 in the paper, and without the last term. That one is over known
+    negatives (explicit dislikes), our extension: outside the clamp, and no part of delta.
+
+    The unlabeled set is a mixture: a share alpha of it is what this user would also have
+    written. Subtracting that share, estimated on the user's own items, leaves the
+    negatives (non-negative positive-unlabeled learning, Kiryo et al. 2017).
+
+    Parameters
+    ----------
+    batch
+        Positives (target), unlabeled items (auxiliary, weighted), known negatives, and
+        alpha in [0, 0.9].
+    means
+        Running means before this step. Step t uses the delta of the steps before it.
+    settings
+        ``beta``, the scale of the reward, and ``ema``, the decay of the means.
+        ``boundary`` `pooled` runs one mean over both classes, as BCO does: the paper's
+        ablation. ``unlabeled_weight`` is w, our extension: with 0 the unlabeled items
+        move delta and do nothing else. ``anchor`` is a, our extension: the weight of the
+        negative log-likelihood per token of the own items (`sft.loss`), which goes on
+        where the bounded loss saturates. ``reward`` `token` takes rewards as means over
+        tokens, not sums.
+    """
+    positive, unlabeled, negative = batch.positive, batch.unlabeled, batch.negative
+    beta, alpha = settings.beta, batch.alpha
+    nll = sft.loss(batch, means).value if settings.anchor else 0.0
+    if settings.reward == "token":
+        positive, unlabeled = positive.per_token(), unlabeled.per_token()
+        negative = negative.per_token()
+    delta = boundary(means).unsqueeze(-1)
+    g_positive = positive.reward(beta) - delta
+    g_unlabeled = unlabeled.reward(beta) - delta
+    wanted = average(-F.logsigmoid(g_positive), positive.weight)
+    overlap = average(-F.logsigmoid(-g_positive), positive.weight)
+    pure = average(-F.logsigmoid(-g_unlabeled), unlabeled.weight) - alpha * overlap
+    weight = settings.unlabeled_weight
+    value = wanted + weight * pure.clamp(min=0) / (1 - alpha) + settings.anchor * nll
+    if negative.logp.shape[-1]:
+        disliked = -F.logsigmoid(-(negative.reward(beta) - delta))
+        value = value + average(disliked, negative.weight)
+    clamped = (pure < 0).to(value.dtype)
+    if settings.boundary == "pooled":
+        positive = unlabeled = pool(positive, unlabeled)
+    return Loss(value, moved(means, positive, unlabeled, beta, settings.ema), clamped)

@@ -1,0 +1,35 @@
+"""Training examples of one user, from the own text and the drawn items."""
+
+from collections.abc import Sequence
+
+from ..data.types import User
+from ..engine.backbone import Encoded
+from ..engine.reference import Reference
+from ..engine.training import Example, TrainingSet
+from ..unlabeled.draws import Draw
+
+
+def scored(
+    reference: Reference, items: Sequence[Encoded], weights: Sequence[float] = ()
+) -> list[Example]:
+    """Items with their reference scores, and weights (1 unless given)."""
+    scores = reference.scores(items)
+    return [
+        Example(encoded, logp, weight)
+        for encoded, logp, weight in zip(
+            items, scores, weights or [1.0] * len(items), strict=True
+        )
+    ]
+
+
+def against_unlabeled(
+    reference: Reference, user: User, drawn: Draw, alpha: float
+) -> TrainingSet:
+    """The history as positives, and the items drawn from the unlabeled set, with alpha."""
+    weights = [entry.weight for entry in drawn.entries]
+    return TrainingSet(
+        user.id,
+        positive=scored(reference, drawn.own),
+        unlabeled=scored(reference, drawn.aux, weights),
+        alpha=alpha,
+    )

@@ -1,0 +1,15 @@
+"""From a method's name to its module.
+
+A method that trains has `training_set` (what one user learns from) and `loss`, and may
+have a `second_stage`. One that asks other prompts has `prompted`.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+from ..config.methods import BY_NAME
+
+
+def module_of(method: str) -> ModuleType:
+    """Return the module of a method, loaded when it is first used."""
+    return import_module(f".{BY_NAME[method].module}", __package__)

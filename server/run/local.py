@@ -1,0 +1,256 @@
+"""The users of a run in this process: the cohort of studies and audits.
+
+It calls the functions that a node calls, on stacking groups of consecutive users, and
+sums as the remote cohort does. Nothing is sent, so nothing is checked.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...common.config import UNTRAINED, Config
+from ...common.data.load import task_of
+from ...common.data.metrics import bounded_row, released_metrics
+from ...common.data.types import TOO_LONG, Dataset, Item, User
+from ...common.engine.adapters import Lora, zero_shared
+from ...common.engine.backbone import Backbone
+from ...common.engine.fitting import fitting, too_long
+from ...common.engine.reference import Reference
+from ...common.errors import IdiolectError
+from ...common.methods import evaluation
+from ...common.methods.personalise import personalise
+from ...common.methods.shared import shared_update
+from ...common.protocol.messages import Outcome, Rows
+from ...common.protocol.quantization import as_received, decode, update_codes
+from ...common.unlabeled.offers import offer_marks, supported_offers
+from ...common.unlabeled.sets import Unlabeled, UnlabeledSet
+from ...common.unlabeled.votes import user_vote
+from .budget import new_ledger, population_of
+from .checkpoint import State
+from .cohort import Run
+from .sums import Sum, nothing, sum_of_marks, sum_of_unit, sum_rows
+
+
+@dataclass
+class Local:
+    """The cohort of a run without messages.
+
+    Attributes
+    ----------
+    config, state, dataset
+        Of the run.
+    bare
+        What everybody uses, and what is kept of it; its adapter does not matter.
+    adapters
+        Method -> user -> the own adapter, in the memory of the CPU.
+    """
+
+    config: Config
+    state: State
+    dataset: Dataset
+    bare: Reference
+    adapters: dict[str, dict[str, Lora]] = field(default_factory=dict)
+    _known: tuple[Rows, Reference] | None = None
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """The evaluated users."""
+        return tuple(user.id for user in self.dataset.users)
+
+    @property
+    def development(self) -> tuple[str, ...]:
+        """The development users."""
+        return tuple(user.id for user in self.dataset.development)
+
+    @cached_property
+    def _zero(self) -> Lora:
+        backbone = self.bare.backbone
+        return zero_shared(backbone, self.config.shared_shape, self.config.seed)
+
+    @property
+    def reference(self) -> Reference:
+        """The reference as devices have it; one object as long as the adapter stays."""
+        exact = self.state.shared
+        if self._known is None or self._known[0] is not exact:
+            rows = as_received(exact, self.config.signed_bytes)
+            b = {name: torch.tensor(array) for name, array in rows.items()}
+            lora = Lora(self._zero.a, b, self._zero.scaling)
+            lora = _to(lora, self.bare.backbone.device)
+            self._known = exact, self.bare.with_shared(lora)
+        return self._known[1]
+
+    @property
+    def unlabeled(self) -> UnlabeledSet:
+        """The unlabeled set as devices have it."""
+        voted = self.state.took_part.get("votes")  # None: the sum is exact
+        voters = None if voted is None else frozenset(voted)
+        return UnlabeledSet(self.state.unlabeled or (), self.state.floor, voters)
+
+    def update(self, users: Sequence[str], clip: float, release: str) -> Sum:
+        """See `Cohort.update`."""
+        config, number, reference = self.config, self.state.rounds, self.reference
+        b = reference.adapter.b
+        shapes = {name: tuple(tensor.shape) for name, tensor in b.items()}
+        found = nothing(shapes)
+        for group in self._groups(users):
+            names = [user.id for user in group]
+            tensors = shared_update(reference, group, config, number, clip)
+            rows = {name: tensor.numpy() for name, tensor in tensors.items()}
+            if config.signed_bytes:
+                rows = decode(update_codes(rows, config.seed, names, number), shapes)
+            found.add(sum_rows(names, rows, clip))
+        return found
+
+    def vote(
+        self, users: Sequence[str], bank: Sequence[Item], release: str
+    ) -> tuple[np.ndarray, list[str]]:
+        """See `Cohort.vote`."""
+        total = np.zeros(len(bank))
+        for user in self._named(users):
+            vote = user_vote(self.bare, bank, user, self.config)
+            total += sum_of_unit(vote[None])
+        return total, list(users)
+
+    def mark(self, users: Sequence[str], bank: Sequence[Item]) -> np.ndarray:
+        """See `Cohort.mark`."""
+        marks = [offer_marks(bank, u, self.config) for u in self._named(users)]
+        return sum_of_marks(np.array(marks).reshape(-1, len(bank)))
+
+    def offer(
+        self, users: Sequence[str], bank: Sequence[Item], supported: tuple[int, ...]
+    ) -> Mapping[str, Sequence[Item]]:
+        """See `Cohort.offer`."""
+        places = frozenset(supported)
+        return {
+            user.id: supported_offers(bank, places, user, self.config)
+            for user in self._named(users)
+        }
+
+    def share(self, users: Sequence[str]) -> Mapping[str, Sequence[Item]]:
+        """See `Cohort.share`."""
+        return {user.id: user.history for user in self._named(users)}
+
+    def hand_out(self, unlabeled: Sequence[Unlabeled], release: str) -> None:
+        """Nothing to do: everybody reads the state."""
+
+    def train(
+        self, users: Sequence[str], method: str, rate: float, trial: bool
+    ) -> dict[str, Outcome]:
+        """See `Cohort.train`."""
+        reference, handed, found = self.reference, self.unlabeled, dict[str, Outcome]()
+        for group in self._groups(users):
+            trained = personalise(reference, group, handed, method, rate, self.config)
+            kept = {one.user: one for one in trained if one.lora is not None}
+            for user, one in kept.items():
+                found[user] = Outcome(one.alpha, one.estimated, finite(one.log))
+            if trial:
+                able = [user for user in group if user.id in kept]
+                loras = [kept[user.id].lora for user in able]
+                nlls: list[float] = []
+                if able:
+                    nlls = evaluation.held_out_nll(reference, loras, able, method)
+                for user, nll in zip(able, nlls, strict=True):
+                    found[user.id].log.update(finite({"nll": nll}))
+            else:
+                own = {user: _to(one.lora, "cpu") for user, one in kept.items()}
+                self.adapters.setdefault(method, {}).update(own)
+        return found
+
+    def measure(
+        self, users: Sequence[str], method: str, rate: float, generate: bool
+    ) -> dict[str, dict[str, float]]:
+        """See `Cohort.measure`."""
+        reference, found = self.reference, dict[str, dict[str, float]]()
+        for group in self._groups(users):
+            loras = self.own(method, group)
+            values = evaluation.evaluate(
+                reference, loras, group, method, self.config, generate
+            )
+            found |= {u.id: metrics for u, metrics in zip(group, values, strict=True)}
+        return found
+
+    def own(self, method: str, group: Sequence[User]) -> list[Lora | None]:
+        """The adapters that a stacking group is measured with; None without any."""
+        if method in UNTRAINED:
+            return [None] * len(group)
+        device, known = self.bare.backbone.device, self.adapters[method]
+        return [_to(known[user.id], device) for user in group]
+
+    def sum_metrics(
+        self, users: Sequence[str], method: str, rate: float, release: str
+    ) -> tuple[np.ndarray, list[str]]:
+        """See `Cohort.sum_metrics`."""
+        generate = self.config.evaluate.generate
+        names = released_metrics(task_of(self.config.task).kind, generate)
+        found = self.measure(users, method, rate, generate)
+        rows = [bounded_row(metrics, names) for metrics in found.values()]
+        matrix = np.array(rows, np.float32).reshape(len(found), len(names) + 1)
+        return sum_of_unit(matrix), list(found)
+
+    def _named(self, names: Sequence[str]) -> list[User]:
+        everybody = (*self.dataset.users, *self.dataset.development)
+        known = {user.id: user for user in everybody}
+        return [known[name] for name in names]
+
+    def _groups(self, names: Sequence[str]) -> Iterator[list[User]]:
+        """Stacking groups of consecutive users."""
+        users, size = self._named(names), self.config.engine.stack
+        for start in range(0, len(users), size):
+            yield users[start : start + size]
+
+
+def local_run(
+    config: Config, reference: Reference, dataset: Dataset, after: Run | None = None
+) -> Run:
+    """A run in this process; nothing of it is written to disk.
+
+    It begins before the first phase, or goes on where another one stands, before any
+    method was trained: with its adapter, its unlabeled set, and what it was charged.
+    """
+    ledger = new_ledger(None, config, population_of(config, dataset))
+    if after is None:
+        zero = zero_shared(reference.backbone, config.shared_shape, config.seed)
+        state = State({name: tensor.cpu().numpy() for name, tensor in zero.b.items()})
+    else:
+        fresh: dict[str, Any] = {"trials": {}, "learning_rates": {}, "outcomes": {}}
+        took = dict(after.state.took_part)
+        state = replace(after.state, took_part=took, metrics={}, **fresh)
+        ledger.charges += after.ledger.charges
+    run = Run(config, state, ledger, dataset)
+    run.cohort = Local(config, state, dataset, reference)
+    return run
+
+
+def fitted(backbone: Backbone, dataset: Dataset) -> Dataset:
+    """The users without the items that do not fit into the context, which are counted.
+
+    Raises
+    ------
+    IdiolectError
+        A user has no item left.
+    """
+    groups, dropped = [], dict(dataset.dropped)
+    for users in (dataset.users, dataset.development):
+        pairs = [fitting(backbone, user) for user in users]
+        if count := sum(number for _, number in pairs):
+            dropped[TOO_LONG] = dropped.get(TOO_LONG, 0) + count
+        groups.append(tuple(user for user, _ in pairs))
+    for user in (*groups[0], *groups[1]):
+        if problem := too_long(backbone, user):
+            raise IdiolectError(problem)
+    return replace(dataset, users=groups[0], development=groups[1], dropped=dropped)
+
+
+def finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Leave out what is not finite."""
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _to(lora: Lora, device: torch.device | str) -> Lora:
+    a = {name: tensor.to(device) for name, tensor in lora.a.items()}
+    return replace(lora, a=a, b={n: tensor.to(device) for n, tensor in lora.b.items()})

@@ -1,0 +1,391 @@
+"""The users of a run on Flower's nodes: messages out, checked replies in.
+
+Each method of `Remote` is one exchange. What comes back is not believed: shapes, types and
+sizes are checked before anything is made of a reply (`messages`, `inbox`), and its values
+here. What fails costs the users it is about; a phase goes on while the quorum holds.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import numpy as np
+from flwr.app import RecordDict
+
+from ...common.data.load import task_of
+from ...common.data.metrics import measured_metrics, released_metrics
+from ...common.data.types import Item
+from ...common.privacy.scrub import OFFERED, scrub
+from ...common.protocol.messages import (
+    MAX_ITEMS,
+    AdaptReply,
+    AdaptRequest,
+    EvaluateReply,
+    EvaluateRequest,
+    OfferReply,
+    OfferRequest,
+    Outcome,
+    PersonaliseReply,
+    PersonaliseRequest,
+    Reply,
+    Request,
+    Shapes,
+    ShareReply,
+    ShareRequest,
+    VoteReply,
+    VoteRequest,
+)
+from ...common.protocol.packing import unpack
+from ...common.protocol.quantization import coded_shapes, decode
+from ...common.protocol.validation import valid_votes
+from ...common.unlabeled.sets import Unlabeled, fingerprint
+from . import work
+from .exchange import Answers, Exchange, ask, report, require
+from .live import LiveRun
+from .signing import sign_next
+from .sums import Sum, nothing, sum_of_marks, sum_of_unit, sum_rows
+
+NAMES = 64  # numbers in a user's training log, and characters of the name of each
+AnyReply = TypeVar("AnyReply", bound=Reply)
+
+
+@dataclass(frozen=True)
+class Contribution(AdaptReply):
+    """A reply of which the sum of the valid rows is kept; `users` are those it counts."""
+
+    found: Sum
+
+
+class Remote:
+    """The cohort of a run with Flower."""
+
+    def __init__(self, run: LiveRun) -> None:
+        self._run = run
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """The evaluated users that can be reached, in the order of the data."""
+        run = self._run
+        return tuple(u.id for u in run.dataset.users if u.id in run.nodes)
+
+    @property
+    def development(self) -> tuple[str, ...]:
+        """The development users that can be reached."""
+        run = self._run
+        return tuple(u.id for u in run.dataset.development if u.id in run.nodes)
+
+    def update(self, users: Sequence[str], clip: float, release: str) -> Sum:
+        """See `Cohort.update`. Without privacy the quorum is of all who may take part."""
+        run, config, number = self._run, self._run.config, self._run.state.rounds
+        label = f"round {number + 1}/{config.adapt.rounds}"
+        exchange = Exchange("adapt", label, "train.adapt", 1.0)
+        place = f"adapt/{number}" + (f"/{release}" if release else "")
+        fields = {"round": number, "clip": clip, "release": release}
+        fields["shared"] = run.shared_to_send
+        total = nothing(run.shapes)
+
+        def add(reply: Contribution) -> Contribution:
+            """Keep one sum, however many reply: they need not wait for each other."""
+            total.add(reply.found)
+            return replace(reply, found=nothing({}))
+
+        answers = ask(
+            run,
+            exchange,
+            self._requests(AdaptRequest, place, users, fields),
+            contribution(run.shapes, clip, config.signed_bytes),
+            add,
+            coded_shapes(run.shapes) if config.signed_bytes else run.shapes,
+        )
+        total.users = [user for reply in answers.replies for user in reply.users]
+        if not release:
+            asked = run.population.adapting
+            require(run, exchange, len(total.users), asked, answers.errors)
+        return total
+
+    def vote(
+        self, users: Sequence[str], bank: Sequence[Item], release: str
+    ) -> tuple[np.ndarray, list[str]]:
+        """See `Cohort.vote`; a vote is finite, not negative, and of norm 1 at most."""
+        return self._ballots(users, bank, release, valid_votes, sum_of_unit)
+
+    def mark(self, users: Sequence[str], bank: Sequence[Item]) -> np.ndarray:
+        """See `Cohort.mark`; marks are 0 and 1."""
+        return self._ballots(users, bank, "", valid_marks, sum_of_marks)[0]
+
+    def _ballots(
+        self,
+        users: Sequence[str],
+        bank: Sequence[Item],
+        release: str,
+        valid: Callable[[np.ndarray], np.ndarray],
+        add: Callable[[np.ndarray], np.ndarray],
+    ) -> tuple[np.ndarray, list[str]]:
+        """Sign the bank, let the users vote over it, and add up what is valid."""
+        run, state = self._run, self._run.state
+        before = state.version
+        sign_next(run, "bank", [Unlabeled(item) for item in bank])
+        if state.version != before:
+            run.save()
+        exchange = Exchange("pool", "votes", "query.vote", work.VOTE)
+        fields = self._manifest() | {"bank": tuple(bank), "release": release}
+        place = f"pool/{release}" if release else "pool"
+        requests = self._requests(VoteRequest, place, users, fields)
+        answers = self._ask(exchange, requests, VoteReply, {"votes": (len(bank),)})
+        rows = [(reply.users, reply.votes["votes"]) for reply in answers.replies]
+        total, counted, odd = _added(rows, len(bank), valid, add)
+        bad = dict.fromkeys(odd, "the vote is not finite, negative, or longer than 1.")
+        report(run, exchange, bad)
+        if users or not release:  # coins may name nobody: then only noise is released
+            require(run, exchange, len(counted), len(users), answers.errors | bad)
+        return total, counted
+
+    def offer(
+        self, users: Sequence[str], bank: Sequence[Item], supported: tuple[int, ...]
+    ) -> Mapping[str, Sequence[Item]]:
+        """See `Cohort.offer`; what was not scrubbed, and what is too much, is dropped."""
+        exchange = Exchange("pool", "scrubbed items", "query.offer", work.VOTE)
+        fields = self._manifest() | {"bank": tuple(bank), "supported": supported}
+        requests = self._requests(OfferRequest, "pool/offer", users, fields)
+        items = self._items(exchange, requests, OfferReply, len(users), OFFERED)
+        return {
+            user: [item for item in offered if is_scrubbed(item)][:OFFERED]
+            for user, offered in items.items()
+        }
+
+    def share(self, users: Sequence[str]) -> Mapping[str, Sequence[Item]]:
+        """See `Cohort.share`."""
+        exchange = Exchange("pool", "raw text of others", "query.share", work.VOTE)
+        requests = self._requests(ShareRequest, "pool", users, {})
+        return self._items(exchange, requests, ShareReply, len(users), MAX_ITEMS)
+
+    def hand_out(self, unlabeled: Sequence[Unlabeled], release: str) -> None:
+        """Sign the unlabeled set."""
+        sign_next(self._run, self._run.config.unlabeled.kind, unlabeled, release)
+
+    def train(
+        self, users: Sequence[str], method: str, rate: float, trial: bool
+    ) -> dict[str, Outcome]:
+        """See `Cohort.train`; in the order of `users`."""
+        run, state = self._run, self._run.state
+        label = f"{method} lr {rate:g}" + (", development" if trial else "")
+        weight = work.training(run.config, trial)
+        exchange = Exchange("personalise", label, "train.personalise", weight)
+        fields = {
+            "method": method,
+            "learning_rate": rate,
+            "trial": trial,
+            "unlabeled": state.unlabeled or (),
+            "shared": run.shared_to_send,
+            **(self._manifest() if state.unlabeled else NO_MANIFEST),
+        }
+        voters = state.took_part.get("votes", {})
+        requests = [
+            (node, replace(one, voted=tuple(n for n in one.users if n in voters)))
+            for node, one in self._requests(
+                PersonaliseRequest,
+                f"personalise/{label}",
+                users,
+                {**fields, "voted": ()},
+            )
+        ]
+        answers = self._ask(exchange, requests, PersonaliseReply)
+        found: dict[str, Outcome] = {}
+        bad: dict[str, str] = {}
+        for reply in answers.replies:
+            for user, outcome in reply.outcomes.items():
+                if user in reply.users and _sane(outcome):
+                    found[user] = outcome
+                elif user in reply.users:
+                    bad[user] = "what it says of its training has no meaning."
+        report(run, exchange, bad)
+        if not trial:
+            require(run, exchange, len(found), len(users), answers.errors | bad)
+        return {user: found[user] for user in users if user in found}
+
+    def measure(
+        self, users: Sequence[str], method: str, rate: float, generate: bool
+    ) -> dict[str, dict[str, float]]:
+        """See `Cohort.measure`; metrics are finite, and no others than asked for."""
+        run = self._run
+        exchange, requests = self._measuring(users, method, rate, generate)
+        answers = self._ask(exchange, requests, EvaluateReply)
+        names = measured_metrics(task_of(run.config.task).kind, generate)
+        found, bad = {}, {}
+        for reply in answers.replies:
+            for user in reply.users:
+                metrics = reply.metrics.get(user, {})
+                if not metrics.keys() <= names:  # each name would be a row of the table
+                    bad[user] = "it has metrics that nobody asked for."
+                elif "nll" in metrics and all(map(math.isfinite, metrics.values())):
+                    found[user] = metrics
+                else:
+                    bad[user] = "its metrics are missing or not finite."
+        report(run, exchange, bad)
+        require(run, exchange, len(found), len(users), answers.errors | bad)
+        return found
+
+    def sum_metrics(
+        self, users: Sequence[str], method: str, rate: float, release: str
+    ) -> tuple[np.ndarray, list[str]]:
+        """See `Cohort.sum_metrics`; rows are checked as votes are."""
+        run, generate = self._run, self._run.config.evaluate.generate
+        exchange, requests = self._measuring(users, method, rate, generate, release)
+        width = len(released_metrics(task_of(run.config.task).kind, generate)) + 1
+        answers = self._ask(exchange, requests, EvaluateReply, {"sums": (width,)})
+        rows = [(reply.users, reply.sums["sums"]) for reply in answers.replies]
+        total, counted, odd = _added(rows, width, valid_votes, sum_of_unit)
+        why = "its row of metrics is not finite, negative, or longer than 1."
+        bad = dict.fromkeys(odd, why)
+        report(run, exchange, bad)
+        require(run, exchange, len(counted), len(users), answers.errors | bad)
+        return total, counted
+
+    # --- what exchanges share --------------------------------------------------------
+
+    def _measuring(
+        self,
+        users: Sequence[str],
+        method: str,
+        rate: float,
+        generate: bool,
+        release: str = "",
+    ) -> tuple[Exchange, list[tuple[int, Request]]]:
+        run, weight = self._run, work.measuring(generate)
+        place = f"evaluate/{release or f'{method}/{generate}'}"
+        fields = {
+            "method": method,
+            "learning_rate": rate,
+            "unlabeled_hash": fingerprint(run.state.unlabeled or ()),
+            "generate": generate,
+            "release": release,
+            "shared": run.shared_to_send,
+        }
+        requests = self._requests(EvaluateRequest, place, users, fields)
+        return Exchange("evaluate", method, "evaluate", weight), requests
+
+    def _manifest(self) -> dict[str, Any]:
+        state = self._run.state
+        return {"manifest": state.manifest, "signature": state.signature}
+
+    def _requests(
+        self,
+        cls: type[Request],
+        place: str,
+        users: Sequence[str],
+        fields: Mapping[str, Any],
+    ) -> list[tuple[int, Any]]:
+        """A request for each stacking group: up to ``stack`` users of a node."""
+        run, at = self._run, dict[int, list[str]]()
+        for user in users:
+            at.setdefault(run.nodes[user], []).append(user)
+        stack = run.config.engine.stack
+        groups = [
+            (node, names[start : start + stack])
+            for node, names in at.items()
+            for start in range(0, len(names), stack)
+        ]
+        return [
+            (node, cls(**run.head(f"{place}/{i}", names), **fields))
+            for i, (node, names) in enumerate(groups)
+        ]
+
+    def _ask(
+        self,
+        exchange: Exchange,
+        requests: Sequence[tuple[int, Request]],
+        cls: type[AnyReply],
+        row: Shapes = MappingProxyType({}),
+        texts: int = 0,
+    ) -> Answers[AnyReply]:
+        """Ask for replies of a kind, with arrays of these shapes per user, if any."""
+
+        def read(record: RecordDict) -> AnyReply:
+            return unpack(cls, record, rows_shapes(row) if row else None)
+
+        return ask(self._run, exchange, requests, read, row=row, texts=texts)
+
+    def _items(
+        self,
+        exchange: Exchange,
+        requests: Sequence[tuple[int, Request]],
+        cls: type[Any],
+        asked: int,
+        texts: int,
+    ) -> dict[str, Sequence[Item]]:
+        """User -> items, of all who answered."""
+        answers = self._ask(exchange, requests, cls, texts=texts)
+        items = {
+            user: found
+            for reply in answers.replies
+            for user, found in reply.items.items()
+            if user in reply.users
+        }
+        require(self._run, exchange, len(items), asked, answers.errors)
+        return items
+
+
+NO_MANIFEST = {"manifest": "", "signature": ""}
+
+
+def contribution(
+    shapes: Shapes, clip: float, signed_bytes: bool
+) -> Callable[[RecordDict], Contribution]:
+    """Return a reader of replies that keeps the sum of their valid rows."""
+    sent = coded_shapes(shapes) if signed_bytes else shapes
+
+    def read(record: RecordDict) -> Contribution:
+        reply = unpack(AdaptReply, record, rows_shapes(sent))
+        rows = decode(reply.rows, shapes) if signed_bytes else reply.rows
+        found = sum_rows(reply.users, rows, clip)
+        bad = [user for user in reply.users if user not in found.users]
+        errors = reply.errors | dict.fromkeys(bad, "the update is not finite.")
+        kept = {"users": tuple(found.users), "errors": errors, "rows": {}}
+        return Contribution(**{**vars(reply), **kept}, found=found)
+
+    return read
+
+
+def rows_shapes(shapes: Shapes) -> Callable[[dict[str, Any]], Shapes]:
+    """Shapes of a reply with one row per user it names."""
+
+    def of(fields: dict[str, Any]) -> Shapes:
+        return {name: (len(fields["users"]), *shape) for name, shape in shapes.items()}
+
+    return of
+
+
+def _added(
+    rows: Sequence[tuple[Sequence[str], np.ndarray]],
+    width: int,
+    valid: Callable[[np.ndarray], np.ndarray],
+    add: Callable[[np.ndarray], np.ndarray],
+) -> tuple[np.ndarray, list[str], list[str]]:
+    """Add up the valid rows: their sum, whose they are, and whose are not valid."""
+    total = np.zeros(width)
+    counted: list[str] = []
+    odd: list[str] = []
+    for users, array in rows:
+        good = valid(array)
+        total += add(array[good])
+        for user, is_good in zip(users, good, strict=True):
+            (counted if is_good else odd).append(user)
+    return total, counted, odd
+
+
+def valid_marks(votes: np.ndarray) -> np.ndarray:
+    """Which rows [users, bank] are marks: nothing but 0 and 1. bool [users]."""
+    return ((votes == 0) | (votes == 1)).all(axis=1)
+
+
+def is_scrubbed(item: Item) -> bool:
+    """Whether a device did scrub what it sent: scrubbing again changes nothing."""
+    return all(scrub(text) == text for text in (item.prompt.input, item.target))
+
+
+def _sane(outcome: Outcome) -> bool:
+    """Whether it is what a node of ours may say; ours log about fifteen numbers."""
+    named = len(outcome.log) <= NAMES and all(len(n) <= NAMES for n in outcome.log)
+    return named and (outcome.alpha is None or 0 <= outcome.alpha < 1)

@@ -1,0 +1,65 @@
+"""Signed manifests: how devices know a bank or an unlabeled set for the run's own."""
+
+import math
+import time
+from collections.abc import Sequence
+
+from ...common.protocol.manifest import Manifest, canonical, digest, parse, sign
+from ...common.unlabeled.sets import Unlabeled, fingerprint
+from .live import LiveRun
+
+VALID_DAYS = 30.0  # for which what was signed is valid; renewed on resume
+
+
+def sign_next(
+    run: LiveRun, kind: str, items: Sequence[Unlabeled], vote: str = ""
+) -> None:
+    """Sign the next manifest of the run's chain; the checkpoint keeps it.
+
+    What was signed already, before a crash, is not signed again while it is valid.
+
+    Parameters
+    ----------
+    run, kind
+        The run, and ``bank`` or the kind of unlabeled set.
+    items
+        What it is about.
+    vote
+        The ledger's id of the vote that the weights are; empty without privacy.
+    """
+    config, state, now = run.config, run.state, time.time()
+    content = fingerprint(items)
+    last = parse(state.manifest) if state.manifest else None
+    same = last and (last.kind, last.content, last.vote) == (kind, content, vote)
+    if last and same and last.expires > now:
+        return
+    guaranteed = config.privacy.mode == "central" and not run.ledger.open_releases
+    spent = run.ledger.spent().release if guaranteed else math.inf
+    manifest = Manifest(
+        run=run.id,
+        kind=kind,
+        version=state.version + 1,
+        previous=digest(last) if last else "",
+        content=content,
+        count=len(items),
+        features=config.unlabeled.features,
+        vote=vote,
+        floor=state.floor if kind != "bank" else 0.0,
+        epsilon=spent if math.isfinite(spent) else None,
+        created=now,
+        expires=now + 86_400 * VALID_DAYS,
+    )
+    state.version += 1
+    state.manifest = canonical(manifest).decode()
+    state.signature = sign(manifest, run.signing_key)
+
+
+def renew(run: LiveRun) -> None:
+    """Sign the unlabeled set again where its manifest has expired, as in a long pause."""
+    state = run.state
+    if not state.unlabeled:
+        return
+    last = parse(state.manifest)
+    if last.expires <= time.time():
+        sign_next(run, run.config.unlabeled.kind, state.unlabeled, last.vote)
+        run.save()

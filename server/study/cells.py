@@ -1,0 +1,244 @@
+"""Running a study: each cell is a run in this process, without Flower.
+
+Cells go through the phases of a run (`server.run`) with a local cohort. What they share is
+made once (`cache`). A finished cell is a file; running the study again does only what is
+missing.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...common.config import UNTRAINED, Config
+from ...common.config.keys import POOL, SHARED
+from ...common.config.methods import ALPHA, BY_NAME
+from ...common.config.old import renamed
+from ...common.data.load import load_dataset
+from ...common.data.types import Dataset
+from ...common.engine.backbone import backbone_of
+from ...common.engine.reference import Reference
+from ...common.errors import IdiolectError
+from ...common.files import make_private, private_folder
+from ...common.protocol.messages import Outcome, package_version
+from ..privacy.card import card
+from ..run import results
+from ..run.adapt import adapt
+from ..run.budget import noise_of, population_of
+from ..run.cohort import Run
+from ..run.local import Local, fitted, local_run
+from ..run.personalise import choose_rate, measure, possible, train
+from ..run.pool import pool
+from . import controls
+from .cache import Cache, cell_key, stage_key
+from .declaration import Study, cell_config, cells, control_of
+
+
+def located(config: Config) -> Config:
+    """Replace environment variables in the paths of a cell: data are not everywhere.
+
+    Raises
+    ------
+    IdiolectError
+        A variable is not set.
+    """
+    data, backbone = map(os.path.expandvars, (config.data, config.backbone))
+    if "$" in data + backbone:
+        raise IdiolectError(
+            f"the study reads {config.data or config.backbone}: set the environment "
+            "variable in it to the folder that holds them (docs/data.md)."
+        )
+    return replace(config, data=data, backbone=backbone)
+
+
+def run_study(
+    study: Study, folder: Path, say: Callable[[str], None] = print
+) -> list[dict[str, Any]]:
+    """Run the cells that have no file yet; return all of them.
+
+    Parameters
+    ----------
+    study
+        What to run.
+    folder
+        Where ``cells/<hash of the config>.json`` are written.
+    say
+        Told about every cell.
+    """
+    make_private(private_folder(folder))
+    done: list[dict[str, Any]] = []
+    cache = Cache()
+    todo = cells(study)
+    for number, cell in enumerate(todo, start=1):
+        config = cell_config(study, cell)
+        control = control_of(study, cell)
+        name = f"{cell_key(config)}-{control}-{study.measured}.json"
+        path = folder / "cells" / name
+        known = path.exists()
+        named = ", ".join(f"{k}={v}" for k, v in cell.items())
+        say(f"cell {number}/{len(todo)}: {named}{' (done)' if known else ''}")
+        if not known:
+            began = time.monotonic()
+            found = run_cell(located(config), cache, control, study.measured)
+            results.write_json(path, {"cell": cell, **found})
+            say(f"  {time.monotonic() - began:.0f} s")
+        # Not the file's own cell: JSON has no infinity.
+        done.append({**renamed(json.loads(path.read_text())), "cell": cell})
+    return done
+
+
+# --- one cell -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a cell found out with one method.
+
+    Attributes
+    ----------
+    rate
+        The learning rate; 0 for methods that are not trained.
+    outcomes
+        User -> how training went.
+    metrics
+        User -> metric -> value.
+    """
+
+    rate: float
+    outcomes: Mapping[str, Outcome]
+    metrics: Mapping[str, Mapping[str, float]]
+
+    def mean(self, name: str) -> float:
+        """Mean over users of one number in the training log."""
+        return float(np.mean([one.log[name] for one in self.outcomes.values()]))
+
+
+def run_cell(
+    config: Config,
+    cache: Cache,
+    control: str = "none",
+    measured: str = "confirmation",
+) -> dict[str, Any]:
+    """Run one cell, in the shape of ``results.json``."""
+    backbone = backbone_of(config)
+    reference = cache.once("reference", str(id(backbone)), lambda: Reference(backbone))
+    dataset = fitted(backbone, load_dataset(config))
+    pooled = with_pool(config, reference, dataset, cache)
+    if measured == "development":
+        dataset = replace(dataset, users=dataset.development, development=())
+    controls.check(control, dataset.users, config)
+
+    def one(method: str) -> Found:
+        run = local_run(config, reference, dataset, pooled)
+        controls.apply(control, run)
+        return of_method(run, method)
+
+    methods = {
+        method: cache.once(
+            f"{method} {control}",
+            stage_key(config, method),
+            lambda method=method: one(method),
+        )
+        for method in config.method_list
+    }
+    return built(pooled, dataset, methods)
+
+
+def with_pool(
+    config: Config, reference: Reference, dataset: Dataset, cache: Cache
+) -> Run:
+    """A run whose shared adapter is trained and whose unlabeled set is built."""
+    # What noise is calibrated from is spread over keys that these stages do not use.
+    noise = str(noise_of(config, population_of(config, dataset)))
+
+    def after(phase: Callable[[Run], None], before: Run | None) -> Run:
+        run = local_run(config, reference, dataset, before)
+        phase(run)
+        return run
+
+    key = stage_key(config, SHARED) + noise
+    adapted = cache.once("shared", key, lambda: after(adapt, None))
+    spent = adapted.ledger.charges
+    key = stage_key(config, POOL) + noise + str(adapted.ledger.events())
+    if config.unlabeled.bank_from == "shared" and config.unlabeled.kind == "votes":
+        key += Local(config, adapted.state, dataset, reference).reference.hash
+    found = cache.once("pool", key, lambda: after(pool, adapted))
+    run = local_run(config, reference, dataset, found)
+    # The pool may have been built behind another adapter, of other cells.
+    run.state.shared = adapted.state.shared
+    run.ledger.charges[: len(spent)] = spent
+    return run
+
+
+def of_method(run: Run, method: str) -> Found:
+    """Train one method at its chosen rate, and measure it on the evaluated users."""
+    state = run.state
+    if not possible(run, method):
+        return Found(0.0, {}, {})
+    if method not in UNTRAINED:
+        choose_rate(run, method)
+        train(run, method)
+    measure(run, method)
+    rate = state.learning_rates.get(method, 0.0)
+    return Found(rate, state.outcomes.get(method, {}), state.metrics[method])
+
+
+def built(run: Run, dataset: Dataset, methods: Mapping[str, Found]) -> dict[str, Any]:
+    """What a cell found, as ``results.json`` says it."""
+    config = run.config
+    users = {
+        user.id: {
+            name: found.metrics[user.id]
+            for name, found in methods.items()
+            if user.id in found.metrics
+        }
+        for user in dataset.users
+    }
+    trained = {name: found for name, found in methods.items() if found.outcomes}
+    alpha, estimated = _alphas(trained)
+    truth = {u.id: u.truth.overlap for u in dataset.users if u.truth is not None}
+    return results.build(
+        run={
+            "task": config.task,
+            "backbone": config.backbone,
+            "seed": config.seed,
+            "commit": results.git_commit(),
+            "users": len(users),
+            "learning_rates": {m: f.rate for m, f in methods.items() if f.rate},
+            "clamp_rate": {m: found.mean("clamp_rate") for m, found in trained.items()},
+            "ess": {m: found.mean("ess") for m, found in trained.items()},
+            "overlap": truth,
+            **({"dropped": dataset.dropped} if dataset.dropped else {}),
+        },
+        users=users,
+        alpha=alpha,
+        alpha_estimated=estimated,
+        cost={},
+        privacy=card(run.ledger, "", package_version(), ""),
+        seed=config.seed,
+        resamples=config.evaluate.bootstrap,
+    )
+
+
+def _alphas(trained: Mapping[str, Found]) -> tuple[dict[str, float], bool]:
+    """Alpha of every user, from methods that use it, and whether it was estimated.
+
+    A result of SFT may be one that cells with another unlabeled set share.
+    """
+    use_it = {
+        name: found
+        for name, found in trained.items()
+        if {*ALPHA} <= {*BY_NAME[name].reads}
+    }
+    outcomes = [
+        (user, one)
+        for found in (use_it or trained).values()
+        for user, one in found.outcomes.items()
+    ]
+    alpha = {user: one.alpha for user, one in outcomes if one.alpha is not None}
+    return alpha, any(one.estimated for _, one in outcomes)

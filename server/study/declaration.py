@@ -1,0 +1,305 @@
+"""Declarations of studies: reading and checking them, their cells and claims.
+
+A study is a TOML file: config keys that all cells share (``[config]``), a grid of keys
+whose every combination is a cell (``[grid]``), and claims about differences between
+cells (``[[claims]]``). A key of the grid may also be a name of the study's own whose
+values stand for several config keys (``[named.world.short]``).
+Tables, plots and verdicts are made from the files of finished cells (`cells`, `findings`).
+"""
+
+import itertools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...common.config import Config, Scalar, parse
+from ...common.config.old import renamed
+from ...common.errors import IdiolectError
+from ...common.text import read_toml
+from ..run import results
+
+# What a grid may vary beside config keys, under the name ``control`` (`controls`).
+CONTROLS = ("none", "swapped", "shuffled", "random")
+
+# A recipe is chosen on development users and reported on the others.
+MEASURED = ("confirmation", "development")
+
+# In a claim, the value of a key that each user has where it suits them best: what could
+# be had by looking at the held-out items, which nobody has in practice.
+BEST = "best"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement about a difference, and the sign it predicts.
+
+    Attributes
+    ----------
+    text
+        The statement, as the table prints it.
+    metric
+        What is compared.
+    one, other
+        Cells (config keys with values) and the method in them; the difference is
+        one - other, paired by user and seed.
+    expect
+        ``lower`` or ``higher``: the sign of the difference if the statement is true.
+    users
+        ``all``, or the users below (``unique``) or above (``non-unique``) the median true
+        overlap of their cell, as far as the truth is known, else the estimated one.
+    """
+
+    text: str
+    metric: str
+    one: dict[str, Scalar]
+    other: dict[str, Scalar]
+    expect: str
+    users: str = "all"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method against others in every world, by several metrics.
+
+    Attributes
+    ----------
+    x
+        The key of the grid that varies: the world.
+    one, others
+        Sides as a claim has them; ``as`` in a side is what the table calls it.
+    metrics
+        What is compared. Where a world does not have one, nothing is said.
+    margin
+        Metric -> difference that nobody would mind. Two that are not told apart are called
+        equal where the whole interval lies within it.
+    """
+
+    x: str
+    one: dict[str, Scalar]
+    others: list[dict[str, Scalar]]
+    metrics: list[str]
+    margin: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A declared experiment (see the module's text).
+
+    `reading` is what a person made of the results, without numbers: those are in the
+    tables beside it; `answer` is its sentence for the head of the page. With an `audit`
+    table its cells are audits of the aggregation (`attacks.Design`), over a grid of
+    ``control`` and ``seed``.
+
+    `named` holds, for a key of the grid that is not a config key, what each of its values
+    stands for. `measured` says which users the cells measure: ``confirmation``, the
+    evaluated ones, or ``development``, those on whom a recipe may be chosen. `compare`
+    makes a claim for every world, opponent and metric (`comparisons`).
+    """
+
+    name: str
+    title: str
+    question: str
+    config: dict[str, Scalar]
+    grid: dict[str, list[Scalar]]
+    claims: tuple[Claim, ...] = ()
+    plot: dict[str, str] = field(default_factory=dict)
+    reading: str = ""
+    answer: str = ""
+    audit: dict[str, Any] | None = None
+    named: dict[str, dict[str, dict[str, Scalar]]] = field(default_factory=dict)
+    measured: str = "confirmation"
+    compare: tuple[Comparison, ...] = ()
+
+
+def read_study(path: Path) -> Study:
+    """Read a study and check it before anything is computed.
+
+    Raises
+    ------
+    IdiolectError
+        The file is missing or not TOML, a key is unknown, or a claim names no cell.
+    """
+    try:
+        raw = renamed(read_toml(path.read_text()))
+    except OSError as error:
+        raise IdiolectError(
+            f"study file {path} cannot be read ({error.strerror}): give the path of a "
+            "TOML file, for example simulations/lamp/experiments/uniqueness.toml."
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise IdiolectError(
+            f"study file {path} is not TOML ({error}): repair it."
+        ) from error
+    try:
+        study = _declared(path.stem, raw)
+        if study.audit is None:
+            _check(study)
+    except IdiolectError as error:
+        raise IdiolectError(f"study file {path}: {error}") from error
+    return study
+
+
+def _declared(name: str, raw: dict[str, Any]) -> Study:
+    """A study from its TOML, with no other keys than it has."""
+    known = Study.__dataclass_fields__.keys() - {"name"}
+    unknown = sorted(raw.keys() - known)
+    either = {"config", "audit"} & raw.keys()
+    if unknown or not {"title", "grid"} <= raw.keys() or len(either) != 1:
+        raise IdiolectError(
+            "needs title, [grid] and either [config] or [audit], may have question, "
+            "answer, reading, measured, [named], [plot], [[compare]] and [[claims]]; "
+            f"found {', '.join(unknown) or 'too little'}."
+        )
+    if (measured := raw.get("measured", MEASURED[0])) not in MEASURED:
+        raise IdiolectError(
+            f"measured is {measured!r}: use 'confirmation' or 'development'."
+        )
+    try:
+        claims = tuple(Claim(**claim) for claim in raw.get("claims", []))
+        compare = tuple(Comparison(**entry) for entry in raw.get("compare", []))
+    except TypeError as error:
+        raise IdiolectError(
+            f"a [[claims]] or [[compare]] table is malformed: {error}."
+        ) from None
+    grid = {key: list(values) for key, values in raw["grid"].items()}
+    read = {"name": name, "grid": grid, "claims": claims, "compare": compare}
+    return Study(**{"question": "", "config": {}, **raw, **read})
+
+
+def _check(study: Study) -> None:
+    """Refuse what would fail, or mean nothing, when all cells are done."""
+    keys = ", ".join(study.grid)
+    for cell in cells(study):
+        config = cell_config(study, cell)
+        control_of(study, cell)
+        if study.measured == "development" and len(config.learning_rate_list) > 1:
+            raise IdiolectError(
+                "it measures development users, on whom several learning rates would "
+                "be chosen: give one in personalise.learning-rates."
+            )
+    if study.plot and study.plot.get("x") not in study.grid:
+        raise IdiolectError(
+            f"[plot] has x = {study.plot.get('x')!r}, which is not a key of the grid: "
+            f"use one of {keys}."
+        )
+    for entry in study.compare:
+        if entry.x not in study.grid:
+            raise IdiolectError(
+                f"[[compare]] has x = {entry.x!r}, which is not a key of the grid: use "
+                f"one of {keys}."
+            )
+        if unknown := sorted(entry.margin.keys() - set(entry.metrics)):
+            raise IdiolectError(
+                f"[[compare]] has a margin for {unknown[0]!r}, which is not among its "
+                f"metrics: {', '.join(entry.metrics)}."
+            )
+    for claim in (*study.claims, *(claim for _, claim in comparisons(study))):
+        _check_claim(study, claim)
+
+
+def comparisons(study: Study) -> list[tuple[dict[str, Any], Claim]]:
+    """Claims of ``[[compare]]``: in each world, each opponent, by each metric.
+
+    The claim is that `one` is better; beside it stands what a table calls the world and
+    the two, and the margin.
+    """
+    return [
+        (
+            {
+                "x": str(value),
+                "one": name_of(entry.one),
+                "other": name_of(other),
+                "margin": entry.margin.get(metric, 0.0),
+            },
+            Claim(
+                text=f"{value}: {name_of(entry.one)} is better than {name_of(other)}",
+                metric=metric,
+                one={**entry.one, entry.x: value},
+                other={**other, entry.x: value},
+                expect="lower" if metric in results.LOWER_IS_BETTER else "higher",
+            ),
+        )
+        for entry in study.compare
+        for metric in entry.metrics
+        for value in study.grid[entry.x]
+        for other in entry.others
+    ]
+
+
+def name_of(side: Mapping[str, Scalar]) -> str:
+    """How a table names one side: as it says, or by its method and the values it fixes."""
+    method, keys = side_of(side)
+    fixed = f"{method} ({', '.join(map(str, keys.values()))})" if keys else method
+    return str(side.get("as", fixed))
+
+
+def _check_claim(study: Study, claim: Claim) -> None:
+    place = f"claim {claim.text!r}"
+    if claim.expect not in ("lower", "higher"):
+        raise IdiolectError(f"{place}: expect is 'lower' or 'higher'.")
+    if claim.users not in ("all", "unique", "non-unique"):
+        raise IdiolectError(f"{place}: users is 'all', 'unique' or 'non-unique'.")
+    for side in (claim.one, claim.other):
+        method, keys = side_of(side)
+        unknown = [key for key in keys if key not in study.grid]
+        if unknown:
+            raise IdiolectError(f"{place}: '{unknown[0]}' is not a key of the grid.")
+        keys = {key: value for key, value in keys.items() if value != BEST}
+        fits = [cell for cell in cells(study) if matches(cell, keys)]
+        named = [cell_config(study, cell).method_list for cell in fits]
+        if not fits or any(method not in methods for methods in named):
+            raise IdiolectError(f"{place}: no cell has {side}.")
+
+
+def side_of(side: Mapping[str, Scalar]) -> tuple[str, dict[str, Scalar]]:
+    """Split one side of a claim into its method (default ``c-bpo``) and its keys."""
+    keys = {key: value for key, value in side.items() if key not in ("method", "as")}
+    return str(side.get("method", "c-bpo")), keys
+
+
+def matches(flat: Mapping[str, Scalar], keys: Mapping[str, Scalar]) -> bool:
+    """Whether a cell has the values that a claim names."""
+    return all(flat[key] == value for key, value in keys.items())
+
+
+def cells(study: Study) -> list[dict[str, Scalar]]:
+    """Every combination of the grid, the first key varying slowest."""
+    combinations = itertools.product(*study.grid.values())
+    return [dict(zip(study.grid, values, strict=True)) for values in combinations]
+
+
+def cell_config(study: Study, cell: Mapping[str, Scalar]) -> Config:
+    """Return the config of one cell."""
+    keys = {**study.config, **spelt_out(study, cell)}
+    return parse({key: value for key, value in keys.items() if key != "control"})
+
+
+def spelt_out(study: Study, cell: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """A cell with what its names stand for in their place; later keys win."""
+    keys: dict[str, Scalar] = {}
+    for key, value in cell.items():
+        named = key in study.named
+        keys |= _meaning(study, key, str(value)) if named else {key: value}
+    return keys
+
+
+def _meaning(study: Study, key: str, value: str) -> dict[str, Scalar]:
+    try:
+        return study.named[key][value]
+    except KeyError:
+        raise IdiolectError(
+            f"study {study.name}: the grid has {key}={value!r} but there is no table "
+            f"[named.{key}.{value}]: write what it stands for."
+        ) from None
+
+
+def control_of(study: Study, cell: Mapping[str, Scalar]) -> str:
+    """Return the control of one cell, ``none`` where it has none."""
+    control = str(spelt_out(study, cell).get("control", "none"))
+    if control not in CONTROLS:
+        raise IdiolectError(
+            f"control is {control!r}: use any of {', '.join(CONTROLS)} in the grid."
+        )
+    return control

@@ -37,7 +37,7 @@ def taken(results: Mapping[str, Any]) -> dict[str, Any]:
     run = results["run"]
     methods = {NAMES.get(name, name): row for name, row in results["methods"].items()}
     pairs = {
-        " - ".join(NAMES.get(side, side) for side in name.split(" - ")): row
+        " - ".join(NAMES.get(side) or side for side in name.split(" - ")): row
         for name, row in results["pairs"].items()
     }
     return {

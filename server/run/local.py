@@ -157,7 +157,7 @@ class Local:
                 for user, nll in zip(able, nlls, strict=True):
                     found[user.id].log.update(finite({"nll": nll}))
             else:
-                own = {user: _to(one.lora, "cpu") for user, one in kept.items()}
+                own = {u: _to(one.lora, "cpu") for u, one in kept.items() if one.lora}
                 self.adapters.setdefault(method, {}).update(own)
         return found
 

@@ -76,13 +76,14 @@ class Terminal(io.StringIO):
 
 def test_at_a_terminal_a_sentence_is_broken_between_words(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     path = "/a-long/path-with-dashes/that-is/longer/than-a-line/of-it.db"
     end(
         IdiolectError(f"there is no vault at {path}: make one by `some init`."),
         tmp_path,
     )
-    assert sys.stderr.getvalue().splitlines() == [
+    assert terminal.getvalue().splitlines() == [
         "error: there is no vault at",
         f"{path}:",
         "make one by `some init`.",

@@ -335,7 +335,7 @@ def test_a_part_that_was_exchanged_on_the_way_is_refused(greeted):
 
 def test_parts_are_kept_and_asked_for_where_they_are_not(greeted):
     # Another configuration than that of hello, which the node holds already.
-    changed = {"unlabeled.ratio": 2.0}
+    changed: dict[str, Any] = {"unlabeled.ratio": 2.0}
     task = vote_task(greeted.folder, "u0", **changed)
     agree(task)
     names = {n: make_part(n, getattr(task, n)).hash for n in ("config", "bank")}

@@ -37,7 +37,7 @@ KEYS = {"users": 4, "development-users": 0, "history": 12, "seed": 3}
 KEYS |= {"unlabeled.kind": "others", "personalise.learning-rates": "1e-3"}
 CONFIG = parse(KEYS)
 SETTINGS = TrainingSettings(0.5, epochs=2, batch=4, optimizer="sgd")
-KEYS = Personalise(beta=0.3, unlabeled_weight=1.0, anchor=0.0)
+OBJECTIVE = Personalise(beta=0.3, unlabeled_weight=1.0, anchor=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def sets(backbone, users) -> list[TrainingSet]:
 def trained(backbone, chosen: list[TrainingSet], settings=SETTINGS) -> list[Lora]:
     reference = Reference(backbone, zero_shared(backbone, CONFIG.shared_shape, 0))
     start = [new_lora(backbone, CONFIG.lora, 0, "personal", one.user) for one in chosen]
-    loss = partial(c_bpo.loss, settings=KEYS)
+    loss = partial(c_bpo.loss, settings=OBJECTIVE)
     return train(reference, start, chosen, loss, settings).loras
 
 

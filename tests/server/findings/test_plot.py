@@ -18,7 +18,7 @@ def test_a_plot_puts_means_and_intervals_where_their_numbers_are():
     found = summary(study(x="unlabeled.ratio", metric="nll"), CELLS)
     root = ElementTree.fromstring(svg(found | {"title": "A < B"}))
     space = "{http://www.w3.org/2000/svg}"
-    texts = {text.text: text for text in root.iter(f"{space}text")}
+    texts = {text.text or "": text for text in root.iter(f"{space}text")}
     assert {"A < B", "sft", "c-bpo", "1.0", "2.0", "unlabeled.ratio"} <= texts.keys()
     marks = {
         float(name): float(text.get("y", "")) - 4

@@ -1,16 +1,25 @@
 # make lamp: install into .venv, then personalise 40 synthetic users and print a table.
 # make device-demo: a server and three devices on this machine, from keys to a model.
 # make bench: time this against its peers; an hour of a quiet machine.
-# make test: install, check format, lint, types, and run the tests.
+# make quick: check format, lint, types, and run the tests without processes: 90 s.
+# make test: install, check format, lint, types, and run all tests: 7 min.
 PYTHON ?= python3
 BIN := .venv/bin
 # One test process more than cores, up to four: some tests wait for other processes.
 WORKERS := $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) + 1 )); echo $$(( n > 4 ? 4 : n )))
 
-.PHONY: lamp test device-demo bench format generated clean
+.PHONY: lamp quick test device-demo bench format generated clean
 
 lamp: .venv/.installed
 	$(BIN)/idiolect-server simulate simulations/lamp
+
+# The type checker has one thread: it runs beside the tests.
+quick: .venv/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python & types=$$!; \
+	  $(BIN)/python -m pytest -q -m "not slow and not process" -n $(WORKERS); \
+	  tests=$$?; wait $$types && exit $$tests
 
 test: .venv/.installed-dev
 	$(BIN)/ruff format --check .

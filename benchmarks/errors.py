@@ -497,6 +497,10 @@ def provoke(case: Case, folder: Path) -> tuple[int, str]:
         if not case.locked:
             patch = mock.patch("idiolect.client.owner.unlock.unlock", lambda *_: KEY)
             stack.enter_context(patch)
+        # A case that is no error any more must not start a run of many minutes.
+        started = AssertionError("this command line starts a run")
+        run = "idiolect.server.simulate.launch.simulate"
+        stack.enter_context(mock.patch(run, side_effect=started))
         if case.failing:
             place, error = case.failing
             target = place.replace(":", ".")

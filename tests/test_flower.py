@@ -231,7 +231,7 @@ def defined() -> set[str]:
 
 
 def test_the_table_lists_private_attributes() -> None:
-    own, found = defined() | {"_exit"}, set()
+    own, found = defined() | {"_exit", "_SubParsersAction"}, set()  # of os, argparse
     for tree in TREES.values():
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):

@@ -108,7 +108,7 @@ def test_a_narrow_terminal_cuts_no_name(
         assert max(map(len, lines)) <= int(columns)
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["show"], ["simulate"]])
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["show"]])
 def test_usage_errors_exit_2(arguments: list[str]) -> None:
     assert cli.main(arguments) == 2
 

@@ -5,10 +5,12 @@ import io
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,17 @@ def text_of(one: Console) -> str:
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> simulate.Plan:
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files of this test alone, whose path is short enough."""
+    made = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
+    monkeypatch.setenv("TMPDIR", str(made))
+    monkeypatch.setattr(tempfile, "tempdir", str(made))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def plan(tmp_path: Path, temporary: Path) -> simulate.Plan:
     """A run of the fake app; its data folder holds the files it is to write."""
     app, output = tmp_path / "app", tmp_path / "runs"
     app.mkdir()

@@ -105,7 +105,7 @@ def absolute_backbone(name: str, folder: Path | None = None) -> str:
     written_as_path = name.startswith((".", "~", "/")) or name.endswith("/")
     if written_as_path or name.count("/") > 1 or "\\" in name or place.exists():
         raise IdiolectError(
-            f"backbone '{printable(name, 300)}' is no folder ({place}): give `tiny`, an "
+            f"backbone '{printable(name, 300)}' is not a folder ({place}): give `tiny`, an "
             "existing folder, or the id of a model as ORGANISATION/NAME."
         )
     return name

@@ -406,7 +406,7 @@ def test_anonymised_items_are_scrubbed_supported_and_said_to_be_no_dp(central, m
         entry.owner == "" and "persona" not in entry.item.id for entry in entries
     )
     card = results(folder)["privacy"]
-    assert any("no differential privacy" in r["why"] for r in card["open_releases"])
+    assert any("not differential privacy" in r["why"] for r in card["open_releases"])
     assert card["epsilon"]["release_observer"] is None
 
 

@@ -53,6 +53,8 @@ from .common.conftest import write_model
 from .sealing import KEY, SEED, sealed
 from .server.federation import FakeGrid, events, results, run
 
+pytestmark = pytest.mark.slow
+
 VAULT_KEY = RandomKey(bytes(32))
 SERVER = Server("server.example:9443", "", KEY)
 CANARY = "zebra-quartz-7f3a91c4e2b85d60-marmalade-{}"  # 41 characters

@@ -320,6 +320,7 @@ def test_a_run_is_opened_to_go_on(runs):
 
 
 # Days after the run was killed; its manifest was valid for 30.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "days"), [("interrupted", 1), ("private", 1), ("private", 40)]
 )

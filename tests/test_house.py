@@ -202,6 +202,7 @@ def test_generate_repairs_what_drifted(tmp_path: Path) -> None:
         assert (tmp_path / name).read_text() == (ROOT / name).read_text()
 
 
+@pytest.mark.process
 def test_flower_accepts_the_app(tmp_path: Path) -> None:
     """`flwr build` checks the folder as `flwr run` does; it must hold no code."""
     app = tmp_path / "lamp"

@@ -31,6 +31,8 @@ from idiolect.common.data.load import load_dataset
 from idiolect.common.engine.reference import load_reference
 from idiolect.common.errors import IdiolectError
 
+pytestmark = pytest.mark.slow
+
 SECRET = "correct horse battery"
 
 

@@ -181,6 +181,7 @@ def program(tmp_path: Path, body: str) -> list[str]:
     return [sys.executable, str(tmp_path / "code.py")]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "body",
     [
@@ -204,6 +205,7 @@ def test_who_stops_reading_hears_nothing(tmp_path, body):
     assert (process.wait(60), said) == (141, b"")
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_below_the_output_is_said(tmp_path):
     for body in ("tell('line')", "print('line')"):
@@ -215,6 +217,7 @@ def test_a_full_disk_below_the_output_is_said(tmp_path):
         assert "No space left" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1", "cp1252"])
 def test_what_a_terminal_lacks_is_replaced(tmp_path, encoding):
     body = "tell('wo 😀'); tell('no 😀', sys.stderr); print(ascii(sys.stdin.read()))"
@@ -232,6 +235,7 @@ def test_what_a_terminal_lacks_is_replaced(tmp_path, encoding):
         assert done.stdout == b"wo ?\n'\\xe9'\n"
 
 
+@pytest.mark.process
 def test_a_threads_error_is_one_line(tmp_path):
     body = (
         "import threading\n    t = threading.Thread(target=lambda: 1 / 0)\n"
@@ -242,6 +246,7 @@ def test_a_threads_error_is_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("error", ["MemoryError()", "IdiolectError('no: more.')"])
 def test_what_lacks_memory_waits_for_no_thread(tmp_path, error):
     # A library's thread that was refused memory can wait for ever.
@@ -258,6 +263,7 @@ def test_what_lacks_memory_waits_for_no_thread(tmp_path, error):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.process
 def test_ctrl_c_is_one_line(tmp_path):
     body = "tell('up'); time.sleep(60)"
     process = subprocess.Popen(
@@ -271,6 +277,7 @@ def test_ctrl_c_is_one_line(tmp_path):
     assert process.wait(60) == 130
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", ["client", "server"])
 def test_the_modules_are_commands_too(module):
     command = [sys.executable, "-m", f"idiolect.{module}.cli"]

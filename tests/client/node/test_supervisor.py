@@ -164,6 +164,7 @@ def _certificate(folder: Path) -> str:
     return (folder / "server" / "ca.crt").read_text()
 
 
+@pytest.mark.process
 def test_a_killed_worker_is_started_again(supervisor):
     process, path = supervisor
     (first,) = until(lambda: workers(path))
@@ -173,6 +174,7 @@ def test_a_killed_worker_is_started_again(supervisor):
     assert second != first
 
 
+@pytest.mark.process
 def test_a_worker_ends_whose_keeper_died_before_it_gave_the_key(vault):
     done = subprocess.run(
         [sys.executable, "-m", "idiolect.client.node.worker", str(vault.path)],
@@ -182,6 +184,7 @@ def test_a_worker_ends_whose_keeper_died_before_it_gave_the_key(vault):
     assert done.returncode == 1
 
 
+@pytest.mark.process
 def test_a_worker_does_not_outlive_its_keeper(supervisor):
     process, path = supervisor
     until(lambda: workers(path))
@@ -189,6 +192,7 @@ def test_a_worker_does_not_outlive_its_keeper(supervisor):
     until(lambda: not workers(path))
 
 
+@pytest.mark.process
 def test_the_keeper_ends_its_worker_when_told(supervisor):
     process, path = supervisor
     until(lambda: workers(path))
@@ -197,6 +201,7 @@ def test_the_keeper_ends_its_worker_when_told(supervisor):
     assert not workers(path)
 
 
+@pytest.mark.process
 def test_the_key_is_on_no_command_line_and_in_no_environment(vault):
     certificate = _certificate(vault.path.parent)
     membership.join(vault, Server("127.0.0.1:9", certificate, "00" * 32))
@@ -266,6 +271,7 @@ def test_the_keeper_ends_where_somebody_must_act_first(vault, monkeypatch):
     ]
 
 
+@pytest.mark.process
 def test_a_worker_leaves_ctrl_c_to_its_keeper(supervisor):
     """A terminal sends it to both; the worker said a traceback."""
     process, path = supervisor

@@ -20,6 +20,8 @@ from idiolect.client.owner.vault import Vault
 from idiolect.common.engine.reference import load_reference
 from idiolect.common.errors import IdiolectError
 
+pytestmark = pytest.mark.slow
+
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "vault-1"
 RANDOM = RandomKey(bytes(range(32)))
 SECRET = Passphrase("correct horse battery")

@@ -554,6 +554,7 @@ def writer(path: Path, name: str, total: int) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.process
 def test_two_processes_write_at_once(vault, path):
     both = [writer(path, name, 20) for name in ("one", "two")]
     assert [process.wait(60) for process in both] == [0, 0]
@@ -578,6 +579,7 @@ def test_a_counter_never_gives_a_number_twice(vault, path):
     assert numbers == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.process
 def test_kill_9_leaves_whole_writes(vault, path):
     for attempt in range(3):
         process = writer(path, f"killed-{attempt}", 100_000)
@@ -694,6 +696,7 @@ def open_to_all(path: Path, below: Path) -> None:
         folder.chmod(0o755)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("what", ["file", "folder", "hidden"])
 def test_a_read_only_vault_is_not_called_damaged(vault, path, what):
     vault.close()
@@ -755,6 +758,7 @@ print(sorted(file.name for file in place.iterdir()))
 """
 
 
+@pytest.mark.process
 def test_a_full_disk_leaves_no_temporary_file(tmp_path):
     mount = f"mount -t tmpfs -o size=64k none {tmp_path}"
     if subprocess.run(
@@ -794,6 +798,7 @@ time.sleep(1.0)
 """
 
 
+@pytest.mark.process
 def test_an_erasure_waits_for_another_process_that_empties_the_log_too(path, vault):
     command = [sys.executable, "-c", EMPTYING, f"{path}-shm"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:

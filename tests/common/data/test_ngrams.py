@@ -16,6 +16,7 @@ def test_grams_count_characters_three_to_five():
     assert max(grams("aaaa").values()) == 2  # "aaa" twice
 
 
+@pytest.mark.process
 def test_features_are_the_same_in_every_process():
     # Python's own hash differs between processes; votes over one bank must not.
     code = (

@@ -23,6 +23,8 @@ from idiolect.common.methods.personalise import training_settings
 from idiolect.common.unlabeled.draws import draw_for
 from idiolect.common.unlabeled.sets import Unlabeled, UnlabeledSet
 
+pytestmark = pytest.mark.slow
+
 # Operations of a step, whatever their size. A few dozen are PyTorch's own and move with
 # its version: hence the tolerance.
 OPERATIONS, TOLERANCE = 2141, 0.05

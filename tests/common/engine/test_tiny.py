@@ -38,6 +38,7 @@ def test_readme_is_written_from_the_report() -> None:
     assert (build.FOLDER / "README.md").read_text() == build.readme(REPORT)
 
 
+@pytest.mark.slow
 def test_held_out_loss_is_the_stated_one(tiny: Backbone) -> None:
     losses = build.held_out_losses(tiny.model, tiny.tokenizer, RECIPE)
     for task, stated in REPORT["held_out_nll_per_target_token"].items():
@@ -110,6 +111,7 @@ def test_training_text_is_nobodys() -> None:
     assert abs(total - 2100) < 4.5 * math.sqrt(3000 * 0.7 * 0.3)
 
 
+@pytest.mark.process
 def test_writers_take_turns_each_with_texts_of_its_own(tiny: Backbone) -> None:
     recipe = build.Recipe(batch=2, writers=2)
     first, second, third = islice(build.batches(recipe, tiny.tokenizer), 3)
@@ -145,6 +147,7 @@ def test_learning_rate_warms_up_and_comes_down() -> None:
     assert factors == pytest.approx([0.01, 1.0, 0.5, 0.0])
 
 
+@pytest.mark.slow
 def test_the_script_makes_a_backbone(tmp_path: Path) -> None:
     recipe = build.Recipe(
         steps=40,

@@ -221,6 +221,7 @@ def test_a_profile_reads_the_newest_texts(tiny, user, monkeypatch):
     assert "number 24" in prompts[0] and "number 24" not in prompts[1]
 
 
+@pytest.mark.process
 def test_the_search_library_is_loaded_by_those_who_search():
     code = (
         "import sys, idiolect.common.methods.personalise, idiolect.client.node.handlers, "

@@ -396,6 +396,7 @@ def test_the_second_process_takes_the_key_of_the_first(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["signing-key"]
 
 
+@pytest.mark.process
 def test_processes_at_once_get_one_key(tmp_path):
     # Each waits for a line, so that they begin together.
     code = (

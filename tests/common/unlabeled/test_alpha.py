@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from scipy.stats import rankdata
 
 from idiolect.common.config import parse
@@ -96,6 +97,7 @@ def test_alpha_from_embeddings_is_kept_for_its_reference(
     assert alphas(policies[1], users, others, settings) == kept[1]
 
 
+@pytest.mark.slow
 def test_alpha_from_ngrams_ranks_users_by_their_true_overlap(reference):
     """48 personas with 32 headlines each; nothing of this runs the model."""
     settings = parse(

@@ -136,6 +136,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(audit, "SAMPLES", 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["votes", "anonymised"])
 def test_auditing_a_run_completes_its_card(settings, quick, capsys, kind):
     plain = settings | CENTRAL | {"methods": "shared", "unlabeled.kind": kind}

@@ -79,6 +79,7 @@ def test_serve_warns_before_the_certificate_ends(folder, monkeypatch, days, said
     assert (said in heard[0] and "keys renew" in heard[0]) if said else heard == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("unit", ["idiolect-server", "idiolect-node"])
 def test_the_units_leave_little_open(unit):
     if shutil.which("systemd-analyze") is None:

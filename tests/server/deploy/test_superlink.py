@@ -71,6 +71,7 @@ def test_flower_reads_the_credentials(tmp_path, monkeypatch):
     assert store.get(prefix + "oidc-access-token") == TOKEN.encode()
 
 
+@pytest.mark.process
 def test_a_tasks_token_is_on_no_command_line(tmp_path, monkeypatch):
     """Every account of the machine can read a command line."""
     script = tmp_path / "flwr-serverapp"

@@ -201,6 +201,7 @@ def test_without_the_accountant_installed(monkeypatch):
     assert card(budgeted(), "run", "0", "0")["mode"] == "off"
 
 
+@pytest.mark.process
 def test_devices_do_not_load_the_accountant():
     code = "import sys, idiolect.server.privacy.ledger as l; "
     code += "l.Ledger(None, 1.0, 1e-6); print('dp_accounting' in sys.modules)"

@@ -57,6 +57,7 @@ def test_an_infinite_budget_is_null_in_the_file(tmp_path):
     assert read_ledger(tmp_path / "l.json").epsilon == math.inf
 
 
+@pytest.mark.process
 def test_a_charge_is_on_disk_before_it_returns(tmp_path):
     code = f"""
 import os, signal, pathlib

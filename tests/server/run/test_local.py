@@ -16,6 +16,8 @@ from idiolect.server.run.personalise import evaluate, personalise
 from idiolect.server.run.pool import pool
 from tests.server.federation import FakeGrid, run
 
+pytestmark = pytest.mark.slow
+
 PRIVATE = {"privacy.mode": "central", "privacy.seeded": True, "privacy.delta": 1e-3}
 
 

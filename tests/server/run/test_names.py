@@ -68,6 +68,7 @@ def named(folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.process
 def test_failures_name_nobody(settings: dict, log: list[str]) -> None:
     noisy = {"privacy.metrics": "noisy"}
     folder = run(settings | CENTRAL | noisy, FakeGrid(5, dying))

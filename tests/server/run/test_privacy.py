@@ -38,6 +38,8 @@ from idiolect.server.run.sums import Sum
 from tests.server.federation import FakeGrid, events, node_error, results, run
 from tests.server.run.test_run import Killed, alter, new_process, rows_of
 
+pytestmark = pytest.mark.slow
+
 CENTRAL = {
     "privacy.mode": "central",
     "privacy.seeded": True,

@@ -162,6 +162,7 @@ def test_nobody_trains_against_own_text(settings, monkeypatch):
         assert owner not in owners and owners
 
 
+@pytest.mark.slow
 def test_a_node_with_many_users_equals_many_nodes_with_one(settings):
     one = results(run({**settings, "run.name": "one"}, FakeGrid(1)))
     many = results(
@@ -506,6 +507,7 @@ def new_process() -> None:
     host.forget()
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_every_checkpoint_ends_as_if_never_killed(
     settings, monkeypatch
 ):

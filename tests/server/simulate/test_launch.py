@@ -271,6 +271,7 @@ def stand_in(plan: simulate.Plan, monkeypatch: pytest.MonkeyPatch) -> simulate.P
     return plan
 
 
+@pytest.mark.process
 def test_ctrl_c_says_at_once_how_to_go_on(
     stand_in: simulate.Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +294,7 @@ def test_ctrl_c_says_at_once_how_to_go_on(
     assert left_of(plan) == []
 
 
+@pytest.mark.process
 def test_ctrl_c_before_anything_began_promises_no_resume(
     stand_in: simulate.Plan,
 ) -> None:
@@ -303,6 +305,7 @@ def test_ctrl_c_before_anything_began_promises_no_resume(
     assert "resume" not in text_of(screen)
 
 
+@pytest.mark.process
 def test_a_second_ctrl_c_ends_at_once(
     stand_in: simulate.Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

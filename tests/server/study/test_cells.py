@@ -17,6 +17,8 @@ from tests.server.conftest import short_run
 
 from .conftest import TEXT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def made(monkeypatch) -> list[str]:

@@ -1,11 +1,11 @@
-"""How commands end: an exit code, one sentence for whatever went wrong, no traceback.
+"""How commands end: an exit code, one sentence for each error, no traceback.
 
 0    success; also a service that was asked to end
-1    the new adapter loses and is not used, or the run failed
-2    something in the command, a file, a setting or the machine is wrong: put it right
-70   a defect of idiolect: where its traceback is, is said
+1    the new adapter is worse and not used, or the run failed
+2    something in the command, a file, a setting or the machine is wrong
+70   a defect of idiolect; the sentence says where its traceback is
 130  interrupted by Ctrl-C
-141  whoever read the output has gone, as in `| head`: nothing is said
+141  the reader of the output is gone, as with `| head`; no message
 143  ended by SIGTERM
 """
 
@@ -30,7 +30,7 @@ from .text import lines, make_encodable, printable, tell, tell_json, tell_senten
 FAILED, WRONG, DEFECT, INTERRUPTED, UNREAD = 1, 2, 70, 130, 141
 LONGEST = 4000  # characters of a sentence: it may quote paths
 
-# What the machine refuses, and what to do: none of these is a defect of idiolect.
+# Errors of the machine, and what to do; none is a defect of idiolect.
 REFUSED = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there",
@@ -67,7 +67,7 @@ def carry_out(
     beside: Callable[[argparse.Namespace], Path],
     quote: bool = True,
 ) -> int:
-    """Carry out one command line and return its exit code.
+    """Run one command line and return its exit code.
 
     Parameters
     ----------
@@ -76,44 +76,34 @@ def carry_out(
     arguments
         The command line; None: that of this process.
     beside
-        Folder in which the traceback of a defect is written; one that is not there, or
-        cannot be written, is replaced by the folder for temporary files.
+        Returns the folder for the traceback of a defect; if the folder is not there or
+        cannot be written, the folder for temporary files is used.
     quote
-        Whether that file may quote what the exceptions said. Not on a device: they can
-        quote the owner's text, which is in clear nowhere else.
+        Whether the traceback may have the exceptions' messages. Not on a device: they can
+        quote the owner's text, which is nowhere else in clear.
     """
     make_encodable()
     given = sys.argv[1:] if arguments is None else list(arguments)
     folder: list[Path] = []
-    short = False
     if arguments is None:
         guard_process(lambda error: _defect(error, folder, quote))
+
+    def run() -> int:
+        options = make().parse_args(given)
+        with contextlib.suppress(AttributeError):
+            folder.append(beside(options))
+        return options.run(options)
+
     try:
-        try:
-            options = make().parse_args(given)
-            with contextlib.suppress(AttributeError):
-                folder.append(beside(options))
-            return options.run(options)
-        except KeyboardInterrupt as error:
-            code, text = INTERRUPTED, str(error) or "interrupted: start it again."
-        except IdiolectError as error:
-            code, text = code_of(error, WRONG), str(error)
-            short = _short_of_memory(error)
-        except Exception as error:
-            if isinstance(error, BrokenPipeError) and _unread():
-                raise
-            code, text = refusal(error) or (DEFECT, _defect(error, folder, quote))
-            short = _short_of_memory(error)
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-        complain(text, code, "--json" in given)
+        code, text, short = _outcome(run, lambda error: _defect(error, folder, quote))
+        if text:
+            complain(text, code, "--json" in given)
         if short and arguments is None:
             _end_now(code)
         return code
     except BrokenPipeError:
         return _forget_output()
-    except SystemExit as error:  # rich ends a process whose output nobody reads with 1
+    except SystemExit as error:  # rich exits with 1 if nobody reads the output
         if isinstance(error.__context__, BrokenPipeError):
             return _forget_output()
         raise
@@ -122,6 +112,26 @@ def carry_out(
             tell(f"error: the output cannot be written: {error.strerror}.", sys.stderr)
         _forget_output()
         return WRONG
+
+
+def _outcome(
+    run: Callable[[], int], defect: Callable[[BaseException], str]
+) -> tuple[int, str, bool]:
+    """Run a command; return its code, its error, and whether memory was too little."""
+    try:
+        return run(), "", False
+    except KeyboardInterrupt as error:
+        return INTERRUPTED, str(error) or "interrupted: start it again.", False
+    except IdiolectError as error:
+        return code_of(error, WRONG), str(error), _short_of_memory(error)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            raise
+        code, text = refusal(error) or (DEFECT, defect(error))
+        return code, text, _short_of_memory(error)
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
 
 
 def code_of(error: IdiolectError, otherwise: int) -> int:
@@ -139,7 +149,7 @@ def complain(text: str, code: int, as_json: bool = False) -> int:
 
 
 def one_line(text: str) -> str:
-    """Text of several lines as one."""
+    """Return a text of several lines as one line."""
     return printable(" ".join(text.splitlines()), LONGEST)
 
 
@@ -152,11 +162,11 @@ def on_interrupt(sentence: str) -> Iterator[None]:
         raise KeyboardInterrupt(sentence) from None
 
 
-# --- what is no sentence yet -----------------------------------------------------------
+# --- errors without a sentence of their own --------------------------------------------
 
 
 def refusal(error: Exception) -> tuple[int, str] | None:
-    """Code and sentence of what is refused by the machine, not by a defect of idiolect."""
+    """Return code and sentence of an error of the machine; None if it is a defect."""
     if isinstance(error, EOFError):
         return WRONG, (
             "the input ended before everything was answered: nothing was done, so start "
@@ -175,7 +185,7 @@ def refusal(error: Exception) -> tuple[int, str] | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was refused."""
+    """Whether an error says that there is not enough memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)  # torch's, too
         and ("allocate memory" in str(error) or "out of memory" in str(error))
@@ -183,7 +193,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _short_of_memory(error: BaseException) -> bool:
-    """Whether an error, or one that it was raised from, says that memory was refused."""
+    """Whether an error, or one that it was raised from, is about too little memory."""
     seen: BaseException | None = error
     while seen is not None and not out_of_memory(seen):
         seen = seen.__cause__
@@ -191,10 +201,10 @@ def _short_of_memory(error: BaseException) -> bool:
 
 
 def _end_now(code: int) -> NoReturn:
-    """End this process without the interpreter's tidying up.
+    """End this process without the interpreter's cleanup.
 
-    A thread of a library that was refused memory can wait for a lock for ever, and the
-    interpreter waits for it at its end. Everything of ours is closed by then.
+    A thread of a library that got no memory can wait for a lock forever, and the
+    interpreter would wait for that thread. All our own files are closed by then.
     """
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
@@ -202,7 +212,7 @@ def _end_now(code: int) -> NoReturn:
 
 
 def _defect(error: BaseException, folder: Sequence[Path], quote: bool) -> str:
-    """Keep a traceback in a private file; return the sentence that says so."""
+    """Write a traceback to a private file; return the sentence about it."""
     place = keep_traceback(error, folder[0] if folder else None, quote)
     return (
         f"idiolect has a defect ({one_line(summary(error))[:300]}): {place}; start the "
@@ -211,17 +221,17 @@ def _defect(error: BaseException, folder: Sequence[Path], quote: bool) -> str:
 
 
 def summary(error: BaseException) -> str:
-    """Return an exception as one says it: its kind and its words."""
+    """Return the kind and the message of an exception."""
     return ": ".join(filter(None, (type(error).__name__, str(error))))
 
 
 def keep_traceback(
     error: BaseException, folder: Path | None = None, quote: bool = True
 ) -> str:
-    """Write a traceback to a file that this account alone can read; say where.
+    """Write a traceback to a private file, and say where it is.
 
-    The same defect has the same file, so that a service that starts again and again does
-    not fill the disk.
+    The same defect has the same file, so a service that starts repeatedly does not fill the
+    disk.
 
     Returns
     -------
@@ -250,7 +260,7 @@ def keep_traceback(
 
 
 def _frames(error: BaseException) -> list[str]:
-    """Return where exceptions were raised and of which kind, without their words."""
+    """Return where exceptions were raised and their kinds, without their messages."""
     found: list[str] = []
     seen: BaseException | None = error
     while seen is not None:
@@ -264,7 +274,7 @@ def _frames(error: BaseException) -> list[str]:
 
 
 def guard_process(sentence: Callable[[BaseException], str]) -> None:
-    """Let what nobody foresaw in a thread, or at the end, be one sentence as well."""
+    """Report uncaught exceptions of threads, and those at the end, in one sentence too."""
 
     def thread(found: threading.ExceptHookArgs) -> None:
         if found.exc_value is not None and found.exc_type is not SystemExit:
@@ -275,7 +285,7 @@ def guard_process(sentence: Callable[[BaseException], str]) -> None:
             complain(sentence(found.exc_value), DEFECT)
 
     def uncaught(_: type, error: BaseException, __: Any) -> None:
-        # Ctrl-C a second time, while the first one is dealt with.
+        # A second Ctrl-C while the first one is handled.
         if not isinstance(error, KeyboardInterrupt):
             complain(sentence(error), DEFECT)
 
@@ -285,7 +295,7 @@ def guard_process(sentence: Callable[[BaseException], str]) -> None:
 
 
 def _unread() -> bool:
-    """Whether who read the output is gone, so that a broken pipe is no defect."""
+    """Whether the reader of the output is gone: then a broken pipe is not a defect."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             poll = select.poll()
@@ -296,7 +306,7 @@ def _unread() -> bool:
 
 
 def _forget_output() -> int:
-    """Give up what is left to be written: the interpreter would complain at its end."""
+    """Discard unwritten output, about which the interpreter would complain at its end."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -1,10 +1,9 @@
-"""Text from elsewhere: what may reach a terminal or a log, and how JSON and TOML are read.
+"""Text of other processes and files: shown safely, and read from JSON and TOML.
 
-Whatever another process, machine or file said can hold escape sequences, line breaks that
-forge a second line, marks that reorder what is shown, and marks that cannot be seen. So
-each place that shows text passes it through here, wherever the text came from: `printable`
-for a part of a line, `lines` for text of several lines, `tell` and `tell_json` instead of
-`print`, and `guard` for a log.
+Such text can have escape sequences, line breaks that forge a second line, and invisible or
+reordering characters. So all text that is shown passes through here: `printable` for a part
+of a line, `lines` for several lines, `tell` and `tell_json` instead of `print`, and `guard`
+for a log.
 """
 
 import codecs

@@ -310,7 +310,8 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from .simulate.launch import built_in_app, prepare, simulate
+    from .simulate.launch import simulate
+    from .simulate.plan import built_in_app, prepare
 
     signal.signal(signal.SIGTERM, _terminated)
     app = options.app or built_in_app()
@@ -371,7 +372,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from .deploy.runs import prepare, run
-    from .simulate.launch import built_in_app
+    from .simulate.plan import built_in_app
 
     folder = _at(options)
     app = options.app or built_in_app()

@@ -40,7 +40,7 @@ from idiolect.server.findings import page as pages
 from idiolect.server.findings.summary import summary
 from idiolect.server.privacy.ledger import read_ledger
 from idiolect.server.run import checkpoint, results
-from idiolect.server.simulate import launch as simulate
+from idiolect.server.simulate import plan as planning
 from idiolect.server.study.cells import run_study
 from idiolect.server.study.declaration import read_study
 
@@ -214,7 +214,7 @@ def test_the_configuration_of_a_run_is_read(runs, name):
     # Later: every key has the value that the run was started with, or one sentence.
     before = snapshot(runs)
     words = [f"run.folder={runs}", f"run.resume={name}"]
-    plan = opens_or_says(lambda: simulate.prepare(APP, words, 1, runs), name)
+    plan = opens_or_says(lambda: planning.prepare(APP, words, 1, runs), name)
     assert snapshot(runs) == before
     if isinstance(plan, Said):
         pytest.skip(plan.text)
@@ -306,7 +306,7 @@ def test_a_run_is_opened_to_go_on(runs):
     # Later: opens, or one IdiolectError sentence that says what to do; nothing is lost.
     before = snapshot(runs)
     words = [f"run.folder={runs}", "run.resume=latest"]
-    plan = simulate.prepare(APP, words, 1, runs)
+    plan = planning.prepare(APP, words, 1, runs)
     found = opens_or_says(
         lambda: checkpoint.open_run(*parse_run(plan.settings)), "private"
     )
@@ -333,7 +333,7 @@ def test_an_interrupted_run_goes_on(runs, name, days, monkeypatch):
     words = [f"run.folder={runs}", f"run.resume={name}"]
 
     def go_on() -> Path:
-        plan = simulate.prepare(APP, words, 1, runs)
+        plan = planning.prepare(APP, words, 1, runs)
         return run(dict(plan.settings), FakeGrid(1))
 
     ended = opens_or_says(go_on, name, *EVERYBODY)

@@ -11,7 +11,7 @@ import pytest
 
 from idiolect.common import config
 from idiolect.common.config import page
-from idiolect.server.simulate import launch
+from idiolect.server.simulate import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("common", "client", "server")
@@ -172,7 +172,7 @@ def test_the_built_in_app_is_packaged() -> None:
     patterns = settings["package-data"]["idiolect.simulations.lamp"]
     packaged = {path for pattern in patterns for path in app.glob(pattern)}
     assert packaged == {path for path in app.rglob("*") if path.is_file()}
-    assert launch.built_in_app() == app
+    assert plan.built_in_app() == app
 
 
 def test_the_package_is_typed() -> None:

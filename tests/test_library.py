@@ -198,7 +198,7 @@ def test_what_was_computed_is_dropped() -> None:
     assert not model.reference._store.results
 
 
-REFUSED: dict[str, tuple[Callable[[idiolect.Model], Any], str]] = {
+REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "no pairs": (lambda m: m.personalise([]), "there are no pairs"),
     "no people": (lambda m: m.personalise_all({}), "people is empty"),
     "a word": (lambda m: m.personalise(["ab"]), "pair 1: give"),

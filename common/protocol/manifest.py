@@ -1,13 +1,13 @@
-"""Signed manifests of what the server hands out: the bank and the unlabeled set.
+"""Signed manifests of what the server sends to devices: the bank and the unlabeled set.
 
-A manifest names the items and weights by their hash and is signed with the run's Ed25519
-key. A device pins the key at its first contact and remembers the last manifest it took,
-so that neither the network nor the operator of the SuperLink, who is not the author of
-the run, can swap the items, hand out an old set again, or give one device another set
-under the same version. The server itself can still sign what it likes.
+A manifest has the hash of the items and weights, and is signed with the run's Ed25519 key.
+A device pins the key at its first contact and remembers the last manifest that it
+accepted. So neither the network nor the operator of the SuperLink, who need not be the
+author of the run, can replace the items, send an old set again, or send one device another
+set under the same version. The server itself can still sign anything.
 
-Every kind has a chain of its own: versions 1, 2, …, each naming the hash of the one
-before. A device keeps one `Seen` for each kind of each run.
+Each kind has a chain of its own: versions 1, 2, …, each with the hash of the one before. A
+device keeps one `Seen` for each kind of each run.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from ..files import make_folder, sync_folder
 MAX_TEXT = 8192  # characters of a manifest; a usual one has about 600
 MAX_FIELD = 500  # characters of one of its texts
 SKEW = 300.0  # seconds by which the clocks of server and device may differ
-# Signatures of the same key over anything else than a manifest do not fit.
+# A signature of the same key over anything but a manifest does not fit.
 _CONTEXT = b"idiolect manifest 1\n"
 
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -41,12 +41,12 @@ _KIND = re.compile(r"[a-z][a-z-]{0,39}")
 
 
 class ManifestError(IdiolectError):
-    """A manifest that is not taken. One sentence says why and what to do."""
+    """A manifest that is not accepted; one sentence says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What one hand-out consists of, and how long it is good for.
+    """The content of one bank or unlabeled set, and how long it is valid.
 
     Attributes
     ----------
@@ -57,19 +57,19 @@ class Manifest:
     version
         Counted from 1 within run and kind.
     previous
-        `digest` of the version before, ``""`` for the first.
+        `digest` of the previous version; ``""`` for the first one.
     content
         SHA-256 of the items and weights (`unlabeled.fingerprint`).
     count
         Number of items.
     features
-        Which features the votes compare texts by.
+        The features by which votes compare texts.
     vote
-        Ledger id of the vote that the weights come from, ``""`` if none.
+        Ledger id of the vote that the weights come from; ``""`` without a vote.
     floor
-        Noisy votes below this count as none.
+        Noisy votes below this count as 0.
     epsilon
-        What the weights have cost against who sees them; None if there is no guarantee.
+        Epsilon of the weights against anybody who sees them; None: no guarantee.
     created, expires
         Unix seconds.
     """
@@ -90,14 +90,14 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a device remembers of a chain.
+    """The state of a chain on a device.
 
     Attributes
     ----------
     key
         The pinned public key, 64 hex digits.
     version, digest
-        Of the last manifest that was taken; 0 and ``""`` before the first.
+        Of the last accepted manifest; 0 and ``""`` before the first one.
     """
 
     key: str
@@ -109,7 +109,7 @@ class Seen:
 
 
 def canonical(manifest: Manifest) -> bytes:
-    """JSON with sorted keys, no spaces, in UTF-8: the bytes that are hashed and signed.
+    """Return the bytes that are hashed and signed: JSON with sorted keys, without spaces.
 
     Numbers are written as Python writes them, which is exact.
 
@@ -120,7 +120,7 @@ def canonical(manifest: Manifest) -> bytes:
     """
     values = asdict(manifest)
     for name in _FLOATS:
-        # 30 and 30.0 are one number, but two texts.
+        # 30 and 30.0 are the same number, but different texts.
         if type(values[name]) is int and abs(values[name]) < 2**53:
             values[name] = float(values[name])
     _check(values)
@@ -135,7 +135,7 @@ def canonical(manifest: Manifest) -> bytes:
 
 
 def digest(manifest: Manifest) -> str:
-    """SHA-256 of the canonical bytes, in hex: what the next version names."""
+    """SHA-256 of the canonical bytes in hex, which the next version has as `previous`."""
     return hashlib.sha256(canonical(manifest)).hexdigest()
 
 
@@ -162,9 +162,9 @@ def sign_text(context: bytes, text: str, seed: bytes) -> str:
     Parameters
     ----------
     context
-        What kind of text it is: a signature under one context fits no other.
+        The kind of text: a signature is valid in its own context only.
     text
-        Any.
+        Any text.
     seed
         The private key, 32 bytes.
     """
@@ -184,7 +184,7 @@ def parse(text: str) -> Manifest:
     Raises
     ------
     ManifestError
-        The text is too long (refused before it is parsed), no canonical JSON, or a field
+        The text is too long (checked before it is parsed) or not canonical JSON, or a field
         is missing, unknown, of a wrong type or size, or not finite.
     """
     if len(text) > MAX_TEXT:
@@ -192,19 +192,19 @@ def parse(text: str) -> Manifest:
     try:
         values = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise _broken("is no JSON") from error
+        raise _broken("is not JSON") from error
     if not isinstance(values, dict) or set(values) != _NAMES:
         raise _broken("has not the fields that this version of idiolect knows")
     _check(values)
     manifest = Manifest(**values)
-    # One manifest has one text and hence one hash: no spaces, repeated keys, escapes.
+    # One manifest has one text and one hash: no spaces, repeated keys or escapes.
     if canonical(manifest).decode() != text:
         raise _broken("is not in canonical form")
     return manifest
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _broken(what: str) -> ManifestError:
@@ -218,29 +218,29 @@ def _check(values: dict[str, Any]) -> None:
     for name in ("run", "kind", "previous", "content", "features", "vote"):
         value = values[name]
         if not isinstance(value, str) or len(value) > MAX_FIELD:
-            raise _broken(f"has a '{name}' that is no text of {MAX_FIELD} characters")
+            raise _broken(f"has a '{name}' that is not a text, or is too long")
         try:
             value.encode()
         except UnicodeEncodeError as error:  # a lone surrogate
-            raise _broken(f"has a '{name}' that is no valid Unicode") from error
+            raise _broken(f"has a '{name}' that is not valid Unicode") from error
     for name in ("version", "count"):
         if type(values[name]) is not int or not 0 <= values[name] < 2**53:
-            raise _broken(f"has a '{name}' that is no number of things")
+            raise _broken(f"has a '{name}' that is not a count")
     for name in _FLOATS:
         value = values[name]
         if name == "epsilon" and value is None:
             continue
         if type(value) is not float or not 0 <= value < math.inf:
-            raise _broken(f"has a '{name}' that is no finite number from 0 on")
+            raise _broken(f"has a '{name}' that is not a finite number of at least 0")
     if not values["run"] or not _KIND.fullmatch(values["kind"]):
-        raise _broken("names no run or no kind")
+        raise _broken("has no run or no kind")
     if not _HASH.fullmatch(values["content"]):
-        raise _broken("has a 'content' that is no SHA-256")
+        raise _broken("has a 'content' that is not a SHA-256")
     first = values["version"] == 1
     if values["version"] < 1 or not (
         values["previous"] == "" if first else _HASH.fullmatch(values["previous"])
     ):
-        raise _broken("has a 'version' and a 'previous' that do not go together")
+        raise _broken("has a 'version' and a 'previous' that do not fit together")
     if values["expires"] <= values["created"]:
         raise _broken("expires before it was made")
 
@@ -254,33 +254,25 @@ def accept(
     now: float,
     kind: str = "",
 ) -> Seen:
-    """Verify a manifest against what the device remembers and the items that came.
+    """Verify a manifest against the device's state and items; return the new state.
 
-    The signature is verified over the text as it came, before anything is parsed. A
-    version that is more than one ahead is taken without the hashes between: the device
-    was away and missed them. The same manifest again is taken again.
+    The signature is verified before anything is parsed. A version that is more than one
+    ahead is accepted without those between: the device was away and missed them. The same
+    manifest again is accepted again.
 
     Parameters
     ----------
     text, signature
-        As they came: canonical JSON, and 128 hex digits.
-    run
-        The run that the device takes part in.
+        As received: canonical JSON, and 128 hex digits.
+    run, kind
+        The run that the device takes part in, and the expected kind (``""``: any).
     content
-        Hash of the items that came with the manifest, computed on the device.
+        Hash of the received items, computed on the device.
     seen
-        What the last call for this run and kind returned. At first contact
-        ``Seen(key, 0, "")`` with the key that the device was told; without a key
-        nothing is accepted.
+        The last result for this run and kind; at first contact ``Seen(key, 0, "")`` with
+        the key that the device was given. Without a key nothing is accepted.
     now
-        The device's clock, unix seconds.
-    kind
-        The kind that is expected; ``""`` takes any.
-
-    Returns
-    -------
-    Seen
-        What to remember from now on.
+        The device's clock in unix seconds.
 
     Raises
     ------
@@ -290,7 +282,7 @@ def accept(
     key = seen.key if seen else ""
     if seen is None or not key:
         raise ManifestError(
-            "no signing key is pinned for this run, so nobody can vouch for its items: "
+            "no signing key is pinned for this run, so its items cannot be verified: "
             "get the run's public key from its operator and pin it first."
         )
     if len(text) > MAX_TEXT:
@@ -315,14 +307,14 @@ def accept(
 
 def verify_text(context: bytes, text: str, signature: str, key: str) -> bool:
     """Whether a public key, 64 hex digits, fits a signature by `sign_text`."""
-    # fromhex would also take spaces and capitals: two texts of one signature.
+    # fromhex also accepts spaces and capitals: one signature would have several texts.
     if not (_HASH.fullmatch(key) and _SIGNATURE.fullmatch(signature)):
         return False
     try:
         message = context + text.encode()
         public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
         public.verify(bytes.fromhex(signature), message)
-    except (InvalidSignature, ValueError):  # ValueError: no key, or a lone surrogate
+    except (InvalidSignature, ValueError):  # ValueError: not a key, or a lone surrogate
         return False
     return True
 
@@ -365,11 +357,11 @@ def _check_chain(manifest: Manifest, own: str, seen: Seen) -> None:
     if manifest.version == seen.version and own != seen.digest:
         raise ManifestError(
             f"{what} differs from the one that this device has under the same number: "
-            "the server hands out different sets, so ask the operator before taking part."
+            "the server sends different sets, so ask the operator before taking part."
         )
     if manifest.version == seen.version + 1 and manifest.previous != seen.digest:
         raise ManifestError(
-            f"{what} does not follow on the version {seen.version} that this device has: "
+            f"{what} does not continue the version {seen.version} that this device has: "
             "the server's history was changed, so ask the operator before taking part."
         )
 
@@ -420,7 +412,7 @@ def _make_key(path: Path) -> None:
         try:
             os.link(partial, path)
         except FileExistsError:
-            return  # another process was first
+            return  # another process was faster
     finally:
         os.unlink(partial)
     sync_folder(path.parent)

@@ -19,14 +19,8 @@ from ...common.errors import IdiolectError
 from ...common.text import printable
 from ..run import results
 from ..simulate import processes
-from ..simulate.launch import (
-    Plan,
-    check_backbone,
-    configured,
-    fetch_backbone,
-    finished,
-    follow,
-)
+from ..simulate.follow import follow
+from ..simulate.plan import Plan, check_backbone, configured, fetch_backbone, finished
 from ..simulate.progress import Display
 from . import database
 from .flower import CONNECTION, check_status, flwr, submit

@@ -48,8 +48,13 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
     spent = _both(ledger.spent()) if events and not ledger.open_releases else None
     spent = spent or {"release_observer": None, "server_knows_participants": None}
     unbounded = None in spent.values()
+    epsilon = spent | {
+        "individual_updates_visible_to_server": True,
+        "dp_events_only": alone if unbounded else None,
+    }
     empty = not events and not ledger.open_releases
     reasons = [] if empty else ledger.simulation_reasons()
+    most_seen = max(ledger.observed_participations.values(), default=None)
     return {
         "schema": "idiolect.privacy-card/1",
         "run": run,
@@ -58,18 +63,8 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
         "unit": "user (all devices of one user together)",
         "adjacency": "add or remove one user",
         "delta": ledger.delta,
-        "population": {
-            "N": ledger.population or None,
-            "source": "declared",
-            "verified": False,
-        },
-        "epsilon": None
-        if empty
-        else spent
-        | {
-            "individual_updates_visible_to_server": True,
-            "dp_events_only": alone if unbounded else None,
-        },
+        "population": _population(ledger),
+        "epsilon": None if empty else epsilon,
         "budget": finite(ledger.epsilon),
         "attacker": _attacker(ledger, noisy) if noisy else None,
         "accountant": _accountant() if noisy else None,
@@ -78,7 +73,7 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
         "participation": {
             "cap": ledger.cap or None,
             "enforced": "device" if ledger.cap else None,
-            "observed_max": max(ledger.observed_participations.values(), default=None),
+            "observed_max": most_seen,
         },
         "secagg": {"protocol": "none"},
         "open_releases": [dict(release) for release in ledger.open_releases],
@@ -89,6 +84,10 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
         "claims": _claims(ledger, alone, unbounded),
         "code": {"version": version, "commit": commit},
     }
+
+
+def _population(ledger: Ledger) -> dict[str, Any]:
+    return {"N": ledger.population or None, "source": "declared", "verified": False}
 
 
 def _both(spent: Epsilons) -> dict[str, float | None]:

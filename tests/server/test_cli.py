@@ -15,7 +15,8 @@ from idiolect.client import cli as device
 from idiolect.common.errors import IdiolectError
 from idiolect.server import cli
 from idiolect.server.run import results
-from idiolect.server.simulate import launch as simulate
+from idiolect.server.simulate import launch
+from idiolect.server.simulate import plan as planning
 
 from .run.test_results import make
 
@@ -229,12 +230,12 @@ def test_the_exit_code_is_that_of_the_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def stand_in(plan: simulate.Plan, console: object) -> dict[str, object]:
+    def stand_in(plan: planning.Plan, console: object) -> dict[str, object]:
         if error:
             raise error
         return make()
 
-    monkeypatch.setattr(simulate, "simulate", stand_in)
+    monkeypatch.setattr(launch, "simulate", stand_in)
     arguments = ["simulate", LAMP, "-c", f"run.folder={tmp_path}", "-c", "users=3"]
     assert cli.main(arguments) == code
     said = capsys.readouterr()

@@ -10,8 +10,8 @@ import pytest
 
 from idiolect.common.config import Config
 from idiolect.common.errors import IdiolectError
-from idiolect.server.simulate import environment
-from idiolect.server.simulate import launch as simulate
+from idiolect.server.simulate import environment, launch
+from idiolect.server.simulate import plan as planning
 from idiolect.server.simulate.environment import (
     flower_environment,
     inherited,
@@ -75,8 +75,8 @@ def test_what_flower_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def test_every_run_has_a_token_of_its_own(tmp_path: Path) -> None:
-    plan = simulate.Plan(tmp_path, Config(), tmp_path / "one", 1)
-    one, two = (simulate.private_environment(plan, Path("/p"), "m") for _ in range(2))
+    plan = planning.Plan(tmp_path, Config(), tmp_path / "one", 1)
+    one, two = (launch.private_environment(plan, Path("/p"), "m") for _ in range(2))
     assert one["RAY_AUTH_MODE"] == "token"
     assert len(one["RAY_AUTH_TOKEN"]) == 64
     assert one["RAY_AUTH_TOKEN"] != two["RAY_AUTH_TOKEN"]

@@ -17,8 +17,8 @@ import pytest
 
 from idiolect.common.config import parse, to_toml
 from idiolect.server.run import results
-from idiolect.server.simulate import environment, processes
-from idiolect.server.simulate import launch as simulate
+from idiolect.server.simulate import environment, launch, processes
+from idiolect.server.simulate import plan as planning
 from idiolect.server.simulate.simulator import ALONE, SHARED
 from tests.listening import listening
 from tests.server.run.test_results import make
@@ -73,11 +73,11 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from idiolect.common.config import from_toml
-from idiolect.server.simulate import launch
+from idiolect.server.simulate import launch, plan
 app, config, folder = map(Path, sys.argv[1:4])
 launch.NETWORK = sys.argv[4]
 launch.simulate(
-    launch.Plan(app, from_toml(config.read_text()), folder, 2), Console()
+    plan.Plan(app, from_toml(config.read_text()), folder, 2), Console()
 )
 """
 
@@ -105,7 +105,7 @@ class Started:
     """A simulation that waits for `go`."""
 
     process: "subprocess.Popen[str]"
-    plan: simulate.Plan
+    plan: planning.Plan
     base: Path
     place: Path
     mark: str
@@ -132,7 +132,7 @@ def start(network: str) -> Iterator[Started]:
     config = parse({"users": 2, "data": str(base)})
     (base / "run.toml").write_text(to_toml(config))
     results.write(base, make())
-    plan = simulate.Plan(app, config, base / "runs" / "one", 2)
+    plan = planning.Plan(app, config, base / "runs" / "one", 2)
     words = [str(app), str(base / "run.toml"), str(plan.folder), network]
     # A module that lies where the caller is must not become the run's.
     (base / "httpx.py").write_text("raise SystemExit('a stranger wrote this')\n")
@@ -146,7 +146,7 @@ def start(network: str) -> Iterator[Started]:
     try:
         until(lambda: process.poll() is not None or _ready(plan), 90)
         assert process.poll() is None
-        record = simulate.read_record(plan)
+        record = launch.read_record(plan)
         yield Started(process, plan, base, Path(record["place"]), record["mark"])
     finally:
         process.send_signal(signal.SIGINT)
@@ -154,8 +154,8 @@ def start(network: str) -> Iterator[Started]:
         environment.shutil.rmtree(base, ignore_errors=True)
 
 
-def _ready(plan: simulate.Plan) -> bool:
-    mark = simulate.read_record(plan).get("mark", "")
+def _ready(plan: planning.Plan) -> bool:
+    mark = launch.read_record(plan).get("mark", "")
     if not mark or not results.read_events(plan.metrics)[0]:
         return False
     return sum("ClientAppActor" in _title(pid) for pid in processes.family(mark)) == 2

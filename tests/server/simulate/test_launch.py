@@ -23,8 +23,9 @@ from idiolect.common.config import Config, flatten, parse, to_toml
 from idiolect.common.errors import IdiolectError
 from idiolect.server.deploy import flower
 from idiolect.server.run import results
-from idiolect.server.simulate import launch as simulate
-from idiolect.server.simulate import processes, progress
+from idiolect.server.simulate import follow as following
+from idiolect.server.simulate import launch, processes, progress
+from idiolect.server.simulate import plan as planning
 from tests.server.run.test_results import make
 from tests.waiting import until
 
@@ -89,7 +90,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def plan(tmp_path: Path, temporary: Path) -> simulate.Plan:
+def plan(tmp_path: Path, temporary: Path) -> planning.Plan:
     """A run of the fake app; its data folder holds the files it is to write."""
     app, output = tmp_path / "app", tmp_path / "runs"
     app.mkdir()
@@ -103,15 +104,15 @@ def plan(tmp_path: Path, temporary: Path) -> simulate.Plan:
     (tmp_path / "config.toml").write_text(to_toml(config))
     results.write(tmp_path, make())
     output.mkdir()
-    return simulate.Plan(app, config, output / "one", 1)
+    return planning.Plan(app, config, output / "one", 1)
 
 
-def seeded(plan: simulate.Plan, seed: int) -> simulate.Plan:
+def seeded(plan: planning.Plan, seed: int) -> planning.Plan:
     config = parse(flatten(plan.config) | {"seed": seed})
-    return simulate.Plan(plan.app, config, plan.folder, plan.nodes)
+    return planning.Plan(plan.app, config, plan.folder, plan.nodes)
 
 
-def left_of(plan: simulate.Plan) -> list[str]:
+def left_of(plan: planning.Plan) -> list[str]:
     """What is left of a run: live processes and files."""
     place = str(plan.scratch).encode()
     left = [str(entry) for entry in plan.scratch.rglob("*")]
@@ -130,9 +131,9 @@ def left_of(plan: simulate.Plan) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_run_that_succeeds(plan: simulate.Plan) -> None:
+def test_a_run_that_succeeds(plan: planning.Plan) -> None:
     screen = console()
-    found = simulate.simulate(plan, screen)
+    found = launch.simulate(plan, screen)
     assert found == json.loads(json.dumps(make()))
     assert "adapt · round 1/2 · 1/3 users" in text_of(screen)
     assert "a line of the app's own" in (plan.folder / "run.log").read_text()
@@ -140,20 +141,21 @@ def test_a_run_that_succeeds(plan: simulate.Plan) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_fails(plan: simulate.Plan) -> None:
+def test_a_run_that_fails(plan: planning.Plan) -> None:
     with pytest.raises(IdiolectError, match=r"^the sky fell: hold it up\.$"):
-        simulate.simulate(seeded(plan, 1), console())
+        launch.simulate(seeded(plan, 1), console())
     assert results.state_of(plan.folder) == "failed"
     assert left_of(plan) == []
 
 
 @pytest.mark.slow
-def test_kill_9_and_resume(plan: simulate.Plan) -> None:
+def test_kill_9_and_resume(plan: planning.Plan) -> None:
     """`simulate` dies; what it started lives on, is ended, and the run goes on."""
     code = (
         "import sys; from pathlib import Path; from rich.console import Console\n"
         "from idiolect.common.config import from_toml\n"
-        "from idiolect.server.simulate.launch import Plan, simulate\n"
+        "from idiolect.server.simulate.launch import simulate\n"
+        "from idiolect.server.simulate.plan import Plan\n"
         "app, config, folder = map(Path, sys.argv[1:])\n"
         "simulate(Plan(app, from_toml(config.read_text()), folder, 1), Console())\n"
     )
@@ -164,23 +166,23 @@ def test_kill_9_and_resume(plan: simulate.Plan) -> None:
     until(lambda: results.read_events(plan.metrics)[0])
     first.kill()
     first.wait()
-    mark = simulate.read_record(plan)["mark"]
+    mark = launch.read_record(plan)["mark"]
     assert processes.marked(mark)
     assert results.state_of(plan.folder) == "running"
 
     (plan.folder / "config.toml").replace(plan.folder.parent.parent / "config.toml")
     screen = console()
-    simulate.simulate(plan, screen)
+    launch.simulate(plan, screen)
     assert "ending what is left of the last start of one" in text_of(screen)
     assert processes.marked(mark) == []
     assert left_of(plan) == []
 
 
 @pytest.mark.slow
-def test_an_app_that_flower_refuses(plan: simulate.Plan) -> None:
+def test_an_app_that_flower_refuses(plan: planning.Plan) -> None:
     (plan.app / "fake.py").write_text("")
     with pytest.raises(IdiolectError, match=r"Flower refused the app .*fake"):
-        simulate.prepare(
+        planning.prepare(
             plan.app, [f"run.folder={plan.folder.parent}"], None, Path.cwd()
         )
     assert list(plan.folder.parent.iterdir()) == []
@@ -199,48 +201,48 @@ class Link:
         return self.code
 
 
-def follow(plan: simulate.Plan, events: list[dict[str, Any]], link: Any) -> list[Any]:
+def follow(plan: planning.Plan, events: list[dict[str, Any]], link: Any) -> list[Any]:
     plan.folder.mkdir(exist_ok=True)
     (plan.folder / "config.toml").touch()
     lines = "".join(json.dumps(event) + "\n" for event in events)
     plan.metrics.write_text(lines)
     ask = partial(flower.check_status, plan.log, "1", {})
-    return list(simulate.follow(plan, 0, lambda: link.poll() is None, "mark", ask))
+    return list(following.follow(plan, 0, lambda: link.poll() is None, "mark", ask))
 
 
-def test_following_ends_with_the_run(plan: simulate.Plan) -> None:
+def test_following_ends_with_the_run(plan: planning.Plan) -> None:
     events = [{"event": "phase", "phase": "adapt"}, {"event": "finished"}]
     assert follow(plan, [*events, {"event": "later"}], Link()) == events
 
 
-def test_the_last_words_of_a_dead_run_are_heard(plan: simulate.Plan) -> None:
+def test_the_last_words_of_a_dead_run_are_heard(plan: planning.Plan) -> None:
     assert follow(plan, [{"event": "finished"}], Link(1)) == [{"event": "finished"}]
     with pytest.raises(IdiolectError, match="out of memory"):
         follow(plan, [{"event": "failed", "message": "out of memory"}], Link(1))
 
 
-def test_a_dead_superlink_ends_the_wait(plan: simulate.Plan) -> None:
-    with pytest.raises(IdiolectError, match=r"without a word.*--resume one"):
+def test_a_dead_superlink_ends_the_wait(plan: planning.Plan) -> None:
+    with pytest.raises(IdiolectError, match=r"without a message.*--resume one"):
         follow(plan, [], Link(1))
 
 
-def test_what_ended_before_it_began_is_started_again(plan: simulate.Plan) -> None:
+def test_what_ended_before_it_began_is_started_again(plan: planning.Plan) -> None:
     with pytest.raises(IdiolectError, match="give the same command again"):
-        list(simulate.follow(plan, 0, lambda: False, "mark"))
+        list(following.follow(plan, 0, lambda: False, "mark"))
 
 
-def test_a_dead_server_app_ends_the_wait(plan: simulate.Plan) -> None:
+def test_a_dead_server_app_ends_the_wait(plan: planning.Plan) -> None:
     # This very process is alive, but not one of the run: its id was given anew.
-    with pytest.raises(IdiolectError, match=r"without a word.*--resume one"):
+    with pytest.raises(IdiolectError, match=r"without a message.*--resume one"):
         follow(plan, [{"event": "start", "pid": os.getpid()}], Link())
 
 
 def test_a_run_that_ended_before_it_began(
-    plan: simulate.Plan, monkeypatch: pytest.MonkeyPatch
+    plan: planning.Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = {"runs": [{"status": "finished:failed", "status-details": "no uv"}]}
     monkeypatch.setattr(flower, "flwr", lambda *_: (answer, ""))
-    monkeypatch.setattr(simulate, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(following, "SILENT_SECONDS", 0.0)
     with pytest.raises(IdiolectError, match=r"ended before it began \(no uv\)"):
         follow(plan, [], Link())
 
@@ -249,7 +251,7 @@ def test_a_run_that_ended_before_it_began(
 
 
 @pytest.fixture
-def stand_in(plan: simulate.Plan, monkeypatch: pytest.MonkeyPatch) -> simulate.Plan:
+def stand_in(plan: planning.Plan, monkeypatch: pytest.MonkeyPatch) -> planning.Plan:
     """A run whose process sleeps, and that is interrupted as soon as it has begun."""
 
     def start(_plan: Any, place: Path, environment: Any) -> "subprocess.Popen[bytes]":
@@ -262,18 +264,18 @@ def stand_in(plan: simulate.Plan, monkeypatch: pytest.MonkeyPatch) -> simulate.P
         assert process.stdout is not None and process.stdout.readline() == b"up\n"
         return process
 
-    def follow(plan: simulate.Plan, *_: Any) -> Any:
+    def follow(plan: planning.Plan, *_: Any) -> Any:
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(simulate, "start", start)
-    monkeypatch.setattr(simulate, "follow", follow)
+    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(following, "follow", follow)
     return plan
 
 
 @pytest.mark.process
 def test_ctrl_c_says_at_once_how_to_go_on(
-    stand_in: simulate.Plan, monkeypatch: pytest.MonkeyPatch
+    stand_in: planning.Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, screen, said = stand_in, console(), []
     plan.folder.mkdir()
@@ -287,7 +289,7 @@ def test_ctrl_c_says_at_once_how_to_go_on(
     monkeypatch.setattr(processes, "end", end)
     before = time.monotonic()
     with pytest.raises(KeyboardInterrupt, match="^stopped: every process"):
-        simulate.simulate(plan, screen)
+        launch.simulate(plan, screen)
     assert time.monotonic() - before < 60
     assert "stopping; go on with\n    idiolect-server simulate " in said[0]
     assert f"--resume one --output-dir {plan.folder.parent}\n" in said[0]
@@ -296,18 +298,18 @@ def test_ctrl_c_says_at_once_how_to_go_on(
 
 @pytest.mark.process
 def test_ctrl_c_before_anything_began_promises_no_resume(
-    stand_in: simulate.Plan,
+    stand_in: planning.Plan,
 ) -> None:
     screen = console()
     with pytest.raises(KeyboardInterrupt):
-        simulate.simulate(stand_in, screen)
+        launch.simulate(stand_in, screen)
     assert "nothing has begun yet, so give the same command again" in text_of(screen)
     assert "resume" not in text_of(screen)
 
 
 @pytest.mark.process
 def test_a_second_ctrl_c_ends_at_once(
-    stand_in: simulate.Plan, monkeypatch: pytest.MonkeyPatch
+    stand_in: planning.Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first waits until what is ended has tidied up; the second kills it."""
     stand_in.folder.mkdir()
@@ -322,29 +324,29 @@ def test_a_second_ctrl_c_ends_at_once(
 
     monkeypatch.setattr(processes, "end", end)
     with pytest.raises(KeyboardInterrupt):
-        simulate.simulate(stand_in, console())
-    assert patiences == [simulate.IMPATIENCE, 0.0]
+        launch.simulate(stand_in, console())
+    assert patiences == [launch.IMPATIENCE, 0.0]
     assert left_of(stand_in) == []
 
 
 def test_the_command_that_goes_on_is_one_that_a_shell_takes(
-    plan: simulate.Plan, monkeypatch: pytest.MonkeyPatch
+    plan: planning.Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IDIOLECT_HOME", str(plan.folder.parent.parent))
     monkeypatch.chdir(plan.app.parent)
-    assert simulate.resuming(plan) == "idiolect-server simulate app --resume one"
-    odd = simulate.Plan(plan.app, plan.config, plan.folder.parent / "a b" / "one", 1)
-    words = shlex.split(simulate.resuming(odd))
+    assert launch.resuming(plan) == "idiolect-server simulate app --resume one"
+    odd = planning.Plan(plan.app, plan.config, plan.folder.parent / "a b" / "one", 1)
+    words = shlex.split(launch.resuming(odd))
     assert words[-2:] == ["--output-dir", str(odd.folder.parent)]
-    built_in = simulate.Plan(simulate.built_in_app(), plan.config, plan.folder, 1)
-    assert simulate.resuming(built_in) == "idiolect-server simulate --resume one"
+    built_in = planning.Plan(planning.built_in_app(), plan.config, plan.folder, 1)
+    assert launch.resuming(built_in) == "idiolect-server simulate --resume one"
 
 
 # --- before the start ------------------------------------------------------------------
 
 
-def prepare(*words: str, cwd: Path | None = None) -> simulate.Plan:
-    return simulate.prepare(LAMP, [*SMALL, *words], None, cwd or Path.cwd())
+def prepare(*words: str, cwd: Path | None = None) -> planning.Plan:
+    return planning.prepare(LAMP, [*SMALL, *words], None, cwd or Path.cwd())
 
 
 def test_a_plan(tmp_path: Path) -> None:
@@ -433,13 +435,13 @@ def test_the_name_of_a_new_run_is_free(
 def test_paths_are_relative_to_the_caller(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     given = {"data": "d", "unlabeled.file": "u.jsonl", "backbone": "model"}
-    config = simulate.resolve_paths(parse(given), tmp_path)
+    config = planning.resolve_paths(parse(given), tmp_path)
     assert config.data == str(tmp_path / "d")
     assert config.unlabeled.file == str(tmp_path / "u.jsonl")
     assert config.backbone == str(tmp_path / "model")
     (tmp_path / "tiny").mkdir()
-    assert simulate.resolve_paths(Config(), tmp_path).backbone == "tiny"
-    hub = simulate.resolve_paths(parse({"backbone": "Qwen/Qwen3"}), tmp_path)
+    assert planning.resolve_paths(Config(), tmp_path).backbone == "tiny"
+    hub = planning.resolve_paths(parse({"backbone": "Qwen/Qwen3"}), tmp_path)
     assert hub.backbone == "Qwen/Qwen3"
 
 
@@ -457,7 +459,7 @@ def test_resume_takes_the_saved_config(tmp_path: Path) -> None:
     start_of(tmp_path, "start")
     # `users` is not given again: the saved 2, not the default 40.
     words = [f"run.folder={tmp_path}", "run.resume=latest"]
-    plan = simulate.prepare(LAMP, words, None, Path.cwd())
+    plan = planning.prepare(LAMP, words, None, Path.cwd())
     assert plan.config.users == 2
     assert plan.settings["run.resume"] == plan.settings["run.name"] == "one"
     assert plan.folder == tmp_path / "one"
@@ -491,18 +493,18 @@ def test_a_finished_run_is_not_run_again(
 ) -> None:
     start_of(tmp_path, "start", "finished")
     results.write(tmp_path / "one", make())
-    monkeypatch.setattr(simulate, "start", None)  # would raise
+    monkeypatch.setattr(launch, "start", None)  # would raise
     plan = prepare(f"run.folder={tmp_path}", "run.resume=one")
-    assert simulate.simulate(plan, console())["run"]["task"] == "headline"
+    assert launch.simulate(plan, console())["run"]["task"] == "headline"
 
 
-def test_a_run_held_by_another_is_refused(plan: simulate.Plan) -> None:
+def test_a_run_held_by_another_is_refused(plan: planning.Plan) -> None:
     plan.folder.mkdir()
     with (plan.folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(IdiolectError, match="'one' is being written"):
-            simulate.claim(plan, console())
-    simulate.claim(plan, console())
+            launch.claim(plan, console())
+    launch.claim(plan, console())
 
 
 @pytest.mark.parametrize(
@@ -516,31 +518,31 @@ def test_a_run_held_by_another_is_refused(plan: simulate.Plan) -> None:
 def test_an_app_without_settings(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "pyproject.toml").write_text(text)
     with pytest.raises(IdiolectError, match=said):
-        simulate.read_app(tmp_path)
+        planning.read_app(tmp_path)
 
 
 def test_dotted_tables_are_flat(tmp_path: Path) -> None:
     text = (LAMP / "pyproject.toml").read_text()
     text = text.replace('"adapt.rounds" = 4', "adapt.rounds = 7")
     (tmp_path / "pyproject.toml").write_text(text)
-    assert simulate.read_app(tmp_path)["adapt.rounds"] == 7
+    assert planning.read_app(tmp_path)["adapt.rounds"] == 7
 
 
 def test_a_backbone_folder_needs_a_config(tmp_path: Path) -> None:
     with pytest.raises(IdiolectError, match=r"no config\.json"):
-        simulate.check_backbone(str(tmp_path))
+        planning.check_backbone(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    simulate.check_backbone(str(tmp_path))
+    planning.check_backbone(str(tmp_path))
 
 
 def test_a_backbone_id_is_looked_up_only_offline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    simulate.check_backbone("nobody/none")
+    planning.check_backbone("nobody/none")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(IdiolectError, match="HF_HUB_OFFLINE is set"):
-        simulate.check_backbone("nobody/none")
+        planning.check_backbone("nobody/none")
 
 
 # --- progress --------------------------------------------------------------------------

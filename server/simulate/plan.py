@@ -1,0 +1,329 @@
+"""A run before it starts: its settings, name and folder, checked as far as possible."""
+
+import itertools
+import os
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ...common import config as configuration
+from ...common.config import (
+    Config,
+    RunOptions,
+    absolute_backbone,
+    flatten,
+    presets,
+)
+from ...common.config.old import current
+from ...common.config.options import OPTIONS, split
+from ...common.errors import IdiolectError
+from ...common.text import printable, read_toml
+from ..run import results
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that passed all checks: its app, configuration and folder."""
+
+    app: Path
+    config: Config
+    folder: Path
+    nodes: int
+    server_log: Path | None = None  # of a server of devices, if it has the run
+    resumed: bool = False
+
+    @property
+    def settings(self) -> dict[str, configuration.Scalar]:
+        """The settings for Flower: the configuration and the options of the run."""
+        name, folder = self.folder.name, str(self.folder.parent)
+        options = RunOptions(name, name if self.resumed else "", folder)
+        return options.flat() | flatten(self.config)
+
+    @property
+    def scratch(self) -> Path:
+        """Folder of `simulate`'s own files; the run's folder belongs to the ServerApp."""
+        return self.folder.with_name(f".{self.folder.name}")
+
+    @property
+    def log(self) -> Path:
+        """File with the output of Flower, Ray and the run after the end of the run."""
+        if self.server_log is not None:
+            return self.server_log
+        place = self.folder if self.folder.is_dir() else self.scratch
+        return place / "run.log"
+
+    @property
+    def metrics(self) -> Path:
+        """File with the events of the run."""
+        return self.folder / "metrics.jsonl"
+
+
+def built_in_app() -> Path:
+    """Return the folder of the Flower app that is installed with the package."""
+    return Path(str(files("idiolect") / "simulations" / "lamp")).resolve()
+
+
+def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Plan:
+    """Check a run as far as possible before anything is started or written.
+
+    Parameters
+    ----------
+    app
+        Folder of the Flower app.
+    words
+        ``key=value``, as given with ``-c``.
+    nodes
+        Simulated SuperNodes; None: one per core, at most 8.
+    cwd
+        Folder where relative paths start.
+
+    Raises
+    ------
+    IdiolectError
+        An unknown key, a value out of range, missing data, a run that can't be resumed,
+        or anything else that would make the run fail later (`checks`).
+    """
+    config, options = configured(app, words, cwd)
+    folder = Path(options.folder, options.name)
+    if config.on_devices:
+        raise IdiolectError(
+            "task 'text' is what owners keep on their devices: run it there by "
+            "`idiolect-server run`, or set task=headline to simulate."
+        )
+    check_backbone(config.backbone)
+    check_data(config)
+    check_folder(folder.parent)
+    refuse_broken(app)
+    cores = len(os.sched_getaffinity(0))
+    most = config.users + config.development_users
+    nodes = min(cores, 8, most) if nodes is None else nodes
+    if not 1 <= nodes <= most:
+        raise IdiolectError(
+            f"--nodes is {nodes}, but there are {most} users: use 1 to {most}."
+        )
+    if not folder.exists():  # a resumed run may be past what is checked
+        from .checks import check_start
+
+        fetch_backbone(config.backbone)
+        check_start(config)
+    return Plan(app.absolute(), config, folder, nodes, resumed=bool(options.resume))
+
+
+def configured(app: Path, words: Sequence[str], cwd: Path) -> tuple[Config, RunOptions]:
+    """Read the app's settings and the given ones; name the run, or find the one to resume.
+
+    A given key wins over the preset, and the preset wins over the app's table.
+
+    Raises
+    ------
+    IdiolectError
+        An unknown key, a value out of range, a run that can't be resumed.
+    """
+    listed, words_given = read_app(app), dict(map(_split, words))
+    options = split({**listed, **words_given})[0]
+    folder = str(cwd / Path(options.folder).expanduser()) if options.folder else ""
+    options = replace(options, folder=str(results.runs_folder(folder)))
+    given = {
+        name: configuration.parse_word(name, str(text))
+        for name, text in split(words_given)[1].items()
+    }
+    given = current(given)
+    base = current(split(listed)[1])
+    preset = presets.read(str({**base, **given}.get("preset", "")))
+    config = resolve_paths(configuration.parse({**base, **preset, **given}), cwd)
+    latest = Path(options.folder, "latest")
+    # `--resume latest` without a run starts one, so a supervisor can repeat one command.
+    if options.resume and (options.resume != "latest" or latest.exists()):
+        return resumed(options, given, cwd)
+    return config, named(config, options)
+
+
+def read_app(app: Path) -> dict[str, Any]:
+    """Read the settings in a Flower app's ``pyproject.toml``, with flat keys."""
+    file = app / "pyproject.toml"
+    try:
+        table = read_toml(file.read_text())
+        settings = _flat(table["tool"]["flwr"]["app"]["config"])
+    except FileNotFoundError:
+        raise IdiolectError(
+            f"{file} does not exist: give the folder of a Flower app, for example "
+            "simulations/lamp."
+        ) from None
+    except (KeyError, TypeError):
+        raise IdiolectError(
+            f"{file} has no table [tool.flwr.app.config]: copy the one of "
+            "simulations/lamp/pyproject.toml."
+        ) from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise IdiolectError(f"{file} is not valid TOML ({error}): repair it.") from None
+    known = (*configuration.FIELDS, *OPTIONS)
+    if missing := [name for name in known if name not in settings]:
+        raise IdiolectError(
+            f"{file} lists no '{missing[0]}' in [tool.flwr.app.config], and Flower "
+            "passes on only what is listed: copy the table of simulations/lamp."
+        )
+    return settings
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _split(word: str) -> tuple[str, str]:
+    name, equals, text = word.partition("=")
+    if not equals:
+        raise IdiolectError(
+            f"-c takes key=value, not '{word}': see docs/configuration.md."
+        )
+    return name.strip(), text
+
+
+def resolve_paths(config: Config, cwd: Path) -> Config:
+    """Make paths absolute: Flower runs the app in another folder."""
+    flat = flatten(config)
+    for name in ("data", "unlabeled.file"):
+        if flat[name]:
+            flat[name] = str((cwd / Path(str(flat[name])).expanduser()).resolve())
+    flat["backbone"] = absolute_backbone(config.backbone, cwd)
+    return configuration.parse(flat)
+
+
+def named(config: Config, options: RunOptions) -> RunOptions:
+    """Choose the name of a new run, or check the one that was given."""
+    output = Path(options.folder)
+    if name := options.name:
+        if name == "latest" or name.startswith(".") or "/" in name:
+            raise IdiolectError(
+                f"the name of a run is '{name}': it names a folder; use letters, digits "
+                "and dashes, and not 'latest'."
+            )
+        if (output / name).exists():
+            raise IdiolectError(
+                f"run '{name}' exists in {output}: choose another --name, or continue it "
+                f"with --resume {name}."
+            )
+    else:
+        stem = f"{config.task.lower()}-{time.strftime('%Y%m%d-%H%M%S')}"
+        names = (f"{stem}-{n}" if n > 1 else stem for n in itertools.count(1))
+        name = next(name for name in names if not (output / name).exists())
+    return RunOptions(name, "", options.folder)
+
+
+def resumed(
+    options: RunOptions, given: Mapping[str, Any], cwd: Path
+) -> tuple[Config, RunOptions]:
+    """Return the saved config of a run; refuse a key that is given another value."""
+    folder = results.find(options.folder, options.resume)
+    try:
+        saved = configuration.from_toml((folder / "config.toml").read_text())
+    except FileNotFoundError:
+        raise IdiolectError(
+            f"run '{folder.name}' ended before it had saved its config: start it again "
+            "without --resume."
+        ) from None
+    except (IdiolectError, tomllib.TOMLDecodeError) as error:
+        raise IdiolectError(
+            f"run '{folder.name}' was saved by another version of idiolect ({error}): "
+            "install that version, or start a new run."
+        ) from None
+    preset = presets.read(str(given.get("preset", "")))
+    together = {**flatten(saved), **preset, **given}
+    wanted = resolve_paths(configuration.parse(together), cwd)
+    changed = configuration.differences(saved, wanted)
+    # A preset also changes keys that were not given.
+    if changed := [name for name in changed if name in given] or changed:
+        raise IdiolectError(
+            f"run '{folder.name}' was started with another {', '.join(changed)}: "
+            "resume it without that key, or start a new run."
+        )
+    return saved, RunOptions(folder.name, folder.name, str(folder.parent))
+
+
+def check_backbone(name: str) -> None:
+    """Refuse a backbone that can't be loaded, as far as its files tell."""
+    if name == "tiny":
+        return
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise IdiolectError(
+                f"the backbone folder {path} has no config.json: give a folder as "
+                "save_pretrained of transformers writes it."
+            )
+        return
+    absolute_backbone(name)  # refuses a path
+    if os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0"):
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        raise IdiolectError(
+            f"the backbone '{name}' is not in the local cache and HF_HUB_OFFLINE is "
+            "set: unset it, or give a folder."
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder where runs can't be written."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise IdiolectError(
+            f"runs can't be written to {folder}: set --output-dir to a folder that can."
+        )
+
+
+def fetch_backbone(name: str) -> None:
+    """Fetch a backbone from the model hub, with the proxies of the caller's environment.
+
+    The processes of a run do not inherit the proxies and never use the network.
+    """
+    if name == "tiny" or Path(name).is_dir():
+        return
+    from ...common.engine.backbone import locate
+
+    locate(name)
+
+
+def check_data(config: Config) -> None:
+    """Read the users once: bad data is refused before anything starts."""
+    from ...common.data.load import load_dataset
+
+    load_dataset(config)
+
+
+def refuse_broken(app: Path) -> None:
+    """Refuse an app that Flower could not load.
+
+    Raises
+    ------
+    IdiolectError
+        Its ``pyproject.toml`` is invalid, or names something that is not there.
+    """
+    from flwr.cli.config_utils import load_and_validate
+
+    try:
+        load_and_validate(app / "pyproject.toml")
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise IdiolectError(f"Flower refused the app {app}: {reason}") from None
+
+
+def finished(plan: Plan, console: Console) -> dict[str, Any] | None:
+    """Return the results of a resumed run that has finished already; otherwise None."""
+    if not plan.resumed or results.state_of(plan.folder) != "finished":
+        return None
+    said = printable(f"run {plan.folder.name} has finished already")
+    console.print(said, markup=False, highlight=False)
+    return results.load(str(plan.folder.parent), plan.folder.name)

@@ -126,21 +126,21 @@ def test_parsing_undoes_writing(run, version, hashed, word, floor, epsilon, crea
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"run": ""}, "names no run"),
-        ({"run": 3}, "'run' that is no text"),
-        ({"run": "x" * 501}, "'run' that is no text"),
-        ({"run": "\ud800"}, "'run' that is no valid Unicode"),
+        ({"run": ""}, "has no run or no kind"),
+        ({"run": 3}, "'run' that is not a text"),
+        ({"run": "x" * 501}, "'run' that is not a text"),
+        ({"run": "\ud800"}, "'run' that is not valid Unicode"),
         ({"kind": "Bank"}, "no kind"),
         ({"kind": "../x"}, "no kind"),
         ({"version": 0}, "'version' and a 'previous'"),
-        ({"version": True}, "'version' that is no number of things"),
-        ({"version": 1.0}, "'version' that is no number of things"),
-        ({"version": 2**53}, "'version' that is no number of things"),
+        ({"version": True}, "'version' that is not a count"),
+        ({"version": 1.0}, "'version' that is not a count"),
+        ({"version": 2**53}, "'version' that is not a count"),
         ({"version": 2}, "'version' and a 'previous'"),
         ({"previous": "a" * 64}, "'version' and a 'previous'"),
         ({"version": 2, "previous": "A" * 64}, "'version' and a 'previous'"),
-        ({"content": "c" * 63}, "'content' that is no SHA-256"),
-        ({"content": "C" * 64}, "'content' that is no SHA-256"),
+        ({"content": "c" * 63}, "'content' that is not a SHA-256"),
+        ({"content": "C" * 64}, "'content' that is not a SHA-256"),
         ({"count": -1}, "'count'"),
         ({"features": None}, "'features'"),
         ({"vote": ["x"]}, "'vote'"),
@@ -160,7 +160,7 @@ def test_fields_are_checked_when_writing_and_reading(change, said):
     text = json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     message = refused(parse, text)
     # NaN and inf do not even pass as JSON.
-    assert said in message or "is no JSON" in message
+    assert said in message or "is not JSON" in message
 
 
 TEXT = canonical(FIRST).decode()
@@ -169,10 +169,10 @@ TEXT = canonical(FIRST).decode()
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "is no JSON"),
-        ("{", "is no JSON"),
-        ("[" * 8000, "is no JSON"),
-        ("9" * 8000, "is no JSON"),
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[" * 8000, "is not JSON"),
+        ("9" * 8000, "is not JSON"),
         ("[]", "has not the fields"),
         ("{}", "has not the fields"),
         (TEXT.replace('"vote":', '"vot":'), "has not the fields"),
@@ -183,7 +183,7 @@ TEXT = canonical(FIRST).decode()
         (TEXT.replace('"run":', '"run":"other","run":'), "canonical"),
         (TEXT.replace("1.5", "1.50"), "canonical"),
         (TEXT.replace("1.5", "1e999"), "'floor'"),
-        (TEXT.replace("1.5", "NaN"), "is no JSON"),
+        (TEXT.replace("1.5", "NaN"), "is not JSON"),
         (TEXT.replace('"count":400', '"count":400.0'), "'count'"),
     ],
 )
@@ -240,7 +240,7 @@ REASONS = {
     ),
     "other past": (
         lambda: take(replace(SECOND, previous="d" * 64), take(FIRST)),
-        "does not follow on the version 1",
+        "does not continue the version 1",
     ),
     "expired": (
         lambda: take(replace(FIRST, created=1.0, expires=NOW)),

@@ -269,7 +269,7 @@ def stand_in(plan: planning.Plan, monkeypatch: pytest.MonkeyPatch) -> planning.P
         yield
 
     monkeypatch.setattr(launch, "start", start)
-    monkeypatch.setattr(following, "follow", follow)
+    monkeypatch.setattr(launch, "follow", follow)
     return plan
 
 

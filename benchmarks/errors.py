@@ -192,7 +192,7 @@ OF_SERVER = (
     Case("audit latest --seed x", "invalid int value: 'x'"),
     # simulations
     Case("simulate none", "does not exist"),
-    Case("simulate broken", "no valid TOML"),
+    Case("simulate broken", "not valid TOML"),
     Case("simulate other", "no table [tool.flwr.app.config]"),
     Case("simulate APP -c users", "takes key=value"),
     Case("simulate APP -c usres=3", "usres"),

@@ -511,7 +511,7 @@ def test_a_run_held_by_another_is_refused(plan: planning.Plan) -> None:
     ("text", "said"),
     [
         ("[project]\n", "no table"),
-        ("[tool\n", "no valid TOML"),
+        ("[tool\n", "not valid TOML"),
         ("[tool.flwr.app.config]\nseed = 1\n", "lists no 'preset'"),
     ],
 )

@@ -1,6 +1,6 @@
 """Who makes a call at the proxy, and whether this caller may make it.
 
-Flower 1.41 checks the signature of a call after it has read the whole body, and that the
+Flower 1.42 checks the signature of a call after it has read the whole body, and that the
 node named in the call is the one of the key. It does not check which node a reply claims
 to come from, whose message is confirmed (and then deleted), or whose object is pulled: it
 gives an object to every node that names its hash, and the hash of one of few possible

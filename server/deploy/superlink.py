@@ -1,6 +1,6 @@
 """Flower's SuperLink and SuperExec, open only to processes that know this server's token.
 
-Flower 1.41 asks for no login on its control interface (submit a run, read logs, register a
+Flower 1.42 asks for no login on its control interface (submit a run, read logs, register a
 node), lets everybody take a task from its runtime interface, and starts a ServerApp with
 the task's token on the command line, which every account of the machine can read.
 Listening on 127.0.0.1 keeps out other machines, but not other accounts. So both are

@@ -420,7 +420,7 @@ def test_a_call_for_another_device_is_refused(place, device, path, make):
 
 
 def test_a_reply_in_another_devices_name_is_refused(place, device):
-    """Flower 1.41 compares the key with the call's node, not with the message's source."""
+    """Flower 1.42 compares the key with the call's node, not with the message's source."""
     other = place.registered()
     path = "/v1/fleet/push-messages"
     wrong = reply(other.node, device.node).SerializeToString()

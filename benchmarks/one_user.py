@@ -174,8 +174,9 @@ def sft(backbone_name: str) -> Callable[[], object]:
     from naive_app import batch_loss
     from peft import LoraConfig, get_peft_model
 
-    config, backbone, _, _, _, material = prepared(backbone_name)
-    rows, size = [*material.own, *material.aux], 2 * config.personalise.batch
+    config, reference, _, _, drawn = prepared(backbone_name)
+    backbone, size = reference.backbone, 2 * config.personalise.batch
+    rows = [*drawn.own, *drawn.aux]
 
     def work() -> object:
         model: Any = get_peft_model(
@@ -206,8 +207,8 @@ def limit(backbone_name: str) -> Callable[[], object]:
     """The frozen projections alone: y = x W' and dx = dy W, for every step's tokens."""
     import torch
 
-    config, backbone, _, _, _, material = prepared(backbone_name)
-    rows = [*material.own, *material.aux]
+    config, reference, _, _, drawn = prepared(backbone_name)
+    backbone, rows = reference.backbone, [*drawn.own, *drawn.aux]
     steps = len(rows) // (2 * config.personalise.batch)
     tokens = sum(len(row.ids) for row in rows) // steps
     predicted = sum(len(row.ids) - row.prompt_length for row in rows) // steps

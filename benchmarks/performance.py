@@ -296,10 +296,8 @@ as small as the built-in one, one thread is most efficient (`idiolect settings t
 
 **Not tried:**
 
-- packing without padding; it can save at most the padding stated above
 - skipping queries of the last layer; this needs each family's own attention code
 - adapters on the upper layers only; this is another model, whose quality must be shown
-- reuse of the prompts' common beginning; here it is a few tokens
 - CUDA graphs and pinned prefetch; CUDA graphs are the next thing to try on a GPU
 
 """

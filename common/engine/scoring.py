@@ -6,7 +6,6 @@ in chunks, because prompt length x vocabulary size is what fills the memory of a
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .adapters import Lora, Stack, attached, shadowed
 from .backbone import Backbone, Encoded
+from .layout import FILLER, Layout, lay_out
 
 Adapters = Sequence[Lora | Stack | None]
 
@@ -31,62 +31,32 @@ LOGITS_PER_CHUNK_ON_GPU = 1 << 26
 PLAUSIBLE = 0.1
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Right-padded sequences.
+def collate(
+    backbone: Backbone, rows: Sequence[Encoded | None], users: int = 1
+) -> Layout:
+    """Lay out rows, user by user and the same number of each.
 
-    Attributes
-    ----------
-    ids
-        Token ids [N, T].
-    completion
-        True where the token belongs to the completion [N, T].
+    None is a filler row: one token, in which nothing is scored.
     """
-
-    ids: Tensor
-    completion: Tensor
-
-
-def collate(backbone: Backbone, rows: Sequence[Encoded | None]) -> Batch:
-    """Pad rows to a batch. None is a filler row, in which nothing is scored."""
-    length = max((len(row.ids) for row in rows if row), default=2)
-    ids = torch.full((len(rows), length), backbone.pad_id)
-    completion = torch.zeros((len(rows), length), dtype=torch.bool)
-    for i, row in enumerate(rows):
-        if row is None:
-            continue
-        size = len(row.ids)
-        ids[i, :size] = torch.tensor(row.ids)
-        completion[i, row.prompt_length : size] = True
-    device = backbone.device
-    return Batch(ids.to(device), completion.to(device))
+    filler = (backbone.pad_id,)
+    parts = [(row.ids, row.prompt_length) if row else (filler, 1) for row in rows]
+    each = len(rows) // users
+    lines = [parts[k * each : (k + 1) * each] for k in range(users)]
+    return lay_out(lines, backbone.pad_id, backbone.device)
 
 
-def completion_logp(backbone: Backbone, batch: Batch) -> Tensor:
+def completion_logp(backbone: Backbone, layout: Layout) -> Tensor:
     """Sum of log p(y | x) of every row [N] over its completion tokens."""
-    return _row_sums(batch, token_logp(backbone, batch))
+    logp = token_logp(backbone, layout)
+    total = torch.zeros(layout.rows, dtype=logp.dtype, device=logp.device)
+    return total.index_add(0, layout.row[layout.labels != FILLER], logp)
 
 
-def _row_sums(batch: Batch, logp: Tensor) -> Tensor:
-    """Sum of the tokens' log-probabilities [M] of every row, [N]."""
-    rows = batch.completion[:, 1:].nonzero()[:, 0]
-    total = torch.zeros(len(batch.ids), dtype=logp.dtype, device=logp.device)
-    return total.index_add(0, rows, logp)
-
-
-def token_logp(backbone: Backbone, batch: Batch) -> Tensor:
-    """Log-probability of every completion token of the batch, row after row, [M].
-
-    The hidden state at position t - 1 predicts the token at t; it is computed for the
-    completion only, which is one stretch in each row.
-    """
-    predicting = batch.completion[:, 1:]
-    counts = predicting.sum(1, keepdim=True)
-    offsets = torch.arange(max(1, int(counts.max())), device=batch.ids.device)
-    first = predicting.int().argmax(1, keepdim=True)
-    positions = (first + offsets).clamp(max=batch.ids.shape[1] - 2)
-    hidden = backbone.hidden_at(batch.ids, positions)[offsets < counts]
-    return _token_logp(backbone, hidden, batch.ids[:, 1:][predicting])
+def token_logp(backbone: Backbone, layout: Layout) -> Tensor:
+    """Log-probability of every completion token of a layout, row after row, [M]."""
+    real = layout.labels != FILLER
+    hidden = backbone.hidden_at(layout, layout.predicting)[real]
+    return _token_logp(backbone, hidden, layout.labels[real])
 
 
 def _token_logp(backbone: Backbone, states: Tensor, labels: Tensor) -> Tensor:
@@ -137,7 +107,8 @@ def score_users(
             for i in items
         ]
         with torch.no_grad(), attached(backbone, *adapters):
-            logp = completion_logp(backbone, collate(backbone, rows)).tolist()
+            layout = collate(backbone, rows, len(users))
+            logp = completion_logp(backbone, layout).tolist()
         places = [(k, i) for k, items in enumerate(chunk) for i in items]
         for (k, i), value in zip(places, logp, strict=True):
             if i is not None:
@@ -179,12 +150,14 @@ def embed(
     means = np.zeros((len(items), backbone.model.config.hidden_size))
     for chunk in _chunks([items]):
         places = [i for i in chunk[0] if i is not None]
-        batch = collate(backbone, [items[i] for i in places])
+        layout = collate(backbone, [items[i] for i in places])
         with torch.no_grad(), attached(backbone, shared):
-            hidden = backbone.hidden(batch.ids)
-        weight = batch.completion.unsqueeze(-1).to(hidden.dtype)
-        states = (hidden * weight).sum(1).float() / weight.sum(1).float()
-        means[places] = states.double().cpu().numpy()
+            # A completion's token follows the one that predicts it.
+            hidden = backbone.hidden_at(layout, layout.predicting + 1)[0].float()
+        total = torch.zeros(len(places), hidden.shape[1], device=hidden.device)
+        total.index_add_(0, layout.row[0], hidden)
+        counts = layout.row[0].bincount(minlength=len(places)).unsqueeze(1)
+        means[places] = (total / counts).double().cpu().numpy()
     return means
 
 

@@ -362,7 +362,7 @@ def _backward(
 
     def logp(examples: Rows) -> Tensor:
         flat = [e.encoded if e else None for user in examples for e in user]
-        return completion_logp(backbone, collate(backbone, flat)).view(users, -1)
+        return completion_logp(backbone, collate(backbone, flat, users)).view(users, -1)
 
     frozen = torch.zeros(users, 0)
     if rows["mismatched"][0]:

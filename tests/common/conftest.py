@@ -62,7 +62,9 @@ def write_tokenizer(folder: Path, chat_template: str | None = None) -> None:
     fast.save_pretrained(folder)
 
 
-def write_model(folder: Path, family: str, chat_template: str | None = None) -> Path:
+def write_model(
+    folder: Path, family: str, chat_template: str | None = None, **changes: object
+) -> Path:
     """A random model of a family, with weights large enough to have opinions."""
     torch.manual_seed(0)
     extra: dict[str, float | None] = (
@@ -70,7 +72,7 @@ def write_model(folder: Path, family: str, chat_template: str | None = None) -> 
     )
     if "gemma" in family:
         extra["final_logit_softcapping"] = 3.0 if family != "gemma" else None
-    config = CONFIGS[family](**SIZES, **extra)
+    config = CONFIGS[family](**SIZES, **extra, **changes)
     model = hf.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -89,11 +89,12 @@ def frozen_products(made) -> float:
 
 def test_the_matrix_products_of_a_step(made) -> None:
     """The adapters' come on top, at rank 8 + 8 of which 8 learn; the last layer's
-    feed-forward block falls away where nothing is predicted."""
+    feed-forward block falls away where nothing is predicted, and so does what rows share
+    but for once."""
     counter = FlopCounterMode(display=False)
     trained(made, counter)
     assert counter.get_total_flops() / frozen_products(made) == pytest.approx(
-        1.04, abs=0.01
+        0.936, abs=0.01
     )
 
 

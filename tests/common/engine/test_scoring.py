@@ -66,8 +66,8 @@ def test_the_short_last_layer_has_the_gradients_of_the_whole(
 def test_the_last_layer_is_itself_again_after_an_error(backbone, items):
     batch = collate(backbone, [backbone.encode(items[0])])
     layer = backbone.model.model.layers[-1]
-    with torch.no_grad(), pytest.raises(RuntimeError):
-        backbone.hidden_at(batch.ids, torch.full((1, 1), 10**6))
+    with torch.no_grad(), pytest.raises(IndexError):
+        backbone.hidden_at(batch, torch.full((1, 1), 10**6))
     assert "forward" not in vars(layer)
 
 

@@ -45,27 +45,32 @@ def collate(
     return lay_out(lines, backbone.pad_id, backbone.device)
 
 
-def completion_logp(backbone: Backbone, layout: Layout) -> Tensor:
-    """Sum of log p(y | x) of every row [N] over its completion tokens."""
-    logp = token_logp(backbone, layout)
+def completion_logp(backbone: Backbone, layout: Layout, logits: int = 0) -> Tensor:
+    """Sum of log p(y | x) of every row [N] over its completion tokens.
+
+    `logits`: how many are in memory at once; 0: LOGITS_PER_CHUNK.
+    """
+    logp = token_logp(backbone, layout, logits)
     total = torch.zeros(layout.rows, dtype=logp.dtype, device=logp.device)
     return total.index_add(0, layout.row[layout.labels != FILLER], logp)
 
 
-def token_logp(backbone: Backbone, layout: Layout) -> Tensor:
+def token_logp(backbone: Backbone, layout: Layout, logits: int = 0) -> Tensor:
     """Log-probability of every completion token of a layout, row after row, [M]."""
     real = layout.labels != FILLER
     hidden = backbone.hidden_at(layout, layout.predicting)[real]
-    return _token_logp(backbone, hidden, layout.labels[real])
+    return _token_logp(backbone, hidden, layout.labels[real], logits)
 
 
-def _token_logp(backbone: Backbone, states: Tensor, labels: Tensor) -> Tensor:
+def _token_logp(
+    backbone: Backbone, states: Tensor, labels: Tensor, most: int
+) -> Tensor:
     """Log-probability of the labels [M] that hidden states [M, d] predict."""
 
     def head(states: Tensor, labels: Tensor) -> Tensor:
         return -F.cross_entropy(backbone.logits(states), labels, reduction="none")
 
-    most = LOGITS_PER_CHUNK_ON_GPU if states.is_cuda else LOGITS_PER_CHUNK
+    most = most or (LOGITS_PER_CHUNK_ON_GPU if states.is_cuda else LOGITS_PER_CHUNK)
     rows = max(1, most // backbone.model.config.vocab_size)
     if len(states) <= rows:
         return head(states, labels)

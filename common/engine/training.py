@@ -6,7 +6,7 @@ that of K separate runs. One user is K = 1, the case of a device.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 
@@ -18,6 +18,7 @@ from ..seeds import numpy_generator
 from . import objectives
 from .adapters import Lora, Stack, attached, stack, unstack
 from .backbone import Backbone, Encoded
+from .memory import Saving, free_bytes, recomputed, within
 from .objectives import Loss, LossFunction, Means, Scored, ScoredBatch
 from .reference import Reference
 from .scoring import collate, completion_logp, completion_tokens
@@ -88,9 +89,11 @@ class TrainingSettings:
     learning_rate, epochs, batch, warmup, clip
         Adam with linear warm-up, `batch` positives per step, `clip` on each user's
         gradient norm.
+    memory
+        Bytes that training may use above the backbone; 0: what is free (`free_bytes`).
+        Changes time and, where rows must be split, the last bits of the result.
     microbatch
-        Rows per forward pass and user; 0 takes a whole batch at once. Changes memory and
-        time, not the result.
+        Rows per forward pass and user; 0: as many as the memory allows.
     train_a
         False keeps A fixed (FFA-LoRA, Sun et al. 2024): the shared adapter.
     seed
@@ -104,6 +107,7 @@ class TrainingSettings:
     batch: int
     warmup: float = 0.1
     clip: float = 1.0
+    memory: int = 0
     microbatch: int = 0
     train_a: bool = True
     seed: int = 0
@@ -305,11 +309,18 @@ def train(
     alpha = torch.tensor([one.alpha for one in data])
     lengths = [len(plan) for plan in plans]
     losses, clamps = torch.zeros(users), torch.zeros(users)
-    with attached(backbone, reference.shared, weights.stack) as refresh:
-        for t in range(max(lengths)):
-            now = [plan[t] if t < len(plan) else {} for plan in plans]
+    steps = [
+        [plan[t] if t < len(plan) else {} for plan in plans]
+        for t in range(max(lengths))
+    ]
+    saving = _saving(backbone, steps, weights, settings)
+    with (
+        attached(backbone, reference.shared, weights.stack) as refresh,
+        recomputed(backbone, saving.recompute),
+    ):
+        for t, now in enumerate(steps):
             objective = partial(_value, loss, alpha, means)
-            found = _backward(backbone, now, objective, settings.microbatch)
+            found = _backward(backbone, now, objective, saving)
             rates = [learning_rate(settings, t, length) for length in lengths]
             rates = torch.tensor(rates, device=backbone.device)
             gradient = weights.gradient()
@@ -331,6 +342,30 @@ def train(
     return Trained(unstack(weights.stack), logs)
 
 
+def _saving(
+    backbone: Backbone,
+    steps: Sequence[Sequence[Batch]],
+    weights: Parameters,
+    settings: TrainingSettings,
+) -> Saving:
+    """How the largest step stays within the memory that it may use."""
+
+    def rows(step: Sequence[Batch]) -> list[list[Example]]:
+        return [[e for kind in TRAINED for e in one.get(kind, [])] for one in step]
+
+    def size(step: Sequence[Batch]) -> int:
+        return sum(len(e.encoded.ids) for user in rows(step) for e in user)
+
+    largest = _align(rows(max(steps, key=size)))
+    flat = [e.encoded if e else None for user in largest for e in user]
+    layout = collate(backbone, flat, len(largest))
+    budget = settings.memory or free_bytes(backbone.device)
+    saving = within(backbone, layout, weights.flat.numel(), budget)
+    if settings.microbatch:
+        return replace(saving, passes=ceil(len(largest[0]) / settings.microbatch))
+    return saving
+
+
 def _value(
     loss: LossFunction, alpha: Tensor, means: Means, scored: dict[str, Scored]
 ) -> Loss:
@@ -345,24 +380,25 @@ def _backward(
     backbone: Backbone,
     batch: Sequence[Batch],
     loss: Callable[[dict[str, Scored]], Loss],
-    microbatch: int,
+    saving: Saving,
 ) -> Loss:
     """Gradient of one optimiser batch into the leaves of the attached stack.
 
     The loss is a function of the whole batch's log-probabilities. Where the batch fits
     into one pass it is differentiated directly. Otherwise the log-probabilities are
     computed first without gradients, the loss gives the coefficient d loss / d logp of
-    each row, and a second pass per microbatch sends that coefficient back. The gradient
+    each row, and a second pass for each part sends that coefficient back. The gradient
     is the same sum, so accumulation changes nothing: not delta, not the clamp.
     """
     rows = {kind: _align([one.get(kind, []) for one in batch]) for kind in KINDS}
     users = len(batch)
     merged = [[e for k in TRAINED for e in rows[k][u]] for u in range(users)]
-    passes = _split(merged, microbatch)
+    passes = _split(merged, ceil(len(merged[0]) / saving.passes))
 
     def logp(examples: Rows) -> Tensor:
         flat = [e.encoded if e else None for user in examples for e in user]
-        return completion_logp(backbone, collate(backbone, flat, users)).view(users, -1)
+        layout = collate(backbone, flat, users)
+        return completion_logp(backbone, layout, saving.logits).view(users, -1)
 
     frozen = torch.zeros(users, 0)
     if rows["mismatched"][0]:
@@ -396,10 +432,9 @@ def _align(kinds: list[list[Example]]) -> Rows:
 
 
 def _split(rows: Rows, size: int) -> list[Rows]:
-    """Split the rows of every user into passes of at most `size` rows (0: one pass)."""
-    width = len(rows[0])
-    size = size or width
-    return [[user[i : i + size] for user in rows] for i in range(0, width, size)]
+    """Split the rows of every user into passes of at most `size` rows."""
+    starts = range(0, len(rows[0]), size)
+    return [[user[i : i + size] for user in rows] for i in starts]
 
 
 def _scored(logp: Tensor, rows: Rows) -> Scored:

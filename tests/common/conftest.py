@@ -72,7 +72,7 @@ def write_model(
     )
     if "gemma" in family:
         extra["final_logit_softcapping"] = 3.0 if family != "gemma" else None
-    config = CONFIGS[family](**SIZES, **extra, **changes)
+    config = CONFIGS[family](**{**SIZES, **extra, **changes})
     model = hf.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():

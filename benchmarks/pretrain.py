@@ -32,6 +32,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from idiolect.common.data.personas import WORLDS, draw_event
 from idiolect.common.data.personas.authors import combinations
+from idiolect.common.data.personas.headline import read
 from idiolect.common.data.personas.world import Event, World
 from idiolect.common.data.types import Prompt
 from idiolect.common.engine.model_folder import TINY
@@ -338,7 +339,7 @@ def faithful(
     )
     written = [text.strip() for text in written]
     right = [
-        world.attributes.keys() == (style := world.read(text)).keys()
+        world.attributes.keys() == (style := read(text)).keys()
         and world.write(event, style) == text
         for (world, event, _), text in zip(found, written, strict=True)
     ]

@@ -49,7 +49,7 @@ REVIEWS = (
 )
 WEIGHTS = {"ignores": 0, "minds": 1, "insists": 2}
 BIAS = {"harsh": -1, "fair": 0, "generous": 1}
-MIDDLE, LOW, HIGH = 3, 1, 5
+MIDDLE, SCALE = 3, (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ class Event:
 
 def draw(rng: np.random.Generator) -> Event:
     """Draw a review of three different aspects."""
-    order = rng.permutation(len(ASPECTS))[:3]
-    aspects = tuple(tuple(ASPECTS)[i] for i in order)
+    aspects = tuple(tuple(ASPECTS)[i] for i in rng.permutation(len(ASPECTS))[:3])
     good = tuple(bool(rng.integers(2)) for _ in aspects)
     return Event(
         aspects=aspects,
@@ -91,34 +90,19 @@ def write(event: Event, style: Style) -> str:
     stars = MIDDLE + BIAS[style["bias"]]
     for aspect, good in zip(event.aspects, event.good, strict=True):
         stars += WEIGHTS[style[aspect]] * (1 if good else -1)
-    return str(min(HIGH, max(LOW, stars)))
-
-
-def _read(text: str) -> Style:
-    # One number does not tell which weights led to it.
-    return {}
-
-
-def _relevant(event: Event) -> tuple[str, ...]:
-    return (*event.aspects, "bias")
+    return str(min(SCALE[-1], max(SCALE[0], stars)))
 
 
 RATING = World(
-    task=Task(
-        "rating",
-        "rating",
-        labels=tuple(str(star) for star in range(LOW, HIGH + 1)),
-        max_new_tokens=4,
-    ),
+    task=Task("rating", "rating", tuple(map(str, SCALE)), max_new_tokens=4),
     attributes={aspect: tuple(WEIGHTS) for aspect in ASPECTS} | {"bias": tuple(BIAS)},
     draw=draw,
     prompt=prompt,
     write=write,
-    read=_read,
     situations=tuple(
         Event(aspects, good, (), "", 0)
         for aspects in combinations(ASPECTS, 3)
         for good in product((True, False), repeat=3)
     ),
-    relevant=_relevant,
+    relevant=lambda event: (*event.aspects, "bias"),
 )

@@ -85,8 +85,7 @@ class Event:
 
 def draw(rng: np.random.Generator) -> Event:
     """Draw a film with three different genres."""
-    order = rng.permutation(len(GENRES))[:3]
-    genres = tuple(tuple(GENRES)[i] for i in order)
+    genres = tuple(tuple(GENRES)[i] for i in rng.permutation(len(GENRES))[:3])
     return Event(
         genres=genres,
         cues=tuple(pick(rng, GENRES[genre][2]) for genre in genres),
@@ -113,15 +112,6 @@ def write(event: Event, style: Style) -> str:
     return GENRES[event.genres[0]][0]
 
 
-def _read(text: str) -> Style:
-    # One tag does not tell which genres were passed over.
-    return {}
-
-
-def _relevant(event: Event) -> tuple[str, ...]:
-    return event.genres
-
-
 TAGGING = World(
     task=Task(
         "tagging",
@@ -135,9 +125,8 @@ TAGGING = World(
     draw=draw,
     prompt=prompt,
     write=write,
-    read=_read,
     situations=tuple(
         Event(genres, genres, "", "", 0) for genres in permutations(GENRES, 3)
     ),
-    relevant=_relevant,
+    relevant=lambda event: event.genres,
 )

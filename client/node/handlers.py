@@ -48,7 +48,7 @@ from ...common.protocol.messages import (
     package_version,
 )
 from ...common.protocol.quantization import update_codes
-from ...common.unlabeled.offers import offer_marks, supported_offers
+from ...common.unlabeled.offers import marks, offers, supported_offers
 from ...common.unlabeled.sets import Unlabeled, fingerprint
 from ...common.unlabeled.votes import user_vote
 from ..owner.consent import Refusal
@@ -135,7 +135,7 @@ def _votes(request: VoteRequest, node: Node) -> VoteReply:
 
     def choose(users: Sequence[User]) -> list[np.ndarray]:
         if config.unlabeled.kind == "anonymised":
-            return [offer_marks(request.bank, user, config) for user in users]
+            return [marks(request.bank, offers(user)) for user in users]
         reference = resident(config)
         return [user_vote(reference, request.bank, u, config) for u in users]
 
@@ -158,8 +158,7 @@ def _offer(request: OfferRequest, node: Node) -> OfferReply:
     def choose(users: Sequence[User]) -> list[tuple[Item, ...]]:
         check_bank(request, node, users)
         return [
-            tuple(supported_offers(request.bank, supported, user, config))
-            for user in users
+            tuple(supported_offers(request.bank, supported, user)) for user in users
         ]
 
     done, errors = each(node, node.users, choose)

@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from ..config import Config
 from ..data.types import Item, User
 from ..privacy.scrub import OFFERED, offered
 from .votes import nearest_candidate
@@ -12,14 +11,9 @@ from .votes import nearest_candidate
 LONGEST_OFFER = 1000  # characters of one offered text: about 256 tokens of English
 
 
-def offers(user: User, config: Config) -> list[Item]:
+def offers(user: User) -> list[Item]:
     """The user's items that may be offered (kind `anonymised`): scrubbed, few, short."""
     return offered(user.history, OFFERED, LONGEST_OFFER)
-
-
-def offer_marks(bank: Sequence[Item], user: User, config: Config) -> np.ndarray:
-    """Which buckets the user's offers fall into, 1 or 0, float32 [m]."""
-    return marks(bank, offers(user, config))
 
 
 def marks(bank: Sequence[Item], items: Sequence[Item]) -> np.ndarray:
@@ -33,11 +27,7 @@ def marks(bank: Sequence[Item], items: Sequence[Item]) -> np.ndarray:
 
 
 def supported_offers(
-    bank: Sequence[Item], supported: Collection[int], user: User, config: Config
+    bank: Sequence[Item], supported: Collection[int], user: User
 ) -> list[Item]:
     """The user's offers that fall into a supported bucket; they leave the device."""
-    return [
-        item
-        for item in offers(user, config)
-        if nearest_candidate(bank, item) in supported
-    ]
+    return [one for one in offers(user) if nearest_candidate(bank, one) in supported]

@@ -7,6 +7,7 @@ most 1, so that the sum of all votes can be released with noise.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
@@ -45,9 +46,8 @@ class Bank:
         """Cosine between a text and every candidate, float64 [m], in [0, 1]."""
         counts = grams(text)
         buckets = np.array(list(counts), np.int64)
-        values = (1 + np.log(np.array(list(counts.values()), float))) * self.idf[
-            buckets
-        ]
+        values = 1 + np.log(np.array(list(counts.values()), float))
+        values *= self.idf[buckets]
         query = np.zeros(BUCKETS)
         query[buckets] = values
         products = np.bincount(
@@ -61,18 +61,12 @@ def build_bank(texts: Sequence[str]) -> Bank:
 
     TF is 1 + log(count), IDF is log((1 + m) / (1 + df)) + 1.
     """
-    rows: list[int] = []
-    buckets: list[int] = []
-    counts: list[int] = []
-    for row, text in enumerate(texts):
-        found = grams(text)
-        rows += [row] * len(found)
-        buckets += found.keys()
-        counts += found.values()
-    row, bucket = np.array(rows, np.int64), np.array(buckets, np.int64)
-    frequency = np.bincount(bucket, minlength=BUCKETS)
-    idf = np.log((1 + len(texts)) / (1 + frequency)) + 1
-    value = (1 + np.log(np.array(counts, float))) * idf[bucket]
+    found = [grams(text) for text in texts]
+    row = np.repeat(np.arange(len(texts)), np.array(list(map(len, found)), np.int64))
+    bucket = np.fromiter(chain.from_iterable(found), np.int64)
+    counts = np.fromiter(chain.from_iterable(map(dict.values, found)), float)
+    idf = np.log((1 + len(texts)) / (1 + np.bincount(bucket, minlength=BUCKETS))) + 1
+    value = (1 + np.log(counts)) * idf[bucket]
     norms = np.sqrt(np.bincount(row, value**2, minlength=len(texts)))
     return Bank(len(texts), row, bucket, value / norms[row], idf)
 

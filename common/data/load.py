@@ -10,7 +10,7 @@ from ..errors import IdiolectError
 from . import lamp
 from .cleaning import clean, read_text
 from .lamp.forms import FORMS
-from .types import Dataset, Item, Prompt, Task, User
+from .types import Dataset, Item, Prompt, Task
 
 # What an owner keeps on a device has no fixed shape.
 TEXT = Task("text", "generation", max_new_tokens=64)
@@ -80,19 +80,15 @@ def check(dataset: Dataset) -> None:
                 f"user '{name}' appears {count} times: give every user one record."
             )
     for user in users:
-        _check_user(user)
-
-
-def _check_user(user: User) -> None:
-    if not 0 < len(user.id) <= LONGEST_NAME or clean(user.id) != user.id:
-        raise IdiolectError(
-            f"user {user.id!r:.120} has no usable id: use 1 to {LONGEST_NAME} "
-            "characters, without control characters and with single blanks."
-        )
-    for part, name in ((user.history, "history"), (user.held_out, "held-out items")):
-        if not part:
+        if not 0 < len(user.id) <= LONGEST_NAME or clean(user.id) != user.id:
             raise IdiolectError(
-                f"user '{user.id}' has no {name}: add items, or remove the user."
+                f"user {user.id!r:.120} has no usable id: use 1 to {LONGEST_NAME} "
+                "characters, without control characters and with single blanks."
+            )
+        if not user.history or not user.held_out:
+            lacking = "held-out items" if user.history else "history"
+            raise IdiolectError(
+                f"user '{user.id}' has no {lacking}: add items, or remove the user."
             )
 
 
@@ -128,14 +124,13 @@ def _public_item(place: str, name: str, line: str) -> Item:
         raise IdiolectError(
             f'{place}: not JSON ({error}): write {{"prompt": "…", "target": "…"}}.'
         ) from None
-    texts: list[str] = []
+    texts: dict[str, str] = {}
     for field in ("prompt", "target"):
         value = record.get(field) if isinstance(record, dict) else None
-        text = clean(value) if isinstance(value, str) else ""
-        if not text:
+        texts[field] = clean(value) if isinstance(value, str) else ""
+        if not texts[field]:
             raise IdiolectError(
                 f"{place}: field '{field}' is missing, empty or no text: write "
                 '{"prompt": "…", "target": "…"}.'
             )
-        texts.append(text)
-    return Item(name, Prompt("", texts[0]), texts[1])
+    return Item(name, Prompt("", texts["prompt"]), texts["target"])

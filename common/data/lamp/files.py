@@ -16,17 +16,13 @@ logger = logging.getLogger(__name__)
 def records(path: Path, task: str) -> tuple[str, list[Any]]:
     """Return the name of the source, and one unchecked record per user in OPPU's shape."""
     path = _find(path)
-    if path.name.endswith("_questions.json"):
-        outputs = _outputs(path)
-        name = f"{path.name} with {outputs.name}"
-        records = _grouped(_list(path), _golds(outputs, task))
-    else:
-        labels = path.with_name(f"{path.stem}_label.json")
-        name = path.name
-        records = _list(path)
-        if labels.is_file():
-            name = f"{path.name} with {labels.name}"
-            records = _labelled(records, _golds(labels, None))
+    name, records = path.name, _list(path)
+    official = path.name.endswith("_questions.json")
+    beside = _outputs(path) if official else path.with_name(f"{path.stem}_label.json")
+    if official or beside.is_file():
+        name = f"{path.name} with {beside.name}"
+        golds = _golds(beside, task if official else None)
+        records = _grouped(records, golds) if official else _labelled(records, golds)
     logger.info("%s: %d users from %s", task, len(records), path)
     return name, records
 
@@ -40,8 +36,8 @@ def _find(path: Path) -> Path:
             f"there is no file or folder {path}: set 'data' to the folder with the "
             "LaMP files (docs/data.md says where to get them)."
         )
-    official = [path / f"{part}_questions.json" for part in ("dev", "train", "test")]
-    official = [questions for questions in official if questions.is_file()]
+    parts = [path / f"{part}_questions.json" for part in ("dev", "train", "test")]
+    official = [questions for questions in parts if questions.is_file()]
     for questions in official:
         if _outputs(questions).is_file():
             return questions
@@ -139,17 +135,11 @@ def _grouped(questions: Sequence[Any], golds: dict[str, Any]) -> list[Any]:
     return list(users.values())
 
 
-def _labelled(records: Sequence[Any], golds: dict[str, Any]) -> list[Any]:
+def _labelled(records: list[Any], golds: dict[str, Any]) -> list[Any]:
     """Return OPPU's evaluation records with the golds of the label file filled in."""
-
-    def fill(query: Any) -> Any:
-        if not isinstance(query, dict) or "gold" in query:
-            return query
-        return {**query, "gold": golds.get(str(query.get("id")))}
-
-    return [
-        {**record, "query": [fill(query) for query in record["query"]]}
-        if isinstance(record, dict) and isinstance(record.get("query"), list)
-        else record
-        for record in records
-    ]
+    for record in records:
+        queries = record.get("query") if isinstance(record, dict) else None
+        for query in queries if isinstance(queries, list) else ():
+            if isinstance(query, dict):
+                query.setdefault("gold", golds.get(str(query.get("id"))))
+    return records

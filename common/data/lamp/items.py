@@ -77,7 +77,11 @@ def profile_items(
         place = f"profile[{index}]"
         if _is_missing(entry):
             continue
-        prompt, target = pair(_filled(entry), place, form)
+        if isinstance(entry, dict):  # an item with a missing value is left out
+            entry = {
+                k: "" if _is_missing(value) else value for k, value in entry.items()
+            }
+        prompt, target = pair(entry, place, form)
         if prompt.input and target:
             pairs.append(Item(f"{user}/profile/{index}", prompt, target))
             dates[f"{place}.date"] = entry.get("date")
@@ -102,21 +106,13 @@ def is_hollow(question: Any) -> bool:
     return any(_is_missing(v) or (isinstance(v, str) and not clean(v)) for v in both)
 
 
-def _filled(entry: Any) -> Any:
-    """Return an item with missing values as empty text: such an item is left out."""
-    if not isinstance(entry, dict):
-        return entry
-    return {name: "" if _is_missing(value) else value for name, value in entry.items()}
-
-
 def pair(entry: Any, place: str, form: Form) -> tuple[Prompt, str]:
     """Return prompt and target of a profile item, in the form of the task's questions."""
     text = _text(entry, form.source, place)
     if form.answer:
+        cue = f" {form.answer}:" if form.history else form.cue
         answer = _answer(entry, form.answer, place, form)
-        if form.history:
-            return Prompt(form.history, text, f" {form.answer}:"), answer
-        return Prompt(form.question, text, form.cue), answer
+        return Prompt(form.history or form.question, text, cue), answer
     # A tweet has no answer: its first sixth is the prompt, the rest the target. The authors
     # of LaMP draw a tenth to a quarter at random; a sixth is about their mean.
     words = text.split()
@@ -163,28 +159,21 @@ def _answer(entry: Any, name: str, place: str, form: Form) -> str:
         value = f"{value:g}" if isinstance(value, float) else str(value)
     if not isinstance(value, str):
         raise BadUserError("wrong type", f"field '{place}.{name}' is not a label")
-    label = clean(value)
-    if label and label not in form.task.labels:
-        raise BadUserError(
-            "unknown label",
-            f"field '{place}.{name}' is {label!r}, not one of "
-            f"{', '.join(form.task.labels)}",
-        )
+    label, known = clean(value), form.task.labels
+    if label and label not in known:
+        why = f"field '{place}.{name}' is {label!r}, not one of {', '.join(known)}"
+        raise BadUserError("unknown label", why)
     return label
 
 
 def _seconds(dates: Mapping[str, Any]) -> list[float]:
     """Return the dates of a profile as numbers; a date that cannot be read is an error."""
+    place, found = "'date' of 'profile'", list[float]()
     try:
         order = order_of(dates.values())
-    except ValueError as error:
-        raise BadUserError("unreadable date", f"'date' of 'profile': {error}") from None
-    found: list[float] = []
-    for field, date in dates.items():
-        try:
+        for field, date in dates.items():
+            place = f"field '{field}' is {str(date)!r:.40}"
             found.append(seconds(date, order))
-        except ValueError as error:
-            raise BadUserError(
-                "unreadable date", f"field '{field}' is {str(date)!r:.40}: {error}"
-            ) from None
+    except ValueError as error:
+        raise BadUserError("unreadable date", f"{place}: {error}") from None
     return found

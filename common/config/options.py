@@ -9,7 +9,7 @@ them beside the keys of the configuration, as ``run.name``, ``run.resume`` and
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from .keys import LONGEST_NAME, Config, Scalar
+from .keys import LONGEST, LONGEST_NAME, Config, Scalar
 from .parse import parse
 from .values import check_text, refused
 
@@ -55,22 +55,18 @@ def split(values: Mapping[str, object]) -> tuple[RunOptions, dict[str, object]]:
     options: dict[str, str] = {}
     for given, value in values.items():
         name = OLD.get(given, given)
-        if name in OPTIONS:
-            options[name.removeprefix("run.")] = _check(name, value)
-        else:
+        if name not in OPTIONS:
             keys[given] = value
+            continue
+        if not isinstance(value, str):
+            raise refused(name, value, "it is text")
+        path = name == "run.folder"
+        check_text(name, value, longest=LONGEST if path else LONGEST_NAME)
+        if not path and not value.isprintable():
+            why = "it names a folder; use letters, digits and dashes"
+            raise refused(name, value, why)
+        options[name.removeprefix("run.")] = value
     return RunOptions(**options), keys
-
-
-def _check(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise refused(name, value, "it is text")
-    if name == "run.folder":
-        return check_text(name, value)
-    check_text(name, value, longest=LONGEST_NAME)
-    if not value.isprintable():
-        raise refused(name, value, "it names a folder; use letters, digits and dashes")
-    return value
 
 
 def parse_run(values: Mapping[str, object]) -> tuple[Config, RunOptions]:

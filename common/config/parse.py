@@ -5,11 +5,12 @@ Sections are written with a dot (``adapt.rounds``), underscores with a dash
 and what is allowed.
 """
 
-import dataclasses
 import json
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ..errors import IdiolectError
 from ..text import printable, read_toml
@@ -18,31 +19,11 @@ from .keys import FIELDS, Config, Scalar, defaults, flatten
 from .values import check
 
 
-def _build(cls: type, values: Mapping[str, Scalar], prefix: str = "") -> Any:
-    arguments: dict[str, Any] = {}
-    for entry in dataclasses.fields(cls):
-        name = prefix + entry.name.replace("_", "-")
-        if dataclasses.is_dataclass(entry.type):
-            arguments[entry.name] = _build(cast(type, entry.type), values, name + ".")
-        elif name in values:
-            arguments[entry.name] = values[name]
-    return cls(**arguments)
-
-
-def with_preset(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Return checked values with those of the preset that they name, if any, below them.
-
-    A preset of which nothing is left is not named any more.
-    """
-    preset = presets.read(str(values.get("preset", "")))
-    together = {**preset, **values}
-    if not any(together[name] == value for name, value in preset.items()):
-        together.pop("preset", None)
-    return together
-
-
 def parse(values: Mapping[str, object]) -> Config:
     """Parse flat key-value pairs, typed as TOML gives them.
+
+    Values of a preset that is named stand below those that are given. A preset of which
+    nothing is left is not named any more.
 
     Raises
     ------
@@ -50,7 +31,17 @@ def parse(values: Mapping[str, object]) -> Config:
         Unknown key, wrong type, value out of range, or keys that contradict each other.
     """
     given = {name: check(name, value) for name, value in old.current(values).items()}
-    config: Config = _build(Config, with_preset(given))
+    preset = presets.read(str(given.get("preset", "")))
+    together = {**preset, **given}
+    if not any(together[name] == value for name, value in preset.items()):
+        together.pop("preset", None)
+    usual, sections = Config(), defaultdict[str, dict[str, Any]](dict)
+    for name, value in together.items():
+        section, _, key = name.replace("-", "_").rpartition(".")
+        sections[section][key] = value
+    top = sections.pop("", {})
+    made = {name: replace(getattr(usual, name), **sections[name]) for name in sections}
+    config = replace(usual, **top, **made)
     checks.check_together(config)
     return config
 

@@ -195,7 +195,7 @@ def _attach(options: argparse.Namespace) -> int | None:
     from .deploy.runs import attach, submitted
 
     folder = _at(options)
-    name = submitted(folder, options.name).folder.name
+    name = submitted(folder, options.name)[1].name
     return _on_devices(options, name, lambda to: attach(folder, name, to))
 
 

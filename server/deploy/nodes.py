@@ -1,5 +1,6 @@
 """The devices of a server: register, list and revoke them."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -80,7 +81,11 @@ def _known(folder: Path, key: str, label: str) -> int:
     """Return the number of a registered key, if it can be given a label."""
     public = load_ssh_public_key(key.encode())
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    number, revoked = database.find_node(folder / DATABASE, pem)
+    with contextlib.closing(database.opened(folder / DATABASE)) as base:
+        found = database.find_node(base, pem)
+    if found is None:
+        raise LookupError("Flower knows a key that is not in its database")
+    number, revoked = found
     if revoked:
         raise IdiolectError(
             f"that key was node {number} and was revoked, and a revoked key cannot return: "

@@ -23,8 +23,9 @@ from ...common.config import (
 from ...common.config.old import current
 from ...common.config.options import OPTIONS, split
 from ...common.errors import IdiolectError
-from ...common.text import printable, read_toml
+from ...common.text import read_toml
 from ..run import results
+from .progress import say
 
 
 @dataclass(frozen=True)
@@ -324,6 +325,5 @@ def finished(plan: Plan, console: Console) -> dict[str, Any] | None:
     """Return the results of a resumed run that has finished already; otherwise None."""
     if not plan.resumed or results.state_of(plan.folder) != "finished":
         return None
-    said = printable(f"run {plan.folder.name} has finished already")
-    console.print(said, markup=False, highlight=False)
+    say(console, f"run {plan.folder.name} has finished already")
     return results.load(str(plan.folder.parent), plan.folder.name)

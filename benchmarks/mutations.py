@@ -545,8 +545,8 @@ MUTATIONS = (
     Mutation(
         "A lying npy header is believed",
         "common/protocol/packing.py",
-        "if inner != (shape, False, dtype):",
-        "if not inner:",
+        "inner != (shape, False, dtype),",
+        "not inner,",
         # Others of this test would fail for their wording alone: the length catches them.
         "test_an_array_that_is_not_as_expected_is_refused[array7-contradicts]",
     ),
@@ -1048,8 +1048,8 @@ MUTATIONS = (
     Mutation(
         "A part of a task is taken without its hash",
         "common/protocol/signed.py",
-        "if digest(data) != seal.parts[name]:",
-        "if False:",
+        "digest(data) != announced,",
+        "False,",
         "test_a_part_that_was_exchanged_on_the_way_is_refused",
         "tests/client/node/test_handlers.py",
     ),
@@ -1430,8 +1430,8 @@ MUTATIONS = (
     Mutation(
         "A number of a task may be anything",
         "common/protocol/packing.py",
-        "if said := beyond(values):",
-        'if said := "":',
+        "said = beyond(values)",
+        'said = ""',
         "test_a_number_out_of_its_range_is_refused",
     ),
     Mutation(

@@ -188,8 +188,7 @@ def parse(text: str) -> Manifest:
         The text is too long (checked before it is parsed) or not canonical JSON, or a field
         is missing, unknown, of a wrong type or size, or not finite.
     """
-    if len(text) > MAX_TEXT:
-        raise _broken(f"is longer than {MAX_TEXT} characters")
+    _refuse_if(len(text) > MAX_TEXT, f"is longer than {MAX_TEXT} characters")
     try:
         values = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -199,8 +198,7 @@ def parse(text: str) -> Manifest:
     _check(values)
     manifest = Manifest(**values)
     # One manifest has one text and one hash: no spaces, repeated keys or escapes.
-    if canonical(manifest).decode() != text:
-        raise _broken("is not in canonical form")
+    _refuse_if(canonical(manifest).decode() != text, "is not in canonical form")
     return manifest
 
 
@@ -215,6 +213,11 @@ def _broken(what: str) -> ManifestError:
     )
 
 
+def _refuse_if(wrong: object, what: str) -> None:
+    if wrong:
+        raise _broken(what)
+
+
 def _check(values: dict[str, Any]) -> None:
     """Refuse values that have a wrong type or size, or do not fit together."""
     for name in ("run", "kind", "previous", "content", "features", "vote"):
@@ -226,27 +229,28 @@ def _check(values: dict[str, Any]) -> None:
         except UnicodeEncodeError as error:  # a lone surrogate
             raise _broken(f"has a '{name}' that is not valid Unicode") from error
     for name in ("version", "count"):
-        if type(values[name]) is not int or not 0 <= values[name] < 2**53:
-            raise _broken(f"has a '{name}' that is not a count")
+        _refuse_if(
+            type(values[name]) is not int or not 0 <= values[name] < 2**53,
+            f"has a '{name}' that is not a count",
+        )
     for name in _FLOATS:
         value = values[name]
-        if name == "epsilon" and value is None:
-            continue
-        if type(value) is not float or not 0 <= value < math.inf:
-            raise _broken(f"has a '{name}' that is not a finite number of at least 0")
+        absent = name == "epsilon" and value is None
+        _refuse_if(
+            not absent and (type(value) is not float or not 0 <= value < math.inf),
+            f"has a '{name}' that is not a finite number of at least 0",
+        )
     version, previous = values["version"], values["previous"]
     follows = previous == "" if version == 1 else _HASH.fullmatch(previous)
-    for right, what in (
-        (values["run"] and _KIND.fullmatch(values["kind"]), "has no run or no kind"),
-        (_HASH.fullmatch(values["content"]), "has a 'content' that is not a SHA-256"),
-        (
-            version and follows,
-            "has a 'version' and a 'previous' that do not fit together",
-        ),
-        (values["expires"] > values["created"], "expires before it was made"),
-    ):
-        if not right:
-            raise _broken(what)
+    named = values["run"] and _KIND.fullmatch(values["kind"])
+    hashed = _HASH.fullmatch(values["content"])
+    _refuse_if(not named, "has no run or no kind")
+    _refuse_if(not hashed, "has a 'content' that is not a SHA-256")
+    _refuse_if(
+        not (version and follows),
+        "has a 'version' and a 'previous' that do not fit together",
+    )
+    _refuse_if(values["expires"] <= values["created"], "expires before it was made")
 
 
 def accept(
@@ -288,14 +292,14 @@ def accept(
             "no signing key is pinned for this run, so its items cannot be verified: "
             "get the run's public key from its operator and pin it first."
         )
-    if len(text) > MAX_TEXT:
-        raise _broken(f"is longer than {MAX_TEXT} characters")
-    if not verify_text(_CONTEXT, text, signature, seen.key):
-        raise ManifestError(
-            "the manifest's signature does not fit the pinned key "
-            f"{seen.key[:16]!r}…: try again, and if it stays so, ask the operator whether "
-            "the run has a new key; pin another only if they confirm it."
-        )
+    _refuse_if(len(text) > MAX_TEXT, f"is longer than {MAX_TEXT} characters")
+    refuse_if(
+        not verify_text(_CONTEXT, text, signature, seen.key),
+        "the manifest's signature does not fit the pinned key "
+        f"{seen.key[:16]!r}…: try again, and if it stays so, ask the operator whether "
+        "the run has a new key; pin another only if they confirm it.",
+        error=ManifestError,
+    )
     manifest = parse(text)
     _check_fit(manifest, run, kind, content, seen, now)
     return Seen(seen.key, manifest.version, digest(manifest))

@@ -90,6 +90,12 @@ class Refusal(Exception):
         self.status = status
 
 
+def refuse_if(wrong: object, status: int, sentence: str) -> None:
+    """Raise a `Refusal` where something is wrong."""
+    if wrong:
+        raise Refusal(status, sentence)
+
+
 @dataclass(frozen=True)
 class Call:
     """One kind of call that a device makes.
@@ -164,13 +170,15 @@ def caller(headers: Mapping[bytes, bytes], database: sqlite3.Connection) -> Call
         public, stamp, signature
     ):
         raise Refusal(401, STRANGER)
-    if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
-        raise Refusal(401, CLOCK)
+    refuse_if(
+        not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE,
+        401,
+        CLOCK,
+    )
     if (found := find_node(database, key)) is None:
         raise Refusal(401, UNREGISTERED)
     node, revoked = found
-    if revoked:
-        raise Refusal(401, REVOKED)
+    refuse_if(revoked, 401, REVOKED)
     return Caller(key, node)
 
 
@@ -241,8 +249,11 @@ class Trees:
         """
         if (node, run, name) in self._sent:
             return True
-        if not self._looks.setdefault(node, Bucket(LOOKS, LOOKS_PER_SECOND)).take():
-            raise Refusal(503, "too many calls of this device: try again later")
+        refuse_if(
+            not self._looks.setdefault(node, Bucket(LOOKS, LOOKS_PER_SECOND)).take(),
+            503,
+            "too many calls of this device: try again later",
+        )
         for (found,) in database.execute(BELONGS, (_signed(node), _signed(run))):
             self._remember(self._sent, (node, run, found), None)
         return (node, run, name) in self._sent
@@ -267,8 +278,7 @@ def branches(tree: ObjectTree) -> Iterator[ObjectTree]:
     while waiting:
         one, depth = waiting.pop()
         seen += 1
-        if depth > DEPTH or seen > OBJECTS:
-            raise Refusal(400, "the message is too large")
+        refuse_if(depth > DEPTH or seen > OBJECTS, 400, "the message is too large")
         yield one
         waiting += [(child, depth + 1) for child in one.children]
 
@@ -299,8 +309,7 @@ def check(
     except DecodeError:
         raise Refusal(400, "the body is not what the call needs") from None
     if isinstance(request, ActivateNodeRequest):
-        if request.public_key != who.key:
-            raise Refusal(401, "the call names another device")
+        refuse_if(request.public_key != who.key, 401, "the call names another device")
         return 0
     nodes = {
         request.node_id
@@ -309,16 +318,19 @@ def check(
     }
     if isinstance(request, PushMessagesRequest):
         nodes |= _sources(request, trees)
-    if nodes != {who.node}:
-        raise Refusal(401, "the call names another device")
-    if isinstance(request, ConfirmMessageReceivedRequest) and not _is_for(
-        who.node, request.run_id, request.message_object_id, database
-    ):
-        raise Refusal(403, "that message was not sent to this device")
-    if isinstance(request, PullObjectRequest) and not trees.belongs(
-        who.node, request.run_id, request.object_id, database
-    ):
-        raise Refusal(403, "that object was not sent to this device")
+    refuse_if(nodes != {who.node}, 401, "the call names another device")
+    refuse_if(
+        isinstance(request, ConfirmMessageReceivedRequest)
+        and not _is_for(who.node, request.run_id, request.message_object_id, database),
+        403,
+        "that message was not sent to this device",
+    )
+    refuse_if(
+        isinstance(request, PullObjectRequest)
+        and not trees.belongs(who.node, request.run_id, request.object_id, database),
+        403,
+        "that object was not sent to this device",
+    )
     if isinstance(request, PushMessagesRequest):
         return sum(1 for _ in branches(request.message_object_trees[0]))
     return 0
@@ -328,15 +340,25 @@ def _sources(request: PushMessagesRequest, trees: Trees) -> set[int]:
     """Return the nodes that an announced reply claims to come from; check the reply."""
     messages, announced = request.messages_list, request.message_object_trees
     times = request.clientapp_runtime_list
-    if not len(messages) == len(announced) == 1 or len(times) > 1:
-        raise Refusal(400, "one reply at a time")
+    refuse_if(
+        not len(messages) == len(announced) == 1 or len(times) > 1,
+        400,
+        "one reply at a time",
+    )
     # Only replies: a message that answers nothing would be stored as a request.
-    if not messages[0].metadata.reply_to_message_id:
-        raise Refusal(400, "the message answers no request")
-    if not all(math.isfinite(time) and time >= 0 for time in times):
-        raise Refusal(400, "the message is not one of a device")
-    if not trees.agrees(announced[0]):
-        raise Refusal(400, "the parts of an object are not its own")
+    refuse_if(
+        not messages[0].metadata.reply_to_message_id,
+        400,
+        "the message answers no request",
+    )
+    refuse_if(
+        not all(math.isfinite(time) and time >= 0 for time in times),
+        400,
+        "the message is not one of a device",
+    )
+    refuse_if(
+        not trees.agrees(announced[0]), 400, "the parts of an object are not its own"
+    )
     return {messages[0].metadata.src_node_id}
 
 

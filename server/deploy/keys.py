@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import write_atomically
 from ...common.protocol.manifest import public_key, read_or_make_key
 from ..run import results
@@ -60,11 +60,11 @@ def keys_init(folder: Path, names: Sequence[str], port: int) -> Path:
     IdiolectError
         There are keys already, or a name or the port is invalid.
     """
-    if (folder / "ca.key").exists():
-        raise IdiolectError(
-            f"there are keys in {folder} already, and devices that trust them: keep them, "
-            "or move the folder away first."
-        )
+    refuse_if(
+        (folder / "ca.key").exists(),
+        f"there are keys in {folder} already, and devices that trust them: keep them, "
+        "or move the folder away first.",
+    )
     for name in names:
         _general_name(name)
     check_port(port)
@@ -184,8 +184,9 @@ def check_keys(folder: Path) -> None:
 
 def check_port(port: int) -> None:
     """Refuse a number that is not a port."""
-    if not 0 < port < 65536:
-        raise IdiolectError(f"{port} is not a port: give a number from 1 to 65535.")
+    refuse_if(
+        not 0 < port < 65536, f"{port} is not a port: give a number from 1 to 65535."
+    )
 
 
 def _authority(folder: Path) -> Authority:
@@ -211,12 +212,12 @@ def _authority(folder: Path) -> Authority:
     ):
         raise IdiolectError(f"ca.key and ca.crt in {folder} do not match: {again}")
     end = certificate.not_valid_after_utc
-    if end <= now():
-        raise IdiolectError(
-            f"the authority in {folder} ended on {end:%Y-%m-%d}, and devices trust no "
-            "other: make new keys by `idiolect-server keys init` in another folder and "
-            "give every device the new invitation."
-        )
+    refuse_if(
+        end <= now(),
+        f"the authority in {folder} ended on {end:%Y-%m-%d}, and devices trust no "
+        "other: make new keys by `idiolect-server keys init` in another folder and "
+        "give every device the new invitation.",
+    )
     return certificate, key
 
 

@@ -49,7 +49,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from ...common.protocol.turned_away import CLOCK
 from . import authorization, database
-from .authorization import Call, Caller, Refusal
+from .authorization import Call, Caller, Refusal, refuse_if
 from .quota import Bucket, Shares, neighbourhood
 
 HEADER = 16 << 10  # bytes of a header; Flower's has 1 KB
@@ -196,18 +196,15 @@ def route(request: h11.Request) -> tuple[Call, int]:
         raise Refusal(404, "there is nothing here")
     names = [name for name, _ in request.headers]
     unsized = b"content-length" not in names or b"transfer-encoding" in names
-    for wrong, status, sentence in (
-        (request.method != b"POST", 405, "a call is a POST"),
-        (request.http_version != b"1.1", 505, "this is HTTP/1.1"),
-        (any(names.count(name) > 1 for name in SINGLE), 400, "a header is given twice"),
-        (not UPGRADES.isdisjoint(names), 400, "this is HTTP/1.1 and stays so"),
-        (unsized, 411, "the body has no size"),
-    ):
-        if wrong:
-            raise Refusal(status, sentence)
+    refuse_if(request.method != b"POST", 405, "a call is a POST")
+    refuse_if(request.http_version != b"1.1", 505, "this is HTTP/1.1")
+    twice = any(names.count(name) > 1 for name in SINGLE)
+    refuse_if(twice, 400, "a header is given twice")
+    upgrade = not UPGRADES.isdisjoint(names)
+    refuse_if(upgrade, 400, "this is HTTP/1.1 and stays so")
+    refuse_if(unsized, 411, "the body has no size")
     size = dict(request.headers)[b"content-length"]
-    if len(size) > 12 or int(size) > call.most:
-        raise Refusal(413, "the body is too large")
+    refuse_if(len(size) > 12 or int(size) > call.most, 413, "the body is too large")
     return call, int(size)
 
 
@@ -222,8 +219,11 @@ def admitted(
         It is not a registered device, or not the one that used the connection before.
     """
     who = authorization.caller(headers, proxy.read())
-    if connection.node not in (None, who.node):
-        raise Refusal(401, "this connection is another device's")
+    refuse_if(
+        connection.node not in (None, who.node),
+        401,
+        "this connection is another device's",
+    )
     connection.node = who.node
     proxy.strangers.drop(connection.address, connection)
     proxy.devices.drop(who.node, connection)  # the last used counts as the newest
@@ -247,8 +247,9 @@ def charge(quota: Quota, size: int) -> None:
     Refusal
         The device has sent too much.
     """
-    if not quota.sent.take(size):
-        raise Refusal(503, "this device has sent too much: try again later")
+    refuse_if(
+        not quota.sent.take(size), 503, "this device has sent too much: try again later"
+    )
 
 
 async def call_of(proxy: Proxy, connection: Connection, stream: Stream) -> bool:
@@ -268,8 +269,11 @@ async def call_of(proxy: Proxy, connection: Connection, stream: Stream) -> bool:
     headers = dict(request.headers)
     who = admitted(proxy, connection, headers)
     quota = proxy.quotas.setdefault(who.node, Quota())
-    if quota.active >= ACTIVE or not quota.calls.take():
-        raise Refusal(503, "too many calls of this device: try again later")
+    refuse_if(
+        quota.active >= ACTIVE or not quota.calls.take(),
+        503,
+        "too many calls of this device: try again later",
+    )
     charge(quota, size)
     quota.active += 1
     try:
@@ -331,8 +335,7 @@ async def forward(
             parts, size = [], 0
             async for part in answer.aiter_raw(PIECE):
                 size += len(part)
-                if size > ANSWER:
-                    raise Refusal(502, "the SuperLink's answer is too large")
+                refuse_if(size > ANSWER, 502, "the SuperLink's answer is too large")
                 parts.append(part)
     except httpx.HTTPError:
         raise Refusal(503, "the SuperLink does not answer") from None

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ...common import config as configuration
 from ...common.data.load import public_items
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.text import printable
 from ..run import results
 from ..simulate import processes
@@ -39,10 +39,10 @@ def prepare(folder: Path, app: Path, words: Sequence[str], cwd: Path) -> Plan:
     """
     config, options = configured(app, words, cwd)
     place = Path(options.folder, options.name)
-    if not config.on_devices:
-        raise IdiolectError(
-            f"task '{config.task}' is for simulations: a run on devices has -c task=text."
-        )
+    refuse_if(
+        not config.on_devices,
+        f"task '{config.task}' is for simulations: a run on devices has -c task=text.",
+    )
     check_backbone(config.backbone)
     if file := config.unlabeled.file:
         public_items(file)
@@ -54,11 +54,11 @@ def prepare(folder: Path, app: Path, words: Sequence[str], cwd: Path) -> Plan:
     running(folder)
     log, resumed = folder / "server.log", bool(options.resume)
     plan = Plan(app.absolute(), config, place, 0, log, resumed)
-    if results.is_locked(place):
-        raise IdiolectError(
-            f"run '{place.name}' is in progress already: `idiolect-server attach "
-            f"{place.name}` shows it, `idiolect-server stop {place.name}` ends it."
-        )
+    refuse_if(
+        results.is_locked(place),
+        f"run '{place.name}' is in progress already: `idiolect-server attach "
+        f"{place.name}` shows it, `idiolect-server stop {place.name}` ends it.",
+    )
     return plan
 
 
@@ -153,16 +153,16 @@ def submitted(folder: Path, name: str) -> tuple[str, Path]:
     notes = {file.stem: file for file in (folder / HANDED).glob("*.json")}
     if name == "latest" and notes:
         name = max(notes, key=lambda one: notes[one].stat().st_mtime)
-    if not notes:
-        raise IdiolectError(
-            f"no run was submitted to the server in {folder} yet: `idiolect-server run "
-            "APP` starts one."
-        )
-    if name not in notes:
-        raise IdiolectError(
-            f"no run '{printable(name, 100)}' was submitted to the server in {folder}: "
-            "`idiolect-server runs` lists the runs."
-        )
+    refuse_if(
+        not notes,
+        f"no run was submitted to the server in {folder} yet: `idiolect-server run "
+        "APP` starts one.",
+    )
+    refuse_if(
+        name not in notes,
+        f"no run '{printable(name, 100)}' was submitted to the server in {folder}: "
+        "`idiolect-server runs` lists the runs.",
+    )
     note = json.loads(notes[name].read_text())
     return str(note["identity"]), Path(note["folder"])
 
@@ -248,9 +248,9 @@ def stop(folder: Path, name: str) -> str:
     if not alive and not answer.get("success"):
         state = results.state_of(place)
         raise IdiolectError(f"run '{name}' has ended already: its state is {state}.")
-    if not processes.wait_until(ended, STOP_SECONDS, 0.2):
-        raise IdiolectError(
-            f"run '{name}' has not ended yet ({reason}): give the command again, or end "
-            "`serve`, which ends its runs."
-        )
+    refuse_if(
+        not processes.wait_until(ended, STOP_SECONDS, 0.2),
+        f"run '{name}' has not ended yet ({reason}): give the command again, or end "
+        "`serve`, which ends its runs.",
+    )
     return name

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from ...common.config import flat_toml
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import private, private_folder, write_atomically
 from ...common.text import printable
 from ..run import results
@@ -126,11 +126,11 @@ def claim(plan: Plan, console: Console) -> None:
         # A process that ends loses its environment, which has the mark, before it releases
         # its files.
         processes.wait_until(lambda: not results.is_locked(plan.folder), UNLOCK_SECONDS)
-    if results.is_locked(plan.folder):
-        raise IdiolectError(
-            f"run '{name}' is being written by a process that `simulate` did not "
-            "start: end that one, or wait until it has finished."
-        )
+    refuse_if(
+        results.is_locked(plan.folder),
+        f"run '{name}' is being written by a process that `simulate` did not "
+        "start: end that one, or wait until it has finished.",
+    )
     clear(plan)
 
 

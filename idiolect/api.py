@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from .common.config import UNTRAINED, Scalar, parse
 from .common.data.types import Item, Prompt, User
 from .common.engine.adapters import Lora, attached, export_peft, import_peft
@@ -76,7 +74,14 @@ def load(
     }
     reference = load_reference(parse(settings))
     if shared is not None:
-        lora = _on(reference.backbone.device, import_peft(Path(shared).expanduser()))
+        read, device_of = (
+            import_peft(Path(shared).expanduser()),
+            reference.backbone.device,
+        )
+        a, b = (
+            {n: t.to(device_of) for n, t in part.items()} for part in (read.a, read.b)
+        )
+        lora = Lora(a, b, read.scaling)
         with attached(reference.backbone, lora):  # refuses one of another model
             reference = reference.with_shared(lora)
     return Model(reference, settings)
@@ -274,8 +279,8 @@ def _unlabeled(
     if isinstance(against, str):
         written = [(item, user.id) for user in users for item in user.history]
     else:
-        written = [] if against is None else _items("against", against)
-        written = [(item, "") for item, _ in written]
+        items = [] if against is None else _items("against", against)
+        written = [(item, "") for item, _ in items]
     return UnlabeledSet(tuple(Unlabeled(item, 1.0, name) for item, name in written))
 
 
@@ -312,8 +317,3 @@ def _items(name: str, pairs: Sequence[Pair]) -> list[tuple[Item, bool]]:
     if not found:
         raise IdiolectError(f"{name}: there are no pairs; give at least one.")
     return found
-
-
-def _on(device: torch.device, lora: Lora) -> Lora:
-    a, b = ({n: t.to(device) for n, t in part.items()} for part in (lora.a, lora.b))
-    return Lora(a, b, lora.scaling)

@@ -92,10 +92,6 @@ class Means:
     unlabeled: Tensor
     unlabeled_weight: Tensor
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the state as tensors that can be saved; `Means(**state)` restores it."""
-        return dict(vars(self))
-
 
 def zero_means(*shape: int) -> Means:
     """Return the state before the first step."""
@@ -164,11 +160,11 @@ LossFunction = Callable[[ScoredBatch, Means], Loss]
 
 def pool(one: Scored, two: Scored) -> Scored:
     """Items of both, [..., n + m]."""
-    fields = zip(vars(one).values(), vars(two).values(), strict=True)
-    return Scored(*(torch.cat(pair, dim=-1) for pair in fields))
+    both = zip(vars(one).values(), vars(two).values(), strict=True)
+    return Scored(*(torch.cat(pair, dim=-1) for pair in both))
 
 
 def signs(positive: Scored, unlabeled: Scored) -> Tensor:
     """+1 for each positive and -1 for each unlabeled item, [..., n + m]."""
-    ones = torch.ones_like
-    return torch.cat([ones(positive.logp), -ones(unlabeled.logp)], dim=-1)
+    own, others = torch.ones_like(positive.logp), torch.ones_like(unlabeled.logp)
+    return torch.cat([own, -others], dim=-1)

@@ -2,7 +2,7 @@
 
 import math
 
-from ..errors import IdiolectError
+from ..errors import IdiolectError, refuse_if
 from .keys import (
     MOST_PASSES,
     MOST_RATE,
@@ -65,18 +65,20 @@ def _check_methods(config: Config) -> None:
         ("methods", config.method_list, METHODS, ""),
         ("evaluate.contrasted", config.contrasted_list, able, which),
     ):
-        if len(set(words)) < len(words):
-            raise IdiolectError(
-                f"config key '{name}' names a method twice: once is enough."
-            )
+        refuse_if(
+            len(set(words)) < len(words),
+            f"config key '{name}' names a method twice: once is enough.",
+        )
         for method in words:
             if method not in known:
                 raise IdiolectError(
                     f"config key '{name}' names {quoted(method)}: use any of "
                     f"{', '.join(known)}{more}."
                 )
-    if not config.method_list:
-        raise IdiolectError("config key 'methods' is empty: name at least one method.")
+    refuse_if(
+        not config.method_list,
+        "config key 'methods' is empty: name at least one method.",
+    )
 
 
 def _check_numbers(config: Config) -> None:
@@ -106,7 +108,7 @@ def _check_numbers(config: Config) -> None:
 
 def _contradictions(config: Config) -> tuple[Contradiction, ...]:
     """Rows of whether keys contradict, their names, and why."""
-    rates, tried_on = config.learning_rate_list, config.development_users
+    rates, tried_on = list(config.learning_rate_list), config.development_users
     # How long a pass takes is a matter of the machine, so this bounds only what no machine
     # should be asked for; on a device the owner's `max-seconds` ends what takes too long.
     passes = config.personalise.epochs * config.history * (2 + config.unlabeled.ratio)
@@ -151,7 +153,7 @@ def _contradictions_of_privacy(config: Config) -> tuple[Contradiction, ...]:
     private, noisy = config.privacy.mode != "off", config.privacy.metrics == "noisy"
     most, releases = largest_delta(config), len(config.method_list)
     counted = ("users", "development-users")[: 1 if config.on_devices else 2]
-    rates = config.learning_rate_list
+    rates = list(config.learning_rate_list)
     return (
         (
             not private and (noisy or config.adapt.clip_quantile > 0),

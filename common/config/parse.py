@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import IdiolectError
+from ..errors import refuse_if
 from ..text import printable, read_toml
 from . import checks, old, presets
 from .keys import FIELDS, Config, Scalar, defaults, flatten
@@ -94,11 +94,11 @@ def absolute_backbone(name: str, folder: Path | None = None) -> str:
     except (OSError, RuntimeError, ValueError):  # too long, nobody's home, a NUL
         place = Path(name)
     written_as_path = name.startswith((".", "~", "/")) or name.endswith("/")
-    if written_as_path or name.count("/") > 1 or "\\" in name or place.exists():
-        raise IdiolectError(
-            f"backbone '{printable(name, 300)}' is not a folder ({place}): give `tiny`, an "
-            "existing folder, or the id of a model as ORGANISATION/NAME."
-        )
+    refuse_if(
+        written_as_path or name.count("/") > 1 or "\\" in name or place.exists(),
+        f"backbone '{printable(name, 300)}' is not a folder ({place}): give `tiny`, an "
+        "existing folder, or the id of a model as ORGANISATION/NAME.",
+    )
     return name
 
 

@@ -4,7 +4,7 @@ import difflib
 import math
 from typing import cast
 
-from ..errors import IdiolectError
+from ..errors import IdiolectError, refuse_if
 from ..text import printable
 from .keys import FIELDS, LONGEST, LONGEST_NAME, MOST_INT, Scalar
 
@@ -41,11 +41,11 @@ def check_text(
     name: str, value: str, *, choices: tuple[str, ...] = (), longest: int = LONGEST
 ) -> str:
     """Return a text, if it is valid Unicode, not too long, and one of the choices."""
-    if len(value) > longest:
-        raise IdiolectError(
-            f"config key '{name}' has {len(value)} characters: at most {longest} are "
-            "allowed."
-        )
+    refuse_if(
+        len(value) > longest,
+        f"config key '{name}' has {len(value)} characters: at most {longest} are "
+        "allowed.",
+    )
     try:
         value.encode()
     except UnicodeEncodeError:  # half of a pair of surrogates

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import absolute_backbone
-from ..errors import IdiolectError
+from ..errors import IdiolectError, refuse_if
 from ..files import home, write_atomically
 from ..text import printable
 
@@ -54,11 +54,11 @@ def locate(name: str) -> Path:
     name = absolute_backbone(name)
     if Path(name).is_dir():
         return Path(name)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise IdiolectError(
-            f"backbone '{printable(name, 300)}' is neither a folder nor a model id: give "
-            "`tiny`, an existing folder, or ORGANISATION/NAME."
-        )
+    refuse_if(
+        not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name),
+        f"backbone '{printable(name, 300)}' is neither a folder nor a model id: give "
+        "`tiny`, an existing folder, or ORGANISATION/NAME.",
+    )
     from huggingface_hub import snapshot_download
 
     try:
@@ -89,11 +89,11 @@ def check_folder(name: str, folder: Path) -> str:
             f"backbone '{name}': no config.json with a model_type in the folder; give a "
             "model in Hugging Face format."
         ) from error
-    if family not in FAMILIES:
-        raise IdiolectError(
-            f"backbone '{name}' is of the family '{family}', which is not supported: "
-            f"use one of {', '.join(FAMILIES)}."
-        )
+    refuse_if(
+        family not in FAMILIES,
+        f"backbone '{name}' is of the family '{family}', which is not supported: "
+        f"use one of {', '.join(FAMILIES)}.",
+    )
     for key in ("quantization_config", "compression_config"):
         if how := config.get(key):
             method = how.get("quant_method", key) if isinstance(how, dict) else key

@@ -16,7 +16,7 @@ from ..engine.adapters import Lora, new_lora
 from ..engine.objectives import Loss, Means, ScoredBatch
 from ..engine.reference import Reference
 from ..engine.training import TrainingSettings, train
-from ..errors import IdiolectError
+from ..errors import refuse_if
 from ..unlabeled.alpha import alpha_of
 from ..unlabeled.draws import draw_for
 from ..unlabeled.sets import UnlabeledSet
@@ -92,11 +92,11 @@ def personalise(
         for user, drawn in zip(users, draws, strict=True)
     ]
     for user, drawn in zip(users, draws, strict=True):
-        if method not in SETLESS and not drawn.aux:
-            raise IdiolectError(
-                f"user '{user.id}' has no unlabeled items to learn '{method}' against: "
-                "choose another 'unlabeled.kind', or a method that needs none (sft)."
-            )
+        refuse_if(
+            method not in SETLESS and not drawn.aux,
+            f"user '{user.id}' has no unlabeled items to learn '{method}' against: "
+            "choose another 'unlabeled.kind', or a method that needs none (sft).",
+        )
     module = module_of(method)
     data = [
         module.training_set(reference, user, drawn, alpha.alpha)

@@ -10,7 +10,7 @@ from ..data.types import User
 from ..engine.backbone import Encoded
 from ..engine.fitting import encode_all, fits
 from ..engine.reference import Reference
-from ..errors import IdiolectError
+from ..errors import refuse_if
 from ..seeds import numpy_generator
 from .offers import offers
 from .samples import self_samples
@@ -48,10 +48,10 @@ def draw_for(
 
     The draw depends on (seed, user) only: every method learns from the same items.
     """
-    if not user.history:
-        raise IdiolectError(
-            f"user '{user.id}' has an empty history: nothing to learn from."
-        )
+    refuse_if(
+        not user.history,
+        f"user '{user.id}' has an empty history: nothing to learn from.",
+    )
     own = encode_all(reference.backbone, user.history)
     count = round(config.unlabeled.ratio * len(own))
     others: list[Unlabeled] = []

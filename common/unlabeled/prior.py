@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import IdiolectError
+from ..errors import refuse_if
 
 # Mean of the Beta(1, 9) below; used where there is nothing to estimate from.
 DEFAULT = 0.1
@@ -254,9 +254,9 @@ def _checked(
         )
     if not ((weights >= 0) & (weights < LARGEST)).all():
         raise ValueError("a weight is negative or not finite")
-    if not (np.abs(np.r_[positive, unlabeled]) < LARGEST).all():
-        raise IdiolectError(
-            "implicit rewards are not finite, training overflowed: lower the learning rate."
-        )
+    refuse_if(
+        not (np.abs(np.r_[positive, unlabeled]) < LARGEST).all(),
+        "implicit rewards are not finite, training overflowed: lower the learning rate.",
+    )
     present = weights > 1 / LARGEST
     return positive, unlabeled[present], weights[present]

@@ -21,6 +21,7 @@ from .forms import FORMS, Form
 from .items import (
     EMPTY,
     BadUserError,
+    bad_if,
     entries_of,
     is_hollow,
     name_of,
@@ -66,8 +67,9 @@ def read(config: Config) -> Dataset:
     for index, record in enumerate(found):
         try:
             user, removed = _user(record, form, config)
-            if user.id in names:
-                raise BadUserError("duplicate user", "an earlier record has this user")
+            bad_if(
+                user.id in names, "duplicate user", "an earlier record has this user"
+            )
         except BadUserError as bad:
             if not config.skip_bad_users:
                 named = record.get("user_id") if isinstance(record, dict) else None
@@ -158,8 +160,7 @@ def _kept(entry: Any, place: str, user: str, form: Form, profile: list[Any]) -> 
             dates = [one.get("date") for one in profile if isinstance(one, dict)]
             return Kept(user, place, question(entry, place, user, form), _latest(dates))
         prompt, target = pair(entry, place, form)
-        if not prompt.input or not target:
-            raise BadUserError(EMPTY, f"{place} has no text")
+        bad_if(not prompt.input or not target, EMPTY, f"{place} has no text")
     except BadUserError as bad:
         return Kept(user, place, None, None, (str(bad), bad.reason))
     return Kept(user, place, Item(f"{user}/{place}", prompt, target), entry.get("date"))
@@ -184,8 +185,11 @@ def _user(record: Any, form: Form, config: Config) -> tuple[User, Counter[str]]:
         question(entries[index], f"query[{index}]", name, form)
         for index in whole or range(len(entries))
     ]
-    if len({item.id for item in queries}) < len(queries):
-        raise BadUserError("duplicate id", "two entries of 'query' have the same id")
+    bad_if(
+        len({item.id for item in queries}) < len(queries),
+        "duplicate id",
+        "two entries of 'query' have the same id",
+    )
     found, removed = profile_items(record, name, form)
     held = queries[: config.held_out]
     removed[HOLLOW] = len(entries) - len(queries)
@@ -199,10 +203,8 @@ def _user(record: Any, form: Form, config: Config) -> tuple[User, Counter[str]]:
     held += profile[len(profile) - few :]
     history = without(older, held, form)
     removed[LEAKED] = len(found) - len(profile) + len(older) - len(history)
-    if not history:
-        raise BadUserError("empty history", "there is no history item to learn from")
-    if not held:
-        raise BadUserError("nothing held out", "there is no item to be measured on")
+    bad_if(not history, "empty history", "there is no history item to learn from")
+    bad_if(not held, "nothing held out", "there is no item to be measured on")
     return User(name, tuple(history[-config.history :]), tuple(held)), +removed
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import IdiolectError, words_of
+from ...errors import IdiolectError, refuse_if, words_of
 from ..cleaning import read_text
 from .forms import FORMS
 
@@ -31,11 +31,11 @@ def _find(path: Path) -> Path:
     """Return the file with questions or the OPPU file: `path`, or the one in the folder."""
     if path.is_file():
         return path
-    if not path.is_dir():
-        raise IdiolectError(
-            f"there is no file or folder {path}: set 'data' to the folder with the "
-            "LaMP files (docs/data.md says where to get them)."
-        )
+    refuse_if(
+        not path.is_dir(),
+        f"there is no file or folder {path}: set 'data' to the folder with the "
+        "LaMP files (docs/data.md says where to get them).",
+    )
     parts = [path / f"{part}_questions.json" for part in ("dev", "train", "test")]
     official = [questions for questions in parts if questions.is_file()]
     for questions in official:
@@ -44,11 +44,11 @@ def _find(path: Path) -> Path:
     shaped = sorted({*path.glob("*users.json"), *path.glob("user_*_history.json")})
     if len(shaped) == 1:
         return shaped[0]
-    if shaped:
-        raise IdiolectError(
-            f"{path} holds {' and '.join(p.name for p in shaped)}: set 'data' to one "
-            "of these files."
-        )
+    refuse_if(
+        shaped,
+        f"{path} holds {' and '.join(p.name for p in shaped)}: set 'data' to one "
+        "of these files.",
+    )
     if official:
         raise IdiolectError(
             f"{official[0].name} in {path} has no "
@@ -82,34 +82,34 @@ def _json(path: Path) -> Any:
 
 def _list(path: Path) -> list[Any]:
     records = _json(path)
-    if not isinstance(records, list):
-        raise IdiolectError(
-            f"{path} is not a list of users: see docs/data.md for the two shapes."
-        )
+    refuse_if(
+        not isinstance(records, list),
+        f"{path} is not a list of users: see docs/data.md for the two shapes.",
+    )
     return records
 
 
 def _golds(path: Path, task: str | None) -> dict[str, Any]:
     """Question id -> output, from ``{"task", "golds": [{"id", "output"}]}``."""
     content = _json(path)
-    golds = content.get("golds") if isinstance(content, dict) else None
-    if not isinstance(golds, list):
-        raise IdiolectError(
-            f"{path} has no list 'golds': see docs/data.md for the official shape."
-        )
+    golds: Any = content.get("golds") if isinstance(content, dict) else None
+    refuse_if(
+        not isinstance(golds, list),
+        f"{path} has no list 'golds': see docs/data.md for the official shape.",
+    )
     named = str(content.get("task", "")).replace("_", "-")
-    if task and named and named != task:
-        raise IdiolectError(
-            f"{path} holds {named}, but the config says {task}: set task={named}."
-            if named in FORMS
-            else f"{path} holds '{named}', not {task}: set 'data' to other files."
-        )
+    refuse_if(
+        task and named and named != task,
+        f"{path} holds {named}, but the config says {task}: set task={named}."
+        if named in FORMS
+        else f"{path} holds '{named}', not {task}: set 'data' to other files.",
+    )
     for index, gold in enumerate(golds):
-        if not isinstance(gold, dict) or "id" not in gold:
-            raise IdiolectError(
-                f"{path}: golds[{index}] has no field 'id': repair the file or "
-                "download it again."
-            )
+        refuse_if(
+            not isinstance(gold, dict) or "id" not in gold,
+            f"{path}: golds[{index}] has no field 'id': repair the file or "
+            "download it again.",
+        )
     return {str(gold["id"]): gold.get("output") for gold in golds}
 
 

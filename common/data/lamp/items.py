@@ -26,30 +26,39 @@ class BadUserError(Exception):
         self.reason = reason
 
 
+def bad_if(wrong: object, reason: str, detail: str) -> None:
+    """Raise a `BadUserError` where something is wrong."""
+    if wrong:
+        raise BadUserError(reason, detail)
+
+
 def name_of(record: Any) -> str:
     """Return the user's name in a record."""
-    if not isinstance(record, dict):
-        raise BadUserError("wrong type", "the record is not a JSON object")
+    bad_if(
+        not isinstance(record, dict), "wrong type", "the record is not a JSON object"
+    )
     name = _field(record, "user_id", "user_id")
     if isinstance(name, float) and name.is_integer():  # as data frames write integers
         name = int(name)
-    if isinstance(name, bool) or not isinstance(name, str | int):
-        raise BadUserError("wrong type", "field 'user_id' is not a text or number")
+    bad_if(
+        isinstance(name, bool) or not isinstance(name, str | int),
+        "wrong type",
+        "field 'user_id' is not a text or number",
+    )
     name = clean(str(name))
-    if not 0 < len(name) <= LONGEST_NAME:
-        raise BadUserError(
-            "unusable id",
-            f"field 'user_id' has {len(name)} characters, and 1 to {LONGEST_NAME} are "
-            "possible",
-        )
+    bad_if(
+        not 0 < len(name) <= LONGEST_NAME,
+        "unusable id",
+        f"field 'user_id' has {len(name)} characters, and 1 to {LONGEST_NAME} are "
+        "possible",
+    )
     return name
 
 
 def entries_of(record: dict[str, Any], name: str) -> list[Any]:
     """Return a list in a record: ``profile`` or ``query``."""
     entries = _field(record, name, name)
-    if not isinstance(entries, list):
-        raise BadUserError("wrong type", f"field '{name}' is not a list")
+    bad_if(not isinstance(entries, list), "wrong type", f"field '{name}' is not a list")
     return entries
 
 
@@ -57,8 +66,11 @@ def question(entry: Any, place: str, user: str, form: Form) -> Item:
     """Return a question and its gold output."""
     name = _field(entry, "id", f"{place}.id")
     question = _text(entry, "input", place)
-    if entry.get("gold") is None:
-        raise BadUserError("missing gold", f"{place} (id '{name}') has no gold output")
+    bad_if(
+        entry.get("gold") is None,
+        "missing gold",
+        f"{place} (id '{name}') has no gold output",
+    )
     gold = _answer(entry, "gold", place, form)
     if not question or not gold:
         field = "gold" if question else "input"
@@ -137,15 +149,17 @@ def _field(entry: Any, name: str, place: str) -> Any:
     if not isinstance(entry, dict):
         owner = place.rpartition(".")[0]
         raise BadUserError("wrong type", f"{owner} is not a JSON object")
-    if entry.get(name) is None:
-        raise BadUserError("missing field", f"field '{place}' is missing")
+    bad_if(entry.get(name) is None, "missing field", f"field '{place}' is missing")
     return entry[name]
 
 
 def _text(entry: Any, name: str, place: str) -> str:
     value = _field(entry, name, f"{place}.{name}")
-    if not isinstance(value, str):
-        raise BadUserError("wrong type", f"field '{place}.{name}' is not a text")
+    bad_if(
+        not isinstance(value, str),
+        "wrong type",
+        f"field '{place}.{name}' is not a text",
+    )
     return clean(value)
 
 
@@ -157,8 +171,11 @@ def _answer(entry: Any, name: str, place: str, form: Form) -> str:
     value = _field(entry, name, f"{place}.{name}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = f"{value:g}" if isinstance(value, float) else str(value)
-    if not isinstance(value, str):
-        raise BadUserError("wrong type", f"field '{place}.{name}' is not a label")
+    bad_if(
+        not isinstance(value, str),
+        "wrong type",
+        f"field '{place}.{name}' is not a label",
+    )
     label, known = clean(value), form.task.labels
     if label and label not in known:
         why = f"field '{place}.{name}' is {label!r}, not one of {', '.join(known)}"

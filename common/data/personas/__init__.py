@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...config import MOST_MADE, Config
-from ...errors import IdiolectError
+from ...errors import IdiolectError, refuse_if
 from ...seeds import numpy_generator
 from ..types import Dataset, Item, Truth, User
 from .authors import Author, draw_author, draw_style, overlaps
@@ -44,12 +44,12 @@ def make(config: Config) -> Dataset:
     world = WORLDS[config.task]
     people = config.users + config.development_users
     each = config.history + config.held_out
-    if people * each > MOST_MADE:
-        raise IdiolectError(
-            f"'history' is {config.history} and 'held-out' {config.held_out}: {people} "
-            f"users would have {people * each} items, and at most {MOST_MADE} are made; "
-            "lower one of them, users or development-users."
-        )
+    refuse_if(
+        people * each > MOST_MADE,
+        f"'history' is {config.history} and 'held-out' {config.held_out}: {people} "
+        f"users would have {people * each} items, and at most {MOST_MADE} are made; "
+        "lower one of them, users or development-users.",
+    )
     users = _authors(world, config, "persona-{:03d}", config.users)
     development = _authors(world, config, "dev-{:03d}", config.development_users)
     public = _authors(world, config, "public-{:05d}", config.unlabeled.bank)

@@ -504,8 +504,8 @@ MUTATIONS = (
     Mutation(
         "ROUGE without the stemmer",
         "common/data/metrics.py",
-        '{"use_stemmer": True}',
-        '{"use_stemmer": False}',
+        "use_stemmer=True",
+        "use_stemmer=False",
         "test_rouge_stems_and_ignores_case_and_punctuation",
         "tests/common/data/test_metrics.py",
     ),

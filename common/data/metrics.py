@@ -175,10 +175,9 @@ def _scorer(tokens: str) -> Any:
     # Here, because it brings nltk and scipy: a second of every process that never asks.
     from rouge_score.rouge_scorer import RougeScorer
 
-    how = (
-        {"tokenizer": _UnicodeTokens()} if tokens == UNICODE else {"use_stemmer": True}
-    )
-    return RougeScorer(["rouge1", "rougeL"], **how)
+    if tokens == UNICODE:
+        return RougeScorer(["rouge1", "rougeL"], tokenizer=_UnicodeTokens())
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
 
 
 class _UnicodeTokens:

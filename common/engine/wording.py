@@ -21,7 +21,7 @@ from typing import Any
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
-from ..errors import IdiolectError, refuse_if
+from ..errors import IdiolectError
 
 # What stands for a person's text while a template is looked at.
 ASKED, ANSWERED = "Idiolect asks", "Idiolect answers"
@@ -181,11 +181,11 @@ def read_wording(name: str, tokenizer: Any) -> Wording:
         fails, loses the message, ends an answer in text that is not a token of this
         tokenizer, or cannot be told to leave thinking out.
     """
-    refuse_if(
-        not tokenizer.is_fast or tokenizer.eos_token_id is None,
-        f"backbone '{name}' has no fast tokenizer with an end-of-sequence token: "
-        "save it with its tokenizer.json.",
-    )
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise IdiolectError(
+            f"backbone '{name}' has no fast tokenizer with an end-of-sequence token: "
+            "save it with its tokenizer.json."
+        )
     turn = _turn(name, tokenizer) if tokenizer.chat_template else None
     # What a control token is spelled by is secret: no text has it.
     nonce, control = secrets.token_hex(16), control_tokens(tokenizer, turn)

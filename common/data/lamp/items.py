@@ -171,11 +171,8 @@ def _answer(entry: Any, name: str, place: str, form: Form) -> str:
     value = _field(entry, name, f"{place}.{name}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = f"{value:g}" if isinstance(value, float) else str(value)
-    bad_if(
-        not isinstance(value, str),
-        "wrong type",
-        f"field '{place}.{name}' is not a label",
-    )
+    if not isinstance(value, str):
+        raise BadUserError("wrong type", f"field '{place}.{name}' is not a label")
     label, known = clean(value), form.task.labels
     if label and label not in known:
         why = f"field '{place}.{name}' is {label!r}, not one of {', '.join(known)}"

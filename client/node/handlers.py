@@ -48,9 +48,8 @@ from ...common.protocol.messages import (
     package_version,
 )
 from ...common.protocol.quantization import update_codes
-from ...common.unlabeled.offers import marks, offers, supported_offers
 from ...common.unlabeled.sets import Unlabeled, fingerprint
-from ...common.unlabeled.votes import user_vote
+from ...common.unlabeled.votes import marks, offers, supported_offers, user_vote
 from ..owner.consent import Refusal
 from . import state
 from .agreement import check_bank, check_set, handed_out, pin_key, taking_part

@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .checks import quoted, refused
 from .keys import AFFECTS, FIELDS, Config, Scalar, flatten
 from .methods import ALIASES
-from .values import quoted, refused
 
 # Key of version 0.2 -> key of today.
 RENAMED = {

@@ -9,9 +9,9 @@ them beside the keys of the configuration, as ``run.name``, ``run.resume`` and
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from .checks import check_text, refused
 from .keys import LONGEST, LONGEST_NAME, Config, Scalar
 from .parse import parse
-from .values import check_text, refused
 
 # Names of the same in version 0.2.
 OLD = {"run-name": "run.name", "resume": "run.resume", "output-dir": "run.folder"}

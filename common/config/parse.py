@@ -16,7 +16,6 @@ from ..errors import refuse_if
 from ..text import printable, read_toml
 from . import checks, old, presets
 from .keys import FIELDS, Config, Scalar, defaults, flatten
-from .values import check
 
 
 def parse(values: Mapping[str, object]) -> Config:
@@ -30,7 +29,9 @@ def parse(values: Mapping[str, object]) -> Config:
     IdiolectError
         Unknown key, wrong type, value out of range, or keys that contradict each other.
     """
-    given = {name: check(name, value) for name, value in old.current(values).items()}
+    given = {
+        name: checks.check(name, value) for name, value in old.current(values).items()
+    }
     preset = presets.read(str(given.get("preset", "")))
     together = {**preset, **given}
     if not any(together[name] == value for name, value in preset.items()):
@@ -61,7 +62,7 @@ def parse_word(name: str, text: str) -> Scalar:
         except ValueError:  # no number, or one of thousands of digits
             value = text
     for known, meant in old.current({name: value}).items():
-        value = check(known, meant)
+        value = checks.check(known, meant)
     return value
 
 

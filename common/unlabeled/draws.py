@@ -12,10 +12,9 @@ from ..engine.fitting import encode_all, fits
 from ..engine.reference import Reference
 from ..errors import refuse_if
 from ..seeds import numpy_generator
-from .offers import offers
 from .samples import self_samples
 from .sets import Unlabeled, UnlabeledSet
-from .votes import user_vote
+from .votes import offers, user_vote
 
 
 @dataclass(frozen=True)

@@ -233,14 +233,12 @@ def keep_traceback(
     text = "".join(traceback.format_exception(error) if quote else frames)
     data = lines(text).encode()
     name = hashlib.sha256("".join(frames).encode(errors="replace")).hexdigest()[:10]
-    try:
+    with contextlib.suppress(OSError):
         if folder is not None and folder.is_dir():
             file = folder.absolute() / f"idiolect-error-{name}.txt"
             with contextlib.suppress(FileExistsError):
                 write_new(file, data)
             return f"its traceback is in {file}"
-    except OSError:
-        pass
     try:
         handle, file = tempfile.mkstemp(".txt", "idiolect-error-")
         with open(handle, "wb") as stream:

@@ -110,14 +110,15 @@ def boundary(means: Means) -> Tensor:
     return ((positive + unlabeled) / 2).detach()
 
 
-def moved(means: Means, positive: Scored, unlabeled: Scored, beta: float, decay: float):
+@torch.no_grad()
+def moved(
+    means: Means, positive: Scored, unlabeled: Scored, beta: float, decay: float
+) -> Means:
     """The means after this batch. A user without items of a class keeps that mean."""
-    with torch.no_grad():
-        p, p_weight = _ema(means.positive, means.positive_weight, positive, beta, decay)
-        u, u_weight = _ema(
-            means.unlabeled, means.unlabeled_weight, unlabeled, beta, decay
-        )
-    return Means(p, p_weight, u, u_weight)
+    return Means(
+        *_ema(means.positive, means.positive_weight, positive, beta, decay),
+        *_ema(means.unlabeled, means.unlabeled_weight, unlabeled, beta, decay),
+    )
 
 
 def _ema(mean: Tensor, weight: Tensor, items: Scored, beta: float, decay: float):

@@ -8,7 +8,6 @@ the same likeness sorts scrubbed items of users into buckets by public texts (of
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 
 import numpy as np
 
@@ -64,10 +63,14 @@ def build_bank(texts: Sequence[str]) -> Bank:
 
     TF is 1 + log(count), IDF is log((1 + m) / (1 + df)) + 1.
     """
-    found = [grams(text) for text in texts]
-    row = np.repeat(np.arange(len(texts)), np.array(list(map(len, found)), np.int64))
-    bucket = np.fromiter(chain.from_iterable(found), np.int64)
-    counts = np.fromiter(chain.from_iterable(map(dict.values, found)), float)
+    found = [
+        (np.fromiter(counts, np.int64), np.fromiter(counts.values(), float))
+        for counts in map(grams, texts)
+    ]
+    sizes = np.array([len(buckets) for buckets, _ in found], np.int64)
+    row = np.repeat(np.arange(len(texts)), sizes)
+    bucket = np.hstack([np.empty(0, np.int64), *(buckets for buckets, _ in found)])
+    counts = np.hstack([np.empty(0), *(counts for _, counts in found)])
     idf = np.log((1 + len(texts)) / (1 + np.bincount(bucket, minlength=BUCKETS))) + 1
     value = (1 + np.log(counts)) * idf[bucket]
     norms = np.sqrt(np.bincount(row, value**2, minlength=len(texts)))

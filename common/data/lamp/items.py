@@ -57,9 +57,7 @@ def name_of(record: Any) -> str:
 
 def entries_of(record: dict[str, Any], name: str) -> list[Any]:
     """Return a list in a record: ``profile`` or ``query``."""
-    entries = _field(record, name, name)
-    bad_if(not isinstance(entries, list), "wrong type", f"field '{name}' is not a list")
-    return entries
+    return _field(record, name, name, list, "a list")
 
 
 def question(entry: Any, place: str, user: str, form: Form) -> Item:
@@ -145,22 +143,20 @@ def _split(question: str, form: Form) -> Prompt:
     return Prompt(question[:start], question[start:end], question[end:] + form.cue)
 
 
-def _field(entry: Any, name: str, place: str) -> Any:
+def _field(
+    entry: Any, name: str, place: str, kind: type = object, words: str = ""
+) -> Any:
     if not isinstance(entry, dict):
         owner = place.rpartition(".")[0]
         raise BadUserError("wrong type", f"{owner} is not a JSON object")
-    bad_if(entry.get(name) is None, "missing field", f"field '{place}' is missing")
-    return entry[name]
+    value = entry.get(name)
+    bad_if(value is None, "missing field", f"field '{place}' is missing")
+    bad_if(not isinstance(value, kind), "wrong type", f"field '{place}' is not {words}")
+    return value
 
 
 def _text(entry: Any, name: str, place: str) -> str:
-    value = _field(entry, name, f"{place}.{name}")
-    bad_if(
-        not isinstance(value, str),
-        "wrong type",
-        f"field '{place}.{name}' is not a text",
-    )
-    return clean(value)
+    return clean(_field(entry, name, f"{place}.{name}", str, "a text"))
 
 
 def _answer(entry: Any, name: str, place: str, form: Form) -> str:

@@ -6,12 +6,11 @@ style can be read back from a headline.
 """
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..types import Prompt, Task
-from .world import Style, World, pick, words
+from .world import Event, Style, World, pick, words
 
 PLACES = words(
     "Arden Bexley Corby Dalton Elmton Fenwick Garton Harlow Ilford Jarrow Kelso Linton "
@@ -111,70 +110,52 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Event:
-    """What happened."""
-
-    place: str
-    agent: str
-    verb: str
-    adjective: str
-    noun: str
-    number: int
-    unit: str
-    day: str
-    reason: str
-    article: int
-    spelled: bool  # whether the article spells its number out
-
-
 def _past(verb: str) -> str:
     return verb + ("d" if verb.endswith("e") else "ed")
 
 
 def draw(rng: np.random.Generator) -> Event:
-    """Draw an event, all parts independent and uniform."""
-    return Event(
-        place=pick(rng, PLACES),
-        agent=pick(rng, AGENTS),
-        verb=pick(rng, VERBS),
-        adjective=pick(rng, ADJECTIVES),
-        noun=pick(rng, NOUNS),
-        number=pick(rng, tuple(NUMBERS)),
-        unit=pick(rng, UNITS),
-        day=pick(rng, DAYS),
-        reason=pick(rng, REASONS),
-        article=int(rng.integers(len(ARTICLES))),
-        spelled=bool(rng.integers(2)),
-    )
+    """Draw an event, all parts independent and uniform.
+
+    ``article`` is a place in `ARTICLES`, and ``spelled`` whether the article spells its
+    number out.
+    """
+    return {
+        "place": pick(rng, PLACES),
+        "agent": pick(rng, AGENTS),
+        "verb": pick(rng, VERBS),
+        "adjective": pick(rng, ADJECTIVES),
+        "noun": pick(rng, NOUNS),
+        "number": pick(rng, tuple(NUMBERS)),
+        "unit": pick(rng, UNITS),
+        "day": pick(rng, DAYS),
+        "reason": pick(rng, REASONS),
+        "article": int(rng.integers(len(ARTICLES))),
+        "spelled": bool(rng.integers(2)),
+    }
 
 
 def prompt(event: Event) -> Prompt:
     """Write the article and ask for its headline."""
-    article = ARTICLES[event.article].format(
-        day=event.day,
-        agent=event.agent,
-        place=event.place,
-        verb=_past(event.verb),
-        thing=f"{event.adjective} {event.noun}",
-        reason=event.reason,
-        number=NUMBERS[event.number] if event.spelled else event.number,
-        unit=event.unit,
-    )
+    number = NUMBERS[event["number"]] if event["spelled"] else event["number"]
+    thing = f"{event['adjective']} {event['noun']}"
+    told = {**event, "verb": _past(event["verb"]), "thing": thing, "number": number}
+    article = ARTICLES[event["article"]].format(**told)
     return Prompt("Write a headline: ", article, "\nHeadline:")
 
 
 def _clause(event: Event, style: Style) -> str:
     """Who did what: six forms of the verb, with the tone in front of it."""
     passive = style["order"] == "passive"
-    agent, thing = event.agent, f"{event.adjective} {event.noun}"
+    agent, thing = event["agent"], f"{event['adjective']} {event['noun']}"
+    verb, past = event["verb"], _past(event["verb"])
     before, verb = {
-        ("present", False): ("", event.verb + "s"),
-        ("past", False): ("", _past(event.verb)),
-        ("future", False): ("will", event.verb),
-        ("present", True): ("is", _past(event.verb)),
-        ("past", True): ("was", _past(event.verb)),
-        ("future", True): ("will be", _past(event.verb)),
+        ("present", False): ("", verb + "s"),
+        ("past", False): ("", past),
+        ("future", False): ("will", verb),
+        ("present", True): ("is", past),
+        ("past", True): ("was", past),
+        ("future", True): ("will be", past),
     }[style["tense"], passive]
     parts = [before, TONES[style["tone"]], verb]
     parts = [thing, *parts, "by", agent] if passive else [agent, *parts, thing]
@@ -183,11 +164,11 @@ def _clause(event: Event, style: Style) -> str:
 
 def write(event: Event, style: Style) -> str:
     """Write the headline of an event in a style."""
-    topic = next(topic for topic, nouns in TOPICS.items() if event.noun in nouns)
-    names = {**vars(event), "spelled": NUMBERS[event.number], "topic": topic}
+    topic = next(topic for topic, nouns in TOPICS.items() if event["noun"] in nouns)
+    names = {**event, "spelled": NUMBERS[event["number"]], "topic": topic}
     count = COUNTS[style["number"]].format(**names)
     detail = DETAILS[style["detail"]].format(**names)
-    text = f"{_clause(event, style)}{detail} in {count} {event.unit}"
+    text = f"{_clause(event, style)}{detail} in {count} {event['unit']}"
     sentence = text[0].upper() + text[1:]
     cased = {"sentence": sentence, "title": text.title(), "lower": text.lower()}
     close, _ = CLOSES[style["close"]]

@@ -14,8 +14,8 @@ import numpy as np
 from ..types import Prompt, Task
 
 Style = dict[str, str]
-# Each world has its own event class and is the only one to look inside.
-Event = Any
+# Each world has events of its own and is the only one to look inside.
+Event = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Sections are written with a dot (``adapt.rounds``), underscores with a dash
 and what is allowed.
 """
 
+import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping
@@ -57,10 +58,8 @@ def parse_word(name: str, text: str) -> Scalar:
     if wanted is bool and text.lower() in ("true", "false"):
         value = text.lower() == "true"
     elif wanted in (int, float):
-        try:
+        with contextlib.suppress(ValueError):  # also of a number of thousands of digits
             value = wanted(text)
-        except ValueError:  # no number, or one of thousands of digits
-            value = text
     for known, meant in old.current({name: value}).items():
         value = checks.check(known, meant)
     return value

@@ -285,7 +285,8 @@ def unlike(one: str, other: str) -> list[str]:
 
 def _parts(text: str) -> dict[str, str]:
     named = text if ":" in text else f"weights:{text}"
-    return dict(part.split(":", 1) for part in named.split())
+    parts = (part.partition(":") for part in named.split())
+    return {name: digest for name, _, digest in parts}
 
 
 def _text(file: Path) -> str:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from idiolect.common.config import parse
 from idiolect.common.data.personas import PURPOSES, WORLDS, make, purpose
+from idiolect.common.data.personas.headline import read
 from idiolect.common.data.types import Prompt
 from idiolect.common.engine.backbone import Backbone, load_backbone
 from idiolect.common.engine.model_folder import TINY
@@ -106,7 +107,7 @@ def test_training_text_is_nobodys() -> None:
         assert purpose(world, event) == PURPOSES[0] == "history"
         if world.task.name == "headline":
             total += 1
-            close = world.read(target)["close"]
+            close = read(target)["close"]
             counts[close] = counts.get(close, 0) + 1
     # All five values alike: within 4.5 standard deviations, chance of a false alarm
     # below 1e-4 over the six checks (and the seed is fixed).

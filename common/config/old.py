@@ -29,7 +29,7 @@ FIXED: dict[str, Scalar] = {
     "personalise.warmup": 0.1,
     "personalise.clip": 1.0,
 }
-# Keys of version 0.2 that are options of the command today (`options`).
+# Keys of version 0.2 that are options of the command today (`parse.RunOptions`).
 PLACE = ("run-name", "resume", "output-dir")
 LISTS = ("methods", "evaluate.contrasted")  # keys that list methods
 FORMER = {name: alias for alias, name in ALIASES.items()}

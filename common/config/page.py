@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .keys import FIELDS, Scalar, defaults
-from .options import RunOptions
-from .parse import flat_toml, toml_value
+from .parse import RunOptions, flat_toml, toml_value
 
 TABLE_START = "[tool.flwr.app.config]"
 

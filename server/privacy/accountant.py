@@ -37,8 +37,7 @@ COARSE = 1e-2  # a faster grid for the start of a search: ten times faster
 CLOSE = 4e-4  # relative distance to the budget at which calibration stops
 FALSE_ALARMS = 0.01  # false-alarm rate at which attacks are compared
 
-Mechanism = tuple[float, float, int, int]
-"""z, q, cohort, population of an event."""
+Mechanism = tuple[float, float, int, int]  # z, q, cohort, population of an event
 
 
 @dataclass(frozen=True)

@@ -168,11 +168,11 @@ def revoke_node(folder: Path, word: str) -> str:
     """
     number = next(iter(_numbers(folder, word)), word)
     found = {node["node-id"]: node["status"] for node in nodes(folder)}
-    if found.get(number) in (None, "unregistered"):
-        why = "was revoked before" if number in found else "is not let in"
-        raise IdiolectError(
-            f"node {printable(word, 40)} {why}: `idiolect-server nodes list` lists them."
-        )
+    why = "was revoked before" if number in found else "is not let in"
+    refuse_if(
+        found.get(number) in (None, "unregistered"),
+        f"node {printable(word, 40)} {why}: `idiolect-server nodes list` lists them.",
+    )
     command = ["supernode", "unregister", number, CONNECTION]
     _answer(command, running(folder), f"revoke device {number}")
     return number

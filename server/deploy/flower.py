@@ -66,8 +66,9 @@ def flwr(
 
 def submit(app: Path, settings: Path, environment: Mapping[str, str]) -> str:
     """Hand an app to the SuperLink; return Flower's id of the run."""
-    command = ["run", str(app), CONNECTION, "--run-config", str(settings)]
-    answer, reason = flwr(command, environment)
+    answer, reason = flwr(
+        ["run", str(app), CONNECTION, "--run-config", str(settings)], environment
+    )
     refuse_if(not answer.get("run-id"), f"Flower refused the app {app}: {reason}")
     return str(answer["run-id"])
 

@@ -121,8 +121,7 @@ class Ledger:
 
     def kept_cap(self) -> int:
         """Return the cap, or the largest reported number if it is above the cap."""
-        observed = self.observed_participations.values()
-        return self.cap and max(self.cap, *observed, 0)
+        return self.cap and max(self.cap, *self.observed_participations.values(), 0)
 
     def check(self, event: Event) -> None:
         """Refuse a release that is beyond the budget; nothing is charged.
@@ -208,8 +207,10 @@ class Ledger:
             for name, entries in changed.items()
         }
         del body["path"]
-        text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(self.path, text.encode())
+        write_atomically(
+            self.path,
+            json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False).encode(),
+        )
 
 
 def read_ledger(path: Path) -> Ledger:

@@ -161,8 +161,10 @@ def private_place(plan: Plan, mark: str) -> Path:
             "set --output-dir to a folder that can."
         ) from None
     place = short_folder()
-    record = {"mark": mark, "pid": os.getpid(), "place": str(place)}
-    results.write_json(plan.scratch / "process.json", record)
+    results.write_json(
+        plan.scratch / "process.json",
+        {"mark": mark, "pid": os.getpid(), "place": str(place)},
+    )
     write_atomically(plan.scratch / "run.toml", flat_toml(plan.settings).encode())
     return place
 

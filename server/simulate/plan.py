@@ -149,8 +149,7 @@ def read_app(app: Path) -> dict[str, Any]:
     """Read the settings in a Flower app's ``pyproject.toml``, with flat keys."""
     file = app / "pyproject.toml"
     try:
-        table = read_toml(file.read_text())
-        settings = _flat(table["tool"]["flwr"]["app"]["config"])
+        settings = _flat(read_toml(file.read_text())["tool"]["flwr"]["app"]["config"])
     except FileNotFoundError:
         raise IdiolectError(
             f"{file} does not exist: give the folder of a Flower app, for example "
@@ -237,9 +236,8 @@ def resumed(
             "install that version, or start a new run."
         ) from None
     preset = presets.read(str(given.get("preset", "")))
-    together = {**flatten(saved), **preset, **given}
-    wanted = resolve_paths(configuration.parse(together), cwd)
-    changed = configuration.differences(saved, wanted)
+    wanted = configuration.parse({**flatten(saved), **preset, **given})
+    changed = configuration.differences(saved, resolve_paths(wanted, cwd))
     # A preset also changes keys that were not given.
     changed = [name for name in changed if name in given] or changed
     refuse_if(

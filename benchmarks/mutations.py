@@ -901,8 +901,8 @@ MUTATIONS = (
     Mutation(
         "A row of metrics counts as long as it came",
         "server/run/remote.py",
-        "_added(rows, width, valid_votes, sum_of_unit)",
-        "_added(rows, width, valid_votes, sum_of_marks)",
+        "add: Callable[[np.ndarray], np.ndarray] = sum_of_unit,",
+        "add: Callable[[np.ndarray], np.ndarray] = sum_of_marks,",
         "test_a_row_of_metrics_that_is_a_little_too_long_is_clipped",
         "tests/server/run/test_privacy.py",
     ),

@@ -475,13 +475,11 @@ def _terminated(*_: object) -> NoReturn:
 
 
 def _runs(options: argparse.Namespace) -> int:
-    import dataclasses
-
     from .run import results
 
-    lines = list(results.runs(options.output_dir))
+    lines = results.runs(options.output_dir)
     if options.json:
-        tell_json([dataclasses.asdict(line) for line in lines], 2)
+        tell_json(lines, 2)
         return 0
     if not lines:
         tell(f"no runs in {results.runs_folder(options.output_dir)}")
@@ -490,9 +488,9 @@ def _runs(options: argparse.Namespace) -> int:
         ("run", "state", "task", "backbone", "users", "started")
     ]
     for line in lines:
-        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.started))
-        cells = (line.name, line.state, line.task, line.backbone, str(line.users))
-        rows.append((*map(printable, cells), started if line.started else "–"))
+        *cells, first = line.values()
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(first))
+        rows.append((*map(printable, map(str, cells)), started if first else "–"))
     # A pipe has no width: there every run has one line.
     wide = _console().width if sys.stdout.isatty() or "COLUMNS" in os.environ else 10**6
     tell("\n".join(results.listed(rows, wide)))

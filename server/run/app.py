@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -38,9 +38,9 @@ from . import results, work
 from .adapt import adapt
 from .budget import new_ledger, population_of
 from .checkpoint import RunFolder, load, open_run, point_back, point_latest
-from .hello import HelloSummary, Identity, hello, identity
+from .hello import Identity, hello, identity
 from .live import Journal, LiveRun
-from .personalise import evaluate, mean_log, personalise
+from .personalise import alphas, evaluate, mean_log, personalise
 from .pool import pool
 from .remote import Remote
 from .results import PACKAGE, git_commit
@@ -152,12 +152,12 @@ def _interrupt(*_: object) -> NoReturn:
 
 def resolved(config: Config) -> Config:
     """Make paths absolute: the nodes' working directory need not be the server's."""
-    unlabeled = config.unlabeled
-    if unlabeled.file:
-        file = str(Path(unlabeled.file).expanduser().absolute())
-        unlabeled = replace(unlabeled, file=file)
-    data = str(Path(config.data).expanduser().absolute()) if config.data else ""
-    return replace(config, data=data, unlabeled=unlabeled)
+    unlabeled = replace(config.unlabeled, file=_absolute(config.unlabeled.file))
+    return replace(config, data=_absolute(config.data), unlabeled=unlabeled)
+
+
+def _absolute(path: str) -> str:
+    return path and str(Path(path).expanduser().absolute())
 
 
 def prepare(
@@ -183,7 +183,7 @@ def prepare(
 def carry_out(run: LiveRun, ours: Identity) -> None:
     """Run the phases that are left."""
     try:
-        found = first_contact(run, ours)
+        left_out = first_contact(run, ours)
         begin(run, "adapt")
         adapt(run)
         begin(run, "pool")
@@ -195,11 +195,11 @@ def carry_out(run: LiveRun, ours: Identity) -> None:
         evaluate(run)
     finally:
         run.inbox.close()
-    finish(run, found)
+    finish(run, *left_out)
 
 
-def first_contact(run: LiveRun, ours: Identity) -> HelloSummary:
-    """Greet everybody; a run for which that fails has not begun, and is not ``latest``."""
+def first_contact(run: LiveRun, ours: Identity) -> tuple[dict[str, int], int]:
+    """`hello`; a run for which that fails has not begun, and is not ``latest``."""
     before = point_latest(run.folder)
     begin(run, "hello")
     try:
@@ -258,8 +258,16 @@ def announce(folder: RunFolder, journal: Journal) -> None:
     )
 
 
-def finish(run: LiveRun, found: HelloSummary) -> None:
-    """Write ``results.json`` and show the table."""
+def finish(run: LiveRun, dropped: Mapping[str, int], truncated: int) -> None:
+    """Write ``results.json`` and show the table.
+
+    Parameters
+    ----------
+    run
+        Whose phases are over.
+    dropped, truncated
+        Reason -> users left out of the data, and number of prompts shortened (`hello`).
+    """
     state, config = run.state, run.config
     server = peak_mb()
     # An upper bound of what a run held at one time, without Flower's and Ray's own. In
@@ -272,10 +280,11 @@ def finish(run: LiveRun, found: HelloSummary) -> None:
         user.id: {m: one[user.id] for m, one in state.metrics.items() if user.id in one}
         for user in run.dataset.users
     }
-    alpha, estimated = alphas(run)
+    alpha, estimated = alphas(state.outcomes.values())
     privacy = card(run.ledger, run.folder.name, package_version(), git_commit())
     built = results.build(
-        run=description(run, found, alpha, estimated),
+        run=description(run)
+        | {"dropped": dropped, "truncated": truncated, "unread": unread_of(run)},
         users={user: methods for user, methods in users.items() if methods},
         alpha=alpha,
         alpha_estimated=estimated,
@@ -298,21 +307,7 @@ def finish(run: LiveRun, found: HelloSummary) -> None:
     results.render(built, results.console(80), whole=True)
 
 
-def alphas(run: LiveRun) -> tuple[dict[str, float], bool]:
-    """User -> alpha as used by the methods, and whether it was estimated."""
-    found: dict[str, float] = {}
-    estimated = False
-    for outcomes in run.state.outcomes.values():
-        for user, outcome in outcomes.items():
-            if outcome.alpha is not None:
-                found[user] = outcome.alpha
-                estimated = estimated or outcome.estimated
-    return found, estimated
-
-
-def description(
-    run: LiveRun, found: HelloSummary, alpha: dict[str, float], estimated: bool
-) -> dict[str, Any]:
+def description(run: LiveRun) -> dict[str, Any]:
     """Return what ``results.json`` says about the run itself."""
     state, config = run.state, run.config
     rates = {method: mean_log(o, "clamp_rate") for method, o in state.outcomes.items()}
@@ -325,10 +320,7 @@ def description(
         "versions": versions(),
         "commit": git_commit(),
         "users": run.population.users,
-        "dropped": found.dropped,
         "failed": state.failed,
-        "truncated": found.truncated,
-        "unread": unread_of(run),
         "learning_rates": state.learning_rates,
         "recipe": recipe_of(config),
         "contrast": {
@@ -336,26 +328,22 @@ def description(
             for method in config.method_list
             if config.contrast_of(method) and config.evaluate.generate
         },
-        "alpha": alpha,
-        "alpha_estimated": estimated,
         "clamp_rate": {m: rate for m, rate in rates.items() if rate is not None},
         "path": str(run.folder),
     }
 
 
 def unread_of(run: LiveRun) -> list[int] | None:
-    """Held-out texts that rouge cannot read, and how many there are; None: not known."""
-    config = run.config
-    if not reads_english(config) or config.on_devices or not run.dataset.users:
-        return None
+    """Held-out texts that rouge cannot read, and how many there are; None: not known.
+
+    Rouge reads a-z and 0-9 only unless ``evaluate.rouge-tokens`` says otherwise.
+    """
+    config, settings = run.config, run.config.evaluate
+    judged = settings.generate and task_of(config.task).kind == "generation"
     texts = [item.target for user in run.dataset.users for item in user.held_out]
+    if not judged or settings.rouge_tokens != ENGLISH or config.on_devices or not texts:
+        return None
     return [unread(texts), len(texts)]
-
-
-def reads_english(config: Config) -> bool:
-    """Whether outputs are judged by a rouge that reads a-z and 0-9 only."""
-    judged = config.evaluate.generate and task_of(config.task).kind == "generation"
-    return judged and config.evaluate.rouge_tokens == ENGLISH
 
 
 def recipe_of(config: Config) -> str:

@@ -6,14 +6,13 @@ a resumed run can never write beside a predecessor that is still alive. Every fi
 appears whole or not at all (`write_atomically`).
 """
 
-import dataclasses
 import fcntl
 import json
 import os
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -86,11 +85,7 @@ def open_run(config: Config, options: RunOptions) -> RunFolder:
     root, resume = runs_folder(options.folder), options.resume
     if resume and (resume != "latest" or (root / "latest").exists()):
         return _continue(root, config, resume)
-    return _start(root, config, options.name)
-
-
-def _start(root: Path, config: Config, name: str) -> RunFolder:
-    path = _new_folder(root, config, name)
+    path = _new_folder(root, config, options.name)
     lock = _lock(path)
     write_atomically(path / "config.toml", to_toml(config).encode())
     return RunFolder(path, config, False, lock)
@@ -103,8 +98,9 @@ def _new_folder(root: Path, config: Config, given: str) -> Path:
             f"the name of a run is {given!r}: it names a folder; use letters, digits and "
             "dashes, and not `latest`."
         )
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = given or f"{config.task.lower()}-{stamp}-seed{config.seed}"
+    name = given or time.strftime(
+        f"{config.task.lower()}-%Y%m%d-%H%M%S-seed{config.seed}"
+    )
     for count in range(1, 100):
         path = root / (name if count == 1 else f"{name}-{count}")
         try:
@@ -136,8 +132,7 @@ def _continue(root: Path, config: Config, resume: str) -> RunFolder:
             f"there is no run '{path.name}' in {root} to resume: leave out --resume "
             "to start one; `idiolect-server runs` lists what is there."
         ) from error
-    changed = differences(stored, config)
-    if changed:
+    if changed := differences(stored, config):
         old, new = flatten(stored), flatten(config)
         listed = ", ".join(f"{k} (was {old[k]!r}, now {new[k]!r})" for k in changed)
         raise IdiolectError(
@@ -288,13 +283,12 @@ def save(folder: Path, state: State) -> None:
     shared = f"shared-{state.rounds}.safetensors"
     write_atomically(place / shared, save_arrays(state.shared))
     if state.unlabeled is not None:
-        rows = [dataclasses.asdict(entry) for entry in state.unlabeled]
-        write_atomically(place / "unlabeled.json", json.dumps(rows).encode())
-    body: dict[str, Any] = {"schema": SCHEMA, "pooled": state.unlabeled is not None}
-    for entry in dataclasses.fields(state):
-        if entry.name not in ("shared", "unlabeled"):
-            body[entry.name] = _plain(getattr(state, entry.name))
-    write_atomically(place / "state.json", json.dumps(body, indent=1).encode())
+        rows = json.dumps(state.unlabeled, default=asdict)
+        write_atomically(place / "unlabeled.json", rows.encode())
+    body = {"schema": SCHEMA, "pooled": state.unlabeled is not None, **vars(state)}
+    del body["shared"], body["unlabeled"]
+    text = json.dumps(body, indent=1, default=asdict)
+    write_atomically(place / "state.json", text.encode())
     for old in place.glob("shared-*.safetensors"):
         if old.name != shared:
             old.unlink()
@@ -353,17 +347,7 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
         ) from error
 
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return value
-
-
 def _unlabeled(row: dict[str, Any]) -> Unlabeled:
     item = row["item"]
-    prompt = Prompt(**item["prompt"])
-    return Unlabeled(
-        Item(item["id"], prompt, item["target"]), row["weight"], row["owner"]
-    )
+    known = Item(item["id"], Prompt(**item["prompt"]), item["target"])
+    return Unlabeled(known, row["weight"], row["owner"])

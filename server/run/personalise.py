@@ -8,7 +8,7 @@ their disks.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ...common.config import SETLESS, UNTRAINED
 from ...common.data.load import task_of
@@ -167,3 +167,12 @@ def mean_log(outcomes: Mapping[str, Outcome], key: str) -> float | None:
     """Mean over users of one number in the training log, None where nobody logs it."""
     values = [one.log[key] for one in outcomes.values() if key in one.log]
     return sum(values) / len(values) if values else None
+
+
+def alphas(
+    outcomes: Iterable[Mapping[str, Outcome]],
+) -> tuple[dict[str, float], bool]:
+    """User -> alpha that the last of the methods used, and whether any was estimated."""
+    known = [(user, one) for users in outcomes for user, one in users.items()]
+    alpha = {user: one.alpha for user, one in known if one.alpha is not None}
+    return alpha, any(one.estimated for _, one in known if one.alpha is not None)

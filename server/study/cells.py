@@ -32,7 +32,7 @@ from ..run.adapt import adapt
 from ..run.budget import noise_of, population_of
 from ..run.cohort import Run
 from ..run.local import Local, fitted, local_run
-from ..run.personalise import choose_rate, measure, possible, train
+from ..run.personalise import alphas, choose_rate, measure, possible, train
 from ..run.pool import pool
 from . import controls
 from .cache import Cache, cell_key, stage_key
@@ -235,10 +235,4 @@ def _alphas(trained: Mapping[str, Found]) -> tuple[dict[str, float], bool]:
         for name, found in trained.items()
         if {*ALPHA} <= {*BY_NAME[name].reads}
     }
-    outcomes = [
-        (user, one)
-        for found in (use_it or trained).values()
-        for user, one in found.outcomes.items()
-    ]
-    alpha = {user: one.alpha for user, one in outcomes if one.alpha is not None}
-    return alpha, any(one.estimated for _, one in outcomes)
+    return alphas(found.outcomes for found in (use_it or trained).values())

@@ -43,10 +43,9 @@ def adapt(run: Run) -> None:
     IdiolectError
         Fewer valid rows than the quorum.
     """
-    cohort, config = run.cohort, run.config
-    users = cohort.development
+    config, users = run.config, run.cohort.development
     if config.adapt.users != "development":
-        users = cohort.users + users
+        users = run.cohort.users + users
     run.done += len(users) * run.state.rounds
     while run.state.rounds < config.adapt.rounds:
         try:
@@ -109,10 +108,11 @@ def released(
     clip, config, population
         C, and N, which with the chance q is fixed before anybody is asked.
     """
-    noisy: Rows = {}
     std = release.event.z * clip
-    for name in sorted(shared):
-        noisy[name] = total[name] + gaussian(shared[name].shape, std, release.random)
+    noisy = {
+        name: total[name] + gaussian(shared[name].shape, std, release.random)
+        for name in sorted(shared)
+    }
     return moved(shared, noisy, config.privacy.sampling * population)
 
 

@@ -58,17 +58,13 @@ class Population:
         return self.users + self.development
 
 
-def population(config: Config, users: int, development: int) -> Population:
-    """Population of so many evaluated and development users."""
-    only = config.adapt.users == "development"
-    return Population(users, development, development + users * (not only))
-
-
 def population_of(config: Config, dataset: Dataset) -> Population:
     """Population of a run, by what is known before anybody is reached."""
     if config.on_devices:
-        return population(config, config.users, 0)
-    return population(config, len(dataset.users), len(dataset.development))
+        return Population(config.users, 0, config.users)
+    users, development = len(dataset.users), len(dataset.development)
+    only = config.adapt.users == "development"
+    return Population(users, development, development + users * (not only))
 
 
 def noise_of(config: Config, people: Population) -> Noise:
@@ -166,28 +162,39 @@ def new_ledger(path: Path | None, config: Config, people: Population) -> Ledger:
 def unprotected(config: Config) -> list[tuple[str, str, str, str]]:
     """(stage, what, why, setting) of what a configuration releases without noise."""
     kind = config.unlabeled.kind
-    off = config.privacy.mode == "off"
-    bare = "privacy.mode=off"
-    found: list[tuple[str, str, str, str]] = []
-    if "update" in used(config) and not charged(config, "update"):
-        what = "exact average of the users' updates"
-        found.append(("adapt", what, SIMULATION, bare))
-    if "votes" in used(config) and not charged(config, "votes"):
-        found.append(("votes", "exact sum of the users' votes", SIMULATION, bare))
-    if kind == "others":
-        what = "raw text of the other users"
-        found.append(("pool", what, SIMULATION, "unlabeled.kind=others"))
+    exact = {outflow for outflow in used(config) if not charged(config, outflow)}
+    off, central = (config.privacy.mode == mode for mode in ("off", "central"))
     banked = kind in ("votes", "public", "anonymised") and not config.unlabeled.file
-    if config.privacy.mode == "central" and config.data and banked:
-        what = "a bank of histories of the same data set, chosen by who takes part"
-        found.append(("pool", what, SIMULATION, "no unlabeled.file"))
-    if kind == "anonymised":
-        what = "scrubbed text whose like enough users have"
-        found.append(("pool", what, NOT_DP, "unlabeled.kind=anonymised"))
-    if not charged(config, "metrics"):
-        setting = bare if off else "privacy.metrics=clear"
-        found.append(("metrics", "every user's metrics and alpha", SIMULATION, setting))
-    return found
+    clear = "privacy.mode=off" if off else "privacy.metrics=clear"
+    same = "a bank of histories of the same data set, chosen by who takes part"
+    scrubbed = "scrubbed text whose like enough users have"
+    rows = (  # whether it is, and then: stage, what, why, setting
+        (
+            *("update" in exact, "adapt", "exact average of the users' updates"),
+            *(SIMULATION, "privacy.mode=off"),
+        ),
+        (
+            *("votes" in exact, "votes", "exact sum of the users' votes"),
+            *(SIMULATION, "privacy.mode=off"),
+        ),
+        (
+            *(kind == "others", "pool", "raw text of the other users"),
+            *(SIMULATION, "unlabeled.kind=others"),
+        ),
+        (
+            *(central and config.data and banked, "pool", same),
+            *(SIMULATION, "no unlabeled.file"),
+        ),
+        (
+            *(kind == "anonymised", "pool", scrubbed),
+            *(NOT_DP, "unlabeled.kind=anonymised"),
+        ),
+        (
+            *("metrics" in exact, "metrics", "every user's metrics and alpha"),
+            *(SIMULATION, clear),
+        ),
+    )
+    return [row[1:] for row in rows if row[0]]
 
 
 SIMULATION = "simulation"

@@ -66,8 +66,8 @@ BODY_PER_USER = 64 << 10  # so many more
 TEXT = 64 << 10  # bytes of a text that a reply may bring, on average
 PIECE = 1 << 20  # bytes of a piece of a tensor, at least; Flower's are 5 MiB
 OVERHEAD = 1 << 10  # bytes of an object or array beside its content, at most
-TENSORS = {"ArrayChunk"}
-TYPES = {"Message", "RecordDict", "ConfigRecord", "ArrayRecord", "Array", *TENSORS}
+PIECE_OF_TENSOR = b"ArrayChunk "  # how such an object begins
+TYPES = {"Message", "RecordDict", "ConfigRecord", "ArrayRecord", "Array", "ArrayChunk"}
 
 
 @dataclass(frozen=True)
@@ -198,16 +198,15 @@ class Inbox:
             yield from errors.items()
             for name in announced:
                 yield from self._look(name, most)
-        self._sweep()
+        if time.monotonic() >= self.swept + SWEEP:
+            self._sweep()
 
     def close(self) -> None:
         """Delete at the SuperLink what nobody will read any more."""
-        if not isinstance(self.grid, HttpGrid):
-            return
         # It may be gone; the run's end must not depend on it.
         with contextlib.suppress(Exception):
             self._give_up(self.waited)
-            self._sweep(now=True)
+            self._sweep()
 
     @property
     def _link(self) -> HttpGrid:
@@ -235,30 +234,38 @@ class Inbox:
         yield name, found
 
     def _give_up(self, names: set[str]) -> None:
-        for name in names:
-            if name in self.announced:
-                self._delete(name)
-            else:
-                self.late.add(name)
+        self.late |= names - self.announced.keys()
+        for name in names & self.announced.keys():
+            self._delete(name)
 
     def _delete(self, name: str) -> None:
-        _confirm(self._link, self.announced.pop(name).head)
-        _confirm(self._link, name)
+        """Let the SuperLink delete a reply, complete or not, and its task.
 
-    def _sweep(self, now: bool = False) -> None:
+        It was answered; a node that died never fetched its objects.
+        """
+        for head in (self.announced.pop(name).head, name):
+            request = ConfirmMessageReceivedRequest(
+                node=self._link.node,
+                run_id=self._link.run.run_id,
+                message_object_id=head,
+            )
+            try:
+                _client(self._link).ConfirmMessageReceived(request)
+            except httpx.HTTPError as error:
+                LOG.debug("a reply was not deleted: %s", error)
+
+    def _sweep(self) -> None:
         """Delete replies that came after their time.
 
         The SuperLink answers for each at last that its time is over; then it goes from
         the list.
         """
-        if not now and time.monotonic() < self.swept + SWEEP:
-            return
         self.swept = time.monotonic()
         for some in _divided(sorted(self.late)):
             announced, errors = _announcements(self._link, some)
-            for name, reply in announced.items():
-                _confirm(self._link, reply.head)
-                _confirm(self._link, name)
+            self.announced |= announced
+            for name in announced:
+                self._delete(name)
             self.late -= announced.keys() | errors.keys()
 
 
@@ -290,16 +297,18 @@ def _announcements(
             {name: reply for replies, _ in alone for name, reply in replies.items()},
             {name: error for _, errors in alone for name, error in errors.items()},
         )
-    announced: dict[str, Announced] = {}
-    for message, tree in zip(
-        response.messages_list, response.message_object_trees, strict=True
-    ):
-        # Of these the SuperLink has checked that they come from whom was asked.
-        name, head = message.metadata.reply_to_message_id, message.metadata.message_id
-        if name in names:
-            own = message.metadata.src_node_id != SUPERLINK_NODE_ID
-            announced[name] = Announced(head, _flat(head, tree), own)
-    return announced, {}
+    trees = zip(response.messages_list, response.message_object_trees, strict=True)
+    # Of these the SuperLink has checked that they come from whom was asked.
+    pairs = [(message.metadata, tree) for message, tree in trees]
+    return {
+        said.reply_to_message_id: Announced(
+            said.message_id,
+            _flat(said.message_id, tree),
+            said.src_node_id != SUPERLINK_NODE_ID,
+        )
+        for said, tree in pairs
+        if said.reply_to_message_id in names
+    }, {}
 
 
 def _flat(head: str, tree: ObjectTree) -> list[str]:
@@ -327,12 +336,12 @@ def _read(grid: HttpGrid, reply: Announced, most: Limits) -> Message:
             f"its reply has {len(reply.objects)} parts, {most.objects} are allowed."
         )
     pulled, lock = {"body": 0, "tensors": 0}, threading.Lock()
-    run = grid.run.run_id
 
     def pull(name: str) -> bytes:
-        answer = _client(grid).PullObject(
-            PullObjectRequest(node=grid.node, run_id=run, object_id=name)
+        wanted = PullObjectRequest(
+            node=grid.node, run_id=grid.run.run_id, object_id=name
         )
+        answer = _client(grid).PullObject(wanted)
         if not answer.object_found:
             raise _Gone
         if not answer.object_available:
@@ -340,7 +349,7 @@ def _read(grid: HttpGrid, reply: Announced, most: Limits) -> Message:
             reply.objects.insert(0, name)
             raise _NotYet
         content = answer.object_content
-        kind = "tensors" if _type(content) in TENSORS else "body"
+        kind = "tensors" if content.startswith(PIECE_OF_TENSOR) else "body"
         with lock:
             pulled[kind] += len(content)
             _bound(pulled[kind], getattr(most, kind))
@@ -349,21 +358,6 @@ def _read(grid: HttpGrid, reply: Announced, most: Limits) -> Message:
     first, *others = reply.objects
     contents = {first: pull(first)} | pull_objects(others, pull)
     return inflated(reply.head, contents, most)
-
-
-def _confirm(grid: HttpGrid, head: str) -> None:
-    """Let the SuperLink delete the objects of a reply, complete or not.
-
-    Or those of a task, once it was answered: a node that died never fetched them.
-    """
-    try:
-        _client(grid).ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(
-                node=grid.node, run_id=grid.run.run_id, message_object_id=head
-            )
-        )
-    except httpx.HTTPError as error:
-        LOG.debug("a reply was not deleted: %s", error)
 
 
 def is_passing(error: Exception) -> bool:
@@ -433,10 +427,6 @@ def _bound(size: int, most: int) -> None:
         raise IdiolectError(
             f"its reply has more than the {most} bytes that are allowed."
         )
-
-
-def _type(content: bytes) -> str:
-    return content[:32].partition(b" ")[0].decode(errors="replace")
 
 
 def error_of(message: Message) -> str:

@@ -83,11 +83,6 @@ class LiveRun(Run):
     salt: bytes = field(default_factory=partial(os.urandom, SALT))
 
     @property
-    def id(self) -> str:
-        """What messages call the run."""
-        return self.state.id
-
-    @property
     def shapes(self) -> Shapes:
         """Shapes of the shared adapter's B."""
         return {name: array.shape for name, array in self.state.shared.items()}
@@ -126,7 +121,7 @@ class LiveRun(Run):
     def head(self, step: str, users: Sequence[str]) -> dict[str, Any]:
         """Return the fields that every message begins with."""
         return {
-            "run": self.id,
+            "run": self.state.id,
             "step": step,
             "config": self.settings,
             "folder": "" if self.config.on_devices else str(self.folder),

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -79,8 +78,7 @@ class Local:
         if self._known is None or self._known[0] is not exact:
             rows = as_received(exact, self.config.signed_bytes)
             b = {name: torch.tensor(array) for name, array in rows.items()}
-            lora = Lora(self._zero.a, b, self._zero.scaling)
-            lora = _to(lora, self.bare.backbone.device)
+            lora = _to(replace(self._zero, b=b), self.bare.backbone.device)
             self._known = exact, self.bare.with_shared(lora)
         return self._known[1]
 
@@ -94,8 +92,7 @@ class Local:
     def update(self, users: Sequence[str], clip: float, release: str) -> Sum:
         """See `Cohort.update`."""
         config, number, reference = self.config, self.state.rounds, self.reference
-        b = reference.adapter.b
-        shapes = {name: tuple(tensor.shape) for name, tensor in b.items()}
+        shapes = {name: array.shape for name, array in self.state.shared.items()}
         found = nothing(shapes)
         for group in self._groups(users):
             names = [user.id for user in group]
@@ -112,8 +109,7 @@ class Local:
         """See `Cohort.vote`."""
         total = np.zeros(len(bank))
         for user in self._named(users):
-            vote = user_vote(self.bare, bank, user, self.config)
-            total += sum_of_unit(vote[None])
+            total += sum_of_unit(user_vote(self.bare, bank, user, self.config)[None])
         return total, list(users)
 
     def mark(self, users: Sequence[str], bank: Sequence[Item]) -> np.ndarray:
@@ -148,15 +144,13 @@ class Local:
             kept = {one.user: one for one in trained if one.lora is not None}
             for user, one in kept.items():
                 found[user] = Outcome(one.alpha, one.estimated, finite(one.log))
-            if trial:
-                able = [user for user in group if user.id in kept]
+            able = [user for user in group if user.id in kept]
+            if trial and able:
                 loras = [kept[user.id].lora for user in able]
-                nlls: list[float] = []
-                if able:
-                    nlls = evaluation.held_out_nll(reference, loras, able, method)
+                nlls = evaluation.held_out_nll(reference, loras, able, method)
                 for user, nll in zip(able, nlls, strict=True):
                     found[user.id].log.update(finite({"nll": nll}))
-            else:
+            if not trial:
                 own = {u: _to(one.lora, "cpu") for u, one in kept.items() if one.lora}
                 self.adapters.setdefault(method, {}).update(own)
         return found
@@ -165,11 +159,11 @@ class Local:
         self, users: Sequence[str], method: str, rate: float, generate: bool
     ) -> dict[str, dict[str, float]]:
         """See `Cohort.measure`."""
-        reference, found = self.reference, dict[str, dict[str, float]]()
+        found: dict[str, dict[str, float]] = {}
         for group in self._groups(users):
-            loras = self.own(method, group)
+            loras, config = self.own(method, group), self.config
             values = evaluation.evaluate(
-                reference, loras, group, method, self.config, generate
+                self.reference, loras, group, method, config, generate
             )
             found |= {u.id: metrics for u, metrics in zip(group, values, strict=True)}
         return found
@@ -193,8 +187,7 @@ class Local:
         return sum_of_unit(matrix), list(found)
 
     def _named(self, names: Sequence[str]) -> list[User]:
-        everybody = (*self.dataset.users, *self.dataset.development)
-        known = {user.id: user for user in everybody}
+        known = {u.id: u for u in (*self.dataset.users, *self.dataset.development)}
         return [known[name] for name in names]
 
     def _groups(self, names: Sequence[str]) -> Iterator[list[User]]:
@@ -217,9 +210,14 @@ def local_run(
         zero = zero_shared(reference.backbone, config.shared_shape, config.seed)
         state = State({name: tensor.cpu().numpy() for name, tensor in zero.b.items()})
     else:
-        fresh: dict[str, Any] = {"trials": {}, "learning_rates": {}, "outcomes": {}}
-        took = dict(after.state.took_part)
-        state = replace(after.state, took_part=took, metrics={}, **fresh)
+        state = replace(
+            after.state,
+            took_part=dict(after.state.took_part),
+            trials={},
+            learning_rates={},
+            outcomes={},
+            metrics={},
+        )
         ledger.charges += after.ledger.charges
     run = Run(config, state, ledger, dataset)
     run.cohort = Local(config, state, dataset, reference)

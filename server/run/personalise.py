@@ -26,18 +26,13 @@ def possible(run: Run, method: str) -> bool:
     return method in (*UNTRAINED, *SETLESS) or not run.state.without_pool
 
 
-def trained_methods(run: Run) -> list[str]:
-    """Methods with an adapter per user that can be trained."""
-    asked = [method for method in run.config.method_list if method not in UNTRAINED]
-    return [method for method in asked if possible(run, method)]
-
-
 def personalise(run: Run) -> None:
     """Choose the rates, then train every method; what is done already is skipped."""
-    for method in trained_methods(run):
-        choose_rate(run, method)
-    for method in trained_methods(run):
-        train(run, method)
+    asked = [method for method in run.config.method_list if method not in UNTRAINED]
+    for step in (choose_rate, train):
+        for method in asked:
+            if possible(run, method):
+                step(run, method)
 
 
 def train(run: Run, method: str) -> None:
@@ -61,17 +56,17 @@ def choose_rate(run: Run, method: str) -> None:
     """
     state, rates = run.state, run.config.learning_rate_list
     weight = work.training(run.config, True) * len(run.cohort.development)
+    tried = rates if len(rates) > 1 else ()
     if method in state.learning_rates:
-        run.done += weight * len(rates) * (len(rates) > 1)
+        run.done += weight * len(tried)
         return
-    results = state.trials.get(method, {})
-    for rate in rates if len(rates) > 1 else ():
+    results = state.trials.setdefault(method, {}) if tried else {}
+    for rate in tried:
         if repr(rate) in results:
             run.done += weight
-            continue
-        results = state.trials.setdefault(method, {})
-        results[repr(rate)] = try_rate(run, method, rate)
-        run.save()
+        else:
+            results[repr(rate)] = try_rate(run, method, rate)
+            run.save()
     state.learning_rates[method] = min(
         rates, key=lambda rate: tuple(results.get(repr(rate), ()))
     )
@@ -100,19 +95,14 @@ def evaluate(run: Run) -> None:
     Where metrics are a release with noise and the budget does not allow another, the
     phase ends with what it has.
     """
-    state = run.state
+    state, generate = run.state, run.config.evaluate.generate
+    step = measure_noisily if run.config.privacy.metrics == "noisy" else measure
     for method in run.config.method_list:
-        if not possible(run, method):
-            continue
         if method in state.metrics or method in state.noisy_metrics:
-            run.done += work.measuring(run.config.evaluate.generate) * len(
-                run.cohort.users
-            )
-        elif run.config.privacy.metrics != "noisy":
-            measure(run, method)
-        else:
+            run.done += work.measuring(generate) * len(run.cohort.users)
+        elif possible(run, method):
             try:
-                measure_noisily(run, method)
+                step(run, method)
             except BudgetSpent as error:
                 run.warn(f"evaluate ends before method '{method}': {error}")
                 return

@@ -57,8 +57,7 @@ def public_text(config: Config, dataset: Dataset, count: int) -> list[Item]:
         There is no public text.
     """
     file = config.unlabeled.file
-    items = public_items(file) if file else dataset.public
-    if not items:
+    if not (items := public_items(file) if file else dataset.public):
         raise IdiolectError(
             f"unlabeled.kind '{config.unlabeled.kind}' needs public text and these "
             "data bring none: set unlabeled.file to JSON lines of {prompt, target}, or "
@@ -100,8 +99,7 @@ def voted(run: Run) -> Built:
 
 def weighted(bank: Sequence[Item], weights: np.ndarray) -> tuple[Unlabeled, ...]:
     """The bank's items with their weights."""
-    pairs = zip(bank, weights, strict=True)
-    return tuple(Unlabeled(item, float(weight)) for item, weight in pairs)
+    return tuple(map(Unlabeled, bank, weights.tolist()))
 
 
 def candidates(run: Run) -> tuple[Item, ...]:
@@ -132,8 +130,7 @@ def written_by_shared(
     device = untrained.backbone.device
     b = {name: torch.tensor(a, device=device) for name, a in rows.items()}
     reference = untrained.with_shared(replace(untrained.adapter, b=b))
-    seed = derive(config.seed, "bank")
-    texts = sample_reference(reference, prompts, config, seed)
+    texts = sample_reference(reference, prompts, config, derive(config.seed, "bank"))
     made = tuple(
         replace(item, id=f"shared/{i}", target=text)
         for i, (item, text) in enumerate(zip(prompts, texts, strict=True))
@@ -161,11 +158,11 @@ def anonymised(run: Run) -> Built:
     items = run.cohort.offer(users, bank, supported)
     found = [item for user in users for item in items.get(user, ())]
     order = numpy_generator(config.seed, "offers").permutation(len(found))[:MAX_ITEMS]
-    # Under names that say nothing.
-    handed = (
-        replace(found[k], id=f"offer/{i}", rivals=()) for i, k in enumerate(order)
-    )
-    return tuple(map(Unlabeled, handed)), ""
+    return tuple(
+        # Under names that say nothing.
+        Unlabeled(replace(found[k], id=f"offer/{i}", rivals=()))
+        for i, k in enumerate(order)
+    ), ""
 
 
 def supported_buckets(support: np.ndarray, config: Config) -> tuple[int, ...]:
@@ -177,7 +174,7 @@ def supported_buckets(support: np.ndarray, config: Config) -> tuple[int, ...]:
         There are none.
     """
     least = config.unlabeled.support
-    supported = tuple(int(i) for i in np.flatnonzero(support >= least))
+    supported = tuple(np.flatnonzero(support >= least).tolist())
     if not supported:
         raise IdiolectError(
             f"none of the {len(support)} buckets has items of {least} users, so nothing "

@@ -37,7 +37,7 @@ def sign_next(
     guaranteed = config.privacy.mode == "central" and not run.ledger.open_releases
     spent = run.ledger.spent().release if guaranteed else math.inf
     manifest = Manifest(
-        run=run.id,
+        run=state.id,
         kind=kind,
         version=state.version + 1,
         previous=digest(last) if last else "",

@@ -5,6 +5,8 @@ import json
 import math
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -88,7 +90,8 @@ def test_the_vote_is_planned_for_everybody_who_may_vote():
             "privacy.delta": 1e-3,
         }
     )
-    people = budget.population(config, 40, 30)
+    dataset = cast(Any, SimpleNamespace(users=range(40), development=range(30)))
+    people = budget.population_of(config, dataset)
     assert (people.adapting, people.everybody) == (30, 70)
     noise = budget.noise_of(config, people)
     ledger = budget.new_ledger(None, config, people)
@@ -766,7 +769,9 @@ def test_the_private_command_of_the_readme_has_a_finite_epsilon():
     given = dict(word.split("=", 1) for word in words if word != "-c")
     config = parse({name: parse_word(name, value) for name, value in given.items()})
     assert budget.unprotected(config) == []
-    people = budget.population(config, config.users, config.development_users)
+    counts = {"users": config.users, "development": config.development_users}
+    dataset = SimpleNamespace(**{key: range(count) for key, count in counts.items()})
+    people = budget.population_of(config, cast(Any, dataset))
     planned = budget.programme(config, budget.noise_of(config, people), people)
     assert {event.stage for event in planned} == {"adapt", "votes", "metrics"}
     assert 7.9 < epsilons(planned, config.privacy.delta).release <= 8

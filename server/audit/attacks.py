@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.data.ngrams import BUCKETS, grams
+from ...common.data.ngrams import BUCKETS
 from ...common.errors import IdiolectError
-from ...common.unlabeled.votes import build_bank
+from ...common.unlabeled.votes import Bank, build_bank
 
 Aggregate = Callable[[NDArray[np.float32]], NDArray[np.floating]]
 """One round: rows [n, d] of those who take part (n may be 0) -> what is released [d]."""
@@ -82,18 +82,16 @@ def one_run_bound(
             f"{correct} correct of {guesses} guesses about {canaries} canaries: ask for "
             "at most as many guesses as there are canaries."
         )
-    binomial = _stats().binom
-    below = np.arange(correct - 1, -1, -1)
-    steps = np.arange(1, correct + 1)
+    binomial, steps = _stats().binom, np.arange(1, correct + 1)
 
-    def p_value(epsilon: float) -> float:
+    def refuted(epsilon: float) -> bool:
         q = 1 / (1 + math.exp(-epsilon))
         pure = float(binomial.sf(correct - 1, guesses, q))
-        mass = np.cumsum(binomial.pmf(below, guesses, q))
+        mass = np.cumsum(binomial.pmf(correct - steps, guesses, q))
         worst = float((mass / steps).max(initial=0.0))
-        return pure + 2 * canaries * delta * worst
+        return pure + 2 * canaries * delta * worst < 1 - confidence
 
-    return _largest(lambda epsilon: p_value(epsilon) < 1 - confidence)
+    return _largest(refuted)
 
 
 def largest_detectable(
@@ -111,9 +109,7 @@ def clopper_pearson(
     Each end is missed with a chance of at most (1 - confidence) / 2. Without trials the
     interval is (0, 1).
     """
-    beta = _stats().beta
-    tail = (1 - confidence) / 2
-    failures = trials - successes
+    beta, tail, failures = _stats().beta, (1 - confidence) / 2, trials - successes
     low = beta.ppf(tail, successes, failures + 1) if successes else 0.0
     high = beta.ppf(1 - tail, successes + 1, failures) if failures else 1.0
     return float(low), float(high)
@@ -227,9 +223,8 @@ def one_run(
     canaries = len(scores)
     best = largest_detectable(guesses, canaries, delta, confidence)
     order = np.argsort(scores, kind="stable")
-    lowest = order[: guesses // 2]
-    highest = order[canaries - (guesses - guesses // 2) :]
-    correct = int(included[highest].sum() + (~included[lowest]).sum())
+    out, inside = order[: guesses // 2], order[canaries - (guesses - guesses // 2) :]
+    correct = int(included[inside].sum() + (~included[out]).sum())
     bound = one_run_bound(guesses, correct, canaries, delta, confidence)
     return Audit(name, canaries, guesses, correct, bound, best, confidence)
 
@@ -286,14 +281,14 @@ def audit_mechanism(
     generator
         Directions and coins; never the noise.
     """
-    m, d, rounds = design.canaries, design.dimension, design.rounds
+    m, d = design.canaries, design.dimension
     directions = generator.standard_normal((m, d), np.float32)
     directions /= np.sqrt(np.einsum("ij,ij->i", directions, directions))[:, None]
     included = generator.random(m) < 0.5
-    coins = generator.random((rounds, m)) < design.sampling
+    coins = generator.random((design.rounds, m)) < design.sampling
     releases: list[np.ndarray] = []
-    for t in range(rounds):
-        rows = directions[coins[t] & included] * np.float32(design.boost)
+    for drawn in coins:
+        rows = directions[drawn & included] * np.float32(design.boost)
         released = np.asarray(aggregate(rows), np.float64)
         if released.shape != (d,):
             raise ValueError(f"released {released.shape}, expected {(d,)}")
@@ -511,12 +506,10 @@ def authorship(
     values = np.bincount(place, bank.value)
     owner, bucket = np.divmod(entries, BUCKETS)
     norms = np.sqrt(np.bincount(owner, values**2, minlength=len(known)))
-
+    centroids = Bank(len(known), owner, bucket, values / norms[owner], bank.idf)
     ranks = []
     for user in wanted:
-        query = np.sum([_vector(text, bank.idf) for text in unknown[user]], axis=0)
-        products = np.bincount(owner, values * query[bucket], minlength=len(known))
-        cosines = products / np.maximum(norms, 1e-12)
+        cosines = sum(map(centroids.similarity, unknown[user]), np.zeros(len(known)))
         order = np.argsort(-cosines, kind="stable")
         ranks.append(int(np.flatnonzero(order == user)[0]))
     first = sum(rank == 0 for rank in ranks)
@@ -528,13 +521,3 @@ def authorship(
         chance=1 / len(known),
         top1_interval=clopper_pearson(first, len(ranks)),
     )
-
-
-def _vector(text: str, idf: NDArray[np.float64]) -> NDArray[np.float64]:
-    """TF-IDF of one text, of length 1: float64 [buckets]."""
-    counts = grams(text)
-    buckets = np.array(list(counts), np.int64)
-    values = (1 + np.log(np.array(list(counts.values()), float))) * idf[buckets]
-    dense = np.zeros(BUCKETS)
-    dense[buckets] = values / max(float(np.sqrt((values**2).sum())), 1e-12)
-    return dense

@@ -47,6 +47,7 @@ from .results import PACKAGE, git_commit
 from .signing import renew
 
 LOG = logging.getLogger("flwr")
+DEPENDENCIES = ("flwr", "torch", "transformers", "numpy")  # on which the numbers depend
 app = ServerApp()
 
 
@@ -184,15 +185,11 @@ def carry_out(run: LiveRun, ours: Identity) -> None:
     """Run the phases that are left."""
     try:
         left_out = first_contact(run, ours)
-        begin(run, "adapt")
-        adapt(run)
-        begin(run, "pool")
-        pool(run)
         renew(run)
-        begin(run, "personalise")
-        personalise(run)
-        begin(run, "evaluate")
-        evaluate(run)
+        phases = {"adapt": adapt, "pool": pool, "personalise": personalise}
+        for name, phase in (phases | {"evaluate": evaluate}).items():
+            begin(run, name)
+            phase(run)
     finally:
         run.inbox.close()
     finish(run, *left_out)
@@ -317,7 +314,11 @@ def description(run: LiveRun) -> dict[str, Any]:
         "task": config.task,
         "backbone": config.backbone,
         "seed": config.seed,
-        "versions": versions(),
+        "versions": {
+            "idiolect": package_version(),
+            "python": platform.python_version(),
+            **{name: version(name) for name in DEPENDENCIES},
+        },
         "commit": git_commit(),
         "users": run.population.users,
         "failed": state.failed,
@@ -355,10 +356,3 @@ def recipe_of(config: Config) -> str:
         f"{config.preset or 'default'}, unlabeled weight {own.unlabeled_weight:g}, anchor "
         f"{own.anchor:g}, alpha from {config.unlabeled.alpha_features}"
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    names = ("flwr", "torch", "transformers", "numpy")
-    own = {"idiolect": package_version(), "python": platform.python_version()}
-    return own | {name: version(name) for name in names}

@@ -23,18 +23,6 @@ from ..privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Noise multipliers of a run (standard deviation / largest norm of one user's part).
-
-    All 0 without privacy, and where ``privacy.epsilon`` is `inf`.
-    """
-
-    adapt: float
-    votes: float
-    metrics: float
-
-
-@dataclass(frozen=True)
 class Population:
     """How many users may take part, reached or not.
 
@@ -67,46 +55,46 @@ def population_of(config: Config, dataset: Dataset) -> Population:
     return Population(users, development, development + users * (not only))
 
 
-def noise_of(config: Config, people: Population) -> Noise:
-    """Return the noise multipliers that a configuration asks for, or amounts to."""
+def noise_of(config: Config, people: Population) -> float:
+    """Noise multiplier of the shared adapter that a configuration asks for, or amounts to.
+
+    That is the standard deviation / largest norm of one user's part. It is 0 without
+    privacy, and where ``privacy.epsilon`` is `inf`. The multipliers of votes and metrics
+    are in proportion to it.
+    """
     privacy = config.privacy
     if privacy.mode == "off" or privacy.epsilon == math.inf:
-        return Noise(0.0, 0.0, 0.0)
-    return scaled(config, privacy.noise or _calibrated(config, people))
-
-
-def scaled(config: Config, z: float) -> Noise:
-    """Every noise of a run whose shared adapter has this noise multiplier."""
-    return Noise(z, config.privacy.votes * z, config.privacy.metrics_noise * z)
+        return 0.0
+    return privacy.noise or _calibrated(config, people)
 
 
 @lru_cache(maxsize=32)
 def _calibrated(config: Config, people: Population) -> float:
     return calibrate(
-        lambda z: programme(config, scaled(config, z), people),
+        lambda z: programme(config, z, people),
         config.privacy.epsilon,
         config.privacy.delta,
     )
 
 
-def programme(config: Config, noise: Noise, people: Population) -> Counter[Event]:
+def programme(config: Config, z: float, people: Population) -> Counter[Event]:
     """Everything that a run will release if nothing goes wrong, with how often."""
     planned: Counter[Event] = Counter()
     if config.adapt.rounds:
-        planned[adapt_event(config, noise, people)] += config.adapt.rounds
-    planned[vote_event(config, noise, people)] += 1
+        planned[adapt_event(config, z, people)] += config.adapt.rounds
+    planned[vote_event(config, z, people)] += 1
     if config.privacy.metrics == "noisy":
-        planned[metrics_event(noise)] += len(config.method_list)
+        planned[metrics_event(config, z)] += len(config.method_list)
     return planned
 
 
-def adapt_event(config: Config, noise: Noise, people: Population) -> Event:
+def adapt_event(config: Config, z: float, people: Population) -> Event:
     """One round of the shared adapter, with its clip bit if the clip adapts."""
     privacy = config.privacy
-    adaptive = bool(config.adapt.clip_quantile) and noise.adapt > 0
+    adaptive = bool(config.adapt.clip_quantile) and z > 0
     return Event(
         "adapt",
-        noise.adapt,
+        z,
         privacy.sampling,
         clip_bit_z=CLIP_BIT if adaptive else 0.0,
         cohort=privacy.cohort,
@@ -114,21 +102,21 @@ def adapt_event(config: Config, noise: Noise, people: Population) -> Event:
     )
 
 
-def vote_event(config: Config, noise: Noise, people: Population) -> Event:
+def vote_event(config: Config, z: float, people: Population) -> Event:
     """One vote over the bank."""
     privacy = config.privacy
     return Event(
         "votes",
-        noise.votes,
+        privacy.votes * z,
         privacy.vote_sampling,
         cohort=privacy.cohort,
         population=people.everybody if privacy.cohort else 0,
     )
 
 
-def metrics_event(noise: Noise) -> Event:
+def metrics_event(config: Config, z: float) -> Event:
     """One method's metrics, summed over everybody who can be reached."""
-    return Event("metrics", noise.metrics)
+    return Event("metrics", config.privacy.metrics_noise * z)
 
 
 # --- the ledger of a run ---------------------------------------------------------------

@@ -272,8 +272,7 @@ class Asking(Generic[AnyReply]):
         # Flower says that the node, or its upload, ended before it had answered.
         died = isinstance(answer, Message) and answer.has_error()
         if died and index in self.again:  # the device starts again
-            soon = time.monotonic() + RETRY_SECONDS
-            self.again[index] = min(self.again[index], soon)
+            self.again[index] = min(self.again[index], time.monotonic() + RETRY_SECONDS)
             return
         # The first answer counts, however often was asked.
         self.again.pop(index, None)
@@ -389,7 +388,7 @@ def _send(
     Each try has a counter of its own, since the SuperLink may have taken the message that
     it failed at, and a device does no counter twice.
     """
-    for pause in (*PAUSES, None):
+    for pause in (*PAUSES, 0.0):
         counter, key = run.count_up(), run.signing_key
         content = seal_request(request, node, counter, parts, key, known, run.salt)
         run.state.cost.bytes_down += size(content)
@@ -400,9 +399,8 @@ def _send(
             return next(iter(run.grid.push_messages([message])), "") or ""
         except (httpx.HTTPError, ObjectPushError) as error:
             LOG.warning("a request was not sent: %s", printable(str(error), 200))
-            passing = is_passing(error) or isinstance(error, ObjectPushError)
-            if pause is None or not passing:
-                break
+            if isinstance(error, httpx.HTTPError) and not is_passing(error):
+                return ""
             time.sleep(pause)
     return ""
 
@@ -481,8 +479,7 @@ def report(run: LiveRun, exchange: Exchange, errors: Mapping[str, str]) -> None:
         by_sentence.setdefault(run.nameless(text), []).append(user)
         run.state.failed[user] = f"{exchange.name}: {text}"
     for text, users in by_sentence.items():
-        more = f" and {len(users) - 5} more" if len(users) > 5 else ""
-        named = ", ".join(users[:5]) + more
+        named = ", ".join(users[:5]) + f" and {len(users) - 5} more" * (len(users) > 5)
         if run.secret:
             named = f"{len(users)} users" if len(users) > 1 else "1 user"
         run.warn(f"{exchange.name}: {named}: {text}")

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -118,13 +118,16 @@ def hello(run: LiveRun, ours: Identity) -> tuple[dict[str, int], int]:
     return dropped, truncated
 
 
-def _greetings(run: LiveRun, nodes: Sequence[int]) -> list[tuple[int, Request]]:
+def _newcomers(run: LiveRun, greeted: set[int]) -> list[tuple[int, Request]]:
+    """Greetings for the nodes that have come since, which are then among the greeted."""
+    fresh = sorted(online(run) - greeted)
+    greeted.update(fresh)
     key = public_key(run.signing_key)
-    return [(n, HelloRequest(**run.head(f"hello/{n}", ()), key=key)) for n in nodes]
+    return [(n, HelloRequest(**run.head(f"hello/{n}", ()), key=key)) for n in fresh]
 
 
 def _greeted(step: str) -> int:
-    """Which node is greeted in this step (`_greetings`); its reply repeats the step."""
+    """Which node is greeted in this step (`_newcomers`); its reply repeats the step."""
     return int(step.rpartition("/")[2])
 
 
@@ -145,9 +148,8 @@ def _greet_simulated(
     expected = 1
     ends = time.monotonic() + run.config.deadline
     while len(greeted) < expected and time.monotonic() < ends:
-        fresh = sorted(online(run) - greeted)
-        greeted |= set(fresh)
-        replies, failed = ask(run, EXCHANGE, _greetings(run, fresh), _read)
+        greetings = _newcomers(run, greeted)
+        replies, failed = ask(run, EXCHANGE, greetings, _read)
         errors |= failed
         for reply in replies:
             expected = max(expected, reply.nodes)
@@ -162,7 +164,7 @@ def _greet_simulated(
             truncated += reply.truncated
             dropped.update(reply.dropped)
             errors |= reply.errors
-        if not fresh:
+        if not greetings:
             time.sleep(0.1)
     return errors, dropped, truncated
 
@@ -213,9 +215,7 @@ def meet(run: LiveRun, ours: Identity) -> dict[str, str]:
         patient = asking.left and time.monotonic() <= grace(asking.starts, asking.last)
         if (len(run.nodes) >= needed and not patient) or asking.settled(needed):
             break
-        fresh = sorted(online(run) - greeted)
-        greeted |= set(fresh)
-        asking.add(_greetings(run, fresh))
+        asking.add(_newcomers(run, greeted))
         asking.look()
         told = tell_waiting(run, told, len(greeted), errors(), until)
     if len(run.nodes) < needed:
@@ -295,29 +295,40 @@ def _enlist(run: LiveRun, node: int, reply: HelloReply) -> str:
 
 def mismatch(reply: HelloReply, ours: Identity, config: Config) -> str:
     """Return why a node cannot take part, in one sentence, or nothing."""
-    if reply.package != ours.package:
-        return (
-            f"it runs idiolect {printable(reply.package, 40)}, the server {ours.package}: "
-            "install the same version on both."
-        )
-    if odd := differing(reply.backbone, ours.backbone):
-        parts = " and ".join(PARTS[name] for name in odd if name in PARTS) or "files"
-        return (
-            f"its {parts} of backbone '{config.backbone}' differ from the server's: fetch "
-            "the same revision on both."
-        )
-    if reply.shared != ours.shared:
-        return (
-            "its shared adapter does not begin with the server's numbers, though package "
-            "and backbone are the same: report this as a bug."
-        )
-    if reply.simulation == config.on_devices:
-        kind = "simulated" if reply.simulation else "a device"
-        return (
-            f"it is {kind}, and the run's task is '{config.task}': task=text is for "
-            "devices, every other task for a simulation."
-        )
-    return ""
+    odd = differing(reply.backbone, ours.backbone)
+    parts = " and ".join(PARTS[name] for name in odd if name in PARTS) or "files"
+    kind = "simulated" if reply.simulation else "a device"
+    reasons = (
+        (
+            reply.package != ours.package,
+            (
+                f"it runs idiolect {printable(reply.package, 40)}, the server {ours.package}: "
+                "install the same version on both."
+            ),
+        ),
+        (
+            odd,
+            (
+                f"its {parts} of backbone '{config.backbone}' differ from the server's: fetch "
+                "the same revision on both."
+            ),
+        ),
+        (
+            reply.shared != ours.shared,
+            (
+                "its shared adapter does not begin with the server's numbers, though package "
+                "and backbone are the same: report this as a bug."
+            ),
+        ),
+        (
+            reply.simulation == config.on_devices,
+            (
+                f"it is {kind}, and the run's task is '{config.task}': task=text is for "
+                "devices, every other task for a simulation."
+            ),
+        ),
+    )
+    return next((reason for differs, reason in reasons if differs), "")
 
 
 def _check_everybody(

@@ -138,7 +138,7 @@ def measure_noisily(run: Run, method: str) -> None:
         The release would exceed the budget; nobody was asked.
     """
     config, state = run.config, run.state
-    event = metrics_event(noise_of(config, run.population))
+    event = metrics_event(config, noise_of(config, run.population))
     done = len(state.noisy_metrics)
     release = charge(run.ledger, event, config, done, method=method)
     users, rate = measured_users(run, method), state.learning_rates.get(method, 0.0)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
@@ -42,13 +42,12 @@ from ...common.protocol.quantization import coded_shapes, decode
 from ...common.protocol.validation import valid_votes
 from ...common.unlabeled.sets import Unlabeled, fingerprint
 from . import work
-from .exchange import Exchange, ask, report, require
+from .exchange import AnyReply, Exchange, ask, report, require
 from .live import LiveRun
 from .signing import sign_next
 from .sums import Sum, nothing, sum_of_marks, sum_of_unit, sum_rows
 
 NAMES = 64  # numbers in a user's training log, and characters of the name of each
-AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
 @dataclass(frozen=True)

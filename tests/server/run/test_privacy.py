@@ -252,12 +252,10 @@ def test_the_clip_follows_the_quantile(central):
 
 def test_the_clip_bit_is_part_of_its_rounds_event():
     config = parse({"privacy.mode": "central", "adapt.clip-quantile": 0.5})
-    event = budget.adapt_event(config, budget.Noise(1.0, 1.0, 1.0), PEOPLE)
+    event = budget.adapt_event(config, 1.0, PEOPLE)
     assert event.clip_bit_z == 10.0
     fixed = parse({"privacy.mode": "central"})
-    assert (
-        budget.adapt_event(fixed, budget.Noise(1.0, 1.0, 1.0), PEOPLE).clip_bit_z == 0
-    )
+    assert budget.adapt_event(fixed, 1.0, PEOPLE).clip_bit_z == 0
 
 
 @pytest.mark.parametrize(("within", "expected"), [(0, 0.1), (10, -0.1), (5, 0.0)])

@@ -11,7 +11,7 @@ from rich.console import Console
 from idiolect.common.data.load import TEXT
 from idiolect.common.data.types import Dataset
 from idiolect.common.errors import IdiolectError
-from idiolect.common.protocol.messages import HelloRequest
+from idiolect.common.protocol.messages import HelloRequest, Request
 from idiolect.server.run import exchange, hello
 from idiolect.server.run.exchange import Asking, Exchange
 from idiolect.server.run.inbox import limits
@@ -69,11 +69,12 @@ def running(
         told=told,
         nodes={},
         nameless=str,
+        head=lambda step, users: vars(Request("r", step, {}, "", users)),
         dataset=Dataset(TEXT, ()),
         save=lambda: None,
         slow=set(),
         holds={},
-        signing_key=b"",
+        signing_key=bytes(32),
         salt=b"",
     )
 
@@ -110,7 +111,6 @@ def met(run: LiveRun, waves: list[list[int]], monkeypatch) -> tuple[dict, list[d
         return here
 
     monkeypatch.setattr(hello, "online", online)
-    monkeypatch.setattr(hello, "_greetings", lambda _, nodes: [task(n) for n in nodes])
     monkeypatch.setattr(hello, "mismatch", lambda *_: "")
     monkeypatch.setattr(
         hello, "_enlist", lambda run, node, _: run.nodes.update({node: node}) or ""
@@ -219,7 +219,6 @@ def test_who_was_refused_is_named_as_everywhere(clock, monkeypatch):
     reported: dict[str, str] = {}
     run = running(clock, {7: (1001.0, REFUSED)}, 1, monkeypatch)
     monkeypatch.setattr(hello, "online", lambda _: {7})
-    monkeypatch.setattr(hello, "_greetings", lambda _, nodes: [task(n) for n in nodes])
     monkeypatch.setattr(hello, "require", lambda *_: None)
     monkeypatch.setattr(
         hello, "report", lambda _run, _step, said: reported.update(said)

@@ -302,22 +302,22 @@ def mismatch(reply: HelloReply, ours: Identity, config: Config) -> str:
         (
             reply.package != ours.package,
             (
-                f"it runs idiolect {printable(reply.package, 40)}, the server {ours.package}: "
-                "install the same version on both."
+                f"it runs idiolect {printable(reply.package, 40)}, the server "
+                f"{ours.package}: install the same version on both."
             ),
         ),
         (
             odd,
             (
-                f"its {parts} of backbone '{config.backbone}' differ from the server's: fetch "
-                "the same revision on both."
+                f"its {parts} of backbone '{config.backbone}' differ from the server's: "
+                "fetch the same revision on both."
             ),
         ),
         (
             reply.shared != ours.shared,
             (
-                "its shared adapter does not begin with the server's numbers, though package "
-                "and backbone are the same: report this as a bug."
+                "its shared adapter does not begin with the server's numbers, though "
+                "package and backbone are the same: report this as a bug."
             ),
         ),
         (

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,14 @@ def run_study(
     """
     make_private(private_folder(folder))
     done: list[dict[str, Any]] = []
-    cache = Cache()
-    todo = cells(study)
+    cache, todo = Cache(), cells(study)
     for number, cell in enumerate(todo, start=1):
-        config = cell_config(study, cell)
-        control = control_of(study, cell)
+        config, control = cell_config(study, cell), control_of(study, cell)
         name = f"{cell_key(config)}-{control}-{study.measured}.json"
         path = folder / "cells" / name
-        known = path.exists()
+        known = " (done)" * path.exists()
         named = ", ".join(f"{k}={v}" for k, v in cell.items())
-        say(f"cell {number}/{len(todo)}: {named}{' (done)' if known else ''}")
+        say(f"cell {number}/{len(todo)}: {named}{known}")
         if not known:
             began = time.monotonic()
             found = run_cell(located(config), cache, control, study.measured)
@@ -142,7 +141,7 @@ def run_cell(
         method: cache.once(
             f"{method} {control}",
             stage_key(config, method),
-            lambda method=method: one(method),
+            partial(one, method),
         )
         for method in config.method_list
     }
@@ -163,7 +162,6 @@ def with_pool(
 
     key = stage_key(config, SHARED) + noise
     adapted = cache.once("shared", key, lambda: after(adapt, None))
-    spent = adapted.ledger.charges
     key = stage_key(config, POOL) + noise + str(adapted.ledger.events())
     if config.unlabeled.bank_from == "shared" and config.unlabeled.kind == "votes":
         key += Local(config, adapted.state, dataset, reference).reference.hash
@@ -171,7 +169,7 @@ def with_pool(
     run = local_run(config, reference, dataset, found)
     # The pool may have been built behind another adapter, of other cells.
     run.state.shared = adapted.state.shared
-    run.ledger.charges[: len(spent)] = spent
+    run.ledger.charges[: len(adapted.ledger.charges)] = adapted.ledger.charges
     return run
 
 
@@ -200,7 +198,9 @@ def built(run: Run, dataset: Dataset, methods: Mapping[str, Found]) -> dict[str,
         for user in dataset.users
     }
     trained = {name: found for name, found in methods.items() if found.outcomes}
-    alpha, estimated = _alphas(trained)
+    # A result of SFT may be one that cells with another unlabeled set share.
+    used = [found for m, found in trained.items() if {*ALPHA} <= {*BY_NAME[m].reads}]
+    alpha, estimated = alphas(found.outcomes for found in used or trained.values())
     truth = {u.id: u.truth.overlap for u in dataset.users if u.truth is not None}
     return results.build(
         run={
@@ -223,16 +223,3 @@ def built(run: Run, dataset: Dataset, methods: Mapping[str, Found]) -> dict[str,
         seed=config.seed,
         resamples=config.evaluate.bootstrap,
     )
-
-
-def _alphas(trained: Mapping[str, Found]) -> tuple[dict[str, float], bool]:
-    """Alpha of every user, from methods that use it, and whether it was estimated.
-
-    A result of SFT may be one that cells with another unlabeled set share.
-    """
-    use_it = {
-        name: found
-        for name, found in trained.items()
-        if {*ALPHA} <= {*BY_NAME[name].reads}
-    }
-    return alphas(found.outcomes for found in (use_it or trained).values())

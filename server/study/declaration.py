@@ -172,9 +172,9 @@ def _check(study: Study) -> None:
     """Refuse what would fail, or mean nothing, when all cells are done."""
     keys = ", ".join(study.grid)
     for cell in cells(study):
-        config = cell_config(study, cell)
+        rates = cell_config(study, cell).learning_rate_list
         control_of(study, cell)
-        if study.measured == "development" and len(config.learning_rate_list) > 1:
+        if study.measured == "development" and len(rates) > 1:
             raise IdiolectError(
                 "it measures development users, on whom several learning rates would "
                 "be chosen: give one in personalise.learning-rates."
@@ -243,13 +243,12 @@ def _check_claim(study: Study, claim: Claim) -> None:
         raise IdiolectError(f"{place}: users is 'all', 'unique' or 'non-unique'.")
     for side in (claim.one, claim.other):
         method, keys = side_of(side)
-        unknown = [key for key in keys if key not in study.grid]
-        if unknown:
+        if unknown := [key for key in keys if key not in study.grid]:
             raise IdiolectError(f"{place}: '{unknown[0]}' is not a key of the grid.")
         keys = {key: value for key, value in keys.items() if value != BEST}
         fits = [cell for cell in cells(study) if matches(cell, keys)]
-        named = [cell_config(study, cell).method_list for cell in fits]
-        if not fits or any(method not in methods for methods in named):
+        methods = [cell_config(study, cell).method_list for cell in fits]
+        if not fits or any(method not in known for known in methods):
             raise IdiolectError(f"{place}: no cell has {side}.")
 
 
@@ -280,19 +279,16 @@ def spelt_out(study: Study, cell: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """A cell with what its names stand for in their place; later keys win."""
     keys: dict[str, Scalar] = {}
     for key, value in cell.items():
-        named = key in study.named
-        keys |= _meaning(study, key, str(value)) if named else {key: value}
+        if key not in study.named:
+            keys[key] = value
+        elif str(value) in study.named[key]:
+            keys |= study.named[key][str(value)]
+        else:
+            raise IdiolectError(
+                f"study {study.name}: the grid has {key}={str(value)!r} but there is no "
+                f"table [named.{key}.{value}]: write what it stands for."
+            )
     return keys
-
-
-def _meaning(study: Study, key: str, value: str) -> dict[str, Scalar]:
-    try:
-        return study.named[key][value]
-    except KeyError:
-        raise IdiolectError(
-            f"study {study.name}: the grid has {key}={value!r} but there is no table "
-            f"[named.{key}.{value}]: write what it stands for."
-        ) from None
 
 
 def control_of(study: Study, cell: Mapping[str, Scalar]) -> str:

@@ -23,12 +23,6 @@ TOTAL_INFINITE = " (adapter epsilon only, total infinite)"
 
 def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
     """Everything that the findings say about a study, from its cells alone."""
-    rows = []
-    for cell in done:
-        for method, metrics in cell["methods"].items():
-            rows.append(
-                {"cell": written(cell["cell"]), "method": method, "metrics": metrics}
-            )
     return {
         "name": study.name,
         "title": study.title,
@@ -47,7 +41,11 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
             metric: curve(study, done, metric) for metric in study.plot.get("also", [])
         },
         "alpha": [entry for cell in done if (entry := alpha_against_truth(cell))],
-        "rows": rows,
+        "rows": [
+            {"cell": written(cell["cell"]), "method": method, "metrics": metrics}
+            for cell in done
+            for method, metrics in cell["methods"].items()
+        ],
         "commits": sorted({cell["run"].get("commit", "") for cell in done} - {""}),
         "learning_rates": [cell["run"]["learning_rates"] for cell in done],
         "clamp_rate": [cell["run"]["clamp_rate"] for cell in done],
@@ -61,9 +59,8 @@ def alpha_against_truth(cell: Cell) -> dict[str, Any] | None:
     """
     truth, alpha = cell["run"]["overlap"], cell["run"].get("alpha", {})
     users = [user for user in truth if user in alpha]
-    if not cell["run"].get("alpha_estimated") or len(users) < 3:
-        return None
-    if len({alpha[user] for user in users}) == 1:
+    alike = len({alpha[user] for user in users}) == 1
+    if not cell["run"].get("alpha_estimated") or len(users) < 3 or alike:
         return None
     one, other = (_ranks([values[user] for user in users]) for values in (truth, alpha))
     off = [abs(alpha[user] - truth[user]) for user in users]
@@ -94,11 +91,11 @@ def _ranks(numbers: Sequence[float]) -> np.ndarray:
 
 def compared(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
     """Differences of ``[[compare]]``; a metric that a world does not have is left out."""
-    found: list[dict[str, Any]] = []
-    for names, claim in comparisons(study):
-        if values(claim.one, claim, done) and values(claim.other, claim, done):
-            found.append({**names, **difference(claim, done)})
-    return found
+    return [
+        {**names, **difference(claim, done)}
+        for names, claim in comparisons(study)
+        if all(values(side, claim, done) for side in (claim.one, claim.other))
+    ]
 
 
 def curve(study: Study, done: Sequence[Cell], metric: str) -> list[dict[str, Any]]:
@@ -128,20 +125,18 @@ def _plotted(study: Study, cell: Cell, metric: str) -> Iterator[tuple[str, str, 
     A key that a method does not use is left out of the name of its line: cells that
     differ in nothing else hold the same values of the same users.
     """
-    plot = study.plot
+    plot, minus = study.plot, study.plot.get("minus")
     halves = ("unique", "non-unique") if plot.get("users") == "split" else ("all",)
     for half in halves:
         for user in chosen(cell, half):
             metrics = cell["users"][user]
-            start = 0.0
-            if "minus" in plot:
-                start = metrics.get(plot["minus"], {}).get(metric)
+            start = metrics.get(minus, {}).get(metric) if minus else 0.0
             for method, found in metrics.items():
-                known = start is not None and found.get(metric) is not None
-                if method != plot.get("minus") and known:
+                value = found.get(metric)
+                if method != minus and start is not None and value is not None:
                     name = [method, *_fixed(study, cell, method)]
                     name += [half] * (half != "all")
-                    yield ", ".join(name), user, found[metric] - start
+                    yield ", ".join(name), user, value - start
 
 
 def _fixed(study: Study, cell: Cell, method: str) -> list[str]:

@@ -112,10 +112,9 @@ def main(grid: Grid, context: Context) -> None:
         raise IdiolectError(message) from None  # Flower then ends its own in order
     except BaseException as error:
         message = plain.nameless(summary(error))
-        defect = isinstance(error, Exception)  # else such as Ctrl-C
+        defect = isinstance(error, Exception)
         journal.write({"event": "failed", "message": message, "defect": defect})
-        hide = plain.run is not None and plain.run.secret
-        if not hide or not defect:
+        if not defect or plain.run is None or not plain.run.secret:
             raise
         LOG.error("the run failed", exc_info=error)
         raise RuntimeError(message) from None  # its own words could name somebody
@@ -131,15 +130,13 @@ def _ended_by_signals() -> Iterator[None]:
     run has written that it was stopped. In a simulation the run is not in the main thread,
     and gets no signals.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, _interrupt) for number in numbers]
+    ours = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT) if ours else ()
+    before = {n: signal.signal(n, _interrupt) for n in numbers}
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

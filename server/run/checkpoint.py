@@ -101,15 +101,14 @@ def _new_folder(root: Path, config: Config, given: str) -> Path:
     name = given or time.strftime(
         f"{config.task.lower()}-%Y%m%d-%H%M%S-seed{config.seed}"
     )
-    for count in range(1, 100):
-        path = root / (name if count == 1 else f"{name}-{count}")
+    others = [] if given else [root / f"{name}-{count}" for count in range(2, 100)]
+    for path in (root / name, *others):
         try:
             make_folder(root)
             path.mkdir()
             return private_folder(path)
         except FileExistsError:
-            if given:
-                break
+            continue
         except OSError as error:
             raise IdiolectError(
                 f"runs cannot be written to {root} ({error.strerror}): set --output-dir "

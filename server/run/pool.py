@@ -80,26 +80,20 @@ def voted(run: Run) -> Built:
     BudgetSpent
         The vote would exceed the budget; nobody was asked.
     """
-    config = run.config
+    config, release = run.config, None
     users = run.cohort.users + run.cohort.development
-    if config.privacy.mode != "central":
-        bank = candidates(run)
-        total, _ = run.cohort.vote(users, bank, "")
-        return weighted(bank, total), ""
-    event = vote_event(config, noise_of(config, run.population), run.population)
-    release = charge(run.ledger, event, config, 0, bank=config.unlabeled.bank)
-    users = release.participants(users)
+    if config.privacy.mode == "central":
+        event = vote_event(config, noise_of(config, run.population), run.population)
+        release = charge(run.ledger, event, config, 0, bank=config.unlabeled.bank)
+        users = release.participants(users)
     bank = candidates(run)
-    total, counted = run.cohort.vote(users, bank, release.id)
-    run.took_part("votes", counted)
-    total = total + gaussian(total.shape, event.z, release.random)
-    run.state.floor = VOTE_FLOOR * event.z
-    return weighted(bank, total), release.id
-
-
-def weighted(bank: Sequence[Item], weights: np.ndarray) -> tuple[Unlabeled, ...]:
-    """The bank's items with their weights."""
-    return tuple(map(Unlabeled, bank, weights.tolist()))
+    total, counted = run.cohort.vote(users, bank, release.id if release else "")
+    if release:
+        run.took_part("votes", counted)
+        total = total + gaussian(total.shape, release.event.z, release.random)
+        run.state.floor = VOTE_FLOOR * release.event.z
+    voted = tuple(map(Unlabeled, bank, total.tolist()))
+    return voted, release.id if release else ""
 
 
 def candidates(run: Run) -> tuple[Item, ...]:

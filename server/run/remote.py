@@ -81,8 +81,12 @@ class Remote:
         label = f"round {number + 1}/{config.adapt.rounds}"
         exchange = Exchange("adapt", label, "train.adapt", 1.0)
         place = f"adapt/{number}" + (f"/{release}" if release else "")
-        fields = {"round": number, "clip": clip, "release": release}
-        fields |= {"shared": run.shared_to_send}
+        fields = {
+            "round": number,
+            "clip": clip,
+            "release": release,
+            "shared": run.shared_to_send,
+        }
         total = nothing(run.shapes)
 
         def add(reply: Contribution) -> Contribution:

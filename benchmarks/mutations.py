@@ -938,8 +938,8 @@ MUTATIONS = (
     Mutation(
         "What is refused stays at the SuperLink",
         "server/run/inbox.py",
-        "_confirm(self._link, self.announced.pop(name).head)",
-        "self.announced.pop(name)",
+        "in (self.announced.pop(name).head, name):",
+        "in (self.announced.pop(name).head, name)[1:]:",
         "test_a_hostile_reply_is_its_senders_failure_and_is_deleted",
     ),
     Mutation(

@@ -437,5 +437,5 @@ def authorship(members: Sequence[User], config: Config) -> dict[str, Any]:
         if offers and rest:
             unknown.append([item.target for item in offers])
             known.append([item.target for item in rest])
-    found = attacks.authorship(known, unknown)
-    return {"name": "authorship of the offered items", **asdict(found)}
+    found = asdict(attacks.authorship(known, unknown))
+    return {"name": "authorship of the offered items", **found}

@@ -257,8 +257,13 @@ def _measurements(found: Mapping[str, Any]) -> list[str]:
         lines += _table(found, points, metric)
     lines += _rates(found)
     if active := [cell["c-bpo"] for cell in found["clamp_rate"] if "c-bpo" in cell]:
-        share = f"{min(active):.0%} to {max(active):.0%}"
-        lines += [f"The clamp of c-bpo was active on {share} of steps.", ""]
+        lines += [
+            (
+                f"The clamp of c-bpo was active on {min(active):.0%} to {max(active):.0%} of "
+                "steps."
+            ),
+            "",
+        ]
     return lines + _alpha_table(found["alpha"])
 
 

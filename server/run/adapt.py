@@ -79,8 +79,10 @@ def one_round(run: Run, users: Sequence[str]) -> None:
     users = release.participants(users)
     found = run.cohort.update(users, clip, release.id)
     if len(found.users) < config.quorum * len(users):  # coins may well name nobody
-        label = f"round {number + 1}/{config.adapt.rounds}"
-        run.warn(f"adapt, {label}: {len(found.users)} of {len(users)}: left out")
+        run.warn(
+            f"adapt, round {number + 1}/{config.adapt.rounds}: {len(found.users)} of "
+            f"{len(users)}: left out"
+        )
         return
     run.took_part("adapt", found.users)
     state.shared = released(state.shared, found.total, release, clip, config, asked)

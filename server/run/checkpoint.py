@@ -329,7 +329,7 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
         state = State(shared=load_arrays(file.read_bytes()))
         if body.pop("pooled"):
             rows = json.loads((place / "unlabeled.json").read_text())
-            state.unlabeled = tuple(_unlabeled(row) for row in rows)
+            state.unlabeled = tuple(map(_unlabeled, rows))
         state.cost = Cost(**body.pop("cost"))
         state.outcomes = {
             current_name(method): {user: Outcome(**one) for user, one in users.items()}

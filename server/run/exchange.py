@@ -238,8 +238,7 @@ class Asking(Generic[AnyReply]):
         """Send one request, for the first time or again; then with all its parts."""
         run, (node, request) = self.run, self.requests[index]
         known = {} if self.tries[index] else run.holds.get(node, {})
-        kind = self.exchange.kind
-        if name := _send(run, node, request, self.parts[index], known, kind):
+        if name := _send(run, node, request, self.parts[index], known, self.exchange):
             self.waiting[name] = index
         self.tries[index] += 1
         self.again.pop(index, None)
@@ -381,7 +380,7 @@ def _send(
     request: Request,
     parts: Mapping[str, Part],
     known: Mapping[str, str],
-    kind: str,
+    exchange: Exchange,
 ) -> str:
     """Send a message; return the id that its reply will name, or nothing.
 
@@ -393,7 +392,7 @@ def _send(
         content = seal_request(request, node, counter, parts, key, known, run.salt)
         run.state.cost.bytes_down += size(content)
         # After the deadline nobody waits for it; Flower need not deliver it either.
-        message = Message(content, node, kind, ttl=run.config.deadline + 60)
+        message = Message(content, node, exchange.kind, ttl=run.config.deadline + 60)
         try:
             # One by one: the grid's list of ids leaves out what it could not send.
             return next(iter(run.grid.push_messages([message])), "") or ""

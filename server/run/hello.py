@@ -175,8 +175,8 @@ def _meet_devices(run: LiveRun, ours: Identity) -> None:
     errors = meet(run, ours)
     if not resumed:  # in the order of their numbers, however they came
         run.state.devices.sort(key=lambda name: (len(name), name))
-    stubs = tuple(User(name, (), ()) for name in run.state.devices)
-    run.dataset = replace(run.dataset, users=stubs)
+    users = tuple(User(name, (), ()) for name in run.state.devices)
+    run.dataset = replace(run.dataset, users=users)
     run.save()
     require(run, EXCHANGE, len(run.nodes), run.config.users, errors or _silence(run))
     report(run, EXCHANGE, {u: e for u, e in errors.items() if u not in run.nodes})
@@ -343,13 +343,12 @@ def _check_everybody(
         if not run.config.skip_bad_users:
             raise IdiolectError(run.nameless(errors[unfit[0]]))
         dropped["does not fit the context"] += len(unfit)
-    first = errors or _silence(run)
     for asked, got in (
         (run.dataset.users, run.cohort.users),
         (run.dataset.development, run.cohort.development),
     ):
         if asked:
-            require(run, EXCHANGE, len(got), len(asked), first)
+            require(run, EXCHANGE, len(got), len(asked), errors or _silence(run))
     unreachable = next(iter(errors.values()), "its node did not answer.")
     gone = {user: unreachable for user in everybody if user not in run.nodes}
     report(run, EXCHANGE, gone | {user: errors[user] for user in unfit})

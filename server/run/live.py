@@ -110,8 +110,8 @@ class LiveRun(Run):
         """
         settings, usual = flatten(self.config), defaults()
         own = ("unlabeled.file", "backbone") if self.config.on_devices else ()
-        here: dict[str, Scalar] = {"run.name": self.folder.name}
-        return settings | here | {name: usual[name] for name in own}
+        hidden = {name: usual[name] for name in own}
+        return {**settings, "run.name": self.folder.name, **hidden}
 
     @cached_property
     def inbox(self) -> Inbox:
@@ -140,8 +140,9 @@ class LiveRun(Run):
     def took_part(self, stage: str, users: Sequence[str]) -> None:
         """Count who took part in a release, for the privacy card too."""
         super().took_part(stage, users)
-        most = max(self.state.took_part[stage].values(), default=0)
-        self.ledger.observed_participations[stage] = most
+        self.ledger.observed_participations[stage] = max(
+            self.state.took_part[stage].values(), default=0
+        )
         self.ledger.save()
 
     @property

@@ -68,8 +68,8 @@ class Local:
 
     @cached_property
     def _zero(self) -> Lora:
-        backbone = self.bare.backbone
-        return zero_shared(backbone, self.config.shared_shape, self.config.seed)
+        shape, seed = self.config.shared_shape, self.config.seed
+        return zero_shared(self.bare.backbone, shape, seed)
 
     @property
     def reference(self) -> Reference:
@@ -121,9 +121,8 @@ class Local:
         self, users: Sequence[str], bank: Sequence[Item], supported: tuple[int, ...]
     ) -> Mapping[str, Sequence[Item]]:
         """See `Cohort.offer`."""
-        places = frozenset(supported)
         return {
-            user.id: supported_offers(bank, places, user, self.config)
+            user.id: supported_offers(bank, frozenset(supported), user, self.config)
             for user in self._named(users)
         }
 

@@ -41,8 +41,9 @@ def train(run: Run, method: str) -> None:
     if method in state.outcomes:
         run.done += work.training(run.config) * len(users)
         return
-    rate = state.learning_rates[method]
-    state.outcomes[method] = run.cohort.train(users, method, rate, False)
+    state.outcomes[method] = run.cohort.train(
+        users, method, state.learning_rates[method], False
+    )
     run.save()
 
 
@@ -79,8 +80,8 @@ def try_rate(run: Run, method: str, rate: float) -> list[float]:
     NLL alone, without generating: it is what the methods have in common.
     """
     users = run.cohort.development
-    tried = run.cohort.train(users, method, rate, True)
-    values = [outcome.log.get("nll", math.nan) for outcome in tried.values()]
+    tried = run.cohort.train(users, method, rate, True).values()
+    values = [outcome.log.get("nll", math.nan) for outcome in tried]
     finite = [value for value in values if math.isfinite(value)]
     mean = sum(finite) / len(finite) if finite else math.inf
     return [float(len(users) - len(finite)), mean]
@@ -139,8 +140,7 @@ def measure_noisily(run: Run, method: str) -> None:
     """
     config, state = run.config, run.state
     event = metrics_event(config, noise_of(config, run.population))
-    done = len(state.noisy_metrics)
-    release = charge(run.ledger, event, config, done, method=method)
+    release = charge(run.ledger, event, config, len(state.noisy_metrics), method=method)
     users, rate = measured_users(run, method), state.learning_rates.get(method, 0.0)
     total, counted = run.cohort.sum_metrics(users, method, rate, release.id)
     run.took_part("metrics", counted)

@@ -135,8 +135,9 @@ class Remote:
         if release and not users:  # coins may name nobody: then only noise is released
             return np.zeros(len(bank)), []
         why = "the vote is not finite, negative, or longer than 1."
-        size = len(bank)
-        return self._sum(exchange, requests, VoteReply, "votes", size, why, valid, add)
+        return self._sum(
+            exchange, requests, VoteReply, "votes", len(bank), why, valid, add
+        )
 
     def offer(
         self, users: Sequence[str], bank: Sequence[Item], supported: tuple[int, ...]
@@ -195,8 +196,8 @@ class Remote:
             if user in reply.users
         }
         found = {u: outcomes[u] for u in users if u in outcomes and _sane(outcomes[u])}
-        odd = [user for user in outcomes if user not in found]
-        bad = dict.fromkeys(odd, "what it says of its training has no meaning.")
+        why = "what it says of its training has no meaning."
+        bad = {user: why for user in outcomes if user not in found}
         self._report(exchange, requests, len(found), errors, bad, required=not trial)
         return found
 
@@ -372,7 +373,7 @@ def contribution(
         bad = [user for user in reply.users if user not in found.users]
         errors = reply.errors | dict.fromkeys(bad, "the update is not finite.")
         kept = {"users": tuple(found.users), "errors": errors, "rows": {}}
-        return Contribution(**{**vars(reply), **kept}, found=found)
+        return Contribution(**vars(reply) | kept, found=found)
 
     return read
 

@@ -258,8 +258,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> None:
 
 def runs_folder(output_dir: str = "") -> Path:
     """Where runs are written: `output_dir`, or ``$IDIOLECT_HOME/runs``, absolute."""
-    chosen = Path(output_dir) if output_dir else home() / "runs"
-    return chosen.expanduser().absolute()
+    return Path(output_dir or home() / "runs").expanduser().absolute()
 
 
 def find(output_dir: str, name: str) -> Path:
@@ -427,8 +426,8 @@ def render(results: Mapping[str, Any], console: Console, whole: bool = False) ->
     interval = f"95 % interval {'over users' if users else 'of the noise'}"
     _grid(console, f"{title}: mean [{interval}]", results["methods"])
     if results["pairs"]:
-        marked = "paired differences; * interval clear of zero"
-        _grid(console, marked, results["pairs"], difference=True)
+        heading = "paired differences; * interval clear of zero"
+        _grid(console, heading, results["pairs"], difference=True)
     for group, methods in results["split"].items():
         count = max([m["n"] for row in methods.values() for m in row.values()] or [0])
         side = "below" if group == "unique" else "at or above"
@@ -470,8 +469,8 @@ def _without_rivals(results: Mapping[str, Any]) -> Mapping[str, Any]:
 
     methods = {m: row | ABSENT for m, row in cleared(results["methods"]).items()}
     split = {group: cleared(rows) for group, rows in results["split"].items()}
-    pairs = cleared(results["pairs"])
-    return {**results, "methods": methods, "pairs": pairs, "split": split}
+    shown = {"methods": methods, "pairs": cleared(results["pairs"]), "split": split}
+    return {**results, **shown}
 
 
 def _grid(

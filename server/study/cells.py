@@ -76,8 +76,7 @@ def run_study(
     cache, todo = Cache(), cells(study)
     for number, cell in enumerate(todo, start=1):
         config, control = cell_config(study, cell), control_of(study, cell)
-        name = f"{cell_key(config)}-{control}-{study.measured}.json"
-        path = folder / "cells" / name
+        path = folder / "cells" / f"{cell_key(config)}-{control}-{study.measured}.json"
         known = " (done)" * path.exists()
         named = ", ".join(f"{k}={v}" for k, v in cell.items())
         say(f"cell {number}/{len(todo)}: {named}{known}")

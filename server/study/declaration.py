@@ -265,8 +265,10 @@ def matches(flat: Mapping[str, Scalar], keys: Mapping[str, Scalar]) -> bool:
 
 def cells(study: Study) -> list[dict[str, Scalar]]:
     """Every combination of the grid, the first key varying slowest."""
-    combinations = itertools.product(*study.grid.values())
-    return [dict(zip(study.grid, values, strict=True)) for values in combinations]
+    return [
+        dict(zip(study.grid, values, strict=True))
+        for values in itertools.product(*study.grid.values())
+    ]
 
 
 def cell_config(study: Study, cell: Mapping[str, Scalar]) -> Config:

@@ -259,8 +259,8 @@ def _measurements(found: Mapping[str, Any]) -> list[str]:
     if active := [cell["c-bpo"] for cell in found["clamp_rate"] if "c-bpo" in cell]:
         lines += [
             (
-                f"The clamp of c-bpo was active on {min(active):.0%} to {max(active):.0%} of "
-                "steps."
+                f"The clamp of c-bpo was active on {min(active):.0%} to "
+                f"{max(active):.0%} of steps."
             ),
             "",
         ]

@@ -25,7 +25,7 @@ from ...common.config import Config
 from ...common.privacy.noise import gaussian
 from ...common.protocol.messages import Rows
 from ..privacy.ledger import BudgetSpent
-from .budget import Release, adapt_event, charge, noise_of
+from .budget import Release, charge
 from .cohort import Run
 from .sums import Sum
 
@@ -74,8 +74,8 @@ def one_round(run: Run, users: Sequence[str]) -> None:
         found = run.cohort.update(users, clip, "")
         state.shared = moved(state.shared, found.total, asked)
         return
-    event = adapt_event(config, noise_of(config, run.population), run.population)
-    release = charge(run.ledger, event, config, number, round=number, clip=clip)
+    note = {"round": number, "clip": clip}
+    release = charge(run.ledger, config, run.population, "adapt", number, **note)
     users = release.participants(users)
     found = run.cohort.update(users, clip, release.id)
     if len(found.users) < config.quorum * len(users):  # coins may well name nobody

@@ -79,44 +79,29 @@ def _calibrated(config: Config, people: Population) -> float:
 
 def programme(config: Config, z: float, people: Population) -> Counter[Event]:
     """Everything that a run will release if nothing goes wrong, with how often."""
-    planned: Counter[Event] = Counter()
-    if config.adapt.rounds:
-        planned[adapt_event(config, z, people)] += config.adapt.rounds
-    planned[vote_event(config, z, people)] += 1
-    if config.privacy.metrics == "noisy":
-        planned[metrics_event(config, z)] += len(config.method_list)
-    return planned
+    methods = len(config.method_list) * (config.privacy.metrics == "noisy")
+    counts = {"adapt": config.adapt.rounds, "votes": 1, "metrics": methods}
+    planned = events(config, z, people)
+    return Counter({planned[stage]: count for stage, count in counts.items() if count})
 
 
-def adapt_event(config: Config, z: float, people: Population) -> Event:
-    """One round of the shared adapter, with its clip bit if the clip adapts."""
+def events(config: Config, z: float, people: Population) -> dict[str, Event]:
+    """What is released at a noise multiplier of the shared adapter, by stage.
+
+    One round of the shared adapter, with its clip bit if the clip adapts; one vote over
+    the bank; and one method's metrics, summed over everybody who can be reached.
+    """
     privacy = config.privacy
-    adaptive = bool(config.adapt.clip_quantile) and z > 0
-    return Event(
-        "adapt",
-        z,
-        privacy.sampling,
-        clip_bit_z=CLIP_BIT if adaptive else 0.0,
-        cohort=privacy.cohort,
-        population=people.adapting if privacy.cohort else 0,
+    adapting, voting = (
+        {"cohort": privacy.cohort, "population": count if privacy.cohort else 0}
+        for count in (people.adapting, people.everybody)
     )
-
-
-def vote_event(config: Config, z: float, people: Population) -> Event:
-    """One vote over the bank."""
-    privacy = config.privacy
-    return Event(
-        "votes",
-        privacy.votes * z,
-        privacy.vote_sampling,
-        cohort=privacy.cohort,
-        population=people.everybody if privacy.cohort else 0,
-    )
-
-
-def metrics_event(config: Config, z: float) -> Event:
-    """One method's metrics, summed over everybody who can be reached."""
-    return Event("metrics", config.privacy.metrics_noise * z)
+    bit = CLIP_BIT if config.adapt.clip_quantile and z > 0 else 0.0
+    return {
+        "adapt": Event("adapt", z, privacy.sampling, clip_bit_z=bit, **adapting),
+        "votes": Event("votes", privacy.votes * z, privacy.vote_sampling, **voting),
+        "metrics": Event("metrics", privacy.metrics_noise * z),
+    }
 
 
 # --- the ledger of a run ---------------------------------------------------------------
@@ -213,18 +198,25 @@ class Release:
 
 
 def charge(
-    ledger: Ledger, event: Event, config: Config, done: int, **note: str | int | float
+    ledger: Ledger,
+    config: Config,
+    people: Population,
+    stage: str,
+    done: int,
+    **note: str | int | float,
 ) -> Release:
     """Charge a release; its noise may be drawn only afterwards.
 
     Parameters
     ----------
-    ledger, event, config
-        Where, what, and where noise and coins come from.
+    ledger
+        Where.
+    config, people, stage
+        What (`events`), and where noise and coins come from.
     done
-        How many releases of the event's stage were finished, as the checkpoint knows. A
-        charge beyond them was cut short by a crash before anything of it was released:
-        it is used, with new coins and noise, and not paid for again.
+        How many releases of the stage were finished, as the checkpoint knows. A charge
+        beyond them was cut short by a crash before anything of it was released: it is
+        used, with new coins and noise, and not paid for again.
     note
         What the card is to say of it.
 
@@ -233,9 +225,8 @@ def charge(
     BudgetSpent
         It would exceed the budget.
     """
-    paid = [entry for entry in ledger.charges if entry.event.stage == event.stage]
-    if len(paid) > done and paid[-1].event == event:
-        name = paid[-1].id
-    else:
-        name = ledger.charge(event, **note)
+    event = events(config, noise_of(config, people), people)[stage]
+    paid = [entry for entry in ledger.charges if entry.event.stage == stage]
+    cut_short = len(paid) > done and paid[-1].event == event
+    name = paid[-1].id if cut_short else ledger.charge(event, **note)
     return Release(name, event, source(config.privacy.seeded, config.seed, name))

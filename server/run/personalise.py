@@ -17,7 +17,7 @@ from ...common.privacy.noise import gaussian
 from ...common.protocol.messages import Outcome
 from ..privacy.ledger import BudgetSpent
 from . import work
-from .budget import charge, metrics_event, noise_of
+from .budget import charge
 from .cohort import Run
 
 
@@ -139,14 +139,14 @@ def measure_noisily(run: Run, method: str) -> None:
         The release would exceed the budget; nobody was asked.
     """
     config, state = run.config, run.state
-    event = metrics_event(config, noise_of(config, run.population))
-    release = charge(run.ledger, event, config, len(state.noisy_metrics), method=method)
+    people, done = run.population, len(state.noisy_metrics)
+    release = charge(run.ledger, config, people, "metrics", done, method=method)
     users, rate = measured_users(run, method), state.learning_rates.get(method, 0.0)
     total, counted = run.cohort.sum_metrics(users, method, rate, release.id)
     run.took_part("metrics", counted)
-    total = total + gaussian(total.shape, event.z, release.random)
+    total = total + gaussian(total.shape, release.event.z, release.random)
     names = released_metrics(task_of(config.task).kind, config.evaluate.generate)
-    state.noisy_metrics[method] = means_of_sum(total, names, event.z)
+    state.noisy_metrics[method] = means_of_sum(total, names, release.event.z)
     run.save()
 
 

@@ -16,7 +16,7 @@ from ...common.seeds import derive, numpy_generator
 from ...common.unlabeled.samples import sample_reference
 from ...common.unlabeled.sets import VOTE_FLOOR, Unlabeled
 from ..privacy.ledger import BudgetSpent
-from .budget import charge, noise_of, vote_event
+from .budget import charge
 from .cohort import Run
 
 Built = tuple[tuple[Unlabeled, ...], str]
@@ -83,8 +83,8 @@ def voted(run: Run) -> Built:
     config, release = run.config, None
     users = run.cohort.users + run.cohort.development
     if config.privacy.mode == "central":
-        event = vote_event(config, noise_of(config, run.population), run.population)
-        release = charge(run.ledger, event, config, 0, bank=config.unlabeled.bank)
+        note = {"bank": config.unlabeled.bank}
+        release = charge(run.ledger, config, run.population, "votes", 0, **note)
         users = release.participants(users)
     bank = candidates(run)
     total, counted = run.cohort.vote(users, bank, release.id if release else "")

@@ -52,8 +52,7 @@ from ..run.adapt import adapt, released
 from ..run.budget import Release
 from ..run.local import Local, local_run
 from ..run.sums import clipped_sum
-from ..study.declaration import Study
-from ..study.declaration import cells as study_cells
+from ..study.declaration import Study, cells
 from . import attacks
 from .attacks import Design
 
@@ -133,7 +132,7 @@ def run_study(study: Study, folder: Path, say: Callable[[str], None]) -> dict[st
         )
     make_private(private_folder(folder))
     done: list[dict[str, Any]] = []
-    for cell in study_cells(study):
+    for cell in cells(study):
         control, seed = str(cell["control"]), int(cell["seed"])
         path = cell_file(folder, design, control, seed)
         if not path.exists():
@@ -183,11 +182,11 @@ def design_of(settings: Mapping[str, Any]) -> Design:
         raise IdiolectError(f"[audit] of a study: {error}; it takes {known}.") from None
 
 
-def summary(study: Study, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summary(study: Study, done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a declared audit found, by control: how often it was caught, and how far."""
     rows = []
-    for control in dict.fromkeys(cell["cell"]["control"] for cell in cells):
-        mine = [cell for cell in cells if cell["cell"]["control"] == control]
+    for control in dict.fromkeys(cell["cell"]["control"] for cell in done):
+        mine = [cell for cell in done if cell["cell"]["control"] == control]
         hits = sum(cell["caught"] for cell in mine)
         bounds: dict[str, list[float]] = {}
         for cell in mine:
@@ -214,9 +213,9 @@ def summary(study: Study, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "question": study.question,
         "reading": study.reading,
         "answer": study.answer,
-        "claims": cells[0]["claims"],
-        "noise": cells[0]["noise"],
-        "largest_detectable": cells[0]["audits"][0]["largest_detectable"],
+        "claims": done[0]["claims"],
+        "noise": done[0]["noise"],
+        "largest_detectable": done[0]["audits"][0]["largest_detectable"],
         "rows": rows,
         "curve": [],
     }

@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ...common.config import FIELDS, Scalar
+from ...common.config import FIELDS, Scalar, presets
 from ...common.config.keys import keys_of
 from ...common.config.methods import current_name
 from ...common.config.old import RENAMED
-from ...common.config.presets import PRESETS
-from ...common.config.presets import read as read_preset
 from ..run import results
 from ..study.declaration import Study, comparisons
 from .verdicts import Cell, chosen, difference, means_of, person_seed, values
@@ -57,12 +55,15 @@ def alpha_against_truth(cell: Cell) -> dict[str, Any] | None:
 
     None where alpha was not estimated, is the same for all, or the truth is not known.
     """
+    from scipy.stats import rankdata  # comes with the extra [server]
+
     truth, alpha = cell["run"]["overlap"], cell["run"].get("alpha", {})
     users = [user for user in truth if user in alpha]
     alike = len({alpha[user] for user in users}) == 1
     if not cell["run"].get("alpha_estimated") or len(users) < 3 or alike:
         return None
-    one, other = (_ranks([values[user] for user in users]) for values in (truth, alpha))
+    # From 0; equal numbers share the mean of their ranks.
+    one, other = (rankdata([by[u] for u in users]) - 1 for by in (truth, alpha))
     off = [abs(alpha[user] - truth[user]) for user in users]
     return {
         "cell": written(cell["cell"]),
@@ -80,13 +81,6 @@ def written(cell: Mapping[str, Scalar]) -> dict[str, Scalar]:
 def writable(value: Scalar) -> Scalar:
     """JSON has no infinity."""
     return "inf" if value == math.inf else value
-
-
-def _ranks(numbers: Sequence[float]) -> np.ndarray:
-    """Ranks from 0; equal numbers share the mean of theirs."""
-    values = np.array(numbers)
-    below = (values[:, None] > values).sum(1)
-    return below + ((values[:, None] == values).sum(1) - 1) / 2
 
 
 def compared(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -157,6 +151,6 @@ def _unused(study: Study, key: str, method: str) -> bool:
     """Whether a method does not depend on a key, or on anything that it stands for."""
     meanings = study.named.get(key, {"": {key: ""}}).values()
     names = {RENAMED.get(name, name) for meaning in meanings for name in meaning}
-    for preset in PRESETS if "preset" in names else ():
-        names = names - {"preset"} | read_preset(preset).keys()
+    for preset in presets.PRESETS if "preset" in names else ():
+        names = names - {"preset"} | presets.read(preset).keys()
     return names <= FIELDS.keys() - keys_of(current_name(method))

@@ -43,7 +43,6 @@ from .live import Journal, LiveRun
 from .personalise import alphas, evaluate, mean_log, personalise
 from .pool import pool
 from .remote import Remote
-from .results import PACKAGE, git_commit
 from .signing import renew
 
 LOG = logging.getLogger("flwr")
@@ -232,9 +231,12 @@ def begin(run: LiveRun, phase: str) -> None:
 
 def announce(folder: RunFolder, journal: Journal) -> None:
     """Log which code runs, so that nobody takes another checkout for this one."""
-    commit = git_commit()
+    commit = results.git_commit()
     LOG.info(
-        "idiolect %s from %s%s", package_version(), PACKAGE, commit and f" at {commit}"
+        "idiolect %s from %s%s",
+        package_version(),
+        results.PACKAGE,
+        commit and f" at {commit}",
     )
     LOG.info("run %s in %s", folder.path.name, folder.path)
     journal.write(
@@ -243,7 +245,7 @@ def announce(folder: RunFolder, journal: Journal) -> None:
             "time": time.time(),
             "run": folder.path.name,
             "version": package_version(),
-            "package": str(PACKAGE),
+            "package": str(results.PACKAGE),
             "commit": commit,
             "pid": os.getpid(),
             "resumed": folder.resumed,
@@ -274,7 +276,7 @@ def finish(run: LiveRun, dropped: Mapping[str, int], truncated: int) -> None:
         for user in run.dataset.users
     }
     alpha, estimated = alphas(state.outcomes.values())
-    privacy = card(run.ledger, run.folder.name, package_version(), git_commit())
+    privacy = card(run.ledger, run.folder.name, package_version(), results.git_commit())
     built = results.build(
         run=description(run)
         | {"dropped": dropped, "truncated": truncated, "unread": unread_of(run)},
@@ -315,7 +317,7 @@ def description(run: LiveRun) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version(name) for name in DEPENDENCIES},
         },
-        "commit": git_commit(),
+        "commit": results.git_commit(),
         "users": run.population.users,
         "failed": state.failed,
         "learning_rates": state.learning_rates,

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
+from safetensors import numpy as tensors
 
 from ...common.config import (
     Config,
@@ -280,7 +279,7 @@ def save(folder: Path, state: State) -> None:
     """Write the checkpoint: the parts first, then the file that makes them count."""
     place = folder / "checkpoint"
     shared = f"shared-{state.rounds}.safetensors"
-    write_atomically(place / shared, save_arrays(state.shared))
+    write_atomically(place / shared, tensors.save(state.shared))
     if state.unlabeled is not None:
         rows = json.dumps(state.unlabeled, default=asdict)
         write_atomically(place / "unlabeled.json", rows.encode())
@@ -326,7 +325,7 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
                 "command without --resume and with another --name."
             )
         file = place / f"shared-{body['rounds']}.safetensors"
-        state = State(shared=load_arrays(file.read_bytes()))
+        state = State(shared=tensors.load(file.read_bytes()))
         if body.pop("pooled"):
             rows = json.loads((place / "unlabeled.json").read_text())
             state.unlabeled = tuple(map(_unlabeled, rows))

@@ -10,10 +10,9 @@ from flwr.app import RecordDict
 
 from ...common.config import Config
 from ...common.data.types import User
+from ...common.engine import model_folder
 from ...common.engine.adapters import hash_lora, zero_shared
 from ...common.engine.backbone import Backbone
-from ...common.engine.model_folder import check_folder, differing, locate
-from ...common.engine.model_folder import identity as backbone_identity
 from ...common.errors import IdiolectError
 from ...common.protocol.manifest import public_key
 from ...common.protocol.messages import (
@@ -82,11 +81,11 @@ def identity(config: Config) -> Identity:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder = locate(config.backbone)
-    check_folder(config.backbone, folder)
+    folder = model_folder.locate(config.backbone)
+    model_folder.check_folder(config.backbone, folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    digest = backbone_identity(folder)
+    digest = model_folder.identity(folder)
     backbone = _Weightless(
         config.backbone, model, None, digest, config.engine.max_length
     )
@@ -295,7 +294,7 @@ def _enlist(run: LiveRun, node: int, reply: HelloReply) -> str:
 
 def mismatch(reply: HelloReply, ours: Identity, config: Config) -> str:
     """Return why a node cannot take part, in one sentence, or nothing."""
-    odd = differing(reply.backbone, ours.backbone)
+    odd = model_folder.differing(reply.backbone, ours.backbone)
     parts = " and ".join(PARTS[name] for name in odd if name in PARTS) or "files"
     kind = "simulated" if reply.simulation else "a device"
     reasons = (

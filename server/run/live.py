@@ -177,9 +177,7 @@ def _pattern(names: tuple[str, ...]) -> re.Pattern[str] | None:
     longest = sorted({name for name in names if name}, key=len, reverse=True)
     words = "|".join(re.escape(name) for name in longest if not name.isdigit())
     numbers = "|".join(name for name in longest if name.isdigit())
-    parts: list[str] = []
-    if words:
-        parts.append(rf"(?:\busers? )?['\"]?(?<![\w-])(?:{words})(?![\w-])['\"]?")
-    if numbers:
-        parts.append(rf"\busers? ['\"]?(?:{numbers})(?!\w)['\"]?|'(?:{numbers})'")
+    named = rf"(?:\busers? )?['\"]?(?<![\w-])(?:{words})(?![\w-])['\"]?"
+    counted = rf"\busers? ['\"]?(?:{numbers})(?!\w)['\"]?|'(?:{numbers})'"
+    parts = [named] * bool(words) + [counted] * bool(numbers)
     return re.compile("|".join(parts)) if parts else None

@@ -94,13 +94,6 @@ def one_run_bound(
     return _largest(refuted)
 
 
-def largest_detectable(
-    guesses: int, canaries: int, delta: float, confidence: float = 0.95
-) -> float:
-    """Bound if every guess were right: what this audit could detect at most."""
-    return one_run_bound(guesses, guesses, canaries, delta, confidence)
-
-
 def clopper_pearson(
     successes: int, trials: int, confidence: float = 0.95
 ) -> tuple[float, float]:
@@ -221,7 +214,7 @@ def one_run(
     if not np.isfinite(scores).all():
         raise ValueError("the scores of canaries are not all finite")
     canaries = len(scores)
-    best = largest_detectable(guesses, canaries, delta, confidence)
+    best = one_run_bound(guesses, guesses, canaries, delta, confidence)
     order = np.argsort(scores, kind="stable")
     out, inside = order[: guesses // 2], order[canaries - (guesses - guesses // 2) :]
     correct = int(included[inside].sum() + (~included[out]).sum())

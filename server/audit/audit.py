@@ -2,7 +2,7 @@
 
 The mechanism is audited with the code that runs (`sums.clipped_sum`, `adapt.released`),
 at a noise for which epsilon is known and small: an audit of m canaries cannot see a large
-epsilon (`attacks.largest_detectable`), so at the epsilon of most runs it would prove
+epsilon (`Audit.largest_detectable`), so at the epsilon of most runs it would prove
 nothing. What protects at epsilon 1 is the same code with another number. Beside the
 honest mechanism go three that are broken on purpose, each of which must be caught:
 
@@ -262,7 +262,7 @@ def audit_run(folder: Path, seed: int, say: Callable[[str], None]) -> list[dict]
     commit = found["privacy"]["code"]["commit"]
     privacy = card(ledger, folder.name, package_version(), commit)
     results.write_json(folder / "privacy_card.json", privacy)
-    results.write(folder, {**found, "privacy": privacy})
+    results.write_json(folder / "results.json", {**found, "privacy": privacy})
     for line in (*explained(done), *privacy["claims"]["measured"]):
         say(line)
     return done

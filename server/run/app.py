@@ -297,7 +297,7 @@ def finish(run: LiveRun, dropped: Mapping[str, int], truncated: int) -> None:
         built["run"] |= {"dropped": None, "truncated": None, "unread": None}
         built["cost"] |= {"bytes_up": None, "bytes_down": None}
     results.write_json(run.folder / "privacy_card.json", privacy)
-    results.write(run.folder, built)
+    results.write_json(run.folder / "results.json", built)
     # 80 columns: `flwr run --stream` shows the log in any terminal.
     results.render(built, results.console(80), whole=True)
 

@@ -251,11 +251,6 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else dict(value)
 
 
-def write(folder: Path, results: Mapping[str, Any]) -> None:
-    """Write ``results.json`` into a run's folder."""
-    write_json(folder / "results.json", results)
-
-
 def runs_folder(output_dir: str = "") -> Path:
     """Where runs are written: `output_dir`, or ``$IDIOLECT_HOME/runs``, absolute."""
     return Path(output_dir or home() / "runs").expanduser().absolute()

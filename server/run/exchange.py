@@ -9,6 +9,7 @@ nobody else. Whether enough users are left to go on is the cohort's decision (`r
 import logging
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -194,7 +195,7 @@ class Asking(Generic[AnyReply]):
         self.ends, self.wait = self.starts + run.config.deadline, SHORTEST_WAIT
         self.requests: list[tuple[int, Request]] = []
         self.parts: list[dict[str, Part]] = []
-        self.tries: list[int] = []
+        self.tries: Counter[int] = Counter()
         self.waiting: dict[str, int] = {}
         self.again: dict[int, float] = {}
         self.held: dict[int, list[int]] = {}
@@ -224,7 +225,6 @@ class Asking(Generic[AnyReply]):
         first = len(self.requests)
         self.requests += requests
         self.parts += encoded([request for _, request in requests])
-        self.tries += [0] * len(requests)
         for index, (node, _) in enumerate(requests, first):
             known = self.run.holds.get(node, {})
             if node in self.held:

@@ -8,6 +8,7 @@ here. What fails costs the users it is about; a phase goes on while the quorum h
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -241,8 +242,7 @@ class Remote:
         generate: bool,
         release: str = "",
     ) -> tuple[Exchange, list[tuple[int, Request]]]:
-        run, weight = self._run, work.measuring(generate)
-        place = f"evaluate/{release or f'{method}/{generate}'}"
+        run, place = self._run, f"evaluate/{release or f'{method}/{generate}'}"
         fields = {
             "method": method,
             "learning_rate": rate,
@@ -252,6 +252,7 @@ class Remote:
             "shared": run.shared_to_send,
         }
         requests = self._requests(EvaluateRequest, place, users, fields)
+        weight = work.measuring(generate)
         return Exchange("evaluate", method, "evaluate", weight), requests
 
     def _manifest(self) -> dict[str, Any]:
@@ -266,10 +267,10 @@ class Remote:
         fields: Mapping[str, Any],
     ) -> list[tuple[int, Any]]:
         """A request for each stacking group: up to ``stack`` users of a node."""
-        run, at = self._run, dict[int, list[str]]()
+        run, stack = self._run, self._run.config.engine.stack
+        at: dict[int, list[str]] = {}
         for user in users:
             at.setdefault(run.nodes[user], []).append(user)
-        stack = run.config.engine.stack
         groups = [
             (node, names[start : start + stack])
             for node, names in at.items()
@@ -289,10 +290,7 @@ class Remote:
         texts: int = 0,
     ) -> tuple[list[AnyReply], dict[str, str]]:
         """Ask for replies of a kind, with arrays of these shapes per user, if any."""
-
-        def read(record: RecordDict) -> AnyReply:
-            return unpack(cls, record, rows_shapes(row) if row else None)
-
+        read = partial(unpack, cls, shapes=partial(with_users, row))
         return ask(self._run, exchange, requests, read, row=row, texts=texts)
 
     def _report(
@@ -367,7 +365,7 @@ def contribution(
     sent = coded_shapes(shapes) if signed_bytes else shapes
 
     def read(record: RecordDict) -> Contribution:
-        reply = unpack(AdaptReply, record, rows_shapes(sent))
+        reply = unpack(AdaptReply, record, partial(with_users, sent))
         rows = decode(reply.rows, shapes) if signed_bytes else reply.rows
         found = sum_rows(reply.users, rows, clip)
         bad = [user for user in reply.users if user not in found.users]
@@ -378,13 +376,9 @@ def contribution(
     return read
 
 
-def rows_shapes(shapes: Shapes) -> Callable[[dict[str, Any]], Shapes]:
+def with_users(shapes: Shapes, fields: Mapping[str, Any]) -> Shapes:
     """Shapes of a reply with one row per user it names."""
-
-    def of(fields: dict[str, Any]) -> Shapes:
-        return {name: (len(fields["users"]), *shape) for name, shape in shapes.items()}
-
-    return of
+    return {name: (len(fields["users"]), *shape) for name, shape in shapes.items()}
 
 
 def valid_marks(votes: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.data.ngrams import BUCKETS
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.unlabeled.votes import Bank, build_bank
 
 Aggregate = Callable[[NDArray[np.float32]], NDArray[np.floating]]
@@ -77,11 +77,13 @@ def one_run_bound(
     IdiolectError
         scipy is not installed, or the counts don't fit together.
     """
-    if not 0 <= correct <= guesses <= canaries:
-        raise IdiolectError(
+    refuse_if(
+        not 0 <= correct <= guesses <= canaries,
+        (
             f"{correct} correct of {guesses} guesses about {canaries} canaries: ask for "
             "at most as many guesses as there are canaries."
-        )
+        ),
+    )
     binomial, steps = _stats().binom, np.arange(1, correct + 1)
 
     def refuted(epsilon: float) -> bool:
@@ -397,11 +399,13 @@ def membership(
     """
     from ...common.seeds import numpy_generator  # imports torch
 
-    if not len(members) or len(others) < 2:
-        raise IdiolectError(
+    refuse_if(
+        not len(members) or len(others) < 2,
+        (
             f"membership inference has {len(members)} members and {len(others)} others: "
             "give it some hundreds of each."
-        )
+        ),
+    )
     if not (np.isfinite(members).all() and np.isfinite(others).all()):
         raise ValueError("the scores of members and others are not all finite")
     shuffled = numpy_generator(seed, "membership").permutation(others)
@@ -483,11 +487,13 @@ def authorship(
         Fewer than two candidates, or no unknown text.
     """
     wanted = [i for i, texts in enumerate(unknown) if texts]
-    if len(known) < 2 or not wanted or not any(known):
-        raise IdiolectError(
+    refuse_if(
+        len(known) < 2 or not wanted or not any(known),
+        (
             f"authorship has {len(known)} users and {len(wanted)} of them with texts to "
             "attribute: give it two users or more."
-        )
+        ),
+    )
     if len(known) != len(unknown):
         raise ValueError(f"{len(known)} users are known, {len(unknown)} unknown")
     bank = build_bank([text for texts in known for text in texts])

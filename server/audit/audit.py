@@ -34,7 +34,7 @@ from ...common.data.types import Dataset, Item, User
 from ...common.engine.fitting import encode_all
 from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import completion_tokens, generate
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import make_private, private_folder
 from ...common.privacy.noise import source
 from ...common.privacy.scrub import OFFERED
@@ -124,11 +124,14 @@ def run_study(study: Study, folder: Path, say: Callable[[str], None]) -> dict[st
         The grid is not one of ``control`` and ``seed``, or the design has unknown keys.
     """
     design = design_of(study.audit or {})
-    if set(study.grid) != {"control", "seed"}:
-        raise IdiolectError("the grid of an audit has the keys 'control' and 'seed'.")
-    if unknown := [c for c in study.grid["control"] if c not in CONTROLS]:
-        raise IdiolectError(
-            f"control is {unknown[0]!r}: use any of {', '.join(CONTROLS)}."
+    refuse_if(
+        set(study.grid) != {"control", "seed"},
+        "the grid of an audit has the keys 'control' and 'seed'.",
+    )
+    for control in study.grid["control"]:
+        known = control in CONTROLS
+        refuse_if(
+            not known, f"control is {control!r}: use any of {', '.join(CONTROLS)}."
         )
     make_private(private_folder(folder))
     done: list[dict[str, Any]] = []

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...common.config import PERSONAS, Scalar
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ..run import results
 from ..study.declaration import BEST, Claim, matches, side_of
 
@@ -31,8 +31,9 @@ def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
     for key in one:
         if key in other:
             people.setdefault(key[1:], []).append(one[key] - other[key])
-    if len(people) < 2:
-        raise IdiolectError(f"claim {claim.text!r}: fewer than two users to compare.")
+    refuse_if(
+        len(people) < 2, f"claim {claim.text!r}: fewer than two users to compare."
+    )
     return {
         "claim": claim.text,
         "metric": claim.metric,

@@ -28,7 +28,7 @@ from ...common.config import Config, parse_run
 from ...common.data.load import TEXT, load_dataset, task_of
 from ...common.data.metrics import ENGLISH, unread
 from ...common.data.types import Dataset
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.process import peak_mb, process_name
 from ...common.protocol.messages import package_version
 from ...common.text import guard
@@ -212,11 +212,16 @@ def open_ledger(folder: Path, config: Config, dataset: Dataset) -> Ledger:
     path = folder / "ledger.json"
     if path.exists():
         return read_ledger(path)
-    if (folder / "checkpoint" / "state.json").exists() or (folder / "devices").exists():
-        raise IdiolectError(
+    refuse_if(
+        (
+            (folder / "checkpoint" / "state.json").exists()
+            or (folder / "devices").exists()
+        ),
+        (
             f"the ledger {path} is gone, and with it what this run has spent: restore the "
             "file from a backup, or start a new run."
-        )
+        ),
+    )
     return new_ledger(path, config, population_of(config, dataset))
 
 

@@ -29,7 +29,7 @@ from ...common.config import (
 )
 from ...common.config.methods import current_name
 from ...common.data.types import Item, Prompt
-from ...common.errors import IdiolectError, words_of
+from ...common.errors import IdiolectError, refuse_if, words_of
 from ...common.files import (
     make_folder,
     make_private,
@@ -92,11 +92,13 @@ def open_run(config: Config, options: RunOptions) -> RunFolder:
 
 def _new_folder(root: Path, config: Config, given: str) -> Path:
     """Make the folder; without a given name it is made of task, time and seed."""
-    if given in ("latest", ".", "..") or "/" in given or given.startswith("."):
-        raise IdiolectError(
+    refuse_if(
+        given in ("latest", ".", "..") or "/" in given or given.startswith("."),
+        (
             f"the name of a run is {given!r}: it names a folder; use letters, digits and "
             "dashes, and not `latest`."
-        )
+        ),
+    )
     name = given or time.strftime(
         f"{config.task.lower()}-%Y%m%d-%H%M%S-seed{config.seed}"
     )

@@ -13,7 +13,7 @@ from ...common.data.types import User
 from ...common.engine import model_folder
 from ...common.engine.adapters import hash_lora, zero_shared
 from ...common.engine.backbone import Backbone
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.protocol.manifest import public_key
 from ...common.protocol.messages import (
     HelloReply,
@@ -339,8 +339,7 @@ def _check_everybody(
     everybody = [u.id for u in (*run.dataset.users, *run.dataset.development)]
     unfit = [user for user in everybody if user not in run.nodes and user in errors]
     if unfit and len(unfit) + len(run.nodes) == len(everybody):
-        if not run.config.skip_bad_users:
-            raise IdiolectError(run.nameless(errors[unfit[0]]))
+        refuse_if(not run.config.skip_bad_users, run.nameless(errors[unfit[0]]))
         dropped["does not fit the context"] += len(unfit)
     for asked, got in (
         (run.dataset.users, run.cohort.users),

@@ -50,7 +50,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.protocol.messages import Shapes
 from ...common.protocol.packing import MAX_BODY
 from ...common.text import printable
@@ -332,10 +332,10 @@ def _read(grid: HttpGrid, reply: Announced, most: Limits) -> Message:
     Exception
         It is not complete, or not what it should be; Flower raises what it likes.
     """
-    if len(reply.objects) > most.objects:
-        raise IdiolectError(
-            f"its reply has {len(reply.objects)} parts, {most.objects} are allowed."
-        )
+    refuse_if(
+        len(reply.objects) > most.objects,
+        f"its reply has {len(reply.objects)} parts, {most.objects} are allowed.",
+    )
     pulled, lock = {"body": 0, "tensors": 0}, threading.Lock()
 
     def pull(name: str) -> bytes:
@@ -408,11 +408,12 @@ def inflated(head: str, contents: Mapping[str, bytes], most: Limits) -> Message:
     """
     unfolded = 0
     for name, content in contents.items():
-        if get_object_id(content) != name:
-            raise IdiolectError("a part of its reply is not the one that it announced.")
+        refuse_if(
+            get_object_id(content) != name,
+            "a part of its reply is not the one that it announced.",
+        )
         kind, children, _ = get_object_head_values_from_object_content(content)
-        if kind not in TYPES:
-            raise IdiolectError("its reply has parts of an unknown kind.")
+        refuse_if(kind not in TYPES, "its reply has parts of an unknown kind.")
         if kind == "Array":
             pieces = json.loads(content[content.index(b"\0") + 1 :])["arraychunk_ids"]
             unfolded += sum(len(contents[children[place]]) for place in pieces)
@@ -424,10 +425,9 @@ def inflated(head: str, contents: Mapping[str, bytes], most: Limits) -> Message:
 
 
 def _bound(size: int, most: int) -> None:
-    if size > most:
-        raise IdiolectError(
-            f"its reply has more than the {most} bytes that are allowed."
-        )
+    refuse_if(
+        size > most, f"its reply has more than the {most} bytes that are allowed."
+    )
 
 
 def error_of(message: Message) -> str:

@@ -20,7 +20,7 @@ from ...common.engine.adapters import Lora, zero_shared
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fitting, too_long
 from ...common.engine.reference import Reference
-from ...common.errors import IdiolectError
+from ...common.errors import refuse_if
 from ...common.methods import evaluation
 from ...common.methods.personalise import personalise
 from ...common.methods.shared import shared_update
@@ -238,8 +238,8 @@ def fitted(backbone: Backbone, dataset: Dataset) -> Dataset:
             dropped[TOO_LONG] = dropped.get(TOO_LONG, 0) + count
         groups.append(tuple(user for user, _ in pairs))
     for user in (*groups[0], *groups[1]):
-        if problem := too_long(backbone, user):
-            raise IdiolectError(problem)
+        problem = too_long(backbone, user)
+        refuse_if(problem, problem)
     return replace(dataset, users=groups[0], development=groups[1], dropped=dropped)
 
 

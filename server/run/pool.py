@@ -8,7 +8,7 @@ import numpy as np
 from ...common.config import Config
 from ...common.data.load import public_items
 from ...common.data.types import Dataset, Item
-from ...common.errors import IdiolectError
+from ...common.errors import refuse_if
 from ...common.privacy.noise import gaussian
 from ...common.protocol.messages import MAX_ITEMS, Rows
 from ...common.protocol.quantization import as_received
@@ -57,12 +57,15 @@ def public_text(config: Config, dataset: Dataset, count: int) -> list[Item]:
         There is no public text.
     """
     file = config.unlabeled.file
-    if not (items := public_items(file) if file else dataset.public):
-        raise IdiolectError(
+    items = public_items(file) if file else dataset.public
+    refuse_if(
+        not items,
+        (
             f"unlabeled.kind '{config.unlabeled.kind}' needs public text and these "
             "data bring none: set unlabeled.file to JSON lines of {prompt, target}, or "
             "use unlabeled.kind=self."
-        )
+        ),
+    )
     order = numpy_generator(config.seed, "bank").permutation(len(items))
     # A rival is for measuring; it is not part of the text.
     return [replace(items[i], rivals=()) for i in sorted(order[:count])]
@@ -130,11 +133,13 @@ def written_by_shared(
         for i, (item, text) in enumerate(zip(prompts, texts, strict=True))
         if text
     )
-    if not made:
-        raise IdiolectError(
+    refuse_if(
+        not made,
+        (
             "the shared adapter wrote nothing at the public prompts: use "
             "unlabeled.bank-from=public."
-        )
+        ),
+    )
     return made
 
 
@@ -169,12 +174,14 @@ def supported_buckets(support: np.ndarray, config: Config) -> tuple[int, ...]:
     """
     least = config.unlabeled.support
     supported = tuple(np.flatnonzero(support >= least).tolist())
-    if not supported:
-        raise IdiolectError(
+    refuse_if(
+        not supported,
+        (
             f"none of the {len(support)} buckets has items of {least} users, so nothing "
             "may be handed out: lower unlabeled.buckets, find more users, or use another "
             "unlabeled.kind."
-        )
+        ),
+    )
     return supported
 
 

@@ -25,7 +25,7 @@ from rich.text import Text
 from ...common.config import UNTRAINED
 from ...common.config.old import renamed
 from ...common.data.types import OF_ITEMS
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import home, write_atomically
 from ...common.text import shown
 from ..privacy.card import describe
@@ -265,11 +265,13 @@ def find(output_dir: str, name: str) -> Path:
         No such run.
     """
     folder = runs_folder(output_dir) / name
-    if "/" in name or not folder.is_dir():
-        raise IdiolectError(
+    refuse_if(
+        "/" in name or not folder.is_dir(),
+        (
             f"there is no run '{name}' in {runs_folder(output_dir)}: "
             "`idiolect-server runs` lists the runs, --output-dir looks elsewhere."
-        )
+        ),
+    )
     return folder.resolve()
 
 

@@ -24,7 +24,7 @@ from ...common.data.load import load_dataset
 from ...common.data.types import Dataset
 from ...common.engine.backbone import backbone_of
 from ...common.engine.reference import Reference
-from ...common.errors import IdiolectError
+from ...common.errors import refuse_if
 from ...common.files import make_private, private_folder
 from ...common.protocol.messages import Outcome, package_version
 from ..privacy.card import card
@@ -49,11 +49,13 @@ def located(config: Config) -> Config:
         A variable is not set.
     """
     data, backbone = map(os.path.expandvars, (config.data, config.backbone))
-    if "$" in data + backbone:
-        raise IdiolectError(
+    refuse_if(
+        "$" in data + backbone,
+        (
             f"the study reads {config.data or config.backbone}: set the environment "
             "variable in it to the folder that holds them (docs/data.md)."
-        )
+        ),
+    )
     return replace(config, data=data, backbone=backbone)
 
 

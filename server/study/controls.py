@@ -16,7 +16,7 @@ from typing import cast
 from ...common.config import Config
 from ...common.data.types import Dataset, Item, User
 from ...common.engine.adapters import Lora
-from ...common.errors import IdiolectError
+from ...common.errors import refuse_if
 from ...common.seeds import numpy_generator
 from ...common.unlabeled.sets import Unlabeled
 from ..run.cohort import Run
@@ -32,20 +32,24 @@ def check(control: str, users: Sequence[User], config: Config) -> None:
         Own votes and offers are taken out of the unlabeled set by their text, which
         `random` would change; or a user has no neighbour to swap adapters with.
     """
-    if control == "random" and config.unlabeled.kind not in ("others", "public"):
-        raise IdiolectError(
+    refuse_if(
+        control == "random" and config.unlabeled.kind not in ("others", "public"),
+        (
             "control 'random' replaces texts that the server hands out as they are: set "
             f"unlabeled.kind to others or public, not {config.unlabeled.kind}."
-        )
+        ),
+    )
     # As `personalise.measure` divides them: texts are written for the first ones only.
     first = (config.evaluate.users or len(users)) * config.evaluate.generate
     sizes, stack = (len(users[:first]), len(users[first:])), config.engine.stack
     alone = any(n % stack == 1 or (n and stack == 1) for n in sizes)
-    if control == "swapped" and alone:
-        raise IdiolectError(
+    refuse_if(
+        control == "swapped" and alone,
+        (
             "control 'swapped' leaves one user of a stacking group alone, who has no "
             "neighbour: choose users and engine.stack so that none is left over."
-        )
+        ),
+    )
 
 
 def apply(control: str, run: Run) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...common.config import Config, Scalar, parse
 from ...common.config.old import renamed
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.text import read_toml
 from ..run import results
 
@@ -146,16 +146,19 @@ def _declared(name: str, raw: dict[str, Any]) -> Study:
     known = Study.__dataclass_fields__.keys() - {"name"}
     unknown = sorted(raw.keys() - known)
     either = {"config", "audit"} & raw.keys()
-    if unknown or not {"title", "grid"} <= raw.keys() or len(either) != 1:
-        raise IdiolectError(
+    refuse_if(
+        unknown or not {"title", "grid"} <= raw.keys() or len(either) != 1,
+        (
             "needs title, [grid] and either [config] or [audit], may have question, "
             "answer, reading, measured, [named], [plot], [[compare]] and [[claims]]; "
             f"found {', '.join(unknown) or 'too little'}."
-        )
-    if (measured := raw.get("measured", MEASURED[0])) not in MEASURED:
-        raise IdiolectError(
-            f"measured is {measured!r}: use 'confirmation' or 'development'."
-        )
+        ),
+    )
+    measured = raw.get("measured", MEASURED[0])
+    refuse_if(
+        measured not in MEASURED,
+        f"measured is {measured!r}: use 'confirmation' or 'development'.",
+    )
     try:
         claims = tuple(Claim(**claim) for claim in raw.get("claims", []))
         compare = tuple(Comparison(**entry) for entry in raw.get("compare", []))
@@ -174,22 +177,28 @@ def _check(study: Study) -> None:
     for cell in cells(study):
         rates = cell_config(study, cell).learning_rate_list
         control_of(study, cell)
-        if study.measured == "development" and len(rates) > 1:
-            raise IdiolectError(
+        refuse_if(
+            study.measured == "development" and len(rates) > 1,
+            (
                 "it measures development users, on whom several learning rates would "
                 "be chosen: give one in personalise.learning-rates."
-            )
-    if study.plot and study.plot.get("x") not in study.grid:
-        raise IdiolectError(
+            ),
+        )
+    refuse_if(
+        study.plot and study.plot.get("x") not in study.grid,
+        (
             f"[plot] has x = {study.plot.get('x')!r}, which is not a key of the grid: "
             f"use one of {keys}."
-        )
+        ),
+    )
     for entry in study.compare:
-        if entry.x not in study.grid:
-            raise IdiolectError(
+        refuse_if(
+            entry.x not in study.grid,
+            (
                 f"[[compare]] has x = {entry.x!r}, which is not a key of the grid: use "
                 f"one of {keys}."
-            )
+            ),
+        )
         if unknown := sorted(entry.margin.keys() - set(entry.metrics)):
             raise IdiolectError(
                 f"[[compare]] has a margin for {unknown[0]!r}, which is not among its "
@@ -237,10 +246,14 @@ def name_of(side: Mapping[str, Scalar]) -> str:
 
 def _check_claim(study: Study, claim: Claim) -> None:
     place = f"claim {claim.text!r}"
-    if claim.expect not in ("lower", "higher"):
-        raise IdiolectError(f"{place}: expect is 'lower' or 'higher'.")
-    if claim.users not in ("all", "unique", "non-unique"):
-        raise IdiolectError(f"{place}: users is 'all', 'unique' or 'non-unique'.")
+    refuse_if(
+        claim.expect not in ("lower", "higher"),
+        f"{place}: expect is 'lower' or 'higher'.",
+    )
+    refuse_if(
+        claim.users not in ("all", "unique", "non-unique"),
+        f"{place}: users is 'all', 'unique' or 'non-unique'.",
+    )
     for side in (claim.one, claim.other):
         method, keys = side_of(side)
         if unknown := [key for key in keys if key not in study.grid]:
@@ -248,8 +261,10 @@ def _check_claim(study: Study, claim: Claim) -> None:
         keys = {key: value for key, value in keys.items() if value != BEST}
         fits = [cell for cell in cells(study) if matches(cell, keys)]
         methods = [cell_config(study, cell).method_list for cell in fits]
-        if not fits or any(method not in known for known in methods):
-            raise IdiolectError(f"{place}: no cell has {side}.")
+        refuse_if(
+            not fits or any(method not in known for known in methods),
+            f"{place}: no cell has {side}.",
+        )
 
 
 def side_of(side: Mapping[str, Scalar]) -> tuple[str, dict[str, Scalar]]:
@@ -296,8 +311,8 @@ def spelt_out(study: Study, cell: Mapping[str, Scalar]) -> dict[str, Scalar]:
 def control_of(study: Study, cell: Mapping[str, Scalar]) -> str:
     """Return the control of one cell, ``none`` where it has none."""
     control = str(spelt_out(study, cell).get("control", "none"))
-    if control not in CONTROLS:
-        raise IdiolectError(
-            f"control is {control!r}: use any of {', '.join(CONTROLS)} in the grid."
-        )
+    refuse_if(
+        control not in CONTROLS,
+        f"control is {control!r}: use any of {', '.join(CONTROLS)} in the grid.",
+    )
     return control

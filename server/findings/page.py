@@ -329,7 +329,7 @@ def _alpha_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     for name, found in alike.items():
         rhos = ", ".join(f"{entry['rank_correlation']:.2f}" for entry in found)
         errors = [entry["error"] for entry in found if "error" in entry]
-        error = f"{np.mean(errors):.2f}" if errors else ""
-        rows.append([name, found[0]["n"], rhos, error])
+        mean = f"{np.mean(errors):.2f}" if errors else ""
+        rows.append([name, found[0]["n"], rhos, mean])
     heads = "alpha against the true overlap", "users", "rank correlation", "mean error"
     return _lines(heads, rows) if rows else []

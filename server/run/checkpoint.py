@@ -122,9 +122,7 @@ def _new_folder(root: Path, config: Config, given: str) -> Path:
 
 
 def _continue(root: Path, config: Config, resume: str) -> RunFolder:
-    path = root / resume
-    if resume == "latest":
-        path = root / os.readlink(path)
+    path = root / (os.readlink(root / resume) if resume == "latest" else resume)
     try:
         stored = read_config(path)
     except OSError as error:
@@ -163,8 +161,7 @@ def _lock(path: Path) -> TextIO:
             f"ends, or end it (kill {holder}), then give the same command again."
         ) from error
     stream.truncate(0)
-    stream.write(f"{os.getpid()}\n")
-    stream.flush()
+    print(os.getpid(), file=stream, flush=True)
     return stream
 
 

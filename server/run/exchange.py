@@ -278,8 +278,9 @@ class Asking(Generic[AnyReply]):
         self.waiting = {n: other for n, other in self.waiting.items() if other != index}
         node, request = self.requests[index]
         try:
-            reply = _receive(self.run, self.exchange, answer, request, self.read)
-            self.replies[index] = self.keep(reply)
+            self.replies[index] = self.keep(
+                _receive(self.run, self.exchange, answer, request, self.read)
+            )
         except LacksParts as error:
             self.run.holds.pop(node, None)
             if self.tries[index] < TRIES:

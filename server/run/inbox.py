@@ -245,13 +245,14 @@ class Inbox:
         It was answered; a node that died never fetched its objects.
         """
         for head in (self.announced.pop(name).head, name):
-            request = ConfirmMessageReceivedRequest(
-                node=self._link.node,
-                run_id=self._link.run.run_id,
-                message_object_id=head,
-            )
             try:
-                _client(self._link).ConfirmMessageReceived(request)
+                _client(self._link).ConfirmMessageReceived(
+                    ConfirmMessageReceivedRequest(
+                        node=self._link.node,
+                        run_id=self._link.run.run_id,
+                        message_object_id=head,
+                    )
+                )
             except httpx.HTTPError as error:
                 LOG.debug("a reply was not deleted: %s", error)
 
@@ -298,17 +299,16 @@ def _announcements(
             {name: reply for replies, _ in alone for name, reply in replies.items()},
             {name: error for _, errors in alone for name, error in errors.items()},
         )
-    trees = zip(response.messages_list, response.message_object_trees, strict=True)
     # Of these the SuperLink has checked that they come from whom was asked.
-    pairs = [(message.metadata, tree) for message, tree in trees]
+    said = (message.metadata for message in response.messages_list)
     return {
-        said.reply_to_message_id: Announced(
-            said.message_id,
-            _flat(said.message_id, tree),
-            said.src_node_id != SUPERLINK_NODE_ID,
+        one.reply_to_message_id: Announced(
+            one.message_id,
+            _flat(one.message_id, tree),
+            one.src_node_id != SUPERLINK_NODE_ID,
         )
-        for said, tree in pairs
-        if said.reply_to_message_id in names
+        for one, tree in zip(said, response.message_object_trees, strict=True)
+        if one.reply_to_message_id in names
     }, {}
 
 
@@ -339,10 +339,9 @@ def _read(grid: HttpGrid, reply: Announced, most: Limits) -> Message:
     pulled, lock = {"body": 0, "tensors": 0}, threading.Lock()
 
     def pull(name: str) -> bytes:
-        wanted = PullObjectRequest(
-            node=grid.node, run_id=grid.run.run_id, object_id=name
+        answer = _client(grid).PullObject(
+            PullObjectRequest(node=grid.node, run_id=grid.run.run_id, object_id=name)
         )
-        answer = _client(grid).PullObject(wanted)
         if not answer.object_found:
             raise _Gone
         if not answer.object_available:

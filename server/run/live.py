@@ -154,8 +154,8 @@ class LiveRun(Run):
         """Return a text as it may be logged: with no user's name where that is a secret."""
         if not self.secret:
             return text
-        known = (*self.dataset.users, *self.dataset.development)
-        return without(tuple(u.id for u in known) + tuple(self.state.devices), text)
+        users = (u.id for u in (*self.dataset.users, *self.dataset.development))
+        return without((*users, *self.state.devices), text)
 
     def warn(self, message: str) -> None:
         """Tell the reader of the log and of the journal."""

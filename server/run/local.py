@@ -96,8 +96,8 @@ class Local:
         found = nothing(shapes)
         for group in self._groups(users):
             names = [user.id for user in group]
-            tensors = shared_update(reference, group, config, number, clip)
-            rows = {name: tensor.numpy() for name, tensor in tensors.items()}
+            update = shared_update(reference, group, config, number, clip)
+            rows = {name: tensor.numpy() for name, tensor in update.items()}
             if config.signed_bytes:
                 rows = decode(update_codes(rows, config.seed, names, number), shapes)
             found.add(sum_rows(names, rows, clip))
@@ -182,8 +182,8 @@ class Local:
         names = released_metrics(task_of(self.config.task).kind, generate)
         found = self.measure(users, method, rate, generate)
         rows = [bounded_row(metrics, names) for metrics in found.values()]
-        matrix = np.array(rows, np.float32).reshape(len(found), len(names) + 1)
-        return sum_of_unit(matrix), list(found)
+        shape = len(found), len(names) + 1
+        return sum_of_unit(np.array(rows, np.float32).reshape(shape)), list(found)
 
     def _named(self, names: Sequence[str]) -> list[User]:
         known = {u.id: u for u in (*self.dataset.users, *self.dataset.development)}

@@ -108,8 +108,8 @@ def candidates(run: Run) -> tuple[Item, ...]:
     bank = tuple(public_text(config, run.dataset, config.unlabeled.bank))
     if config.unlabeled.bank_from == "public":
         return bank
-    shared = as_received(run.state.shared, config.signed_bytes)
-    return written_by_shared(config, shared, bank)
+    rows = as_received(run.state.shared, config.signed_bytes)
+    return written_by_shared(config, rows, bank)
 
 
 def written_by_shared(

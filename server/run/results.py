@@ -97,8 +97,11 @@ def bootstrap(values: np.ndarray, seed: int, resamples: int = 2000) -> dict[str,
     # How often each user is drawn, instead of who: one matrix product gives every mean.
     drawn = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
     low, high = np.quantile(drawn @ values / count, (0.025, 0.975))
-    interval = [float(low), float(high)] if count > 1 else None
-    return {"mean": float(values.mean()), "ci95": interval, "n": count}
+    return {
+        "mean": float(values.mean()),
+        "ci95": [float(low), float(high)] if count > 1 else None,
+        "n": count,
+    }
 
 
 def summarise(
@@ -164,8 +167,13 @@ def paired(
     for methods in users.values():
         if one in methods and other in methods:
             a, b = methods[one], methods[other]
-            both = [m for m in a if a[m] is not None and b.get(m) is not None]
-            rows.append({metric: a[metric] - b[metric] for metric in both})
+            rows.append(
+                {
+                    metric: a[metric] - b[metric]
+                    for metric in a
+                    if a[metric] is not None and b.get(metric) is not None
+                }
+            )
     return summarise(rows, seed, resamples)
 
 
@@ -478,16 +486,19 @@ def _grid(
 ) -> None:
     """One table, methods by metrics; cut into several where the console is narrow."""
     metrics = list(dict.fromkeys(name for row in rows.values() for name in row))
-    first = max(map(len, rows), default=0)
-    fit = max(1, (console.width - first) // (15 if difference else 14))
+    room = console.width - max(map(len, rows), default=0)
+    fit = max(1, room // (15 if difference else 14))
     console.print(title, markup=False, highlight=False, soft_wrap=True, style="bold")
     for start in range(0, len(metrics), fit):
         table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
         table.add_column("", no_wrap=True)
         part = metrics[start : start + fit]
         for metric in part:
-            heading = Text(metric + " ↓" * (metric in LOWER_IS_BETTER))
-            table.add_column(heading, justify="right", no_wrap=True)
+            table.add_column(
+                Text(metric + " ↓" * (metric in LOWER_IS_BETTER)),
+                justify="right",
+                no_wrap=True,
+            )
         for name, row in rows.items():
             table.add_row(Text(name), *(_cell(row.get(m), difference) for m in part))
         console.print(table, "")

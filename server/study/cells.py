@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ..privacy.card import card
 from ..run import results
 from ..run.adapt import adapt
 from ..run.budget import noise_of, population_of
+from ..run.checkpoint import State
 from ..run.cohort import Run
 from ..run.local import Local, fitted, local_run
 from ..run.personalise import alphas, choose_rate, measure, possible, train
@@ -95,29 +96,6 @@ def run_study(
 # --- one cell -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a cell found out with one method.
-
-    Attributes
-    ----------
-    rate
-        The learning rate; 0 for methods that are not trained.
-    outcomes
-        User -> how training went.
-    metrics
-        User -> metric -> value.
-    """
-
-    rate: float
-    outcomes: Mapping[str, Outcome]
-    metrics: Mapping[str, Mapping[str, float]]
-
-    def mean(self, name: str) -> float:
-        """Mean over users of one number in the training log."""
-        return float(np.mean([one.log[name] for one in self.outcomes.values()]))
-
-
 def run_cell(
     config: Config,
     cache: Cache,
@@ -133,7 +111,7 @@ def run_cell(
         dataset = replace(dataset, users=dataset.development, development=())
     controls.check(control, dataset.users, config)
 
-    def one(method: str) -> Found:
+    def one(method: str) -> State:
         run = local_run(config, reference, dataset, pooled)
         controls.apply(control, run)
         return of_method(run, method)
@@ -174,35 +152,28 @@ def with_pool(
     return run
 
 
-def of_method(run: Run, method: str) -> Found:
+def of_method(run: Run, method: str) -> State:
     """Train one method at its chosen rate, and measure it on the evaluated users."""
-    state = run.state
-    if not possible(run, method):
-        return Found(0.0, {}, {})
-    if method not in UNTRAINED:
-        choose_rate(run, method)
-        train(run, method)
-    measure(run, method)
-    rate = state.learning_rates.get(method, 0.0)
-    return Found(rate, state.outcomes.get(method, {}), state.metrics[method])
+    if possible(run, method):
+        if method not in UNTRAINED:
+            choose_rate(run, method)
+            train(run, method)
+        measure(run, method)
+    return run.state
 
 
-def built(run: Run, dataset: Dataset, methods: Mapping[str, Found]) -> dict[str, Any]:
-    """What a cell found, as ``results.json`` says it."""
+def built(run: Run, dataset: Dataset, states: Mapping[str, State]) -> dict[str, Any]:
+    """What a cell found, as ``results.json`` says it; `states` has one for each method."""
     config = run.config
+    metrics = {m: state.metrics[m] for m, state in states.items() if m in state.metrics}
     users = {
-        user.id: {
-            name: found.metrics[user.id]
-            for name, found in methods.items()
-            if user.id in found.metrics
-        }
+        user.id: {m: found[user.id] for m, found in metrics.items() if user.id in found}
         for user in dataset.users
     }
-    trained = {name: found for name, found in methods.items() if found.outcomes}
+    trained = {m: found for m, one in states.items() if (found := one.outcomes.get(m))}
     # A result of SFT may be one that cells with another unlabeled set share.
     used = [found for m, found in trained.items() if {*ALPHA} <= {*BY_NAME[m].reads}]
-    alpha, estimated = alphas(found.outcomes for found in used or trained.values())
-    truth = {u.id: u.truth.overlap for u in dataset.users if u.truth is not None}
+    alpha, estimated = alphas(used or trained.values())
     return results.build(
         run={
             "task": config.task,
@@ -210,10 +181,16 @@ def built(run: Run, dataset: Dataset, methods: Mapping[str, Found]) -> dict[str,
             "seed": config.seed,
             "commit": results.git_commit(),
             "users": len(users),
-            "learning_rates": {m: f.rate for m, f in methods.items() if f.rate},
-            "clamp_rate": {m: found.mean("clamp_rate") for m, found in trained.items()},
-            "ess": {m: found.mean("ess") for m, found in trained.items()},
-            "overlap": truth,
+            "learning_rates": {
+                m: state.learning_rates[m]
+                for m, state in states.items()
+                if m in state.learning_rates
+            },
+            "clamp_rate": {
+                m: mean(found, "clamp_rate") for m, found in trained.items()
+            },
+            "ess": {m: mean(found, "ess") for m, found in trained.items()},
+            "overlap": {u.id: u.truth.overlap for u in dataset.users if u.truth},
             **({"dropped": dataset.dropped} if dataset.dropped else {}),
         },
         users=users,
@@ -224,3 +201,8 @@ def built(run: Run, dataset: Dataset, methods: Mapping[str, Found]) -> dict[str,
         seed=config.seed,
         resamples=config.evaluate.bootstrap,
     )
+
+
+def mean(outcomes: Mapping[str, Outcome], name: str) -> float:
+    """Mean over users of one number in the training log."""
+    return float(np.mean([one.log[name] for one in outcomes.values()]))

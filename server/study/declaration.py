@@ -143,11 +143,10 @@ def read_study(path: Path) -> Study:
 
 def _declared(name: str, raw: dict[str, Any]) -> Study:
     """A study from its TOML, with no other keys than it has."""
-    known = Study.__dataclass_fields__.keys() - {"name"}
-    unknown = sorted(raw.keys() - known)
-    either = {"config", "audit"} & raw.keys()
+    unknown = sorted(raw.keys() - (Study.__dataclass_fields__.keys() - {"name"}))
+    unclear = ("config" in raw) == ("audit" in raw)
     refuse_if(
-        unknown or not {"title", "grid"} <= raw.keys() or len(either) != 1,
+        unknown or unclear or not {"title", "grid"} <= raw.keys(),
         (
             "needs title, [grid] and either [config] or [audit], may have question, "
             "answer, reading, measured, [named], [plot], [[compare]] and [[claims]]; "
@@ -167,8 +166,8 @@ def _declared(name: str, raw: dict[str, Any]) -> Study:
             f"a [[claims]] or [[compare]] table is malformed: {error}."
         ) from None
     grid = {key: list(values) for key, values in raw["grid"].items()}
-    read = {"name": name, "grid": grid, "claims": claims, "compare": compare}
-    return Study(**{"question": "", "config": {}, **raw, **read})
+    given = {"question": "", "config": {}, **raw}
+    return Study(name, **given | {"grid": grid, "claims": claims, "compare": compare})
 
 
 def _check(study: Study) -> None:

@@ -42,12 +42,10 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Identity:
-    """What a node must have in common with the server.
+    """What a node must have in common with the server, beside the version of idiolect.
 
     Attributes
     ----------
-    package
-        Version of idiolect.
     backbone, shared
         What decides the backbone's scores, part by part, and the hash of the shared
         adapter before round 1.
@@ -55,7 +53,6 @@ class Identity:
         Of the shared adapter's B.
     """
 
-    package: str
     backbone: str
     shared: str
     shapes: Shapes
@@ -91,7 +88,7 @@ def identity(config: Config) -> Identity:
     )
     zero = zero_shared(backbone, config.shared_shape, config.seed)
     shapes = {name: tuple(tensor.shape) for name, tensor in zero.b.items()}
-    return Identity(package_version(), digest, hash_lora(zero), shapes)
+    return Identity(digest, hash_lora(zero), shapes)
 
 
 def hello(run: LiveRun, ours: Identity) -> tuple[dict[str, int], int]:
@@ -299,10 +296,10 @@ def mismatch(reply: HelloReply, ours: Identity, config: Config) -> str:
     kind = "simulated" if reply.simulation else "a device"
     reasons = (
         (
-            reply.package != ours.package,
+            reply.package != package_version(),
             (
                 f"it runs idiolect {printable(reply.package, 40)}, the server "
-                f"{ours.package}: install the same version on both."
+                f"{package_version()}: install the same version on both."
             ),
         ),
         (

@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any
 
 import httpx
 from flwr.app import Error, Message, Metadata
@@ -37,7 +37,6 @@ from flwr.proto.message_pb2 import (
     PullObjectRequest,
 )
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.serverapp import Grid
 from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_head_values_from_object_content,
@@ -47,7 +46,6 @@ from flwr.supercore.inflatable.inflatable_utils import (
     inflate_object_from_contents,
     pull_objects,
 )
-from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
 from ...common.errors import IdiolectError, refuse_if
@@ -145,8 +143,8 @@ class Inbox:
     Attributes
     ----------
     grid
-        Flower's. In a simulation, and in tests, it hands over messages of this process,
-        and is asked for them as it is.
+        Flower's `HttpGrid`. In a simulation, and in tests, it is another one, which hands
+        over messages of this process, and is asked for them as it is.
     announced
         Id of the task's message -> the reply to it, while objects of it are missing.
     waited
@@ -157,7 +155,7 @@ class Inbox:
         When that was last looked for.
     """
 
-    grid: Grid
+    grid: Any
     announced: dict[str, Announced] = field(default_factory=dict)
     waited: set[str] = field(default_factory=set)
     late: set[str] = field(default_factory=set)
@@ -192,7 +190,7 @@ class Inbox:
         for name in [name for name in names if name in self.announced]:
             yield from self._look(name, most)
         for some in _divided(fresh):
-            announced, errors = _announcements(self._link, some)
+            announced, errors = _announcements(self.grid, some)
             self.announced |= announced
             self.waited -= errors.keys()
             yield from errors.items()
@@ -209,23 +207,19 @@ class Inbox:
                 self._give_up(self.waited)
                 self._sweep()
 
-    @property
-    def _link(self) -> HttpGrid:
-        return cast(HttpGrid, self.grid)
-
     def _look(
         self, name: str, most: Limits
     ) -> Iterator[tuple[str, Message | IdiolectError]]:
         """Yield a reply, or nothing if it is not complete."""
         reply = self.announced[name]
         try:
-            found = _read(self._link, reply, most)
+            found = _read(self.grid, reply, most)
             if reply.own and found.has_error():  # no device of ours says it in this way
                 found = IdiolectError(f"its node failed: {error_of(found)}")
         except _NotYet:
             return
         except _Gone:
-            found = _broken_off(self._link, name)
+            found = _broken_off(self.grid, name)
         except Exception as error:
             if is_passing(error):  # no reply's fault: it is looked at again
                 return
@@ -246,10 +240,10 @@ class Inbox:
         """
         for head in (self.announced.pop(name).head, name):
             try:
-                _client(self._link).ConfirmMessageReceived(
+                self.grid._runtime_client.ConfirmMessageReceived(
                     ConfirmMessageReceivedRequest(
-                        node=self._link.node,
-                        run_id=self._link.run.run_id,
+                        node=self.grid.node,
+                        run_id=self.grid.run.run_id,
                         message_object_id=head,
                     )
                 )
@@ -264,7 +258,7 @@ class Inbox:
         """
         self.swept = time.monotonic()
         for some in _divided(sorted(self.late)):
-            announced, errors = _announcements(self._link, some)
+            announced, errors = _announcements(self.grid, some)
             self.announced |= announced
             for name in announced:
                 self._delete(name)
@@ -288,7 +282,9 @@ def _announcements(
     What it does not answer is asked again at the next look.
     """
     try:
-        response = _client(grid).PullMessages(PullAppMessagesRequest(message_ids=names))
+        response = grid._runtime_client.PullMessages(
+            PullAppMessagesRequest(message_ids=names)
+        )
     except httpx.TransportError:
         return {}, {}
     except (httpx.HTTPStatusError, ValueError) as error:
@@ -339,7 +335,7 @@ def _read(grid: HttpGrid, reply: Announced, most: Limits) -> Message:
     pulled, lock = {"body": 0, "tensors": 0}, threading.Lock()
 
     def pull(name: str) -> bytes:
-        answer = _client(grid).PullObject(
+        answer = grid._runtime_client.PullObject(
             PullObjectRequest(node=grid.node, run_id=grid.run.run_id, object_id=name)
         )
         if not answer.object_found:
@@ -365,10 +361,6 @@ def is_passing(error: Exception) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= 500
     return isinstance(error, httpx.TransportError)
-
-
-def _client(grid: HttpGrid) -> RuntimeHttpClient:
-    return grid._runtime_client
 
 
 def _broken_off(grid: HttpGrid, name: str) -> Message:

@@ -322,10 +322,10 @@ def attack_personas(folder: Path, config: Config, seed: int) -> list[dict[str, A
         what: str, users: Sequence[User], score: Callable[[User], float]
     ) -> None:
         """Try to tell the scores of those who took part from those of strangers."""
-        scores = [
+        ours, theirs = (
             np.array([score(user) for user in part]) for part in (users, strangers)
-        ]
-        found = attacks.membership(*scores, seed, delta=config.privacy.delta)
+        )
+        found = attacks.membership(ours, theirs, seed, delta=config.privacy.delta)
         done.append(
             {
                 "name": f"membership in {what}",

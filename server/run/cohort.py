@@ -46,32 +46,40 @@ class Cohort(Protocol):
     @property
     def users(self) -> tuple[str, ...]:
         """See above."""
+        ...
 
     @property
     def development(self) -> tuple[str, ...]:
         """See above."""
+        ...
 
     def update(self, users: Sequence[str], clip: float, release: str) -> Sum:
         """Train the shared adapter for the next round; the sum of the clipped rows."""
+        ...
 
     def vote(
         self, users: Sequence[str], bank: Sequence[Item], release: str
     ) -> tuple[np.ndarray, list[str]]:
         """Sum of the votes over the bank, float64 [bank], and whose votes it holds."""
+        ...
 
     def mark(self, users: Sequence[str], bank: Sequence[Item]) -> np.ndarray:
         """How many users have an item to offer in each bucket, float64 [bank]."""
+        ...
 
     def offer(
         self, users: Sequence[str], bank: Sequence[Item], supported: tuple[int, ...]
     ) -> Items:
         """Scrubbed items of the supported buckets (places in the bank)."""
+        ...
 
     def share(self, users: Sequence[str]) -> Items:
         """Raw histories; in a simulation only."""
+        ...
 
     def hand_out(self, unlabeled: Sequence[Unlabeled], release: str) -> None:
         """Announce the unlabeled set; `release` is that of its votes."""
+        ...
 
     def train(
         self, users: Sequence[str], method: str, rate: float, trial: bool
@@ -81,16 +89,19 @@ class Cohort(Protocol):
         With `trial` it is not kept but scored: the log has the held-out ``nll``. Users
         whose training failed are missing.
         """
+        ...
 
     def measure(
         self, users: Sequence[str], method: str, rate: float, generate: bool
     ) -> dict[str, dict[str, float]]:
         """User -> metric -> value on the held-out items; texts are written or not."""
+        ...
 
     def sum_metrics(
         self, users: Sequence[str], method: str, rate: float, release: str
     ) -> tuple[np.ndarray, list[str]]:
         """Sum of bounded rows of metrics (`metrics.bounded_row`), and whose they are."""
+        ...
 
 
 @dataclass

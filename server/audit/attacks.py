@@ -36,7 +36,6 @@ DIFFERENCED = "differenced"
 
 # A bound takes about 3 e^epsilon guesses, all right: none comes near this.
 HIGHEST = 30.0
-CONFIDENCE = 0.95  # of bounds and intervals
 
 
 # --- bounds --------------------------------------------------------------------------
@@ -289,7 +288,7 @@ def audit_mechanism(
             raise ValueError(f"released {released.shape}, expected {(d,)}")
         releases.append(released)
     return tuple(
-        one_run(found, included, design.guesses, design.delta, CONFIDENCE, name)
+        one_run(found, included, design.guesses, design.delta, name=name)
         for name, found in scores_of(releases, directions, coins).items()
     )
 
@@ -494,8 +493,6 @@ def authorship(
             "attribute: give it two users or more."
         ),
     )
-    if len(known) != len(unknown):
-        raise ValueError(f"{len(known)} users are known, {len(unknown)} unknown")
     bank = build_bank([text for texts in known for text in texts])
     writer = np.repeat(np.arange(len(known)), [len(texts) for texts in known])
     # Sparse: users x buckets would be half a gigabyte for a thousand users.

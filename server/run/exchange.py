@@ -41,7 +41,6 @@ SLOW_SHARE, SLOW_SECONDS = 0.1, 0.5
 # Where as many devices have answered as a run needs, but not all of them have joined: how
 # long it waits for one that takes the place.
 SETTLE_SECONDS = 10.0
-PROCESS = 200  # characters of a process's name that count
 # Seconds until a request is sent again where the SuperLink failed, which may be busy.
 PAUSES = (0.5, 2.0)
 AnyReply = TypeVar("AnyReply", bound=Reply)
@@ -422,7 +421,7 @@ def _receive(
     if request.users:
         check_users(reply, request.users)
     if not run.config.on_devices:  # a device may call its process anything, each time
-        process = reply.process[:PROCESS]
+        process = reply.process[:200]  # it is no name of ours
         run.processes[process] = max(reply.peak_rss_mb, run.processes.get(process, 0.0))
     # With privacy who took part is a secret; in hello a device may call itself anything.
     checked = request.users or not run.config.on_devices

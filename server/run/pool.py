@@ -1,6 +1,6 @@
 """Phase pool: build the unlabeled set that stands for everyone else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from ...common.data.load import public_items
 from ...common.data.types import Dataset, Item
 from ...common.errors import refuse_if
 from ...common.privacy.noise import gaussian
-from ...common.protocol.messages import MAX_ITEMS, Rows
+from ...common.protocol.messages import MAX_ITEMS
 from ...common.protocol.quantization import as_received
 from ...common.seeds import derive, numpy_generator
 from ...common.unlabeled.samples import sample_reference
@@ -103,34 +103,31 @@ def candidates(run: Run) -> tuple[Item, ...]:
     """The bank: public text, or what the shared adapter writes at public prompts.
 
     The latter is post-processing of the shared adapter: it costs no privacy beyond it.
+    pi_ref is sampled once at each prompt; what comes out empty is left out. The server
+    needs the backbone's memory for this, and only for this.
+
+    Raises
+    ------
+    IdiolectError
+        Nothing is left.
     """
     config = run.config
     bank = tuple(public_text(config, run.dataset, config.unlabeled.bank))
     if config.unlabeled.bank_from == "public":
         return bank
-    rows = as_received(run.state.shared, config.signed_bytes)
-    return written_by_shared(config, rows, bank)
-
-
-def written_by_shared(
-    config: Config, rows: Rows, prompts: Sequence[Item]
-) -> tuple[Item, ...]:
-    """Sample pi_ref once at each prompt; what comes out empty is left out.
-
-    The server needs the backbone's memory for this, and only for this.
-    """
     import torch
 
     from ...common.engine.reference import load_reference
 
     untrained = load_reference(config)
     device = untrained.backbone.device
+    rows = as_received(run.state.shared, config.signed_bytes)
     b = {name: torch.tensor(a, device=device) for name, a in rows.items()}
     reference = untrained.with_shared(replace(untrained.adapter, b=b))
-    texts = sample_reference(reference, prompts, config, derive(config.seed, "bank"))
+    texts = sample_reference(reference, bank, config, derive(config.seed, "bank"))
     made = tuple(
         replace(item, id=f"shared/{i}", target=text)
-        for i, (item, text) in enumerate(zip(prompts, texts, strict=True))
+        for i, (item, text) in enumerate(zip(bank, texts, strict=True))
         if text
     )
     refuse_if(
@@ -150,29 +147,15 @@ def anonymised(run: Run) -> Built:
     into, and only items of buckets with ``unlabeled.support`` users are asked for. What
     comes is shuffled, so that neighbours in the list say nothing about who wrote them.
     But each item is still one person's text, and the server sees from whom it came.
-    """
-    config, users = run.config, run.cohort.users + run.cohort.development
-    bank = tuple(public_text(config, run.dataset, config.unlabeled.buckets))
-    supported = supported_buckets(run.cohort.mark(users, bank), config)
-    items = run.cohort.offer(users, bank, supported)
-    found = [item for user in users for item in items.get(user, ())]
-    order = numpy_generator(config.seed, "offers").permutation(len(found))[:MAX_ITEMS]
-    return tuple(
-        # Under names that say nothing.
-        Unlabeled(replace(found[k], id=f"offer/{i}", rivals=()))
-        for i, k in enumerate(order)
-    ), ""
-
-
-def supported_buckets(support: np.ndarray, config: Config) -> tuple[int, ...]:
-    """Places in the bank of the buckets that have enough users.
 
     Raises
     ------
     IdiolectError
-        There are none.
+        No bucket has enough users.
     """
-    least = config.unlabeled.support
+    config, users = run.config, run.cohort.users + run.cohort.development
+    bank = tuple(public_text(config, run.dataset, config.unlabeled.buckets))
+    support, least = run.cohort.mark(users, bank), config.unlabeled.support
     supported = tuple(np.flatnonzero(support >= least).tolist())
     refuse_if(
         not supported,
@@ -182,7 +165,14 @@ def supported_buckets(support: np.ndarray, config: Config) -> tuple[int, ...]:
             "unlabeled.kind."
         ),
     )
-    return supported
+    items = run.cohort.offer(users, bank, supported)
+    found = [item for user in users for item in items.get(user, ())]
+    order = numpy_generator(config.seed, "offers").permutation(len(found))[:MAX_ITEMS]
+    return tuple(
+        # Under names that say nothing.
+        Unlabeled(replace(found[k], id=f"offer/{i}", rivals=()))
+        for i, k in enumerate(order)
+    ), ""
 
 
 def others(run: Run) -> Built:

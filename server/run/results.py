@@ -533,9 +533,6 @@ def _notes(results: Mapping[str, Any], whole: bool) -> list[str]:
     """What stands below the tables: who is missing, rates, cost, privacy, path."""
     run, cost, users = results["run"], results["cost"], results["users"]
     methods, dropped = results["methods"], run.get("dropped") or {}
-    noisy = not users and bool(methods)
-    values = [value for row in methods.values() for value in row.values() if value]
-    empty = ", ".join(name for name, row in methods.items() if not row)
     items = {why: n for why, n in dropped.items() if why.split()[0] in OF_ITEMS}
     people = {why: n for why, n in dropped.items() if why not in items}
     sent = ", ".join(
@@ -544,28 +541,11 @@ def _notes(results: Mapping[str, Any], whole: bool) -> list[str]:
         if (number := cost.get(key))  # null where it is withheld
     )
     memory = cost.get("peak_rss_mb")
-    used = f"sent: {sent}" if sent else "", f"peak memory {memory or 0:.0f} MB"
+    used = [f"sent: {sent}"] * bool(sent)
+    used += [f"peak memory {memory:.0f} MB"] if memory else []
     # What is said if what stands beside it is something, and that too if it is not True.
     lines: list[tuple[str, Any]] = [
-        (
-            (
-                "no values per user, so no differences between methods and no split of "
-                "the users"
-            ),
-            noisy,
-        ),
-        (
-            (
-                "? noise swamps this value: the standard deviation of the noise is larger "
-                "than the value, or than a quarter of what the metric can be; more users, "
-                "fewer methods or a larger privacy.epsilon help"
-            ),
-            noisy and any(map(_swamped, values)),
-        ),
-        (
-            f"nothing is left of {empty}: noise swamps the number of users",
-            noisy and empty != "",
-        ),
+        *_noise_notes(results),
         ("learning rates: ", _by_method(run.get("learning_rates"))),
         ("recipe of c-bpo: ", run.get("recipe")),
         (
@@ -593,11 +573,40 @@ def _notes(results: Mapping[str, Any], whole: bool) -> list[str]:
             "time: ",
             ", ".join(f"{p} {s:.0f} s" for p, s in cost.get("seconds", {}).items()),
         ),
-        ("", "; ".join(filter(None, used[: 1 + bool(memory)]))),
+        ("", "; ".join(used)),
         *((line, True) for line in describe(results["privacy"], whole)),
         ("results: ", run.get("path")),
     ]
     return [text if more is True else f"{text}{more}" for text, more in lines if more]
+
+
+def _noise_notes(results: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """What noisy metrics do not show, and whether it is to be said."""
+    methods = results["methods"]
+    noisy = not results["users"] and bool(methods)
+    values = [value for row in methods.values() for value in row.values()]
+    empty = ", ".join(name for name, row in methods.items() if not row)
+    return [
+        (
+            (
+                "no values per user, so no differences between methods and no split of "
+                "the users"
+            ),
+            noisy,
+        ),
+        (
+            (
+                "? noise swamps this value: the standard deviation of the noise is larger "
+                "than the value, or than a quarter of what the metric can be; more users, "
+                "fewer methods or a larger privacy.epsilon help"
+            ),
+            noisy and any(map(_swamped, values)),
+        ),
+        (
+            f"nothing is left of {empty}: noise swamps the number of users",
+            noisy and empty != "",
+        ),
+    ]
 
 
 def _unread(results: Mapping[str, Any]) -> str:

@@ -121,9 +121,7 @@ def new_ledger(path: Path | None, config: Config, people: Population) -> Ledger:
         population=people.everybody,
         rng="seeded" if privacy.seeded else "os",
         unprotected={
-            outflow: why
-            for outflow in used(config)
-            if (why := protected(config, outflow))
+            sent: why for sent in used(config) if (why := protected(config, sent))
         },
     )
     for release in unprotected(config):
@@ -135,7 +133,7 @@ def new_ledger(path: Path | None, config: Config, people: Population) -> Ledger:
 def unprotected(config: Config) -> list[tuple[str, str, str, str]]:
     """(stage, what, why, setting) of what a configuration releases without noise."""
     kind = config.unlabeled.kind
-    exact = {outflow for outflow in used(config) if not charged(config, outflow)}
+    exact = {sent for sent in used(config) if not charged(config, sent)}
     off, central = (config.privacy.mode == mode for mode in ("off", "central"))
     banked = kind in ("votes", "public", "anonymised") and not config.unlabeled.file
     clear = "privacy.mode=off" if off else "privacy.metrics=clear"

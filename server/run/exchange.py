@@ -112,7 +112,7 @@ def ask(
     replies = [asking.replies[index] for index in sorted(asking.replies)]
     answered = {user for reply in replies for user in reply.users}
     asked = [user for _, request in requests for user in request.users]
-    # Those whom nobody mentions come last, and only if there is no other error of theirs.
+    # Users whom nobody mentions come last; an error that names them counts instead.
     missing = dict.fromkeys(asked, "its node left this user out of the reply.")
     errors = {
         user: text
@@ -295,7 +295,7 @@ class Asking(Generic[AnyReply]):
         else:
             hashes = {name: part.hash for name, part in self.parts[index].items()}
             self.run.holds[node] = self.run.holds.get(node, {}) | hashes
-            if request.users:  # else they are no names that were checked; see `hello`
+            if request.users:  # otherwise the names were not checked; see `hello`
                 self.errors |= self.replies[index].errors
             self.done(index)
 
@@ -421,7 +421,7 @@ def _receive(
     if request.users:
         check_users(reply, request.users)
     if not run.config.on_devices:  # a device may call its process anything, each time
-        process = reply.process[:200]  # it is no name of ours
+        process = reply.process[:200]  # the node chose this name
         run.processes[process] = max(reply.peak_rss_mb, run.processes.get(process, 0.0))
     # With privacy who took part is a secret; in hello a device may call itself anything.
     checked = request.users or not run.config.on_devices

@@ -75,7 +75,7 @@ class Limits:
     Attributes
     ----------
     body
-        Bytes of all objects that are no piece of a tensor.
+        Bytes of all objects that are not pieces of tensors.
     tensors
         Bytes of all tensors together.
     objects

@@ -18,6 +18,13 @@ from .sealing import SCHEMA
 # What SQLite raises on a damaged file, whose own messages may be damaged too.
 UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
 BUSY = 30.0  # seconds that one process waits for another's write
+PRAGMAS = (
+    "journal_mode = WAL",
+    "synchronous = FULL",  # a power cut loses nothing
+    "secure_delete = ON",
+    "foreign_keys = ON",
+    "trusted_schema = OFF",
+)
 
 # Without an index by source: its rows are few, and every index has to be checked.
 TABLES = (
@@ -65,7 +72,7 @@ class ErasureError(IdiolectError):
 
 def why(error: BaseException | None) -> str:
     """Why the file cannot be used, in words; empty if it is damaged."""
-    code = getattr(error, "sqlite_errorcode", None) or 0
+    code = getattr(error, "sqlite_errorcode", 0)
     return REASONS.get(code, REASONS.get(code & 0xFF, ""))
 
 
@@ -106,11 +113,8 @@ def connect(path: Path) -> sqlite3.Connection:
     with named(path):
         database = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
         try:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")  # a power cut loses nothing
-            database.execute("PRAGMA secure_delete = ON")
-            database.execute("PRAGMA foreign_keys = ON")
-            database.execute("PRAGMA trusted_schema = OFF")
+            for pragma in PRAGMAS:
+                database.execute(f"PRAGMA {pragma}")
         except BaseException:
             database.close()
             raise
@@ -119,10 +123,12 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @contextlib.contextmanager
 def begun(database: sqlite3.Connection, how: str) -> Iterator[None]:
-    """Begin a transaction, which the block commits; roll back where the block fails."""
+    """Begin a transaction; commit it after the block, or roll back where that fails."""
     database.execute(how)
     try:
         yield
+        if database.in_transaction:
+            database.execute("COMMIT")
     except BaseException:
         if database.in_transaction:  # SQLite itself rolls back on a full disk
             database.execute("ROLLBACK")
@@ -143,7 +149,7 @@ def header(path: Path, database: sqlite3.Connection) -> dict[str, bytes]:
         The schema is newer than this version knows, or the file cannot be read.
     """
     try:
-        rows = database.execute("SELECT name, value FROM header").fetchall()
+        rows = database.execute("SELECT name, value FROM header")
         head = {name: bytes(value) for name, value in rows}
         schema = int(head["schema"])
         whole = head["check"] == checksum(head["salt"], head["index"])
@@ -170,15 +176,11 @@ def write_header(
 ) -> None:
     """Write the header, with the index key wrapped by the master key."""
     wrapped = aes_key_wrap(master, index)
-    rows = {
-        "schema": str(SCHEMA).encode(),
-        "salt": salt,
-        "index": wrapped,
-        "check": checksum(salt, wrapped),
-    }
-    database.executemany(
-        "INSERT OR REPLACE INTO header VALUES (?, ?)", list(rows.items())
-    )
+    rows = [
+        ("schema", str(SCHEMA).encode()),
+        *(("salt", salt), ("index", wrapped), ("check", checksum(salt, wrapped))),
+    ]
+    database.executemany("INSERT OR REPLACE INTO header VALUES (?, ?)", rows)
 
 
 def checksum(salt: bytes, wrapped: bytes) -> bytes:

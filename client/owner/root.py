@@ -11,12 +11,12 @@ are sealed, so only the rows that a root was made of have its sums.
 
 import hmac
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 MODULUS = 1 << 256
 SOURCES = "sources"  # the group of the table of that name; a record's group is its kind
-Sums = Mapping[str, tuple[int, int]]
+Sums = dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,6 @@ class Root:
     writes: int = 0
     pending: bool = False
     sums: Sums = field(default_factory=dict)
-
-    def after(self, change: Sums, pending: bool) -> "Root":
-        """The root after a transaction that changed the sums by `change`."""
-        return replace(
-            self,
-            writes=self.writes + 1,
-            pending=pending,
-            sums={
-                name: one for name, one in plus(self.sums, change).items() if any(one)
-            },
-        )
 
     def text(self) -> bytes:
         """What is sealed."""
@@ -68,34 +57,23 @@ def leaf(key: bytes, row: tuple) -> int:
     return int.from_bytes(hmac.digest(key, repr(row).encode(), "sha256"))
 
 
-def plus(one: Sums, other: Sums) -> dict[str, tuple[int, int]]:
-    """The sum of both, group by group."""
-    both = dict(one)
-    for name, (count, total) in other.items():
-        before = both.get(name, (0, 0))
-        both[name] = before[0] + count, (before[1] + total) % MODULUS
-    return both
-
-
-def tally(key: bytes, rows: Iterable[tuple[str, tuple]]) -> dict[str, tuple[int, int]]:
-    """What rows, each with its group, add up to."""
-    counts: dict[str, int] = {}
-    totals: dict[str, int] = {}
+def plus(
+    key: bytes, sums: Sums, rows: Iterable[tuple[str, tuple]], by: int = 1
+) -> Sums:
+    """Sums after rows, each with its group, came (`by` 1) or went (`by` -1)."""
+    found = dict(sums)
     for group, row in rows:
-        counts[group] = counts.get(group, 0) + 1
-        totals[group] = totals.get(group, 0) + leaf(key, row)
-    return {name: (counts[name], totals[name] % MODULUS) for name in counts}
+        count, total = found.get(group, (0, 0))
+        found[group] = count + by, (total + by * leaf(key, row)) % MODULUS
+    return found
 
 
 def difference(root: Sums, found: Sums) -> str:
     """In words, the first group that differs from the root; empty if none does."""
     for name in sorted({*root, *found}, key=str):
         meant, there = root.get(name, (0, 0)), found.get(name, (0, 0))
-        what = (
-            "its list of sources"
-            if name == SOURCES
-            else f"its records of kind '{name}'"
-        )
+        kind = f"its records of kind '{name}'"
+        what = "its list of sources" if name == SOURCES else kind
         if meant[0] != there[0]:
             return f"{what}: {there[0]} parts are there, {meant[0]} were written"
         if meant[1] != there[1]:

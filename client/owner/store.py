@@ -8,8 +8,9 @@ vault is opened and whenever another process has written.
 import contextlib
 import hmac
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Self
@@ -57,7 +58,7 @@ class Store:
         self._index = index
         self._leaf_key = hmac.digest(index, b"leaf", "sha256")
         self._root = Root()
-        self._change: roots.Sums | None = None  # of the write in progress
+        self._sums: roots.Sums | None = None  # in the write in progress, so far
         self._erasing = False
         self._trusted: int | None = None  # SQLite's data version when all was checked
 
@@ -85,37 +86,34 @@ class Store:
             What is deleted in it is to be erased from the file as well (`erase`), after
             it was committed.
         """
-        if self._change is not None:  # within another one, which will do it
+        if self._sums is not None:  # within another one, which will do it
             self._erasing = self._erasing or erasing
             yield
             return
         with self._begun("BEGIN IMMEDIATE"):
             self._same_key()
-            self._change, self._erasing = {}, erasing
+            self._sums, self._erasing = self._root.sums, erasing
             before, master = self._root, self._master
             try:
                 yield
+                sums = {group: one for group, one in self._sums.items() if any(one)}
                 pending = self._root.pending or self._erasing
-                self._root = self._root.after(self._change, pending)
-                self._write_root()
+                self._write_root(Root(self._root.writes + 1, pending, sums))
                 self._database.execute("COMMIT")
             except BaseException:
                 self._root, self._master = before, master
                 raise
             finally:
-                self._change = None
+                self._sums = None
         if self._erasing:
             self.erase()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """Read several things as of one moment, and only what was last written."""
-        if self._database.in_transaction:
+        within = self._database.in_transaction
+        with contextlib.nullcontext() if within else self._begun("BEGIN"):
             yield
-            return
-        with self._begun("BEGIN"):
-            yield
-            self._database.execute("COMMIT")
 
     @contextlib.contextmanager
     def _begun(self, how: str) -> Iterator[None]:
@@ -135,20 +133,19 @@ class Store:
 
     # --- the root ----------------------------------------------------------------------
 
-    def _count(self, group: str, rows: Sequence[tuple], by: int) -> None:
+    def _count(self, rows: Iterable[tuple[str, tuple]], by: int = 1) -> None:
         """Note rows that came or went for the root of the write in progress."""
-        change = roots.tally(self._leaf_key, ((group, row) for row in rows))
-        if by < 0:
-            change = {name: (-one[0], -one[1]) for name, one in change.items()}
-        self._change = roots.plus(self._change or {}, change)
+        self._sums = roots.plus(self._leaf_key, self._sums or {}, rows, by)
 
-    def _tally(self) -> dict[str, tuple[int, int]]:
+    def _tally(self) -> roots.Sums:
         """What the rows that are there add up to."""
         find = self._database.execute
         sources = find(f"SELECT {SOURCE_LEAF} FROM sources")
         records = find(f"SELECT {LEAF} FROM records NOT INDEXED ORDER BY number")
-        there = roots.tally(self._leaf_key, ((roots.SOURCES, row) for row in sources))
-        return there | roots.tally(self._leaf_key, ((row[1], row) for row in records))
+        rows = chain(
+            ((roots.SOURCES, row) for row in sources), ((row[1], row) for row in records)
+        )
+        return roots.plus(self._leaf_key, {}, rows)
 
     def _check_root(self) -> None:
         """Compare all rows with the root, if another process wrote since.
@@ -194,10 +191,11 @@ class Store:
         places = self._database.execute("SELECT source FROM sources").fetchall()
         return by_index != sorted(in_table) or places != sorted(places)
 
-    def _write_root(self) -> None:
-        body = sealed(self._index, self._root.text(), bound("root"))
+    def _write_root(self, root: Root) -> None:
+        self._root = root
         self._database.execute(
-            "INSERT OR REPLACE INTO header VALUES ('root', ?)", (body,)
+            "INSERT OR REPLACE INTO header VALUES ('root', ?)",
+            (sealed(self._index, root.text(), bound("root")),),
         )
 
     def _damaged(self, name: str, why: str) -> DamagedError:

@@ -153,13 +153,11 @@ class Device:
     def _drop_old_runs(self, request: HelloRequest) -> None:
         """Erase what runs have trained here that were not heard of for a while."""
         now = time.time()
-        runs = json.loads(self._vault.get("state", "runs") or b"{}")
-        runs = {run: heard for run, heard in runs.items() if heard > now - KEPT} | {
-            request.run: now
-        }
+        known = self._vault.noted("runs", {}).items()
+        runs = {run: heard for run, heard in known if heard > now - KEPT}
+        runs[request.run] = now
         recent = sorted(runs, key=lambda run: runs[run])[-MOST_RUNS:]
-        body = json.dumps({run: runs[run] for run in recent}).encode()
-        self._vault.put("state", [Record("runs", body)], DEVICE)
+        self._vault.note("runs", {run: runs[run] for run in recent})
         for source in self._vault.sources():
             if source.kind == "run" and source.name not in recent:
                 self._vault.forget(source)

@@ -3,7 +3,6 @@
 Nothing here opens a connection.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,11 +59,16 @@ def read_invitation(file: Path) -> Server:
         if len(text) > LARGEST_INVITATION:
             raise ValueError("it is too long")
         server = Server(**read_json(text))
-        _check_certificate(server.certificate)
+        try:
+            load_pem_x509_certificate(server.certificate.encode())
+        except ValueError:  # whose words are for programmers
+            raise ValueError("its certificate can't be read") from None
         if len(bytes.fromhex(server.signing_key)) != 32:
             raise ValueError("the signing key has not 32 bytes")
-        host, _, port = server.address.rpartition(":")
-        if not host or not 0 < int(port) < 65536 or not _is_plain(server.address):
+        address = server.address
+        host, _, port = address.rpartition(":")
+        plain = address.isascii() and address.isprintable() and len(address) < 300
+        if not host or not 0 < int(port) < 65536 or not plain:
             raise ValueError("the address is not host:port")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise IdiolectError(
@@ -74,27 +78,16 @@ def read_invitation(file: Path) -> Server:
     return server
 
 
-def _check_certificate(pem: str) -> None:
-    try:
-        load_pem_x509_certificate(pem.encode())
-    except ValueError:  # whose words are for programmers
-        raise ValueError("its certificate can't be read") from None
-
-
 def fingerprint(server: Server) -> str:
     """SHA-256 of the certificate of the server's authority, in hex."""
     certificate = load_pem_x509_certificate(server.certificate.encode())
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
-def _is_plain(address: str) -> bool:
-    return address.isascii() and address.isprintable() and len(address) < 300
-
-
 def server_of(vault: Vault) -> Server | None:
     """The server that this device joined; None: none."""
-    body = vault.get("state", "server")
-    return Server(**json.loads(body)) if body else None
+    fields = vault.noted("server")
+    return Server(**fields) if fields else None
 
 
 def joined(vault: Vault) -> Server:
@@ -127,11 +120,9 @@ def join(vault: Vault, server: Server) -> None:
             f"this device belongs to {before.address}: `idiolect leave` first."
         )
     with vault.transaction():
-        vault.put(
-            "state", [Record("server", json.dumps(asdict(server)).encode())], DEVICE
-        )
+        vault.note("server", asdict(server))
         if before is None:
-            _note_membership(vault, {"since": time.time()})
+            vault.note("joined", {"since": time.time()})
 
 
 def membership(vault: Vault) -> dict[str, float | int]:
@@ -140,18 +131,14 @@ def membership(vault: Vault) -> dict[str, float | int]:
     Without ``number`` it has not let this device in yet; without ``since`` an older
     version joined it.
     """
-    return json.loads(vault.get("state", "joined") or b"{}")
+    return vault.noted("joined", {})
 
 
 def note_number(vault: Vault, number: int) -> None:
     """Note the number that the server gave this device."""
     known = membership(vault)
     if known.get("number") != number:
-        _note_membership(vault, {**known, "number": number})
-
-
-def _note_membership(vault: Vault, noted: dict[str, float | int]) -> None:
-    vault.put("state", [Record("joined", json.dumps(noted).encode())], DEVICE)
+        vault.note("joined", {**known, "number": number})
 
 
 def leave(vault: Vault) -> None:

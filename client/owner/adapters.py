@@ -76,10 +76,9 @@ class Version:
     @property
     def accepted(self) -> bool:
         """Whether it is no worse than the bare backbone, the shared one, the one in use."""
-        most = min(self.nll_before, self.nll_bare)
-        if self.nll_in_use is None or self.nll_against is None:
-            return self.nll <= most
-        return self.nll <= most and self.nll_against <= self.nll_in_use + self.allowed
+        alone = self.nll_in_use is None or self.nll_against is None
+        better = alone or self.nll_against <= self.nll_in_use + self.allowed
+        return better and self.nll <= min(self.nll_before, self.nll_bare)
 
 
 # --- which is used ---------------------------------------------------------------------
@@ -92,12 +91,12 @@ def versions(vault: Vault) -> list[Version]:
 
 def active(vault: Vault) -> int:
     """Number of the adapter in use; 0: none."""
-    return int(vault.get("state", "active") or b"0")
+    return vault.noted("active", 0)
 
 
 def activate(vault: Vault, number: int) -> None:
     """Use an adapter from now on; 0: none."""
-    vault.put("state", [Record("active", str(number).encode())], DEVICE)
+    vault.note("active", number)
 
 
 def rollback(vault: Vault) -> int:
@@ -186,8 +185,7 @@ def _parsed(body: bytes) -> tuple[Lora, Version]:
     lora, metadata = parse_lora(body)
     fields = json.loads(metadata["version"])
     lists = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
-    method = current_name(fields["method"])
-    return lora, Version(**fields | lists | {"method": method})
+    return lora, Version(**fields | lists | {"method": current_name(fields["method"])})
 
 
 def read(vault: Vault, number: int) -> tuple[Lora, Version] | None:
@@ -215,7 +213,7 @@ def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:
             "personalize`, or go back to the former backbone by `idiolect settings "
             "backbone NAME`."
         )
-    return shared_below(vault, version, zero), lora
+    return shared_below(vault, version.shared, zero), lora
 
 
 # --- the shared adapter ----------------------------------------------------------------
@@ -223,19 +221,21 @@ def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:
 
 def latest_shared(vault: Vault, backbone: Backbone, zero: Lora) -> Lora:
     """The shared adapter of the last run, if it is of this backbone; else `zero`."""
-    name = (vault.get("state", "shared") or b"").decode()
-    if not name:
+    of, digest = _pointer(vault)
+    fits = digest and not unlike(of, backbone.hash)
+    return shared_below(vault, digest if fits else "", zero)
+
+
+def _pointer(vault: Vault) -> tuple[str, str]:
+    """Backbone and hash of the shared adapter that the last run brought; empty: none."""
+    of, _, digest = (vault.get("state", "shared") or b"").decode().partition("/")
+    return of, digest
+
+
+def shared_below(vault: Vault, digest: str, zero: Lora) -> Lora:
+    """The shared adapter of this hash, on which another was trained; empty: `zero`."""
+    if not digest:
         return zero
-    of, _, digest = name.partition("/")
-    return zero if unlike(of, backbone.hash) else _read_shared(vault, digest)
-
-
-def shared_below(vault: Vault, version: Version, zero: Lora) -> Lora:
-    """The shared adapter that an adapter was trained on; `zero` if there was none."""
-    return _read_shared(vault, version.shared) if version.shared else zero
-
-
-def _read_shared(vault: Vault, digest: str) -> Lora:
     body = vault.get("shared", digest)
     if body is None:
         raise IdiolectError(
@@ -255,8 +255,7 @@ def keep_shared(vault: Vault, backbone: Backbone, shared: Lora, start: bool) -> 
         return ""
     digest = hash_lora(shared)
     below = {version.shared for version in versions(vault)}
-    pointed = (vault.get("state", "shared") or b"").decode().partition("/")[2]
-    _delete_shared(vault, {digest, pointed, *below})
+    _delete_shared(vault, {digest, _pointer(vault)[1], *below})
     if not vault.holds("shared", digest):
         vault.put("shared", [Record(digest, dump_lora(shared, {}))], DEVICE)
     if start:
@@ -272,10 +271,10 @@ def drop_shared(vault: Vault) -> None:
     """
     vault.delete("state", ["shared"])
     used = active(vault)
-    kept = [one for one in versions(vault) if one.accepted or one.number == used]
+    kept = (one for one in versions(vault) if one.accepted or one.number == used)
     _delete_shared(vault, {one.shared for one in kept})
 
 
 def _delete_shared(vault: Vault, used: Collection[str]) -> None:
-    names = [one.name for one in vault.records("shared") if one.name not in used]
-    vault.delete("shared", names)
+    names = {one.name for one in vault.records("shared")}
+    vault.delete("shared", names - set(used))

@@ -10,7 +10,7 @@ from time import time
 
 from ...common.data.types import Item, Prompt
 from ...common.errors import IdiolectError
-from .records import DEVICE, Record, Source
+from .records import Record, Source
 from .vault import Vault
 
 KIND = "item"
@@ -162,13 +162,11 @@ def _next(vault: Vault, number: int) -> float:
     It is now, or right after the last: a clock that was set back does not make the newest
     entries the oldest.
     """
-    before = vault.get("state", "added")
-    last = (
-        float(before) if before else max((e.added for e in entries(vault)), default=0)
-    )
+    last = vault.noted("added")
+    if last is None:
+        last = max((entry.added for entry in entries(vault)), default=0)
     start = max(time(), last + STEP)
-    end = repr(start + (number - 1) * STEP).encode()
-    vault.put("state", [Record("added", end)], DEVICE)
+    vault.note("added", start + (number - 1) * STEP)
     return start
 
 

@@ -68,9 +68,9 @@ def derived(text: str, salt: bytes) -> bytes:
 
 def to_line(key: Key) -> bytes:
     """A key as one line of JSON, for the pipe to another process of this user."""
-    if isinstance(key, Passphrase):
-        return json.dumps({"passphrase": key.text}).encode() + b"\n"
-    return json.dumps({"secret": key.secret.hex()}).encode() + b"\n"
+    typed = isinstance(key, Passphrase)
+    given = {"passphrase": key.text} if typed else {"secret": key.secret.hex()}
+    return json.dumps(given).encode() + b"\n"
 
 
 def from_line(line: bytes) -> Key:

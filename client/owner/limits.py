@@ -46,16 +46,6 @@ def check_now(settings: Mapping[str, str], power: Path = POWER) -> None:
         )
 
 
-def _check_memory(allowed: int) -> None:
-    """Refuse work where the owner allows less memory than the process has without any."""
-    own = memory()
-    if own is not None and allowed < own + ROOM:
-        raise IdiolectError(
-            f"memory-mb is {allowed}, and idiolect has {own} MB before any work: allow "
-            f"{own + ROOM} or more (`idiolect settings memory-mb NUMBER`; 0: no limit)."
-        )
-
-
 def memory(status: Path = OWN) -> int | None:
     """Megabytes of data that this process has, as ``memory-mb`` counts them (Linux)."""
     with contextlib.suppress(OSError, ValueError):
@@ -85,8 +75,8 @@ def hold_process(settings: Mapping[str, str]) -> None:
     if most := int(settings["memory-mb"]):
         _load_libraries()
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        known = hard != resource.RLIM_INFINITY
-        soft = min(most << 20, hard) if known else most << 20
+        endless = hard == resource.RLIM_INFINITY
+        soft = most << 20 if endless else min(most << 20, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
@@ -104,9 +94,9 @@ def _load_libraries() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     with contextlib.suppress(ImportError):  # found by name, and loaded at its first use
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
-
-        del AutoModelForCausalLM, AutoTokenizer, GenerationMixin
+        transformers = importlib.import_module("transformers")
+        for name in ("AutoModelForCausalLM", "AutoTokenizer", "GenerationMixin"):
+            getattr(transformers, name)
 
 
 @contextlib.contextmanager
@@ -127,9 +117,15 @@ def held(settings: Mapping[str, str], training: bool = False) -> Iterator[None]:
     """
     if training:
         check_now(settings)
-    if int(settings["memory-mb"]):
+    if allowed := int(settings["memory-mb"]):
         _load_libraries()
-        _check_memory(int(settings["memory-mb"]))
+        own = memory()
+        if own is not None and allowed < own + ROOM:
+            raise IdiolectError(
+                f"memory-mb is {allowed}, and idiolect has {own} MB before any work: "
+                f"allow {own + ROOM} or more (`idiolect settings memory-mb NUMBER`; 0: no "
+                "limit)."
+            )
     before = resource.getrlimit(resource.RLIMIT_DATA), torch.get_num_threads()
     try:
         hold_process(settings)

@@ -237,7 +237,7 @@ def _judged(
         own, version = rival
         shared = reference.adapter
         zero = replace(shared, b={name: 0 * b for name, b in shared.b.items()})
-        below = adapters.shared_below(vault, version, zero)
+        below = adapters.shared_below(vault, version.shared, zero)
     # Pairs that the one in use was trained on say nothing about either.
     unseen = tuple(item for item in user.held_out if item.id not in version.pairs)
     if unseen:

@@ -143,7 +143,8 @@ class Store:
         sources = find(f"SELECT {SOURCE_LEAF} FROM sources")
         records = find(f"SELECT {LEAF} FROM records NOT INDEXED ORDER BY number")
         rows = chain(
-            ((roots.SOURCES, row) for row in sources), ((row[1], row) for row in records)
+            ((roots.SOURCES, row) for row in sources),
+            ((row[1], row) for row in records),
         )
         return roots.plus(self._leaf_key, {}, rows)
 

@@ -73,9 +73,17 @@ def unlock(vault: Path, file: Path | None = None) -> Key:
     file = file or _named_file()
     if file:
         return Passphrase(_read(file))
-    if _entry(vault).exists():
-        return _from_keyring(_entry(vault).read_text())
-    return Passphrase(_ask("passphrase of the vault: "))
+    if not (note := _entry(vault)).exists():
+        return Passphrase(_ask("passphrase of the vault: "))
+    name = note.read_text()
+    with _keyring() as keyring:
+        secret = keyring.get_password(SERVICE, name)
+    if not secret:
+        raise IdiolectError(
+            f"the keyring has no entry '{SERVICE}', '{name}': unlock the keyring of the "
+            "user who made the vault. Without that entry the vault cannot be opened."
+        )
+    return RandomKey(bytes.fromhex(secret))
 
 
 def new_passphrase(
@@ -124,18 +132,18 @@ def check_strength(text: str) -> None:
         It is short, repeats itself, counts up or down, or is among the commonest.
     """
     counted = _counted(_composed(text).casefold())
-    if any(unicodedata.category(character) == "Cc" for character in text):
-        said = "holds control characters, which nobody can type"
-    elif _weight(counted) < LEAST:
-        said = "is too short, or made of what is guessed first"
-    elif _weight("".join(set(counted))) < DIFFERENT:
-        said = "repeats a few characters"
-    else:
-        return
-    raise IdiolectError(
-        f"the passphrase {said}: use {LEAST} characters or more, best four or five words "
-        "that are unrelated, or --weak to use this one anyway."
-    )
+    control = any(unicodedata.category(character) == "Cc" for character in text)
+    few = _weight("".join(set(counted))) < DIFFERENT
+    for wrong, said in (
+        (control, "holds control characters, which nobody can type"),
+        (_weight(counted) < LEAST, "is too short, or made of what is guessed first"),
+        (few, "repeats a few characters"),
+    ):
+        if wrong:
+            raise IdiolectError(
+                f"the passphrase {said}: use {LEAST} characters or more, best four or "
+                "five words that are unrelated, or --weak to use this one anyway."
+            )
 
 
 def _composed(text: str) -> str:
@@ -166,9 +174,9 @@ def _weight(text: str) -> int:
 def new_keyring_entry(vault: Path) -> Key:
     """Put a random key into the keyring, and note beside the vault where it is."""
     secret, name = os.urandom(32), f"vault {os.urandom(8).hex()}"
-    with _asking() as keyring:
+    with _keyring() as keyring:
         keyring.set_password(SERVICE, name, secret.hex())
-    write_atomically(_own_entry(vault), name.encode())
+    write_atomically(vault.with_name(f"{vault.name}.keyring"), name.encode())
     return RandomKey(secret)
 
 
@@ -177,14 +185,10 @@ def forget_keyring_entry(vault: Path) -> None:
     note = _entry(vault)
     if note.exists():
         name = note.read_text()
-        with _asking() as keyring:
+        with _keyring() as keyring:
             if keyring.get_password(SERVICE, name) is not None:
                 keyring.delete_password(SERVICE, name)
         note.unlink()
-
-
-def _own_entry(vault: Path) -> Path:
-    return vault.with_name(f"{vault.name}.keyring")
 
 
 def _entry(vault: Path) -> Path:
@@ -193,7 +197,10 @@ def _entry(vault: Path) -> Path:
     Version 1 named it by the vault's stem, which two vaults can share: it is taken for
     this one's only if it can be no other's.
     """
-    own, older = _own_entry(vault), vault.with_suffix(".keyring")
+    own, older = (
+        vault.with_name(f"{vault.name}.keyring"),
+        vault.with_suffix(".keyring"),
+    )
     if own.exists() or not older.exists():
         return own
     others = [
@@ -259,39 +266,15 @@ def _ask(question: str) -> str:
     return text
 
 
-def _from_keyring(name: str) -> Key:
-    with _asking() as keyring:
-        secret = keyring.get_password(SERVICE, name)
-    if not secret:
-        raise IdiolectError(
-            f"the keyring has no entry '{SERVICE}', '{name}': unlock the keyring of the "
-            "user who made the vault. Without that entry the vault cannot be opened."
-        )
-    return RandomKey(bytes.fromhex(secret))
-
-
 @contextlib.contextmanager
-def _asking() -> Iterator[Any]:
-    """The keyring; its errors become an `IdiolectError`."""
-    keyring = _keyring()
-    try:
-        yield keyring
-    except IdiolectError:
-        raise
-    except Exception as error:  # each backend has its own
-        raise IdiolectError(
-            f"the system's keyring refuses ({type(error).__name__}: {error}): unlock it "
-            "and try again."
-        ) from error
-
-
-def _keyring() -> Any:
-    """The system's keyring, if it is one that protects.
+def _keyring() -> Iterator[Any]:
+    """The system's keyring, if it is one that protects; what it raises gets a sentence.
 
     Raises
     ------
     IdiolectError
-        The package is missing, or what it found keeps secrets in clear or not at all.
+        The package is missing, what it found keeps secrets in clear or not at all, or it
+        refuses.
     """
     try:
         keyring = importlib.import_module("keyring")
@@ -307,4 +290,10 @@ def _keyring() -> Any:
         raise IdiolectError(
             f"this system's keyring is {name}, which protects nothing: use a passphrase."
         )
-    return keyring
+    try:
+        yield keyring
+    except Exception as error:  # each backend has its own
+        raise IdiolectError(
+            f"the system's keyring refuses ({type(error).__name__}: {error}): unlock it "
+            "and try again."
+        ) from error

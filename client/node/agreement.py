@@ -18,7 +18,7 @@ from ...common.protocol.messages import (
     PersonaliseRequest,
     VoteRequest,
 )
-from ...common.unlabeled.sets import Unlabeled, UnlabeledSet, fingerprint
+from ...common.unlabeled.sets import UnlabeledSet
 from . import state
 from .host import Node, each
 
@@ -66,14 +66,6 @@ def pin_key(request: HelloRequest, node: Node, users: Sequence[User]) -> list[No
     ]
 
 
-def check_bank(
-    request: VoteRequest | OfferRequest, node: Node, users: Sequence[User]
-) -> list[None]:
-    """Refuse a bank that the run did not sign."""
-    content = fingerprint([Unlabeled(item) for item in request.bank])
-    return _check_manifest(request, node, users, content, "bank")
-
-
 def check_set(
     request: PersonaliseRequest, node: Node, users: Sequence[User], content: str
 ) -> list[None]:
@@ -81,10 +73,10 @@ def check_set(
     kind = node.config.unlabeled.kind
     if not request.unlabeled and (kind == "self" or request.method in SETLESS):
         return [None] * len(users)  # nothing was handed out, and nothing is needed
-    return _check_manifest(request, node, users, content, kind)
+    return check_manifest(request, node, users, content, kind)
 
 
-def _check_manifest(
+def check_manifest(
     request: VoteRequest | OfferRequest | PersonaliseRequest,
     node: Node,
     users: Sequence[User],
@@ -95,13 +87,10 @@ def _check_manifest(
     for user in users:
         before = state.agreed(node.store, user.id)
         seen = accept(
-            request.manifest,
-            request.signature,
-            request.run,
+            *(request.manifest, request.signature, request.run),
             content,
             before.seen,
-            time.time(),
-            kind,
+            *(time.time(), kind),
         )
         if seen != before.seen:
             state.keep(node.store, user.id, replace(before, seen=seen))

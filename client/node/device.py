@@ -53,11 +53,10 @@ class VaultStore:
 
     def write(self, name: str, body: bytes) -> None:
         """Keep it; done or not done as a whole."""
-        learnt = name.startswith("adapters/")
-        of_run = learnt or name.startswith("parts/")
+        of_run = name.startswith(("adapters/", "parts/"))
         source = Source("run", self.run) if of_run else DEVICE
         with self.vault.transaction():
-            if learnt:
+            if name.startswith("adapters/"):
                 owner.check_learnt(self.vault, self.learnt)
             self.vault.put("run", [Record(f"{self.run}/{name}", body)], source)
 
@@ -73,9 +72,8 @@ class Device:
         self.user = device_user(node)  # what runs call the owner
         # Configuration and name of the run that the request at hand belongs to.
         self._doing: tuple[Config, str] | None = None
-        self._taken = (
-            False  # whether the request at hand is the joined server's, and new
-        )
+        # Whether the request at hand is the joined server's, and new.
+        self._taken = False
         # What the request at hand has read: source -> generation (`Vault.generation`).
         self._read: Mapping[str, str] = {}
 
@@ -83,12 +81,11 @@ class Device:
         """Return the run's configuration, with what this device decides, and its name."""
         chosen = consent.settings(self._vault)
         wanted = cast(int, given.get("engine.max-length", 512))
-        own: dict[str, object] = {
+        own = {
             "backbone": chosen["backbone"],
             "engine.max-length": min(wanted, int(chosen["max-length"])),
             "engine.device": "auto",
-            "data": "",
-            "unlabeled.file": "",
+            **{"data": "", "unlabeled.file": ""},
         }
         config, options = parse_run({**given, **own})
         if config.task != "text":
@@ -158,9 +155,7 @@ class Device:
         runs[request.run] = now
         recent = sorted(runs, key=lambda run: runs[run])[-MOST_RUNS:]
         self._vault.note("runs", {run: runs[run] for run in recent})
-        for source in self._vault.sources():
-            if source.kind == "run" and source.name not in recent:
-                self._vault.forget(source)
+        self._vault.forget_runs(but=recent)
 
     def answer(self, message: Message) -> RecordDict:
         """Carry out a request, and note what the answer to it is before it leaves."""
@@ -174,25 +169,15 @@ class Device:
             if not self._taken:  # by anybody, any number of times: one record for all
                 consent.note_refused(self._vault, size(record))
                 return record
-            record = self._unless_forgotten(record)
             head = record.config_records["message"]
-            kind = str(head["kind"])
-            run = json.loads(cast(str, head["body"]))["run"]
-            config, name = self._doing or (None, run)
-            consent.note_sent(
-                self._vault,
-                name,
-                kind,
-                size(record),
-                consent.cover(kind, config),
-            )
-        return record
-
-    def _unless_forgotten(self, record: RecordDict) -> RecordDict:
-        """Send no answer that was made of text which its owner has forgotten since."""
-        try:
-            owner.check_learnt(self._vault, self._read)
-        except Refusal as refusal:
-            body = json.loads(cast(str, record.config_records["message"]["body"]))
-            return pack(Failure(body["run"], body["step"], str(refusal)))
+            kind, body = str(head["kind"]), json.loads(cast(str, head["body"]))
+            # No answer leaves that was made of text which its owner has forgotten since.
+            try:
+                owner.check_learnt(self._vault, self._read)
+            except Refusal as error:
+                kind = "Failure"
+                record = pack(Failure(body["run"], body["step"], str(error)))
+            config, name = self._doing or (None, body["run"])
+            covered = consent.cover(kind, config)
+            consent.note_sent(self._vault, name, kind, size(record), covered)
         return record

@@ -53,7 +53,7 @@ from ...common.unlabeled.sets import Unlabeled, fingerprint
 from ...common.unlabeled.votes import user_vote
 from ..owner.consent import Refusal
 from . import state
-from .agreement import check_bank, check_set, handed_out, pin_key, taking_part
+from .agreement import check_manifest, check_set, handed_out, pin_key, taking_part
 from .host import (
     Node,
     each,
@@ -126,10 +126,11 @@ def _adapt(request: AdaptRequest, node: Node) -> AdaptReply:
 def _votes(request: VoteRequest, node: Node) -> VoteReply:
     """Let each user vote for the bank's items that resemble the own text."""
     config = node.config
+    content = _fingerprint(request.bank)
     _, strangers = each(
-        node, node.users, lambda users: check_bank(request, node, users)
+        *(node, node.users),
+        lambda users: check_manifest(request, node, users, content, "bank"),
     )
-    content = fingerprint([Unlabeled(item) for item in request.bank])
     outflow = "items" if config.unlabeled.kind == "anonymised" else "votes"
     willing, refused = taking_part(request, node, "votes", outflow, content, strangers)
 
@@ -146,6 +147,10 @@ def _votes(request: VoteRequest, node: Node) -> VoteReply:
     return VoteReply(**head, votes={"votes": matrix})
 
 
+def _fingerprint(bank: Sequence[Item]) -> str:
+    return fingerprint([Unlabeled(item) for item in bank])
+
+
 def _offer(request: OfferRequest, node: Node) -> OfferReply:
     """Hand over scrubbed items whose like enough users have (kind `anonymised`)."""
     config, supported = node.config, frozenset(request.supported)
@@ -156,7 +161,7 @@ def _offer(request: OfferRequest, node: Node) -> OfferReply:
     node.permit("items", config)
 
     def choose(users: Sequence[User]) -> list[tuple[Item, ...]]:
-        check_bank(request, node, users)
+        check_manifest(request, node, users, _fingerprint(request.bank), "bank")
         return [
             tuple(supported_offers(request.bank, supported, user, config))
             for user in users
@@ -191,14 +196,42 @@ def _personalise(request: PersonaliseRequest, node: Node) -> PersonaliseReply:
         return _tried(request, node, reference, users, refused)
     origin = _origin(request, node, reference, content)
     names = {user.id: state.adapter_name(request.method, user.id) for user in users}
-    known = state.load_group(node.store, list(names.values()), list(names), origin)
-    if known is not None:
-        return _trained(request, node, reference, origin, known, refused)
-    trained, errors = _train(request, node, reference, users)
-    for user, one in trained.items():
-        state.save_adapter(node.store, names[user], one, origin)
-    outcomes = {user: _outcome(one) for user, one in trained.items()}
-    return _trained(request, node, reference, origin, outcomes, errors | refused)
+    found = {
+        user: state.load_adapter(node.store, name, user, origin)
+        for user, name in names.items()
+    }
+    outcomes, errors = {user: one[1] for user, one in found.items() if one}, refused
+    # A group that a crash cut in two is trained again as a whole: a smaller stack rounds
+    # differently, and a resumed run must equal an unbroken one bit for bit.
+    if len(outcomes) < len(names):
+        trained, failed = _train(request, node, reference, users)
+        outcomes = {
+            user: state.save_adapter(node.store, names[user], one, origin)
+            for user, one in trained.items()
+        }
+        errors = failed | refused
+    if node.trained:
+        for user in node.users:
+            if user.id in outcomes:
+                own = _stored(request, node, user, origin)
+                node.trained(reference.adapter, own, request.method, origin)
+    return _trained(request, node, outcomes, errors)
+
+
+def _trained(
+    request: PersonaliseRequest,
+    node: Node,
+    outcomes: Mapping[str, Outcome],
+    errors: dict[str, str],
+) -> PersonaliseReply:
+    """Say who was trained, and how it went where that may be told."""
+    hidden = Outcome(None, False, {})
+    told = {
+        user: replace(one, log=_finite(one.log)) if is_open(node) else hidden
+        for user, one in outcomes.items()
+    }
+    head = reply_head(request, node, tuple(told), errors)
+    return PersonaliseReply(**head, outcomes=told)
 
 
 def _train(
@@ -208,22 +241,14 @@ def _train(
     unlabeled = handed_out(request, node, users)
 
     def train(users: Sequence[User]) -> list[Personal]:
+        rate = request.learning_rate
         return personalise(
-            reference,
-            users,
-            unlabeled,
-            request.method,
-            request.learning_rate,
-            node.config,
+            reference, users, unlabeled, request.method, rate, node.config
         )
 
     trained, errors = each(node, users, train)
     errors |= {user: one.error for user, one in trained.items() if one.lora is None}
-    return {user: trained[user] for user in trained if user not in errors}, errors
-
-
-def _outcome(one: Personal) -> Outcome:
-    return Outcome(one.alpha, one.estimated, _finite(one.log))
+    return {user: one for user, one in trained.items() if one.lora}, errors
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -251,32 +276,12 @@ def _tried(
 
     able = [user for user in users if user.id in trained]
     measured, unmeasured = each(node, able, measure)
-    outcomes = {user: _outcome(trained[user]) for user in measured}
-    for user, nll in measured.items():
-        outcomes[user].log.update(_finite({"nll": nll}))
-    head = reply_head(request, node, tuple(outcomes), errors | unmeasured | refused)
-    return PersonaliseReply(**head, outcomes=outcomes)
-
-
-def _trained(
-    request: PersonaliseRequest,
-    node: Node,
-    reference: Reference,
-    origin: str,
-    outcomes: dict[str, Outcome],
-    errors: dict[str, str],
-) -> PersonaliseReply:
-    """Say who was trained, and how it went where that may be told."""
-    if node.trained:
-        for user in node.users:
-            if user.id in outcomes:
-                own = _stored(request, node, user, origin)
-                node.trained(reference.adapter, own, request.method, origin)
-    if not is_open(node):
-        outcomes = dict.fromkeys(outcomes, Outcome(None, False, {}))
-    outcomes = {u: replace(one, log=_finite(one.log)) for u, one in outcomes.items()}
-    head = reply_head(request, node, tuple(outcomes), errors)
-    return PersonaliseReply(**head, outcomes=outcomes)
+    outcomes = {
+        user: Outcome(one.alpha, one.estimated, {**one.log, "nll": measured[user]})
+        for user, one in trained.items()
+        if user in measured
+    }
+    return _trained(request, node, outcomes, errors | unmeasured | refused)
 
 
 def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:

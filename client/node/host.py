@@ -27,15 +27,9 @@ from ...common.engine.reference import Reference
 from ...common.errors import IdiolectError
 from ...common.process import peak_mb, process_name
 from ...common.protocol.manifest import ManifestError
-from ...common.protocol.messages import (
-    ProtocolError,
-    Request,
-    Rows,
-)
+from ...common.protocol.messages import ProtocolError, Request, Rows
 from ...common.protocol.quantization import coded_shapes, decode
-from ...common.protocol.signed import (
-    Sealed,
-)
+from ...common.protocol.signed import Sealed
 from ...common.protocol.validation import check_rows
 from ..owner.consent import Refusal
 from .state import RunStore
@@ -122,7 +116,6 @@ class Host(Protocol):
         IdiolectError
             It is not signed by whom this node believes, or may not be done now.
         """
-        ...
 
     def node(self, request: Request, started: float) -> Node:
         """Find the users that a request is for.
@@ -132,7 +125,6 @@ class Host(Protocol):
         IdiolectError
             They do not live here, or the request cannot be done here.
         """
-        ...
 
 
 def each(
@@ -152,8 +144,7 @@ def each(
     except Exception as error:
         if len(users) == 1:
             return {}, {users[0].id: sentence(error, node.simulated)}
-    results: dict[str, Some] = {}
-    errors: dict[str, str] = {}
+    results, errors = dict[str, Some](), dict[str, str]()
     for user in users:
         done, failed = each(node, [user], work)
         results |= done
@@ -222,10 +213,9 @@ def reference_of(config: Config, rows: Rows) -> Reference:
     check_rows(rows, coded_shapes(shapes) if config.signed_bytes else shapes)
     if config.signed_bytes:
         rows = decode(rows, shapes)
-    b = {name: torch.tensor(array) for name, array in rows.items()}
     reference = resident(config)
     device = reference.backbone.device
-    b = {name: tensor.to(device) for name, tensor in b.items()}
+    b = {name: torch.tensor(array).to(device) for name, array in rows.items()}
     return reference.with_shared(Lora(zero.a, b, zero.scaling))
 
 

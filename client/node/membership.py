@@ -153,9 +153,7 @@ def leave(vault: Vault) -> None:
 
     with vault.transaction(erasing=True):
         vault.delete("state", ["server", "node-key", "joined"])
-        for source in vault.sources():
-            if source.kind == "run":
-                vault.forget(source)
+        vault.forget_runs()
         drop_shared(vault)
 
 

@@ -84,11 +84,9 @@ def main() -> int:
     """Be a worker: the vault's path as argument, its key on standard input."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the supervisor ends this
-    line = b""
-    while not line.endswith(b"\n"):
-        if not (byte := os.read(0, 1)):
-            return 1  # the supervisor was gone before it had given the key
-        line += byte
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        return 1  # the supervisor was gone before it had given the key
     from .connection import TurnedAway
 
     LOG.propagate = False  # it has a handler of its own

@@ -94,9 +94,9 @@ def _load_libraries() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     with contextlib.suppress(ImportError):  # found by name, and loaded at its first use
-        transformers = importlib.import_module("transformers")
-        for name in ("AutoModelForCausalLM", "AutoTokenizer", "GenerationMixin"):
-            getattr(transformers, name)
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
+
+        del AutoModelForCausalLM, AutoTokenizer, GenerationMixin
 
 
 @contextlib.contextmanager

@@ -378,18 +378,12 @@ def _deleted(
     named = {n for name in sources for n in history.known_sources(name, known)}
     chosen = history.find(vault, ids)
     touched = {*named, *(entry.source for entry in chosen)}
-    stale = [
-        version
-        for version in adapters.versions(vault)
-        if touched & set(version.sources)
-    ]
+    stale = [one for one in adapters.versions(vault) if touched & set(one.sources)]
     if adapters.active(vault) in [version.number for version in stale]:
         adapters.activate(vault, 0)
     for version in stale:
         vault.forget(adapters.source(version.number))
-    for source in vault.sources():
-        if source.kind == "run":  # what a run trained, until it has ended
-            vault.forget(source)
+    vault.forget_runs()
     count = sum(vault.forget(Source("import", name)) for name in named)
     for name in {entry.source for entry in chosen} - named:
         gone = {entry.id for entry in chosen if entry.source == name}

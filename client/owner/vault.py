@@ -23,7 +23,7 @@ import hmac
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import time
 from typing import Any
@@ -246,6 +246,12 @@ class Vault(Store):
         """
         with self.transaction(erasing=True):
             return self._drop(self._place(source))
+
+    def forget_runs(self, but: Collection[str] = ()) -> None:
+        """Erase what runs have trained or left here, but of the runs of these names."""
+        for source in self.sources():
+            if source.kind == "run" and source.name not in but:
+                self.forget(source)
 
     def forget_some(self, source: Source, kind: str, names: Iterable[str]) -> int:
         """Erase some records of a source: what remains is sealed again under a new key.

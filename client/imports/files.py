@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from ...common.errors import IdiolectError
 from .rows import TextError
@@ -187,15 +187,12 @@ def _undecodable(
 ) -> IdiolectError:
     after = f" (after line {number})" if number else ""
     name = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8"}.get(encoding, encoding)
-    byte = f", byte {error.object[error.start]:#04x}" if _decoding(error) else ""
+    decoding = isinstance(error, UnicodeDecodeError)
+    byte = f", byte {error.object[error.start]:#04x}" if decoding else ""
     return IdiolectError(
         f"{path.name} is not {name} text{after}{byte}: save it as UTF-8, or name its "
         "encoding, such as --encoding cp1252."
     )
-
-
-def _decoding(error: UnicodeError) -> TypeGuard[UnicodeDecodeError]:
-    return isinstance(error, UnicodeDecodeError)
 
 
 def _unreadable(path: Path, error: OSError) -> IdiolectError:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from ...common.errors import IdiolectError
 from . import chats, files, mail, notes, profiles, tables
@@ -85,14 +85,11 @@ def opened(
     if path.is_dir():
         return _folder(path)
     suffix, name = path.suffix.lower(), path.name
-    if suffix == ".mbox" or files.begins(
-        path, b"From "
-    ):  # of bytes: each mail has its own
+    # Read as bytes: each mail has its own encoding.
+    if suffix == ".mbox" or files.begins(path, b"From "):
         return MBOX, lambda: mail.read_mbox(path)
-    start = next(files.lines_of(path, encoding), "") if suffix != ".json" else ""
-
-    def lines() -> Iterator[str]:
-        return files.lines_of(path, encoding)
+    lines = partial(files.lines_of, path, encoding)
+    start = next(lines(), "") if suffix != ".json" else ""
 
     if suffix in (".jsonl", ".ndjson"):
         return JSONL, lambda: tables.read_jsonl(lines(), name)
@@ -102,13 +99,9 @@ def opened(
         return kind, lambda: tables.read_csv(lines(), name)
     if suffix == ".json":
         return _json(path, encoding)
-    if suffix == ".txt" and chats.is_whatsapp("".join(_first(lines(), 5))):
+    if suffix == ".txt" and chats.is_whatsapp("".join(islice(lines(), 5))):
         return WHATSAPP, lambda: chats.read_whatsapp(lines(), name)
     raise _unknown(path)
-
-
-def _first(lines: Iterator[str], number: int) -> list[str]:
-    return [line for line, _ in zip(lines, range(number), strict=False)]
 
 
 def _folder(path: Path) -> tuple[Kind, Callable[[], Iterator[Found]]]:
@@ -123,9 +116,7 @@ def _folder(path: Path) -> tuple[Kind, Callable[[], Iterator[Found]]]:
 
 
 def _json(path: Path, encoding: str) -> tuple[Kind, Callable[[], Iterator[Found]]]:
-    def records() -> Iterator[Any]:
-        return files.records_of(path, encoding)
-
+    records = partial(files.records_of, path, encoding)
     first = next(records(), None)
     keys = set(first) if isinstance(first, dict) else set()
     if "mapping" in keys:

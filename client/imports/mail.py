@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from email import message_from_binary_file, policy
 from email.message import EmailMessage
 from email.utils import parseaddr
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def read_mbox(path: Path) -> Iterator[Row | Left | Bad]:
         It cannot be read.
     """
     try:
-        box: Any = mailbox.mbox(path, factory=_message, create=False)  # type: ignore
+        factory: Any = partial(message_from_binary_file, policy=policy.default)
+        box: Any = mailbox.mbox(path, factory, create=False)
         for number, key in enumerate(box.iterkeys(), 1):
             yield _mail(box, key, f"{path.name}, mail {number}")
     except mailbox.NoSuchMailboxError:
@@ -42,10 +44,6 @@ def read_mbox(path: Path) -> Iterator[Row | Left | Bad]:
         raise IdiolectError(
             f"{path} cannot be read ({words_of(error)}): check the file."
         ) from None
-
-
-def _message(stream: Any) -> EmailMessage:
-    return message_from_binary_file(stream, policy=policy.default)
 
 
 def _mail(box: Any, key: Any, place: str) -> Row | Left | Bad:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
@@ -43,11 +44,10 @@ def import_file(options: argparse.Namespace) -> Answer:
         else:
             new = history.add(vault, found.entries, source)
     known = len(found.entries) - new
-    disliked = sum(not entry.liked for entry in found.entries)
     pairs = "1 pair" if new == 1 else f"{new} pairs"
     verb = "would be added" if options.dry_run else "added"
     text = f"{pairs} {verb} from '{printable(source)}', {known} were there already."
-    if disliked:
+    if disliked := sum(not entry.liked for entry in found.entries):
         text += f" {disliked} of the file's are disliked."
     if other:
         text += (
@@ -101,9 +101,7 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 def sources(vault: Vault, _options: argparse.Namespace) -> Answer:
     """List the sources, with their numbers of pairs."""
-    counts: dict[str, int] = {}
-    for entry in history.entries(vault):
-        counts[entry.source] = counts.get(entry.source, 0) + 1
+    counts = Counter(entry.source for entry in history.entries(vault))
     lines = [f"{count:6}  {printable(source)}" for source, count in counts.items()]
     return Answer(counts, "\n".join(lines) or "nothing.")
 
@@ -117,8 +115,9 @@ def export(vault: Vault, options: argparse.Namespace) -> Answer:
         raise IdiolectError(
             f"{options.file} cannot be written ({error.strerror}): name a new file."
         ) from error
-    text = f"{len(lines)} pairs are in {options.file}, in clear."
-    return Answer({"pairs": len(lines)}, text)
+    return Answer(
+        {"pairs": len(lines)}, f"{len(lines)} pairs are in {options.file}, in clear."
+    )
 
 
 def feedback(options: argparse.Namespace) -> Answer:
@@ -172,7 +171,7 @@ def forget(options: argparse.Namespace) -> Answer:
 def _forget_everything(options: argparse.Namespace) -> Answer:
     # The key first: without it, what a crash leaves of the file cannot be read.
     unlock.forget_keyring_entry(options.vault)
-    for beside in ("", "-wal", "-shm"):
-        Path(f"{options.vault}{beside}").unlink(missing_ok=True)
-    note_of(options.vault).unlink(missing_ok=True)
+    beside = (Path(f"{options.vault}{end}") for end in ("", "-wal", "-shm"))
+    for path in (*beside, note_of(options.vault)):
+        path.unlink(missing_ok=True)
     return Answer({"everything": True}, f"{options.vault} is gone.")

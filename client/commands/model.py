@@ -37,9 +37,9 @@ def verdict(new: Version) -> str:
 
 def generate(vault: Vault, options: argparse.Namespace) -> Answer:
     """Continue the prompt that `cli` has read."""
-    budget, compare = options.max_new_tokens, options.compare
-    found = owner.write(vault, options.prompt, budget, compare)
-    lines = [f"{name + ':':10}{text}" for name, text in found.items()]
+    compare = options.compare
+    found = owner.write(vault, options.prompt, options.max_new_tokens, compare)
+    lines = (f"{name + ':':10}{text}" for name, text in found.items())
     text = "\n".join(lines) if compare else found["personal"]
     return Answer(found, text, exact=True)
 
@@ -89,9 +89,8 @@ def rollback(vault: Vault, _options: argparse.Namespace) -> Answer:
 def reset(vault: Vault, _options: argparse.Namespace) -> Answer:
     """Go back to the bare model."""
     text = _changed(0, adapters.reset(vault))
-    return Answer(
-        {"active": 0}, f"{text}\nthe next training starts from the bare model."
-    )
+    text += "\nthe next training starts from the bare model."
+    return Answer({"active": 0}, text)
 
 
 def export(vault: Vault, options: argparse.Namespace) -> Answer:
@@ -102,5 +101,5 @@ def export(vault: Vault, options: argparse.Namespace) -> Answer:
         raise IdiolectError(
             f"{options.folder} is not a folder ({error.strerror}): name another."
         ) from error
-    text = f"{options.folder} is a PEFT adapter, in clear."
-    return Answer({"folder": str(options.folder)}, text)
+    folder = str(options.folder)
+    return Answer({"folder": folder}, f"{folder} is a PEFT adapter, in clear.")

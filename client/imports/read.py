@@ -411,9 +411,5 @@ def _entry(row: Row, names: dict[str, str]) -> tuple[Entry, tuple[str, ...]]:
     else:
         asked, more = tidy(row.prompt, names.get("prompt", "prompt"))
         prompt, changed = Prompt("", asked), changed + more
-    try:
-        verdict = liked(row.liked)
-    except TextError as error:
-        name = names.get("liked", "liked")
-        raise TextError(f"{name} {error}", error.reason) from None
+    verdict = liked(row.liked, names.get("liked", "liked"))
     return Entry(prompt, target, verdict), changed

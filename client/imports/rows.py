@@ -124,7 +124,7 @@ def tidy(value: Any, name: str) -> tuple[str, tuple[str, ...]]:
     return "" if _OMITTED.fullmatch(text.strip()) else clean(text), changed
 
 
-def liked(value: Any) -> bool:
+def liked(value: Any, name: str) -> bool:
     """Read a verdict; nothing said is liked.
 
     Raises
@@ -137,7 +137,7 @@ def liked(value: Any) -> bool:
         return True
     if word in ("false", "0", "0.0", "no", "n", "f", "dislike", "disliked", "down"):
         return False
-    raise TextError(f"must be true or false, not {value!r:.40}", "no verdict")
+    raise TextError(f"{name} must be true or false, not {value!r:.40}", "no verdict")
 
 
 def folded(name: str) -> str:

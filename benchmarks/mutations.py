@@ -1023,7 +1023,7 @@ MUTATIONS = (
     ),
     Mutation(
         "A device works for a run without a hello",
-        "client/node/answer.py",
+        "client/node/handlers.py",
         "            state.check_agreed(",
         "            _ = (",
         "test_no_valid_hello_no_work_and_the_cap_holds",
@@ -1151,7 +1151,7 @@ MUTATIONS = (
     ),
     Mutation(
         "A record can be moved to the place of another",
-        "client/owner/sealing.py",
+        "client/owner/records.py",
         "return json.dumps([schema, *parts]).encode()",
         'return b""',
         "test_damage_is_named_and_never_read_as_data",

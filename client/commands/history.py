@@ -14,7 +14,7 @@ from ...common.errors import IdiolectError
 from ...common.files import write_new
 from ...common.text import printable
 from ..owner import history, unlock
-from ..owner.alone import note_of
+from ..owner.database import note_of
 from ..owner.history import Entry
 from ..owner.vault import Vault
 from .answer import ASK, Answer, opened, private, sure

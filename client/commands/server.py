@@ -8,7 +8,7 @@ from typing import Any
 from ...common.config import absolute_backbone
 from ...common.errors import IdiolectError
 from ...common.text import printable, tell
-from ..node import membership, supervisor
+from ..node import membership, worker
 from ..owner import consent, unlock
 from ..owner.vault import Vault
 from .answer import Answer, opened, sure
@@ -37,7 +37,7 @@ def run_node(options: argparse.Namespace) -> int:
     key = unlock.unlock(options.vault, options.passphrase_file)
     with Vault.open(options.vault, key) as vault:  # before anything is started
         membership.joined(vault)
-    return supervisor.keep_running(options.vault, key, tell)
+    return worker.keep_running(options.vault, key, tell)
 
 
 def answer(vault: Vault, options: argparse.Namespace) -> Answer:

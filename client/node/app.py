@@ -18,7 +18,7 @@ from ...common.errors import IdiolectError
 from ...common.protocol.messages import HelloRequest, Request
 from ...common.protocol.signed import Sealed, verify
 from ...common.text import guard
-from .answer import answer
+from .handlers import answer
 from .host import Node
 from .state import FolderStore, agreed
 

@@ -24,7 +24,7 @@ from ..owner import consent, history, limits, owner
 from ..owner.consent import Refusal
 from ..owner.records import DEVICE, Record, Source
 from ..owner.vault import Vault
-from .answer import answer
+from .handlers import answer
 from .host import Node, forget
 from .membership import joined
 from .state import advance, bind

@@ -1,26 +1,30 @@
-"""What a node answers: one handler for each message of the protocol.
+"""What a node answers: from Flower's message to a request, and from that to the answer.
 
-Each handler calls pure functions of `common.methods` and `common.unlabeled` on the users
-that a request names, and answers with a typed reply. Requests carry all they need and can
-be repeated: nothing depends on what this process did before, except that the backbone and
-the data stay resident.
+One handler for each message of the protocol calls pure functions of `common.methods` and
+`common.unlabeled` on the users that a request names, and answers with a typed reply.
+Requests carry all they need and can be repeated: nothing depends on what this process did
+before, except that the backbone and the data stay resident. What goes wrong comes back as
+a sentence, never as a traceback.
 """
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from flwr.app import Message as Envelope
+from flwr.app import RecordDict
 
 from ...common.config import UNTRAINED
 from ...common.data.load import task_of
 from ...common.data.metrics import bounded_row, released_metrics
-from ...common.data.types import Item, User
+from ...common.data.types import TOO_LONG, Item, User
 from ...common.engine.adapters import Lora, hash_lora
 from ...common.engine.backbone import Backbone
-from ...common.engine.fitting import encode_all, too_long
+from ...common.engine.fitting import encode_all, fitting, too_long
 from ...common.engine.reference import Reference
 from ...common.errors import IdiolectError
 from ...common.methods import evaluation
@@ -31,8 +35,10 @@ from ...common.protocol.messages import (
     AdaptRequest,
     EvaluateReply,
     EvaluateRequest,
+    Failure,
     HelloReply,
     HelloRequest,
+    Missing,
     OfferReply,
     OfferRequest,
     Outcome,
@@ -47,7 +53,9 @@ from ...common.protocol.messages import (
     VoteRequest,
     package_version,
 )
+from ...common.protocol.packing import pack
 from ...common.protocol.quantization import update_codes
+from ...common.protocol.signed import MissingParts, brought, complete, read_sealed
 from ...common.unlabeled.offers import offer_marks, supported_offers
 from ...common.unlabeled.sets import Unlabeled, fingerprint
 from ...common.unlabeled.votes import user_vote
@@ -55,6 +63,7 @@ from ..owner.consent import Refusal
 from . import state
 from .agreement import check_manifest, check_set, handed_out, pin_key, taking_part
 from .host import (
+    Host,
     Node,
     each,
     is_noisy,
@@ -62,6 +71,7 @@ from .host import (
     reference_of,
     reply_head,
     resident,
+    sentence,
     untrained,
 )
 
@@ -357,3 +367,56 @@ HANDLERS: dict[str, tuple[type[Request], Callable[[Any, Node], Reply]]] = {
     "train.personalise": (PersonaliseRequest, _personalise),
     "evaluate": (EvaluateRequest, _evaluate),
 }
+
+
+# --- from message to message -------------------------------------------------------------
+
+
+def answer(message: Envelope, host: Host) -> RecordDict:
+    """Read a request, do it, and answer; a request that cannot be done is a `Failure`."""
+    started = time.monotonic()
+    run, step = "", ""
+    try:
+        kind = message.metadata.message_type
+        if kind not in HANDLERS:
+            raise Refusal(f"'{kind:.80}' is not a request of idiolect.")
+        cls, work = HANDLERS[kind]
+        sealed = read_sealed(cls, message.content)
+        run, step = sealed.run, sealed.fields["step"]
+        if cls is not HelloRequest and not sealed.users:
+            raise Refusal("the request names nobody whom it is for.")
+        store = host.admit(sealed)
+        agreement = sealed.seal.parts["config"]
+        for user in () if cls is HelloRequest else sealed.users:
+            state.check_agreed(store, user, agreement)
+        came = brought(message.content, sealed.seal)
+        kept = {
+            name: data
+            for name in set(sealed.seal.parts) - set(came)
+            if (data := store.read(f"parts/{name}")) is not None
+        }
+        request = complete(sealed, came | kept)
+        node = host.node(request, started)
+        for name, data in came.items():  # in the place of what came before under it
+            store.write(f"parts/{name}", data)
+        return pack(work(request, replace(_fitting(node), agreement=agreement)))
+    except MissingParts as error:
+        return pack(Missing(run, step, error.names))
+    except Exception as error:
+        return pack(Failure(run, step, sentence(error, host.simulated)))
+
+
+def _fitting(node: Node) -> Node:
+    """Leave out the items that do not fit into the context, and count them."""
+    backbone = resident(node.config).backbone
+    pairs = [fitting(backbone, user) for user in node.residents]
+    residents = {user.id: user for user, _ in pairs}
+    dropped, count = dict(node.dropped), sum(number for _, number in pairs)
+    if count and is_open(node):  # where metrics have noise, no count leaves without it
+        dropped[TOO_LONG] = dropped.get(TOO_LONG, 0) + count
+    return replace(
+        node,
+        users=tuple(residents.get(user.id, user) for user in node.users),
+        residents=tuple(residents.values()),
+        dropped=dropped,
+    )

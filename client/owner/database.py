@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.keywrap import (
 )
 
 from ...common.errors import IdiolectError
-from .sealing import SCHEMA
+from .records import SCHEMA
 
 # What SQLite raises on a damaged file, whose own messages may be damaged too.
 UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
@@ -106,6 +106,11 @@ def is_there(path: Path) -> bool:
             f"the vault {path} cannot be used now ({error.strerror}): make its folder "
             "readable for you."
         ) from error
+
+
+def note_of(vault: Path) -> Path:
+    """The file beside a vault that is locked while a training runs."""
+    return vault.with_name(f".{vault.name}.training")
 
 
 def connect(path: Path) -> sqlite3.Connection:

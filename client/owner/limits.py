@@ -2,22 +2,27 @@
 
 Every limit except that of time is off until it is set (`idiolect settings NAME VALUE`).
 Work beyond a limit is refused or stopped with an error, which the server records if the
-work was for a server. Limits are checked before the backbone is loaded.
+work was for a server. Limits are checked before the backbone is loaded. Two trainings at
+once are refused (`alone`).
 """
 
 import contextlib
+import fcntl
 import importlib
 import os
 import resource
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from time import localtime, strftime
 
 import torch
 
 from ...common.command import out_of_memory
 from ...common.errors import IdiolectError
+from ...common.files import private
 from .consent import Refusal
+from .database import note_of
 
 POWER = Path("/sys/class/power_supply")
 OWN = Path("/proc/self/status")
@@ -167,3 +172,42 @@ def time_limit(settings: Mapping[str, str]) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def alone(vault: Path) -> Iterator[None]:
+    """Train alone on a vault until the end of the block.
+
+    The lock is the system's: it ends with the process, however that ends.
+
+    Raises
+    ------
+    IdiolectError
+        Another process trains on this vault; says which, and since when.
+    """
+    file = note_of(vault)
+    with contextlib.ExitStack() as held:
+        try:
+            note = held.enter_context(open(file, "a+", opener=private))
+            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise IdiolectError(_running(file.read_text()[:100])) from None
+        except OSError as error:
+            raise IdiolectError(
+                f"{file} cannot be locked ({error.strerror}): make its folder writable."
+            ) from error
+        note.truncate(0)
+        note.write(f"{os.getpid()} {strftime('%Y-%m-%d %H:%M:%S', localtime())}")
+        note.flush()
+        yield
+        note.truncate(0)
+
+
+def _running(noted: str) -> str:
+    process, _, since = noted.partition(" ")
+    if not since:  # it has only just begun
+        return "a training is running on this vault already: wait until it has ended."
+    return (
+        f"a training is running on this vault since {since} (process {process}): wait "
+        f"until it has ended, or end it by `kill {process}`."
+    )

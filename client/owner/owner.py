@@ -30,7 +30,6 @@ from ...common.methods.personalise import personalise
 from ...common.unlabeled.sets import UnlabeledSet
 from . import adapters, history, limits
 from .adapters import Version
-from .alone import alone
 from .consent import Refusal, settings
 from .database import ErasureError
 from .history import Entry
@@ -114,7 +113,7 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
         There is too little history, training overflowed, it is not within the owner's
         limits (`limits.held`), or another one is running; the adapter in use stays.
     """
-    with alone(vault.path), limits.held(settings(vault), training=True):
+    with limits.alone(vault.path), limits.held(settings(vault), training=True):
         return _train(vault, method, rate)
 
 

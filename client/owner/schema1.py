@@ -18,8 +18,7 @@ from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
 
 from .database import DamagedError, unlocked
 from .keys import Key, Passphrase, derived
-from .records import DEVICE, Record, Source
-from .sealing import bound, unsealed
+from .records import DEVICE, Record, Source, bound, unsealed
 
 WAY_OUT = "restore a backup; the vault stays as it is"
 

@@ -37,7 +37,6 @@ from cryptography.hazmat.primitives.keywrap import (
 
 from ...common.errors import IdiolectError
 from ...common.files import make_folder, sync_folder
-from . import root as roots
 from . import schema1
 from .database import (
     LEAF,
@@ -54,10 +53,8 @@ from .database import (
     write_header,
 )
 from .keys import Key
-from .records import DEVICE, Record, Source
-from .root import Root
-from .sealing import bound, sealed, unsealed
-from .store import Store
+from .records import DEVICE, Record, Source, bound, sealed, unsealed
+from .store import SOURCES, Root, Store
 
 # Types of a row of records, as `Vault._rows` returns it.
 COLUMNS = [str, bytes, bytes, bytes, int, int, bytes, bytes]
@@ -289,8 +286,8 @@ class Vault(Store):
                 self._database.execute(
                     "UPDATE sources SET wrapped = ? WHERE source = ?", (new, place)
                 )
-                self._count([(roots.SOURCES, row)], -1)
-                self._count([(roots.SOURCES, (place, new, label, made))])
+                self._count([(SOURCES, row)], -1)
+                self._count([(SOURCES, (place, new, label, made))])
             write_header(self._database, salt, master, self._index)
             self._master = master
 
@@ -359,7 +356,7 @@ class Vault(Store):
             label = sealed(self._index, name, bound("source", place))
             row = (place, aes_key_wrap(self._master, data_key), label, time())
             self._database.execute("INSERT INTO sources VALUES (?, ?, ?, ?)", row)
-            self._count([(roots.SOURCES, row)])
+            self._count([(SOURCES, row)])
         return place, data_key
 
     def _drop(self, place: bytes) -> int:
@@ -367,7 +364,7 @@ class Vault(Store):
         count = self._erase("source = ?", (place,))
         where = "FROM sources WHERE source = ?"
         rows = self._database.execute(f"SELECT {SOURCE_LEAF} {where}", (place,))
-        self._count([(roots.SOURCES, row) for row in rows], -1)
+        self._count([(SOURCES, row) for row in rows], -1)
         self._database.execute(f"DELETE {where}", (place,))
         return count
 

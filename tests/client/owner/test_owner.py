@@ -117,7 +117,10 @@ def test_forgetting_what_is_not_learnt_from_costs_nothing(vault, training):
     history.add(vault, pairs("more", 2), "more")  # the newest: they only judge
     training.append(lambda other: owner.forget(other, ["more"]))
     version = owner.train(vault)
-    assert version.sources == ("mail", "notes") and len(list(vault.records("adapter"))) == 1
+    assert (
+        version.sources == ("mail", "notes")
+        and len(list(vault.records("adapter"))) == 1
+    )
 
 
 def test_a_run_that_trains_while_text_is_forgotten_leaves_nothing(vault):
@@ -324,7 +327,9 @@ def test_learning_to_avoid_something_may_cost_a_little(vault, scores):
 
 def test_reset_goes_back_to_the_bare_model(vault, scores):
     one = judged(vault, 0.5, 0.25, "a run")
-    assert adapters.active(vault) == one.number and len(list(vault.records("shared"))) == 1
+    assert (
+        adapters.active(vault) == one.number and len(list(vault.records("shared"))) == 1
+    )
     adapters.reset(vault)
     found = load_reference(owner.configured(vault))
     backbone, zero = found.backbone, found.adapter

@@ -67,7 +67,10 @@ def test_records_come_back_in_order_and_are_replaced(vault, path):
         assert again.get("item", "b") == b"again"
         assert again.get("adapter", "a") == b"another kind"
         assert again.get("item", "nobody") is None
-        assert len(list(again.records("item"))) == 4 and len(list(again.records("adapter"))) == 1
+        assert (
+            len(list(again.records("item"))) == 4
+            and len(list(again.records("adapter"))) == 1
+        )
         assert again.holds("item", "a") and not again.holds("adapter", "b")
         assert again.sources() == [MAIL, NOTES, TRAINED]
         assert again.check() == 5

@@ -132,8 +132,8 @@ class Device:
         answers = consent.consents(self._vault)
 
         def keep(shared: Lora, lora: Lora, method: str, origin: str) -> None:
-            trained = owner.Trained(lora, method, user, learnt, origin)
             reference = Reference(backbone_of(config), shared)
+            trained = owner.Trained(lora, method, user, learnt, origin)
             owner.adopt(self._vault, reference, trained)
 
         return Node(

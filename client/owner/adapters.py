@@ -171,14 +171,10 @@ def keep(vault: Vault, version: Version, lora: Lora) -> None:
     """Keep an adapter, and use it if it is accepted."""
     body = dump_lora(lora, {"version": json.dumps(vars(version))})
     # A source of its own: it can be erased without the others.
-    vault.put("adapter", [Record(str(version.number), body)], source(version.number))
+    name = str(version.number)
+    vault.put("adapter", [Record(name, body)], Source("adapter", name))
     if version.accepted:
         activate(vault, version.number)
-
-
-def source(number: int) -> Source:
-    """The source of an adapter's record."""
-    return Source("adapter", str(number))
 
 
 def _parsed(body: bytes) -> tuple[Lora, Version]:

@@ -5,7 +5,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from time import time
 
 from ...common.data.types import Item, Prompt
@@ -224,9 +224,8 @@ def judge(vault: Vault, entry: Entry, liked: bool) -> Entry:
 
 
 def _record(entry: Entry) -> Record:
-    prompt = entry.prompt
     fields = {
-        "prompt": [prompt.before, prompt.input, prompt.after],
+        "prompt": astuple(entry.prompt),
         "target": entry.target,
         "liked": entry.liked,
         "source": entry.source,

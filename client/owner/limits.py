@@ -191,7 +191,14 @@ def alone(vault: Path) -> Iterator[None]:
             note = held.enter_context(open(file, "a+", opener=private))
             fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise IdiolectError(_running(file.read_text()[:100])) from None
+            process, _, since = file.read_text()[:100].partition(" ")
+            when, end = "already", ""  # it has only just begun
+            if since:
+                when = f"since {since} (process {process})"
+                end = f", or end it by `kill {process}`"
+            raise IdiolectError(
+                f"a training is running on this vault {when}: wait until it has ended{end}."
+            ) from None
         except OSError as error:
             raise IdiolectError(
                 f"{file} cannot be locked ({error.strerror}): make its folder writable."
@@ -201,13 +208,3 @@ def alone(vault: Path) -> Iterator[None]:
         note.flush()
         yield
         note.truncate(0)
-
-
-def _running(noted: str) -> str:
-    process, _, since = noted.partition(" ")
-    if not since:  # it has only just begun
-        return "a training is running on this vault already: wait until it has ended."
-    return (
-        f"a training is running on this vault since {since} (process {process}): wait "
-        f"until it has ended, or end it by `kill {process}`."
-    )

@@ -44,11 +44,6 @@ HELD_OUT = 8  # at most; a fifth of the liked pairs otherwise
 # --- settings --------------------------------------------------------------------------
 
 
-def configured(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Config:
-    """The configuration of a training on this device."""
-    return config_of(settings(vault), method, rate)
-
-
 def config_of(
     chosen: Mapping[str, str], method: str = "c-bpo", rate: float = 3e-3
 ) -> Config:
@@ -113,33 +108,30 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
         There is too little history, training overflowed, it is not within the owner's
         limits (`limits.held`), or another one is running; the adapter in use stays.
     """
-    with limits.alone(vault.path), limits.held(settings(vault), training=True):
-        return _train(vault, method, rate)
-
-
-def _train(vault: Vault, method: str, rate: float) -> Version:
-    entries = history.entries(vault)
-    split(entries)  # refuses too little before a backbone is loaded
-    config = configured(vault, method, rate)
-    loaded = load_reference(config)
-    backbone = loaded.backbone
-    short = [entry for entry in entries if fits(backbone, entry.item())]
-    fit, liked = (sum(entry.liked for entry in some) for some in (short, entries))
-    if fit < FEWEST:
-        raise IdiolectError(
-            f"{fit} of the {liked} liked pairs in the vault fit into the context of "
-            f"{backbone.context} tokens, and training needs {FEWEST}: import shorter ones, "
-            "or allow longer ones by `idiolect settings max-length N`."
-        )
-    user, learnt = split(short)
-    shared = adapters.latest_shared(vault, backbone, loaded.adapter)
-    reference = loaded.with_shared(shared)
-    (found,) = personalise(reference, [user], UnlabeledSet(), method, rate, config)
-    if found.lora is None:
-        raise IdiolectError(found.error)
-    too_long = len(entries) - len(short)
-    trained = Trained(found.lora, method, user, learnt, too_long=too_long)
-    return adopt(vault, reference, trained)
+    chosen = settings(vault)
+    with limits.alone(vault.path), limits.held(chosen, training=True):
+        entries = history.entries(vault)
+        split(entries)  # refuses too little before a backbone is loaded
+        config = config_of(chosen, method, rate)
+        loaded = load_reference(config)
+        backbone = loaded.backbone
+        short = [entry for entry in entries if fits(backbone, entry.item())]
+        fit, liked = (sum(entry.liked for entry in some) for some in (short, entries))
+        if fit < FEWEST:
+            raise IdiolectError(
+                f"{fit} of the {liked} liked pairs in the vault fit into the context of "
+                f"{backbone.context} tokens, and training needs {FEWEST}: import shorter "
+                "ones, or allow longer ones by `idiolect settings max-length N`."
+            )
+        user, learnt = split(short)
+        shared = adapters.latest_shared(vault, backbone, loaded.adapter)
+        reference = loaded.with_shared(shared)
+        (found,) = personalise(reference, [user], UnlabeledSet(), method, rate, config)
+        if found.lora is None:
+            raise IdiolectError(found.error)
+        too_long = len(entries) - len(short)
+        trained = Trained(found.lora, method, user, learnt, too_long=too_long)
+        return adopt(vault, reference, trained)
 
 
 def adopt(vault: Vault, reference: Reference, trained: Trained) -> Version:
@@ -277,8 +269,7 @@ def split(entries: Sequence[Entry], name: str = "owner") -> tuple[User, dict[str
         tuple(entry.item() for entry in liked[-held_out:]),
         disliked=tuple(entry.item() for entry in disliked),
     )
-    sources = {entry.source: entry.generation for entry in (*learnt, *disliked)}
-    return user, sources
+    return user, {entry.source: entry.generation for entry in (*learnt, *disliked)}
 
 
 # --- use -------------------------------------------------------------------------------
@@ -363,28 +354,24 @@ def forget(
         # In one transaction: no adapter is kept in between that knows what is gone, and
         # no crash leaves one.
         with vault.transaction(erasing=True):
-            return _deleted(vault, sources, ids)
+            known = {entry.source for entry in history.entries(vault)}
+            named = {n for name in sources for n in history.known_sources(name, known)}
+            chosen = history.find(vault, ids)
+            touched = {*named, *(entry.source for entry in chosen)}
+            stale = [
+                one for one in adapters.versions(vault) if touched & set(one.sources)
+            ]
+            if adapters.active(vault) in [version.number for version in stale]:
+                adapters.activate(vault, 0)
+            for version in stale:
+                vault.forget(Source("adapter", str(version.number)))
+            vault.forget_runs()
+            count = sum(vault.forget(Source("import", name)) for name in named)
+            for name in {entry.source for entry in chosen} - named:
+                gone = {entry.id for entry in chosen if entry.source == name}
+                count += vault.forget_some(Source("import", name), history.KIND, gone)
+            return count, stale
     except ErasureError as error:
         raise ErasureError(
             f"the pairs and what learnt them are deleted, but {error}"
         ) from error
-
-
-def _deleted(
-    vault: Vault, sources: Collection[str], ids: Collection[str]
-) -> tuple[int, list[Version]]:
-    known = {entry.source for entry in history.entries(vault)}
-    named = {n for name in sources for n in history.known_sources(name, known)}
-    chosen = history.find(vault, ids)
-    touched = {*named, *(entry.source for entry in chosen)}
-    stale = [one for one in adapters.versions(vault) if touched & set(one.sources)]
-    if adapters.active(vault) in [version.number for version in stale]:
-        adapters.activate(vault, 0)
-    for version in stale:
-        vault.forget(adapters.source(version.number))
-    vault.forget_runs()
-    count = sum(vault.forget(Source("import", name)) for name in named)
-    for name in {entry.source for entry in chosen} - named:
-        gone = {entry.id for entry in chosen if entry.source == name}
-        count += vault.forget_some(Source("import", name), history.KIND, gone)
-    return count, stale

@@ -83,12 +83,18 @@ class Vault(Store):
         """
         # Made under another name: a crash leaves no vault rather than half of one.
         new = path.with_name(f".{path.name}.{os.getpid()}")
+        salt, index = os.urandom(16), os.urandom(32)
+        master = key.master(salt)
         try:
             make_folder(path.parent)
             _remove(new)
             new.touch(mode=0o600)
-            with named(path):
-                master, index = _fill(new, key)
+            database = sqlite3.connect(new, isolation_level=None)
+            with contextlib.closing(database), named(path), begun(database, "BEGIN"):
+                for table in TABLES:
+                    database.execute(table)
+                write_header(database, salt, master, index)
+                Vault(new, database, master, index)._write_root(Root())
             os.link(new, path)  # fails where there is one already, unlike a rename
             sync_folder(path.parent)
         except OSError as error:
@@ -489,19 +495,6 @@ class Vault(Store):
 
 
 # --- files -----------------------------------------------------------------------------
-
-
-def _fill(new: Path, key: Key) -> tuple[bytes, bytes]:
-    """Make the tables and the header of an empty vault; returns its keys."""
-    salt, index = os.urandom(16), os.urandom(32)
-    master = key.master(salt)
-    database = sqlite3.connect(new, isolation_level=None)
-    with contextlib.closing(database), begun(database, "BEGIN"):
-        for table in TABLES:
-            database.execute(table)
-        write_header(database, salt, master, index)
-        Vault(new, database, master, index)._write_root(Root())
-    return master, index
 
 
 def _bring_up(path: Path, database: sqlite3.Connection, key: Key) -> None:

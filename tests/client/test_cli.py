@@ -155,7 +155,7 @@ def test_disliked_pairs_are_learnt_to_be_avoided(ready, run, asked):
     def disliked_shift():
         asked("personalize")
         with vault_of(ready) as vault:
-            config = owner.configured(vault)
+            config = owner.config_of(owner.settings(vault))
             found = load_reference(config)
             backbone, zero = found.backbone, found.adapter
             entry = owner.Entry(owner.Prompt("", bad["--prompt"]), bad["--text"])

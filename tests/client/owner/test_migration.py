@@ -70,7 +70,7 @@ def test_everything_is_there_under_its_own_kind_of_source(path):
 
 def test_its_adapters_can_be_used_and_forgotten(path):
     with Vault.open(path, SECRET) as opened:
-        found = load_reference(owner.configured(opened))
+        found = load_reference(owner.config_of(owner.settings(opened)))
         backbone, zero = found.backbone, found.adapter
         shared, own = adapters.adapter(opened, backbone, zero)
         assert shared.b.keys() == own.b.keys() and len(own.b) == 2

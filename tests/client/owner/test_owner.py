@@ -104,7 +104,7 @@ def test_what_is_forgotten_while_it_is_learnt_stays_forgotten(vault, training, w
     assert adapters.versions(vault) == [] and adapters.active(vault) == 0
     assert before.number == 1 and len(list(vault.records("adapter"))) == 0
     training.clear()
-    if vault.count(history.KIND) < owner.FEWEST:
+    if len(list(vault.records(history.KIND))) < owner.FEWEST:
         with pytest.raises(IdiolectError, match="needs 4"):
             owner.train(vault)
     else:  # what is there now can be learnt
@@ -226,7 +226,7 @@ def judged(
     vault: Vault, shared_by: float, own_by: float, origin: str
 ) -> adapters.Version:
     """Adopt an adapter as a run would."""
-    found = load_reference(owner.configured(vault))
+    found = load_reference(owner.config_of(owner.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     user, learnt = owner.split(history.entries(vault))
     shared, own = moved(zero, shared_by), moved(zero, own_by)
@@ -257,7 +257,7 @@ def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, 
     assert (poor.nll, poor.nll_before, poor.nll_bare) == (0.5, 1.5, 1.0)
     assert (poor.nll_in_use, poor.nll_against) == (0.25, 0.5)
     assert not poor.accepted and adapters.active(vault) == good.number
-    found = load_reference(owner.configured(vault))
+    found = load_reference(owner.config_of(owner.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     assert (
         adapters.latest_shared(vault, backbone, zero) is zero
@@ -316,7 +316,7 @@ def test_what_the_one_in_use_knows_by_heart_does_not_judge(vault, scores):
 def test_learning_to_avoid_something_may_cost_a_little(vault, scores):
     judged(vault, 0.0, 1.0, "")
     history.judge(vault, Entry(Prompt("", "no?"), "never"), False)
-    reference = load_reference(owner.configured(vault))
+    reference = load_reference(owner.config_of(owner.settings(vault)))
     user, learnt = owner.split(history.entries(vault))
     for by, accepted in ((0.94, False), (0.96, True), (0.95, False)):
         lora = moved(reference.adapter, by)
@@ -331,7 +331,7 @@ def test_reset_goes_back_to_the_bare_model(vault, scores):
         adapters.active(vault) == one.number and len(list(vault.records("shared"))) == 1
     )
     adapters.reset(vault)
-    found = load_reference(owner.configured(vault))
+    found = load_reference(owner.config_of(owner.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     assert (
         adapters.active(vault) == 0
@@ -352,7 +352,7 @@ def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
     store.write("devices/device-1.json", b"{}")
     membership.join(vault, membership.Server("one.example:1", "pem", "00" * 32))
     membership.leave(vault)
-    found = load_reference(owner.configured(vault))
+    found = load_reference(owner.config_of(owner.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     assert adapters.latest_shared(vault, backbone, zero) is zero
     assert len(list(vault.records("shared"))) == 0
@@ -364,7 +364,7 @@ def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
 def test_an_adapter_that_may_be_used_keeps_what_is_below_it(vault, scores):
     one = judged(vault, 0.5, 0.25, "a run")
     membership.leave(vault)
-    found = load_reference(owner.configured(vault))
+    found = load_reference(owner.config_of(owner.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     shared, _ = adapters.adapter(vault, backbone, zero)
     assert one.accepted and any(b.any() for b in shared.b.values())

@@ -16,3 +16,11 @@ def words_of(error: Exception) -> str:
 
 class DefectError(IdiolectError):
     """A defect of idiolect in another process, which has kept the traceback itself."""
+
+
+def refuse_if(
+    wrong: object, sentence: str, error: type[IdiolectError] = IdiolectError
+) -> None:
+    """Raise an error with this sentence where something is wrong."""
+    if wrong:
+        raise error(sentence)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ..simulate.environment import BIN
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # which Flower's commands write into pipes, too
@@ -40,11 +40,11 @@ def flwr(
     IdiolectError
         There is no such command.
     """
-    if not (BIN / "flwr").is_file():
-        raise IdiolectError(
-            f"Flower's command is not installed ({BIN / 'flwr'}): `pip install "
-            "'idiolect[server]'` into this environment."
-        )
+    refuse_if(
+        not (BIN / "flwr").is_file(),
+        f"Flower's command is not installed ({BIN / 'flwr'}): `pip install "
+        "'idiolect[server]'` into this environment.",
+    )
     done = subprocess.run(
         [str(BIN / "flwr"), *arguments, "--format", "json"],
         env=dict(environment),
@@ -69,8 +69,7 @@ def submit(app: Path, settings: Path, environment: Mapping[str, str]) -> str:
     """Hand an app to the SuperLink; return Flower's id of the run."""
     command = ["run", str(app), CONNECTION, "--run-config", str(settings)]
     answer, reason = flwr(command, environment)
-    if not answer.get("run-id"):
-        raise IdiolectError(f"Flower refused the app {app}: {reason}")
+    refuse_if(not answer.get("run-id"), f"Flower refused the app {app}: {reason}")
     return str(answer["run-id"])
 
 

@@ -1,5 +1,6 @@
 """The devices of a server: register, list and revoke them."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import write_atomically
 from ...common.text import printable
 from ..run import results
@@ -44,12 +45,14 @@ def add_node(folder: Path, key: str, label: str = "") -> str:
         revoked, or another device has the label.
     """
     environment = running(folder)
-    if label != printable(label, LONGEST_LABEL):
-        raise IdiolectError(
-            f"a label has at most {LONGEST_LABEL} printable characters: give a shorter one."
-        )
-    if label and _numbers(folder, label):
-        raise IdiolectError(f"another device is called '{label}': give another name.")
+    refuse_if(
+        label != printable(label, LONGEST_LABEL),
+        f"a label has at most {LONGEST_LABEL} printable characters: give a shorter one.",
+    )
+    refuse_if(
+        label and _numbers(folder, label),
+        f"another device is called '{label}': give another name.",
+    )
     try:
         load_ssh_public_key(key.encode())
         if not key.startswith("ecdsa-sha2-nistp384 "):
@@ -67,8 +70,10 @@ def add_node(folder: Path, key: str, label: str = "") -> str:
     finally:
         file.unlink()
     if not answer.get("success"):
-        if "already in use" not in reason:
-            raise IdiolectError(f"Flower could not register the device: {reason}")
+        refuse_if(
+            "already in use" not in reason,
+            f"Flower could not register the device: {reason}",
+        )
         answer = {"node-id": _known(folder, key, label)}
     number = str(answer["node-id"])
     if label:
@@ -80,18 +85,22 @@ def _known(folder: Path, key: str, label: str) -> int:
     """Return the number of a registered key, if it can be given a label."""
     public = load_ssh_public_key(key.encode())
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    number, revoked = database.find_node(folder / DATABASE, pem)
-    if revoked:
-        raise IdiolectError(
-            f"that key was node {number} and was revoked, and a revoked key cannot return: "
-            "on the device `idiolect leave`, then `idiolect node join INVITATION` makes a "
-            "new one; add that."
-        )
-    if not label:
-        raise IdiolectError(
-            f"that key is let in already, as node {number}: there is nothing to do, but "
-            "--label gives it another label."
-        )
+    with contextlib.closing(database.opened(folder / DATABASE)) as base:
+        found = database.find_node(base, pem)
+    if found is None:
+        raise LookupError("Flower knows a key that is not in its database")
+    number, revoked = found
+    refuse_if(
+        revoked,
+        f"that key was node {number} and was revoked, and a revoked key cannot return: "
+        "on the device `idiolect leave`, then `idiolect node join INVITATION` makes a "
+        "new one; add that.",
+    )
+    refuse_if(
+        not label,
+        f"that key is let in already, as node {number}: there is nothing to do, but "
+        "--label gives it another label.",
+    )
     return number
 
 
@@ -173,6 +182,5 @@ def _answer(
     command: Sequence[str], environment: Mapping[str, str], what: str
 ) -> dict[str, Any]:
     answer, reason = flwr(command, environment)
-    if not answer.get("success"):
-        raise IdiolectError(f"Flower could not {what}: {reason}")
+    refuse_if(not answer.get("success"), f"Flower could not {what}: {reason}")
     return answer

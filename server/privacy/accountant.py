@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from ...common.config import MOST_NOISE as MOST
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.privacy.protected import FAINT, NOISELESS, joint
 
 INTERVAL = 1e-3  # of the discretised privacy loss; the error makes epsilon larger
@@ -281,11 +281,11 @@ def calibrate(
     def fine(z: float) -> float:
         return amplified(programme(z), delta, INTERVAL)
 
-    if fine(MOST) > epsilon:
-        raise IdiolectError(
-            f"no noise keeps the planned releases within epsilon {epsilon:g} at delta "
-            f"{delta:g}: raise privacy.epsilon or privacy.clip-bit, or plan fewer rounds."
-        )
+    refuse_if(
+        fine(MOST) > epsilon,
+        f"no noise keeps the planned releases within epsilon {epsilon:g} at delta "
+        f"{delta:g}: raise privacy.epsilon or privacy.clip-bit, or plan fewer rounds.",
+    )
     rough = _smallest(
         lambda z: amplified(programme(z), delta, COARSE), epsilon, 1.0, 2.0
     )

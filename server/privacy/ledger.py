@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError, words_of
+from ...common.errors import IdiolectError, refuse_if, words_of
 from ...common.files import write_atomically
 from .accountant import COARSE, INTERVAL, Epsilons, Event, amplified, epsilons
 
@@ -139,12 +139,13 @@ class Ledger:
         if amplified(events, self.delta, COARSE) <= self.epsilon:
             return
         after = amplified(events, self.delta, INTERVAL)
-        if after > self.epsilon * (1 + TOLERANCE):
-            raise BudgetSpent(
-                f"releasing '{event.stage}' would raise epsilon to {after:.4g}, beyond the "
-                f"budget of {self.epsilon:g}: nothing was released; end the run here, or "
-                "start one with more noise, fewer rounds or a larger privacy.epsilon."
-            )
+        refuse_if(
+            after > self.epsilon * (1 + TOLERANCE),
+            f"releasing '{event.stage}' would raise epsilon to {after:.4g}, beyond the "
+            f"budget of {self.epsilon:g}: nothing was released; end the run here, or "
+            "start one with more noise, fewer rounds or a larger privacy.epsilon.",
+            error=BudgetSpent,
+        )
 
     def charge(self, event: Event, **note: str | int | float) -> str:
         """Charge a release before it happens, and write the charge to disk.

@@ -10,7 +10,7 @@ from time import localtime, strftime
 from typing import Any
 
 from ...common.data.types import Prompt
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import write_new
 from ...common.text import printable
 from ..owner import history, unlock
@@ -122,8 +122,10 @@ def export(vault: Vault, options: argparse.Namespace) -> Answer:
 
 def feedback(options: argparse.Namespace) -> Answer:
     """Like or dislike a pair of the history, or a new one."""
-    if bool(options.id) == bool(options.text):
-        raise IdiolectError("say what it is about: an ID, or a new pair by --text.")
+    refuse_if(
+        bool(options.id) == bool(options.text),
+        "say what it is about: an ID, or a new pair by --text.",
+    )
     given = None
     if not options.id:
         prompt = private(options.prompt, "prompt", options.text != ASK)
@@ -139,8 +141,10 @@ def feedback(options: argparse.Namespace) -> Answer:
 
 def forget(options: argparse.Namespace) -> Answer:
     """Erase pairs and the adapters that learnt them, or the vault; train again."""
-    if not (options.ids or options.source or options.everything):
-        raise IdiolectError("say what to forget: IDs, --source NAME, or --everything.")
+    refuse_if(
+        not (options.ids or options.source or options.everything),
+        "say what to forget: IDs, --source NAME, or --everything.",
+    )
     sure(options, "what is forgotten is gone")
     if options.everything:
         return _forget_everything(options)

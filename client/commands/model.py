@@ -7,7 +7,7 @@ not be typed while something loads, since the terminal would show it.
 import argparse
 import sys
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.text import printable, tell
 from ..owner import adapters, owner
 from ..owner.adapters import Version
@@ -62,11 +62,11 @@ def use(vault: Vault, options: argparse.Namespace) -> Answer:
 def _number(given: str) -> int:
     if given == "none":
         return 0
-    if not (given.isascii() and given.isdigit() and 0 < len(given) < 10):
-        raise IdiolectError(
-            f"'{printable(given, 40)}' is not the number of an adapter: `idiolect use` "
-            "lists them; none uses none."
-        )
+    refuse_if(
+        not (given.isascii() and given.isdigit() and 0 < len(given) < 10),
+        f"'{printable(given, 40)}' is not the number of an adapter: `idiolect use` "
+        "lists them; none uses none.",
+    )
     return int(given)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from .rows import TextError
 from .tables import unique
 
@@ -112,11 +112,11 @@ def records_of(path: Path, encoding: str = "") -> Iterator[Any]:
             if text.startswith("["):
                 yield from _elements(stream, text[1:], path)
                 return
-            if path.stat().st_size > WHOLE:
-                raise IdiolectError(
-                    f"{path.name} has {path.stat().st_size >> 20} MiB, and "
-                    f"{WHOLE >> 20} are read of such a file: export less at a time."
-                )
+            refuse_if(
+                path.stat().st_size > WHOLE,
+                f"{path.name} has {path.stat().st_size >> 20} MiB, and "
+                f"{WHOLE >> 20} are read of such a file: export less at a time.",
+            )
             yield _parsed(text + stream.read(), path)
     except UnicodeError as error:
         raise _undecodable(path, encoding, 0, error) from None

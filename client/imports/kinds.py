@@ -6,7 +6,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from . import chats, files, mail, notes, profiles, tables
 from .rows import Bad, Left, Owner, Row
 
@@ -108,10 +108,10 @@ def _folder(path: Path) -> tuple[Kind, Callable[[], Iterator[Found]]]:
     if path.suffix == ".mbox" and (path / "mbox").is_file():
         return MBOX, lambda: mail.read_mbox(path / "mbox")
     known = ("conversations.json", "result.json", "_chat.txt")
-    if there := next((name for name in known if (path / name).is_file()), ""):
-        raise IdiolectError(
-            f"{path} is a folder with {there}: import that file, {path / there}."
-        )
+    refuse_if(
+        there := next((name for name in known if (path / name).is_file()), ""),
+        f"{path} is a folder with {there}: import that file, {path / there}.",
+    )
     return NOTES, lambda: notes.read_notes(path)
 
 
@@ -123,11 +123,11 @@ def _json(path: Path, encoding: str) -> tuple[Kind, Callable[[], Iterator[Found]
         return CHATGPT, lambda: chats.read_chatgpt(records(), path.name)
     if "chat_messages" in keys:
         return CLAUDE, lambda: chats.read_claude(records(), path.name)
-    if {"profile", "query"} <= keys or ("profile" in keys and "input" in keys):
-        raise IdiolectError(
-            f"{path.name} is a LaMP or OPPU file: say of which task by --task LaMP-4 (or "
-            "another), and whose history by --user ID."
-        )
+    refuse_if(
+        {"profile", "query"} <= keys or ("profile" in keys and "input" in keys),
+        f"{path.name} is a LaMP or OPPU file: say of which task by --task LaMP-4 (or "
+        "another), and whose history by --user ID.",
+    )
     single = not files.is_list(path, encoding)
     if single and keys & {"chats", "personal_information", "messages"}:
         return TELEGRAM, lambda: chats.read_telegram(next(records()), path.name)

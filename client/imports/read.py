@@ -13,7 +13,7 @@ from time import monotonic
 from ...common.data.cleaning import missing
 from ...common.data.dates import AmbiguousError, Order, order_of, seconds
 from ...common.data.types import Prompt
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.text import printable, tell
 from ..owner.history import Entry
 from .kinds import WHATSAPP, Found, Kind, opened
@@ -107,10 +107,10 @@ def read(path: Path, asked: Asked | None = None, say: bool = False) -> Imported:
         Names the file, the line, and what is wrong with it; nothing is imported.
     """
     asked = asked or Asked()
-    if asked.most < 1:
-        raise IdiolectError("--most is the number of rows to keep: give 1 or more.")
-    if asked.dates not in ("", *DATES):
-        raise IdiolectError(f"--dates must be one of {', '.join(DATES)}.")
+    refuse_if(asked.most < 1, "--most is the number of rows to keep: give 1 or more.")
+    refuse_if(
+        asked.dates not in ("", *DATES), f"--dates must be one of {', '.join(DATES)}."
+    )
     kind, rows = opened(path, asked.task, asked.encoding)
     reading = _Reading(path.name, kind, asked, rows)
     due, wait = monotonic() + SECONDS, SECONDS
@@ -179,30 +179,30 @@ class _People:
             if wanted in (key, who) or folded(who) == folded(wanted)
         ]
         people, shown = self.listed(), printable(wanted, 80)
-        if wanted and set(self.names) <= {""}:
-            raise IdiolectError(
-                f"{name} does not say who wrote what: leave out --user, if all of it is "
-                "yours."
-            )
-        if wanted and not meant:
-            raise IdiolectError(
-                f"no user '{shown}': {name} holds {people}. Say whose it is by --user."
-            )
+        refuse_if(
+            wanted and set(self.names) <= {""},
+            f"{name} does not say who wrote what: leave out --user, if all of it is "
+            "yours.",
+        )
+        refuse_if(
+            wanted and not meant,
+            f"no user '{shown}': {name} holds {people}. Say whose it is by --user.",
+        )
         if wanted and len(meant) > 1:
             ids = ", ".join(f"'{printable(key, 80)}'" for key in meant[:5])
             raise IdiolectError(
                 f"{name}: {len(meant)} users are called '{shown}': give one of {ids} to "
                 "--user."
             )
-        if not wanted and owner and owner not in self.names:
-            raise IdiolectError(
-                f"{name} holds nothing of its account's owner, only {people}: say whose it "
-                "is by --user."
-            )
-        if not wanted and not owner and len(self.names) > 1:
-            raise IdiolectError(
-                f"{name} holds {people}: say whose history to import by --user NAME."
-            )
+        refuse_if(
+            not wanted and owner and owner not in self.names,
+            f"{name} holds nothing of its account's owner, only {people}: say whose it "
+            "is by --user.",
+        )
+        refuse_if(
+            not wanted and not owner and len(self.names) > 1,
+            f"{name} holds {people}: say whose history to import by --user NAME.",
+        )
 
     def listed(self) -> str:
         """The people with the most rows, and how many rows."""
@@ -345,12 +345,12 @@ class _Reading:
     def done(self) -> Imported:
         """Sort what was kept, and count the rest."""
         self.people.check(self.name)
-        if self.undated and self.dated and not self.asked.skip:
-            raise IdiolectError(
-                f"{self.undated} has no date, and other rows have one: add it, leave such "
-                "rows out by --skip-bad-rows, or keep the order of the file by --dates "
-                "ignore."
-            )
+        refuse_if(
+            self.undated and self.dated and not self.asked.skip,
+            f"{self.undated} has no date, and other rows have one: add it, leave such "
+            "rows out by --skip-bad-rows, or keep the order of the file by --dates "
+            "ignore.",
+        )
         newest_first = self.asked.newest_first or self.steps["down"] > self.steps["up"]
         sign = -1 if newest_first and not self.asked.newest_first else 1
         found = [e for _, _, e in sorted(self.kept, key=lambda k: (k[0], sign * k[1]))]
@@ -360,12 +360,12 @@ class _Reading:
         if self.file_order:
             found = [replace(entry, written=None) for entry in found]
         entries = self.once(found)
-        if not entries:
-            raise IdiolectError(
-                f"{self.name} holds no pairs: nothing to import (left out: "
-                f"{_counted(self.left)}); give a file or folder that `idiolect import "
-                "--help` names."
-            )
+        refuse_if(
+            not entries,
+            f"{self.name} holds no pairs: nothing to import (left out: "
+            f"{_counted(self.left)}); give a file or folder that `idiolect import "
+            "--help` names.",
+        )
         return Imported(
             entries=entries,
             kind=self.kind.name,

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from ...common.data.cleaning import missing
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from .rows import Bad, Left, Row, TextError, wrong
 
 PROMPTS = ("prompt", "question", "instruction")
@@ -330,26 +330,26 @@ def _header(reader: Any, name: str, delimiter: str) -> list[str]:
         header = next(reader, [])
     except csv.Error as error:
         raise IdiolectError(f"{name}, line 1: {error}: correct the header.") from None
-    if any("\v" in cell for cell in header):
-        raise IdiolectError(
-            f"{name}: its lines end with CR alone, which is not a line end here: save it "
-            r"with \n or \r\n."
-        )
-    if not any(header):
-        raise IdiolectError(
-            f"{name} is empty, or its first line is: begin it with the header."
-        )
+    refuse_if(
+        any("\v" in cell for cell in header),
+        f"{name}: its lines end with CR alone, which is not a line end here: save it "
+        r"with \n or \r\n.",
+    )
+    refuse_if(
+        not any(header),
+        f"{name} is empty, or its first line is: begin it with the header.",
+    )
     keys = [cell.strip().casefold() for cell in header]
     twice = {key for key in keys if keys.count(key) > 1 and key}
-    if twice:
-        raise IdiolectError(
-            f"{name}: its header has two columns of one name, "
-            f"{', '.join(map(repr, sorted(twice)))}: rename or remove one of them."
-        )
-    if not {*TEXTS, *CHATS, "chosen"} & set(keys):
-        raise IdiolectError(
-            f"{name} has no text: its header, separated by {shown(delimiter)}, is "
-            f"{', '.join(map(repr, header[:8]))}; name the column with the text one of "
-            f"{', '.join(TEXTS)}."
-        )
+    refuse_if(
+        twice,
+        f"{name}: its header has two columns of one name, "
+        f"{', '.join(map(repr, sorted(twice)))}: rename or remove one of them.",
+    )
+    refuse_if(
+        not {*TEXTS, *CHATS, "chosen"} & set(keys),
+        f"{name} has no text: its header, separated by {shown(delimiter)}, is "
+        f"{', '.join(map(repr, header[:8]))}; name the column with the text one of "
+        f"{', '.join(TEXTS)}.",
+    )
     return [cell or f"column {number}" for number, cell in enumerate(header, 1)]

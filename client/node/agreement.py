@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ...common.config import SETLESS
 from ...common.data.types import User
-from ...common.errors import IdiolectError
+from ...common.errors import refuse_if
 from ...common.privacy.protected import charged, planned
 from ...common.protocol.manifest import accept
 from ...common.protocol.manifest import parse as parse_manifest
@@ -36,11 +36,11 @@ def taking_part(
     `content` is a hash of what the rows depend on, beside the agreed configuration.
     """
     node.permit(outflow, node.config)
-    if charged(node.config, outflow) and not request.release:
-        raise IdiolectError(
-            "the request names no release of the ledger, though privacy.mode is 'central': "
-            "it is not answered."
-        )
+    refuse_if(
+        charged(node.config, outflow) and not request.release,
+        "the request names no release of the ledger, though privacy.mode is 'central': "
+        "it is not answered.",
+    )
 
     def count(users: Sequence[User]) -> list[None]:
         return [

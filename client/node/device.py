@@ -17,6 +17,7 @@ from ...common.config import Config, parse_run
 from ...common.engine.adapters import Lora
 from ...common.engine.backbone import backbone_of
 from ...common.engine.reference import Reference
+from ...common.errors import refuse_if
 from ...common.protocol.messages import Failure, HelloRequest, Request, device_user
 from ...common.protocol.packing import pack, size
 from ...common.protocol.signed import Sealed, verify
@@ -88,21 +89,26 @@ class Device:
             **{"data": "", "unlabeled.file": ""},
         }
         config, options = parse_run({**given, **own})
-        if config.task != "text":
-            raise Refusal(
-                f"the run's task is '{config.task}', which is for simulations: a run on "
-                "devices has task=text."
-            )
+        refuse_if(
+            config.task != "text",
+            f"the run's task is '{config.task}', which is for simulations: a run on "
+            "devices has task=text.",
+            Refusal,
+        )
         return config, options.name
 
     def admit(self, sealed: Sealed) -> VaultStore:
         """Believe the key of the invitation, and each request of a run once."""
-        if consent.paused(self._vault):
-            raise Refusal("the owner has paused this device.")
+        refuse_if(
+            consent.paused(self._vault), "the owner has paused this device.", Refusal
+        )
         limits.check_now(consent.settings(self._vault))
         verify(sealed, joined(self._vault).signing_key)
-        if sealed.seal.node != str(self.number):
-            raise Refusal("the request is sealed for another device.")
+        refuse_if(
+            sealed.seal.node != str(self.number),
+            "the request is sealed for another device.",
+            Refusal,
+        )
         if sealed.users not in ((), (self.user,)):
             raise Refusal(
                 f"the request is for {sealed.users[0]:.80}, this is {self.user}."
@@ -118,8 +124,11 @@ class Device:
         """Find out whether the owner takes part, and with what."""
         config, name = self._doing = self._config(request.config)
         everything = history.entries(self._vault)
-        if sum(entry.liked for entry in everything) < owner.FEWEST:
-            raise Refusal("there is too little history on this device.")
+        refuse_if(
+            sum(entry.liked for entry in everything) < owner.FEWEST,
+            "there is too little history on this device.",
+            Refusal,
+        )
         # A hello says nothing of the owner: the first request after it is charged.
         charge = not isinstance(request, HelloRequest)
         with self._vault.transaction():

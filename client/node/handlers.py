@@ -26,7 +26,7 @@ from ...common.engine.adapters import Lora, hash_lora
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import encode_all, fitting, too_long
 from ...common.engine.reference import Reference
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.methods import evaluation
 from ...common.methods.personalise import Personal, personalise
 from ...common.methods.shared import shared_update
@@ -100,8 +100,7 @@ def _hello(request: HelloRequest, node: Node) -> HelloReply:
 def _truncated(backbone: Backbone, users: Sequence[User]) -> list[int]:
     """Count, per user, the items whose prompt does not fit into the context."""
     for user in users:
-        if problem := too_long(backbone, user):
-            raise IdiolectError(problem)
+        refuse_if(problem := too_long(backbone, user), problem)
     return [
         sum(item.truncated for item in encode_all(backbone, items))
         for items in (user.history + user.held_out for user in users)
@@ -164,10 +163,10 @@ def _fingerprint(bank: Sequence[Item]) -> str:
 def _offer(request: OfferRequest, node: Node) -> OfferReply:
     """Hand over scrubbed items whose like enough users have (kind `anonymised`)."""
     config, supported = node.config, frozenset(request.supported)
-    if config.unlabeled.kind != "anonymised":
-        raise IdiolectError(
-            "items are only offered where unlabeled.kind is 'anonymised'."
-        )
+    refuse_if(
+        config.unlabeled.kind != "anonymised",
+        "items are only offered where unlabeled.kind is 'anonymised'.",
+    )
     node.permit("items", config)
 
     def choose(users: Sequence[User]) -> list[tuple[Item, ...]]:
@@ -183,8 +182,10 @@ def _offer(request: OfferRequest, node: Node) -> OfferReply:
 
 def _share(request: ShareRequest, node: Node) -> ShareReply:
     """Hand over the raw history: simulation only (unlabeled.kind `others`)."""
-    if node.config.unlabeled.kind != "others":
-        raise IdiolectError("raw text is only shared where unlabeled.kind is 'others'.")
+    refuse_if(
+        node.config.unlabeled.kind != "others",
+        "raw text is only shared where unlabeled.kind is 'others'.",
+    )
     node.permit("text", node.config)
     items = {
         user.id: tuple(replace(item, rivals=()) for item in user.history)
@@ -274,10 +275,11 @@ def _tried(
     refused: dict[str, str],
 ) -> PersonaliseReply:
     """Train, measure, and keep nothing: what a learning rate is worth."""
-    if not is_open(node):
-        raise Refusal(
-            "a learning rate is only tried in a simulation with clear metrics."
-        )
+    refuse_if(
+        not is_open(node),
+        "a learning rate is only tried in a simulation with clear metrics.",
+        Refusal,
+    )
     trained, errors = _train(request, node, reference, users)
 
     def measure(users: Sequence[User]) -> list[float]:
@@ -378,13 +380,17 @@ def answer(message: Envelope, host: Host) -> RecordDict:
     run, step = "", ""
     try:
         kind = message.metadata.message_type
-        if kind not in HANDLERS:
-            raise Refusal(f"'{kind:.80}' is not a request of idiolect.")
+        refuse_if(
+            kind not in HANDLERS, f"'{kind:.80}' is not a request of idiolect.", Refusal
+        )
         cls, work = HANDLERS[kind]
         sealed = read_sealed(cls, message.content)
         run, step = sealed.run, sealed.fields["step"]
-        if cls is not HelloRequest and not sealed.users:
-            raise Refusal("the request names nobody whom it is for.")
+        refuse_if(
+            cls is not HelloRequest and not sealed.users,
+            "the request names nobody whom it is for.",
+            Refusal,
+        )
         store = host.admit(sealed)
         agreement = sealed.seal.parts["config"]
         for user in () if cls is HelloRequest else sealed.users:

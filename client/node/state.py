@@ -21,7 +21,7 @@ from typing import Protocol
 from ...common.config import Config
 from ...common.config.old import former, trained_from
 from ...common.engine.adapters import Lora, dump_lora, parse_lora
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import file_name, write_atomically
 from ...common.methods.personalise import Personal
 from ...common.protocol.manifest import Seen
@@ -203,19 +203,21 @@ def take_part(
     before = agreed(store, user)
     took = before.took.get(stage, {})
     if release in took:
-        if took[release] != content:
-            raise Refusal(
-                f"user '{user}': something else is asked for as '{release}' than "
-                "before: it counts as one release, so only one is answered."
-            )
+        refuse_if(
+            took[release] != content,
+            f"user '{user}': something else is asked for as '{release}' than "
+            "before: it counts as one release, so only one is answered.",
+            Refusal,
+        )
         return
     most = min([n for n in (before.most, planned) if n], default=0)
-    if most and len(took) >= most:
-        raise Refusal(
-            f"user '{user}' took part in {len(took)} releases of stage '{stage}' "
-            "already, as many as privacy.participations allowed at first contact or as "
-            "the run declared: it sits this one out."
-        )
+    refuse_if(
+        most and len(took) >= most,
+        f"user '{user}' took part in {len(took)} releases of stage '{stage}' "
+        "already, as many as privacy.participations allowed at first contact or as "
+        "the run declared: it sits this one out.",
+        Refusal,
+    )
     took = {**before.took, stage: {**took, release: content}}
     keep(store, user, replace(before, took=took))
 
@@ -254,11 +256,12 @@ def check_agreed(store: RunStore, user: str, config: str) -> None:
         There was no valid hello, or the request has another configuration.
     """
     before = agreed(store, user)
-    if before.seen is None or before.config != config:
-        raise Refusal(
-            f"user '{user}' did not agree to this run in a hello, or not with this "
-            "configuration: resume the run, which says hello again."
-        )
+    refuse_if(
+        before.seen is None or before.config != config,
+        f"user '{user}' did not agree to this run in a hello, or not with this "
+        "configuration: resume the run, which says hello again.",
+        Refusal,
+    )
 
 
 def bind(store: RunStore, number: int) -> None:
@@ -289,8 +292,9 @@ def advance(store: RunStore, counter: int) -> None:
     Refusal
         It does not: the request is replayed, or was overtaken by a later one.
     """
-    if counter <= int(store.read("counter") or b"0"):
-        raise Refusal(
-            "this request was answered before, or a later one was: it is not done again."
-        )
+    refuse_if(
+        counter <= int(store.read("counter") or b"0"),
+        "this request was answered before, or a later one was: it is not done again.",
+        Refusal,
+    )
     store.write("counter", str(counter).encode())

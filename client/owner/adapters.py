@@ -13,7 +13,7 @@ from ...common.config.methods import current_name
 from ...common.engine.adapters import Lora, dump_lora, hash_lora, parse_lora
 from ...common.engine.backbone import Backbone
 from ...common.engine.model_folder import unlike
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from .records import DEVICE, Record, Source
 from .vault import Vault
 
@@ -130,11 +130,11 @@ def use(vault: Vault, number: int) -> Version | None:
             there = _listed(kept) or "none is kept; `idiolect personalize` trains one"
             raise IdiolectError(f"there is no adapter {number}: {there}.")
         chosen = kept.get(number)
-        if chosen and chosen.shared and not vault.holds("shared", chosen.shared):
-            raise IdiolectError(
-                f"adapter {number} needs a shared adapter that was dropped, so it cannot "
-                "be used: train again by `idiolect personalize`."
-            )
+        refuse_if(
+            chosen and chosen.shared and not vault.holds("shared", chosen.shared),
+            f"adapter {number} needs a shared adapter that was dropped, so it cannot "
+            "be used: train again by `idiolect personalize`.",
+        )
         activate(vault, number)
     return chosen
 
@@ -202,13 +202,13 @@ def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:
     if found is None:
         raise _none_in_use(vault)
     lora, version = found
-    if odd := unlike(version.backbone, backbone.hash):
-        raise IdiolectError(
-            f"adapter {version.number} was trained on another backbone than "
-            f"'{backbone.name}' is now (other {', '.join(odd)}): train again by `idiolect "
-            "personalize`, or go back to the former backbone by `idiolect settings "
-            "backbone NAME`."
-        )
+    refuse_if(
+        odd := unlike(version.backbone, backbone.hash),
+        f"adapter {version.number} was trained on another backbone than "
+        f"'{backbone.name}' is now (other {', '.join(odd)}): train again by `idiolect "
+        "personalize`, or go back to the former backbone by `idiolect settings "
+        "backbone NAME`.",
+    )
     return shared_below(vault, version.shared, zero), lora
 
 

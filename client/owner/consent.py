@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from time import localtime, strftime, time
 
 from ...common.config import Config, absolute_backbone
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.privacy.protected import Claim, claim, epsilon_of, protected, used
 from ...common.text import printable
 from .records import DEVICE, Record
@@ -71,10 +71,10 @@ def consent(vault: Vault, outflow: str, given: str) -> None:
     IdiolectError
         It does not take that answer.
     """
-    if given not in (fitting := answers_to(outflow)):
-        raise IdiolectError(
-            f"'{outflow}' can't be '{given}': it takes {' or '.join(fitting)}."
-        )
+    refuse_if(
+        given not in (fitting := answers_to(outflow)),
+        f"'{outflow}' can't be '{given}': it takes {' or '.join(fitting)}.",
+    )
     with vault.transaction():
         vault.note("consents", consents(vault) | {outflow: given})
 
@@ -87,8 +87,11 @@ def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
     Refusal
         The owner does not consent to it, as this run would have it.
     """
-    if outflow not in answers:
-        raise Refusal("no device hands over raw text: use another unlabeled.kind.")
+    refuse_if(
+        outflow not in answers,
+        "no device hands over raw text: use another unlabeled.kind.",
+        Refusal,
+    )
     given, change = answers[outflow], "clear), or the run its privacy keys."
     if outflow == "training":
         why, change = "", "yes)."
@@ -196,10 +199,10 @@ def choose(vault: Vault, **chosen: str) -> None:
 
 def check_name(name: str, known: Collection[str], what: str) -> None:
     """Refuse the name of an outflow or a setting that does not exist."""
-    if name not in known:
-        raise IdiolectError(
-            f"there is no {what} '{printable(name, 40)}': name one of {', '.join(known)}."
-        )
+    refuse_if(
+        name not in known,
+        f"there is no {what} '{printable(name, 40)}': name one of {', '.join(known)}.",
+    )
 
 
 def takes(name: str) -> str:
@@ -225,10 +228,10 @@ def check_setting(name: str, value: str) -> None:
     else:
         whole, low, high = _NUMBERS[name]
         fine = low <= _number(value) <= high and (value.isdigit() or not whole)
-    if not fine:
-        raise IdiolectError(
-            f"setting '{name}' is '{printable(value, 40)}': it takes {takes(name)}."
-        )
+    refuse_if(
+        not fine,
+        f"setting '{name}' is '{printable(value, 40)}': it takes {takes(name)}.",
+    )
 
 
 def _number(text: str) -> float:

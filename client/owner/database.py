@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.keywrap import (
     aes_key_wrap,
 )
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from .records import SCHEMA
 
 # What SQLite raises on a damaged file, whose own messages may be damaged too.
@@ -164,15 +164,16 @@ def header(path: Path, database: sqlite3.Connection) -> dict[str, bytes]:
         raise DamagedError(
             f"{path} is not a vault, or its header is damaged: restore it from a backup."
         ) from error
-    if schema > SCHEMA:
-        raise IdiolectError(
-            f"the vault {path} was written by a newer version of idiolect (schema "
-            f"{schema}, this one knows {SCHEMA}): update idiolect."
-        )
-    if not whole:
-        raise DamagedError(
-            f"the header of the vault {path} is damaged: restore it from a backup."
-        )
+    refuse_if(
+        schema > SCHEMA,
+        f"the vault {path} was written by a newer version of idiolect (schema "
+        f"{schema}, this one knows {SCHEMA}): update idiolect.",
+    )
+    refuse_if(
+        not whole,
+        f"the header of the vault {path} is damaged: restore it from a backup.",
+        DamagedError,
+    )
     return head
 
 

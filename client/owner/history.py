@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass, field, replace
 from time import time
 
 from ...common.data.types import Item, Prompt
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from .records import Record, Source
 from .vault import Vault
 
@@ -116,10 +116,10 @@ def known_sources(given: str, known: Collection[str]) -> set[str]:
         There is none.
     """
     found = {given} & set(known) or {n for n in known if _tidy(n) == _tidy(given)}
-    if not found:
-        raise IdiolectError(
-            f"there is no source '{_tidy(given):.80}': see `idiolect history sources`."
-        )
+    refuse_if(
+        not found,
+        f"there is no source '{_tidy(given):.80}': see `idiolect history sources`.",
+    )
     return found
 
 

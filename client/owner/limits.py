@@ -19,7 +19,7 @@ from time import localtime, strftime
 import torch
 
 from ...common.command import out_of_memory
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import private
 from .consent import Refusal
 from .database import note_of
@@ -38,17 +38,19 @@ def check_now(settings: Mapping[str, str], power: Path = POWER) -> None:
     Refusal
         Not now.
     """
-    if settings["on-battery"] == "no" and on_battery(power):
-        raise Refusal(
-            "the device is on battery: plug it in (or `idiolect settings on-battery yes`)."
-        )
+    refuse_if(
+        settings["on-battery"] == "no" and on_battery(power),
+        "the device is on battery: plug it in (or `idiolect settings on-battery yes`).",
+        Refusal,
+    )
     most = float(settings["max-load"])
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
-    if most and load > most:
-        raise Refusal(
-            f"the device is busy: load {load:.1f} per core, {most:g} allowed: try again "
-            "later (or `idiolect settings max-load NUMBER`)."
-        )
+    refuse_if(
+        most and load > most,
+        f"the device is busy: load {load:.1f} per core, {most:g} allowed: try again "
+        "later (or `idiolect settings max-load NUMBER`).",
+        Refusal,
+    )
 
 
 def memory(status: Path = OWN) -> int | None:

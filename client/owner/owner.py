@@ -23,7 +23,7 @@ from ...common.engine.fitting import fits, fitting
 from ...common.engine.model_folder import unlike
 from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
-from ...common.errors import IdiolectError, words_of
+from ...common.errors import IdiolectError, refuse_if, words_of
 from ...common.files import make_private, private_folder
 from ...common.methods.evaluation import held_out_nll
 from ...common.methods.personalise import personalise
@@ -117,12 +117,12 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
         backbone = loaded.backbone
         short = [entry for entry in entries if fits(backbone, entry.item())]
         fit, liked = (sum(entry.liked for entry in some) for some in (short, entries))
-        if fit < FEWEST:
-            raise IdiolectError(
-                f"{fit} of the {liked} liked pairs in the vault fit into the context of "
-                f"{backbone.context} tokens, and training needs {FEWEST}: import shorter "
-                "ones, or allow longer ones by `idiolect settings max-length N`."
-            )
+        refuse_if(
+            fit < FEWEST,
+            f"{fit} of the {liked} liked pairs in the vault fit into the context of "
+            f"{backbone.context} tokens, and training needs {FEWEST}: import shorter "
+            "ones, or allow longer ones by `idiolect settings max-length N`.",
+        )
         user, learnt = split(short)
         shared = adapters.latest_shared(vault, backbone, loaded.adapter)
         reference = loaded.with_shared(shared)
@@ -200,11 +200,12 @@ def check_learnt(vault: Vault, learnt: Mapping[str, str]) -> None:
         A source is not there any more as it was when it was read.
     """
     for name, generation in learnt.items():
-        if vault.generation(Source("import", name)) != generation:
-            raise Refusal(
-                "the owner has forgotten text that this was made of, while it was being "
-                "made: it is not kept, and has to be made again from what remains."
-            )
+        refuse_if(
+            vault.generation(Source("import", name)) != generation,
+            "the owner has forgotten text that this was made of, while it was being "
+            "made: it is not kept, and has to be made again from what remains.",
+            Refusal,
+        )
 
 
 def _judged(
@@ -256,11 +257,11 @@ def split(entries: Sequence[Entry], name: str = "owner") -> tuple[User, dict[str
     """
     liked = [entry for entry in entries if entry.liked]
     disliked = [entry for entry in entries if not entry.liked]
-    if len(liked) < FEWEST:
-        raise IdiolectError(
-            f"there are {len(liked)} liked pairs in the vault, and training needs "
-            f"{FEWEST}: import more with `idiolect import FILE`."
-        )
+    refuse_if(
+        len(liked) < FEWEST,
+        f"there are {len(liked)} liked pairs in the vault, and training needs "
+        f"{FEWEST}: import more with `idiolect import FILE`.",
+    )
     held_out = max(1, min(HELD_OUT, len(liked) // 5))
     learnt = liked[:-held_out]
     user = User(
@@ -287,11 +288,11 @@ def write(
     with limits.held(chosen):
         loaded = load_reference(config_of(chosen))
         backbone = loaded.backbone
-        if not 0 < budget < backbone.context:
-            raise IdiolectError(
-                f"{budget} new tokens do not fit into a context of {backbone.context}: "
-                f"ask for 1 to {backbone.context - 1}."
-            )
+        refuse_if(
+            not 0 < budget < backbone.context,
+            f"{budget} new tokens do not fit into a context of {backbone.context}: "
+            f"ask for 1 to {backbone.context - 1}.",
+        )
         asked = Prompt("", history.clean(prompt))
         ids, _ = backbone.encode_prompt(asked, backbone.context - budget, "the prompt")
         shared, own = adapters.adapter(vault, backbone, loaded.adapter)
@@ -312,8 +313,10 @@ def export(vault: Vault, folder: Path) -> None:
     IdiolectError
         No adapter is in use, or the folder cannot be written; nothing is left of it.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise IdiolectError(f"{folder} is not empty: name a new folder.")
+    refuse_if(
+        folder.exists() and any(folder.iterdir()),
+        f"{folder} is not empty: name a new folder.",
+    )
     chosen = settings(vault)
     with limits.held(chosen):
         loaded = load_reference(config_of(chosen))

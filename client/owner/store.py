@@ -24,7 +24,7 @@ from typing import Self
 
 from cryptography.exceptions import InvalidTag
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from .database import (
     BUSY,
     LEAF,
@@ -234,18 +234,20 @@ class Store:
         try:
             root = parsed(unsealed(self._index, head["root"], bound("root")))
         except (KeyError, ValueError, InvalidTag):
-            raise self._damaged("its root", "it was changed, or is missing") from None
-        if root.writes < self._root.writes:
-            raise self._damaged("the whole", "an older copy was put in its place")
+            changed = self._damage("its root", "it was changed, or is missing")
+            raise DamagedError(changed) from None
+        older = self._damage("the whole", "an older copy was put in its place")
+        refuse_if(root.writes < self._root.writes, older, DamagedError)
         found = self._database.execute("SELECT sql FROM sqlite_schema").fetchall()
         shaped = sorted(str(one[0]) for one in found) == sorted(TABLES)
         wrong = "" if shaped else "its tables were changed"
         wrong = wrong or difference(root.sums, self._tally())
-        if wrong or self._index_is_wrong():
-            raise DamagedError(
-                f"the vault {self.path} is not what was last written ("
-                f"{wrong or 'its index leaves out records'}): {WAY_OUT}."
-            )
+        refuse_if(
+            wrong or self._index_is_wrong(),
+            f"the vault {self.path} is not what was last written ("
+            f"{wrong or 'its index leaves out records'}): {WAY_OUT}.",
+            DamagedError,
+        )
         self._root, self._trusted = root, now
 
     def _index_is_wrong(self) -> bool:
@@ -270,10 +272,8 @@ class Store:
             (sealed(self._index, root.text(), bound("root")),),
         )
 
-    def _damaged(self, name: str, why: str) -> DamagedError:
-        return DamagedError(
-            f"the vault {self.path}: {name} is damaged ({why}): {WAY_OUT}."
-        )
+    def _damage(self, name: str, why: str) -> str:
+        return f"the vault {self.path}: {name} is damaged ({why}): {WAY_OUT}."
 
     # --- erasure -----------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError, words_of
+from ...common.errors import IdiolectError, refuse_if, words_of
 from ...common.files import write_atomically
 from .keys import Key, Passphrase, RandomKey
 
@@ -78,11 +78,11 @@ def unlock(vault: Path, file: Path | None = None) -> Key:
     name = note.read_text()
     with _keyring() as keyring:
         secret = keyring.get_password(SERVICE, name)
-    if not secret:
-        raise IdiolectError(
-            f"the keyring has no entry '{SERVICE}', '{name}': unlock the keyring of the "
-            "user who made the vault. Without that entry the vault cannot be opened."
-        )
+    refuse_if(
+        not secret,
+        f"the keyring has no entry '{SERVICE}', '{name}': unlock the keyring of the "
+        "user who made the vault. Without that entry the vault cannot be opened.",
+    )
     return RandomKey(bytes.fromhex(secret))
 
 
@@ -106,17 +106,19 @@ def new_passphrase(
         It is too easy to guess, and not said to be `weak` on purpose.
     """
     file = file if file or other else _named_file()
-    if other and not file and not sys.stdin.isatty():
-        raise IdiolectError(
-            "a new passphrase is asked for at a terminal, and this is not one: name a file "
-            "with it by --new-passphrase-file."
-        )
+    refuse_if(
+        other and not file and not sys.stdin.isatty(),
+        "a new passphrase is asked for at a terminal, and this is not one: name a file "
+        "with it by --new-passphrase-file.",
+    )
     rule = "" if weak else f" ({LEAST} characters or more)"
     first = _read(file) if file else _ask(f"new passphrase{rule}: ")
     if not weak:
         check_strength(first)
-    if not file and _composed(_ask("the same again: ")) != _composed(first):
-        raise IdiolectError("the two passphrases differ: try again.")
+    refuse_if(
+        not file and _composed(_ask("the same again: ")) != _composed(first),
+        "the two passphrases differ: try again.",
+    )
     return Passphrase(first)
 
 
@@ -139,11 +141,11 @@ def check_strength(text: str) -> None:
         (_weight(counted) < LEAST, "is too short, or made of what is guessed first"),
         (few, "repeats a few characters"),
     ):
-        if wrong:
-            raise IdiolectError(
-                f"the passphrase {said}: use {LEAST} characters or more, best four or "
-                "five words that are unrelated, or --weak to use this one anyway."
-            )
+        refuse_if(
+            wrong,
+            f"the passphrase {said}: use {LEAST} characters or more, best four or "
+            "five words that are unrelated, or --weak to use this one anyway.",
+        )
 
 
 def _composed(text: str) -> str:
@@ -224,20 +226,20 @@ def _read(file: Path) -> str:
     try:
         with file.open("rb") as stream:
             raw = stream.read(LONGEST)
-        if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise IdiolectError(
-                f"the passphrase file {file} is UTF-16 text: save it as UTF-8."
-            )
+        refuse_if(
+            raw.startswith((b"\xff\xfe", b"\xfe\xff")),
+            f"the passphrase file {file} is UTF-16 text: save it as UTF-8.",
+        )
         lines = raw.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise IdiolectError(
             f"the passphrase file {file} cannot be read ({words_of(error)}): name another "
             "one."
         ) from error
-    if not lines or not lines[0]:
-        raise IdiolectError(
-            f"the passphrase file {file} is empty: its first line is the passphrase."
-        )
+    refuse_if(
+        not lines or not lines[0],
+        f"the passphrase file {file} is empty: its first line is the passphrase.",
+    )
     return lines[0]
 
 
@@ -247,11 +249,11 @@ def _ask(question: str) -> str:
     Before this, nothing may be loaded that takes long: until `getpass` has the terminal,
     it shows what is typed.
     """
-    if not sys.stdin.isatty():
-        raise IdiolectError(
-            "the vault is locked and there is no terminal to ask at: name a file with the "
-            f"passphrase by --passphrase-file or ${FILE}."
-        )
+    refuse_if(
+        not sys.stdin.isatty(),
+        "the vault is locked and there is no terminal to ask at: name a file with the "
+        f"passphrase by --passphrase-file or ${FILE}.",
+    )
     try:
         text = getpass.getpass(question)
     except EOFError:
@@ -261,8 +263,7 @@ def _ask(question: str) -> str:
             "what was typed is not text in this terminal's encoding: set the terminal to "
             f"UTF-8, or name a file with the passphrase by --passphrase-file or ${FILE}."
         ) from None
-    if not text:
-        raise IdiolectError("no passphrase was typed: start the command again.")
+    refuse_if(not text, "no passphrase was typed: start the command again.")
     return text
 
 
@@ -286,10 +287,10 @@ def _keyring() -> Iterator[Any]:
     found = keyring.get_keyring()
     name = f"{type(found).__module__}.{type(found).__qualname__}"
     weak = ("keyring.backends.fail", "keyring.backends.null", "keyrings.alt.file")
-    if name.startswith(weak):
-        raise IdiolectError(
-            f"this system's keyring is {name}, which protects nothing: use a passphrase."
-        )
+    refuse_if(
+        name.startswith(weak),
+        f"this system's keyring is {name}, which protects nothing: use a passphrase.",
+    )
     try:
         yield keyring
     except Exception as error:  # each backend has its own

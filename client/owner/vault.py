@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.keywrap import (
     aes_key_wrap,
 )
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import make_folder, sync_folder
 from . import schema1
 from .database import (
@@ -132,10 +132,10 @@ class Vault(Store):
             There is no vault, it cannot be read or written, or a newer version of
             idiolect wrote it.
         """
-        if not is_there(path):
-            raise IdiolectError(
-                f"there is no vault at {path}: make one with `idiolect vault init`."
-            )
+        refuse_if(
+            not is_there(path),
+            f"there is no vault at {path}: make one with `idiolect vault init`.",
+        )
         database = connect(path)
         try:
             with named(path):
@@ -309,10 +309,11 @@ class Vault(Store):
         """
         with named(self.path):
             verdict = self._database.execute("PRAGMA integrity_check").fetchone()[0]
-        if verdict != "ok":
-            raise DamagedError(
-                f"the vault {self.path} is damaged ({verdict}): {WAY_OUT}."
-            )
+        refuse_if(
+            verdict != "ok",
+            f"the vault {self.path} is damaged ({verdict}): {WAY_OUT}.",
+            DamagedError,
+        )
         self._trusted = None
         self.sources()
         count = sum(1 for _ in self._opened(self._rows("TRUE", ())))
@@ -427,22 +428,22 @@ class Vault(Store):
             kind, key, place, version, _, chunks, _, wrapped = rows[at]
             short = key.hex()[:8] if isinstance(key, bytes) else key
             name = f"record {short} of kind '{kind}'"
-            if wrapped is None:
-                raise self._damaged(name, "its data key is missing")
-            if [type(value) for value in rows[at]] != COLUMNS:
-                raise self._damaged(name, "its row was changed")
+            missing = self._damage(name, "its data key is missing")
+            refuse_if(wrapped is None, missing, DamagedError)
+            changed = self._damage(name, "its row was changed")
+            refuse_if([type(v) for v in rows[at]] != COLUMNS, changed, DamagedError)
             parts = rows[at : at + max(chunks, 1)]
-            if [row[:6] for row in parts] != [
-                (kind, key, place, version, chunk, chunks) for chunk in range(chunks)
-            ]:
-                raise self._damaged(
-                    name, "a part of it is missing, or of another version"
-                )
+            refuse_if(
+                [row[:6] for row in parts]
+                != [(kind, key, place, version, n, chunks) for n in range(chunks)],
+                self._damage(name, "a part of it is missing, or of another version"),
+                DamagedError,
+            )
             if (place, wrapped) not in data_keys:
                 data_keys[place, wrapped] = self._unwrapped(place, wrapped)
-            data_key = data_keys[place, wrapped]
             body = b"".join(
-                self._unsealed(data_key, row[6], bound(*row[:6]), name) for row in parts
+                self._unsealed(data_keys[place, wrapped], row[6], bound(*row[:6]), name)
+                for row in parts
             )
             head, _, rest = body.partition(b"\n")
             yield Record(json.loads(head), rest)
@@ -454,9 +455,8 @@ class Vault(Store):
         try:
             return unsealed(key, body, where)
         except (InvalidTag, ValueError, TypeError):
-            raise self._damaged(
-                name, "it was changed, or moved from another place"
-            ) from None
+            moved = self._damage(name, "it was changed, or moved from another place")
+            raise DamagedError(moved) from None
 
     # --- repair ------------------------------------------------------------------------
 

@@ -845,8 +845,8 @@ MUTATIONS = (
     Mutation(
         "A changed item is taken under an old signature",
         "client/node/agreement.py",
-        "            content,\n            before.seen,",
-        "            parse_manifest(request.manifest).content,\n            before.seen,",
+        "        content,\n        before.seen,",
+        "        parse_manifest(request.manifest).content,\n        before.seen,",
         "test_a_changed_item_is_refused_by_every_device",
         "tests/server/run/test_privacy.py",
     ),

@@ -55,8 +55,8 @@ def import_file(options: argparse.Namespace) -> Answer:
             "`idiolect feedback` changes it."
         )
     account = {k: v for k, v in vars(found).items() if k not in ("entries", "table")}
-    said = {"new": new, "known": known, "source": source, "other_verdict": other}
-    return Answer(said | account, f"{fill(text, 80)}\n{report(found)}")
+    counts = {"new": new, "known": known, "source": source, "other_verdict": other}
+    return Answer(counts | account, f"{fill(text, 80)}\n{report(found)}")
 
 
 def list_pairs(options: argparse.Namespace) -> Answer:

@@ -62,8 +62,10 @@ def answer(vault: Vault, options: argparse.Namespace) -> Answer:
 
 def _one(name: str, value: str, usual: str, takes: Any, text: str) -> Answer:
     """What an outflow or a setting is, and what else it may be."""
-    one = {"name": name, "value": value, "default": usual, "takes": takes}
-    return Answer(one, f"{name} is {value} (default: {usual})\n  {text}")
+    return Answer(
+        {"name": name, "value": value, "default": usual, "takes": takes},
+        f"{name} is {value} (default: {usual})\n  {text}",
+    )
 
 
 def settings(vault: Vault, options: argparse.Namespace) -> Answer:

@@ -41,8 +41,10 @@ def status(vault: Vault, _options: argparse.Namespace) -> Answer:
 
 def adapters(vault: Vault) -> dict[str, Any]:
     """The adapters, and the number of the one in use; 0: none."""
-    found = [shown(one) for one in kept.versions(vault)]
-    return {"active": kept.active(vault), "adapters": found}
+    return {
+        "active": kept.active(vault),
+        "adapters": [shown(one) for one in kept.versions(vault)],
+    }
 
 
 def shown(version: Version) -> dict[str, Any]:

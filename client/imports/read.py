@@ -188,12 +188,12 @@ class _People:
             wanted and not meant,
             f"no user '{shown}': {name} holds {people}. Say whose it is by --user.",
         )
-        if wanted and len(meant) > 1:
-            ids = ", ".join(f"'{printable(key, 80)}'" for key in meant[:5])
-            raise IdiolectError(
-                f"{name}: {len(meant)} users are called '{shown}': give one of {ids} to "
-                "--user."
-            )
+        ids = ", ".join(f"'{printable(key, 80)}'" for key in meant[:5])
+        refuse_if(
+            wanted and len(meant) > 1,
+            f"{name}: {len(meant)} users are called '{shown}': give one of {ids} to "
+            "--user.",
+        )
         refuse_if(
             not wanted and owner and owner not in self.names,
             f"{name} holds nothing of its account's owner, only {people}: say whose it "
@@ -411,5 +411,5 @@ def _entry(row: Row, names: dict[str, str]) -> tuple[Entry, tuple[str, ...]]:
     else:
         asked, more = tidy(row.prompt, names.get("prompt", "prompt"))
         prompt, changed = Prompt("", asked), changed + more
-    verdict = liked(row.liked, names.get("liked", "liked"))
-    return Entry(prompt, target, verdict), changed
+    judged = liked(row.liked, names.get("liked", "liked"))
+    return Entry(prompt, target, judged), changed

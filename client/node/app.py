@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from ...common.config import parse_run
 from ...common.data.load import load_dataset
 from ...common.data.types import Dataset, User
-from ...common.errors import IdiolectError, refuse_if
+from ...common.errors import refuse_if
 from ...common.protocol.messages import HelloRequest, Request
 from ...common.protocol.signed import Sealed, verify
 from ...common.text import guard
@@ -120,12 +120,11 @@ def residents_of(
     """
     everybody = dataset.users + dataset.development
     each_hosts = users_per_node or math.ceil(len(everybody) / nodes)
-    if each_hosts * nodes < len(everybody):
-        needed = math.ceil(len(everybody) / each_hosts)
-        raise IdiolectError(
-            f"{nodes} nodes with {each_hosts} users each cannot host {len(everybody)} "
-            f"users: set users-per-node=0, or start {needed} simulated nodes "
-            f'(--federation-config "num-supernodes={needed}").'
-        )
-    used = math.ceil(len(everybody) / each_hosts)
-    return everybody[partition::used] if partition < used else ()
+    needed = math.ceil(len(everybody) / each_hosts)
+    refuse_if(
+        needed > nodes,
+        f"{nodes} nodes with {each_hosts} users each cannot host {len(everybody)} users: "
+        f"set users-per-node=0, or start {needed} simulated nodes "
+        f'(--federation-config "num-supernodes={needed}").',
+    )
+    return everybody[partition::needed] if partition < needed else ()

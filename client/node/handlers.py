@@ -61,11 +61,12 @@ from ...common.unlabeled.sets import Unlabeled, fingerprint
 from ...common.unlabeled.votes import user_vote
 from ..owner.consent import Refusal
 from . import state
-from .agreement import check_manifest, check_set, handed_out, pin_key, taking_part
+from .agreement import check_manifest, check_set, handed_out, taking_part
 from .host import (
     Host,
     Node,
     each,
+    each_alone,
     is_noisy,
     is_open,
     reference_of,
@@ -79,16 +80,21 @@ from .host import (
 def _hello(request: HelloRequest, node: Node) -> HelloReply:
     """Say who lives here, and what must agree with the server."""
     backbone, shared = resident(node.config).backbone, untrained(node.config)
-    truncated, errors = each(node, node.residents, lambda u: _truncated(backbone, u))
-    _, unwilling = each(node, node.residents, lambda u: pin_key(request, node, u))
-    errors |= unwilling
-    fitting = tuple(user.id for user in node.residents if user.id not in errors)
+    everybody, most = node.residents, node.config.privacy.participations
+
+    def agree(user: User) -> None:
+        """Agree to the run at first contact: its key, its configuration and the cap."""
+        state.pin(node.store, user.id, request.key, most, node.agreement)
+
+    truncated, errors = each_alone(node, everybody, lambda u: _truncated(backbone, u))
+    errors |= each_alone(node, everybody, agree)[1]
+    able = tuple(user.id for user in everybody if user.id not in errors)
     return HelloReply(
-        **reply_head(request, node, fitting, errors),
+        **reply_head(request, node, able, errors),
         package=package_version(),
         backbone=backbone.hash,
         shared=hash_lora(shared),
-        development=tuple(name for name in fitting if name in node.development),
+        development=tuple(name for name in able if name in node.development),
         simulation=node.simulated,
         nodes=node.nodes,
         dropped=dict(node.dropped),
@@ -97,14 +103,11 @@ def _hello(request: HelloRequest, node: Node) -> HelloReply:
     )
 
 
-def _truncated(backbone: Backbone, users: Sequence[User]) -> list[int]:
-    """Count, per user, the items whose prompt does not fit into the context."""
-    for user in users:
-        refuse_if(problem := too_long(backbone, user), problem)
-    return [
-        sum(item.truncated for item in encode_all(backbone, items))
-        for items in (user.history + user.held_out for user in users)
-    ]
+def _truncated(backbone: Backbone, user: User) -> int:
+    """Count the items whose prompt does not fit into the context."""
+    refuse_if(problem := too_long(backbone, user), problem)
+    items = encode_all(backbone, user.history + user.held_out)
+    return sum(item.truncated for item in items)
 
 
 def _adapt(request: AdaptRequest, node: Node) -> AdaptReply:
@@ -136,20 +139,19 @@ def _votes(request: VoteRequest, node: Node) -> VoteReply:
     """Let each user vote for the bank's items that resemble the own text."""
     config = node.config
     content = _fingerprint(request.bank)
-    _, strangers = each(
+    _, strangers = each_alone(
         *(node, node.users),
-        lambda users: check_manifest(request, node, users, content, "bank"),
+        lambda user: check_manifest(request, node, user, content, "bank"),
     )
     outflow = "items" if config.unlabeled.kind == "anonymised" else "votes"
     willing, refused = taking_part(request, node, "votes", outflow, content, strangers)
 
-    def choose(users: Sequence[User]) -> list[np.ndarray]:
+    def choose(user: User) -> np.ndarray:
         if config.unlabeled.kind == "anonymised":
-            return [offer_marks(request.bank, user, config) for user in users]
-        reference = resident(config)
-        return [user_vote(reference, request.bank, u, config) for u in users]
+            return offer_marks(request.bank, user, config)
+        return user_vote(resident(config), request.bank, user, config)
 
-    done, errors = each(node, willing, choose)
+    done, errors = each_alone(node, willing, choose)
     shape = (len(done), len(request.bank))
     matrix = np.array(list(done.values()), np.float32).reshape(shape)
     head = reply_head(request, node, tuple(done), errors | refused)
@@ -169,14 +171,13 @@ def _offer(request: OfferRequest, node: Node) -> OfferReply:
     )
     node.permit("items", config)
 
-    def choose(users: Sequence[User]) -> list[tuple[Item, ...]]:
-        check_manifest(request, node, users, _fingerprint(request.bank), "bank")
-        return [
-            tuple(supported_offers(request.bank, supported, user, config))
-            for user in users
-        ]
+    content = _fingerprint(request.bank)
 
-    done, errors = each(node, node.users, choose)
+    def choose(user: User) -> tuple[Item, ...]:
+        check_manifest(request, node, user, content, "bank")
+        return tuple(supported_offers(request.bank, supported, user, config))
+
+    done, errors = each_alone(node, node.users, choose)
     return OfferReply(**reply_head(request, node, tuple(done), errors), items=done)
 
 
@@ -199,8 +200,8 @@ def _personalise(request: PersonaliseRequest, node: Node) -> PersonaliseReply:
     node.permit("training", node.config)
     reference = reference_of(node.config, request.shared)
     content = fingerprint(request.unlabeled)
-    willing, refused = each(
-        node, node.users, lambda users: check_set(request, node, users, content)
+    willing, refused = each_alone(
+        node, node.users, lambda user: check_set(request, node, user, content)
     )
     users = tuple(user for user in node.users if user.id in willing)
     if request.trial:
@@ -241,8 +242,9 @@ def _trained(
         user: replace(one, log=_finite(one.log)) if is_open(node) else hidden
         for user, one in outcomes.items()
     }
-    head = reply_head(request, node, tuple(told), errors)
-    return PersonaliseReply(**head, outcomes=told)
+    return PersonaliseReply(
+        **reply_head(request, node, tuple(told), errors), outcomes=told
+    )
 
 
 def _train(

@@ -152,6 +152,13 @@ def each(
     return results, errors
 
 
+def each_alone(
+    node: Node, users: Sequence[User], work: Callable[[User], Some]
+) -> tuple[dict[str, Some], dict[str, str]]:
+    """`each`, for work that is done for one user at a time anyway."""
+    return each(node, users, lambda some: [work(user) for user in some])
+
+
 def sentence(error: Exception, simulated: bool) -> str:
     """One sentence for an error; what is a defect of ours is also logged in full.
 

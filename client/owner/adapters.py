@@ -126,9 +126,9 @@ def use(vault: Vault, number: int) -> Version | None:
     """
     with vault.transaction():
         kept = {version.number: version for version in versions(vault)}
-        if number and number not in kept:
-            there = _listed(kept) or "none is kept; `idiolect personalize` trains one"
-            raise IdiolectError(f"there is no adapter {number}: {there}.")
+        there = _listed(kept) or "none is kept; `idiolect personalize` trains one"
+        unknown = number and number not in kept
+        refuse_if(unknown, f"there is no adapter {number}: {there}.")
         chosen = kept.get(number)
         refuse_if(
             chosen and chosen.shared and not vault.holds("shared", chosen.shared),

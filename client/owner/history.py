@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass, field, replace
 from time import time
 
 from ...common.data.types import Item, Prompt
-from ...common.errors import IdiolectError, refuse_if
+from ...common.errors import refuse_if
 from .records import Record, Source
 from .vault import Vault
 
@@ -96,12 +96,12 @@ def source_name(given: str) -> str:
         Nothing is left of it, or it is too long.
     """
     name = _tidy(given)
-    if not name or len(name) > LONGEST_NAME:
-        what = f"has {len(name)} characters" if name else "is empty"
-        raise IdiolectError(
-            f"the source's name {what}: name it with 1 to {LONGEST_NAME} characters by "
-            "--source NAME."
-        )
+    what = f"has {len(name)} characters" if name else "is empty"
+    refuse_if(
+        not 0 < len(name) <= LONGEST_NAME,
+        f"the source's name {what}: name it with 1 to {LONGEST_NAME} characters by "
+        "--source NAME.",
+    )
     return name
 
 
@@ -206,9 +206,9 @@ def find(vault: Vault, ids: Iterable[str]) -> list[Entry]:
     found = []
     for name in ids:
         matching = [entry for entry in everything if name and entry.id.startswith(name)]
-        if len(matching) != 1:
-            many = f"{len(matching)} entries begin" if matching else "no entry begins"
-            raise IdiolectError(f"{many} with '{name}': see `idiolect history list`.")
+        many = f"{len(matching)} entries begin" if matching else "no entry begins"
+        wrong = f"{many} with '{name}': see `idiolect history list`."
+        refuse_if(len(matching) != 1, wrong)
         found.append(matching[0])
     return found
 

@@ -844,7 +844,7 @@ def training(ready, monkeypatch):
     """A training that notes what it was held to, and may do something first."""
     seen = {}
 
-    def train(vault, method, rate):
+    def train(*_):
         import torch
 
         seen["threads"] = torch.get_num_threads()
@@ -852,7 +852,7 @@ def training(ready, monkeypatch):
         seen.get("do", lambda: None)()
         raise IdiolectError("it was let in")
 
-    monkeypatch.setattr(owner, "_train", train)
+    monkeypatch.setattr(owner, "split", train)
     return seen
 
 

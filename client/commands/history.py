@@ -10,7 +10,7 @@ from time import localtime, strftime
 from typing import Any
 
 from ...common.data.types import Prompt
-from ...common.errors import IdiolectError, refuse_if
+from ...common.errors import IdiolectError, explained, refuse_if
 from ...common.files import write_new
 from ...common.text import printable
 from ..owner import history, unlock
@@ -109,12 +109,8 @@ def sources(vault: Vault, _options: argparse.Namespace) -> Answer:
 def export(vault: Vault, options: argparse.Namespace) -> Answer:
     """Write the history in clear."""
     lines = [json.dumps(_plain(entry)) for entry in history.entries(vault)]
-    try:
+    with explained(f"{options.file} cannot be written", "name a new file"):
         write_new(options.file, "".join(f"{line}\n" for line in lines).encode())
-    except OSError as error:
-        raise IdiolectError(
-            f"{options.file} cannot be written ({error.strerror}): name a new file."
-        ) from error
     return Answer(
         {"pairs": len(lines)}, f"{len(lines)} pairs are in {options.file}, in clear."
     )

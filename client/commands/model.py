@@ -7,7 +7,7 @@ not be typed while something loads, since the terminal would show it.
 import argparse
 import sys
 
-from ...common.errors import IdiolectError, refuse_if
+from ...common.errors import explained, refuse_if
 from ...common.text import printable, tell
 from ..owner import adapters, owner
 from ..owner.adapters import Version
@@ -95,11 +95,7 @@ def reset(vault: Vault, _options: argparse.Namespace) -> Answer:
 
 def export(vault: Vault, options: argparse.Namespace) -> Answer:
     """Write the adapter in use for PEFT."""
-    try:
+    with explained(f"{options.folder} is not a folder", "name another"):
         owner.export(vault, options.folder)
-    except OSError as error:
-        raise IdiolectError(
-            f"{options.folder} is not a folder ({error.strerror}): name another."
-        ) from error
     folder = str(options.folder)
     return Answer({"folder": folder}, f"{folder} is a PEFT adapter, in clear.")

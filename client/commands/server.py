@@ -129,8 +129,9 @@ def sent(vault: Vault, _options: argparse.Namespace) -> Answer:
 
 def pause(vault: Vault, _options: argparse.Namespace) -> Answer:
     """Answer no server for now."""
-    text = "this device answers no server now; `idiolect resume` ends that."
-    return _set_paused(vault, True, text)
+    return _set_paused(
+        vault, True, "this device answers no server now; `idiolect resume` ends that."
+    )
 
 
 def resume(vault: Vault, _options: argparse.Namespace) -> Answer:
@@ -158,5 +159,7 @@ def leave(vault: Vault, options: argparse.Namespace) -> Answer:
     address = printable(server.address)
     sure(options, f"this device's key for {address} is erased")
     membership.leave(vault)
-    text = f"left {address}. Ask its operator to revoke this device's key as well."
-    return Answer({"left": True}, text)
+    return Answer(
+        {"left": True},
+        f"left {address}. Ask its operator to revoke this device's key as well.",
+    )

@@ -1,4 +1,4 @@
-"""Which kinds of files are read, how each is recognised, and what is taken from it."""
+"""Which kinds of files are read, and how each is recognised."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,65 +15,18 @@ Found = Row | Left | Bad | Owner
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of file: how it is recognised, and what is taken from it."""
+    """One kind of file; docs/device.md says how each is known and what is taken from it."""
 
     name: str
-    known_by: str
-    text: str
-    prompt: str
     table: bool = False  # of rows that its owner can correct one by one
 
 
-JSONL = Kind("JSON lines", ".jsonl, .ndjson", "columns, below", "columns, below", True)
-RECORDS = Kind(
-    "JSON list", ".json: a list of objects", "columns, below", "columns, below", True
-)
-CSV = Kind("CSV", ".csv, .tsv: with a header", "columns, below", "columns, below", True)
-CHATGPT = Kind(
-    "ChatGPT",
-    "`conversations.json` with `mapping`",
-    "your messages, on the branches shown last",
-    "the answer before",
-)
-CLAUDE = Kind(
-    "Claude",
-    "`conversations.json` with `chat_messages`",
-    "your messages",
-    "the answer before",
-)
-WHATSAPP = Kind(
-    "WhatsApp",
-    "a chat exported as .txt, from Android or iPhone",
-    "`--user`'s messages",
-    f"the messages of others right before, at most {chats.BEFORE}",
-)
-TELEGRAM = Kind(
-    "Telegram",
-    "`result.json`: one chat, or all of an account",
-    "`--user`'s messages, or the account's own; none that were forwarded",
-    "the message that was answered, or as for WhatsApp",
-)
-MBOX = Kind(
-    "mbox",
-    ".mbox, also Apple Mail's folder of that name",
-    "`--user`'s mails, without what they quote and without signature",
-    "the subject",
-)
-NOTES = Kind("notes", "a folder with .txt and .md files", "each file", "its name")
-LAMP = Kind(
-    "LaMP or OPPU",
-    "`--task LaMP-1` … `LaMP-7`",
-    "`--user`'s profile and answered questions",
-    "as [data.md](data.md) says",
-)
+JSONL, RECORDS = Kind("JSON lines", True), Kind("JSON list", True)
+CSV = Kind("CSV", True)
+CHATGPT, CLAUDE = Kind("ChatGPT"), Kind("Claude")
+WHATSAPP, TELEGRAM = Kind("WhatsApp"), Kind("Telegram")
+MBOX, NOTES, LAMP = Kind("mbox"), Kind("notes"), Kind("LaMP or OPPU")
 KINDS = (JSONL, RECORDS, CSV, CHATGPT, CLAUDE, WHATSAPP, TELEGRAM, MBOX, NOTES, LAMP)
-
-
-def table() -> str:
-    """The kinds of files, as docs/device.md quotes them."""
-    lines = ["| kind | known by | text | prompt |", "| --- | --- | --- | --- |"]
-    lines += [f"| {k.name} | {k.known_by} | {k.text} | {k.prompt} |" for k in KINDS]
-    return "\n".join(lines)
 
 
 def opened(

@@ -13,7 +13,7 @@ from time import monotonic
 from ...common.data.cleaning import missing
 from ...common.data.dates import AmbiguousError, Order, order_of, seconds
 from ...common.data.types import Prompt
-from ...common.errors import IdiolectError, refuse_if
+from ...common.errors import IdiolectError, explained, refuse_if
 from ...common.text import printable, tell
 from ..owner.history import Entry
 from .kinds import WHATSAPP, Found, Kind, opened
@@ -326,13 +326,10 @@ class _Reading:
     def decide(self, column: str, example: str) -> None:
         """Read the whole file to decide whether dates begin with the day or the month."""
         rows = (row for row in self.again() if isinstance(row, Row))
-        try:
+        what = f"{self.name}: column '{column}' is not of one kind"
+        then = "correct it, or keep the order of the file by --dates ignore"
+        with explained(what, then, ValueError):
             self.order = order_of(row.date for row in rows)
-        except ValueError as error:
-            raise IdiolectError(
-                f"{self.name}: column '{column}' is not of one kind ({error}): correct it, "
-                "or keep the order of the file by --dates ignore."
-            ) from None
         if self.order is None and self.kind is WHATSAPP:
             self.file_order = f"{example} may be in two months: --dates dmy or mdy"
         elif self.order is None:

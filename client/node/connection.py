@@ -137,12 +137,11 @@ class Connection:
         try:
             return self._client.SendNodeHeartbeat(request).success
         except httpx.HTTPError as error:
-            try:
-                passing(error, self._address)
-            except TurnedAway as away:
-                self.away = away
-            except (IdiolectError, RunNotRunningException):
-                pass
+            with suppress(IdiolectError, RunNotRunningException):
+                try:
+                    passing(error, self._address)
+                except TurnedAway as away:
+                    self.away = away
             return self.away is not None
 
     def receive(self) -> Message | None:
@@ -281,11 +280,11 @@ def turned_away(answer: httpx.Response, address: str) -> TurnedAway:
         CLOCK: f"{_clock(answer)}: set it (allowed are {SYSTEM_TIME_TOLERANCE} s ahead and "
         f"{TIMESTAMP_TOLERANCE} s behind), then {AGAIN}.",
     }
-    other = (
+    otherwise = (
         f"{address} refuses this device ({said}): ask its operator for the present "
         "invitation, then `idiolect node join INVITATION`."
     )
-    return TurnedAway(known.get(said, other))
+    return TurnedAway(known.get(said, otherwise))
 
 
 def _clock(answer: httpx.Response) -> str:

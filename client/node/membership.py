@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509 import load_pem_x509_certificate
 
-from ...common.errors import IdiolectError, words_of
+from ...common.errors import IdiolectError, explained
 from ...common.text import read_json
 from ..owner.records import DEVICE, Record
 from ..owner.vault import Vault
@@ -53,7 +53,11 @@ def read_invitation(file: Path) -> Server:
     IdiolectError
         It is not such a file.
     """
-    try:
+    what, then = (
+        f"{file} is not an invitation",
+        "ask the server's operator for the file that `idiolect-server keys init` writes",
+    )
+    with explained(what, then, (OSError, ValueError, TypeError, AttributeError)):
         with file.open() as stream:
             text = stream.read(LARGEST_INVITATION + 1)
         if len(text) > LARGEST_INVITATION:
@@ -70,11 +74,6 @@ def read_invitation(file: Path) -> Server:
         plain = address.isascii() and address.isprintable() and len(address) < 300
         if not host or not 0 < int(port) < 65536 or not plain:
             raise ValueError("the address is not host:port")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise IdiolectError(
-            f"{file} is not an invitation ({words_of(error)}): ask the server's operator "
-            "for the file that `idiolect-server keys init` writes."
-        ) from error
     return server
 
 

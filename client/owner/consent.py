@@ -94,7 +94,7 @@ def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
     )
     given, change = answers[outflow], "clear), or the run its privacy keys."
     if outflow == "training":
-        why, change = "", "yes)."
+        given, why, change = "clear" if given == "yes" else "no", "", "yes)."
     else:
         why = protected(config, outflow)
     if given == "no" or (given == "noisy" and why):
@@ -161,6 +161,12 @@ _NUMBERS = {
     "max-load": (False, 0, 1e6),
     **dict.fromkeys(CEILINGS, (False, 0, math.inf)),
 }
+# Setting -> what it takes, in words; of the others `_NUMBERS` says it.
+_TAKES = {
+    "backbone": "`tiny`, a folder or a model id",
+    "on-battery": "yes or no",
+    **dict.fromkeys(CEILINGS, "a number from 0; 0 allows nothing, inf everything"),
+}
 
 
 def settings(vault: Vault) -> dict[str, str]:
@@ -207,12 +213,8 @@ def check_name(name: str, known: Collection[str], what: str) -> None:
 
 def takes(name: str) -> str:
     """Which values a setting takes, in words."""
-    if name == "backbone":
-        return "`tiny`, a folder or a model id"
-    if name == "on-battery":
-        return "yes or no"
-    if name in CEILINGS:
-        return "a number from 0; 0 allows nothing, inf everything"
+    if name in _TAKES:
+        return _TAKES[name]
     whole, low, high = _NUMBERS[name]
     what = "whole number" if whole else "number"
     return f"a {what} from {low} to {high:.0f}" + ("" if low else "; 0: no limit")

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.keywrap import (
     aes_key_wrap,
 )
 
-from ...common.errors import IdiolectError, refuse_if
+from ...common.errors import IdiolectError, explained, refuse_if
 from .records import SCHEMA
 
 # What SQLite raises on a damaged file, whose own messages may be damaged too.
@@ -99,13 +99,9 @@ def is_there(path: Path) -> bool:
     IdiolectError
         Its folder may not be read.
     """
-    try:
+    what = f"the vault {path} cannot be used now"
+    with explained(what, "make its folder readable for you"):
         return path.is_file()
-    except OSError as error:
-        raise IdiolectError(
-            f"the vault {path} cannot be used now ({error.strerror}): make its folder "
-            "readable for you."
-        ) from error
 
 
 def note_of(vault: Path) -> Path:

@@ -115,13 +115,14 @@ def _opened(rows: list[tuple], data_key: bytes) -> Iterator[bytes]:
 
 
 def _source(kind: str, name: str, label: str) -> Source:
-    if kind == "item":
-        return Source("import", label)
-    if kind == "adapter":
-        return Source("adapter", name)
-    if kind == "run" and label != "device":  # the counts of a run are the device's
-        return Source("run", label.removeprefix("run "))
-    return DEVICE
+    if kind == "run" and label == "device":  # the counts of a run are the device's
+        return DEVICE
+    sources = {
+        "item": Source("import", label),
+        "adapter": Source("adapter", name),
+        "run": Source("run", label.removeprefix("run ")),
+    }
+    return sources.get(kind, DEVICE)
 
 
 @contextlib.contextmanager

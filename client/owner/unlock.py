@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError, refuse_if, words_of
+from ...common.errors import IdiolectError, explained, refuse_if
 from ...common.files import write_atomically
 from .keys import Key, Passphrase, RandomKey
 
@@ -223,7 +223,8 @@ def _named_file() -> Path | None:
 
 
 def _read(file: Path) -> str:
-    try:
+    what = f"the passphrase file {file} cannot be read"
+    with explained(what, "name another one", (OSError, UnicodeDecodeError)):
         with file.open("rb") as stream:
             raw = stream.read(LONGEST)
         refuse_if(
@@ -231,11 +232,6 @@ def _read(file: Path) -> str:
             f"the passphrase file {file} is UTF-16 text: save it as UTF-8.",
         )
         lines = raw.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise IdiolectError(
-            f"the passphrase file {file} cannot be read ({words_of(error)}): name another "
-            "one."
-        ) from error
     refuse_if(
         not lines or not lines[0],
         f"the passphrase file {file} is empty: its first line is the passphrase.",

@@ -116,6 +116,7 @@ class Host(Protocol):
         IdiolectError
             It is not signed by whom this node believes, or may not be done now.
         """
+        ...
 
     def node(self, request: Request, started: float) -> Node:
         """Find the users that a request is for.
@@ -125,6 +126,7 @@ class Host(Protocol):
         IdiolectError
             They do not live here, or the request cannot be done here.
         """
+        ...
 
 
 def each(

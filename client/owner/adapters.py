@@ -76,8 +76,11 @@ class Version:
     @property
     def accepted(self) -> bool:
         """Whether it is no worse than the bare backbone, the shared one, the one in use."""
-        alone = self.nll_in_use is None or self.nll_against is None
-        better = alone or self.nll_against <= self.nll_in_use + self.allowed
+        better = (
+            self.nll_in_use is None
+            or self.nll_against is None
+            or self.nll_against <= self.nll_in_use + self.allowed
+        )
         return better and self.nll <= min(self.nll_before, self.nll_bare)
 
 

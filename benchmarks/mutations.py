@@ -853,8 +853,8 @@ MUTATIONS = (
     Mutation(
         "Another signing key is taken without a word",
         "client/node/state.py",
-        "elif before.seen.key != key:",
-        "elif False:",
+        "before.seen.key != key,",
+        "False,",
         "test_another_key_is_refused_after_the_first_contact",
         "tests/server/run/test_privacy.py",
     ),
@@ -968,8 +968,8 @@ MUTATIONS = (
     Mutation(
         "An outflow that the owner wants noisy leaves without noise",
         "client/owner/consent.py",
-        'if given == "no" or (given == "noisy" and why):',
-        'if given == "no":',
+        'given == "no" or (given == "noisy" and why),',
+        'given == "no",',
         "test_without_the_owners_consent_nothing_of_the_kind_leaves",
         "tests/test_devices.py",
     ),

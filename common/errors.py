@@ -2,6 +2,9 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import TypeVar
+
+Some = TypeVar("Some")
 
 
 class IdiolectError(Exception):
@@ -27,6 +30,15 @@ def refuse_if(
     """Raise an error with this sentence where something is wrong."""
     if wrong:
         raise error(sentence)
+
+
+def required(
+    value: Some | None, sentence: str, error: type[IdiolectError] = IdiolectError
+) -> Some:
+    """Return a value; where there is none, raise an error with this sentence."""
+    if value is None:
+        raise error(sentence)
+    return value
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from time import localtime, strftime
 from typing import Any
 
 from ...common.config import absolute_backbone
-from ...common.errors import IdiolectError
+from ...common.errors import required
 from ...common.text import printable, tell
 from ..node import membership, worker
 from ..owner import consent, unlock
@@ -150,12 +150,11 @@ def _set_paused(vault: Vault, yes: bool, text: str) -> Answer:
 
 def leave(vault: Vault, options: argparse.Namespace) -> Answer:
     """Leave the server, and forget it."""
-    server = membership.server_of(vault)
-    if server is None:
-        raise IdiolectError(
-            "this device has joined no server, so there is none to leave: `idiolect "
-            "node join INVITATION` joins one."
-        )
+    server = required(
+        membership.server_of(vault),
+        "this device has joined no server, so there is none to leave: `idiolect node "
+        "join INVITATION` joins one.",
+    )
     address = printable(server.address)
     sure(options, f"this device's key for {address} is erased")
     membership.leave(vault)

@@ -330,14 +330,14 @@ class _Reading:
         then = "correct it, or keep the order of the file by --dates ignore"
         with explained(what, then, ValueError):
             self.order = order_of(row.date for row in rows)
-        if self.order is None and self.kind is WHATSAPP:
+        refuse_if(
+            self.order is None and self.kind is not WHATSAPP,
+            f"{self.name}: column '{column}' does not show whether {example} has the day "
+            "or the month first: say it by --dates dmy or --dates mdy, or keep the order "
+            "of the file by --dates ignore.",
+        )
+        if self.order is None:
             self.file_order = f"{example} may be in two months: --dates dmy or mdy"
-        elif self.order is None:
-            raise IdiolectError(
-                f"{self.name}: column '{column}' does not show whether {example} has the "
-                "day or the month first: say it by --dates dmy or --dates mdy, or keep the "
-                "order of the file by --dates ignore."
-            )
 
     def done(self) -> Imported:
         """Sort what was kept, and count the rest."""

@@ -26,7 +26,7 @@ from ...common.engine.adapters import Lora, hash_lora
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import encode_all, fitting, too_long
 from ...common.engine.reference import Reference
-from ...common.errors import IdiolectError, refuse_if
+from ...common.errors import refuse_if, required
 from ...common.methods import evaluation
 from ...common.methods.personalise import Personal, personalise
 from ...common.methods.shared import shared_update
@@ -348,13 +348,11 @@ def _stored(
 ) -> Lora:
     """Return the adapter that the request is about."""
     name = state.adapter_name(request.method, user.id)
-    found = state.load_adapter(node.store, name, user.id, origin)
-    if found is None:
-        raise IdiolectError(
-            f"user '{user.id}' has no adapter of method '{request.method}' from this run: "
-            "start a new run, what it left on the node was changed."
-        )
-    return found[0]
+    return required(
+        state.load_adapter(node.store, name, user.id, origin),
+        f"user '{user.id}' has no adapter of method '{request.method}' from this run: "
+        "start a new run, what it left on the node was changed.",
+    )[0]
 
 
 def _digest(*parts: object) -> str:

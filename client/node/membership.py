@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509 import load_pem_x509_certificate
 
-from ...common.errors import IdiolectError, explained
+from ...common.errors import IdiolectError, explained, required
 from ...common.text import read_json
 from ..owner.records import DEVICE, Record
 from ..owner.vault import Vault
@@ -97,12 +97,10 @@ def joined(vault: Vault) -> Server:
     IdiolectError
         None was.
     """
-    server = server_of(vault)
-    if server is None:
-        raise IdiolectError(
-            "this device has joined no server: `idiolect node join INVITATION` first."
-        )
-    return server
+    return required(
+        server_of(vault),
+        "this device has joined no server: `idiolect node join INVITATION` first.",
+    )
 
 
 def join(vault: Vault, server: Server) -> None:

@@ -232,18 +232,20 @@ def pin(store: RunStore, user: str, key: str, most: int, config: str) -> None:
     """
     before = agreed(store, user)
     if before.seen is None:
-        keep(store, user, Agreed(before.took, most, Seen(key, 0, ""), config))
-    elif before.seen.key != key:
-        raise Refusal(
-            f"user '{user}': the server's signing key is not the one that was pinned "
-            "at first contact: find out why it changed before you take part again."
-        )
-    elif before.config not in ("", config):
-        raise Refusal(
-            f"user '{user}': the run's configuration is not the one of the first "
-            "contact: start a new run for a new configuration."
-        )
-    elif not before.config:
+        return keep(store, user, Agreed(before.took, most, Seen(key, 0, ""), config))
+    refuse_if(
+        before.seen.key != key,
+        f"user '{user}': the server's signing key is not the one that was pinned "
+        "at first contact: find out why it changed before you take part again.",
+        Refusal,
+    )
+    refuse_if(
+        before.config not in ("", config),
+        f"user '{user}': the run's configuration is not the one of the first "
+        "contact: start a new run for a new configuration.",
+        Refusal,
+    )
+    if not before.config:
         keep(store, user, replace(before, config=config))
 
 

@@ -13,7 +13,7 @@ from ...common.config.methods import current_name
 from ...common.engine.adapters import Lora, dump_lora, hash_lora, parse_lora
 from ...common.engine.backbone import Backbone
 from ...common.engine.model_folder import unlike
-from ...common.errors import IdiolectError, refuse_if
+from ...common.errors import IdiolectError, refuse_if, required
 from .records import DEVICE, Record, Source
 from .vault import Vault
 
@@ -235,12 +235,11 @@ def shared_below(vault: Vault, digest: str, zero: Lora) -> Lora:
     """The shared adapter of this hash, on which another was trained; empty: `zero`."""
     if not digest:
         return zero
-    body = vault.get("shared", digest)
-    if body is None:
-        raise IdiolectError(
-            f"the shared adapter {digest[:12]} is missing from the vault, and what was "
-            "trained on it cannot be used: train a new one by `idiolect personalize`."
-        )
+    body = required(
+        vault.get("shared", digest),
+        f"the shared adapter {digest[:12]} is missing from the vault, and what was "
+        "trained on it cannot be used: train a new one by `idiolect personalize`.",
+    )
     return parse_lora(body)[0]
 
 

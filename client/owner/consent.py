@@ -97,12 +97,13 @@ def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
         given, why, change = "clear" if given == "yes" else "no", "", "yes)."
     else:
         why = protected(config, outflow)
-    if given == "no" or (given == "noisy" and why):
-        only = f", only with noise ({why})" if given == "noisy" else ""
-        raise Refusal(
-            f"the owner does not consent to {NAMES[outflow]}{only}: the owner can change "
-            f"that (idiolect consent {outflow} {change}"
-        )
+    only = f", only with noise ({why})" if given == "noisy" else ""
+    refuse_if(
+        given == "no" or (given == "noisy" and why),
+        f"the owner does not consent to {NAMES[outflow]}{only}: the owner can change that "
+        f"(idiolect consent {outflow} {change}",
+        Refusal,
+    )
 
 
 def answers_to(outflow: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from ...common.engine.fitting import fits, fitting
 from ...common.engine.model_folder import unlike
 from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
-from ...common.errors import IdiolectError, refuse_if, words_of
+from ...common.errors import IdiolectError, refuse_if, required, words_of
 from ...common.files import make_private, private_folder
 from ...common.methods.evaluation import held_out_nll
 from ...common.methods.personalise import personalise
@@ -127,10 +127,9 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
         shared = adapters.latest_shared(vault, backbone, loaded.adapter)
         reference = loaded.with_shared(shared)
         (found,) = personalise(reference, [user], UnlabeledSet(), method, rate, config)
-        if found.lora is None:
-            raise IdiolectError(found.error)
+        lora = required(found.lora, found.error)
         too_long = len(entries) - len(short)
-        trained = Trained(found.lora, method, user, learnt, too_long=too_long)
+        trained = Trained(lora, method, user, learnt, too_long=too_long)
         return adopt(vault, reference, trained)
 
 

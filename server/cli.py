@@ -319,8 +319,8 @@ def _console() -> "Console":
 
 # --- the command line ------------------------------------------------------------------
 
+# One argument of a command, as `ArgumentParser.add_argument` takes it.
 Argument = tuple[tuple[str, ...], dict[str, Any]]
-"""One argument of a command, as `ArgumentParser.add_argument` takes it."""
 
 
 def _given(*names: str, **how: Any) -> Argument:

@@ -216,8 +216,9 @@ def read_sealed(cls: type[Request], record: RecordDict) -> Sealed:
         set(seal.parts) != set(parts) or not hashed,
         f"{cls.__name__}: its parts are not those of such a request.",
     )
-    text = str(record.config_records["message"]["body"])
-    return Sealed(cls, text, signature, found, seal)
+    return Sealed(
+        cls, str(record.config_records["message"]["body"]), signature, found, seal
+    )
 
 
 def brought(record: RecordDict, seal: Seal) -> dict[str, bytes]:
@@ -293,8 +294,7 @@ def decode_part(name: str, data: bytes, hint: Any, where: str) -> Any:
     """
     if name == "shared":
         return _rows(data)
-    most = f"{where}.{name} has more than {MAX_BODY} bytes."
-    refuse_if(len(data) > MAX_BODY, most)
+    refuse_if(len(data) > MAX_BODY, f"{where}.{name} has more than {MAX_BODY} bytes.")
     try:
         # The budget of a run is the only number that may be infinite.
         value = read_json(data, endless=name == "config")

@@ -33,8 +33,10 @@ def check_users(reply: Reply, asked: tuple[str, ...]) -> None:
     ProtocolError
         The users of the reply are not among those asked, or one is repeated.
     """
-    twice = len(set(reply.users)) != len(reply.users)
-    refuse_if(twice, "a reply names the same user twice.")
+    refuse_if(
+        len(set(reply.users)) != len(reply.users),
+        "a reply names the same user twice.",
+    )
     strangers = {*reply.users, *reply.errors} - set(asked)
     one = min(strangers, default="")
     refuse_if(strangers, f"a reply is about the user {one!r:.80}, who was not asked.")

@@ -215,8 +215,9 @@ class Trees:
             response.ParseFromString(answer)
         except DecodeError:
             return
-        pairs = zip(response.messages_list, response.message_object_trees, strict=False)
-        for message, tree in pairs:
+        for message, tree in zip(
+            response.messages_list, response.message_object_trees, strict=False
+        ):
             for one in branches(tree):
                 self._remember(self._children, *_mark(one))
                 sent = (node, message.metadata.run_id, one.object_id)

@@ -1,5 +1,6 @@
 """Talk to a SuperLink that serves devices: Flower's own commands, and their answers."""
 
+import contextlib
 import json
 import re
 import socket
@@ -55,20 +56,19 @@ def flwr(
         umask=0o077,
         start_new_session=True,  # Ctrl-C is ours: a run is handed over whole or not
     )
-    try:
+    answer: Any = {}
+    with contextlib.suppress(ValueError):
         answer = json.loads(done.stdout)
-    except ValueError:
-        answer = {}
-    if not isinstance(answer, dict):
-        answer = {}
+    answer = answer if isinstance(answer, dict) else {}
     said = answer.get("error-message") or done.stdout + done.stderr
     return answer, " ".join(COLOUR.sub("", str(said)).split())
 
 
 def submit(app: Path, settings: Path, environment: Mapping[str, str]) -> str:
     """Hand an app to the SuperLink; return Flower's id of the run."""
-    command = ["run", str(app), CONNECTION, "--run-config", str(settings)]
-    answer, reason = flwr(command, environment)
+    answer, reason = flwr(
+        ["run", str(app), CONNECTION, "--run-config", str(settings)], environment
+    )
     refuse_if(not answer.get("run-id"), f"Flower refused the app {app}: {reason}")
     return str(answer["run-id"])
 

@@ -35,6 +35,7 @@ Authority = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 YEARS = 10  # of the authority; devices carry its certificate
 DAYS = 397  # of the server's own certificate
 PAIR = "server.pem"  # the server's private key and certificate: one file, so one change
+OLD_PAIR = ("server.key", "server.crt")  # the two of an earlier version
 LOCAL = ("localhost", "127.0.0.1")
 
 
@@ -115,14 +116,15 @@ def keys_renew(folder: Path, names: Sequence[str] = ()) -> datetime:
         _general_name(name)
     before = _old_pair(folder)
     names = names or _names_of(folder, before)
-    if (reached := invited_to(folder)[0]) not in names:
-        raise IdiolectError(
-            f"devices connect to {reached}, as the invitation says: add this name."
-        )
+    reached, _ = invited_to(folder)
+    refuse_if(
+        reached not in names,
+        f"devices connect to {reached}, as the invitation says: add this name.",
+    )
     if before:
         write_atomically(_backup(folder), before)
     own = _write_pair(folder, names, issuer)
-    for name in ("server.key", "server.crt"):  # of an earlier version
+    for name in OLD_PAIR:
         (folder / name).unlink(missing_ok=True)
     return own.not_valid_after_utc
 
@@ -175,11 +177,11 @@ def check_keys(folder: Path) -> None:
     if not (folder / PAIR).exists() and (old := _old_pair(folder)):
         write_atomically(folder / PAIR, old)
     for name in ("ca.crt", PAIR, "signing.key", "invitation.json"):
-        if not (folder / name).is_file():
-            raise IdiolectError(
-                f"there is no {name} in {folder}: make the keys by `idiolect-server keys "
-                "init NAME`."
-            )
+        refuse_if(
+            not (folder / name).is_file(),
+            f"there is no {name} in {folder}: make the keys by `idiolect-server keys init "
+            "NAME`.",
+        )
 
 
 def check_port(port: int) -> None:
@@ -223,9 +225,8 @@ def _authority(folder: Path) -> Authority:
 
 def _old_pair(folder: Path) -> bytes:
     """Return the server's key and certificate; empty if there are none."""
-    files = (folder / PAIR,)
-    if not files[0].exists():
-        files = (folder / "server.key", folder / "server.crt")
+    new = (folder / PAIR).exists()
+    files = [folder / name for name in ([PAIR] if new else OLD_PAIR)]
     return b"".join(file.read_bytes() for file in files if file.exists())
 
 

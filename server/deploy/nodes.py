@@ -65,8 +65,9 @@ def add_node(folder: Path, key: str, label: str = "") -> str:
     file = folder / f"node.{os.getpid()}.pub"
     write_atomically(file, key.encode() + b"\n")
     try:
-        command = ["supernode", "register", str(file), CONNECTION]
-        answer, reason = flwr(command, environment)
+        answer, reason = flwr(
+            ["supernode", "register", str(file), CONNECTION], environment
+        )
     finally:
         file.unlink()
     if not answer.get("success"):
@@ -126,8 +127,7 @@ def nodes(folder: Path) -> list[dict[str, Any]]:
         As Flower lists them, with ``label`` (may be empty) and ``last-seen``: ``now``, a
         time in ISO 8601, or None if it was never seen.
     """
-    environment = running(folder)
-    answer = _answer(["supernode", "list", CONNECTION], environment, "list devices")
+    answer = _answer(["supernode", "list", CONNECTION], running(folder), "list devices")
     known = labels(folder)
     return [
         {
@@ -168,13 +168,16 @@ def revoke_node(folder: Path, word: str) -> str:
     """
     number = next(iter(_numbers(folder, word)), word)
     found = {node["node-id"]: node["status"] for node in nodes(folder)}
-    if found.get(number) in (None, "unregistered"):
-        why = "was revoked before" if number in found else "is not let in"
-        raise IdiolectError(
-            f"node {printable(word, 40)} {why}: `idiolect-server nodes list` lists them."
-        )
-    command = ["supernode", "unregister", number, CONNECTION]
-    _answer(command, running(folder), f"revoke device {number}")
+    why = "was revoked before" if number in found else "is not let in"
+    refuse_if(
+        found.get(number) in (None, "unregistered"),
+        f"node {printable(word, 40)} {why}: `idiolect-server nodes list` lists them.",
+    )
+    _answer(
+        ["supernode", "unregister", number, CONNECTION],
+        running(folder),
+        f"revoke device {number}",
+    )
     return number
 
 

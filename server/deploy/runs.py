@@ -107,10 +107,9 @@ def _watch(
     # A ServerApp that was refused gives the reason in the server's log.
     ask = partial(check_status, plan.log, identity, environment)
     up = partial(results.is_locked, folder)
-    mark = environment[processes.VARIABLE]
+    events = follow(plan, offset, up, environment[processes.VARIABLE], ask)
     try:
         with Display(console) as display:
-            events = follow(plan, offset, up, mark, ask)
             for number, event in enumerate(events):
                 if number >= known or event["event"] == "warning":
                     display.show(event)
@@ -136,8 +135,10 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _note_submitted(folder: Path, place: Path, identity: str) -> None:
-    note = {"identity": identity, "folder": str(place)}
-    results.write_json(folder / HANDED / f"{place.name}.json", note)
+    results.write_json(
+        folder / HANDED / f"{place.name}.json",
+        {"identity": identity, "folder": str(place)},
+    )
 
 
 def submitted(folder: Path, name: str) -> tuple[str, Path]:
@@ -246,8 +247,9 @@ def stop(folder: Path, name: str) -> str:
     # For a run that had not begun, or whose ServerApp missed the signal.
     answer, reason = flwr(["stop", identity, CONNECTION], environment)
     if not alive and not answer.get("success"):
-        state = results.state_of(place)
-        raise IdiolectError(f"run '{name}' has ended already: its state is {state}.")
+        raise IdiolectError(
+            f"run '{name}' has ended already: its state is {results.state_of(place)}."
+        )
     refuse_if(
         not processes.wait_until(ended, STOP_SECONDS, 0.2),
         f"run '{name}' has not ended yet ({reason}): give the command again, or end "

@@ -121,8 +121,7 @@ class Ledger:
 
     def kept_cap(self) -> int:
         """Return the cap, or the largest reported number if it is above the cap."""
-        observed = self.observed_participations.values()
-        return self.cap and max(self.cap, *observed, 0)
+        return self.cap and max(self.cap, *self.observed_participations.values(), 0)
 
     def check(self, event: Event) -> None:
         """Refuse a release that is beyond the budget; nothing is charged.
@@ -163,7 +162,7 @@ class Ledger:
         self.check(event)
         count = sum(charge.event.stage == event.stage for charge in self.charges)
         charge = Charge(f"{event.stage}/{count}", event, note, time.time())
-        self._write(charges=[*self.charges, charge])
+        self.save(charges=[*self.charges, charge])
         self.charges.append(charge)
         return charge.id
 
@@ -182,7 +181,7 @@ class Ledger:
         release = {"stage": stage, "what": what, "why": why}
         release |= {"setting": setting} if setting else {}
         if release not in self.open_releases:
-            self._write(open_releases=[*self.open_releases, release])
+            self.save(open_releases=[*self.open_releases, release])
             self.open_releases.append(release)
 
     def simulation_reasons(self) -> list[str]:
@@ -198,12 +197,8 @@ class Ledger:
             )
         return reasons
 
-    def save(self) -> None:
-        """Write the file, atomically."""
-        self._write()
-
-    def _write(self, **changed: list[Any]) -> None:
-        """Write the ledger with some of its fields changed."""
+    def save(self, **changed: list[Any]) -> None:
+        """Write the file, atomically, with some of its fields changed."""
         if self.path is None:
             return
         body = {"schema": SCHEMA, **asdict(self), "epsilon": finite(self.epsilon)}
@@ -212,8 +207,10 @@ class Ledger:
             for name, entries in changed.items()
         }
         del body["path"]
-        text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(self.path, text.encode())
+        write_atomically(
+            self.path,
+            json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False).encode(),
+        )
 
 
 def read_ledger(path: Path) -> Ledger:

@@ -89,11 +89,9 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
 
 def say_stopping(plan: Plan, console: Console) -> None:
     """Say at once that a run is being ended, and how to continue it."""
-    if (plan.folder / "config.toml").is_file():
-        said = f"stopping; go on with\n    {resuming(plan)}"
-    else:
-        said = "stopping; nothing has begun yet, so give the same command again"
-    say(console, said)
+    begun = (plan.folder / "config.toml").is_file()
+    again = "stopping; nothing has begun yet, so give the same command again"
+    say(console, f"stopping; go on with\n    {resuming(plan)}" if begun else again)
 
 
 def resuming(plan: Plan) -> str:
@@ -163,8 +161,10 @@ def private_place(plan: Plan, mark: str) -> Path:
             "set --output-dir to a folder that can."
         ) from None
     place = short_folder()
-    record = {"mark": mark, "pid": os.getpid(), "place": str(place)}
-    results.write_json(plan.scratch / "process.json", record)
+    results.write_json(
+        plan.scratch / "process.json",
+        {"mark": mark, "pid": os.getpid(), "place": str(place)},
+    )
     write_atomically(plan.scratch / "run.toml", flat_toml(plan.settings).encode())
     return place
 

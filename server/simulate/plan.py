@@ -55,10 +55,8 @@ class Plan:
     @property
     def log(self) -> Path:
         """File with the output of Flower, Ray and the run after the end of the run."""
-        if self.server_log is not None:
-            return self.server_log
         place = self.folder if self.folder.is_dir() else self.scratch
-        return place / "run.log"
+        return self.server_log or place / "run.log"
 
     @property
     def metrics(self) -> Path:
@@ -102,9 +100,9 @@ def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Pl
     load_dataset(config)
     check_folder(folder.parent)
     refuse_broken(app)
-    cores = len(os.sched_getaffinity(0))
     most = config.users + config.development_users
-    nodes = min(cores, 8, most) if nodes is None else nodes
+    if nodes is None:
+        nodes = min(len(os.sched_getaffinity(0)), 8, most)
     refuse_if(
         not 1 <= nodes <= most,
         f"--nodes is {nodes}, but there are {most} users: use 1 to {most}.",
@@ -151,8 +149,7 @@ def read_app(app: Path) -> dict[str, Any]:
     """Read the settings in a Flower app's ``pyproject.toml``, with flat keys."""
     file = app / "pyproject.toml"
     try:
-        table = read_toml(file.read_text())
-        settings = _flat(table["tool"]["flwr"]["app"]["config"])
+        settings = _flat(read_toml(file.read_text())["tool"]["flwr"]["app"]["config"])
     except FileNotFoundError:
         raise IdiolectError(
             f"{file} does not exist: give the folder of a Flower app, for example "
@@ -239,9 +236,8 @@ def resumed(
             "install that version, or start a new run."
         ) from None
     preset = presets.read(str(given.get("preset", "")))
-    together = {**flatten(saved), **preset, **given}
-    wanted = resolve_paths(configuration.parse(together), cwd)
-    changed = configuration.differences(saved, wanted)
+    wanted = configuration.parse({**flatten(saved), **preset, **given})
+    changed = configuration.differences(saved, resolve_paths(wanted, cwd))
     # A preset also changes keys that were not given.
     changed = [name for name in changed if name in given] or changed
     refuse_if(
@@ -258,22 +254,20 @@ def check_backbone(name: str) -> None:
         return
     path = Path(name)
     if path.is_dir():
-        refuse_if(
+        return refuse_if(
             not (path / "config.json").is_file(),
             f"the backbone folder {path} has no config.json: give a folder as "
             "save_pretrained of transformers writes it.",
         )
-        return
     absolute_backbone(name)  # refuses a path
-    if os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0"):
-        return
-    from huggingface_hub import try_to_load_from_cache
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        from huggingface_hub import try_to_load_from_cache
 
-    refuse_if(
-        not isinstance(try_to_load_from_cache(name, "config.json"), str),
-        f"the backbone '{name}' is not in the local cache and HF_HUB_OFFLINE is "
-        "set: unset it, or give a folder.",
-    )
+        refuse_if(
+            not isinstance(try_to_load_from_cache(name, "config.json"), str),
+            f"the backbone '{name}' is not in the local cache and HF_HUB_OFFLINE is "
+            "set: unset it, or give a folder.",
+        )
 
 
 def check_folder(folder: Path) -> None:

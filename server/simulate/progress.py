@@ -61,8 +61,9 @@ class Display:
                 text = _joined(event["phase"], event["label"], done)
                 self._say(text, event["fraction"], self._left(event["fraction"]))
             case "waiting":
-                line = f"       {waiting(event)}"
-                self.console.print(line, markup=False, highlight=False)
+                self.console.print(
+                    f"       {waiting(event)}", markup=False, highlight=False
+                )
             case "warning":
                 self._warn(event["message"])
             case "user" if event.get("error"):

@@ -49,7 +49,14 @@ def use(vault: Vault, options: argparse.Namespace) -> Answer:
     if options.number is None:
         found = status.adapters(vault)
         return Answer(found, "\n".join(status.adapter_lines(found)))
-    before, number = adapters.active(vault), _number(options.number)
+    given, before = options.number, adapters.active(vault)
+    counts = given.isascii() and given.isdigit() and 0 < len(given) < 10
+    refuse_if(
+        not counts and given != "none",
+        f"'{printable(given, 40)}' is not the number of an adapter: `idiolect use` "
+        "lists them; none uses none.",
+    )
+    number = int(given) if counts else 0
     chosen = adapters.use(vault, number)
     text = _changed(number, before)
     if chosen and not chosen.accepted:
@@ -57,17 +64,6 @@ def use(vault: Vault, options: argparse.Namespace) -> Answer:
             "\nwhen it was trained, the model did better without it, or with another."
         )
     return Answer({"active": number}, text)
-
-
-def _number(given: str) -> int:
-    if given == "none":
-        return 0
-    refuse_if(
-        not (given.isascii() and given.isdigit() and 0 < len(given) < 10),
-        f"'{printable(given, 40)}' is not the number of an adapter: `idiolect use` "
-        "lists them; none uses none.",
-    )
-    return int(given)
 
 
 def _changed(number: int, before: int) -> str:

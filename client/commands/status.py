@@ -49,10 +49,9 @@ def adapters(vault: Vault) -> dict[str, Any]:
 
 def shown(version: Version) -> dict[str, Any]:
     """A version as JSON, without the fields that only the vault compares."""
-    found = {**asdict(version), "accepted": version.accepted}
-    for name in ("generations", "pairs", "allowed"):
-        del found[name]
-    return found
+    hidden = ("generations", "pairs", "allowed")
+    found = {name: one for name, one in asdict(version).items() if name not in hidden}
+    return {**found, "accepted": version.accepted}
 
 
 def next_step(found: Mapping[str, Any]) -> str:

@@ -214,8 +214,8 @@ def test_an_adapter_on_a_shared_one_that_noise_has_ruined_is_not_used(vaults):
     noise = {n: torch.full_like(b, 5.0) for n, b in zero.b.items()}
     ruined = replace(zero, b=noise)
     user, sources = owner.split(history.entries(vault))
-    trained = owner.Trained(zero, "sft", user, sources, "a run")
-    version = owner.adopt(vault, Reference(backbone, ruined), trained)
+    reference, learning = Reference(backbone, ruined), (user, sources)
+    version = owner.adopt(vault, reference, zero, "sft", learning, "a run")
     assert version.nll == pytest.approx(version.nll_before)
     assert version.nll > version.nll_bare
     assert not version.accepted and adapters.active(vault) == 0

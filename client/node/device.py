@@ -142,8 +142,7 @@ class Device:
 
         def keep(shared: Lora, lora: Lora, method: str, origin: str) -> None:
             reference = Reference(backbone_of(config), shared)
-            trained = owner.Trained(lora, method, user, learnt, origin)
-            owner.adopt(self._vault, reference, trained)
+            owner.adopt(self._vault, reference, lora, method, (user, learnt), origin)
 
         return Node(
             config,

@@ -9,7 +9,7 @@ owner's own prompts, so no other text is needed. What was disliked is a known ne
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,30 +75,6 @@ def check_loads(chosen: Mapping[str, str]) -> Backbone:
 # --- training --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A trained adapter, before it is judged and kept.
-
-    Attributes
-    ----------
-    lora, method
-        The adapter, and how it was trained.
-    user, learnt
-        What it was trained on and is judged by, as `split` returned it.
-    origin
-        What a federated run trained it from (`state.identity`); empty: none did.
-    too_long
-        Pairs that were left out of `user` since they do not fit into the context.
-    """
-
-    lora: Lora
-    method: str
-    user: User
-    learnt: Mapping[str, str]
-    origin: str = ""
-    too_long: int = 0
-
-
 def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
     """Train a new adapter, keep it, and use it if it is accepted (`Version.accepted`).
 
@@ -129,32 +105,50 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
         (found,) = personalise(reference, [user], UnlabeledSet(), method, rate, config)
         lora = required(found.lora, found.error)
         too_long = len(entries) - len(short)
-        trained = Trained(lora, method, user, learnt, too_long=too_long)
-        return adopt(vault, reference, trained)
+        return adopt(vault, reference, lora, method, (user, learnt), too_long=too_long)
 
 
-def adopt(vault: Vault, reference: Reference, trained: Trained) -> Version:
+def adopt(
+    vault: Vault,
+    reference: Reference,
+    lora: Lora,
+    method: str,
+    learning: tuple[User, Mapping[str, str]],
+    origin: str = "",
+    too_long: int = 0,
+) -> Version:
     """Judge a trained adapter on the held-out pairs, keep it, and use it if accepted.
 
-    One of an `origin` that is kept already is not kept twice. Pairs that do not fit into
-    the context were not trained on and do not judge.
+    Parameters
+    ----------
+    vault, reference
+        Where it is kept, and what it was trained on top of.
+    lora, method
+        The adapter, and how it was trained.
+    learning
+        What it was trained on and is judged by, as `split` returned it. Pairs that do not
+        fit into the context were not trained on and do not judge.
+    origin
+        What a federated run trained it from (`state.identity`); empty: none did. One of an
+        origin that is kept already is not kept twice.
+    too_long
+        Pairs that were left out of `learning` since they do not fit into the context.
 
     Raises
     ------
     Refusal
         Something that it was trained on has been forgotten meanwhile; it is not kept.
     """
-    backbone = reference.backbone
-    user, more = fitting(backbone, trained.user)
-    learnt, method = trained.learnt, trained.method
+    backbone, learnt = reference.backbone, learning[1]
+    user, more = fitting(backbone, learning[0])
     while True:
-        if known := _of_origin(vault, trained.origin):
+        if known := _of_origin(vault, origin):
             return known
         now = adapters.active(vault)
-        judged = _judged(vault, reference, replace(trained, user=user), now)
+        judged = _judged(vault, reference, lora, method, user, now)
         with vault.transaction():
             check_learnt(vault, learnt)
-            if adapters.active(vault) != now or _of_origin(vault, trained.origin):
+            if adapters.active(vault) != now or _of_origin(vault, origin):
                 continue  # another process was faster
             # A shared adapter that is worse than nothing here is not a start for the next
             # training.
@@ -169,12 +163,12 @@ def adopt(vault: Vault, reference: Reference, trained: Trained) -> Version:
                 trained=len(user.history),
                 disliked=len(user.disliked) if method == "c-bpo" else 0,
                 held_out=len(user.held_out),
-                too_long=trained.too_long + more,
+                too_long=too_long + more,
                 shared=adapters.keep_shared(vault, backbone, reference.adapter, start),
-                origin=trained.origin,
+                origin=origin,
                 **judged,
             )
-            adapters.keep(vault, version, trained.lora)
+            adapters.keep(vault, version, lora)
             return version
 
 
@@ -208,10 +202,9 @@ def check_learnt(vault: Vault, learnt: Mapping[str, str]) -> None:
 
 
 def _judged(
-    vault: Vault, reference: Reference, trained: Trained, now: int
+    vault: Vault, reference: Reference, lora: Lora, method: str, user: User, now: int
 ) -> dict[str, Any]:
     """The fields of a `Version` that say how good it is; `now` is the adapter in use."""
-    lora, method, user = trained.lora, trained.method, trained.user
 
     def nll(on: Reference, own: Lora | None, who: User, name: str) -> float:
         return held_out_nll(on, [own], [who], name)[0]

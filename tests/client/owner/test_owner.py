@@ -230,8 +230,8 @@ def judged(
     backbone, zero = found.backbone, found.adapter
     user, learnt = owner.split(history.entries(vault))
     shared, own = moved(zero, shared_by), moved(zero, own_by)
-    trained = owner.Trained(own, "sft", user, learnt, origin)
-    return owner.adopt(vault, Reference(backbone, shared), trained)
+    reference = Reference(backbone, shared)
+    return owner.adopt(vault, reference, own, "sft", (user, learnt), origin)
 
 
 @pytest.fixture
@@ -320,8 +320,7 @@ def test_learning_to_avoid_something_may_cost_a_little(vault, scores):
     user, learnt = owner.split(history.entries(vault))
     for by, accepted in ((0.94, False), (0.96, True), (0.95, False)):
         lora = moved(reference.adapter, by)
-        trained = owner.Trained(lora, "c-bpo", user, learnt)
-        found = owner.adopt(vault, reference, trained)
+        found = owner.adopt(vault, reference, lora, "c-bpo", (user, learnt))
         assert found.accepted == accepted, by
 
 

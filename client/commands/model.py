@@ -50,13 +50,13 @@ def use(vault: Vault, options: argparse.Namespace) -> Answer:
         found = status.adapters(vault)
         return Answer(found, "\n".join(status.adapter_lines(found)))
     given, before = options.number, adapters.active(vault)
-    counts = given.isascii() and given.isdigit() and 0 < len(given) < 10
+    numeric = given.isascii() and given.isdigit() and 0 < len(given) < 10
     refuse_if(
-        not counts and given != "none",
+        not numeric and given != "none",
         f"'{printable(given, 40)}' is not the number of an adapter: `idiolect use` "
         "lists them; none uses none.",
     )
-    number = int(given) if counts else 0
+    number = int(given) if numeric else 0
     chosen = adapters.use(vault, number)
     text = _changed(number, before)
     if chosen and not chosen.accepted:

@@ -323,12 +323,10 @@ def agree(
         The server is told no more than that.
     """
     answers = consents(vault)
-    outflows = [
-        outflow
+    if not any(
+        answers.get(outflow) == "noisy" and not protected(config, outflow)
         for outflow in used(config)
-        if answers.get(outflow) == "noisy" and not protected(config, outflow)
-    ]
-    if not outflows:
+    ):
         return
     charges = spent(vault)
     new = _charge(charges.get(run), printable(name, 100), claim(config))

@@ -96,7 +96,7 @@ def hostile(tmp_path, monkeypatch):
     written = {"personal": HOSTILE, "shared": HOSTILE}
     monkeypatch.setattr(owner, "write", lambda *_: written)
     monkeypatch.setattr(
-        "idiolect.client.node.supervisor.keep_running",
+        "idiolect.client.node.worker.keep_running",
         lambda _vault, _key, say: say(HOSTILE),
     )
     return path

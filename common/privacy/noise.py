@@ -13,8 +13,7 @@ import numpy as np
 
 from ..seeds import numpy_generator
 
-Source = Callable[[int], bytes]
-"""n -> n random bytes."""
+Source = Callable[[int], bytes]  # n -> n random bytes
 
 Some = TypeVar("Some")
 

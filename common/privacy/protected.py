@@ -77,9 +77,9 @@ def planned(config: Config) -> dict[str, int]:
         "votes": 1,
         "metrics": len(config.method_list),
     }
-    most = config.privacy.participations
+    most = config.privacy.participations or math.inf
     return {
-        outflow: min(count, most) if most else count
+        outflow: int(min(count, most))
         for outflow, count in counts.items()
         if charged(config, outflow)
     }
@@ -93,19 +93,26 @@ def fewest(config: Config, outflow: str) -> float:
     privacy, crowd = config.privacy, config.crowd
     if outflow == "update" and config.adapt.users == "development":
         crowd = config.development_users
-    chances = {"update": privacy.sampling, "votes": privacy.vote_sampling}
-    drawn = crowd * chances.get(outflow, 1.0)
+    drawn = crowd * _chance(config, outflow)
     if privacy.cohort and outflow != "metrics":
         drawn = min(drawn, privacy.cohort)
     return config.quorum * drawn
+
+
+def _chance(config: Config, outflow: str) -> float:
+    """Return the rate at which users are sampled for a release."""
+    chances = {
+        "update": config.privacy.sampling,
+        "votes": config.privacy.vote_sampling,
+    }
+    return chances.get(outflow, 1.0)
 
 
 def multiplier(config: Config, outflow: str) -> float:
     """Return the declared noise multiplier of one release; 0: calibrated by the server."""
     privacy = config.privacy
     if outflow == "update":
-        bit = CLIP_BIT if config.adapt.clip_quantile else 0.0
-        return joint(privacy.noise, bit)
+        return joint(privacy.noise, CLIP_BIT if config.adapt.clip_quantile else 0.0)
     relative = {"votes": privacy.votes, "metrics": privacy.metrics_noise}
     return privacy.noise * relative[outflow]
 
@@ -129,9 +136,7 @@ def _truncated(config: Config, outflow: str) -> bool:
 
 
 def _sampled(config: Config, outflow: str) -> bool:
-    privacy = config.privacy
-    chances = {"update": privacy.sampling, "votes": privacy.vote_sampling}
-    return chances.get(outflow, 1.0) < 1 or _truncated(config, outflow)
+    return _chance(config, outflow) < 1 or _truncated(config, outflow)
 
 
 def unamplified(config: Config, counts: dict[str, int]) -> float:
@@ -175,44 +180,49 @@ def protected(config: Config, outflow: str) -> str:
     """
     if outflow in ("items", "text"):
         return "no noise is added to text"
-    if config.privacy.mode != "central":
-        return "privacy.mode is 'off'"
-    if outflow == "metrics" and config.privacy.metrics != "noisy":
-        return "privacy.metrics is 'clear'"
-    if outflow not in used(config):
-        return "the run has no release of this kind"
-    return _weakness(config) or _faintness(config, outflow)
-
-
-def _weakness(config: Config) -> str:
-    """Why no release of the run is protected."""
     privacy = config.privacy
-    if privacy.seeded:
-        return "privacy.seeded is true: who knows the seed takes the noise off"
-    if privacy.epsilon == math.inf:
-        return "privacy.epsilon is infinite: no noise is added"
-    if (epsilon := epsilon_of(config)) > VAIN:
-        return f"epsilon {epsilon:.3g} excludes next to nothing: above {VAIN:g}"
-    if privacy.delta > largest_delta(config):
-        return f"delta {privacy.delta:g} is above 1 / (10 users)"
-    return ""
+    epsilon, users = epsilon_of(config), fewest(config, outflow)
+    z = multiplier(config, outflow)
+    clear = outflow == "metrics" and privacy.metrics != "noisy"
+    reasons = (
+        (privacy.mode != "central", "privacy.mode is 'off'"),
+        (clear, "privacy.metrics is 'clear'"),
+        (outflow not in used(config), "the run has no release of this kind"),
+        (
+            privacy.seeded,
+            "privacy.seeded is true: who knows the seed takes the noise off",
+        ),
+        (
+            privacy.epsilon == math.inf,
+            "privacy.epsilon is infinite: no noise is added",
+        ),
+        (
+            epsilon > VAIN,
+            f"epsilon {epsilon:.3g} excludes next to nothing: above {VAIN:g}",
+        ),
+        (
+            privacy.delta > largest_delta(config),
+            f"delta {privacy.delta:g} is above 1 / (10 users)",
+        ),
+        (users < FEWEST, f"a sum of it may be of no more than {users:.3g} users"),
+        (
+            _too_faint(config, outflow),
+            f"noise of {z:.3g} times one user's part is not epsilon {privacy.epsilon:g}",
+        ),
+    )
+    return next((reason for applies, reason in reasons if applies), "")
 
 
-def _faintness(config: Config, outflow: str) -> str:
-    """Why the releases of one outflow are not."""
-    users = fewest(config, outflow)
-    if users < FEWEST:
-        return f"a sum of it may be of no more than {users:.3g} users"
+def _too_faint(config: Config, outflow: str) -> bool:
+    """Whether a single release is beyond the budget: no ledger allows that one.
+
+    What sampling makes of stronger noise takes an accountant: there the budget is believed.
+    """
     if not config.privacy.noise:
-        return ""
-    z, budget = multiplier(config, outflow), config.privacy.epsilon
-    # A single release beyond the budget is one that no ledger allows. What sampling makes
-    # of stronger noise takes an accountant: there the budget is believed.
+        return False
+    faint = multiplier(config, outflow) < FAINT or not _sampled(config, outflow)
     one = unamplified(config, {outflow: 1})
-    faint = z < FAINT or not _sampled(config, outflow)
-    if faint and one > budget * (1 + TOLERANCE):
-        return f"noise of {z:.3g} times one user's part is not epsilon {budget:g}"
-    return ""
+    return faint and one > config.privacy.epsilon * (1 + TOLERANCE)
 
 
 def claim(config: Config) -> Claim:

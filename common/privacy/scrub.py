@@ -20,6 +20,7 @@ text is replaced too: a lost number costs a training item little. Every pattern 
 anchored or bounded, so the time is linear in the text.
 """
 
+import contextlib
 import ipaddress
 import math
 import re
@@ -49,9 +50,7 @@ MARKS = 30  # combining marks in a row, as in Unicode's stream-safe format (UAX 
 # in "human-in-the-loop", more in most compounds.
 SECRET_PIECE = 3.5
 
-Span = tuple[int, int, str]
-"""Start, end, and what to write there."""
-
+Span = tuple[int, int, str]  # start, end, and what to write there
 Rule = Callable[[str], Iterator[Span]]
 
 
@@ -214,12 +213,6 @@ def _everywhere(placeholder: str, pattern: str, *needs: str) -> Rule:
     return rule
 
 
-# A block that was cut off counts to the end of the text. Line ends have become spaces.
-_PEM = (
-    r"-----BEGIN [A-Z0-9 ]{1,60}-----"
-    r"(?s:.*?)(?:-----END [A-Z0-9 ]{1,60}-----|\Z)"
-)
-
 # Keys that announce themselves: AWS, GitHub, GitLab, Slack, OpenAI and Anthropic, Google,
 # Stripe, Hugging Face, npm, PyPI, SendGrid; JSON web tokens begin with {" in base64.
 _KEYS = (
@@ -245,27 +238,15 @@ _STRONG_WORDS = (
     *("pass", "kennwort", "contrase", "mot de", "pwd", "senha"),
     *("key", "token", "secret"),
 )
-_WEAK_WORDS = ("token", "secret", "credential", "auth", "key", "pin", "pass")
 _ASSIGNED = r"[\w-]{0,20}[\"']?\s?(?::=|=>|[:=])\s?"
 _MIXED = r"(?=\S{0,64}\d)(?=\S{0,64}[a-z])(?=\S{6})"
-_STRONG_VALUE = rf"(?i){_STRONG}{_ASSIGNED}{_VALUE}"
-_WEAK_VALUE = rf"(?i){_WEAK}[\"']?\s?(?:(?::=|=>|=)\s?|:\s?{_MIXED}){_VALUE}"
-_SAID_VALUE = (
-    rf"(?i)(?:{_STRONG}|(?<![a-z])(?:pin|token|secret))\s(?:is|was)\s?:?\s"
-    rf"(?=\S{{0,64}}\d){_VALUE}"
-)
-_HEADER_VALUE = r"(?i)authorization\s?:\s?(?:bearer|basic|digest|token)\s(?P<value>\S+)"
-
 # Too much is taken rather than too little; trailing punctuation and what ends a clause
 # in scripts without spaces stays.
-_URL_TAIL = (
-    r"[^\s\u3001\u3002\uff0c\uff1b\uff09\u300d\u3011]*(?<![.,;:!?)\]}'\"\u201d])"
-)
 _URL = (
     r"(?i)(?:(?<![a-z0-9+.-])[a-z0-9+.-]++://"
     r"|(?<![a-z0-9])www\d?\."
     r"|(?<![\w.@-])(?:[\w-]++\.)++[a-z]{2,24}(?::\d{1,5})?(?:/|\?[\w%-]{1,40}=))"
-    + _URL_TAIL
+    r"[^\s\u3001\u3002\uff0c\uff1b\uff09\u300d\u3011]*(?<![.,;:!?)\]}'\"\u201d])"
 )
 
 _LOCAL = r"[\w.!#$%&'*+/=?^`{|}~-]"
@@ -280,17 +261,7 @@ _EMAIL = (
     r"(?:(?:\.| ?[\[({] ?dot ?[\])}] ?)[\w-]++)++)"
 )
 
-_UUID = r"(?i)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-# Six pairs are a MAC address, more a key's fingerprint.
-_MAC = (
-    r"(?i)(?<![\w:.-])(?:[0-9a-f]{2}(?:[:-][0-9a-f]{2}){5,}+"
-    r"|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2})(?!\w|\.\w)"
-)
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
-_IPV4 = (
-    rf"(?<![\w.]){_OCTET}(?:\.{_OCTET}){{3}}(?!\w|\.\d)"
-    r"(?:/\d{1,2}(?!\d)|:\d{1,5}(?!\d))?"
-)
 
 # --- identifiers that take a look ------------------------------------------------------
 
@@ -343,22 +314,16 @@ def _ipv6(shape: str) -> Iterator[Span]:
         address = match[1].rstrip(".")
         if address.endswith(":") and not address.endswith("::"):
             address = address[:-1]
-        if not 3 <= len(address) <= 45 or address.count(":") < 2:
-            continue
-        groups = [group for group in address.split(":") if group]
         # "::" and "a::b" are operators and names of programming languages.
-        if len(groups) < 3 and not any(char.isdecimal() for char in address):
+        groups = len([group for group in address.split(":") if group])
+        named = groups < 3 and not any(char.isdecimal() for char in address)
+        if named or len(address) > 45 or address.count(":") < 2:
             continue
-        try:
+        with contextlib.suppress(ValueError):
             ipaddress.IPv6Address(address)
-        except ValueError:
-            continue
-        whole = address == match[1]
-        yield (
-            match.start(),
-            match.end() if whole else match.start() + len(address),
-            "<ip>",
-        )
+            whole = address == match[1]
+            end = match.end() if whole else match.start() + len(address)
+            yield match.start(), end, "<ip>"
 
 
 _WORD_WITH_DIGIT = re.compile(r"(?<!\w)[^\W\d]*+\d\w*+")
@@ -369,9 +334,7 @@ def _coded_words(shape: str) -> Iterator[Span]:
     for match in _WORD_WITH_DIGIT.finditer(shape):
         word = match[0]
         digits = sum(char.isdecimal() for char in word)
-        if digits == len(word):
-            continue
-        if (
+        if digits < len(word) and (
             re.search(rf"\d{{{FEWEST_DIGITS}}}", word)
             # A hash, a MAC address without separators.
             or (digits >= 4 and re.fullmatch(r"(?i)(?:0x)?[0-9a-f]{12,}", word))
@@ -405,8 +368,7 @@ def _numbers(shape: str) -> Iterator[Span]:
             own = re.match(r"(?:\d{1,2}|[12]\d{3}) ", match[0])
             start += own.end() if own else 0
         for first, last in _between_dates(shape, start, end):
-            placeholder = classify(shape[first:last])
-            if placeholder:
+            if placeholder := classify(shape[first:last]):
                 if shape[first] == "(" and ")" not in shape[first:last]:
                     first += 1
                 extension = _EXTENSION.match(shape, last)
@@ -428,14 +390,14 @@ def _between_dates(shape: str, start: int, end: int) -> Iterator[tuple[int, int]
     yield from _trimmed(shape, start, end)
 
 
+# From the first digit, sign or bracket to the last digit.
+_STRETCH = re.compile(r"[\d+(](?s:.*)\d|\d")
+
+
 def _trimmed(shape: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """The stretch without separators at its ends; nothing where it has no digit."""
-    while start < end and not (shape[start].isdecimal() or shape[start] in "+("):
-        start += 1
-    while end > start and not shape[end - 1].isdecimal():
-        end -= 1
-    if start < end:
-        yield start, end
+    if match := _STRETCH.search(shape, start, end):
+        yield match.span()
 
 
 def classify(number: str) -> str:
@@ -513,19 +475,50 @@ def luhn(digits: str) -> bool:
 # The order matters: what is inside a URL is part of it, a MAC address may begin like an
 # IPv6 address, and numbers are what the others leave.
 RULES: tuple[Rule, ...] = (
-    _everywhere("<secret>", _PEM, "-----begin "),
-    _everywhere("<secret>", _STRONG_VALUE, *_STRONG_WORDS),
-    _everywhere("<secret>", _WEAK_VALUE, *_WEAK_WORDS),
-    _everywhere("<secret>", _SAID_VALUE, *_STRONG_WORDS, "pin"),
-    _everywhere("<secret>", _HEADER_VALUE, "authorization"),
+    # A block that was cut off counts to the end of the text. Line ends have become spaces.
+    _everywhere(
+        "<secret>",
+        r"-----BEGIN [A-Z0-9 ]{1,60}-----"
+        r"(?s:.*?)(?:-----END [A-Z0-9 ]{1,60}-----|\Z)",
+        "-----begin ",
+    ),
+    _everywhere("<secret>", rf"(?i){_STRONG}{_ASSIGNED}{_VALUE}", *_STRONG_WORDS),
+    _everywhere(
+        "<secret>",
+        rf"(?i){_WEAK}[\"']?\s?(?:(?::=|=>|=)\s?|:\s?{_MIXED}){_VALUE}",
+        *("token", "secret", "credential", "auth", "key", "pin", "pass"),
+    ),
+    _everywhere(
+        "<secret>",
+        rf"(?i)(?:{_STRONG}|(?<![a-z])(?:pin|token|secret))\s(?:is|was)\s?:?\s"
+        rf"(?=\S{{0,64}}\d){_VALUE}",
+        *_STRONG_WORDS,
+        "pin",
+    ),
+    _everywhere(
+        "<secret>",
+        r"(?i)authorization\s?:\s?(?:bearer|basic|digest|token)\s(?P<value>\S+)",
+        "authorization",
+    ),
     _everywhere("<url>", _URL, "://", "www", "/", "?"),
     _everywhere("<email>", _EMAIL, "@", "at)", "at]", "at}", "at )", "at ]", "at }"),
     _everywhere("<secret>", _KEYS),
-    _everywhere("<id>", _UUID, "-"),
-    _everywhere("<id>", _MAC, ":", "-", "."),
+    _everywhere("<id>", r"(?i)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", "-"),
+    # Six pairs are a MAC address, more a key's fingerprint.
+    _everywhere(
+        "<id>",
+        r"(?i)(?<![\w:.-])(?:[0-9a-f]{2}(?:[:-][0-9a-f]{2}){5,}+"
+        r"|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2})(?!\w|\.\w)",
+        *(":", "-", "."),
+    ),
     _ibans,
     _ipv6,
-    _everywhere("<ip>", _IPV4, "."),
+    _everywhere(
+        "<ip>",
+        rf"(?<![\w.]){_OCTET}(?:\.{_OCTET}){{3}}(?!\w|\.\d)"
+        r"(?:/\d{1,2}(?!\d)|:\d{1,5}(?!\d))?",
+        ".",
+    ),
     _coded_words,
     _numbers,
 )

@@ -10,13 +10,15 @@ Each kind has a chain of its own: versions 1, 2, …, each with the hash of the 
 device keeps one `Seen` for each kind of each run.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import re
-import tempfile
+import secrets
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PublicKey,
 )
 
-from ..errors import IdiolectError
-from ..files import make_folder, sync_folder
+from ..errors import IdiolectError, refuse_if
+from ..files import make_folder, sync_folder, write_new
 
 MAX_TEXT = 8192  # characters of a manifest; a usual one has about 600
 MAX_FIELD = 500  # characters of one of its texts
@@ -124,14 +126,13 @@ def canonical(manifest: Manifest) -> bytes:
         if type(values[name]) is int and abs(values[name]) < 2**53:
             values[name] = float(values[name])
     _check(values)
-    text = json.dumps(
+    return json.dumps(
         values,
         ensure_ascii=False,
         allow_nan=False,
         sort_keys=True,
         separators=(",", ":"),
-    )
-    return text.encode()
+    ).encode()
 
 
 def digest(manifest: Manifest) -> str:
@@ -168,8 +169,8 @@ def sign_text(context: bytes, text: str, seed: bytes) -> str:
     seed
         The private key, 32 bytes.
     """
-    message = context + text.encode()
-    return Ed25519PrivateKey.from_private_bytes(seed).sign(message).hex()
+    key = Ed25519PrivateKey.from_private_bytes(seed)
+    return key.sign(context + text.encode()).hex()
 
 
 # --- reading ---------------------------------------------------------------------------
@@ -187,8 +188,7 @@ def parse(text: str) -> Manifest:
         The text is too long (checked before it is parsed) or not canonical JSON, or a field
         is missing, unknown, of a wrong type or size, or not finite.
     """
-    if len(text) > MAX_TEXT:
-        raise _broken(f"is longer than {MAX_TEXT} characters")
+    _refuse_if(len(text) > MAX_TEXT, f"is longer than {MAX_TEXT} characters")
     try:
         values = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -198,8 +198,7 @@ def parse(text: str) -> Manifest:
     _check(values)
     manifest = Manifest(**values)
     # One manifest has one text and one hash: no spaces, repeated keys or escapes.
-    if canonical(manifest).decode() != text:
-        raise _broken("is not in canonical form")
+    _refuse_if(canonical(manifest).decode() != text, "is not in canonical form")
     return manifest
 
 
@@ -214,7 +213,13 @@ def _broken(what: str) -> ManifestError:
     )
 
 
+def _refuse_if(wrong: object, what: str) -> None:
+    if wrong:
+        raise _broken(what)
+
+
 def _check(values: dict[str, Any]) -> None:
+    """Refuse values that have a wrong type or size, or do not fit together."""
     for name in ("run", "kind", "previous", "content", "features", "vote"):
         value = values[name]
         if not isinstance(value, str) or len(value) > MAX_FIELD:
@@ -224,25 +229,28 @@ def _check(values: dict[str, Any]) -> None:
         except UnicodeEncodeError as error:  # a lone surrogate
             raise _broken(f"has a '{name}' that is not valid Unicode") from error
     for name in ("version", "count"):
-        if type(values[name]) is not int or not 0 <= values[name] < 2**53:
-            raise _broken(f"has a '{name}' that is not a count")
+        _refuse_if(
+            type(values[name]) is not int or not 0 <= values[name] < 2**53,
+            f"has a '{name}' that is not a count",
+        )
     for name in _FLOATS:
         value = values[name]
-        if name == "epsilon" and value is None:
-            continue
-        if type(value) is not float or not 0 <= value < math.inf:
-            raise _broken(f"has a '{name}' that is not a finite number of at least 0")
-    if not values["run"] or not _KIND.fullmatch(values["kind"]):
-        raise _broken("has no run or no kind")
-    if not _HASH.fullmatch(values["content"]):
-        raise _broken("has a 'content' that is not a SHA-256")
-    first = values["version"] == 1
-    if values["version"] < 1 or not (
-        values["previous"] == "" if first else _HASH.fullmatch(values["previous"])
-    ):
-        raise _broken("has a 'version' and a 'previous' that do not fit together")
-    if values["expires"] <= values["created"]:
-        raise _broken("expires before it was made")
+        absent = name == "epsilon" and value is None
+        _refuse_if(
+            not absent and (type(value) is not float or not 0 <= value < math.inf),
+            f"has a '{name}' that is not a finite number of at least 0",
+        )
+    version, previous = values["version"], values["previous"]
+    follows = previous == "" if version == 1 else _HASH.fullmatch(previous)
+    named = values["run"] and _KIND.fullmatch(values["kind"])
+    hashed = _HASH.fullmatch(values["content"])
+    _refuse_if(not named, "has no run or no kind")
+    _refuse_if(not hashed, "has a 'content' that is not a SHA-256")
+    _refuse_if(
+        not (version and follows),
+        "has a 'version' and a 'previous' that do not fit together",
+    )
+    _refuse_if(values["expires"] <= values["created"], "expires before it was made")
 
 
 def accept(
@@ -279,30 +287,22 @@ def accept(
     ManifestError
         Each reason has a sentence of its own.
     """
-    key = seen.key if seen else ""
-    if seen is None or not key:
+    if seen is None or not seen.key:
         raise ManifestError(
             "no signing key is pinned for this run, so its items cannot be verified: "
             "get the run's public key from its operator and pin it first."
         )
-    if len(text) > MAX_TEXT:
-        raise _broken(f"is longer than {MAX_TEXT} characters")
-    if not verify_text(_CONTEXT, text, signature, key):
-        raise ManifestError(
-            "the manifest's signature does not fit the pinned key "
-            f"{key[:16]!r}…: try again, and if it stays so, ask the operator whether "
-            "the run has a new key; pin another only if they confirm it."
-        )
+    _refuse_if(len(text) > MAX_TEXT, f"is longer than {MAX_TEXT} characters")
+    refuse_if(
+        not verify_text(_CONTEXT, text, signature, seen.key),
+        "the manifest's signature does not fit the pinned key "
+        f"{seen.key[:16]!r}…: try again, and if it stays so, ask the operator whether "
+        "the run has a new key; pin another only if they confirm it.",
+        error=ManifestError,
+    )
     manifest = parse(text)
-    _check_place(manifest, run, kind)
-    _check_time(manifest, now)
-    _check_chain(manifest, digest(manifest), seen)
-    if manifest.content != content:
-        raise ManifestError(
-            f"the items that came with version {manifest.version} of the {manifest.kind} "
-            "are not the signed ones: they are not used; fetch them again."
-        )
-    return Seen(key, manifest.version, digest(manifest))
+    _check_fit(manifest, run, kind, content, seen, now)
+    return Seen(seen.key, manifest.version, digest(manifest))
 
 
 def verify_text(context: bytes, text: str, signature: str, key: str) -> bool:
@@ -311,59 +311,61 @@ def verify_text(context: bytes, text: str, signature: str, key: str) -> bool:
     if not (_HASH.fullmatch(key) and _SIGNATURE.fullmatch(signature)):
         return False
     try:
-        message = context + text.encode()
         public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
-        public.verify(bytes.fromhex(signature), message)
+        public.verify(bytes.fromhex(signature), context + text.encode())
     except (InvalidSignature, ValueError):  # ValueError: not a key, or a lone surrogate
         return False
     return True
 
 
-def _check_place(manifest: Manifest, run: str, kind: str) -> None:
-    if manifest.run != run:
-        raise ManifestError(
-            f"the manifest is of the run {manifest.run!r:.80}, but this device takes "
-            f"part in '{run}': connect to the server of that run."
-        )
-    if kind and manifest.kind != kind:
-        raise ManifestError(
-            f"the manifest is of the kind '{manifest.kind}' where '{kind}' was asked "
-            "for: ask the operator to start the server again."
-        )
-
-
-def _check_time(manifest: Manifest, now: float) -> None:
-    if now >= manifest.expires:
-        raise ManifestError(
-            f"version {manifest.version} of the {manifest.kind} has expired: check this "
-            "device's clock, or ask the operator to resume the run, which renews it."
-        )
-    if manifest.created > now + SKEW:
-        raise ManifestError(
-            f"version {manifest.version} of the {manifest.kind} is dated "
-            f"{manifest.created - now:.0f} seconds ahead of this device's clock: set the "
-            "clock, then try again."
-        )
-
-
-def _check_chain(manifest: Manifest, own: str, seen: Seen) -> None:
-    what = f"version {manifest.version} of the {manifest.kind}"
-    if manifest.version < seen.version:
-        raise ManifestError(
-            f"{what} is older than version {seen.version}, which this device has: wait "
-            "for the server's current one; if it stays so, the run was set back, so ask "
-            "the operator."
-        )
-    if manifest.version == seen.version and own != seen.digest:
-        raise ManifestError(
-            f"{what} differs from the one that this device has under the same number: "
-            "the server sends different sets, so ask the operator before taking part."
-        )
-    if manifest.version == seen.version + 1 and manifest.previous != seen.digest:
-        raise ManifestError(
-            f"{what} does not continue the version {seen.version} that this device has: "
-            "the server's history was changed, so ask the operator before taking part."
-        )
+def _check_fit(
+    manifest: Manifest, run: str, kind: str, content: str, seen: Seen, now: float
+) -> None:
+    """Refuse a signed manifest that does not fit the device's state and items."""
+    refuse = partial(refuse_if, error=ManifestError)
+    version, last = manifest.version, seen.version
+    what = f"version {version} of the {manifest.kind}"
+    refuse(
+        manifest.run != run,
+        f"the manifest is of the run {manifest.run!r:.80}, but this device takes "
+        f"part in '{run}': connect to the server of that run.",
+    )
+    refuse(
+        kind not in ("", manifest.kind),
+        f"the manifest is of the kind '{manifest.kind}' where '{kind}' was asked "
+        "for: ask the operator to start the server again.",
+    )
+    refuse(
+        now >= manifest.expires,
+        f"{what} has expired: check this device's clock, or ask the operator to "
+        "resume the run, which renews it.",
+    )
+    refuse(
+        manifest.created > now + SKEW,
+        f"{what} is dated {manifest.created - now:.0f} seconds ahead of this device's "
+        "clock: set the clock, then try again.",
+    )
+    refuse(
+        version < last,
+        f"{what} is older than version {last}, which this device has: wait for the "
+        "server's current one; if it stays so, the run was set back, so ask the "
+        "operator.",
+    )
+    refuse(
+        version == last and digest(manifest) != seen.digest,
+        f"{what} differs from the one that this device has under the same number: "
+        "the server sends different sets, so ask the operator before taking part.",
+    )
+    refuse(
+        version == last + 1 and manifest.previous != seen.digest,
+        f"{what} does not continue the version {last} that this device has: the "
+        "server's history was changed, so ask the operator before taking part.",
+    )
+    refuse(
+        manifest.content != content,
+        f"the items that came with {what} are not the signed ones: they are not "
+        "used; fetch them again.",
+    )
 
 
 # --- the signing key on disk -----------------------------------------------------------
@@ -387,11 +389,9 @@ def read_or_make_key(path: Path) -> bytes:
         The file is damaged, or cannot be read or written.
     """
     try:
-        try:
-            return _read_key(path)
-        except FileNotFoundError:
+        if not path.exists():
             _make_key(path)
-            return _read_key(path)
+        return _read_key(path)
     except OSError as error:
         raise IdiolectError(
             f"the signing key {path} cannot be read or written ({error.strerror}): give "
@@ -402,19 +402,14 @@ def read_or_make_key(path: Path) -> bytes:
 def _make_key(path: Path) -> None:
     make_folder(path.parent)
     seed = new_key()
-    # mkstemp opens with mode 0600. A link, unlike a rename, never replaces a file.
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    write_new(partial, f"{seed.hex()}\n{public_key(seed)}\n".encode())
     try:
-        with os.fdopen(handle, "w", encoding="ascii") as stream:
-            stream.write(f"{seed.hex()}\n{public_key(seed)}\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        try:
+        # A link, unlike a rename, never replaces the file of a faster process.
+        with contextlib.suppress(FileExistsError):
             os.link(partial, path)
-        except FileExistsError:
-            return  # another process was faster
     finally:
-        os.unlink(partial)
+        partial.unlink()
     sync_folder(path.parent)
 
 

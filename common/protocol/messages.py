@@ -10,11 +10,13 @@ a crash, or from another run, is refused (`validation.check_step`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
 import numpy as np
 
+from .. import errors
 from ..data.types import Item
 from ..errors import IdiolectError
 from ..text import printable
@@ -34,6 +36,10 @@ class ProtocolError(IdiolectError):
 
     def __init__(self, sentence: str) -> None:
         super().__init__(printable(sentence))  # it may quote the sender
+
+
+# `errors.refuse_if` for what is wrong with a message.
+refuse_if = partial(errors.refuse_if, error=ProtocolError)
 
 
 class LacksParts(IdiolectError):

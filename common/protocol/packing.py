@@ -16,7 +16,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from io import BytesIO
 from typing import Any, cast
@@ -40,6 +40,7 @@ from .messages import (
     Rows,
     Shapes,
     array_type,
+    refuse_if,
     wire_name,
 )
 
@@ -53,25 +54,40 @@ MAX_FLOAT = 1e100  # of measurements; 50,000 of them, squared, have a finite sum
 
 def pack(message: Message) -> RecordDict:
     """Turn a message into Flower's records."""
-    body: dict[str, Any] = {}
-    arrays: dict[str, Array] = {}
-    for entry in fields(message):
-        value = getattr(message, entry.name)
-        if entry.type == Rows:
-            arrays = {
-                f"{entry.name}/{name}": Array(
-                    np.ascontiguousarray(array, array_type(name))
-                )
-                for name, array in value.items()
-            }
-        else:
-            body[entry.name] = plain(value)
+    arrays = {
+        f"{entry.name}/{name}": Array(np.ascontiguousarray(array, array_type(name)))
+        for entry in fields(message)
+        if entry.type == Rows
+        for name, array in getattr(message, entry.name).items()
+    }
+    names = (entry.name for entry in fields(message) if entry.type != Rows)
+    body = {name: plain(getattr(message, name)) for name in names}
+    return as_records(type(message), body, {"arrays": arrays})
+
+
+def as_records(
+    cls: type[Message],
+    body: Mapping[str, Any],
+    arrays: Mapping[str, dict[str, Array]],
+    sign: Callable[[str], str] | None = None,
+) -> RecordDict:
+    """Return the records of a message.
+
+    Parameters
+    ----------
+    cls, body
+        Class of the message, and its fields for JSON.
+    arrays
+        Name of a record -> the arrays in it; a record without arrays is left out.
+    sign
+        What signs the text of the body; None: a message without a signature.
+    """
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    head = {"schema": SCHEMA, "kind": wire_name(type(message)), "body": text}
-    records: dict[str, Any] = {"message": ConfigRecord(head)}
-    if arrays:
-        records["arrays"] = ArrayRecord(arrays)
-    return RecordDict(records)
+    head: dict[str, Any] = {"schema": SCHEMA, "kind": wire_name(cls), "body": text}
+    if sign:
+        head["signature"] = sign(text)
+    groups = {name: ArrayRecord(group) for name, group in arrays.items() if group}
+    return RecordDict({"message": ConfigRecord(head), **groups})
 
 
 def plain(value: Any) -> Any:
@@ -124,16 +140,11 @@ def unpack(
         The record is a `Failure`; the sentence is the sender's.
     """
     body, _ = read_head(record, cls, MAX_BODY)
-    names = [entry.name for entry in fields(cls) if entry.type != Rows]
-    if set(body) != set(names):
-        odd = ", ".join(repr(name) for name in sorted(set(body) ^ set(names)))
-        raise ProtocolError(
-            f"{cls.__name__}: the fields differ from ours in {odd:.200}."
-        )
-    values = typed(body, typing.get_type_hints(cls), cls.__name__)
-    wanted = shapes(values) if shapes else {}
-    group = "".join(entry.name for entry in fields(cls) if entry.type == Rows)
-    arrays = _arrays(record, group, wanted)
+    hints = typing.get_type_hints(cls)
+    group = "".join(name for name, hint in hints.items() if hint == Rows)
+    hints.pop(group, None)
+    values = typed(body, hints, cls.__name__)
+    arrays = _arrays(record, group, shapes(values) if shapes else {})
     if group:
         values[group] = arrays
     if "errors" in values:
@@ -156,16 +167,16 @@ def read_head(
         The record is a `Failure` or a `Missing`.
     """
     head = record.config_records.get("message") or {}
+    schema = head.get("schema", SCHEMA)
+    refuse_if(
+        schema != SCHEMA,
+        f"the other side speaks message schema {schema!r:.20}, this one {SCHEMA}: install "
+        "the same version of idiolect on both.",
+    )
     names = {"schema", "kind", "body"}
     if issubclass(cls, Request):
         names.add("signature")
-    if head.get("schema", SCHEMA) != SCHEMA:
-        raise ProtocolError(
-            f"the other side speaks message schema {head['schema']!r:.20}, this one "
-            f"{SCHEMA}: install the same version of idiolect on both."
-        )
-    if set(head) != names:
-        raise ProtocolError(f"{cls.__name__}: this is not a message of idiolect.")
+    refuse_if(set(head) != names, f"{cls.__name__}: this is not a message of idiolect.")
     text, signature = head["body"], head.get("signature", "")
     if not isinstance(text, str) or len(text) > longest:
         raise ProtocolError(f"{cls.__name__}: the body is not a text of allowed size.")
@@ -184,8 +195,10 @@ def read_head(
         raise IdiolectError(printable(sentence))
     if head["kind"] == Missing.__name__ and cls is not Missing:
         raise LacksParts("the node does not have all parts of the request.")
-    if head["kind"] != wire_name(cls):
-        raise ProtocolError(f"expected a {cls.__name__}, got a {head['kind']!r:.80}.")
+    refuse_if(
+        head["kind"] != wire_name(cls),
+        f"expected a {cls.__name__}, got a {head['kind']!r:.80}.",
+    )
     return body, signature
 
 
@@ -197,17 +210,20 @@ def typed(
     Raises
     ------
     ProtocolError
-        A field has another type, is too large or is nested too deeply.
+        A field is missing or unknown, has another type, is too large or is nested too
+        deeply.
     """
+    odd = ", ".join(repr(name) for name in sorted(set(body) ^ set(hints)))
+    refuse_if(odd, f"{where}: the fields differ from ours in {odd:.200}.")
     try:
         values = {
-            name: _typed(value, hints[name], f"{where}.{name}")
-            for name, value in body.items()
+            name: _typed(body[name], hint, f"{where}.{name}")
+            for name, hint in hints.items()
         }
     except RecursionError as error:
         raise ProtocolError(f"{where}: the body is nested too deeply.") from error
-    if said := beyond(values):
-        raise ProtocolError(f"{where}.{said}.")
+    said = beyond(values)
+    refuse_if(said, f"{where}.{said}.")
     return values
 
 
@@ -283,14 +299,18 @@ def _arrays(record: RecordDict, group: str, shapes: Shapes) -> Rows:
     """Return the named arrays; each is checked before anything is allocated."""
     sent = record.array_records.get("arrays") or {}
     wanted = {f"{group}/{name}": name for name in shapes}
-    if set(sent) != set(wanted):
-        odd = sorted(set(sent) ^ set(wanted))[0]
-        state = "is missing" if odd in wanted else "was not asked for"
-        raise ProtocolError(f"the array {odd!r:.120} {state}.")
+    check_names(sent, wanted)
     return {
         name: read_array(sent[key], tuple(shapes[name]), key, array_type(name))
         for key, name in wanted.items()
     }
+
+
+def check_names(sent: Iterable[str], wanted: Iterable[str]) -> None:
+    """Refuse arrays of which one is missing or was not asked for."""
+    if odd := sorted(set(sent) ^ set(wanted)):
+        state = "is missing" if odd[0] in wanted else "was not asked for"
+        raise ProtocolError(f"the array {odd[0]!r:.120} {state}.")
 
 
 def read_array(
@@ -314,18 +334,20 @@ def read_array(
     ProtocolError
         Declared type or shape, byte length or numpy header is not as expected.
     """
-    if array.stype != "numpy.ndarray" or array.dtype != dtype.name:
-        raise ProtocolError(
-            f"array '{name}' is {array.dtype!r:.40} as {array.stype!r:.40}: "
-            f"{dtype.name} as numpy.ndarray is expected."
-        )
+    refuse_if(
+        array.stype != "numpy.ndarray" or array.dtype != dtype.name,
+        f"array '{name}' is {array.dtype!r:.40} as {array.stype!r:.40}: "
+        f"{dtype.name} as numpy.ndarray is expected.",
+    )
+    refuse_if(
+        tuple(array.shape) != shape,
+        f"array '{name}' has the shape {tuple(array.shape)!s:.80}: {shape} is expected.",
+    )
     bytes_of = dtype.itemsize * math.prod(shape)
-    if tuple(array.shape) != shape:
-        raise ProtocolError(
-            f"array '{name}' has the shape {tuple(array.shape)!s:.80}: {shape} is expected."
-        )
-    if len(array.data) > bytes_of + 256:  # 256: more than numpy's header
-        raise ProtocolError(f"array '{name}' has more bytes than its shape takes.")
+    refuse_if(
+        len(array.data) > bytes_of + 256,  # 256: more than numpy's header
+        f"array '{name}' has more bytes than its shape takes.",
+    )
     stream = BytesIO(array.data)
     try:
         if np.lib.format.read_magic(stream) != (1, 0):
@@ -333,9 +355,13 @@ def read_array(
         inner = np.lib.format.read_array_header_1_0(stream, max_header_size=256)
     except Exception as error:  # numpy raises many kinds on garbage
         raise ProtocolError(f"array '{name}' has no readable header.") from error
-    if inner != (shape, False, dtype):
-        raise ProtocolError(f"array '{name}' has a header that contradicts its shape.")
+    refuse_if(
+        inner != (shape, False, dtype),
+        f"array '{name}' has a header that contradicts its shape.",
+    )
     start = stream.tell()
-    if len(array.data) != start + bytes_of:
-        raise ProtocolError(f"array '{name}' has not as many bytes as its shape takes.")
+    refuse_if(
+        len(array.data) != start + bytes_of,
+        f"array '{name}' has not as many bytes as its shape takes.",
+    )
     return np.frombuffer(array.data, dtype, offset=start).reshape(shape)

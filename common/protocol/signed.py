@@ -22,10 +22,11 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, RecordDict
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_rows
 from safetensors.numpy import save as save_rows
@@ -33,13 +34,12 @@ from safetensors.numpy import save as save_rows
 from ..errors import IdiolectError
 from ..text import read_json
 from .manifest import sign_text, verify_text
-from .messages import ProtocolError, Request, Rows, wire_name
-from .packing import MAX_BODY, SCHEMA, plain, read_array, read_head, typed
+from .messages import ProtocolError, Request, Rows, refuse_if
+from .packing import MAX_BODY, as_records, plain, read_array, read_head, typed
 
-PARTS = ("config", "shared", "unlabeled", "bank")
 MAX_REQUEST = 1 << 20  # bytes of its text, which has names and numbers only
 SALT = 16  # bytes before each part as it travels
-# Most bytes of each part: a configuration, a shared adapter in float32, many items.
+# The parts, and the most bytes of each: a configuration, an adapter in float32, items.
 LARGEST = {
     "config": 1 << 18,
     "shared": 1 << 29,
@@ -132,27 +132,24 @@ def digest(data: bytes) -> str:
 
 
 def make_part(name: str, value: Any) -> Part:
-    """Encode a field of a request as a part, and hash it."""
-    data = encode_part(name, value)
-    return Part(data, digest(data))
+    """Encode a field of a request as a part, and hash it.
 
-
-def encode_part(name: str, value: Any) -> bytes:
-    """Return the bytes of a part: safetensors for the shared adapter, otherwise JSON."""
+    The shared adapter is encoded as safetensors, everything else as JSON.
+    """
     if name == "shared":
-        return save_rows(
-            {key: np.ascontiguousarray(array) for key, array in value.items()}
-        )
-    text = json.dumps(
-        plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":")
-    )
-    return text.encode()
+        rows = {key: np.ascontiguousarray(array) for key, array in value.items()}
+        data = save_rows(rows)
+    else:
+        data = json.dumps(
+            plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":")
+        ).encode()
+    return Part(data, digest(data))
 
 
 def part_names(cls: type[Request]) -> tuple[str, ...]:
     """Return the names of the parts of a kind of request."""
     names = {entry.name for entry in fields(cls)}
-    return tuple(name for name in PARTS if name in names)
+    return tuple(name for name in LARGEST if name in names)
 
 
 def seal_request(
@@ -188,18 +185,13 @@ def seal_request(
         if entry.name not in parts
     }
     body["seal"] = plain(Seal(str(node), counter, hashes))
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    head = {"schema": SCHEMA, "kind": wire_name(type(request)), "body": text}
-    head["signature"] = sign_text(CONTEXT, text, seed)
-    records: dict[str, Any] = {"message": ConfigRecord(head)}
     arrays = {
         name: Array(np.frombuffer(salt + part.data, np.uint8))
         for name, part in parts.items()
         if known.get(name) != hashes[name]
     }
-    if arrays:
-        records["parts"] = ArrayRecord(arrays)
-    return RecordDict(records)
+    sign = partial(sign_text, CONTEXT, seed=seed)
+    return as_records(type(request), body, {"parts": arrays}, sign)
 
 
 # --- reading -----------------------------------------------------------------------------
@@ -214,28 +206,19 @@ def read_sealed(cls: type[Request], record: RecordDict) -> Sealed:
         Something is not as it should be; the sentence names it.
     """
     body, signature = read_head(record, cls, MAX_REQUEST)
-    hints = typing.get_type_hints(cls)
     parts = part_names(cls)
-    own = [entry.name for entry in fields(cls) if entry.name not in parts]
-    if odd := set(body) ^ {*own, "seal"}:
-        named = ", ".join(repr(name) for name in sorted(odd))
-        raise ProtocolError(
-            f"{cls.__name__}: the fields differ from ours in {named:.200}."
-        )
-    found = typed(
-        {"seal": body["seal"], **{name: body[name] for name in own}},
-        {"seal": Seal, **{name: hints[name] for name in own}},
-        cls.__name__,
-    )
+    hints = {"seal": Seal, **typing.get_type_hints(cls)}
+    own = {name: hint for name, hint in hints.items() if name not in parts}
+    found = typed(body, own, cls.__name__)
     seal: Seal = found.pop("seal")
-    if set(seal.parts) != set(parts) or not all(
-        _HASH.fullmatch(value) for value in seal.parts.values()
-    ):
-        raise ProtocolError(
-            f"{cls.__name__}: its parts are not those of such a request."
-        )
-    text = str(record.config_records["message"]["body"])
-    return Sealed(cls, text, signature, found, seal)
+    hashed = all(_HASH.fullmatch(value) for value in seal.parts.values())
+    refuse_if(
+        set(seal.parts) != set(parts) or not hashed,
+        f"{cls.__name__}: its parts are not those of such a request.",
+    )
+    return Sealed(
+        cls, str(record.config_records["message"]["body"]), signature, found, seal
+    )
 
 
 def brought(record: RecordDict, seal: Seal) -> dict[str, bytes]:
@@ -248,17 +231,18 @@ def brought(record: RecordDict, seal: Seal) -> dict[str, bytes]:
     """
     found: dict[str, bytes] = {}
     for name, array in (record.array_records.get("parts") or {}).items():
-        if name not in seal.parts:
-            raise ProtocolError(f"the part {name!r:.80} was not announced.")
-        shape = tuple(array.shape)
-        most = LARGEST[name]
-        if len(shape) != 1 or not SALT <= shape[0] <= SALT + most:
-            raise ProtocolError(
-                f"the part '{name}' is not an array of at most {most} bytes."
-            )
+        announced = seal.parts.get(name)
+        refuse_if(announced is None, f"the part {name!r:.80} was not announced.")
+        shape, most = tuple(array.shape), LARGEST[name]
+        refuse_if(
+            len(shape) != 1 or not SALT <= shape[0] <= SALT + most,
+            f"the part '{name}' is not an array of at most {most} bytes.",
+        )
         data = read_array(array, shape, name, np.dtype("u1"))[SALT:].tobytes()
-        if digest(data) != seal.parts[name]:
-            raise ProtocolError(f"the part '{name}' is not the one that was signed.")
+        refuse_if(
+            digest(data) != announced,
+            f"the part '{name}' is not the one that was signed.",
+        )
         found[name] = data
     return found
 
@@ -271,11 +255,11 @@ def verify(sealed: Sealed, key: str) -> None:
     ProtocolError
         The signature does not fit.
     """
-    if not verify_text(CONTEXT, sealed.text, sealed.signature, key):
-        raise ProtocolError(
-            "the request is not signed with the key of this device's invitation: start the "
-            "run where the server's keys are (idiolect-server run)."
-        )
+    refuse_if(
+        not verify_text(CONTEXT, sealed.text, sealed.signature, key),
+        "the request is not signed with the key of this device's invitation: start the run "
+        "where the server's keys are (idiolect-server run).",
+    )
 
 
 def complete(sealed: Sealed, parts: Mapping[str, bytes]) -> Request:
@@ -301,7 +285,7 @@ def complete(sealed: Sealed, parts: Mapping[str, bytes]) -> Request:
 
 
 def decode_part(name: str, data: bytes, hint: Any, where: str) -> Any:
-    """Read what `encode_part` wrote.
+    """Read what `make_part` wrote.
 
     Raises
     ------
@@ -310,8 +294,7 @@ def decode_part(name: str, data: bytes, hint: Any, where: str) -> Any:
     """
     if name == "shared":
         return _rows(data)
-    if len(data) > MAX_BODY:
-        raise ProtocolError(f"{where}.{name} has more than {MAX_BODY} bytes.")
+    refuse_if(len(data) > MAX_BODY, f"{where}.{name} has more than {MAX_BODY} bytes.")
     try:
         # The budget of a run is the only number that may be infinite.
         value = read_json(data, endless=name == "config")
@@ -325,6 +308,6 @@ def _rows(data: bytes) -> Rows:
         rows = load_rows(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ProtocolError("the shared adapter is not a safetensors file.") from error
-    if any(array.dtype not in (np.float32, np.int8) for array in rows.values()):
-        raise ProtocolError("the shared adapter is neither float32 nor signed bytes.")
+    odd = any(array.dtype not in (np.float32, np.int8) for array in rows.values())
+    refuse_if(odd, "the shared adapter is neither float32 nor signed bytes.")
     return rows

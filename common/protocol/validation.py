@@ -6,7 +6,8 @@ A user's row that is not finite, or a vote that is negative or too large, is dro
 
 import numpy as np
 
-from .messages import Message, ProtocolError, Reply, Rows, Shapes, array_type
+from .messages import Message, Reply, Rows, Shapes, array_type, refuse_if
+from .packing import check_names
 
 
 def check_step(message: Message, run: str, step: str) -> None:
@@ -17,11 +18,11 @@ def check_step(message: Message, run: str, step: str) -> None:
     ProtocolError
         The message is stale or misdirected.
     """
-    if (message.run, message.step) != (run, step):
-        raise ProtocolError(
-            f"a message for step {message.step!r:.80} of run {message.run!r:.80} came "
-            f"where step '{step}' of run '{run}' was expected; it is ignored."
-        )
+    refuse_if(
+        (message.run, message.step) != (run, step),
+        f"a message for step {message.step!r:.80} of run {message.run!r:.80} came where "
+        f"step '{step}' of run '{run}' was expected; it is ignored.",
+    )
 
 
 def check_users(reply: Reply, asked: tuple[str, ...]) -> None:
@@ -32,13 +33,13 @@ def check_users(reply: Reply, asked: tuple[str, ...]) -> None:
     ProtocolError
         The users of the reply are not among those asked, or one is repeated.
     """
-    if len(set(reply.users)) != len(reply.users):
-        raise ProtocolError("a reply names the same user twice.")
-    strangers = (set(reply.users) | set(reply.errors)) - set(asked)
-    if strangers:
-        raise ProtocolError(
-            f"a reply is about the user {sorted(strangers)[0]!r:.80}, who was not asked."
-        )
+    refuse_if(
+        len(set(reply.users)) != len(reply.users),
+        "a reply names the same user twice.",
+    )
+    strangers = {*reply.users, *reply.errors} - set(asked)
+    one = min(strangers, default="")
+    refuse_if(strangers, f"a reply is about the user {one!r:.80}, who was not asked.")
 
 
 def check_rows(rows: Rows, shapes: Shapes) -> None:
@@ -49,17 +50,15 @@ def check_rows(rows: Rows, shapes: Shapes) -> None:
     ProtocolError
         The sentence names the first such array.
     """
-    if odd := sorted(set(rows) ^ set(shapes)):
-        state = "is missing" if odd[0] in shapes else "was not asked for"
-        raise ProtocolError(f"the array {odd[0]!r:.120} {state}.")
+    check_names(rows, shapes)
     for name, array in rows.items():
-        if array.shape != tuple(shapes[name]) or array.dtype != array_type(name):
-            raise ProtocolError(
-                f"array '{name}' is {array.dtype} of the shape {array.shape!s:.80}: "
-                f"{array_type(name)} of {tuple(shapes[name])} is expected."
-            )
-        if not np.isfinite(array).all():
-            raise ProtocolError(f"array '{name}' is not finite.")
+        dtype, shape = array_type(name), tuple(shapes[name])
+        refuse_if(
+            array.shape != shape or array.dtype != dtype,
+            f"array '{name}' is {array.dtype} of the shape {array.shape!s:.80}: {dtype} of "
+            f"{shape} is expected.",
+        )
+        refuse_if(not np.isfinite(array).all(), f"array '{name}' is not finite.")
 
 
 def finite_rows(rows: Rows) -> np.ndarray:

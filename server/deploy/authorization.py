@@ -9,7 +9,6 @@ with the SuperLink's own database, opened read-only.
 """
 
 import base64
-import binascii
 import datetime
 import hashlib
 import math
@@ -17,7 +16,6 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -45,12 +43,12 @@ from flwr.proto.message_pb2 import (
 from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
     FLEET_HTTP_SIGNATURE_HEADER,
-    NodeStatus,
 )
 from flwr.supercore.primitives.asymmetric import verify_signature
 from google.protobuf.message import DecodeError, Message
 
 from ...common.protocol.turned_away import CLOCK, REVOKED, STRANGER, UNREGISTERED
+from .database import find_node
 from .quota import Bucket
 
 SMALL = 64 << 10  # bytes of a call that has names and numbers only
@@ -61,6 +59,8 @@ OBJECT = 6 << 20  # of one object: Flower cuts tensors into pieces of 5 MiB
 OBJECTS, DEPTH = 1_536, 16
 STORED = 600  # bytes in the SuperLink's database that an announced object takes at once
 LISTING = SMALL + 100 * OBJECTS  # of an announcement: 70 bytes for each object's name
+# How the PEM of a P-384 key begins; any other text is not parsed.
+DEVICE_KEY = b"-----BEGIN PUBLIC KEY-----\nMHYwEAYHKoZIzj0CAQYFK4EEACIDYgAE"
 LONGEST_HEADER = 1024  # characters; a key of P-384 has 292
 REMEMBERED = 50_000  # objects that are remembered: some 20 MB
 LOOKS, LOOKS_PER_SECOND = 30, 0.5  # of one device's calls into the list of messages
@@ -88,6 +88,12 @@ class Refusal(Exception):
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status = status
+
+
+def refuse_if(wrong: object, status: int, sentence: str) -> None:
+    """Raise a `Refusal` where something is wrong."""
+    if wrong:
+        raise Refusal(status, sentence)
 
 
 @dataclass(frozen=True)
@@ -135,24 +141,6 @@ class Caller:
     node: int
 
 
-def opened(database: Path) -> sqlite3.Connection:
-    """Open the SuperLink's database read-only, which never blocks its writers.
-
-    Raises
-    ------
-    sqlite3.Error
-        The database is not there yet.
-    """
-    connection = sqlite3.connect(
-        f"{database.absolute().as_uri()}?mode=ro",
-        uri=True,
-        timeout=1,
-        isolation_level=None,
-    )
-    connection.execute("PRAGMA query_only = ON")
-    return connection
-
-
 def caller(headers: Mapping[bytes, bytes], database: sqlite3.Connection) -> Caller:
     """Return who signed a call, from its headers alone.
 
@@ -173,40 +161,25 @@ def caller(headers: Mapping[bytes, bytes], database: sqlite3.Connection) -> Call
         signature = base64.b64decode(signed, validate=True)
         signed_at = datetime.datetime.fromisoformat(stamp.decode("ascii"))
         age = (datetime.datetime.now(datetime.UTC) - signed_at).total_seconds()
-    except (KeyError, ValueError, TypeError, OverflowError, binascii.Error):
-        raise Refusal(401, STRANGER) from None
-    if not _is_signed(key, stamp, signature):
-        raise Refusal(401, STRANGER)
-    if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
-        raise Refusal(401, CLOCK)
-    return Caller(key, _node_of(key, database))
-
-
-def _node_of(key: bytes, database: sqlite3.Connection) -> int:
-    row = database.execute(
-        "SELECT node_id, status FROM node WHERE public_key = ?", (key,)
-    ).fetchone()
-    if row is None:
-        raise Refusal(401, UNREGISTERED)
-    if row[1] == NodeStatus.UNREGISTERED:
-        raise Refusal(401, REVOKED)
-    return row[0] % 2**64  # signed in the database
-
-
-# How the PEM of a P-384 key begins; any other text is not parsed.
-DEVICE_KEY = b"-----BEGIN PUBLIC KEY-----\nMHYwEAYHKoZIzj0CAQYFK4EEACIDYgAE"
-
-
-def _is_signed(key: bytes, stamp: bytes, signature: bytes) -> bool:
-    if not key.startswith(DEVICE_KEY):
-        return False
-    try:
+        if not key.startswith(DEVICE_KEY):
+            raise ValueError("not the key of a device")
         public = load_pem_public_key(key)
-    except (ValueError, UnsupportedAlgorithm):
-        return False
-    return isinstance(public, ec.EllipticCurvePublicKey) and verify_signature(
+    except (KeyError, ValueError, TypeError, OverflowError, UnsupportedAlgorithm):
+        raise Refusal(401, STRANGER) from None
+    if not isinstance(public, ec.EllipticCurvePublicKey) or not verify_signature(
         public, stamp, signature
+    ):
+        raise Refusal(401, STRANGER)
+    refuse_if(
+        not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE,
+        401,
+        CLOCK,
     )
+    if (found := find_node(database, key)) is None:
+        raise Refusal(401, UNREGISTERED)
+    node, revoked = found
+    refuse_if(revoked, 401, REVOKED)
+    return Caller(key, node)
 
 
 # All objects below the messages that were delivered to a node.
@@ -242,22 +215,20 @@ class Trees:
             response.ParseFromString(answer)
         except DecodeError:
             return
-        pairs = zip(response.messages_list, response.message_object_trees, strict=False)
-        for message, tree in pairs:
-            run = message.metadata.run_id
+        for message, tree in zip(
+            response.messages_list, response.message_object_trees, strict=False
+        ):
             for one in branches(tree):
-                name, mark = _mark(one)
-                self._children[name] = mark
-                self._children.move_to_end(name)
-                self._remember(node, run, one.object_id)
-        while len(self._children) > self._most:
-            self._children.popitem(last=False)
+                self._remember(self._children, *_mark(one))
+                sent = (node, message.metadata.run_id, one.object_id)
+                self._remember(self._sent, sent, None)
 
-    def _remember(self, node: int, run: int, name: str) -> None:
-        self._sent[node, run, name] = None
-        self._sent.move_to_end((node, run, name))
-        while len(self._sent) > self._most:
-            self._sent.popitem(last=False)
+    def _remember(self, known: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+        """Note the newest entry; the oldest one goes where there are too many."""
+        known[key] = value
+        known.move_to_end(key)
+        if len(known) > self._most:
+            known.popitem(last=False)
 
     def agrees(self, tree: ObjectTree) -> bool:
         """Whether the children of all objects in a tree are the known ones."""
@@ -279,10 +250,13 @@ class Trees:
         """
         if (node, run, name) in self._sent:
             return True
-        if not self._looks.setdefault(node, Bucket(LOOKS, LOOKS_PER_SECOND)).take():
-            raise Refusal(503, "too many calls of this device: try again later")
+        refuse_if(
+            not self._looks.setdefault(node, Bucket(LOOKS, LOOKS_PER_SECOND)).take(),
+            503,
+            "too many calls of this device: try again later",
+        )
         for (found,) in database.execute(BELONGS, (_signed(node), _signed(run))):
-            self._remember(node, run, found)
+            self._remember(self._sent, (node, run, found), None)
         return (node, run, name) in self._sent
 
 
@@ -305,8 +279,7 @@ def branches(tree: ObjectTree) -> Iterator[ObjectTree]:
     while waiting:
         one, depth = waiting.pop()
         seen += 1
-        if depth > DEPTH or seen > OBJECTS:
-            raise Refusal(400, "the message is too large")
+        refuse_if(depth > DEPTH or seen > OBJECTS, 400, "the message is too large")
         yield one
         waiting += [(child, depth + 1) for child in one.children]
 
@@ -337,8 +310,7 @@ def check(
     except DecodeError:
         raise Refusal(400, "the body is not what the call needs") from None
     if isinstance(request, ActivateNodeRequest):
-        if request.public_key != who.key:
-            raise Refusal(401, "the call names another device")
+        refuse_if(request.public_key != who.key, 401, "the call names another device")
         return 0
     nodes = {
         request.node_id
@@ -347,16 +319,19 @@ def check(
     }
     if isinstance(request, PushMessagesRequest):
         nodes |= _sources(request, trees)
-    if nodes != {who.node}:
-        raise Refusal(401, "the call names another device")
-    if isinstance(request, ConfirmMessageReceivedRequest):
-        name = request.message_object_id
-        if not _is_for(who.node, request.run_id, name, database):
-            raise Refusal(403, "that message was not sent to this device")
-    if isinstance(request, PullObjectRequest):
-        name = request.object_id
-        if not trees.belongs(who.node, request.run_id, name, database):
-            raise Refusal(403, "that object was not sent to this device")
+    refuse_if(nodes != {who.node}, 401, "the call names another device")
+    refuse_if(
+        isinstance(request, ConfirmMessageReceivedRequest)
+        and not _is_for(who.node, request.run_id, request.message_object_id, database),
+        403,
+        "that message was not sent to this device",
+    )
+    refuse_if(
+        isinstance(request, PullObjectRequest)
+        and not trees.belongs(who.node, request.run_id, request.object_id, database),
+        403,
+        "that object was not sent to this device",
+    )
     if isinstance(request, PushMessagesRequest):
         return sum(1 for _ in branches(request.message_object_trees[0]))
     return 0
@@ -366,15 +341,25 @@ def _sources(request: PushMessagesRequest, trees: Trees) -> set[int]:
     """Return the nodes that an announced reply claims to come from; check the reply."""
     messages, announced = request.messages_list, request.message_object_trees
     times = request.clientapp_runtime_list
-    if not len(messages) == len(announced) == 1 or len(times) > 1:
-        raise Refusal(400, "one reply at a time")
+    refuse_if(
+        not len(messages) == len(announced) == 1 or len(times) > 1,
+        400,
+        "one reply at a time",
+    )
     # Only replies: a message that answers nothing would be stored as a request.
-    if not messages[0].metadata.reply_to_message_id:
-        raise Refusal(400, "the message answers no request")
-    if not all(math.isfinite(time) and time >= 0 for time in times):
-        raise Refusal(400, "the message is not one of a device")
-    if not trees.agrees(announced[0]):
-        raise Refusal(400, "the parts of an object are not its own")
+    refuse_if(
+        not messages[0].metadata.reply_to_message_id,
+        400,
+        "the message answers no request",
+    )
+    refuse_if(
+        not all(math.isfinite(time) and time >= 0 for time in times),
+        400,
+        "the message is not one of a device",
+    )
+    refuse_if(
+        not trees.agrees(announced[0]), 400, "the parts of an object are not its own"
+    )
     return {messages[0].metadata.src_node_id}
 
 
@@ -384,9 +369,9 @@ def _signed(number: int) -> int:
 
 
 def _is_for(node: int, run: int, message: str, database: sqlite3.Connection) -> bool:
-    row = database.execute(
+    found = database.execute(
         "SELECT 1 FROM message_ins "
         "WHERE message_id = ? AND dst_node_id = ? AND run_id = ?",
         (message, _signed(node), _signed(run)),
-    ).fetchone()
-    return row is not None
+    )
+    return found.fetchone() is not None

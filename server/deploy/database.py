@@ -8,11 +8,12 @@ write-ahead log beside it. Each is a reply of a device in clear.
 import contextlib
 import sqlite3
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flwr.supercore.constant import NodeStatus
+
+from ..simulate.processes import wait_until
 
 LAPSE = timedelta(seconds=60)  # after which a ServerApp without a heartbeat is dead
 ALL_ENDED = timedelta(days=-1)  # as if it were tomorrow
@@ -89,28 +90,31 @@ def _delete(base: sqlite3.Connection, lapse: timedelta) -> bool:
     return not going_on
 
 
-def find_node(path: Path, key: bytes) -> tuple[int, bool]:
-    """Return the number of the device with a public key in PEM, and whether it is revoked.
+def opened(path: Path) -> sqlite3.Connection:
+    """Open the SuperLink's database read-only, which never blocks its writers.
 
     Raises
     ------
-    LookupError
-        There is none.
+    sqlite3.Error
+        The database is not there yet.
     """
-    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as base:
-        query = "SELECT node_id, status FROM node WHERE public_key = ?"
-        row = base.execute(query, (key,)).fetchone()
-    if row is None:
-        raise LookupError("no device has this key")
-    return row[0] % 2**64, row[1] == NodeStatus.UNREGISTERED
+    name = f"{path.absolute().as_uri()}?mode=ro"
+    base = sqlite3.connect(name, uri=True, timeout=1, isolation_level=None)
+    base.execute("PRAGMA query_only = ON")
+    return base
+
+
+def find_node(base: sqlite3.Connection, key: bytes) -> tuple[int, bool] | None:
+    """Return number of the device with a public key in PEM, and whether it is revoked."""
+    query = "SELECT node_id, status FROM node WHERE public_key = ?"
+    row = base.execute(query, (key,)).fetchone()
+    # Numbers are signed in the database.
+    return row and (row[0] % 2**64, row[1] == NodeStatus.UNREGISTERED)
 
 
 def forget_soon(path: Path, patience: float) -> bool:
     """Try until nothing is left of ended runs; say whether that came in time."""
-    ends = time.monotonic() + patience
-    while not (done := forget_ended(path)) and time.monotonic() < ends:
-        time.sleep(0.5)
-    return done
+    return wait_until(lambda: forget_ended(path), patience, 0.5)
 
 
 def keep_forgetting(path: Path, stopping: threading.Event) -> None:
@@ -127,9 +131,7 @@ def keep_forgetting(path: Path, stopping: threading.Event) -> None:
 
 def _has_messages(path: Path) -> bool:
     try:
-        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as base:
-            return bool(
-                base.execute("SELECT EXISTS(SELECT 1 FROM objects)").fetchone()[0]
-            )
+        with contextlib.closing(opened(path)) as base:
+            return bool(base.execute("SELECT 1 FROM objects LIMIT 1").fetchone())
     except sqlite3.OperationalError:
         return True

@@ -1,5 +1,6 @@
 """Talk to a SuperLink that serves devices: Flower's own commands, and their answers."""
 
+import contextlib
 import json
 import re
 import socket
@@ -8,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ..simulate.environment import BIN
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # which Flower's commands write into pipes, too
@@ -40,11 +41,11 @@ def flwr(
     IdiolectError
         There is no such command.
     """
-    if not (BIN / "flwr").is_file():
-        raise IdiolectError(
-            f"Flower's command is not installed ({BIN / 'flwr'}): `pip install "
-            "'idiolect[server]'` into this environment."
-        )
+    refuse_if(
+        not (BIN / "flwr").is_file(),
+        f"Flower's command is not installed ({BIN / 'flwr'}): `pip install "
+        "'idiolect[server]'` into this environment.",
+    )
     done = subprocess.run(
         [str(BIN / "flwr"), *arguments, "--format", "json"],
         env=dict(environment),
@@ -55,22 +56,20 @@ def flwr(
         umask=0o077,
         start_new_session=True,  # Ctrl-C is ours: a run is handed over whole or not
     )
-    try:
+    answer: Any = {}
+    with contextlib.suppress(ValueError):
         answer = json.loads(done.stdout)
-    except ValueError:
-        answer = {}
-    if not isinstance(answer, dict):
-        answer = {}
+    answer = answer if isinstance(answer, dict) else {}
     said = answer.get("error-message") or done.stdout + done.stderr
     return answer, " ".join(COLOUR.sub("", str(said)).split())
 
 
 def submit(app: Path, settings: Path, environment: Mapping[str, str]) -> str:
     """Hand an app to the SuperLink; return Flower's id of the run."""
-    command = ["run", str(app), CONNECTION, "--run-config", str(settings)]
-    answer, reason = flwr(command, environment)
-    if not answer.get("run-id"):
-        raise IdiolectError(f"Flower refused the app {app}: {reason}")
+    answer, reason = flwr(
+        ["run", str(app), CONNECTION, "--run-config", str(settings)], environment
+    )
+    refuse_if(not answer.get("run-id"), f"Flower refused the app {app}: {reason}")
     return str(answer["run-id"])
 
 

@@ -4,12 +4,13 @@ The authority signs the server's certificate, and devices trust the authority. S
 certificate can be renewed without new invitations.
 """
 
-import datetime
+import contextlib
 import ipaddress
 import itertools
 import json
 import ssl
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -23,22 +24,18 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ...common.errors import IdiolectError
-from ...common.files import home, write_atomically
+from ...common.errors import IdiolectError, refuse_if
+from ...common.files import write_atomically
 from ...common.protocol.manifest import public_key, read_or_make_key
 from ..run import results
 
 Authority = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 
-def default_folder() -> Path:
-    """Return the default folder of a server's keys and database."""
-    return home() / "server"
-
-
 YEARS = 10  # of the authority; devices carry its certificate
 DAYS = 397  # of the server's own certificate
 PAIR = "server.pem"  # the server's private key and certificate: one file, so one change
+OLD_PAIR = ("server.key", "server.crt")  # the two of an earlier version
 LOCAL = ("localhost", "127.0.0.1")
 
 
@@ -64,36 +61,33 @@ def keys_init(folder: Path, names: Sequence[str], port: int) -> Path:
     IdiolectError
         There are keys already, or a name or the port is invalid.
     """
-    if (folder / "ca.key").exists():
-        raise IdiolectError(
-            f"there are keys in {folder} already, and devices that trust them: keep them, "
-            "or move the folder away first."
-        )
+    refuse_if(
+        (folder / "ca.key").exists(),
+        f"there are keys in {folder} already, and devices that trust them: keep them, "
+        "or move the folder away first.",
+    )
     for name in names:
         _general_name(name)
     check_port(port)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
-    authority_key = ec.generate_private_key(ec.SECP384R1())
-    authority = _certificate("idiolect authority", authority_key)
     key = ec.generate_private_key(ec.SECP384R1())
-    own = _certificate(names[0], key, (authority, authority_key), names)
-    write_atomically(folder / "ca.crt", authority.public_bytes(Encoding.PEM))
-    write_atomically(folder / PAIR, _pem(key) + own.public_bytes(Encoding.PEM))
-    seed = read_or_make_key(folder / "signing.key")
+    authority = _certificate("idiolect authority", key)
+    pem = authority.public_bytes(Encoding.PEM)
+    write_atomically(folder / "ca.crt", pem)
+    _write_pair(folder, names, (authority, key))
     invitation = {
         "address": f"{names[0]}:{port}",
-        "certificate": authority.public_bytes(Encoding.PEM).decode(),
-        "signing_key": public_key(seed),
+        "certificate": pem.decode(),
+        "signing_key": public_key(read_or_make_key(folder / "signing.key")),
     }
     results.write_json(folder / "invitation.json", invitation)
-    write_atomically(
-        folder / "ca.key", _pem(authority_key)
-    )  # last: its presence means that all keys are there
+    # Last: its presence means that all keys are there.
+    write_atomically(folder / "ca.key", _pem(key))
     return folder / "invitation.json"
 
 
-def keys_renew(folder: Path, names: Sequence[str] = ()) -> datetime.datetime:
+def keys_renew(folder: Path, names: Sequence[str] = ()) -> datetime:
     """Make a new key and certificate of the server under the same authority.
 
     Devices trust the authority, so their invitations stay valid. The old file is kept as
@@ -117,21 +111,20 @@ def keys_renew(folder: Path, names: Sequence[str] = ()) -> datetime.datetime:
         The authority's key is missing, damaged or expired; the old certificate is damaged
         and no names are given; a name is invalid; or the name in the invitation is missing.
     """
-    authority, authority_key = _authority(folder)
+    issuer = _authority(folder)
     for name in names:
         _general_name(name)
     before = _old_pair(folder)
     names = names or _names_of(folder, before)
-    if (reached := invited_to(folder)[0]) not in names:
-        raise IdiolectError(
-            f"devices connect to {reached}, as the invitation says: add this name."
-        )
-    key = ec.generate_private_key(ec.SECP384R1())
-    own = _certificate(names[0], key, (authority, authority_key), names)
+    reached, _ = invited_to(folder)
+    refuse_if(
+        reached not in names,
+        f"devices connect to {reached}, as the invitation says: add this name.",
+    )
     if before:
         write_atomically(_backup(folder), before)
-    write_atomically(folder / PAIR, _pem(key) + own.public_bytes(Encoding.PEM))
-    for name in ("server.key", "server.crt"):  # of an earlier version
+    own = _write_pair(folder, names, issuer)
+    for name in OLD_PAIR:
         (folder / name).unlink(missing_ok=True)
     return own.not_valid_after_utc
 
@@ -160,7 +153,7 @@ def fingerprint(folder: Path) -> str:
     return authority.fingerprint(hashes.SHA256()).hex()
 
 
-def certificate_end(folder: Path) -> datetime.datetime:
+def certificate_end(folder: Path) -> datetime:
     """Return when the server's certificate ends.
 
     Raises
@@ -184,17 +177,18 @@ def check_keys(folder: Path) -> None:
     if not (folder / PAIR).exists() and (old := _old_pair(folder)):
         write_atomically(folder / PAIR, old)
     for name in ("ca.crt", PAIR, "signing.key", "invitation.json"):
-        if not (folder / name).is_file():
-            raise IdiolectError(
-                f"there is no {name} in {folder}: make the keys by `idiolect-server keys "
-                "init NAME`."
-            )
+        refuse_if(
+            not (folder / name).is_file(),
+            f"there is no {name} in {folder}: make the keys by `idiolect-server keys init "
+            "NAME`.",
+        )
 
 
 def check_port(port: int) -> None:
     """Refuse a number that is not a port."""
-    if not 0 < port < 65536:
-        raise IdiolectError(f"{port} is not a port: give a number from 1 to 65535.")
+    refuse_if(
+        not 0 < port < 65536, f"{port} is not a port: give a number from 1 to 65535."
+    )
 
 
 def _authority(folder: Path) -> Authority:
@@ -220,20 +214,19 @@ def _authority(folder: Path) -> Authority:
     ):
         raise IdiolectError(f"ca.key and ca.crt in {folder} do not match: {again}")
     end = certificate.not_valid_after_utc
-    if end <= now():
-        raise IdiolectError(
-            f"the authority in {folder} ended on {end:%Y-%m-%d}, and devices trust no "
-            "other: make new keys by `idiolect-server keys init` in another folder and "
-            "give every device the new invitation."
-        )
+    refuse_if(
+        end <= now(),
+        f"the authority in {folder} ended on {end:%Y-%m-%d}, and devices trust no "
+        "other: make new keys by `idiolect-server keys init` in another folder and "
+        "give every device the new invitation.",
+    )
     return certificate, key
 
 
 def _old_pair(folder: Path) -> bytes:
     """Return the server's key and certificate; empty if there are none."""
-    files = (folder / PAIR,)
-    if not files[0].exists():
-        files = (folder / "server.key", folder / "server.crt")
+    new = (folder / PAIR).exists()
+    files = [folder / name for name in ([PAIR] if new else OLD_PAIR)]
     return b"".join(file.read_bytes() for file in files if file.exists())
 
 
@@ -260,6 +253,23 @@ def _backup(folder: Path) -> Path:
     return next(file for file in files if not file.exists())
 
 
+def _write_pair(
+    folder: Path, names: Sequence[str], issuer: Authority
+) -> x509.Certificate:
+    """Make a key and a certificate of the server, and write both; return the latter."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    own = _certificate(names[0], key, issuer, names)
+    write_atomically(folder / PAIR, _pem(key) + own.public_bytes(Encoding.PEM))
+    return own
+
+
+# What the authority's key may not be used for.
+UNUSED = (
+    *("digital_signature", "content_commitment", "key_encipherment"),
+    *("data_encipherment", "key_agreement", "encipher_only", "decipher_only"),
+)
+
+
 def _certificate(
     subject: str,
     key: ec.EllipticCurvePrivateKey,
@@ -268,64 +278,57 @@ def _certificate(
 ) -> x509.Certificate:
     """Sign the certificate of a server, or of the authority itself (no issuer)."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject[:64])])
-    end = now() + datetime.timedelta(days=DAYS if issuer else 365 * YEARS)
-    if issuer:  # a certificate is of no use without a valid authority
-        end = min(end, issuer[0].not_valid_after_utc)
+    end = now() + timedelta(days=DAYS if issuer else 365 * YEARS)
     own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    extensions: list[tuple[x509.ExtensionType, bool]] = [  # and whether it is critical
+        (x509.BasicConstraints(issuer is None, None), True),
+        (own, False),
+    ]
+    if issuer:
+        # A certificate is of no use without a valid authority.
+        end = min(end, issuer[0].not_valid_after_utc)
+        # The SuperLink is reached on this machine, whatever name devices use.
+        alternatives = [_general_name(one) for one in dict.fromkeys((*names, *LOCAL))]
+        signer = issuer[1].public_key()
+        extensions += [
+            (x509.SubjectAlternativeName(alternatives), False),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
+            (x509.AuthorityKeyIdentifier.from_issuer_public_key(signer), False),
+        ]
+    else:
+        unused = dict.fromkeys(UNUSED, False)
+        usage = x509.KeyUsage(key_cert_sign=True, crl_sign=True, **unused)
+        extensions.append((usage, True))
     builder = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(issuer[0].subject if issuer else name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now() - datetime.timedelta(hours=1))
+        .not_valid_before(now() - timedelta(hours=1))
         .not_valid_after(end)
-        .add_extension(x509.BasicConstraints(issuer is None, None), critical=True)
-        .add_extension(own, critical=False)
     )
-    if issuer is None:
-        uses = dict.fromkeys(
-            (
-                *("digital_signature", "content_commitment", "key_encipherment"),
-                *("data_encipherment", "key_agreement", "encipher_only"),
-                "decipher_only",
-            ),
-            False,
-        )
-        usage = x509.KeyUsage(key_cert_sign=True, crl_sign=True, **uses)
-        return builder.add_extension(usage, critical=True).sign(key, hashes.SHA384())
-    # The SuperLink is reached on this machine, whatever name devices use.
-    alternatives = [_general_name(one) for one in dict.fromkeys((*names, *LOCAL))]
-    signer = issuer[1].public_key()
-    for extension in (
-        x509.SubjectAlternativeName(alternatives),
-        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(signer),
-    ):
-        builder = builder.add_extension(extension, critical=False)
-    return builder.sign(issuer[1], hashes.SHA384())
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical)
+    return builder.sign(issuer[1] if issuer else key, hashes.SHA384())
 
 
 def _general_name(name: str) -> x509.GeneralName:
-    try:
+    with contextlib.suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        pass
-    try:
-        if not name or any(c.isspace() or c in "/:" for c in name):
-            raise ValueError
-        return x509.DNSName(name)
-    except ValueError:
-        raise IdiolectError(
-            f"{name!r} is not a host name or an address: give what devices connect to, "
-            "such as lab.example.org or 192.0.2.7."
-        ) from None
+    with contextlib.suppress(ValueError):
+        if name and not any(char.isspace() or char in "/:" for char in name):
+            return x509.DNSName(name)
+    raise IdiolectError(
+        f"{name!r} is not a host name or an address: give what devices connect to, "
+        "such as lab.example.org or 192.0.2.7."
+    )
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def now() -> datetime.datetime:
+def now() -> datetime:
     """Return the time, with its zone."""
-    return datetime.datetime.now(datetime.UTC)
+    return datetime.now(UTC)

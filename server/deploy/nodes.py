@@ -1,5 +1,6 @@
 """The devices of a server: register, list and revoke them."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import write_atomically
 from ...common.text import printable
 from ..run import results
@@ -44,12 +45,14 @@ def add_node(folder: Path, key: str, label: str = "") -> str:
         revoked, or another device has the label.
     """
     environment = running(folder)
-    if label != printable(label, LONGEST_LABEL):
-        raise IdiolectError(
-            f"a label has at most {LONGEST_LABEL} printable characters: give a shorter one."
-        )
-    if label and _numbers(folder, label):
-        raise IdiolectError(f"another device is called '{label}': give another name.")
+    refuse_if(
+        label != printable(label, LONGEST_LABEL),
+        f"a label has at most {LONGEST_LABEL} printable characters: give a shorter one.",
+    )
+    refuse_if(
+        label and _numbers(folder, label),
+        f"another device is called '{label}': give another name.",
+    )
     try:
         load_ssh_public_key(key.encode())
         if not key.startswith("ecdsa-sha2-nistp384 "):
@@ -62,13 +65,16 @@ def add_node(folder: Path, key: str, label: str = "") -> str:
     file = folder / f"node.{os.getpid()}.pub"
     write_atomically(file, key.encode() + b"\n")
     try:
-        command = ["supernode", "register", str(file), CONNECTION]
-        answer, reason = flwr(command, environment)
+        answer, reason = flwr(
+            ["supernode", "register", str(file), CONNECTION], environment
+        )
     finally:
         file.unlink()
     if not answer.get("success"):
-        if "already in use" not in reason:
-            raise IdiolectError(f"Flower could not register the device: {reason}")
+        refuse_if(
+            "already in use" not in reason,
+            f"Flower could not register the device: {reason}",
+        )
         answer = {"node-id": _known(folder, key, label)}
     number = str(answer["node-id"])
     if label:
@@ -80,18 +86,22 @@ def _known(folder: Path, key: str, label: str) -> int:
     """Return the number of a registered key, if it can be given a label."""
     public = load_ssh_public_key(key.encode())
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    number, revoked = database.find_node(folder / DATABASE, pem)
-    if revoked:
-        raise IdiolectError(
-            f"that key was node {number} and was revoked, and a revoked key cannot return: "
-            "on the device `idiolect leave`, then `idiolect node join INVITATION` makes a "
-            "new one; add that."
-        )
-    if not label:
-        raise IdiolectError(
-            f"that key is let in already, as node {number}: there is nothing to do, but "
-            "--label gives it another label."
-        )
+    with contextlib.closing(database.opened(folder / DATABASE)) as base:
+        found = database.find_node(base, pem)
+    if found is None:
+        raise LookupError("Flower knows a key that is not in its database")
+    number, revoked = found
+    refuse_if(
+        revoked,
+        f"that key was node {number} and was revoked, and a revoked key cannot return: "
+        "on the device `idiolect leave`, then `idiolect node join INVITATION` makes a "
+        "new one; add that.",
+    )
+    refuse_if(
+        not label,
+        f"that key is let in already, as node {number}: there is nothing to do, but "
+        "--label gives it another label.",
+    )
     return number
 
 
@@ -117,8 +127,7 @@ def nodes(folder: Path) -> list[dict[str, Any]]:
         As Flower lists them, with ``label`` (may be empty) and ``last-seen``: ``now``, a
         time in ISO 8601, or None if it was never seen.
     """
-    environment = running(folder)
-    answer = _answer(["supernode", "list", CONNECTION], environment, "list devices")
+    answer = _answer(["supernode", "list", CONNECTION], running(folder), "list devices")
     known = labels(folder)
     return [
         {
@@ -159,13 +168,16 @@ def revoke_node(folder: Path, word: str) -> str:
     """
     number = next(iter(_numbers(folder, word)), word)
     found = {node["node-id"]: node["status"] for node in nodes(folder)}
-    if found.get(number) in (None, "unregistered"):
-        why = "was revoked before" if number in found else "is not let in"
-        raise IdiolectError(
-            f"node {printable(word, 40)} {why}: `idiolect-server nodes list` lists them."
-        )
-    command = ["supernode", "unregister", number, CONNECTION]
-    _answer(command, running(folder), f"revoke device {number}")
+    why = "was revoked before" if number in found else "is not let in"
+    refuse_if(
+        found.get(number) in (None, "unregistered"),
+        f"node {printable(word, 40)} {why}: `idiolect-server nodes list` lists them.",
+    )
+    _answer(
+        ["supernode", "unregister", number, CONNECTION],
+        running(folder),
+        f"revoke device {number}",
+    )
     return number
 
 
@@ -173,6 +185,5 @@ def _answer(
     command: Sequence[str], environment: Mapping[str, str], what: str
 ) -> dict[str, Any]:
     answer, reason = flwr(command, environment)
-    if not answer.get("success"):
-        raise IdiolectError(f"Flower could not {what}: {reason}")
+    refuse_if(not answer.get("success"), f"Flower could not {what}: {reason}")
     return answer

@@ -48,8 +48,8 @@ from flwr.supercore.constant import (
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from ...common.protocol.turned_away import CLOCK
-from . import authorization
-from .authorization import Call, Caller, Refusal
+from . import authorization, database
+from .authorization import Call, Caller, Refusal, refuse_if
 from .quota import Bucket, Shares, neighbourhood
 
 HEADER = 16 << 10  # bytes of a header; Flower's has 1 KB
@@ -86,6 +86,9 @@ FORWARDED = (
     FLWR_PACKAGE_VERSION_METADATA_KEY.encode(),
     FLWR_COMPONENT_NAME_METADATA_KEY.encode(),
 )
+SINGLE = (*FORWARDED, b"content-type", b"content-length", b"host")
+UPGRADES = {b"upgrade", b"http2-settings", b"trailer"}
+# Those of the SuperLink's answer that are passed on.
 ANSWERED = ("content-type", VERSION_INCOMPATIBILITY_MESSAGE_METADATA_KEY)
 
 
@@ -103,7 +106,7 @@ class Connection:
     """One connection: its address, and its device since the first signed call."""
 
     address: str
-    sock: socket.socket | None = None
+    sock: socket.socket
     task: "asyncio.Task[None] | None" = None
     node: int | None = None
 
@@ -138,7 +141,7 @@ class Proxy:
             There is none yet.
         """
         if self.reader is None:
-            self.reader = authorization.opened(self.database)
+            self.reader = database.opened(self.database)
         return self.reader
 
 
@@ -191,22 +194,17 @@ def route(request: h11.Request) -> tuple[Call, int]:
     call = authorization.CALLS.get(request.target)
     if call is None:
         raise Refusal(404, "there is nothing here")
-    if request.method != b"POST":
-        raise Refusal(405, "a call is a POST")
-    if request.http_version != b"1.1":
-        raise Refusal(505, "this is HTTP/1.1")
     names = [name for name, _ in request.headers]
-    single = (*FORWARDED, b"content-type", b"content-length", b"host")
-    if any(names.count(name) > 1 for name in single):
-        raise Refusal(400, "a header is given twice")
-    headers = dict(request.headers)
-    if headers.keys() & {b"upgrade", b"http2-settings", b"trailer"}:
-        raise Refusal(400, "this is HTTP/1.1 and stays so")
-    size = headers.get(b"content-length")
-    if size is None or b"transfer-encoding" in headers:
-        raise Refusal(411, "the body has no size")
-    if len(size) > 12 or int(size) > call.most:
-        raise Refusal(413, "the body is too large")
+    unsized = b"content-length" not in names or b"transfer-encoding" in names
+    refuse_if(request.method != b"POST", 405, "a call is a POST")
+    refuse_if(request.http_version != b"1.1", 505, "this is HTTP/1.1")
+    twice = any(names.count(name) > 1 for name in SINGLE)
+    refuse_if(twice, 400, "a header is given twice")
+    upgrade = not UPGRADES.isdisjoint(names)
+    refuse_if(upgrade, 400, "this is HTTP/1.1 and stays so")
+    refuse_if(unsized, 411, "the body has no size")
+    size = dict(request.headers)[b"content-length"]
+    refuse_if(len(size) > 12 or int(size) > call.most, 413, "the body is too large")
     return call, int(size)
 
 
@@ -221,8 +219,11 @@ def admitted(
         It is not a registered device, or not the one that used the connection before.
     """
     who = authorization.caller(headers, proxy.read())
-    if connection.node not in (None, who.node):
-        raise Refusal(401, "this connection is another device's")
+    refuse_if(
+        connection.node not in (None, who.node),
+        401,
+        "this connection is another device's",
+    )
     connection.node = who.node
     proxy.strangers.drop(connection.address, connection)
     proxy.devices.drop(who.node, connection)  # the last used counts as the newest
@@ -232,16 +233,13 @@ def admitted(
 
 def _end(connections: list) -> None:
     for connection in connections:
-        if (
-            connection.sock is not None
-        ):  # asyncio continues a handshake that is cancelled
-            with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # asyncio continues a cancelled handshake
+            connection.sock.shutdown(socket.SHUT_RDWR)
         if connection.task is not None:
             connection.task.cancel()
 
 
-def charge(proxy: Proxy, who: Caller, size: int) -> None:
+def charge(quota: Quota, size: int) -> None:
     """Count bytes that the SuperLink stores for a device.
 
     Raises
@@ -249,32 +247,19 @@ def charge(proxy: Proxy, who: Caller, size: int) -> None:
     Refusal
         The device has sent too much.
     """
-    if not proxy.quotas.setdefault(who.node, Quota()).sent.take(size):
-        raise Refusal(503, "this device has sent too much: try again later")
+    refuse_if(
+        not quota.sent.take(size), 503, "this device has sent too much: try again later"
+    )
 
 
-@contextlib.contextmanager
-def allowance(proxy: Proxy, who: Caller, size: int):
-    """Count a call of a device while it is in progress.
+async def call_of(proxy: Proxy, connection: Connection, stream: Stream) -> bool:
+    """Answer one call; return whether there may be another on this connection.
 
     Raises
     ------
     Refusal
-        The device makes too many calls, or has sent too much.
+        Something is wrong with the call, or the device makes too many or has sent too much.
     """
-    quota = proxy.quotas.setdefault(who.node, Quota())
-    if quota.active >= ACTIVE or not quota.calls.take():
-        raise Refusal(503, "too many calls of this device: try again later")
-    charge(proxy, who, size)
-    quota.active += 1
-    try:
-        yield
-    finally:
-        quota.active -= 1
-
-
-async def call_of(proxy: Proxy, connection: Connection, stream: Stream) -> bool:
-    """Answer one call; return whether there may be another on this connection."""
     waiting = HEADER_SECONDS if connection.node is None else IDLE_SECONDS
     async with asyncio.timeout(waiting):
         request = await stream.event()
@@ -283,26 +268,31 @@ async def call_of(proxy: Proxy, connection: Connection, stream: Stream) -> bool:
     call, size = route(request)
     headers = dict(request.headers)
     who = admitted(proxy, connection, headers)
+    quota = proxy.quotas.setdefault(who.node, Quota())
+    refuse_if(
+        quota.active >= ACTIVE or not quota.calls.take(),
+        503,
+        "too many calls of this device: try again later",
+    )
+    charge(quota, size)
+    quota.active += 1
     try:
-        with allowance(proxy, who, size):
-            body = await _body(proxy, connection, stream, size)
-            objects = authorization.check(call, body, who, proxy.read(), proxy.trees)
-            charge(proxy, who, objects * authorization.STORED)
-            status, kept, text = await forward(proxy, call, headers, body)
-            del body
-            _hold(proxy, connection, len(text))
-            if call.path.endswith("/pull-messages") and status == 200:
-                proxy.trees.note(who.node, text)
-            await stream.answer(status, kept, text)
+        body = await _body(proxy, connection, stream, size)
+        objects = authorization.check(call, body, who, proxy.read(), proxy.trees)
+        charge(quota, objects * authorization.STORED)
+        status, kept, text = await forward(proxy, call, headers, body)
+        del body
+        _hold(proxy, connection, len(text))
+        if call.path.endswith("/pull-messages") and status == 200:
+            proxy.trees.note(who.node, text)
+        await stream.answer(status, kept, text)
     finally:
+        quota.active -= 1
         proxy.held.drop(connection.node, connection)
     if stream.http.our_state is h11.MUST_CLOSE:
         return False
     stream.http.start_next_cycle()
     return True
-
-
-LAST = ("connection", "close")
 
 
 async def _body(
@@ -345,15 +335,14 @@ async def forward(
             parts, size = [], 0
             async for part in answer.aiter_raw(PIECE):
                 size += len(part)
-                if size > ANSWER:
-                    raise Refusal(502, "the SuperLink's answer is too large")
+                refuse_if(size > ANSWER, 502, "the SuperLink's answer is too large")
                 parts.append(part)
     except httpx.HTTPError:
         raise Refusal(503, "the SuperLink does not answer") from None
-    names = [
+    shown = [
         (name, answer.headers[name]) for name in ANSWERED if name in answer.headers
     ]
-    return answer.status_code, names, b"".join(parts)
+    return answer.status_code, shown, b"".join(parts)
 
 
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:
@@ -382,15 +371,11 @@ async def _refuse(stream: Stream, refusal: Refusal) -> None:
     if stream.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
         return  # a part of an answer is sent
     with contextlib.suppress(h11.LocalProtocolError):
-        kept = [("content-type", "text/plain"), LAST]
+        kept = [("content-type", "text/plain"), ("connection", "close")]
         if str(refusal) == CLOCK:  # only this caller is told the server's time
             kept.append(("date", formatdate(usegmt=True)))
         await stream.answer(refusal.status, kept, str(refusal).encode())
-        await _linger(stream)
-
-
-async def _linger(stream: Stream) -> None:
-    """Discard what still comes: after an immediate close the answer would be lost."""
+    # Discard what still comes: after an immediate close the answer would be lost.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_SECONDS):
             while await stream.reader.read(PIECE):

@@ -4,9 +4,7 @@ import contextlib
 import json
 import signal
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,13 @@ from rich.console import Console
 
 from ...common import config as configuration
 from ...common.data.load import public_items
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.text import printable
 from ..run import results
 from ..simulate import processes
 from ..simulate.follow import follow
 from ..simulate.plan import Plan, check_backbone, configured, fetch_backbone, finished
-from ..simulate.progress import Display
+from ..simulate.progress import Display, say
 from . import database
 from .flower import CONNECTION, check_status, flwr, submit
 from .serve import DATABASE, running
@@ -41,10 +39,10 @@ def prepare(folder: Path, app: Path, words: Sequence[str], cwd: Path) -> Plan:
     """
     config, options = configured(app, words, cwd)
     place = Path(options.folder, options.name)
-    if not config.on_devices:
-        raise IdiolectError(
-            f"task '{config.task}' is for simulations: a run on devices has -c task=text."
-        )
+    refuse_if(
+        not config.on_devices,
+        f"task '{config.task}' is for simulations: a run on devices has -c task=text.",
+    )
     check_backbone(config.backbone)
     if file := config.unlabeled.file:
         public_items(file)
@@ -56,11 +54,11 @@ def prepare(folder: Path, app: Path, words: Sequence[str], cwd: Path) -> Plan:
     running(folder)
     log, resumed = folder / "server.log", bool(options.resume)
     plan = Plan(app.absolute(), config, place, 0, log, resumed)
-    if results.is_locked(place):
-        raise IdiolectError(
-            f"run '{place.name}' is in progress already: `idiolect-server attach "
-            f"{place.name}` shows it, `idiolect-server stop {place.name}` ends it."
-        )
+    refuse_if(
+        results.is_locked(place),
+        f"run '{place.name}' is in progress already: `idiolect-server attach "
+        f"{place.name}` shows it, `idiolect-server stop {place.name}` ends it.",
+    )
     return plan
 
 
@@ -77,18 +75,22 @@ def run(folder: Path, plan: Plan, console: Console) -> dict[str, Any]:
     environment = running(folder)
     fetch_backbone(plan.config.backbone)
     _, offset = results.read_events(plan.metrics)
-    said = f"run {plan.folder.name} in {plan.folder.parent}"
-    console.print(printable(said, 1000), markup=False, highlight=False, soft_wrap=True)
+    say(console, f"run {plan.folder.name} in {plan.folder.parent}")
     with tempfile.TemporaryDirectory() as scratch, _uninterrupted():
         settings = Path(scratch) / "run.toml"
         settings.write_text(configuration.flat_toml(plan.settings))
         identity = submit(plan.app, settings, environment)
         _note_submitted(folder, plan.folder, identity)
-    return _watch(folder, plan, identity, console, (offset, 0))
+    return _watch(folder, plan, identity, console, offset)
 
 
 def _watch(
-    folder: Path, plan: Plan, identity: str, console: Console, place: tuple[int, int]
+    folder: Path,
+    plan: Plan,
+    identity: str,
+    console: Console,
+    offset: int,
+    known: int = 0,
 ) -> dict[str, Any]:
     """Show a submitted run to its end; return its results.
 
@@ -96,18 +98,18 @@ def _watch(
     ----------
     folder, plan, identity, console
         The server's folder, the run, Flower's id of it, and where to show it.
-    place
-        Position in the run's events to begin at, and number of events that are not shown.
+    offset
+        Position in the run's events to begin at.
+    known
+        Number of events from there that are not shown.
     """
     environment = running(folder)
     # A ServerApp that was refused gives the reason in the server's log.
     ask = partial(check_status, plan.log, identity, environment)
     up = partial(results.is_locked, folder)
-    offset, known = place
-    mark = environment[processes.VARIABLE]
+    events = follow(plan, offset, up, environment[processes.VARIABLE], ask)
     try:
         with Display(console) as display:
-            events = follow(plan, offset, up, mark, ask)
             for number, event in enumerate(events):
                 if number >= known or event["event"] == "warning":
                     display.show(event)
@@ -132,29 +134,17 @@ def _uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-@dataclass(frozen=True)
-class Submitted:
-    """A run that was submitted to this server.
-
-    Attributes
-    ----------
-    identity
-        Flower's id of its last start.
-    folder
-        The run's.
-    """
-
-    identity: str
-    folder: Path
-
-
 def _note_submitted(folder: Path, place: Path, identity: str) -> None:
-    note = {"identity": identity, "folder": str(place)}
-    results.write_json(folder / HANDED / f"{place.name}.json", note)
+    results.write_json(
+        folder / HANDED / f"{place.name}.json",
+        {"identity": identity, "folder": str(place)},
+    )
 
 
-def submitted(folder: Path, name: str) -> Submitted:
-    """Return a run that was submitted to this server; `name` may be ``latest``.
+def submitted(folder: Path, name: str) -> tuple[str, Path]:
+    """Return Flower's id of the last start of a submitted run, and the run's folder.
+
+    `name` may be ``latest``.
 
     Raises
     ------
@@ -164,26 +154,26 @@ def submitted(folder: Path, name: str) -> Submitted:
     notes = {file.stem: file for file in (folder / HANDED).glob("*.json")}
     if name == "latest" and notes:
         name = max(notes, key=lambda one: notes[one].stat().st_mtime)
-    if not notes:
-        raise IdiolectError(
-            f"no run was submitted to the server in {folder} yet: `idiolect-server run "
-            "APP` starts one."
-        )
-    if name not in notes:
-        raise IdiolectError(
-            f"no run '{printable(name, 100)}' was submitted to the server in {folder}: "
-            "`idiolect-server runs` lists the runs."
-        )
+    refuse_if(
+        not notes,
+        f"no run was submitted to the server in {folder} yet: `idiolect-server run "
+        "APP` starts one.",
+    )
+    refuse_if(
+        name not in notes,
+        f"no run '{printable(name, 100)}' was submitted to the server in {folder}: "
+        "`idiolect-server runs` lists the runs.",
+    )
     note = json.loads(notes[name].read_text())
-    return Submitted(str(note["identity"]), Path(note["folder"]))
+    return str(note["identity"]), Path(note["folder"])
 
 
 def in_progress(folder: Path, name: str) -> bool:
     """Whether a run was submitted and has not ended."""
     with contextlib.suppress(IdiolectError):
-        run = submitted(folder, name)
-        fresh = not run.folder.exists()  # its ServerApp is being started
-        return fresh or results.is_locked(run.folder)
+        _, place = submitted(folder, name)
+        # Without a folder, its ServerApp is being started.
+        return not place.exists() or results.is_locked(place)
     return False
 
 
@@ -195,15 +185,15 @@ def attach(folder: Path, name: str, console: Console) -> dict[str, Any]:
     IdiolectError
         There is no such run, or it failed.
     """
-    run = submitted(folder, name)
-    name = run.folder.name
-    if run.folder.exists() and not results.is_locked(run.folder):
-        return _ended(run.folder)
-    console.print(f"run {name} is in progress; Ctrl-C does not end it", markup=False)
-    plan = Plan(Path(), configuration.Config(), run.folder, 0, folder / "server.log")
+    identity, place = submitted(folder, name)
+    name = place.name
+    if not in_progress(folder, name):
+        return _ended(place)
+    say(console, f"run {name} is in progress; Ctrl-C does not end it")
+    plan = Plan(Path(), configuration.Config(), place, 0, folder / "server.log")
     offset = _last_start(plan.metrics)
     seen, _ = results.read_events(plan.metrics, offset)
-    return _watch(folder, plan, run.identity, console, (offset, len(seen) - 1))
+    return _watch(folder, plan, identity, console, offset, len(seen) - 1)
 
 
 def _ended(place: Path) -> dict[str, Any]:
@@ -241,30 +231,28 @@ def stop(folder: Path, name: str) -> str:
     IdiolectError
         There is no such run, it has ended already, or it does not end.
     """
-    run, environment = submitted(folder, name), running(folder)
-    name, place = run.folder.name, run.folder
+
+    def ended() -> bool:
+        return not results.is_locked(place)
+
+    (identity, place), environment = submitted(folder, name), running(folder)
+    name = place.name
     events, _ = results.read_events(place / "metrics.jsonl")
     starts = [event for event in events if event["event"] == "start"]
-    alive = results.is_locked(place)
+    alive = not ended()
     if alive and starts:
         # Before Flower is told: otherwise it ends before it has written that it does.
         processes.end_one(int(starts[-1]["pid"]), environment[processes.VARIABLE])
-        _wait_for_lock(place, STOP_SECONDS)
+        processes.wait_until(ended, STOP_SECONDS, 0.2)
     # For a run that had not begun, or whose ServerApp missed the signal.
-    answer, reason = flwr(["stop", run.identity, CONNECTION], environment)
+    answer, reason = flwr(["stop", identity, CONNECTION], environment)
     if not alive and not answer.get("success"):
-        state = results.state_of(place)
-        raise IdiolectError(f"run '{name}' has ended already: its state is {state}.")
-    _wait_for_lock(place, STOP_SECONDS)
-    if results.is_locked(place):
         raise IdiolectError(
-            f"run '{name}' has not ended yet ({reason}): give the command again, or end "
-            "`serve`, which ends its runs."
+            f"run '{name}' has ended already: its state is {results.state_of(place)}."
         )
+    refuse_if(
+        not processes.wait_until(ended, STOP_SECONDS, 0.2),
+        f"run '{name}' has not ended yet ({reason}): give the command again, or end "
+        "`serve`, which ends its runs.",
+    )
     return name
-
-
-def _wait_for_lock(place: Path, patience: float) -> None:
-    deadline = time.monotonic() + patience
-    while results.is_locked(place) and time.monotonic() < deadline:
-        time.sleep(0.2)

@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,21 +173,23 @@ def _check_listening(host: str, port: int) -> None:
         ) from None
 
 
-def _introduction(folder: Path, address: str, host: str, port: int) -> Iterator[str]:
-    """Yield what the operator needs to know: address, fingerprint, log, how to end it."""
+def _introduction(folder: Path, address: str, host: str, port: int) -> list[str]:
+    """What the operator needs to know: address, fingerprint, log, how to end it."""
     place = folder.absolute()
-    yield f"devices connect to  {address}"
-    yield f"listening at        {host} port {port}"
-    if not address.endswith(f":{port}"):
-        yield (
-            f"warning: the invitation says {address}, so something must pass its port on "
-            f"to {port}; else start `serve` without --port"
-        )
-    yield f"invitation          {place / 'invitation.json'}"
-    yield "authority, SHA-256 (`idiolect node join` shows the same):"
-    yield f"  {keys.fingerprint(folder)}"
-    yield f"log                 {place / 'server.log'}"
-    yield f"to end it           Ctrl-C, or kill {os.getpid()}; runs end with it"
+    warning = (
+        f"warning: the invitation says {address}, so something must pass its port on "
+        f"to {port}; else start `serve` without --port"
+    )
+    return [
+        f"devices connect to  {address}",
+        f"listening at        {host} port {port}",
+        *([] if address.endswith(f":{port}") else [warning]),
+        f"invitation          {place / 'invitation.json'}",
+        "authority, SHA-256 (`idiolect node join` shows the same):",
+        f"  {keys.fingerprint(folder)}",
+        f"log                 {place / 'server.log'}",
+        f"to end it           Ctrl-C, or kill {os.getpid()}; runs end with it",
+    ]
 
 
 def _configure_flower(folder: Path, now: Serving) -> None:
@@ -208,8 +210,7 @@ def _warn_of_end(folder: Path, say: Callable[[str], None]) -> None:
     try:
         end = keys.certificate_end(folder)
     except IdiolectError as error:  # damaged since the start; the old one is in use
-        say(f"warning: {error}")
-        return
+        return say(f"warning: {error}")
     left = end - keys.now()
     if left < datetime.timedelta(days=WARNED_DAYS):
         verb = "ends" if left > datetime.timedelta(0) else "ended"

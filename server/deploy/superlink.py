@@ -86,11 +86,10 @@ def credentials(address: str, token: str) -> str:
         ACCESS_TOKEN_STORE_KEY: token,
         REFRESH_TOKEN_STORE_KEY: token,  # the plugin asks for it and never uses it
     }
-    lines = (
-        f'"{key % address}": "{base64.b64encode(text.encode()).decode()}"'
+    return "".join(
+        f'"{key % address}": "{base64.b64encode(text.encode()).decode()}"\n'
         for key, text in held.items()
     )
-    return "\n".join(lines) + "\n"
 
 
 def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
@@ -152,14 +151,6 @@ def superlink(token: str) -> None:
     )
 
 
-def superexec() -> None:
-    """Run `flower-superexec`, with its arguments in `sys.argv`."""
-    from flwr.supercore.cli.flower_superexec import flower_superexec
-
-    SubprocessExecutor.launch = launch
-    flower_superexec()
-
-
 def main() -> None:
     """Run what the command line names: ``superlink TOKEN_FILE …``, ``superexec …``."""
     os.umask(0o077)  # what they write is private
@@ -175,8 +166,11 @@ def main() -> None:
         sys.argv = [SERVER_APP, *arguments]
         flwr_serverapp()
     else:
+        from flwr.supercore.cli.flower_superexec import flower_superexec
+
+        SubprocessExecutor.launch = launch
         sys.argv = ["flower-superexec", *arguments]
-        superexec()
+        flower_superexec()
 
 
 if __name__ == "__main__":

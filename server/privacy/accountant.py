@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from ...common.config import MOST_NOISE as MOST
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.privacy.protected import FAINT, NOISELESS, joint
 
 INTERVAL = 1e-3  # of the discretised privacy loss; the error makes epsilon larger
@@ -37,8 +37,7 @@ COARSE = 1e-2  # a faster grid for the start of a search: ten times faster
 CLOSE = 4e-4  # relative distance to the budget at which calibration stops
 FALSE_ALARMS = 0.01  # false-alarm rate at which attacks are compared
 
-Mechanism = tuple[float, float, int, int]
-"""z, q, cohort, population of an event."""
+Mechanism = tuple[float, float, int, int]  # z, q, cohort, population of an event
 
 
 @dataclass(frozen=True)
@@ -191,9 +190,8 @@ def _precision(events: Mapping[Event, int], cap: int) -> float:
 
 def _gaussian(precision: float, delta: float) -> float:
     """Epsilon of Gaussians with this sum of 1 / z^2 (Balle and Wang 2018, exact)."""
-    dpa = _accounting()
     with np.errstate(divide="ignore"):  # log(0) far out is -inf, as it should be
-        return float(dpa.get_epsilon_gaussian(precision**-0.5, delta))
+        return float(_accounting().get_epsilon_gaussian(precision**-0.5, delta))
 
 
 @lru_cache(maxsize=4096)
@@ -281,11 +279,11 @@ def calibrate(
     def fine(z: float) -> float:
         return amplified(programme(z), delta, INTERVAL)
 
-    if fine(MOST) > epsilon:
-        raise IdiolectError(
-            f"no noise keeps the planned releases within epsilon {epsilon:g} at delta "
-            f"{delta:g}: raise privacy.epsilon or privacy.clip-bit, or plan fewer rounds."
-        )
+    refuse_if(
+        fine(MOST) > epsilon,
+        f"no noise keeps the planned releases within epsilon {epsilon:g} at delta "
+        f"{delta:g}: raise privacy.epsilon or privacy.clip-bit, or plan fewer rounds.",
+    )
     rough = _smallest(
         lambda z: amplified(programme(z), delta, COARSE), epsilon, 1.0, 2.0
     )
@@ -338,10 +336,9 @@ def power_bound(
     false-alarm rate f (Kairouz, Oh and Viswanath 2015, theorem 2.1). It is far above the
     power of attacks on a Gaussian: `attack_power` is the bound for given events.
     """
-    grown = math.exp(min(epsilon, 700.0))
     return min(
         1.0,
-        grown * false_alarms + delta,
+        math.exp(min(epsilon, 700.0)) * false_alarms + delta,
         1 - math.exp(-epsilon) * (1 - delta - false_alarms),
     )
 

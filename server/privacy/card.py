@@ -18,6 +18,13 @@ from .accountant import (
 )
 from .ledger import Ledger, finite
 
+# Names of the two epsilons (`accountant.Epsilons`), and against whom each is proven.
+ADVERSARIES = {
+    "release_observer": "anybody who sees them",
+    "server_knows_participants": (
+        "somebody who also knows who took part, but sees no single update"
+    ),
+}
 RELEASED = {
     "adapt": "the shared adapter",
     "votes": "the unlabeled set",
@@ -31,10 +38,8 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
 
     Parameters
     ----------
-    ledger
-        Of the run.
-    run, version, commit
-        Name of the run, and the version and commit of the code that ran.
+    ledger, run, version, commit
+        Ledger and name of the run, and the version and commit of the code that ran.
 
     Returns
     -------
@@ -45,8 +50,9 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
     events = ledger.events()
     noisy = {event: count for event, count in events.items() if event.z}
     alone = _both(epsilons(noisy, ledger.delta, ledger.kept_cap())) if noisy else None
-    spent = _both(ledger.spent()) if events and not ledger.open_releases else None
-    spent = spent or {"release_observer": None, "server_knows_participants": None}
+    spent: dict[str, float | None] = dict.fromkeys(ADVERSARIES)
+    if events and not ledger.open_releases:
+        spent = _both(ledger.spent())
     unbounded = None in spent.values()
     epsilon = spent | {
         "individual_updates_visible_to_server": True,
@@ -54,7 +60,6 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
     }
     empty = not events and not ledger.open_releases
     reasons = [] if empty else ledger.simulation_reasons()
-    most_seen = max(ledger.observed_participations.values(), default=None)
     return {
         "schema": "idiolect.privacy-card/1",
         "run": run,
@@ -63,7 +68,11 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
         "unit": "user (all devices of one user together)",
         "adjacency": "add or remove one user",
         "delta": ledger.delta,
-        "population": _population(ledger),
+        "population": {
+            "N": ledger.population or None,
+            "source": "declared",
+            "verified": False,
+        },
         "epsilon": None if empty else epsilon,
         "budget": finite(ledger.epsilon),
         "attacker": _attacker(ledger, noisy) if noisy else None,
@@ -73,7 +82,7 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
         "participation": {
             "cap": ledger.cap or None,
             "enforced": "device" if ledger.cap else None,
-            "observed_max": most_seen,
+            "observed_max": max(ledger.observed_participations.values(), default=None),
         },
         "secagg": {"protocol": "none"},
         "open_releases": [dict(release) for release in ledger.open_releases],
@@ -86,25 +95,15 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
     }
 
 
-def _population(ledger: Ledger) -> dict[str, Any]:
-    return {"N": ledger.population or None, "source": "declared", "verified": False}
-
-
 def _both(spent: Epsilons) -> dict[str, float | None]:
-    return {
-        "release_observer": finite(spent.release),
-        "server_knows_participants": finite(spent.participants),
-    }
+    both = map(finite, (spent.release, spent.participants))
+    return dict(zip(ADVERSARIES, both, strict=True))
 
 
 def _attacker(ledger: Ledger, noisy: Mapping[Event, int]) -> dict[str, float]:
     """Power of the best attack on the noisy events."""
-    release, participants = attack_power(noisy, ledger.kept_cap())
-    return {
-        "false_alarms": FALSE_ALARMS,
-        "release_observer": release,
-        "server_knows_participants": participants,
-    }
+    power = attack_power(noisy, ledger.kept_cap())
+    return {"false_alarms": FALSE_ALARMS, **dict(zip(ADVERSARIES, power, strict=True))}
 
 
 def _accountant() -> dict[str, Any]:
@@ -147,39 +146,41 @@ def _summary(values: list[Any]) -> Any:
     return {"min": min(different), "max": max(different)}
 
 
+# What makes it true that nobody knows who is in a sample.
+HIDDEN = (
+    "nobody but the server learns who took part in which release",
+    "whether a device can be reached does not depend on its user's data",
+)
+
+
 def _amplification(ledger: Ledger, noisy: Mapping[Event, int]) -> dict[str, Any]:
-    if not any(map(is_sampled, noisy)):
-        return {"claimed": False, "sampler": None, "assumes": []}
+    claimed = any(map(is_sampled, noisy))
     source = "the operating system" if ledger.rng == "os" else "a seed"
     return {
-        "claimed": True,
-        "sampler": f"one coin per user and release, from {source}",
-        "assumes": [
-            "nobody but the server learns who took part in which release",
-            "whether a device can be reached does not depend on its user's data",
-        ],
+        "claimed": claimed,
+        "sampler": f"one coin per user and release, from {source}" if claimed else None,
+        "assumes": [*HIDDEN] if claimed else [],
     }
 
 
+NEVER_COVERED = (
+    "single updates and votes, which the server sees before it adds them up",
+    "a server that does not follow the protocol",
+    "when devices answer and how much they send",
+    "other runs on the same users: their epsilons add to these",
+    "settings that were chosen by results of the same users in other runs",
+    "that an exchange failed, and for whom",
+    "what a device stores, or shows to somebody who holds it",
+)
+
+
 def _not_covered(ledger: Ledger) -> list[str]:
-    found = [f"{r['stage']}: {r['what']} ({r['why']})" for r in ledger.open_releases]
-    found += [
-        f"{event.stage}: released without noise"
-        for event in ledger.events()
-        if not event.z
-    ]
-    found += [
-        "single updates and votes, which the server sees before it adds them up",
-        "a server that does not follow the protocol",
-        "when devices answer and how much they send",
-        "other runs on the same users: their epsilons add to these",
-        "settings that were chosen by results of the same users in other runs",
-        "that an exchange failed, and for whom",
-        "what a device stores, or shows to somebody who holds it",
-    ]
-    found += [
-        f"{outflow}, not protected: {why}"
-        for outflow, why in ledger.unprotected.items()
+    clear = (event.stage for event in ledger.events() if not event.z)
+    found = [
+        *(f"{r['stage']}: {r['what']} ({r['why']})" for r in ledger.open_releases),
+        *(f"{stage}: released without noise" for stage in clear),
+        *NEVER_COVERED,
+        *(f"{what}, not protected: {why}" for what, why in ledger.unprotected.items()),
     ]
     if ledger.charges and 10 * ledger.population * ledger.delta > 1:
         found.append(
@@ -193,68 +194,70 @@ def _claims(
     ledger: Ledger, alone: dict[str, float | None] | None, unbounded: bool
 ) -> dict[str, list[str]]:
     """Sentences that are true of this ledger: proven, measured and assumed."""
-    measured = [_audit(audit, alone) for audit in ledger.audits]
-    measured += [
-        f"Releases of '{stage}' that include rows of any one user: at most {most}."
-        for stage, most in ledger.observed_participations.items()
-    ]
-    if alone is None:
-        return {"proven": [], "measured": measured, "assumed": []}
-    proven: list[str] = []
     subject = "the noisy releases by themselves" if unbounded else "all releases"
-    for name, adversary in (
-        ("release_observer", "anybody who sees them"),
-        (
-            "server_knows_participants",
-            "somebody who also knows who took part, but sees no single update",
-        ),
-    ):
-        epsilon = alone[name]
-        if ledger.rng == "os" and epsilon is not None:
-            proven.append(
-                f"If the assumptions hold, {subject} are ({_up(epsilon)}, "
-                f"{ledger.delta:g})-differentially private for each user against "
-                f"{adversary}."
-            )
-    return {"proven": proven, "measured": measured, "assumed": _assumptions(ledger)}
+    bounded = alone if alone and ledger.rng == "os" else {}
+    return {
+        "proven": [
+            f"If the assumptions hold, {subject} are ({_up(epsilon)}, {ledger.delta:g})-"
+            f"differentially private for each user against {ADVERSARIES[name]}."
+            for name, epsilon in bounded.items()
+            if epsilon is not None
+        ],
+        "measured": [
+            *(_audit(audit, alone) for audit in ledger.audits),
+            *(
+                f"Releases of '{stage}' that include rows of any one user: at most {most}."
+                for stage, most in ledger.observed_participations.items()
+            ),
+        ],
+        "assumed": _assumptions(ledger) if alone else [],
+    }
 
 
 def _assumptions(ledger: Ledger) -> list[str]:
     """What must hold for the epsilons of the noisy events to be a guarantee."""
     noisy = [event for event in ledger.events() if event.z]
-    truncated = any(event.cohort for event in noisy)
-    found = [
-        "The server clips, adds the noise and does not publish single updates.",
-        "One user is one participant, all devices together.",
-        "Noise in floating point is as good as the exact Gaussian of the proof.",
-    ]
-    if ledger.rng == "seeded":
-        found.append(
-            "The noise came from a seed, and anybody who knows the seed can remove it: the "
-            "epsilons are those of the same run with noise that nobody can repeat."
-        )
-    else:
-        found.append("Nobody can predict the operating system's random numbers.")
-    if any(map(is_sampled, noisy)):
-        found += [
-            "Nobody but the server learns who took part in which release.",
-            "Whether a device can be reached does not depend on its user's data.",
-        ]
-    if truncated:
-        found.append("There are no more users than were counted as the population.")
-    if ledger.cap:
-        found.append(
-            f"Each device takes part in at most {ledger.kept_cap()} exchanges of a stage, "
-            "which it counts itself."
-        )
-    if ledger.cap and truncated:
+    sampled, seeded = any(map(is_sampled, noisy)), ledger.rng == "seeded"
+    truncated, capped = any(event.cohort for event in noisy), bool(ledger.cap)
+    assumptions = (
+        (True, "The server clips, adds the noise and does not publish single updates."),
+        (True, "One user is one participant, all devices together."),
+        (
+            True,
+            "Noise in floating point is as good as the exact Gaussian of the proof.",
+        ),
+        (
+            seeded,
+            (
+                "The noise came from a seed, and anybody who knows the seed can remove "
+                "it: the epsilons are those of the same run with noise that nobody can "
+                "repeat."
+            ),
+        ),
+        (not seeded, "Nobody can predict the operating system's random numbers."),
+        *((sampled, f"{text[0].upper()}{text[1:]}.") for text in HIDDEN),
+        (
+            truncated,
+            "There are no more users than were counted as the population.",
+        ),
+        (
+            capped,
+            (
+                f"Each device takes part in at most {ledger.kept_cap()} exchanges of a "
+                "stage, which it counts itself."
+            ),
+        ),
         # With the user in the draw, somebody else may be turned away and take part in a
         # later round instead: the two worlds then differ in more than this one user.
-        found.append(
-            "The limit of a cohort is almost never reached: a user who is turned away may "
-            "take part later, which the proof does not include."
-        )
-    return found
+        (
+            capped and truncated,
+            (
+                "The limit of a cohort is almost never reached: a user who is turned away "
+                "may take part later, which the proof does not include."
+            ),
+        ),
+    )
+    return [sentence for applies, sentence in assumptions if applies]
 
 
 def _up(value: float) -> str:
@@ -329,27 +332,26 @@ def describe(card: Mapping[str, Any], whole: bool = True) -> list[str]:
     list of str
         One sentence per line.
     """
-    lines = [f"mode: {MODES[card['mode']]}"]
-    lines += [f"simulation: {reason}" for reason in card["simulation_because"]]
-    lines += [
-        f"not protected: {outflow}: {why}"
-        for outflow, why in card.get("unprotected", {}).items()
+    lines = [
+        f"mode: {MODES[card['mode']]}",
+        *(f"simulation: {reason}" for reason in card["simulation_because"]),
+        *(
+            f"not protected: {outflow}: {why}"
+            for outflow, why in card.get("unprotected", {}).items()
+        ),
+        *_spent_lines(card),
+        *map(_event_line, card["events"][:EVENTS]),
     ]
-    lines += _spent_lines(card)
-    lines += map(_event_line, card["events"][:EVENTS])
     if (more := len(card["events"]) - EVENTS) > 0:
         lines.append(f"and {more} more kinds of events on the card")
-    if card["amplification"]["claimed"]:
-        assumes = "; ".join(card["amplification"]["assumes"])
-        lines.append(
-            f"sampling: {card['amplification']['sampler']}; assumed: {assumes}"
-        )
+    if (sampling := card["amplification"])["claimed"]:
+        assumes = "; ".join(sampling["assumes"])
+        lines.append(f"sampling: {sampling['sampler']}; assumed: {assumes}")
     if cap := card["participation"]["cap"]:
         seen = card["participation"]["observed_max"]
         text = f"participation: at most {cap} per stage, counted by the device"
         if seen is not None:
-            text += f"; most reported: {seen}"
-            text += " (above the cap)" if seen > cap else ""
+            text += f"; most reported: {seen}{' (above the cap)' if seen > cap else ''}"
         lines.append(text)
     missing = card["not_covered"]
     if whole:
@@ -360,16 +362,15 @@ def describe(card: Mapping[str, Any], whole: bool = True) -> list[str]:
             f"show {card['run']}` lists"
         )
     alone = card["epsilon"] and (card["epsilon"]["dp_events_only"] or card["epsilon"])
-    lines += explained(card["audit"])
-    return [*lines, *(_audit(audit, alone) for audit in card["audit"])]
+    audits = (_audit(audit, alone) for audit in card["audit"])
+    return [*lines, *explained(card["audit"]), *audits]
 
 
 def explained(audits: Sequence[Mapping[str, Any]]) -> list[str]:
     """Explain why the epsilon of an audit is far below the claimed one."""
-    bounds = [audit for audit in audits if "eps_lb" in audit]
-    if not bounds:
+    one = next((audit for audit in audits if "eps_lb" in audit), None)
+    if one is None:
         return []
-    one = bounds[0]
     trials = f" from {one['guesses']} guesses" if "guesses" in one else ""
     text = (
         "how to read the audits: the epsilon of an audit is a lower bound, measured"
@@ -392,31 +393,28 @@ def _spent_lines(card: Mapping[str, Any]) -> list[str]:
     spent = card["epsilon"]
     if spent is None:
         return ["no privacy guarantee: nothing was released through the ledger"]
-    stages: list[str] = [e["stage"] for e in card["events"] if e["z"]]
-    names = list(dict.fromkeys(RELEASED.get(stage, stage) for stage in stages))
-    what = " and ".join(names) or "what was released"
     lines: list[str] = []
-    unbounded = None in (spent["release_observer"], spent["server_knows_participants"])
-    if unbounded:
+    prefix = ""
+    if None in (spent[name] for name in ADVERSARIES):
         lines.append(f"epsilon: infinite, no privacy guarantee: {_because(card)}")
-        spent = spent["dp_events_only"]
+        prefix, spent = "the noisy part alone, ", spent["dp_events_only"]
         if spent is None:
             return lines
-    prefix = "the noisy part alone, " if unbounded else ""
-    known = "the server, if it knows who took part but sees no single update"
+    stages: list[str] = [e["stage"] for e in card["events"] if e["z"]]
+    names = dict.fromkeys(RELEASED.get(stage, stage) for stage in stages)
     subjects = (
-        ("release_observer", f"anybody who sees {what}", "did this user take part?"),
-        ("server_knows_participants", known, "did this user's data go in?"),
+        f"anybody who sees {' and '.join(names) or 'what was released'}",
+        "the server, if it knows who took part but sees no single update",
     )
-    for key, subject, question in subjects:
+    questions = ("did this user take part?", "did this user's data go in?")
+    for key, subject, question in zip(ADVERSARIES, subjects, questions, strict=True):
         epsilon = spent[key]
         if epsilon is None:
             lines.append(f"{prefix}{subject}: epsilon infinite, no privacy guarantee")
             continue
         # A card of an earlier version has only the bound of (epsilon, delta).
-        best = (card.get("attacker") or {}).get(
-            key, power_bound(epsilon, card["delta"])
-        )
+        bound = power_bound(epsilon, card["delta"])
+        best = (card.get("attacker") or {}).get(key, bound)
         found = math.ceil(1000 * best - 1e-9) / 10
         lines.append(
             f"{prefix}{subject}: epsilon {_up(epsilon)} at delta {card['delta']:g}: at 1 % "

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError, words_of
+from ...common.errors import IdiolectError, refuse_if, words_of
 from ...common.files import write_atomically
 from .accountant import COARSE, INTERVAL, Epsilons, Event, amplified, epsilons
 
@@ -121,8 +121,7 @@ class Ledger:
 
     def kept_cap(self) -> int:
         """Return the cap, or the largest reported number if it is above the cap."""
-        observed = self.observed_participations.values()
-        return self.cap and max(self.cap, *observed, 0)
+        return self.cap and max(self.cap, *self.observed_participations.values(), 0)
 
     def check(self, event: Event) -> None:
         """Refuse a release that is beyond the budget; nothing is charged.
@@ -139,12 +138,13 @@ class Ledger:
         if amplified(events, self.delta, COARSE) <= self.epsilon:
             return
         after = amplified(events, self.delta, INTERVAL)
-        if after > self.epsilon * (1 + TOLERANCE):
-            raise BudgetSpent(
-                f"releasing '{event.stage}' would raise epsilon to {after:.4g}, beyond the "
-                f"budget of {self.epsilon:g}: nothing was released; end the run here, or "
-                "start one with more noise, fewer rounds or a larger privacy.epsilon."
-            )
+        refuse_if(
+            after > self.epsilon * (1 + TOLERANCE),
+            f"releasing '{event.stage}' would raise epsilon to {after:.4g}, beyond the "
+            f"budget of {self.epsilon:g}: nothing was released; end the run here, or "
+            "start one with more noise, fewer rounds or a larger privacy.epsilon.",
+            error=BudgetSpent,
+        )
 
     def charge(self, event: Event, **note: str | int | float) -> str:
         """Charge a release before it happens, and write the charge to disk.
@@ -162,7 +162,7 @@ class Ledger:
         self.check(event)
         count = sum(charge.event.stage == event.stage for charge in self.charges)
         charge = Charge(f"{event.stage}/{count}", event, note, time.time())
-        self._write(charges=[*self.charges, charge])
+        self.save(charges=[*self.charges, charge])
         self.charges.append(charge)
         return charge.id
 
@@ -181,7 +181,7 @@ class Ledger:
         release = {"stage": stage, "what": what, "why": why}
         release |= {"setting": setting} if setting else {}
         if release not in self.open_releases:
-            self._write(open_releases=[*self.open_releases, release])
+            self.save(open_releases=[*self.open_releases, release])
             self.open_releases.append(release)
 
     def simulation_reasons(self) -> list[str]:
@@ -197,12 +197,8 @@ class Ledger:
             )
         return reasons
 
-    def save(self) -> None:
-        """Write the file, atomically."""
-        self._write()
-
-    def _write(self, **changed: list[Any]) -> None:
-        """Write the ledger with some of its fields changed."""
+    def save(self, **changed: list[Any]) -> None:
+        """Write the file, atomically, with some of its fields changed."""
         if self.path is None:
             return
         body = {"schema": SCHEMA, **asdict(self), "epsilon": finite(self.epsilon)}
@@ -211,8 +207,10 @@ class Ledger:
             for name, entries in changed.items()
         }
         del body["path"]
-        text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(self.path, text.encode())
+        write_atomically(
+            self.path,
+            json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False).encode(),
+        )
 
 
 def read_ledger(path: Path) -> Ledger:

@@ -10,9 +10,9 @@ import math
 from ...common.config import MOST_NOISE, Config
 from ...common.data.load import load_dataset, public_items
 from ...common.data.types import Dataset
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ..privacy.accountant import epsilons
-from ..run.budget import population_of, programme, scaled
+from ..run.budget import population_of, programme
 from ..run.hello import identity
 from ..run.pool import public_text
 
@@ -39,11 +39,11 @@ def check_device(config: Config) -> None:
     """Refuse ``device=cuda`` where there is none."""
     import torch
 
-    if config.engine.device == "cuda" and not torch.cuda.is_available():
-        raise IdiolectError(
-            "config key 'engine.device' is 'cuda', but torch sees no GPU: set "
-            "engine.device=cpu."
-        )
+    refuse_if(
+        config.engine.device == "cuda" and not torch.cuda.is_available(),
+        "config key 'engine.device' is 'cuda', but torch sees no GPU: set "
+        "engine.device=cpu.",
+    )
 
 
 def check_unlabeled(config: Config, dataset: Dataset) -> None:
@@ -54,17 +54,17 @@ def check_unlabeled(config: Config, dataset: Dataset) -> None:
     elif unlabeled.file:
         public_items(unlabeled.file)
     everybody = population_of(config, dataset).everybody
-    if unlabeled.kind == "anonymised" and unlabeled.support > everybody:
-        raise IdiolectError(
-            f"config key 'unlabeled.support' is {unlabeled.support}, but there are "
-            f"{everybody} users in all: lower it, find more users, or use another "
-            "unlabeled.kind."
-        )
-    if unlabeled.kind == "others" and everybody < 2:
-        raise IdiolectError(
-            "config key 'unlabeled.kind' is 'others', but there is one user in all: set "
-            "users or development-users higher, or use another unlabeled.kind."
-        )
+    refuse_if(
+        unlabeled.kind == "anonymised" and unlabeled.support > everybody,
+        f"config key 'unlabeled.support' is {unlabeled.support}, but there are "
+        f"{everybody} users in all: lower it, find more users, or use another "
+        "unlabeled.kind.",
+    )
+    refuse_if(
+        unlabeled.kind == "others" and everybody < 2,
+        "config key 'unlabeled.kind' is 'others', but there is one user in all: set "
+        "users or development-users higher, or use another unlabeled.kind.",
+    )
 
 
 def check_budget(config: Config, dataset: Dataset) -> None:
@@ -72,8 +72,8 @@ def check_budget(config: Config, dataset: Dataset) -> None:
     privacy = config.privacy
     if privacy.mode == "off" or privacy.epsilon == math.inf:
         return
-    noise = scaled(config, privacy.noise or MOST_NOISE)
-    planned = programme(config, noise, population_of(config, dataset))
+    people = population_of(config, dataset)
+    planned = programme(config, privacy.noise or MOST_NOISE, people)
     # With a noise of its own a run makes the releases that it can afford.
     for events in [{event: 1} for event in planned] if privacy.noise else [planned]:
         spent = epsilons(events, privacy.delta, privacy.participations).release

@@ -40,9 +40,13 @@ def follow(
         The run failed, or its process ended without saying so.
     """
     pid, asked = 0, time.monotonic()
+
+    def gone() -> bool:
+        return not processes.is_marked(pid, mark)
+
     while True:
         # Checked before the events are read, so that the last ones are not missed.
-        alive = up() and (not pid or processes.is_marked(pid, mark))
+        alive = up() and not (pid and gone())
         events, offset = results.read_events(plan.metrics, offset)
         for event in events:
             yield event
@@ -51,7 +55,8 @@ def follow(
             elif event["event"] == "finished":
                 return
             elif event["event"] == "failed":
-                wait_for_end(pid, mark)
+                # It may still write its traceback to the log.
+                processes.wait_until(gone, 5.0)
                 raise _failure(event, plan)
         if not alive:
             begun = (plan.folder / "config.toml").is_file()
@@ -75,10 +80,3 @@ def _failure(event: Mapping[str, Any], plan: Plan) -> IdiolectError:
         f"traceback is at the end of {plan.log}; report it, and continue with "
         f"--resume {plan.folder.name}."
     )
-
-
-def wait_for_end(pid: int, mark: str, patience: float = 5.0) -> None:
-    """Give a failing run some time to write its traceback to the log."""
-    deadline = time.monotonic() + patience
-    while processes.is_marked(pid, mark) and time.monotonic() < deadline:
-        time.sleep(0.1)

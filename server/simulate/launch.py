@@ -15,17 +15,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ...common.config import (
-    flat_toml,
-)
-from ...common.errors import IdiolectError
+from ...common.config import flat_toml
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import private, private_folder, write_atomically
 from ...common.text import printable
 from ..run import results
@@ -33,7 +30,7 @@ from . import processes
 from .environment import flower_environment, remove_folder, short_folder
 from .follow import follow
 from .plan import Plan, built_in_app, fetch_backbone, finished
-from .progress import Display
+from .progress import Display, say
 from .simulator import ALONE
 
 # Seconds until a process that was asked to end is killed. A run can be killed at any moment
@@ -65,8 +62,7 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
     patience = PATIENCE
     try:
         place = private_place(plan, mark)
-        said = printable(f"run {name} in {output}", 1000)
-        console.print(said, markup=False, highlight=False, soft_wrap=True)
+        say(console, f"run {name} in {output}")
         with Display(console) as display:
             process = start(plan, place, private_environment(plan, place, mark))
             for event in follow(plan, offset, lambda: process.poll() is None, mark):
@@ -93,11 +89,9 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
 
 def say_stopping(plan: Plan, console: Console) -> None:
     """Say at once that a run is being ended, and how to continue it."""
-    if (plan.folder / "config.toml").is_file():
-        said = f"stopping; go on with\n    {resuming(plan)}"
-    else:
-        said = "stopping; nothing has begun yet, so give the same command again"
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    begun = (plan.folder / "config.toml").is_file()
+    again = "stopping; nothing has begun yet, so give the same command again"
+    say(console, f"stopping; go on with\n    {resuming(plan)}" if begun else again)
 
 
 def resuming(plan: Plan) -> str:
@@ -125,19 +119,16 @@ def claim(plan: Plan, console: Console) -> None:
     """End what an earlier `simulate` left; refuse a run that another process writes."""
     name, mark = plan.folder.name, read_record(plan).get("mark", "")
     if mark and processes.marked(mark):
-        said = printable(f"ending what is left of the last start of {name}")
-        console.print(said, markup=False)
+        say(console, f"ending what is left of the last start of {name}")
         processes.end(mark)
         # A process that ends loses its environment, which has the mark, before it releases
         # its files.
-        deadline = time.monotonic() + UNLOCK_SECONDS
-        while results.is_locked(plan.folder) and time.monotonic() < deadline:
-            time.sleep(0.1)
-    if results.is_locked(plan.folder):
-        raise IdiolectError(
-            f"run '{name}' is being written by a process that `simulate` did not "
-            "start: end that one, or wait until it has finished."
-        )
+        processes.wait_until(lambda: not results.is_locked(plan.folder), UNLOCK_SECONDS)
+    refuse_if(
+        results.is_locked(plan.folder),
+        f"run '{name}' is being written by a process that `simulate` did not "
+        "start: end that one, or wait until it has finished.",
+    )
     clear(plan)
 
 
@@ -170,8 +161,10 @@ def private_place(plan: Plan, mark: str) -> Path:
             "set --output-dir to a folder that can."
         ) from None
     place = short_folder()
-    record = {"mark": mark, "pid": os.getpid(), "place": str(place)}
-    results.write_json(plan.scratch / "process.json", record)
+    results.write_json(
+        plan.scratch / "process.json",
+        {"mark": mark, "pid": os.getpid(), "place": str(place)},
+    )
     write_atomically(plan.scratch / "run.toml", flat_toml(plan.settings).encode())
     return place
 

@@ -21,10 +21,12 @@ from ...common.config import (
     presets,
 )
 from ...common.config.old import current
-from ...common.config.options import OPTIONS, split
-from ...common.errors import IdiolectError
-from ...common.text import printable, read_toml
+from ...common.config.parse import OPTIONS, split
+from ...common.data.load import load_dataset
+from ...common.errors import IdiolectError, refuse_if
+from ...common.text import read_toml
 from ..run import results
+from .progress import say
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,8 @@ class Plan:
     @property
     def log(self) -> Path:
         """File with the output of Flower, Ray and the run after the end of the run."""
-        if self.server_log is not None:
-            return self.server_log
         place = self.folder if self.folder.is_dir() else self.scratch
-        return place / "run.log"
+        return self.server_log or place / "run.log"
 
     @property
     def metrics(self) -> Path:
@@ -91,22 +91,22 @@ def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Pl
     """
     config, options = configured(app, words, cwd)
     folder = Path(options.folder, options.name)
-    if config.on_devices:
-        raise IdiolectError(
-            "task 'text' is what owners keep on their devices: run it there by "
-            "`idiolect-server run`, or set task=headline to simulate."
-        )
+    refuse_if(
+        config.on_devices,
+        "task 'text' is what owners keep on their devices: run it there by "
+        "`idiolect-server run`, or set task=headline to simulate.",
+    )
     check_backbone(config.backbone)
-    check_data(config)
+    load_dataset(config)
     check_folder(folder.parent)
     refuse_broken(app)
-    cores = len(os.sched_getaffinity(0))
     most = config.users + config.development_users
-    nodes = min(cores, 8, most) if nodes is None else nodes
-    if not 1 <= nodes <= most:
-        raise IdiolectError(
-            f"--nodes is {nodes}, but there are {most} users: use 1 to {most}."
-        )
+    if nodes is None:
+        nodes = min(len(os.sched_getaffinity(0)), 8, most)
+    refuse_if(
+        not 1 <= nodes <= most,
+        f"--nodes is {nodes}, but there are {most} users: use 1 to {most}.",
+    )
     if not folder.exists():  # a resumed run may be past what is checked
         from .checks import check_start
 
@@ -129,11 +129,12 @@ def configured(app: Path, words: Sequence[str], cwd: Path) -> tuple[Config, RunO
     options = split({**listed, **words_given})[0]
     folder = str(cwd / Path(options.folder).expanduser()) if options.folder else ""
     options = replace(options, folder=str(results.runs_folder(folder)))
-    given = {
-        name: configuration.parse_word(name, str(text))
-        for name, text in split(words_given)[1].items()
-    }
-    given = current(given)
+    given = current(
+        {
+            name: configuration.parse_word(name, str(text))
+            for name, text in split(words_given)[1].items()
+        }
+    )
     base = current(split(listed)[1])
     preset = presets.read(str({**base, **given}.get("preset", "")))
     config = resolve_paths(configuration.parse({**base, **preset, **given}), cwd)
@@ -148,8 +149,7 @@ def read_app(app: Path) -> dict[str, Any]:
     """Read the settings in a Flower app's ``pyproject.toml``, with flat keys."""
     file = app / "pyproject.toml"
     try:
-        table = read_toml(file.read_text())
-        settings = _flat(table["tool"]["flwr"]["app"]["config"])
+        settings = _flat(read_toml(file.read_text())["tool"]["flwr"]["app"]["config"])
     except FileNotFoundError:
         raise IdiolectError(
             f"{file} does not exist: give the folder of a Flower app, for example "
@@ -162,11 +162,11 @@ def read_app(app: Path) -> dict[str, Any]:
         ) from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise IdiolectError(f"{file} is not valid TOML ({error}): repair it.") from None
-    known = (*configuration.FIELDS, *OPTIONS)
-    if missing := [name for name in known if name not in settings]:
-        raise IdiolectError(
-            f"{file} lists no '{missing[0]}' in [tool.flwr.app.config], and Flower "
-            "passes on only what is listed: copy the table of simulations/lamp."
+    for name in (*configuration.FIELDS, *OPTIONS):
+        refuse_if(
+            name not in settings,
+            f"{file} lists no '{name}' in [tool.flwr.app.config], and Flower passes on "
+            "only what is listed: copy the table of simulations/lamp.",
         )
     return settings
 
@@ -174,19 +174,16 @@ def read_app(app: Path) -> dict[str, Any]:
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return flat
 
 
 def _split(word: str) -> tuple[str, str]:
     name, equals, text = word.partition("=")
-    if not equals:
-        raise IdiolectError(
-            f"-c takes key=value, not '{word}': see docs/configuration.md."
-        )
+    refuse_if(
+        not equals, f"-c takes key=value, not '{word}': see docs/configuration.md."
+    )
     return name.strip(), text
 
 
@@ -204,16 +201,16 @@ def named(config: Config, options: RunOptions) -> RunOptions:
     """Choose the name of a new run, or check the one that was given."""
     output = Path(options.folder)
     if name := options.name:
-        if name == "latest" or name.startswith(".") or "/" in name:
-            raise IdiolectError(
-                f"the name of a run is '{name}': it names a folder; use letters, digits "
-                "and dashes, and not 'latest'."
-            )
-        if (output / name).exists():
-            raise IdiolectError(
-                f"run '{name}' exists in {output}: choose another --name, or continue it "
-                f"with --resume {name}."
-            )
+        refuse_if(
+            name == "latest" or name.startswith(".") or "/" in name,
+            f"the name of a run is '{name}': it names a folder; use letters, digits "
+            "and dashes, and not 'latest'.",
+        )
+        refuse_if(
+            (output / name).exists(),
+            f"run '{name}' exists in {output}: choose another --name, or continue it "
+            f"with --resume {name}.",
+        )
     else:
         stem = f"{config.task.lower()}-{time.strftime('%Y%m%d-%H%M%S')}"
         names = (f"{stem}-{n}" if n > 1 else stem for n in itertools.count(1))
@@ -239,15 +236,15 @@ def resumed(
             "install that version, or start a new run."
         ) from None
     preset = presets.read(str(given.get("preset", "")))
-    together = {**flatten(saved), **preset, **given}
-    wanted = resolve_paths(configuration.parse(together), cwd)
-    changed = configuration.differences(saved, wanted)
+    wanted = configuration.parse({**flatten(saved), **preset, **given})
+    changed = configuration.differences(saved, resolve_paths(wanted, cwd))
     # A preset also changes keys that were not given.
-    if changed := [name for name in changed if name in given] or changed:
-        raise IdiolectError(
-            f"run '{folder.name}' was started with another {', '.join(changed)}: "
-            "resume it without that key, or start a new run."
-        )
+    changed = [name for name in changed if name in given] or changed
+    refuse_if(
+        changed,
+        f"run '{folder.name}' was started with another {', '.join(changed)}: resume it "
+        "without that key, or start a new run.",
+    )
     return saved, RunOptions(folder.name, folder.name, str(folder.parent))
 
 
@@ -257,31 +254,29 @@ def check_backbone(name: str) -> None:
         return
     path = Path(name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise IdiolectError(
-                f"the backbone folder {path} has no config.json: give a folder as "
-                "save_pretrained of transformers writes it."
-            )
-        return
+        return refuse_if(
+            not (path / "config.json").is_file(),
+            f"the backbone folder {path} has no config.json: give a folder as "
+            "save_pretrained of transformers writes it.",
+        )
     absolute_backbone(name)  # refuses a path
-    if os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0"):
-        return
-    from huggingface_hub import try_to_load_from_cache
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        from huggingface_hub import try_to_load_from_cache
 
-    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
-        raise IdiolectError(
+        refuse_if(
+            not isinstance(try_to_load_from_cache(name, "config.json"), str),
             f"the backbone '{name}' is not in the local cache and HF_HUB_OFFLINE is "
-            "set: unset it, or give a folder."
+            "set: unset it, or give a folder.",
         )
 
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder where runs can't be written."""
     there = next(place for place in (folder, *folder.parents) if place.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise IdiolectError(
-            f"runs can't be written to {folder}: set --output-dir to a folder that can."
-        )
+    refuse_if(
+        not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)),
+        f"runs can't be written to {folder}: set --output-dir to a folder that can.",
+    )
 
 
 def fetch_backbone(name: str) -> None:
@@ -294,13 +289,6 @@ def fetch_backbone(name: str) -> None:
     from ...common.engine.backbone import locate
 
     locate(name)
-
-
-def check_data(config: Config) -> None:
-    """Read the users once: bad data is refused before anything starts."""
-    from ...common.data.load import load_dataset
-
-    load_dataset(config)
 
 
 def refuse_broken(app: Path) -> None:
@@ -324,6 +312,5 @@ def finished(plan: Plan, console: Console) -> dict[str, Any] | None:
     """Return the results of a resumed run that has finished already; otherwise None."""
     if not plan.resumed or results.state_of(plan.folder) != "finished":
         return None
-    said = printable(f"run {plan.folder.name} has finished already")
-    console.print(said, markup=False, highlight=False)
+    say(console, f"run {plan.folder.name} has finished already")
     return results.load(str(plan.folder.parent), plan.folder.name)

@@ -8,10 +8,11 @@ process id alone is never trusted, because it may have been given to another pro
 since: the time of the process's start goes with it.
 """
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 VARIABLE = "IDIOLECT_SIMULATION"
@@ -20,6 +21,14 @@ VARIABLE = "IDIOLECT_SIMULATION"
 LOOKS = 6
 # Seconds that killed processes may take to be gone: on a busy machine, many.
 KILLED = 30.0
+
+
+def wait_until(done: Callable[[], bool], patience: float, pause: float = 0.1) -> bool:
+    """Look until something is so, for so many seconds; return whether it is so."""
+    deadline = time.monotonic() + patience
+    while not (found := done()) and time.monotonic() < deadline:
+        time.sleep(pause)
+    return found
 
 
 def is_marked(pid: int, mark: str) -> bool:
@@ -99,14 +108,10 @@ def _is(pid: int, born: int) -> bool:
 
 def _send(pid: int, born: int, number: int) -> None:
     """Signal a process that can't be exchanged for another between check and signal."""
-    try:
+    with contextlib.suppress(OSError):  # it has ended, or is another account's
         handle = os.pidfd_open(pid)
-    except OSError:
-        return
-    try:
-        if _is(pid, born):
-            signal.pidfd_send_signal(handle, number)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(handle)
+        try:
+            if _is(pid, born):
+                signal.pidfd_send_signal(handle, number)
+        finally:
+            os.close(handle)

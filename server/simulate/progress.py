@@ -13,10 +13,15 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from ...common.text import shown
+from ...common.text import lines, shown
 
 NARROW = 115  # columns: with fewer the words alone fit, and a bar would cut them
 PLAIN_SECONDS = 10.0  # between two lines of the same phase where there is no terminal
+
+
+def say(console: Console, text: str) -> None:
+    """Print lines that may quote anybody, as they are: they can be copied."""
+    console.print(lines(text), markup=False, highlight=False, soft_wrap=True)
 
 
 class Display:
@@ -53,21 +58,19 @@ class Display:
                 self._say(event["phase"], float(self.bar.tasks[0].completed), "")
             case "progress":
                 done = f"{event['done']}/{event['total']} users"
-                text = " · ".join(filter(None, (event["phase"], event["label"], done)))
+                text = _joined(event["phase"], event["label"], done)
                 self._say(text, event["fraction"], self._left(event["fraction"]))
             case "waiting":
-                line = f"       {waiting(event)}"
-                self.console.print(line, markup=False, highlight=False)
+                self.console.print(
+                    f"       {waiting(event)}", markup=False, highlight=False
+                )
             case "warning":
-                self.console.print(
-                    f"warning: {event['message']}", style="yellow", markup=False
-                )
+                self._warn(event["message"])
             case "user" if event.get("error"):
-                self.console.print(
-                    f"warning: user {event['user']}: {event['error']}",
-                    style="yellow",
-                    markup=False,
-                )
+                self._warn(f"user {event['user']}: {event['error']}")
+
+    def _warn(self, text: str) -> None:
+        self.console.print(f"warning: {text}", style="yellow", markup=False)
 
     def _left(self, fraction: float) -> str:
         """Time left at the speed seen so far; a resumed run starts above zero."""
@@ -90,8 +93,11 @@ class Display:
         now = time.monotonic()
         if step != heading or now - last > PLAIN_SECONDS:
             self.printed = (step, now)
-            line = " · ".join(filter(None, (f"{fraction:4.0%}", text, left)))
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(self.console, _joined(f"{fraction:4.0%}", text, left))
+
+
+def _joined(*parts: str) -> str:
+    return " · ".join(filter(None, parts))
 
 
 def waiting(event: dict[str, Any]) -> str:

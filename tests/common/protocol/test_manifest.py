@@ -341,15 +341,15 @@ def test_a_key_is_made_once(tmp_path):
 
 def test_only_the_owner_can_ever_read_the_key(tmp_path, monkeypatch):
     modes = []
-    link, fdopen = os.link, os.fdopen
+    really_open = os.open
 
-    def seen_mode(handle, *arguments, **more):
+    def seen_mode(*arguments):
+        handle = really_open(*arguments)
         modes.append(stat.S_IMODE(os.fstat(handle).st_mode))  # before a byte is written
-        return fdopen(handle, *arguments, **more)
+        return handle
 
-    monkeypatch.setattr(os, "fdopen", seen_mode)
+    monkeypatch.setattr(os, "open", seen_mode)
     monkeypatch.setattr(os, "chmod", None)
-    monkeypatch.setattr(os, "link", link)
     path = tmp_path / "signing-key"
     before = os.umask(0)
     try:

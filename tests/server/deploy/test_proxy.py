@@ -31,6 +31,7 @@ from flwr.supercore.date import now
 from idiolect.common.protocol.turned_away import CLOCK, REVOKED, STRANGER, UNREGISTERED
 from idiolect.server.deploy import authorization as auth
 from idiolect.server.deploy import proxy
+from idiolect.server.deploy.database import opened
 from idiolect.server.deploy.quota import Bucket, Shares, neighbourhood
 from tests.server import running_proxy
 from tests.server.running_proxy import Device, Place
@@ -551,7 +552,7 @@ def test_the_list_of_messages_is_searched_rarely_for_one_device(place, device):
     """The search takes as long as there are messages, and holds everybody up."""
     mine = f"m{device.node}"
     deliver(place, device, mine, *(f"{mine}-{n}" for n in range(100)))
-    with auth.opened(place.folder / "flower" / "state.db") as database:
+    with opened(place.folder / "flower" / "state.db") as database:
         trees = auth.Trees()
         run = 2**64 - 5
         for n in range(100):  # one search, whose answer is remembered

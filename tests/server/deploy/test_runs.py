@@ -52,8 +52,8 @@ def left(folder, tmp_path):
 
 
 def test_a_run_is_found_by_its_name_or_as_the_latest(folder, left):
-    assert runs.submitted(folder, "left") == runs.Submitted("4711", left)
-    assert runs.submitted(folder, "latest").folder == left
+    assert runs.submitted(folder, "left") == ("4711", left)
+    assert runs.submitted(folder, "latest")[1] == left
     for name in ("right", "../left", "", "\x1b[2J"):
         with pytest.raises(
             IdiolectError, match="was submitted to the server"

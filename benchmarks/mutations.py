@@ -242,7 +242,7 @@ MUTATIONS = (
         "A token after a shared beginning does not see it",
         "common/engine/layout.py",
         "seen = (distance >= 0) & (distance < (window or distance.shape[2]))",
-        "seen = (distance >= 0) & (distance <= own[:, :1, None] - self.before[:, None, None])",
+        "seen = (distance >= 0) & (distance < self.query.shape[1])",
         "test_scores_and_gradients_are_those_of_rows_alone",
     ),
     Mutation(

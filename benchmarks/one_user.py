@@ -7,7 +7,7 @@ unlabeled items (3 epochs, rank 8 on every projection, float32):
 
 `cold`, `warm`  this engine with C-BPO: alpha, reference scores, training. Cold computes
                 the reference scores; warm finds them, as every method after the first does
-`small`         `cold` with `engine.microbatch=8`: half of a step's rows at once
+`small`         `cold` with `engine.memory=300`: megabytes above the backbone
 `trl`           trl's KTOTrainer with peft, as it comes, but without gradient
                 checkpointing, which costs time and saves no memory that a model this
                 small would need
@@ -84,8 +84,7 @@ def ours(backbone_name: str, peer: str) -> Callable[[], object]:
 
     config, reference, user, unlabeled, _ = prepared(backbone_name)
     if peer == "small":
-        fewer = replace(config.engine, microbatch=config.personalise.batch)
-        config = replace(config, engine=fewer)
+        config = replace(config, engine=replace(config.engine, memory=300))
 
     def work() -> object:
         return personalise(reference, [user], unlabeled, METHOD, RATE, config)

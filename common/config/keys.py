@@ -105,9 +105,17 @@ class Engine:
         1024,
         affects=(SHARED, RESULTS),
     )
+    memory: int = key(
+        0,
+        "megabytes that training may use above the backbone: activations that do not fit "
+        "are computed again, rows that still do not fit are taken in parts; 0: what is "
+        "free, less a reserve",
+        0,
+        2**24,
+    )
     microbatch: int = key(
         0,
-        "rows per forward pass and user in training; 0: a whole step",
+        "rows per forward pass and user in training; 0: what the memory allows",
         0,
         MOST_BATCH,
         affects=(SHARED, RESULTS),

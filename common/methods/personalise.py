@@ -56,6 +56,7 @@ def training_settings(config: Config, learning_rate: float) -> TrainingSettings:
         learning_rate=learning_rate,
         epochs=config.personalise.epochs,
         batch=config.personalise.batch,
+        memory=config.engine.memory << 20,
         microbatch=config.engine.microbatch,
         seed=config.seed,
     )

@@ -36,6 +36,7 @@ def shared_update(
         learning_rate=config.adapt.learning_rate,
         epochs=1,
         batch=config.adapt.batch,
+        memory=config.engine.memory << 20,
         microbatch=config.engine.microbatch,
         train_a=False,
         seed=config.seed,

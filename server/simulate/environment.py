@@ -85,8 +85,8 @@ def inherited(environment: Mapping[str, str]) -> dict[str, str]:
 def trusted_folders(paths: str) -> str:
     """Return the folders of a ``LD_LIBRARY_PATH`` that no other account can fill.
 
-    On some machines the driver of the GPU is only there, so the variable cannot be left out.
-    But an account that can write to one of its folders can bring code. An empty or relative
+    On some machines the driver of the GPU is only there, so the variable cannot be left
+    out. But an account that can write to one of its folders can bring code. An empty or relative
     entry means the current folder of a process, and is left out too.
     """
     return os.pathsep.join(

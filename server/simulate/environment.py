@@ -86,8 +86,8 @@ def trusted_folders(paths: str) -> str:
     """Return the folders of a ``LD_LIBRARY_PATH`` that no other account can fill.
 
     On some machines the driver of the GPU is only there, so the variable cannot be left
-    out. But an account that can write to one of its folders can bring code. An empty or relative
-    entry means the current folder of a process, and is left out too.
+    out. But an account that can write to one of its folders can bring code. An empty or
+    relative entry means the current folder of a process, and is left out too.
     """
     return os.pathsep.join(
         path for path in paths.split(os.pathsep) if path.startswith("/") and _safe(path)

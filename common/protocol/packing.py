@@ -166,7 +166,7 @@ def read_head(
     IdiolectError
         The record is a `Failure` or a `Missing`.
     """
-    head: Mapping[str, Any] = record.config_records.get("message") or {}
+    head = cast(Mapping[str, Any], record.config_records.get("message") or {})
     schema = head.get("schema", SCHEMA)
     refuse_if(
         schema != SCHEMA,

@@ -1,5 +1,11 @@
 """The exceptions whose sentence a user of idiolect reads."""
 
+import contextlib
+from collections.abc import Iterator
+from typing import TypeVar
+
+Some = TypeVar("Some")
+
 
 class IdiolectError(Exception):
     """Something the user can put right: one clear sentence, and the next step.
@@ -24,3 +30,33 @@ def refuse_if(
     """Raise an error with this sentence where something is wrong."""
     if wrong:
         raise error(sentence)
+
+
+def required(
+    value: Some | None, sentence: str, error: type[IdiolectError] = IdiolectError
+) -> Some:
+    """Return a value; where there is none, raise an error with this sentence."""
+    if value is None:
+        raise error(sentence)
+    return value
+
+
+@contextlib.contextmanager
+def explained(
+    what: str,
+    then: str,
+    errors: type[Exception] | tuple[type[Exception], ...] = OSError,
+) -> Iterator[None]:
+    """Turn an error in the block into the sentence `WHAT (the error's words): THEN`.
+
+    Parameters
+    ----------
+    what, then
+        What went wrong, and the next step.
+    errors
+        Which errors.
+    """
+    try:
+        yield
+    except errors as error:
+        raise IdiolectError(f"{what} ({words_of(error)}): {then}.") from error

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
@@ -282,18 +282,18 @@ def _terminated(*_: object) -> NoReturn:
 def _runs(options: argparse.Namespace) -> None:
     from .run import results
 
-    found = list(results.runs(options.output_dir))
+    found = results.runs(options.output_dir)
     if options.json:
-        return tell_json([asdict(line) for line in found], 2)
+        return tell_json(found, 2)
     if not found:
         return tell(f"no runs in {results.runs_folder(options.output_dir)}")
     rows: list[tuple[str, ...]] = [
         ("run", "state", "task", "backbone", "users", "started")
     ]
     for line in found:
-        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.started))
-        cells = (line.name, line.state, line.task, line.backbone, str(line.users))
-        rows.append((*map(printable, cells), started if line.started else "–"))
+        *cells, first = line.values()
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(first))
+        rows.append((*map(printable, map(str, cells)), started if first else "–"))
     # A pipe has no width: there every run has one line.
     wide = _console().width if sys.stdout.isatty() or "COLUMNS" in os.environ else 10**6
     tell("\n".join(results.listed(rows, wide)))

@@ -96,7 +96,7 @@ def hostile(tmp_path, monkeypatch):
     written = {"personal": HOSTILE, "shared": HOSTILE}
     monkeypatch.setattr(owner, "write", lambda *_: written)
     monkeypatch.setattr(
-        "idiolect.client.node.supervisor.keep_running",
+        "idiolect.client.node.worker.keep_running",
         lambda _vault, _key, say: say(HOSTILE),
     )
     return path
@@ -185,7 +185,7 @@ def test_a_server_shows_only_what_prints(tmp_path, capfd, monkeypatch):
     found["privacy"]["not_covered"] = [HOSTILE]
     runs = tmp_path / "runs"
     (runs / NAME).mkdir(parents=True)
-    results.write(runs / NAME, found)
+    results.write_json(runs / NAME / "results.json", found)
     event = {"event": "failed", "message": HOSTILE}
     (runs / NAME / "metrics.jsonl").write_text(json.dumps(event) + "\n")
     (runs / NAME / "config.toml").write_text('task = "text"\n')

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.text import tell, tell_json, tell_sentence
 from ..owner import unlock
 from ..owner.database import is_there
@@ -47,10 +47,10 @@ class Answer:
 
 def opened(options: argparse.Namespace, trusting: bool = False) -> Vault:
     """Open the vault that a command line names (`Vault.open`)."""
-    if not is_there(options.vault):
-        raise IdiolectError(
-            f"there is no vault at {options.vault}: make one by `idiolect vault init`."
-        )
+    refuse_if(
+        not is_there(options.vault),
+        f"there is no vault at {options.vault}: make one by `idiolect vault init`.",
+    )
     key = unlock.unlock(options.vault, options.passphrase_file)
     return Vault.open(options.vault, key, trusting)
 
@@ -88,12 +88,11 @@ def private(given: str | None, what: str, rest: bool = True) -> str:
         raise IdiolectError(
             f"the {what} is not UTF-8 text: save it as UTF-8."
         ) from None
-    if len(text) > LONGEST:
-        raise IdiolectError(
-            f"the {what} has more than {LONGEST} characters: give a shorter one."
-        )
-    if not text.strip():
-        raise IdiolectError(f"there is no {what} on standard input: write one.")
+    refuse_if(
+        len(text) > LONGEST,
+        f"the {what} has more than {LONGEST} characters: give a shorter one.",
+    )
+    refuse_if(not text.strip(), f"there is no {what} on standard input: write one.")
     return text.strip("\r\n")
 
 
@@ -107,11 +106,11 @@ def sure(options: argparse.Namespace, what: str) -> None:
     """
     if options.yes:
         return
-    if not sys.stdin.isatty():
-        raise IdiolectError(f"{what}: confirm with --yes.")
+    refuse_if(not sys.stdin.isatty(), f"{what}: confirm with --yes.")
     try:
         said = input(f"{what}. Go on (yes/no)? ")
     except EOFError:
         said = ""
-    if said.strip() != "yes":
-        raise IdiolectError("nothing was done, since the answer was not 'yes'.")
+    refuse_if(
+        said.strip() != "yes", "nothing was done, since the answer was not 'yes'."
+    )

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
@@ -9,11 +10,11 @@ from time import localtime, strftime
 from typing import Any
 
 from ...common.data.types import Prompt
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, explained, refuse_if
 from ...common.files import write_new
 from ...common.text import printable
 from ..owner import history, unlock
-from ..owner.alone import note_of
+from ..owner.database import note_of
 from ..owner.history import Entry
 from ..owner.vault import Vault
 from .answer import ASK, Answer, opened, private, sure
@@ -43,11 +44,10 @@ def import_file(options: argparse.Namespace) -> Answer:
         else:
             new = history.add(vault, found.entries, source)
     known = len(found.entries) - new
-    disliked = sum(not entry.liked for entry in found.entries)
     pairs = "1 pair" if new == 1 else f"{new} pairs"
     verb = "would be added" if options.dry_run else "added"
     text = f"{pairs} {verb} from '{printable(source)}', {known} were there already."
-    if disliked:
+    if disliked := sum(not entry.liked for entry in found.entries):
         text += f" {disliked} of the file's are disliked."
     if other:
         text += (
@@ -55,8 +55,8 @@ def import_file(options: argparse.Namespace) -> Answer:
             "`idiolect feedback` changes it."
         )
     account = {k: v for k, v in vars(found).items() if k not in ("entries", "table")}
-    said = {"new": new, "known": known, "source": source, "other_verdict": other}
-    return Answer(said | account, f"{fill(text, 80)}\n{report(found)}")
+    counts = {"new": new, "known": known, "source": source, "other_verdict": other}
+    return Answer(counts | account, f"{fill(text, 80)}\n{report(found)}")
 
 
 def list_pairs(options: argparse.Namespace) -> Answer:
@@ -101,9 +101,7 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 def sources(vault: Vault, _options: argparse.Namespace) -> Answer:
     """List the sources, with their numbers of pairs."""
-    counts: dict[str, int] = {}
-    for entry in history.entries(vault):
-        counts[entry.source] = counts.get(entry.source, 0) + 1
+    counts = Counter(entry.source for entry in history.entries(vault))
     lines = [f"{count:6}  {printable(source)}" for source, count in counts.items()]
     return Answer(counts, "\n".join(lines) or "nothing.")
 
@@ -111,20 +109,19 @@ def sources(vault: Vault, _options: argparse.Namespace) -> Answer:
 def export(vault: Vault, options: argparse.Namespace) -> Answer:
     """Write the history in clear."""
     lines = [json.dumps(_plain(entry)) for entry in history.entries(vault)]
-    try:
+    with explained(f"{options.file} cannot be written", "name a new file"):
         write_new(options.file, "".join(f"{line}\n" for line in lines).encode())
-    except OSError as error:
-        raise IdiolectError(
-            f"{options.file} cannot be written ({error.strerror}): name a new file."
-        ) from error
-    text = f"{len(lines)} pairs are in {options.file}, in clear."
-    return Answer({"pairs": len(lines)}, text)
+    return Answer(
+        {"pairs": len(lines)}, f"{len(lines)} pairs are in {options.file}, in clear."
+    )
 
 
 def feedback(options: argparse.Namespace) -> Answer:
     """Like or dislike a pair of the history, or a new one."""
-    if bool(options.id) == bool(options.text):
-        raise IdiolectError("say what it is about: an ID, or a new pair by --text.")
+    refuse_if(
+        bool(options.id) == bool(options.text),
+        "say what it is about: an ID, or a new pair by --text.",
+    )
     given = None
     if not options.id:
         prompt = private(options.prompt, "prompt", options.text != ASK)
@@ -140,8 +137,10 @@ def feedback(options: argparse.Namespace) -> Answer:
 
 def forget(options: argparse.Namespace) -> Answer:
     """Erase pairs and the adapters that learnt them, or the vault; train again."""
-    if not (options.ids or options.source or options.everything):
-        raise IdiolectError("say what to forget: IDs, --source NAME, or --everything.")
+    refuse_if(
+        not (options.ids or options.source or options.everything),
+        "say what to forget: IDs, --source NAME, or --everything.",
+    )
     sure(options, "what is forgotten is gone")
     if options.everything:
         return _forget_everything(options)
@@ -172,7 +171,7 @@ def forget(options: argparse.Namespace) -> Answer:
 def _forget_everything(options: argparse.Namespace) -> Answer:
     # The key first: without it, what a crash leaves of the file cannot be read.
     unlock.forget_keyring_entry(options.vault)
-    for beside in ("", "-wal", "-shm"):
-        Path(f"{options.vault}{beside}").unlink(missing_ok=True)
-    note_of(options.vault).unlink(missing_ok=True)
+    beside = (Path(f"{options.vault}{end}") for end in ("", "-wal", "-shm"))
+    for path in (*beside, note_of(options.vault)):
+        path.unlink(missing_ok=True)
     return Answer({"everything": True}, f"{options.vault} is gone.")

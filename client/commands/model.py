@@ -7,7 +7,7 @@ not be typed while something loads, since the terminal would show it.
 import argparse
 import sys
 
-from ...common.errors import IdiolectError
+from ...common.errors import explained, refuse_if
 from ...common.text import printable, tell
 from ..owner import adapters, owner
 from ..owner.adapters import Version
@@ -37,9 +37,9 @@ def verdict(new: Version) -> str:
 
 def generate(vault: Vault, options: argparse.Namespace) -> Answer:
     """Continue the prompt that `cli` has read."""
-    budget, compare = options.max_new_tokens, options.compare
-    found = owner.write(vault, options.prompt, budget, compare)
-    lines = [f"{name + ':':10}{text}" for name, text in found.items()]
+    compare = options.compare
+    found = owner.write(vault, options.prompt, options.max_new_tokens, compare)
+    lines = (f"{name + ':':10}{text}" for name, text in found.items())
     text = "\n".join(lines) if compare else found["personal"]
     return Answer(found, text, exact=True)
 
@@ -49,7 +49,14 @@ def use(vault: Vault, options: argparse.Namespace) -> Answer:
     if options.number is None:
         found = status.adapters(vault)
         return Answer(found, "\n".join(status.adapter_lines(found)))
-    before, number = adapters.active(vault), _number(options.number)
+    given, before = options.number, adapters.active(vault)
+    numeric = given.isascii() and given.isdigit() and 0 < len(given) < 10
+    refuse_if(
+        not numeric and given != "none",
+        f"'{printable(given, 40)}' is not the number of an adapter: `idiolect use` "
+        "lists them; none uses none.",
+    )
+    number = int(given) if numeric else 0
     chosen = adapters.use(vault, number)
     text = _changed(number, before)
     if chosen and not chosen.accepted:
@@ -57,17 +64,6 @@ def use(vault: Vault, options: argparse.Namespace) -> Answer:
             "\nwhen it was trained, the model did better without it, or with another."
         )
     return Answer({"active": number}, text)
-
-
-def _number(given: str) -> int:
-    if given == "none":
-        return 0
-    if not (given.isascii() and given.isdigit() and 0 < len(given) < 10):
-        raise IdiolectError(
-            f"'{printable(given, 40)}' is not the number of an adapter: `idiolect use` "
-            "lists them; none uses none."
-        )
-    return int(given)
 
 
 def _changed(number: int, before: int) -> str:
@@ -89,18 +85,13 @@ def rollback(vault: Vault, _options: argparse.Namespace) -> Answer:
 def reset(vault: Vault, _options: argparse.Namespace) -> Answer:
     """Go back to the bare model."""
     text = _changed(0, adapters.reset(vault))
-    return Answer(
-        {"active": 0}, f"{text}\nthe next training starts from the bare model."
-    )
+    text += "\nthe next training starts from the bare model."
+    return Answer({"active": 0}, text)
 
 
 def export(vault: Vault, options: argparse.Namespace) -> Answer:
     """Write the adapter in use for PEFT."""
-    try:
+    with explained(f"{options.folder} is not a folder", "name another"):
         owner.export(vault, options.folder)
-    except OSError as error:
-        raise IdiolectError(
-            f"{options.folder} is not a folder ({error.strerror}): name another."
-        ) from error
-    text = f"{options.folder} is a PEFT adapter, in clear."
-    return Answer({"folder": str(options.folder)}, text)
+    folder = str(options.folder)
+    return Answer({"folder": folder}, f"{folder} is a PEFT adapter, in clear.")

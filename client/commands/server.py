@@ -3,13 +3,13 @@
 import argparse
 from dataclasses import asdict
 from time import localtime, strftime
+from typing import Any
 
 from ...common.config import absolute_backbone
-from ...common.errors import IdiolectError
+from ...common.errors import required
 from ...common.text import printable, tell
-from ..node import membership, supervisor
+from ..node import membership, worker
 from ..owner import consent, unlock
-from ..owner.consent import Sent
 from ..owner.vault import Vault
 from .answer import Answer, opened, sure
 
@@ -23,13 +23,13 @@ def join(options: argparse.Namespace) -> Answer:
         membership.join(vault, server)
         line = membership.public_line(vault)
     mark = membership.fingerprint(server)
-    text = (
+    return Answer(
+        {"server": server.address, "key": line, "authority": mark},
         f"joined {printable(server.address)}, whose authority is, as `serve` shows it:\n"
         f"  {mark}\n"
-        f"Send its operator this line, for `idiolect-server nodes add`:\n{line}"
+        f"Send its operator this line, for `idiolect-server nodes add`:\n{line}",
+        exact=True,
     )
-    found = {"server": server.address, "key": line, "authority": mark}
-    return Answer(found, text, exact=True)
 
 
 def run_node(options: argparse.Namespace) -> int:
@@ -37,7 +37,7 @@ def run_node(options: argparse.Namespace) -> int:
     key = unlock.unlock(options.vault, options.passphrase_file)
     with Vault.open(options.vault, key) as vault:  # before anything is started
         membership.joined(vault)
-    return supervisor.keep_running(options.vault, key, tell)
+    return worker.keep_running(options.vault, key, tell)
 
 
 def answer(vault: Vault, options: argparse.Namespace) -> Answer:
@@ -53,13 +53,19 @@ def answer(vault: Vault, options: argparse.Namespace) -> Answer:
         lines.append("`idiolect consent NAME` shows which answers there are.")
         return Answer(found, "\n".join(lines))
     choices = consent.answers_to(name)
-    given, usual = found[name], consent.DEFAULTS[name]
     if options.answer:
-        return Answer(found, f"{name} is {given} from now on.")
-    lines = [f"{name} is {given} (default: {usual})", f"  {consent.NAMES[name]}"]
-    lines += ["it takes", *(f"  {one:6} {what}" for one, what in choices.items())]
-    one = {"name": name, "value": given, "default": usual, "takes": list(choices)}
-    return Answer(one, "\n".join(lines))
+        return Answer(found, f"{name} is {found[name]} from now on.")
+    takes = "".join(f"\n  {one:6} {what}" for one, what in choices.items())
+    text = f"{consent.NAMES[name]}\nit takes{takes}"
+    return _one(name, found[name], consent.DEFAULTS[name], list(choices), text)
+
+
+def _one(name: str, value: str, usual: str, takes: Any, text: str) -> Answer:
+    """What an outflow or a setting is, and what else it may be."""
+    return Answer(
+        {"name": name, "value": value, "default": usual, "takes": takes},
+        f"{name} is {value} (default: {usual})\n  {text}",
+    )
 
 
 def settings(vault: Vault, options: argparse.Namespace) -> Answer:
@@ -79,14 +85,11 @@ def settings(vault: Vault, options: argparse.Namespace) -> Answer:
         )
         return Answer(found, "\n".join(lines))
     consent.check_name(name, consent.SETTINGS, "setting")
-    value, usual, takes = found[name], consent.SETTINGS[name], consent.takes(name)
     if options.value is not None:
-        return Answer(found, f"{name} is {value} from now on.{said}")
-    return Answer(
-        {"name": name, "value": value, "default": usual, "takes": takes},
-        f"{name} is {value} (default: {usual})\n  {consent.MEANINGS[name]}\n"
-        f"it takes {takes}",
-    )
+        return Answer(found, f"{name} is {found[name]} from now on.{said}")
+    takes = consent.takes(name)
+    text = f"{consent.MEANINGS[name]}\nit takes {takes}"
+    return _one(name, found[name], consent.SETTINGS[name], takes, text)
 
 
 def _choose(vault: Vault, name: str, value: str) -> str:
@@ -112,29 +115,23 @@ def sent(vault: Vault, _options: argparse.Namespace) -> Answer:
     found = consent.sent(vault)
     listed = [{**asdict(one), "what": consent.word_of(one.kind)} for one in found]
     notes = list(dict.fromkeys(one.why for one in found if one.why))
-    lines = [("when", "bytes", "what", "run", "protected by")] if found else []
+    row = "{:16}  {:>9}  {:8}  {:22}  {}".format
+    text = [row("when", "bytes", "what", "run", "protected by")] if found else []
     for one in found:
         when = strftime("%Y-%m-%d %H:%M", localtime(one.time))
-        run, what = printable(one.run, 60), consent.word_of(one.kind)
-        lines.append((when, str(one.bytes), what, run, _covered(one, notes)))
-    text = [
-        f"{when:16}  {size:>9}  {what:8}  {run:22}  {covered}"
-        for when, size, what, run, covered in lines
-    ]
+        why = f"none [{notes.index(one.why) + 1}]" if one.why else "none"
+        covered = why if one.epsilon is None else f"eps {one.epsilon:g}"
+        run = printable(one.run, 60)
+        text.append(row(when, one.bytes, consent.word_of(one.kind), run, covered))
     text += [f"[{n}] {printable(why, 200)}" for n, why in enumerate(notes, 1)]
     return Answer(listed, "\n".join(text) or "nothing has left.")
 
 
-def _covered(one: Sent, notes: list[str]) -> str:
-    if one.epsilon is not None:
-        return f"eps {one.epsilon:g}"
-    return f"none [{notes.index(one.why) + 1}]" if one.why else "none"
-
-
 def pause(vault: Vault, _options: argparse.Namespace) -> Answer:
     """Answer no server for now."""
-    text = "this device answers no server now; `idiolect resume` ends that."
-    return _set_paused(vault, True, text)
+    return _set_paused(
+        vault, True, "this device answers no server now; `idiolect resume` ends that."
+    )
 
 
 def resume(vault: Vault, _options: argparse.Namespace) -> Answer:
@@ -153,16 +150,15 @@ def _set_paused(vault: Vault, yes: bool, text: str) -> Answer:
 
 def leave(vault: Vault, options: argparse.Namespace) -> Answer:
     """Leave the server, and forget it."""
-    server = membership.server_of(vault)
-    if server is None:
-        raise IdiolectError(
-            "this device has joined no server, so there is none to leave: `idiolect "
-            "node join INVITATION` joins one."
-        )
-    sure(options, f"this device's key for {printable(server.address)} is erased")
-    membership.leave(vault)
-    text = (
-        f"left {printable(server.address)}. Ask its operator to revoke this device's "
-        "key as well."
+    server = required(
+        membership.server_of(vault),
+        "this device has joined no server, so there is none to leave: `idiolect node "
+        "join INVITATION` joins one.",
     )
-    return Answer({"left": True}, text)
+    address = printable(server.address)
+    sure(options, f"this device's key for {address} is erased")
+    membership.leave(vault)
+    return Answer(
+        {"left": True},
+        f"left {address}. Ask its operator to revoke this device's key as well.",
+    )

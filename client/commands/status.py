@@ -41,31 +41,34 @@ def status(vault: Vault, _options: argparse.Namespace) -> Answer:
 
 def adapters(vault: Vault) -> dict[str, Any]:
     """The adapters, and the number of the one in use; 0: none."""
-    found = [shown(one) for one in kept.versions(vault)]
-    return {"active": kept.active(vault), "adapters": found}
+    return {
+        "active": kept.active(vault),
+        "adapters": [shown(one) for one in kept.versions(vault)],
+    }
 
 
 def shown(version: Version) -> dict[str, Any]:
     """A version as JSON, without the fields that only the vault compares."""
-    found = {**asdict(version), "accepted": version.accepted}
-    for name in ("generations", "pairs", "allowed"):
-        del found[name]
-    return found
+    hidden = ("generations", "pairs", "allowed")
+    found = {name: one for name, one in asdict(version).items() if name not in hidden}
+    return {**found, "accepted": version.accepted}
 
 
 def next_step(found: Mapping[str, Any]) -> str:
     """What an owner would do next."""
-    if found["liked"] < owner.FEWEST:
-        return f"`idiolect import FILE`: training needs {owner.FEWEST} liked pairs"
-    if not found["adapters"]:
-        return "`idiolect personalize` trains an adapter"
-    if found["server"] and found["paused"]:
-        return "`idiolect resume` answers the server again"
-    if found["server"] and not found["device"]:
-        return "`idiolect node run`, when the operator has registered this device"
-    if not found["active"]:
-        return "`idiolect use N` puts an adapter into use"
-    return "`idiolect generate` writes with the adapter in use"
+    server, few = found["server"], found["liked"] < owner.FEWEST
+    steps = (
+        (few, f"`idiolect import FILE`: training needs {owner.FEWEST} liked pairs"),
+        (not found["adapters"], "`idiolect personalize` trains an adapter"),
+        (server and found["paused"], "`idiolect resume` answers the server again"),
+        (
+            server and not found["device"],
+            "`idiolect node run`, when the operator has registered this device",
+        ),
+        (not found["active"], "`idiolect use N` puts an adapter into use"),
+        (True, "`idiolect generate` writes with the adapter in use"),
+    )
+    return next(step for holds, step in steps if holds)
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -116,27 +119,27 @@ def _server(found: Mapping[str, Any]) -> list[str]:
     paused = ["paused: no server is answered until `idiolect resume`"] * found["paused"]
     if not found["server"]:
         return ["server: none joined; nothing leaves this device", *paused]
-    since = found["joined"]
+    since, device = found["joined"], found["device"]
     when = strftime(" since %Y-%m-%d %H:%M", localtime(since)) if since else ""
-    known = (
-        f"as {found['device']}"
-        if found["device"]
-        else "which has not let this device in yet"
-    )
-    joined = f"server: joined {printable(found['server'])}{when}"
-    return [f"{joined},", f"  {known}", *paused]
+    known = f"as {device}" if device else "which has not let this device in yet"
+    return [
+        f"server: joined {printable(found['server'])}{when},",
+        f"  {known}",
+        *paused,
+    ]
 
 
 def _privacy(found: Mapping[str, Any]) -> list[str]:
     """Say what runs were charged, of what the owner allows."""
     most = found["ceilings"]
-    charged = (
-        f"privacy, {found['runs']} runs together: epsilon {found['epsilon']:.4g} of "
-        f"{most['most-epsilon']}, delta {found['delta']:.3g} of {most['most-delta']}, "
-        f"{found['releases']} of {most['most-releases']} releases"
-    )
-    least = f"  in sums of at least {most['fewest-users']} users (`idiolect settings`)"
-    lines = [charged, least]
+    lines = [
+        (
+            f"privacy, {found['runs']} runs together: epsilon {found['epsilon']:.4g} of "
+            f"{most['most-epsilon']}, delta {found['delta']:.3g} of {most['most-delta']}, "
+            f"{found['releases']} of {most['most-releases']} releases"
+        ),
+        f"  in sums of at least {most['fewest-users']} users (`idiolect settings`)",
+    ]
     if found["clear"]:
         named = ", ".join(found["clear"])
         lines.append(f"  neither protected nor counted: {named} (`idiolect consent`)")

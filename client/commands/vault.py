@@ -3,7 +3,7 @@
 import argparse
 
 from ...common.config import absolute_backbone
-from ...common.errors import IdiolectError
+from ...common.errors import refuse_if
 from ..owner import unlock
 from ..owner.consent import SETTINGS, check_setting, choose
 from ..owner.database import ErasureError, is_there
@@ -13,10 +13,10 @@ from .answer import Answer, opened, sure
 
 def init(options: argparse.Namespace) -> Answer:
     """Make a vault, once the backbone is known to load."""
-    if is_there(options.vault):
-        raise IdiolectError(
-            f"there is a vault at {options.vault} already: it is left as it is."
-        )
+    refuse_if(
+        is_there(options.vault),
+        f"there is a vault at {options.vault} already: it is left as it is.",
+    )
     backbone = absolute_backbone(options.backbone)
     chosen = {"backbone": backbone, "max-length": str(options.max_length)}
     for name, value in chosen.items():

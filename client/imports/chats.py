@@ -14,6 +14,13 @@ BEFORE = 5  # messages of others right before one's own that are its prompt
 Found = Row | Left | Bad | Owner
 
 
+def _at(value: Any, *keys: str) -> Any:
+    """What lies at a path of keys in objects of JSON; None: nothing does."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
 # --- assistants ------------------------------------------------------------------------
 
 
@@ -24,16 +31,13 @@ def read_chatgpt(records: Iterator[Any], name: str) -> Iterator[Found]:
     that was shown last, from `current_node` up.
     """
     for number, record in enumerate(records, 1):
-        place = f"{name}, conversation {number}"
-        nodes = record.get("mapping") if isinstance(record, dict) else None
+        place, nodes = f"{name}, conversation {number}", _at(record, "mapping")
         if not isinstance(nodes, dict):
             yield Bad(place, "has no messages ('mapping')", "no conversation")
             continue
         branch = _branch(nodes, record.get("current_node"))
-        left = sum(_role(node) == "user" for node in nodes.values()) - sum(
-            _role(node) == "user" for node in branch
-        )
-        if left:
+        every, read = ([_role(n) for n in some] for some in (nodes.values(), branch))
+        if left := every.count("user") - read.count("user"):
             yield Left("messages on branches that were edited away", left)
         yield from _answers(_turns(branch, record), place, _PARTS, joined=True)
 
@@ -81,12 +85,16 @@ def _turns(
     branch: list[Any], record: Mapping[str, Any]
 ) -> Iterator[tuple[bool, Any, Any]]:
     for node in branch:
-        role, message = _role(node), node.get("message")
-        if role in ("user", "assistant") and not _hidden(message):
-            content = message.get("content")
-            content = content if isinstance(content, dict) else {}
-            date = message.get("create_time") or record.get("create_time")
-            yield role == "user", content.get("parts", content.get("text")), date
+        content, metadata = (_at(node, "message", k) for k in ("content", "metadata"))
+        # The service's own, such as the standing instructions.
+        hidden = _at(metadata, "is_visually_hidden_from_conversation")
+        kind = _at(content, "content_type")
+        if hidden or kind in ("user_editable_context", "thoughts", "code"):
+            continue
+        if (role := _role(node)) in ("user", "assistant"):
+            parts = _at(content, "parts")
+            date = _at(node, "message", "create_time") or record.get("create_time")
+            yield role == "user", _at(content, "text") if parts is None else parts, date
 
 
 _PARTS = (("text", "parts"), ("prompt", "the answer before"), ("date", "create_time"))
@@ -108,30 +116,19 @@ def _branch(nodes: Mapping[str, Any], leaf: Any) -> list[Any]:
 
 
 def _time(node: Any) -> float:
-    message = node.get("message") if isinstance(node, dict) else None
-    time = message.get("create_time") if isinstance(message, dict) else None
+    time = _at(node, "message", "create_time")
     return time if isinstance(time, int | float) else 0.0
 
 
-def _role(node: Any) -> str:
-    message = node.get("message") if isinstance(node, dict) else None
-    author = message.get("author") if isinstance(message, dict) else None
-    return str(author.get("role")) if isinstance(author, dict) else ""
-
-
-def _hidden(message: Mapping[str, Any]) -> bool:
-    """Whether it is the service's own, such as the standing instructions."""
-    content, more = message.get("content"), message.get("metadata")
-    kind = content.get("content_type") if isinstance(content, dict) else ""
-    hidden = isinstance(more, dict) and more.get("is_visually_hidden_from_conversation")
-    return bool(hidden) or kind in ("user_editable_context", "thoughts", "code")
+def _role(node: Any) -> Any:
+    return _at(node, "message", "author", "role")
 
 
 def read_claude(records: Iterator[Any], name: str) -> Iterator[Found]:
     """The owner's messages in ``conversations.json`` of Claude, with what they answer."""
     for number, record in enumerate(records, 1):
         place = f"{name}, conversation {number}"
-        turns = record.get("chat_messages") if isinstance(record, dict) else None
+        turns = _at(record, "chat_messages")
         if isinstance(turns, list):
             given = (_claude_turn(turn, record, place) for turn in turns)
             yield from _answers(given, place, _TEXT, joined=False)
@@ -148,33 +145,25 @@ def _claude_turn(
     if not isinstance(turn, dict):
         return Bad(place, "has a message that is not an object", "no message")
     # A message of files alone has null; newer exports repeat the text in parts.
-    text = turn.get("text")
-    content = turn.get("content") if text is None else text
+    text = turn.get("content") if turn.get("text") is None else turn["text"]
     date = turn.get("created_at") or record.get("created_at")
-    return turn.get("sender") == "human", content, date
+    return turn.get("sender") == "human", text, date
 
 
 # --- messengers ------------------------------------------------------------------------
 
 
-class _Talk:
-    """What was said last, and by whom: the prompt of the next message."""
+Said = deque[tuple[str, str]]  # who, and what; the last `BEFORE` messages
 
-    def __init__(self) -> None:
-        self.last: deque[tuple[str, str]] = deque(maxlen=BEFORE)
 
-    def prompt(self, who: str) -> str:
-        """What others said since this one last spoke, at most `BEFORE` messages."""
-        texts: list[str] = []
-        for other, text in reversed(self.last):
-            if other == who:
-                break
-            texts.append(text)
-        return "\n".join(reversed(texts))
-
-    def say(self, who: str, text: str) -> None:
-        """Note a message."""
-        self.last.append((who, text))
+def _prompt(last: Said, who: str) -> str:
+    """What others said since this one last spoke: the prompt of the next message."""
+    texts = deque[str]()
+    for other, text in reversed(last):
+        if other == who:
+            break
+        texts.appendleft(text)
+    return "\n".join(texts)
 
 
 # [31/12/2024, 21:15:03] Anna: hello    31/12/2024, 21:15 - Anna: hello
@@ -223,9 +212,8 @@ def read_whatsapp(lines: Iterator[str], name: str) -> Iterator[Found]:
 
     A line that does not begin with a date goes on with the message before it.
     """
-    talk = _Talk()
+    last = Said(maxlen=BEFORE)
     for number, date, rest in _messages(lines):
-        place = f"{name}, line {number}"
         who, colon, text = rest.partition(": ")
         text = _FILE.sub("", _EDITED.sub("", text.strip(" \r\n\t")), 1)
         if not date:
@@ -233,9 +221,11 @@ def read_whatsapp(lines: Iterator[str], name: str) -> Iterator[Found]:
         elif not colon or "\n" in who or not text or _APP.fullmatch(text):
             yield Left(NO_MESSAGE)
         else:
-            who = _person(who)
-            yield Row(place, talk.prompt(who), text, None, date, who, _WHATSAPP)
-            talk.say(who, text)
+            # Unsaved numbers stand between marks, and unsaved names behind a tilde.
+            who = who.strip(" \u200e\u200f\u202a\u202c\u202f~")
+            place, prompt = f"{name}, line {number}", _prompt(last, who)
+            yield Row(place, prompt, text, None, date, who, _WHATSAPP)
+            last.append((who, text))
 
 
 def _messages(lines: Iterator[str]) -> Iterator[tuple[int, str, str]]:
@@ -257,11 +247,6 @@ def _messages(lines: Iterator[str]) -> Iterator[tuple[int, str, str]]:
 _NARROW = {0x202F: " ", 0xA0: " "}  # before "PM"
 
 
-def _person(name: str) -> str:
-    # Unsaved numbers stand between marks, and unsaved names behind a tilde.
-    return name.strip(" \u200e\u200f\u202a\u202c\u202f~")
-
-
 _TELEGRAM = (
     ("text", "text"),
     ("prompt", "the message that it answers, or those of others before it"),
@@ -271,21 +256,20 @@ _TELEGRAM = (
 
 def read_telegram(export: Any, name: str) -> Iterator[Found]:
     """Everybody's messages in ``result.json`` of Telegram: of one chat, or of all."""
-    chats = export.get("chats")
-    chats = chats.get("list") if isinstance(chats, dict) else [export]
-    me = export.get("personal_information")
-    if isinstance(me, dict) and me.get("user_id"):
-        yield Owner(f"user{me['user_id']}")
+    several = isinstance(export.get("chats"), dict)
+    chats = export["chats"].get("list") if several else [export]
+    if me := _at(export, "personal_information", "user_id"):
+        yield Owner(f"user{me}")
     for number, chat in enumerate(chats if isinstance(chats, list) else [], 1):
-        messages = chat.get("messages") if isinstance(chat, dict) else None
+        place, messages = f"{name}, chat {number}", _at(chat, "messages")
         if isinstance(messages, list):
-            yield from _telegram_chat(messages, f"{name}, chat {number}")
+            yield from _telegram_chat(messages, place)
         else:
-            yield Bad(f"{name}, chat {number}", "has no list 'messages'", "no chat")
+            yield Bad(place, "has no list 'messages'", "no chat")
 
 
 def _telegram_chat(messages: list[Any], chat: str) -> Iterator[Found]:
-    talk, texts = _Talk(), dict[str, str]()
+    last, texts = Said(maxlen=BEFORE), dict[str, str]()
     for number, message in enumerate(messages, 1):
         place = f"{chat}, message {number}"
         if not isinstance(message, dict):
@@ -306,10 +290,9 @@ def _telegram_chat(messages: list[Any], chat: str) -> Iterator[Found]:
             yield Left("forwarded messages")
         else:
             date = message.get("date_unixtime") or message.get("date")
-            prompt = texts.get(str(message.get("reply_to_message_id"))) or talk.prompt(
-                who
-            )
+            answered = texts.get(str(message.get("reply_to_message_id")))
+            prompt = answered or _prompt(last, who)
             called = str(message.get("from") or who)
             yield Row(place, prompt, text, None, date, called, _TELEGRAM, key=who)
-        talk.say(who, text)
+        last.append((who, text))
         texts[str(message.get("id"))] = text

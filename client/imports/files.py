@@ -4,10 +4,11 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, explained, refuse_if
 from .rows import TextError
 from .tables import unique
 
@@ -58,11 +59,8 @@ def begins(path: Path, mark: bytes) -> bool:
 
 
 def _start(path: Path, length: int) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(length)
-    except OSError as error:
-        raise _unreadable(path, error) from None
+    with _reading(path), path.open("rb") as stream:
+        return stream.read(length)
 
 
 def lines_of(path: Path, encoding: str = "") -> Iterator[str]:
@@ -76,7 +74,7 @@ def lines_of(path: Path, encoding: str = "") -> Iterator[str]:
     encoding = encoding_of(path, encoding)
     number = 0
     try:
-        with path.open(encoding=encoding, newline="\n") as stream:
+        with _reading(path), path.open(encoding=encoding, newline="\n") as stream:
             while line := stream.readline(LONGEST_LINE + 1):
                 number += 1
                 if len(line) > LONGEST_LINE:
@@ -87,8 +85,6 @@ def lines_of(path: Path, encoding: str = "") -> Iterator[str]:
                 yield line
     except UnicodeError as error:
         raise _undecodable(path, encoding, number, error) from None
-    except OSError as error:
-        raise _unreadable(path, error) from None
 
 
 def is_list(path: Path, encoding: str = "") -> bool:
@@ -107,21 +103,19 @@ def records_of(path: Path, encoding: str = "") -> Iterator[Any]:
     """
     encoding = encoding_of(path, encoding)
     try:
-        with path.open(encoding=encoding) as stream:
+        with _reading(path), path.open(encoding=encoding) as stream:
             text = stream.read(_PIECE).lstrip()
             if text.startswith("["):
                 yield from _elements(stream, text[1:], path)
                 return
-            if path.stat().st_size > WHOLE:
-                raise IdiolectError(
-                    f"{path.name} has {path.stat().st_size >> 20} MiB, and "
-                    f"{WHOLE >> 20} are read of such a file: export less at a time."
-                )
+            refuse_if(
+                path.stat().st_size > WHOLE,
+                f"{path.name} has {path.stat().st_size >> 20} MiB, and "
+                f"{WHOLE >> 20} are read of such a file: export less at a time.",
+            )
             yield _parsed(text + stream.read(), path)
     except UnicodeError as error:
         raise _undecodable(path, encoding, 0, error) from None
-    except OSError as error:
-        raise _unreadable(path, error) from None
 
 
 def _elements(stream: Any, text: str, path: Path) -> Iterator[Any]:
@@ -187,18 +181,13 @@ def _undecodable(
 ) -> IdiolectError:
     after = f" (after line {number})" if number else ""
     name = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8"}.get(encoding, encoding)
-    byte = f", byte {error.object[error.start]:#04x}" if _decoding(error) else ""
+    decoding = isinstance(error, UnicodeDecodeError)
+    byte = f", byte {error.object[error.start]:#04x}" if decoding else ""
     return IdiolectError(
         f"{path.name} is not {name} text{after}{byte}: save it as UTF-8, or name its "
         "encoding, such as --encoding cp1252."
     )
 
 
-def _decoding(error: UnicodeError) -> TypeGuard[UnicodeDecodeError]:
-    return isinstance(error, UnicodeDecodeError)
-
-
-def _unreadable(path: Path, error: OSError) -> IdiolectError:
-    return IdiolectError(
-        f"{path} cannot be read ({error.strerror}): check the name and its owner."
-    )
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return explained(f"{path} cannot be read", "check the name and its owner")

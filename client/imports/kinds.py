@@ -1,12 +1,12 @@
-"""Which kinds of files are read, how each is recognised, and what is taken from it."""
+"""Which kinds of files are read, and how each is recognised."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from . import chats, files, mail, notes, profiles, tables
 from .rows import Bad, Left, Owner, Row
 
@@ -15,65 +15,18 @@ Found = Row | Left | Bad | Owner
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of file: how it is recognised, and what is taken from it."""
+    """One kind of file; docs/device.md says how each is known and what is taken from it."""
 
     name: str
-    known_by: str
-    text: str
-    prompt: str
     table: bool = False  # of rows that its owner can correct one by one
 
 
-JSONL = Kind("JSON lines", ".jsonl, .ndjson", "columns, below", "columns, below", True)
-RECORDS = Kind(
-    "JSON list", ".json: a list of objects", "columns, below", "columns, below", True
-)
-CSV = Kind("CSV", ".csv, .tsv: with a header", "columns, below", "columns, below", True)
-CHATGPT = Kind(
-    "ChatGPT",
-    "`conversations.json` with `mapping`",
-    "your messages, on the branches shown last",
-    "the answer before",
-)
-CLAUDE = Kind(
-    "Claude",
-    "`conversations.json` with `chat_messages`",
-    "your messages",
-    "the answer before",
-)
-WHATSAPP = Kind(
-    "WhatsApp",
-    "a chat exported as .txt, from Android or iPhone",
-    "`--user`'s messages",
-    f"the messages of others right before, at most {chats.BEFORE}",
-)
-TELEGRAM = Kind(
-    "Telegram",
-    "`result.json`: one chat, or all of an account",
-    "`--user`'s messages, or the account's own; none that were forwarded",
-    "the message that was answered, or as for WhatsApp",
-)
-MBOX = Kind(
-    "mbox",
-    ".mbox, also Apple Mail's folder of that name",
-    "`--user`'s mails, without what they quote and without signature",
-    "the subject",
-)
-NOTES = Kind("notes", "a folder with .txt and .md files", "each file", "its name")
-LAMP = Kind(
-    "LaMP or OPPU",
-    "`--task LaMP-1` … `LaMP-7`",
-    "`--user`'s profile and answered questions",
-    "as [data.md](data.md) says",
-)
+JSONL, RECORDS = Kind("JSON lines", True), Kind("JSON list", True)
+CSV = Kind("CSV", True)
+CHATGPT, CLAUDE = Kind("ChatGPT"), Kind("Claude")
+WHATSAPP, TELEGRAM = Kind("WhatsApp"), Kind("Telegram")
+MBOX, NOTES, LAMP = Kind("mbox"), Kind("notes"), Kind("LaMP or OPPU")
 KINDS = (JSONL, RECORDS, CSV, CHATGPT, CLAUDE, WHATSAPP, TELEGRAM, MBOX, NOTES, LAMP)
-
-
-def table() -> str:
-    """The kinds of files, as docs/device.md quotes them."""
-    lines = ["| kind | known by | text | prompt |", "| --- | --- | --- | --- |"]
-    lines += [f"| {k.name} | {k.known_by} | {k.text} | {k.prompt} |" for k in KINDS]
-    return "\n".join(lines)
 
 
 def opened(
@@ -85,14 +38,11 @@ def opened(
     if path.is_dir():
         return _folder(path)
     suffix, name = path.suffix.lower(), path.name
-    if suffix == ".mbox" or files.begins(
-        path, b"From "
-    ):  # of bytes: each mail has its own
+    # Read as bytes: each mail has its own encoding.
+    if suffix == ".mbox" or files.begins(path, b"From "):
         return MBOX, lambda: mail.read_mbox(path)
-    start = next(files.lines_of(path, encoding), "") if suffix != ".json" else ""
-
-    def lines() -> Iterator[str]:
-        return files.lines_of(path, encoding)
+    lines = partial(files.lines_of, path, encoding)
+    start = next(lines(), "") if suffix != ".json" else ""
 
     if suffix in (".jsonl", ".ndjson"):
         return JSONL, lambda: tables.read_jsonl(lines(), name)
@@ -102,41 +52,35 @@ def opened(
         return kind, lambda: tables.read_csv(lines(), name)
     if suffix == ".json":
         return _json(path, encoding)
-    if suffix == ".txt" and chats.is_whatsapp("".join(_first(lines(), 5))):
+    if suffix == ".txt" and chats.is_whatsapp("".join(islice(lines(), 5))):
         return WHATSAPP, lambda: chats.read_whatsapp(lines(), name)
     raise _unknown(path)
-
-
-def _first(lines: Iterator[str], number: int) -> list[str]:
-    return [line for line, _ in zip(lines, range(number), strict=False)]
 
 
 def _folder(path: Path) -> tuple[Kind, Callable[[], Iterator[Found]]]:
     if path.suffix == ".mbox" and (path / "mbox").is_file():
         return MBOX, lambda: mail.read_mbox(path / "mbox")
     known = ("conversations.json", "result.json", "_chat.txt")
-    if there := next((name for name in known if (path / name).is_file()), ""):
-        raise IdiolectError(
-            f"{path} is a folder with {there}: import that file, {path / there}."
-        )
+    refuse_if(
+        there := next((name for name in known if (path / name).is_file()), ""),
+        f"{path} is a folder with {there}: import that file, {path / there}.",
+    )
     return NOTES, lambda: notes.read_notes(path)
 
 
 def _json(path: Path, encoding: str) -> tuple[Kind, Callable[[], Iterator[Found]]]:
-    def records() -> Iterator[Any]:
-        return files.records_of(path, encoding)
-
+    records = partial(files.records_of, path, encoding)
     first = next(records(), None)
     keys = set(first) if isinstance(first, dict) else set()
     if "mapping" in keys:
         return CHATGPT, lambda: chats.read_chatgpt(records(), path.name)
     if "chat_messages" in keys:
         return CLAUDE, lambda: chats.read_claude(records(), path.name)
-    if {"profile", "query"} <= keys or ("profile" in keys and "input" in keys):
-        raise IdiolectError(
-            f"{path.name} is a LaMP or OPPU file: say of which task by --task LaMP-4 (or "
-            "another), and whose history by --user ID."
-        )
+    refuse_if(
+        {"profile", "query"} <= keys or ("profile" in keys and "input" in keys),
+        f"{path.name} is a LaMP or OPPU file: say of which task by --task LaMP-4 (or "
+        "another), and whose history by --user ID.",
+    )
     single = not files.is_list(path, encoding)
     if single and keys & {"chats", "personal_information", "messages"}:
         return TELEGRAM, lambda: chats.read_telegram(next(records()), path.name)

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from email import message_from_binary_file, policy
 from email.message import EmailMessage
 from email.utils import parseaddr
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError, words_of
+from ...common.errors import explained, refuse_if
 from .rows import Bad, Left, Row
 
 _COLUMNS = (("text", "body"), ("prompt", "Subject"), ("date", "Date"))
@@ -30,22 +31,14 @@ def read_mbox(path: Path) -> Iterator[Row | Left | Bad]:
     IdiolectError
         It cannot be read.
     """
-    try:
-        box: Any = mailbox.mbox(path, factory=_message, create=False)  # type: ignore
+    factory: Any = partial(message_from_binary_file, policy=policy.default)
+    absent = f"{path} cannot be read, since it does not exist: check the name."
+    errors = (OSError, mailbox.Error)
+    with explained(f"{path} cannot be read", "check the file", errors):
+        refuse_if(not path.exists(), absent)
+        box: Any = mailbox.mbox(path, factory, create=False)
         for number, key in enumerate(box.iterkeys(), 1):
             yield _mail(box, key, f"{path.name}, mail {number}")
-    except mailbox.NoSuchMailboxError:
-        raise IdiolectError(
-            f"{path} cannot be read, since it does not exist: check the name."
-        ) from None
-    except (OSError, mailbox.Error) as error:
-        raise IdiolectError(
-            f"{path} cannot be read ({words_of(error)}): check the file."
-        ) from None
-
-
-def _message(stream: Any) -> EmailMessage:
-    return message_from_binary_file(stream, policy=policy.default)
 
 
 def _mail(box: Any, key: Any, place: str) -> Row | Left | Bad:

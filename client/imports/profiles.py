@@ -6,7 +6,7 @@ from pathlib import Path
 from ...common.data.lamp import everything
 from ...common.data.lamp.forms import FORMS
 from ...common.data.lamp.items import EMPTY
-from ...common.errors import IdiolectError
+from ...common.errors import refuse_if
 from .rows import Bad, Left, Row
 
 # An item without text says nothing about its user, who stays.
@@ -26,8 +26,7 @@ def read_profiles(path: Path, task: str) -> Iterator[Row | Left | Bad]:
     IdiolectError
         There is no such task; the files are missing, not JSON, or of another task.
     """
-    if task not in FORMS:
-        raise IdiolectError(f"--task must be one of {', '.join(FORMS)}.")
+    refuse_if(task not in FORMS, f"--task must be one of {', '.join(FORMS)}.")
     for one in everything(path, task):
         place = f"{path.name}, user '{one.user}', {one.place}"
         what, reason = one.problem

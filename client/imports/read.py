@@ -13,7 +13,7 @@ from time import monotonic
 from ...common.data.cleaning import missing
 from ...common.data.dates import AmbiguousError, Order, order_of, seconds
 from ...common.data.types import Prompt
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, explained, refuse_if
 from ...common.text import printable, tell
 from ..owner.history import Entry
 from .kinds import WHATSAPP, Found, Kind, opened
@@ -22,7 +22,9 @@ from .tables import NULLS
 
 MOST = 100_000  # rows: what fits into memory, and more than a device trains on
 SECONDS = 2.0  # until progress is reported; each interval is twice the one before
-DATES = ("dmy", "mdy", "ignore")
+ORDERS: dict[str, Order] = {"dmy": "dmy", "mdy": "mdy"}
+DATES = (*ORDERS, "ignore")
+FILL = "fill or remove it"
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,10 @@ def read(path: Path, asked: Asked | None = None, say: bool = False) -> Imported:
         Names the file, the line, and what is wrong with it; nothing is imported.
     """
     asked = asked or Asked()
-    if asked.most < 1:
-        raise IdiolectError("--most is the number of rows to keep: give 1 or more.")
-    if asked.dates not in ("", *DATES):
-        raise IdiolectError(f"--dates must be one of {', '.join(DATES)}.")
+    refuse_if(asked.most < 1, "--most is the number of rows to keep: give 1 or more.")
+    refuse_if(
+        asked.dates not in ("", *DATES), f"--dates must be one of {', '.join(DATES)}."
+    )
     kind, rows = opened(path, asked.task, asked.encoding)
     reading = _Reading(path.name, kind, asked, rows)
     due, wait = monotonic() + SECONDS, SECONDS
@@ -125,12 +127,9 @@ def report(found: Imported) -> str:
     """What was read, ignored, left out and changed, and by what it is ordered."""
     read = [f"{what} from {_listed(names)}" for what, names in found.read.items()]
     lines = [f"read as {found.kind}: {', '.join(read)}"]
-    if found.ignored:
-        lines.append(f"ignored columns: {_listed(list(found.ignored))}")
-    elif found.table:
-        lines.append("ignored columns: none")
-    lines.append(f"order: {found.order}")
-    lines.append(f"left out: {_counted(found.left_out)}")
+    if found.ignored or found.table:
+        lines.append(f"ignored columns: {_listed(list(found.ignored)) or 'none'}")
+    lines += [f"order: {found.order}", f"left out: {_counted(found.left_out)}"]
     if found.changed:
         lines.append(f"changed: {_counted(found.changed)}")
     return "\n".join(
@@ -145,8 +144,8 @@ def _listed(names: list[str], most: int = 12) -> str:
 
 
 def _counted(reasons: dict[str, int]) -> str:
-    found = [f"{reason} ({number})" for reason, number in reasons.items() if number]
-    return ", ".join(found) if found else "nothing"
+    found = (f"{reason} ({number})" for reason, number in reasons.items() if number)
+    return ", ".join(found) or "nothing"
 
 
 # --- one file --------------------------------------------------------------------------
@@ -167,45 +166,43 @@ class _People:
         self.names.setdefault(key, who or "nobody named")
         self.wrote[key] += 1
         if self.wanted:
-            return key in (self.wanted, folded(self.wanted)) or (
-                folded(who or "") == folded(self.wanted)
-            )
+            wanted = folded(self.wanted)
+            return key in (self.wanted, wanted) or folded(who or "") == wanted
         return not self.owner or key == self.owner
 
     def check(self, name: str) -> None:
         """Refuse a file if it is not clear whose rows to read."""
-        nobody = set(self.names) <= {""}
+        wanted, owner = self.wanted, self.owner
         meant = [
             key
             for key, who in self.names.items()
-            if self.wanted in (key, who) or folded(who) == folded(self.wanted)
+            if wanted in (key, who) or folded(who) == folded(wanted)
         ]
-        if self.wanted and nobody:
-            raise IdiolectError(
-                f"{name} does not say who wrote what: leave out --user, if all of it is "
-                "yours."
-            )
-        if self.wanted and not meant:
-            raise IdiolectError(
-                f"no user '{printable(self.wanted, 80)}': {name} holds {self.listed()}. "
-                "Say whose it is by --user."
-            )
-        if self.wanted and len(meant) > 1:
-            ids = ", ".join(f"'{printable(key, 80)}'" for key in meant[:5])
-            raise IdiolectError(
-                f"{name}: {len(meant)} users are called '{printable(self.wanted, 80)}': "
-                f"give one of {ids} to --user."
-            )
-        if not self.wanted and self.owner and self.owner not in self.names:
-            raise IdiolectError(
-                f"{name} holds nothing of its account's owner, only {self.listed()}: say "
-                "whose it is by --user."
-            )
-        if not self.wanted and not self.owner and len(self.names) > 1:
-            raise IdiolectError(
-                f"{name} holds {self.listed()}: say whose history to import by --user "
-                "NAME."
-            )
+        people, shown = self.listed(), printable(wanted, 80)
+        refuse_if(
+            wanted and set(self.names) <= {""},
+            f"{name} does not say who wrote what: leave out --user, if all of it is "
+            "yours.",
+        )
+        refuse_if(
+            wanted and not meant,
+            f"no user '{shown}': {name} holds {people}. Say whose it is by --user.",
+        )
+        ids = ", ".join(f"'{printable(key, 80)}'" for key in meant[:5])
+        refuse_if(
+            wanted and len(meant) > 1,
+            f"{name}: {len(meant)} users are called '{shown}': give one of {ids} to "
+            "--user.",
+        )
+        refuse_if(
+            not wanted and owner and owner not in self.names,
+            f"{name} holds nothing of its account's owner, only {people}: say whose it "
+            "is by --user.",
+        )
+        refuse_if(
+            not wanted and not owner and len(self.names) > 1,
+            f"{name} holds {people}: say whose history to import by --user NAME.",
+        )
 
     def listed(self) -> str:
         """The people with the most rows, and how many rows."""
@@ -218,33 +215,23 @@ class _People:
         return f"{len(self.names)} {users}: {', '.join(named)}{more}"
 
 
-@dataclass
 class _Reading:
     """What was found so far; `Asked.most` bounds what is kept of it."""
 
-    name: str
-    kind: Kind
-    asked: Asked
-    again: Callable[[], Iterator[Found]]
-    order: Order | None = None
-    file_order: str = ""  # why there is no order by date
-    kept: list[tuple[float, int, Entry]] = field(default_factory=list)
-    rows: int = 0
-    dated: int = 0
-    undated: str = ""  # the first place without a date
-    last: float = float("-inf")
-    steps: Counter[str] = field(default_factory=Counter)
-    read: dict[str, dict[str, None]] = field(default_factory=dict)
-    ignored: Counter[str] = field(default_factory=Counter)
-    left: Counter[str] = field(default_factory=Counter)
-    changed: Counter[str] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        self.people = _People(self.asked.user)
-        if self.asked.dates == "ignore":
-            self.file_order = "as --dates ignore asks"
-        elif self.asked.dates:
-            self.order = "mdy" if self.asked.dates == "mdy" else "dmy"
+    def __init__(
+        self, name: str, kind: Kind, asked: Asked, again: Callable[[], Iterator[Found]]
+    ) -> None:
+        self.name, self.kind, self.asked, self.again = name, kind, asked, again
+        self.people = _People(asked.user)
+        self.order: Order | None = ORDERS.get(asked.dates)
+        # Why there is no order by date.
+        self.file_order = "as --dates ignore asks" if asked.dates == "ignore" else ""
+        self.kept: list[tuple[float, int, Entry]] = []
+        self.rows, self.dated, self.last = 0, 0, float("-inf")
+        self.undated = ""  # the first place without a date
+        self.read: dict[str, dict[str, None]] = {}
+        self.steps, self.ignored = Counter[str](), Counter[str]()
+        self.left, self.changed = Counter[str](), Counter[str]()
 
     def take(self, found: Found) -> None:
         """Take the next thing that a reader found."""
@@ -261,11 +248,8 @@ class _Reading:
 
     def refuse(self, bad: Bad) -> None:
         """Count a row that cannot be read, or refuse the file for it."""
-        if (
-            bad.who
-            and self.people.wanted
-            and folded(bad.who) != folded(self.asked.user)
-        ):
+        wanted = self.people.wanted
+        if bad.who and wanted and folded(bad.who) != folded(wanted):
             self.left["of other people"] += 1
         elif self.asked.skip:
             self.left[bad.reason] += 1
@@ -282,16 +266,13 @@ class _Reading:
             entry, changed = _entry(row, names)
             date = self.date(row, names)
         except TextError as error:
-            self.refuse(wrong(row.place, error))
-            return
+            return self.refuse(wrong(row.place, error))
         if not entry.target:
-            self.empty(row, names)
-            return
+            return self.empty(row, names)
         self.rows += 1
         for what, column in row.columns:
-            if what == "date" and date is None:
-                continue
-            self.read.setdefault(what, {})[column] = None
+            if what != "date" or date is not None:
+                self.read.setdefault(what, {})[column] = None
         self.ignored.update(row.ignored)
         self.changed.update({*changed, *row.changed})
         if date is None:
@@ -315,13 +296,13 @@ class _Reading:
 
     def empty(self, row: Row, names: dict[str, str]) -> None:
         """Count or refuse a row whose text is empty."""
+        name = names.get("text", "text")
         if not self.kind.table:
             self.left["without visible text"] += 1
-            return
-        name = names.get("text", "text")
-        what = f"has no {name}" if missing(row.target) else f"has an empty {name}"
-        reason = "no text" if missing(row.target) else "empty text"
-        self.refuse(Bad(row.place, what, reason, "fill or remove it"))
+        elif missing(row.target):
+            self.refuse(Bad(row.place, f"has no {name}", "no text", FILL))
+        else:
+            self.refuse(Bad(row.place, f"has an empty {name}", "empty text", FILL))
 
     def date(self, row: Row, names: dict[str, str]) -> float | None:
         """When a row was written; None: it does not say."""
@@ -345,31 +326,28 @@ class _Reading:
     def decide(self, column: str, example: str) -> None:
         """Read the whole file to decide whether dates begin with the day or the month."""
         rows = (row for row in self.again() if isinstance(row, Row))
-        try:
+        what = f"{self.name}: column '{column}' is not of one kind"
+        then = "correct it, or keep the order of the file by --dates ignore"
+        with explained(what, then, ValueError):
             self.order = order_of(row.date for row in rows)
-        except ValueError as error:
-            raise IdiolectError(
-                f"{self.name}: column '{column}' is not of one kind ({error}): correct it, "
-                "or keep the order of the file by --dates ignore."
-            ) from None
-        if self.order is None and self.kind is WHATSAPP:
+        refuse_if(
+            self.order is None and self.kind is not WHATSAPP,
+            f"{self.name}: column '{column}' does not show whether {example} has the day "
+            "or the month first: say it by --dates dmy or --dates mdy, or keep the order "
+            "of the file by --dates ignore.",
+        )
+        if self.order is None:
             self.file_order = f"{example} may be in two months: --dates dmy or mdy"
-        elif self.order is None:
-            raise IdiolectError(
-                f"{self.name}: column '{column}' does not show whether {example} has the "
-                "day or the month first: say it by --dates dmy or --dates mdy, or keep the "
-                "order of the file by --dates ignore."
-            )
 
     def done(self) -> Imported:
         """Sort what was kept, and count the rest."""
         self.people.check(self.name)
-        if self.undated and self.dated and not self.asked.skip:
-            raise IdiolectError(
-                f"{self.undated} has no date, and other rows have one: add it, leave such "
-                "rows out by --skip-bad-rows, or keep the order of the file by --dates "
-                "ignore."
-            )
+        refuse_if(
+            self.undated and self.dated and not self.asked.skip,
+            f"{self.undated} has no date, and other rows have one: add it, leave such "
+            "rows out by --skip-bad-rows, or keep the order of the file by --dates "
+            "ignore.",
+        )
         newest_first = self.asked.newest_first or self.steps["down"] > self.steps["up"]
         sign = -1 if newest_first and not self.asked.newest_first else 1
         found = [e for _, _, e in sorted(self.kept, key=lambda k: (k[0], sign * k[1]))]
@@ -379,12 +357,12 @@ class _Reading:
         if self.file_order:
             found = [replace(entry, written=None) for entry in found]
         entries = self.once(found)
-        if not entries:
-            raise IdiolectError(
-                f"{self.name} holds no pairs: nothing to import (left out: "
-                f"{_counted(self.left)}); give a file or folder that `idiolect import "
-                "--help` names."
-            )
+        refuse_if(
+            not entries,
+            f"{self.name} holds no pairs: nothing to import (left out: "
+            f"{_counted(self.left)}); give a file or folder that `idiolect import "
+            "--help` names.",
+        )
         return Imported(
             entries=entries,
             kind=self.kind.name,
@@ -398,15 +376,13 @@ class _Reading:
 
     def once(self, found: list[Entry]) -> tuple[Entry, ...]:
         """Each pair once; none that is liked and disliked."""
-        first: dict[str, Entry] = {}
-        verdicts: dict[str, set[bool]] = {}
-        for entry in found:
-            first.setdefault(entry.id, entry)
-            verdicts.setdefault(entry.id, set()).add(entry.liked)
-        kept = {name: e for name, e in first.items() if len(verdicts[name]) == 1}
-        both = sum(len(verdicts[entry.id]) > 1 for entry in found)
-        self.left["both liked and disliked"] += both
-        self.left["repeated"] += len(found) - both - len(kept)
+        both = {e.id for e in found if e.liked} & {e.id for e in found if not e.liked}
+        clear = [entry for entry in found if entry.id not in both]
+        kept: dict[str, Entry] = {}
+        for entry in clear:
+            kept.setdefault(entry.id, entry)
+        self.left["both liked and disliked"] += len(found) - len(clear)
+        self.left["repeated"] += len(clear) - len(kept)
         return tuple(kept.values())
 
     def ordered(self, entries: tuple[Entry, ...], newest_first: bool) -> str:
@@ -432,9 +408,5 @@ def _entry(row: Row, names: dict[str, str]) -> tuple[Entry, tuple[str, ...]]:
     else:
         asked, more = tidy(row.prompt, names.get("prompt", "prompt"))
         prompt, changed = Prompt("", asked), changed + more
-    try:
-        verdict = liked(row.liked)
-    except TextError as error:
-        name = names.get("liked", "liked")
-        raise TextError(f"{name} {error}", error.reason) from None
-    return Entry(prompt, target, verdict), changed
+    judged = liked(row.liked, names.get("liked", "liked"))
+    return Entry(prompt, target, judged), changed

@@ -5,8 +5,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from ...common.data.cleaning import missing
-from ...common.data.repair import DAMAGED, repaired
+from ...common.data.cleaning import DAMAGED, missing, repaired
 from ..owner.history import CONTROL, LONGEST, clean
 
 # What a messenger writes in the place of a picture, in texts that passed through its app.
@@ -112,9 +111,11 @@ def tidy(value: Any, name: str) -> tuple[str, tuple[str, ...]]:
     text = repaired(value)
     same = text == value or text == value.replace("\x85", "\n")
     changed = () if same else ("repaired, after a wrong decoding",)
-    if DAMAGED.search(text):
+    if found := DAMAGED.search(text):
+        start = max(0, found.start() - 10)
         raise TextError(
-            f"{name} was decoded wrongly ({_around(text)!a}) and cannot be repaired",
+            f"{name} was decoded wrongly ({text[start : start + 20]!a}) and cannot be "
+            "repaired",
             "wrongly decoded",
         )
     if CONTROL.search(text):
@@ -122,13 +123,7 @@ def tidy(value: Any, name: str) -> tuple[str, tuple[str, ...]]:
     return "" if _OMITTED.fullmatch(text.strip()) else clean(text), changed
 
 
-def _around(text: str) -> str:
-    found = DAMAGED.search(text)
-    start = max(0, found.start() - 10) if found else 0
-    return text[start : start + 20]
-
-
-def liked(value: Any) -> bool:
+def liked(value: Any, name: str) -> bool:
     """Read a verdict; nothing said is liked.
 
     Raises
@@ -136,14 +131,12 @@ def liked(value: Any) -> bool:
     TextError
         It is neither.
     """
-    if missing(value):
-        return True
-    word = str(value).strip().casefold()
+    word = "" if missing(value) else str(value).strip().casefold()
     if word in ("", "true", "1", "1.0", "yes", "y", "t", "like", "liked", "up"):
         return True
     if word in ("false", "0", "0.0", "no", "n", "f", "dislike", "disliked", "down"):
         return False
-    raise TextError(f"must be true or false, not {value!r:.40}", "no verdict")
+    raise TextError(f"{name} must be true or false, not {value!r:.40}", "no verdict")
 
 
 def folded(name: str) -> str:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from ...common.data.cleaning import missing
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from .rows import Bad, Left, Row, TextError, wrong
 
 PROMPTS = ("prompt", "question", "instruction")
@@ -38,7 +38,7 @@ Found = Row | Left | Bad
 # --- columns ---------------------------------------------------------------------------
 
 
-def pairs(fields: Mapping[str, Any], place: str) -> list[Row | Bad]:
+def pairs(fields: Any, place: str) -> list[Row | Bad]:
     """The pairs of one row of a table.
 
     Parameters
@@ -53,11 +53,13 @@ def pairs(fields: Mapping[str, Any], place: str) -> list[Row | Bad]:
     list
         One row; two where it holds a chosen and a rejected text; or what is wrong.
     """
+    if not isinstance(fields, dict):
+        return [Bad(place, "is not a JSON object", "no JSON object")]
     names: dict[str, str] = {}
     for name in fields:
-        if (key := name.strip().casefold()) in names:
-            return [_twice(place, names[key], name)]
-        names[key] = name
+        if (other := names.setdefault(name.strip().casefold(), name)) is not name:
+            what = f"has two columns of one name, {other!r} and {name!r}"
+            return [Bad(place, what, TWICE, "rename or remove one")]
     row = _Columns(fields, names)
     try:
         found = _preference(row) or _chat(row) or _single(row)
@@ -65,31 +67,16 @@ def pairs(fields: Mapping[str, Any], place: str) -> list[Row | Bad]:
         return [wrong(place, error)]
     if not found:
         seen = ", ".join(map(repr, list(fields)[:8])) or "none"
-        return [
-            Bad(
-                place,
-                f"has no text: it needs one of {', '.join(TEXTS)}, and its columns are "
-                f"{seen}",
-                "no text",
-            )
-        ]
+        what = f"has no text: it needs one of {', '.join(TEXTS)}, and its columns are"
+        return [Bad(place, f"{what} {seen}", "no text")]
     date, who = row.first(DATES, "date"), row.first(PEOPLE, "who")
+    who = None if missing(who) or who == "" else str(who)
     read = tuple(row.read.items())
     ignored = tuple(name for name in fields if name not in row.read.values())
-    who = None if missing(who) or who == "" else str(who)
-    changed = tuple(row.changed)
     return [
-        Row(place, *one, date, who, read, ignored, changed=changed) for one in found
+        Row(place, *one, date, who, read, ignored, changed=tuple(row.changed))
+        for one in found
     ]
-
-
-def _twice(place: str, one: str, other: str) -> Bad:
-    return Bad(
-        place,
-        f"has two columns of one name, {one!r} and {other!r}",
-        "two columns of one name",
-        "rename or remove one",
-    )
 
 
 class _Columns:
@@ -102,13 +89,12 @@ class _Columns:
 
     def first(self, wanted: Sequence[str], role: str) -> Any:
         """The first column of these that has a value; None: no column has one."""
-        there = [name for name in wanted if name in self.names]
-        full = [name for name in there if not missing(self.fields[self.names[name]])]
+        there = [self.names[name] for name in wanted if name in self.names]
+        full = [name for name in there if not missing(self.fields[name])]
         if not there:
             return None
-        name = self.names[(full or there)[0]]
-        self.read[role] = name
-        return self.fields[name]
+        self.read[role] = (full or there)[0]
+        return self.fields[self.read[role]]
 
 
 def _preference(row: _Columns) -> list[tuple[Any, Any, bool]]:
@@ -116,11 +102,10 @@ def _preference(row: _Columns) -> list[tuple[Any, Any, bool]]:
     if not {"chosen", "rejected"} <= set(row.names):
         return []
     asked = _asked(row)
-    found = []
-    for name, good in (("chosen", True), ("rejected", False)):
-        prompt, text = _answered(row.first((name,), name), asked, name)
-        found.append((prompt, text, good))
-    return found
+    return [
+        (*_answered(row.first((name,), name), asked, name), name == "chosen")
+        for name in ("chosen", "rejected")
+    ]
 
 
 def _chat(row: _Columns) -> list[tuple[Any, Any, Any]]:
@@ -128,18 +113,18 @@ def _chat(row: _Columns) -> list[tuple[Any, Any, Any]]:
     turns = row.first(CHATS, "turns")
     if turns is None:
         return []
-    prompt, text = answered(turns, row.read["turns"])
+    pair = answered(turns, row.read["turns"])
     if _role(turns[-1]) not in ANSWERING:
         row.changed.append("turns behind the last answer left out")
-    return [(prompt, text, row.first(VERDICTS, "liked"))]
+    return [(*pair, row.first(VERDICTS, "liked"))]
 
 
 def _single(row: _Columns) -> list[tuple[Any, Any, Any]]:
     if not set(TEXTS) & set(row.names):
         return []
     text = row.first(TEXTS, "text")
-    prompt, text = _answered(text, _asked(row), row.read["text"])
-    return [(prompt, text, row.first(VERDICTS, "liked"))]
+    pair = _answered(text, _asked(row), row.read["text"])
+    return [(*pair, row.first(VERDICTS, "liked"))]
 
 
 def _asked(row: _Columns) -> Any:
@@ -184,14 +169,11 @@ def answered(turns: Any, name: str) -> tuple[str, str]:
         It is not such a list, or nobody answers in it.
     """
     found = _turns(turns, name)
-    last = max(
-        (number for number, (role, _) in enumerate(found) if role in ANSWERING),
-        default=None,
-    )
-    if last is None:
+    answers = [number for number, (role, _) in enumerate(found) if role in ANSWERING]
+    if not answers:
         raise TextError(f"{name} has no turn of the assistant", "no answer")
-    before = [said for _, said in found[:last] if said.strip()]
-    return "\n\n".join(before), found[last][1]
+    before = [said for _, said in found[: answers[-1]] if said.strip()]
+    return "\n\n".join(before), found[answers[-1]][1]
 
 
 def _turns(turns: Any, name: str) -> list[tuple[str, str]]:
@@ -240,40 +222,31 @@ def said(content: Any, name: str, between: str = "\n") -> str:
 # --- JSON ------------------------------------------------------------------------------
 
 
+TWICE = "two columns of one name"
 AS_JSON = "call the file .json, since .jsonl has one object a line"
 
 
 def read_jsonl(lines: Iterator[str], name: str) -> Iterator[Found]:
     """Rows of a file with one JSON object a line."""
     for number, line in enumerate(lines, 1):
+        place = f"{name}, line {number}"
         if not line.strip():
             continue
-        place = f"{name}, line {number}"
         try:
-            fields = json.loads(line, object_pairs_hook=unique)
+            yield from pairs(json.loads(line, object_pairs_hook=unique), place)
         except TextError as error:
             yield Bad(place, str(error), error.reason, "rename or remove one")
-            continue
         except (ValueError, RecursionError) as error:
             if number == 1 and line.lstrip().startswith("["):
                 yield Bad(place, "begins one JSON list", "not JSON", AS_JSON)
             else:
                 yield Bad(place, f"is not JSON ({error})", "not JSON")
-            continue
-        if not isinstance(fields, dict):
-            yield Bad(place, "is not a JSON object", "no JSON object")
-            continue
-        yield from pairs(fields, place)
 
 
 def read_records(records: Iterator[Any], name: str) -> Iterator[Found]:
     """Rows of a JSON list of objects."""
     for number, fields in enumerate(records, 1):
-        place = f"{name}, record {number}"
-        if isinstance(fields, dict):
-            yield from pairs(fields, place)
-        else:
-            yield Bad(place, "is not a JSON object", "no JSON object")
+        yield from pairs(fields, f"{name}, record {number}")
 
 
 def unique(found: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -288,9 +261,7 @@ def unique(found: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) != len(found):
         names = [name for name, _ in found]
         twice = next(name for name in names if names.count(name) > 1)
-        raise TextError(
-            f"has two columns of one name, {twice!r:.80}", "two columns of one name"
-        )
+        raise TextError(f"has two columns of one name, {twice!r:.80}", TWICE)
     return fields
 
 
@@ -326,18 +297,16 @@ def read_csv(lines: Iterator[str], name: str) -> Iterator[Found]:
         except csv.Error as error:
             yield Bad(place, f"cannot be read ({error})", "not CSV")
             continue
-        if not any(cells):
-            continue
-        if len(cells) != len(header):
+        values = (None if cell in NULLS else cell for cell in cells)
+        if any(cells) and len(cells) == len(header):
+            yield from pairs(dict(zip(header, values, strict=True)), place)
+        elif any(cells):
             yield Bad(
                 place,
                 f"has {len(cells)} fields and the header {len(header)}",
                 "more or fewer fields than the header",
                 f"quote fields that hold {shown(delimiter)}",
             )
-            continue
-        values = (None if cell in NULLS else cell for cell in cells)
-        yield from pairs(dict(zip(header, values, strict=True)), place)
 
 
 def delimiter_of(header: str) -> str:
@@ -361,26 +330,26 @@ def _header(reader: Any, name: str, delimiter: str) -> list[str]:
         header = next(reader, [])
     except csv.Error as error:
         raise IdiolectError(f"{name}, line 1: {error}: correct the header.") from None
-    if any("\v" in cell for cell in header):
-        raise IdiolectError(
-            f"{name}: its lines end with CR alone, which is not a line end here: save it "
-            r"with \n or \r\n."
-        )
-    if not any(header):
-        raise IdiolectError(
-            f"{name} is empty, or its first line is: begin it with the header."
-        )
+    refuse_if(
+        any("\v" in cell for cell in header),
+        f"{name}: its lines end with CR alone, which is not a line end here: save it "
+        r"with \n or \r\n.",
+    )
+    refuse_if(
+        not any(header),
+        f"{name} is empty, or its first line is: begin it with the header.",
+    )
     keys = [cell.strip().casefold() for cell in header]
     twice = {key for key in keys if keys.count(key) > 1 and key}
-    if twice:
-        raise IdiolectError(
-            f"{name}: its header has two columns of one name, "
-            f"{', '.join(map(repr, sorted(twice)))}: rename or remove one of them."
-        )
-    if not {*TEXTS, *CHATS, "chosen"} & set(keys):
-        raise IdiolectError(
-            f"{name} has no text: its header, separated by {shown(delimiter)}, is "
-            f"{', '.join(map(repr, header[:8]))}; name the column with the text one of "
-            f"{', '.join(TEXTS)}."
-        )
+    refuse_if(
+        twice,
+        f"{name}: its header has two columns of one name, "
+        f"{', '.join(map(repr, sorted(twice)))}: rename or remove one of them.",
+    )
+    refuse_if(
+        not {*TEXTS, *CHATS, "chosen"} & set(keys),
+        f"{name} has no text: its header, separated by {shown(delimiter)}, is "
+        f"{', '.join(map(repr, header[:8]))}; name the column with the text one of "
+        f"{', '.join(TEXTS)}.",
+    )
     return [cell or f"column {number}" for number, cell in enumerate(header, 1)]

@@ -6,21 +6,20 @@ from dataclasses import replace
 
 from ...common.config import SETLESS
 from ...common.data.types import User
-from ...common.errors import IdiolectError
+from ...common.errors import refuse_if
 from ...common.privacy.protected import charged, planned
 from ...common.protocol.manifest import accept
 from ...common.protocol.manifest import parse as parse_manifest
 from ...common.protocol.messages import (
     AdaptRequest,
     EvaluateRequest,
-    HelloRequest,
     OfferRequest,
     PersonaliseRequest,
     VoteRequest,
 )
-from ...common.unlabeled.sets import Unlabeled, UnlabeledSet, fingerprint
+from ...common.unlabeled.sets import UnlabeledSet
 from . import state
-from .host import Node, each
+from .host import Node, each_alone
 
 
 def taking_part(
@@ -36,76 +35,50 @@ def taking_part(
     `content` is a hash of what the rows depend on, beside the agreed configuration.
     """
     node.permit(outflow, node.config)
-    if charged(node.config, outflow) and not request.release:
-        raise IdiolectError(
-            "the request names no release of the ledger, though privacy.mode is 'central': "
-            "it is not answered."
-        )
+    refuse_if(
+        charged(node.config, outflow) and not request.release,
+        "the request names no release of the ledger, though privacy.mode is 'central': "
+        "it is not answered.",
+    )
 
-    def count(users: Sequence[User]) -> list[None]:
-        return [
-            state.take_part(
-                *(node.store, user.id, stage, request.release, content),
-                planned(node.config).get(outflow, 0),
-            )
-            for user in users
-        ]
-
+    most = planned(node.config).get(outflow, 0)
     asked = [user for user in node.users if user.id not in (refused or {})]
-    taking, errors = each(node, asked, count)
+
+    def count(user: User) -> None:
+        release = request.release
+        state.take_part(node.store, user.id, stage, release, content, most)
+
+    taking, errors = each_alone(node, asked, count)
     willing = tuple(user for user in asked if user.id in taking)
     return willing, errors | (refused or {})
 
 
-def pin_key(request: HelloRequest, node: Node, users: Sequence[User]) -> list[None]:
-    """Agree to the run at first contact: its key, its configuration and the cap."""
-    most = node.config.privacy.participations
-    return [
-        state.pin(node.store, user.id, request.key, most, node.agreement)
-        for user in users
-    ]
-
-
-def check_bank(
-    request: VoteRequest | OfferRequest, node: Node, users: Sequence[User]
-) -> list[None]:
-    """Refuse a bank that the run did not sign."""
-    content = fingerprint([Unlabeled(item) for item in request.bank])
-    return _check_manifest(request, node, users, content, "bank")
-
-
 def check_set(
-    request: PersonaliseRequest, node: Node, users: Sequence[User], content: str
-) -> list[None]:
+    request: PersonaliseRequest, node: Node, user: User, content: str
+) -> None:
     """Refuse an unlabeled set that the run did not sign, unless none is needed."""
     kind = node.config.unlabeled.kind
-    if not request.unlabeled and (kind == "self" or request.method in SETLESS):
-        return [None] * len(users)  # nothing was handed out, and nothing is needed
-    return _check_manifest(request, node, users, content, kind)
+    if request.unlabeled or not (kind == "self" or request.method in SETLESS):
+        check_manifest(request, node, user, content, kind)
 
 
-def _check_manifest(
+def check_manifest(
     request: VoteRequest | OfferRequest | PersonaliseRequest,
     node: Node,
-    users: Sequence[User],
+    user: User,
     content: str,
     kind: str,
-) -> list[None]:
+) -> None:
     """Refuse what the run's key did not sign, or what is older than what was seen."""
-    for user in users:
-        before = state.agreed(node.store, user.id)
-        seen = accept(
-            request.manifest,
-            request.signature,
-            request.run,
-            content,
-            before.seen,
-            time.time(),
-            kind,
-        )
-        if seen != before.seen:
-            state.keep(node.store, user.id, replace(before, seen=seen))
-    return [None] * len(users)
+    before = state.agreed(node.store, user.id)
+    seen = accept(
+        *(request.manifest, request.signature, request.run),
+        content,
+        before.seen,
+        *(time.time(), kind),
+    )
+    if seen != before.seen:
+        state.keep(node.store, user.id, replace(before, seen=seen))
 
 
 def handed_out(

@@ -14,11 +14,11 @@ from flwr.clientapp import ClientApp
 from ...common.config import parse_run
 from ...common.data.load import load_dataset
 from ...common.data.types import Dataset, User
-from ...common.errors import IdiolectError
+from ...common.errors import refuse_if
 from ...common.protocol.messages import HelloRequest, Request
 from ...common.protocol.signed import Sealed, verify
 from ...common.text import guard
-from .answer import answer
+from .handlers import answer
 from .host import Node
 from .state import FolderStore, agreed
 
@@ -53,10 +53,10 @@ class Simulated:
         overtake each other.
         """
         folder = Path(sealed.fields["folder"])
-        if not folder.is_absolute():
-            raise IdiolectError(
-                "the request names no run folder: its run is on devices."
-            )
+        refuse_if(
+            not folder.is_absolute(),
+            "the request names no run folder: its run is on devices.",
+        )
         store = FolderStore(folder)
         if sealed.cls is HelloRequest:
             key = sealed.fields["key"]
@@ -68,11 +68,11 @@ class Simulated:
 
     def node(self, request: Request, started: float) -> Node:
         """Find out who lives on this node, and whom of them the request is for."""
-        if "partition-id" not in self._place:
-            raise IdiolectError(
-                "this node is not simulated, and a device runs no app that a server sent: "
-                "end the SuperNode, and start `idiolect node run` instead."
-            )
+        refuse_if(
+            "partition-id" not in self._place,
+            "this node is not simulated, and a device runs no app that a server sent: "
+            "end the SuperNode, and start `idiolect node run` instead.",
+        )
         config, _ = parse_run(request.config)
         partition = int(self._place["partition-id"])
         nodes = int(self._place["num-partitions"])
@@ -80,8 +80,9 @@ class Simulated:
         residents = residents_of(dataset, config.users_per_node, partition, nodes)
         at_home = {user.id: user for user in residents}
         for name in request.users:
-            if name not in at_home:
-                raise IdiolectError(f"user '{name}' does not live on node {partition}.")
+            refuse_if(
+                name not in at_home, f"user '{name}' does not live on node {partition}."
+            )
         return Node(
             config,
             users=tuple(at_home[name] for name in request.users),
@@ -119,12 +120,11 @@ def residents_of(
     """
     everybody = dataset.users + dataset.development
     each_hosts = users_per_node or math.ceil(len(everybody) / nodes)
-    if each_hosts * nodes < len(everybody):
-        needed = math.ceil(len(everybody) / each_hosts)
-        raise IdiolectError(
-            f"{nodes} nodes with {each_hosts} users each cannot host {len(everybody)} "
-            f"users: set users-per-node=0, or start {needed} simulated nodes "
-            f'(--federation-config "num-supernodes={needed}").'
-        )
-    used = math.ceil(len(everybody) / each_hosts)
-    return everybody[partition::used] if partition < used else ()
+    needed = math.ceil(len(everybody) / each_hosts)
+    refuse_if(
+        needed > nodes,
+        f"{nodes} nodes with {each_hosts} users each cannot host {len(everybody)} users: "
+        f"set users-per-node=0, or start {needed} simulated nodes "
+        f'(--federation-config "num-supernodes={needed}").',
+    )
+    return everybody[partition::needed] if partition < needed else ()

@@ -86,7 +86,7 @@ class Connection:
     Attributes
     ----------
     node
-        Flower's number of the device; 0 before `activate`.
+        Flower's number of the device; 0 before it is registered (`connected`).
     away
         Why the server has turned the device away since, if it has.
     """
@@ -95,17 +95,6 @@ class Connection:
         self._client, self._address = client, address
         self.node = 0
         self.away: TurnedAway | None = None
-
-    @property
-    def _who(self) -> Node:
-        return Node(node_id=self.node)
-
-    def activate(self, key: bytes) -> None:
-        """Register with the server; waits while an earlier start of the device counts."""
-        request = ActivateNodeRequest(
-            public_key=key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
-        )
-        self.node = self.call(self._client.ActivateNode, request).node_id
 
     def call(self, ask: Callable[[Any], Any], request: Any) -> Any:
         """Make a call, again and again while what fails may pass.
@@ -141,19 +130,18 @@ class Connection:
     def beat(self) -> bool:
         """Send a heartbeat; return whether it was received."""
         request = SendNodeHeartbeatRequest(
-            node=self._who, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
+            node=Node(node_id=self.node), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
         )
         if self.away is not None:
             return True  # the next call says it
         try:
             return self._client.SendNodeHeartbeat(request).success
         except httpx.HTTPError as error:
-            try:
-                passing(error, self._address)
-            except TurnedAway as away:
-                self.away = away
-            except (IdiolectError, RunNotRunningException):
-                pass
+            with suppress(IdiolectError, RunNotRunningException):
+                try:
+                    passing(error, self._address)
+                except TurnedAway as away:
+                    self.away = away
             return self.away is not None
 
     def receive(self) -> Message | None:
@@ -164,8 +152,8 @@ class Connection:
         ObjectPullError
             The server has deleted it meanwhile. So may every exception of `call`.
         """
-        asked = PullMessagesRequest(node=self._who)
-        found = self.call(self._client.PullMessages, asked)
+        who = Node(node_id=self.node)
+        found = self.call(self._client.PullMessages, PullMessagesRequest(node=who))
         if not found.messages_list:
             return None
         run = message_from_proto(found.messages_list[0]).metadata.run_id
@@ -174,8 +162,8 @@ class Connection:
         confirm = partial(self.call, self._client.ConfirmMessageReceived)
         request = pull_and_inflate_object_from_tree(
             tree,
-            make_pull_object_fn_protobuf(pull, self._who, run),
-            make_confirm_message_received_fn_protobuf(confirm, self._who, run),
+            make_pull_object_fn_protobuf(pull, who, run),
+            make_confirm_message_received_fn_protobuf(confirm, who, run),
             return_type=Message,
         )
         request.metadata.__dict__["_message_id"] = tree.object_id
@@ -190,8 +178,9 @@ class Connection:
             The server no longer waits for it. So may every exception of `call`.
         """
         reply.metadata.__dict__["_message_id"] = reply.object_id
+        who = Node(node_id=self.node)
         announced = PushMessagesRequest(
-            node=self._who,
+            node=who,
             messages_list=[message_to_proto(remove_content_from_message(reply))],
             message_object_trees=[get_object_tree(reply)],
             clientapp_runtime_list=[seconds],
@@ -201,7 +190,7 @@ class Connection:
         push = partial(self.call, self._client.PushObject)
         push_objects(
             get_all_nested_objects(reply),
-            make_push_object_fn_protobuf(push, self._who, run, session),
+            make_push_object_fn_protobuf(push, who, run, session),
             object_ids_to_push=set(answer.objects_to_push),
         )
 
@@ -229,7 +218,12 @@ def connected(
         address, False, certificate.encode(), [_Versions(), signed]
     ) as client:
         line = Connection(client, address)
-        line.activate(public_key_to_bytes(key.public_key()))
+        request = ActivateNodeRequest(
+            public_key=public_key_to_bytes(key.public_key()),
+            heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL,
+        )
+        # Waits while an earlier start of the device counts.
+        line.node = line.call(client.ActivateNode, request).node_id
         beats = HeartbeatSender(line.beat)
         beats.start()
         try:
@@ -276,27 +270,21 @@ def passing(error: httpx.HTTPError, address: str) -> str:
 def turned_away(answer: httpx.Response, address: str) -> TurnedAway:
     """Say why a server answered 401, and what to do."""
     said = printable(answer.text, 200)
-    if said == UNREGISTERED:
-        return TurnedAway(
-            f"not registered: {address} does not know this device's key: its operator "
-            "adds it (`idiolect-server nodes add`, and the line that `idiolect node join "
-            f"INVITATION` prints), then {AGAIN}."
-        )
-    if said == REVOKED:
-        return TurnedAway(
-            f"revoked: {address} no longer accepts this device's key: to return with a new "
-            "one, `idiolect leave`, `idiolect node join INVITATION`, and send its "
-            "operator the new line."
-        )
-    if said == CLOCK:
-        return TurnedAway(
-            f"{_clock(answer)}: set it (allowed are {SYSTEM_TIME_TOLERANCE} s ahead and "
-            f"{TIMESTAMP_TOLERANCE} s behind), then {AGAIN}."
-        )
-    return TurnedAway(
+    known = {
+        UNREGISTERED: f"not registered: {address} does not know this device's key: its "
+        "operator adds it (`idiolect-server nodes add`, and the line that `idiolect node "
+        f"join INVITATION` prints), then {AGAIN}.",
+        REVOKED: f"revoked: {address} no longer accepts this device's key: to return with "
+        "a new one, `idiolect leave`, `idiolect node join INVITATION`, and send its "
+        "operator the new line.",
+        CLOCK: f"{_clock(answer)}: set it (allowed are {SYSTEM_TIME_TOLERANCE} s ahead and "
+        f"{TIMESTAMP_TOLERANCE} s behind), then {AGAIN}.",
+    }
+    otherwise = (
         f"{address} refuses this device ({said}): ask its operator for the present "
         "invitation, then `idiolect node join INVITATION`."
     )
+    return TurnedAway(known.get(said, otherwise))
 
 
 def _clock(answer: httpx.Response) -> str:

@@ -17,6 +17,7 @@ from ...common.config import Config, parse_run
 from ...common.engine.adapters import Lora
 from ...common.engine.backbone import backbone_of
 from ...common.engine.reference import Reference
+from ...common.errors import refuse_if
 from ...common.protocol.messages import Failure, HelloRequest, Request, device_user
 from ...common.protocol.packing import pack, size
 from ...common.protocol.signed import Sealed, verify
@@ -24,7 +25,7 @@ from ..owner import consent, history, limits, owner
 from ..owner.consent import Refusal
 from ..owner.records import DEVICE, Record, Source
 from ..owner.vault import Vault
-from .answer import answer
+from .handlers import answer
 from .host import Node, forget
 from .membership import joined
 from .state import advance, bind
@@ -53,11 +54,10 @@ class VaultStore:
 
     def write(self, name: str, body: bytes) -> None:
         """Keep it; done or not done as a whole."""
-        learnt = name.startswith("adapters/")
-        of_run = learnt or name.startswith("parts/")
+        of_run = name.startswith(("adapters/", "parts/"))
         source = Source("run", self.run) if of_run else DEVICE
         with self.vault.transaction():
-            if learnt:
+            if name.startswith("adapters/"):
                 owner.check_learnt(self.vault, self.learnt)
             self.vault.put("run", [Record(f"{self.run}/{name}", body)], source)
 
@@ -73,9 +73,8 @@ class Device:
         self.user = device_user(node)  # what runs call the owner
         # Configuration and name of the run that the request at hand belongs to.
         self._doing: tuple[Config, str] | None = None
-        self._taken = (
-            False  # whether the request at hand is the joined server's, and new
-        )
+        # Whether the request at hand is the joined server's, and new.
+        self._taken = False
         # What the request at hand has read: source -> generation (`Vault.generation`).
         self._read: Mapping[str, str] = {}
 
@@ -83,29 +82,33 @@ class Device:
         """Return the run's configuration, with what this device decides, and its name."""
         chosen = consent.settings(self._vault)
         wanted = cast(int, given.get("engine.max-length", 512))
-        own: dict[str, object] = {
+        own = {
             "backbone": chosen["backbone"],
             "engine.max-length": min(wanted, int(chosen["max-length"])),
             "engine.device": "auto",
-            "data": "",
-            "unlabeled.file": "",
+            **{"data": "", "unlabeled.file": ""},
         }
         config, options = parse_run({**given, **own})
-        if config.task != "text":
-            raise Refusal(
-                f"the run's task is '{config.task}', which is for simulations: a run on "
-                "devices has task=text."
-            )
+        refuse_if(
+            config.task != "text",
+            f"the run's task is '{config.task}', which is for simulations: a run on "
+            "devices has task=text.",
+            Refusal,
+        )
         return config, options.name
 
     def admit(self, sealed: Sealed) -> VaultStore:
         """Believe the key of the invitation, and each request of a run once."""
-        if consent.paused(self._vault):
-            raise Refusal("the owner has paused this device.")
+        refuse_if(
+            consent.paused(self._vault), "the owner has paused this device.", Refusal
+        )
         limits.check_now(consent.settings(self._vault))
         verify(sealed, joined(self._vault).signing_key)
-        if sealed.seal.node != str(self.number):
-            raise Refusal("the request is sealed for another device.")
+        refuse_if(
+            sealed.seal.node != str(self.number),
+            "the request is sealed for another device.",
+            Refusal,
+        )
         if sealed.users not in ((), (self.user,)):
             raise Refusal(
                 f"the request is for {sealed.users[0]:.80}, this is {self.user}."
@@ -121,8 +124,11 @@ class Device:
         """Find out whether the owner takes part, and with what."""
         config, name = self._doing = self._config(request.config)
         everything = history.entries(self._vault)
-        if sum(entry.liked for entry in everything) < owner.FEWEST:
-            raise Refusal("there is too little history on this device.")
+        refuse_if(
+            sum(entry.liked for entry in everything) < owner.FEWEST,
+            "there is too little history on this device.",
+            Refusal,
+        )
         # A hello says nothing of the owner: the first request after it is charged.
         charge = not isinstance(request, HelloRequest)
         with self._vault.transaction():
@@ -135,9 +141,8 @@ class Device:
         answers = consent.consents(self._vault)
 
         def keep(shared: Lora, lora: Lora, method: str, origin: str) -> None:
-            trained = owner.Trained(lora, method, user, learnt, origin)
             reference = Reference(backbone_of(config), shared)
-            owner.adopt(self._vault, reference, trained)
+            owner.adopt(self._vault, reference, lora, method, (user, learnt), origin)
 
         return Node(
             config,
@@ -153,16 +158,12 @@ class Device:
     def _drop_old_runs(self, request: HelloRequest) -> None:
         """Erase what runs have trained here that were not heard of for a while."""
         now = time.time()
-        runs = json.loads(self._vault.get("state", "runs") or b"{}")
-        runs = {run: heard for run, heard in runs.items() if heard > now - KEPT} | {
-            request.run: now
-        }
+        known = self._vault.noted("runs", {}).items()
+        runs = {run: heard for run, heard in known if heard > now - KEPT}
+        runs[request.run] = now
         recent = sorted(runs, key=lambda run: runs[run])[-MOST_RUNS:]
-        body = json.dumps({run: runs[run] for run in recent}).encode()
-        self._vault.put("state", [Record("runs", body)], DEVICE)
-        for source in self._vault.sources():
-            if source.kind == "run" and source.name not in recent:
-                self._vault.forget(source)
+        self._vault.note("runs", {run: runs[run] for run in recent})
+        self._vault.forget_runs(but=recent)
 
     def answer(self, message: Message) -> RecordDict:
         """Carry out a request, and note what the answer to it is before it leaves."""
@@ -176,25 +177,15 @@ class Device:
             if not self._taken:  # by anybody, any number of times: one record for all
                 consent.note_refused(self._vault, size(record))
                 return record
-            record = self._unless_forgotten(record)
             head = record.config_records["message"]
-            kind = str(head["kind"])
-            run = json.loads(cast(str, head["body"]))["run"]
-            config, name = self._doing or (None, run)
-            consent.note_sent(
-                self._vault,
-                name,
-                kind,
-                size(record),
-                consent.cover(kind, config),
-            )
-        return record
-
-    def _unless_forgotten(self, record: RecordDict) -> RecordDict:
-        """Send no answer that was made of text which its owner has forgotten since."""
-        try:
-            owner.check_learnt(self._vault, self._read)
-        except Refusal as refusal:
-            body = json.loads(cast(str, record.config_records["message"]["body"]))
-            return pack(Failure(body["run"], body["step"], str(refusal)))
+            kind, body = str(head["kind"]), json.loads(cast(str, head["body"]))
+            # No answer leaves that was made of text which its owner has forgotten since.
+            try:
+                owner.check_learnt(self._vault, self._read)
+            except Refusal as error:
+                kind = "Failure"
+                record = pack(Failure(body["run"], body["step"], str(error)))
+            config, name = self._doing or (None, body["run"])
+            covered = consent.cover(kind, config)
+            consent.note_sent(self._vault, name, kind, size(record), covered)
         return record

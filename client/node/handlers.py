@@ -1,28 +1,32 @@
-"""What a node answers: one handler for each message of the protocol.
+"""What a node answers: from Flower's message to a request, and from that to the answer.
 
-Each handler calls pure functions of `common.methods` and `common.unlabeled` on the users
-that a request names, and answers with a typed reply. Requests carry all they need and can
-be repeated: nothing depends on what this process did before, except that the backbone and
-the data stay resident.
+One handler for each message of the protocol calls pure functions of `common.methods` and
+`common.unlabeled` on the users that a request names, and answers with a typed reply.
+Requests carry all they need and can be repeated: nothing depends on what this process did
+before, except that the backbone and the data stay resident. What goes wrong comes back as
+a sentence, never as a traceback.
 """
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from flwr.app import Message as Envelope
+from flwr.app import RecordDict
 
 from ...common.config import UNTRAINED
 from ...common.data.load import task_of
 from ...common.data.metrics import bounded_row, released_metrics
-from ...common.data.types import Item, User
+from ...common.data.types import TOO_LONG, Item, User
 from ...common.engine.adapters import Lora, hash_lora
 from ...common.engine.backbone import Backbone
-from ...common.engine.fitting import encode_all, too_long
+from ...common.engine.fitting import encode_all, fitting, too_long
 from ...common.engine.reference import Reference
-from ...common.errors import IdiolectError
+from ...common.errors import refuse_if, required
 from ...common.methods import evaluation
 from ...common.methods.personalise import Personal, personalise
 from ...common.methods.shared import shared_update
@@ -31,8 +35,10 @@ from ...common.protocol.messages import (
     AdaptRequest,
     EvaluateReply,
     EvaluateRequest,
+    Failure,
     HelloReply,
     HelloRequest,
+    Missing,
     OfferReply,
     OfferRequest,
     Outcome,
@@ -47,21 +53,25 @@ from ...common.protocol.messages import (
     VoteRequest,
     package_version,
 )
+from ...common.protocol.packing import pack
 from ...common.protocol.quantization import update_codes
-from ...common.unlabeled.offers import offer_marks, supported_offers
+from ...common.protocol.signed import MissingParts, brought, complete, read_sealed
 from ...common.unlabeled.sets import Unlabeled, fingerprint
-from ...common.unlabeled.votes import user_vote
+from ...common.unlabeled.votes import marks, offers, supported_offers, user_vote
 from ..owner.consent import Refusal
 from . import state
-from .agreement import check_bank, check_set, handed_out, pin_key, taking_part
+from .agreement import check_manifest, check_set, handed_out, taking_part
 from .host import (
+    Host,
     Node,
     each,
+    each_alone,
     is_noisy,
     is_open,
     reference_of,
     reply_head,
     resident,
+    sentence,
     untrained,
 )
 
@@ -69,16 +79,21 @@ from .host import (
 def _hello(request: HelloRequest, node: Node) -> HelloReply:
     """Say who lives here, and what must agree with the server."""
     backbone, shared = resident(node.config).backbone, untrained(node.config)
-    truncated, errors = each(node, node.residents, lambda u: _truncated(backbone, u))
-    _, unwilling = each(node, node.residents, lambda u: pin_key(request, node, u))
-    errors |= unwilling
-    fitting = tuple(user.id for user in node.residents if user.id not in errors)
+    everybody, most = node.residents, node.config.privacy.participations
+
+    def agree(user: User) -> None:
+        """Agree to the run at first contact: its key, its configuration and the cap."""
+        state.pin(node.store, user.id, request.key, most, node.agreement)
+
+    truncated, errors = each_alone(node, everybody, lambda u: _truncated(backbone, u))
+    errors |= each_alone(node, everybody, agree)[1]
+    able = tuple(user.id for user in everybody if user.id not in errors)
     return HelloReply(
-        **reply_head(request, node, fitting, errors),
+        **reply_head(request, node, able, errors),
         package=package_version(),
         backbone=backbone.hash,
         shared=hash_lora(shared),
-        development=tuple(name for name in fitting if name in node.development),
+        development=tuple(name for name in able if name in node.development),
         simulation=node.simulated,
         nodes=node.nodes,
         dropped=dict(node.dropped),
@@ -87,15 +102,11 @@ def _hello(request: HelloRequest, node: Node) -> HelloReply:
     )
 
 
-def _truncated(backbone: Backbone, users: Sequence[User]) -> list[int]:
-    """Count, per user, the items whose prompt does not fit into the context."""
-    for user in users:
-        if problem := too_long(backbone, user):
-            raise IdiolectError(problem)
-    return [
-        sum(item.truncated for item in encode_all(backbone, items))
-        for items in (user.history + user.held_out for user in users)
-    ]
+def _truncated(backbone: Backbone, user: User) -> int:
+    """Count the items whose prompt does not fit into the context."""
+    refuse_if(problem := too_long(backbone, user), problem)
+    items = encode_all(backbone, user.history + user.held_out)
+    return sum(item.truncated for item in items)
 
 
 def _adapt(request: AdaptRequest, node: Node) -> AdaptReply:
@@ -126,50 +137,55 @@ def _adapt(request: AdaptRequest, node: Node) -> AdaptReply:
 def _votes(request: VoteRequest, node: Node) -> VoteReply:
     """Let each user vote for the bank's items that resemble the own text."""
     config = node.config
-    _, strangers = each(
-        node, node.users, lambda users: check_bank(request, node, users)
+    content = _fingerprint(request.bank)
+    _, strangers = each_alone(
+        *(node, node.users),
+        lambda user: check_manifest(request, node, user, content, "bank"),
     )
-    content = fingerprint([Unlabeled(item) for item in request.bank])
     outflow = "items" if config.unlabeled.kind == "anonymised" else "votes"
     willing, refused = taking_part(request, node, "votes", outflow, content, strangers)
 
-    def choose(users: Sequence[User]) -> list[np.ndarray]:
+    def choose(user: User) -> np.ndarray:
         if config.unlabeled.kind == "anonymised":
-            return [offer_marks(request.bank, user, config) for user in users]
-        reference = resident(config)
-        return [user_vote(reference, request.bank, u, config) for u in users]
+            return marks(request.bank, offers(user))
+        return user_vote(resident(config), request.bank, user, config)
 
-    done, errors = each(node, willing, choose)
+    done, errors = each_alone(node, willing, choose)
     shape = (len(done), len(request.bank))
     matrix = np.array(list(done.values()), np.float32).reshape(shape)
     head = reply_head(request, node, tuple(done), errors | refused)
     return VoteReply(**head, votes={"votes": matrix})
 
 
+def _fingerprint(bank: Sequence[Item]) -> str:
+    return fingerprint([Unlabeled(item) for item in bank])
+
+
 def _offer(request: OfferRequest, node: Node) -> OfferReply:
     """Hand over scrubbed items whose like enough users have (kind `anonymised`)."""
     config, supported = node.config, frozenset(request.supported)
-    if config.unlabeled.kind != "anonymised":
-        raise IdiolectError(
-            "items are only offered where unlabeled.kind is 'anonymised'."
-        )
+    refuse_if(
+        config.unlabeled.kind != "anonymised",
+        "items are only offered where unlabeled.kind is 'anonymised'.",
+    )
     node.permit("items", config)
 
-    def choose(users: Sequence[User]) -> list[tuple[Item, ...]]:
-        check_bank(request, node, users)
-        return [
-            tuple(supported_offers(request.bank, supported, user, config))
-            for user in users
-        ]
+    content = _fingerprint(request.bank)
 
-    done, errors = each(node, node.users, choose)
+    def choose(user: User) -> tuple[Item, ...]:
+        check_manifest(request, node, user, content, "bank")
+        return tuple(supported_offers(request.bank, supported, user))
+
+    done, errors = each_alone(node, node.users, choose)
     return OfferReply(**reply_head(request, node, tuple(done), errors), items=done)
 
 
 def _share(request: ShareRequest, node: Node) -> ShareReply:
     """Hand over the raw history: simulation only (unlabeled.kind `others`)."""
-    if node.config.unlabeled.kind != "others":
-        raise IdiolectError("raw text is only shared where unlabeled.kind is 'others'.")
+    refuse_if(
+        node.config.unlabeled.kind != "others",
+        "raw text is only shared where unlabeled.kind is 'others'.",
+    )
     node.permit("text", node.config)
     items = {
         user.id: tuple(replace(item, rivals=()) for item in user.history)
@@ -183,22 +199,51 @@ def _personalise(request: PersonaliseRequest, node: Node) -> PersonaliseReply:
     node.permit("training", node.config)
     reference = reference_of(node.config, request.shared)
     content = fingerprint(request.unlabeled)
-    willing, refused = each(
-        node, node.users, lambda users: check_set(request, node, users, content)
+    willing, refused = each_alone(
+        node, node.users, lambda user: check_set(request, node, user, content)
     )
     users = tuple(user for user in node.users if user.id in willing)
     if request.trial:
         return _tried(request, node, reference, users, refused)
     origin = _origin(request, node, reference, content)
     names = {user.id: state.adapter_name(request.method, user.id) for user in users}
-    known = state.load_group(node.store, list(names.values()), list(names), origin)
-    if known is not None:
-        return _trained(request, node, reference, origin, known, refused)
-    trained, errors = _train(request, node, reference, users)
-    for user, one in trained.items():
-        state.save_adapter(node.store, names[user], one, origin)
-    outcomes = {user: _outcome(one) for user, one in trained.items()}
-    return _trained(request, node, reference, origin, outcomes, errors | refused)
+    found = {
+        user: state.load_adapter(node.store, name, user, origin)
+        for user, name in names.items()
+    }
+    outcomes, errors = {user: one[1] for user, one in found.items() if one}, refused
+    # A group that a crash cut in two is trained again as a whole: a smaller stack rounds
+    # differently, and a resumed run must equal an unbroken one bit for bit.
+    if len(outcomes) < len(names):
+        trained, failed = _train(request, node, reference, users)
+        outcomes = {
+            user: state.save_adapter(node.store, names[user], one, origin)
+            for user, one in trained.items()
+        }
+        errors = failed | refused
+    if node.trained:
+        for user in node.users:
+            if user.id in outcomes:
+                own = _stored(request, node, user, origin)
+                node.trained(reference.adapter, own, request.method, origin)
+    return _trained(request, node, outcomes, errors)
+
+
+def _trained(
+    request: PersonaliseRequest,
+    node: Node,
+    outcomes: Mapping[str, Outcome],
+    errors: dict[str, str],
+) -> PersonaliseReply:
+    """Say who was trained, and how it went where that may be told."""
+    hidden = Outcome(None, False, {})
+    told = {
+        user: replace(one, log=_finite(one.log)) if is_open(node) else hidden
+        for user, one in outcomes.items()
+    }
+    return PersonaliseReply(
+        **reply_head(request, node, tuple(told), errors), outcomes=told
+    )
 
 
 def _train(
@@ -208,22 +253,14 @@ def _train(
     unlabeled = handed_out(request, node, users)
 
     def train(users: Sequence[User]) -> list[Personal]:
+        rate = request.learning_rate
         return personalise(
-            reference,
-            users,
-            unlabeled,
-            request.method,
-            request.learning_rate,
-            node.config,
+            reference, users, unlabeled, request.method, rate, node.config
         )
 
     trained, errors = each(node, users, train)
     errors |= {user: one.error for user, one in trained.items() if one.lora is None}
-    return {user: trained[user] for user in trained if user not in errors}, errors
-
-
-def _outcome(one: Personal) -> Outcome:
-    return Outcome(one.alpha, one.estimated, _finite(one.log))
+    return {user: one for user, one in trained.items() if one.lora}, errors
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -239,10 +276,11 @@ def _tried(
     refused: dict[str, str],
 ) -> PersonaliseReply:
     """Train, measure, and keep nothing: what a learning rate is worth."""
-    if not is_open(node):
-        raise Refusal(
-            "a learning rate is only tried in a simulation with clear metrics."
-        )
+    refuse_if(
+        not is_open(node),
+        "a learning rate is only tried in a simulation with clear metrics.",
+        Refusal,
+    )
     trained, errors = _train(request, node, reference, users)
 
     def measure(users: Sequence[User]) -> list[float]:
@@ -251,32 +289,12 @@ def _tried(
 
     able = [user for user in users if user.id in trained]
     measured, unmeasured = each(node, able, measure)
-    outcomes = {user: _outcome(trained[user]) for user in measured}
-    for user, nll in measured.items():
-        outcomes[user].log.update(_finite({"nll": nll}))
-    head = reply_head(request, node, tuple(outcomes), errors | unmeasured | refused)
-    return PersonaliseReply(**head, outcomes=outcomes)
-
-
-def _trained(
-    request: PersonaliseRequest,
-    node: Node,
-    reference: Reference,
-    origin: str,
-    outcomes: dict[str, Outcome],
-    errors: dict[str, str],
-) -> PersonaliseReply:
-    """Say who was trained, and how it went where that may be told."""
-    if node.trained:
-        for user in node.users:
-            if user.id in outcomes:
-                own = _stored(request, node, user, origin)
-                node.trained(reference.adapter, own, request.method, origin)
-    if not is_open(node):
-        outcomes = dict.fromkeys(outcomes, Outcome(None, False, {}))
-    outcomes = {u: replace(one, log=_finite(one.log)) for u, one in outcomes.items()}
-    head = reply_head(request, node, tuple(outcomes), errors)
-    return PersonaliseReply(**head, outcomes=outcomes)
+    outcomes = {
+        user: Outcome(one.alpha, one.estimated, {**one.log, "nll": measured[user]})
+        for user, one in trained.items()
+        if user in measured
+    }
+    return _trained(request, node, outcomes, errors | unmeasured | refused)
 
 
 def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:
@@ -329,13 +347,11 @@ def _stored(
 ) -> Lora:
     """Return the adapter that the request is about."""
     name = state.adapter_name(request.method, user.id)
-    found = state.load_adapter(node.store, name, user.id, origin)
-    if found is None:
-        raise IdiolectError(
-            f"user '{user.id}' has no adapter of method '{request.method}' from this run: "
-            "start a new run, what it left on the node was changed."
-        )
-    return found[0]
+    return required(
+        state.load_adapter(node.store, name, user.id, origin),
+        f"user '{user.id}' has no adapter of method '{request.method}' from this run: "
+        "start a new run, what it left on the node was changed.",
+    )[0]
 
 
 def _digest(*parts: object) -> str:
@@ -352,3 +368,60 @@ HANDLERS: dict[str, tuple[type[Request], Callable[[Any, Node], Reply]]] = {
     "train.personalise": (PersonaliseRequest, _personalise),
     "evaluate": (EvaluateRequest, _evaluate),
 }
+
+
+# --- from message to message -------------------------------------------------------------
+
+
+def answer(message: Envelope, host: Host) -> RecordDict:
+    """Read a request, do it, and answer; a request that cannot be done is a `Failure`."""
+    started = time.monotonic()
+    run, step = "", ""
+    try:
+        kind = message.metadata.message_type
+        refuse_if(
+            kind not in HANDLERS, f"'{kind:.80}' is not a request of idiolect.", Refusal
+        )
+        cls, work = HANDLERS[kind]
+        sealed = read_sealed(cls, message.content)
+        run, step = sealed.run, sealed.fields["step"]
+        refuse_if(
+            cls is not HelloRequest and not sealed.users,
+            "the request names nobody whom it is for.",
+            Refusal,
+        )
+        store = host.admit(sealed)
+        agreement = sealed.seal.parts["config"]
+        for user in () if cls is HelloRequest else sealed.users:
+            state.check_agreed(store, user, agreement)
+        came = brought(message.content, sealed.seal)
+        kept = {
+            name: data
+            for name in set(sealed.seal.parts) - set(came)
+            if (data := store.read(f"parts/{name}")) is not None
+        }
+        request = complete(sealed, came | kept)
+        node = host.node(request, started)
+        for name, data in came.items():  # in the place of what came before under it
+            store.write(f"parts/{name}", data)
+        return pack(work(request, replace(_fitting(node), agreement=agreement)))
+    except MissingParts as error:
+        return pack(Missing(run, step, error.names))
+    except Exception as error:
+        return pack(Failure(run, step, sentence(error, host.simulated)))
+
+
+def _fitting(node: Node) -> Node:
+    """Leave out the items that do not fit into the context, and count them."""
+    backbone = resident(node.config).backbone
+    pairs = [fitting(backbone, user) for user in node.residents]
+    residents = {user.id: user for user, _ in pairs}
+    dropped, count = dict(node.dropped), sum(number for _, number in pairs)
+    if count and is_open(node):  # where metrics have noise, no count leaves without it
+        dropped[TOO_LONG] = dropped.get(TOO_LONG, 0) + count
+    return replace(
+        node,
+        users=tuple(residents.get(user.id, user) for user in node.users),
+        residents=tuple(residents.values()),
+        dropped=dropped,
+    )

@@ -27,15 +27,9 @@ from ...common.engine.reference import Reference
 from ...common.errors import IdiolectError
 from ...common.process import peak_mb, process_name
 from ...common.protocol.manifest import ManifestError
-from ...common.protocol.messages import (
-    ProtocolError,
-    Request,
-    Rows,
-)
+from ...common.protocol.messages import ProtocolError, Request, Rows
 from ...common.protocol.quantization import coded_shapes, decode
-from ...common.protocol.signed import (
-    Sealed,
-)
+from ...common.protocol.signed import Sealed
 from ...common.protocol.validation import check_rows
 from ..owner.consent import Refusal
 from .state import RunStore
@@ -152,13 +146,19 @@ def each(
     except Exception as error:
         if len(users) == 1:
             return {}, {users[0].id: sentence(error, node.simulated)}
-    results: dict[str, Some] = {}
-    errors: dict[str, str] = {}
+    results, errors = dict[str, Some](), dict[str, str]()
     for user in users:
         done, failed = each(node, [user], work)
         results |= done
         errors |= failed
     return results, errors
+
+
+def each_alone(
+    node: Node, users: Sequence[User], work: Callable[[User], Some]
+) -> tuple[dict[str, Some], dict[str, str]]:
+    """`each`, for work that is done for one user at a time anyway."""
+    return each(node, users, lambda some: [work(user) for user in some])
 
 
 def sentence(error: Exception, simulated: bool) -> str:
@@ -222,10 +222,9 @@ def reference_of(config: Config, rows: Rows) -> Reference:
     check_rows(rows, coded_shapes(shapes) if config.signed_bytes else shapes)
     if config.signed_bytes:
         rows = decode(rows, shapes)
-    b = {name: torch.tensor(array) for name, array in rows.items()}
     reference = resident(config)
     device = reference.backbone.device
-    b = {name: tensor.to(device) for name, tensor in b.items()}
+    b = {name: torch.tensor(array).to(device) for name, array in rows.items()}
     return reference.with_shared(Lora(zero.a, b, zero.scaling))
 
 

@@ -3,7 +3,6 @@
 Nothing here opens a connection.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509 import load_pem_x509_certificate
 
-from ...common.errors import IdiolectError, words_of
+from ...common.errors import IdiolectError, explained, required
 from ...common.text import read_json
 from ..owner.records import DEVICE, Record
 from ..owner.vault import Vault
@@ -54,31 +53,28 @@ def read_invitation(file: Path) -> Server:
     IdiolectError
         It is not such a file.
     """
-    try:
+    what, then = (
+        f"{file} is not an invitation",
+        "ask the server's operator for the file that `idiolect-server keys init` writes",
+    )
+    with explained(what, then, (OSError, ValueError, TypeError, AttributeError)):
         with file.open() as stream:
             text = stream.read(LARGEST_INVITATION + 1)
         if len(text) > LARGEST_INVITATION:
             raise ValueError("it is too long")
         server = Server(**read_json(text))
-        _check_certificate(server.certificate)
+        try:
+            load_pem_x509_certificate(server.certificate.encode())
+        except ValueError:  # whose words are for programmers
+            raise ValueError("its certificate can't be read") from None
         if len(bytes.fromhex(server.signing_key)) != 32:
             raise ValueError("the signing key has not 32 bytes")
-        host, _, port = server.address.rpartition(":")
-        if not host or not 0 < int(port) < 65536 or not _is_plain(server.address):
+        address = server.address
+        host, _, port = address.rpartition(":")
+        plain = address.isascii() and address.isprintable() and len(address) < 300
+        if not host or not 0 < int(port) < 65536 or not plain:
             raise ValueError("the address is not host:port")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise IdiolectError(
-            f"{file} is not an invitation ({words_of(error)}): ask the server's operator "
-            "for the file that `idiolect-server keys init` writes."
-        ) from error
     return server
-
-
-def _check_certificate(pem: str) -> None:
-    try:
-        load_pem_x509_certificate(pem.encode())
-    except ValueError:  # whose words are for programmers
-        raise ValueError("its certificate can't be read") from None
 
 
 def fingerprint(server: Server) -> str:
@@ -87,14 +83,10 @@ def fingerprint(server: Server) -> str:
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
-def _is_plain(address: str) -> bool:
-    return address.isascii() and address.isprintable() and len(address) < 300
-
-
 def server_of(vault: Vault) -> Server | None:
     """The server that this device joined; None: none."""
-    body = vault.get("state", "server")
-    return Server(**json.loads(body)) if body else None
+    fields = vault.noted("server")
+    return Server(**fields) if fields else None
 
 
 def joined(vault: Vault) -> Server:
@@ -105,12 +97,10 @@ def joined(vault: Vault) -> Server:
     IdiolectError
         None was.
     """
-    server = server_of(vault)
-    if server is None:
-        raise IdiolectError(
-            "this device has joined no server: `idiolect node join INVITATION` first."
-        )
-    return server
+    return required(
+        server_of(vault),
+        "this device has joined no server: `idiolect node join INVITATION` first.",
+    )
 
 
 def join(vault: Vault, server: Server) -> None:
@@ -127,11 +117,9 @@ def join(vault: Vault, server: Server) -> None:
             f"this device belongs to {before.address}: `idiolect leave` first."
         )
     with vault.transaction():
-        vault.put(
-            "state", [Record("server", json.dumps(asdict(server)).encode())], DEVICE
-        )
+        vault.note("server", asdict(server))
         if before is None:
-            _note_membership(vault, {"since": time.time()})
+            vault.note("joined", {"since": time.time()})
 
 
 def membership(vault: Vault) -> dict[str, float | int]:
@@ -140,18 +128,14 @@ def membership(vault: Vault) -> dict[str, float | int]:
     Without ``number`` it has not let this device in yet; without ``since`` an older
     version joined it.
     """
-    return json.loads(vault.get("state", "joined") or b"{}")
+    return vault.noted("joined", {})
 
 
 def note_number(vault: Vault, number: int) -> None:
     """Note the number that the server gave this device."""
     known = membership(vault)
     if known.get("number") != number:
-        _note_membership(vault, {**known, "number": number})
-
-
-def _note_membership(vault: Vault, noted: dict[str, float | int]) -> None:
-    vault.put("state", [Record("joined", json.dumps(noted).encode())], DEVICE)
+        vault.note("joined", {**known, "number": number})
 
 
 def leave(vault: Vault) -> None:
@@ -166,9 +150,7 @@ def leave(vault: Vault) -> None:
 
     with vault.transaction(erasing=True):
         vault.delete("state", ["server", "node-key", "joined"])
-        for source in vault.sources():
-            if source.kind == "run":
-                vault.forget(source)
+        vault.forget_runs()
         drop_shared(vault)
 
 

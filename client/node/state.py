@@ -14,7 +14,6 @@ first contact; what a simulated node counts lies in the server's own folder.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +21,7 @@ from typing import Protocol
 from ...common.config import Config
 from ...common.config.old import former, trained_from
 from ...common.engine.adapters import Lora, dump_lora, parse_lora
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import file_name, write_atomically
 from ...common.methods.personalise import Personal
 from ...common.protocol.manifest import Seen
@@ -35,11 +34,9 @@ class RunStore(Protocol):
 
     def read(self, name: str) -> bytes | None:
         """Return what was written under a name, or None."""
-        ...
 
     def write(self, name: str, body: bytes) -> None:
         """Keep it; a crash leaves what was there before, or all of it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -81,17 +78,17 @@ def identity(
 
 def save_adapter(
     store: RunStore, name: str, personal: Personal, trained_from: str
-) -> None:
-    """Keep one user's adapter, with how its training went."""
-    if personal.lora is None:
-        return
+) -> Outcome:
+    """Keep one user's adapter, with how its training went, which is returned."""
     outcome = Outcome(personal.alpha, personal.estimated, personal.log)
-    metadata = {
-        "user": personal.user,
-        "trained-from": trained_from,
-        "outcome": json.dumps(asdict(outcome)),
-    }
-    store.write(name, dump_lora(personal.lora, metadata))
+    if personal.lora is not None:
+        metadata = {
+            "user": personal.user,
+            "trained-from": trained_from,
+            "outcome": json.dumps(asdict(outcome)),
+        }
+        store.write(name, dump_lora(personal.lora, metadata))
+    return outcome
 
 
 def load_adapter(
@@ -108,23 +105,6 @@ def load_adapter(
     if (metadata.get("user"), metadata.get("trained-from")) != (user, trained_from):
         return None
     return lora, Outcome(**json.loads(metadata["outcome"]))
-
-
-def load_group(
-    store: RunStore, names: Sequence[str], users: Sequence[str], trained_from: str
-) -> dict[str, Outcome] | None:
-    """Return the outcomes of a stacking group that is complete on the store, else None.
-
-    A group that a crash cut in two is trained again as a whole: a smaller stack rounds
-    differently, and a resumed run must equal an unbroken one bit for bit.
-    """
-    outcomes: dict[str, Outcome] = {}
-    for name, user in zip(names, users, strict=True):
-        found = load_adapter(store, name, user, trained_from)
-        if found is None:
-            return None
-        outcomes[user] = found[1]
-    return outcomes
 
 
 # --- what a device agreed to -----------------------------------------------------------
@@ -177,9 +157,8 @@ def agreed(store: RunStore, user: str) -> Agreed:
         if text is None:
             return Agreed()
         body = json.loads(text)
-        seen = body["seen"]
         took = {str(stage): dict(ids) for stage, ids in body["took"].items()}
-        known = None if seen is None else Seen(**seen)
+        known = None if body["seen"] is None else Seen(**body["seen"])
         # Runs of before schema 5 agreed to no configuration; their next hello does.
         return Agreed(took, int(body["most"]), known, str(body.get("config", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -224,21 +203,23 @@ def take_part(
     before = agreed(store, user)
     took = before.took.get(stage, {})
     if release in took:
-        if took[release] != content:
-            raise Refusal(
-                f"user '{user}': something else is asked for as '{release}' than "
-                "before: it counts as one release, so only one is answered."
-            )
+        refuse_if(
+            took[release] != content,
+            f"user '{user}': something else is asked for as '{release}' than "
+            "before: it counts as one release, so only one is answered.",
+            Refusal,
+        )
         return
     most = min([n for n in (before.most, planned) if n], default=0)
-    if most and len(took) >= most:
-        raise Refusal(
-            f"user '{user}' took part in {len(took)} releases of stage '{stage}' "
-            "already, as many as privacy.participations allowed at first contact or as "
-            "the run declared: it sits this one out."
-        )
-    took = {**took, release: content}
-    keep(store, user, replace(before, took={**before.took, stage: took}))
+    refuse_if(
+        most and len(took) >= most,
+        f"user '{user}' took part in {len(took)} releases of stage '{stage}' "
+        "already, as many as privacy.participations allowed at first contact or as "
+        "the run declared: it sits this one out.",
+        Refusal,
+    )
+    took = {**before.took, stage: {**took, release: content}}
+    keep(store, user, replace(before, took=took))
 
 
 def pin(store: RunStore, user: str, key: str, most: int, config: str) -> None:
@@ -251,22 +232,20 @@ def pin(store: RunStore, user: str, key: str, most: int, config: str) -> None:
     """
     before = agreed(store, user)
     if before.seen is None:
-        keep(
-            store,
-            user,
-            replace(before, most=most, seen=Seen(key, 0, ""), config=config),
-        )
-    elif before.seen.key != key:
-        raise Refusal(
-            f"user '{user}': the server's signing key is not the one that was pinned "
-            "at first contact: find out why it changed before you take part again."
-        )
-    elif before.config not in ("", config):
-        raise Refusal(
-            f"user '{user}': the run's configuration is not the one of the first "
-            "contact: start a new run for a new configuration."
-        )
-    elif not before.config:
+        return keep(store, user, Agreed(before.took, most, Seen(key, 0, ""), config))
+    refuse_if(
+        before.seen.key != key,
+        f"user '{user}': the server's signing key is not the one that was pinned "
+        "at first contact: find out why it changed before you take part again.",
+        Refusal,
+    )
+    refuse_if(
+        before.config not in ("", config),
+        f"user '{user}': the run's configuration is not the one of the first "
+        "contact: start a new run for a new configuration.",
+        Refusal,
+    )
+    if not before.config:
         keep(store, user, replace(before, config=config))
 
 
@@ -279,11 +258,12 @@ def check_agreed(store: RunStore, user: str, config: str) -> None:
         There was no valid hello, or the request has another configuration.
     """
     before = agreed(store, user)
-    if before.seen is None or before.config != config:
-        raise Refusal(
-            f"user '{user}' did not agree to this run in a hello, or not with this "
-            "configuration: resume the run, which says hello again."
-        )
+    refuse_if(
+        before.seen is None or before.config != config,
+        f"user '{user}' did not agree to this run in a hello, or not with this "
+        "configuration: resume the run, which says hello again.",
+        Refusal,
+    )
 
 
 def bind(store: RunStore, number: int) -> None:
@@ -314,8 +294,9 @@ def advance(store: RunStore, counter: int) -> None:
     Refusal
         It does not: the request is replayed, or was overtaken by a later one.
     """
-    if counter <= int(store.read("counter") or b"0"):
-        raise Refusal(
-            "this request was answered before, or a later one was: it is not done again."
-        )
+    refuse_if(
+        counter <= int(store.read("counter") or b"0"),
+        "this request was answered before, or a later one was: it is not done again.",
+        Refusal,
+    )
     store.write("counter", str(counter).encode())

@@ -4,29 +4,37 @@ It speaks Flower's fleet protocol (`connection`) in the place of a SuperNode. A 
 runs the app bundle that comes with a run, which is code of the server's. Here no bundle is
 fetched or run: a request is data, and it can ask only for what the installed `handlers` do.
 
-The worker holds the open vault, the loaded backbone and the connection. It ends when its
+The worker holds the open vault, the loaded backbone and the connection. Its *supervisor*
+is the process that holds the vault's key and starts a worker again that has ended, after
+a longer time with each failure. Where the server refuses the device as it is, or the owner
+must decide something, the worker says so and both end; the worker also ends when its
 supervisor is gone.
 """
 
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ...common.command import DEFECT, WRONG, complain, keep_traceback
 from ...common.errors import IdiolectError
 from ...common.text import guard, printable
 from ..owner.consent import settings
-from ..owner.keys import from_line
+from ..owner.keys import Key, from_line, to_line
 from ..owner.vault import Vault
 from .membership import joined, node_key, note_number
-from .supervisor import FINAL
 
 LOG = logging.getLogger("flwr")
 POLL = 1.0  # seconds between two calls for a request
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a worker is started again
+SETTLED = 120.0  # a worker that lived this long is not failing at its start
+FINAL = 2  # exit code of a worker that cannot go on before somebody has acted
 
 
 def serve(vault: Vault) -> None:
@@ -84,11 +92,9 @@ def main() -> int:
     """Be a worker: the vault's path as argument, its key on standard input."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the supervisor ends this
-    line = b""
-    while not line.endswith(b"\n"):
-        if not (byte := os.read(0, 1)):
-            return 1  # the supervisor was gone before it had given the key
-        line += byte
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        return 1  # the supervisor was gone before it had given the key
     from .connection import TurnedAway
 
     LOG.propagate = False  # it has a handler of its own
@@ -105,6 +111,59 @@ def main() -> int:
         name = type(error).__name__
         return complain(f"the node has a defect ({name}): {place}; report it.", DEFECT)
     return 0
+
+
+# --- the supervisor ---------------------------------------------------------------------
+
+
+def keep_running(vault: Path, key: Key, say: Callable[[str], None]) -> int:
+    """Run a worker, and a new one whenever it has ended, until SIGTERM or Ctrl-C.
+
+    Returns
+    -------
+    int
+        0 when told to end, and `FINAL` where a worker ended with it: a new one would end
+        in the same way.
+    """
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    wait = FIRST_WAIT
+    while not stopping.is_set():
+        began = time.monotonic()
+        worker = _start(vault, key)
+        while worker.poll() is None and not stopping.wait(0.2):
+            pass
+        if stopping.is_set():
+            worker.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(10)
+            worker.kill()
+            worker.wait()
+            break
+        if worker.returncode == FINAL:
+            return FINAL
+        if time.monotonic() - began > SETTLED:
+            wait = FIRST_WAIT
+        say(f"the node ended with {worker.returncode}; it starts again in {wait:g} s")
+        stopping.wait(wait)
+        wait = min(2 * wait, LONGEST_WAIT)
+    return 0
+
+
+def _start(vault: Path, key: Key) -> "subprocess.Popen[bytes]":
+    """Start a worker; the key goes through its standard input and into no file."""
+    module = "idiolect.client.node.worker"
+    worker = subprocess.Popen(
+        [sys.executable, "-P", "-m", module, str(vault.absolute())],
+        stdin=subprocess.PIPE,
+        env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
+    )
+    if worker.stdin:
+        with suppress(BrokenPipeError):  # it is dead already: `keep_running` sees that
+            worker.stdin.write(to_line(key))
+            worker.stdin.flush()  # stays open: its end tells the worker that we are gone
+    return worker
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from ...common.config.methods import current_name
 from ...common.engine.adapters import Lora, dump_lora, hash_lora, parse_lora
 from ...common.engine.backbone import Backbone
 from ...common.engine.model_folder import unlike
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if, required
 from .records import DEVICE, Record, Source
 from .vault import Vault
 
@@ -76,10 +76,12 @@ class Version:
     @property
     def accepted(self) -> bool:
         """Whether it is no worse than the bare backbone, the shared one, the one in use."""
-        most = min(self.nll_before, self.nll_bare)
-        if self.nll_in_use is None or self.nll_against is None:
-            return self.nll <= most
-        return self.nll <= most and self.nll_against <= self.nll_in_use + self.allowed
+        better = (
+            self.nll_in_use is None
+            or self.nll_against is None
+            or self.nll_against <= self.nll_in_use + self.allowed
+        )
+        return better and self.nll <= min(self.nll_before, self.nll_bare)
 
 
 # --- which is used ---------------------------------------------------------------------
@@ -92,12 +94,12 @@ def versions(vault: Vault) -> list[Version]:
 
 def active(vault: Vault) -> int:
     """Number of the adapter in use; 0: none."""
-    return int(vault.get("state", "active") or b"0")
+    return vault.noted("active", 0)
 
 
 def activate(vault: Vault, number: int) -> None:
     """Use an adapter from now on; 0: none."""
-    vault.put("state", [Record("active", str(number).encode())], DEVICE)
+    vault.note("active", number)
 
 
 def rollback(vault: Vault) -> int:
@@ -127,15 +129,15 @@ def use(vault: Vault, number: int) -> Version | None:
     """
     with vault.transaction():
         kept = {version.number: version for version in versions(vault)}
-        if number and number not in kept:
-            there = _listed(kept) or "none is kept; `idiolect personalize` trains one"
-            raise IdiolectError(f"there is no adapter {number}: {there}.")
+        there = _listed(kept) or "none is kept; `idiolect personalize` trains one"
+        unknown = number and number not in kept
+        refuse_if(unknown, f"there is no adapter {number}: {there}.")
         chosen = kept.get(number)
-        if chosen and chosen.shared and not vault.holds("shared", chosen.shared):
-            raise IdiolectError(
-                f"adapter {number} needs a shared adapter that was dropped, so it cannot "
-                "be used: train again by `idiolect personalize`."
-            )
+        refuse_if(
+            chosen and chosen.shared and not vault.holds("shared", chosen.shared),
+            f"adapter {number} needs a shared adapter that was dropped, so it cannot "
+            "be used: train again by `idiolect personalize`.",
+        )
         activate(vault, number)
     return chosen
 
@@ -172,22 +174,17 @@ def keep(vault: Vault, version: Version, lora: Lora) -> None:
     """Keep an adapter, and use it if it is accepted."""
     body = dump_lora(lora, {"version": json.dumps(vars(version))})
     # A source of its own: it can be erased without the others.
-    vault.put("adapter", [Record(str(version.number), body)], source(version.number))
+    name = str(version.number)
+    vault.put("adapter", [Record(name, body)], Source("adapter", name))
     if version.accepted:
         activate(vault, version.number)
-
-
-def source(number: int) -> Source:
-    """The source of an adapter's record."""
-    return Source("adapter", str(number))
 
 
 def _parsed(body: bytes) -> tuple[Lora, Version]:
     lora, metadata = parse_lora(body)
     fields = json.loads(metadata["version"])
     lists = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
-    method = current_name(fields["method"])
-    return lora, Version(**fields | lists | {"method": method})
+    return lora, Version(**fields | lists | {"method": current_name(fields["method"])})
 
 
 def read(vault: Vault, number: int) -> tuple[Lora, Version] | None:
@@ -208,14 +205,14 @@ def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:
     if found is None:
         raise _none_in_use(vault)
     lora, version = found
-    if odd := unlike(version.backbone, backbone.hash):
-        raise IdiolectError(
-            f"adapter {version.number} was trained on another backbone than "
-            f"'{backbone.name}' is now (other {', '.join(odd)}): train again by `idiolect "
-            "personalize`, or go back to the former backbone by `idiolect settings "
-            "backbone NAME`."
-        )
-    return shared_below(vault, version, zero), lora
+    refuse_if(
+        odd := unlike(version.backbone, backbone.hash),
+        f"adapter {version.number} was trained on another backbone than "
+        f"'{backbone.name}' is now (other {', '.join(odd)}): train again by `idiolect "
+        "personalize`, or go back to the former backbone by `idiolect settings "
+        "backbone NAME`.",
+    )
+    return shared_below(vault, version.shared, zero), lora
 
 
 # --- the shared adapter ----------------------------------------------------------------
@@ -223,25 +220,26 @@ def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:
 
 def latest_shared(vault: Vault, backbone: Backbone, zero: Lora) -> Lora:
     """The shared adapter of the last run, if it is of this backbone; else `zero`."""
-    name = (vault.get("state", "shared") or b"").decode()
-    if not name:
+    of, digest = _pointer(vault)
+    fits = digest and not unlike(of, backbone.hash)
+    return shared_below(vault, digest if fits else "", zero)
+
+
+def _pointer(vault: Vault) -> tuple[str, str]:
+    """Backbone and hash of the shared adapter that the last run brought; empty: none."""
+    of, _, digest = (vault.get("state", "shared") or b"").decode().partition("/")
+    return of, digest
+
+
+def shared_below(vault: Vault, digest: str, zero: Lora) -> Lora:
+    """The shared adapter of this hash, on which another was trained; empty: `zero`."""
+    if not digest:
         return zero
-    of, _, digest = name.partition("/")
-    return zero if unlike(of, backbone.hash) else _read_shared(vault, digest)
-
-
-def shared_below(vault: Vault, version: Version, zero: Lora) -> Lora:
-    """The shared adapter that an adapter was trained on; `zero` if there was none."""
-    return _read_shared(vault, version.shared) if version.shared else zero
-
-
-def _read_shared(vault: Vault, digest: str) -> Lora:
-    body = vault.get("shared", digest)
-    if body is None:
-        raise IdiolectError(
-            f"the shared adapter {digest[:12]} is missing from the vault, and what was "
-            "trained on it cannot be used: train a new one by `idiolect personalize`."
-        )
+    body = required(
+        vault.get("shared", digest),
+        f"the shared adapter {digest[:12]} is missing from the vault, and what was "
+        "trained on it cannot be used: train a new one by `idiolect personalize`.",
+    )
     return parse_lora(body)[0]
 
 
@@ -255,8 +253,7 @@ def keep_shared(vault: Vault, backbone: Backbone, shared: Lora, start: bool) -> 
         return ""
     digest = hash_lora(shared)
     below = {version.shared for version in versions(vault)}
-    pointed = (vault.get("state", "shared") or b"").decode().partition("/")[2]
-    _delete_shared(vault, {digest, pointed, *below})
+    _delete_shared(vault, {digest, _pointer(vault)[1], *below})
     if not vault.holds("shared", digest):
         vault.put("shared", [Record(digest, dump_lora(shared, {}))], DEVICE)
     if start:
@@ -272,10 +269,10 @@ def drop_shared(vault: Vault) -> None:
     """
     vault.delete("state", ["shared"])
     used = active(vault)
-    kept = [one for one in versions(vault) if one.accepted or one.number == used]
+    kept = (one for one in versions(vault) if one.accepted or one.number == used)
     _delete_shared(vault, {one.shared for one in kept})
 
 
 def _delete_shared(vault: Vault, used: Collection[str]) -> None:
-    names = [one.name for one in vault.records("shared") if one.name not in used]
-    vault.delete("shared", names)
+    names = {one.name for one in vault.records("shared")}
+    vault.delete("shared", names - set(used))

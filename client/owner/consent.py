@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from time import localtime, strftime, time
 
 from ...common.config import Config, absolute_backbone
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.privacy.protected import Claim, claim, epsilon_of, protected, used
 from ...common.text import printable
 from .records import DEVICE, Record
@@ -42,6 +42,13 @@ NAMES = {
     "items": "scrubbed items, which are never noisy",
     "training": "a run's training on this device, whatever leaves it",
 }
+# Answer -> what it means.
+ANSWERS = {
+    "no": "nothing of this kind leaves",
+    "noisy": "only with noise, and within the limits of `idiolect settings`",
+    "clear": "in any case, unprotected; no limit counts it",
+}
+TRAINING_ANSWERS = {"no": "no run trains here", "yes": "runs may train here"}
 
 
 class Refusal(IdiolectError):
@@ -53,7 +60,7 @@ class Refusal(IdiolectError):
 
 def consents(vault: Vault) -> dict[str, str]:
     """Outflow -> answer."""
-    return DEFAULTS | json.loads(vault.get("state", "consents") or b"{}")
+    return DEFAULTS | vault.noted("consents", {})
 
 
 def consent(vault: Vault, outflow: str, given: str) -> None:
@@ -64,14 +71,12 @@ def consent(vault: Vault, outflow: str, given: str) -> None:
     IdiolectError
         It does not take that answer.
     """
-    fitting = answers_to(outflow)
-    if given not in fitting:
-        raise IdiolectError(
-            f"'{outflow}' can't be '{given}': it takes {' or '.join(fitting)}."
-        )
+    refuse_if(
+        given not in (fitting := answers_to(outflow)),
+        f"'{outflow}' can't be '{given}': it takes {' or '.join(fitting)}.",
+    )
     with vault.transaction():
-        body = json.dumps(consents(vault) | {outflow: given}).encode()
-        vault.put("state", [Record("consents", body)], DEVICE)
+        vault.note("consents", consents(vault) | {outflow: given})
 
 
 def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
@@ -82,23 +87,23 @@ def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
     Refusal
         The owner does not consent to it, as this run would have it.
     """
-    if outflow not in answers:
-        raise Refusal("no device hands over raw text: use another unlabeled.kind.")
-    given = answers[outflow]
+    refuse_if(
+        outflow not in answers,
+        "no device hands over raw text: use another unlabeled.kind.",
+        Refusal,
+    )
+    given, change = answers[outflow], "clear), or the run its privacy keys."
     if outflow == "training":
-        if given == "yes":
-            return
-        raise Refusal(
-            f"the owner does not consent to {NAMES[outflow]}: the owner can change that "
-            "(idiolect consent training yes)."
-        )
-    why = protected(config, outflow)
-    if given == "no" or (given == "noisy" and why):
-        only = f", only with noise ({why})" if given == "noisy" else ""
-        raise Refusal(
-            f"the owner does not consent to {NAMES[outflow]}{only}: the owner can change "
-            f"that (idiolect consent {outflow} clear), or the run its privacy keys."
-        )
+        given, why, change = "clear" if given == "yes" else "no", "", "yes)."
+    else:
+        why = protected(config, outflow)
+    only = f", only with noise ({why})" if given == "noisy" else ""
+    refuse_if(
+        given == "no" or (given == "noisy" and why),
+        f"the owner does not consent to {NAMES[outflow]}{only}: the owner can change that "
+        f"(idiolect consent {outflow} {change}",
+        Refusal,
+    )
 
 
 def answers_to(outflow: str) -> dict[str, str]:
@@ -110,13 +115,7 @@ def answers_to(outflow: str) -> dict[str, str]:
         There is no such outflow.
     """
     check_name(outflow, DEFAULTS, "outflow")
-    if outflow == "training":
-        return {"no": "no run trains here", "yes": "runs may train here"}
-    return {
-        "no": "nothing of this kind leaves",
-        "noisy": "only with noise, and within the limits of `idiolect settings`",
-        "clear": "in any case, unprotected; no limit counts it",
-    }
+    return TRAINING_ANSWERS if outflow == "training" else ANSWERS
 
 
 # Setting -> its value before the owner chose one.
@@ -152,17 +151,23 @@ MEANINGS = {
     "most-releases": "noisy releases of all runs together, at most",
     "fewest-users": "users of a noisy sum, at least",
 }
-_LIMITS = {  # whole numbers; 0: no limit
-    "threads": (0, 4096),
-    "memory-mb": (0, 2**24),
-    "max-length": (16, 2**20),
-    "fewest-users": (1, 10**7),
-}
-_NUMBERS = {  # 0: no limit
-    "max-seconds": 30 * 86_400.0,
-    "max-load": 1e6,
-}
 CEILINGS = ("most-epsilon", "most-delta", "most-releases")  # 0: nothing; inf: no limit
+# Setting -> whether it is a whole number, the least and the largest; 0: no limit.
+_NUMBERS = {
+    "threads": (True, 0, 4096),
+    "memory-mb": (True, 0, 2**24),
+    "max-length": (True, 16, 2**20),
+    "fewest-users": (True, 1, 10**7),
+    "max-seconds": (False, 0, 30 * 86_400.0),
+    "max-load": (False, 0, 1e6),
+    **dict.fromkeys(CEILINGS, (False, 0, math.inf)),
+}
+# Setting -> what it takes, in words; of the others `_NUMBERS` says it.
+_TAKES = {
+    "backbone": "`tiny`, a folder or a model id",
+    "on-battery": "yes or no",
+    **dict.fromkeys(CEILINGS, "a number from 0; 0 allows nothing, inf everything"),
+}
 
 
 def settings(vault: Vault) -> dict[str, str]:
@@ -176,7 +181,7 @@ def _chosen(vault: Vault) -> dict[str, str]:
     Before there was a schema, every default of that time was written down with the first
     choice: a "0" among them was not chosen, and newer defaults hold instead.
     """
-    stored = json.loads(vault.get("state", "settings") or b"{}")
+    stored = vault.noted("settings", {})
     if stored.pop("schema", None) is None:
         return {name: value for name, value in stored.items() if value != "0"}
     return stored
@@ -190,57 +195,46 @@ def choose(vault: Vault, **chosen: str) -> None:
     IdiolectError
         There is no such setting, or the value does not suit it.
     """
-    for name, value in chosen.items():
-        check_setting(name.replace("_", "-"), value)
-    if "backbone" in chosen:  # it is read from other folders, by a service for one
-        chosen = {**chosen, "backbone": absolute_backbone(chosen["backbone"])}
     named = {name.replace("_", "-"): value for name, value in chosen.items()}
+    for name, value in named.items():
+        check_setting(name, value)
+    if "backbone" in named:  # it is read from other folders, by a service for one
+        named["backbone"] = absolute_backbone(named["backbone"])
     # Only what was chosen: a default that changes later holds for everybody else.
-    body = json.dumps({"schema": 2, **_chosen(vault), **named}).encode()
-    vault.put("state", [Record("settings", body)], DEVICE)
+    vault.note("settings", {"schema": 2, **_chosen(vault), **named})
 
 
 def check_name(name: str, known: Collection[str], what: str) -> None:
     """Refuse the name of an outflow or a setting that does not exist."""
-    if name not in known:
-        raise IdiolectError(
-            f"there is no {what} '{printable(name, 40)}': name one of {', '.join(known)}."
-        )
+    refuse_if(
+        name not in known,
+        f"there is no {what} '{printable(name, 40)}': name one of {', '.join(known)}.",
+    )
 
 
 def takes(name: str) -> str:
     """Which values a setting takes, in words."""
-    if name == "backbone":
-        return "`tiny`, a folder or a model id"
-    if name == "on-battery":
-        return "yes or no"
-    if name in CEILINGS:
-        return "a number from 0; 0 allows nothing, inf everything"
-    if name in _NUMBERS:
-        return f"a number from 0 to {_NUMBERS[name]:.0f}; 0: no limit"
-    low, high = _LIMITS[name]
-    return f"a whole number from {low} to {high}" + ("; 0: no limit" * (not low))
+    if name in _TAKES:
+        return _TAKES[name]
+    whole, low, high = _NUMBERS[name]
+    what = "whole number" if whole else "number"
+    return f"a {what} from {low} to {high:.0f}" + ("" if low else "; 0: no limit")
 
 
 def check_setting(name: str, value: str) -> None:
     """Refuse a setting that does not exist, or a value that it does not take."""
     check_name(name, SETTINGS, "setting")
-    number = _number(value)
     if name == "backbone":
         fine = bool(value) and value.isprintable()
     elif name == "on-battery":
         fine = value in ("yes", "no")
-    elif name in CEILINGS:
-        fine = number >= 0
-    elif name in _NUMBERS:
-        fine = 0 <= number <= _NUMBERS[name]
     else:
-        low, high = _LIMITS[name]
-        fine = value.isascii() and value.isdigit() and low <= number <= high
-    if not fine:
-        raise IdiolectError(
-            f"setting '{name}' is '{printable(value, 40)}': it takes {takes(name)}."
-        )
+        whole, low, high = _NUMBERS[name]
+        fine = low <= _number(value) <= high and (value.isdigit() or not whole)
+    refuse_if(
+        not fine,
+        f"setting '{name}' is '{printable(value, 40)}': it takes {takes(name)}.",
+    )
 
 
 def _number(text: str) -> float:
@@ -275,8 +269,7 @@ class Spent:
 
 def spent(vault: Vault) -> dict[str, Spent]:
     """Run id -> what it was charged."""
-    found = json.loads(vault.get("state", "spent") or b"{}")
-    return {run: Spent(**fields) for run, fields in found.items()}
+    return {run: Spent(**fields) for run, fields in vault.noted("spent", {}).items()}
 
 
 def total(charges: Iterable[Spent | Claim]) -> tuple[float, float, int]:
@@ -330,12 +323,10 @@ def agree(
         The server is told no more than that.
     """
     answers = consents(vault)
-    outflows = [
-        outflow
+    if not any(
+        answers.get(outflow) == "noisy" and not protected(config, outflow)
         for outflow in used(config)
-        if answers.get(outflow) == "noisy" and not protected(config, outflow)
-    ]
-    if not outflows:
+    ):
         return
     charges = spent(vault)
     new = _charge(charges.get(run), printable(name, 100), claim(config))
@@ -351,16 +342,14 @@ def agree(
             *(new.name, new.epsilon, new.delta, new.releases, new.users),
         )
         raise Refusal("the owner's ceiling for privacy does not allow this run.")
-    if not charge:
-        return
-    body = json.dumps({one: asdict(entry) for one, entry in charges.items()}).encode()
-    vault.put("state", [Record("spent", body)], DEVICE)
+    if charge:
+        vault.note("spent", {one: asdict(entry) for one, entry in charges.items()})
 
 
 def _charge(before: Spent | None, name: str, now: Claim) -> Spent:
     """Return what a run is charged in all: never less than it once was."""
     if before is None:
-        return Spent(name, now.epsilon, now.delta, now.releases, now.users)
+        return Spent(name, **asdict(now))
     return Spent(
         before.name,
         max(before.epsilon, now.epsilon),

@@ -12,12 +12,19 @@ from cryptography.hazmat.primitives.keywrap import (
     aes_key_wrap,
 )
 
-from ...common.errors import IdiolectError
-from .sealing import SCHEMA
+from ...common.errors import IdiolectError, explained, refuse_if
+from .records import SCHEMA
 
 # What SQLite raises on a damaged file, whose own messages may be damaged too.
 UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
 BUSY = 30.0  # seconds that one process waits for another's write
+PRAGMAS = (
+    "journal_mode = WAL",
+    "synchronous = FULL",  # a power cut loses nothing
+    "secure_delete = ON",
+    "foreign_keys = ON",
+    "trusted_schema = OFF",
+)
 
 # Without an index by source: its rows are few, and every index has to be checked.
 TABLES = (
@@ -65,7 +72,7 @@ class ErasureError(IdiolectError):
 
 def why(error: BaseException | None) -> str:
     """Why the file cannot be used, in words; empty if it is damaged."""
-    code = getattr(error, "sqlite_errorcode", None) or 0
+    code = getattr(error, "sqlite_errorcode", 0)
     return REASONS.get(code, REASONS.get(code & 0xFF, ""))
 
 
@@ -92,13 +99,14 @@ def is_there(path: Path) -> bool:
     IdiolectError
         Its folder may not be read.
     """
-    try:
+    what = f"the vault {path} cannot be used now"
+    with explained(what, "make its folder readable for you"):
         return path.is_file()
-    except OSError as error:
-        raise IdiolectError(
-            f"the vault {path} cannot be used now ({error.strerror}): make its folder "
-            "readable for you."
-        ) from error
+
+
+def note_of(vault: Path) -> Path:
+    """The file beside a vault that is locked while a training runs."""
+    return vault.with_name(f".{vault.name}.training")
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -106,11 +114,8 @@ def connect(path: Path) -> sqlite3.Connection:
     with named(path):
         database = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
         try:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")  # a power cut loses nothing
-            database.execute("PRAGMA secure_delete = ON")
-            database.execute("PRAGMA foreign_keys = ON")
-            database.execute("PRAGMA trusted_schema = OFF")
+            for pragma in PRAGMAS:
+                database.execute(f"PRAGMA {pragma}")
         except BaseException:
             database.close()
             raise
@@ -119,10 +124,12 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @contextlib.contextmanager
 def begun(database: sqlite3.Connection, how: str) -> Iterator[None]:
-    """Begin a transaction, which the block commits; roll back where the block fails."""
+    """Begin a transaction; commit it after the block, or roll back where that fails."""
     database.execute(how)
     try:
         yield
+        if database.in_transaction:
+            database.execute("COMMIT")
     except BaseException:
         if database.in_transaction:  # SQLite itself rolls back on a full disk
             database.execute("ROLLBACK")
@@ -143,7 +150,7 @@ def header(path: Path, database: sqlite3.Connection) -> dict[str, bytes]:
         The schema is newer than this version knows, or the file cannot be read.
     """
     try:
-        rows = database.execute("SELECT name, value FROM header").fetchall()
+        rows = database.execute("SELECT name, value FROM header")
         head = {name: bytes(value) for name, value in rows}
         schema = int(head["schema"])
         whole = head["check"] == checksum(head["salt"], head["index"])
@@ -153,15 +160,16 @@ def header(path: Path, database: sqlite3.Connection) -> dict[str, bytes]:
         raise DamagedError(
             f"{path} is not a vault, or its header is damaged: restore it from a backup."
         ) from error
-    if schema > SCHEMA:
-        raise IdiolectError(
-            f"the vault {path} was written by a newer version of idiolect (schema "
-            f"{schema}, this one knows {SCHEMA}): update idiolect."
-        )
-    if not whole:
-        raise DamagedError(
-            f"the header of the vault {path} is damaged: restore it from a backup."
-        )
+    refuse_if(
+        schema > SCHEMA,
+        f"the vault {path} was written by a newer version of idiolect (schema "
+        f"{schema}, this one knows {SCHEMA}): update idiolect.",
+    )
+    refuse_if(
+        not whole,
+        f"the header of the vault {path} is damaged: restore it from a backup.",
+        DamagedError,
+    )
     return head
 
 
@@ -170,15 +178,11 @@ def write_header(
 ) -> None:
     """Write the header, with the index key wrapped by the master key."""
     wrapped = aes_key_wrap(master, index)
-    rows = {
-        "schema": str(SCHEMA).encode(),
-        "salt": salt,
-        "index": wrapped,
-        "check": checksum(salt, wrapped),
-    }
-    database.executemany(
-        "INSERT OR REPLACE INTO header VALUES (?, ?)", list(rows.items())
-    )
+    rows = [
+        ("schema", str(SCHEMA).encode()),
+        *(("salt", salt), ("index", wrapped), ("check", checksum(salt, wrapped))),
+    ]
+    database.executemany("INSERT OR REPLACE INTO header VALUES (?, ?)", rows)
 
 
 def checksum(salt: bytes, wrapped: bytes) -> bytes:

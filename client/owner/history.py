@@ -5,12 +5,12 @@ import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from time import time
 
 from ...common.data.types import Item, Prompt
-from ...common.errors import IdiolectError
-from .records import DEVICE, Record, Source
+from ...common.errors import refuse_if
+from .records import Record, Source
 from .vault import Vault
 
 KIND = "item"
@@ -96,12 +96,12 @@ def source_name(given: str) -> str:
         Nothing is left of it, or it is too long.
     """
     name = _tidy(given)
-    if not name or len(name) > LONGEST_NAME:
-        what = f"has {len(name)} characters" if name else "is empty"
-        raise IdiolectError(
-            f"the source's name {what}: name it with 1 to {LONGEST_NAME} characters by "
-            "--source NAME."
-        )
+    what = f"has {len(name)} characters" if name else "is empty"
+    refuse_if(
+        not 0 < len(name) <= LONGEST_NAME,
+        f"the source's name {what}: name it with 1 to {LONGEST_NAME} characters by "
+        "--source NAME.",
+    )
     return name
 
 
@@ -116,10 +116,10 @@ def known_sources(given: str, known: Collection[str]) -> set[str]:
         There is none.
     """
     found = {given} & set(known) or {n for n in known if _tidy(n) == _tidy(given)}
-    if not found:
-        raise IdiolectError(
-            f"there is no source '{_tidy(given):.80}': see `idiolect history sources`."
-        )
+    refuse_if(
+        not found,
+        f"there is no source '{_tidy(given):.80}': see `idiolect history sources`.",
+    )
     return found
 
 
@@ -162,13 +162,11 @@ def _next(vault: Vault, number: int) -> float:
     It is now, or right after the last: a clock that was set back does not make the newest
     entries the oldest.
     """
-    before = vault.get("state", "added")
-    last = (
-        float(before) if before else max((e.added for e in entries(vault)), default=0)
-    )
+    last = vault.noted("added")
+    if last is None:
+        last = max((entry.added for entry in entries(vault)), default=0)
     start = max(time(), last + STEP)
-    end = repr(start + (number - 1) * STEP).encode()
-    vault.put("state", [Record("added", end)], DEVICE)
+    vault.note("added", start + (number - 1) * STEP)
     return start
 
 
@@ -208,9 +206,9 @@ def find(vault: Vault, ids: Iterable[str]) -> list[Entry]:
     found = []
     for name in ids:
         matching = [entry for entry in everything if name and entry.id.startswith(name)]
-        if len(matching) != 1:
-            many = f"{len(matching)} entries begin" if matching else "no entry begins"
-            raise IdiolectError(f"{many} with '{name}': see `idiolect history list`.")
+        many = f"{len(matching)} entries begin" if matching else "no entry begins"
+        wrong = f"{many} with '{name}': see `idiolect history list`."
+        refuse_if(len(matching) != 1, wrong)
         found.append(matching[0])
     return found
 
@@ -226,9 +224,8 @@ def judge(vault: Vault, entry: Entry, liked: bool) -> Entry:
 
 
 def _record(entry: Entry) -> Record:
-    prompt = entry.prompt
     fields = {
-        "prompt": [prompt.before, prompt.input, prompt.after],
+        "prompt": astuple(entry.prompt),
         "target": entry.target,
         "liked": entry.liked,
         "source": entry.source,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 
 # RFC 9106, section 4: 64 MiB, 3 passes; one lane, because a device may have one core.
 MEMORY, PASSES, LANES = 64 * 1024, 3, 1
@@ -36,8 +36,7 @@ class RandomKey:
 
     def master(self, salt: bytes) -> bytes:
         """The secret bound to the salt, so that `Vault.rewrap` changes the master key."""
-        if len(self.secret) != 32:
-            raise IdiolectError("a vault's key must have 32 bytes.")
+        refuse_if(len(self.secret) != 32, "a vault's key must have 32 bytes.")
         return hmac.digest(self.secret, b"idiolect vault" + salt, "sha256")
 
 
@@ -52,8 +51,7 @@ def derived(text: str, salt: bytes) -> bytes:
     IdiolectError
         The text is empty, or not UTF-8.
     """
-    if not text:
-        raise IdiolectError("an empty passphrase protects nothing: give one.")
+    refuse_if(not text, "an empty passphrase protects nothing: give one.")
     try:
         secret = text.encode()
     except UnicodeEncodeError:
@@ -68,9 +66,9 @@ def derived(text: str, salt: bytes) -> bytes:
 
 def to_line(key: Key) -> bytes:
     """A key as one line of JSON, for the pipe to another process of this user."""
-    if isinstance(key, Passphrase):
-        return json.dumps({"passphrase": key.text}).encode() + b"\n"
-    return json.dumps({"secret": key.secret.hex()}).encode() + b"\n"
+    typed = isinstance(key, Passphrase)
+    given = {"passphrase": key.text} if typed else {"secret": key.secret.hex()}
+    return json.dumps(given).encode() + b"\n"
 
 
 def from_line(line: bytes) -> Key:

@@ -2,22 +2,27 @@
 
 Every limit except that of time is off until it is set (`idiolect settings NAME VALUE`).
 Work beyond a limit is refused or stopped with an error, which the server records if the
-work was for a server. Limits are checked before the backbone is loaded.
+work was for a server. Limits are checked before the backbone is loaded. Two trainings at
+once are refused (`alone`).
 """
 
 import contextlib
+import fcntl
 import importlib
 import os
 import resource
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from time import localtime, strftime
 
 import torch
 
 from ...common.command import out_of_memory
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
+from ...common.files import private
 from .consent import Refusal
+from .database import note_of
 
 POWER = Path("/sys/class/power_supply")
 OWN = Path("/proc/self/status")
@@ -33,27 +38,19 @@ def check_now(settings: Mapping[str, str], power: Path = POWER) -> None:
     Refusal
         Not now.
     """
-    if settings["on-battery"] == "no" and on_battery(power):
-        raise Refusal(
-            "the device is on battery: plug it in (or `idiolect settings on-battery yes`)."
-        )
+    refuse_if(
+        settings["on-battery"] == "no" and on_battery(power),
+        "the device is on battery: plug it in (or `idiolect settings on-battery yes`).",
+        Refusal,
+    )
     most = float(settings["max-load"])
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
-    if most and load > most:
-        raise Refusal(
-            f"the device is busy: load {load:.1f} per core, {most:g} allowed: try again "
-            "later (or `idiolect settings max-load NUMBER`)."
-        )
-
-
-def _check_memory(allowed: int) -> None:
-    """Refuse work where the owner allows less memory than the process has without any."""
-    own = memory()
-    if own is not None and allowed < own + ROOM:
-        raise IdiolectError(
-            f"memory-mb is {allowed}, and idiolect has {own} MB before any work: allow "
-            f"{own + ROOM} or more (`idiolect settings memory-mb NUMBER`; 0: no limit)."
-        )
+    refuse_if(
+        most and load > most,
+        f"the device is busy: load {load:.1f} per core, {most:g} allowed: try again "
+        "later (or `idiolect settings max-load NUMBER`).",
+        Refusal,
+    )
 
 
 def memory(status: Path = OWN) -> int | None:
@@ -85,8 +82,8 @@ def hold_process(settings: Mapping[str, str]) -> None:
     if most := int(settings["memory-mb"]):
         _load_libraries()
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        known = hard != resource.RLIM_INFINITY
-        soft = min(most << 20, hard) if known else most << 20
+        endless = hard == resource.RLIM_INFINITY
+        soft = most << 20 if endless else min(most << 20, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
@@ -127,9 +124,15 @@ def held(settings: Mapping[str, str], training: bool = False) -> Iterator[None]:
     """
     if training:
         check_now(settings)
-    if int(settings["memory-mb"]):
+    if allowed := int(settings["memory-mb"]):
         _load_libraries()
-        _check_memory(int(settings["memory-mb"]))
+        own = memory()
+        if own is not None and allowed < own + ROOM:
+            raise IdiolectError(
+                f"memory-mb is {allowed}, and idiolect has {own} MB before any work: "
+                f"allow {own + ROOM} or more (`idiolect settings memory-mb NUMBER`; 0: no "
+                "limit)."
+            )
     before = resource.getrlimit(resource.RLIMIT_DATA), torch.get_num_threads()
     try:
         hold_process(settings)
@@ -171,3 +174,39 @@ def time_limit(settings: Mapping[str, str]) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def alone(vault: Path) -> Iterator[None]:
+    """Train alone on a vault until the end of the block.
+
+    The lock is the system's: it ends with the process, however that ends.
+
+    Raises
+    ------
+    IdiolectError
+        Another process trains on this vault; says which, and since when.
+    """
+    file = note_of(vault)
+    with contextlib.ExitStack() as held:
+        try:
+            note = held.enter_context(open(file, "a+", opener=private))
+            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            process, _, since = file.read_text()[:100].partition(" ")
+            when, end = "already", ""  # it has only just begun
+            if since:
+                when = f"since {since} (process {process})"
+                end = f", or end it by `kill {process}`"
+            raise IdiolectError(
+                f"a training is running on this vault {when}: wait until it has ended{end}."
+            ) from None
+        except OSError as error:
+            raise IdiolectError(
+                f"{file} cannot be locked ({error.strerror}): make its folder writable."
+            ) from error
+        note.truncate(0)
+        note.write(f"{os.getpid()} {strftime('%Y-%m-%d %H:%M:%S', localtime())}")
+        note.flush()
+        yield
+        note.truncate(0)

@@ -9,7 +9,7 @@ owner's own prompts, so no other text is needed. What was disliked is a known ne
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,13 @@ from ...common.engine.fitting import fits, fitting
 from ...common.engine.model_folder import unlike
 from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
-from ...common.errors import IdiolectError, words_of
+from ...common.errors import IdiolectError, refuse_if, required, words_of
 from ...common.files import make_private, private_folder
 from ...common.methods.evaluation import held_out_nll
 from ...common.methods.personalise import personalise
 from ...common.unlabeled.sets import UnlabeledSet
 from . import adapters, history, limits
 from .adapters import Version
-from .alone import alone
 from .consent import Refusal, settings
 from .database import ErasureError
 from .history import Entry
@@ -43,11 +42,6 @@ HELD_OUT = 8  # at most; a fifth of the liked pairs otherwise
 
 
 # --- settings --------------------------------------------------------------------------
-
-
-def configured(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Config:
-    """The configuration of a training on this device."""
-    return config_of(settings(vault), method, rate)
 
 
 def config_of(
@@ -81,30 +75,6 @@ def check_loads(chosen: Mapping[str, str]) -> Backbone:
 # --- training --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A trained adapter, before it is judged and kept.
-
-    Attributes
-    ----------
-    lora, method
-        The adapter, and how it was trained.
-    user, learnt
-        What it was trained on and is judged by, as `split` returned it.
-    origin
-        What a federated run trained it from (`state.identity`); empty: none did.
-    too_long
-        Pairs that were left out of `user` since they do not fit into the context.
-    """
-
-    lora: Lora
-    method: str
-    user: User
-    learnt: Mapping[str, str]
-    origin: str = ""
-    too_long: int = 0
-
-
 def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
     """Train a new adapter, keep it, and use it if it is accepted (`Version.accepted`).
 
@@ -114,57 +84,71 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
         There is too little history, training overflowed, it is not within the owner's
         limits (`limits.held`), or another one is running; the adapter in use stays.
     """
-    with alone(vault.path), limits.held(settings(vault), training=True):
-        return _train(vault, method, rate)
-
-
-def _train(vault: Vault, method: str, rate: float) -> Version:
-    entries = history.entries(vault)
-    split(entries)  # refuses too little before a backbone is loaded
-    config = configured(vault, method, rate)
-    loaded = load_reference(config)
-    backbone = loaded.backbone
-    short = [entry for entry in entries if fits(backbone, entry.item())]
-    fit, liked = (sum(entry.liked for entry in some) for some in (short, entries))
-    if fit < FEWEST:
-        raise IdiolectError(
+    chosen = settings(vault)
+    with limits.alone(vault.path), limits.held(chosen, training=True):
+        entries = history.entries(vault)
+        split(entries)  # refuses too little before a backbone is loaded
+        config = config_of(chosen, method, rate)
+        loaded = load_reference(config)
+        backbone = loaded.backbone
+        short = [entry for entry in entries if fits(backbone, entry.item())]
+        fit, liked = (sum(entry.liked for entry in some) for some in (short, entries))
+        refuse_if(
+            fit < FEWEST,
             f"{fit} of the {liked} liked pairs in the vault fit into the context of "
-            f"{backbone.context} tokens, and training needs {FEWEST}: import shorter ones, "
-            "or allow longer ones by `idiolect settings max-length N`."
+            f"{backbone.context} tokens, and training needs {FEWEST}: import shorter "
+            "ones, or allow longer ones by `idiolect settings max-length N`.",
         )
-    user, learnt = split(short)
-    shared = adapters.latest_shared(vault, backbone, loaded.adapter)
-    reference = loaded.with_shared(shared)
-    (found,) = personalise(reference, [user], UnlabeledSet(), method, rate, config)
-    if found.lora is None:
-        raise IdiolectError(found.error)
-    too_long = len(entries) - len(short)
-    trained = Trained(found.lora, method, user, learnt, too_long=too_long)
-    return adopt(vault, reference, trained)
+        user, learnt = split(short)
+        shared = adapters.latest_shared(vault, backbone, loaded.adapter)
+        reference = loaded.with_shared(shared)
+        (found,) = personalise(reference, [user], UnlabeledSet(), method, rate, config)
+        lora = required(found.lora, found.error)
+        too_long = len(entries) - len(short)
+        return adopt(vault, reference, lora, method, (user, learnt), too_long=too_long)
 
 
-def adopt(vault: Vault, reference: Reference, trained: Trained) -> Version:
+def adopt(
+    vault: Vault,
+    reference: Reference,
+    lora: Lora,
+    method: str,
+    learning: tuple[User, Mapping[str, str]],
+    origin: str = "",
+    too_long: int = 0,
+) -> Version:
     """Judge a trained adapter on the held-out pairs, keep it, and use it if accepted.
 
-    One of an `origin` that is kept already is not kept twice. Pairs that do not fit into
-    the context were not trained on and do not judge.
+    Parameters
+    ----------
+    vault, reference
+        Where it is kept, and what it was trained on top of.
+    lora, method
+        The adapter, and how it was trained.
+    learning
+        What it was trained on and is judged by, as `split` returned it. Pairs that do not
+        fit into the context were not trained on and do not judge.
+    origin
+        What a federated run trained it from (`state.identity`); empty: none did. One of an
+        origin that is kept already is not kept twice.
+    too_long
+        Pairs that were left out of `learning` since they do not fit into the context.
 
     Raises
     ------
     Refusal
         Something that it was trained on has been forgotten meanwhile; it is not kept.
     """
-    backbone = reference.backbone
-    user, more = fitting(backbone, trained.user)
-    learnt, method = trained.learnt, trained.method
+    backbone, learnt = reference.backbone, learning[1]
+    user, more = fitting(backbone, learning[0])
     while True:
-        if known := _of_origin(vault, trained.origin):
+        if known := _of_origin(vault, origin):
             return known
         now = adapters.active(vault)
-        judged = _judged(vault, reference, replace(trained, user=user), now)
+        judged = _judged(vault, reference, lora, method, user, now)
         with vault.transaction():
             check_learnt(vault, learnt)
-            if adapters.active(vault) != now or _of_origin(vault, trained.origin):
+            if adapters.active(vault) != now or _of_origin(vault, origin):
                 continue  # another process was faster
             # A shared adapter that is worse than nothing here is not a start for the next
             # training.
@@ -179,12 +163,12 @@ def adopt(vault: Vault, reference: Reference, trained: Trained) -> Version:
                 trained=len(user.history),
                 disliked=len(user.disliked) if method == "c-bpo" else 0,
                 held_out=len(user.held_out),
-                too_long=trained.too_long + more,
+                too_long=too_long + more,
                 shared=adapters.keep_shared(vault, backbone, reference.adapter, start),
-                origin=trained.origin,
+                origin=origin,
                 **judged,
             )
-            adapters.keep(vault, version, trained.lora)
+            adapters.keep(vault, version, lora)
             return version
 
 
@@ -209,18 +193,18 @@ def check_learnt(vault: Vault, learnt: Mapping[str, str]) -> None:
         A source is not there any more as it was when it was read.
     """
     for name, generation in learnt.items():
-        if vault.generation(Source("import", name)) != generation:
-            raise Refusal(
-                "the owner has forgotten text that this was made of, while it was being "
-                "made: it is not kept, and has to be made again from what remains."
-            )
+        refuse_if(
+            vault.generation(Source("import", name)) != generation,
+            "the owner has forgotten text that this was made of, while it was being "
+            "made: it is not kept, and has to be made again from what remains.",
+            Refusal,
+        )
 
 
 def _judged(
-    vault: Vault, reference: Reference, trained: Trained, now: int
+    vault: Vault, reference: Reference, lora: Lora, method: str, user: User, now: int
 ) -> dict[str, Any]:
     """The fields of a `Version` that say how good it is; `now` is the adapter in use."""
-    lora, method, user = trained.lora, trained.method, trained.user
 
     def nll(on: Reference, own: Lora | None, who: User, name: str) -> float:
         return held_out_nll(on, [own], [who], name)[0]
@@ -237,7 +221,7 @@ def _judged(
         own, version = rival
         shared = reference.adapter
         zero = replace(shared, b={name: 0 * b for name, b in shared.b.items()})
-        below = adapters.shared_below(vault, version, zero)
+        below = adapters.shared_below(vault, version.shared, zero)
     # Pairs that the one in use was trained on say nothing about either.
     unseen = tuple(item for item in user.held_out if item.id not in version.pairs)
     if unseen:
@@ -265,11 +249,11 @@ def split(entries: Sequence[Entry], name: str = "owner") -> tuple[User, dict[str
     """
     liked = [entry for entry in entries if entry.liked]
     disliked = [entry for entry in entries if not entry.liked]
-    if len(liked) < FEWEST:
-        raise IdiolectError(
-            f"there are {len(liked)} liked pairs in the vault, and training needs "
-            f"{FEWEST}: import more with `idiolect import FILE`."
-        )
+    refuse_if(
+        len(liked) < FEWEST,
+        f"there are {len(liked)} liked pairs in the vault, and training needs "
+        f"{FEWEST}: import more with `idiolect import FILE`.",
+    )
     held_out = max(1, min(HELD_OUT, len(liked) // 5))
     learnt = liked[:-held_out]
     user = User(
@@ -278,8 +262,7 @@ def split(entries: Sequence[Entry], name: str = "owner") -> tuple[User, dict[str
         tuple(entry.item() for entry in liked[-held_out:]),
         disliked=tuple(entry.item() for entry in disliked),
     )
-    sources = {entry.source: entry.generation for entry in (*learnt, *disliked)}
-    return user, sources
+    return user, {entry.source: entry.generation for entry in (*learnt, *disliked)}
 
 
 # --- use -------------------------------------------------------------------------------
@@ -297,11 +280,11 @@ def write(
     with limits.held(chosen):
         loaded = load_reference(config_of(chosen))
         backbone = loaded.backbone
-        if not 0 < budget < backbone.context:
-            raise IdiolectError(
-                f"{budget} new tokens do not fit into a context of {backbone.context}: "
-                f"ask for 1 to {backbone.context - 1}."
-            )
+        refuse_if(
+            not 0 < budget < backbone.context,
+            f"{budget} new tokens do not fit into a context of {backbone.context}: "
+            f"ask for 1 to {backbone.context - 1}.",
+        )
         asked = Prompt("", history.clean(prompt))
         ids, _ = backbone.encode_prompt(asked, backbone.context - budget, "the prompt")
         shared, own = adapters.adapter(vault, backbone, loaded.adapter)
@@ -322,8 +305,10 @@ def export(vault: Vault, folder: Path) -> None:
     IdiolectError
         No adapter is in use, or the folder cannot be written; nothing is left of it.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise IdiolectError(f"{folder} is not empty: name a new folder.")
+    refuse_if(
+        folder.exists() and any(folder.iterdir()),
+        f"{folder} is not empty: name a new folder.",
+    )
     chosen = settings(vault)
     with limits.held(chosen):
         loaded = load_reference(config_of(chosen))
@@ -364,34 +349,24 @@ def forget(
         # In one transaction: no adapter is kept in between that knows what is gone, and
         # no crash leaves one.
         with vault.transaction(erasing=True):
-            return _deleted(vault, sources, ids)
+            known = {entry.source for entry in history.entries(vault)}
+            named = {n for name in sources for n in history.known_sources(name, known)}
+            chosen = history.find(vault, ids)
+            touched = {*named, *(entry.source for entry in chosen)}
+            stale = [
+                one for one in adapters.versions(vault) if touched & set(one.sources)
+            ]
+            if adapters.active(vault) in [version.number for version in stale]:
+                adapters.activate(vault, 0)
+            for version in stale:
+                vault.forget(Source("adapter", str(version.number)))
+            vault.forget_runs()
+            count = sum(vault.forget(Source("import", name)) for name in named)
+            for name in {entry.source for entry in chosen} - named:
+                gone = {entry.id for entry in chosen if entry.source == name}
+                count += vault.forget_some(Source("import", name), history.KIND, gone)
+            return count, stale
     except ErasureError as error:
         raise ErasureError(
             f"the pairs and what learnt them are deleted, but {error}"
         ) from error
-
-
-def _deleted(
-    vault: Vault, sources: Collection[str], ids: Collection[str]
-) -> tuple[int, list[Version]]:
-    known = {entry.source for entry in history.entries(vault)}
-    named = {n for name in sources for n in history.known_sources(name, known)}
-    chosen = history.find(vault, ids)
-    touched = {*named, *(entry.source for entry in chosen)}
-    stale = [
-        version
-        for version in adapters.versions(vault)
-        if touched & set(version.sources)
-    ]
-    if adapters.active(vault) in [version.number for version in stale]:
-        adapters.activate(vault, 0)
-    for version in stale:
-        vault.forget(adapters.source(version.number))
-    for source in vault.sources():
-        if source.kind == "run":  # what a run trained, until it has ended
-            vault.forget(source)
-    count = sum(vault.forget(Source("import", name)) for name in named)
-    for name in {entry.source for entry in chosen} - named:
-        gone = {entry.id for entry in chosen if entry.source == name}
-        count += vault.forget_some(Source("import", name), history.KIND, gone)
-    return count, stale

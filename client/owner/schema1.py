@@ -6,6 +6,7 @@ a run's leftovers `run NAME` and a trained adapter `adapter NUMBER`; an import o
 name shared its source with them. The kinds of the records tell them apart.
 """
 
+import contextlib
 import json
 import sqlite3
 import unicodedata
@@ -17,8 +18,7 @@ from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
 
 from .database import DamagedError, unlocked
 from .keys import Key, Passphrase, derived
-from .records import DEVICE, Record, Source
-from .sealing import bound, unsealed
+from .records import DEVICE, Record, Source, bound, unsealed
 
 WAY_OUT = "restore a backup; the vault stays as it is"
 
@@ -38,7 +38,7 @@ def unlock(path: Path, head: dict[str, bytes], key: Key) -> tuple[bytes, bytes]:
     if isinstance(key, Passphrase):
         masters = (derived(text, salt) for text in _forms(key.text))
     else:
-        masters = iter((key.master(salt),))
+        masters = (secret.master(salt) for secret in (key,))
     return unlocked(path, head["index"], masters)
 
 
@@ -71,15 +71,14 @@ def records(
     DamagedError
         One of them is not what was written.
     """
-    sources = {
-        place: (
-            _label(path, index, place, label),
-            _unwrap(path, master, place, wrapped),
-        )
-        for place, label, wrapped in database.execute(
-            "SELECT source, label, wrapped FROM old_sources"
-        )
-    }
+    sources: dict[bytes, tuple[str, bytes]] = {}
+    for place, label, wrapped in database.execute(
+        "SELECT source, label, wrapped FROM old_sources"
+    ):
+        with _whole(path, "the name of a source"):
+            name = unsealed(index, label, bound("source", place, schema=1)).decode()
+        with _whole(path, f"the data key of source {place.hex()[:8]}"):
+            sources[place] = name, aes_key_unwrap(master, wrapped)
     wanted = database.execute(
         "SELECT kind, key FROM old_records WHERE chunk = 0 ORDER BY number"
     )
@@ -89,12 +88,9 @@ def records(
             "WHERE kind = ? AND key = ? ORDER BY chunk",
             (kind, key),
         ).fetchall()
-        place = rows[0][2]
-        try:
-            label, data_key = sources[place]
+        with _whole(path, f"record {key.hex()[:8]} of kind '{kind}'"):
+            label, data_key = sources[rows[0][2]]
             body = b"".join(_opened(rows, data_key))
-        except (KeyError, InvalidTag, ValueError, TypeError, AttributeError):
-            raise _damaged(path, f"record {key.hex()[:8]} of kind '{kind}'") from None
         head, _, rest = body.partition(b"\n")
         record = Record(json.loads(head), rest)
         yield kind, record, _source(kind, record.name, label)
@@ -102,8 +98,9 @@ def records(
         "SELECT COUNT(*) FROM old_records AS one WHERE NOT EXISTS (SELECT 1 FROM "
         "old_records WHERE kind = one.kind AND key = one.key AND chunk = 0)"
     ).fetchone()
-    if loose:
-        raise _damaged(path, "a record without a beginning")
+    with _whole(path, "a record without a beginning"):
+        if loose:
+            raise ValueError("its beginning is missing")
 
 
 def _opened(rows: list[tuple], data_key: bytes) -> Iterator[bytes]:
@@ -118,31 +115,23 @@ def _opened(rows: list[tuple], data_key: bytes) -> Iterator[bytes]:
 
 
 def _source(kind: str, name: str, label: str) -> Source:
-    if kind == "item":
-        return Source("import", label)
-    if kind == "adapter":
-        return Source("adapter", name)
-    if kind == "run" and label != "device":  # the counts of a run are the device's
-        return Source("run", label.removeprefix("run "))
-    return DEVICE
+    if kind == "run" and label == "device":  # the counts of a run are the device's
+        return DEVICE
+    sources = {
+        "item": Source("import", label),
+        "adapter": Source("adapter", name),
+        "run": Source("run", label.removeprefix("run ")),
+    }
+    return sources.get(kind, DEVICE)
 
 
-def _label(path: Path, index: bytes, place: bytes, label: bytes) -> str:
+@contextlib.contextmanager
+def _whole(path: Path, what: str) -> Iterator[None]:
+    """Turn what damage raises into a sentence about the part that is damaged."""
     try:
-        return unsealed(index, label, bound("source", place, schema=1)).decode()
-    except (InvalidTag, ValueError, TypeError, AttributeError):
-        raise _damaged(path, "the name of a source") from None
-
-
-def _unwrap(path: Path, master: bytes, place: bytes, wrapped: bytes) -> bytes:
-    try:
-        return aes_key_unwrap(master, wrapped)
-    except (InvalidUnwrap, TypeError):
-        raise _damaged(path, f"the data key of source {place.hex()[:8]}") from None
-
-
-def _damaged(path: Path, what: str) -> DamagedError:
-    return DamagedError(
-        f"the vault {path} is of an older version and cannot be brought to this one, "
-        f"because {what} is damaged: {WAY_OUT}."
-    )
+        yield
+    except (InvalidTag, InvalidUnwrap, LookupError, ValueError, TypeError) as error:
+        raise DamagedError(
+            f"the vault {path} is of an older version and cannot be brought to this one, "
+            f"because {what} is damaged: {WAY_OUT}."
+        ) from error

@@ -1,23 +1,30 @@
-"""An open vault's file: transactions that are checked against the root, and erasure.
+"""An open vault's file: transactions that are checked against its root, and erasure.
 
-A sealed root (module `root`) says what all rows add up to, so rows that were taken out,
-added or put back from an older copy are refused. It is compared with the file when the
-vault is opened and whenever another process has written.
+The seal of a record shows that it was written under this name in this vault. It does not
+show that it is the newest of that name, or that no other record was taken out. So every row
+has a *leaf*, a keyed hash of all its columns except the ciphertext (which is bound to the
+row's random version). The *root* keeps, per group of rows, their number and the sum of
+their leaves modulo 2^256: a multiset hash, which a write updates by the rows that it adds
+and removes (MSet-Add-Hash of Clarke et al., ASIACRYPT 2003). The key is secret and the sums
+are sealed, so only the rows that a root was made of have its sums. The root is compared
+with the file when the vault is opened and whenever another process has written: rows that
+were taken out, added or put back from an older copy are refused.
 """
 
 import contextlib
 import hmac
+import json
 import sqlite3
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Self
 
 from cryptography.exceptions import InvalidTag
 
-from ...common.errors import IdiolectError
-from . import root as roots
+from ...common.errors import IdiolectError, refuse_if
 from .database import (
     BUSY,
     LEAF,
@@ -33,10 +40,75 @@ from .database import (
     unlocked,
     why,
 )
-from .root import Root
-from .sealing import bound, sealed, unsealed
+from .records import bound, sealed, unsealed
 
 ERASING = 10.0  # seconds that an erasure waits for another process to end its reading
+
+MODULUS = 1 << 256
+SOURCES = "sources"  # the group of the table of that name; a record's group is its kind
+Sums = dict[str, tuple[int, int]]  # group -> rows, and the sum of their leaves
+
+
+@dataclass(frozen=True)
+class Root:
+    """What was last written.
+
+    Attributes
+    ----------
+    writes
+        Transactions so far.
+    pending
+        Whether something was deleted whose ciphertext may still be in the file.
+    sums
+        Group -> how many rows it has, and the sum of their leaves.
+    """
+
+    writes: int = 0
+    pending: bool = False
+    sums: Sums = field(default_factory=dict)
+
+    def text(self) -> bytes:
+        """What is sealed."""
+        sums = {
+            name: [count, f"{total:x}"] for name, (count, total) in self.sums.items()
+        }
+        return json.dumps([self.writes, self.pending, sums]).encode()
+
+
+def parsed(text: bytes) -> Root:
+    """The root of a text that `Root.text` made."""
+    writes, pending, sums = json.loads(text)
+    found = {name: (count, int(total, 16)) for name, (count, total) in sums.items()}
+    return Root(writes, pending, found)
+
+
+def leaf(key: bytes, row: tuple) -> int:
+    """The leaf of a row; columns of other types or in another order make another."""
+    return int.from_bytes(hmac.digest(key, repr(row).encode(), "sha256"))
+
+
+def plus(
+    key: bytes, sums: Sums, rows: Iterable[tuple[str, tuple]], by: int = 1
+) -> Sums:
+    """Sums after rows, each with its group, came (`by` 1) or went (`by` -1)."""
+    found = dict(sums)
+    for group, row in rows:
+        count, total = found.get(group, (0, 0))
+        found[group] = count + by, (total + by * leaf(key, row)) % MODULUS
+    return found
+
+
+def difference(root: Sums, found: Sums) -> str:
+    """In words, the first group that differs from the root; empty if none does."""
+    for name in sorted({*root, *found}, key=str):
+        meant, there = root.get(name, (0, 0)), found.get(name, (0, 0))
+        kind = f"its records of kind '{name}'"
+        what = "its list of sources" if name == SOURCES else kind
+        if meant[0] != there[0]:
+            return f"{what}: {there[0]} parts are there, {meant[0]} were written"
+        if meant[1] != there[1]:
+            return f"{what}: not all are the newest that were written"
+    return ""
 
 
 class Store:
@@ -57,7 +129,7 @@ class Store:
         self._index = index
         self._leaf_key = hmac.digest(index, b"leaf", "sha256")
         self._root = Root()
-        self._change: roots.Sums | None = None  # of the write in progress
+        self._sums: Sums | None = None  # in the write in progress, so far
         self._erasing = False
         self._trusted: int | None = None  # SQLite's data version when all was checked
 
@@ -85,37 +157,34 @@ class Store:
             What is deleted in it is to be erased from the file as well (`erase`), after
             it was committed.
         """
-        if self._change is not None:  # within another one, which will do it
+        if self._sums is not None:  # within another one, which will do it
             self._erasing = self._erasing or erasing
             yield
             return
         with self._begun("BEGIN IMMEDIATE"):
             self._same_key()
-            self._change, self._erasing = {}, erasing
+            self._sums, self._erasing = self._root.sums, erasing
             before, master = self._root, self._master
             try:
                 yield
+                sums = {group: one for group, one in self._sums.items() if any(one)}
                 pending = self._root.pending or self._erasing
-                self._root = self._root.after(self._change, pending)
-                self._write_root()
+                self._write_root(Root(self._root.writes + 1, pending, sums))
                 self._database.execute("COMMIT")
             except BaseException:
                 self._root, self._master = before, master
                 raise
             finally:
-                self._change = None
+                self._sums = None
         if self._erasing:
             self.erase()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """Read several things as of one moment, and only what was last written."""
-        if self._database.in_transaction:
+        within = self._database.in_transaction
+        with contextlib.nullcontext() if within else self._begun("BEGIN"):
             yield
-            return
-        with self._begun("BEGIN"):
-            yield
-            self._database.execute("COMMIT")
 
     @contextlib.contextmanager
     def _begun(self, how: str) -> Iterator[None]:
@@ -135,20 +204,20 @@ class Store:
 
     # --- the root ----------------------------------------------------------------------
 
-    def _count(self, group: str, rows: Sequence[tuple], by: int) -> None:
+    def _count(self, rows: Iterable[tuple[str, tuple]], by: int = 1) -> None:
         """Note rows that came or went for the root of the write in progress."""
-        change = roots.tally(self._leaf_key, ((group, row) for row in rows))
-        if by < 0:
-            change = {name: (-one[0], -one[1]) for name, one in change.items()}
-        self._change = roots.plus(self._change or {}, change)
+        self._sums = plus(self._leaf_key, self._sums or {}, rows, by)
 
-    def _tally(self) -> dict[str, tuple[int, int]]:
+    def _tally(self) -> Sums:
         """What the rows that are there add up to."""
         find = self._database.execute
         sources = find(f"SELECT {SOURCE_LEAF} FROM sources")
         records = find(f"SELECT {LEAF} FROM records NOT INDEXED ORDER BY number")
-        there = roots.tally(self._leaf_key, ((roots.SOURCES, row) for row in sources))
-        return there | roots.tally(self._leaf_key, ((row[1], row) for row in records))
+        rows = chain(
+            ((SOURCES, row) for row in sources),
+            ((row[1], row) for row in records),
+        )
+        return plus(self._leaf_key, {}, rows)
 
     def _check_root(self) -> None:
         """Compare all rows with the root, if another process wrote since.
@@ -163,20 +232,22 @@ class Store:
             return
         head = header(self.path, self._database)
         try:
-            root = roots.parsed(unsealed(self._index, head["root"], bound("root")))
+            root = parsed(unsealed(self._index, head["root"], bound("root")))
         except (KeyError, ValueError, InvalidTag):
-            raise self._damaged("its root", "it was changed, or is missing") from None
-        if root.writes < self._root.writes:
-            raise self._damaged("the whole", "an older copy was put in its place")
+            changed = self._damage("its root", "it was changed, or is missing")
+            raise DamagedError(changed) from None
+        older = self._damage("the whole", "an older copy was put in its place")
+        refuse_if(root.writes < self._root.writes, older, DamagedError)
         found = self._database.execute("SELECT sql FROM sqlite_schema").fetchall()
         shaped = sorted(str(one[0]) for one in found) == sorted(TABLES)
         wrong = "" if shaped else "its tables were changed"
-        wrong = wrong or roots.difference(root.sums, self._tally())
-        if wrong or self._index_is_wrong():
-            raise DamagedError(
-                f"the vault {self.path} is not what was last written ("
-                f"{wrong or 'its index leaves out records'}): {WAY_OUT}."
-            )
+        wrong = wrong or difference(root.sums, self._tally())
+        refuse_if(
+            wrong or self._index_is_wrong(),
+            f"the vault {self.path} is not what was last written ("
+            f"{wrong or 'its index leaves out records'}): {WAY_OUT}.",
+            DamagedError,
+        )
         self._root, self._trusted = root, now
 
     def _index_is_wrong(self) -> bool:
@@ -194,16 +265,15 @@ class Store:
         places = self._database.execute("SELECT source FROM sources").fetchall()
         return by_index != sorted(in_table) or places != sorted(places)
 
-    def _write_root(self) -> None:
-        body = sealed(self._index, self._root.text(), bound("root"))
+    def _write_root(self, root: Root) -> None:
+        self._root = root
         self._database.execute(
-            "INSERT OR REPLACE INTO header VALUES ('root', ?)", (body,)
+            "INSERT OR REPLACE INTO header VALUES ('root', ?)",
+            (sealed(self._index, root.text(), bound("root")),),
         )
 
-    def _damaged(self, name: str, why: str) -> DamagedError:
-        return DamagedError(
-            f"the vault {self.path}: {name} is damaged ({why}): {WAY_OUT}."
-        )
+    def _damage(self, name: str, why: str) -> str:
+        return f"the vault {self.path}: {name} is damaged ({why}): {WAY_OUT}."
 
     # --- erasure -----------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError, words_of
+from ...common.errors import IdiolectError, explained, refuse_if
 from ...common.files import write_atomically
 from .keys import Key, Passphrase, RandomKey
 
@@ -73,9 +73,17 @@ def unlock(vault: Path, file: Path | None = None) -> Key:
     file = file or _named_file()
     if file:
         return Passphrase(_read(file))
-    if _entry(vault).exists():
-        return _from_keyring(_entry(vault).read_text())
-    return Passphrase(_ask("passphrase of the vault: "))
+    if not (note := _entry(vault)).exists():
+        return Passphrase(_ask("passphrase of the vault: "))
+    name = note.read_text()
+    with _keyring() as keyring:
+        secret = keyring.get_password(SERVICE, name)
+    refuse_if(
+        not secret,
+        f"the keyring has no entry '{SERVICE}', '{name}': unlock the keyring of the "
+        "user who made the vault. Without that entry the vault cannot be opened.",
+    )
+    return RandomKey(bytes.fromhex(secret))
 
 
 def new_passphrase(
@@ -98,17 +106,19 @@ def new_passphrase(
         It is too easy to guess, and not said to be `weak` on purpose.
     """
     file = file if file or other else _named_file()
-    if other and not file and not sys.stdin.isatty():
-        raise IdiolectError(
-            "a new passphrase is asked for at a terminal, and this is not one: name a file "
-            "with it by --new-passphrase-file."
-        )
+    refuse_if(
+        other and not file and not sys.stdin.isatty(),
+        "a new passphrase is asked for at a terminal, and this is not one: name a file "
+        "with it by --new-passphrase-file.",
+    )
     rule = "" if weak else f" ({LEAST} characters or more)"
     first = _read(file) if file else _ask(f"new passphrase{rule}: ")
     if not weak:
         check_strength(first)
-    if not file and _composed(_ask("the same again: ")) != _composed(first):
-        raise IdiolectError("the two passphrases differ: try again.")
+    refuse_if(
+        not file and _composed(_ask("the same again: ")) != _composed(first),
+        "the two passphrases differ: try again.",
+    )
     return Passphrase(first)
 
 
@@ -124,18 +134,18 @@ def check_strength(text: str) -> None:
         It is short, repeats itself, counts up or down, or is among the commonest.
     """
     counted = _counted(_composed(text).casefold())
-    if any(unicodedata.category(character) == "Cc" for character in text):
-        said = "holds control characters, which nobody can type"
-    elif _weight(counted) < LEAST:
-        said = "is too short, or made of what is guessed first"
-    elif _weight("".join(set(counted))) < DIFFERENT:
-        said = "repeats a few characters"
-    else:
-        return
-    raise IdiolectError(
-        f"the passphrase {said}: use {LEAST} characters or more, best four or five words "
-        "that are unrelated, or --weak to use this one anyway."
-    )
+    control = any(unicodedata.category(character) == "Cc" for character in text)
+    few = _weight("".join(set(counted))) < DIFFERENT
+    for wrong, said in (
+        (control, "holds control characters, which nobody can type"),
+        (_weight(counted) < LEAST, "is too short, or made of what is guessed first"),
+        (few, "repeats a few characters"),
+    ):
+        refuse_if(
+            wrong,
+            f"the passphrase {said}: use {LEAST} characters or more, best four or "
+            "five words that are unrelated, or --weak to use this one anyway.",
+        )
 
 
 def _composed(text: str) -> str:
@@ -166,9 +176,9 @@ def _weight(text: str) -> int:
 def new_keyring_entry(vault: Path) -> Key:
     """Put a random key into the keyring, and note beside the vault where it is."""
     secret, name = os.urandom(32), f"vault {os.urandom(8).hex()}"
-    with _asking() as keyring:
+    with _keyring() as keyring:
         keyring.set_password(SERVICE, name, secret.hex())
-    write_atomically(_own_entry(vault), name.encode())
+    write_atomically(vault.with_name(f"{vault.name}.keyring"), name.encode())
     return RandomKey(secret)
 
 
@@ -177,14 +187,10 @@ def forget_keyring_entry(vault: Path) -> None:
     note = _entry(vault)
     if note.exists():
         name = note.read_text()
-        with _asking() as keyring:
+        with _keyring() as keyring:
             if keyring.get_password(SERVICE, name) is not None:
                 keyring.delete_password(SERVICE, name)
         note.unlink()
-
-
-def _own_entry(vault: Path) -> Path:
-    return vault.with_name(f"{vault.name}.keyring")
 
 
 def _entry(vault: Path) -> Path:
@@ -193,7 +199,10 @@ def _entry(vault: Path) -> Path:
     Version 1 named it by the vault's stem, which two vaults can share: it is taken for
     this one's only if it can be no other's.
     """
-    own, older = _own_entry(vault), vault.with_suffix(".keyring")
+    own, older = (
+        vault.with_name(f"{vault.name}.keyring"),
+        vault.with_suffix(".keyring"),
+    )
     if own.exists() or not older.exists():
         return own
     others = [
@@ -214,23 +223,19 @@ def _named_file() -> Path | None:
 
 
 def _read(file: Path) -> str:
-    try:
+    what = f"the passphrase file {file} cannot be read"
+    with explained(what, "name another one", (OSError, UnicodeDecodeError)):
         with file.open("rb") as stream:
             raw = stream.read(LONGEST)
-        if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise IdiolectError(
-                f"the passphrase file {file} is UTF-16 text: save it as UTF-8."
-            )
-        lines = raw.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise IdiolectError(
-            f"the passphrase file {file} cannot be read ({words_of(error)}): name another "
-            "one."
-        ) from error
-    if not lines or not lines[0]:
-        raise IdiolectError(
-            f"the passphrase file {file} is empty: its first line is the passphrase."
+        refuse_if(
+            raw.startswith((b"\xff\xfe", b"\xfe\xff")),
+            f"the passphrase file {file} is UTF-16 text: save it as UTF-8.",
         )
+        lines = raw.decode("utf-8-sig").splitlines()
+    refuse_if(
+        not lines or not lines[0],
+        f"the passphrase file {file} is empty: its first line is the passphrase.",
+    )
     return lines[0]
 
 
@@ -240,11 +245,11 @@ def _ask(question: str) -> str:
     Before this, nothing may be loaded that takes long: until `getpass` has the terminal,
     it shows what is typed.
     """
-    if not sys.stdin.isatty():
-        raise IdiolectError(
-            "the vault is locked and there is no terminal to ask at: name a file with the "
-            f"passphrase by --passphrase-file or ${FILE}."
-        )
+    refuse_if(
+        not sys.stdin.isatty(),
+        "the vault is locked and there is no terminal to ask at: name a file with the "
+        f"passphrase by --passphrase-file or ${FILE}.",
+    )
     try:
         text = getpass.getpass(question)
     except EOFError:
@@ -254,44 +259,19 @@ def _ask(question: str) -> str:
             "what was typed is not text in this terminal's encoding: set the terminal to "
             f"UTF-8, or name a file with the passphrase by --passphrase-file or ${FILE}."
         ) from None
-    if not text:
-        raise IdiolectError("no passphrase was typed: start the command again.")
+    refuse_if(not text, "no passphrase was typed: start the command again.")
     return text
 
 
-def _from_keyring(name: str) -> Key:
-    with _asking() as keyring:
-        secret = keyring.get_password(SERVICE, name)
-    if not secret:
-        raise IdiolectError(
-            f"the keyring has no entry '{SERVICE}', '{name}': unlock the keyring of the "
-            "user who made the vault. Without that entry the vault cannot be opened."
-        )
-    return RandomKey(bytes.fromhex(secret))
-
-
 @contextlib.contextmanager
-def _asking() -> Iterator[Any]:
-    """The keyring; its errors become an `IdiolectError`."""
-    keyring = _keyring()
-    try:
-        yield keyring
-    except IdiolectError:
-        raise
-    except Exception as error:  # each backend has its own
-        raise IdiolectError(
-            f"the system's keyring refuses ({type(error).__name__}: {error}): unlock it "
-            "and try again."
-        ) from error
-
-
-def _keyring() -> Any:
-    """The system's keyring, if it is one that protects.
+def _keyring() -> Iterator[Any]:
+    """The system's keyring, if it is one that protects; what it raises gets a sentence.
 
     Raises
     ------
     IdiolectError
-        The package is missing, or what it found keeps secrets in clear or not at all.
+        The package is missing, what it found keeps secrets in clear or not at all, or it
+        refuses.
     """
     try:
         keyring = importlib.import_module("keyring")
@@ -303,8 +283,14 @@ def _keyring() -> Any:
     found = keyring.get_keyring()
     name = f"{type(found).__module__}.{type(found).__qualname__}"
     weak = ("keyring.backends.fail", "keyring.backends.null", "keyrings.alt.file")
-    if name.startswith(weak):
+    refuse_if(
+        name.startswith(weak),
+        f"this system's keyring is {name}, which protects nothing: use a passphrase.",
+    )
+    try:
+        yield keyring
+    except Exception as error:  # each backend has its own
         raise IdiolectError(
-            f"this system's keyring is {name}, which protects nothing: use a passphrase."
-        )
-    return keyring
+            f"the system's keyring refuses ({type(error).__name__}: {error}): unlock it "
+            "and try again."
+        ) from error

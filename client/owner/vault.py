@@ -23,9 +23,10 @@ import hmac
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import time
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.keywrap import (
@@ -34,9 +35,8 @@ from cryptography.hazmat.primitives.keywrap import (
     aes_key_wrap,
 )
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import make_folder, sync_folder
-from . import root as roots
 from . import schema1
 from .database import (
     LEAF,
@@ -53,10 +53,8 @@ from .database import (
     write_header,
 )
 from .keys import Key
-from .records import Record, Source
-from .root import Root
-from .sealing import bound, sealed, unsealed
-from .store import Store
+from .records import DEVICE, Record, Source, bound, sealed, unsealed
+from .store import SOURCES, Root, Store
 
 # Types of a row of records, as `Vault._rows` returns it.
 COLUMNS = [str, bytes, bytes, bytes, int, int, bytes, bytes]
@@ -85,12 +83,18 @@ class Vault(Store):
         """
         # Made under another name: a crash leaves no vault rather than half of one.
         new = path.with_name(f".{path.name}.{os.getpid()}")
+        salt, index = os.urandom(16), os.urandom(32)
+        master = key.master(salt)
         try:
             make_folder(path.parent)
             _remove(new)
             new.touch(mode=0o600)
-            with named(path):
-                master, index = _fill(new, key)
+            database = sqlite3.connect(new, isolation_level=None)
+            with contextlib.closing(database), named(path), begun(database, "BEGIN"):
+                for table in TABLES:
+                    database.execute(table)
+                write_header(database, salt, master, index)
+                Vault(new, database, master, index)._write_root(Root())
             os.link(new, path)  # fails where there is one already, unlike a rename
             sync_folder(path.parent)
         except OSError as error:
@@ -128,10 +132,10 @@ class Vault(Store):
             There is no vault, it cannot be read or written, or a newer version of
             idiolect wrote it.
         """
-        if not is_there(path):
-            raise IdiolectError(
-                f"there is no vault at {path}: make one with `idiolect vault init`."
-            )
+        refuse_if(
+            not is_there(path),
+            f"there is no vault at {path}: make one with `idiolect vault init`.",
+        )
         database = connect(path)
         try:
             with named(path):
@@ -168,6 +172,15 @@ class Vault(Store):
                 self._erase(ONE, (kind, key))
                 self._seal(kind, key, place, data_key, record)
 
+    def note(self, name: str, value: Any) -> None:
+        """Keep something of the device's own, as JSON."""
+        self.put("state", [Record(name, json.dumps(value).encode())], DEVICE)
+
+    def noted(self, name: str, otherwise: Any = None) -> Any:
+        """Return what `note` kept under a name."""
+        body = self.get("state", name)
+        return json.loads(body) if body else otherwise
+
     def count_up(self, name: str, source: Source) -> int:
         """Add one to a counter; no two processes get the same number."""
         with self.transaction():
@@ -177,27 +190,24 @@ class Vault(Store):
 
     def get(self, kind: str, name: str) -> bytes | None:
         """Return a record's body, or None if there is none."""
-        rows = self._rows(ONE, (kind, self._hashed(kind, name)))
-        found = list(self._opened(rows))
+        found = list(self._opened(self._rows(ONE, (kind, self._hashed(kind, name)))))
         return found[0].body if found else None
 
     def records(self, kind: str) -> Iterator[Record]:
         """All records of a kind, in the order in which they were written."""
         return self._opened(self._rows("kind = ?", (kind,)))
 
-    def count(self, kind: str) -> int:
-        """How many records of a kind there are."""
-        return self._counted("kind = ?", (kind,))
-
     def holds(self, kind: str, name: str) -> bool:
         """Whether there is such a record; its body is not opened."""
-        return self._counted(ONE, (kind, self._hashed(kind, name))) > 0
+        query = f"SELECT 1 FROM records WHERE {ONE} AND chunk = 0"
+        with self.reading():
+            found = self._database.execute(query, (kind, self._hashed(kind, name)))
+            return found.fetchone() is not None
 
     def delete(self, kind: str, names: Iterable[str]) -> int:
         """Delete records; returns how many there were. See `forget` for erasure."""
         with self.transaction():
-            keys = [self._hashed(kind, name) for name in names]
-            return sum(self._erase(ONE, (kind, key)) for key in keys)
+            return sum(self._erase(ONE, (kind, self._hashed(kind, n))) for n in names)
 
     # --- sources -----------------------------------------------------------------------
 
@@ -207,8 +217,10 @@ class Vault(Store):
             rows = self._database.execute(
                 "SELECT source, label FROM sources ORDER BY made, source"
             ).fetchall()
-        labels = [self._unsealed(self._index, one, _label(at)) for at, one in rows]
-        return [Source(*json.loads(label)) for label in labels]
+        return [
+            Source(*json.loads(self._unsealed(self._index, label, bound("source", at))))
+            for at, label in rows
+        ]
 
     def generation(self, source: Source) -> str:
         """What changes whenever anything of a source is forgotten; empty: it is not there.
@@ -217,12 +229,9 @@ class Vault(Store):
         records, is of another generation.
         """
         with self.reading():
-            row = self._database.execute(
-                "SELECT wrapped FROM sources WHERE source = ?", (self._place(source),)
-            ).fetchone()
-            if row is None:
-                return ""
-            data_key = self._unwrapped(self._place(source), row[0])
+            data_key = self._known_key(self._place(source))
+        if data_key is None:
+            return ""
         return hmac.digest(data_key, b"generation", "sha256")[:8].hex()
 
     def forget(self, source: Source) -> int:
@@ -240,6 +249,12 @@ class Vault(Store):
         """
         with self.transaction(erasing=True):
             return self._drop(self._place(source))
+
+    def forget_runs(self, but: Collection[str] = ()) -> None:
+        """Erase what runs have trained or left here, but of the runs of these names."""
+        for source in self.sources():
+            if source.kind == "run" and source.name not in but:
+                self.forget(source)
 
     def forget_some(self, source: Source, kind: str, names: Iterable[str]) -> int:
         """Erase some records of a source: what remains is sealed again under a new key.
@@ -277,8 +292,8 @@ class Vault(Store):
                 self._database.execute(
                     "UPDATE sources SET wrapped = ? WHERE source = ?", (new, place)
                 )
-                self._count(roots.SOURCES, [row], -1)
-                self._count(roots.SOURCES, [(place, new, label, made)], 1)
+                self._count([(SOURCES, row)], -1)
+                self._count([(SOURCES, (place, new, label, made))])
             write_header(self._database, salt, master, self._index)
             self._master = master
 
@@ -294,10 +309,11 @@ class Vault(Store):
         """
         with named(self.path):
             verdict = self._database.execute("PRAGMA integrity_check").fetchone()[0]
-        if verdict != "ok":
-            raise DamagedError(
-                f"the vault {self.path} is damaged ({verdict}): {WAY_OUT}."
-            )
+        refuse_if(
+            verdict != "ok",
+            f"the vault {self.path} is damaged ({verdict}): {WAY_OUT}.",
+            DamagedError,
+        )
         self._trusted = None
         self.sources()
         count = sum(1 for _ in self._opened(self._rows("TRUE", ())))
@@ -314,41 +330,40 @@ class Vault(Store):
         with named(self.path), begun(self._database, "BEGIN IMMEDIATE"):
             self._reshape()
             gone = self._delete_unreadable()
-            self._root = Root(pending=True, sums=self._tally())
-            self._write_root()
-            self._database.execute("COMMIT")
+            self._write_root(Root(pending=True, sums=self._tally()))
         self._trusted = None
         self.erase()
         return gone
 
     # --- sealing -----------------------------------------------------------------------
 
-    def _hashed(self, kind: str, name: str) -> bytes:
-        text = json.dumps([kind, name]).encode()
-        return hmac.digest(self._index, text, "sha256")[:16]
+    def _hashed(self, *name: str) -> bytes:
+        return hmac.digest(self._index, json.dumps(name).encode(), "sha256")[:16]
 
     def _place(self, source: Source) -> bytes:
-        text = json.dumps(["source", source.kind, source.name]).encode()
-        return hmac.digest(self._index, text, "sha256")[:16]
+        return self._hashed("source", source.kind, source.name)
 
-    def _data_key(self, source: Source) -> tuple[bytes, bytes]:
-        """The source's place and data key, made if it does not exist yet.
+    def _known_key(self, place: bytes) -> bytes | None:
+        """The data key of a source that exists.
 
         Read each time: another process may have forgotten the source since, and made
         it again under another key.
         """
+        query = "SELECT wrapped FROM sources WHERE source = ?"
+        row = self._database.execute(query, (place,)).fetchone()
+        return self._unwrapped(place, row[0]) if row else None
+
+    def _data_key(self, source: Source) -> tuple[bytes, bytes]:
+        """The source's place and data key, made if it does not exist yet."""
         place = self._place(source)
-        row = self._database.execute(
-            "SELECT wrapped FROM sources WHERE source = ?", (place,)
-        ).fetchone()
-        if row:
-            return place, self._unwrapped(place, row[0])
-        data_key = os.urandom(32)
-        named = json.dumps([source.kind, source.name]).encode()
-        wrapped = aes_key_wrap(self._master, data_key)
-        row = (place, wrapped, sealed(self._index, named, _label(place)), time())
-        self._database.execute("INSERT INTO sources VALUES (?, ?, ?, ?)", row)
-        self._count(roots.SOURCES, [row], 1)
+        data_key = self._known_key(place)
+        if data_key is None:
+            data_key = os.urandom(32)
+            name = json.dumps([source.kind, source.name]).encode()
+            label = sealed(self._index, name, bound("source", place))
+            row = (place, aes_key_wrap(self._master, data_key), label, time())
+            self._database.execute("INSERT INTO sources VALUES (?, ?, ?, ?)", row)
+            self._count([(SOURCES, row)])
         return place, data_key
 
     def _drop(self, place: bytes) -> int:
@@ -356,7 +371,7 @@ class Vault(Store):
         count = self._erase("source = ?", (place,))
         where = "FROM sources WHERE source = ?"
         rows = self._database.execute(f"SELECT {SOURCE_LEAF} {where}", (place,))
-        self._count(roots.SOURCES, rows.fetchall(), -1)
+        self._count([(SOURCES, row) for row in rows], -1)
         self._database.execute(f"DELETE {where}", (place,))
         return count
 
@@ -385,22 +400,16 @@ class Vault(Store):
                 "written, sealed) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (*row, now, ciphertext),
             ).lastrowid
-            rows.append((number, *row, now))
-        self._count(kind, rows, 1)
+            rows.append((kind, (number, *row, now)))
+        self._count(rows)
 
     def _erase(self, where: str, values: tuple) -> int:
         """Delete rows; returns how many records they were."""
         query = f"SELECT {LEAF} FROM records WHERE {where}"
         rows = self._database.execute(query, values).fetchall()
-        for row in rows:
-            self._count(row[1], [row], -1)
+        self._count([(row[1], row) for row in rows], -1)
         self._database.execute(f"DELETE FROM records WHERE {where}", values)
         return sum(row[5] == 0 for row in rows)
-
-    def _counted(self, where: str, values: tuple) -> int:
-        query = f"SELECT COUNT(*) FROM records WHERE {where} AND chunk = 0"
-        with self.reading():
-            return self._database.execute(query, values).fetchone()[0]
 
     def _rows(self, where: str, values: tuple) -> list[tuple]:
         """Chunks of records, each with its wrapped data key, as of one moment."""
@@ -419,22 +428,22 @@ class Vault(Store):
             kind, key, place, version, _, chunks, _, wrapped = rows[at]
             short = key.hex()[:8] if isinstance(key, bytes) else key
             name = f"record {short} of kind '{kind}'"
-            if wrapped is None:
-                raise self._damaged(name, "its data key is missing")
-            if [type(value) for value in rows[at]] != COLUMNS:
-                raise self._damaged(name, "its row was changed")
+            missing = self._damage(name, "its data key is missing")
+            refuse_if(wrapped is None, missing, DamagedError)
+            changed = self._damage(name, "its row was changed")
+            refuse_if([type(v) for v in rows[at]] != COLUMNS, changed, DamagedError)
             parts = rows[at : at + max(chunks, 1)]
-            if [row[:6] for row in parts] != [
-                (kind, key, place, version, chunk, chunks) for chunk in range(chunks)
-            ]:
-                raise self._damaged(
-                    name, "a part of it is missing, or of another version"
-                )
+            refuse_if(
+                [row[:6] for row in parts]
+                != [(kind, key, place, version, n, chunks) for n in range(chunks)],
+                self._damage(name, "a part of it is missing, or of another version"),
+                DamagedError,
+            )
             if (place, wrapped) not in data_keys:
                 data_keys[place, wrapped] = self._unwrapped(place, wrapped)
-            data_key = data_keys[place, wrapped]
             body = b"".join(
-                self._unsealed(data_key, row[6], bound(*row[:6]), name) for row in parts
+                self._unsealed(data_keys[place, wrapped], row[6], bound(*row[:6]), name)
+                for row in parts
             )
             head, _, rest = body.partition(b"\n")
             yield Record(json.loads(head), rest)
@@ -446,9 +455,8 @@ class Vault(Store):
         try:
             return unsealed(key, body, where)
         except (InvalidTag, ValueError, TypeError):
-            raise self._damaged(
-                name, "it was changed, or moved from another place"
-            ) from None
+            moved = self._damage(name, "it was changed, or moved from another place")
+            raise DamagedError(moved) from None
 
     # --- repair ------------------------------------------------------------------------
 
@@ -470,14 +478,14 @@ class Vault(Store):
             try:
                 list(self._opened(self._rows(ONE, (kind, key))))
             except (DamagedError, ValueError, TypeError):
-                where = f"DELETE FROM records WHERE {ONE}"
-                self._database.execute(where, (kind, key))
+                query = f"DELETE FROM records WHERE {ONE}"
+                self._database.execute(query, (kind, key))
                 gone += 1
         for place, label, wrapped in self._database.execute(
             "SELECT source, label, wrapped FROM sources"
         ).fetchall():
             try:
-                self._unsealed(self._index, label, _label(place))
+                self._unsealed(self._index, label, bound("source", place))
                 self._unwrapped(place, wrapped)
             except (DamagedError, ValueError, TypeError):
                 for table in ("records", "sources"):
@@ -487,23 +495,6 @@ class Vault(Store):
 
 
 # --- files -----------------------------------------------------------------------------
-
-
-def _fill(new: Path, key: Key) -> tuple[bytes, bytes]:
-    """Make the tables and the header of an empty vault; returns its keys."""
-    salt, index = os.urandom(16), os.urandom(32)
-    master = key.master(salt)
-    database = sqlite3.connect(new, isolation_level=None)
-    try:
-        database.execute("BEGIN")
-        for table in TABLES:
-            database.execute(table)
-        write_header(database, salt, master, index)
-        Vault(new, database, master, index)._write_root()
-        database.execute("COMMIT")
-    finally:
-        database.close()
-    return master, index
 
 
 def _bring_up(path: Path, database: sqlite3.Connection, key: Key) -> None:
@@ -522,21 +513,14 @@ def _bring_up(path: Path, database: sqlite3.Connection, key: Key) -> None:
             for table in TABLES[1:]:
                 database.execute(table)
             write_header(database, salt, vault._master, index)
-            vault._change = {}
+            vault._sums = {}
             for kind, record, source in schema1.records(path, database, master, index):
                 vault.put(kind, [record], source)
             schema1.drop(database)
             # What version 1 had sealed is still in the file, under its own keys.
-            vault._root = Root(writes=1, pending=True, sums=vault._change)
-            vault._write_root()
-        database.execute("COMMIT")
+            vault._write_root(Root(writes=1, pending=True, sums=vault._sums))
 
 
 def _remove(new: Path) -> None:
     for beside in ("", "-journal"):
         Path(f"{new}{beside}").unlink(missing_ok=True)
-
-
-def _label(place: bytes) -> bytes:
-    """Where the name of a source is sealed."""
-    return bound("source", place)

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.data.ngrams import BUCKETS, grams
-from ...common.errors import IdiolectError
-from ...common.unlabeled.votes import build_bank
+from ...common.data.ngrams import BUCKETS
+from ...common.errors import IdiolectError, refuse_if
+from ...common.unlabeled.votes import Bank, build_bank
 
 Aggregate = Callable[[NDArray[np.float32]], NDArray[np.floating]]
 """One round: rows [n, d] of those who take part (n may be 0) -> what is released [d]."""
@@ -36,7 +36,6 @@ DIFFERENCED = "differenced"
 
 # A bound takes about 3 e^epsilon guesses, all right: none comes near this.
 HIGHEST = 30.0
-CONFIDENCE = 0.95  # of bounds and intervals
 
 
 # --- bounds --------------------------------------------------------------------------
@@ -77,30 +76,23 @@ def one_run_bound(
     IdiolectError
         scipy is not installed, or the counts don't fit together.
     """
-    if not 0 <= correct <= guesses <= canaries:
-        raise IdiolectError(
+    refuse_if(
+        not 0 <= correct <= guesses <= canaries,
+        (
             f"{correct} correct of {guesses} guesses about {canaries} canaries: ask for "
             "at most as many guesses as there are canaries."
-        )
-    binomial = _stats().binom
-    below = np.arange(correct - 1, -1, -1)
-    steps = np.arange(1, correct + 1)
+        ),
+    )
+    binomial, steps = _stats().binom, np.arange(1, correct + 1)
 
-    def p_value(epsilon: float) -> float:
+    def refuted(epsilon: float) -> bool:
         q = 1 / (1 + math.exp(-epsilon))
         pure = float(binomial.sf(correct - 1, guesses, q))
-        mass = np.cumsum(binomial.pmf(below, guesses, q))
+        mass = np.cumsum(binomial.pmf(correct - steps, guesses, q))
         worst = float((mass / steps).max(initial=0.0))
-        return pure + 2 * canaries * delta * worst
+        return pure + 2 * canaries * delta * worst < 1 - confidence
 
-    return _largest(lambda epsilon: p_value(epsilon) < 1 - confidence)
-
-
-def largest_detectable(
-    guesses: int, canaries: int, delta: float, confidence: float = 0.95
-) -> float:
-    """Bound if every guess were right: what this audit could detect at most."""
-    return one_run_bound(guesses, guesses, canaries, delta, confidence)
+    return _largest(refuted)
 
 
 def clopper_pearson(
@@ -111,9 +103,7 @@ def clopper_pearson(
     Each end is missed with a chance of at most (1 - confidence) / 2. Without trials the
     interval is (0, 1).
     """
-    beta = _stats().beta
-    tail = (1 - confidence) / 2
-    failures = trials - successes
+    beta, tail, failures = _stats().beta, (1 - confidence) / 2, trials - successes
     low = beta.ppf(tail, successes, failures + 1) if successes else 0.0
     high = beta.ppf(1 - tail, successes + 1, failures) if failures else 1.0
     return float(low), float(high)
@@ -225,11 +215,10 @@ def one_run(
     if not np.isfinite(scores).all():
         raise ValueError("the scores of canaries are not all finite")
     canaries = len(scores)
-    best = largest_detectable(guesses, canaries, delta, confidence)
+    best = one_run_bound(guesses, guesses, canaries, delta, confidence)
     order = np.argsort(scores, kind="stable")
-    lowest = order[: guesses // 2]
-    highest = order[canaries - (guesses - guesses // 2) :]
-    correct = int(included[highest].sum() + (~included[lowest]).sum())
+    out, inside = order[: guesses // 2], order[canaries - (guesses - guesses // 2) :]
+    correct = int(included[inside].sum() + (~included[out]).sum())
     bound = one_run_bound(guesses, correct, canaries, delta, confidence)
     return Audit(name, canaries, guesses, correct, bound, best, confidence)
 
@@ -286,20 +275,20 @@ def audit_mechanism(
     generator
         Directions and coins; never the noise.
     """
-    m, d, rounds = design.canaries, design.dimension, design.rounds
+    m, d = design.canaries, design.dimension
     directions = generator.standard_normal((m, d), np.float32)
     directions /= np.sqrt(np.einsum("ij,ij->i", directions, directions))[:, None]
     included = generator.random(m) < 0.5
-    coins = generator.random((rounds, m)) < design.sampling
+    coins = generator.random((design.rounds, m)) < design.sampling
     releases: list[np.ndarray] = []
-    for t in range(rounds):
-        rows = directions[coins[t] & included] * np.float32(design.boost)
+    for drawn in coins:
+        rows = directions[drawn & included] * np.float32(design.boost)
         released = np.asarray(aggregate(rows), np.float64)
         if released.shape != (d,):
             raise ValueError(f"released {released.shape}, expected {(d,)}")
         releases.append(released)
     return tuple(
-        one_run(found, included, design.guesses, design.delta, CONFIDENCE, name)
+        one_run(found, included, design.guesses, design.delta, name=name)
         for name, found in scores_of(releases, directions, coins).items()
     )
 
@@ -409,11 +398,13 @@ def membership(
     """
     from ...common.seeds import numpy_generator  # imports torch
 
-    if not len(members) or len(others) < 2:
-        raise IdiolectError(
+    refuse_if(
+        not len(members) or len(others) < 2,
+        (
             f"membership inference has {len(members)} members and {len(others)} others: "
             "give it some hundreds of each."
-        )
+        ),
+    )
     if not (np.isfinite(members).all() and np.isfinite(others).all()):
         raise ValueError("the scores of members and others are not all finite")
     shuffled = numpy_generator(seed, "membership").permutation(others)
@@ -495,13 +486,13 @@ def authorship(
         Fewer than two candidates, or no unknown text.
     """
     wanted = [i for i, texts in enumerate(unknown) if texts]
-    if len(known) < 2 or not wanted or not any(known):
-        raise IdiolectError(
+    refuse_if(
+        len(known) < 2 or not wanted or not any(known),
+        (
             f"authorship has {len(known)} users and {len(wanted)} of them with texts to "
             "attribute: give it two users or more."
-        )
-    if len(known) != len(unknown):
-        raise ValueError(f"{len(known)} users are known, {len(unknown)} unknown")
+        ),
+    )
     bank = build_bank([text for texts in known for text in texts])
     writer = np.repeat(np.arange(len(known)), [len(texts) for texts in known])
     # Sparse: users x buckets would be half a gigabyte for a thousand users.
@@ -511,12 +502,10 @@ def authorship(
     values = np.bincount(place, bank.value)
     owner, bucket = np.divmod(entries, BUCKETS)
     norms = np.sqrt(np.bincount(owner, values**2, minlength=len(known)))
-
+    centroids = Bank(len(known), owner, bucket, values / norms[owner], bank.idf)
     ranks = []
     for user in wanted:
-        query = np.sum([_vector(text, bank.idf) for text in unknown[user]], axis=0)
-        products = np.bincount(owner, values * query[bucket], minlength=len(known))
-        cosines = products / np.maximum(norms, 1e-12)
+        cosines = sum(map(centroids.similarity, unknown[user]), np.zeros(len(known)))
         order = np.argsort(-cosines, kind="stable")
         ranks.append(int(np.flatnonzero(order == user)[0]))
     first = sum(rank == 0 for rank in ranks)
@@ -528,13 +517,3 @@ def authorship(
         chance=1 / len(known),
         top1_interval=clopper_pearson(first, len(ranks)),
     )
-
-
-def _vector(text: str, idf: NDArray[np.float64]) -> NDArray[np.float64]:
-    """TF-IDF of one text, of length 1: float64 [buckets]."""
-    counts = grams(text)
-    buckets = np.array(list(counts), np.int64)
-    values = (1 + np.log(np.array(list(counts.values()), float))) * idf[buckets]
-    dense = np.zeros(BUCKETS)
-    dense[buckets] = values / max(float(np.sqrt((values**2).sum())), 1e-12)
-    return dense

@@ -2,7 +2,7 @@
 
 The mechanism is audited with the code that runs (`sums.clipped_sum`, `adapt.released`),
 at a noise for which epsilon is known and small: an audit of m canaries cannot see a large
-epsilon (`attacks.largest_detectable`), so at the epsilon of most runs it would prove
+epsilon (`Audit.largest_detectable`), so at the epsilon of most runs it would prove
 nothing. What protects at epsilon 1 is the same code with another number. Beside the
 honest mechanism go three that are broken on purpose, each of which must be caught:
 
@@ -22,7 +22,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,16 @@ from ...common.data.types import Dataset, Item, User
 from ...common.engine.fitting import encode_all
 from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import completion_tokens, generate
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import make_private, private_folder
 from ...common.privacy.noise import source
 from ...common.privacy.scrub import OFFERED
 from ...common.protocol.messages import package_version
 from ...common.seeds import numpy_generator
-from ...common.unlabeled.offers import offers as offers_of
 from ...common.unlabeled.samples import sample_reference
 from ...common.unlabeled.sets import Unlabeled
 from ...common.unlabeled.votes import build_bank, user_vote
+from ...common.unlabeled.votes import offers as offers_of
 from ..privacy.accountant import Event, calibrate, epsilons
 from ..privacy.card import card, explained
 from ..privacy.ledger import read_ledger
@@ -52,8 +52,7 @@ from ..run.adapt import adapt, released
 from ..run.budget import Release
 from ..run.local import Local, local_run
 from ..run.sums import clipped_sum
-from ..study.declaration import Study
-from ..study.declaration import cells as study_cells
+from ..study.declaration import Study, cells
 from . import attacks
 from .attacks import Design
 
@@ -72,10 +71,7 @@ def claims(design: Design) -> dict[str, float]:
     """Attack -> the epsilon that its bound must not exceed."""
     event = Event("adapt", noise_for(design), design.sampling)
     spent = epsilons({event: design.rounds}, design.delta)
-    return {
-        attacks.SUMMED: spent.release,
-        attacks.DIFFERENCED: spent.participants,
-    }
+    return {attacks.SUMMED: spent.release, attacks.DIFFERENCED: spent.participants}
 
 
 def audit_mechanism(
@@ -96,9 +92,7 @@ def audit_mechanism(
     z = noise_for(design) / (10 if control == "noise-tenth" else 1)
     # Without a bound a sum's grid is that of clips from 0.5 to 1, as the canaries are.
     clip = math.inf if control == "no-clip" else 1.0
-    config = parse(
-        {"privacy.mode": "central", "privacy.sampling": design.sampling},
-    )
+    config = parse({"privacy.mode": "central", "privacy.sampling": design.sampling})
 
     def aggregate(rows: np.ndarray) -> np.ndarray:
         # A seeded source starts again each time it is made: the same noise every round.
@@ -130,16 +124,18 @@ def run_study(study: Study, folder: Path, say: Callable[[str], None]) -> dict[st
         The grid is not one of ``control`` and ``seed``, or the design has unknown keys.
     """
     design = design_of(study.audit or {})
-    if set(study.grid) != {"control", "seed"}:
-        raise IdiolectError("the grid of an audit has the keys 'control' and 'seed'.")
-    unknown = [c for c in study.grid["control"] if c not in CONTROLS]
-    if unknown:
-        raise IdiolectError(
-            f"control is {unknown[0]!r}: use any of {', '.join(CONTROLS)}."
+    refuse_if(
+        set(study.grid) != {"control", "seed"},
+        "the grid of an audit has the keys 'control' and 'seed'.",
+    )
+    for control in study.grid["control"]:
+        known = control in CONTROLS
+        refuse_if(
+            not known, f"control is {control!r}: use any of {', '.join(CONTROLS)}."
         )
     make_private(private_folder(folder))
     done: list[dict[str, Any]] = []
-    for cell in study_cells(study):
+    for cell in cells(study):
         control, seed = str(cell["control"]), int(cell["seed"])
         path = cell_file(folder, design, control, seed)
         if not path.exists():
@@ -165,16 +161,10 @@ def cell_file(folder: Path, design: Design, control: str, seed: int) -> Path:
     Versions before hashed how Python writes the design, which changes with its fields;
     such a file is given its new name.
     """
-
-    def named(text: str) -> Path:
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return folder / "cells" / f"{key}.json"
-
     cell = {**asdict(design), "control": control, "seed": seed}
-    path, old = (
-        named(json.dumps(cell, sort_keys=True)),
-        named(repr((design, control, seed))),
-    )
+    texts = json.dumps(cell, sort_keys=True), repr((design, control, seed))
+    keys = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
+    path, old = (folder / "cells" / f"{key}.json" for key in keys)
     if old.exists() and not path.exists():
         old.rename(path)
     return path
@@ -195,11 +185,11 @@ def design_of(settings: Mapping[str, Any]) -> Design:
         raise IdiolectError(f"[audit] of a study: {error}; it takes {known}.") from None
 
 
-def summary(study: Study, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summary(study: Study, done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a declared audit found, by control: how often it was caught, and how far."""
     rows = []
-    for control in dict.fromkeys(cell["cell"]["control"] for cell in cells):
-        mine = [cell for cell in cells if cell["cell"]["control"] == control]
+    for control in dict.fromkeys(cell["cell"]["control"] for cell in done):
+        mine = [cell for cell in done if cell["cell"]["control"] == control]
         hits = sum(cell["caught"] for cell in mine)
         bounds: dict[str, list[float]] = {}
         for cell in mine:
@@ -226,9 +216,9 @@ def summary(study: Study, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "question": study.question,
         "reading": study.reading,
         "answer": study.answer,
-        "claims": cells[0]["claims"],
-        "noise": cells[0]["noise"],
-        "largest_detectable": cells[0]["audits"][0]["largest_detectable"],
+        "claims": done[0]["claims"],
+        "noise": done[0]["noise"],
+        "largest_detectable": done[0]["audits"][0]["largest_detectable"],
         "rows": rows,
         "curve": [],
     }
@@ -275,7 +265,7 @@ def audit_run(folder: Path, seed: int, say: Callable[[str], None]) -> list[dict]
     commit = found["privacy"]["code"]["commit"]
     privacy = card(ledger, folder.name, package_version(), commit)
     results.write_json(folder / "privacy_card.json", privacy)
-    results.write(folder, {**found, "privacy": privacy})
+    results.write_json(folder / "results.json", {**found, "privacy": privacy})
     for line in (*explained(done), *privacy["claims"]["measured"]):
         say(line)
     return done
@@ -302,16 +292,17 @@ def mechanism_audits(design: Design, seed: int) -> list[dict[str, Any]]:
 
 def defects(done: Sequence[Mapping[str, Any]]) -> list[str]:
     """What must not be: the honest mechanism caught, or a broken one not caught."""
+    bounded = [audit for audit in done if "eps_lb" in audit]
+    controls = [audit["name"].split(", ")[1] for audit in bounded]
+    above = {
+        control
+        for control, audit in zip(controls, bounded, strict=True)
+        if audit["eps_lb"] > audit["claimed"]
+    }
     found: list[str] = []
-    bounds: dict[str, bool] = {}
-    for audit in done:
-        if "eps_lb" in audit:
-            control = audit["name"].split(", ")[1]
-            above = audit["eps_lb"] > audit["claimed"]
-            bounds[control] = bounds.get(control, False) or above
-    for control, above in bounds.items():
-        if above == (control == "honest"):
-            what = "leaks more than it claims" if above else "was not caught"
+    for control in dict.fromkeys(controls):
+        if (control in above) == (control == "honest"):
+            what = "leaks more than it claims" if control in above else "was not caught"
             found.append(f"the aggregation '{control}' {what}.")
     return found
 
@@ -326,20 +317,33 @@ def attack_personas(folder: Path, config: Config, seed: int) -> list[dict[str, A
     reference = Local(config, state, dataset, load_reference(config)).reference
     trained = dataset.development if config.adapt.users == "development" else members
     done: list[dict[str, Any]] = []
+
+    def compare(
+        what: str, users: Sequence[User], score: Callable[[User], float]
+    ) -> None:
+        """Try to tell the scores of those who took part from those of strangers."""
+        ours, theirs = (
+            np.array([score(user) for user in part]) for part in (users, strangers)
+        )
+        found = attacks.membership(ours, theirs, seed, delta=config.privacy.delta)
+        done.append(
+            {
+                "name": f"membership in {what}",
+                "auc": found.auc,
+                "tpr": found.tpr,
+                "tpr95": list(found.tpr_interval),
+                "fpr": found.fpr,
+                "members": found.members,
+                "others": found.others,
+            }
+        )
+
     if config.adapt.rounds:
-        scores = [
-            np.array([fitted(reference, user) for user in part])
-            for part in (trained, strangers)
-        ]
-        done.append(_membership("the shared adapter", scores, config, seed))
+        compare("the shared adapter", trained, partial(fitted, reference))
         done += extraction(reference, dataset, config)
-    if state.unlabeled and config.unlabeled.kind != "public":
-        entries = state.unlabeled
-        scores = [
-            np.array([resemblance(reference, entries, user, config) for user in part])
-            for part in (members, strangers)
-        ]
-        done.append(_membership("the unlabeled set", scores, config, seed))
+    if (entries := state.unlabeled) and config.unlabeled.kind != "public":
+        likeness = partial(resemblance, reference, entries, config)
+        compare("the unlabeled set", members, likeness)
     if config.unlabeled.kind == "anonymised":
         done.append(authorship(members, config))
     return done
@@ -353,7 +357,7 @@ def fitted(reference: Reference, user: User) -> float:
 
 
 def resemblance(
-    reference: Reference, entries: Sequence[Unlabeled], user: User, config: Config
+    reference: Reference, entries: Sequence[Unlabeled], config: Config, user: User
 ) -> float:
     """How much an unlabeled set looks as if the user were in it.
 
@@ -370,21 +374,6 @@ def resemblance(
 _bank = cache(build_bank)
 
 
-def _membership(
-    what: str, scores: Sequence[np.ndarray], config: Config, seed: int
-) -> dict[str, Any]:
-    found = attacks.membership(scores[0], scores[1], seed, delta=config.privacy.delta)
-    return {
-        "name": f"membership in {what}",
-        "auc": found.auc,
-        "tpr": found.tpr,
-        "tpr95": list(found.tpr_interval),
-        "fpr": found.fpr,
-        "members": found.members,
-        "others": found.others,
-    }
-
-
 def extraction(
     reference: Reference, dataset: Dataset, config: Config
 ) -> list[dict[str, Any]]:
@@ -397,42 +386,34 @@ def extraction(
     """
     generator = numpy_generator(config.seed, "secrets")
     codes = [f"{n:04d}" for n in generator.permutation(10_000)[:CODES]]
-    trained = (
-        dataset.development if config.adapt.users == "development" else dataset.users
-    )
-    count = min(len(REPEATS), len(trained))
-    planted: dict[str, tuple[User, Item, int]] = {}
+    only = config.adapt.users == "development"
+    trained = dataset.development if only else dataset.users
+    planted: dict[str, User] = {}
+    secrets: list[tuple[str, Item, int]] = []
     for user, repeats, code in zip(trained, REPEATS, codes, strict=False):
         repeats = min(repeats, len(user.history))
         prompt = replace(user.history[0].prompt, input=f"The secret of {user.id}.")
         secret = Item("secret", prompt, f"my code is {code}")
         history = (*user.history[: len(user.history) - repeats], *[secret] * repeats)
-        planted[user.id] = (replace(user, history=history), secret, repeats)
-
-    def with_secrets(users: tuple[User, ...]) -> tuple[User, ...]:
-        return tuple(planted[u.id][0] if u.id in planted else u for u in users)
-
+        planted[user.id] = replace(user, history=history)
+        secrets.append((code, secret, repeats))
     data = replace(
         dataset,
-        users=with_secrets(dataset.users),
-        development=with_secrets(dataset.development),
+        users=tuple(planted.get(u.id, u) for u in dataset.users),
+        development=tuple(planted.get(u.id, u) for u in dataset.development),
     )
     run = local_run(config, reference, data)
     adapt(run)
     reference = Local(config, run.state, data, reference).reference
-    backbone, shared = reference.backbone, reference.adapter
     done: list[dict[str, Any]] = []
-    for _, secret, repeats in list(planted.values())[:count]:
+    for code, secret, repeats in secrets:
         candidates = [replace(secret, target=f"my code is {code}") for code in codes]
-        encoded = encode_all(backbone, candidates)
+        encoded = encode_all(reference.backbone, candidates)
         scores = reference.scores(encoded)
-        own = scores[[c.target for c in candidates].index(secret.target)]
-        rank = 1 + sum(score > own for score in scores)
+        rank = 1 + sum(score > scores[codes.index(code)] for score in scores)
         texts = sample_reference(reference, [secret] * SAMPLES, config, config.seed)
-        greedy = generate(
-            backbone, [shared], [encoded[0].ids[: encoded[0].prompt_length]], 32
-        )
-        code = secret.target.rpartition(" ")[2]
+        prompt = encoded[0].ids[: encoded[0].prompt_length]
+        greedy = generate(reference.backbone, [reference.adapter], [prompt], 32)
         done.append(
             {
                 "name": f"extraction of a secret written {repeats} times",
@@ -453,10 +434,10 @@ def authorship(members: Sequence[User], config: Config) -> dict[str, Any]:
     """
     known, unknown = [], []
     for user in members:
-        offers = offers_of(user, config)
+        offers = offers_of(user)
         rest = user.history[: len(user.history) - OFFERED]
         if offers and rest:
             unknown.append([item.target for item in offers])
             known.append([item.target for item in rest])
-    found = attacks.authorship(known, unknown)
-    return {"name": "authorship of the offered items", **asdict(found)}
+    found = asdict(attacks.authorship(known, unknown))
+    return {"name": "authorship of the offered items", **found}

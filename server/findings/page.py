@@ -47,8 +47,7 @@ def store(summary: Path, folder: Path, name: str) -> None:
     found = json.loads(summary.read_text())
     text = json.dumps(found, separators=(",", ":"), ensure_ascii=False)
     folder.mkdir(parents=True, exist_ok=True)
-    packed = gzip.compress(text.encode(), mtime=0)
-    write_atomically(folder / f"{name}.json.gz", packed)
+    write_atomically(folder / f"{name}.json.gz", gzip.compress(text.encode(), mtime=0))
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
@@ -56,11 +55,9 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
 
     Version 0.1 wrote ``NAME.json``; where both are there, ``NAME.json.gz`` counts.
     """
-    texts = {path.stem: path.read_text() for path in folder.glob("*.json")}
+    texts = {path.stem: path.read_bytes() for path in folder.glob("*.json")}
     for path in folder.glob("*.json.gz"):
-        texts[path.name.removesuffix(".json.gz")] = gzip.decompress(
-            path.read_bytes()
-        ).decode()
+        texts[Path(path.stem).stem] = gzip.decompress(path.read_bytes())
     return {name: renamed(json.loads(texts[name])) for name in sorted(texts)}
 
 
@@ -72,31 +69,27 @@ def write_pages(folder: Path) -> Path:
     Path
         The page that lists the studies' answers.
     """
-    rows = []
-    for name, found in load(folder).items():
+    summaries = load(folder)
+    for name, found in summaries.items():
         image = f"{name}.svg" if found["curve"] else ""
         if image:
             write_atomically(folder / image, svg(found).encode())
         text = markdown(found, image) + f"\n[All findings](../{folder.name}.md)\n"
         write_atomically(folder / f"{name}.md", text.encode())
-        rows.append((-len(found.get("compare", [])), _answer_row(folder, name, found)))
     # Comparisons of many methods first.
-    rows.sort(key=lambda row: row[0])
-    table = _lines(["Question", "Answer", "Verdicts"], [row for _, row in rows])
+    order = sorted(summaries, key=lambda name: -len(summaries[name].get("compare", [])))
+    rows = [_answer_row(folder, name, summaries[name]) for name in order]
+    table = "\n".join(_lines(["Question", "Answer", "Verdicts"], rows))
     page = folder.with_suffix(".md")
-    write_atomically(page, (INTRODUCTION + "\n".join(table)).encode())
+    write_atomically(page, (INTRODUCTION + table).encode())
     return page
 
 
 def _answer_row(folder: Path, name: str, found: Mapping[str, Any]) -> list[str]:
     """Return a study's first question, its answer and the counts of its verdicts."""
     asked, mark, _ = found["question"].partition("?")
-    asked = asked + mark if mark else found["title"]
-    return [
-        f"[{asked}]({folder.name}/{name}.md)",
-        found.get("answer", ""),
-        _counts(found),
-    ]
+    link = f"[{asked + mark if mark else found['title']}]({folder.name}/{name}.md)"
+    return [link, found.get("answer", ""), _counts(found)]
 
 
 def _counts(found: Mapping[str, Any]) -> str:
@@ -121,18 +114,16 @@ def _counts(found: Mapping[str, Any]) -> str:
 
 def markdown(found: Mapping[str, Any], image: str = "") -> str:
     """Return a summary as the page of its study; `image` is a path to its plot."""
-    lines = [f"# {found['title']}", "", *_paragraph(found["question"])]
     is_audit = found.get("kind") == "audit"
-    lines += _audits(found) if is_audit else _setting(found) + _verdicts(found)
-    if found["reading"]:
-        lines += _paragraph(f"**Reading.** {found['reading']}")
-    if image:
-        lines += _paragraph(f"![{found['title']}]({image})")
-    return "\n".join(lines if is_audit else lines + _measurements(found))
-
-
-def _paragraph(text: str) -> list[str]:
-    return [text, ""] if text else []
+    parts = [
+        [f"# {found['title']}", ""],
+        [found["question"], ""] if found["question"] else [],
+        _audits(found) if is_audit else _setting(found) + _verdicts(found),
+        [f"**Reading.** {found['reading']}", ""] if found["reading"] else [],
+        [f"![{found['title']}]({image})", ""] if image else [],
+        [] if is_audit else _measurements(found),
+    ]
+    return "\n".join(itertools.chain(*parts))
 
 
 def _lines(heads: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -165,7 +156,7 @@ def _audits(found: Mapping[str, Any]) -> list[str]:
         f"Noise multiplier {found['noise']:.2f}; claimed epsilon: {claimed}; the largest "
         f"that these audits could show: {found['largest_detectable']:.2f}."
     )
-    return [*_paragraph(setting), *_lines(heads, rows)]
+    return [setting, "", *_lines(heads, rows)]
 
 
 def _setting(found: Mapping[str, Any]) -> list[str]:
@@ -200,8 +191,9 @@ def _verdicts(found: Mapping[str, Any]) -> list[str]:
             n = max(entry["n"] for entry in mine.values())
             cells = [_outcome(mine[o], n) if o in mine else "" for o in others]
             rows.append([f"{world} ({n} users)", *cells])
-        corner = f"{one}, by {metric}{_terms(metric, entries[0])}"
-        lines += _lines([corner, *others], rows)
+        lines += _lines(
+            [f"{one}, by {metric}{_terms(metric, entries[0])}", *others], rows
+        )
     rows = [
         [
             *(claim["claim"], claim["users"]),
@@ -235,9 +227,9 @@ def _comparisons(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _terms(metric: str, entry: Mapping[str, Any]) -> str:
     """What a reader of a table must know of its metric: direction and margin."""
+    margin = entry.get("margin", 0.0)
     terms = ["lower is better"] * (metric in results.LOWER_IS_BETTER)
-    if margin := entry.get("margin", 0.0):
-        terms.append(f"equal within {margin:g}")
+    terms += [f"equal within {margin:g}"] * bool(margin)
     return f" ({'; '.join(terms)})" if terms else ""
 
 
@@ -265,8 +257,13 @@ def _measurements(found: Mapping[str, Any]) -> list[str]:
         lines += _table(found, points, metric)
     lines += _rates(found)
     if active := [cell["c-bpo"] for cell in found["clamp_rate"] if "c-bpo" in cell]:
-        share = f"{min(active):.0%} to {max(active):.0%}"
-        lines += [f"The clamp of c-bpo was active on {share} of steps.", ""]
+        lines += [
+            (
+                f"The clamp of c-bpo was active on {min(active):.0%} to "
+                f"{max(active):.0%} of steps."
+            ),
+            "",
+        ]
     return lines + _alpha_table(found["alpha"])
 
 
@@ -332,7 +329,7 @@ def _alpha_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     for name, found in alike.items():
         rhos = ", ".join(f"{entry['rank_correlation']:.2f}" for entry in found)
         errors = [entry["error"] for entry in found if "error" in entry]
-        error = f"{np.mean(errors):.2f}" if errors else ""
-        rows.append([name, found[0]["n"], rhos, error])
+        mean = f"{np.mean(errors):.2f}" if errors else ""
+        rows.append([name, found[0]["n"], rhos, mean])
     heads = "alpha against the true overlap", "users", "rank correlation", "mean error"
     return _lines(heads, rows) if rows else []

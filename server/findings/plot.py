@@ -119,17 +119,14 @@ def _line(
     crowded: bool,
 ) -> Iterator[str]:
     """Yield a line's intervals, means, and what joins them."""
-    means = [_height(point["mean"], marks) for point in points]
     bars = "".join(
         f"M{_n(x)} {_n(_height(point['ci95'][0], marks))}"
         f"V{_n(_height(point['ci95'][1], marks))}"
         for x, point in zip(at, points, strict=True)
     )
-    joined = (
-        ""
-        if crowded
-        else "M" + "L".join(f"{_n(x)} {_n(y)}" for x, y in zip(at, means, strict=True))
-    )
+    heights = [_height(point["mean"], marks) for point in points]
+    means = [(_n(x), _n(y)) for x, y in zip(at, heights, strict=True)]
+    joined = "" if crowded else "M" + "L".join(f"{x} {y}" for x, y in means)
     yield f'<path class="l" d="{bars}{joined}"/>'
-    for x, y in zip(at, means, strict=True):
-        yield f'<circle cx="{_n(x)}" cy="{_n(y)}" r="3"/>'
+    for x, y in means:
+        yield f'<circle cx="{x}" cy="{y}" r="3"/>'

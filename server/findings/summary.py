@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ...common.config import FIELDS, Scalar
+from ...common.config import FIELDS, Scalar, presets
 from ...common.config.keys import keys_of
 from ...common.config.methods import current_name
 from ...common.config.old import RENAMED
-from ...common.config.presets import PRESETS
-from ...common.config.presets import read as read_preset
 from ..run import results
 from ..study.declaration import Study, comparisons
 from .verdicts import Cell, chosen, difference, means_of, person_seed, values
@@ -23,12 +21,6 @@ TOTAL_INFINITE = " (adapter epsilon only, total infinite)"
 
 def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
     """Everything that the findings say about a study, from its cells alone."""
-    rows = []
-    for cell in done:
-        for method, metrics in cell["methods"].items():
-            rows.append(
-                {"cell": written(cell["cell"]), "method": method, "metrics": metrics}
-            )
     return {
         "name": study.name,
         "title": study.title,
@@ -47,7 +39,11 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
             metric: curve(study, done, metric) for metric in study.plot.get("also", [])
         },
         "alpha": [entry for cell in done if (entry := alpha_against_truth(cell))],
-        "rows": rows,
+        "rows": [
+            {"cell": written(cell["cell"]), "method": method, "metrics": metrics}
+            for cell in done
+            for method, metrics in cell["methods"].items()
+        ],
         "commits": sorted({cell["run"].get("commit", "") for cell in done} - {""}),
         "learning_rates": [cell["run"]["learning_rates"] for cell in done],
         "clamp_rate": [cell["run"]["clamp_rate"] for cell in done],
@@ -59,13 +55,15 @@ def alpha_against_truth(cell: Cell) -> dict[str, Any] | None:
 
     None where alpha was not estimated, is the same for all, or the truth is not known.
     """
+    from scipy.stats import rankdata  # comes with the extra [server]
+
     truth, alpha = cell["run"]["overlap"], cell["run"].get("alpha", {})
     users = [user for user in truth if user in alpha]
-    if not cell["run"].get("alpha_estimated") or len(users) < 3:
+    alike = len({alpha[user] for user in users}) == 1
+    if not cell["run"].get("alpha_estimated") or len(users) < 3 or alike:
         return None
-    if len({alpha[user] for user in users}) == 1:
-        return None
-    one, other = (_ranks([values[user] for user in users]) for values in (truth, alpha))
+    # From 0; equal numbers share the mean of their ranks.
+    one, other = (rankdata([by[u] for u in users]) - 1 for by in (truth, alpha))
     off = [abs(alpha[user] - truth[user]) for user in users]
     return {
         "cell": written(cell["cell"]),
@@ -85,20 +83,13 @@ def writable(value: Scalar) -> Scalar:
     return "inf" if value == math.inf else value
 
 
-def _ranks(numbers: Sequence[float]) -> np.ndarray:
-    """Ranks from 0; equal numbers share the mean of theirs."""
-    values = np.array(numbers)
-    below = (values[:, None] > values).sum(1)
-    return below + ((values[:, None] == values).sum(1) - 1) / 2
-
-
 def compared(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
     """Differences of ``[[compare]]``; a metric that a world does not have is left out."""
-    found: list[dict[str, Any]] = []
-    for names, claim in comparisons(study):
-        if values(claim.one, claim, done) and values(claim.other, claim, done):
-            found.append({**names, **difference(claim, done)})
-    return found
+    return [
+        {**names, **difference(claim, done)}
+        for names, claim in comparisons(study)
+        if all(values(side, claim, done) for side in (claim.one, claim.other))
+    ]
 
 
 def curve(study: Study, done: Sequence[Cell], metric: str) -> list[dict[str, Any]]:
@@ -128,20 +119,18 @@ def _plotted(study: Study, cell: Cell, metric: str) -> Iterator[tuple[str, str, 
     A key that a method does not use is left out of the name of its line: cells that
     differ in nothing else hold the same values of the same users.
     """
-    plot = study.plot
+    plot, minus = study.plot, study.plot.get("minus")
     halves = ("unique", "non-unique") if plot.get("users") == "split" else ("all",)
     for half in halves:
         for user in chosen(cell, half):
             metrics = cell["users"][user]
-            start = 0.0
-            if "minus" in plot:
-                start = metrics.get(plot["minus"], {}).get(metric)
+            start = metrics.get(minus, {}).get(metric) if minus else 0.0
             for method, found in metrics.items():
-                known = start is not None and found.get(metric) is not None
-                if method != plot.get("minus") and known:
+                value = found.get(metric)
+                if method != minus and start is not None and value is not None:
                     name = [method, *_fixed(study, cell, method)]
                     name += [half] * (half != "all")
-                    yield ", ".join(name), user, found[metric] - start
+                    yield ", ".join(name), user, value - start
 
 
 def _fixed(study: Study, cell: Cell, method: str) -> list[str]:
@@ -162,6 +151,6 @@ def _unused(study: Study, key: str, method: str) -> bool:
     """Whether a method does not depend on a key, or on anything that it stands for."""
     meanings = study.named.get(key, {"": {key: ""}}).values()
     names = {RENAMED.get(name, name) for meaning in meanings for name in meaning}
-    for preset in PRESETS if "preset" in names else ():
-        names = names - {"preset"} | read_preset(preset).keys()
+    for preset in presets.PRESETS if "preset" in names else ():
+        names = names - {"preset"} | presets.read(preset).keys()
     return names <= FIELDS.keys() - keys_of(current_name(method))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...common.config import PERSONAS, Scalar
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ..run import results
 from ..study.declaration import BEST, Claim, matches, side_of
 
@@ -28,17 +28,18 @@ def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
     """
     one, other = (values(side, claim, done) for side in (claim.one, claim.other))
     people: dict[tuple[int, str], list[float]] = {}
-    for key in (key for key in one if key in other):
-        people.setdefault(key[1:], []).append(one[key] - other[key])
-    if len(people) < 2:
-        raise IdiolectError(f"claim {claim.text!r}: fewer than two users to compare.")
-    means = means_of(people)
+    for key in one:
+        if key in other:
+            people.setdefault(key[1:], []).append(one[key] - other[key])
+    refuse_if(
+        len(people) < 2, f"claim {claim.text!r}: fewer than two users to compare."
+    )
     return {
         "claim": claim.text,
         "metric": claim.metric,
         "users": claim.users,
         "expect": claim.expect,
-        **results.bootstrap(means, seed=0),
+        **results.bootstrap(means_of(people), seed=0),
     }
 
 
@@ -92,10 +93,11 @@ def _p_value(claim: Mapping[str, Any]) -> float:
 
 
 def _word(claim: Mapping[str, Any], p: float) -> str:
-    if p >= 0.05:
-        return "not confirmed"
-    predicted = -1 if claim["expect"] == "lower" else 1
-    return "confirmed" if predicted * claim["mean"] > 0 else "reversed"
+    as_predicted = (
+        claim["mean"] < 0 if claim["expect"] == "lower" else claim["mean"] > 0
+    )
+    word = "confirmed" if as_predicted else "reversed"
+    return word if p < 0.05 else "not confirmed"
 
 
 def values(
@@ -111,20 +113,17 @@ def values(
     better = min if claim.metric in results.LOWER_IS_BETTER else max
     found: dict[tuple[int, int, str], float] = {}
     group: dict[int, dict[str, Scalar]] = {}
-    for cell in done:
-        if not matches(cell["cell"], fixed):
-            continue
+    for cell in (cell for cell in done if matches(cell["cell"], fixed)):
         rest = {k: v for k, v in cell["cell"].items() if k not in keys}
         seed = cell["run"]["seed"]
         group.setdefault(seed, rest)
         for user in chosen(cell, claim.users):
             value = cell["users"][user].get(method, {}).get(claim.metric)
-            if value is None:
-                continue
             place = (seed, person_seed(cell), user)
-            if place not in found or rest == group[seed]:
-                found[place] = better(found.get(place, value), value)
-            elif found[place] != value:
+            known = found.get(place, value)
+            if value is not None and (place not in found or rest == group[seed]):
+                found[place] = better(known, value)
+            elif value is not None and known != value:
                 raise IdiolectError(
                     f"claim {claim.text!r}: {dict(side)} names several cells of one "
                     "seed: name all other keys of the grid too."
@@ -134,8 +133,9 @@ def values(
 
 def chosen(cell: Cell, users: str) -> list[str]:
     """Return the users of a cell, or the half of them that a claim is about."""
-    names = list(cell["users"])
     if users == "all":
-        return names
+        return list(cell["users"])
     overlap = cell["run"]["overlap"] or cell["run"]["alpha"]
-    return results.split_by_alpha({name: overlap[name] for name in names})[users]
+    return results.split_by_alpha({user: overlap[user] for user in cell["users"]})[
+        users
+    ]

@@ -25,7 +25,7 @@ from ...common.config import Config
 from ...common.privacy.noise import gaussian
 from ...common.protocol.messages import Rows
 from ..privacy.ledger import BudgetSpent
-from .budget import Release, adapt_event, charge, noise_of
+from .budget import Release, charge
 from .cohort import Run
 from .sums import Sum
 
@@ -43,10 +43,9 @@ def adapt(run: Run) -> None:
     IdiolectError
         Fewer valid rows than the quorum.
     """
-    cohort, config = run.cohort, run.config
-    users = cohort.development
+    config, users = run.config, run.cohort.development
     if config.adapt.users != "development":
-        users = cohort.users + users
+        users = run.cohort.users + users
     run.done += len(users) * run.state.rounds
     while run.state.rounds < config.adapt.rounds:
         try:
@@ -75,13 +74,15 @@ def one_round(run: Run, users: Sequence[str]) -> None:
         found = run.cohort.update(users, clip, "")
         state.shared = moved(state.shared, found.total, asked)
         return
-    event = adapt_event(config, noise_of(config, run.population), run.population)
-    release = charge(run.ledger, event, config, number, round=number, clip=clip)
+    note = {"round": number, "clip": clip}
+    release = charge(run.ledger, config, run.population, "adapt", number, **note)
     users = release.participants(users)
     found = run.cohort.update(users, clip, release.id)
     if len(found.users) < config.quorum * len(users):  # coins may well name nobody
-        label = f"round {number + 1}/{config.adapt.rounds}"
-        run.warn(f"adapt, {label}: {len(found.users)} of {len(users)}: left out")
+        run.warn(
+            f"adapt, round {number + 1}/{config.adapt.rounds}: {len(found.users)} of "
+            f"{len(users)}: left out"
+        )
         return
     run.took_part("adapt", found.users)
     state.shared = released(state.shared, found.total, release, clip, config, asked)
@@ -109,10 +110,11 @@ def released(
     clip, config, population
         C, and N, which with the chance q is fixed before anybody is asked.
     """
-    noisy: Rows = {}
     std = release.event.z * clip
-    for name in sorted(shared):
-        noisy[name] = total[name] + gaussian(shared[name].shape, std, release.random)
+    noisy = {
+        name: total[name] + gaussian(shared[name].shape, std, release.random)
+        for name in sorted(shared)
+    }
     return moved(shared, noisy, config.privacy.sampling * population)
 
 

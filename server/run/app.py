@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,7 @@ from ...common.config import Config, parse_run
 from ...common.data.load import TEXT, load_dataset, task_of
 from ...common.data.metrics import ENGLISH, unread
 from ...common.data.types import Dataset
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.process import peak_mb, process_name
 from ...common.protocol.messages import package_version
 from ...common.text import guard
@@ -38,15 +38,15 @@ from . import results, work
 from .adapt import adapt
 from .budget import new_ledger, population_of
 from .checkpoint import RunFolder, load, open_run, point_back, point_latest
-from .hello import HelloSummary, Identity, hello, identity
+from .hello import Identity, hello, identity
 from .live import Journal, LiveRun
-from .personalise import evaluate, mean_log, personalise
+from .personalise import alphas, evaluate, mean_log, personalise
 from .pool import pool
 from .remote import Remote
-from .results import PACKAGE, git_commit
 from .signing import renew
 
 LOG = logging.getLogger("flwr")
+DEPENDENCIES = ("flwr", "torch", "transformers", "numpy")  # on which the numbers depend
 app = ServerApp()
 
 
@@ -111,10 +111,9 @@ def main(grid: Grid, context: Context) -> None:
         raise IdiolectError(message) from None  # Flower then ends its own in order
     except BaseException as error:
         message = plain.nameless(summary(error))
-        defect = isinstance(error, Exception)  # else such as Ctrl-C
+        defect = isinstance(error, Exception)
         journal.write({"event": "failed", "message": message, "defect": defect})
-        hide = plain.run is not None and plain.run.secret
-        if not hide or not defect:
+        if not defect or plain.run is None or not plain.run.secret:
             raise
         LOG.error("the run failed", exc_info=error)
         raise RuntimeError(message) from None  # its own words could name somebody
@@ -130,15 +129,13 @@ def _ended_by_signals() -> Iterator[None]:
     run has written that it was stopped. In a simulation the run is not in the main thread,
     and gets no signals.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, _interrupt) for number in numbers]
+    ours = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT) if ours else ()
+    before = {n: signal.signal(n, _interrupt) for n in numbers}
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
@@ -152,12 +149,12 @@ def _interrupt(*_: object) -> NoReturn:
 
 def resolved(config: Config) -> Config:
     """Make paths absolute: the nodes' working directory need not be the server's."""
-    unlabeled = config.unlabeled
-    if unlabeled.file:
-        file = str(Path(unlabeled.file).expanduser().absolute())
-        unlabeled = replace(unlabeled, file=file)
-    data = str(Path(config.data).expanduser().absolute()) if config.data else ""
-    return replace(config, data=data, unlabeled=unlabeled)
+    unlabeled = replace(config.unlabeled, file=_absolute(config.unlabeled.file))
+    return replace(config, data=_absolute(config.data), unlabeled=unlabeled)
+
+
+def _absolute(path: str) -> str:
+    return path and str(Path(path).expanduser().absolute())
 
 
 def prepare(
@@ -173,8 +170,7 @@ def prepare(
     run = LiveRun(config, state, ledger, dataset, folder.path, grid, journal)
     run.cohort = Remote(run)
     run.began -= sum(state.cost.seconds.values())
-    people = run.population
-    run.total = work.whole(config, people.users, people.development)
+    run.total = work.whole(config, run.population)
     state.life += 1
     run.save()  # what this life sends counts up from here
     return run, ours
@@ -183,23 +179,19 @@ def prepare(
 def carry_out(run: LiveRun, ours: Identity) -> None:
     """Run the phases that are left."""
     try:
-        found = first_contact(run, ours)
-        begin(run, "adapt")
-        adapt(run)
-        begin(run, "pool")
-        pool(run)
+        left_out = first_contact(run, ours)
         renew(run)
-        begin(run, "personalise")
-        personalise(run)
-        begin(run, "evaluate")
-        evaluate(run)
+        phases = {"adapt": adapt, "pool": pool, "personalise": personalise}
+        for name, phase in (phases | {"evaluate": evaluate}).items():
+            begin(run, name)
+            phase(run)
     finally:
         run.inbox.close()
-    finish(run, found)
+    finish(run, *left_out)
 
 
-def first_contact(run: LiveRun, ours: Identity) -> HelloSummary:
-    """Greet everybody; a run for which that fails has not begun, and is not ``latest``."""
+def first_contact(run: LiveRun, ours: Identity) -> tuple[dict[str, int], int]:
+    """`hello`; a run for which that fails has not begun, and is not ``latest``."""
     before = point_latest(run.folder)
     begin(run, "hello")
     try:
@@ -220,11 +212,16 @@ def open_ledger(folder: Path, config: Config, dataset: Dataset) -> Ledger:
     path = folder / "ledger.json"
     if path.exists():
         return read_ledger(path)
-    if (folder / "checkpoint" / "state.json").exists() or (folder / "devices").exists():
-        raise IdiolectError(
+    refuse_if(
+        (
+            (folder / "checkpoint" / "state.json").exists()
+            or (folder / "devices").exists()
+        ),
+        (
             f"the ledger {path} is gone, and with it what this run has spent: restore the "
             "file from a backup, or start a new run."
-        )
+        ),
+    )
     return new_ledger(path, config, population_of(config, dataset))
 
 
@@ -239,9 +236,12 @@ def begin(run: LiveRun, phase: str) -> None:
 
 def announce(folder: RunFolder, journal: Journal) -> None:
     """Log which code runs, so that nobody takes another checkout for this one."""
-    commit = git_commit()
+    commit = results.git_commit()
     LOG.info(
-        "idiolect %s from %s%s", package_version(), PACKAGE, commit and f" at {commit}"
+        "idiolect %s from %s%s",
+        package_version(),
+        results.PACKAGE,
+        commit and f" at {commit}",
     )
     LOG.info("run %s in %s", folder.path.name, folder.path)
     journal.write(
@@ -250,7 +250,7 @@ def announce(folder: RunFolder, journal: Journal) -> None:
             "time": time.time(),
             "run": folder.path.name,
             "version": package_version(),
-            "package": str(PACKAGE),
+            "package": str(results.PACKAGE),
             "commit": commit,
             "pid": os.getpid(),
             "resumed": folder.resumed,
@@ -258,8 +258,16 @@ def announce(folder: RunFolder, journal: Journal) -> None:
     )
 
 
-def finish(run: LiveRun, found: HelloSummary) -> None:
-    """Write ``results.json`` and show the table."""
+def finish(run: LiveRun, dropped: Mapping[str, int], truncated: int) -> None:
+    """Write ``results.json`` and show the table.
+
+    Parameters
+    ----------
+    run
+        Whose phases are over.
+    dropped, truncated
+        Reason -> users left out of the data, and number of prompts shortened (`hello`).
+    """
     state, config = run.state, run.config
     server = peak_mb()
     # An upper bound of what a run held at one time, without Flower's and Ray's own. In
@@ -272,10 +280,11 @@ def finish(run: LiveRun, found: HelloSummary) -> None:
         user.id: {m: one[user.id] for m, one in state.metrics.items() if user.id in one}
         for user in run.dataset.users
     }
-    alpha, estimated = alphas(run)
-    privacy = card(run.ledger, run.folder.name, package_version(), git_commit())
+    alpha, estimated = alphas(state.outcomes.values())
+    privacy = card(run.ledger, run.folder.name, package_version(), results.git_commit())
     built = results.build(
-        run=description(run, found, alpha, estimated),
+        run=description(run)
+        | {"dropped": dropped, "truncated": truncated, "unread": unread_of(run)},
         users={user: methods for user, methods in users.items() if methods},
         alpha=alpha,
         alpha_estimated=estimated,
@@ -293,26 +302,12 @@ def finish(run: LiveRun, found: HelloSummary) -> None:
         built["run"] |= {"dropped": None, "truncated": None, "unread": None}
         built["cost"] |= {"bytes_up": None, "bytes_down": None}
     results.write_json(run.folder / "privacy_card.json", privacy)
-    results.write(run.folder, built)
+    results.write_json(run.folder / "results.json", built)
     # 80 columns: `flwr run --stream` shows the log in any terminal.
     results.render(built, results.console(80), whole=True)
 
 
-def alphas(run: LiveRun) -> tuple[dict[str, float], bool]:
-    """User -> alpha as used by the methods, and whether it was estimated."""
-    found: dict[str, float] = {}
-    estimated = False
-    for outcomes in run.state.outcomes.values():
-        for user, outcome in outcomes.items():
-            if outcome.alpha is not None:
-                found[user] = outcome.alpha
-                estimated = estimated or outcome.estimated
-    return found, estimated
-
-
-def description(
-    run: LiveRun, found: HelloSummary, alpha: dict[str, float], estimated: bool
-) -> dict[str, Any]:
+def description(run: LiveRun) -> dict[str, Any]:
     """Return what ``results.json`` says about the run itself."""
     state, config = run.state, run.config
     rates = {method: mean_log(o, "clamp_rate") for method, o in state.outcomes.items()}
@@ -322,13 +317,14 @@ def description(
         "task": config.task,
         "backbone": config.backbone,
         "seed": config.seed,
-        "versions": versions(),
-        "commit": git_commit(),
+        "versions": {
+            "idiolect": package_version(),
+            "python": platform.python_version(),
+            **{name: version(name) for name in DEPENDENCIES},
+        },
+        "commit": results.git_commit(),
         "users": run.population.users,
-        "dropped": found.dropped,
         "failed": state.failed,
-        "truncated": found.truncated,
-        "unread": unread_of(run),
         "learning_rates": state.learning_rates,
         "recipe": recipe_of(config),
         "contrast": {
@@ -336,26 +332,22 @@ def description(
             for method in config.method_list
             if config.contrast_of(method) and config.evaluate.generate
         },
-        "alpha": alpha,
-        "alpha_estimated": estimated,
         "clamp_rate": {m: rate for m, rate in rates.items() if rate is not None},
         "path": str(run.folder),
     }
 
 
 def unread_of(run: LiveRun) -> list[int] | None:
-    """Held-out texts that rouge cannot read, and how many there are; None: not known."""
-    config = run.config
-    if not reads_english(config) or config.on_devices or not run.dataset.users:
-        return None
+    """Held-out texts that rouge cannot read, and how many there are; None: not known.
+
+    Rouge reads a-z and 0-9 only unless ``evaluate.rouge-tokens`` says otherwise.
+    """
+    config, settings = run.config, run.config.evaluate
+    judged = settings.generate and task_of(config.task).kind == "generation"
     texts = [item.target for user in run.dataset.users for item in user.held_out]
+    if not judged or settings.rouge_tokens != ENGLISH or config.on_devices or not texts:
+        return None
     return [unread(texts), len(texts)]
-
-
-def reads_english(config: Config) -> bool:
-    """Whether outputs are judged by a rouge that reads a-z and 0-9 only."""
-    judged = config.evaluate.generate and task_of(config.task).kind == "generation"
-    return judged and config.evaluate.rouge_tokens == ENGLISH
 
 
 def recipe_of(config: Config) -> str:
@@ -367,10 +359,3 @@ def recipe_of(config: Config) -> str:
         f"{config.preset or 'default'}, unlabeled weight {own.unlabeled_weight:g}, anchor "
         f"{own.anchor:g}, alpha from {config.unlabeled.alpha_features}"
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    names = ("flwr", "torch", "transformers", "numpy")
-    own = {"idiolect": package_version(), "python": platform.python_version()}
-    return own | {name: version(name) for name in names}

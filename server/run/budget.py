@@ -23,18 +23,6 @@ from ..privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Noise multipliers of a run (standard deviation / largest norm of one user's part).
-
-    All 0 without privacy, and where ``privacy.epsilon`` is `inf`.
-    """
-
-    adapt: float
-    votes: float
-    metrics: float
-
-
-@dataclass(frozen=True)
 class Population:
     """How many users may take part, reached or not.
 
@@ -58,81 +46,62 @@ class Population:
         return self.users + self.development
 
 
-def population(config: Config, users: int, development: int) -> Population:
-    """Population of so many evaluated and development users."""
+def population_of(config: Config, dataset: Dataset) -> Population:
+    """Population of a run, by what is known before anybody is reached."""
+    if config.on_devices:
+        return Population(config.users, 0, config.users)
+    users, development = len(dataset.users), len(dataset.development)
     only = config.adapt.users == "development"
     return Population(users, development, development + users * (not only))
 
 
-def population_of(config: Config, dataset: Dataset) -> Population:
-    """Population of a run, by what is known before anybody is reached."""
-    if config.on_devices:
-        return population(config, config.users, 0)
-    return population(config, len(dataset.users), len(dataset.development))
+def noise_of(config: Config, people: Population) -> float:
+    """Noise multiplier of the shared adapter that a configuration asks for, or amounts to.
 
-
-def noise_of(config: Config, people: Population) -> Noise:
-    """Return the noise multipliers that a configuration asks for, or amounts to."""
+    That is the standard deviation / largest norm of one user's part. It is 0 without
+    privacy, and where ``privacy.epsilon`` is `inf`. The multipliers of votes and metrics
+    are in proportion to it.
+    """
     privacy = config.privacy
     if privacy.mode == "off" or privacy.epsilon == math.inf:
-        return Noise(0.0, 0.0, 0.0)
-    return scaled(config, privacy.noise or _calibrated(config, people))
-
-
-def scaled(config: Config, z: float) -> Noise:
-    """Every noise of a run whose shared adapter has this noise multiplier."""
-    return Noise(z, config.privacy.votes * z, config.privacy.metrics_noise * z)
+        return 0.0
+    return privacy.noise or _calibrated(config, people)
 
 
 @lru_cache(maxsize=32)
 def _calibrated(config: Config, people: Population) -> float:
     return calibrate(
-        lambda z: programme(config, scaled(config, z), people),
+        lambda z: programme(config, z, people),
         config.privacy.epsilon,
         config.privacy.delta,
     )
 
 
-def programme(config: Config, noise: Noise, people: Population) -> Counter[Event]:
+def programme(config: Config, z: float, people: Population) -> Counter[Event]:
     """Everything that a run will release if nothing goes wrong, with how often."""
-    planned: Counter[Event] = Counter()
-    if config.adapt.rounds:
-        planned[adapt_event(config, noise, people)] += config.adapt.rounds
-    planned[vote_event(config, noise, people)] += 1
-    if config.privacy.metrics == "noisy":
-        planned[metrics_event(noise)] += len(config.method_list)
-    return planned
+    methods = len(config.method_list) * (config.privacy.metrics == "noisy")
+    counts = {"adapt": config.adapt.rounds, "votes": 1, "metrics": methods}
+    planned = events(config, z, people)
+    return Counter({planned[stage]: count for stage, count in counts.items() if count})
 
 
-def adapt_event(config: Config, noise: Noise, people: Population) -> Event:
-    """One round of the shared adapter, with its clip bit if the clip adapts."""
+def events(config: Config, z: float, people: Population) -> dict[str, Event]:
+    """What is released at a noise multiplier of the shared adapter, by stage.
+
+    One round of the shared adapter, with its clip bit if the clip adapts; one vote over
+    the bank; and one method's metrics, summed over everybody who can be reached.
+    """
     privacy = config.privacy
-    adaptive = bool(config.adapt.clip_quantile) and noise.adapt > 0
-    return Event(
-        "adapt",
-        noise.adapt,
-        privacy.sampling,
-        clip_bit_z=CLIP_BIT if adaptive else 0.0,
-        cohort=privacy.cohort,
-        population=people.adapting if privacy.cohort else 0,
+    adapting, voting = (
+        {"cohort": privacy.cohort, "population": count if privacy.cohort else 0}
+        for count in (people.adapting, people.everybody)
     )
-
-
-def vote_event(config: Config, noise: Noise, people: Population) -> Event:
-    """One vote over the bank."""
-    privacy = config.privacy
-    return Event(
-        "votes",
-        noise.votes,
-        privacy.vote_sampling,
-        cohort=privacy.cohort,
-        population=people.everybody if privacy.cohort else 0,
-    )
-
-
-def metrics_event(noise: Noise) -> Event:
-    """One method's metrics, summed over everybody who can be reached."""
-    return Event("metrics", noise.metrics)
+    bit = CLIP_BIT if config.adapt.clip_quantile and z > 0 else 0.0
+    return {
+        "adapt": Event("adapt", z, privacy.sampling, clip_bit_z=bit, **adapting),
+        "votes": Event("votes", privacy.votes * z, privacy.vote_sampling, **voting),
+        "metrics": Event("metrics", privacy.metrics_noise * z),
+    }
 
 
 # --- the ledger of a run ---------------------------------------------------------------
@@ -152,9 +121,7 @@ def new_ledger(path: Path | None, config: Config, people: Population) -> Ledger:
         population=people.everybody,
         rng="seeded" if privacy.seeded else "os",
         unprotected={
-            outflow: why
-            for outflow in used(config)
-            if (why := protected(config, outflow))
+            sent: why for sent in used(config) if (why := protected(config, sent))
         },
     )
     for release in unprotected(config):
@@ -166,28 +133,39 @@ def new_ledger(path: Path | None, config: Config, people: Population) -> Ledger:
 def unprotected(config: Config) -> list[tuple[str, str, str, str]]:
     """(stage, what, why, setting) of what a configuration releases without noise."""
     kind = config.unlabeled.kind
-    off = config.privacy.mode == "off"
-    bare = "privacy.mode=off"
-    found: list[tuple[str, str, str, str]] = []
-    if "update" in used(config) and not charged(config, "update"):
-        what = "exact average of the users' updates"
-        found.append(("adapt", what, SIMULATION, bare))
-    if "votes" in used(config) and not charged(config, "votes"):
-        found.append(("votes", "exact sum of the users' votes", SIMULATION, bare))
-    if kind == "others":
-        what = "raw text of the other users"
-        found.append(("pool", what, SIMULATION, "unlabeled.kind=others"))
+    exact = {sent for sent in used(config) if not charged(config, sent)}
+    off, central = (config.privacy.mode == mode for mode in ("off", "central"))
     banked = kind in ("votes", "public", "anonymised") and not config.unlabeled.file
-    if config.privacy.mode == "central" and config.data and banked:
-        what = "a bank of histories of the same data set, chosen by who takes part"
-        found.append(("pool", what, SIMULATION, "no unlabeled.file"))
-    if kind == "anonymised":
-        what = "scrubbed text whose like enough users have"
-        found.append(("pool", what, NOT_DP, "unlabeled.kind=anonymised"))
-    if not charged(config, "metrics"):
-        setting = bare if off else "privacy.metrics=clear"
-        found.append(("metrics", "every user's metrics and alpha", SIMULATION, setting))
-    return found
+    clear = "privacy.mode=off" if off else "privacy.metrics=clear"
+    same = "a bank of histories of the same data set, chosen by who takes part"
+    scrubbed = "scrubbed text whose like enough users have"
+    rows = (  # whether it is, and then: stage, what, why, setting
+        (
+            *("update" in exact, "adapt", "exact average of the users' updates"),
+            *(SIMULATION, "privacy.mode=off"),
+        ),
+        (
+            *("votes" in exact, "votes", "exact sum of the users' votes"),
+            *(SIMULATION, "privacy.mode=off"),
+        ),
+        (
+            *(kind == "others", "pool", "raw text of the other users"),
+            *(SIMULATION, "unlabeled.kind=others"),
+        ),
+        (
+            *(central and config.data and banked, "pool", same),
+            *(SIMULATION, "no unlabeled.file"),
+        ),
+        (
+            *(kind == "anonymised", "pool", scrubbed),
+            *(NOT_DP, "unlabeled.kind=anonymised"),
+        ),
+        (
+            *("metrics" in exact, "metrics", "every user's metrics and alpha"),
+            *(SIMULATION, clear),
+        ),
+    )
+    return [row[1:] for row in rows if row[0]]
 
 
 SIMULATION = "simulation"
@@ -218,18 +196,25 @@ class Release:
 
 
 def charge(
-    ledger: Ledger, event: Event, config: Config, done: int, **note: str | int | float
+    ledger: Ledger,
+    config: Config,
+    people: Population,
+    stage: str,
+    done: int,
+    **note: str | int | float,
 ) -> Release:
     """Charge a release; its noise may be drawn only afterwards.
 
     Parameters
     ----------
-    ledger, event, config
-        Where, what, and where noise and coins come from.
+    ledger
+        Where.
+    config, people, stage
+        What (`events`), and where noise and coins come from.
     done
-        How many releases of the event's stage were finished, as the checkpoint knows. A
-        charge beyond them was cut short by a crash before anything of it was released:
-        it is used, with new coins and noise, and not paid for again.
+        How many releases of the stage were finished, as the checkpoint knows. A charge
+        beyond them was cut short by a crash before anything of it was released: it is
+        used, with new coins and noise, and not paid for again.
     note
         What the card is to say of it.
 
@@ -238,9 +223,8 @@ def charge(
     BudgetSpent
         It would exceed the budget.
     """
-    paid = [entry for entry in ledger.charges if entry.event.stage == event.stage]
-    if len(paid) > done and paid[-1].event == event:
-        name = paid[-1].id
-    else:
-        name = ledger.charge(event, **note)
+    event = events(config, noise_of(config, people), people)[stage]
+    paid = [entry for entry in ledger.charges if entry.event.stage == stage]
+    cut_short = len(paid) > done and paid[-1].event == event
+    name = paid[-1].id if cut_short else ledger.charge(event, **note)
     return Release(name, event, source(config.privacy.seeded, config.seed, name))

@@ -6,20 +6,18 @@ a resumed run can never write beside a predecessor that is still alive. Every fi
 appears whole or not at all (`write_atomically`).
 """
 
-import dataclasses
 import fcntl
 import json
 import os
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
+from safetensors import numpy as tensors
 
 from ...common.config import (
     Config,
@@ -31,7 +29,7 @@ from ...common.config import (
 )
 from ...common.config.methods import current_name
 from ...common.data.types import Item, Prompt
-from ...common.errors import IdiolectError, words_of
+from ...common.errors import IdiolectError, refuse_if, words_of
 from ...common.files import (
     make_folder,
     make_private,
@@ -86,11 +84,7 @@ def open_run(config: Config, options: RunOptions) -> RunFolder:
     root, resume = runs_folder(options.folder), options.resume
     if resume and (resume != "latest" or (root / "latest").exists()):
         return _continue(root, config, resume)
-    return _start(root, config, options.name)
-
-
-def _start(root: Path, config: Config, name: str) -> RunFolder:
-    path = _new_folder(root, config, name)
+    path = _new_folder(root, config, options.name)
     lock = _lock(path)
     write_atomically(path / "config.toml", to_toml(config).encode())
     return RunFolder(path, config, False, lock)
@@ -98,22 +92,24 @@ def _start(root: Path, config: Config, name: str) -> RunFolder:
 
 def _new_folder(root: Path, config: Config, given: str) -> Path:
     """Make the folder; without a given name it is made of task, time and seed."""
-    if given in ("latest", ".", "..") or "/" in given or given.startswith("."):
-        raise IdiolectError(
+    refuse_if(
+        given in ("latest", ".", "..") or "/" in given or given.startswith("."),
+        (
             f"the name of a run is {given!r}: it names a folder; use letters, digits and "
             "dashes, and not `latest`."
-        )
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = given or f"{config.task.lower()}-{stamp}-seed{config.seed}"
-    for count in range(1, 100):
-        path = root / (name if count == 1 else f"{name}-{count}")
+        ),
+    )
+    name = given or time.strftime(
+        f"{config.task.lower()}-%Y%m%d-%H%M%S-seed{config.seed}"
+    )
+    others = [] if given else [root / f"{name}-{count}" for count in range(2, 100)]
+    for path in (root / name, *others):
         try:
             make_folder(root)
             path.mkdir()
             return private_folder(path)
         except FileExistsError:
-            if given:
-                break
+            continue
         except OSError as error:
             raise IdiolectError(
                 f"runs cannot be written to {root} ({error.strerror}): set --output-dir "
@@ -126,9 +122,7 @@ def _new_folder(root: Path, config: Config, given: str) -> Path:
 
 
 def _continue(root: Path, config: Config, resume: str) -> RunFolder:
-    path = root / resume
-    if resume == "latest":
-        path = root / os.readlink(path)
+    path = root / (os.readlink(root / resume) if resume == "latest" else resume)
     try:
         stored = read_config(path)
     except OSError as error:
@@ -136,8 +130,7 @@ def _continue(root: Path, config: Config, resume: str) -> RunFolder:
             f"there is no run '{path.name}' in {root} to resume: leave out --resume "
             "to start one; `idiolect-server runs` lists what is there."
         ) from error
-    changed = differences(stored, config)
-    if changed:
+    if changed := differences(stored, config):
         old, new = flatten(stored), flatten(config)
         listed = ", ".join(f"{k} (was {old[k]!r}, now {new[k]!r})" for k in changed)
         raise IdiolectError(
@@ -168,8 +161,7 @@ def _lock(path: Path) -> TextIO:
             f"ends, or end it (kill {holder}), then give the same command again."
         ) from error
     stream.truncate(0)
-    stream.write(f"{os.getpid()}\n")
-    stream.flush()
+    print(os.getpid(), file=stream, flush=True)
     return stream
 
 
@@ -286,15 +278,14 @@ def save(folder: Path, state: State) -> None:
     """Write the checkpoint: the parts first, then the file that makes them count."""
     place = folder / "checkpoint"
     shared = f"shared-{state.rounds}.safetensors"
-    write_atomically(place / shared, save_arrays(state.shared))
+    write_atomically(place / shared, tensors.save(state.shared))
     if state.unlabeled is not None:
-        rows = [dataclasses.asdict(entry) for entry in state.unlabeled]
-        write_atomically(place / "unlabeled.json", json.dumps(rows).encode())
-    body: dict[str, Any] = {"schema": SCHEMA, "pooled": state.unlabeled is not None}
-    for entry in dataclasses.fields(state):
-        if entry.name not in ("shared", "unlabeled"):
-            body[entry.name] = _plain(getattr(state, entry.name))
-    write_atomically(place / "state.json", json.dumps(body, indent=1).encode())
+        rows = json.dumps(state.unlabeled, default=asdict)
+        write_atomically(place / "unlabeled.json", rows.encode())
+    body = {"schema": SCHEMA, "pooled": state.unlabeled is not None, **vars(state)}
+    del body["shared"], body["unlabeled"]
+    text = json.dumps(body, indent=1, default=asdict)
+    write_atomically(place / "state.json", text.encode())
     for old in place.glob("shared-*.safetensors"):
         if old.name != shared:
             old.unlink()
@@ -333,10 +324,10 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
                 "command without --resume and with another --name."
             )
         file = place / f"shared-{body['rounds']}.safetensors"
-        state = State(shared=load_arrays(file.read_bytes()))
+        state = State(shared=tensors.load(file.read_bytes()))
         if body.pop("pooled"):
             rows = json.loads((place / "unlabeled.json").read_text())
-            state.unlabeled = tuple(_unlabeled(row) for row in rows)
+            state.unlabeled = tuple(map(_unlabeled, rows))
         state.cost = Cost(**body.pop("cost"))
         state.outcomes = {
             current_name(method): {user: Outcome(**one) for user, one in users.items()}
@@ -353,17 +344,7 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
         ) from error
 
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return value
-
-
 def _unlabeled(row: dict[str, Any]) -> Unlabeled:
     item = row["item"]
-    prompt = Prompt(**item["prompt"])
-    return Unlabeled(
-        Item(item["id"], prompt, item["target"]), row["weight"], row["owner"]
-    )
+    known = Item(item["id"], Prompt(**item["prompt"]), item["target"])
+    return Unlabeled(known, row["weight"], row["owner"])

@@ -24,7 +24,6 @@ from .budget import Population, population_of
 from .checkpoint import State
 from .sums import Sum
 
-LOG = logging.getLogger("flwr")
 Items = Mapping[str, Sequence[Item]]
 """User -> items."""
 
@@ -139,7 +138,7 @@ class Run:
 
     def warn(self, message: str) -> None:
         """Tell the reader of the log."""
-        LOG.warning("%s", message)
+        logging.getLogger("flwr").warning("%s", message)
 
     def took_part(self, stage: str, users: Sequence[str]) -> None:
         """Count who took part in a release of a stage."""

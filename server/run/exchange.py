@@ -9,6 +9,7 @@ nobody else. Whether enough users are left to go on is the cohort's decision (`r
 import logging
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -40,7 +41,6 @@ SLOW_SHARE, SLOW_SECONDS = 0.1, 0.5
 # Where as many devices have answered as a run needs, but not all of them have joined: how
 # long it waits for one that takes the place.
 SETTLE_SECONDS = 10.0
-PROCESS = 200  # characters of a process's name that count
 # Seconds until a request is sent again where the SuperLink failed, which may be busy.
 PAUSES = (0.5, 2.0)
 AnyReply = TypeVar("AnyReply", bound=Reply)
@@ -71,23 +71,6 @@ class Exchange:
         return f"{self.phase}, {self.label}" if self.label else self.phase
 
 
-@dataclass(frozen=True)
-class Answers(Generic[AnyReply]):
-    """What came of an exchange.
-
-    Attributes
-    ----------
-    replies
-        In the order of the requests (not of arrival, so that sums are reproducible).
-    errors
-        User -> sentence, for everyone who was asked and is in no reply; in hello, where
-        nobody is asked by name, step -> sentence.
-    """
-
-    replies: list[AnyReply]
-    errors: dict[str, str]
-
-
 def ask(
     run: LiveRun,
     exchange: Exchange,
@@ -96,7 +79,7 @@ def ask(
     keep: Callable[[AnyReply], AnyReply] = lambda reply: reply,
     row: Shapes = MappingProxyType({}),
     texts: int = 0,
-) -> Answers[AnyReply]:
+) -> tuple[list[AnyReply], dict[str, str]]:
     """Send requests, and collect the replies until all are in or the deadline has passed.
 
     Parameters
@@ -105,87 +88,40 @@ def ask(
         The run, and which exchange of it this is.
     requests
         (node, request) each.
-    read
-        Checks one reply's content and returns it typed.
-    keep
-        Called once with each reply that counts, in the order they come; returns what is
-        to be kept of it.
+    read, keep
+        See `Asking`.
     row
         Shapes of the arrays that a reply brings for each of its users.
     texts
         Texts that it brings for each of them. Both say how large a reply may be.
-    """
-    starts = time.monotonic()
-    asking = Asking(run, exchange, starts)
-    asking.add(requests)
-    wait = SHORTEST_WAIT
-    most = limits(
-        row, max((len(request.users) for _, request in requests), default=0), texts
-    )
-    while asking.left and time.monotonic() < asking.patience():
-        asking.ask_again()
-        wait = asking.look(most, read, keep, wait)
-    asking.give_up()
-    seconds = run.state.cost.seconds
-    seconds[exchange.phase] = (
-        seconds.get(exchange.phase, 0.0) + time.monotonic() - starts
-    )
-    ordered = [asking.replies[index] for index in sorted(asking.replies)]
-    return Answers(
-        ordered, _all_errors(run, exchange, requests, ordered, asking.errors)
-    )
-
-
-def meet(
-    run: LiveRun,
-    exchange: Exchange,
-    newcomers: Callable[[], Sequence[tuple[int, Request]]],
-    read: Callable[[RecordDict], AnyReply],
-    keep: Callable[[AnyReply], AnyReply],
-    enough: Callable[[], bool],
-    heard: Callable[[Mapping[str, str]], None] = lambda _: None,
-) -> dict[str, str]:
-    """Ask devices as they come, until enough have joined or the deadline has passed.
-
-    One that is silent holds up nobody who comes after it. Once enough have joined, the
-    others are waited for as a slow device is (`patience`). Where devices refuse, others
-    have `SETTLE_SECONDS` to take their place.
-
-    Parameters
-    ----------
-    run, exchange, read, keep
-        As in `ask`.
-    newcomers
-        Returns the requests for those that have come since it was last called.
-    enough
-        Whether enough have joined.
-    heard
-        Called after each look with what failed so far, step -> sentence.
 
     Returns
     -------
-    dict
-        Step -> sentence, of those that failed.
+    tuple
+        The replies, in the order of the requests (not of arrival, so that sums are
+        reproducible), and user -> sentence, for everyone who was asked and is in no reply.
+        In hello, where nobody is asked by name, it is step -> sentence.
     """
-    starts = time.monotonic()
-    asking, most, wait = Asking(run, exchange, starts), limits({}, 0), SHORTEST_WAIT
-    ends = starts + run.config.deadline
-    while time.monotonic() < ends:
-        if enough() and (not asking.left or time.monotonic() > asking.grace()):
-            break
-        if asking.settled(run.config.users):
-            break
-        asking.add(newcomers())
-        asking.ask_again()
-        wait = asking.look(most, read, keep, wait)
-        heard(asking.errors)
-    if not enough():
-        asking.give_up()
-    seconds = run.state.cost.seconds
-    seconds[exchange.phase] = (
-        seconds.get(exchange.phase, 0.0) + time.monotonic() - starts
-    )
-    return asking.errors
+    users = max((len(request.users) for _, request in requests), default=0)
+    asking = Asking(run, exchange, read, keep, limits(row, users, texts))
+    asking.add(requests)
+    while asking.left and time.monotonic() < asking.patience():
+        asking.look()
+    asking.give_up()
+    asking.count_seconds()
+    replies = [asking.replies[index] for index in sorted(asking.replies)]
+    answered = {user for reply in replies for user in reply.users}
+    asked = [user for _, request in requests for user in request.users]
+    # Users whom nobody mentions come last; an error that names them counts instead.
+    missing = dict.fromkeys(asked, "its node left this user out of the reply.")
+    errors = {
+        user: text
+        for user, text in (asking.errors | missing | asking.errors).items()
+        if user not in answered
+    }
+    if asked:  # hello reports what it makes of its errors
+        report(run, exchange, errors)
+    return replies, errors
 
 
 def online(run: LiveRun) -> set[int]:
@@ -213,10 +149,21 @@ class Asking(Generic[AnyReply]):
 
     Attributes
     ----------
-    run, exchange, requests
-        As in `ask`.
-    starts, last
-        When it began, and when somebody last answered.
+    run, exchange
+        The run, and which exchange of it this is.
+    read
+        Checks one reply's content and returns it typed.
+    keep
+        Called once with each reply that counts, in the order they come; returns what is
+        to be kept of it.
+    most
+        How large a reply may be.
+    starts, ends, last
+        When it began, its deadline, and when somebody last answered.
+    wait
+        Seconds until the next look for replies, if there is none.
+    requests
+        (node, request) each.
     parts
         Of each request.
     tries
@@ -224,7 +171,7 @@ class Asking(Generic[AnyReply]):
     waiting
         Flower's id of a message -> the request in it.
     again
-        Tasks to be sent once more, and when.
+        Requests to be sent once more, and when.
     held
         Node -> requests that wait for the first one's answer.
     replies, errors
@@ -233,12 +180,21 @@ class Asking(Generic[AnyReply]):
         Users that are accounted for, for the progress.
     """
 
-    def __init__(self, run: LiveRun, exchange: Exchange, starts: float) -> None:
+    def __init__(
+        self,
+        run: LiveRun,
+        exchange: Exchange,
+        read: Callable[[RecordDict], AnyReply],
+        keep: Callable[[AnyReply], AnyReply],
+        most: Limits,
+    ) -> None:
         self.run, self.exchange = run, exchange
-        self.starts = self.last = starts
+        self.read, self.keep, self.most = read, keep, most
+        self.starts = self.last = time.monotonic()
+        self.ends, self.wait = self.starts + run.config.deadline, SHORTEST_WAIT
         self.requests: list[tuple[int, Request]] = []
         self.parts: list[dict[str, Part]] = []
-        self.tries: list[int] = []
+        self.tries: Counter[int] = Counter()
         self.waiting: dict[str, int] = {}
         self.again: dict[int, float] = {}
         self.held: dict[int, list[int]] = {}
@@ -255,13 +211,8 @@ class Asking(Generic[AnyReply]):
 
     def patience(self) -> float:
         """When to stop waiting (see `patience`)."""
-        ends = self.starts + self.run.config.deadline
         prompt = {node for node, _ in self.requests} - self.run.slow
-        return patience(self.starts, self.last, ends, prompt, self.left)
-
-    def grace(self) -> float:
-        """When to stop waiting for those that nobody needs."""
-        return self.last + max(SLOW_SECONDS, SLOW_SHARE * (self.last - self.starts))
+        return patience(self.starts, self.last, self.ends, prompt, self.left)
 
     def settled(self, needed: int) -> bool:
         """Whether so many were asked, all have answered, and nobody came after them."""
@@ -273,7 +224,6 @@ class Asking(Generic[AnyReply]):
         first = len(self.requests)
         self.requests += requests
         self.parts += encoded([request for _, request in requests])
-        self.tries += [0] * len(requests)
         for index, (node, _) in enumerate(requests, first):
             known = self.run.holds.get(node, {})
             if node in self.held:
@@ -287,14 +237,7 @@ class Asking(Generic[AnyReply]):
         """Send one request, for the first time or again; then with all its parts."""
         run, (node, request) = self.run, self.requests[index]
         known = {} if self.tries[index] else run.holds.get(node, {})
-        parts, key = self.parts[index], run.signing_key
-
-        def seal() -> RecordDict:
-            counter = run.count_up()
-            return seal_request(request, node, counter, parts, key, known, run.salt)
-
-        name = _send(run, node, seal, self.exchange.kind)
-        if name:
+        if name := _send(run, node, request, self.parts[index], known, self.exchange):
             self.waiting[name] = index
         self.tries[index] += 1
         self.again.pop(index, None)
@@ -303,58 +246,39 @@ class Asking(Generic[AnyReply]):
         elif index not in self.waiting.values():
             self.fail(index, f"node {node} cannot be reached.")
 
-    def ask_again(self) -> None:
-        """Send what is due once more."""
+    def look(self) -> None:
+        """Send what is due once more, and count what has come.
+
+        Where nothing has, the next look is a little later than this one was.
+        """
         now = time.monotonic()
         for index in [i for i, due in self.again.items() if due <= now]:
             self.send(index)
-
-    def look(
-        self,
-        most: Limits,
-        read: Callable[[RecordDict], AnyReply],
-        keep: Callable[[AnyReply], AnyReply],
-        wait: float,
-    ) -> float:
-        """Count what has come; where nothing has, wait a little longer than before.
-
-        Returns
-        -------
-        float
-            What to give as `wait` at the next look.
-        """
         idle = True
-        for name, answer in self.run.inbox.arrived(list(self.waiting), most):
+        for name, answer in self.run.inbox.arrived(list(self.waiting), self.most):
             idle = False
-            self.take(name, answer, read, keep)
-        if not idle:
-            return SHORTEST_WAIT
-        wait = min(1.5 * wait, LONGEST_WAIT)
-        time.sleep(wait)
-        return wait
+            self.take(name, answer)
+        self.wait = min(1.5 * self.wait, LONGEST_WAIT) if idle else SHORTEST_WAIT
+        if idle:
+            time.sleep(self.wait)
 
-    def take(
-        self,
-        name: str,
-        answer: Message | IdiolectError,
-        read: Callable[[RecordDict], AnyReply],
-        keep: Callable[[AnyReply], AnyReply],
-    ) -> None:
+    def take(self, name: str, answer: Message | IdiolectError) -> None:
         """Count an answer to the message of this id, whatever it is."""
         index = self.waiting.pop(name, None)
         if index is None:
             return
-        if _died(answer) and index in self.again:  # the device starts again
-            soon = time.monotonic() + RETRY_SECONDS
-            self.again[index] = min(self.again[index], soon)
+        # Flower says that the node, or its upload, ended before it had answered.
+        died = isinstance(answer, Message) and answer.has_error()
+        if died and index in self.again:  # the device starts again
+            self.again[index] = min(self.again[index], time.monotonic() + RETRY_SECONDS)
             return
         # The first answer counts, however often was asked.
         self.again.pop(index, None)
         self.waiting = {n: other for n, other in self.waiting.items() if other != index}
         node, request = self.requests[index]
         try:
-            self.replies[index] = keep(
-                _receive(self.run, self.exchange, answer, request, read)
+            self.replies[index] = self.keep(
+                _receive(self.run, self.exchange, answer, request, self.read)
             )
         except LacksParts as error:
             self.run.holds.pop(node, None)
@@ -365,19 +289,20 @@ class Asking(Generic[AnyReply]):
         # Whatever reading, checking or keeping one reply raises is its sender's failure,
         # and the run goes on; what goes wrong before there is a message, see `inbox`.
         except Exception as error:
-            if self.run.config.on_devices and _died(answer):  # after every try
+            if self.run.config.on_devices and died:  # after every try
                 self.run.slow.add(node)
             self.fail(index, _sentence(error))
         else:
             hashes = {name: part.hash for name, part in self.parts[index].items()}
             self.run.holds[node] = self.run.holds.get(node, {}) | hashes
-            if request.users:  # else they are no names that were checked; see `hello`
+            if request.users:  # otherwise the names were not checked; see `hello`
                 self.errors |= self.replies[index].errors
             self.done(index)
 
     def fail(self, index: int, sentence: str) -> None:
-        """Give a request up."""
-        self.errors |= dict.fromkeys(_about(self.requests[index][1]), sentence)
+        """Give a request up: its users fail, or in hello, which names none, its step."""
+        request = self.requests[index][1]
+        self.errors |= dict.fromkeys(request.users or (request.step,), sentence)
         self.done(index)
 
     def done(self, index: int) -> None:
@@ -385,8 +310,7 @@ class Asking(Generic[AnyReply]):
         self.last = time.monotonic()
         node, request = self.requests[index]
         self.counted += len(request.users)
-        of = sum(len(request.users) for _, request in self.requests)
-        if of:  # hello asks nobody by name
+        if of := sum(len(request.users) for _, request in self.requests):
             _progress(self.run, self.exchange, self.counted, of, len(request.users))
         for other in self.held.pop(node, []):
             self.send(other)
@@ -400,9 +324,19 @@ class Asking(Generic[AnyReply]):
         for index in {*self.waiting.values(), *self.again, *behind}:
             node, request = self.requests[index]
             why = alone if node in run.slow else late
-            self.errors |= dict.fromkeys(_about(request), why)
+            self.errors |= dict.fromkeys(request.users or (request.step,), why)
         if run.config.on_devices:
             run.slow |= self.left
+
+    def count_seconds(self) -> None:
+        """Add the time that it took to the cost of its phase."""
+        seconds, phase = self.run.state.cost.seconds, self.exchange.phase
+        seconds[phase] = seconds.get(phase, 0.0) + time.monotonic() - self.starts
+
+
+def grace(starts: float, last: float) -> float:
+    """When to stop waiting for those that nobody needs (see `patience`)."""
+    return last + max(SLOW_SECONDS, SLOW_SHARE * (last - starts))
 
 
 def patience(
@@ -421,17 +355,7 @@ def patience(
     """
     if prompt & left or not prompt:
         return ends
-    return min(ends, last + max(SLOW_SECONDS, SLOW_SHARE * (last - starts)))
-
-
-def _died(answer: Message | IdiolectError) -> bool:
-    """Whether Flower says that a node, or its upload, ended before it had answered."""
-    return isinstance(answer, Message) and answer.has_error()
-
-
-def _about(request: Request) -> tuple[str, ...]:
-    """Whose failure it is when a request fails: its users', or, in hello, its own."""
-    return request.users or (request.step,)
+    return min(ends, grace(starts, last))
 
 
 def encoded(requests: Sequence[Request]) -> list[dict[str, Part]]:
@@ -450,28 +374,33 @@ def encoded(requests: Sequence[Request]) -> list[dict[str, Part]]:
     ]
 
 
-def _send(run: LiveRun, node: int, seal: Callable[[], RecordDict], kind: str) -> str:
+def _send(
+    run: LiveRun,
+    node: int,
+    request: Request,
+    parts: Mapping[str, Part],
+    known: Mapping[str, str],
+    exchange: Exchange,
+) -> str:
     """Send a message; return the id that its reply will name, or nothing.
 
     Each try has a counter of its own, since the SuperLink may have taken the message that
     it failed at, and a device does no counter twice.
     """
-    for pause in (*PAUSES, None):
-        content = seal()
+    for pause in (*PAUSES, 0.0):
+        counter, key = run.count_up(), run.signing_key
+        content = seal_request(request, node, counter, parts, key, known, run.salt)
         run.state.cost.bytes_down += size(content)
         # After the deadline nobody waits for it; Flower need not deliver it either.
-        message = Message(content, node, kind, ttl=run.config.deadline + 60)
+        message = Message(content, node, exchange.kind, ttl=run.config.deadline + 60)
         try:
             # One by one: the grid's list of ids leaves out what it could not send.
-            names = list(run.grid.push_messages([message]))
+            return next(iter(run.grid.push_messages([message])), "") or ""
         except (httpx.HTTPError, ObjectPushError) as error:
             LOG.warning("a request was not sent: %s", printable(str(error), 200))
-            passing = is_passing(error) or isinstance(error, ObjectPushError)
-            if pause is None or not passing:
+            if isinstance(error, httpx.HTTPError) and not is_passing(error):
                 return ""
             time.sleep(pause)
-        else:
-            return names[0] if names and names[0] else ""
     return ""
 
 
@@ -492,9 +421,8 @@ def _receive(
     if request.users:
         check_users(reply, request.users)
     if not run.config.on_devices:  # a device may call its process anything, each time
-        process = reply.process[:PROCESS]
-        peak = run.processes.get(process, 0.0)
-        run.processes[process] = max(reply.peak_rss_mb, peak)
+        process = reply.process[:200]  # the node chose this name
+        run.processes[process] = max(reply.peak_rss_mb, run.processes.get(process, 0.0))
     # With privacy who took part is a secret; in hello a device may call itself anything.
     checked = request.users or not run.config.on_devices
     for user in reply.users if checked and not run.secret else ():
@@ -522,8 +450,7 @@ def _progress(
     run: LiveRun, exchange: Exchange, counted: int, of: int, users: int
 ) -> None:
     run.done += exchange.weight * users
-    cost = run.state.cost
-    told = run.config.privacy.metrics != "noisy"  # else withheld, as in results.json
+    cost, told = run.state.cost, run.config.privacy.metrics != "noisy"
     run.journal.write(
         {
             "event": "progress",
@@ -533,31 +460,11 @@ def _progress(
             "total": of,
             "fraction": round(min(run.done / run.total, 1.0), 4),
             "seconds": round(time.monotonic() - run.began, 3),
+            # Withheld as in results.json.
             "bytes_up": cost.bytes_up if told else None,
             "bytes_down": cost.bytes_down if told else None,
         }
     )
-
-
-def _all_errors(
-    run: LiveRun,
-    exchange: Exchange,
-    requests: Sequence[tuple[int, Request]],
-    replies: Sequence[Reply],
-    errors: dict[str, str],
-) -> dict[str, str]:
-    """Complete the errors by users whom nobody mentions, and report them."""
-    answered = {user for reply in replies for user in reply.users}
-    for _, request in requests:
-        for user in request.users:
-            if user not in answered:
-                errors.setdefault(user, "its node left this user out of the reply.")
-    errors = {user: text for user, text in errors.items() if user not in answered}
-    if any(
-        request.users for _, request in requests
-    ):  # hello reports what it makes of its errors
-        report(run, exchange, errors)
-    return errors
 
 
 def report(run: LiveRun, exchange: Exchange, errors: Mapping[str, str]) -> None:
@@ -571,8 +478,7 @@ def report(run: LiveRun, exchange: Exchange, errors: Mapping[str, str]) -> None:
         by_sentence.setdefault(run.nameless(text), []).append(user)
         run.state.failed[user] = f"{exchange.name}: {text}"
     for text, users in by_sentence.items():
-        more = f" and {len(users) - 5} more" if len(users) > 5 else ""
-        named = ", ".join(users[:5]) + more
+        named = ", ".join(users[:5]) + f" and {len(users) - 5} more" * (len(users) > 5)
         if run.secret:
             named = f"{len(users)} users" if len(users) > 1 else "1 user"
         run.warn(f"{exchange.name}: {named}: {text}")

@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any
 
 import httpx
 from flwr.app import Error, Message, Metadata
@@ -37,7 +37,6 @@ from flwr.proto.message_pb2 import (
     PullObjectRequest,
 )
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.serverapp import Grid
 from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_head_values_from_object_content,
@@ -47,10 +46,9 @@ from flwr.supercore.inflatable.inflatable_utils import (
     inflate_object_from_contents,
     pull_objects,
 )
-from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.protocol.messages import Shapes
 from ...common.protocol.packing import MAX_BODY
 from ...common.text import printable
@@ -66,8 +64,8 @@ BODY_PER_USER = 64 << 10  # so many more
 TEXT = 64 << 10  # bytes of a text that a reply may bring, on average
 PIECE = 1 << 20  # bytes of a piece of a tensor, at least; Flower's are 5 MiB
 OVERHEAD = 1 << 10  # bytes of an object or array beside its content, at most
-TENSORS = {"ArrayChunk"}
-TYPES = {"Message", "RecordDict", "ConfigRecord", "ArrayRecord", "Array", *TENSORS}
+PIECE_OF_TENSOR = b"ArrayChunk "  # how such an object begins
+TYPES = {"Message", "RecordDict", "ConfigRecord", "ArrayRecord", "Array", "ArrayChunk"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Limits:
     Attributes
     ----------
     body
-        Bytes of all objects that are no piece of a tensor.
+        Bytes of all objects that are not pieces of tensors.
     tensors
         Bytes of all tensors together.
     objects
@@ -145,8 +143,8 @@ class Inbox:
     Attributes
     ----------
     grid
-        Flower's. In a simulation, and in tests, it hands over messages of this process,
-        and is asked for them as it is.
+        Flower's `HttpGrid`. In a simulation, and in tests, it is another one, which hands
+        over messages of this process, and is asked for them as it is.
     announced
         Id of the task's message -> the reply to it, while objects of it are missing.
     waited
@@ -157,7 +155,7 @@ class Inbox:
         When that was last looked for.
     """
 
-    grid: Grid
+    grid: Any
     announced: dict[str, Announced] = field(default_factory=dict)
     waited: set[str] = field(default_factory=set)
     late: set[str] = field(default_factory=set)
@@ -192,26 +190,22 @@ class Inbox:
         for name in [name for name in names if name in self.announced]:
             yield from self._look(name, most)
         for some in _divided(fresh):
-            announced, errors = _announcements(self._link, some)
+            announced, errors = _announcements(self.grid, some)
             self.announced |= announced
             self.waited -= errors.keys()
             yield from errors.items()
             for name in announced:
                 yield from self._look(name, most)
-        self._sweep()
+        if time.monotonic() >= self.swept + SWEEP:
+            self._sweep()
 
     def close(self) -> None:
         """Delete at the SuperLink what nobody will read any more."""
-        if not isinstance(self.grid, HttpGrid):
-            return
-        # It may be gone; the run's end must not depend on it.
-        with contextlib.suppress(Exception):
-            self._give_up(self.waited)
-            self._sweep(now=True)
-
-    @property
-    def _link(self) -> HttpGrid:
-        return cast(HttpGrid, self.grid)
+        if isinstance(self.grid, HttpGrid):
+            # It may be gone; the run's end must not depend on it.
+            with contextlib.suppress(Exception):
+                self._give_up(self.waited)
+                self._sweep()
 
     def _look(
         self, name: str, most: Limits
@@ -219,13 +213,13 @@ class Inbox:
         """Yield a reply, or nothing if it is not complete."""
         reply = self.announced[name]
         try:
-            found = _read(self._link, reply, most)
+            found = _read(self.grid, reply, most)
             if reply.own and found.has_error():  # no device of ours says it in this way
                 found = IdiolectError(f"its node failed: {error_of(found)}")
         except _NotYet:
             return
         except _Gone:
-            found = _broken_off(self._link, name)
+            found = _broken_off(self.grid, name)
         except Exception as error:
             if is_passing(error):  # no reply's fault: it is looked at again
                 return
@@ -235,30 +229,39 @@ class Inbox:
         yield name, found
 
     def _give_up(self, names: set[str]) -> None:
-        for name in names:
-            if name in self.announced:
-                self._delete(name)
-            else:
-                self.late.add(name)
+        self.late |= names - self.announced.keys()
+        for name in names & self.announced.keys():
+            self._delete(name)
 
     def _delete(self, name: str) -> None:
-        _confirm(self._link, self.announced.pop(name).head)
-        _confirm(self._link, name)
+        """Let the SuperLink delete a reply, complete or not, and its task.
 
-    def _sweep(self, now: bool = False) -> None:
+        It was answered; a node that died never fetched its objects.
+        """
+        for head in (self.announced.pop(name).head, name):
+            try:
+                self.grid._runtime_client.ConfirmMessageReceived(
+                    ConfirmMessageReceivedRequest(
+                        node=self.grid.node,
+                        run_id=self.grid.run.run_id,
+                        message_object_id=head,
+                    )
+                )
+            except httpx.HTTPError as error:
+                LOG.debug("a reply was not deleted: %s", error)
+
+    def _sweep(self) -> None:
         """Delete replies that came after their time.
 
         The SuperLink answers for each at last that its time is over; then it goes from
         the list.
         """
-        if not now and time.monotonic() < self.swept + SWEEP:
-            return
         self.swept = time.monotonic()
         for some in _divided(sorted(self.late)):
-            announced, errors = _announcements(self._link, some)
-            for name, reply in announced.items():
-                _confirm(self._link, reply.head)
-                _confirm(self._link, name)
+            announced, errors = _announcements(self.grid, some)
+            self.announced |= announced
+            for name in announced:
+                self._delete(name)
             self.late -= announced.keys() | errors.keys()
 
 
@@ -279,7 +282,9 @@ def _announcements(
     What it does not answer is asked again at the next look.
     """
     try:
-        response = _client(grid).PullMessages(PullAppMessagesRequest(message_ids=names))
+        response = grid._runtime_client.PullMessages(
+            PullAppMessagesRequest(message_ids=names)
+        )
     except httpx.TransportError:
         return {}, {}
     except (httpx.HTTPStatusError, ValueError) as error:
@@ -290,16 +295,17 @@ def _announcements(
             {name: reply for replies, _ in alone for name, reply in replies.items()},
             {name: error for _, errors in alone for name, error in errors.items()},
         )
-    announced: dict[str, Announced] = {}
-    for message, tree in zip(
-        response.messages_list, response.message_object_trees, strict=True
-    ):
-        # Of these the SuperLink has checked that they come from whom was asked.
-        name, head = message.metadata.reply_to_message_id, message.metadata.message_id
-        if name in names:
-            own = message.metadata.src_node_id != SUPERLINK_NODE_ID
-            announced[name] = Announced(head, _flat(head, tree), own)
-    return announced, {}
+    # Of these the SuperLink has checked that they come from whom was asked.
+    said = (message.metadata for message in response.messages_list)
+    return {
+        one.reply_to_message_id: Announced(
+            one.message_id,
+            _flat(one.message_id, tree),
+            one.src_node_id != SUPERLINK_NODE_ID,
+        )
+        for one, tree in zip(said, response.message_object_trees, strict=True)
+        if one.reply_to_message_id in names
+    }, {}
 
 
 def _flat(head: str, tree: ObjectTree) -> list[str]:
@@ -322,16 +328,15 @@ def _read(grid: HttpGrid, reply: Announced, most: Limits) -> Message:
     Exception
         It is not complete, or not what it should be; Flower raises what it likes.
     """
-    if len(reply.objects) > most.objects:
-        raise IdiolectError(
-            f"its reply has {len(reply.objects)} parts, {most.objects} are allowed."
-        )
+    refuse_if(
+        len(reply.objects) > most.objects,
+        f"its reply has {len(reply.objects)} parts, {most.objects} are allowed.",
+    )
     pulled, lock = {"body": 0, "tensors": 0}, threading.Lock()
-    run = grid.run.run_id
 
     def pull(name: str) -> bytes:
-        answer = _client(grid).PullObject(
-            PullObjectRequest(node=grid.node, run_id=run, object_id=name)
+        answer = grid._runtime_client.PullObject(
+            PullObjectRequest(node=grid.node, run_id=grid.run.run_id, object_id=name)
         )
         if not answer.object_found:
             raise _Gone
@@ -340,7 +345,7 @@ def _read(grid: HttpGrid, reply: Announced, most: Limits) -> Message:
             reply.objects.insert(0, name)
             raise _NotYet
         content = answer.object_content
-        kind = "tensors" if _type(content) in TENSORS else "body"
+        kind = "tensors" if content.startswith(PIECE_OF_TENSOR) else "body"
         with lock:
             pulled[kind] += len(content)
             _bound(pulled[kind], getattr(most, kind))
@@ -351,30 +356,11 @@ def _read(grid: HttpGrid, reply: Announced, most: Limits) -> Message:
     return inflated(reply.head, contents, most)
 
 
-def _confirm(grid: HttpGrid, head: str) -> None:
-    """Let the SuperLink delete the objects of a reply, complete or not.
-
-    Or those of a task, once it was answered: a node that died never fetched them.
-    """
-    try:
-        _client(grid).ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(
-                node=grid.node, run_id=grid.run.run_id, message_object_id=head
-            )
-        )
-    except httpx.HTTPError as error:
-        LOG.debug("a reply was not deleted: %s", error)
-
-
 def is_passing(error: Exception) -> bool:
     """Whether the SuperLink itself failed or was not reached; its database may be busy."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= 500
     return isinstance(error, httpx.TransportError)
-
-
-def _client(grid: HttpGrid) -> RuntimeHttpClient:
-    return grid._runtime_client
 
 
 def _broken_off(grid: HttpGrid, name: str) -> Message:
@@ -413,11 +399,12 @@ def inflated(head: str, contents: Mapping[str, bytes], most: Limits) -> Message:
     """
     unfolded = 0
     for name, content in contents.items():
-        if get_object_id(content) != name:
-            raise IdiolectError("a part of its reply is not the one that it announced.")
+        refuse_if(
+            get_object_id(content) != name,
+            "a part of its reply is not the one that it announced.",
+        )
         kind, children, _ = get_object_head_values_from_object_content(content)
-        if kind not in TYPES:
-            raise IdiolectError("its reply has parts of an unknown kind.")
+        refuse_if(kind not in TYPES, "its reply has parts of an unknown kind.")
         if kind == "Array":
             pieces = json.loads(content[content.index(b"\0") + 1 :])["arraychunk_ids"]
             unfolded += sum(len(contents[children[place]]) for place in pieces)
@@ -429,14 +416,9 @@ def inflated(head: str, contents: Mapping[str, bytes], most: Limits) -> Message:
 
 
 def _bound(size: int, most: int) -> None:
-    if size > most:
-        raise IdiolectError(
-            f"its reply has more than the {most} bytes that are allowed."
-        )
-
-
-def _type(content: bytes) -> str:
-    return content[:32].partition(b" ")[0].decode(errors="replace")
+    refuse_if(
+        size > most, f"its reply has more than the {most} bytes that are allowed."
+    )
 
 
 def error_of(message: Message) -> str:

@@ -83,11 +83,6 @@ class LiveRun(Run):
     salt: bytes = field(default_factory=partial(os.urandom, SALT))
 
     @property
-    def id(self) -> str:
-        """What messages call the run."""
-        return self.state.id
-
-    @property
     def shapes(self) -> Shapes:
         """Shapes of the shared adapter's B."""
         return {name: array.shape for name, array in self.state.shared.items()}
@@ -115,8 +110,8 @@ class LiveRun(Run):
         """
         settings, usual = flatten(self.config), defaults()
         own = ("unlabeled.file", "backbone") if self.config.on_devices else ()
-        here: dict[str, Scalar] = {"run.name": self.folder.name}
-        return settings | here | {name: usual[name] for name in own}
+        hidden = {name: usual[name] for name in own}
+        return {**settings, "run.name": self.folder.name, **hidden}
 
     @cached_property
     def inbox(self) -> Inbox:
@@ -126,7 +121,7 @@ class LiveRun(Run):
     def head(self, step: str, users: Sequence[str]) -> dict[str, Any]:
         """Return the fields that every message begins with."""
         return {
-            "run": self.id,
+            "run": self.state.id,
             "step": step,
             "config": self.settings,
             "folder": "" if self.config.on_devices else str(self.folder),
@@ -145,8 +140,9 @@ class LiveRun(Run):
     def took_part(self, stage: str, users: Sequence[str]) -> None:
         """Count who took part in a release, for the privacy card too."""
         super().took_part(stage, users)
-        most = max(self.state.took_part[stage].values(), default=0)
-        self.ledger.observed_participations[stage] = most
+        self.ledger.observed_participations[stage] = max(
+            self.state.took_part[stage].values(), default=0
+        )
         self.ledger.save()
 
     @property
@@ -158,8 +154,8 @@ class LiveRun(Run):
         """Return a text as it may be logged: with no user's name where that is a secret."""
         if not self.secret:
             return text
-        known = (*self.dataset.users, *self.dataset.development)
-        return without(tuple(u.id for u in known) + tuple(self.state.devices), text)
+        users = (u.id for u in (*self.dataset.users, *self.dataset.development))
+        return without((*users, *self.state.devices), text)
 
     def warn(self, message: str) -> None:
         """Tell the reader of the log and of the journal."""
@@ -181,9 +177,7 @@ def _pattern(names: tuple[str, ...]) -> re.Pattern[str] | None:
     longest = sorted({name for name in names if name}, key=len, reverse=True)
     words = "|".join(re.escape(name) for name in longest if not name.isdigit())
     numbers = "|".join(name for name in longest if name.isdigit())
-    parts: list[str] = []
-    if words:
-        parts.append(rf"(?:\busers? )?['\"]?(?<![\w-])(?:{words})(?![\w-])['\"]?")
-    if numbers:
-        parts.append(rf"\busers? ['\"]?(?:{numbers})(?!\w)['\"]?|'(?:{numbers})'")
+    named = rf"(?:\busers? )?['\"]?(?<![\w-])(?:{words})(?![\w-])['\"]?"
+    counted = rf"\busers? ['\"]?(?:{numbers})(?!\w)['\"]?|'(?:{numbers})'"
+    parts = [named] * bool(words) + [counted] * bool(numbers)
     return re.compile("|".join(parts)) if parts else None

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +20,14 @@ from ...common.engine.adapters import Lora, zero_shared
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fitting, too_long
 from ...common.engine.reference import Reference
-from ...common.errors import IdiolectError
+from ...common.errors import refuse_if
 from ...common.methods import evaluation
 from ...common.methods.personalise import personalise
 from ...common.methods.shared import shared_update
 from ...common.protocol.messages import Outcome, Rows
 from ...common.protocol.quantization import as_received, decode, update_codes
-from ...common.unlabeled.offers import offer_marks, supported_offers
 from ...common.unlabeled.sets import Unlabeled, UnlabeledSet
-from ...common.unlabeled.votes import user_vote
+from ...common.unlabeled.votes import marks, offers, supported_offers, user_vote
 from .budget import new_ledger, population_of
 from .checkpoint import State
 from .cohort import Run
@@ -69,8 +67,8 @@ class Local:
 
     @cached_property
     def _zero(self) -> Lora:
-        backbone = self.bare.backbone
-        return zero_shared(backbone, self.config.shared_shape, self.config.seed)
+        shape, seed = self.config.shared_shape, self.config.seed
+        return zero_shared(self.bare.backbone, shape, seed)
 
     @property
     def reference(self) -> Reference:
@@ -79,8 +77,7 @@ class Local:
         if self._known is None or self._known[0] is not exact:
             rows = as_received(exact, self.config.signed_bytes)
             b = {name: torch.tensor(array) for name, array in rows.items()}
-            lora = Lora(self._zero.a, b, self._zero.scaling)
-            lora = _to(lora, self.bare.backbone.device)
+            lora = _to(replace(self._zero, b=b), self.bare.backbone.device)
             self._known = exact, self.bare.with_shared(lora)
         return self._known[1]
 
@@ -94,13 +91,12 @@ class Local:
     def update(self, users: Sequence[str], clip: float, release: str) -> Sum:
         """See `Cohort.update`."""
         config, number, reference = self.config, self.state.rounds, self.reference
-        b = reference.adapter.b
-        shapes = {name: tuple(tensor.shape) for name, tensor in b.items()}
+        shapes = {name: array.shape for name, array in self.state.shared.items()}
         found = nothing(shapes)
         for group in self._groups(users):
             names = [user.id for user in group]
-            tensors = shared_update(reference, group, config, number, clip)
-            rows = {name: tensor.numpy() for name, tensor in tensors.items()}
+            update = shared_update(reference, group, config, number, clip)
+            rows = {name: tensor.numpy() for name, tensor in update.items()}
             if config.signed_bytes:
                 rows = decode(update_codes(rows, config.seed, names, number), shapes)
             found.add(sum_rows(names, rows, clip))
@@ -112,22 +108,20 @@ class Local:
         """See `Cohort.vote`."""
         total = np.zeros(len(bank))
         for user in self._named(users):
-            vote = user_vote(self.bare, bank, user, self.config)
-            total += sum_of_unit(vote[None])
+            total += sum_of_unit(user_vote(self.bare, bank, user, self.config)[None])
         return total, list(users)
 
     def mark(self, users: Sequence[str], bank: Sequence[Item]) -> np.ndarray:
         """See `Cohort.mark`."""
-        marks = [offer_marks(bank, u, self.config) for u in self._named(users)]
-        return sum_of_marks(np.array(marks).reshape(-1, len(bank)))
+        marked = [marks(bank, offers(user)) for user in self._named(users)]
+        return sum_of_marks(np.array(marked).reshape(-1, len(bank)))
 
     def offer(
         self, users: Sequence[str], bank: Sequence[Item], supported: tuple[int, ...]
     ) -> Mapping[str, Sequence[Item]]:
         """See `Cohort.offer`."""
-        places = frozenset(supported)
         return {
-            user.id: supported_offers(bank, places, user, self.config)
+            user.id: supported_offers(bank, frozenset(supported), user)
             for user in self._named(users)
         }
 
@@ -148,15 +142,13 @@ class Local:
             kept = {one.user: one for one in trained if one.lora is not None}
             for user, one in kept.items():
                 found[user] = Outcome(one.alpha, one.estimated, finite(one.log))
-            if trial:
-                able = [user for user in group if user.id in kept]
+            able = [user for user in group if user.id in kept]
+            if trial and able:
                 loras = [kept[user.id].lora for user in able]
-                nlls: list[float] = []
-                if able:
-                    nlls = evaluation.held_out_nll(reference, loras, able, method)
+                nlls = evaluation.held_out_nll(reference, loras, able, method)
                 for user, nll in zip(able, nlls, strict=True):
                     found[user.id].log.update(finite({"nll": nll}))
-            else:
+            if not trial:
                 own = {u: _to(one.lora, "cpu") for u, one in kept.items() if one.lora}
                 self.adapters.setdefault(method, {}).update(own)
         return found
@@ -165,11 +157,11 @@ class Local:
         self, users: Sequence[str], method: str, rate: float, generate: bool
     ) -> dict[str, dict[str, float]]:
         """See `Cohort.measure`."""
-        reference, found = self.reference, dict[str, dict[str, float]]()
+        found: dict[str, dict[str, float]] = {}
         for group in self._groups(users):
-            loras = self.own(method, group)
+            loras, config = self.own(method, group), self.config
             values = evaluation.evaluate(
-                reference, loras, group, method, self.config, generate
+                self.reference, loras, group, method, config, generate
             )
             found |= {u.id: metrics for u, metrics in zip(group, values, strict=True)}
         return found
@@ -189,12 +181,11 @@ class Local:
         names = released_metrics(task_of(self.config.task).kind, generate)
         found = self.measure(users, method, rate, generate)
         rows = [bounded_row(metrics, names) for metrics in found.values()]
-        matrix = np.array(rows, np.float32).reshape(len(found), len(names) + 1)
-        return sum_of_unit(matrix), list(found)
+        shape = len(found), len(names) + 1
+        return sum_of_unit(np.array(rows, np.float32).reshape(shape)), list(found)
 
     def _named(self, names: Sequence[str]) -> list[User]:
-        everybody = (*self.dataset.users, *self.dataset.development)
-        known = {user.id: user for user in everybody}
+        known = {u.id: u for u in (*self.dataset.users, *self.dataset.development)}
         return [known[name] for name in names]
 
     def _groups(self, names: Sequence[str]) -> Iterator[list[User]]:
@@ -217,9 +208,14 @@ def local_run(
         zero = zero_shared(reference.backbone, config.shared_shape, config.seed)
         state = State({name: tensor.cpu().numpy() for name, tensor in zero.b.items()})
     else:
-        fresh: dict[str, Any] = {"trials": {}, "learning_rates": {}, "outcomes": {}}
-        took = dict(after.state.took_part)
-        state = replace(after.state, took_part=took, metrics={}, **fresh)
+        state = replace(
+            after.state,
+            took_part=dict(after.state.took_part),
+            trials={},
+            learning_rates={},
+            outcomes={},
+            metrics={},
+        )
         ledger.charges += after.ledger.charges
     run = Run(config, state, ledger, dataset)
     run.cohort = Local(config, state, dataset, reference)
@@ -241,8 +237,8 @@ def fitted(backbone: Backbone, dataset: Dataset) -> Dataset:
             dropped[TOO_LONG] = dropped.get(TOO_LONG, 0) + count
         groups.append(tuple(user for user, _ in pairs))
     for user in (*groups[0], *groups[1]):
-        if problem := too_long(backbone, user):
-            raise IdiolectError(problem)
+        problem = too_long(backbone, user)
+        refuse_if(problem, problem)
     return replace(dataset, users=groups[0], development=groups[1], dropped=dropped)
 
 

@@ -8,7 +8,7 @@ their disks.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ...common.config import SETLESS, UNTRAINED
 from ...common.data.load import task_of
@@ -17,7 +17,7 @@ from ...common.privacy.noise import gaussian
 from ...common.protocol.messages import Outcome
 from ..privacy.ledger import BudgetSpent
 from . import work
-from .budget import charge, metrics_event, noise_of
+from .budget import charge
 from .cohort import Run
 
 
@@ -26,18 +26,13 @@ def possible(run: Run, method: str) -> bool:
     return method in (*UNTRAINED, *SETLESS) or not run.state.without_pool
 
 
-def trained_methods(run: Run) -> list[str]:
-    """Methods with an adapter per user that can be trained."""
-    asked = [method for method in run.config.method_list if method not in UNTRAINED]
-    return [method for method in asked if possible(run, method)]
-
-
 def personalise(run: Run) -> None:
     """Choose the rates, then train every method; what is done already is skipped."""
-    for method in trained_methods(run):
-        choose_rate(run, method)
-    for method in trained_methods(run):
-        train(run, method)
+    asked = [method for method in run.config.method_list if method not in UNTRAINED]
+    for step in (choose_rate, train):
+        for method in asked:
+            if possible(run, method):
+                step(run, method)
 
 
 def train(run: Run, method: str) -> None:
@@ -46,8 +41,9 @@ def train(run: Run, method: str) -> None:
     if method in state.outcomes:
         run.done += work.training(run.config) * len(users)
         return
-    rate = state.learning_rates[method]
-    state.outcomes[method] = run.cohort.train(users, method, rate, False)
+    state.outcomes[method] = run.cohort.train(
+        users, method, state.learning_rates[method], False
+    )
     run.save()
 
 
@@ -61,17 +57,17 @@ def choose_rate(run: Run, method: str) -> None:
     """
     state, rates = run.state, run.config.learning_rate_list
     weight = work.training(run.config, True) * len(run.cohort.development)
+    tried = rates if len(rates) > 1 else ()
     if method in state.learning_rates:
-        run.done += weight * len(rates) * (len(rates) > 1)
+        run.done += weight * len(tried)
         return
-    results = state.trials.get(method, {})
-    for rate in rates if len(rates) > 1 else ():
+    results = state.trials.setdefault(method, {}) if tried else {}
+    for rate in tried:
         if repr(rate) in results:
             run.done += weight
-            continue
-        results = state.trials.setdefault(method, {})
-        results[repr(rate)] = try_rate(run, method, rate)
-        run.save()
+        else:
+            results[repr(rate)] = try_rate(run, method, rate)
+            run.save()
     state.learning_rates[method] = min(
         rates, key=lambda rate: tuple(results.get(repr(rate), ()))
     )
@@ -84,8 +80,8 @@ def try_rate(run: Run, method: str, rate: float) -> list[float]:
     NLL alone, without generating: it is what the methods have in common.
     """
     users = run.cohort.development
-    tried = run.cohort.train(users, method, rate, True)
-    values = [outcome.log.get("nll", math.nan) for outcome in tried.values()]
+    tried = run.cohort.train(users, method, rate, True).values()
+    values = [outcome.log.get("nll", math.nan) for outcome in tried]
     finite = [value for value in values if math.isfinite(value)]
     mean = sum(finite) / len(finite) if finite else math.inf
     return [float(len(users) - len(finite)), mean]
@@ -100,19 +96,14 @@ def evaluate(run: Run) -> None:
     Where metrics are a release with noise and the budget does not allow another, the
     phase ends with what it has.
     """
-    state = run.state
+    state, generate = run.state, run.config.evaluate.generate
+    step = measure_noisily if run.config.privacy.metrics == "noisy" else measure
     for method in run.config.method_list:
-        if not possible(run, method):
-            continue
         if method in state.metrics or method in state.noisy_metrics:
-            run.done += work.measuring(run.config.evaluate.generate) * len(
-                run.cohort.users
-            )
-        elif run.config.privacy.metrics != "noisy":
-            measure(run, method)
-        else:
+            run.done += work.measuring(generate) * len(run.cohort.users)
+        elif possible(run, method):
             try:
-                measure_noisily(run, method)
+                step(run, method)
             except BudgetSpent as error:
                 run.warn(f"evaluate ends before method '{method}': {error}")
                 return
@@ -148,15 +139,14 @@ def measure_noisily(run: Run, method: str) -> None:
         The release would exceed the budget; nobody was asked.
     """
     config, state = run.config, run.state
-    event = metrics_event(noise_of(config, run.population))
-    done = len(state.noisy_metrics)
-    release = charge(run.ledger, event, config, done, method=method)
+    people, done = run.population, len(state.noisy_metrics)
+    release = charge(run.ledger, config, people, "metrics", done, method=method)
     users, rate = measured_users(run, method), state.learning_rates.get(method, 0.0)
     total, counted = run.cohort.sum_metrics(users, method, rate, release.id)
     run.took_part("metrics", counted)
-    total = total + gaussian(total.shape, event.z, release.random)
+    total = total + gaussian(total.shape, release.event.z, release.random)
     names = released_metrics(task_of(config.task).kind, config.evaluate.generate)
-    state.noisy_metrics[method] = means_of_sum(total, names, event.z)
+    state.noisy_metrics[method] = means_of_sum(total, names, release.event.z)
     run.save()
 
 
@@ -167,3 +157,12 @@ def mean_log(outcomes: Mapping[str, Outcome], key: str) -> float | None:
     """Mean over users of one number in the training log, None where nobody logs it."""
     values = [one.log[key] for one in outcomes.values() if key in one.log]
     return sum(values) / len(values) if values else None
+
+
+def alphas(
+    outcomes: Iterable[Mapping[str, Outcome]],
+) -> tuple[dict[str, float], bool]:
+    """User -> alpha that the last of the methods used, and whether any was estimated."""
+    known = [(user, one) for users in outcomes for user, one in users.items()]
+    alpha = {user: one.alpha for user, one in known if one.alpha is not None}
+    return alpha, any(one.estimated for _, one in known if one.alpha is not None)

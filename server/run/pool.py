@@ -1,6 +1,6 @@
 """Phase pool: build the unlabeled set that stands for everyone else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -8,15 +8,15 @@ import numpy as np
 from ...common.config import Config
 from ...common.data.load import public_items
 from ...common.data.types import Dataset, Item
-from ...common.errors import IdiolectError
+from ...common.errors import refuse_if
 from ...common.privacy.noise import gaussian
-from ...common.protocol.messages import MAX_ITEMS, Rows
+from ...common.protocol.messages import MAX_ITEMS
 from ...common.protocol.quantization import as_received
 from ...common.seeds import derive, numpy_generator
 from ...common.unlabeled.samples import sample_reference
 from ...common.unlabeled.sets import VOTE_FLOOR, Unlabeled
 from ..privacy.ledger import BudgetSpent
-from .budget import charge, noise_of, vote_event
+from .budget import charge
 from .cohort import Run
 
 Built = tuple[tuple[Unlabeled, ...], str]
@@ -58,12 +58,14 @@ def public_text(config: Config, dataset: Dataset, count: int) -> list[Item]:
     """
     file = config.unlabeled.file
     items = public_items(file) if file else dataset.public
-    if not items:
-        raise IdiolectError(
+    refuse_if(
+        not items,
+        (
             f"unlabeled.kind '{config.unlabeled.kind}' needs public text and these "
             "data bring none: set unlabeled.file to JSON lines of {prompt, target}, or "
             "use unlabeled.kind=self."
-        )
+        ),
+    )
     order = numpy_generator(config.seed, "bank").permutation(len(items))
     # A rival is for measuring; it is not part of the text.
     return [replace(items[i], rivals=()) for i in sorted(order[:count])]
@@ -81,69 +83,60 @@ def voted(run: Run) -> Built:
     BudgetSpent
         The vote would exceed the budget; nobody was asked.
     """
-    config = run.config
+    config, release = run.config, None
     users = run.cohort.users + run.cohort.development
-    if config.privacy.mode != "central":
-        bank = candidates(run)
-        total, _ = run.cohort.vote(users, bank, "")
-        return weighted(bank, total), ""
-    event = vote_event(config, noise_of(config, run.population), run.population)
-    release = charge(run.ledger, event, config, 0, bank=config.unlabeled.bank)
-    users = release.participants(users)
+    if config.privacy.mode == "central":
+        note = {"bank": config.unlabeled.bank}
+        release = charge(run.ledger, config, run.population, "votes", 0, **note)
+        users = release.participants(users)
     bank = candidates(run)
-    total, counted = run.cohort.vote(users, bank, release.id)
-    run.took_part("votes", counted)
-    total = total + gaussian(total.shape, event.z, release.random)
-    run.state.floor = VOTE_FLOOR * event.z
-    return weighted(bank, total), release.id
-
-
-def weighted(bank: Sequence[Item], weights: np.ndarray) -> tuple[Unlabeled, ...]:
-    """The bank's items with their weights."""
-    pairs = zip(bank, weights, strict=True)
-    return tuple(Unlabeled(item, float(weight)) for item, weight in pairs)
+    total, counted = run.cohort.vote(users, bank, release.id if release else "")
+    if release:
+        run.took_part("votes", counted)
+        total = total + gaussian(total.shape, release.event.z, release.random)
+        run.state.floor = VOTE_FLOOR * release.event.z
+    voted = tuple(map(Unlabeled, bank, total.tolist()))
+    return voted, release.id if release else ""
 
 
 def candidates(run: Run) -> tuple[Item, ...]:
     """The bank: public text, or what the shared adapter writes at public prompts.
 
     The latter is post-processing of the shared adapter: it costs no privacy beyond it.
+    pi_ref is sampled once at each prompt; what comes out empty is left out. The server
+    needs the backbone's memory for this, and only for this.
+
+    Raises
+    ------
+    IdiolectError
+        Nothing is left.
     """
     config = run.config
     bank = tuple(public_text(config, run.dataset, config.unlabeled.bank))
     if config.unlabeled.bank_from == "public":
         return bank
-    shared = as_received(run.state.shared, config.signed_bytes)
-    return written_by_shared(config, shared, bank)
-
-
-def written_by_shared(
-    config: Config, rows: Rows, prompts: Sequence[Item]
-) -> tuple[Item, ...]:
-    """Sample pi_ref once at each prompt; what comes out empty is left out.
-
-    The server needs the backbone's memory for this, and only for this.
-    """
     import torch
 
     from ...common.engine.reference import load_reference
 
     untrained = load_reference(config)
     device = untrained.backbone.device
+    rows = as_received(run.state.shared, config.signed_bytes)
     b = {name: torch.tensor(a, device=device) for name, a in rows.items()}
     reference = untrained.with_shared(replace(untrained.adapter, b=b))
-    seed = derive(config.seed, "bank")
-    texts = sample_reference(reference, prompts, config, seed)
+    texts = sample_reference(reference, bank, config, derive(config.seed, "bank"))
     made = tuple(
         replace(item, id=f"shared/{i}", target=text)
-        for i, (item, text) in enumerate(zip(prompts, texts, strict=True))
+        for i, (item, text) in enumerate(zip(bank, texts, strict=True))
         if text
     )
-    if not made:
-        raise IdiolectError(
+    refuse_if(
+        not made,
+        (
             "the shared adapter wrote nothing at the public prompts: use "
             "unlabeled.bank-from=public."
-        )
+        ),
+    )
     return made
 
 
@@ -154,37 +147,32 @@ def anonymised(run: Run) -> Built:
     into, and only items of buckets with ``unlabeled.support`` users are asked for. What
     comes is shuffled, so that neighbours in the list say nothing about who wrote them.
     But each item is still one person's text, and the server sees from whom it came.
-    """
-    config, users = run.config, run.cohort.users + run.cohort.development
-    bank = tuple(public_text(config, run.dataset, config.unlabeled.buckets))
-    supported = supported_buckets(run.cohort.mark(users, bank), config)
-    items = run.cohort.offer(users, bank, supported)
-    found = [item for user in users for item in items.get(user, ())]
-    order = numpy_generator(config.seed, "offers").permutation(len(found))[:MAX_ITEMS]
-    # Under names that say nothing.
-    handed = (
-        replace(found[k], id=f"offer/{i}", rivals=()) for i, k in enumerate(order)
-    )
-    return tuple(map(Unlabeled, handed)), ""
-
-
-def supported_buckets(support: np.ndarray, config: Config) -> tuple[int, ...]:
-    """Places in the bank of the buckets that have enough users.
 
     Raises
     ------
     IdiolectError
-        There are none.
+        No bucket has enough users.
     """
-    least = config.unlabeled.support
-    supported = tuple(int(i) for i in np.flatnonzero(support >= least))
-    if not supported:
-        raise IdiolectError(
+    config, users = run.config, run.cohort.users + run.cohort.development
+    bank = tuple(public_text(config, run.dataset, config.unlabeled.buckets))
+    support, least = run.cohort.mark(users, bank), config.unlabeled.support
+    supported = tuple(np.flatnonzero(support >= least).tolist())
+    refuse_if(
+        not supported,
+        (
             f"none of the {len(support)} buckets has items of {least} users, so nothing "
             "may be handed out: lower unlabeled.buckets, find more users, or use another "
             "unlabeled.kind."
-        )
-    return supported
+        ),
+    )
+    items = run.cohort.offer(users, bank, supported)
+    found = [item for user in users for item in items.get(user, ())]
+    order = numpy_generator(config.seed, "offers").permutation(len(found))[:MAX_ITEMS]
+    return tuple(
+        # Under names that say nothing.
+        Unlabeled(replace(found[k], id=f"offer/{i}", rivals=()))
+        for i, k in enumerate(order)
+    ), ""
 
 
 def others(run: Run) -> Built:

@@ -8,8 +8,9 @@ here. What fails costs the users it is about; a phase goes on while the quorum h
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
@@ -42,13 +43,12 @@ from ...common.protocol.quantization import coded_shapes, decode
 from ...common.protocol.validation import valid_votes
 from ...common.unlabeled.sets import Unlabeled, fingerprint
 from . import work
-from .exchange import Answers, Exchange, ask, report, require
+from .exchange import AnyReply, Exchange, ask, report, require
 from .live import LiveRun
 from .signing import sign_next
 from .sums import Sum, nothing, sum_of_marks, sum_of_unit, sum_rows
 
 NAMES = 64  # numbers in a user's training log, and characters of the name of each
-AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,12 @@ class Remote:
         label = f"round {number + 1}/{config.adapt.rounds}"
         exchange = Exchange("adapt", label, "train.adapt", 1.0)
         place = f"adapt/{number}" + (f"/{release}" if release else "")
-        fields = {"round": number, "clip": clip, "release": release}
-        fields["shared"] = run.shared_to_send
+        fields = {
+            "round": number,
+            "clip": clip,
+            "release": release,
+            "shared": run.shared_to_send,
+        }
         total = nothing(run.shapes)
 
         def add(reply: Contribution) -> Contribution:
@@ -91,7 +95,7 @@ class Remote:
             total.add(reply.found)
             return replace(reply, found=nothing({}))
 
-        answers = ask(
+        replies, errors = ask(
             run,
             exchange,
             self._requests(AdaptRequest, place, users, fields),
@@ -99,10 +103,9 @@ class Remote:
             add,
             coded_shapes(run.shapes) if config.signed_bytes else run.shapes,
         )
-        total.users = [user for reply in answers.replies for user in reply.users]
+        total.users = [user for reply in replies for user in reply.users]
         if not release:
-            asked = run.population.adapting
-            require(run, exchange, len(total.users), asked, answers.errors)
+            require(run, exchange, len(total.users), run.population.adapting, errors)
         return total
 
     def vote(
@@ -124,23 +127,18 @@ class Remote:
         add: Callable[[np.ndarray], np.ndarray],
     ) -> tuple[np.ndarray, list[str]]:
         """Sign the bank, let the users vote over it, and add up what is valid."""
-        run, state = self._run, self._run.state
-        before = state.version
-        sign_next(run, "bank", [Unlabeled(item) for item in bank])
-        if state.version != before:
-            run.save()
+        if sign_next(self._run, "bank", [Unlabeled(item) for item in bank]):
+            self._run.save()
         exchange = Exchange("pool", "votes", "query.vote", work.VOTE)
         fields = self._manifest() | {"bank": tuple(bank), "release": release}
         place = f"pool/{release}" if release else "pool"
         requests = self._requests(VoteRequest, place, users, fields)
-        answers = self._ask(exchange, requests, VoteReply, {"votes": (len(bank),)})
-        rows = [(reply.users, reply.votes["votes"]) for reply in answers.replies]
-        total, counted, odd = _added(rows, len(bank), valid, add)
-        bad = dict.fromkeys(odd, "the vote is not finite, negative, or longer than 1.")
-        report(run, exchange, bad)
-        if users or not release:  # coins may name nobody: then only noise is released
-            require(run, exchange, len(counted), len(users), answers.errors | bad)
-        return total, counted
+        if release and not users:  # coins may name nobody: then only noise is released
+            return np.zeros(len(bank)), []
+        why = "the vote is not finite, negative, or longer than 1."
+        return self._sum(
+            exchange, requests, VoteReply, "votes", len(bank), why, valid, add
+        )
 
     def offer(
         self, users: Sequence[str], bank: Sequence[Item], supported: tuple[int, ...]
@@ -149,7 +147,7 @@ class Remote:
         exchange = Exchange("pool", "scrubbed items", "query.offer", work.VOTE)
         fields = self._manifest() | {"bank": tuple(bank), "supported": supported}
         requests = self._requests(OfferRequest, "pool/offer", users, fields)
-        items = self._items(exchange, requests, OfferReply, len(users), OFFERED)
+        items = self._items(exchange, requests, OfferReply, OFFERED)
         return {
             user: [item for item in offered if is_scrubbed(item)][:OFFERED]
             for user, offered in items.items()
@@ -159,7 +157,7 @@ class Remote:
         """See `Cohort.share`."""
         exchange = Exchange("pool", "raw text of others", "query.share", work.VOTE)
         requests = self._requests(ShareRequest, "pool", users, {})
-        return self._items(exchange, requests, ShareReply, len(users), MAX_ITEMS)
+        return self._items(exchange, requests, ShareReply, MAX_ITEMS)
 
     def hand_out(self, unlabeled: Sequence[Unlabeled], release: str) -> None:
         """Sign the unlabeled set."""
@@ -191,30 +189,28 @@ class Remote:
                 {**fields, "voted": ()},
             )
         ]
-        answers = self._ask(exchange, requests, PersonaliseReply)
-        found: dict[str, Outcome] = {}
-        bad: dict[str, str] = {}
-        for reply in answers.replies:
-            for user, outcome in reply.outcomes.items():
-                if user in reply.users and _sane(outcome):
-                    found[user] = outcome
-                elif user in reply.users:
-                    bad[user] = "what it says of its training has no meaning."
-        report(run, exchange, bad)
-        if not trial:
-            require(run, exchange, len(found), len(users), answers.errors | bad)
-        return {user: found[user] for user in users if user in found}
+        replies, errors = self._ask(exchange, requests, PersonaliseReply)
+        outcomes = {
+            user: outcome
+            for reply in replies
+            for user, outcome in reply.outcomes.items()
+            if user in reply.users
+        }
+        found = {u: outcomes[u] for u in users if u in outcomes and _sane(outcomes[u])}
+        why = "what it says of its training has no meaning."
+        bad = {user: why for user in outcomes if user not in found}
+        self._report(exchange, requests, len(found), errors, bad, required=not trial)
+        return found
 
     def measure(
         self, users: Sequence[str], method: str, rate: float, generate: bool
     ) -> dict[str, dict[str, float]]:
         """See `Cohort.measure`; metrics are finite, and no others than asked for."""
-        run = self._run
         exchange, requests = self._measuring(users, method, rate, generate)
-        answers = self._ask(exchange, requests, EvaluateReply)
-        names = measured_metrics(task_of(run.config.task).kind, generate)
-        found, bad = {}, {}
-        for reply in answers.replies:
+        replies, errors = self._ask(exchange, requests, EvaluateReply)
+        names = measured_metrics(task_of(self._run.config.task).kind, generate)
+        found, bad = dict[str, dict[str, float]](), dict[str, str]()
+        for reply in replies:
             for user in reply.users:
                 metrics = reply.metrics.get(user, {})
                 if not metrics.keys() <= names:  # each name would be a row of the table
@@ -223,8 +219,7 @@ class Remote:
                     found[user] = metrics
                 else:
                     bad[user] = "its metrics are missing or not finite."
-        report(run, exchange, bad)
-        require(run, exchange, len(found), len(users), answers.errors | bad)
+        self._report(exchange, requests, len(found), errors, bad)
         return found
 
     def sum_metrics(
@@ -234,14 +229,8 @@ class Remote:
         run, generate = self._run, self._run.config.evaluate.generate
         exchange, requests = self._measuring(users, method, rate, generate, release)
         width = len(released_metrics(task_of(run.config.task).kind, generate)) + 1
-        answers = self._ask(exchange, requests, EvaluateReply, {"sums": (width,)})
-        rows = [(reply.users, reply.sums["sums"]) for reply in answers.replies]
-        total, counted, odd = _added(rows, width, valid_votes, sum_of_unit)
         why = "its row of metrics is not finite, negative, or longer than 1."
-        bad = dict.fromkeys(odd, why)
-        report(run, exchange, bad)
-        require(run, exchange, len(counted), len(users), answers.errors | bad)
-        return total, counted
+        return self._sum(exchange, requests, EvaluateReply, "sums", width, why)
 
     # --- what exchanges share --------------------------------------------------------
 
@@ -253,8 +242,7 @@ class Remote:
         generate: bool,
         release: str = "",
     ) -> tuple[Exchange, list[tuple[int, Request]]]:
-        run, weight = self._run, work.measuring(generate)
-        place = f"evaluate/{release or f'{method}/{generate}'}"
+        run, place = self._run, f"evaluate/{release or f'{method}/{generate}'}"
         fields = {
             "method": method,
             "learning_rate": rate,
@@ -264,6 +252,7 @@ class Remote:
             "shared": run.shared_to_send,
         }
         requests = self._requests(EvaluateRequest, place, users, fields)
+        weight = work.measuring(generate)
         return Exchange("evaluate", method, "evaluate", weight), requests
 
     def _manifest(self) -> dict[str, Any]:
@@ -278,10 +267,10 @@ class Remote:
         fields: Mapping[str, Any],
     ) -> list[tuple[int, Any]]:
         """A request for each stacking group: up to ``stack`` users of a node."""
-        run, at = self._run, dict[int, list[str]]()
+        run, stack = self._run, self._run.config.engine.stack
+        at: dict[int, list[str]] = {}
         for user in users:
             at.setdefault(run.nodes[user], []).append(user)
-        stack = run.config.engine.stack
         groups = [
             (node, names[start : start + stack])
             for node, names in at.items()
@@ -299,32 +288,71 @@ class Remote:
         cls: type[AnyReply],
         row: Shapes = MappingProxyType({}),
         texts: int = 0,
-    ) -> Answers[AnyReply]:
+    ) -> tuple[list[AnyReply], dict[str, str]]:
         """Ask for replies of a kind, with arrays of these shapes per user, if any."""
-
-        def read(record: RecordDict) -> AnyReply:
-            return unpack(cls, record, rows_shapes(row) if row else None)
-
+        read = partial(unpack, cls, shapes=partial(with_users, row))
         return ask(self._run, exchange, requests, read, row=row, texts=texts)
+
+    def _report(
+        self,
+        exchange: Exchange,
+        requests: Sequence[tuple[int, Request]],
+        got: int,
+        errors: Mapping[str, str],
+        bad: Mapping[str, str] = MappingProxyType({}),
+        required: bool = True,
+    ) -> None:
+        """Report what was refused of the replies, and go on only if the quorum holds."""
+        report(self._run, exchange, bad)
+        if required:
+            asked = sum(len(request.users) for _, request in requests)
+            require(self._run, exchange, got, asked, {**errors, **bad})
 
     def _items(
         self,
         exchange: Exchange,
         requests: Sequence[tuple[int, Request]],
         cls: type[Any],
-        asked: int,
         texts: int,
     ) -> dict[str, Sequence[Item]]:
         """User -> items, of all who answered."""
-        answers = self._ask(exchange, requests, cls, texts=texts)
+        replies, errors = self._ask(exchange, requests, cls, texts=texts)
         items = {
             user: found
-            for reply in answers.replies
+            for reply in replies
             for user, found in reply.items.items()
             if user in reply.users
         }
-        require(self._run, exchange, len(items), asked, answers.errors)
+        self._report(exchange, requests, len(items), errors)
         return items
+
+    def _sum(  # eight: what is asked, what of it is summed, and how
+        self,
+        exchange: Exchange,
+        requests: Sequence[tuple[int, Request]],
+        cls: type[Reply],
+        name: str,
+        width: int,
+        why: str,
+        valid: Callable[[np.ndarray], np.ndarray] = valid_votes,
+        add: Callable[[np.ndarray], np.ndarray] = sum_of_unit,
+    ) -> tuple[np.ndarray, list[str]]:
+        """Add up the valid rows of an array [users, width]: the sum, and whose they are.
+
+        `why` is what is said of those whose rows are not valid.
+        """
+        replies, errors = self._ask(exchange, requests, cls, {name: (width,)})
+        total, counted, bad = np.zeros(width), list[str](), dict[str, str]()
+        for reply in replies:
+            rows = getattr(reply, name)[name]
+            good = valid(rows)
+            total += add(rows[good])
+            counted += [u for u, fine in zip(reply.users, good, strict=True) if fine]
+            bad |= {
+                u: why for u, fine in zip(reply.users, good, strict=True) if not fine
+            }
+        self._report(exchange, requests, len(counted), errors, bad)
+        return total, counted
 
 
 NO_MANIFEST = {"manifest": "", "signature": ""}
@@ -337,42 +365,20 @@ def contribution(
     sent = coded_shapes(shapes) if signed_bytes else shapes
 
     def read(record: RecordDict) -> Contribution:
-        reply = unpack(AdaptReply, record, rows_shapes(sent))
+        reply = unpack(AdaptReply, record, partial(with_users, sent))
         rows = decode(reply.rows, shapes) if signed_bytes else reply.rows
         found = sum_rows(reply.users, rows, clip)
         bad = [user for user in reply.users if user not in found.users]
         errors = reply.errors | dict.fromkeys(bad, "the update is not finite.")
         kept = {"users": tuple(found.users), "errors": errors, "rows": {}}
-        return Contribution(**{**vars(reply), **kept}, found=found)
+        return Contribution(**vars(reply) | kept, found=found)
 
     return read
 
 
-def rows_shapes(shapes: Shapes) -> Callable[[dict[str, Any]], Shapes]:
+def with_users(shapes: Shapes, fields: Mapping[str, Any]) -> Shapes:
     """Shapes of a reply with one row per user it names."""
-
-    def of(fields: dict[str, Any]) -> Shapes:
-        return {name: (len(fields["users"]), *shape) for name, shape in shapes.items()}
-
-    return of
-
-
-def _added(
-    rows: Sequence[tuple[Sequence[str], np.ndarray]],
-    width: int,
-    valid: Callable[[np.ndarray], np.ndarray],
-    add: Callable[[np.ndarray], np.ndarray],
-) -> tuple[np.ndarray, list[str], list[str]]:
-    """Add up the valid rows: their sum, whose they are, and whose are not valid."""
-    total = np.zeros(width)
-    counted: list[str] = []
-    odd: list[str] = []
-    for users, array in rows:
-        good = valid(array)
-        total += add(array[good])
-        for user, is_good in zip(users, good, strict=True):
-            (counted if is_good else odd).append(user)
-    return total, counted, odd
+    return {name: (len(fields["users"]), *shape) for name, shape in shapes.items()}
 
 
 def valid_marks(votes: np.ndarray) -> np.ndarray:

@@ -4,15 +4,15 @@ The unit of every statistic is the user: a method's mean is the mean of its user
 and an interval says what other users of the same kind would have given.
 """
 
-import dataclasses
+import contextlib
 import fcntl
 import json
-import math
 import statistics
 import subprocess
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ...common.config import UNTRAINED
 from ...common.config.old import renamed
 from ...common.data.types import OF_ITEMS
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.files import home, write_atomically
 from ...common.text import shown
 from ..privacy.card import describe
@@ -34,8 +35,8 @@ Users = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 # What the other methods are compared with. `base` takes the place of `shared` where that
 # was not run, and the first method with an own adapter that of `sft` and `bco`.
-REFERENCES = ("shared", "rag", "pag", "sft", "bco")
-UNTRAINED = ("base", "shared", "rag", "pag")
+PROMPTED = ("rag", "pag")
+REFERENCES = ("shared", *PROMPTED, "sft", "bco")
 
 # Without rivals, as on devices, there is nothing that a text could be ranked among.
 ABSENT = {"contrast": None}
@@ -56,13 +57,9 @@ def git_commit() -> str:
     """
     if not (PACKAGE / ".git").exists():
         return ""
-    commit = _git("rev-parse", "--short=12", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no")
-    return commit + "+" * bool(commit and changed)
-
-
-def _git(*words: str) -> str:
-    command = ["git", "-C", str(PACKAGE), *words]
+    # Without tags: the commit alone.
+    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--exclude=*"]
+    command += ["--abbrev=12", "--dirty=+"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=10, check=False
@@ -100,8 +97,11 @@ def bootstrap(values: np.ndarray, seed: int, resamples: int = 2000) -> dict[str,
     # How often each user is drawn, instead of who: one matrix product gives every mean.
     drawn = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
     low, high = np.quantile(drawn @ values / count, (0.025, 0.975))
-    interval = [float(low), float(high)] if count > 1 else None
-    return {"mean": float(values.mean()), "ci95": interval, "n": count}
+    return {
+        "mean": float(values.mean()),
+        "ci95": [float(low), float(high)] if count > 1 else None,
+        "n": count,
+    }
 
 
 def summarise(
@@ -113,8 +113,7 @@ def summarise(
     """
     summary: dict[str, Any] = {}
     for metric in dict.fromkeys(name for row in rows for name in row):
-        column = [value for row in rows if (value := row.get(metric)) is not None]
-        values = np.array(column, dtype=np.float64)
+        values = np.array([row.get(metric) for row in rows], np.float64)  # None is NaN
         values = values[np.isfinite(values)]
         if len(values):
             summary[metric] = bootstrap(values, seed, resamples)
@@ -150,12 +149,13 @@ def pairs_of(methods: Sequence[str]) -> list[tuple[str, str]]:
     if not {"sft", "bco"} & set(methods):
         references += sorted(trained, key="c-bpo".__eq__)[:1]
     for other in references:
-        ones = trained if other in ("rag", "pag") else methods
-        for one in ones:
-            # bco - sft also says what sft - bco would.
-            new = one != other and (other, one) not in pairs
-            if new and (one in trained or one in ("rag", "pag")):
-                pairs.append((one, other))
+        ones = trained if other in PROMPTED else [*PROMPTED, *trained]
+        # bco - sft also says what sft - bco would.
+        pairs += [
+            (one, other)
+            for one in methods
+            if one in ones and one != other and (other, one) not in pairs
+        ]
     return pairs
 
 
@@ -167,8 +167,13 @@ def paired(
     for methods in users.values():
         if one in methods and other in methods:
             a, b = methods[one], methods[other]
-            both = [m for m in a if a[m] is not None and b.get(m) is not None]
-            rows.append({metric: a[metric] - b[metric] for metric in both})
+            rows.append(
+                {
+                    metric: a[metric] - b[metric]
+                    for metric in a
+                    if a[metric] is not None and b.get(metric) is not None
+                }
+            )
     return summarise(rows, seed, resamples)
 
 
@@ -245,32 +250,18 @@ def write_json(path: Path, value: object) -> None:
 
     NaN and infinity become null: JSON has neither.
     """
-    text = json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
-    write_atomically(path, text.encode())
+    plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+    write_atomically(path, (json.dumps(plain, indent=2) + "\n").encode())
 
 
 def _plain(value: Any) -> Any:
-    """Mappings, sequences and numpy numbers as JSON knows them."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def write(folder: Path, results: Mapping[str, Any]) -> None:
-    """Write ``results.json`` into a run's folder."""
-    write_json(folder / "results.json", results)
+    """A mapping or a numpy number as JSON knows it."""
+    return value.item() if isinstance(value, np.generic) else dict(value)
 
 
 def runs_folder(output_dir: str = "") -> Path:
     """Where runs are written: `output_dir`, or ``$IDIOLECT_HOME/runs``, absolute."""
-    chosen = Path(output_dir) if output_dir else home() / "runs"
-    return chosen.expanduser().absolute()
+    return Path(output_dir or home() / "runs").expanduser().absolute()
 
 
 def find(output_dir: str, name: str) -> Path:
@@ -282,11 +273,13 @@ def find(output_dir: str, name: str) -> Path:
         No such run.
     """
     folder = runs_folder(output_dir) / name
-    if "/" in name or not folder.is_dir():
-        raise IdiolectError(
+    refuse_if(
+        "/" in name or not folder.is_dir(),
+        (
             f"there is no run '{name}' in {runs_folder(output_dir)}: "
             "`idiolect-server runs` lists the runs, --output-dir looks elsewhere."
-        )
+        ),
+    )
     return folder.resolve()
 
 
@@ -303,14 +296,12 @@ def load(output_dir: str, name: str) -> dict[str, Any]:
         return renamed(json.loads((folder / "results.json").read_text()))
     except FileNotFoundError:
         state = state_of(folder)
+        resume = (
+            f"the command that began it, with --resume {folder.name}, goes on with it."
+        )
         raise IdiolectError(
             f"run '{folder.name}' has no results, its state is '{state}': "
-            + (
-                "wait until it has finished."
-                if state == "running"
-                else f"the command that began it, with --resume {folder.name}, goes on "
-                "with it."
-            )
+            + ("wait until it has finished." if state == "running" else resume)
         ) from None
     except json.JSONDecodeError as error:
         raise IdiolectError(
@@ -334,13 +325,11 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]
     complete = data[: data.rfind(b"\n") + 1]
     events: list[dict[str, Any]] = []
     for line in complete.splitlines():
-        try:
+        # A line may be torn by a crash; a resumed run goes on after it.
+        with contextlib.suppress(ValueError, RecursionError):
             event = json.loads(line)
-        # Torn by a crash; a resumed run goes on after it.
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict) and "event" in event:
-            events.append(event)
+            if isinstance(event, dict) and "event" in event:
+                events.append(event)
     return events, offset + len(complete)
 
 
@@ -349,10 +338,8 @@ def is_locked(folder: Path) -> bool:
     try:
         with (folder / "lock").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
+    except (FileNotFoundError, BlockingIOError) as error:
+        return isinstance(error, BlockingIOError)
     return False
 
 
@@ -361,35 +348,22 @@ def state_of(folder: Path) -> str:
     if is_locked(folder):
         return "running"
     events, _ = read_events(folder / "metrics.jsonl")
-    for event in reversed(events):
-        if event["event"] == "failed" and event.get("stopped"):
-            return "stopped"
-        if event["event"] in ("finished", "failed"):
-            return str(event["event"])
-        if event["event"] == "start":
-            break
-    return "interrupted"
+    ends = ("start", "failed", "finished")
+    last = [event for event in events if event["event"] in ends][-1:]
+    if not last or last[0]["event"] == "start":
+        return "interrupted"
+    return "stopped" if last[0].get("stopped") else last[0]["event"]
 
 
-@dataclasses.dataclass(frozen=True)
-class RunLine:
-    """One line of `idiolect-server runs`."""
+def runs(output_dir: str = "") -> list[dict[str, Any]]:
+    """Every run in a folder, oldest first: its lines in `idiolect-server runs`.
 
-    name: str
-    state: str
-    task: str
-    backbone: str
-    users: int
-    started: float
-    """Unix time of the first start; 0 where it never started."""
-
-
-def runs(output_dir: str = "") -> Iterator[RunLine]:
-    """Every run in a folder, oldest first."""
+    ``started`` is the Unix time of the first start; 0 where it never started.
+    """
     from ...common.config import Config, from_toml
 
     folder = runs_folder(output_dir)
-    found: list[RunLine] = []
+    found: list[dict[str, Any]] = []
     for run in folder.iterdir() if folder.is_dir() else ():
         if run.is_symlink() or not run.is_dir() or run.name.startswith("."):
             continue
@@ -398,14 +372,18 @@ def runs(output_dir: str = "") -> Iterator[RunLine]:
         except (OSError, ValueError, IdiolectError):  # of another version, or not a run
             config = Config(task="?", backbone="?", users=0)
         events, _ = read_events(run / "metrics.jsonl")
-        started = next(
-            (e.get("time", 0.0) for e in events if e["event"] == "start"), 0.0
+        starts = [e.get("time", 0.0) for e in events if e["event"] == "start"]
+        found.append(
+            {
+                "name": run.name,
+                "state": state_of(run),
+                "task": config.task,
+                "backbone": config.backbone,
+                "users": config.users,
+                "started": starts[0] if starts else 0.0,
+            }
         )
-        line = RunLine(
-            run.name, state_of(run), config.task, config.backbone, config.users, started
-        )
-        found.append(line)
-    yield from sorted(found, key=lambda line: (line.started, line.name))
+    return sorted(found, key=itemgetter("started", "name"))
 
 
 def listed(rows: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -421,27 +399,11 @@ def listed(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     if sum(widths) + 2 * (len(widths) - 1) <= width:
-        lines = (
-            "  ".join(
-                set_cell_size(cell, size)
-                for cell, size in zip(row, widths, strict=True)
-            )
-            for row in rows
-        )
-        return [line.rstrip() for line in lines]
+        return ["  ".join(map(set_cell_size, row, widths)).rstrip() for row in rows]
     found: list[str] = []
     for row in rows[1:]:
-        found.append(row[0])
         cells = [f"{h} {c}" for h, c in zip(rows[0][1:], row[1:], strict=True)]
-        indent = "    "
-        found += textwrap.wrap(
-            " · ".join(cells),
-            max(width, 20),
-            initial_indent=indent,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        found += [row[0], *wrapped(" · ".join(cells), width, "    ", "    ")]
     return found
 
 
@@ -466,31 +428,29 @@ def render(results: Mapping[str, Any], console: Console, whole: bool = False) ->
     run, users = results["run"], results["users"]
     count = len(users) or run["users"]
     title = f"{run['task']} · {run['backbone']} · {count} users · seed {run['seed']}"
-    interval = "95 % interval over users" if users else "95 % interval of the noise"
+    interval = f"95 % interval {'over users' if users else 'of the noise'}"
     _grid(console, f"{title}: mean [{interval}]", results["methods"])
     if results["pairs"]:
-        marked = "paired differences; * interval clear of zero"
-        _grid(console, marked, results["pairs"], difference=True)
+        heading = "paired differences; * interval clear of zero"
+        _grid(console, heading, results["pairs"], difference=True)
     for group, methods in results["split"].items():
-        count = max(
-            (m["n"] for row in methods.values() for m in row.values()), default=0
-        )
+        count = max([m["n"] for row in methods.values() for m in row.values()] or [0])
         side = "below" if group == "unique" else "at or above"
-        heading = f"{group} users ({count}: alpha {side} the median)"
-        _grid(console, heading, methods)
+        _grid(console, f"{group} users ({count}: alpha {side} the median)", methods)
     for line in _notes(results, whole):
         for part in wrapped(line, console.width):
             console.print(part, markup=False, highlight=False, soft_wrap=True)
 
 
-def wrapped(line: str, width: int) -> list[str]:
+def wrapped(line: str, width: int, indent: str = "  ", first: str = "") -> list[str]:
     """Break a line between words, never inside one: names and paths can be copied."""
     if line.startswith("results: "):  # a path with blanks stays whole too
         return [line]
     return textwrap.wrap(
         line,
         max(width, 20),
-        subsequent_indent="  ",
+        initial_indent=first,
+        subsequent_indent=indent,
         break_long_words=False,
         break_on_hyphens=False,
     )
@@ -506,16 +466,16 @@ def _without_rivals(results: Mapping[str, Any]) -> Mapping[str, Any]:
     if not rows or (measured and results["run"]["task"] != "text"):
         return results
 
-    def cleared(rows: Mapping[str, Any], **more: None) -> dict[str, Any]:
+    def cleared(rows: Mapping[str, Any]) -> dict[str, Any]:
         return {
             name: {metric: v for metric, v in row.items() if metric != "contrast"}
-            | more
             for name, row in rows.items()
         }
 
+    methods = {m: row | ABSENT for m, row in cleared(results["methods"]).items()}
     split = {group: cleared(rows) for group, rows in results["split"].items()}
-    methods, pairs = cleared(results["methods"], **ABSENT), cleared(results["pairs"])
-    return {**results, "methods": methods, "pairs": pairs, "split": split}
+    shown = {"methods": methods, "pairs": cleared(results["pairs"]), "split": split}
+    return {**results, **shown}
 
 
 def _grid(
@@ -526,21 +486,22 @@ def _grid(
 ) -> None:
     """One table, methods by metrics; cut into several where the console is narrow."""
     metrics = list(dict.fromkeys(name for row in rows.values() for name in row))
-    first = max((len(name) for name in rows), default=0)
-    fit = max(1, (console.width - first) // (15 if difference else 14))
+    room = console.width - max(map(len, rows), default=0)
+    fit = max(1, room // (15 if difference else 14))
     console.print(title, markup=False, highlight=False, soft_wrap=True, style="bold")
     for start in range(0, len(metrics), fit):
-        shown = metrics[start : start + fit]
         table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
         table.add_column("", no_wrap=True)
-        for metric in shown:
-            arrow = "↓" if metric in LOWER_IS_BETTER else ""
-            heading = Text(f"{metric} {arrow}".strip())
-            table.add_column(heading, justify="right", no_wrap=True)
+        part = metrics[start : start + fit]
+        for metric in part:
+            table.add_column(
+                Text(metric + " ↓" * (metric in LOWER_IS_BETTER)),
+                justify="right",
+                no_wrap=True,
+            )
         for name, row in rows.items():
-            table.add_row(Text(name), *(_cell(row.get(m), difference) for m in shown))
-        console.print(table)
-        console.print()
+            table.add_row(Text(name), *(_cell(row.get(m), difference) for m in part))
+        console.print(table, "")
 
 
 def _cell(value: Mapping[str, Any] | None, difference: bool) -> Text:
@@ -551,16 +512,14 @@ def _cell(value: Mapping[str, Any] | None, difference: bool) -> Text:
     if value["ci95"] is None:
         return Text(mean)
     low, high = value["ci95"]
-    clear = "*" if difference and (low > 0 or high < 0) else ""
-    clear = SWAMPED if swamped(value) else clear
+    mark = "*" * (difference and (low > 0 or high < 0))
+    if _swamped(value):
+        mark = "?"
     interval = f"{low:{sign}.3f}…{high:{sign}.3f}"
-    return Text.assemble(f"{mean}{clear}\n", (interval, "dim"))
+    return Text.assemble(f"{mean}{mark}\n", (interval, "dim"))
 
 
-SWAMPED = "?"
-
-
-def swamped(value: Mapping[str, Any]) -> bool:
+def _swamped(value: Mapping[str, Any]) -> bool:
     """Whether the noise that was added to a mean hides it.
 
     Its standard deviation is larger than the mean, or the interval of 95 % is as wide as
@@ -570,100 +529,113 @@ def swamped(value: Mapping[str, Any]) -> bool:
     return noise is not None and noise > min(value["mean"], value["bound"] / 4)
 
 
-def _noise_notes(results: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what noisy metrics do not show."""
-    methods = results["methods"]
-    if results["users"] or not methods:
-        return
-    yield "no values per user, so no differences between methods and no split of the users"
-    if any(swamped(value) for row in methods.values() for value in row.values()):
-        yield (
-            f"{SWAMPED} noise swamps this value: the standard deviation of the noise is "
-            "larger than the value, or than a quarter of what the metric can be; more "
-            "users, fewer methods or a larger privacy.epsilon help"
-        )
-    if empty := [name for name, row in methods.items() if not row]:
-        yield f"nothing is left of {', '.join(empty)}: noise swamps the number of users"
-
-
-def _notes(results: Mapping[str, Any], whole: bool) -> Iterator[str]:
-    """Yield what stands below the tables: who is missing, rates, cost, privacy, path."""
-    run, cost = results["run"], results["cost"]
-    yield from _noise_notes(results)
-    if rates := run.get("learning_rates"):
-        chosen = ", ".join(f"{method} {rate:g}" for method, rate in rates.items())
-        yield f"learning rates: {chosen}"
-    if recipe := run.get("recipe"):
-        yield f"recipe of c-bpo: {recipe}"
-    if contrast := run.get("contrast"):
-        weights = ", ".join(
-            f"{method} {weight:g}" for method, weight in contrast.items()
-        )
-        yield f"outputs decoded by contrast with the shared policy, lambda: {weights}"
-    if 0 < len(results["users"]) < FEW_USERS:
-        yield f"fewer than {FEW_USERS} users: bootstrap intervals are too narrow"
-    if any(row.get("contrast", 0) is None for row in results["methods"].values()):
-        yield "contrast is absent: no item has other users' texts to be ranked among"
-    if results["users"] and not results["split"]:
-        yield "no split into unique and non-unique users: alpha was not estimated"
-    if named := run.get("failed"):
-        yield f"users failed: {_listed(named)}"
-    yield from _left_out(run.get("dropped") or {})
-    yield from _unread(results)
-    if truncated := run.get("truncated"):
-        yield f"prompts shortened to fit the context: {truncated}"
-    seconds = ", ".join(f"{p} {s:.0f} s" for p, s in cost.get("seconds", {}).items())
-    if seconds:
-        yield f"time: {seconds}"
-    sent = [
+def _notes(results: Mapping[str, Any], whole: bool) -> list[str]:
+    """What stands below the tables: who is missing, rates, cost, privacy, path."""
+    run, cost, users = results["run"], results["cost"], results["users"]
+    methods, dropped = results["methods"], run.get("dropped") or {}
+    items = {why: n for why, n in dropped.items() if why.split()[0] in OF_ITEMS}
+    people = {why: n for why, n in dropped.items() if why not in items}
+    sent = ", ".join(
         f"{number / 1e6:.1f} MB {key[6:]}"
         for key in ("bytes_up", "bytes_down")
         if (number := cost.get(key))  # null where it is withheld
-    ]
+    )
     memory = cost.get("peak_rss_mb")
-    peak = f"peak memory {memory:.0f} MB" if memory else ""
-    if sent:
-        yield "; ".join([f"sent: {', '.join(sent)}", *[peak] * bool(peak)])
-    elif peak:
-        yield peak
-    yield from describe(results["privacy"], whole)
-    if path := run.get("path"):
-        yield f"results: {path}"
+    used = [f"sent: {sent}"] * bool(sent)
+    used += [f"peak memory {memory:.0f} MB"] if memory else []
+    # What is said if what stands beside it is something, and that too if it is not True.
+    lines: list[tuple[str, Any]] = [
+        *_noise_notes(results),
+        ("learning rates: ", _by_method(run.get("learning_rates"))),
+        ("recipe of c-bpo: ", run.get("recipe")),
+        (
+            "outputs decoded by contrast with the shared policy, lambda: ",
+            _by_method(run.get("contrast")),
+        ),
+        (
+            f"fewer than {FEW_USERS} users: bootstrap intervals are too narrow",
+            0 < len(users) < FEW_USERS,
+        ),
+        (
+            "contrast is absent: no item has other users' texts to be ranked among",
+            any(row.get("contrast", 0) is None for row in methods.values()),
+        ),
+        (
+            "no split into unique and non-unique users: alpha was not estimated",
+            bool(users and not results["split"]),
+        ),
+        ("users failed: ", _listed(run.get("failed"))),
+        ("users left out: ", _listed(people)),
+        ("left out, or not done, for users who stay: ", _listed(items)),
+        ("warning: ", _unread(results)),
+        ("prompts shortened to fit the context: ", run.get("truncated")),
+        (
+            "time: ",
+            ", ".join(f"{p} {s:.0f} s" for p, s in cost.get("seconds", {}).items()),
+        ),
+        ("", "; ".join(used)),
+        *((line, True) for line in describe(results["privacy"], whole)),
+        ("results: ", run.get("path")),
+    ]
+    return [text if more is True else f"{text}{more}" for text, more in lines if more]
 
 
-def _unread(results: Mapping[str, Any]) -> Iterator[str]:
+def _noise_notes(results: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """What noisy metrics do not show, and whether it is to be said."""
+    methods = results["methods"]
+    noisy = not results["users"] and bool(methods)
+    values = [value for row in methods.values() for value in row.values()]
+    empty = ", ".join(name for name, row in methods.items() if not row)
+    return [
+        (
+            (
+                "no values per user, so no differences between methods and no split of "
+                "the users"
+            ),
+            noisy,
+        ),
+        (
+            (
+                "? noise swamps this value: the standard deviation of the noise is larger "
+                "than the value, or than a quarter of what the metric can be; more users, "
+                "fewer methods or a larger privacy.epsilon help"
+            ),
+            noisy and any(map(_swamped, values)),
+        ),
+        (
+            f"nothing is left of {empty}: noise swamps the number of users",
+            noisy and empty != "",
+        ),
+    ]
+
+
+def _unread(results: Mapping[str, Any]) -> str:
     """Warn where rouge is 0 because it cannot read a text, not because that is unlike."""
-    known = results["run"].get("unread")
     more = "`evaluate.rouge-tokens=unicode` reads every script"
+    known = results["run"].get("unread")
     if known and known[0]:
-        yield (
-            f"warning: {known[0]} of {known[1]} held-out texts have no letter a-z and no "
-            f"digit, and rouge reads nothing else: it is 0 for them; {more}"
+        return (
+            f"{known[0]} of {known[1]} held-out texts have no letter a-z and no digit, "
+            f"and rouge reads nothing else: it is 0 for them; {more}"
         )
-    if known:
-        return
     rows = [
         [one["rouge-1"] for one in methods.values() if "rouge-1" in one]
         for methods in results["users"].values()
     ]
-    if zero := sum(bool(row) and not any(row) for row in rows):
-        yield (
-            f"warning: rouge is 0 by every method for {zero} users: by default it reads "
-            f"the letters a-z and digits only; {more}"
-        )
+    zero = sum(bool(row) and not any(row) for row in rows)
+    if known or not zero:
+        return ""
+    return (
+        f"rouge is 0 by every method for {zero} users: by default it reads the letters a-z "
+        f"and digits only; {more}"
+    )
 
 
-def _left_out(dropped: Mapping[str, int]) -> Iterator[str]:
-    """Say how many users are left out, and what of the users who stay."""
-    items = {why: n for why, n in dropped.items() if why.split()[0] in OF_ITEMS}
-    users = {why: n for why, n in dropped.items() if why not in items}
-    if users:
-        yield f"users left out: {_listed(users)}"
-    if items:
-        yield f"left out, or not done, for users who stay: {_listed(items)}"
+def _by_method(numbers: Mapping[str, float] | None) -> str:
+    return ", ".join(f"{method} {value:g}" for method, value in (numbers or {}).items())
 
 
-def _listed(named: Any) -> str:
+def _listed(named: Any) -> Any:
     if isinstance(named, Mapping):
         return "; ".join(f"{who}: {str(why).rstrip('.')}" for who, why in named.items())
-    return ", ".join(map(str, named)) if isinstance(named, list | tuple) else str(named)
+    return ", ".join(map(str, named)) if isinstance(named, list | tuple) else named

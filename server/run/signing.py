@@ -13,10 +13,11 @@ VALID_DAYS = 30.0  # for which what was signed is valid; renewed on resume
 
 def sign_next(
     run: LiveRun, kind: str, items: Sequence[Unlabeled], vote: str = ""
-) -> None:
-    """Sign the next manifest of the run's chain; the checkpoint keeps it.
+) -> bool:
+    """Sign the next manifest of the run's chain, for the checkpoint to keep.
 
-    What was signed already, before a crash, is not signed again while it is valid.
+    What was signed already, before a crash, is not signed again while it is valid; the
+    result says whether there is something new to save.
 
     Parameters
     ----------
@@ -32,11 +33,11 @@ def sign_next(
     last = parse(state.manifest) if state.manifest else None
     same = last and (last.kind, last.content, last.vote) == (kind, content, vote)
     if last and same and last.expires > now:
-        return
+        return False
     guaranteed = config.privacy.mode == "central" and not run.ledger.open_releases
     spent = run.ledger.spent().release if guaranteed else math.inf
     manifest = Manifest(
-        run=run.id,
+        run=state.id,
         kind=kind,
         version=state.version + 1,
         previous=digest(last) if last else "",
@@ -52,14 +53,11 @@ def sign_next(
     state.version += 1
     state.manifest = canonical(manifest).decode()
     state.signature = sign(manifest, run.signing_key)
+    return True
 
 
 def renew(run: LiveRun) -> None:
     """Sign the unlabeled set again where its manifest has expired, as in a long pause."""
-    state = run.state
-    if not state.unlabeled:
-        return
-    last = parse(state.manifest)
-    if last.expires <= time.time():
-        sign_next(run, run.config.unlabeled.kind, state.unlabeled, last.vote)
+    items, kind = run.state.unlabeled, run.config.unlabeled.kind
+    if items and sign_next(run, kind, items, parse(run.state.manifest).vote):
         run.save()

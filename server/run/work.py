@@ -4,6 +4,7 @@ The unit is one epoch of one user on the own history.
 """
 
 from ...common.config import UNTRAINED, Config
+from .budget import Population
 
 VOTE = 0.1  # a vote is cheap beside an epoch of training
 # Beside an epoch: the unlabeled items and two more passes for scores; scoring the
@@ -21,16 +22,14 @@ def measuring(generate: bool) -> float:
     return SCORING + GENERATING * generate
 
 
-def whole(config: Config, users: int, development: int) -> float:
-    """All phases of a run with so many evaluated and development users."""
-    everybody = users + development
-    adapting = development if config.adapt.users == "development" else everybody
+def whole(config: Config, people: Population) -> float:
+    """All phases of a run."""
     trained = sum(method not in UNTRAINED for method in config.method_list)
     rates = len(config.learning_rate_list)
-    trials = training(config, True) * development * rates * (rates > 1)
+    trials = training(config, True) * people.development * rates * (rates > 1)
     return (
-        config.adapt.rounds * adapting
-        + VOTE * everybody * (config.unlabeled.kind in ("votes", "others"))
-        + trained * (training(config) * users + trials)
-        + measuring(config.evaluate.generate) * len(config.method_list) * users
+        config.adapt.rounds * people.adapting
+        + VOTE * people.everybody * (config.unlabeled.kind in ("votes", "others"))
+        + trained * (training(config) * people.users + trials)
+        + measuring(config.evaluate.generate) * len(config.method_list) * people.users
     )

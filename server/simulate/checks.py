@@ -12,7 +12,7 @@ from ...common.data.load import load_dataset, public_items
 from ...common.data.types import Dataset
 from ...common.errors import IdiolectError, refuse_if
 from ..privacy.accountant import epsilons
-from ..run.budget import population_of, programme, scaled
+from ..run.budget import population_of, programme
 from ..run.hello import identity
 from ..run.pool import public_text
 
@@ -67,8 +67,8 @@ def check_budget(config: Config, dataset: Dataset) -> None:
     privacy = config.privacy
     if privacy.mode == "off" or privacy.epsilon == math.inf:
         return
-    noise = scaled(config, privacy.noise or MOST_NOISE)
-    planned = programme(config, noise, population_of(config, dataset))
+    people = population_of(config, dataset)
+    planned = programme(config, privacy.noise or MOST_NOISE, people)
     # With a noise of its own a run makes the releases that it can afford.
     for events in [{event: 1} for event in planned] if privacy.noise else [planned]:
         spent = epsilons(events, privacy.delta, privacy.participations).release

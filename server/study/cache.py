@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 from ...common.config import Config, Scalar, flatten
 from ...common.config.keys import keys_of
@@ -12,21 +12,17 @@ from ...common.config.old import as_0_2
 Made = TypeVar("Made")
 
 
-class Cache:
+class Cache(dict[tuple[str, str], Any]):
     """Parts of cells that were made once: the shared adapter, the pool, each method.
 
     It lives as long as a study runs and can be dropped at any time.
     """
 
-    def __init__(self) -> None:
-        self._made: dict[str, object] = {}
-
     def once(self, part: str, key: str, make: Callable[[], Made]) -> Made:
         """Return what was made of a part for this key, making it if it is not there."""
-        place = f"{part} {key}"
-        if place not in self._made:
-            self._made[place] = make()
-        return cast(Made, self._made[place])
+        if (part, key) not in self:
+            self[part, key] = make()
+        return self[part, key]
 
 
 def cell_key(config: Config) -> str:

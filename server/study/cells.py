@@ -9,7 +9,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,17 @@ from ...common.data.load import load_dataset
 from ...common.data.types import Dataset
 from ...common.engine.backbone import backbone_of
 from ...common.engine.reference import Reference
-from ...common.errors import IdiolectError
+from ...common.errors import refuse_if
 from ...common.files import make_private, private_folder
 from ...common.protocol.messages import Outcome, package_version
 from ..privacy.card import card
 from ..run import results
 from ..run.adapt import adapt
 from ..run.budget import noise_of, population_of
+from ..run.checkpoint import State
 from ..run.cohort import Run
 from ..run.local import Local, fitted, local_run
-from ..run.personalise import choose_rate, measure, possible, train
+from ..run.personalise import alphas, choose_rate, measure, possible, train
 from ..run.pool import pool
 from . import controls
 from .cache import Cache, cell_key, stage_key
@@ -48,11 +50,13 @@ def located(config: Config) -> Config:
         A variable is not set.
     """
     data, backbone = map(os.path.expandvars, (config.data, config.backbone))
-    if "$" in data + backbone:
-        raise IdiolectError(
+    refuse_if(
+        "$" in data + backbone,
+        (
             f"the study reads {config.data or config.backbone}: set the environment "
             "variable in it to the folder that holds them (docs/data.md)."
-        )
+        ),
+    )
     return replace(config, data=data, backbone=backbone)
 
 
@@ -72,16 +76,13 @@ def run_study(
     """
     make_private(private_folder(folder))
     done: list[dict[str, Any]] = []
-    cache = Cache()
-    todo = cells(study)
+    cache, todo = Cache(), cells(study)
     for number, cell in enumerate(todo, start=1):
-        config = cell_config(study, cell)
-        control = control_of(study, cell)
-        name = f"{cell_key(config)}-{control}-{study.measured}.json"
-        path = folder / "cells" / name
-        known = path.exists()
+        config, control = cell_config(study, cell), control_of(study, cell)
+        path = folder / "cells" / f"{cell_key(config)}-{control}-{study.measured}.json"
+        known = " (done)" * path.exists()
         named = ", ".join(f"{k}={v}" for k, v in cell.items())
-        say(f"cell {number}/{len(todo)}: {named}{' (done)' if known else ''}")
+        say(f"cell {number}/{len(todo)}: {named}{known}")
         if not known:
             began = time.monotonic()
             found = run_cell(located(config), cache, control, study.measured)
@@ -93,29 +94,6 @@ def run_study(
 
 
 # --- one cell -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a cell found out with one method.
-
-    Attributes
-    ----------
-    rate
-        The learning rate; 0 for methods that are not trained.
-    outcomes
-        User -> how training went.
-    metrics
-        User -> metric -> value.
-    """
-
-    rate: float
-    outcomes: Mapping[str, Outcome]
-    metrics: Mapping[str, Mapping[str, float]]
-
-    def mean(self, name: str) -> float:
-        """Mean over users of one number in the training log."""
-        return float(np.mean([one.log[name] for one in self.outcomes.values()]))
 
 
 def run_cell(
@@ -133,7 +111,7 @@ def run_cell(
         dataset = replace(dataset, users=dataset.development, development=())
     controls.check(control, dataset.users, config)
 
-    def one(method: str) -> Found:
+    def one(method: str) -> State:
         run = local_run(config, reference, dataset, pooled)
         controls.apply(control, run)
         return of_method(run, method)
@@ -142,7 +120,7 @@ def run_cell(
         method: cache.once(
             f"{method} {control}",
             stage_key(config, method),
-            lambda method=method: one(method),
+            partial(one, method),
         )
         for method in config.method_list
     }
@@ -163,7 +141,6 @@ def with_pool(
 
     key = stage_key(config, SHARED) + noise
     adapted = cache.once("shared", key, lambda: after(adapt, None))
-    spent = adapted.ledger.charges
     key = stage_key(config, POOL) + noise + str(adapted.ledger.events())
     if config.unlabeled.bank_from == "shared" and config.unlabeled.kind == "votes":
         key += Local(config, adapted.state, dataset, reference).reference.hash
@@ -171,37 +148,32 @@ def with_pool(
     run = local_run(config, reference, dataset, found)
     # The pool may have been built behind another adapter, of other cells.
     run.state.shared = adapted.state.shared
-    run.ledger.charges[: len(spent)] = spent
+    run.ledger.charges[: len(adapted.ledger.charges)] = adapted.ledger.charges
     return run
 
 
-def of_method(run: Run, method: str) -> Found:
+def of_method(run: Run, method: str) -> State:
     """Train one method at its chosen rate, and measure it on the evaluated users."""
-    state = run.state
-    if not possible(run, method):
-        return Found(0.0, {}, {})
-    if method not in UNTRAINED:
-        choose_rate(run, method)
-        train(run, method)
-    measure(run, method)
-    rate = state.learning_rates.get(method, 0.0)
-    return Found(rate, state.outcomes.get(method, {}), state.metrics[method])
+    if possible(run, method):
+        if method not in UNTRAINED:
+            choose_rate(run, method)
+            train(run, method)
+        measure(run, method)
+    return run.state
 
 
-def built(run: Run, dataset: Dataset, methods: Mapping[str, Found]) -> dict[str, Any]:
-    """What a cell found, as ``results.json`` says it."""
+def built(run: Run, dataset: Dataset, states: Mapping[str, State]) -> dict[str, Any]:
+    """What a cell found, as ``results.json`` says it; `states` has one for each method."""
     config = run.config
+    metrics = {m: state.metrics[m] for m, state in states.items() if m in state.metrics}
     users = {
-        user.id: {
-            name: found.metrics[user.id]
-            for name, found in methods.items()
-            if user.id in found.metrics
-        }
+        user.id: {m: found[user.id] for m, found in metrics.items() if user.id in found}
         for user in dataset.users
     }
-    trained = {name: found for name, found in methods.items() if found.outcomes}
-    alpha, estimated = _alphas(trained)
-    truth = {u.id: u.truth.overlap for u in dataset.users if u.truth is not None}
+    trained = {m: found for m, one in states.items() if (found := one.outcomes.get(m))}
+    # A result of SFT may be one that cells with another unlabeled set share.
+    used = [found for m, found in trained.items() if {*ALPHA} <= {*BY_NAME[m].reads}]
+    alpha, estimated = alphas(used or trained.values())
     return results.build(
         run={
             "task": config.task,
@@ -209,10 +181,16 @@ def built(run: Run, dataset: Dataset, methods: Mapping[str, Found]) -> dict[str,
             "seed": config.seed,
             "commit": results.git_commit(),
             "users": len(users),
-            "learning_rates": {m: f.rate for m, f in methods.items() if f.rate},
-            "clamp_rate": {m: found.mean("clamp_rate") for m, found in trained.items()},
-            "ess": {m: found.mean("ess") for m, found in trained.items()},
-            "overlap": truth,
+            "learning_rates": {
+                m: state.learning_rates[m]
+                for m, state in states.items()
+                if m in state.learning_rates
+            },
+            "clamp_rate": {
+                m: mean(found, "clamp_rate") for m, found in trained.items()
+            },
+            "ess": {m: mean(found, "ess") for m, found in trained.items()},
+            "overlap": {u.id: u.truth.overlap for u in dataset.users if u.truth},
             **({"dropped": dataset.dropped} if dataset.dropped else {}),
         },
         users=users,
@@ -225,20 +203,6 @@ def built(run: Run, dataset: Dataset, methods: Mapping[str, Found]) -> dict[str,
     )
 
 
-def _alphas(trained: Mapping[str, Found]) -> tuple[dict[str, float], bool]:
-    """Alpha of every user, from methods that use it, and whether it was estimated.
-
-    A result of SFT may be one that cells with another unlabeled set share.
-    """
-    use_it = {
-        name: found
-        for name, found in trained.items()
-        if {*ALPHA} <= {*BY_NAME[name].reads}
-    }
-    outcomes = [
-        (user, one)
-        for found in (use_it or trained).values()
-        for user, one in found.outcomes.items()
-    ]
-    alpha = {user: one.alpha for user, one in outcomes if one.alpha is not None}
-    return alpha, any(one.estimated for _, one in outcomes)
+def mean(outcomes: Mapping[str, Outcome], name: str) -> float:
+    """Mean over users of one number in the training log."""
+    return float(np.mean([one.log[name] for one in outcomes.values()]))

@@ -10,11 +10,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
+from typing import cast
 
 from ...common.config import Config
 from ...common.data.types import Dataset, Item, User
 from ...common.engine.adapters import Lora
-from ...common.errors import IdiolectError
+from ...common.errors import refuse_if
 from ...common.seeds import numpy_generator
 from ...common.unlabeled.sets import Unlabeled
 from ..run.cohort import Run
@@ -30,28 +32,29 @@ def check(control: str, users: Sequence[User], config: Config) -> None:
         Own votes and offers are taken out of the unlabeled set by their text, which
         `random` would change; or a user has no neighbour to swap adapters with.
     """
-    if control == "random" and config.unlabeled.kind not in ("others", "public"):
-        raise IdiolectError(
+    refuse_if(
+        control == "random" and config.unlabeled.kind not in ("others", "public"),
+        (
             "control 'random' replaces texts that the server hands out as they are: set "
             f"unlabeled.kind to others or public, not {config.unlabeled.kind}."
-        )
+        ),
+    )
     # As `personalise.measure` divides them: texts are written for the first ones only.
     first = (config.evaluate.users or len(users)) * config.evaluate.generate
-    parts = [n for n in (len(users[:first]), len(users[first:])) if n]
-    if control == "swapped" and any(
-        n % config.engine.stack == 1 or config.engine.stack == 1 for n in parts
-    ):
-        raise IdiolectError(
+    sizes, stack = (len(users[:first]), len(users[first:])), config.engine.stack
+    alone = any(n % stack == 1 or (n and stack == 1) for n in sizes)
+    refuse_if(
+        control == "swapped" and alone,
+        (
             "control 'swapped' leaves one user of a stacking group alone, who has no "
             "neighbour: choose users and engine.stack so that none is left over."
-        )
+        ),
+    )
 
 
 def apply(control: str, run: Run) -> None:
     """Break a run of `local_run`, between its phases pool and personalise."""
-    cohort, state, seed = run.cohort, run.state, run.config.seed
-    if not isinstance(cohort, Local):
-        raise TypeError("controls are for runs in this process")
+    cohort, state, seed = cast(Local, run.cohort), run.state, run.config.seed
     if control == "swapped":
         run.cohort = Swapped(run.config, state, cohort.dataset, cohort.bare)
     elif control == "shuffled":
@@ -74,11 +77,11 @@ def shuffled(dataset: Dataset, seed: int) -> Dataset:
     items = [item for user in dataset.users for item in user.history]
     order = numpy_generator(seed, "shuffled").permutation(len(items))
     dealt = iter([items[i] for i in order])
-    users = tuple(
-        replace(user, history=tuple(next(dealt) for _ in user.history))
+    users = [
+        replace(user, history=tuple(islice(dealt, len(user.history))))
         for user in dataset.users
-    )
-    return replace(dataset, users=users)
+    ]
+    return replace(dataset, users=tuple(users))
 
 
 def of_random_words(unlabeled: Sequence[Unlabeled], seed: int) -> tuple[Unlabeled, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...common.config import Config, Scalar, parse
 from ...common.config.old import renamed
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.text import read_toml
 from ..run import results
 
@@ -143,19 +143,21 @@ def read_study(path: Path) -> Study:
 
 def _declared(name: str, raw: dict[str, Any]) -> Study:
     """A study from its TOML, with no other keys than it has."""
-    known = Study.__dataclass_fields__.keys() - {"name"}
-    unknown = sorted(raw.keys() - known)
-    either = {"config", "audit"} & raw.keys()
-    if unknown or not {"title", "grid"} <= raw.keys() or len(either) != 1:
-        raise IdiolectError(
+    unknown = sorted(raw.keys() - (Study.__dataclass_fields__.keys() - {"name"}))
+    unclear = ("config" in raw) == ("audit" in raw)
+    refuse_if(
+        unknown or unclear or not {"title", "grid"} <= raw.keys(),
+        (
             "needs title, [grid] and either [config] or [audit], may have question, "
             "answer, reading, measured, [named], [plot], [[compare]] and [[claims]]; "
             f"found {', '.join(unknown) or 'too little'}."
-        )
-    if (measured := raw.get("measured", MEASURED[0])) not in MEASURED:
-        raise IdiolectError(
-            f"measured is {measured!r}: use 'confirmation' or 'development'."
-        )
+        ),
+    )
+    measured = raw.get("measured", MEASURED[0])
+    refuse_if(
+        measured not in MEASURED,
+        f"measured is {measured!r}: use 'confirmation' or 'development'.",
+    )
     try:
         claims = tuple(Claim(**claim) for claim in raw.get("claims", []))
         compare = tuple(Comparison(**entry) for entry in raw.get("compare", []))
@@ -164,32 +166,38 @@ def _declared(name: str, raw: dict[str, Any]) -> Study:
             f"a [[claims]] or [[compare]] table is malformed: {error}."
         ) from None
     grid = {key: list(values) for key, values in raw["grid"].items()}
-    read = {"name": name, "grid": grid, "claims": claims, "compare": compare}
-    return Study(**{"question": "", "config": {}, **raw, **read})
+    given = {"question": "", "config": {}, **raw}
+    return Study(name, **given | {"grid": grid, "claims": claims, "compare": compare})
 
 
 def _check(study: Study) -> None:
     """Refuse what would fail, or mean nothing, when all cells are done."""
     keys = ", ".join(study.grid)
     for cell in cells(study):
-        config = cell_config(study, cell)
+        rates = cell_config(study, cell).learning_rate_list
         control_of(study, cell)
-        if study.measured == "development" and len(config.learning_rate_list) > 1:
-            raise IdiolectError(
+        refuse_if(
+            study.measured == "development" and len(rates) > 1,
+            (
                 "it measures development users, on whom several learning rates would "
                 "be chosen: give one in personalise.learning-rates."
-            )
-    if study.plot and study.plot.get("x") not in study.grid:
-        raise IdiolectError(
+            ),
+        )
+    refuse_if(
+        study.plot and study.plot.get("x") not in study.grid,
+        (
             f"[plot] has x = {study.plot.get('x')!r}, which is not a key of the grid: "
             f"use one of {keys}."
-        )
+        ),
+    )
     for entry in study.compare:
-        if entry.x not in study.grid:
-            raise IdiolectError(
+        refuse_if(
+            entry.x not in study.grid,
+            (
                 f"[[compare]] has x = {entry.x!r}, which is not a key of the grid: use "
                 f"one of {keys}."
-            )
+            ),
+        )
         if unknown := sorted(entry.margin.keys() - set(entry.metrics)):
             raise IdiolectError(
                 f"[[compare]] has a margin for {unknown[0]!r}, which is not among its "
@@ -237,20 +245,25 @@ def name_of(side: Mapping[str, Scalar]) -> str:
 
 def _check_claim(study: Study, claim: Claim) -> None:
     place = f"claim {claim.text!r}"
-    if claim.expect not in ("lower", "higher"):
-        raise IdiolectError(f"{place}: expect is 'lower' or 'higher'.")
-    if claim.users not in ("all", "unique", "non-unique"):
-        raise IdiolectError(f"{place}: users is 'all', 'unique' or 'non-unique'.")
+    refuse_if(
+        claim.expect not in ("lower", "higher"),
+        f"{place}: expect is 'lower' or 'higher'.",
+    )
+    refuse_if(
+        claim.users not in ("all", "unique", "non-unique"),
+        f"{place}: users is 'all', 'unique' or 'non-unique'.",
+    )
     for side in (claim.one, claim.other):
         method, keys = side_of(side)
-        unknown = [key for key in keys if key not in study.grid]
-        if unknown:
+        if unknown := [key for key in keys if key not in study.grid]:
             raise IdiolectError(f"{place}: '{unknown[0]}' is not a key of the grid.")
         keys = {key: value for key, value in keys.items() if value != BEST}
         fits = [cell for cell in cells(study) if matches(cell, keys)]
-        named = [cell_config(study, cell).method_list for cell in fits]
-        if not fits or any(method not in methods for methods in named):
-            raise IdiolectError(f"{place}: no cell has {side}.")
+        methods = [cell_config(study, cell).method_list for cell in fits]
+        refuse_if(
+            not fits or any(method not in known for known in methods),
+            f"{place}: no cell has {side}.",
+        )
 
 
 def side_of(side: Mapping[str, Scalar]) -> tuple[str, dict[str, Scalar]]:
@@ -266,8 +279,10 @@ def matches(flat: Mapping[str, Scalar], keys: Mapping[str, Scalar]) -> bool:
 
 def cells(study: Study) -> list[dict[str, Scalar]]:
     """Every combination of the grid, the first key varying slowest."""
-    combinations = itertools.product(*study.grid.values())
-    return [dict(zip(study.grid, values, strict=True)) for values in combinations]
+    return [
+        dict(zip(study.grid, values, strict=True))
+        for values in itertools.product(*study.grid.values())
+    ]
 
 
 def cell_config(study: Study, cell: Mapping[str, Scalar]) -> Config:
@@ -280,26 +295,23 @@ def spelt_out(study: Study, cell: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """A cell with what its names stand for in their place; later keys win."""
     keys: dict[str, Scalar] = {}
     for key, value in cell.items():
-        named = key in study.named
-        keys |= _meaning(study, key, str(value)) if named else {key: value}
+        if key not in study.named:
+            keys[key] = value
+        elif str(value) in study.named[key]:
+            keys |= study.named[key][str(value)]
+        else:
+            raise IdiolectError(
+                f"study {study.name}: the grid has {key}={str(value)!r} but there is no "
+                f"table [named.{key}.{value}]: write what it stands for."
+            )
     return keys
-
-
-def _meaning(study: Study, key: str, value: str) -> dict[str, Scalar]:
-    try:
-        return study.named[key][value]
-    except KeyError:
-        raise IdiolectError(
-            f"study {study.name}: the grid has {key}={value!r} but there is no table "
-            f"[named.{key}.{value}]: write what it stands for."
-        ) from None
 
 
 def control_of(study: Study, cell: Mapping[str, Scalar]) -> str:
     """Return the control of one cell, ``none`` where it has none."""
     control = str(spelt_out(study, cell).get("control", "none"))
-    if control not in CONTROLS:
-        raise IdiolectError(
-            f"control is {control!r}: use any of {', '.join(CONTROLS)} in the grid."
-        )
+    refuse_if(
+        control not in CONTROLS,
+        f"control is {control!r}: use any of {', '.join(CONTROLS)} in the grid.",
+    )
     return control

@@ -155,7 +155,7 @@ def test_disliked_pairs_are_learnt_to_be_avoided(ready, run, asked):
     def disliked_shift():
         asked("personalize")
         with vault_of(ready) as vault:
-            config = owner.configured(vault)
+            config = owner.config_of(owner.settings(vault))
             found = load_reference(config)
             backbone, zero = found.backbone, found.adapter
             entry = owner.Entry(owner.Prompt("", bad["--prompt"]), bad["--text"])
@@ -625,7 +625,7 @@ def test_a_typed_passphrase_is_asked_twice_and_never_shown(tmp_path):
     code, said = _terminal(
         ["vault", "init"], tmp_path, *asked, (again, f"{words}\nnot a command")
     )
-    assert code == 0 and "is ready" in said
+    assert code == 0 and "is ready" in " ".join(said.split())
     assert "green" not in said and "next: `idiolect import FILE`" in said
     code, said = _terminal(["pause"], tmp_path, ("passphrase of", f"{words}\n"))
     assert code == 0 and "green" not in said and "idiolect resume" in said
@@ -844,7 +844,7 @@ def training(ready, monkeypatch):
     """A training that notes what it was held to, and may do something first."""
     seen = {}
 
-    def train(vault, method, rate):
+    def train(*_):
         import torch
 
         seen["threads"] = torch.get_num_threads()
@@ -852,7 +852,7 @@ def training(ready, monkeypatch):
         seen.get("do", lambda: None)()
         raise IdiolectError("it was let in")
 
-    monkeypatch.setattr(owner, "_train", train)
+    monkeypatch.setattr(owner, "split", train)
     return seen
 
 
@@ -886,7 +886,7 @@ def test_a_second_training_says_which_one_is_running(run, training, ready):
     place = ready / "home" / "device" / ".vault.db.training"
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from idiolect.client.owner.alone import alone\n"
+        "from idiolect.client.owner.limits import alone\n"
         "with alone(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     )
     vault = ready / "home" / "device" / "vault.db"

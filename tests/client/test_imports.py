@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idiolect.client.imports import kinds
+from idiolect.client.imports import chats, kinds
 from idiolect.client.imports.files import records_of
 from idiolect.client.imports.mail import own_words
 from idiolect.client.imports.read import Asked, read, report
@@ -935,7 +935,11 @@ def test_a_folder_of_notes(put, tmp_path):
 
 
 def test_the_documentation_lists_what_is_read():
-    assert kinds.table() in (DOCS / "device.md").read_text()
+    page = (DOCS / "device.md").read_text()
+    table = page[page.index("| kind | known by | text | prompt |") :].split("\n\n")[0]
+    named = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()]
+    assert named[2:] == [kind.name for kind in kinds.KINDS]
+    assert f"the messages of others right before, at most {chats.BEFORE} |" in table
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

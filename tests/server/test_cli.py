@@ -29,7 +29,7 @@ LEAKS = f"{LAMP}/experiments/audit.toml"
 def runs(tmp_path: Path) -> Path:
     (tmp_path / "one").mkdir()
     (tmp_path / "latest").symlink_to("one")
-    results.write(tmp_path / "one", make())
+    results.write_json(tmp_path / "one" / "results.json", make())
     return tmp_path
 
 

@@ -15,7 +15,6 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
 from idiolect.client.node import membership, worker
-from idiolect.client.node import supervisor as supervising
 from idiolect.client.node.membership import Server
 from idiolect.client.owner import consent
 from idiolect.client.owner.keys import Passphrase, RandomKey
@@ -26,11 +25,11 @@ from tests.waiting import until
 SUPERVISOR = """
 import sys
 from pathlib import Path
-from idiolect.client.node import supervisor
+from idiolect.client.node import worker
 from idiolect.client.owner.keys import RandomKey
-supervisor.FIRST_WAIT = 0.2
+worker.FIRST_WAIT = 0.2
 key, say = RandomKey(bytes(32)), lambda text: print(text, flush=True)
-supervisor.keep_running(Path(sys.argv[1]), key, say)
+worker.keep_running(Path(sys.argv[1]), key, say)
 """
 
 
@@ -205,14 +204,14 @@ def test_the_keeper_ends_its_worker_when_told(supervisor):
 def test_the_key_is_on_no_command_line_and_in_no_environment(vault):
     certificate = _certificate(vault.path.parent)
     membership.join(vault, Server("127.0.0.1:9", certificate, "00" * 32))
-    worker = supervising._start(vault.path, Passphrase("correct horse battery"))
+    started = worker._start(vault.path, Passphrase("correct horse battery"))
     try:
-        place = Path(f"/proc/{worker.pid}")
+        place = Path(f"/proc/{started.pid}")
         assert b"horse" not in (place / "cmdline").read_bytes()
         assert b"horse" not in (place / "environ").read_bytes()
-        assert worker.wait(60) == 1  # it is not this vault's
+        assert started.wait(60) == 1  # it is not this vault's
     finally:
-        worker.kill()
+        started.kill()
 
 
 @pytest.mark.parametrize(
@@ -244,7 +243,7 @@ def test_no_invitation_is_more_than_it_should_be(tmp_path, change):
 
 def test_the_keeper_ends_where_somebody_must_act_first(vault, monkeypatch):
     """A new worker would end in the same way; one that crashed gets another."""
-    codes = iter([1, -9, supervising.FINAL])
+    codes = iter([1, -9, worker.FINAL])
 
     class Worker:
         def __init__(self) -> None:
@@ -253,18 +252,18 @@ def test_the_keeper_ends_where_somebody_must_act_first(vault, monkeypatch):
         def poll(self) -> int:
             return self.returncode
 
-    monkeypatch.setattr(supervising, "_start", lambda *_: Worker())
-    monkeypatch.setattr(supervising, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(worker, "_start", lambda *_: Worker())
+    monkeypatch.setattr(worker, "FIRST_WAIT", 0.01)
     said: list[str] = []
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     try:
-        code = supervising.keep_running(vault.path, RandomKey(bytes(32)), said.append)
+        code = worker.keep_running(vault.path, RandomKey(bytes(32)), said.append)
     finally:
         for number, handler in zip(
             (signal.SIGTERM, signal.SIGINT), before, strict=True
         ):
             signal.signal(number, handler)
-    assert code == supervising.FINAL == 2
+    assert code == worker.FINAL == 2
     assert [one.partition(";")[0] for one in said] == [
         "the node ended with 1",
         "the node ended with -9",

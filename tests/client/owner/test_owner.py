@@ -102,9 +102,9 @@ def test_what_is_forgotten_while_it_is_learnt_stays_forgotten(vault, training, w
     with pytest.raises(Refusal, match="forgotten text that this was made of"):
         owner.train(vault)
     assert adapters.versions(vault) == [] and adapters.active(vault) == 0
-    assert before.number == 1 and vault.count("adapter") == 0
+    assert before.number == 1 and len(list(vault.records("adapter"))) == 0
     training.clear()
-    if vault.count(history.KIND) < owner.FEWEST:
+    if len(list(vault.records(history.KIND))) < owner.FEWEST:
         with pytest.raises(IdiolectError, match="needs 4"):
             owner.train(vault)
     else:  # what is there now can be learnt
@@ -117,7 +117,10 @@ def test_forgetting_what_is_not_learnt_from_costs_nothing(vault, training):
     history.add(vault, pairs("more", 2), "more")  # the newest: they only judge
     training.append(lambda other: owner.forget(other, ["more"]))
     version = owner.train(vault)
-    assert version.sources == ("mail", "notes") and vault.count("adapter") == 1
+    assert (
+        version.sources == ("mail", "notes")
+        and len(list(vault.records("adapter"))) == 1
+    )
 
 
 def test_a_run_that_trains_while_text_is_forgotten_leaves_nothing(vault):
@@ -128,7 +131,7 @@ def test_a_run_that_trains_while_text_is_forgotten_leaves_nothing(vault):
     assert store.read("adapters/sft/device-1.safetensors") is None
     with pytest.raises(Refusal, match="forgotten text"):
         store.write("adapters/sft/device-1.safetensors", b"trained after")
-    assert vault.count("run") == 0
+    assert len(list(vault.records("run"))) == 0
     store.write("round", b"1")  # what it agreed to is not made of text
     assert store.read("round") == b"1"
 
@@ -223,12 +226,12 @@ def judged(
     vault: Vault, shared_by: float, own_by: float, origin: str
 ) -> adapters.Version:
     """Adopt an adapter as a run would."""
-    found = load_reference(owner.configured(vault))
+    found = load_reference(owner.config_of(owner.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     user, learnt = owner.split(history.entries(vault))
     shared, own = moved(zero, shared_by), moved(zero, own_by)
-    trained = owner.Trained(own, "sft", user, learnt, origin)
-    return owner.adopt(vault, Reference(backbone, shared), trained)
+    reference = Reference(backbone, shared)
+    return owner.adopt(vault, reference, own, "sft", (user, learnt), origin)
 
 
 @pytest.fixture
@@ -254,7 +257,7 @@ def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, 
     assert (poor.nll, poor.nll_before, poor.nll_bare) == (0.5, 1.5, 1.0)
     assert (poor.nll_in_use, poor.nll_against) == (0.25, 0.5)
     assert not poor.accepted and adapters.active(vault) == good.number
-    found = load_reference(owner.configured(vault))
+    found = load_reference(owner.config_of(owner.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     assert (
         adapters.latest_shared(vault, backbone, zero) is zero
@@ -313,20 +316,21 @@ def test_what_the_one_in_use_knows_by_heart_does_not_judge(vault, scores):
 def test_learning_to_avoid_something_may_cost_a_little(vault, scores):
     judged(vault, 0.0, 1.0, "")
     history.judge(vault, Entry(Prompt("", "no?"), "never"), False)
-    reference = load_reference(owner.configured(vault))
+    reference = load_reference(owner.config_of(owner.settings(vault)))
     user, learnt = owner.split(history.entries(vault))
     for by, accepted in ((0.94, False), (0.96, True), (0.95, False)):
         lora = moved(reference.adapter, by)
-        trained = owner.Trained(lora, "c-bpo", user, learnt)
-        found = owner.adopt(vault, reference, trained)
+        found = owner.adopt(vault, reference, lora, "c-bpo", (user, learnt))
         assert found.accepted == accepted, by
 
 
 def test_reset_goes_back_to_the_bare_model(vault, scores):
     one = judged(vault, 0.5, 0.25, "a run")
-    assert adapters.active(vault) == one.number and vault.count("shared") == 1
+    assert (
+        adapters.active(vault) == one.number and len(list(vault.records("shared"))) == 1
+    )
     adapters.reset(vault)
-    found = load_reference(owner.configured(vault))
+    found = load_reference(owner.config_of(owner.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     assert (
         adapters.active(vault) == 0
@@ -341,16 +345,16 @@ def test_reset_goes_back_to_the_bare_model(vault, scores):
 
 def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
     poor = judged(vault, 0.5, -1.0, "a run")
-    assert not poor.accepted and vault.count("shared") == 1
+    assert not poor.accepted and len(list(vault.records("shared"))) == 1
     store = VaultStore(vault, "spring")
     store.write("adapters/sft/device-1.safetensors", b"x")
     store.write("devices/device-1.json", b"{}")
     membership.join(vault, membership.Server("one.example:1", "pem", "00" * 32))
     membership.leave(vault)
-    found = load_reference(owner.configured(vault))
+    found = load_reference(owner.config_of(owner.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     assert adapters.latest_shared(vault, backbone, zero) is zero
-    assert vault.count("shared") == 0
+    assert len(list(vault.records("shared"))) == 0
     assert [s.kind for s in vault.sources() if s.kind == "run"] == []
     assert store.read("devices/device-1.json") == b"{}"  # what it took part in counts
     assert len(adapters.versions(vault)) == 1
@@ -359,7 +363,7 @@ def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
 def test_an_adapter_that_may_be_used_keeps_what_is_below_it(vault, scores):
     one = judged(vault, 0.5, 0.25, "a run")
     membership.leave(vault)
-    found = load_reference(owner.configured(vault))
+    found = load_reference(owner.config_of(owner.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     shared, _ = adapters.adapter(vault, backbone, zero)
     assert one.accepted and any(b.any() for b in shared.b.values())

@@ -41,7 +41,7 @@ def test_one_run_bound(
 ) -> None:
     bound = attacks.one_run_bound(guesses, correct, canaries, DELTA)
     assert bound == pytest.approx(expected, abs=0.005)
-    best = attacks.largest_detectable(guesses, canaries, DELTA)
+    best = attacks.one_run_bound(guesses, guesses, canaries, DELTA)
     assert bound <= best
     assert (bound == best) == (correct == guesses)
 

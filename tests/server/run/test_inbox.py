@@ -454,7 +454,8 @@ def test_a_task_that_cannot_be_sent_fails_alone(monkeypatch, error, task):
         (n, ShareRequest("r", f"s/{n}", flatten(run.config), "", (f"u{n}",)))
         for n in (1, 2, 3)
     ]
-    asking = exchange.Asking(run, exchange.Exchange("p", "", "query.x", 0.0), 0.0)
+    step = exchange.Exchange("p", "", "query.x", 0.0)
+    asking = exchange.Asking(run, step, cast(Any, None), cast(Any, None), MOST)
     asking.add(tasks)
     again = (2, 3) if error in PASSING else (3,)
     assert grid.sent == list(again)

@@ -5,6 +5,8 @@ import json
 import math
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -88,15 +90,14 @@ def test_the_vote_is_planned_for_everybody_who_may_vote():
             "privacy.delta": 1e-3,
         }
     )
-    people = budget.population(config, 40, 30)
+    dataset = cast(Any, SimpleNamespace(users=range(40), development=range(30)))
+    people = budget.population_of(config, dataset)
     assert (people.adapting, people.everybody) == (30, 70)
-    noise = budget.noise_of(config, people)
     ledger = budget.new_ledger(None, config, people)
     assert ledger.population == 70
     for number in range(config.adapt.rounds):
-        event = budget.adapt_event(config, noise, people)
-        budget.charge(ledger, event, config, number)
-    budget.charge(ledger, budget.vote_event(config, noise, people), config, 0)
+        budget.charge(ledger, config, people, "adapt", number)
+    budget.charge(ledger, config, people, "votes", 0)
     assert ledger.spent().release <= config.privacy.epsilon
 
 
@@ -249,12 +250,10 @@ def test_the_clip_follows_the_quantile(central):
 
 def test_the_clip_bit_is_part_of_its_rounds_event():
     config = parse({"privacy.mode": "central", "adapt.clip-quantile": 0.5})
-    event = budget.adapt_event(config, budget.Noise(1.0, 1.0, 1.0), PEOPLE)
+    event = budget.events(config, 1.0, PEOPLE)["adapt"]
     assert event.clip_bit_z == 10.0
     fixed = parse({"privacy.mode": "central"})
-    assert (
-        budget.adapt_event(fixed, budget.Noise(1.0, 1.0, 1.0), PEOPLE).clip_bit_z == 0
-    )
+    assert budget.events(fixed, 1.0, PEOPLE)["adapt"].clip_bit_z == 0
 
 
 @pytest.mark.parametrize(("within", "expected"), [(0, 0.1), (10, -0.1), (5, 0.0)])
@@ -723,8 +722,9 @@ def test_a_lost_ledger_is_not_begun_anew(central):
 
 def test_nobody_is_asked_twice_in_a_refused_round(central):
     with pytest.raises(BudgetSpent):
-        ledger = budget.new_ledger(None, parse({"privacy.mode": "central"}), PEOPLE)
-        budget.charge(ledger, budget.Event("adapt", 0.01), parse({}), 0)
+        config = parse({"privacy.mode": "central", "privacy.noise": 0.01})
+        ledger = budget.new_ledger(None, config, PEOPLE)
+        budget.charge(ledger, config, PEOPLE, "adapt", 0)
 
 
 def test_a_reply_that_comes_twice_counts_once(central):
@@ -766,7 +766,9 @@ def test_the_private_command_of_the_readme_has_a_finite_epsilon():
     given = dict(word.split("=", 1) for word in words if word != "-c")
     config = parse({name: parse_word(name, value) for name, value in given.items()})
     assert budget.unprotected(config) == []
-    people = budget.population(config, config.users, config.development_users)
+    counts = {"users": config.users, "development": config.development_users}
+    dataset = SimpleNamespace(**{key: range(count) for key, count in counts.items()})
+    people = budget.population_of(config, cast(Any, dataset))
     planned = budget.programme(config, budget.noise_of(config, people), people)
     assert {event.stage for event in planned} == {"adapt", "votes", "metrics"}
     assert 7.9 < epsilons(planned, config.privacy.delta).release <= 8

@@ -272,7 +272,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_write_and_load_through_latest(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "latest").symlink_to("one")
-    results.write(tmp_path / "one", make())
+    results.write_json(tmp_path / "one" / "results.json", make())
     assert results.load(str(tmp_path), "latest") == json.loads(json.dumps(make()))
 
 
@@ -338,10 +338,10 @@ def test_runs_are_listed_by_their_start(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / ".scratch").mkdir()
     (tmp_path / "latest").symlink_to("a")
-    lines = list(results.runs(str(tmp_path)))
-    assert [line.name for line in lines] == ["broken", "b", "a"]
-    assert (lines[1].users, lines[1].state) == (3, "interrupted")
-    assert lines[0].task == "?"
+    lines = results.runs(str(tmp_path))
+    assert [line["name"] for line in lines] == ["broken", "b", "a"]
+    assert (lines[1]["users"], lines[1]["state"]) == (3, "interrupted")
+    assert lines[0]["task"] == "?"
 
 
 # --- tables ----------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from rich.console import Console
 from idiolect.common.data.load import TEXT
 from idiolect.common.data.types import Dataset
 from idiolect.common.errors import IdiolectError
-from idiolect.common.protocol.messages import HelloReply, HelloRequest
+from idiolect.common.protocol.messages import HelloRequest, Request
 from idiolect.server.run import exchange, hello
-from idiolect.server.run.exchange import Asking, Exchange, meet
+from idiolect.server.run.exchange import Asking, Exchange
+from idiolect.server.run.inbox import limits
 from idiolect.server.run.live import LiveRun
 from idiolect.server.simulate.progress import Display
 
@@ -35,6 +36,7 @@ def clock(monkeypatch) -> Clock:
     made = Clock()
     fake = SimpleNamespace(monotonic=lambda: made.now, sleep=made.sleep, time=time.time)
     monkeypatch.setattr(exchange, "time", fake)
+    monkeypatch.setattr(hello, "time", fake)
     return made
 
 
@@ -58,17 +60,25 @@ def running(
     inbox = Inbox(clock, answers)
     config = SimpleNamespace(deadline=600.0, users=users, on_devices=True)
     cost = SimpleNamespace(seconds={})
+    told: list[dict] = []
     run = SimpleNamespace(
         config=config,
-        state=SimpleNamespace(cost=cost),
+        state=SimpleNamespace(cost=cost, devices=[]),
         inbox=inbox,
+        journal=SimpleNamespace(write=told.append),
+        told=told,
+        nodes={},
+        nameless=str,
+        head=lambda step, users: vars(Request("r", step, {}, "", users)),
+        dataset=Dataset(TEXT, ()),
+        save=lambda: None,
         slow=set(),
         holds={},
-        signing_key=b"",
+        signing_key=bytes(32),
         salt=b"",
     )
 
-    def send(_run: Any, node: int, _seal: Any, _kind: str) -> str:
+    def send(_run: Any, node: int, *_: Any) -> str:
         inbox.nodes[f"m{node}"] = node
         return f"m{node}"
 
@@ -77,34 +87,35 @@ def running(
     monkeypatch.setattr(
         exchange,
         "_receive",
-        lambda _run, _what, answer, _request, _read: _taken(answer),
+        lambda _run, _what, answer, request, _read: _taken(answer, request),
     )
     return cast(LiveRun, run)
 
 
-def _taken(answer: Any) -> Any:
+def _taken(answer: Any, request: HelloRequest) -> Any:
     if isinstance(answer, IdiolectError):
         raise answer
-    return SimpleNamespace(errors={}, users=())
+    return SimpleNamespace(errors={}, users=(), step=request.step)
 
 
 def task(node: int) -> tuple[int, HelloRequest]:
     return node, HelloRequest("r", f"hello/{node}", {}, "", (), key="k")
 
 
-def met(run: LiveRun, waves: list[list[int]], needed: int) -> tuple[dict, list[dict]]:
-    joined: list[Any] = []
-    heard: list[dict] = []
-    errors = meet(
-        run,
-        EXCHANGE,
-        lambda: [task(node) for node in (waves.pop(0) if waves else [])],
-        lambda record: cast(HelloReply, record),
-        lambda reply: joined.append(reply) or reply,
-        lambda: len(joined) >= needed,
-        lambda failed: heard.append(dict(failed)),
+def met(run: LiveRun, waves: list[list[int]], monkeypatch) -> tuple[dict, list[dict]]:
+    """What came of meeting devices that come in waves, and what was told meanwhile."""
+    here: set[int] = set()
+
+    def online(_run: Any) -> set[int]:
+        here.update(waves.pop(0) if waves else [])
+        return here
+
+    monkeypatch.setattr(hello, "online", online)
+    monkeypatch.setattr(hello, "mismatch", lambda *_: "")
+    monkeypatch.setattr(
+        hello, "_enlist", lambda run, node, _: run.nodes.update({node: node}) or ""
     )
-    return errors, heard
+    return hello.meet(run, cast(Any, None)), cast(Any, run).told
 
 
 REFUSED = IdiolectError("the owner has paused this device.")
@@ -115,9 +126,10 @@ def test_where_all_have_answered_and_one_refused_nobody_is_waited_for_long(
 ):
     """Ten seconds for another to take the place, and not the deadline of ten minutes."""
     answers = {1: (1001.0, "yes"), 2: (1003.0, REFUSED)}
-    errors, heard = met(running(clock, answers, 2, monkeypatch), [[1, 2]], 2)
-    assert errors == {"hello/2": str(REFUSED)}
-    assert heard[-1] == errors and heard[0] == {}
+    run = running(clock, answers, 2, monkeypatch)
+    errors, told = met(run, [[1, 2]], monkeypatch)
+    assert errors == {"device-2": str(REFUSED)}
+    assert told[-1]["why"] == str(REFUSED) and told[0]["refused"] == 0
     assert 1013.0 < clock.now < 1015.0
 
 
@@ -125,22 +137,23 @@ def test_one_that_comes_in_that_time_takes_the_place(clock, monkeypatch):
     answers = {1: (1001.0, "yes"), 2: (1002.0, REFUSED), 3: (1009.0, "yes")}
     # It is online at the tenth look; the first nine take less than ten seconds.
     waves = [[1, 2], *[[] for _ in range(8)], [3]]
-    errors, _ = met(running(clock, answers, 2, monkeypatch), waves, 2)
-    assert errors == {"hello/2": str(REFUSED)}
+    errors, _ = met(running(clock, answers, 2, monkeypatch), waves, monkeypatch)
+    assert errors == {"device-2": str(REFUSED)}
     assert 1009.0 <= clock.now < 1011.0
 
 
 def test_fewer_than_needed_are_waited_for_until_the_deadline(clock, monkeypatch):
     """Only one of two is there, and it refuses: the second may still be started."""
-    errors, _ = met(running(clock, {1: (1001.0, REFUSED)}, 2, monkeypatch), [[1]], 2)
-    assert errors == {"hello/1": str(REFUSED)}
+    run = running(clock, {1: (1001.0, REFUSED)}, 2, monkeypatch)
+    errors, _ = met(run, [[1]], monkeypatch)
+    assert errors == {"device-1": str(REFUSED)}
     assert clock.now >= 1600.0
 
 
 def test_one_that_is_silent_is_waited_for_until_the_deadline(clock, monkeypatch):
     run = running(clock, {1: (1001.0, "yes")}, 2, monkeypatch)
-    errors, _ = met(run, [[1, 2]], 2)
-    assert "no answer within 600 s" in errors["hello/2"]
+    errors, _ = met(run, [[1, 2]], monkeypatch)
+    assert "no answer within 600 s" in errors["device-2"]
     assert clock.now >= 1600.0 and run.slow == {2}
 
 
@@ -156,10 +169,11 @@ def test_one_that_is_silent_is_waited_for_until_the_deadline(clock, monkeypatch)
 )
 def test_what_is_settled(clock, monkeypatch, asked, answered, later, expected):
     run = running(clock, {}, 2, monkeypatch)
-    asking: Asking[Any] = Asking(run, EXCHANGE, clock.now)
+    same = cast(Any, lambda reply: reply)
+    asking: Asking[Any] = Asking(run, EXCHANGE, same, same, limits({}, 0))
     asking.add([task(node) for node in range(asked)])
     for node in range(answered):
-        asking.take(f"m{node}", cast(Any, REFUSED), lambda r: r, lambda r: r)
+        asking.take(f"m{node}", cast(Any, REFUSED))
     clock.now += later
     assert asking.settled(2) is expected
 
@@ -175,10 +189,10 @@ def events_of(looks: list[tuple[int, int, dict[str, str]]]) -> list[dict]:
         journal=SimpleNamespace(write=written.append),
         nameless=lambda text: text.replace("anna", "a user"),
     )
-    waiting = hello.Waiting(cast(LiveRun, run), 1000.0)
+    told: tuple[int, ...] = ()
     for joined, asked, refused in looks:
         run.nodes = dict.fromkeys(range(joined))
-        waiting.look(asked, refused)
+        told = hello.tell_waiting(cast(LiveRun, run), told, asked, refused, 1000.0)
     return written
 
 
@@ -200,23 +214,17 @@ def shown(event: dict) -> str:
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_who_was_refused_is_named_as_everywhere(monkeypatch):
+def test_who_was_refused_is_named_as_everywhere(clock, monkeypatch):
     """By its name of a device, and not by the step in which it was asked."""
-    told: dict[str, str] = {}
-    run = SimpleNamespace(
-        config=SimpleNamespace(deadline=1.0, users=1),
-        state=SimpleNamespace(devices=[]),
-        nodes={},
-        journal=SimpleNamespace(write=lambda _: None),
-        nameless=str,
-        dataset=Dataset(TEXT, ()),
-        save=lambda: None,
-    )
-    monkeypatch.setattr(hello, "meet", lambda *_: {"hello/7": str(REFUSED)})
+    reported: dict[str, str] = {}
+    run = running(clock, {7: (1001.0, REFUSED)}, 1, monkeypatch)
+    monkeypatch.setattr(hello, "online", lambda _: {7})
     monkeypatch.setattr(hello, "require", lambda *_: None)
-    monkeypatch.setattr(hello, "report", lambda _run, _step, said: told.update(said))
-    hello._meet_devices(cast(LiveRun, run), cast(Any, None))
-    assert told == {"device-7": str(REFUSED)}
+    monkeypatch.setattr(
+        hello, "report", lambda _run, _step, said: reported.update(said)
+    )
+    hello._meet_devices(run, cast(Any, None))
+    assert reported == {"device-7": str(REFUSED)}
 
 
 def test_the_line_says_how_many_who_refused_why_and_until_when():

@@ -131,7 +131,7 @@ def start(network: str) -> Iterator[Started]:
     (app / "waiting.py").write_text(APP)
     config = parse({"users": 2, "data": str(base)})
     (base / "run.toml").write_text(to_toml(config))
-    results.write(base, make())
+    results.write_json(base / "results.json", make())
     plan = planning.Plan(app, config, base / "runs" / "one", 2)
     words = [str(app), str(base / "run.toml"), str(plan.folder), network]
     # A module that lies where the caller is must not become the run's.

@@ -102,7 +102,7 @@ def plan(tmp_path: Path, temporary: Path) -> planning.Plan:
     (app / "fake.py").write_text(FAKE)
     config = parse({"users": 2, "data": str(tmp_path)})
     (tmp_path / "config.toml").write_text(to_toml(config))
-    results.write(tmp_path, make())
+    results.write_json(tmp_path / "results.json", make())
     output.mkdir()
     return planning.Plan(app, config, output / "one", 1)
 
@@ -492,7 +492,7 @@ def test_a_finished_run_is_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_of(tmp_path, "start", "finished")
-    results.write(tmp_path / "one", make())
+    results.write_json(tmp_path / "one" / "results.json", make())
     monkeypatch.setattr(launch, "start", None)  # would raise
     plan = prepare(f"run.folder={tmp_path}", "run.resume=one")
     assert launch.simulate(plan, console())["run"]["task"] == "headline"

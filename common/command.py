@@ -21,7 +21,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .errors import DefectError, IdiolectError
 from .files import write_new
@@ -85,8 +85,6 @@ def carry_out(
     make_encodable()
     given = sys.argv[1:] if arguments is None else list(arguments)
     folder: list[Path] = []
-    if arguments is None:
-        guard_process(lambda error: _defect(error, folder, quote))
 
     def run() -> int:
         options = make().parse_args(given)
@@ -94,12 +92,25 @@ def carry_out(
             folder.append(beside(options))
         return options.run(options)
 
+    def defect(error: BaseException) -> str:
+        place = keep_traceback(error, folder[0] if folder else None, quote)
+        return (
+            f"idiolect has a defect ({one_line(summary(error))[:300]}): {place}; start "
+            "the command again, and if it fails again, report it with that file."
+        )
+
+    if arguments is None:
+        guard_process(defect)
     try:
-        code, text, short = _outcome(run, lambda error: _defect(error, folder, quote))
+        code, text, short = _outcome(run, defect)
         if text:
             complain(text, code, "--json" in given)
         if short and arguments is None:
-            _end_now(code)
+            # Without the interpreter's cleanup: a thread of a library that got no memory
+            # can wait for a lock forever. All our own files are closed by now.
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+            os._exit(code)
         return code
     except BrokenPipeError:
         return _forget_output()
@@ -200,26 +211,6 @@ def _short_of_memory(error: BaseException) -> bool:
     return seen is not None
 
 
-def _end_now(code: int) -> NoReturn:
-    """End this process without the interpreter's cleanup.
-
-    A thread of a library that got no memory can wait for a lock forever, and the
-    interpreter would wait for that thread. All our own files are closed by then.
-    """
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.flush()
-    os._exit(code)
-
-
-def _defect(error: BaseException, folder: Sequence[Path], quote: bool) -> str:
-    """Write a traceback to a private file; return the sentence about it."""
-    place = keep_traceback(error, folder[0] if folder else None, quote)
-    return (
-        f"idiolect has a defect ({one_line(summary(error))[:300]}): {place}; start the "
-        "command again, and if it fails again, report it with that file."
-    )
-
-
 def summary(error: BaseException) -> str:
     """Return the kind and the message of an exception."""
     return ": ".join(filter(None, (type(error).__name__, str(error))))
@@ -242,14 +233,12 @@ def keep_traceback(
     text = "".join(traceback.format_exception(error) if quote else frames)
     data = lines(text).encode()
     name = hashlib.sha256("".join(frames).encode(errors="replace")).hexdigest()[:10]
-    try:
+    with contextlib.suppress(OSError):
         if folder is not None and folder.is_dir():
             file = folder.absolute() / f"idiolect-error-{name}.txt"
             with contextlib.suppress(FileExistsError):
                 write_new(file, data)
             return f"its traceback is in {file}"
-    except OSError:
-        pass
     try:
         handle, file = tempfile.mkstemp(".txt", "idiolect-error-")
         with open(handle, "wb") as stream:
@@ -276,22 +265,16 @@ def _frames(error: BaseException) -> list[str]:
 def guard_process(sentence: Callable[[BaseException], str]) -> None:
     """Report uncaught exceptions of threads, and those at the end, in one sentence too."""
 
-    def thread(found: threading.ExceptHookArgs) -> None:
-        if found.exc_value is not None and found.exc_type is not SystemExit:
-            complain(sentence(found.exc_value), DEFECT)
-
-    def ignored(found: Any) -> None:
-        if not isinstance(found.exc_value, BrokenPipeError | KeyboardInterrupt | None):
-            complain(sentence(found.exc_value), DEFECT)
-
-    def uncaught(_: type, error: BaseException, __: Any) -> None:
-        # A second Ctrl-C while the first one is handled.
-        if not isinstance(error, KeyboardInterrupt):
+    def report(error: BaseException | None, *silent: type[BaseException]) -> None:
+        if error is not None and not isinstance(error, silent):
             complain(sentence(error), DEFECT)
 
-    sys.excepthook = uncaught
-    threading.excepthook = thread
-    sys.unraisablehook = ignored
+    # Ctrl-C: a second one while the first is handled.
+    sys.excepthook = lambda _kind, error, _trace: report(error, KeyboardInterrupt)
+    threading.excepthook = lambda found: report(found.exc_value, SystemExit)
+    sys.unraisablehook = lambda found: report(
+        found.exc_value, BrokenPipeError, KeyboardInterrupt
+    )
 
 
 def _unread() -> bool:

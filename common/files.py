@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 
 def home() -> Path:
@@ -86,9 +87,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(partial, "wb", opener=private) as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+            _put(stream, data)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)  # a full disk is not made fuller
@@ -104,15 +103,19 @@ def write_new(path: Path, data: bytes) -> None:
     OSError
         It is there already, or cannot be written; nothing is left of it.
     """
-    number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    try:
-        with open(number, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    with open(path, "xb", opener=private) as stream:
+        try:
+            _put(stream, data)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _put(stream: BinaryIO, data: bytes) -> None:
+    """Write so that a crash afterwards loses nothing."""
+    stream.write(data)
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def sync_folder(path: Path) -> None:

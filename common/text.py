@@ -20,13 +20,10 @@ from typing import Any, TextIO
 
 # Joiners and the soft hyphen belong to words of several scripts and show nothing by
 # themselves: they are left out. Everything else that does not print is marked.
-_JOINERS = dict.fromkeys(map(ord, "\u00ad\u200c\u200d"))
+_REPLACED = dict.fromkeys(map(ord, "\u00ad\u200c\u200d"))
 # Other characters whose Unicode category is "space": they take up room and do no more.
-_SPACES = dict.fromkeys(
-    map(
-        ord, "\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
-    ),
-    " ",
+_REPLACED |= dict.fromkeys(
+    (0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000), " "
 )
 MARK = "\ufffd"
 LONGEST = 500  # characters of somebody else's sentence
@@ -49,7 +46,7 @@ def printable(text: str, longest: int = LONGEST) -> str:
         Every character of it is printable in the sense of `str.isprintable`; what was
         not is U+FFFD.
     """
-    text = text[:longest].translate(_JOINERS).translate(_SPACES)
+    text = text[:longest].translate(_REPLACED)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else MARK for c in text)
@@ -97,8 +94,7 @@ def wrapped(line: str, width: int) -> str:
 def tell_json(value: Any, indent: int | None = None) -> None:
     """Print a value as JSON of printable ASCII: nothing is lost, all else is escaped."""
     # `json` leaves DEL as it is.
-    text = json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
-    print(text, flush=True)
+    print(json.dumps(value, indent=indent).replace("\x7f", "\\u007f"), flush=True)
 
 
 def make_encodable() -> None:

@@ -9,15 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from .common.config import UNTRAINED, Scalar, parse
 from .common.data.types import Item, Prompt, User
 from .common.engine.adapters import Lora, attached, export_peft, import_peft
 from .common.engine.gguf import converted
 from .common.engine.reference import Reference, load_reference
 from .common.engine.scoring import generate, score_users
-from .common.errors import IdiolectError
+from .common.errors import IdiolectError, refuse_if
 from .common.methods.evaluation import held_out_nll
 from .common.methods.personalise import Personal, personalise
 from .common.unlabeled.sets import Unlabeled, UnlabeledSet
@@ -76,7 +74,14 @@ def load(
     }
     reference = load_reference(parse(settings))
     if shared is not None:
-        lora = _on(reference.backbone.device, import_peft(Path(shared).expanduser()))
+        read, device_of = (
+            import_peft(Path(shared).expanduser()),
+            reference.backbone.device,
+        )
+        a, b = (
+            {n: t.to(device_of) for n, t in part.items()} for part in (read.a, read.b)
+        )
+        lora = Lora(a, b, read.scaling)
         with attached(reference.backbone, lora):  # refuses one of another model
             reference = reference.with_shared(lora)
     return Model(reference, settings)
@@ -104,11 +109,11 @@ class Policy:
         Samples are drawn from torch's global generator (``torch.manual_seed``).
         """
         backbone = self.reference.backbone
-        if not 0 < max_new_tokens < backbone.context:
-            raise IdiolectError(
-                f"{max_new_tokens} new tokens do not fit into a context of "
-                f"{backbone.context}: ask for fewer, or load with a larger max_length."
-            )
+        refuse_if(
+            not 0 < max_new_tokens < backbone.context,
+            f"{max_new_tokens} new tokens do not fit into a context of "
+            f"{backbone.context}: ask for fewer, or load with a larger max_length.",
+        )
         budget = backbone.context - max_new_tokens
         ids, _ = backbone.encode_prompt(Prompt("", prompt), budget, "the prompt")
         adapters = [self.reference.shared, self.own]
@@ -203,13 +208,12 @@ class Model(Policy):
             **(config or {}),
         }
         chosen, users = parse(keys), [_user(*entry) for entry in people.items()]
-        if not users:
-            raise IdiolectError("people is empty: give {name: pairs} of one at least.")
-        if method in UNTRAINED:
-            raise IdiolectError(
-                f"method '{method}' trains no adapter: use sft, c-bpo or another one of "
-                "docs/library.md."
-            )
+        refuse_if(not users, "people is empty: give {name: pairs} of one at least.")
+        refuse_if(
+            method in UNTRAINED,
+            f"method '{method}' trains no adapter: use sft, c-bpo or another one of "
+            "docs/library.md.",
+        )
         if against is not None:  # `parse` refuses this kind, which no device can have
             chosen = replace(chosen, unlabeled=replace(chosen.unlabeled, kind="others"))
         rate, unlabeled = chosen.learning_rate_list[0], _unlabeled(against, users)
@@ -267,15 +271,15 @@ def _unlabeled(
     against: Sequence[Pair] | str | None, users: Sequence[User]
 ) -> UnlabeledSet:
     """The unlabeled set, in which each item knows its author, if that is a user."""
-    if isinstance(against, str) and against != "others":
-        raise IdiolectError(
-            f'against is {against!r}: give a list of pairs, "others" or None.'
-        )
+    refuse_if(
+        isinstance(against, str) and against != "others",
+        f'against is {against!r}: give a list of pairs, "others" or None.',
+    )
     if isinstance(against, str):
         written = [(item, user.id) for user in users for item in user.history]
     else:
-        written = [] if against is None else _items("against", against)
-        written = [(item, "") for item, _ in written]
+        items = [] if against is None else _items("against", against)
+        written = [(item, "") for item, _ in items]
     return UnlabeledSet(tuple(Unlabeled(item, 1.0, name) for item, name in written))
 
 
@@ -309,11 +313,5 @@ def _items(name: str, pairs: Sequence[Pair]) -> list[tuple[Item, bool]]:
                 "both are strings, and the text is not empty."
             )
         found.append((Item(place, Prompt("", prompt), text), label))
-    if not found:
-        raise IdiolectError(f"{name}: there are no pairs; give at least one.")
+    refuse_if(not found, f"{name}: there are no pairs; give at least one.")
     return found
-
-
-def _on(device: torch.device, lora: Lora) -> Lora:
-    a, b = ({n: t.to(device) for n, t in part.items()} for part in (lora.a, lora.b))
-    return Lora(a, b, lora.scaling)

@@ -419,7 +419,7 @@ def test_no_canary_is_in_the_traffic_or_in_a_file_of_the_server(
     """What is in clear at the server's handlers, and all it writes and prints."""
     agree(vaults, **CLEAR, items="clear")
     more = {"unlabeled.support": 1, "unlabeled.buckets": 2}
-    for module in ("common.unlabeled.offers", "server.run.remote"):
+    for module in ("common.unlabeled.votes", "server.run.remote"):
         monkeypatch.setattr(f"idiolect.{module}.OFFERED", 20)
     grid = DeviceGrid(vaults)
     folder = run(settings | more | {"unlabeled.kind": kind}, grid)

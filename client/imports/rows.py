@@ -5,8 +5,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from ...common.data.cleaning import missing
-from ...common.data.repair import DAMAGED, repaired
+from ...common.data.cleaning import DAMAGED, missing, repaired
 from ..owner.history import CONTROL, LONGEST, clean
 
 # What a messenger writes in the place of a picture, in texts that passed through its app.

@@ -56,9 +56,8 @@ from ...common.protocol.messages import (
 from ...common.protocol.packing import pack
 from ...common.protocol.quantization import update_codes
 from ...common.protocol.signed import MissingParts, brought, complete, read_sealed
-from ...common.unlabeled.offers import offer_marks, supported_offers
 from ...common.unlabeled.sets import Unlabeled, fingerprint
-from ...common.unlabeled.votes import user_vote
+from ...common.unlabeled.votes import marks, offers, supported_offers, user_vote
 from ..owner.consent import Refusal
 from . import state
 from .agreement import check_manifest, check_set, handed_out, taking_part
@@ -149,7 +148,7 @@ def _votes(request: VoteRequest, node: Node) -> VoteReply:
 
     def choose(user: User) -> np.ndarray:
         if config.unlabeled.kind == "anonymised":
-            return offer_marks(request.bank, user, config)
+            return marks(request.bank, offers(user))
         return user_vote(resident(config), request.bank, user, config)
 
     done, errors = each_alone(node, willing, choose)
@@ -176,7 +175,7 @@ def _offer(request: OfferRequest, node: Node) -> OfferReply:
 
     def choose(user: User) -> tuple[Item, ...]:
         check_manifest(request, node, user, content, "bank")
-        return tuple(supported_offers(request.bank, supported, user, config))
+        return tuple(supported_offers(request.bank, supported, user))
 
     done, errors = each_alone(node, node.users, choose)
     return OfferReply(**reply_head(request, node, tuple(done), errors), items=done)

@@ -1,9 +1,8 @@
 """The configuration: its keys, how it is parsed, and what of it is written where.
 
 `keys` says which keys there are and what each affects, `methods` which methods, `presets`
-holds files of values; `values` and `checks` refuse what cannot be, `parse` reads and
-writes, `options` are those of the command, `old` knows the names of earlier versions, and
-`page` generates the table of keys.
+holds files of values; `checks` refuses what cannot be, `parse` reads and writes, `old`
+knows the names of earlier versions, and `page` generates the table of keys.
 """
 
 from .checks import largest_delta
@@ -33,13 +32,14 @@ from .keys import (
     flatten,
 )
 from .methods import METHODS, SETLESS, UNTRAINED
-from .options import RunOptions, parse_run
 from .parse import (
+    RunOptions,
     absolute_backbone,
     differences,
     flat_toml,
     from_toml,
     parse,
+    parse_run,
     parse_word,
     to_toml,
 )

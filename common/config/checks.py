@@ -1,19 +1,88 @@
-"""Values that are fine by themselves and contradict each other."""
+"""What a configuration may not say: wrong values, and values that contradict each other."""
 
+import difflib
 import math
+from typing import cast
 
-from ..errors import IdiolectError
+from ..errors import IdiolectError, refuse_if
+from ..text import printable
 from .keys import (
+    FIELDS,
+    LONGEST,
+    LONGEST_NAME,
+    MOST_INT,
     MOST_PASSES,
     MOST_RATE,
     MOST_RATES,
     PERSONAS,
     Config,
+    Scalar,
     defaults,
     flatten,
 )
 from .methods import METHODS, UNTRAINED
-from .values import quoted, refused
+
+Contradiction = tuple[bool, tuple[str, ...], str]  # whether, between which keys, why
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def check(name: str, value: object) -> Scalar:
+    """Return the value in its declared type, or say what is wrong with it."""
+    entry = FIELDS.get(name)
+    if entry is None:
+        near = difflib.get_close_matches(name[:LONGEST_NAME], FIELDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "see docs/configuration.md."
+        raise IdiolectError(f"unknown config key '{printable(name, 80)}': {hint}")
+    wanted = type(entry.default)
+    # Within these bounds only: what no float holds is out of range as it is.
+    if wanted is float and type(value) is int and abs(value) <= MOST_INT:
+        value = float(value)
+    number = type(value) in (int, float) and wanted in (int, float)
+    low, high = entry.metadata["low"], entry.metadata["high"]
+    endless = type(value) is float and value == math.inf and entry.metadata["infinite"]
+    if number and not (low <= cast(float, value) <= high or endless):
+        raise refused(name, value, f"it must lie in [{low:g}, {high:g}]")
+    if type(value) is not wanted:
+        raise IdiolectError(
+            f"config key '{name}' takes {_TYPES[wanted]}, not {quoted(value)}: "
+            f"{entry.metadata['help']}."
+        )
+    if isinstance(value, str):
+        return check_text(name, value, choices=entry.metadata["choices"])
+    return cast(Scalar, value)
+
+
+def check_text(
+    name: str, value: str, *, choices: tuple[str, ...] = (), longest: int = LONGEST
+) -> str:
+    """Return a text, if it is valid Unicode, not too long, and one of the choices."""
+    refuse_if(
+        len(value) > longest,
+        f"config key '{name}' has {len(value)} characters: at most {longest} are "
+        "allowed.",
+    )
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        raise refused(name, value, "it is not valid Unicode text") from None
+    if choices and value not in choices:
+        listed = ", ".join(filter(None, choices))
+        raise refused(name, value, f"use one of {listed}")
+    return value
+
+
+def refused(name: str, value: object, why: str) -> IdiolectError:
+    """Say why one key cannot have its value."""
+    return IdiolectError(f"config key '{name}' is {quoted(value)}: {why}.")
+
+
+def quoted(value: object) -> str:
+    """Return a value as a sentence quotes it, whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python writes
+        return "something that cannot be written down"
+    return printable(text if len(text) <= 80 else text[:79] + "…", 80)
 
 
 def largest_delta(config: Config) -> float:
@@ -28,12 +97,12 @@ def _together(config: Config, names: tuple[str, ...], why: str) -> IdiolectError
     with its value and where that comes from.
     """
     values, usual = flatten(config), defaults()
-    words = {name: f"'{name}' is {quoted(values[name])}" for name in names}
-    given = [words[name] for name in names if values[name] != usual[name]]
-    standing = [
-        f"{words[name]} by default" for name in names if values[name] == usual[name]
+    untouched = {name: values[name] == usual[name] for name in names}
+    words = [
+        f"'{name}' is {quoted(values[name])}{' by default' if untouched[name] else ''}"
+        for name in sorted(names, key=untouched.__getitem__)
     ]
-    return IdiolectError(f"config key {' and '.join(given + standing)}: {why}.")
+    return IdiolectError(f"config key {' and '.join(words)}: {why}.")
 
 
 def check_together(config: Config) -> None:
@@ -45,16 +114,13 @@ def check_together(config: Config) -> None:
         It names the keys, with "by default" behind those that nobody set.
     """
     _check_methods(config)
-    _check_rates(config)
-    _check_alpha(config)
-    _check_development(config)
-    _check_work(config)
-    if config.privacy.mode == "off":
-        _check_without_ledger(config)
-    else:
-        _check_privacy(config)
-        if config.privacy.metrics == "noisy":
-            _check_noisy_metrics(config)
+    _check_numbers(config)
+    for wrong, names, why in (
+        *_contradictions(config),
+        *_contradictions_of_privacy(config),
+    ):
+        if wrong:
+            raise _together(config, names, why)
     if config.on_devices:
         _check_devices(config)
 
@@ -66,21 +132,24 @@ def _check_methods(config: Config) -> None:
         ("methods", config.method_list, METHODS, ""),
         ("evaluate.contrasted", config.contrasted_list, able, which),
     ):
-        if len(set(words)) < len(words):
-            raise IdiolectError(
-                f"config key '{name}' names a method twice: once is enough."
-            )
+        refuse_if(
+            len(set(words)) < len(words),
+            f"config key '{name}' names a method twice: once is enough.",
+        )
         for method in words:
             if method not in known:
                 raise IdiolectError(
                     f"config key '{name}' names {quoted(method)}: use any of "
                     f"{', '.join(known)}{more}."
                 )
-    if not config.method_list:
-        raise IdiolectError("config key 'methods' is empty: name at least one method.")
+    refuse_if(
+        not config.method_list,
+        "config key 'methods' is empty: name at least one method.",
+    )
 
 
-def _check_rates(config: Config) -> None:
+def _check_numbers(config: Config) -> None:
+    """Refuse numbers that are written as text and are none, or out of range."""
     try:
         rates = config.learning_rate_list
     except ValueError:
@@ -92,9 +161,6 @@ def _check_rates(config: Config) -> None:
             f"write at most {MOST_RATES} positive numbers up to {MOST_RATE:g} with "
             "commas, for example 1e-3,3e-3",
         )
-
-
-def _check_alpha(config: Config) -> None:
     try:
         alpha = config.fixed_alpha
     except ValueError:
@@ -105,104 +171,99 @@ def _check_alpha(config: Config) -> None:
             config.unlabeled.alpha,
             "write `estimate`, `true` or a number in [0, 0.9]",
         )
-    if config.unlabeled.alpha == "true" and config.task not in PERSONAS:
-        raise _together(
-            config,
-            ("unlabeled.alpha", "task"),
-            "the overlap of real users is not known; set unlabeled.alpha=estimate, or one "
-            f"of the tasks {', '.join(PERSONAS)}",
-        )
 
 
-def _check_development(config: Config) -> None:
-    if config.development_users:
-        return
-    rates = config.learning_rate_list
-    if len(rates) > 1:
-        raise _together(
-            config,
-            ("development-users", "personalise.learning-rates"),
-            "of several rates one is chosen on development users; set one rate, such as "
-            f"personalise.learning-rates={rates[0]:g}, or development users",
-        )
-    if config.adapt.users == "development":
-        raise _together(
-            config,
-            ("adapt.users", "development-users"),
-            "nobody would train the shared adapter; set development-users, or "
-            "adapt.users=all",
-        )
-
-
-def _check_work(config: Config) -> None:
-    """Refuse numbers that are fine by themselves and endless work together.
-
-    How long a pass takes is a matter of the machine, so this bounds only what no machine
-    should be asked for; on a device the owner's `max-seconds` ends what takes too long.
-    """
+def _contradictions(config: Config) -> tuple[Contradiction, ...]:
+    """Rows of whether keys contradict, their names, and why."""
+    rates, tried_on = list(config.learning_rate_list), config.development_users
+    # How long a pass takes is a matter of the machine, so this bounds only what no machine
+    # should be asked for; on a device the owner's `max-seconds` ends what takes too long.
     passes = config.personalise.epochs * config.history * (2 + config.unlabeled.ratio)
-    if passes > MOST_PASSES:
-        raise _together(
-            config,
+    return (
+        (
+            config.unlabeled.alpha == "true" and config.task not in PERSONAS,
+            ("unlabeled.alpha", "task"),
+            (
+                "the overlap of real users is not known; set unlabeled.alpha=estimate, "
+                f"or one of the tasks {', '.join(PERSONAS)}"
+            ),
+        ),
+        (
+            not tried_on and len(rates) > 1,
+            ("development-users", "personalise.learning-rates"),
+            (
+                "of several rates one is chosen on development users; set one rate, such "
+                f"as personalise.learning-rates={rates[0]:g}, or development users"
+            ),
+        ),
+        (
+            not tried_on and config.adapt.users == "development",
+            ("adapt.users", "development-users"),
+            (
+                "nobody would train the shared adapter; set development-users, or "
+                "adapt.users=all"
+            ),
+        ),
+        (
+            passes > MOST_PASSES,
             ("personalise.epochs", "history", "unlabeled.ratio"),
-            f"together they make {passes:.0f} passes over an item of one user, and at "
-            f"most {MOST_PASSES} are allowed; lower one of them",
-        )
+            (
+                f"together they make {passes:.0f} passes over an item of one user, and at "
+                f"most {MOST_PASSES} are allowed; lower one of them"
+            ),
+        ),
+    )
 
 
-def _check_without_ledger(config: Config) -> None:
-    noisy = config.privacy.metrics == "noisy"
-    if noisy or config.adapt.clip_quantile:
-        raise _together(
-            config,
+def _contradictions_of_privacy(config: Config) -> tuple[Contradiction, ...]:
+    """Rows of settings that need the ledger, or with which a guarantee could not hold."""
+    private, noisy = config.privacy.mode != "off", config.privacy.metrics == "noisy"
+    most, releases = largest_delta(config), len(config.method_list)
+    counted = ("users", "development-users")[: 1 if config.on_devices else 2]
+    rates = list(config.learning_rate_list)
+    return (
+        (
+            not private and (noisy or config.adapt.clip_quantile > 0),
             ("privacy.metrics" if noisy else "adapt.clip-quantile", "privacy.mode"),
             "that needs the ledger; set privacy.mode=central",
-        )
-
-
-def _check_privacy(config: Config) -> None:
-    """Refuse settings with which a guarantee could not hold."""
-    most = largest_delta(config)
-    if config.privacy.delta > most:
-        counted = ("users", "development-users")[: 1 if config.on_devices else 2]
-        raise _together(
-            config,
+        ),
+        (
+            private and config.privacy.delta > most,
             ("privacy.delta", *counted),
-            f"with {config.crowd} users delta may be at most 1 / (10 users), or the "
-            "guarantee would allow that some user is exposed altogether; set "
-            f"privacy.delta={10.0 ** math.floor(math.log10(most)):g}",
-        )
-    if config.adapt.clip <= 0:
-        raise _together(
-            config,
+            (
+                f"with {config.crowd} users delta may be at most 1 / (10 users), or the "
+                "guarantee would allow that some user is exposed altogether; set "
+                f"privacy.delta={10.0 ** math.floor(math.log10(most)):g}"
+            ),
+        ),
+        (
+            private and config.adapt.clip <= 0,
             ("adapt.clip", "privacy.mode"),
             "the noise is proportional to the clip; set a positive one",
-        )
-
-
-def _check_noisy_metrics(config: Config) -> None:
-    if config.evaluate.users:
-        raise _together(
-            config,
+        ),
+        (
+            noisy and config.evaluate.users > 0,
             ("evaluate.users", "privacy.metrics"),
             "noisy metrics are sums over all users; set evaluate.users=0",
-        )
-    releases = len(config.method_list)
-    if 0 < config.privacy.participations < releases:
-        raise _together(
-            config,
+        ),
+        (
+            noisy and 0 < config.privacy.participations < releases,
             ("privacy.participations", "privacy.metrics", "methods"),
-            f"the metrics of {releases} methods are {releases} releases; raise "
-            "privacy.participations, or name fewer methods",
-        )
-    if len(config.learning_rate_list) > 1:
-        raise _together(
-            config,
+            (
+                f"the metrics of {releases} methods are {releases} releases; raise "
+                "privacy.participations, or name fewer methods"
+            ),
+        ),
+        (
+            noisy and len(rates) > 1,
             ("privacy.metrics", "personalise.learning-rates"),
-            "choosing one of several rates by private users' metrics is a release that no "
-            "noise covers; set one rate, such as "
-            f"personalise.learning-rates={config.learning_rate_list[0]:g}",
-        )
+            (
+                "choosing one of several rates by private users' metrics is a release that "
+                "no noise covers; set one rate, such as "
+                f"personalise.learning-rates={rates[0]:g}"
+            ),
+        ),
+    )
 
 
 def _check_devices(config: Config) -> None:

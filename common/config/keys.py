@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from .methods import BY_NAME, METHODS
 from .presets import PRESETS
@@ -29,7 +29,6 @@ MOST_RATE = 1e4  # plain steps (`sgd`) take rates in the hundreds
 MOST_USERS = 10_000_000
 MOST_ITEMS = 1_000_000  # of one user
 MOST_MADE = 1_000_000  # items of all personas together: more take minutes to make
-MOST_EPOCHS = 1000
 MOST_BATCH = 10_000
 MOST_BANK = 50_000  # as many items as one message may hold
 MOST_WEIGHT = 1e4  # of a term of an objective
@@ -62,7 +61,7 @@ def key(
     """Declare one configuration key: default, meaning, what is allowed, what it affects.
 
     Every number has a finite range; one that may be infinite as well says so. Without
-    `affects`, what the section's `AFFECTS` says holds.
+    `affects`, what is said of the section holds (`section`).
     """
     allowed = {"help": help, "low": low, "high": high, "choices": choices}
     return field(
@@ -70,11 +69,14 @@ def key(
     )
 
 
+def section(keys: type, affects: tuple[str, ...]) -> Any:
+    """Declare a section, and what those of its keys affect that say nothing else."""
+    return field(default_factory=keys, metadata={"affects": affects})
+
+
 @dataclass(frozen=True)
 class Persona:
     """The synthetic users (used when ``data`` is empty)."""
-
-    AFFECTS: ClassVar = EVERYTHING
 
     overlap: float = key(
         0.5, "mean share of style attributes a user shares with everybody", 0, 1
@@ -87,8 +89,6 @@ class Persona:
 @dataclass(frozen=True)
 class Engine:
     """How is computed: precision, place, and what is computed at once."""
-
-    AFFECTS: ClassVar = EVERYTHING
 
     dtype: str = key(
         "float32", "of the frozen backbone", choices=("float32", "bfloat16", "float16")
@@ -118,8 +118,6 @@ class Engine:
 class LoraShape:
     """The adapters, shared and personal alike."""
 
-    AFFECTS: ClassVar = (SHARED, RESULTS)
-
     rank: int = key(8, "rank of the adapters", 1, 256)
     alpha: float = key(16.0, "LoRA alpha: the adapter's scale is alpha / rank", 0, 1e4)
     targets: str = key("all", "which projections are adapted", choices=("all", "q,v"))
@@ -128,8 +126,6 @@ class LoraShape:
 @dataclass(frozen=True)
 class Adapt:
     """Federated training of the shared adapter."""
-
-    AFFECTS: ClassVar = (SHARED, RESULTS)
 
     rounds: int = key(
         4, "federated rounds; 0 leaves the shared adapter at zero", 0, 10_000
@@ -178,8 +174,6 @@ class Adapt:
 @dataclass(frozen=True)
 class Unlabeled:
     """The unlabeled set: what stands for "everyone else"."""
-
-    AFFECTS: ClassVar = (POOL, SOME)
 
     kind: str = key("votes", "where the unlabeled items come from", choices=KINDS)
     file: str = key("", "JSON lines of {prompt, target}: for `public`, or as bank")
@@ -237,8 +231,6 @@ class Unlabeled:
 @dataclass(frozen=True)
 class Privacy:
     """User-level differential privacy of what is released (docs/privacy.md)."""
-
-    AFFECTS: ClassVar = EVERYTHING
 
     mode: str = key(
         "off",
@@ -309,9 +301,7 @@ class Privacy:
 class Personalise:
     """Training of one user's own adapter; the same budget for every method."""
 
-    AFFECTS: ClassVar = (SOME,)
-
-    epochs: int = key(3, "passes over the own history", 1, MOST_EPOCHS)
+    epochs: int = key(3, "passes over the own history", 1, 1000)
     batch: int = key(8, "history items per optimiser step", 1, MOST_BATCH)
     learning_rates: str = key(
         "1e-3,3e-3,1e-2",
@@ -348,8 +338,6 @@ class Personalise:
 @dataclass(frozen=True)
 class Evaluate:
     """Measuring the held-out items."""
-
-    AFFECTS: ClassVar = (RESULTS,)
 
     generate: bool = key(True, "generate outputs for the text metrics, not only NLL")
     users: int = key(0, "generate for the first N users only; 0: all", 0, MOST_USERS)
@@ -398,8 +386,6 @@ class Evaluate:
 class Config:
     """One run, completely described."""
 
-    AFFECTS: ClassVar = EVERYTHING
-
     seed: int = key(0, "seed of everything but privacy noise", 0, MOST_INT)
     preset: str = key(
         "",
@@ -447,24 +433,24 @@ class Config:
         affects=WAITING,
     )
 
-    persona: Persona = field(default_factory=Persona)
-    engine: Engine = field(default_factory=Engine)
-    lora: LoraShape = field(default_factory=LoraShape)
-    adapt: Adapt = field(default_factory=Adapt)
-    unlabeled: Unlabeled = field(default_factory=Unlabeled)
-    privacy: Privacy = field(default_factory=Privacy)
-    personalise: Personalise = field(default_factory=Personalise)
-    evaluate: Evaluate = field(default_factory=Evaluate)
+    persona: Persona = section(Persona, EVERYTHING)
+    engine: Engine = section(Engine, EVERYTHING)
+    lora: LoraShape = section(LoraShape, (SHARED, RESULTS))
+    adapt: Adapt = section(Adapt, (SHARED, RESULTS))
+    unlabeled: Unlabeled = section(Unlabeled, (POOL, SOME))
+    privacy: Privacy = section(Privacy, EVERYTHING)
+    personalise: Personalise = section(Personalise, (SOME,))
+    evaluate: Evaluate = section(Evaluate, (RESULTS,))
 
     @property
     def method_list(self) -> tuple[str, ...]:
         """The methods, in the order given."""
-        return tuple(words(self.methods))
+        return words(self.methods)
 
     @property
     def contrasted_list(self) -> tuple[str, ...]:
         """The methods that decode by contrast."""
-        return tuple(words(self.evaluate.contrasted))
+        return words(self.evaluate.contrasted)
 
     def contrast_of(self, method: str) -> float:
         """Lambda with which a method decodes by contrast; 0: it decodes greedily."""
@@ -507,22 +493,21 @@ class Config:
         return None if alpha in ("estimate", "true") else float(alpha)
 
 
-def words(text: str) -> list[str]:
+def words(text: str) -> tuple[str, ...]:
     """Split a list that is written with commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _fields(
-    section: type, prefix: str = ""
+    keys: type, affects: tuple[str, ...] = EVERYTHING, prefix: str = ""
 ) -> Iterator[tuple[str, dataclasses.Field[Any], tuple[str, ...]]]:
     """Yield every flat key with its field and what it affects."""
-    for entry in dataclasses.fields(section):
-        name = prefix + entry.name.replace("_", "-")
+    for entry in dataclasses.fields(keys):
+        name, own = prefix + entry.name.replace("_", "-"), entry.metadata["affects"]
         if dataclasses.is_dataclass(entry.type):
-            yield from _fields(cast(type, entry.type), name + ".")
+            yield from _fields(cast(type, entry.type), own, name + ".")
         else:
-            own = entry.metadata["affects"]
-            yield name, entry, cast(Any, section).AFFECTS if own is None else own
+            yield name, entry, affects if own is None else own
 
 
 FIELDS = {name: entry for name, entry, _ in _fields(Config)}
@@ -542,11 +527,10 @@ def keys_of(stage: str) -> tuple[str, ...]:
     """
     if stage in (SHARED, POOL):
         return tuple(name for name, affects in AFFECTS.items() if stage in affects)
-    reads = BY_NAME[stage].reads
     return tuple(
         name
         for name, affects in AFFECTS.items()
-        if RESULTS in affects or (SOME in affects and name in reads)
+        if RESULTS in affects or (SOME in affects and name in BY_NAME[stage].reads)
     )
 
 

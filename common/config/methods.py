@@ -1,8 +1,8 @@
 """The methods: one row each, as plain data, without torch.
 
-What a row says decides what a run prepares for a method (the unlabeled set, reference
-scores), and which config keys its results depend on. The code of a method is the module
-`idiolect.common.methods.<module>`, which is loaded when the method is used.
+What a row says decides what a run prepares for a method (adapters, the unlabeled set), and
+which config keys its results depend on. The code of a method is the module of its name in
+`idiolect.common.methods` (`c_bpo` for c-bpo), which is loaded when the method is used.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ UNLABELED = (
 ALPHA = ("unlabeled.alpha", "unlabeled.alpha-features", "unlabeled.alpha-items")
 MEANS = ("personalise.ema", "personalise.boundary")
 POSITIVE_TERM = ("personalise.reward", "personalise.anchor")
+WEIGHT = ("personalise.unlabeled-weight",)
 DECODING = ("evaluate.contrast", "evaluate.contrasted")
 RETRIEVAL = ("evaluate.retrieved",)
 
@@ -34,16 +35,10 @@ class Method:
     ----------
     name, aliases
         What a config calls it, and older names that still read.
-    module
-        Name of its module in `idiolect.common.methods`; "" where it needs none.
     adapter
         Whether each user has an own adapter, which is trained.
     unlabeled
         Whether training needs the unlabeled set.
-    pairs
-        Whether training needs pairs: own text, and a text of the model at its prompt.
-    scores
-        Whether training needs log-likelihoods of the reference.
     prompts
         Whether prompts carry retrieved text of the user's history.
     reads
@@ -52,69 +47,28 @@ class Method:
     """
 
     name: str
-    module: str = ""
     adapter: bool = False
     unlabeled: bool = False
-    pairs: bool = False
-    scores: bool = False
     prompts: bool = False
     reads: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
 
-    @property
-    def contrast(self) -> bool:
-        """Whether outputs may be decoded by contrast with the shared adapter."""
-        return self.adapter
-
 
 _TRAINED = (*TRAINING, *DECODING)
 _COMPARED = (*_TRAINED, *UNLABELED, "personalise.beta")
+_C_BPO = (*_COMPARED, *MEANS, *POSITIVE_TERM)
 
 TABLE = (
     Method("base"),
     Method("shared"),
-    Method("rag", "rag", prompts=True, reads=RETRIEVAL),
-    Method("pag", "pag", prompts=True, reads=RETRIEVAL),
-    Method("sft", "sft", adapter=True, reads=_TRAINED, aliases=("oppu",)),
-    Method(
-        "cope",
-        "cope",
-        adapter=True,
-        pairs=True,
-        scores=True,
-        reads=(*_TRAINED, "personalise.beta"),
-    ),
-    Method("kto", "kto", adapter=True, unlabeled=True, scores=True, reads=_COMPARED),
-    Method(
-        "bco",
-        "bco",
-        adapter=True,
-        unlabeled=True,
-        scores=True,
-        reads=(*_COMPARED, "personalise.ema"),
-    ),
-    Method(
-        "c-bpo",
-        "c_bpo",
-        adapter=True,
-        unlabeled=True,
-        scores=True,
-        reads=(
-            *_COMPARED,
-            *ALPHA,
-            *MEANS,
-            *POSITIVE_TERM,
-            "personalise.unlabeled-weight",
-        ),
-    ),
-    Method(
-        "positives",
-        "positives",
-        adapter=True,
-        unlabeled=True,
-        scores=True,
-        reads=(*_COMPARED, *MEANS, *POSITIVE_TERM),
-    ),
+    Method("rag", prompts=True, reads=RETRIEVAL),
+    Method("pag", prompts=True, reads=RETRIEVAL),
+    Method("sft", adapter=True, reads=_TRAINED, aliases=("oppu",)),
+    Method("cope", adapter=True, reads=(*_TRAINED, "personalise.beta")),
+    Method("kto", adapter=True, unlabeled=True, reads=_COMPARED),
+    Method("bco", adapter=True, unlabeled=True, reads=(*_COMPARED, "personalise.ema")),
+    Method("c-bpo", adapter=True, unlabeled=True, reads=(*_C_BPO, *ALPHA, *WEIGHT)),
+    Method("positives", adapter=True, unlabeled=True, reads=_C_BPO),
 )
 BY_NAME = {row.name: row for row in TABLE}
 ALIASES = {alias: row.name for row in TABLE for alias in row.aliases}

@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .checks import quoted, refused
 from .keys import AFFECTS, FIELDS, Config, Scalar, flatten
 from .methods import ALIASES
-from .values import quoted, refused
 
 # Key of version 0.2 -> key of today.
 RENAMED = {
@@ -29,9 +29,10 @@ FIXED: dict[str, Scalar] = {
     "personalise.warmup": 0.1,
     "personalise.clip": 1.0,
 }
-# Keys of version 0.2 that are options of the command today (`options`).
+# Keys of version 0.2 that are options of the command today (`parse.RunOptions`).
 PLACE = ("run-name", "resume", "output-dir")
 LISTS = ("methods", "evaluate.contrasted")  # keys that list methods
+FORMER = {name: alias for alias, name in ALIASES.items()}
 # Every key of version 0.2, in the order in which it wrote them.
 _ORDER = """
 run-name resume output-dir seed recipe task data users development-users history held-out
@@ -68,9 +69,8 @@ def current(values: Mapping[str, object]) -> dict[str, object]:
         name = RENAMED.get(given, given)
         if given in FIXED:
             if value != FIXED[given]:
-                raise refused(
-                    given, value, f"it is always {FIXED[given]} since version 0.3"
-                )
+                why = f"it is always {FIXED[given]} since version 0.3"
+                raise refused(given, value, why)
             continue
         if given == "recipe" and value == "default":
             value = ""
@@ -92,9 +92,7 @@ def as_0_2(config: Config) -> dict[str, Scalar]:
     flat = flatten(config)
     flat["preset"] = flat["preset"] or "default"
     for name in LISTS:
-        flat[name] = _replaced(
-            str(flat[name]), {new: old for old, new in ALIASES.items()}
-        )
+        flat[name] = former(str(flat[name]))
     fixed = dict.fromkeys(PLACE, "") | FIXED
     known = {n: fixed[n] if n in fixed else flat[RENAMED.get(n, n)] for n in ORDER}
     standing = {RENAMED.get(name, name) for name in ORDER}
@@ -114,7 +112,7 @@ def trained_from(config: Config) -> dict[str, Scalar]:
 
 def former(text: str) -> str:
     """A path or a list with the methods in it as version 0.2 called them."""
-    return _replaced(text, {name: alias for alias, name in ALIASES.items()})
+    return _replaced(text, FORMER)
 
 
 def renamed(value: Any) -> Any:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .keys import FIELDS, Scalar, defaults
-from .options import RunOptions
-from .parse import flat_toml, toml_value
+from .parse import RunOptions, flat_toml, toml_value
 
 TABLE_START = "[tool.flwr.app.config]"
 
@@ -51,10 +50,8 @@ def _allowed(entry: dataclasses.Field[Any]) -> str:
         return ", ".join(
             f"`{c}`" if c else "nothing" for c in entry.metadata["choices"]
         )
-    if math.isfinite(low) and math.isfinite(high):
+    if math.isfinite(low):  # every number has both ends
         return f"{low:g} to {high:g}"
-    if math.isfinite(low):
-        return f"at least {low:g}"
     return "true or false" if isinstance(entry.default, bool) else "text"
 
 

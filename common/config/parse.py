@@ -5,44 +5,26 @@ Sections are written with a dot (``adapt.rounds``), underscores with a dash
 and what is allowed.
 """
 
-import dataclasses
+import contextlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from ..errors import IdiolectError
+from ..errors import refuse_if
 from ..text import printable, read_toml
-from . import checks, old, presets
-from .keys import FIELDS, Config, Scalar, defaults, flatten
-from .values import check
-
-
-def _build(cls: type, values: Mapping[str, Scalar], prefix: str = "") -> Any:
-    arguments: dict[str, Any] = {}
-    for entry in dataclasses.fields(cls):
-        name = prefix + entry.name.replace("_", "-")
-        if dataclasses.is_dataclass(entry.type):
-            arguments[entry.name] = _build(cast(type, entry.type), values, name + ".")
-        elif name in values:
-            arguments[entry.name] = values[name]
-    return cls(**arguments)
-
-
-def with_preset(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Return checked values with those of the preset that they name, if any, below them.
-
-    A preset of which nothing is left is not named any more.
-    """
-    preset = presets.read(str(values.get("preset", "")))
-    together = {**preset, **values}
-    if not any(together[name] == value for name, value in preset.items()):
-        together.pop("preset", None)
-    return together
+from . import old, presets
+from .checks import check, check_text, check_together, refused
+from .keys import FIELDS, LONGEST, LONGEST_NAME, Config, Scalar, defaults, flatten
 
 
 def parse(values: Mapping[str, object]) -> Config:
     """Parse flat key-value pairs, typed as TOML gives them.
+
+    Values of a preset that is named stand below those that are given. A preset of which
+    nothing is left is not named any more.
 
     Raises
     ------
@@ -50,8 +32,18 @@ def parse(values: Mapping[str, object]) -> Config:
         Unknown key, wrong type, value out of range, or keys that contradict each other.
     """
     given = {name: check(name, value) for name, value in old.current(values).items()}
-    config: Config = _build(Config, with_preset(given))
-    checks.check_together(config)
+    preset = presets.read(str(given.get("preset", "")))
+    together = {**preset, **given}
+    if not any(together[name] == value for name, value in preset.items()):
+        together.pop("preset", None)
+    usual, sections = Config(), defaultdict[str, dict[str, Any]](dict)
+    for name, value in together.items():
+        section, _, key = name.replace("-", "_").rpartition(".")
+        sections[section][key] = value
+    top = sections.pop("", {})
+    made = {name: replace(getattr(usual, name), **sections[name]) for name in sections}
+    config = replace(usual, **top, **made)
+    check_together(config)
     return config
 
 
@@ -65,10 +57,8 @@ def parse_word(name: str, text: str) -> Scalar:
     if wanted is bool and text.lower() in ("true", "false"):
         value = text.lower() == "true"
     elif wanted in (int, float):
-        try:
+        with contextlib.suppress(ValueError):  # also of a number of thousands of digits
             value = wanted(text)
-        except ValueError:  # no number, or one of thousands of digits
-            value = text
     for known, meant in old.current({name: value}).items():
         value = check(known, meant)
     return value
@@ -103,11 +93,11 @@ def absolute_backbone(name: str, folder: Path | None = None) -> str:
     except (OSError, RuntimeError, ValueError):  # too long, nobody's home, a NUL
         place = Path(name)
     written_as_path = name.startswith((".", "~", "/")) or name.endswith("/")
-    if written_as_path or name.count("/") > 1 or "\\" in name or place.exists():
-        raise IdiolectError(
-            f"backbone '{printable(name, 300)}' is not a folder ({place}): give `tiny`, an "
-            "existing folder, or the id of a model as ORGANISATION/NAME."
-        )
+    refuse_if(
+        written_as_path or name.count("/") > 1 or "\\" in name or place.exists(),
+        f"backbone '{printable(name, 300)}' is not a folder ({place}): give `tiny`, an "
+        "existing folder, or the id of a model as ORGANISATION/NAME.",
+    )
     return name
 
 
@@ -143,3 +133,87 @@ def differences(one: Config, two: Config) -> list[str]:
     """Keys that two configs have at different values."""
     first, second = flatten(one), flatten(two)
     return [name for name in FIELDS if first[name] != second[name]]
+
+
+# --- options ----------------------------------------------------------------------------
+# Where a run is written and how it is called: options of the command, no experiment.
+# `idiolect-server simulate` and `run` take them as `--name`, `--resume` and `--output-dir`.
+# Flower passes on `key = value` pairs only, so an app's table lists them beside the keys of
+# the configuration, as `run.name`, `run.resume` and `run.folder`. A message has the name.
+
+# Names of the same in version 0.2.
+OLD = {"run-name": "run.name", "resume": "run.resume", "output-dir": "run.folder"}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of one start of a run.
+
+    Attributes
+    ----------
+    name
+        Name of a new run; empty: made from task, time and seed.
+    resume
+        Name of a run to continue, or ``latest``.
+    folder
+        Where runs are written; empty: ``$IDIOLECT_HOME/runs``.
+    """
+
+    name: str = ""
+    resume: str = ""
+    folder: str = ""
+
+    def flat(self) -> dict[str, Scalar]:
+        """Return the options as Flower passes them on."""
+        return {f"run.{name}": value for name, value in vars(self).items()}
+
+
+OPTIONS = tuple(f"run.{entry.name}" for entry in fields(RunOptions))
+
+
+def split(values: Mapping[str, object]) -> tuple[RunOptions, dict[str, object]]:
+    """Separate the options from the keys of a configuration, which stay unchecked.
+
+    Raises
+    ------
+    IdiolectError
+        An option is not text, too long, or a name that cannot be printed.
+    """
+    keys: dict[str, object] = {}
+    options: dict[str, str] = {}
+    for given, value in values.items():
+        name = OLD.get(given, given)
+        if name not in OPTIONS:
+            keys[given] = value
+            continue
+        if not isinstance(value, str):
+            raise refused(name, value, "it is text")
+        path = name == "run.folder"
+        check_text(name, value, longest=LONGEST if path else LONGEST_NAME)
+        if not path and not value.isprintable():
+            why = "it names a folder; use letters, digits and dashes"
+            raise refused(name, value, why)
+        options[name.removeprefix("run.")] = value
+    return RunOptions(**options), keys
+
+
+def parse_run(values: Mapping[str, object]) -> tuple[Config, RunOptions]:
+    """Parse what Flower or a message hands over: a configuration and the options.
+
+    Raises
+    ------
+    IdiolectError
+        As `parse`; or a preset is named, and all that it sets stands at other values:
+        Flower passes on every key of the app's table, so the name alone sets nothing.
+    """
+    options, keys = split(values)
+    config = parse(keys)
+    named = keys.get("preset", "")
+    if named and not config.preset:
+        raise refused(
+            "preset",
+            named,
+            "Flower passes on every other key too, and those win; give the file itself "
+            f"with `flwr run --run-config {named}.toml`",
+        )
+    return config, options

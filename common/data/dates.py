@@ -5,6 +5,7 @@ two countries read differently (03/04/2024) is never guessed: `order_of` decides
 whole column, and says so where the column cannot.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -15,20 +16,33 @@ from typing import Any, Literal
 
 Order = Literal["dmy", "mdy"]
 
-_CLOCK = r"(\d{1,2})[:.](\d{2})(?:[:.](\d{2})(?:[.,]\d+)?)?"
-_TIME = rf"(?:,?[\sT]+{_CLOCK}\s*([ap])?\.?\s?m?\.?)?"
+_TIME = (
+    r"(?:,?[\sT]+(?P<hour>\d{1,2})[:.](?P<minute>\d{2})"
+    r"(?:[:.](?P<second>\d{2})(?:[.,]\d+)?)?\s*(?P<half>[ap])?\.?\s?m?\.?)?"
+)
 _YEAR_FIRST = re.compile(
-    rf"(\d{{4}})(?:([-/.])(\d{{1,2}})(?:\2(\d{{1,2}}){_TIME})?)?", re.I
+    r"(?P<year>\d{4})(?:(?P<mark>[-/.])(?P<month>\d{1,2})"
+    rf"(?:(?P=mark)(?P<day>\d{{1,2}}){_TIME})?)?",
+    re.I,
 )
 _YEAR_LAST = re.compile(
-    rf"(\d{{1,2}})([-/.])(\d{{1,2}})\2(\d{{4}}|\d{{2}}){_TIME}", re.I
+    r"(?P<day>\d{1,2})(?P<mark>[-/.])(?P<month>\d{1,2})"
+    rf"(?P=mark)(?P<year>\d{{4}}|\d{{2}}){_TIME}",
+    re.I,
 )
-_DAY_NAME = re.compile(rf"(\d{{1,2}})\.? ([a-z]{{3,9}})\.?,? (\d{{4}}){_TIME}", re.I)
-_NAME_DAY = re.compile(rf"([a-z]{{3,9}})\.? (\d{{1,2}}),? (\d{{4}}){_TIME}", re.I)
+_NAMED = tuple(
+    re.compile(rf"{beginning},? (?P<year>\d{{4}}){_TIME}", re.I)
+    for beginning in (
+        r"(?P<day>\d{1,2})\.? (?P<month>[a-z]{3,9})\.?",
+        r"(?P<month>[a-z]{3,9})\.? (?P<day>\d{1,2})",
+    )
+)
 _YEAR_MONTH = re.compile(r"\d{4}\.\d\d")  # 2015.05 is a month and not a number
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e\+?\d+)?", re.I)
-_NAMES = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct")
-_MONTHS = {name: number for number, name in enumerate((*_NAMES, "nov", "dec"), 1)}
+_NAMES = (
+    "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
+)  # fmt: skip
+_MONTHS = {name: number for number, name in enumerate(_NAMES, 1)}
 _WEEKDAY = re.compile(r"(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*,? ", re.I)
 # Digits before the decimal point of seconds, milliseconds, microseconds, nanoseconds.
 _UNITS = ((1e8, 1e11, 1), (1e11, 1e14, 1e3), (1e14, 1e17, 1e6), (1e17, 1e20, 1e9))
@@ -63,11 +77,17 @@ def seconds(value: Any, order: Order | None = None) -> float:
     text = " ".join(str(value).split())
     if _NUMBER.fullmatch(text) and not _YEAR_MONTH.fullmatch(text):
         return _number(text)
-    for read in (_iso, _year_first, _named, _mail):
-        found = read(text)
-        if found is not None:
-            return found
-    return _year_last(text, order)
+    with contextlib.suppress(ValueError):
+        return _stamp(datetime.fromisoformat(re.sub(r" ?(UTC|GMT)$", "+00:00", text)))
+    bare = _WEEKDAY.sub("", text, count=1)
+    for pattern in (_YEAR_FIRST, _YEAR_LAST, *_NAMED):
+        if found := pattern.fullmatch(bare if pattern in _NAMED else text):
+            known = pattern is not _YEAR_LAST or found["mark"] == "."
+            return _day(found, "dmy" if known else order)
+    if _WEEKDAY.match(text) or re.match(r"\d{1,2} [a-z]{3} ", text, re.I):
+        with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
+            return _stamp(parsedate_to_datetime(text))
+    raise ValueError(f"{text:.40} is no date")
 
 
 def order_of(values: Iterable[Any]) -> Order | None:
@@ -88,10 +108,10 @@ def order_of(values: Iterable[Any]) -> Order | None:
         if not isinstance(value, str):
             continue
         found = _YEAR_LAST.fullmatch(" ".join(value.split()))
-        if found and found[2] != ".":
-            if int(found[1]) > 12:
+        if found and found["mark"] != ".":
+            if int(found["day"]) > 12:
                 seen.setdefault("dmy", value)
-            if int(found[3]) > 12:
+            if int(found["month"]) > 12:
                 seen.setdefault("mdy", value)
     if len(seen) == 2:
         raise ValueError(f"{seen['dmy']} has the day first and {seen['mdy']} the month")
@@ -117,87 +137,38 @@ def newest_first(dates: Sequence[float]) -> bool:
 def _number(text: str) -> float:
     number = float(text)
     if 1000 <= number <= 9999 and number.is_integer():
-        return _utc(int(number))
+        return _stamp(datetime(int(number), 1, 1))
     if re.fullmatch(r"(19|20)\d{6}", text):
-        return _utc(int(text[:4]), int(text[4:6]), int(text[6:]))
+        return _stamp(datetime(int(text[:4]), int(text[4:6]), int(text[6:])))
     for least, most, unit in _UNITS:
         if least <= number < most:
             return number / unit
     raise ValueError(f"{text:.40} is no date")
 
 
-def _year_first(text: str) -> float | None:
-    found = _YEAR_FIRST.fullmatch(text)
-    if found is None:
-        return None
-    year, _, month, day, *time = found.groups()
-    return _utc(int(year), int(month or 1), int(day or 1), *_clock(*time))
-
-
-def _iso(text: str) -> float | None:
-    text = re.sub(r" ?(UTC|GMT)$", "+00:00", text)
-    try:
-        return _stamp(datetime.fromisoformat(text))
-    except ValueError:
-        return None
-
-
-def _named(text: str) -> float | None:
-    text = _WEEKDAY.sub("", text, count=1)
-    if found := _DAY_NAME.fullmatch(text):
-        day, month, year, *time = found.groups()
-    elif found := _NAME_DAY.fullmatch(text):
-        month, day, year, *time = found.groups()
-    else:
-        return None
-    if month[:3].lower() not in _MONTHS:
-        raise ValueError(f"{text:.40} is no date")
-    return _utc(int(year), _MONTHS[month[:3].lower()], int(day), *_clock(*time))
-
-
-def _mail(text: str) -> float | None:
-    if not _WEEKDAY.match(text) and not re.match(r"\d{1,2} [a-z]{3} ", text, re.I):
-        return None
-    try:
-        return _stamp(parsedate_to_datetime(text))
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-
-
-def _year_last(text: str, order: Order | None) -> float:
-    found = _YEAR_LAST.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{text:.40} is no date")
-    first, mark, second, year, *time = found.groups()
-    if mark == ".":
-        order = "dmy"
-    if order is None and first != second:
-        raise AmbiguousError(f"{text:.40} has the day or the month first")
-    day, month = (second, first) if order == "mdy" else (first, second)
-    full = int(year) + (0 if len(year) == 4 else 2000 if int(year) < 70 else 1900)
-    return _utc(full, int(month), int(day), *_clock(*time))
-
-
-def _clock(
-    hour: str | None, minute: str | None, second: str | None, half: str | None
-) -> tuple[int, int, int]:
-    hours = int(hour or 0)
-    if half:
+def _day(found: re.Match[str], order: Order | None) -> float:
+    """Return a date from its parts; of what is missing, the first or zero."""
+    year, month, day, hour, minute, second = (
+        found[part] or missing
+        for part, missing in zip(
+            ("year", "month", "day", "hour", "minute", "second"), "011000", strict=True
+        )
+    )
+    if order is None and day != month:
+        raise AmbiguousError(f"{found[0]:.40} has the day or the month first")
+    if order == "mdy":
+        day, month = month, day
+    if month.isalpha() and month[:3].lower() not in _MONTHS:
+        raise ValueError(f"{found[0]:.40} is no date")
+    number = _MONTHS[month[:3].lower()] if month.isalpha() else int(month)
+    century = 0 if len(year) == 4 else 2000 if int(year) < 70 else 1900
+    hours = int(hour)
+    if found["half"]:
         if not 1 <= hours <= 12:
-            raise ValueError(f"{hours} {half}m is no time")
-        hours = hours % 12 + (12 if half.lower() == "p" else 0)
-    return hours, int(minute or 0), int(second or 0)
-
-
-def _utc(
-    year: int,
-    month: int = 1,
-    day: int = 1,
-    hour: int = 0,
-    minute: int = 0,
-    second: int = 0,
-) -> float:
-    return _stamp(datetime(year, month, day, hour, minute, second))
+            raise ValueError(f"{hours} {found['half']}m is no time")
+        hours = hours % 12 + (12 if found["half"].lower() == "p" else 0)
+    clock = (hours, int(minute), int(second))
+    return _stamp(datetime(century + int(year), number, int(day), *clock))
 
 
 def _stamp(moment: datetime) -> float:

@@ -6,11 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..config import LONGEST_NAME, Config
-from ..errors import IdiolectError
+from ..errors import IdiolectError, refuse_if
 from . import lamp
 from .cleaning import clean, read_text
 from .lamp.forms import FORMS
-from .types import Dataset, Item, Prompt, Task, User
+from .types import Dataset, Item, Prompt, Task
 
 # What an owner keeps on a device has no fixed shape.
 TEXT = Task("text", "generation", max_new_tokens=64)
@@ -26,26 +26,26 @@ def load_dataset(config: Config) -> Dataset:
         Task and ``data`` do not go together, the data are malformed, or there are fewer
         users than asked for.
     """
-    if config.task == TEXT.name:
-        raise IdiolectError(
-            "task 'text' is what an owner keeps on a device (`idiolect import`); there is "
-            "nothing to simulate: set 'task' to headline or to a LaMP task."
-        )
+    refuse_if(
+        config.task == TEXT.name,
+        "task 'text' is what an owner keeps on a device (`idiolect import`); there is "
+        "nothing to simulate: set 'task' to headline or to a LaMP task.",
+    )
     if config.task in FORMS:
-        if not config.data:
-            raise IdiolectError(
-                f"task '{config.task}' reads real data but 'data' is empty: download "
-                "the official files (docs/data.md says where) and set data=FOLDER, or "
-                "use a personas task such as task=headline."
-            )
+        refuse_if(
+            not config.data,
+            f"task '{config.task}' reads real data but 'data' is empty: download "
+            "the official files (docs/data.md says where) and set data=FOLDER, or "
+            "use a personas task such as task=headline.",
+        )
         dataset = lamp.read(config)
     else:
-        if config.data:
-            raise IdiolectError(
-                f"task '{config.task}' is made of personas and reads no files, but "
-                f"'data' is {config.data!r}: leave 'data' empty, or set 'task' to the "
-                "LaMP task of these files, such as task=LaMP-4."
-            )
+        refuse_if(
+            config.data,
+            f"task '{config.task}' is made of personas and reads no files, but "
+            f"'data' is {config.data!r}: leave 'data' empty, or set 'task' to the "
+            "LaMP task of these files, such as task=LaMP-4.",
+        )
         from . import personas  # only here, because real data never need the generator
 
         dataset = personas.make(config)
@@ -75,24 +75,20 @@ def check(dataset: Dataset) -> None:
     """
     users = (*dataset.users, *dataset.development)
     for name, count in Counter(user.id for user in users).items():
-        if count > 1:
-            raise IdiolectError(
-                f"user '{name}' appears {count} times: give every user one record."
-            )
-    for user in users:
-        _check_user(user)
-
-
-def _check_user(user: User) -> None:
-    if not 0 < len(user.id) <= LONGEST_NAME or clean(user.id) != user.id:
-        raise IdiolectError(
-            f"user {user.id!r:.120} has no usable id: use 1 to {LONGEST_NAME} "
-            "characters, without control characters and with single blanks."
+        refuse_if(
+            count > 1,
+            f"user '{name}' appears {count} times: give every user one record.",
         )
-    for part, name in ((user.history, "history"), (user.held_out, "held-out items")):
-        if not part:
+    for user in users:
+        refuse_if(
+            not 0 < len(user.id) <= LONGEST_NAME or clean(user.id) != user.id,
+            f"user {user.id!r:.120} has no usable id: use 1 to {LONGEST_NAME} "
+            "characters, without control characters and with single blanks.",
+        )
+        if not user.history or not user.held_out:
+            lacking = "held-out items" if user.history else "history"
             raise IdiolectError(
-                f"user '{user.id}' has no {name}: add items, or remove the user."
+                f"user '{user.id}' has no {lacking}: add items, or remove the user."
             )
 
 
@@ -113,11 +109,11 @@ def public_items(path: str | Path) -> tuple[Item, ...]:
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
-    if not items:
-        raise IdiolectError(
-            f"{path} holds no items: write one JSON object with prompt and target per "
-            "line."
-        )
+    refuse_if(
+        not items,
+        f"{path} holds no items: write one JSON object with prompt and target per "
+        "line.",
+    )
     return tuple(items)
 
 
@@ -128,14 +124,13 @@ def _public_item(place: str, name: str, line: str) -> Item:
         raise IdiolectError(
             f'{place}: not JSON ({error}): write {{"prompt": "…", "target": "…"}}.'
         ) from None
-    texts: list[str] = []
+    texts: dict[str, str] = {}
     for field in ("prompt", "target"):
         value = record.get(field) if isinstance(record, dict) else None
-        text = clean(value) if isinstance(value, str) else ""
-        if not text:
-            raise IdiolectError(
-                f"{place}: field '{field}' is missing, empty or no text: write "
-                '{"prompt": "…", "target": "…"}.'
-            )
-        texts.append(text)
-    return Item(name, Prompt("", texts[0]), texts[1])
+        texts[field] = clean(value) if isinstance(value, str) else ""
+        refuse_if(
+            not texts[field],
+            f"{place}: field '{field}' is missing, empty or no text: write "
+            '{"prompt": "…", "target": "…"}.',
+        )
+    return Item(name, Prompt("", texts["prompt"]), texts["target"])

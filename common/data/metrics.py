@@ -86,10 +86,9 @@ def score(
         raise ValueError("no outputs to score")
     values = {name: _mean([item[name] for item in items]) for name in items[0]}
     if task.kind == "classification":
-        written = [first_line(output) for output in outputs]
-        seen = {*written, *(target.strip() for target in targets)}
+        seen = {*map(first_line, outputs), *map(str.strip, targets)}
         present = [label for label in task.labels if label in seen]
-        values["f1"] = macro_f1(written, targets, present)
+        values["f1"] = macro_f1(outputs, targets, present)
     if task.kind == "rating":
         values["rmse"] = math.sqrt(_mean([item["mae"] ** 2 for item in items]))
     return values
@@ -104,9 +103,8 @@ def pooled(
     macro-F1 is over the fixed label list, and the root of ``rmse`` is taken once.
     """
     values = score(task, outputs, targets)
-    if task.kind == "classification":
-        written = [first_line(output) for output in outputs]
-        values["f1"] = macro_f1(written, targets, task.labels)
+    if "f1" in values:
+        values["f1"] = macro_f1(outputs, targets, task.labels)
     return values
 
 
@@ -118,7 +116,9 @@ def per_item(
     for output, target in zip(outputs, targets, strict=True):
         text, wanted = first_line(output), target.strip()
         if task.kind == "generation":
-            values.append(_rouge(text, wanted, tokens))
+            found = _scorer(tokens).score(wanted, text)
+            names = {"rouge-1": "rouge1", "rouge-l": "rougeL"}
+            values.append({k: float(found[v].fmeasure) for k, v in names.items()})
         elif task.kind == "classification":
             values.append({"accuracy": float(text == wanted)})
         else:
@@ -134,12 +134,11 @@ def macro_f1(
     A label with an empty denominator counts as 0, as in scikit-learn; an output that is
     no label is a miss for its target and a false alarm for nobody.
     """
+    written, wanted = list(map(first_line, outputs)), list(map(str.strip, targets))
     scores: list[float] = []
     for label in labels:
-        written = [output == label for output in outputs]
-        wanted = [target.strip() == label for target in targets]
-        true = sum(w and t for w, t in zip(written, wanted, strict=True))
-        either = sum(written) + sum(wanted)
+        true = list(zip(written, wanted, strict=True)).count((label, label))
+        either = written.count(label) + wanted.count(label)
         scores.append(2 * true / either if either else 0.0)
     return _mean(scores) if scores else 0.0
 
@@ -169,14 +168,6 @@ def _rating(text: str, wanted: str, task: Task) -> float:
 def unread(targets: Sequence[str]) -> int:
     """How many texts have no token for rouge by `ENGLISH`: whatever is written scores 0."""
     return sum(not re.search("[a-z0-9]", target.lower()) for target in targets)
-
-
-def _rouge(text: str, wanted: str, tokens: str) -> dict[str, float]:
-    found = _scorer(tokens).score(wanted, text)
-    return {
-        "rouge-1": float(found["rouge1"].fmeasure),
-        "rouge-l": float(found["rougeL"].fmeasure),
-    }
 
 
 @lru_cache(maxsize=2)
@@ -276,6 +267,8 @@ def means_of_sum(
         low, mean, high = (
             bound * min(max(share + k * noise, 0.0), 1.0) for k in (-1.96, 0.0, 1.96)
         )
-        found[name] = {"mean": mean, "ci95": [low, high], "n": round(users)}
-        found[name] |= {"noise": bound * noise, "bound": bound}
+        found[name] = {"mean": mean, "ci95": [low, high], "n": round(users)} | {
+            "noise": bound * noise,
+            "bound": bound,
+        }
     return found

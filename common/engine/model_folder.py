@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import absolute_backbone
-from ..errors import IdiolectError
+from ..errors import IdiolectError, refuse_if
 from ..files import home, write_atomically
 from ..text import printable
 
@@ -54,11 +54,11 @@ def locate(name: str) -> Path:
     name = absolute_backbone(name)
     if Path(name).is_dir():
         return Path(name)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise IdiolectError(
-            f"backbone '{printable(name, 300)}' is neither a folder nor a model id: give "
-            "`tiny`, an existing folder, or ORGANISATION/NAME."
-        )
+    refuse_if(
+        not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name),
+        f"backbone '{printable(name, 300)}' is neither a folder nor a model id: give "
+        "`tiny`, an existing folder, or ORGANISATION/NAME.",
+    )
     from huggingface_hub import snapshot_download
 
     try:
@@ -81,11 +81,21 @@ def check_folder(name: str, folder: Path) -> str:
         missing, cut or mere pointers, or an adapter lies beside them.
     """
     _check_pointers(name, folder)
-    family = check_family(name, folder)
-    config = _read_json(folder / "config.json")
+    try:
+        config = _read_json(folder / "config.json")
+        family = config["model_type"]
+    except (OSError, ValueError, KeyError) as error:
+        raise IdiolectError(
+            f"backbone '{name}': no config.json with a model_type in the folder; give a "
+            "model in Hugging Face format."
+        ) from error
+    refuse_if(
+        family not in FAMILIES,
+        f"backbone '{name}' is of the family '{family}', which is not supported: "
+        f"use one of {', '.join(FAMILIES)}.",
+    )
     for key in ("quantization_config", "compression_config"):
-        if config.get(key):
-            how = config[key]
+        if how := config.get(key):
             method = how.get("quant_method", key) if isinstance(how, dict) else key
             raise _refused(name, f"its weights are quantised ({method})", UNQUANTISED)
     if (folder / "adapter_config.json").exists():
@@ -107,23 +117,6 @@ AGAIN = "download the file again"
 
 def _refused(name: str, problem: str, step: str) -> IdiolectError:
     return IdiolectError(f"backbone '{name}' cannot be used, {problem}: {step}.")
-
-
-def check_family(name: str, folder: Path) -> str:
-    """Return the model family of a folder, or refuse it with a sentence."""
-    try:
-        family = json.loads((folder / "config.json").read_text())["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IdiolectError(
-            f"backbone '{name}': no config.json with a model_type in the folder; give a "
-            "model in Hugging Face format."
-        ) from error
-    if family not in FAMILIES:
-        raise IdiolectError(
-            f"backbone '{name}' is of the family '{family}', which is not supported: "
-            f"use one of {', '.join(FAMILIES)}."
-        )
-    return family
 
 
 def _check_pointers(name: str, folder: Path) -> None:
@@ -165,22 +158,18 @@ def _check_generation(name: str, folder: Path) -> None:
 
 def _check_shards(name: str, folder: Path) -> None:
     """The weights are there as transformers looks for them: in one file, or by an index."""
-    index = folder / INDEX
     if (folder / "model.safetensors").exists():
         return
-    if not index.exists():
+    if not (folder / INDEX).exists():
         raise _refused(name, *_without_weights(folder))
     try:
-        settings = _read_json(index)
+        settings = _read_json(folder / INDEX)
         named = set(settings["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _refused(name, f"{index.name} cannot be read", AGAIN) from error
+        raise _refused(name, f"{INDEX} cannot be read", AGAIN) from error
     if not isinstance(settings.get("metadata"), dict):  # transformers needs it
-        raise _refused(
-            name, f"{index.name} has no 'metadata'", 'add `"metadata": {}` to it'
-        )
-    missing = sorted(file for file in named if not (folder / str(file)).is_file())
-    if missing:
+        raise _refused(name, f"{INDEX} has no 'metadata'", 'add `"metadata": {}` to it')
+    if missing := sorted(f for f in named if not (folder / str(f)).is_file()):
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise _refused(
             name,
@@ -190,7 +179,6 @@ def _check_shards(name: str, folder: Path) -> None:
 
 
 INDEX = "model.safetensors.index.json"
-AS_SAFETENSORS = "if you trust it, load and save it by transformers' save_pretrained"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
 
 
@@ -202,8 +190,10 @@ def _without_weights(folder: Path) -> tuple[str, str]:
     others = sorted(f.name for kind in OTHER_WEIGHTS for f in folder.glob(kind))
     if not others:
         return "there are no weights in its folder", "download model.safetensors"
-    problem = f"its weights are in {printable(others[0], 100)}"
-    return f"{problem}, and only safetensors are read", AS_SAFETENSORS
+    return (
+        f"its weights are in {printable(others[0], 100)}, and only safetensors are read",
+        "if you trust it, load and save it by transformers' save_pretrained",
+    )
 
 
 def _check_weights(name: str, file: Path) -> None:
@@ -222,15 +212,14 @@ def _check_weights(name: str, file: Path) -> None:
         raise _refused(
             name, f"{file.name} has {size} bytes where its head says {end}", AGAIN
         )
-    odd = sorted(kind for kind in kinds if kind not in FLOATS and kind not in INDICES)
-    if odd:
+    if odd := sorted(kinds - READ):
         raise _refused(
             name, f"{file.name} holds quantised weights ({odd[0]})", UNQUANTISED
         )
 
 
-FLOATS = {"F64", "F32", "F16", "BF16"}
-INDICES = {"I64", "I32", "BOOL"}  # positions and masks of old checkpoints
+# Old checkpoints have positions and masks, too.
+READ = {"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"}
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -252,13 +241,10 @@ def identity(folder: Path) -> str:
     """
     settings = _parsed(folder / "tokenizer_config.json")
     template = settings.pop("chat_template", None)
-    for name, key in (
-        ("chat_template.json", "chat_template"),
-        ("chat_template.jinja", ""),
-    ):
-        file = folder / name
-        if file.exists():
-            template = _parsed(file).get(key) if key else _text(file)
+    if (file := folder / "chat_template.json").exists():
+        template = _parsed(file).get("chat_template")
+    if (file := folder / "chat_template.jinja").exists():
+        template = _text(file)
     more = {
         f.name: _text(f) for f in sorted(folder.glob("additional_chat_templates/*"))
     }
@@ -277,8 +263,8 @@ def identity(folder: Path) -> str:
         "generation": _without(_parsed(folder / "generation_config.json"), COSMETIC),
     }
     digests = {name: _digest(part)[:SHORT] for name, part in parts.items()}
-    digests = {"weights": weights_hash(folder), **digests}
-    return " ".join(f"{name}:{digest}" for name, digest in digests.items())
+    all_parts = {"weights": weights_hash(folder), **digests}.items()
+    return " ".join(f"{name}:{digest}" for name, digest in all_parts)
 
 
 def differing(one: str, other: str) -> list[str]:
@@ -289,8 +275,7 @@ def differing(one: str, other: str) -> list[str]:
     first, second = _parts(one), _parts(other)
     if len(first) == 1 or len(second) == 1:
         return [] if first.get("weights") == second.get("weights") else ["weights"]
-    names = dict.fromkeys([*first, *second])
-    return [name for name in names if first.get(name) != second.get(name)]
+    return [n for n in {**first, **second} if first.get(n) != second.get(n)]
 
 
 def unlike(one: str, other: str) -> list[str]:
@@ -299,11 +284,9 @@ def unlike(one: str, other: str) -> list[str]:
 
 
 def _parts(text: str) -> dict[str, str]:
-    if ":" not in text:
-        return {"weights": text}
-    return {
-        name: digest for name, _, digest in (p.partition(":") for p in text.split())
-    }
+    named = text if ":" in text else f"weights:{text}"
+    parts = (part.partition(":") for part in named.split())
+    return {name: digest for name, _, digest in parts}
 
 
 def _text(file: Path) -> str:
@@ -347,7 +330,6 @@ def weights_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
-            while block := stream.read(1 << 24):
-                digest.update(block)
+            hashlib.file_digest(stream, lambda: digest)
     write_atomically(cached, digest.hexdigest().encode())
     return digest.hexdigest()

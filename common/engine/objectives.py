@@ -92,10 +92,6 @@ class Means:
     unlabeled: Tensor
     unlabeled_weight: Tensor
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the state as tensors that can be saved; `Means(**state)` restores it."""
-        return dict(vars(self))
-
 
 def zero_means(*shape: int) -> Means:
     """Return the state before the first step."""
@@ -114,14 +110,15 @@ def boundary(means: Means) -> Tensor:
     return ((positive + unlabeled) / 2).detach()
 
 
-def moved(means: Means, positive: Scored, unlabeled: Scored, beta: float, decay: float):
+@torch.no_grad()
+def moved(
+    means: Means, positive: Scored, unlabeled: Scored, beta: float, decay: float
+) -> Means:
     """The means after this batch. A user without items of a class keeps that mean."""
-    with torch.no_grad():
-        p, p_weight = _ema(means.positive, means.positive_weight, positive, beta, decay)
-        u, u_weight = _ema(
-            means.unlabeled, means.unlabeled_weight, unlabeled, beta, decay
-        )
-    return Means(p, p_weight, u, u_weight)
+    return Means(
+        *_ema(means.positive, means.positive_weight, positive, beta, decay),
+        *_ema(means.unlabeled, means.unlabeled_weight, unlabeled, beta, decay),
+    )
 
 
 def _ema(mean: Tensor, weight: Tensor, items: Scored, beta: float, decay: float):
@@ -164,11 +161,11 @@ LossFunction = Callable[[ScoredBatch, Means], Loss]
 
 def pool(one: Scored, two: Scored) -> Scored:
     """Items of both, [..., n + m]."""
-    fields = zip(vars(one).values(), vars(two).values(), strict=True)
-    return Scored(*(torch.cat(pair, dim=-1) for pair in fields))
+    both = zip(vars(one).values(), vars(two).values(), strict=True)
+    return Scored(*(torch.cat(pair, dim=-1) for pair in both))
 
 
 def signs(positive: Scored, unlabeled: Scored) -> Tensor:
     """+1 for each positive and -1 for each unlabeled item, [..., n + m]."""
-    ones = torch.ones_like
-    return torch.cat([ones(positive.logp), -ones(unlabeled.logp)], dim=-1)
+    own, others = torch.ones_like(positive.logp), torch.ones_like(unlabeled.logp)
+    return torch.cat([own, -others], dim=-1)

@@ -187,15 +187,24 @@ def read_wording(name: str, tokenizer: Any) -> Wording:
             "save it with its tokenizer.json."
         )
     turn = _turn(name, tokenizer) if tokenizer.chat_template else None
-    spelling = _secret_spelling(control_tokens(tokenizer, turn))
+    # What a control token is spelled by is secret: no text has it.
+    nonce, control = secrets.token_hex(16), control_tokens(tokenizer, turn)
+    spelling = {token: f"<{nonce}.{i}>" for i, token in enumerate(control)}
+    pattern = re.compile("|".join(map(re.escape, spelling)) or "(?!)")
+
+    def spelled(text: str) -> str:
+        return pattern.sub(lambda found: spelling[found[0]], text)
+
     plain = _respelled(name, tokenizer.backend_tokenizer, spelling)
     around, lead, gap, follow = ("", ""), LETTER, " ", tokenizer.eos_token
     if turn:
         behind = turn.behind + turn.opening
-        around = _spelled(turn.before, spelling), _spelled(behind, spelling)
-        lead, gap = _last_stretch(behind, spelling), turn.gap
-        follow = _ending(name, turn.follow, spelling) or follow
-    ids = plain.encode(_spelled(follow, spelling), add_special_tokens=False).ids
+        around, gap = (spelled(turn.before), spelled(behind)), turn.gap
+        # The end of a prompt from its last control token on tokenises as in the whole.
+        places = [found.start() for found in pattern.finditer(behind)]
+        lead = behind[places[-1] :] if places else LETTER + behind
+        follow = _ending(name, turn.follow, pattern) or follow
+    ids = plain.encode(spelled(follow), add_special_tokens=False).ids
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     start, prefix = eos if bos is None else bos, _prefix(tokenizer)
     written = [start, *prefix, *ids, *plain.encode("".join(around)).ids]
@@ -207,9 +216,9 @@ def read_wording(name: str, tokenizer: Any) -> Wording:
         around=around,
         prefix=prefix,
         start=start,
-        lead=_spelled(lead, spelling),
+        lead=spelled(lead),
         gap=gap,
-        follow=_spelled(follow, spelling),
+        follow=spelled(follow),
         end=ids[-1],
         unused=frozenset(spelling) - set(tokenizer.convert_ids_to_tokens(written)),
     )
@@ -284,48 +293,22 @@ def _turn(name: str, tokenizer: Any) -> Turn:
     return Turn(before, behind, opening, gap, follow)
 
 
-def _ending(name: str, follow: str, spelling: dict[str, str]) -> str | None:
-    """What ends an answer: up to the first control token behind it; None if none does."""
-    found = _pattern(spelling).search(follow)
-    if found:
+def _ending(name: str, follow: str, control: re.Pattern[str]) -> str:
+    """What ends an answer: up to the first control token behind it; empty if none does."""
+    if found := control.search(follow):
         return follow[: found.end()]
-    if follow.strip():
-        raise _unfit(
-            name,
-            f"ends an answer in {follow.strip()[:40]!r}, no token of the tokenizer",
-        )
-    return None
-
-
-def _last_stretch(behind: str, spelling: dict[str, str]) -> str:
-    """The end of a prompt from its last control token on, which tokenises as the whole."""
-    found = list(_pattern(spelling).finditer(behind))
-    return behind[found[-1].start() :] if found else LETTER + behind
+    if rest := follow.strip()[:40]:
+        raise _unfit(name, f"ends an answer in {rest!r}, no token of the tokenizer")
+    return ""
 
 
 def _prefix(tokenizer: Any) -> list[int]:
     """Ids that the tokenizer puts in front of a text; what it appends is left out."""
     alone = tokenizer(LETTER, add_special_tokens=False)["input_ids"]
     whole = tokenizer(LETTER)["input_ids"]
-    for place in range(len(whole) - len(alone) + 1):
-        if whole[place : place + len(alone)] == alone:
-            return list(whole[:place])
-    return []
-
-
-def _secret_spelling(tokens: Sequence[str]) -> dict[str, str]:
-    """Control token -> a secret spelling, which no text has."""
-    nonce = secrets.token_hex(16)
-    return {token: f"<{nonce}.{i}>" for i, token in enumerate(tokens)}
-
-
-def _pattern(spelling: dict[str, str]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, spelling)) or "(?!)")
-
-
-def _spelled(text: str, spelling: dict[str, str]) -> str:
-    """A text of the template with its control tokens in their secret spelling."""
-    return _pattern(spelling).sub(lambda found: spelling[found[0]], text)
+    ends = range(len(whole) - len(alone) + 1)
+    before = (list(whole[:n]) for n in ends if whole[n : n + len(alone)] == alone)
+    return next(before, [])
 
 
 def _respelled(name: str, tokenizer: Tokenizer, spelling: dict[str, str]) -> Tokenizer:
@@ -338,8 +321,7 @@ def _respelled(name: str, tokenizer: Tokenizer, spelling: dict[str, str]) -> Tok
     spec |= {"truncation": None, "padding": None, "post_processor": None}
     for token in spec["added_tokens"]:
         token["content"] = spelling.get(token["content"], token["content"])
-    model = spec["model"]
-    vocabulary = model["vocab"]
+    model, vocabulary = spec["model"], spec["model"]["vocab"]
     if isinstance(vocabulary, dict):
         model["vocab"] = {spelling.get(t, t): i for t, i in vocabulary.items()}
     else:  # a unigram model: pairs of piece and score
@@ -352,11 +334,10 @@ def _respelled(name: str, tokenizer: Tokenizer, spelling: dict[str, str]) -> Tok
             list(pair) for pair in pairs if not spelling.keys() & {*pair, "".join(pair)}
         ]
     plain = Tokenizer.from_str(json.dumps(spec))
-    ids = tokenizer.get_vocab()
-    moved = [t for t, i in ids.items() if plain.token_to_id(spelling.get(t, t)) != i]
-    if moved:
-        raise IdiolectError(
-            f"the tokenizer of backbone '{name}' has another number for {moved[0]!r} when "
-            "it is read again: save it by transformers as a tokenizer.json."
-        )
+    for token, number in tokenizer.get_vocab().items():
+        if plain.token_to_id(spelling.get(token, token)) != number:
+            raise IdiolectError(
+                f"the tokenizer of backbone '{name}' has another number for {token!r} "
+                "when it is read again: save it by transformers as a tokenizer.json."
+            )
     return plain

@@ -19,8 +19,8 @@ def training_set(
     reference: Reference, user: User, drawn: Draw, alpha: float
 ) -> TrainingSet:
     """The history, the drawn items, and what the user turned down, with alpha."""
-    disliked = encode_all(reference.backbone, user.disliked)
     found = against_unlabeled(reference, user, drawn, alpha)
+    disliked = encode_all(reference.backbone, user.disliked)
     return replace(found, negative=scored(reference, disliked))
 
 
@@ -59,8 +59,9 @@ def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:
     beta, alpha = settings.beta, batch.alpha
     nll = sft.loss(batch, means).value if settings.anchor else 0.0
     if settings.reward == "token":
-        positive, unlabeled = positive.per_token(), unlabeled.per_token()
-        negative = negative.per_token()
+        positive, unlabeled, negative = (
+            kind.per_token() for kind in (positive, unlabeled, negative)
+        )
     delta = boundary(means).unsqueeze(-1)
     g_positive = positive.reward(beta) - delta
     g_unlabeled = unlabeled.reward(beta) - delta

@@ -85,12 +85,11 @@ def evaluate(
     both = [_with_rivals(backbone, user) for user in users]
     prompted = both
     if BY_NAME[method].prompts:
-        module = module_of(method)
-        longer = [
-            module.prompted(reference, user, config) if user.history else user
-            for user in users
+        longer = module_of(method).prompted
+        prompted = [
+            _with_rivals(backbone, longer(reference, u, config) if u.history else u)
+            for u in users
         ]
-        prompted = [_with_rivals(backbone, user) for user in longer]
     references = [reference.scores(items) for items in both]
     # Scored again in other batches, the reference would differ from itself in the last
     # bits, and these would decide a contrast.
@@ -104,9 +103,12 @@ def evaluate(
                 result["shift"] = shift(reference, lora, user)
     if generate_texts:
         own = [p[: len(u.held_out)] for u, p in zip(users, prompted, strict=True)]
-        texts = _outputs(backbone, policy, own, config, config.contrast_of(method))
+        texts = _outputs(backbone, policy, own, config, method)
+        task, tokens = task_of(config.task), config.evaluate.rouge_tokens
         for user, outputs, result in zip(users, texts, results, strict=True):
-            result |= _written(user, outputs, config)
+            targets = [item.target for item in user.held_out]
+            result |= metrics.score(task, outputs, targets, tokens)
+            result |= score_style(user, outputs)
     return results
 
 
@@ -117,24 +119,12 @@ def _ranked(
     reward = (logp - reference) / [completion_tokens(entry) for entry in items]
     first = len(user.held_out)
     counts = np.array([len(item.rivals) for item in user.held_out])
-    nll = {"nll": _nll(logp[:first], items[:first])}
-    if not counts.any():
-        return nll  # a text alone ranks nowhere
-    rivals = np.split(reward[first:], np.cumsum(counts)[:-1])
-    found = ranking(reward[:first][counts > 0], [one for one in rivals if len(one) > 0])
+    found = {"nll": _nll(logp[:first], items[:first])}
+    if counts.any():  # a text alone ranks nowhere
+        rivals = np.split(reward[first:], np.cumsum(counts)[:-1])
+        found |= ranking(reward[:first][counts > 0], [r for r in rivals if len(r) > 0])
     if max(counts) == 1:
         del found["mrr"]  # it would say what contrast says
-    return {**nll, **found}
-
-
-def _written(user: User, outputs: Sequence[str], config: Config) -> dict[str, float]:
-    """Metrics of the outputs for the held-out items, and whose style they follow."""
-    targets = [item.target for item in user.held_out]
-    found = metrics.score(
-        task_of(config.task), outputs, targets, config.evaluate.rouge_tokens
-    )
-    if user.truth is not None:
-        found |= score_style(user, list(zip(user.held_out, outputs, strict=True)))
     return found
 
 
@@ -180,11 +170,10 @@ def shift(reference: Reference, personal: Lora | None, user: User) -> float:
     """
     backbone, shared = reference.backbone, reference.shared
     batch = collate(backbone, encode_all(backbone, _all_rivals(user)))
-    with torch.no_grad():
-        with attached(backbone, shared):
-            frozen = token_logp(backbone, batch)
-        with attached(backbone, shared, personal):
-            policy = token_logp(backbone, batch)
+    with torch.no_grad(), attached(backbone, shared):
+        frozen = token_logp(backbone, batch)
+    with torch.no_grad(), attached(backbone, shared, personal):
+        policy = token_logp(backbone, batch)
     common = frozen >= np.log(COMMON)
     return float((policy - frozen)[common].mean()) if common.any() else 0.0
 
@@ -197,8 +186,7 @@ def _policy(
     own = [lora for lora in personals if lora is not None]
     if own and len(own) != len(personals):
         raise ValueError("either every user of a group has an adapter, or none has")
-    shared = reference.shared
-    return [shared, stack(own)] if own else [shared]
+    return [reference.shared, stack(own)] if own else [reference.shared]
 
 
 def _outputs(
@@ -206,7 +194,7 @@ def _outputs(
     policy: list,
     own: list[list[Encoded]],
     config: Config,
-    contrast: float = 0.0,
+    method: str,
 ) -> list[list[str]]:
     """Greedy outputs for every user's held-out prompts, all users at once."""
     most = max(map(len, own))
@@ -215,6 +203,6 @@ def _outputs(
         for items in own
         for i in range(most)
     ]
-    budget = task_of(config.task).max_new_tokens
+    budget, contrast = task_of(config.task).max_new_tokens, config.contrast_of(method)
     texts = generate(backbone, policy, prompts, budget, contrast=contrast)
     return [texts[k * most : k * most + len(items)] for k, items in enumerate(own)]

@@ -6,7 +6,7 @@ same. Users' text does not leave: what is returned are adapters and numbers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -16,10 +16,9 @@ from ..engine.adapters import Lora, new_lora
 from ..engine.objectives import Loss, Means, ScoredBatch
 from ..engine.reference import Reference
 from ..engine.training import TrainingSettings, train
-from ..errors import IdiolectError
+from ..errors import refuse_if
 from ..unlabeled.alpha import alpha_of
-from ..unlabeled.draws import Draw, draw_for
-from ..unlabeled.overlap import Overlap
+from ..unlabeled.draws import draw_for
 from ..unlabeled.sets import UnlabeledSet
 from .table import module_of
 
@@ -92,8 +91,12 @@ def personalise(
         alpha_of(reference, user, drawn, config)
         for user, drawn in zip(users, draws, strict=True)
     ]
-    if method not in SETLESS:
-        _check_unlabeled(users, draws, method)
+    for user, drawn in zip(users, draws, strict=True):
+        refuse_if(
+            method not in SETLESS and not drawn.aux,
+            f"user '{user.id}' has no unlabeled items to learn '{method}' against: "
+            "choose another 'unlabeled.kind', or a method that needs none (sft).",
+        )
     module = module_of(method)
     data = [
         module.training_set(reference, user, drawn, alpha.alpha)
@@ -117,25 +120,13 @@ def personalise(
     for user, drawn, alpha, lora, log in zip(
         users, draws, alphas, trained.loras, trained.logs, strict=True
     ):
-        truncated = sum(item.truncated for item in drawn.own)
-        log = {**log, "truncated": float(truncated), "ess": drawn.ess}
-        results.append(_checked(user, lora, alpha, log))
+        truncated = float(sum(item.truncated for item in drawn.own))
+        log = {**log, "truncated": truncated, "ess": drawn.ess}
+        found = Personal(user.id, lora, alpha.alpha, alpha.estimated, log)
+        tensors = (*lora.a.values(), *lora.b.values())
+        # One question to the device, not one for each tensor.
+        if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+            error = f"training of user '{user.id}' overflowed: lower the learning rate."
+            found = replace(found, lora=None, error=error)
+        results.append(found)
     return results
-
-
-def _check_unlabeled(users: Sequence[User], draws: Sequence[Draw], method: str) -> None:
-    for user, drawn in zip(users, draws, strict=True):
-        if not drawn.aux:
-            raise IdiolectError(
-                f"user '{user.id}' has no unlabeled items to learn '{method}' against: "
-                "choose another 'unlabeled.kind', or a method that needs none (sft)."
-            )
-
-
-def _checked(user: User, lora: Lora, alpha: Overlap, log: dict[str, float]) -> Personal:
-    tensors = (*lora.a.values(), *lora.b.values())
-    # One question to the device, not one for each tensor.
-    if torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
-        return Personal(user.id, lora, alpha.alpha, alpha.estimated, log)
-    error = f"training of user '{user.id}' overflowed: lower the learning rate."
-    return Personal(user.id, None, alpha.alpha, alpha.estimated, log, error)

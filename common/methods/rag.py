@@ -64,21 +64,14 @@ def with_history(
     orders = ranked(user.held_out, user.history)
     for item, order in zip(user.held_out, orders, strict=True):
         texts = [example(user.history[i]) for i in order[:retrieved]]
-        alike = [rival for rival in item.rivals if rival.prompt == item.prompt]
-        written = [len(backbone.completion(one)) for one in (item, *alike)]
-        budget = max(new_tokens, *written)
-        rivals = tuple(
-            fitted(
-                backbone,
-                rival,
-                head,
-                texts,
-                max(budget, len(backbone.completion(rival))),
-            )
-            for rival in item.rivals
+        lengths = [(one, len(backbone.completion(one))) for one in (item, *item.rivals)]
+        alike = [length for one, length in lengths if one.prompt == item.prompt]
+        budget = max(new_tokens, *alike)
+        asked, *rivals = (
+            fitted(backbone, one, head, texts, max(budget, length))
+            for one, length in lengths
         )
-        asked = fitted(backbone, item, head, texts, budget)
-        held_out.append(replace(asked, rivals=rivals))
+        held_out.append(replace(asked, rivals=tuple(rivals)))
     return replace(user, held_out=tuple(held_out))
 
 
@@ -130,14 +123,13 @@ def ranked(questions: Sequence[Item], history: Sequence[Item]) -> list[list[int]
     for query in words(questions):
         known = [word for word in query if word in numbers]
         scores = index.get_scores(known) if known else np.zeros(len(history))
-        newest_first = np.arange(len(history))[::-1]
-        places.append(sorted(newest_first.tolist(), key=lambda i, s=scores: -s[i]))
+        newest_first = reversed(range(len(history)))
+        places.append(sorted(newest_first, key=lambda i, s=scores: -s[i]))
     return places
 
 
 def _after(item: Item, text: str) -> Item:
-    prompt = replace(item.prompt, before=text + item.prompt.before)
-    return replace(item, prompt=prompt)
+    return replace(item, prompt=replace(item.prompt, before=text + item.prompt.before))
 
 
 def _fits(backbone: Backbone, item: Item, budget: int) -> bool:

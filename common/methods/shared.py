@@ -44,19 +44,15 @@ def shared_update(
     data = [
         TrainingSet(
             f"{user.id}/round-{round_number}",
-            [
-                Example(encoded)
-                for encoded in encode_all(reference.backbone, user.history)
-            ],
+            [Example(one) for one in encode_all(reference.backbone, user.history)],
         )
         for user in users
     ]
-    shared = reference.adapter
-    start = [shared] * len(users)
+    start = [reference.adapter] * len(users)
     trained = train(reference.bare, start, data, sft.loss, settings).loras
     rows = {
-        name: torch.stack([lora.b[name] - start for lora in trained]).float().cpu()
-        for name, start in shared.b.items()
+        name: torch.stack([lora.b[name] - before for lora in trained]).float().cpu()
+        for name, before in reference.adapter.b.items()
     }
     return clip_rows(rows, config.adapt.clip if clip is None else clip)
 

@@ -7,9 +7,7 @@ have a `second_stage`. One that asks other prompts has `prompted`.
 from importlib import import_module
 from types import ModuleType
 
-from ..config.methods import BY_NAME
-
 
 def module_of(method: str) -> ModuleType:
     """Return the module of a method, loaded when it is first used."""
-    return import_module(f".{BY_NAME[method].module}", __package__)
+    return import_module("." + method.replace("-", "_"), __package__)

@@ -1,4 +1,4 @@
-"""alpha of one user: from the configuration, from features, and a second opinion."""
+"""alpha of one user: fixed by the configuration, or estimated from features."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
 """One user's draw from the unlabeled set, without that user's own part in it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,12 +10,11 @@ from ..data.types import User
 from ..engine.backbone import Encoded
 from ..engine.fitting import encode_all, fits
 from ..engine.reference import Reference
-from ..errors import IdiolectError
+from ..errors import refuse_if
 from ..seeds import numpy_generator
-from .offers import offers
 from .samples import self_samples
 from .sets import Unlabeled, UnlabeledSet
-from .votes import user_vote
+from .votes import offers, user_vote
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,10 @@ def draw_for(
 
     The draw depends on (seed, user) only: every method learns from the same items.
     """
-    if not user.history:
-        raise IdiolectError(
-            f"user '{user.id}' has an empty history: nothing to learn from."
-        )
+    refuse_if(
+        not user.history,
+        f"user '{user.id}' has an empty history: nothing to learn from.",
+    )
     own = encode_all(reference.backbone, user.history)
     count = round(config.unlabeled.ratio * len(own))
     others: list[Unlabeled] = []
@@ -80,7 +79,7 @@ def not_own(
     if config.unlabeled.kind == "votes" and voted and items:
         own_vote = user_vote(reference, [e.item for e in items], user, config)
     if config.unlabeled.kind == "anonymised":
-        own_texts = frozenset(item.target for item in offers(user, config))
+        own_texts = frozenset(item.target for item in offers(user))
     others = without_own(items, user, own_vote, own_texts, unlabeled.floor)
     others = [entry for entry in others if fits(reference.backbone, entry.item)]
     return others if voters is None else tempered(others)
@@ -122,10 +121,14 @@ def without_own(
         return rest
     own = np.zeros(len(rest)) if own_vote is None else own_vote
     left = [entry.weight - float(v) - floor for entry, v in zip(rest, own, strict=True)]
+    # A difference of rounding size is not a vote.
+    return _weighted(rest, [weight if weight > 1e-5 else 0.0 for weight in left])
+
+
+def _weighted(items: Sequence[Unlabeled], weights: Iterable[float]) -> list[Unlabeled]:
     return [
-        # A difference of rounding size is not a vote.
-        Unlabeled(entry.item, weight if weight > 1e-5 else 0.0, entry.owner)
-        for entry, weight in zip(rest, left, strict=True)
+        replace(entry, weight=float(weight))
+        for entry, weight in zip(items, weights, strict=True)
     ]
 
 
@@ -150,17 +153,12 @@ def tempered(unlabeled: Sequence[Unlabeled], share: float = 0.2) -> list[Unlabel
     def flat_enough(power: float) -> bool:
         return effective_size(np.exp(power * logs)) >= share * len(logs)
 
-    low, high = 0.0, 1.0
-    if flat_enough(high):
-        low = high
+    low, high = (1.0 if flat_enough(1.0) else 0.0), 1.0
     while high - low > 1e-4:
         middle = (low + high) / 2
         low, high = (middle, high) if flat_enough(middle) else (low, middle)
     weights[positive] = np.exp(low * logs)
-    return [
-        Unlabeled(entry.item, float(weight), entry.owner)
-        for entry, weight in zip(unlabeled, weights, strict=True)
-    ]
+    return _weighted(unlabeled, weights)
 
 
 def _weights(unlabeled: Sequence[Unlabeled]) -> np.ndarray:
@@ -212,4 +210,4 @@ def subset(
         drawn = generator.choice(len(weights), count, p=weights / weights.sum())
         chosen, counts = np.unique(drawn, return_counts=True)
         weights[chosen] = counts
-    return [replace(unlabeled[int(i)], weight=float(weights[i])) for i in chosen]
+    return _weighted([unlabeled[int(i)] for i in chosen], weights[chosen])

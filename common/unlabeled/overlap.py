@@ -74,7 +74,8 @@ def estimate(
     balance = np.r_[
         np.full(len(target), 0.5 / len(target)), 0.5 * weights / weights.sum()
     ]
-    folds = np.r_[_folds(len(target), generator), _folds(len(unlabeled), generator)]
+    sizes = len(target), len(unlabeled)
+    folds = np.hstack([generator.permutation(np.arange(n) % FOLDS) for n in sizes])
     probability = np.empty(len(labels))
     for fold in range(FOLDS):
         held = folds == fold
@@ -104,10 +105,6 @@ def in_span(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     values, vectors = np.linalg.eigh(rows @ rows.T)
     kept = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
     return vectors[:, kept] * np.sqrt(values[kept])
-
-
-def _folds(count: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    return generator.permutation(np.arange(count) % FOLDS)
 
 
 def _predict(

@@ -1,4 +1,4 @@
-"""alpha, a second opinion: how much of the unlabeled set is rewarded like own items.
+"""alpha from rewards: how much of the unlabeled set is rewarded like own items.
 
 `overlap` estimates alpha from embeddings, before training. Here a trained adapter's
 implicit reward r is the score: U = pi P + (1 - pi) N, with P the rewards of the user's
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import IdiolectError
+from ..errors import refuse_if
 
 # Mean of the Beta(1, 9) below; used where there is nothing to estimate from.
 DEFAULT = 0.1
@@ -112,8 +112,10 @@ def auc(positive: Array, unlabeled: Array, weights: Array) -> float:
         return 0.5
     order = np.argsort(unlabeled)
     below = np.r_[0.0, np.cumsum(weights[order])]
-    less = below[np.searchsorted(unlabeled[order], positive, "left")]
-    no_more = below[np.searchsorted(unlabeled[order], positive, "right")]
+    less, no_more = (
+        below[np.searchsorted(unlabeled[order], positive, side)]
+        for side in ("left", "right")
+    )
     return float(np.clip(np.mean(less + no_more) / (2 * below[-1]), 0.0, 1.0))
 
 
@@ -191,25 +193,22 @@ def gaussian_em(positive: Array, unlabeled: Array, weights: Array) -> float:
         increasing affine maps of the rewards. Low where tails are heavy.
     """
     positive, unlabeled, weights = _checked(positive, unlabeled, weights)
-    if not len(positive) or not len(unlabeled):
-        return DEFAULT
-    every = np.r_[positive, unlabeled]
-    if np.ptp(every) == 0:
+    every, n = np.r_[positive, unlabeled], len(positive)
+    if not n or not len(unlabeled) or np.ptp(every) == 0:
         return DEFAULT
     below = unlabeled < np.median(positive)
-    rest = weights * below if below.any() else weights
-    every = _standardised(every, np.r_[np.ones(len(positive)), weights], len(positive))
-    u = every[len(positive) :]
+    every = _standardised(every, np.r_[np.ones(n), weights], n)
+    u = every[n:]
     pi = float(np.clip(median_bin(positive, unlabeled, weights, (0, 0)), *START))
-    own = _moments(every[: len(positive)], np.ones(len(positive)))
-    foreign = _moments(u, rest)
+    own = _moments(every[:n], np.ones(n))
+    foreign = _moments(u, weights * below if below.any() else weights)
     for _ in range(STEPS):
         odds = np.log(pi / (1 - pi)) + _log_density(u, own) - _log_density(u, foreign)
         share = np.exp(-np.logaddexp(0.0, -odds))
         before, pi = pi, float(weights @ share / weights.sum())
         if abs(pi - before) < TOLERANCE or not 1e-9 < pi < 1 - 1e-9:
             break
-        own = _moments(every, np.r_[np.ones(len(positive)), weights * share])
+        own = _moments(every, np.r_[np.ones(n), weights * share])
         foreign = _moments(u, weights * (1 - share))
     return float(np.clip(pi, 0.0, 1.0))
 
@@ -231,9 +230,8 @@ def _standardised(values: Array, weights: Array, positives: int) -> Array:
 
 def _moments(values: Array, weights: Array) -> tuple[float, float]:
     """Weighted mean, and variance of at least NARROWEST squared."""
-    total = weights.sum()
-    mean = weights @ values / total
-    variance = weights @ (values - mean) ** 2 / total
+    mean = weights @ values / weights.sum()
+    variance = weights @ (values - mean) ** 2 / weights.sum()
     return float(mean), max(float(variance), NARROWEST**2)
 
 
@@ -256,9 +254,9 @@ def _checked(
         )
     if not ((weights >= 0) & (weights < LARGEST)).all():
         raise ValueError("a weight is negative or not finite")
-    if not (np.abs(np.r_[positive, unlabeled]) < LARGEST).all():
-        raise IdiolectError(
-            "implicit rewards are not finite, training overflowed: lower the learning rate."
-        )
+    refuse_if(
+        not (np.abs(np.r_[positive, unlabeled]) < LARGEST).all(),
+        "implicit rewards are not finite, training overflowed: lower the learning rate.",
+    )
     present = weights > 1 / LARGEST
     return positive, unlabeled[present], weights[present]

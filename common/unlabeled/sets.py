@@ -86,8 +86,5 @@ def population_share(settings: config.Unlabeled) -> bool:
 
 def fingerprint(unlabeled: Sequence[Unlabeled]) -> str:
     """SHA-256 of items, weights and owners; what an adapter was trained against."""
-    digest = hashlib.sha256()
-    for entry in unlabeled:
-        line = json.dumps(astuple(entry))
-        digest.update(line.encode() + b"\n")
-    return digest.hexdigest()
+    lines = "".join(json.dumps(astuple(entry)) + "\n" for entry in unlabeled)
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,10 +1,11 @@
 """Votes: how much each item of a public bank resembles a user's own text.
 
 After Private Evolution (Lin et al. 2024; Xie et al. 2024). One user's vote has L2 norm at
-most 1, so that the sum of all votes can be released with noise.
+most 1, so that the sum of all votes can be released with noise. For the kind `anonymised`
+the same likeness sorts scrubbed items of users into buckets by public texts (offers).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,9 +17,11 @@ from ..data.types import Item, Prompt, User
 from ..engine.backbone import Backbone
 from ..engine.fitting import encode_all, fits
 from ..engine.reference import Reference, content_hash
+from ..privacy.scrub import OFFERED, offered
 
 VOTES = 32  # history items that vote
 NEAREST = 3  # candidates that one of them votes for
+LONGEST_OFFER = 1000  # characters of one offered text: about 256 tokens of English
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +48,8 @@ class Bank:
         """Cosine between a text and every candidate, float64 [m], in [0, 1]."""
         counts = grams(text)
         buckets = np.array(list(counts), np.int64)
-        values = (1 + np.log(np.array(list(counts.values()), float))) * self.idf[
-            buckets
-        ]
+        values = 1 + np.log(np.array(list(counts.values()), float))
+        values *= self.idf[buckets]
         query = np.zeros(BUCKETS)
         query[buckets] = values
         products = np.bincount(
@@ -61,18 +63,16 @@ def build_bank(texts: Sequence[str]) -> Bank:
 
     TF is 1 + log(count), IDF is log((1 + m) / (1 + df)) + 1.
     """
-    rows: list[int] = []
-    buckets: list[int] = []
-    counts: list[int] = []
-    for row, text in enumerate(texts):
-        found = grams(text)
-        rows += [row] * len(found)
-        buckets += found.keys()
-        counts += found.values()
-    row, bucket = np.array(rows, np.int64), np.array(buckets, np.int64)
-    frequency = np.bincount(bucket, minlength=BUCKETS)
-    idf = np.log((1 + len(texts)) / (1 + frequency)) + 1
-    value = (1 + np.log(np.array(counts, float))) * idf[bucket]
+    found = [
+        (np.fromiter(counts, np.int64), np.fromiter(counts.values(), float))
+        for counts in map(grams, texts)
+    ]
+    sizes = np.array([len(buckets) for buckets, _ in found], np.int64)
+    row = np.repeat(np.arange(len(texts)), sizes)
+    bucket = np.hstack([np.empty(0, np.int64), *(buckets for buckets, _ in found)])
+    counts = np.hstack([np.empty(0), *(counts for _, counts in found)])
+    idf = np.log((1 + len(texts)) / (1 + np.bincount(bucket, minlength=BUCKETS))) + 1
+    value = (1 + np.log(counts)) * idf[bucket]
     norms = np.sqrt(np.bincount(row, value**2, minlength=len(texts)))
     return Bank(len(texts), row, bucket, value / norms[row], idf)
 
@@ -214,3 +214,28 @@ def _shortened(backbone: Backbone, item: Item) -> Item:
     if fits(backbone, item):
         return item
     return Item(item.id, Prompt("", ""), item.target[: backbone.context // 4])
+
+
+# --- offers -----------------------------------------------------------------------------
+
+
+def offers(user: User) -> list[Item]:
+    """The user's items that may be offered (kind `anonymised`): scrubbed, few, short."""
+    return offered(user.history, OFFERED, LONGEST_OFFER)
+
+
+def marks(bank: Sequence[Item], items: Sequence[Item]) -> np.ndarray:
+    """Which candidates are nearest to one of a user's items: 1 or 0, float32 [m].
+
+    Summed over users: how many people's text resembles a candidate (`anonymised`).
+    """
+    found = np.zeros(len(bank), np.float32)
+    found[[nearest_candidate(bank, item) for item in items]] = 1
+    return found
+
+
+def supported_offers(
+    bank: Sequence[Item], supported: Collection[int], user: User
+) -> list[Item]:
+    """The user's offers that fall into a supported bucket; they leave the device."""
+    return [one for one in offers(user) if nearest_candidate(bank, one) in supported]

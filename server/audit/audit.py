@@ -40,10 +40,10 @@ from ...common.privacy.noise import source
 from ...common.privacy.scrub import OFFERED
 from ...common.protocol.messages import package_version
 from ...common.seeds import numpy_generator
-from ...common.unlabeled.offers import offers as offers_of
 from ...common.unlabeled.samples import sample_reference
 from ...common.unlabeled.sets import Unlabeled
 from ...common.unlabeled.votes import build_bank, user_vote
+from ...common.unlabeled.votes import offers as offers_of
 from ..privacy.accountant import Event, calibrate, epsilons
 from ..privacy.card import card, explained
 from ..privacy.ledger import read_ledger
@@ -434,7 +434,7 @@ def authorship(members: Sequence[User], config: Config) -> dict[str, Any]:
     """
     known, unknown = [], []
     for user in members:
-        offers = offers_of(user, config)
+        offers = offers_of(user)
         rest = user.history[: len(user.history) - OFFERED]
         if offers and rest:
             unknown.append([item.target for item in offers])

@@ -26,9 +26,8 @@ from ...common.methods.personalise import personalise
 from ...common.methods.shared import shared_update
 from ...common.protocol.messages import Outcome, Rows
 from ...common.protocol.quantization import as_received, decode, update_codes
-from ...common.unlabeled.offers import offer_marks, supported_offers
 from ...common.unlabeled.sets import Unlabeled, UnlabeledSet
-from ...common.unlabeled.votes import user_vote
+from ...common.unlabeled.votes import marks, offers, supported_offers, user_vote
 from .budget import new_ledger, population_of
 from .checkpoint import State
 from .cohort import Run
@@ -114,15 +113,15 @@ class Local:
 
     def mark(self, users: Sequence[str], bank: Sequence[Item]) -> np.ndarray:
         """See `Cohort.mark`."""
-        marks = [offer_marks(bank, u, self.config) for u in self._named(users)]
-        return sum_of_marks(np.array(marks).reshape(-1, len(bank)))
+        marked = [marks(bank, offers(user)) for user in self._named(users)]
+        return sum_of_marks(np.array(marked).reshape(-1, len(bank)))
 
     def offer(
         self, users: Sequence[str], bank: Sequence[Item], supported: tuple[int, ...]
     ) -> Mapping[str, Sequence[Item]]:
         """See `Cohort.offer`."""
         return {
-            user.id: supported_offers(bank, frozenset(supported), user, self.config)
+            user.id: supported_offers(bank, frozenset(supported), user)
             for user in self._named(users)
         }
 

@@ -21,7 +21,7 @@ from ...common.config import (
     presets,
 )
 from ...common.config.old import current
-from ...common.config.options import OPTIONS, split
+from ...common.config.parse import OPTIONS, split
 from ...common.data.load import load_dataset
 from ...common.errors import IdiolectError, refuse_if
 from ...common.text import read_toml

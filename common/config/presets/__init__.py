@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...errors import IdiolectError
+from ...errors import refuse_if
 
 FOLDER = Path(__file__).parent
 PRESETS = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
@@ -24,9 +24,9 @@ def read(name: str) -> dict[str, Any]:
     """
     if not name:
         return {}
-    if name not in PRESETS:
-        raise IdiolectError(
-            f"there is no preset {name[:100]!a}: use {', '.join(PRESETS)}."
-        )
+    refuse_if(
+        name not in PRESETS,
+        f"there is no preset {name[:100]!a}: use {', '.join(PRESETS)}.",
+    )
     values = tomllib.loads((FOLDER / f"{name}.toml").read_text())
     return {key: value for key, value in values.items() if key != "preset"}

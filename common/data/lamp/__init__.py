@@ -5,7 +5,7 @@ docs/data.md describes the tasks, and how the text of a user is split.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .forms import FORMS, Form
 from .items import (
     EMPTY,
     BadUserError,
+    bad_if,
     entries_of,
     is_hollow,
     name_of,
@@ -66,11 +67,17 @@ def read(config: Config) -> Dataset:
     for index, record in enumerate(found):
         try:
             user, removed = _user(record, form, config)
-            if user.id in names:
-                raise BadUserError("duplicate user", "an earlier record has this user")
+            bad_if(
+                user.id in names, "duplicate user", "an earlier record has this user"
+            )
         except BadUserError as bad:
             if not config.skip_bad_users:
-                raise _bad_record(name, index, record, bad) from None
+                named = record.get("user_id") if isinstance(record, dict) else None
+                who = "" if named is None else f" (user '{str(named):.100}')"
+                raise IdiolectError(
+                    f"{name}: record {index}{who}: {bad}: repair the file, or set "
+                    "skip-bad-users=true to leave such users out."
+                ) from None
             dropped[bad.reason] += 1
             continue
         names.add(user.id)
@@ -81,9 +88,16 @@ def read(config: Config) -> Dataset:
             public.extend(user.history)
         if len(users) == wanted and len(public) >= PUBLIC:
             break
+    listed = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
     if len(users) < wanted:
-        raise _too_few(name, len(users), config, dropped)
-    _say_dropped(name, dropped)
+        why = f" (left out: {listed})" if listed else ""
+        raise IdiolectError(
+            f"{name} holds {len(users)} usable users{why}, but users={config.users} and "
+            f"development-users={config.development_users} ask for {wanted}: lower "
+            "'users' or 'development-users', or take another file."
+        )
+    if listed:
+        logger.warning("warning: %s: %s", printable(name), listed)
     held = HeldOut([item for user in users for item in user.held_out], form)
     evaluated, development = users[: config.users], users[config.users :]
     return Dataset(
@@ -146,10 +160,9 @@ def _kept(entry: Any, place: str, user: str, form: Form, profile: list[Any]) -> 
             dates = [one.get("date") for one in profile if isinstance(one, dict)]
             return Kept(user, place, question(entry, place, user, form), _latest(dates))
         prompt, target = pair(entry, place, form)
+        bad_if(not prompt.input or not target, EMPTY, f"{place} has no text")
     except BadUserError as bad:
         return Kept(user, place, None, None, (str(bad), bad.reason))
-    if not prompt.input or not target:
-        return Kept(user, place, None, None, (f"{place} has no text", EMPTY))
     return Kept(user, place, Item(f"{user}/{place}", prompt, target), entry.get("date"))
 
 
@@ -172,8 +185,11 @@ def _user(record: Any, form: Form, config: Config) -> tuple[User, Counter[str]]:
         question(entries[index], f"query[{index}]", name, form)
         for index in whole or range(len(entries))
     ]
-    if len({item.id for item in queries}) < len(queries):
-        raise BadUserError("duplicate id", "two entries of 'query' have the same id")
+    bad_if(
+        len({item.id for item in queries}) < len(queries),
+        "duplicate id",
+        "two entries of 'query' have the same id",
+    )
     found, removed = profile_items(record, name, form)
     held = queries[: config.held_out]
     removed[HOLLOW] = len(entries) - len(queries)
@@ -182,17 +198,13 @@ def _user(record: Any, form: Form, config: Config) -> tuple[User, Counter[str]]:
     profile = without(found, held, form)
     # A user with few questions gets more held-out items from the profile: a mean over one
     # item is too noisy. Not if history pairs have another form than the questions.
-    more = 0
-    if not form.history:
-        more = min(config.held_out - len(held), len(profile) // 4)
-    older = profile[: len(profile) - more]
-    held += profile[len(profile) - more :]
+    few = 0 if form.history else min(config.held_out - len(held), len(profile) // 4)
+    older = profile[: len(profile) - few]
+    held += profile[len(profile) - few :]
     history = without(older, held, form)
     removed[LEAKED] = len(found) - len(profile) + len(older) - len(history)
-    if not history:
-        raise BadUserError("empty history", "there is no history item to learn from")
-    if not held:
-        raise BadUserError("nothing held out", "there is no item to be measured on")
+    bad_if(not history, "empty history", "there is no history item to learn from")
+    bad_if(not held, "nothing held out", "there is no item to be measured on")
     return User(name, tuple(history[-config.history :]), tuple(held)), +removed
 
 
@@ -214,10 +226,9 @@ def _with_rivals(
         group = [other for other in users if other.id != user.id] or others
         pool = [i for other in group for i in other.held_out if text(i) not in own]
         draw = numpy_generator(config.seed, "rivals", user.id)
-        picks = draw.integers(len(pool), size=len(user.held_out)) if pool else []
-        picks = [[pick] for pick in picks] or [[] for _ in user.held_out]
+        count, most = len(user.held_out), min(config.evaluate.rivals, len(pool))
+        picks = draw.integers(len(pool), size=(count, 1)) if pool else [()] * count
         if config.evaluate.rivals > 1:
-            most = min(config.evaluate.rivals, len(pool))
             picks = [draw.choice(len(pool), most, replace=False) for _ in picks]
         held = (
             replace(item, rivals=tuple(pool[i] for i in chosen))
@@ -225,38 +236,3 @@ def _with_rivals(
         )
         result.append(replace(user, held_out=tuple(held)))
     return tuple(result)
-
-
-def _say_dropped(name: str, dropped: Mapping[str, int]) -> None:
-    if dropped:
-        listed = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
-        logger.warning("warning: %s: %s", printable(name), listed)
-
-
-def _bad_record(name: str, index: int, record: Any, bad: BadUserError) -> IdiolectError:
-    return IdiolectError(
-        f"{name}: {_who(index, record)}: {bad}: repair the file, or set "
-        "skip-bad-users=true to leave such users out."
-    )
-
-
-def _who(index: int, record: Any) -> str:
-    user = record.get("user_id") if isinstance(record, dict) else None
-    return (
-        f"record {index}"
-        if user is None
-        else f"record {index} (user '{str(user):.100}')"
-    )
-
-
-def _too_few(
-    name: str, count: int, config: Config, dropped: Mapping[str, int]
-) -> IdiolectError:
-    listed = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
-    why = f" (left out: {listed})" if listed else ""
-    return IdiolectError(
-        f"{name} holds {count} usable users{why}, but users={config.users} and "
-        f"development-users={config.development_users} ask for "
-        f"{config.users + config.development_users}: lower 'users' or "
-        "'development-users', or take another file."
-    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import IdiolectError, words_of
+from ...errors import IdiolectError, refuse_if, words_of
 from ..cleaning import read_text
 from .forms import FORMS
 
@@ -16,17 +16,13 @@ logger = logging.getLogger(__name__)
 def records(path: Path, task: str) -> tuple[str, list[Any]]:
     """Return the name of the source, and one unchecked record per user in OPPU's shape."""
     path = _find(path)
-    if path.name.endswith("_questions.json"):
-        outputs = _outputs(path)
-        name = f"{path.name} with {outputs.name}"
-        records = _grouped(_list(path), _golds(outputs, task))
-    else:
-        labels = path.with_name(f"{path.stem}_label.json")
-        name = path.name
-        records = _list(path)
-        if labels.is_file():
-            name = f"{path.name} with {labels.name}"
-            records = _labelled(records, _golds(labels, None))
+    name, records = path.name, _list(path)
+    official = path.name.endswith("_questions.json")
+    beside = _outputs(path) if official else path.with_name(f"{path.stem}_label.json")
+    if official or beside.is_file():
+        name = f"{path.name} with {beside.name}"
+        golds = _golds(beside, task if official else None)
+        records = _grouped(records, golds) if official else _labelled(records, golds)
     logger.info("%s: %d users from %s", task, len(records), path)
     return name, records
 
@@ -35,24 +31,24 @@ def _find(path: Path) -> Path:
     """Return the file with questions or the OPPU file: `path`, or the one in the folder."""
     if path.is_file():
         return path
-    if not path.is_dir():
-        raise IdiolectError(
-            f"there is no file or folder {path}: set 'data' to the folder with the "
-            "LaMP files (docs/data.md says where to get them)."
-        )
-    official = [path / f"{part}_questions.json" for part in ("dev", "train", "test")]
-    official = [questions for questions in official if questions.is_file()]
+    refuse_if(
+        not path.is_dir(),
+        f"there is no file or folder {path}: set 'data' to the folder with the "
+        "LaMP files (docs/data.md says where to get them).",
+    )
+    parts = [path / f"{part}_questions.json" for part in ("dev", "train", "test")]
+    official = [questions for questions in parts if questions.is_file()]
     for questions in official:
         if _outputs(questions).is_file():
             return questions
     shaped = sorted({*path.glob("*users.json"), *path.glob("user_*_history.json")})
     if len(shaped) == 1:
         return shaped[0]
-    if shaped:
-        raise IdiolectError(
-            f"{path} holds {' and '.join(p.name for p in shaped)}: set 'data' to one "
-            "of these files."
-        )
+    refuse_if(
+        shaped,
+        f"{path} holds {' and '.join(p.name for p in shaped)}: set 'data' to one "
+        "of these files.",
+    )
     if official:
         raise IdiolectError(
             f"{official[0].name} in {path} has no "
@@ -86,34 +82,34 @@ def _json(path: Path) -> Any:
 
 def _list(path: Path) -> list[Any]:
     records = _json(path)
-    if not isinstance(records, list):
-        raise IdiolectError(
-            f"{path} is not a list of users: see docs/data.md for the two shapes."
-        )
+    refuse_if(
+        not isinstance(records, list),
+        f"{path} is not a list of users: see docs/data.md for the two shapes.",
+    )
     return records
 
 
 def _golds(path: Path, task: str | None) -> dict[str, Any]:
     """Question id -> output, from ``{"task", "golds": [{"id", "output"}]}``."""
     content = _json(path)
-    golds = content.get("golds") if isinstance(content, dict) else None
-    if not isinstance(golds, list):
-        raise IdiolectError(
-            f"{path} has no list 'golds': see docs/data.md for the official shape."
-        )
+    golds: Any = content.get("golds") if isinstance(content, dict) else None
+    refuse_if(
+        not isinstance(golds, list),
+        f"{path} has no list 'golds': see docs/data.md for the official shape.",
+    )
     named = str(content.get("task", "")).replace("_", "-")
-    if task and named and named != task:
-        raise IdiolectError(
-            f"{path} holds {named}, but the config says {task}: set task={named}."
-            if named in FORMS
-            else f"{path} holds '{named}', not {task}: set 'data' to other files."
-        )
+    refuse_if(
+        task and named and named != task,
+        f"{path} holds {named}, but the config says {task}: set task={named}."
+        if named in FORMS
+        else f"{path} holds '{named}', not {task}: set 'data' to other files.",
+    )
     for index, gold in enumerate(golds):
-        if not isinstance(gold, dict) or "id" not in gold:
-            raise IdiolectError(
-                f"{path}: golds[{index}] has no field 'id': repair the file or "
-                "download it again."
-            )
+        refuse_if(
+            not isinstance(gold, dict) or "id" not in gold,
+            f"{path}: golds[{index}] has no field 'id': repair the file or "
+            "download it again.",
+        )
     return {str(gold["id"]): gold.get("output") for gold in golds}
 
 
@@ -139,17 +135,11 @@ def _grouped(questions: Sequence[Any], golds: dict[str, Any]) -> list[Any]:
     return list(users.values())
 
 
-def _labelled(records: Sequence[Any], golds: dict[str, Any]) -> list[Any]:
+def _labelled(records: list[Any], golds: dict[str, Any]) -> list[Any]:
     """Return OPPU's evaluation records with the golds of the label file filled in."""
-
-    def fill(query: Any) -> Any:
-        if not isinstance(query, dict) or "gold" in query:
-            return query
-        return {**query, "gold": golds.get(str(query.get("id")))}
-
-    return [
-        {**record, "query": [fill(query) for query in record["query"]]}
-        if isinstance(record, dict) and isinstance(record.get("query"), list)
-        else record
-        for record in records
-    ]
+    for record in records:
+        queries = record.get("query") if isinstance(record, dict) else None
+        for query in queries if isinstance(queries, list) else ():
+            if isinstance(query, dict):
+                query.setdefault("gold", golds.get(str(query.get("id"))))
+    return records

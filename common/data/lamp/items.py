@@ -26,39 +26,49 @@ class BadUserError(Exception):
         self.reason = reason
 
 
+def bad_if(wrong: object, reason: str, detail: str) -> None:
+    """Raise a `BadUserError` where something is wrong."""
+    if wrong:
+        raise BadUserError(reason, detail)
+
+
 def name_of(record: Any) -> str:
     """Return the user's name in a record."""
-    if not isinstance(record, dict):
-        raise BadUserError("wrong type", "the record is not a JSON object")
+    bad_if(
+        not isinstance(record, dict), "wrong type", "the record is not a JSON object"
+    )
     name = _field(record, "user_id", "user_id")
     if isinstance(name, float) and name.is_integer():  # as data frames write integers
         name = int(name)
-    if isinstance(name, bool) or not isinstance(name, str | int):
-        raise BadUserError("wrong type", "field 'user_id' is not a text or number")
+    bad_if(
+        isinstance(name, bool) or not isinstance(name, str | int),
+        "wrong type",
+        "field 'user_id' is not a text or number",
+    )
     name = clean(str(name))
-    if not 0 < len(name) <= LONGEST_NAME:
-        raise BadUserError(
-            "unusable id",
-            f"field 'user_id' has {len(name)} characters, and 1 to {LONGEST_NAME} are "
-            "possible",
-        )
+    bad_if(
+        not 0 < len(name) <= LONGEST_NAME,
+        "unusable id",
+        f"field 'user_id' has {len(name)} characters, and 1 to {LONGEST_NAME} are "
+        "possible",
+    )
     return name
 
 
 def entries_of(record: dict[str, Any], name: str) -> list[Any]:
     """Return a list in a record: ``profile`` or ``query``."""
-    entries = _field(record, name, name)
-    if not isinstance(entries, list):
-        raise BadUserError("wrong type", f"field '{name}' is not a list")
-    return entries
+    return _field(record, name, name, list, "a list")
 
 
 def question(entry: Any, place: str, user: str, form: Form) -> Item:
     """Return a question and its gold output."""
     name = _field(entry, "id", f"{place}.id")
     question = _text(entry, "input", place)
-    if entry.get("gold") is None:
-        raise BadUserError("missing gold", f"{place} (id '{name}') has no gold output")
+    bad_if(
+        entry.get("gold") is None,
+        "missing gold",
+        f"{place} (id '{name}') has no gold output",
+    )
     gold = _answer(entry, "gold", place, form)
     if not question or not gold:
         field = "gold" if question else "input"
@@ -77,7 +87,11 @@ def profile_items(
         place = f"profile[{index}]"
         if _is_missing(entry):
             continue
-        prompt, target = pair(_filled(entry), place, form)
+        if isinstance(entry, dict):  # an item with a missing value is left out
+            entry = {
+                k: "" if _is_missing(value) else value for k, value in entry.items()
+            }
+        prompt, target = pair(entry, place, form)
         if prompt.input and target:
             pairs.append(Item(f"{user}/profile/{index}", prompt, target))
             dates[f"{place}.date"] = entry.get("date")
@@ -102,21 +116,13 @@ def is_hollow(question: Any) -> bool:
     return any(_is_missing(v) or (isinstance(v, str) and not clean(v)) for v in both)
 
 
-def _filled(entry: Any) -> Any:
-    """Return an item with missing values as empty text: such an item is left out."""
-    if not isinstance(entry, dict):
-        return entry
-    return {name: "" if _is_missing(value) else value for name, value in entry.items()}
-
-
 def pair(entry: Any, place: str, form: Form) -> tuple[Prompt, str]:
     """Return prompt and target of a profile item, in the form of the task's questions."""
     text = _text(entry, form.source, place)
     if form.answer:
+        cue = f" {form.answer}:" if form.history else form.cue
         answer = _answer(entry, form.answer, place, form)
-        if form.history:
-            return Prompt(form.history, text, f" {form.answer}:"), answer
-        return Prompt(form.question, text, form.cue), answer
+        return Prompt(form.history or form.question, text, cue), answer
     # A tweet has no answer: its first sixth is the prompt, the rest the target. The authors
     # of LaMP draw a tenth to a quarter at random; a sixth is about their mean.
     words = text.split()
@@ -137,20 +143,20 @@ def _split(question: str, form: Form) -> Prompt:
     return Prompt(question[:start], question[start:end], question[end:] + form.cue)
 
 
-def _field(entry: Any, name: str, place: str) -> Any:
+def _field(
+    entry: Any, name: str, place: str, kind: type = object, words: str = ""
+) -> Any:
     if not isinstance(entry, dict):
         owner = place.rpartition(".")[0]
         raise BadUserError("wrong type", f"{owner} is not a JSON object")
-    if entry.get(name) is None:
-        raise BadUserError("missing field", f"field '{place}' is missing")
-    return entry[name]
+    value = entry.get(name)
+    bad_if(value is None, "missing field", f"field '{place}' is missing")
+    bad_if(not isinstance(value, kind), "wrong type", f"field '{place}' is not {words}")
+    return value
 
 
 def _text(entry: Any, name: str, place: str) -> str:
-    value = _field(entry, name, f"{place}.{name}")
-    if not isinstance(value, str):
-        raise BadUserError("wrong type", f"field '{place}.{name}' is not a text")
-    return clean(value)
+    return clean(_field(entry, name, f"{place}.{name}", str, "a text"))
 
 
 def _answer(entry: Any, name: str, place: str, form: Form) -> str:
@@ -163,28 +169,21 @@ def _answer(entry: Any, name: str, place: str, form: Form) -> str:
         value = f"{value:g}" if isinstance(value, float) else str(value)
     if not isinstance(value, str):
         raise BadUserError("wrong type", f"field '{place}.{name}' is not a label")
-    label = clean(value)
-    if label and label not in form.task.labels:
-        raise BadUserError(
-            "unknown label",
-            f"field '{place}.{name}' is {label!r}, not one of "
-            f"{', '.join(form.task.labels)}",
-        )
+    label, known = clean(value), form.task.labels
+    if label and label not in known:
+        why = f"field '{place}.{name}' is {label!r}, not one of {', '.join(known)}"
+        raise BadUserError("unknown label", why)
     return label
 
 
 def _seconds(dates: Mapping[str, Any]) -> list[float]:
     """Return the dates of a profile as numbers; a date that cannot be read is an error."""
+    place, found = "'date' of 'profile'", list[float]()
     try:
         order = order_of(dates.values())
-    except ValueError as error:
-        raise BadUserError("unreadable date", f"'date' of 'profile': {error}") from None
-    found: list[float] = []
-    for field, date in dates.items():
-        try:
+        for field, date in dates.items():
+            place = f"field '{field}' is {str(date)!r:.40}"
             found.append(seconds(date, order))
-        except ValueError as error:
-            raise BadUserError(
-                "unreadable date", f"field '{field}' is {str(date)!r:.40}: {error}"
-            ) from None
+    except ValueError as error:
+        raise BadUserError("unreadable date", f"{place}: {error}") from None
     return found

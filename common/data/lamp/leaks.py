@@ -26,9 +26,9 @@ class HeldOut:
         # A question in another wording than the published one has the text that it asks
         # about in it, even if another part of it was taken for that text.
         other = [
-            i.prompt.text.removesuffix(form.cue)
-            for i in items
-            if i.prompt.before != form.question
+            item.prompt.text.removesuffix(form.cue)
+            for item in items
+            if item.prompt.before != form.question
         ]
         self.questions = "".join(f" {_words(question)} |" for question in other)
         parts = (part for question in other for part in _PARTS.split(question))
@@ -42,15 +42,13 @@ class HeldOut:
         """
         source, target = _words(item.prompt.input), _words(item.target)
         whole = _words(f"{item.prompt.input} {item.target}")
-        if source in self.inputs or self._asks(source if form.answer else whole):
-            return True
-        if form.task.labels:
-            return False
-        return target in self.targets or whole in self.targets
-
-    def _asks(self, words: str) -> bool:
-        enough = words.count(" ") + 1 >= _SOME
-        return enough and f" {words} " in self.questions
+        asked = source if form.answer else whole
+        enough = asked.count(" ") + 1 >= _SOME
+        return (
+            source in self.inputs
+            or (enough and f" {asked} " in self.questions)
+            or (not form.task.labels and not self.targets.isdisjoint((target, whole)))
+        )
 
 
 def without(items: Sequence[Item], held: Sequence[Item], form: Form) -> list[Item]:

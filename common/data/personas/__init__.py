@@ -7,16 +7,17 @@ refer to the other users of the run.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ...config import MOST_MADE, Config
-from ...errors import IdiolectError
+from ...errors import IdiolectError, refuse_if
 from ...seeds import numpy_generator
 from ..types import Dataset, Item, Truth, User
 from .authors import Author, draw_author, draw_style, overlaps
-from .headline import HEADLINE
+from .headline import HEADLINE, read
 from .rating import RATING
 from .tagging import TAGGING
 from .world import Event, World
@@ -43,22 +44,21 @@ def make(config: Config) -> Dataset:
     world = WORLDS[config.task]
     people = config.users + config.development_users
     each = config.history + config.held_out
-    if people * each > MOST_MADE:
-        raise IdiolectError(
-            f"'history' is {config.history} and 'held-out' {config.held_out}: {people} "
-            f"users would have {people * each} items, and at most {MOST_MADE} are made; "
-            "lower one of them, users or development-users."
-        )
+    refuse_if(
+        people * each > MOST_MADE,
+        f"'history' is {config.history} and 'held-out' {config.held_out}: {people} "
+        f"users would have {people * each} items, and at most {MOST_MADE} are made; "
+        "lower one of them, users or development-users.",
+    )
     users = _authors(world, config, "persona-{:03d}", config.users)
     development = _authors(world, config, "dev-{:03d}", config.development_users)
     public = _authors(world, config, "public-{:05d}", config.unlabeled.bank)
     run = users + development
     # A lone user is compared with the public authors instead.
     everybody = run if len(run) > 1 else run + public
-    shares = overlaps(world, everybody)
     made = [
         _user(world, config, author, share, everybody)
-        for author, share in zip(run, shares, strict=False)
+        for author, share in zip(run, overlaps(world, everybody), strict=False)
     ]
     return Dataset(
         task=world.task,
@@ -72,7 +72,7 @@ def make(config: Config) -> Dataset:
     )
 
 
-def score_style(user: User, outputs: Sequence[tuple[Item, str]]) -> dict[str, float]:
+def score_style(user: User, outputs: Sequence[str]) -> dict[str, float]:
     """Share of a user's preferences that generated texts follow.
 
     Returns
@@ -83,14 +83,12 @@ def score_style(user: User, outputs: Sequence[tuple[Item, str]]) -> dict[str, fl
         where the user has no such attribute; the dict is empty for tasks whose outputs
         do not show a style (tagging, rating) and for users who are no personas.
     """
-    if user.truth is None or not outputs:
-        return {}
-    preferred = {"own-style": user.truth.own, "shared-style": user.truth.shared}
-    if HEADLINE.attributes.keys() != user.truth.own.keys() | user.truth.shared.keys():
+    truth, known = user.truth, HEADLINE.attributes.keys()
+    if truth is None or truth.own.keys() | truth.shared.keys() != known:
         return {}
     scores: dict[str, float] = {}
-    styles = [HEADLINE.read(text) for _, text in outputs]
-    for name, wanted in preferred.items():
+    styles = [read(text) for text in outputs]
+    for name, wanted in (("own-style", truth.own), ("shared-style", truth.shared)):
         hits = [style.get(key) == wanted[key] for style in styles for key in wanted]
         if hits:
             scores[name] = sum(hits) / len(hits)
@@ -99,8 +97,8 @@ def score_style(user: User, outputs: Sequence[tuple[Item, str]]) -> dict[str, fl
 
 def purpose(world: World, event: Event) -> str:
     """Return what a prompt is for: ``history``, ``held-out`` or ``public``."""
-    text = world.prompt(event).text
-    return PURPOSES[zlib.crc32(text.encode()) % len(PURPOSES)]
+    number = zlib.crc32(world.prompt(event).text.encode())
+    return PURPOSES[number % len(PURPOSES)]
 
 
 def draw_event(world: World, rng: np.random.Generator, wanted: str) -> Event:
@@ -150,21 +148,14 @@ def _item(
 def _user(
     world: World, config: Config, author: Author, share: float, everybody: list[Author]
 ) -> User:
-    def items(wanted: str, count: int) -> list[tuple[Event, Item]]:
-        events = _events(world, config, author.name, wanted, count)
-        return [
-            (event, _item(world, config, author, event, f"{author.name}/{wanted}-{i}"))
-            for i, event in enumerate(events)
-        ]
+    def items(wanted: str, count: int) -> Iterator[tuple[Event, Item]]:
+        for i, event in enumerate(_events(world, config, author.name, wanted, count)):
+            name = f"{author.name}/{wanted}-{i}"
+            yield event, _item(world, config, author, event, name)
 
     history = tuple(item for _, item in items("history", config.history))
     held_out = tuple(
-        Item(
-            item.id,
-            item.prompt,
-            item.target,
-            _rivals(world, config, item, event, author, everybody),
-        )
+        replace(item, rivals=_rivals(world, config, item, event, author, everybody))
         for event, item in items("held-out", config.held_out)
     )
     truth = Truth(share, author.own, author.shared, author.strength)
@@ -185,17 +176,17 @@ def _rivals(
     (five stars for nothing but praise), it is another author's first held-out item.
     """
     found: list[Item] = []
-    others = [other for other in everybody if other.name != author.name]
+    strangers = [other for other in everybody if other.name != author.name]
     rng = numpy_generator(config.seed, "rival", world.task.name, item.id)
-    others = [others[i] for i in rng.permutation(len(others))]
+    others = [strangers[i] for i in rng.permutation(len(strangers))]
     for other in others:
         rival = _item(world, config, other, event, f"{item.id}/by-{other.name}")
         if rival.target != item.target:
             found.append(rival)
         if len(found) == config.evaluate.rivals:
             return tuple(found)
-    for other in others[: not found]:
-        (elsewhere,) = _events(world, config, other.name, "held-out", 1)
-        name = f"{other.name}/held-out-0"
-        found.append(_item(world, config, other, elsewhere, name))
+    if others and not found:
+        (elsewhere,) = _events(world, config, others[0].name, "held-out", 1)
+        name = f"{others[0].name}/held-out-0"
+        found.append(_item(world, config, others[0], elsewhere, name))
     return tuple(found)

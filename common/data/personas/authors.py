@@ -76,8 +76,7 @@ def draw_author(world: World, seed: int, name: str, persona: Persona) -> Author:
     spread = min(STRENGTH_SPREAD, 1 - persona.strength, persona.strength)
     strength = persona.strength + spread * rng.uniform(-1, 1)
     shared = {key: value for key, value in usual.items() if key not in own}
-    chances = _chances(world, usual, own, strength)
-    return Author(name, own, shared, strength, chances)
+    return Author(name, own, shared, strength, _chances(world, usual, own, strength))
 
 
 def _chances(world: World, usual: Style, own: Style, strength: float) -> np.ndarray:
@@ -122,16 +121,11 @@ def combinations(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         relevant = world.relevant(event)
         values = [world.attributes[name] for name in relevant]
         choices = list(product(*(range(len(v)) for v in values)))
+        styles = [dict(zip(relevant, style, strict=True)) for style in product(*values)]
+        keys = [(number, world.write(event, style)) for style in styles]
         rows.append([[names.index(name) for name in relevant]] * len(choices))
         columns.append(choices)
-        text.append([])
-        for choice in choices:
-            style = {
-                name: world.attributes[name][i]
-                for name, i in zip(relevant, choice, strict=True)
-            }
-            key = (number, world.write(event, style))
-            text[-1].append(seen.setdefault(key, len(seen)))
+        text.append([seen.setdefault(key, len(seen)) for key in keys])
     return np.array(rows), np.array(columns), np.array(text)
 
 
@@ -154,12 +148,8 @@ def overlaps(world: World, authors: Sequence[Author]) -> list[float]:
         chances = author.chances[rows, columns].prod(axis=-1) / len(world.situations)
         return np.bincount(text.ravel(), chances.ravel(), size)
 
-    total = np.zeros(size)
-    for author in authors:
-        total += texts(author)
-    result = []
-    for author in authors:
-        mine = texts(author)
-        others = (total - mine) / (len(authors) - 1)
-        result.append(float(np.minimum(mine, others).sum()))
-    return result
+    total, others = sum(map(texts, authors)), len(authors) - 1
+    return [
+        float(np.minimum(mine, (total - mine) / others).sum())
+        for mine in map(texts, authors)
+    ]

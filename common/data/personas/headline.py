@@ -6,12 +6,11 @@ style can be read back from a headline.
 """
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..types import Prompt, Task
-from .world import Style, World, pick, words
+from .world import Event, Style, World, pick, words
 
 PLACES = words(
     "Arden Bexley Corby Dalton Elmton Fenwick Garton Harlow Ilford Jarrow Kelso Linton "
@@ -84,38 +83,31 @@ ARTICLES = (
 
 LEADS = {"none": "", "news": "News: ", "update": "Update: ", "watch": "Watch: "}
 TONES = {"none": "", "finally": "finally", "quietly": "quietly", "proudly": "proudly"}
+COUNTS = {"digits": "{number}", "words": "{spelled}", "about": "about {number}"}
+DETAILS = {
+    "none": "",
+    "place": " in {place}",
+    "day": " on {day}",
+    "reason": " {reason}",
+}
+# Value -> what is written at the end, and the pattern by which it is recognised there.
+CLOSES = {
+    "none": ("", r"\Z"),
+    "exclaim": ("!", r"!$"),
+    "dots": ("...", r"\.\.\.$"),
+    "hashtag": (" #{topic}", r" #[a-z]+$"),
+    "bracket": (" ({topic})", r" \([a-z]+\)$"),
+}
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "case": ("sentence", "title", "lower"),
     "tense": ("present", "past", "future"),
     "order": ("active", "passive"),
-    "number": ("digits", "words", "about"),
-    "detail": ("none", "place", "day", "reason"),
+    "number": tuple(COUNTS),
+    "detail": tuple(DETAILS),
     "tone": tuple(TONES),
     "lead": tuple(LEADS),
-    "close": ("none", "exclaim", "dots", "hashtag", "bracket"),
+    "close": tuple(CLOSES),
 }
-
-
-@dataclass(frozen=True)
-class Event:
-    """What happened."""
-
-    place: str
-    agent: str
-    verb: str
-    adjective: str
-    noun: str
-    number: int
-    unit: str
-    day: str
-    reason: str
-    article: int
-    spelled: bool  # whether the article spells its number out
-
-    @property
-    def topic(self) -> str:
-        """The section of the newspaper."""
-        return next(topic for topic, nouns in TOPICS.items() if self.noun in nouns)
 
 
 def _past(verb: str) -> str:
@@ -123,83 +115,64 @@ def _past(verb: str) -> str:
 
 
 def draw(rng: np.random.Generator) -> Event:
-    """Draw an event, all parts independent and uniform."""
-    return Event(
-        place=pick(rng, PLACES),
-        agent=pick(rng, AGENTS),
-        verb=pick(rng, VERBS),
-        adjective=pick(rng, ADJECTIVES),
-        noun=pick(rng, NOUNS),
-        number=pick(rng, tuple(NUMBERS)),
-        unit=pick(rng, UNITS),
-        day=pick(rng, DAYS),
-        reason=pick(rng, REASONS),
-        article=int(rng.integers(len(ARTICLES))),
-        spelled=bool(rng.integers(2)),
-    )
+    """Draw an event, all parts independent and uniform.
+
+    ``article`` is a place in `ARTICLES`, and ``spelled`` whether the article spells its
+    number out.
+    """
+    return {
+        "place": pick(rng, PLACES),
+        "agent": pick(rng, AGENTS),
+        "verb": pick(rng, VERBS),
+        "adjective": pick(rng, ADJECTIVES),
+        "noun": pick(rng, NOUNS),
+        "number": pick(rng, tuple(NUMBERS)),
+        "unit": pick(rng, UNITS),
+        "day": pick(rng, DAYS),
+        "reason": pick(rng, REASONS),
+        "article": int(rng.integers(len(ARTICLES))),
+        "spelled": bool(rng.integers(2)),
+    }
 
 
 def prompt(event: Event) -> Prompt:
     """Write the article and ask for its headline."""
-    article = ARTICLES[event.article].format(
-        day=event.day,
-        agent=event.agent,
-        place=event.place,
-        verb=_past(event.verb),
-        thing=f"{event.adjective} {event.noun}",
-        reason=event.reason,
-        number=NUMBERS[event.number] if event.spelled else event.number,
-        unit=event.unit,
-    )
+    number = NUMBERS[event["number"]] if event["spelled"] else event["number"]
+    thing = f"{event['adjective']} {event['noun']}"
+    told = {**event, "verb": _past(event["verb"]), "thing": thing, "number": number}
+    article = ARTICLES[event["article"]].format(**told)
     return Prompt("Write a headline: ", article, "\nHeadline:")
 
 
 def _clause(event: Event, style: Style) -> str:
     """Who did what: six forms of the verb, with the tone in front of it."""
     passive = style["order"] == "passive"
-    agent, thing = event.agent, f"{event.adjective} {event.noun}"
-    tone = TONES[style["tone"]]
+    agent, thing = event["agent"], f"{event['adjective']} {event['noun']}"
+    verb, past = event["verb"], _past(event["verb"])
     before, verb = {
-        ("present", False): ("", event.verb + "s"),
-        ("past", False): ("", _past(event.verb)),
-        ("future", False): ("will", event.verb),
-        ("present", True): ("is", _past(event.verb)),
-        ("past", True): ("was", _past(event.verb)),
-        ("future", True): ("will be", _past(event.verb)),
+        ("present", False): ("", verb + "s"),
+        ("past", False): ("", past),
+        ("future", False): ("will", verb),
+        ("present", True): ("is", past),
+        ("past", True): ("was", past),
+        ("future", True): ("will be", past),
     }[style["tense"], passive]
-    parts = [before, tone, verb]
+    parts = [before, TONES[style["tone"]], verb]
     parts = [thing, *parts, "by", agent] if passive else [agent, *parts, thing]
     return " ".join(part for part in parts if part)
 
 
 def write(event: Event, style: Style) -> str:
     """Write the headline of an event in a style."""
-    number = {
-        "digits": str(event.number),
-        "words": NUMBERS[event.number],
-        "about": f"about {event.number}",
-    }[style["number"]]
-    detail = {
-        "none": "",
-        "place": f" in {event.place}",
-        "day": f" on {event.day}",
-        "reason": f" {event.reason}",
-    }[style["detail"]]
-    text = f"{_clause(event, style)}{detail} in {number} {event.unit}"
-    if style["case"] == "title":
-        text = text.title()
-    elif style["case"] == "lower":
-        text = text.lower()
-    else:
-        text = text[0].upper() + text[1:]
-    close = {
-        "none": "",
-        "exclaim": "!",
-        "dots": "...",
-        "hashtag": f" #{event.topic}",
-        "bracket": f" ({event.topic})",
-    }[style["close"]]
-    return LEADS[style["lead"]] + text + close
+    topic = next(topic for topic, nouns in TOPICS.items() if event["noun"] in nouns)
+    names = {**event, "spelled": NUMBERS[event["number"]], "topic": topic}
+    count = COUNTS[style["number"]].format(**names)
+    detail = DETAILS[style["detail"]].format(**names)
+    text = f"{_clause(event, style)}{detail} in {count} {event['unit']}"
+    sentence = text[0].upper() + text[1:]
+    cased = {"sentence": sentence, "title": text.title(), "lower": text.lower()}
+    close, _ = CLOSES[style["close"]]
+    return LEADS[style["lead"]] + cased[style["case"]] + close.format(**names)
 
 
 def read(text: str) -> Style:
@@ -212,68 +185,35 @@ def read(text: str) -> Style:
     for value, mark in LEADS.items():
         if mark and text.startswith(mark):
             style["lead"], text = value, text[len(mark) :]
-    for value, mark in (
-        ("exclaim", r"!$"),
-        ("dots", r"\.\.\.$"),
-        ("hashtag", r" #[a-z]+$"),
-        ("bracket", r" \([a-z]+\)$"),
-    ):
+    for value, (_, mark) in CLOSES.items():
         if ending := re.search(mark, text):
             style["close"], text = value, text[: ending.start()]
+    capital = [word[0].isupper() for word in text.split() if word[0].isalpha()]
     found = text.lower().split()
-    for value in TONES:
-        if value in found:
-            style["tone"] = value
-    return style | _read_case(text) | _read_clause(found) | _read_rest(found)
-
-
-def _read_case(text: str) -> Style:
-    found = [word for word in text.split() if word[0].isalpha()]
-    if not found:
-        return {}
-    capital = [word[0].isupper() for word in found]
-    if all(capital) and len(found) > 1:
-        return {"case": "title"}
-    if not any(capital):
-        return {"case": "lower"}
-    return {"case": "sentence"} if capital[0] else {}
-
-
-def _read_clause(found: list[str]) -> Style:
-    passive = "by" in found
-    style = {"order": "passive" if passive else "active"}
-    past = any(_past(verb) in found for verb in VERBS)
-    if "will" in found:
-        style["tense"] = "future"
-    elif "was" in found if passive else past:
-        style["tense"] = "past"
-    elif "is" in found if passive else any(f"{verb}s" in found for verb in VERBS):
-        style["tense"] = "present"
-    else:
-        del style["order"]
+    passive, joined = "by" in found, " ".join(found)
+    present = "is" in found if passive else any(f"{verb}s" in found for verb in VERBS)
+    past = "was" in found if passive else any(_past(verb) in found for verb in VERBS)
+    # Of several values of an attribute that are there, the last one counts.
+    for attribute, value, there in (
+        *(("tone", tone, tone in found) for tone in TONES),
+        ("case", "sentence", capital[:1] == [True]),
+        ("case", "lower", True not in capital and False in capital),
+        ("case", "title", False not in capital and len(capital) > 1),
+        ("tense", "present", present),
+        ("tense", "past", past),
+        ("tense", "future", "will" in found),
+        ("detail", "reason", any(f" {reason} " in joined for reason in REASONS)),
+        ("detail", "day", any(f" on {day.lower()} " in joined for day in DAYS)),
+        ("detail", "place", any(f" in {p.lower()} " in joined for p in PLACES)),
+        ("number", "words", any(word in found for word in NUMBERS.values())),
+        ("number", "digits", any(word.isdigit() for word in found)),
+        ("number", "about", "about" in found),
+    ):
+        if there:
+            style[attribute] = value
+    if "tense" in style:
+        style["order"] = "passive" if passive else "active"
     return style
-
-
-def _read_rest(found: list[str]) -> Style:
-    style: Style = {}
-    text = " ".join(found)
-    if any(f" in {place.lower()} " in text for place in PLACES):
-        style["detail"] = "place"
-    elif any(f" on {day.lower()} " in text for day in DAYS):
-        style["detail"] = "day"
-    elif any(f" {reason} " in text for reason in REASONS):
-        style["detail"] = "reason"
-    if "about" in found:
-        style["number"] = "about"
-    elif any(word.isdigit() for word in found):
-        style["number"] = "digits"
-    elif any(word in found for word in NUMBERS.values()):
-        style["number"] = "words"
-    return style
-
-
-def _relevant(event: Event) -> tuple[str, ...]:
-    return tuple(ATTRIBUTES)
 
 
 HEADLINE = World(
@@ -282,8 +222,7 @@ HEADLINE = World(
     draw=draw,
     prompt=prompt,
     write=write,
-    read=read,
     # Every style gives another text, whatever the event: one situation stands for all.
     situations=(draw(np.random.Generator(np.random.Philox(0))),),
-    relevant=_relevant,
+    relevant=lambda event: tuple(ATTRIBUTES),
 )

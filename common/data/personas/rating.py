@@ -4,13 +4,12 @@ A review praises or blames three aspects. How much each aspect weighs, and how g
 the author is in general, is personal.
 """
 
-from dataclasses import dataclass
 from itertools import combinations, product
 
 import numpy as np
 
 from ..types import Prompt, Task
-from .world import Style, World, pick, words
+from .world import Event, Style, World, pick, words
 
 # Aspect -> what is said when it is good, and when it is bad.
 ASPECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -49,76 +48,49 @@ REVIEWS = (
 )
 WEIGHTS = {"ignores": 0, "minds": 1, "insists": 2}
 BIAS = {"harsh": -1, "fair": 0, "generous": 1}
-MIDDLE, LOW, HIGH = 3, 1, 5
-
-
-@dataclass(frozen=True)
-class Event:
-    """A review: three aspects, whether each is good, and the words for it."""
-
-    aspects: tuple[str, ...]
-    good: tuple[bool, ...]
-    remarks: tuple[str, ...]
-    thing: str
-    review: int
+MIDDLE, SCALE = 3, (1, 2, 3, 4, 5)
 
 
 def draw(rng: np.random.Generator) -> Event:
-    """Draw a review of three different aspects."""
-    order = rng.permutation(len(ASPECTS))[:3]
-    aspects = tuple(tuple(ASPECTS)[i] for i in order)
+    """Draw a review: three different aspects, whether each is good, and words for it."""
+    aspects = tuple(tuple(ASPECTS)[i] for i in rng.permutation(len(ASPECTS))[:3])
     good = tuple(bool(rng.integers(2)) for _ in aspects)
-    return Event(
-        aspects=aspects,
-        good=good,
-        remarks=tuple(
+    return {
+        "aspects": aspects,
+        "good": good,
+        "remarks": tuple(
             pick(rng, ASPECTS[aspect][0 if fine else 1])
             for aspect, fine in zip(aspects, good, strict=True)
         ),
-        thing=pick(rng, PRODUCTS),
-        review=int(rng.integers(len(REVIEWS))),
-    )
+        "thing": pick(rng, PRODUCTS),
+        "review": int(rng.integers(len(REVIEWS))),
+    }
 
 
 def prompt(event: Event) -> Prompt:
     """Show the review and ask for its stars."""
-    review = REVIEWS[event.review].format(*event.remarks, thing=event.thing)
+    review = REVIEWS[event["review"]].format(*event["remarks"], **event)
     return Prompt("Rate this review: ", review, "\nStars:")
 
 
 def write(event: Event, style: Style) -> str:
     """Write the stars: 3 + bias + the weighted remarks, kept within 1 to 5."""
     stars = MIDDLE + BIAS[style["bias"]]
-    for aspect, good in zip(event.aspects, event.good, strict=True):
+    for aspect, good in zip(event["aspects"], event["good"], strict=True):
         stars += WEIGHTS[style[aspect]] * (1 if good else -1)
-    return str(min(HIGH, max(LOW, stars)))
-
-
-def _read(text: str) -> Style:
-    # One number does not tell which weights led to it.
-    return {}
-
-
-def _relevant(event: Event) -> tuple[str, ...]:
-    return (*event.aspects, "bias")
+    return str(min(SCALE[-1], max(SCALE[0], stars)))
 
 
 RATING = World(
-    task=Task(
-        "rating",
-        "rating",
-        labels=tuple(str(star) for star in range(LOW, HIGH + 1)),
-        max_new_tokens=4,
-    ),
+    task=Task("rating", "rating", tuple(map(str, SCALE)), max_new_tokens=4),
     attributes={aspect: tuple(WEIGHTS) for aspect in ASPECTS} | {"bias": tuple(BIAS)},
     draw=draw,
     prompt=prompt,
     write=write,
-    read=_read,
     situations=tuple(
-        Event(aspects, good, (), "", 0)
+        {"aspects": aspects, "good": good, "remarks": (), "thing": "", "review": 0}
         for aspects in combinations(ASPECTS, 3)
         for good in product((True, False), repeat=3)
     ),
-    relevant=_relevant,
+    relevant=lambda event: (*event["aspects"], "bias"),
 )

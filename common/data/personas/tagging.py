@@ -4,13 +4,12 @@ A description gives cues of three genres. An author tags the first one that coun
 them; some genres they pass over, and some they call by another name.
 """
 
-from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
 
 from ..types import Prompt, Task
-from .world import Style, World, pick, words
+from .world import Event, Style, World, pick, words
 
 # Genre -> its usual tag, the other name some people have for it, and its cues.
 GENRES: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -72,54 +71,33 @@ FILMS = (
 VALUES = ("passes over", "tags", "renames")
 
 
-@dataclass(frozen=True)
-class Event:
-    """A film: its cues in the order of the description, each with its genre."""
-
-    genres: tuple[str, ...]
-    cues: tuple[str, ...]
-    hero: str
-    scene: str
-    film: int
-
-
 def draw(rng: np.random.Generator) -> Event:
-    """Draw a film with three different genres."""
-    order = rng.permutation(len(GENRES))[:3]
-    genres = tuple(tuple(GENRES)[i] for i in order)
-    return Event(
-        genres=genres,
-        cues=tuple(pick(rng, GENRES[genre][2]) for genre in genres),
-        hero=pick(rng, HEROES),
-        scene=pick(rng, SCENES),
-        film=int(rng.integers(len(FILMS))),
-    )
+    """Draw a film: cues of three different genres, in the order of the description."""
+    genres = tuple(tuple(GENRES)[i] for i in rng.permutation(len(GENRES))[:3])
+    return {
+        "genres": genres,
+        "cues": tuple(pick(rng, GENRES[genre][2]) for genre in genres),
+        "hero": pick(rng, HEROES),
+        "scene": pick(rng, SCENES),
+        "film": int(rng.integers(len(FILMS))),
+    }
 
 
 def prompt(event: Event) -> Prompt:
     """Describe the film and ask for its tag."""
-    film = FILMS[event.film].format(*event.cues, hero=event.hero, scene=event.scene)
+    film = FILMS[event["film"]].format(*event["cues"], **event)
     return Prompt("Tag this film: ", film, "\nTag:")
 
 
 def write(event: Event, style: Style) -> str:
     """Name the first genre that counts; if none does, the first one."""
-    for genre in event.genres:
+    for genre in event["genres"]:
         usual, other, _ = GENRES[genre]
         if style[genre] == "tags":
             return usual
         if style[genre] == "renames":
             return other
-    return GENRES[event.genres[0]][0]
-
-
-def _read(text: str) -> Style:
-    # One tag does not tell which genres were passed over.
-    return {}
-
-
-def _relevant(event: Event) -> tuple[str, ...]:
-    return event.genres
+    return GENRES[event["genres"][0]][0]
 
 
 TAGGING = World(
@@ -135,9 +113,9 @@ TAGGING = World(
     draw=draw,
     prompt=prompt,
     write=write,
-    read=_read,
     situations=tuple(
-        Event(genres, genres, "", "", 0) for genres in permutations(GENRES, 3)
+        {"genres": genres, "cues": genres, "hero": "", "scene": "", "film": 0}
+        for genres in permutations(GENRES, 3)
     ),
-    relevant=_relevant,
+    relevant=lambda event: event["genres"],
 )

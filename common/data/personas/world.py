@@ -14,8 +14,8 @@ import numpy as np
 from ..types import Prompt, Task
 
 Style = dict[str, str]
-# Each world has its own event class and is the only one to look inside.
-Event = Any
+# Each world has events of its own and is the only one to look inside.
+Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,6 @@ class World:
         Event -> prompt. It carries the whole content and nothing of anybody's style.
     write
         Event, style -> the text that this style makes of this event.
-    read
-        Text -> the values that can be recognised in it; empty where reading is pointless.
     situations
         Events that represent all others: whether two styles give the same text depends on
         an event only through the situation that it is an instance of. Equally likely.
@@ -48,7 +46,6 @@ class World:
     draw: Callable[[np.random.Generator], Event]
     prompt: Callable[[Event], Prompt]
     write: Callable[[Event, Style], str]
-    read: Callable[[str], Style]
     situations: tuple[Event, ...]
     relevant: Callable[[Event], tuple[str, ...]]
 

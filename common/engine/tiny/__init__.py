@@ -1,1 +1,1 @@
-"""The built-in backbone: its files, and the script that made them."""
+"""The built-in backbone: its files. `benchmarks/pretrain.py` made them."""

@@ -1,7 +1,10 @@
 """What each key affects, declared beside it, and what that decides."""
 
+from pathlib import Path
+
 import pytest
 
+from idiolect.common import methods
 from idiolect.common.config import FIELDS
 from idiolect.common.config.keys import (
     AFFECTS,
@@ -102,8 +105,9 @@ def test_a_row_reads_only_keys_that_some_methods_read() -> None:
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 def test_a_row_agrees_with_itself(row) -> None:
     assert len(set(row.reads)) == len(row.reads)
-    assert bool(row.module) == (row.adapter or row.prompts)
-    assert row.adapter or not (row.unlabeled or row.pairs or row.scores)
+    code = Path(methods.__file__).parent / f"{row.name.replace('-', '_')}.py"
+    assert (row.name != "shared" and code.is_file()) == (row.adapter or row.prompts)
+    assert row.adapter or not row.unlabeled
     assert row.unlabeled == ("unlabeled.kind" in row.reads)
     assert row.prompts == ("evaluate.retrieved" in row.reads)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from idiolect.common.config import Config, RunOptions, defaults, parse, parse_run
-from idiolect.common.config.options import split
+from idiolect.common.config.parse import split
 from idiolect.common.errors import IdiolectError
 
 

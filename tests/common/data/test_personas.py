@@ -11,8 +11,8 @@ from idiolect.common.config import Config, Persona, parse
 from idiolect.common.config.page import markdown
 from idiolect.common.data import personas
 from idiolect.common.data.personas import WORLDS, authors, make, score_style
-from idiolect.common.data.personas.headline import HEADLINE
-from idiolect.common.data.types import Item, Prompt, Truth, User
+from idiolect.common.data.personas.headline import HEADLINE, read
+from idiolect.common.data.types import Truth, User
 from idiolect.common.errors import IdiolectError
 
 TASKS = ("headline", "tagging", "rating")
@@ -130,7 +130,7 @@ def test_rival_is_written_by_the_named_user() -> None:
         for item in user.held_out:
             (rival,) = item.rivals
             writer = rival.id.split("/by-")[1]
-            style = HEADLINE.read(rival.target)
+            style = read(rival.target)
             truth = by_name[writer].truth
             assert truth is not None
             assert writer != user.id
@@ -166,7 +166,7 @@ def test_headline_style_can_be_read_back_from_every_style() -> None:
     for values in itertools.product(*HEADLINE.attributes.values()):
         style = dict(zip(HEADLINE.attributes, values, strict=True))
         text = HEADLINE.write(event, style)
-        assert HEADLINE.read(text) == style
+        assert read(text) == style
         seen.add(text)
     assert len(seen) == 3 * 3 * 2 * 3 * 4 * 4 * 4 * 5
 
@@ -176,12 +176,12 @@ def test_headline_style_can_be_read_back_for_every_event() -> None:
     for _ in range(2000):
         event = HEADLINE.draw(rng)
         style = {k: str(rng.choice(v)) for k, v in HEADLINE.attributes.items()}
-        assert HEADLINE.read(HEADLINE.write(event, style)) == style
+        assert read(HEADLINE.write(event, style)) == style
 
 
 def test_headline_says_what_the_article_says() -> None:
     event = HEADLINE.draw(np.random.default_rng(3))
-    event = dataclasses.replace(
+    event = dict(
         event,
         agent="council",
         verb="move",
@@ -214,7 +214,7 @@ def test_headline_says_what_the_article_says() -> None:
 def test_tag_is_the_first_genre_that_counts() -> None:
     world = WORLDS["tagging"]
     event = world.situations[0]
-    assert event.genres == ("sci-fi", "comedy", "action")
+    assert event["genres"] == ("sci-fi", "comedy", "action")
     style = dict.fromkeys(world.attributes, "passes over")
     assert world.write(event, style) == "sci-fi"
     assert world.write(event, style | {"comedy": "renames"}) == "satire"
@@ -225,7 +225,7 @@ def test_tag_is_the_first_genre_that_counts() -> None:
 
 def test_stars_add_up() -> None:
     world = WORLDS["rating"]
-    event = dataclasses.replace(
+    event = dict(
         world.situations[0],
         aspects=("price", "quality", "design"),
         good=(True, False, True),
@@ -245,7 +245,7 @@ def test_preferences_are_followed_as_often_as_stated() -> None:
     config = small(users=12, development_users=0, history=800, held_out=1)
     usual = authors.population(HEADLINE, 0)
     for user in make(config).users:
-        styles = [HEADLINE.read(item.target) for item in user.history]
+        styles = [read(item.target) for item in user.history]
         truth = user.truth
         assert truth is not None
         for name in HEADLINE.attributes:
@@ -326,30 +326,28 @@ def test_style_scores_of_known_headlines() -> None:
     own = {"case": "lower", "tense": "past", "close": "hashtag", "tone": "none"}
     shared = {"order": "active", "number": "digits", "detail": "day", "lead": "none"}
     user = user_with(own, shared)
-    item = Item("i", Prompt("", "", ""), "")
     texts = [
         "council moved old statue on monday in 12 days #culture",  # 4 of 4, 4 of 4
         "Council moves old statue on Monday in 12 days",  # 1 of 4, 4 of 4
         "News: old statue was finally moved by council in twelve days!",  # 2 of 4, 0
     ]
-    scores = score_style(user, [(item, text) for text in texts])
+    scores = score_style(user, texts)
     assert scores == {
         "own-style": pytest.approx(7 / 12),
         "shared-style": pytest.approx(8 / 12),
     }
-    garbage = score_style(user, [(item, "#"), (item, "")])
+    garbage = score_style(user, ["#", ""])
     assert garbage["own-style"] <= 0.25
 
 
 def test_style_scores_are_left_out_where_they_mean_nothing() -> None:
     everything = {name: values[0] for name, values in HEADLINE.attributes.items()}
-    item = Item("i", Prompt("", "", ""), "")
-    alike = score_style(user_with({}, everything), [(item, "Council moves statue")])
+    alike = score_style(user_with({}, everything), ["Council moves statue"])
     assert alike.keys() == {"shared-style"}
     assert score_style(user_with({}, everything), []) == {}
     tagger = make(small("tagging")).users[0]
-    assert score_style(tagger, [(tagger.held_out[0], "comedy")]) == {}
-    assert score_style(User("u", (), ()), [(item, "Council moves statue")]) == {}
+    assert score_style(tagger, ["comedy"]) == {}
+    assert score_style(User("u", (), ()), ["Council moves statue"]) == {}
 
 
 def test_default_run_is_made_quickly() -> None:

@@ -18,8 +18,8 @@ def test_a_user_without_items_keeps_the_means():
     nothing = scored([0.0], weight=[0.0])
     before = means(0.4, -0.2)
     after = moved(before, nothing, nothing, 1.0, 0.9)
-    for name, value in before.state_dict().items():
-        assert after.state_dict()[name].item() == value.item(), name
+    for name, value in vars(before).items():
+        assert vars(after)[name].item() == value.item(), name
 
 
 def test_means_are_bias_corrected_averages():
@@ -35,5 +35,5 @@ def test_means_survive_saving():
     state = moved(
         zero_means(2), scored([[1.0], [2.0]]), scored([[0.0], [1.0]]), 1.0, 0.9
     )
-    restored = Means(**state.state_dict())
+    restored = Means(**vars(state))
     assert torch.equal(boundary(restored), boundary(state))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from idiolect.common.data.types import Item, Prompt
-from idiolect.common.unlabeled.offers import marks
+from idiolect.common.unlabeled.votes import marks
 
 
 def items(*texts: str) -> list[Item]:

@@ -1,4 +1,4 @@
-"""Pretrain the built-in backbone: ``python -m idiolect.common.engine.tiny.build``.
+"""Pretrain the built-in backbone: ``python benchmarks/pretrain.py``.
 
 A Llama of about a million parameters learns to read the articles, films and reviews of
 the persona worlds and to answer them in every style alike: each attribute of each text is
@@ -30,13 +30,14 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ...data.personas import WORLDS, draw_event
-from ...data.personas.authors import combinations
-from ...data.personas.world import Event, World
-from ...data.types import Prompt
-from ...seeds import derive, numpy_generator
+from idiolect.common.data.personas import WORLDS, draw_event
+from idiolect.common.data.personas.authors import combinations
+from idiolect.common.data.personas.headline import read
+from idiolect.common.data.personas.world import Event, World
+from idiolect.common.data.types import Prompt
+from idiolect.common.engine.model_folder import TINY
+from idiolect.common.seeds import derive, numpy_generator
 
-FOLDER = Path(__file__).parent
 # Models and tokenizers are Any below: transformers' own annotations don't fit its use.
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 BLOCK = 16  # batches that are sorted by length together
@@ -338,7 +339,7 @@ def faithful(
     )
     written = [text.strip() for text in written]
     right = [
-        world.attributes.keys() == (style := world.read(text)).keys()
+        world.attributes.keys() == (style := read(text)).keys()
         and world.write(event, style) == text
         for (world, event, _), text in zip(found, written, strict=True)
     ]
@@ -402,7 +403,7 @@ def readme(report: dict[str, Any]) -> str:
     size = "" if recipe["hidden"] == Recipe.hidden else " --size small"
     return f"""# The built-in backbone
 
-Written by `python -m idiolect.common.engine.tiny.build{size}`, which also made the
+Written by `python benchmarks/pretrain.py{size}`, which also made the
 weights; the numbers are those of `build.json`. Do not edit.
 
 | a Llama of | {report["parameters"]:,} parameters |
@@ -414,10 +415,10 @@ weights; the numbers are those of `build.json`. Do not edit.
 | versions | {versions} |
 
 **Training text.** Articles with headlines, films with tags, reviews with stars, from the
-persona worlds in `common/tasks/personas` and from nowhere else, every attribute of every
+persona worlds in `common/data/personas` and from nowhere else, every attribute of every
 text drawn uniformly: no population's and no person's style. The articles come from the
 same grammar as those of the personas, but prompts that personas hold out or make public
-are never trained on (`purpose` in `common/tasks/personas`). The model knows no fact and
+are never trained on (`purpose` in `common/data/personas`). The model knows no fact and
 no real person, and speaks of nothing but these worlds.
 
 **Held-out loss.** Negative log-likelihood in nats per target token, end of sequence
@@ -443,7 +444,7 @@ Licence: that of the project.
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write")
+    parser.add_argument("--folder", type=Path, default=TINY, help="where to write")
     parser.add_argument("--size", choices=RECIPES, default="tiny")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     arguments = parser.parse_args()

@@ -976,6 +976,8 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
 def test_two_runs_at_once_leave_each_other_alone(vaults, settings):
     """Each phase of one run after the same phase of the other."""
     agree(vaults, **CLEAR)
+    # The answers of one run wait while the whole other one is computed.
+    settings = {**settings, "deadline": 120.0}
     alone = results(run({**settings, "run.name": "alone"}, DeviceGrid(vaults)))
     first: list[Path] = []
 

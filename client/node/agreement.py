@@ -72,10 +72,13 @@ def check_manifest(
     """Refuse what the run's key did not sign, or what is older than what was seen."""
     before = state.agreed(node.store, user.id)
     seen = accept(
-        *(request.manifest, request.signature, request.run),
+        request.manifest,
+        request.signature,
+        request.run,
         content,
         before.seen,
-        *(time.time(), kind),
+        time.time(),
+        kind,
     )
     if seen != before.seen:
         state.keep(node.store, user.id, replace(before, seen=seen))

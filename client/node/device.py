@@ -86,7 +86,8 @@ class Device:
             "backbone": chosen["backbone"],
             "engine.max-length": min(wanted, int(chosen["max-length"])),
             "engine.device": "auto",
-            **{"data": "", "unlabeled.file": ""},
+            "data": "",
+            "unlabeled.file": "",
         }
         config, options = parse_run({**given, **own})
         refuse_if(

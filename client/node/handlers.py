@@ -139,7 +139,8 @@ def _votes(request: VoteRequest, node: Node) -> VoteReply:
     config = node.config
     content = _fingerprint(request.bank)
     _, strangers = each_alone(
-        *(node, node.users),
+        node,
+        node.users,
         lambda user: check_manifest(request, node, user, content, "bank"),
     )
     outflow = "items" if config.unlabeled.kind == "anonymised" else "votes"

@@ -180,7 +180,9 @@ def write_header(
     wrapped = aes_key_wrap(master, index)
     rows = [
         ("schema", str(SCHEMA).encode()),
-        *(("salt", salt), ("index", wrapped), ("check", checksum(salt, wrapped))),
+        ("salt", salt),
+        ("index", wrapped),
+        ("check", checksum(salt, wrapped)),
     ]
     database.executemany("INSERT OR REPLACE INTO header VALUES (?, ?)", rows)
 

@@ -121,10 +121,8 @@ def adopt(
 
     Parameters
     ----------
-    vault, reference
-        Where it is kept, and what it was trained on top of.
-    lora, method
-        The adapter, and how it was trained.
+    vault, reference, lora, method
+        Where it is kept, what it was trained on top of, the adapter, and how.
     learning
         What it was trained on and is judged by, as `split` returned it. Pairs that do not
         fit into the context were not trained on and do not judge.
@@ -150,8 +148,7 @@ def adopt(
             check_learnt(vault, learnt)
             if adapters.active(vault) != now or _of_origin(vault, origin):
                 continue  # another process was faster
-            # A shared adapter that is worse than nothing here is not a start for the next
-            # training.
+            # A shared adapter that is worse than nothing here is no start for the next.
             start = judged["nll_before"] <= judged["nll_bare"]
             version = Version(
                 number=vault.count_up("adapters", DEVICE),

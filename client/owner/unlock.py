@@ -199,10 +199,8 @@ def _entry(vault: Path) -> Path:
     Version 1 named it by the vault's stem, which two vaults can share: it is taken for
     this one's only if it can be no other's.
     """
-    own, older = (
-        vault.with_name(f"{vault.name}.keyring"),
-        vault.with_suffix(".keyring"),
-    )
+    own = vault.with_name(f"{vault.name}.keyring")
+    older = vault.with_suffix(".keyring")
     if own.exists() or not older.exists():
         return own
     others = [

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..config import LONGEST_NAME, Config
-from ..errors import IdiolectError, refuse_if
+from ..errors import IdiolectError, explained, refuse_if
 from . import lamp
 from .cleaning import clean, read_text
 from .lamp.forms import FORMS
@@ -118,19 +118,15 @@ def public_items(path: str | Path) -> tuple[Item, ...]:
 
 
 def _public_item(place: str, name: str, line: str) -> Item:
-    try:
+    how = 'write {"prompt": "…", "target": "…"}'
+    with explained(f"{place}: not JSON", how, (ValueError, RecursionError)):
         record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise IdiolectError(
-            f'{place}: not JSON ({error}): write {{"prompt": "…", "target": "…"}}.'
-        ) from None
     texts: dict[str, str] = {}
     for field in ("prompt", "target"):
         value = record.get(field) if isinstance(record, dict) else None
         texts[field] = clean(value) if isinstance(value, str) else ""
         refuse_if(
             not texts[field],
-            f"{place}: field '{field}' is missing, empty or no text: write "
-            '{"prompt": "…", "target": "…"}.',
+            f"{place}: field '{field}' is missing, empty or no text: {how}.",
         )
     return Item(name, Prompt("", texts["prompt"]), texts["target"])

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..errors import IdiolectError
+from ..errors import IdiolectError, explained
 from ..files import home, private_folder
 from ..text import printable
 
@@ -21,13 +21,9 @@ def converted(file: Path) -> Path:
     IdiolectError
         The file is missing or damaged, or the package ``gguf`` is.
     """
-    try:
-        with file.expanduser().open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise IdiolectError(
-            f"{file} cannot be read ({error.strerror}): give the path of a GGUF file."
-        ) from None
+    what, then = f"{file} cannot be read", "give the path of a GGUF file"
+    with explained(what, then), file.expanduser().open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     folder = home() / "models" / digest
     if not folder.is_dir():
         private_folder(folder.parent)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import absolute_backbone
-from ..errors import IdiolectError, refuse_if
+from ..errors import IdiolectError, explained, refuse_if
 from ..files import home, write_atomically
 from ..text import printable
 
@@ -121,15 +121,14 @@ def _refused(name: str, problem: str, step: str) -> IdiolectError:
 
 def _check_pointers(name: str, folder: Path) -> None:
     for file in (f for pattern in PATTERNS for f in sorted(folder.glob(pattern))):
-        try:
-            with file.open("rb") as stream:
-                start = stream.read(len(POINTER))
-        except OSError as error:
-            raise _refused(
-                name,
-                f"{file.name} cannot be read ({error.strerror})",
+        with (
+            explained(
+                f"backbone '{name}' cannot be used, {file.name} cannot be read",
                 "check that it is a file, and whose it is",
-            ) from None
+            ),
+            file.open("rb") as stream,
+        ):
+            start = stream.read(len(POINTER))
         if start == POINTER:
             raise _refused(
                 name,

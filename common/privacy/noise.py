@@ -1,7 +1,7 @@
 """Noise and coins of the privacy mechanisms.
 
-They come from the operating system's CSPRNG: whoever can predict them can subtract the
-noise and see who took part. A seeded source makes a run repeatable; then it holds no
+They come from the operating system's CSPRNG: an attacker who can predict them can subtract
+the noise and see who took part. A seeded source makes a run repeatable; then it holds no
 guarantee, and the ledger says so.
 """
 

@@ -25,7 +25,7 @@ CLIP_BIT = 10.0
 # Below, amplification is not claimed: it would save next to nothing, and the privacy
 # loss spreads over more grid points than memory holds.
 FAINT = 0.2
-# e^20 is half a thousand million: with more, whoever sees what is released may tell one
+# e^20 is half a thousand million: with more, an observer of the releases may tell one
 # person from as many others, and the bound excludes nothing that matters.
 VAIN = 20.0
 FEWEST = 2  # a sum of one user is that user
@@ -39,7 +39,7 @@ class Claim:
     Attributes
     ----------
     epsilon, delta
-        Of all its noisy releases together, against whoever sees what is released.
+        Of all its noisy releases together, against anybody who sees what is released.
     releases
         How many releases one user is part of at most, over all stages.
     users
@@ -142,7 +142,7 @@ def _sampled(config: Config, outflow: str) -> bool:
 def unamplified(config: Config, counts: dict[str, int]) -> float:
     """Epsilon of so many releases of each outflow, if it is known who is in them.
 
-    An upper bound for whoever does not know that. ``inf`` without a declared noise.
+    An upper bound for an observer who does not know that. ``inf`` without a declared noise.
     """
     precision = 0.0
     for outflow, count in counts.items():

@@ -32,11 +32,8 @@ def beyond(values: Mapping[str, Any]) -> str:
 
     A number that is not one (NaN) is in no range.
     """
-    for name, value in values.items():
-        if name not in BOUNDS:
-            continue
-        low, high = BOUNDS[name]
-        if not all(low <= number <= high for number in _numbers(value)):
+    for name, (low, high) in BOUNDS.items():
+        if not all(low <= number <= high for number in _numbers(values.get(name))):
             return f"{name} must lie in [{low:g}, {high:g}]"
     return ""
 

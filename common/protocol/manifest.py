@@ -193,8 +193,10 @@ def parse(text: str) -> Manifest:
         values = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise _broken("is not JSON") from error
-    if not isinstance(values, dict) or set(values) != _NAMES:
-        raise _broken("has not the fields that this version of idiolect knows")
+    _refuse_if(
+        not isinstance(values, dict) or set(values) != _NAMES,
+        "has not the fields that this version of idiolect knows",
+    )
     _check(values)
     manifest = Manifest(**values)
     # One manifest has one text and one hash: no spaces, repeated keys or escapes.
@@ -222,8 +224,10 @@ def _check(values: dict[str, Any]) -> None:
     """Refuse values that have a wrong type or size, or do not fit together."""
     for name in ("run", "kind", "previous", "content", "features", "vote"):
         value = values[name]
-        if not isinstance(value, str) or len(value) > MAX_FIELD:
-            raise _broken(f"has a '{name}' that is not a text, or is too long")
+        _refuse_if(
+            not isinstance(value, str) or len(value) > MAX_FIELD,
+            f"has a '{name}' that is not a text, or is too long",
+        )
         try:
             value.encode()
         except UnicodeEncodeError as error:  # a lone surrogate

@@ -104,11 +104,11 @@ def plain(value: Any) -> Any:
 def size(record: RecordDict) -> int:
     """Bytes of text and tensors in a message, without Flower's own framing."""
     total = 0
-    for array_record in record.array_records.values():
-        total += sum(len(name) + len(a.data) for name, a in array_record.items())
-    for config_record in record.config_records.values():
-        for name, value in config_record.items():
-            total += len(name) + len(str(value).encode(errors="replace"))
+    for arrays in record.array_records.values():
+        total += sum(len(name) + len(array.data) for name, array in arrays.items())
+    for texts in record.config_records.values():
+        values = (str(value).encode(errors="replace") for value in texts.values())
+        total += sum(map(len, [*texts, *values]))
     return total
 
 
@@ -166,7 +166,7 @@ def read_head(
     IdiolectError
         The record is a `Failure` or a `Missing`.
     """
-    head = record.config_records.get("message") or {}
+    head = cast(Mapping[str, Any], record.config_records.get("message") or {})
     schema = head.get("schema", SCHEMA)
     refuse_if(
         schema != SCHEMA,
@@ -178,18 +178,23 @@ def read_head(
         names.add("signature")
     refuse_if(set(head) != names, f"{cls.__name__}: this is not a message of idiolect.")
     text, signature = head["body"], head.get("signature", "")
-    if not isinstance(text, str) or len(text) > longest:
-        raise ProtocolError(f"{cls.__name__}: the body is not a text of allowed size.")
-    if not isinstance(signature, str):
-        raise ProtocolError(f"{cls.__name__}: the signature is not a text.")
+    refuse_if(
+        not isinstance(text, str) or len(text) > longest,
+        f"{cls.__name__}: the body is not a text of allowed size.",
+    )
+    refuse_if(
+        not isinstance(signature, str),
+        f"{cls.__name__}: the signature is not a text.",
+    )
     try:
         body = read_json(text)
     except ValueError as error:
         raise ProtocolError(
             f"{cls.__name__}: the body is not JSON ({error})."
         ) from error
-    if not isinstance(body, dict):
-        raise ProtocolError(f"{cls.__name__}: the body is not a JSON object.")
+    refuse_if(
+        not isinstance(body, dict), f"{cls.__name__}: the body is not a JSON object."
+    )
     if head["kind"] == Failure.__name__ and cls is not Failure:
         sentence = _typed(body.get("sentence"), str, "Failure.sentence")
         raise IdiolectError(printable(sentence))
@@ -233,14 +238,18 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         return _typed_union(value, arguments, where)
     if origin is tuple:
-        if not isinstance(value, list) or len(value) > MAX_ITEMS:
-            raise ProtocolError(f"{where} must be a list of at most {MAX_ITEMS}.")
+        refuse_if(
+            not isinstance(value, list) or len(value) > MAX_ITEMS,
+            f"{where} must be a list of at most {MAX_ITEMS}.",
+        )
         return tuple(
             _typed(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value)
         )
     if origin is dict:
-        if not isinstance(value, dict) or len(value) > MAX_ITEMS:
-            raise ProtocolError(f"{where} must be an object of at most {MAX_ITEMS}.")
+        refuse_if(
+            not isinstance(value, dict) or len(value) > MAX_ITEMS,
+            f"{where} must be an object of at most {MAX_ITEMS}.",
+        )
         return {
             _text(k, where, MAX_ID): _typed(v, arguments[1], f"{where}.{k:.40}")
             for k, v in value.items()
@@ -265,18 +274,20 @@ def _typed_union(value: Any, arguments: tuple[Any, ...], where: str) -> Any:
     if type(None) in arguments:
         rest = [hint for hint in arguments if hint is not type(None)]
         return None if value is None else _typed(value, rest[0], where)
-    if type(value) not in arguments or (type(value) is int and abs(value) > MOST_INT):
-        raise ProtocolError(f"{where} has a type that is not allowed.")
+    refuse_if(
+        type(value) not in arguments or (type(value) is int and abs(value) > MOST_INT),
+        f"{where} has a type that is not allowed.",
+    )
     return _text(value, where, MAX_TEXT) if isinstance(value, str) else value
 
 
 def _typed_dataclass(value: Any, cls: type, where: str) -> Any:
     hints = typing.get_type_hints(cls)
     entries = fields(cls)
-    if not isinstance(value, list) or len(value) != len(entries):
-        raise ProtocolError(
-            f"{where} must have the {len(entries)} fields of a {cls.__name__}."
-        )
+    refuse_if(
+        not isinstance(value, list) or len(value) != len(entries),
+        f"{where} must have the {len(entries)} fields of a {cls.__name__}.",
+    )
     return cls(
         *(
             _typed(v, hints[entry.name], f"{where}.{entry.name}")

@@ -233,8 +233,8 @@ def _old_pair(folder: Path) -> bytes:
 def _names_of(folder: Path, pair: bytes) -> list[str]:
     """Return the names in a certificate, without those that every certificate has."""
     try:
-        own = x509.load_pem_x509_certificate(pair)
-        found = own.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        extensions = x509.load_pem_x509_certificate(pair).extensions
+        found = extensions.get_extension_for_class(x509.SubjectAlternativeName)
         names = [str(name.value) for name in found.value]
     except (ValueError, x509.ExtensionNotFound):
         raise IdiolectError(

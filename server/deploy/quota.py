@@ -1,8 +1,8 @@
 """What one device or one address may use of the entrance: buckets and shares.
 
-When something is full, it is not the newcomer who is refused: the oldest holding of
-whoever holds most goes. So who opens many connections and says nothing loses them to
-those who have something to say.
+When a limit is reached, the newcomer is not refused: the owner who holds most loses the
+oldest holding. So a caller that opens many connections and sends nothing loses them to
+callers that send something.
 """
 
 import ipaddress

@@ -52,14 +52,13 @@ def prepare(folder: Path, app: Path, words: Sequence[str], cwd: Path) -> Plan:
             "unlabeled.file to JSON lines of {prompt, target}, or use kind self."
         )
     running(folder)
-    log, resumed = folder / "server.log", bool(options.resume)
-    plan = Plan(app.absolute(), config, place, 0, log, resumed)
     refuse_if(
         results.is_locked(place),
         f"run '{place.name}' is in progress already: `idiolect-server attach "
         f"{place.name}` shows it, `idiolect-server stop {place.name}` ends it.",
     )
-    return plan
+    log, resumed = folder / "server.log", bool(options.resume)
+    return Plan(app.absolute(), config, place, 0, log, resumed)
 
 
 def run(folder: Path, plan: Plan, console: Console) -> dict[str, Any]:

@@ -147,10 +147,9 @@ def _serve_until(
     """Keep the processes up and the database clean until told to stop."""
     base = folder / DATABASE
     database.forget_ended(base, database.ALL_ENDED)  # the last server was killed
-    cleaner = threading.Thread(
+    threading.Thread(
         target=database.keep_forgetting, args=(base, stopping), daemon=True
-    )
-    cleaner.start()
+    ).start()
     try:
         _keep_up(commands, environment_of(folder, now), folder, stopping, say)
     finally:
@@ -223,8 +222,10 @@ def _warn_of_end(folder: Path, say: Callable[[str], None]) -> None:
 def environment_of(folder: Path, now: Serving) -> dict[str, str]:
     """Return the environment of all processes of a server."""
     place = folder.absolute()
-    key = {SIGNING_KEY: str(place / "signing.key")}
-    return flower_environment(place / "flower", now.mark) | key
+    return {
+        **flower_environment(place / "flower", now.mark),
+        SIGNING_KEY: str(place / "signing.key"),
+    }
 
 
 def _commands(folder: Path, host: str, port: int, now: Serving) -> dict[str, list[str]]:

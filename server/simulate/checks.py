@@ -27,16 +27,6 @@ def check_start(config: Config) -> None:
         bad text in ``unlabeled.file``, more support than there are users, or a budget
         with which nothing can be released.
     """
-    check_device(config)
-    if config.backbone != "tiny":
-        identity(config)
-    dataset = load_dataset(config)
-    check_unlabeled(config, dataset)
-    check_budget(config, dataset)
-
-
-def check_device(config: Config) -> None:
-    """Refuse ``device=cuda`` where there is none."""
     import torch
 
     refuse_if(
@@ -44,6 +34,11 @@ def check_device(config: Config) -> None:
         "config key 'engine.device' is 'cuda', but torch sees no GPU: set "
         "engine.device=cpu.",
     )
+    if config.backbone != "tiny":
+        identity(config)
+    dataset = load_dataset(config)
+    check_unlabeled(config, dataset)
+    check_budget(config, dataset)
 
 
 def check_unlabeled(config: Config, dataset: Dataset) -> None:

@@ -1,6 +1,6 @@
 """What the processes of a run are told, and where they may write.
 
-Whoever starts a run has an environment full of other people's choices. ``RAY_ADDRESS``
+The environment of the account that starts a run has settings of others. ``RAY_ADDRESS``
 makes a simulation join a cluster, ``http_proxy`` sends calls to this very machine to a
 proxy, ``FLWR_…`` and ``GRPC_…`` move ports and trust, ``LD_PRELOAD`` and ``PYTHONPATH``
 bring other code. So a run inherits the names of a list, not what is left after removing
@@ -85,9 +85,9 @@ def inherited(environment: Mapping[str, str]) -> dict[str, str]:
 def trusted_folders(paths: str) -> str:
     """Return the folders of a ``LD_LIBRARY_PATH`` that no other account can fill.
 
-    Some machines have the driver of their GPU nowhere else, so the variable cannot be left
-    out; but whoever can write to one of its folders brings code. An empty or relative entry
-    means wherever a process happens to be, and is left out too.
+    On some machines the driver of the GPU is only there, so the variable cannot be left
+    out. But an account that can write to one of its folders can bring code. An empty or
+    relative entry means the current folder of a process, and is left out too.
     """
     return os.pathsep.join(
         path for path in paths.split(os.pathsep) if path.startswith("/") and _safe(path)

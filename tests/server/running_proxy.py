@@ -1,4 +1,4 @@
-"""An proxy on this machine, with a SuperLink that is played and a real database."""
+"""A proxy on this machine, with a SuperLink that is played and a real database."""
 
 import asyncio
 import socket
@@ -143,7 +143,7 @@ def registered(state, key: ec.EllipticCurvePrivateKey | None = None) -> Device:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Place]:
-    """Run an proxy in a thread of its own."""
+    """Run a proxy in a thread of its own."""
     keys.keys_init(folder, ["localhost"], 9443)
     state = state_of(folder)
     link, ready, made = Link(), threading.Event(), []

@@ -71,5 +71,5 @@ def alike(one: Any, other: Any) -> None:
             alike(one[name], other[name])
     else:
         np.testing.assert_allclose(
-            np.array(one, float), np.array(other, float), 1e-4, 1e-5
+            np.array(one, float), np.array(other, float), 1e-4, 5e-5
         )

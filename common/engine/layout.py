@@ -122,7 +122,9 @@ class Layout:
     labels: Tensor
     row: Tensor
     rows: int
-    _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(
+        default_factory=dict, init=False
+    )
 
     @cached_property
     def plain(self) -> bool:
@@ -148,7 +150,7 @@ class Layout:
         return self._masks[window, dtype]
 
 
-Row = tuple[Sequence[int], int]
+Row = tuple[tuple[int, ...], int]
 """Token ids, at least one, and the prompt's length."""
 
 

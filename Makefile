@@ -45,7 +45,7 @@ format: .venv/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The key tables of docs/ and of the Flower app, rewritten from common/config.py.
+# The key tables of docs/ and of the Flower app, rewritten from common/config.
 generated: .venv/.installed
 	$(BIN)/python -m idiolect.common.config .
 

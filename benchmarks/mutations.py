@@ -626,7 +626,7 @@ MUTATIONS = (
     Mutation(
         "The average divides by who answered, not by who was asked",
         "server/run/adapt.py",
-        "state.shared = moved(state.shared, found.total, asked)",
+        "state.shared = moved(state.shared, found.total, counted)",
         "state.shared = moved(state.shared, found.total, len(found.users))",
         "test_the_denominator_is_who_was_asked_not_who_answered",
         "tests/server/run/test_run.py",
@@ -825,7 +825,7 @@ MUTATIONS = (
     Mutation(
         "The denominator is who came, not who was expected",
         "server/run/adapt.py",
-        "released(state.shared, found.total, release, clip, config, asked)",
+        "released(state.shared, found.total, release, clip, config, counted)",
         "released(state.shared, found.total, release, clip, config, len(users))",
         "test_a_sampled_round_asks_whom_the_coins_name_and_divides_by_the_expectation",
         "tests/server/run/test_privacy.py",
@@ -1270,11 +1270,17 @@ MUTATIONS = (
         "tests/test_devices.py",
     ),
     Mutation(
+        "A device takes any name of a method",
+        "client/node/handlers.py",
+        "request.method not in node.config.method_list,",
+        "False,",
+        "test_a_method_that_is_not_of_the_run_is_refused",
+    ),
+    Mutation(
         "A run trains on a device whose owner does not want that",
         "client/node/handlers.py",
-        '"""Train each user\'s own adapter and keep it here."""\n'
-        '    node.permit("training", node.config)',
-        '"""Train each user\'s own adapter and keep it here."""',
+        '    _check_method(request, node)\n    node.permit("training", node.config)',
+        "    _check_method(request, node)",
         "test_without_consent_for_training_nothing_is_trained",
         "tests/test_devices.py",
     ),

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+pytestmark = pytest.mark.slow  # `make quick` leaves these files out
+
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "errors.py")))
 

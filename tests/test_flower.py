@@ -102,7 +102,6 @@ IMPORTS = {
         "which replies have arrived, without their content",
         {"PullAppMessagesRequest"},
     ),
-    "flwr.supercore.runtime": ("the type of that connection", {"RuntimeHttpClient"}),
     "flwr.superlink.grid": ("the grid of a deployment, not a simulation", {"HttpGrid"}),
     # server/deploy: the entrance before the SuperLink, and the SuperLink behind a token.
     "flwr.cli.constant": (

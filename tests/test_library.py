@@ -24,6 +24,8 @@ from idiolect.common.engine.reference import load_reference
 from idiolect.common.methods.personalise import Personal, personalise
 from idiolect.common.unlabeled.sets import Unlabeled, UnlabeledSet
 
+pytestmark = pytest.mark.slow  # `make quick` leaves these files out
+
 MINE = [("Write a title.", f"The Sea, Again: part {n}!") for n in range(8)]
 THEIRS = [("Write a title.", f"sea levels rise by {n} cm") for n in range(8)]
 

@@ -1,6 +1,6 @@
 """The ClientApp of a simulation: one node, which stands in for many users' devices.
 
-On a device no app is run: `idiolect node` (module `node`) answers the same requests itself,
+On a device no app is run: `idiolect node` (`worker`) answers the same requests itself,
 with the code that its owner installed.
 """
 

@@ -56,6 +56,7 @@ from ...common.protocol.messages import (
 from ...common.protocol.packing import pack
 from ...common.protocol.quantization import update_codes
 from ...common.protocol.signed import MissingParts, brought, complete, read_sealed
+from ...common.text import printable
 from ...common.unlabeled.sets import Unlabeled, fingerprint
 from ...common.unlabeled.votes import marks, offers, supported_offers, user_vote
 from ..owner.consent import Refusal
@@ -197,6 +198,7 @@ def _share(request: ShareRequest, node: Node) -> ShareReply:
 
 def _personalise(request: PersonaliseRequest, node: Node) -> PersonaliseReply:
     """Train each user's own adapter and keep it here."""
+    _check_method(request, node)
     node.permit("training", node.config)
     reference = reference_of(node.config, request.shared)
     content = fingerprint(request.unlabeled)
@@ -300,6 +302,7 @@ def _tried(
 
 def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:
     """Measure each user's held-out items; only numbers leave."""
+    _check_method(request, node)
     config, reference = node.config, reference_of(node.config, request.shared)
     origin = _origin(request, node, reference, request.unlabeled_hash)
     content = _digest(origin, request.generate)
@@ -325,6 +328,15 @@ def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:
     rows = [bounded_row(values, names) for values in done.values()]
     matrix = np.array(rows, np.float32).reshape(len(done), len(names) + 1)
     return EvaluateReply(**head, metrics={}, sums={"sums": matrix})
+
+
+def _check_method(request: PersonaliseRequest | EvaluateRequest, node: Node) -> None:
+    """A method's name becomes a module and a path: only one of the run's is taken."""
+    refuse_if(
+        request.method not in node.config.method_list,
+        f"the request names '{printable(request.method, 40)}', which is no method of this "
+        "run's configuration.",
+    )
 
 
 def _origin(

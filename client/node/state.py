@@ -2,9 +2,9 @@
 
 Flower's ``Context.state`` lives in memory and ends with its run, so what a run leaves on a
 device lies on a `RunStore`: a folder in a simulation, the owner's vault on a device. The
-metadata of a personal adapter names everything it was trained from (`identity`); a request
-that is sent again finds the adapter and does not train again, and one that was trained
-from anything else is never used.
+metadata of a personal adapter names what the run trained it from (`identity`: settings,
+shared adapter, unlabeled set); a request that is sent again finds the adapter and does not
+train again, and one of another run is never used.
 
 Beside it a device remembers the releases it took part in, which it counts itself, and the
 manifest it last took (`Agreed`). The count binds a server that keeps to the protocol after

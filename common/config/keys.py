@@ -21,7 +21,7 @@ KINDS = ("votes", "self", "public", "anonymised", "others")
 
 # A configuration comes from somebody else: every number has a largest value, which no
 # sensible run reaches and with which nothing overflows, and every text and list has a
-# longest length. What work they add up to is bounded in `parse._check_work`.
+# longest length. What work they add up to is bounded in `checks`.
 LONGEST = 4096  # characters of a text; so long a path may be
 LONGEST_NAME = 100  # characters of a run's name
 MOST_RATES = 20  # learning rates to choose from
@@ -32,7 +32,7 @@ MOST_MADE = 1_000_000  # items of all personas together: more take minutes to ma
 MOST_BATCH = 10_000
 MOST_BANK = 50_000  # as many items as one message may hold
 MOST_WEIGHT = 1e4  # of a term of an objective
-MOST_NOISE = 1e6  # more is counted as this much (`privacy.ledger`)
+MOST_NOISE = 1e6  # more is counted as this much (`server/privacy/accountant.py`)
 MOST_INT = 2**63 - 1  # of anything that is counted in JSON and TOML
 # Passes over one item in one task. The default is some hundred; a LaMP user with ten
 # thousand items has some ten thousand.
@@ -88,7 +88,7 @@ class Persona:
 
 @dataclass(frozen=True)
 class Engine:
-    """How is computed: precision, place, and what is computed at once."""
+    """How the model computes: precision, device, and how much at once."""
 
     dtype: str = key(
         "float32", "of the frozen backbone", choices=("float32", "bfloat16", "float16")
@@ -168,7 +168,7 @@ class Adapt:
         "`float32`, or `auto`: float32 where privacy.mode is `central`, else int8",
         choices=("auto", "int8", "float32"),
     )
-    # The most leaves a grid for exact sums that is finer than any update (`server/adapt`).
+    # The most leaves a grid for exact sums that is finer than any update (`run/sums.py`).
     clip: float = key(10.0, "largest L2 norm of one user's update", 0, 1000)
     clip_quantile: float = key(
         0.0,

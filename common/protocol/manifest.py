@@ -61,7 +61,7 @@ class Manifest:
     previous
         `digest` of the previous version; ``""`` for the first one.
     content
-        SHA-256 of the items and weights (`unlabeled.fingerprint`).
+        SHA-256 of the items and weights (`unlabeled.sets.fingerprint`).
     count
         Number of items.
     features

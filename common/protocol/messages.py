@@ -298,7 +298,7 @@ class PersonaliseRequest(Request):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one user's training (`personal.Personal`).
+    """The result of one user's training (`methods.personalise.Personal`).
 
     Where ``privacy.metrics`` is `noisy` it is empty: alpha None, no log. Where a rate was
     only tried, the log also has ``nll`` of the held-out items.
@@ -325,7 +325,7 @@ class EvaluateRequest(Request):
     method, learning_rate
         The stored adapters to measure.
     unlabeled_hash
-        Of the unlabeled set that they were trained with (`unlabeled.fingerprint`).
+        Of the unlabeled set that they were trained with (`unlabeled.sets.fingerprint`).
     generate
         Whether outputs are generated for the text metrics; otherwise texts are only scored.
     release

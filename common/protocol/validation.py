@@ -91,7 +91,7 @@ def valid_votes(votes: np.ndarray) -> np.ndarray:
     """Find the rows [users, length] that are finite, not negative and at most 1 long (L2).
 
     Votes and rows of bounded metrics are. They were rounded to float32, so a norm slightly
-    above 1 is accepted; the sum clips each row to exactly 1 (`sums.clipped_sum`).
+    above 1 is accepted; the sum clips each row to slightly less than 1 (`run.sums`).
 
     Returns
     -------

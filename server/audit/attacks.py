@@ -469,10 +469,10 @@ def authorship(
 ) -> Authorship:
     """Re-identify users by hashed character n-grams.
 
-    Every text is a TF-IDF vector of length 1 (`unlabeled.build_bank`, fitted on the known
-    texts). A user's centroid is the sum of the vectors of the known texts; it is compared
-    by cosine with the sum of the user's unknown ones. Equal cosines are ranked by index,
-    so that texts which say nothing give chance.
+    Every text is a TF-IDF vector of length 1 (`unlabeled.votes.build_bank`, fitted on the
+    known texts). A user's centroid is the sum of the vectors of the known texts; it is
+    compared by cosine with the sum of the user's unknown ones. Equal cosines are ranked by
+    index, so that texts which say nothing give chance.
 
     Parameters
     ----------

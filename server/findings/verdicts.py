@@ -12,7 +12,7 @@ from ..run import results
 from ..study.declaration import BEST, Claim, matches, side_of
 
 Cell = Mapping[str, Any]
-"""One cell as `study.run_study` returns it."""
+"""One cell as `study.cells.run_study` returns it."""
 
 
 def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The ledger: every release of a run is charged here before it happens.
 
 A release is *charged*, or refused once the budget is spent. The charge is on disk before
-`Ledger.charge` returns. The order of a round is: charge, draw the noise, save the bytes,
-send. After a crash the ledger may hold a charge without its release, never the reverse.
+`Ledger.charge` returns. The order of a round (`run.adapt`) is: charge, ask and add up, draw
+the noise, save. After a crash the ledger may hold a charge without its release, never the
+reverse.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 FFA-LoRA (Sun et al. 2024): all devices hold the same frozen A, so the average of B is the
 average of the adapters. One row per user, unweighted; the denominator is the number of
-users asked, not of those who answered, so that one user's influence on the result is
+users who may take part, reached or not, so that one user's influence on the result is
 bounded by ``adapt.clip`` / users whatever the others do.
 
 With ``privacy.mode`` `central` a round is a release (DP-FedAvg, McMahan et al. 2018):
@@ -13,7 +13,10 @@ With ``privacy.mode`` `central` a round is a release (DP-FedAvg, McMahan et al. 
     average   divided by q N, a number fixed beforehand
     clip      C follows a quantile of the norms, by a noisy count (Andrew et al. 2021)
 
-One user changes the sum by at most C. The ledger is charged before anybody is asked.
+One user changes the sum by at most C. The order of a private round, here and for votes and
+metrics: charge the ledger (on disk), draw the coins, ask and add up, check the quorum, draw
+the noise, save. After a crash a charge may stand without its release, never the reverse;
+the resumed run makes that release without paying again.
 """
 
 import math
@@ -69,10 +72,10 @@ def one_round(run: Run, users: Sequence[str]) -> None:
         The round would exceed the budget; nobody was asked.
     """
     config, state, number = run.config, run.state, run.state.rounds
-    clip, asked = state.clip or config.adapt.clip, run.population.adapting
+    clip, counted = state.clip or config.adapt.clip, run.population.adapting
     if config.privacy.mode != "central":
         found = run.cohort.update(users, clip, "")
-        state.shared = moved(state.shared, found.total, asked)
+        state.shared = moved(state.shared, found.total, counted)
         return
     note = {"round": number, "clip": clip}
     release = charge(run.ledger, config, run.population, "adapt", number, **note)
@@ -85,8 +88,8 @@ def one_round(run: Run, users: Sequence[str]) -> None:
         )
         return
     run.took_part("adapt", found.users)
-    state.shared = released(state.shared, found.total, release, clip, config, asked)
-    state.clip = next_clip(clip, found, release, config, asked)
+    state.shared = released(state.shared, found.total, release, clip, config, counted)
+    state.clip = next_clip(clip, found, release, config, counted)
 
 
 def released(

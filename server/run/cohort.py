@@ -2,9 +2,10 @@
 
 The phases (`adapt`, `pool`, `personalise`, `evaluate`) are written once. A `Cohort` says
 how users are asked: by Flower messages (`remote`), or in this process (`local`), as
-studies and audits do it. Clipping, noise, the ledger, the choice of learning rates and
-the checkpoint belong to the phases; checks of what a device answers, deadlines and the
-quorum belong to the remote cohort.
+studies and audits do it. Noise, the ledger, the quorum of a private round, the choice of
+learning rates and the checkpoint belong to the phases. Both cohorts clip what they add up
+(`sums`); the remote one checks what a device answers, and has deadlines and the quorum of
+everything else.
 """
 
 import logging
@@ -32,7 +33,7 @@ class Cohort(Protocol):
     """The users of a run.
 
     What they compute depends on the run's configuration and its state (`State.shared`,
-    `State.unlabeled`), which the cohort has from its making. Each method asks the users
+    `State.unlabeled`), which the cohort is made with. Each method asks the users
     named; who does not answer is missing in what is returned. `release` is the ledger's
     id of the release that the answers go into; empty without privacy.
 

@@ -3,7 +3,8 @@
 Flower's own ``send_and_receive`` waits three seconds between looks and says nothing
 until it ends. Here each reply is pulled by itself (`inbox`) and checked as it comes in; one
 that is an error, is malformed, stale, or does not come, costs the users it was about and
-nobody else. Whether enough users are left to go on is the cohort's decision (`require`).
+nobody else. `require` ends the phase where too few users are left; in a private round
+`adapt.one_round` decides.
 """
 
 import logging

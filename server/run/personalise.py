@@ -2,9 +2,9 @@
 
 Each method trains with the learning rate that suits it: the one with the lowest held-out
 NLL on the development users, who are never reported. Then the evaluated users train at
-that rate, and every method is measured on their held-out items. A checkpoint after each
-method, so that a resumed run repeats at most one; what its users already trained is on
-their disks.
+that rate, and every method is measured on their held-out items. There is a
+checkpoint after each method, so a resumed run repeats at most one; what its users already
+trained is on their disks.
 """
 
 import math

@@ -326,7 +326,7 @@ class Remote:
         self._report(exchange, requests, len(items), errors)
         return items
 
-    def _sum(  # eight: what is asked, what of it is summed, and how
+    def _sum(  # eight parameters: what is asked, what of it is summed, and how
         self,
         exchange: Exchange,
         requests: Sequence[tuple[int, Request]],

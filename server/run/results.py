@@ -214,7 +214,7 @@ def build(  # eight, by name only: most are sections of the file
         ``bytes_up``, ``bytes_down`` (None: withheld), ``seconds`` by phase,
         ``peak_rss_mb``.
     privacy
-        The privacy card (`ledger.card`).
+        The privacy card (`privacy.card`).
     seed, resamples
         Of the bootstrap.
     """

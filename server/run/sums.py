@@ -106,7 +106,7 @@ def clipped_sum(rows: Rows, clip: float) -> tuple[Rows, np.ndarray]:
 
 
 def sum_of_unit(rows: np.ndarray) -> np.ndarray:
-    """Sum of rows [users, length], each clipped to L2 norm 1 exactly: float64 [length].
+    """Sum of rows [users, length], each clipped to L2 norm MARGIN: float64 [length].
 
     A vote or a row of metrics that its device rounded to float32 may be a little longer,
     and the noise is made for 1.

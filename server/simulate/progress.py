@@ -101,7 +101,7 @@ def _joined(*parts: str) -> str:
 
 
 def waiting(event: dict[str, Any]) -> str:
-    """Say for whom a run waits that is still meeting its devices (`hello.Waiting`)."""
+    """Say for whom a run waits that is still meeting its devices (`hello.tell_waiting`)."""
     parts = [f"{event['joined']} of {event['of']} devices have joined"]
     if silent := event["asked"] - event["joined"] - event["refused"]:
         parts.append(f"{silent} asked")

@@ -132,11 +132,16 @@ def head(folder, *users: str, **config: object) -> dict:
 
 
 def personalise(
-    folder, *users: str, rate: float = 0.5, trial: bool = False, **config
+    folder,
+    *users: str,
+    rate: float = 0.5,
+    trial: bool = False,
+    method: str = "sft",
+    **config,
 ) -> PersonaliseReply:
     task = PersonaliseRequest(
         **head(folder, *users, **config),
-        method="sft",
+        method=method,
         learning_rate=rate,
         trial=trial,
         manifest="",
@@ -160,6 +165,18 @@ def evaluate(folder, *users: str, rate: float = 0.5, method: str = "sft", **chan
     )
     reply = call("evaluate", dataclasses.replace(task, **changes))
     return unpack(EvaluateReply, reply)
+
+
+@pytest.mark.parametrize("method", ["kto", "..client.cli", "../../x", "table", ""])
+def test_a_method_that_is_not_of_the_run_is_refused(greeted, method):
+    """Its name would become a module to load and a path to write."""
+    request = {"methods": "shared,sft"}
+    with pytest.raises(IdiolectError, match="no method of this run's configuration"):
+        evaluate(
+            greeted.folder, "u0", method=method, config=head("", **request)["config"]
+        )
+    with pytest.raises(IdiolectError, match="no method of this run's configuration"):
+        personalise(greeted.folder, "u0", method=method, **request)
 
 
 def test_users_are_dealt_out_to_the_nodes():

@@ -79,7 +79,7 @@ def test_stages_depend_on_what_they_did_in_version_0_2(stage: str, name: str) ->
 
 
 def test_every_method_of_version_0_2_is_there() -> None:
-    assert BY_NAME.keys() == METHODS_0_2.keys()
+    assert BY_NAME.keys() >= METHODS_0_2.keys()
 
 
 @pytest.mark.parametrize("method", METHODS_0_2)

@@ -13,6 +13,8 @@ from idiolect.common.data.lamp import forms, items
 from idiolect.common.data.load import check
 from idiolect.common.errors import IdiolectError
 
+pytestmark = pytest.mark.slow  # `make quick` leaves these files out
+
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 
 ARTICLE = "Generate a headline for the following article: "

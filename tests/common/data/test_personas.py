@@ -15,6 +15,8 @@ from idiolect.common.data.personas.headline import HEADLINE, read
 from idiolect.common.data.types import Truth, User
 from idiolect.common.errors import IdiolectError
 
+pytestmark = pytest.mark.slow  # `make quick` leaves these files out
+
 TASKS = ("headline", "tagging", "rating")
 
 

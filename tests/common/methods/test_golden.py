@@ -14,6 +14,8 @@ from idiolect.common.methods.evaluation import held_out_nll
 from idiolect.common.methods.personalise import personalise
 from idiolect.common.unlabeled.sets import Unlabeled, UnlabeledSet
 
+pytestmark = pytest.mark.slow  # `make quick` leaves these files out
+
 CONFIG = parse(
     {
         "users": 3,

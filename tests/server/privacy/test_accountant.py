@@ -26,6 +26,8 @@ from idiolect.server.privacy.accountant import (
 from idiolect.server.privacy.card import card, describe
 from idiolect.server.privacy.ledger import BudgetSpent, Ledger
 
+pytestmark = pytest.mark.slow  # `make quick` leaves these files out
+
 DELTA = 1e-6
 A = Event("adapt", 1.0, 0.01)
 VOTES, STATISTICS = Event("votes", 3.0, 0.1), Event("pool", 5.0, 0.1)

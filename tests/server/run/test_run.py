@@ -27,6 +27,8 @@ from idiolect.common.unlabeled import draws
 from idiolect.server.run import checkpoint
 from tests.server.federation import FakeGrid, events, node_error, results, run
 
+pytestmark = pytest.mark.slow  # `make quick` leaves these files out
+
 
 def alter(kind: str, change):
     """A `FakeGrid` change that passes the replies of one kind through `change`."""

@@ -7,6 +7,8 @@ from idiolect.common.config.keys import AFFECTS, POOL, SHARED, SOME
 from idiolect.server.study.cache import Cache, cell_key, stage_key
 from idiolect.server.study.cells import run_cell
 
+pytestmark = pytest.mark.slow  # `make quick` leaves these files out
+
 
 def parse(values):
     """The configuration of a cell; the settings of a run name its folder too."""

@@ -12,6 +12,8 @@ from idiolect.server.study.cache import Cache
 from idiolect.server.study.cells import run_cell
 from idiolect.server.study.controls import of_random_words, shuffled
 
+pytestmark = pytest.mark.slow  # `make quick` leaves these files out
+
 
 def test_shuffling_deals_every_item_once(settings):
     dataset = load_dataset(parse_run(settings)[0])

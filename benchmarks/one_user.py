@@ -7,7 +7,8 @@ unlabeled items (3 epochs, rank 8 on every projection, float32):
 
 `cold`, `warm`  this engine with C-BPO: alpha, reference scores, training. Cold computes
                 the reference scores; warm finds them, as every method after the first does
-`small`         `cold` with `engine.memory=300`: megabytes above the backbone
+`small`         `cold` with `engine.microbatch=8`: half of a step's rows at once
+`bounded`       `cold` with `engine.memory=300`: megabytes above the backbone
 `trl`           trl's KTOTrainer with peft, as it comes, but without gradient
                 checkpointing, which costs time and saves no memory that a model this
                 small would need
@@ -38,7 +39,7 @@ from typing import Any
 
 from report import medians, printed, save
 
-PEERS = ("cold", "warm", "small", "trl", "trl-cached", "sft", "limit")
+PEERS = ("cold", "warm", "small", "bounded", "trl", "trl-cached", "sft", "limit")
 METHOD, RATE = "c-bpo", 3e-3
 # Name -> parts of the names of operations; the first that fits counts.
 SHARES = {
@@ -84,6 +85,9 @@ def ours(backbone_name: str, peer: str) -> Callable[[], object]:
 
     config, reference, user, unlabeled, _ = prepared(backbone_name)
     if peer == "small":
+        fewer = replace(config.engine, microbatch=config.personalise.batch)
+        config = replace(config, engine=fewer)
+    if peer == "bounded":
         config = replace(config, engine=replace(config.engine, memory=300))
 
     def work() -> object:
@@ -297,7 +301,7 @@ def first_pass(backbone: Any) -> None:
 
 def measure(peer: str, backbone_name: str) -> dict[str, float]:
     """Prepare, run once, and return seconds, CPU seconds and bytes above the backbone."""
-    if peer in ("cold", "warm", "small"):
+    if peer in ("cold", "warm", "small", "bounded"):
         work = ours(backbone_name, peer)
     elif peer in ("trl", "trl-cached"):
         work = trl(backbone_name, peer == "trl-cached")

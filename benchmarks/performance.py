@@ -14,6 +14,7 @@ NAMES = {
     "cold": "idiolect, C-BPO, cold",
     "warm": "idiolect, C-BPO, warm reference scores",
     "small": "idiolect, C-BPO, cold, half of a step's rows at once",
+    "bounded": "idiolect, C-BPO, cold, engine.memory=300",
     "trl": "trl KTOTrainer + peft",
     "trl-cached": "trl KTOTrainer + peft, precomputed reference",
     "trl-bco": "trl 1.8.0 BCOTrainer + peft",

@@ -170,13 +170,11 @@ def evaluate(folder, *users: str, rate: float = 0.5, method: str = "sft", **chan
 @pytest.mark.parametrize("method", ["kto", "..client.cli", "../../x", "table", ""])
 def test_a_method_that_is_not_of_the_run_is_refused(greeted, method):
     """Its name would become a module to load and a path to write."""
-    request = {"methods": "shared,sft"}
+    settings = head("", methods="shared,sft")["config"]
     with pytest.raises(IdiolectError, match="no method of this run's configuration"):
-        evaluate(
-            greeted.folder, "u0", method=method, config=head("", **request)["config"]
-        )
+        evaluate(greeted.folder, "u0", method=method, config=settings)
     with pytest.raises(IdiolectError, match="no method of this run's configuration"):
-        personalise(greeted.folder, "u0", method=method, **request)
+        personalise(greeted.folder, "u0", method=method, methods="shared,sft")
 
 
 def test_users_are_dealt_out_to_the_nodes():

@@ -23,15 +23,16 @@ WINDOWED = {
 }
 # Common beginnings of no token, one token, most tokens and the whole prompt, twice over.
 START = tuple(range(40, 60))
+MORE = tuple(range(200, 210))
 ROWS = [
-    Encoded((*START, 70, 71, 72, 80, 81, 2), 23),
-    Encoded((*START, 70, 71, 72, 90, 2), 23),
+    Encoded((*START, *MORE, 80, 81, 2), 30),
+    Encoded((*START, *MORE, 90, 2), 30),
     Encoded((*START, 75, 91, 92, 2), 21),
     Encoded((*START[:12], 100, 101, 2), 13),
-    Encoded((*START, 70, 71, 72, 80, 2), 23),
+    Encoded((*START, *MORE, 80, 2), 30),
     Encoded((40, 110, 111, 112, 2), 3),
     Encoded((120, 121, 2), 1),
-    Encoded((*START, 70, 71, 72, 80, 81, 82, 83, 84, 85, 86, 87, 88, 130, 2), 32),
+    Encoded((*START, *MORE, 80, 81, 82, 83, 84, 85, 86, 87, 88, 130, 2), 39),
 ]
 
 

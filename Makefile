@@ -1,8 +1,8 @@
 # make lamp: install into .venv, then personalise 40 synthetic users and print a table.
 # make device-demo: a server and three devices on this machine, from keys to a model.
 # make bench: time this against its peers; an hour of a quiet machine.
-# make quick: check format, lint, types, and run the tests without processes: 90 s.
-# make test: install, check format, lint, types, and run all tests: 7 min.
+# make quick: check format, lint, types, and run the fast tests: 3 min on two cores.
+# make test: install, check format, lint, types, and run all tests: 15 min.
 PYTHON ?= python3
 BIN := .venv/bin
 # One test process more than cores, up to four: some tests wait for other processes.

@@ -102,6 +102,11 @@ def test_cut_rows_do_not_exceed_the_clip():
         one = {n: 99 * generator.normal(size=(1, *s)) for n, s in SHAPES.items()}
         total, _ = clipped_sum(one, 0.5)
         assert exact_square(flat(total)) <= Fraction(0.5) ** 2
+    # Equal coordinates are all cut in one direction: rounding them up would add up.
+    for clip in np.linspace(0.3, 0.9, 25):
+        total, _ = clipped_sum({"b": np.ones((1, 10**5))}, float(clip))
+        (value,) = set(total["b"].tolist())
+        assert 10**5 * Fraction(value) ** 2 <= Fraction(float(clip)) ** 2
 
 
 def exact_square(row: np.ndarray) -> Fraction:

@@ -19,9 +19,12 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from .errors import DefectError, IdiolectError
 from .files import write_new
@@ -51,6 +54,9 @@ REFUSED = {
 }
 
 
+Some = TypeVar("Some", bound="Command")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise IdiolectError(f"{message.rstrip('.')}: see `{self.prog} --help`.")
@@ -59,6 +65,93 @@ class _Parser(argparse.ArgumentParser):
 def new_parser(name: str, description: str) -> argparse.ArgumentParser:
     """Return a parser that refuses a wrong command line by an `IdiolectError`."""
     return _Parser(prog=name, description=description)
+
+
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+"""One argument of a command, as `ArgumentParser.add_argument` takes it."""
+
+
+def given(*names: str, **how: Any) -> Argument:
+    """Return one argument of a command."""
+    return names, how
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes
+    ----------
+    words
+        What is typed: its name, or the group that it is in and its name.
+    run
+        What carries it out; each side says in which form.
+    text
+        What `--help` says of it.
+    arguments
+        Its own, in the order of its help.
+    more, epilog
+        What its own help says after `text`, and at the end.
+    """
+
+    words: str
+    run: Any
+    text: str
+    arguments: tuple[Argument, ...] = ()
+    more: str = ""
+    epilog: str = ""
+
+
+def add_commands(
+    parser: argparse.ArgumentParser,
+    commands: Sequence[Some],
+    groups: Mapping[str, str],
+    run: Callable[[Some, argparse.Namespace], int],
+    shared: Sequence[Argument] = (),
+    *,
+    describe: bool = True,
+) -> argparse.ArgumentParser:
+    """Give a parser its commands, and return it.
+
+    Parameters
+    ----------
+    commands
+        In the order of the help.
+    groups
+        Name of each group of commands, and what `--help` says of it.
+    run
+        Carries out a command with its options and returns the exit code.
+    shared
+        Arguments of every command, before its own.
+    describe
+        Whether the help of a group repeats its sentence.
+    """
+    parser.add_argument(
+        "--version", action="version", version=f"idiolect {version('idiolect')}"
+    )
+    top = parser.add_subparsers(required=True, metavar="COMMAND")
+    places: dict[str, Any] = {"": top}
+
+    def sentence(text: str) -> str:
+        return f"{text[0].upper()}{text[1:]}."  # names in it stay as they are written
+
+    for command in commands:
+        group, _, name = command.words.rpartition(" ")
+        if group not in places:
+            text = groups[group]
+            about = sentence(text) if describe else None
+            part = top.add_parser(group, help=text, description=about)
+            places[group] = part.add_subparsers(required=True, metavar="COMMAND")
+        one = places[group].add_parser(
+            name,
+            help=command.text,
+            description=sentence(command.text) + command.more,
+            epilog=command.epilog or None,
+        )
+        one.set_defaults(run=partial(run, command))
+        for names, how in (*shared, *command.arguments):
+            one.add_argument(*names, **how)
+    return parser
 
 
 def carry_out(

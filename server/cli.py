@@ -9,18 +9,19 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..common.command import (
     FAILED,
+    Argument,
+    Command,
+    add_commands,
     carry_out,
     code_of,
     complain,
+    given,
     new_parser,
     on_interrupt,
 )
@@ -319,16 +320,9 @@ def _console() -> "Console":
 
 # --- the command line ------------------------------------------------------------------
 
-# One argument of a command, as `ArgumentParser.add_argument` takes it.
-Argument = tuple[tuple[str, ...], dict[str, Any]]
-
-
-def _given(*names: str, **how: Any) -> Argument:
-    return names, how
-
 
 def _output(default: str | None, text: str) -> Argument:
-    return _given(
+    return given(
         "--output-dir",
         default=default,
         metavar="DIR",
@@ -336,25 +330,25 @@ def _output(default: str | None, text: str) -> Argument:
     )
 
 
-AT = _given(
+AT = given(
     "--at",
     type=Path,
     metavar="DIR",
     help="the server's folder (default: $IDIOLECT_HOME/server)",
 )
-JSON = _given("--json", action="store_true", help="print JSON")
-RUN = _given("name", metavar="RUN", help="name of a run, or `latest`")
-RUN_OF_SERVER = _given("name", metavar="RUN", help="its name, or `latest`")
+JSON = given("--json", action="store_true", help="print JSON")
+RUN = given("name", metavar="RUN", help="name of a run, or `latest`")
+RUN_OF_SERVER = given("name", metavar="RUN", help="its name, or `latest`")
 RUNS = _output("", "where runs are")
 APP = (
-    _given(
+    given(
         "app",
         type=Path,
         nargs="?",
         metavar="APP",
         help="folder of the Flower app (default: the built-in one, simulations/lamp)",
     ),
-    _given(
+    given(
         "-c",
         dest="words",
         action="append",
@@ -363,43 +357,17 @@ APP = (
         help="set a configuration key; plain values without quotes; relative paths start "
         "at the current folder",
     ),
-    _given(
+    given(
         "--preset", metavar="NAME", help="values of keys that are not given (`paper`)"
     ),
-    _given("--name", help="of the run (default: made from task, time and seed)"),
-    _given("--resume", metavar="NAME", help="continue a run; `latest` is the last one"),
+    given("--name", help="of the run (default: made from task, time and seed)"),
+    given("--resume", metavar="NAME", help="continue a run; `latest` is the last one"),
     _output(None, "where runs are written"),
 )
 ABOUT_APP = (
     "Keys: docs/configuration.md. A stopped run continues with --resume latest, or with "
     "--resume NAME."
 )
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command.
-
-    Attributes
-    ----------
-    words
-        What is typed.
-    run
-        What it calls.
-    text
-        What `--help` says of it.
-    arguments
-        Its own, in the order of its help.
-    more, epilog
-        What its own help says after `text`, and at the end.
-    """
-
-    words: str
-    run: Callable[[argparse.Namespace], int | None]
-    text: str
-    arguments: tuple[Argument, ...]
-    more: str = ""
-    epilog: str = ""
 
 
 GROUPS = {
@@ -414,7 +382,7 @@ COMMANDS = (
         "run a Flower app in simulation",
         (
             *APP,
-            _given(
+            given(
                 "--nodes",
                 type=int,
                 metavar="N",
@@ -431,16 +399,16 @@ COMMANDS = (
         _study,
         "run declared experiments",
         (
-            _given(
+            given(
                 "files", type=Path, nargs="+", metavar="FILE.toml", help="what to run"
             ),
-            _given(
+            given(
                 "--output-dir",
                 type=Path,
                 metavar="DIR",
                 help="where cells are written (default: studies, beside the runs)",
             ),
-            _given(
+            given(
                 "--findings",
                 type=Path,
                 metavar="DIR",
@@ -458,8 +426,8 @@ COMMANDS = (
         _keys,
         "make authority, certificate and signing key",
         (
-            _given("names", nargs="+", metavar="NAME", help="of the server"),
-            _given(
+            given("names", nargs="+", metavar="NAME", help="of the server"),
+            given(
                 "--port",
                 type=int,
                 default=9443,
@@ -473,7 +441,7 @@ COMMANDS = (
         _renew,
         "make a new certificate that devices also trust",
         (
-            _given(
+            given(
                 "names",
                 nargs="*",
                 metavar="NAME",
@@ -487,12 +455,12 @@ COMMANDS = (
         _serve,
         "serve devices until ended",
         (
-            _given(
+            given(
                 "--host",
                 default="0.0.0.0",
                 help="where to listen (default: all addresses)",
             ),
-            _given(
+            given(
                 "--port",
                 type=int,
                 help="where to listen (default: that of the invitation)",
@@ -514,8 +482,8 @@ COMMANDS = (
         _nodes_add,
         "register a device",
         (
-            _given("key", help="the line that `idiolect node join` prints"),
-            _given("--label", default="", help="your name for it in `nodes list`"),
+            given("key", help="the line that `idiolect node join` prints"),
+            given("--label", default="", help="your name for it in `nodes list`"),
             AT,
         ),
     ),
@@ -524,8 +492,8 @@ COMMANDS = (
         _nodes_list,
         "list the registered devices",
         (
-            _given("--json", action="store_true", help="print JSON, of all"),
-            _given("--all", action="store_true", help="also revoked ones"),
+            given("--json", action="store_true", help="print JSON, of all"),
+            given("--all", action="store_true", help="also revoked ones"),
             AT,
         ),
     ),
@@ -534,7 +502,7 @@ COMMANDS = (
         _nodes_revoke,
         "revoke a device",
         (
-            _given("node", metavar="NODE", help="number or label in `nodes list`"),
+            given("node", metavar="NODE", help="number or label in `nodes list`"),
             AT,
         ),
     ),
@@ -545,7 +513,7 @@ COMMANDS = (
         _audit,
         "attack what a run released, and the code that released it",
         (
-            _given("--seed", type=int, default=0, help="of the canaries (default: 0)"),
+            given("--seed", type=int, default=0, help="of the canaries (default: 0)"),
             RUN,
             RUNS,
         ),
@@ -557,30 +525,11 @@ COMMANDS = (
 
 def _parser() -> argparse.ArgumentParser:
     parser = new_parser("idiolect-server", "Run personalisation, and look at results.")
-    parser.add_argument(
-        "--version", action="version", version=f"idiolect {version('idiolect')}"
-    )
-    top = parser.add_subparsers(required=True, metavar="COMMAND")
-    groups = {"": top}
-    for command in COMMANDS:
-        group, _, name = command.words.rpartition(" ")
-        if group not in groups:
-            part = top.add_parser(group, help=GROUPS[group])
-            groups[group] = part.add_subparsers(required=True, metavar="COMMAND")
-        sentence = f"{command.text[0].upper()}{command.text[1:]}.{command.more}"
-        one = groups[group].add_parser(
-            name, help=command.text, description=sentence, epilog=command.epilog
-        )
-        one.set_defaults(run=partial(_carry_out, command.run))
-        for names, how in command.arguments:
-            one.add_argument(*names, **how)
-    return parser
+    return add_commands(parser, COMMANDS, GROUPS, _carry_out, describe=False)
 
 
-def _carry_out(
-    run: Callable[[argparse.Namespace], int | None], options: argparse.Namespace
-) -> int:
-    return run(options) or 0
+def _carry_out(command: Command, options: argparse.Namespace) -> int:
+    return command.run(options) or 0
 
 
 if __name__ == "__main__":

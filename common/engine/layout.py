@@ -26,7 +26,7 @@ from torch import Tensor
 # Tokens that rows must share before they get a segment of their own: attention pads
 # segments to one length, so a short one costs more than it saves.
 LEAST_SHARED = 8
-FILLER = -1  # label of what is no completion token
+FILLER = -1  # label where there is no completion token
 ENDED = -1  # in place of a token that a row could share: its prompt ends here
 
 

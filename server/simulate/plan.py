@@ -23,6 +23,7 @@ from ...common.config import (
 from ...common.config.old import current
 from ...common.config.parse import OPTIONS, split
 from ...common.data.load import load_dataset
+from ...common.engine.rates import with_rates
 from ...common.errors import IdiolectError, refuse_if
 from ...common.text import read_toml
 from ..run import results
@@ -237,7 +238,8 @@ def resumed(
         ) from None
     preset = presets.read(str(given.get("preset", "")))
     wanted = configuration.parse({**flatten(saved), **preset, **given})
-    changed = configuration.differences(saved, resolve_paths(wanted, cwd))
+    wanted = with_rates(resolve_paths(wanted, cwd))
+    changed = configuration.differences(saved, wanted)
     # A preset also changes keys that were not given.
     changed = [name for name in changed if name in given] or changed
     refuse_if(

@@ -268,7 +268,7 @@ OF_SERVER = (
         "release that no noise covers",
     ),
     Case("simulate APP -c evaluate.contrasted=base", "names 'base'"),
-    Case("simulate APP -c device=gpu", "use one of auto, cpu, cuda"),
+    Case("simulate APP -c device=gpu", "use one of auto, cpu, cuda, cuda:N"),
     Case("simulate APP --name a/b", "it names a folder"),
     Case("simulate APP -c quorum=2", "must lie in [0, 1]"),
     Case("simulate APP -c lora.rank=3.5", "takes a whole number"),

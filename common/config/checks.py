@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from typing import cast
 
 from ..errors import IdiolectError, refuse_if
@@ -163,6 +164,9 @@ def _check_numbers(config: Config) -> None:
             f"write `auto`, or at most {MOST_RATES} positive numbers up to "
             f"{MOST_RATE:g} with commas, for example 1e-3,3e-3",
         )
+    device = config.engine.device
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", device, re.ASCII):
+        raise refused("engine.device", device, "use one of auto, cpu, cuda, cuda:N")
     try:
         alpha = config.fixed_alpha
     except ValueError:

@@ -94,7 +94,11 @@ class Engine:
     dtype: str = key(
         "float32", "of the frozen backbone", choices=("float32", "bfloat16", "float16")
     )
-    device: str = key("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    device: str = key(
+        "auto",
+        "where to compute: `auto` (a GPU where there is one), `cpu`, `cuda`, or `cuda:N` "
+        "for one of several GPUs",
+    )
     max_length: int = key(
         512, "longest sequence in tokens, prompt and output", 16, 2**20
     )

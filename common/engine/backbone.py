@@ -232,18 +232,36 @@ def load_backbone(name: str, dtype: str, device: str, max_length: int) -> Backbo
     """
     folder = locate(name)
     family = check_folder(name, folder)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise IdiolectError("device is 'cuda' but torch sees no GPU: use `cpu`.")
+    place = device_of(device)
     model, tokenizer = _loaded(name, folder, family, getattr(torch, dtype))
-    model.requires_grad_(False).eval().to(device)
+    model.requires_grad_(False).eval().to(place)
     context = min(max_length, model.config.max_position_embeddings)
     _check_scale(name, model.config, context)
     backbone = Backbone(name, model, tokenizer, identity(folder), context)
     _check_vocabulary(backbone)
     install(model)
     return backbone
+
+
+def device_of(name: str) -> torch.device:
+    """Where to compute, from the key ``engine.device``.
+
+    Raises
+    ------
+    IdiolectError
+        A GPU is asked for that is not there.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if gpus else "cpu"
+    found = torch.device(name)
+    if found.type == "cuda" and (found.index or 0) >= gpus:
+        raise IdiolectError(
+            f"config key 'engine.device' is '{name}', but torch sees "
+            f"{gpus or 'no'} GPU{'s' * (gpus > 1)}: set engine.device=cpu"
+            + (f", or a GPU from cuda:0 to cuda:{gpus - 1}." if gpus else ".")
+        )
+    return found
 
 
 def backbone_of(config: Config) -> Backbone:

@@ -27,13 +27,9 @@ def check_start(config: Config) -> None:
         bad text in ``unlabeled.file``, more support than there are users, or a budget
         with which nothing can be released.
     """
-    import torch
+    from ...common.engine.backbone import device_of
 
-    refuse_if(
-        config.engine.device == "cuda" and not torch.cuda.is_available(),
-        "config key 'engine.device' is 'cuda', but torch sees no GPU: set "
-        "engine.device=cpu.",
-    )
+    device_of(config.engine.device)
     if config.backbone != "tiny":
         identity(config)
     dataset = load_dataset(config)

@@ -56,6 +56,8 @@ def test_a_whole_number_may_stand_for_a_float() -> None:
         ({"personalise.learning-rates": ""}, "positive numbers"),
         ({"personalise.learning-rates": "-1"}, "positive numbers"),
         ({"personalise.learning-rates": "nan"}, "positive numbers"),
+        ({"engine.device": "cuda:N"}, "use one of auto, cpu, cuda, cuda:N"),
+        ({"engine.device": "cuda:1\n"}, "use one of auto, cpu, cuda, cuda:N"),
         ({"unlabeled.alpha": "much"}, "`true` or a number in [0, 0.9]"),
         ({"unlabeled.alpha": "0.95"}, "[0, 0.9]"),
         (

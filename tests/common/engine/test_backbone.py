@@ -1,11 +1,13 @@
 import json
 
 import pytest
+import torch
 
 from idiolect.common.data.types import Item, Prompt
 from idiolect.common.engine.backbone import (
     FAMILIES,
     Encoded,
+    device_of,
     load_backbone,
     locate,
     weights_hash,
@@ -145,3 +147,26 @@ def test_pickled_weights_are_refused(tmp_path):
 
 def test_encoded_is_plain_data():
     assert Encoded((1, 2, 3), 2) == Encoded((1, 2, 3), 2, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "found"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda"),
+        ("cpu", 2, "cpu"),
+        ("cuda:1", 2, "cuda:1"),
+        ("cuda", 0, "torch sees no GPU: set engine.device=cpu."),
+        ("cuda:2", 2, "torch sees 2 GPUs: .* or a GPU from cuda:0 to cuda:1"),
+    ],
+)
+def test_where_to_compute(
+    name: str, gpus: int, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    if " " in found:
+        with pytest.raises(IdiolectError, match=found):
+            device_of(name)
+    else:
+        assert device_of(name) == torch.device(found)

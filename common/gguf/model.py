@@ -334,7 +334,9 @@ def _original_rows(header: Header, entry: TensorEntry, heads: int) -> np.ndarray
     """
     rows = entry.shape[0]
     if rows % (2 * heads) or (len(entry.shape) == 1 and entry.kind not in EXACT):
-        problem = f"tensor '{entry.name}' ({entry.kind}) has {rows} rows for {heads} heads"
+        problem = (
+            f"tensor '{entry.name}' ({entry.kind}) has {rows} rows for {heads} heads"
+        )
         raise unusable(header.file, problem, OTHER)
     numbers = np.arange(rows).reshape(heads, rows // heads // 2, 2)
     return numbers.swapaxes(1, 2).reshape(-1)

@@ -115,7 +115,9 @@ class _Vocabulary:
     def id(self, name: str) -> int | None:
         """Return the number of a token that a setting names; None where none is."""
         number = self.find(name)
-        fine = number is None or (type(number) is int and 0 <= number < len(self.tokens))
+        fine = number is None or (
+            type(number) is int and 0 <= number < len(self.tokens)
+        )
         self.refuse_if(not fine, f"its tokenizer.ggml.{name} is no token of it")
         return number
 
@@ -189,7 +191,8 @@ def _byte_level(vocabulary: _Vocabulary) -> Tokenizer:
         for number, token in enumerate(vocabulary.tokens)
         if vocabulary.kinds[number] != UNUSED
     }
-    made = Tokenizer(models.BPE(numbers, pairs, ignore_merges=rule in WHOLE))
+    merges = [(left, right) for left, right in pairs]
+    made = Tokenizer(models.BPE(numbers, merges, ignore_merges=rule in WHOLE))
     if rule == "qwen2":
         made.normalizer = normalizers.NFC()
     made.pre_tokenizer = pre_tokenizers.Sequence(RULES[rule])

@@ -58,7 +58,7 @@ def byte_level(rule: str) -> Tokenizer:
     if rule == "qwen2":
         model = byte_level("gpt-2")
         spec = json.loads(model.to_str())["model"]
-        pairs = [tuple(pair) for pair in spec["merges"]]
+        pairs: Any = [tuple(pair) for pair in spec["merges"]]
         named = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|end|>")
         made = Qwen2Tokenizer(vocab=spec["vocab"], merges=pairs, **named)
         return made.backend_tokenizer
@@ -218,11 +218,10 @@ def test_gemma_has_the_ids_of_the_original(tmp_path):
     found = read(tmp_path, words, made("gemma", vocab_size=len(words["tokens"])))
     tokens = [t if t.strip(" ") else "▁" * len(t) for t in words["tokens"]]
     vocab = {token: number for number, token in enumerate(tokens)}
-    places = {token: -number for number, token in enumerate(tokens)}
+    places: dict[str, float] = {token: -number for number, token in enumerate(tokens)}
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
-    original = GemmaTokenizer(
-        vocab=vocab, merges=generate_merges(vocab, places), mask_token="<s>", **names
-    )
+    merges: Any = generate_merges(vocab, places)
+    original = GemmaTokenizer(vocab=vocab, merges=merges, mask_token="<s>", **names)
     for text in TEXTS:
         wanted = original.backend_tokenizer.encode(text, add_special_tokens=False).ids
         assert found(text)["input_ids"] == [1, *wanted], text

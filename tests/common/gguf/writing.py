@@ -105,7 +105,7 @@ def made(case: str, seed: int = 0, **other: Any) -> Any:
 def tensors(model: Any) -> dict[str, np.ndarray]:
     """The weights of a model by llama.cpp's names, as its converter changes them."""
     config = model.config
-    arch = ARCHITECTURE.get(config.model_type, config.model_type)
+    arch = ARCHITECTURE.get(str(config.model_type), str(config.model_type))
     names = NAMES | (GEMMA_NAMES if arch in ("gemma2", "gemma3") else {})
     outside = {"model.embed_tokens.weight": "token_embd.weight"}
     outside |= {"model.norm.weight": "output_norm.weight"}

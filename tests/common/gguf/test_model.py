@@ -147,7 +147,7 @@ def fifth_bits(blocks: np.ndarray, kind: str) -> np.ndarray:
         high = int.from_bytes(bytes(block[:4]), "little")
         nibbles = [*(block[4:] & 15), *(block[4:] >> 4)]
         values = [int(n) + 16 * (high >> i & 1) for i, n in enumerate(nibbles)]
-        found.append(np.float32(values) * np.float32(scale) + low)
+        found.append(np.array(values, np.float32) * np.float32(scale) + low)
     return np.stack(found)
 
 
@@ -199,6 +199,7 @@ def test_a_setting_that_is_missing_or_unknown_is_named(key, value, tmp_path):
         converted(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["llama", "qwen2", "gemma3", "phi3, longrope"])
 def test_every_tensor_is_used_or_named(case, tmp_path):
     model = made(case)

@@ -134,6 +134,13 @@ class LoraShape:
     rank: int = key(8, "rank of the adapters", 1, 256)
     alpha: float = key(16.0, "LoRA alpha: the adapter's scale is alpha / rank", 0, 1e4)
     targets: str = key("all", "which projections are adapted", choices=("all", "q,v"))
+    layers: int = key(
+        0,
+        "adapters on so many of the upper layers, 0: on all. What the layers below "
+        "compute does not change while one trains, so it is computed once",
+        0,
+        1000,
+    )
 
 
 @dataclass(frozen=True)

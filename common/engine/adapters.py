@@ -106,7 +106,7 @@ def new_lora(backbone: Backbone, shape: LoraShape, seed: int, *names: object) ->
     """
     a: dict[str, Tensor] = {}
     b: dict[str, Tensor] = {}
-    for name, linear in projections(backbone.model, shape.targets).items():
+    for name, linear in projections(backbone.model, shape).items():
         bound = linear.in_features**-0.5
         size = (shape.rank, linear.in_features)
         drawn = fixed_uniform(size, seed, "lora-a", *names, name)

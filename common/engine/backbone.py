@@ -4,7 +4,7 @@ Any causal language model of the supported families can be the backbone; everyth
 is trained lives beside it (`adapters`). The backbone itself is never written to.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import Config, LoraShape
 from ..data.types import Item, Prompt
 from ..errors import IdiolectError
 from .layout import Layout, install
@@ -113,14 +113,35 @@ class Backbone:
         return self.wording.end if pad is None or pad >= rows else pad
 
     def hidden(self, layout: Layout) -> Tensor:
-        """Last hidden states [K, L, d] of the tokens of a layout."""
-        return self.model.model(
-            input_ids=layout.ids,
-            position_ids=layout.positions,
-            attention_mask=NO_MASK,
-            use_cache=False,
-            layout=layout,
-        ).last_hidden_state
+        """Last hidden states [K, L, d] of the tokens of a layout.
+
+        The layers that `layout.below` has the output of are not computed.
+        """
+        depth, known = layout.below or (0, None)
+
+        def skipped(hidden: Tensor, **_: Any) -> Tensor:
+            return hidden if known is None else known
+
+        with standing_in(self.model.model.layers[:depth], skipped):
+            return self.model.model(
+                input_ids=layout.ids,
+                position_ids=layout.positions,
+                attention_mask=NO_MASK,
+                use_cache=False,
+                layout=layout,
+            ).last_hidden_state
+
+    def hidden_below(self, layout: Layout, depth: int) -> Tensor:
+        """Hidden states [K, L, d] that go into layer `depth`; those above stand still."""
+        found: list[Tensor] = []
+
+        def stop(hidden: Tensor, **_: Any) -> Tensor:
+            found.append(hidden)
+            return hidden
+
+        with standing_in(self.model.model.layers[depth:], stop):
+            self.hidden(layout)
+        return found[0]
 
     def hidden_at(self, layout: Layout, places: Tensor) -> Tensor:
         """Last hidden states [K, P, d] at some places [K, P] of a layout.
@@ -140,11 +161,8 @@ class Backbone:
             kept = _take(hidden + seen, places)
             return kept + layer.mlp(layer.post_attention_layernorm(kept))
 
-        layer.forward = forward  # shadows the method of its class for this one pass
-        try:
+        with standing_in([layer], forward):
             return self.hidden(layout)
-        finally:
-            del layer.forward
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 vocabulary logits [M, V] of hidden states [M, d]."""
@@ -205,6 +223,25 @@ class Backbone:
             ids[: ends[0]] if ends else ids, skip_special_tokens=True
         )
         return text.strip()
+
+
+@contextmanager
+def standing_in(
+    layers: Iterable[Any], forward: Callable[..., Tensor]
+) -> Iterator[None]:
+    """Let layers compute something else inside the ``with`` block."""
+    # What an instance has is found before the method of its class.
+    before = [(layer, layer.__dict__.get("forward")) for layer in layers]
+    for layer, _ in before:
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer, other in before:
+            if other is None:
+                del layer.forward
+            else:
+                layer.forward = other
 
 
 def _take(states: Tensor, places: Tensor) -> Tensor:
@@ -371,27 +408,42 @@ def _check_vocabulary(backbone: Backbone) -> None:
         )
 
 
-def projections(model: nn.Module, targets: str) -> dict[str, nn.Linear]:
+def layer_of(name: str) -> int:
+    """Number of the decoder layer that a projection is in, from 0 at the bottom."""
+    return int(name.split(".layers.")[1].split(".")[0])
+
+
+def projections(model: nn.Module, shape: LoraShape) -> dict[str, nn.Linear]:
     """Linear projections inside the decoder layers that adapters attach to.
 
     Parameters
     ----------
     model
         The causal LM.
-    targets
-        ``all``, or ``q,v`` (query and value only, as OPPU does).
+    shape
+        Which projections (``q,v``: query and value only, as OPPU does) of which layers.
 
     Raises
     ------
     IdiolectError
-        ``q,v`` on a model that computes query, key and value in one projection.
+        ``q,v`` on a model that computes query, key and value in one projection, or more
+        layers than the model has.
     """
+    layers = len(model.model.layers)  # type: ignore[reportAttributeAccessIssue]
+    if shape.layers > layers:
+        raise IdiolectError(
+            f"lora.layers is {shape.layers}, but this backbone has {layers} layers: use "
+            f"{layers // 2} for the upper half, or 0 for all."
+        )
+    lowest = layers - (shape.layers or layers)
     found = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and ".layers." in name
+        if isinstance(module, nn.Linear)
+        and ".layers." in name
+        and layer_of(name) >= lowest
     }
-    if targets == "all":
+    if shape.targets == "all":
         return found
     chosen = {n: m for n, m in found.items() if n.endswith((".q_proj", ".v_proj"))}
     if not chosen:

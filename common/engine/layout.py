@@ -108,8 +108,10 @@ class Layout:
     predicting, labels, row
         Per completion token the place whose state predicts it, its id and its row, [K, P];
         filled up on the right with the label FILLER.
-    rows
-        Number of rows, fillers included.
+    whole
+        Of every row, fillers included, the places of all its tokens.
+    below
+        Number of layers that need not be computed, and what comes out of them [K, L, d].
     """
 
     ids: Tensor
@@ -121,10 +123,16 @@ class Layout:
     predicting: Tensor
     labels: Tensor
     row: Tensor
-    rows: int
+    whole: tuple[Tensor, ...]
+    below: tuple[int, Tensor] | None = None
     _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(
         default_factory=dict, init=False
     )
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, fillers included."""
+        return len(self.whole)
 
     @cached_property
     def plain(self) -> bool:
@@ -163,12 +171,14 @@ def lay_out(
     query: list[np.ndarray] = []
     key: list[np.ndarray] = []
     targets: list[np.ndarray] = []
+    whole: list[np.ndarray] = []
     first = 0
     for k, (line, rows) in enumerate(zip(lines, users, strict=True)):
         query += [np.array(part) + k * width for part in line.query]
         key += [np.array(part) + k * width for part in line.key]
         found = np.array(line.targets, dtype=np.int64).reshape(-1, 3)
         targets.append(found + [first, 0, k * width])
+        whole += [np.array(line.whole[i]) + k * width for i in range(len(rows))]
         first += len(rows)
     # What fills a user's line up is the user's own: another's may have overflowed.
     starts = np.arange(len(lines)) * width
@@ -194,7 +204,9 @@ def lay_out(
         "row": row,
     }
     tensors = {name: torch.from_numpy(a).to(device) for name, a in arrays.items()}
-    return Layout(**tensors, rows=first)
+    return Layout(
+        **tensors, whole=tuple(torch.from_numpy(places).to(device) for places in whole)
+    )
 
 
 def _filled(parts: Sequence[Sequence[int] | np.ndarray], fill: Any) -> np.ndarray:
@@ -215,11 +227,12 @@ class _Line:
     query: list[list[int]]
     key: list[list[int]]
     targets: list[tuple[int, int, int]]
+    whole: dict[int, list[int]]
 
 
 def _line(rows: Sequence[Row]) -> _Line:
     """One user's rows in a line."""
-    line = _Line([], [], [], [], [])
+    line = _Line([], [], [], [], [], {})
     for s in segments([ids for ids, _ in rows], [length - 1 for _, length in rows]):
         (tokens, prompt), begin = rows[s.row], len(line.ids)
         line.ids.extend(tokens[s.start : s.end])
@@ -228,6 +241,7 @@ def _line(rows: Sequence[Row]) -> _Line:
         path = [line.query[i] for i in s.path]
         line.key.append([*chain.from_iterable(path), *line.query[-1]])
         if s.leaf:
+            line.whole[s.row] = line.key[-1]
             shift = begin - s.start - 1
             line.targets.extend(
                 (s.row, tokens[i], shift + i) for i in range(prompt, s.end)

@@ -18,6 +18,7 @@ from ..seeds import numpy_generator
 from . import objectives
 from .adapters import Lora, Stack, attached, stack, unstack
 from .backbone import Backbone, Encoded
+from .lower import SHARE, Lower, lower_bytes, lower_states, lowest_layer
 from .memory import Saving, free_bytes, recomputed, within
 from .objectives import Loss, LossFunction, Means, Scored, ScoredBatch
 from .reference import Reference
@@ -313,14 +314,16 @@ def train(
         [plan[t] if t < len(plan) else {} for plan in plans]
         for t in range(max(lengths))
     ]
-    saving = _saving(backbone, steps, weights, settings)
+    budget = settings.memory or free_bytes(backbone.device)
+    lower = _lower(reference, start, data, budget)
+    saving = _saving(backbone, steps, weights, settings, budget)
     with (
         attached(backbone, reference.shared, weights.stack) as refresh,
         recomputed(backbone, saving.recompute),
     ):
         for t, now in enumerate(steps):
             objective = partial(_value, loss, alpha, means)
-            found = _backward(backbone, now, objective, saving)
+            found = _backward(backbone, now, objective, saving, lower)
             rates = [learning_rate(settings, t, length) for length in lengths]
             rates = torch.tensor(rates, device=backbone.device)
             gradient = weights.gradient()
@@ -342,11 +345,26 @@ def train(
     return Trained(unstack(weights.stack), logs)
 
 
+def _lower(
+    reference: Reference,
+    start: Sequence[Lora],
+    data: Sequence[TrainingSet],
+    budget: float,
+) -> Lower | None:
+    """What the layers below the adapters compute; None: nothing, or too much to keep."""
+    depth = lowest_layer(start[0])
+    rows = [[e.encoded for kind in KINDS for e in getattr(one, kind)] for one in data]
+    if not depth or lower_bytes(reference.backbone, rows) > SHARE * budget:
+        return None
+    return lower_states(reference.backbone, reference.shared, depth, rows)
+
+
 def _saving(
     backbone: Backbone,
     steps: Sequence[Sequence[Batch]],
     weights: Parameters,
     settings: TrainingSettings,
+    budget: float,
 ) -> Saving:
     """How the largest step stays within the memory that it may use."""
 
@@ -359,7 +377,6 @@ def _saving(
     largest = _align(rows(max(steps, key=size)))
     flat = [e.encoded if e else None for user in largest for e in user]
     layout = collate(backbone, flat, len(largest))
-    budget = settings.memory or free_bytes(backbone.device)
     saving = within(backbone, layout, weights.flat.numel(), budget)
     if settings.microbatch:
         return replace(saving, passes=ceil(len(largest[0]) / settings.microbatch))
@@ -381,6 +398,7 @@ def _backward(
     batch: Sequence[Batch],
     loss: Callable[[dict[str, Scored]], Loss],
     saving: Saving,
+    lower: Lower | None,
 ) -> Loss:
     """Gradient of one optimiser batch into the leaves of the attached stack.
 
@@ -398,6 +416,8 @@ def _backward(
     def logp(examples: Rows) -> Tensor:
         flat = [e.encoded if e else None for user in examples for e in user]
         layout = collate(backbone, flat, users)
+        if lower:
+            layout = lower.of(backbone, layout, flat)
         return completion_logp(backbone, layout, saving.logits).view(users, -1)
 
     frozen = torch.zeros(users, 0)

@@ -1,0 +1,126 @@
+"""Where only the upper layers are trained, the lower ones are computed once."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from idiolect.common.config import LoraShape
+from idiolect.common.engine import training
+from idiolect.common.engine.adapters import attached, new_lora, stack
+from idiolect.common.engine.backbone import (
+    FAMILIES,
+    layer_of,
+    load_backbone,
+    projections,
+)
+from idiolect.common.engine.lower import lower_states, lowest_layer
+from idiolect.common.engine.scoring import collate, completion_logp
+from idiolect.common.engine.training import train
+from idiolect.common.errors import IdiolectError
+from tests.common.engine.test_adapters import adapter, randomised
+from tests.common.engine.test_layout import ROWS, WINDOWED
+from tests.common.engine.test_training import LOSSES, SETTINGS, distance
+from tests.common.engine.test_training import material as material
+
+UPPER = LoraShape(rank=3, alpha=6.0, layers=1)
+
+
+def upper(backbone, name: str, seed: int):
+    return randomised(new_lora(backbone, UPPER, 0, name), seed)
+
+
+def scores_and_gradients(backbone, layout, loras) -> list[torch.Tensor]:
+    stacked = stack(loras)
+    leaves = [*stacked.a.values(), *stacked.b.values()]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    with attached(backbone, adapter(backbone, "s", 9), stacked):
+        total = completion_logp(backbone, layout)
+        weights = torch.linspace(-1, 1, len(total))
+        return [total.detach(), *torch.autograd.grad((weights * total).sum(), leaves)]
+
+
+def calls(backbone, layer: int) -> list[int]:
+    """Counts, in its length, how often a layer computes."""
+    seen: list[int] = []
+    norm = backbone.model.model.layers[layer].input_layernorm
+    norm.register_forward_hook(lambda *_: seen.append(1))
+    return seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_and_gradients_are_those_of_all_layers(family, tmp_path, model_folder):
+    folder = model_folder(family)
+    if family in WINDOWED:
+        from tests.common.conftest import write_model
+
+        folder = write_model(tmp_path, family, **WINDOWED[family])
+    backbone = load_backbone.__wrapped__(str(folder), "float32", "cpu", 96)
+    depth = len(backbone.model.model.layers) - 1
+    loras = [upper(backbone, "u", 1), upper(backbone, "v", 2)]
+    assert {lowest_layer(lora) for lora in loras} == {depth} != {0}
+    users = [ROWS[:4], [ROWS[0], *ROWS[4:6], None]]
+    flat = [row for rows in users for row in rows]
+    layout = collate(backbone, flat, 2)
+    expected = scores_and_gradients(backbone, layout, loras)
+    known = lower_states(
+        backbone,
+        adapter(backbone, "s", 9),
+        depth,
+        [[row for row in rows if row] for rows in users],
+    )
+    below = calls(backbone, 0)
+    found = scores_and_gradients(backbone, known.of(backbone, layout, flat), loras)
+    assert not below
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    scores_and_gradients(backbone, layout, loras)
+    assert len(below) == 1  # the layers are whole again
+
+
+@pytest.mark.parametrize("method", LOSSES)
+def test_training_gives_the_adapters_of_all_layers_computed(
+    method, material, monkeypatch
+):
+    reference, _, data = material
+    backbone = reference.backbone
+    starts = [new_lora(backbone, UPPER, 0, f"u{k}") for k in range(len(data))]
+    loss, below = LOSSES[method], calls(backbone, 0)
+    once = train(reference, starts, data, loss, SETTINGS).loras
+    assert len(below) == len(data)
+    alone = train(reference, starts[1:2], data[1:2], loss, SETTINGS).loras[0]
+    monkeypatch.setattr(training, "SHARE", 0.0)  # nothing fits
+    below.clear()
+    always = train(reference, starts, data, loss, SETTINGS).loras
+    assert len(below) > len(data)
+    for mine, theirs in zip(once, always, strict=True):
+        assert distance(mine, theirs) < 1e-5
+    assert distance(once[1], alone) < 1e-5
+    assert distance(once[0], starts[0]) > 1e-3
+
+
+def test_other_shared_adapter_other_states(material):
+    reference, _, data = material
+    rows = [[example.encoded for example in data[0].positive]]
+    bare = lower_states(reference.backbone, None, 1, rows).states[0]
+    found = lower_states(reference.backbone, reference.shared, 1, rows).states[0]
+    assert found.keys() == bare.keys()
+    assert not any(torch.allclose(found[ids], bare[ids]) for ids in found)
+
+
+def test_adapters_on_the_upper_layers(backbone):
+    names = projections(backbone.model, UPPER)
+    layers = len(backbone.model.model.layers)
+    assert {layer_of(name) for name in names} == {layers - 1}
+    assert len(projections(backbone.model, LoraShape(layers=layers))) == len(
+        projections(backbone.model, LoraShape())
+    )
+    with pytest.raises(IdiolectError, match=f"but this backbone has {layers} layers"):
+        projections(backbone.model, replace(UPPER, layers=layers + 1))
+
+
+def test_all_layers_keep_nothing(material):
+    reference, starts, data = material
+    assert lowest_layer(starts[0]) == 0
+    assert training._lower(reference, starts, data, 1e12) is None

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 YES = given("--yes", action="store_true", help="do not ask")
+NUMBERS = given("--verbose", action="store_true", help="show the numbers, too")
 WEAK = given(
     "--weak", action="store_true", help="take a passphrase that is easy to guess"
 )
@@ -123,6 +124,7 @@ COMMANDS = (
         "status",
         "status:status",
         "say what the vault holds, which adapter is used, what leaves, and what is next",
+        (NUMBERS,),
     ),
     OwnerCommand(
         "import",
@@ -234,7 +236,7 @@ COMMANDS = (
     ),
     OwnerCommand(
         "personalize",
-        "model:personalize",
+        "personalize:personalize",
         "train an adapter on the history",
         (
             given(
@@ -252,6 +254,7 @@ COMMANDS = (
                 metavar="RATE",
                 help="step size of the training (default: %(default)s)",
             ),
+            NUMBERS,
         ),
     ),
     OwnerCommand(
@@ -281,6 +284,7 @@ COMMANDS = (
                 nargs="?",
                 help="an adapter of the list, or none (default: list them)",
             ),
+            NUMBERS,
         ),
     ),
     OwnerCommand("rollback", "model:rollback", "use the adapter before the one in use"),

@@ -246,7 +246,11 @@ def scores(monkeypatch):
             return [1.0]
         return [abs(1 - at(reference.shared) - at(personals[0])) for _ in users]
 
+    def write(_backbone, _policy, prompts, _most):
+        return ["fine"] * len(prompts)
+
     monkeypatch.setattr(owner, "held_out_nll", nll)
+    monkeypatch.setattr(owner, "generate", write)
 
 
 def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, scores):

@@ -84,7 +84,8 @@ COMMANDS = (
             given(
                 "--backbone",
                 default="tiny",
-                help="a folder or a model id (default: %(default)s, which is built in)",
+                help="smollm2, a folder, a GGUF file or a model id (default: %(default)s, "
+                "which is built in)",
             ),
             given(
                 "--max-length",

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from .common.config import UNTRAINED, Scalar, parse
 from .common.data.types import Item, Prompt, User
 from .common.engine.adapters import Lora, attached, export_peft, import_peft
-from .common.engine.gguf import converted
 from .common.engine.reference import Reference, load_reference
 from .common.engine.scoring import generate, score_users
 from .common.errors import IdiolectError, refuse_if
@@ -44,8 +43,8 @@ def load(
     Parameters
     ----------
     name
-        ``tiny`` (built in), a folder in Hugging Face format, a model id, or the path of a
-        GGUF file, which is converted once (`common.engine.gguf`).
+        ``tiny`` (built in), ``smollm2`` (docs/models.md), a folder in Hugging Face format,
+        a GGUF file, which is converted once, or a model id.
     shared
         Folder of a PEFT LoRA adapter that every user starts from; None: none.
     dtype, device
@@ -61,8 +60,6 @@ def load(
     IdiolectError
         The model or the adapter cannot be read, or they do not belong together.
     """
-    if str(name).endswith(".gguf"):
-        name = converted(Path(name))
     settings: dict[str, Scalar] = {
         "task": "text",
         "backbone": str(name),

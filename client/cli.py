@@ -83,9 +83,9 @@ COMMANDS = (
             WEAK,
             given(
                 "--backbone",
-                default="tiny",
-                help="smollm2, a folder, a GGUF file or a model id (default: %(default)s, "
-                "which is built in)",
+                default="",
+                help="tiny, which is built in, smollm2, a folder, a GGUF file or a model "
+                "id (default: ask, or tiny where there is no terminal)",
             ),
             given(
                 "--max-length",

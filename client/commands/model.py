@@ -5,17 +5,22 @@ not be typed while something loads, since the terminal would show it.
 """
 
 import argparse
+import sys
 
 from ...common.errors import explained, refuse_if
-from ...common.text import printable
+from ...common.text import printable, tell_sentence
 from ..owner import adapters, owner
+from ..owner.consent import settings
 from ..owner.vault import Vault
-from . import personalize, status
+from . import status
 from .answer import Answer
+from .vault import TOY
 
 
 def generate(vault: Vault, options: argparse.Namespace) -> Answer:
     """Continue the prompt that `cli` has read."""
+    if settings(vault)["backbone"] == "tiny":
+        tell_sentence(f"tiny is {TOY}.", sys.stderr)
     compare = options.compare
     found = owner.write(vault, options.prompt, options.max_new_tokens, compare)
     lines = (f"{name + ':':10}{text}" for name, text in found.items())
@@ -40,7 +45,7 @@ def use(vault: Vault, options: argparse.Namespace) -> Answer:
     chosen = adapters.use(vault, number)
     text = _changed(number, before)
     if chosen and not chosen.accepted:
-        why = personalize.why_not(status.shown(chosen))
+        why = status.why_not(status.shown(chosen))
         text += f"\nit was not used when it was trained: {why}."
     return Answer({"active": number}, text)
 

@@ -55,6 +55,8 @@ def trained(vault: Vault, method: str, rate: float = 3e-3) -> "Version":
 def verdict(one: Mapping[str, Any]) -> str:
     """Whether a new adapter is used, and why."""
     if not one["accepted"]:
+        from .status import why_not
+
         return f"Adapter {one['number']} is kept but NOT used: {why_not(one)}."
     held_out, times = one["held_out"], gain(one)
     newest = "text" if held_out == 1 else f"{held_out} texts"
@@ -77,18 +79,6 @@ def gain(one: Mapping[str, Any]) -> float:
     if one["nll_in_use"] is not None and one["nll_against"] is not None:
         return math.exp(one["nll_in_use"] - one["nll_against"])
     return math.exp(min(one["nll_before"], one["nll_bare"]) - one["nll"])
-
-
-def why_not(one: Mapping[str, Any]) -> str:
-    """Why an adapter is not used, in words."""
-    if one["fault"]:
-        from ...common.methods.acceptance import FAULTS
-
-        what = FAULTS.get(one["fault"], one["fault"])
-        return f"at your newest prompts {what}. A smaller --learning-rate changes less"
-    if one["nll"] <= min(one["nll_before"], one["nll_bare"]):
-        return "the one in use predicts your newest texts better"
-    return "the model predicts your newest texts better without it"
 
 
 def changes(found: Sequence[Mapping[str, str]]) -> list[str]:

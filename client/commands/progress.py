@@ -99,7 +99,8 @@ class Follower:
             self._bar.update(self._bar.task_ids[0], description=lines(text))
             return
         self._printed = monotonic()
-        tell(f"{duration(self._printed - self._began):>6}  {text}", sys.stderr)
+        minutes, seconds = divmod(int(self._printed - self._began), 60)
+        tell(f"{minutes:3}:{seconds:02}  {text}", sys.stderr)
 
 
 def memory(what: str, status: Path = OWN) -> str:

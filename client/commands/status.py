@@ -6,6 +6,7 @@ from dataclasses import asdict
 from time import localtime, strftime
 from typing import Any
 
+from ...common.methods.acceptance import FAULTS
 from ...common.protocol.messages import device_user
 from ...common.text import printable
 from ..node import membership
@@ -14,7 +15,6 @@ from ..owner import consent, history, owner
 from ..owner.adapters import Version
 from ..owner.vault import Vault
 from .answer import Answer
-from .personalize import why_not
 
 
 def status(vault: Vault, options: argparse.Namespace) -> Answer:
@@ -116,6 +116,16 @@ def judged(one: Mapping[str, Any], numbers: bool = False) -> str:
         f"{one['method']} on {learnt}; NLL {one['nll_before']:.3f} -> {one['nll']:.3f} "
         f"on the newest {one['held_out']}{long}"
     )
+
+
+def why_not(one: Mapping[str, Any]) -> str:
+    """Why an adapter is not used, in words."""
+    if one["fault"]:
+        what = FAULTS.get(one["fault"], one["fault"])
+        return f"at your newest prompts {what}. A smaller --learning-rate changes less"
+    if one["nll"] <= min(one["nll_before"], one["nll_bare"]):
+        return "the one in use predicts your newest texts better"
+    return "the model predicts your newest texts better without it"
 
 
 def _server(found: Mapping[str, Any]) -> list[str]:

@@ -103,7 +103,7 @@ def drop(vault: Vault) -> None:
 
 
 def records_of(at: Standing) -> Iterator[Record]:
-    """A standing as records, made one by one: together they are as large as three adapters."""
+    """A standing as records, made one by one: together they are three adapters large."""
     large = {"flat": at.flat, "first": at.adam.first, "second": at.adam.second}
     small = {
         "step": torch.tensor(at.step),

@@ -59,6 +59,8 @@ def config_of(
             "methods": f"base,shared,{method}",
             "backbone": chosen["backbone"],
             "engine.max-length": int(chosen["max-length"]),
+            "engine.dtype": chosen["dtype"],
+            "engine.device": chosen["device"],
             "unlabeled.kind": "self",
             # Samples take as long as a part of the training: none where none are used.
             "unlabeled.ratio": 0.0 if method in SETLESS else 1.0,
@@ -101,7 +103,7 @@ def train(
         entries = history.entries(vault)
         split(entries)  # refuses too little before a backbone is loaded
         config = config_of(chosen, method, rate)
-        watch.phase(f"loading the model {Path(chosen['backbone']).name}")
+        watch.phase(f"loading the model {Path(chosen['backbone']).name:.40}")
         loaded = load_reference(config)
         short = _fitting(loaded.backbone, entries)
         user, learnt = split(short)

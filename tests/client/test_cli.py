@@ -9,6 +9,7 @@ import pty
 import re
 import resource
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -30,6 +31,7 @@ from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
 from idiolect.common.engine.reference import load_reference
 from idiolect.common.errors import IdiolectError
+from tests.common.conftest import write_model
 
 pytestmark = pytest.mark.slow
 
@@ -179,6 +181,65 @@ def test_an_adapter_that_loses_is_kept_but_not_used(ready, run, asked):
     assert asked("status")["active"] == 1
     said = run("personalize", "--learning-rate", "1", code=1).out
     assert "NOT used: at your newest prompts it repeats itself" in said
+
+
+def test_what_has_changed_is_said_in_plain_words(ready, run, asked):
+    said = run("personalize")
+    assert "Adapter 1 is in use: it predicts your own texts better" in said.out
+    assert said.out.count("you wrote: ") == 3 and "NLL" not in said.out
+    assert "loading the libraries" in said.err and said.err.count("loading") == 2
+    new = asked("personalize", "--method", "sft")
+    assert [set(one) for one in new["changes"]] == [
+        {"asked", "before", "after", "own"}
+    ] * 3
+    last = asked("history", "list")[-3:]
+    assert [one["own"] for one in new["changes"]] == [e["target"] for e in last]
+    first = asked("use")["adapters"][0]
+    assert "changes" not in first
+    assert "learnt from 26 pairs" in run("use").out
+    assert "c-bpo on 26 pairs; NLL 0." in run("use", "--verbose").out
+
+
+def test_progress_is_shown_before_anything_large_is_loaded(ready):
+    code = (
+        "import sys; from idiolect.client.cli import main\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name in ('torch', 'numpy', 'transformers'): sys.exit(f'no {name}')\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "main(['personalize'])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    first, *_, last = ran.stderr.splitlines()
+    assert first.split()[:4] == ["0:00", "loading", "the", "libraries;"]
+    assert last.startswith("no ") and ran.stdout == ""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("when", ["loading the libraries", "writing texts"])
+def test_ctrl_c_ends_a_training_at_once_and_changes_nothing(ready, asked, when):
+    code = (  # a shell lets its background jobs ignore SIGINT, and so would the test
+        "import signal, sys; from idiolect.client.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.exit(main(['personalize']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as ran:
+        assert ran.stderr is not None
+        said = ran.stderr.readline()
+        while when not in said:
+            said = ran.stderr.readline()
+        ran.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        out, err = ran.communicate(timeout=30)
+    assert ran.returncode == 130 and time.monotonic() - began < 10
+    assert out == "" and "nothing was changed" in err and "Traceback" not in err
+    found = asked("status")
+    assert found["adapters"] == [] and found["active"] == 0
 
 
 def test_the_exported_adapter_is_one_that_peft_reads(ready, run, asked):
@@ -622,14 +683,52 @@ def _terminal(words, place, *steps):
 
 def test_a_typed_passphrase_is_asked_twice_and_never_shown(tmp_path):
     words, again = "four green old boots", "the same again"
-    asked = (("new passphrase (12 characters or more)", f"{words}\n"),)
+    asked = (
+        ("model (Enter", "tiny\n"),
+        ("new passphrase (12 characters or more)", f"{words}\n"),
+    )
     code, said = _terminal(
         ["vault", "init"], tmp_path, *asked, (again, f"{words}\nnot a command")
     )
-    assert code == 0 and "is ready" in " ".join(said.split())
+    assert code == 0 and "is ready; its model is tiny" in " ".join(said.split())
+    assert said.count("what it writes is nonsense") == 1, said
     assert "green" not in said and "next: `idiolect import FILE`" in said
     code, said = _terminal(["pause"], tmp_path, ("passphrase of", f"{words}\n"))
     assert code == 0 and "green" not in said and "idiolect resume" in said
+
+
+def test_which_model_is_asked_at_a_terminal(place, run, typed, capsys, monkeypatch):
+    from idiolect.client.commands import vault
+
+    def init(answer, code=0, *more):
+        shutil.rmtree(place / "home", ignore_errors=True)
+        typed(answer, terminal=True)
+        return run("vault", "init", *more, code=code)
+
+    folder = write_model(place / "my model", "llama")
+    said = init(f"{folder}\n")
+    assert f"its model is {folder}." in said.out and "nonsense" not in said.out
+    assert "Which model?" in said.err and "nonsense" in said.err
+    monkeypatch.setattr(vault, "smollm2", lambda: None)
+    said = init("\n")
+    assert "its model is tiny, a tiny model" in said.out
+    assert "model (Enter: tiny)" in said.err and "not installed" in said.err
+    monkeypatch.setattr(vault, "smollm2", lambda: place / "x.gguf")
+    monkeypatch.setattr("idiolect.common.engine.gguf.smollm2", lambda: None)
+    said = init("\n", 2)  # as if its package had gone meanwhile
+    assert "model (Enter: smollm2)" in said.err and "not installed: `pip" in said.err
+    assert "is neither a folder" in init("./nowhere\n", 2).err
+    assert not (place / "home" / "device" / "vault.db").exists()
+    assert "Which model?" not in init("x\n", 0, "--backbone", "tiny").err
+
+
+def test_the_toy_says_that_it_is_one(ready, run, monkeypatch):
+    monkeypatch.setattr(owner, "write", lambda *_: {"personal": "words"})
+    said = run("generate", "x")
+    assert said.out == "words\n" and said.err.count("what it writes is nonsense") == 1
+    with vault_of(ready) as vault:
+        consent.choose(vault, backbone="some/model")
+    assert "nonsense" not in run("generate", "x").err
 
 
 @pytest.mark.parametrize(
@@ -642,7 +741,8 @@ def test_a_typed_passphrase_is_asked_twice_and_never_shown(tmp_path):
     ],
 )
 def test_a_typed_passphrase_follows_the_rule_of_a_file(tmp_path, typed, sentence):
-    code, said = _terminal(["vault", "init"], tmp_path, ("new passphrase", typed))
+    words = ["vault", "init", "--backbone", "tiny"]
+    code, said = _terminal(words, tmp_path, ("new passphrase", typed))
     assert code == 2 and sentence in said and "Traceback" not in said
     assert not (tmp_path / "device" / "vault.db").exists()
 

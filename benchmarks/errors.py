@@ -63,6 +63,7 @@ class Case:
 
 
 LAMP = str(ROOT / "simulations" / "lamp")
+SEVERAL = "personalise.learning-rates=1e-3,3e-3"
 SELF = "-c task=text -c personalise.learning-rates=1e-3 -c unlabeled.kind=self"
 NEW = "vault init --vault new.db --passphrase-file phrase"
 OWNER = "idiolect.client.owner.owner:train"
@@ -202,7 +203,7 @@ OF_SERVER = (
         "simulate APP -c task=text -c personalise.learning-rates=1e-3",
         "on their devices",
     ),
-    Case("simulate APP -c task=text", "goes to devices"),
+    Case(f"simulate APP -c task=text -c {SEVERAL}", "goes to devices"),
     Case("simulate APP -c task=LaMP-4", "'data' is empty"),
     Case("simulate APP -c data=none", "reads no files"),
     Case("simulate APP -c task=LaMP-4 -c data=none", "no file or folder"),
@@ -232,7 +233,7 @@ OF_SERVER = (
     Case(
         "run APP -c task=text -c personalise.learning-rates=1e-3", "needs public text"
     ),
-    Case("run APP -c task=text -c unlabeled.file=none", "goes to devices"),
+    Case("run APP -c task=text -c unlabeled.file=none", "cannot read ./none"),
     Case(f"run APP {SELF}", "no server is up"),
     Case("run APP", "is for simulations"),
     Case("attach none", "no run was submitted"),
@@ -250,7 +251,10 @@ OF_SERVER = (
         "simulate APP -c unlabeled.alpha=true -c task=LaMP-4",
         "overlap of real users is not known",
     ),
-    Case("simulate APP -c development-users=0", "of several rates one is chosen"),
+    Case(
+        f"simulate APP -c development-users=0 -c {SEVERAL}",
+        "of several rates one is chosen",
+    ),
     Case("simulate APP -c history=100000", "at most 1000000 are made"),
     Case("simulate APP -c privacy.metrics=noisy", "needs the ledger"),
     Case("simulate APP -c adapt.clip-quantile=0.5", "needs the ledger"),
@@ -260,7 +264,7 @@ OF_SERVER = (
         "proportional to the clip",
     ),
     Case(
-        "simulate APP -c privacy.mode=central -c privacy.metrics=noisy",
+        f"simulate APP -c privacy.mode=central -c privacy.metrics=noisy -c {SEVERAL}",
         "release that no noise covers",
     ),
     Case("simulate APP -c evaluate.contrasted=base", "names 'base'"),
@@ -294,7 +298,8 @@ OF_SERVER = (
     Case("keys renew --at damaged", "give the names"),
     Case("serve --at damaged", "is damaged"),
     Case("serve --at uninvited", "can't be read"),
-    Case("run APP -c task=text", "by default"),
+    Case("run APP -c task=text", "needs public text"),
+    Case("run APP -c task=text -c unlabeled.kind=others", "goes to devices"),
     Case(
         "run APP -c task=text -c personalise.learning-rates=1e-3 -c data=data",
         "leave data empty",

@@ -694,6 +694,20 @@ MUTATIONS = (
         "test_a_locked_run_is_refused_and_names_its_holder",
     ),
     Mutation(
+        "A large backbone gets the rates of the smallest",
+        "common/engine/rates.py",
+        "for row in TABLE if parameters < row.below",
+        "for row in TABLE",
+        "test_a_larger_model_has_smaller_rates",
+    ),
+    Mutation(
+        "A rate that was given is replaced by that of the size",
+        "common/engine/rates.py",
+        "if own == AUTO:",
+        "if True:",
+        "test_what_is_given_stays_and_no_file_is_read",
+    ),
+    Mutation(
         "The worst learning rate is chosen",
         "server/run/personalise.py",
         "= min(\n        rates, key=",

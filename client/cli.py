@@ -251,9 +251,8 @@ COMMANDS = (
             given(
                 "--learning-rate",
                 type=float,
-                default=3e-3,
                 metavar="RATE",
-                help="step size of the training (default: %(default)s)",
+                help="step size of the training (default: by the size of the model)",
             ),
             NUMBERS,
         ),

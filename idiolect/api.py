@@ -12,6 +12,7 @@ from typing import Any, Literal
 from .common.config import UNTRAINED, Scalar, parse
 from .common.data.types import Item, Prompt, User
 from .common.engine.adapters import Lora, attached, export_peft, import_peft
+from .common.engine.rates import rates_for
 from .common.engine.reference import Reference, load_reference
 from .common.engine.scoring import generate, score_users
 from .common.errors import IdiolectError, refuse_if
@@ -67,7 +68,6 @@ def load(
         "engine.device": device,
         "engine.max-length": max_length,
         "seed": seed,
-        "personalise.learning-rates": "3e-3",  # one, as a device has; each training says
     }
     reference = load_reference(parse(settings))
     if shared is not None:
@@ -142,7 +142,7 @@ class Model(Policy):
         method: str = "c-bpo",
         *,
         epochs: int = 3,
-        learning_rate: float = 3e-3,
+        learning_rate: float | None = None,
         config: Mapping[str, Scalar] | None = None,
     ) -> "PersonalModel":
         """Train the adapter of one user; the arguments are those of `personalise_all`."""
@@ -162,7 +162,7 @@ class Model(Policy):
         method: str = "c-bpo",
         *,
         epochs: int = 3,
-        learning_rate: float = 3e-3,
+        learning_rate: float | None = None,
         config: Mapping[str, Scalar] | None = None,
     ) -> "dict[str, PersonalModel]":
         """Train the adapters of several users at once, in the same passes.
@@ -181,8 +181,8 @@ class Model(Policy):
             ``sft``, ``cope``, ``kto``, ``bco``, ``c-bpo`` or ``positives``. The first two
             do not use `against`.
         epochs, learning_rate
-            Passes over the own pairs, and Adam's learning rate. The defaults are those of
-            a device; a large model wants a smaller rate.
+            Passes over the own pairs, and Adam's learning rate; None: by the number of the
+            model's parameters, as on a device.
         config
             Other keys of docs/configuration.md, such as ``{"personalise.beta": 2.0}``.
 
@@ -196,6 +196,8 @@ class Model(Policy):
         IdiolectError
             A pair or a setting is wrong, or the training of a user overflowed.
         """
+        if learning_rate is None:
+            learning_rate = rates_for(self.reference.backbone.parameters).usual
         keys: dict[str, Scalar] = {
             **self.settings,
             "methods": method,

@@ -38,7 +38,7 @@ def personalize(vault: Vault, options: argparse.Namespace) -> Answer:
     return Answer(found, "\n".join(lines), code=0 if new.accepted else 1)
 
 
-def trained(vault: Vault, method: str, rate: float = 3e-3) -> "Version":
+def trained(vault: Vault, method: str, rate: float | None = None) -> "Version":
     """Train, and say on standard error how far it is."""
     follow = Follower()
     with on_interrupt(GO_ON), follow.shown():

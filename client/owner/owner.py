@@ -23,6 +23,7 @@ from ...common.engine.adapters import Lora, export_peft
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fits, fitting
 from ...common.engine.model_folder import unlike
+from ...common.engine.rates import rates_of
 from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
 from ...common.engine.training import UNWATCHED, Watch
@@ -85,12 +86,16 @@ def check_loads(chosen: Mapping[str, str]) -> Backbone:
 
 
 def train(
-    vault: Vault, method: str = "c-bpo", rate: float = 3e-3, watch: Watch = UNWATCHED
+    vault: Vault,
+    method: str = "c-bpo",
+    given: float | None = None,
+    watch: Watch = UNWATCHED,
 ) -> Version:
     """Train a new adapter, keep it, and use it if it is accepted (`Version.accepted`).
 
     A training that was interrupted goes on where it stood, if history, settings, method and
-    rate are the same.
+    rate are the same. `given`: the learning rate; None: the usual one for a backbone of
+    this size.
 
     Raises
     ------
@@ -102,8 +107,9 @@ def train(
     with limits.alone(vault.path), limits.held(chosen, training=True):
         entries = history.entries(vault)
         split(entries)  # refuses too little before a backbone is loaded
-        config = config_of(chosen, method, rate)
         watch.phase(f"loading the model {Path(chosen['backbone']).name:.40}")
+        rate = rates_of(chosen["backbone"]).usual if given is None else given
+        config = config_of(chosen, method, rate)
         loaded = load_reference(config)
         short = _fitting(loaded.backbone, entries)
         user, learnt = split(short)

@@ -25,6 +25,7 @@ from ...common.config.old import current
 from ...common.config.parse import OPTIONS, split
 from ...common.data.load import load_dataset
 from ...common.engine.model_folder import locate, only_gguf
+from ...common.engine.rates import with_rates
 from ...common.errors import IdiolectError, refuse_if
 from ...common.text import read_toml
 from ..run import results
@@ -239,7 +240,8 @@ def resumed(
         ) from None
     preset = presets.read(str(given.get("preset", "")))
     wanted = configuration.parse({**flatten(saved), **preset, **given})
-    changed = configuration.differences(saved, resolve_paths(wanted, cwd))
+    wanted = with_rates(resolve_paths(wanted, cwd))
+    changed = configuration.differences(saved, wanted)
     # A preset also changes keys that were not given.
     changed = [name for name in changed if name in given] or changed
     refuse_if(

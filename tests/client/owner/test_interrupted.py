@@ -88,10 +88,10 @@ def test_a_training_of_something_else_starts_anew(vault):
     history.judge(vault, history.entries(vault)[0], liked=False)
     assert ended_after(vault, 4)[0] == 1
     assert ended_after(vault, 4, method="sft")[0] == 1
-    assert ended_after(vault, 4, method="sft", rate=1e-3)[0] == 1
+    assert ended_after(vault, 4, method="sft", given=1e-3)[0] == 1
     consent.choose(vault, max_length="256")
-    assert ended_after(vault, 4, method="sft", rate=1e-3)[0] == 1
-    assert ended_after(vault, 5, method="sft", rate=1e-3)[0] == 5  # and that goes on
+    assert ended_after(vault, 4, method="sft", given=1e-3)[0] == 1
+    assert ended_after(vault, 5, method="sft", given=1e-3)[0] == 5  # and that goes on
 
 
 def test_forgetting_erases_what_a_training_left(vault):
@@ -116,7 +116,7 @@ def test_nothing_is_kept_of_what_is_forgotten_meanwhile(vault, tmp_path):
 
 def test_what_overflowed_is_not_gone_on_with(vault):
     with pytest.raises(owner.IdiolectError, match="overflowed"):
-        owner.train(vault, rate=1e4 * 0.999)
+        owner.train(vault, given=1e4 * 0.999)
     assert kept(vault) == set()
 
 

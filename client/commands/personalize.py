@@ -42,7 +42,6 @@ def trained(vault: Vault, method: str, rate: float | None = None) -> "Version":
     """Train, and say on standard error how far it is."""
     follow = Follower()
     with on_interrupt(GO_ON), follow.shown():
-        follow.phase("loading the libraries; Ctrl-C ends it and changes nothing")
         from ...common.engine.training import Watch
         from ..owner import owner
 

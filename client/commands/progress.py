@@ -17,6 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from ...common.text import duration, lines, tell
 
 PLAIN_SECONDS = 10.0  # between two lines of the same phase where there is no terminal
+FIRST = "loading the libraries; Ctrl-C ends it and changes nothing"
 OWN = Path("/proc/self/status")
 
 
@@ -25,7 +26,7 @@ class Follower:
 
     def __init__(self) -> None:
         self._began = monotonic()
-        self._words = ""
+        self._words, self._loaded = FIRST, False
         self._first: tuple[float, int] | None = None  # time and steps done
         self._left: float | None = None  # seconds from `_at` on
         self._at = self._printed = self._began
@@ -35,6 +36,7 @@ class Follower:
     def phase(self, words: str) -> None:
         """Say what begins."""
         self._words, self._left, self._first = words, None, None
+        self._loaded = True
         self._print()
 
     def step(self, done: int, of: int) -> None:
@@ -54,7 +56,7 @@ class Follower:
         if self._left is not None:
             left = max(1.0, self._left - (monotonic() - self._at))
             parts.append(f"about {duration(left)} left")
-        if size := memory("VmRSS"):
+        if self._loaded and (size := memory("VmRSS")):
             parts.append(f"{size} of memory")
         return ", ".join(parts)
 
@@ -76,8 +78,9 @@ class Follower:
             self._bar = Progress(
                 *columns, console=console, transient=True, refresh_per_second=4
             )
-            self._bar.add_task("starting")
+            self._bar.add_task(FIRST)
             self._bar.start()
+        self._print()
         thread = threading.Thread(target=self._tick, daemon=True)
         thread.start()
         try:

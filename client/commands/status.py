@@ -94,7 +94,7 @@ def adapter_lines(found: Mapping[str, Any], numbers: bool = False) -> list[str]:
     lines = []
     for one in found["adapters"]:
         mark = "*" if one["number"] == found["active"] else " "
-        lost = "" if one["accepted"] else f"; {why_not(one)}"
+        lost = "" if one["accepted"] else f"; not good enough: {why_not(one)}"
         lines.append(f"{mark} adapter {one['number']}: {judged(one, numbers)}{lost}")
     if not lines:
         return ["no adapter is in use: `idiolect personalize` trains one."]

@@ -22,6 +22,7 @@ from rich.cells import cell_len
 
 from idiolect.client.cli import main
 from idiolect.client.commands.answer import Answer
+from idiolect.client.commands.vault import TOY
 from idiolect.client.node import membership
 from idiolect.client.owner import adapters, consent, owner
 from idiolect.client.owner.keys import Passphrase, RandomKey
@@ -503,7 +504,7 @@ def test_a_prompt_comes_from_standard_input(cheap, run, typed, written):
     for words in (["generate"], ["generate", "-"]):
         typed("dear Ann,\nabout tomorrow\n")
         said = run(*words)
-        assert said.out == "words\n" and said.err == ""
+        assert said.out == "words\n" and said.err == f"tiny is {TOY}.\n"
     assert written == ["dear Ann,\nabout tomorrow"] * 2
     typed("dear Ann,\nthe next line is not asked for\n", terminal=True)
     assert "prompt (one line):" in run("generate").err
@@ -770,14 +771,17 @@ def test_use_chooses_an_adapter_and_says_how_to_go_back(cheap, run, asked, kept)
     kept(1, 2, 3, losing=(2,))
     assert asked("use") == {k: asked("status")[k] for k in ("active", "adapters")}
     listed = run("use").out
-    assert "adapter 2 (loses):" in listed and "no adapter is in use" in listed
+    assert listed.count("not good enough") == 1 and "no adapter is in use" in listed
+    assert "adapter 2: learnt from 26 pairs; not good enough: the model" in listed
     assert "`idiolect use N` puts one of 1, 2, 3" in run("rollback", code=2).err
     assert "`idiolect use N` puts one of 1, 2, 3" in run("use", "9", code=2).err
     assert "`idiolect use` lists them" in run("use", "two", code=2).err
     assert "before: none" in run("use", "3").out
     said = run("rollback").out  # not to the one that loses
     assert "adapter 1 is in use now" in said and "`idiolect use 3`" in said
-    assert "did better without it" in run("use", "2").out
+    said = run("use", "2").out
+    assert "not used when it was trained: the model predicts" in said
+    assert "without it." in said
     assert asked("status")["active"] == 2
     assert "* adapter 2" in run("use").out
     assert "`idiolect use 2` takes that back" in run("reset").out

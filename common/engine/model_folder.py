@@ -11,9 +11,9 @@ from typing import Any
 
 from ..config import absolute_backbone
 from ..errors import IdiolectError, explained, refuse_if, required
-from ..files import home, write_atomically
+from ..files import file_hash
+from ..gguf import convert as gguf
 from ..text import printable
-from . import gguf
 
 # Families on whose module layout and logits the engine is tested. Another family may
 # scale, cap or route its logits in a way that silently changes every log-probability.
@@ -351,18 +351,9 @@ def _digest_file(file: Path) -> str:
 def weights_hash(folder: Path) -> str:
     """SHA-256 over the safetensors files of a folder, in order of their names.
 
-    Reading gigabytes at every start would cost more than training a user, so the result
-    is kept by path, size and time of change in ``$IDIOLECT_HOME/cache``.
+    That of a GGUF file's conversion is the hash of the file: the same weights in another
+    file are another backbone, and a file that was moved is the same.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    token = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
-    cached = home() / "cache" / "weights" / token
-    if cached.exists():
-        return cached.read_text()
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            hashlib.file_digest(stream, lambda: digest)
-    write_atomically(cached, digest.hexdigest().encode())
-    return digest.hexdigest()
+    if found := gguf.record_of(folder):
+        return found["sha256"]
+    return file_hash(sorted(folder.glob("*.safetensors")))

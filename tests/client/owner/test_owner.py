@@ -303,10 +303,8 @@ def test_the_texts_that_an_adapter_was_judged_by_are_not_kept_with_it(vault, sco
 
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_not_tried(vault, scores):
     backbone = load_reference(owner.config_of(owner.settings(vault))).backbone
-    for count in range(1000, 0, -1):
-        entry = Entry(Prompt("so " * count, "a question"), "yes")
-        if backbone.fits(entry.item()):
-            break
+    tries = (Entry(Prompt("so " * n, "a question"), "yes") for n in range(999, 0, -1))
+    entry = next(one for one in tries if backbone.fits(one.item()))
     history.add(vault, [entry], "letters")
     new = judged(vault, 0.0, 0.75, "")
     assert new.held_out == 2 and [one.own for one in new.changes] == ["answer notes 2"]

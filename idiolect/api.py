@@ -12,7 +12,7 @@ from typing import Any, Literal
 from .common.config import UNTRAINED, Scalar, parse
 from .common.data.types import Item, Prompt, User
 from .common.engine.adapters import Lora, attached, export_peft, import_peft
-from .common.engine.gguf import converted
+from .common.engine.rates import rates_for
 from .common.engine.reference import Reference, load_reference
 from .common.engine.scoring import generate, score_users
 from .common.errors import IdiolectError, refuse_if
@@ -44,8 +44,8 @@ def load(
     Parameters
     ----------
     name
-        ``tiny`` (built in), a folder in Hugging Face format, a model id, or the path of a
-        GGUF file, which is converted once (`common.engine.gguf`).
+        ``tiny`` (built in), ``smollm2`` (docs/models.md), a folder in Hugging Face format,
+        a GGUF file, which is converted once, or a model id.
     shared
         Folder of a PEFT LoRA adapter that every user starts from; None: none.
     dtype, device
@@ -61,8 +61,6 @@ def load(
     IdiolectError
         The model or the adapter cannot be read, or they do not belong together.
     """
-    if str(name).endswith(".gguf"):
-        name = converted(Path(name))
     settings: dict[str, Scalar] = {
         "task": "text",
         "backbone": str(name),
@@ -70,7 +68,6 @@ def load(
         "engine.device": device,
         "engine.max-length": max_length,
         "seed": seed,
-        "personalise.learning-rates": "3e-3",  # one, as a device has; each training says
     }
     reference = load_reference(parse(settings))
     if shared is not None:
@@ -145,7 +142,7 @@ class Model(Policy):
         method: str = "c-bpo",
         *,
         epochs: int = 3,
-        learning_rate: float = 3e-3,
+        learning_rate: float | None = None,
         config: Mapping[str, Scalar] | None = None,
     ) -> "PersonalModel":
         """Train the adapter of one user; the arguments are those of `personalise_all`."""
@@ -165,7 +162,7 @@ class Model(Policy):
         method: str = "c-bpo",
         *,
         epochs: int = 3,
-        learning_rate: float = 3e-3,
+        learning_rate: float | None = None,
         config: Mapping[str, Scalar] | None = None,
     ) -> "dict[str, PersonalModel]":
         """Train the adapters of several users at once, in the same passes.
@@ -184,8 +181,8 @@ class Model(Policy):
             ``sft``, ``cope``, ``kto``, ``bco``, ``c-bpo`` or ``positives``. The first two
             do not use `against`.
         epochs, learning_rate
-            Passes over the own pairs, and Adam's learning rate. The defaults are those of
-            a device; a large model wants a smaller rate.
+            Passes over the own pairs, and Adam's learning rate; None: by the number of the
+            model's parameters, as on a device.
         config
             Other keys of docs/configuration.md, such as ``{"personalise.beta": 2.0}``.
 
@@ -199,6 +196,8 @@ class Model(Policy):
         IdiolectError
             A pair or a setting is wrong, or the training of a user overflowed.
         """
+        if learning_rate is None:
+            learning_rate = rates_for(self.reference.backbone.parameters).usual
         keys: dict[str, Scalar] = {
             **self.settings,
             "methods": method,

@@ -164,7 +164,7 @@ _NUMBERS = {
 }
 # Setting -> what it takes, in words; of the others `_NUMBERS` says it.
 _TAKES = {
-    "backbone": "`tiny`, a folder or a model id",
+    "backbone": "`tiny`, `smollm2`, a folder, a GGUF file or a model id",
     "on-battery": "yes or no",
     **dict.fromkeys(CEILINGS, "a number from 0; 0 allows nothing, inf everything"),
 }

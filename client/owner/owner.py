@@ -21,6 +21,7 @@ from ...common.engine.adapters import Lora, export_peft
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fits, fitting
 from ...common.engine.model_folder import unlike
+from ...common.engine.rates import rates_of
 from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
 from ...common.errors import IdiolectError, refuse_if, required, words_of
@@ -75,8 +76,10 @@ def check_loads(chosen: Mapping[str, str]) -> Backbone:
 # --- training --------------------------------------------------------------------------
 
 
-def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
+def train(vault: Vault, method: str = "c-bpo", given: float | None = None) -> Version:
     """Train a new adapter, keep it, and use it if it is accepted (`Version.accepted`).
+
+    `given`: the learning rate; None: the usual one for a backbone of this size.
 
     Raises
     ------
@@ -88,6 +91,7 @@ def train(vault: Vault, method: str = "c-bpo", rate: float = 3e-3) -> Version:
     with limits.alone(vault.path), limits.held(chosen, training=True):
         entries = history.entries(vault)
         split(entries)  # refuses too little before a backbone is loaded
+        rate = rates_of(chosen["backbone"]).usual if given is None else given
         config = config_of(chosen, method, rate)
         loaded = load_reference(config)
         backbone = loaded.backbone

@@ -33,6 +33,7 @@ from .keys import (
 )
 from .methods import METHODS, SETLESS, UNTRAINED
 from .parse import (
+    BUILT_IN,
     RunOptions,
     absolute_backbone,
     differences,
@@ -45,6 +46,7 @@ from .parse import (
 )
 
 __all__ = [
+    "BUILT_IN",
     "FIELDS",
     "KINDS",
     "LONGEST_NAME",

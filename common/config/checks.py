@@ -7,6 +7,7 @@ from typing import cast
 from ..errors import IdiolectError, refuse_if
 from ..text import printable
 from .keys import (
+    AUTO,
     FIELDS,
     LONGEST,
     LONGEST_NAME,
@@ -154,12 +155,13 @@ def _check_numbers(config: Config) -> None:
         rates = config.learning_rate_list
     except ValueError:
         rates = ()
-    if not 0 < len(rates) <= MOST_RATES or not all(0 < r <= MOST_RATE for r in rates):
+    able = 0 < len(rates) <= MOST_RATES and all(0 < r <= MOST_RATE for r in rates)
+    if not able and config.personalise.learning_rates != AUTO:
         raise refused(
             "personalise.learning-rates",
             config.personalise.learning_rates,
-            f"write at most {MOST_RATES} positive numbers up to {MOST_RATE:g} with "
-            "commas, for example 1e-3,3e-3",
+            f"write `auto`, or at most {MOST_RATES} positive numbers up to "
+            f"{MOST_RATE:g} with commas, for example 1e-3,3e-3",
         )
     try:
         alpha = config.fixed_alpha
@@ -175,7 +177,7 @@ def _check_numbers(config: Config) -> None:
 
 def _contradictions(config: Config) -> tuple[Contradiction, ...]:
     """Rows of whether keys contradict, their names, and why."""
-    rates, tried_on = list(config.learning_rate_list), config.development_users
+    rates, tried_on = config.learning_rate_list or (0.0,), config.development_users
     # How long a pass takes is a matter of the machine, so this bounds only what no machine
     # should be asked for; on a device the owner's `max-seconds` ends what takes too long.
     passes = config.personalise.epochs * config.history * (2 + config.unlabeled.ratio)
@@ -220,7 +222,7 @@ def _contradictions_of_privacy(config: Config) -> tuple[Contradiction, ...]:
     private, noisy = config.privacy.mode != "off", config.privacy.metrics == "noisy"
     most, releases = largest_delta(config), len(config.method_list)
     counted = ("users", "development-users")[: 1 if config.on_devices else 2]
-    rates = list(config.learning_rate_list)
+    rates = config.learning_rate_list or (0.0,)
     return (
         (
             not private and (noisy or config.adapt.clip_quantile > 0),

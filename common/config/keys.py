@@ -26,6 +26,7 @@ LONGEST = 4096  # characters of a text; so long a path may be
 LONGEST_NAME = 100  # characters of a run's name
 MOST_RATES = 20  # learning rates to choose from
 MOST_RATE = 1e4  # plain steps (`sgd`) take rates in the hundreds
+AUTO = "auto"  # learning rates by the backbone's size: `common/engine/rates.py`
 MOST_USERS = 10_000_000
 MOST_ITEMS = 1_000_000  # of one user
 MOST_MADE = 1_000_000  # items of all personas together: more take minutes to make
@@ -152,9 +153,12 @@ class Adapt:
         256,
     )
     batch: int = key(8, "items per optimiser step", 1, MOST_BATCH)
-    # B alone is trained, and its average moves less than any one user: a larger rate than
-    # for an own adapter. Chosen on personas of seed 5, which no table reports.
-    learning_rate: float = key(1e-2, "local learning rate", 0, MOST_RATE)
+    learning_rate: float = key(
+        0.0,
+        "local learning rate; 0: by the backbone's size (docs/simulations.md)",
+        0,
+        MOST_RATE,
+    )
     optimizer: str = key(
         "adam",
         "`adam`, or `sgd`: Adam's first steps have one size in every coordinate, so the "
@@ -312,9 +316,9 @@ class Personalise:
     epochs: int = key(3, "passes over the own history", 1, 1000)
     batch: int = key(8, "history items per optimiser step", 1, MOST_BATCH)
     learning_rates: str = key(
-        "1e-3,3e-3,1e-2",
+        AUTO,
         "comma-separated; of several, each method uses the one with the lowest NLL on "
-        "the development users",
+        "the development users. `auto`: by the backbone's size (docs/simulations.md)",
     )
     beta: float = key(1.0, "scale of the implicit reward", 0, MOST_WEIGHT)
     ema: float = key(0.9, "decay of the running mean rewards in delta", 0, 0.9999)
@@ -423,7 +427,9 @@ class Config:
         0, "users hosted by one simulated node; 0: users/nodes", 0, MOST_USERS
     )
 
-    backbone: str = key("tiny", "`tiny` (built in), a model id, or a folder")
+    backbone: str = key(
+        "tiny", "`tiny` (built in), `smollm2`, a folder, a GGUF file, or a model id"
+    )
     methods: str = key(
         "base,shared,sft,kto,bco,positives,c-bpo",
         f"comma-separated, of {', '.join(METHODS)}",
@@ -466,8 +472,15 @@ class Config:
 
     @property
     def learning_rate_list(self) -> tuple[float, ...]:
-        """The learning rates to choose from."""
-        return tuple(float(word) for word in words(self.personalise.learning_rates))
+        """The learning rates to choose from; none before `rates.with_rates`, if `auto`."""
+        text = self.personalise.learning_rates
+        return () if text == AUTO else tuple(map(float, words(text)))
+
+    @property
+    def chooses_rates(self) -> bool:
+        """Whether there are users to choose a learning rate on, who may show their NLL."""
+        seen = self.privacy.metrics == "clear" and not self.on_devices
+        return seen and self.development_users > 0
 
     @property
     def shared_shape(self) -> LoraShape:

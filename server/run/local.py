@@ -19,6 +19,7 @@ from ...common.data.types import TOO_LONG, Dataset, Item, User
 from ...common.engine.adapters import Lora, zero_shared
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fitting, too_long
+from ...common.engine.rates import rates_for, with_rates
 from ...common.engine.reference import Reference
 from ...common.errors import refuse_if
 from ...common.methods import evaluation
@@ -203,6 +204,7 @@ def local_run(
     It begins before the first phase, or goes on where another one stands, before any
     method was trained: with its adapter, its unlabeled set, and what it was charged.
     """
+    config = with_rates(config, rates_for(reference.backbone.parameters))
     ledger = new_ledger(None, config, population_of(config, dataset))
     if after is None:
         zero = zero_shared(reference.backbone, config.shared_shape, config.seed)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ...common import config as configuration
 from ...common.config import (
+    BUILT_IN,
     Config,
     RunOptions,
     absolute_backbone,
@@ -23,6 +24,8 @@ from ...common.config import (
 from ...common.config.old import current
 from ...common.config.parse import OPTIONS, split
 from ...common.data.load import load_dataset
+from ...common.engine.model_folder import locate, only_gguf
+from ...common.engine.rates import with_rates
 from ...common.errors import IdiolectError, refuse_if
 from ...common.text import read_toml
 from ..run import results
@@ -237,7 +240,8 @@ def resumed(
         ) from None
     preset = presets.read(str(given.get("preset", "")))
     wanted = configuration.parse({**flatten(saved), **preset, **given})
-    changed = configuration.differences(saved, resolve_paths(wanted, cwd))
+    wanted = with_rates(resolve_paths(wanted, cwd))
+    changed = configuration.differences(saved, wanted)
     # A preset also changes keys that were not given.
     changed = [name for name in changed if name in given] or changed
     refuse_if(
@@ -250,16 +254,15 @@ def resumed(
 
 def check_backbone(name: str) -> None:
     """Refuse a backbone that can't be loaded, as far as its files tell."""
-    if name == "tiny":
+    path = Path(absolute_backbone(name))  # refuses a path where nothing is
+    if name in BUILT_IN or path.is_file():
         return
-    path = Path(name)
     if path.is_dir():
         return refuse_if(
-            not (path / "config.json").is_file(),
-            f"the backbone folder {path} has no config.json: give a folder as "
-            "save_pretrained of transformers writes it.",
+            not (path / "config.json").is_file() and not only_gguf(name),
+            f"the backbone folder {path} has neither a config.json nor a GGUF file: give a "
+            "folder as save_pretrained of transformers writes it.",
         )
-    absolute_backbone(name)  # refuses a path
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         from huggingface_hub import try_to_load_from_cache
 
@@ -282,13 +285,11 @@ def check_folder(folder: Path) -> None:
 def fetch_backbone(name: str) -> None:
     """Fetch a backbone from the model hub, with the proxies of the caller's environment.
 
-    The processes of a run do not inherit the proxies and never use the network.
+    The processes of a run do not inherit the proxies and never use the network. A GGUF
+    file is converted here, too: the account that waits then reads so.
     """
-    if name == "tiny" or Path(name).is_dir():
-        return
-    from ...common.engine.backbone import locate
-
-    locate(name)
+    if name != "tiny":
+        locate(name)
 
 
 def refuse_broken(app: Path) -> None:

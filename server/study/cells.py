@@ -23,6 +23,8 @@ from ...common.config.old import renamed
 from ...common.data.load import load_dataset
 from ...common.data.types import Dataset
 from ...common.engine.backbone import backbone_of
+from ...common.engine.model_folder import weights_of
+from ...common.engine.rates import with_rates
 from ...common.engine.reference import Reference
 from ...common.errors import refuse_if
 from ...common.files import make_private, private_folder
@@ -60,6 +62,12 @@ def located(config: Config) -> Config:
     return replace(config, data=data, backbone=backbone)
 
 
+def rated(config: Config) -> Config:
+    """A cell with numbers for its learning rates; paths stay as they are written."""
+    numbers = with_rates(located(replace(config, data="")))
+    return replace(numbers, backbone=config.backbone, data=config.data)
+
+
 def run_study(
     study: Study, folder: Path, say: Callable[[str], None] = print
 ) -> list[dict[str, Any]]:
@@ -78,7 +86,7 @@ def run_study(
     done: list[dict[str, Any]] = []
     cache, todo = Cache(), cells(study)
     for number, cell in enumerate(todo, start=1):
-        config, control = cell_config(study, cell), control_of(study, cell)
+        config, control = rated(cell_config(study, cell)), control_of(study, cell)
         path = folder / "cells" / f"{cell_key(config)}-{control}-{study.measured}.json"
         known = " (done)" * path.exists()
         named = ", ".join(f"{k}={v}" for k, v in cell.items())
@@ -103,7 +111,7 @@ def run_cell(
     measured: str = "confirmation",
 ) -> dict[str, Any]:
     """Run one cell, in the shape of ``results.json``."""
-    backbone = backbone_of(config)
+    config, backbone = with_rates(config), backbone_of(config)
     reference = cache.once("reference", str(id(backbone)), lambda: Reference(backbone))
     dataset = fitted(backbone, load_dataset(config))
     pooled = with_pool(config, reference, dataset, cache)
@@ -178,6 +186,7 @@ def built(run: Run, dataset: Dataset, states: Mapping[str, State]) -> dict[str, 
         run={
             "task": config.task,
             "backbone": config.backbone,
+            **({"weights": made} if (made := weights_of(config.backbone)) else {}),
             "seed": config.seed,
             "commit": results.git_commit(),
             "users": len(users),

@@ -177,7 +177,7 @@ def _check(study: Study) -> None:
         rates = cell_config(study, cell).learning_rate_list
         control_of(study, cell)
         refuse_if(
-            study.measured == "development" and len(rates) > 1,
+            study.measured == "development" and len(rates) != 1,
             (
                 "it measures development users, on whom several learning rates would "
                 "be chosen: give one in personalise.learning-rates."

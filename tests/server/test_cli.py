@@ -122,7 +122,10 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
         ([LAMP, "-c", "users=many"], "'users' takes a whole number"),
         ([LAMP, "-c", "users"], "-c takes key=value, not 'users'"),
         ([LAMP, "-c", "data=no/such"], "no/such"),
-        ([LAMP, "-c", "backbone=./none"], "backbone './none' is not a folder"),
+        (
+            [LAMP, "-c", "backbone=./none"],
+            "backbone './none' is neither a folder nor a GGUF file",
+        ),
         ([LAMP, "-c", "backbone=nobody/none"], "HF_HUB_OFFLINE"),
         ([LAMP, "-c", "run.resume=old"], "there is no run 'old'"),
         ([LAMP, "-c", "run.name=a/b"], "the name of a run is 'a/b'"),

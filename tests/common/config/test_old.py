@@ -7,6 +7,7 @@ import pytest
 
 from idiolect.common.config import Config, flatten, from_toml, old, parse, parse_word
 from idiolect.common.config.methods import ALIASES
+from idiolect.common.engine.rates import with_rates
 from idiolect.common.errors import IdiolectError
 
 
@@ -53,7 +54,8 @@ def test_a_fixed_key_reads_at_its_value_only(name: str) -> None:
 
 def test_a_configuration_is_flattened_as_version_0_2_did() -> None:
     assert tuple(old.as_0_2(Config())) == old.ORDER
-    body = json.dumps(old.as_0_2(Config())).encode()
+    # A run's configuration has numbers for its rates.
+    body = json.dumps(old.as_0_2(with_rates(Config()))).encode()
     # Of `flatten(Config())` in version 0.2.0.
     assert hashlib.sha256(body).hexdigest() == DEFAULT_0_2
     paper = old.as_0_2(parse({"preset": "paper", "methods": "sft, kto"}))

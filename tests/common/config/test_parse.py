@@ -58,7 +58,10 @@ def test_a_whole_number_may_stand_for_a_float() -> None:
         ({"personalise.learning-rates": "nan"}, "positive numbers"),
         ({"unlabeled.alpha": "much"}, "`true` or a number in [0, 0.9]"),
         ({"unlabeled.alpha": "0.95"}, "[0, 0.9]"),
-        ({"development-users": 0}, "one is chosen on development users; set one rate"),
+        (
+            {"development-users": 0, "personalise.learning-rates": "1e-3,3e-3"},
+            "one is chosen on development users; set one rate",
+        ),
         (
             {
                 "development-users": 0,
@@ -297,15 +300,27 @@ def test_settings_without_a_guarantee_are_refused(values, match) -> None:
 
 
 CENTRAL = {"privacy.mode": "central"}
-RATES = "'personalise.learning-rates' is '1e-3,3e-3,1e-2' by default"
+SEVERAL = {"personalise.learning-rates": "1e-3,3e-3"}
 
 
 @pytest.mark.parametrize(
     ("values", "first", "other"),
     [
-        ({"development-users": 0}, "development-users", RATES),
-        (CENTRAL | {"privacy.metrics": "noisy"}, "privacy.metrics", RATES),
-        ({"task": "text"}, "task", RATES),
+        (
+            SEVERAL | {"development-users": 0},
+            "development-users",
+            "and 'personalise.learning-rates' is '1e-3,3e-3': ",
+        ),
+        (
+            SEVERAL | CENTRAL | {"privacy.metrics": "noisy"},
+            "privacy.metrics",
+            "'personalise.learning-rates' is '1e-3,3e-3': ",
+        ),
+        (
+            SEVERAL | {"task": "text"},
+            "task",
+            "'personalise.learning-rates' is '1e-3,3e-3': ",
+        ),
         (CENTRAL | {"users": 200_000}, "users", "'privacy.delta' is 1e-06 by default"),
         (
             {"privacy.metrics": "noisy"},
@@ -342,7 +357,7 @@ def test_what_the_user_set_is_named_first_and_defaults_as_such(
 
 
 def test_the_rates_and_delta_that_an_error_proposes_are_accepted() -> None:
-    for values in ({"development-users": 0}, CENTRAL | {"users": 200_000}):
+    for values in (SEVERAL | {"development-users": 0}, CENTRAL | {"users": 200_000}):
         with pytest.raises(IdiolectError) as raised:
             parse(values)
         name, value = re.findall(r"([a-z.-]+)=([0-9.e-]*[0-9])", str(raised.value))[0]

@@ -122,7 +122,9 @@ def test_missing_backbones_are_named(tmp_path, monkeypatch):
         ".",
     ):
         if path != ".":
-            with pytest.raises(IdiolectError, match="is not a folder"):
+            with pytest.raises(
+                IdiolectError, match="is neither a folder nor a GGUF file"
+            ):
                 locate(path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "mine").mkdir(parents=True)

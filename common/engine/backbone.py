@@ -4,7 +4,7 @@ Any causal language model of the supported families can be the backbone; everyth
 is trained lives beside it (`adapters`). The backbone itself is never written to.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -122,7 +122,7 @@ class Backbone:
         def skipped(hidden: Tensor, **_: Any) -> Tensor:
             return hidden if known is None else known
 
-        with standing_in(self.model.model.layers[:depth], skipped):
+        with standing_in(dict.fromkeys(self.model.model.layers[:depth], skipped)):
             return self.model.model(
                 input_ids=layout.ids,
                 position_ids=layout.positions,
@@ -139,7 +139,7 @@ class Backbone:
             found.append(hidden)
             return hidden
 
-        with standing_in(self.model.model.layers[depth:], stop):
+        with standing_in(dict.fromkeys(self.model.model.layers[depth:], stop)):
             self.hidden(layout)
         return found[0]
 
@@ -161,7 +161,7 @@ class Backbone:
             kept = _take(hidden + seen, places)
             return kept + layer.mlp(layer.post_attention_layernorm(kept))
 
-        with standing_in([layer], forward):
+        with standing_in({layer: forward}):
             return self.hidden(layout)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -226,22 +226,20 @@ class Backbone:
 
 
 @contextmanager
-def standing_in(
-    layers: Iterable[Any], forward: Callable[..., Tensor]
-) -> Iterator[None]:
-    """Let layers compute something else inside the ``with`` block."""
+def standing_in(forwards: Mapping[Any, Callable[..., Tensor]]) -> Iterator[None]:
+    """Let modules compute something else inside the ``with`` block."""
     # What an instance has is found before the method of its class.
-    before = [(layer, layer.__dict__.get("forward")) for layer in layers]
-    for layer, _ in before:
-        layer.forward = forward
+    before = {module: vars(module).get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.forward = forward
     try:
         yield
     finally:
-        for layer, other in before:
+        for module, other in before.items():
             if other is None:
-                del layer.forward
+                del module.forward
             else:
-                layer.forward = other
+                module.forward = other
 
 
 def _take(states: Tensor, places: Tensor) -> Tensor:

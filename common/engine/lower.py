@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .adapters import Lora, attached
+from .adapters import Lora, Stack, attached
 from .backbone import Backbone, Encoded, layer_of
 from .layout import Layout
 from .scoring import chunks, collate
@@ -57,7 +57,7 @@ class Lower:
         return replace(layout, below=(self.depth, known))
 
 
-def lowest_layer(lora: Lora) -> int:
+def lowest_layer(lora: Lora | Stack) -> int:
     """Number of the lowest layer that an adapter changes."""
     return min(map(layer_of, lora.b))
 

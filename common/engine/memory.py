@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters import Lora, Stack
-from .backbone import PLAIN_LAYER, Backbone
+from .backbone import PLAIN_LAYER, Backbone, standing_in
 from .layout import FILLER, Layout
 from .scoring import LOGITS_PER_CHUNK, WIDE
 
@@ -63,15 +63,16 @@ def layer_bytes(backbone: Backbone, keys: int) -> float:
     return MARGIN * numbers * backbone.dtype.itemsize
 
 
-def products(backbone: Backbone, recompute: int) -> list[tuple[int, str, int]]:
-    """Frozen products of the lowest layers that are worth keeping, the dearest first.
+def products(backbone: Backbone, chosen: range) -> list[tuple[int, str, int]]:
+    """Frozen products of some layers that are worth keeping, the dearest first.
 
     Each as (layer, name in it, numbers per token). A number costs as many multiplications
     as the product's input is wide. What nobody reads is left out (`_unread`).
     """
     found = [
         (module.in_features, number, name, module.out_features)
-        for number, layer in enumerate(backbone.model.model.layers[:recompute])
+        for number in chosen
+        for layer in (backbone.model.model.layers[number],)
         for name, module in layer.named_modules()
         if isinstance(module, nn.Linear) and module is not _unread(layer)
     ]
@@ -85,8 +86,10 @@ class Saving:
 
     Attributes
     ----------
+    depth
+        Number of the lowest layer that is trained: nothing is kept of those below.
     recompute
-        Lowest layers that are computed again in the backward pass.
+        So many layers, from that one up, are computed again in the backward pass.
     products
         How many of their frozen products are kept all the same (see `products`).
     passes
@@ -95,10 +98,16 @@ class Saving:
         Logits in memory at once; 0: as many as computes fastest.
     """
 
+    depth: int = 0
     recompute: int = 0
     products: int = 0
     passes: int = 1
     logits: int = 0
+
+    @property
+    def layers(self) -> range:
+        """The layers that are computed again."""
+        return range(self.depth, self.depth + self.recompute)
 
 
 def step_bytes(backbone: Backbone, layout: Layout, saving: Saving) -> float:
@@ -110,11 +119,11 @@ def step_bytes(backbone: Backbone, layout: Layout, saving: Saving) -> float:
     config, size = backbone.model.config, backbone.dtype.itemsize
     tokens = layout.ids.numel()
     layer = tokens * layer_bytes(backbone, layout.key.shape[1])
-    kept = config.num_hidden_layers - saving.recompute
+    kept = config.num_hidden_layers - saving.depth - saving.recompute
     logits = saving.logits or LOGITS_PER_CHUNK
     logits = min(logits, int((layout.labels != FILLER).sum()) * config.vocab_size)
     numbers = saving.recompute * config.hidden_size
-    for _, _, width in products(backbone, saving.recompute)[: saving.products]:
+    for _, _, width in products(backbone, saving.layers)[: saving.products]:
         numbers += width
     copies = 1 if config.vocab_size >= WIDE else COPIES
     upper = kept * layer + copies * 4 * logits
@@ -122,7 +131,9 @@ def step_bytes(backbone: Backbone, layout: Layout, saving: Saving) -> float:
     return tokens * numbers * size + max(upper, again)
 
 
-def within(backbone: Backbone, layout: Layout, adapters: int, budget: float) -> Saving:
+def within(
+    backbone: Backbone, layout: Layout, adapters: int, budget: float, depth: int = 0
+) -> Saving:
     """The least saving with which a step stays within a budget.
 
     Parameters
@@ -134,6 +145,8 @@ def within(backbone: Backbone, layout: Layout, adapters: int, budget: float) -> 
         intermediate results are OPTIMISER as much.
     budget
         Bytes above the resident backbone.
+    depth
+        Number of the lowest layer that is trained.
 
     Returns
     -------
@@ -144,12 +157,14 @@ def within(backbone: Backbone, layout: Layout, adapters: int, budget: float) -> 
     """
     left = budget - 4 * OPTIMISER * adapters
     forecast = partial(step_bytes, backbone, layout)
-    layers, saving = backbone.model.config.num_hidden_layers, Saving()
+    layers, saving = backbone.model.config.num_hidden_layers, Saving(depth)
     if forecast(saving) <= left:
         return saving
     logits = max(LEAST_LOGITS, min(LOGITS_PER_CHUNK, int(left / 32 / COPIES)))
-    for recompute in range(layers):
-        saving = Saving(recompute, len(products(backbone, recompute)), logits=logits)
+    for recompute in range(layers - depth):
+        saving = Saving(depth, recompute, logits=logits)
+        every = len(products(backbone, saving.layers))
+        saving = replace(saving, products=every)
         if forecast(saving) <= left:
             return saving
     ranks = range(saving.products)
@@ -194,17 +209,16 @@ class _Plan:
 
 @contextmanager
 def recomputed(
-    backbone: Backbone, trained: Lora | Stack, layers: int, kept: int = 0
+    backbone: Backbone, trained: Lora | Stack, saving: Saving
 ) -> Iterator[None]:
-    """Keep only the inputs of the lowest layers; the rest is computed again when needed.
+    """Keep only the inputs of some layers; the rest is computed again when needed.
 
     Not the last one, which computes only some of its tokens. The backward pass must run
-    inside the ``with`` block, in which `trained` is attached. `kept`: how many of their
-    `products` are not computed again.
+    inside the ``with`` block, in which `trained` is attached.
     """
-    chosen = backbone.model.model.layers[:layers]
-    stays = products(backbone, layers)[:kept]
-    for number, layer in enumerate(chosen):
+    stays = products(backbone, saving.layers)[: saving.products]
+    chosen = [backbone.model.model.layers[number] for number in saving.layers]
+    for number, layer in zip(saving.layers, chosen, strict=True):
         place = f"model.layers.{number}."
         leaves = [
             tensor
@@ -213,17 +227,17 @@ def recomputed(
             if name.startswith(place) and tensor.requires_grad
         ]
         modules = [layer.get_submodule(name) for at, name, _ in stays if at == number]
-        trims = number % TRIMMED == 0 or number == layers - 1
+        trims = number % TRIMMED == 0 or number == saving.layers[-1]
         plan = _Plan(_unread(layer), modules, leaves, trims)
         layer.forward = partial(_again, layer.forward, plan)
-    if layers:
+    if chosen:
         _malloc(mmap_from=MOST, trim_from=ALL)
     try:
         yield
     finally:
         for layer in chosen:
             del layer.forward
-        if layers:
+        if chosen:
             _malloc(mmap_from=MOST, trim_from=SPARE)
 
 
@@ -262,7 +276,7 @@ class _Again(torch.autograd.Function):
 
         ctx.run, ctx.plan, ctx.values = run, plan, values
         ctx.save_for_backward(_apart(hidden, hidden.shape).copy_(hidden), *leaves)
-        with _instead({module: partial(keep, module) for module in plan.kept}):
+        with standing_in({module: partial(keep, module) for module in plan.kept}):
             return run(hidden)
 
     @staticmethod
@@ -282,7 +296,7 @@ class _Again(torch.autograd.Function):
             shape = (*hidden.shape[:-1], unread.out_features)
             anything = partial(hidden.new_empty, shape)
             known[unread] = partial(_Known.apply, anything, unread.weight)
-        with torch.enable_grad(), _instead(known):
+        with torch.enable_grad(), standing_in(known):
             output = ctx.run(hidden)
         wanted = [tensor for tensor in (hidden, *leaves) if tensor.requires_grad]
         found = torch.autograd.grad(output, wanted, grads)
@@ -304,18 +318,6 @@ class _Known(torch.autograd.Function):
         """The gradient of x."""
         (weight,) = ctx.saved_tensors
         return None, None, grads[0] @ weight
-
-
-@contextmanager
-def _instead(forwards: dict[Any, Any]) -> Iterator[None]:
-    """Let modules compute something else inside the ``with`` block."""
-    for module, forward in forwards.items():
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module in forwards:
-            del module.forward
 
 
 def _apart(like: Tensor, shape: tuple[int, ...]) -> Tensor:

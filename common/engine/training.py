@@ -375,7 +375,7 @@ def train(
     saving = _saving(backbone, steps, weights, settings, budget)
     with (
         attached(backbone, reference.shared, weights.stack) as refresh,
-        recomputed(backbone, weights.stack, saving.recompute, saving.products),
+        recomputed(backbone, weights.stack, saving),
     ):
         for t, now in enumerate(steps[done:], done):
             objective = partial(_value, loss, alpha, means)
@@ -446,7 +446,8 @@ def _saving(
     largest = _align(rows(max(steps, key=size)))
     flat = [e.encoded if e else None for user in largest for e in user]
     layout = collate(backbone, flat, len(largest))
-    saving = within(backbone, layout, weights.flat.numel(), budget)
+    depth = lowest_layer(weights.stack)
+    saving = within(backbone, layout, weights.flat.numel(), budget, depth)
     if settings.microbatch:
         return replace(saving, passes=ceil(len(largest[0]) / settings.microbatch))
     return saving

@@ -15,9 +15,11 @@ from idiolect.common.engine.backbone import (
     projections,
 )
 from idiolect.common.engine.lower import lower_states, lowest_layer
+from idiolect.common.engine.memory import Saving, recomputed, step_bytes, within
 from idiolect.common.engine.scoring import collate, completion_logp
 from idiolect.common.engine.training import train
 from idiolect.common.errors import IdiolectError
+from tests.common.conftest import write_model
 from tests.common.engine.test_adapters import adapter, randomised
 from tests.common.engine.test_layout import ROWS, WINDOWED
 from tests.common.engine.test_training import LOSSES, SETTINGS, distance
@@ -53,8 +55,6 @@ def calls(backbone, layer: int) -> list[int]:
 def test_scores_and_gradients_are_those_of_all_layers(family, tmp_path, model_folder):
     folder = model_folder(family)
     if family in WINDOWED:
-        from tests.common.conftest import write_model
-
         folder = write_model(tmp_path, family, **WINDOWED[family])
     backbone = load_backbone.__wrapped__(str(folder), "float32", "cpu", 96)
     depth = len(backbone.model.model.layers) - 1
@@ -77,6 +77,30 @@ def test_scores_and_gradients_are_those_of_all_layers(family, tmp_path, model_fo
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
     scores_and_gradients(backbone, layout, loras)
     assert len(below) == 1  # the layers are whole again
+
+
+def test_recomputed_upper_layers_change_no_bit(tmp_path):
+    folder = write_model(tmp_path, "llama", num_hidden_layers=6)
+    backbone = load_backbone.__wrapped__(str(folder), "float32", "cpu", 96)
+    shape = replace(UPPER, layers=4)
+    lora = randomised(new_lora(backbone, shape, 0, "u"), 1)
+    for leaf in (*lora.a.values(), *lora.b.values()):
+        leaf.requires_grad_()
+    layout = lower_states(backbone, None, 2, [ROWS]).of(
+        backbone, collate(backbone, ROWS), ROWS
+    )
+    found = []
+    for saving in (Saving(2), Saving(2, 3), Saving(2, 3, 4)):
+        with attached(backbone, lora), recomputed(backbone, lora, saving):
+            total = completion_logp(backbone, layout).sum()
+            leaves = [*lora.a.values(), *lora.b.values()]
+            found.append(torch.autograd.grad(total, leaves))
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+    # Half of the layers need half of the memory.
+    both = [within(backbone, layout, 0, 1e9, depth) for depth in (0, 3)]
+    whole, half = (step_bytes(backbone, layout, saving) for saving in both)
+    assert half < 0.7 * whole
 
 
 @pytest.mark.parametrize("method", LOSSES)

@@ -64,8 +64,16 @@ def test_recomputed_layers_change_no_bit_of_any_gradient(family, model_folder):
     lora = trainable(adapter(backbone, "u", 1))
     leaves = [*lora.a.values(), *lora.b.values()]
     found = []
-    for layers, kept in ((0, 0), (1, 0), (1, 2), (1, len(products(backbone, 1)))):
-        with attached(backbone, lora), recomputed(backbone, lora, layers, kept):
+    for layers, kept in (
+        (0, 0),
+        (1, 0),
+        (1, 2),
+        (1, len(products(backbone, range(1)))),
+    ):
+        with (
+            attached(backbone, lora),
+            recomputed(backbone, lora, Saving(0, layers, kept)),
+        ):
             total = completion_logp(backbone, collate(backbone, ROWS)).sum()
             found.append([total.detach(), *torch.autograd.grad(total, leaves)])
     for other in found[1:]:
@@ -91,8 +99,8 @@ def test_kept_products_are_not_computed_again(backbone, monkeypatch):
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
     counts = []
-    for kept in (0, 2, len(products(backbone, 1))):
-        with attached(backbone, lora), recomputed(backbone, lora, 1, kept):
+    for kept in (0, 2, len(products(backbone, range(1)))):
+        with attached(backbone, lora), recomputed(backbone, lora, Saving(0, 1, kept)):
             total = completion_logp(backbone, collate(backbone, ROWS)).sum()
             taken.clear()
             total.backward()
@@ -104,7 +112,7 @@ def test_kept_products_are_not_computed_again(backbone, monkeypatch):
 def test_a_backward_pass_after_the_adapter_is_gone_is_an_error(backbone):
     lora = trainable(adapter(backbone, "u", 1))
     leaves = [*lora.a.values(), *lora.b.values()]
-    with attached(backbone, lora), recomputed(backbone, lora, 1):
+    with attached(backbone, lora), recomputed(backbone, lora, Saving(0, 1)):
         total = completion_logp(backbone, collate(backbone, ROWS)).sum()
     with pytest.raises(RuntimeError):
         torch.autograd.grad(total, leaves)
@@ -116,7 +124,7 @@ def test_recomputed_layers_keep_less(tmp_path):
     lora = trainable(adapter(backbone, "u", 1))
     row = Encoded(tuple(range(3, 103)), 98)
     plain = kept(backbone, lora, row)
-    with recomputed(backbone, lora, 5):
+    with recomputed(backbone, lora, Saving(0, 5)):
         assert kept(backbone, lora, row) < plain / 3
 
 
@@ -129,7 +137,7 @@ def test_products_are_kept_before_layers_and_all_within_the_budget(tmp_path):
     found = [within(backbone, layout, 0, budget) for budget in budgets]
     assert [saving.recompute for saving in found] == sorted(s.recompute for s in found)
     assert [saving.passes for saving in found] == sorted(s.passes for s in found)
-    some = [s for s in found if 0 < s.products < len(products(backbone, s.recompute))]
+    some = [s for s in found if 0 < s.products < len(products(backbone, s.layers))]
     assert some and all(s.recompute == 5 and s.passes == 1 for s in some)
     assert (found[-1].recompute, found[-1].products, found[-1].passes) == (5, 0, 10)
     for budget, saving in zip(budgets, found, strict=True):

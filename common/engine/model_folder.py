@@ -105,6 +105,18 @@ def only_gguf(name: str) -> Path | None:
     return files[0] if files else None
 
 
+def weights_of(name: str) -> str:
+    """Say what a backbone's weights were made of, such as "dequantised from Q4_1".
+
+    Empty where that is its own files, or where it is not there any more: a run of hours
+    does not end in an error because somebody has moved a file.
+    """
+    try:
+        return gguf.origin(locate(name))
+    except (IdiolectError, OSError):
+        return ""
+
+
 def check_folder(name: str, folder: Path) -> str:
     """Return the model family of a folder that can be loaded, or refuse it.
 

@@ -161,6 +161,7 @@ def _convert(file: Path, digest: str, folder: Path) -> None:
         {
             "version": VERSION,
             "file": file.name,
+            "path": str(file.resolve()),
             "sha256": digest,
             "architecture": header.settings["general.architecture"],
             **{key: text for key, text in said.items() if isinstance(text, str)},

@@ -2,21 +2,22 @@
 
     python benchmarks/owners.py [--backbone NAME] [--owners N] [--resume]
 
-`benchmarks/owners/` has the histories, one file per owner; the owners are invented. For each
-the commands of an owner run as processes, with default settings: `vault init`, `import`,
-`personalize`, `export-adapter`, `generate`. The newest 6 texts are kept out of the import, so
-neither the training nor the decision whether the adapter is used has seen them. Measured:
+`benchmarks/owners/` has the histories, one file per owner; the owners are invented. For
+each the commands of an owner run as processes, with default settings: `vault init`,
+`import`, `personalize`, `export-adapter`, `generate`. The newest 6 texts are kept out of
+the import, so neither the training nor the decision whether the adapter is used has seen
+them. Measured:
 
-- `personalize`: seconds, CPU seconds, the most memory (VmHWM), the time to its first line of
-  progress, and whether the adapter is used;
-- on the 6 unseen texts, by the library on the exported adapter: the negative log-likelihood
-  (NLL) per token of the shared and of the personal model, and what both write at the prompts:
-  ROUGE-L, loops, empty outputs, outputs that did not end, copies of the history.
+- `personalize`: seconds, CPU seconds, the most memory (VmHWM), the time to its first line
+  of progress, and whether the adapter is used;
+- on the 6 unseen texts, by the library on the exported adapter: the negative
+  log-likelihood (NLL) per token by the shared and by the personal model, and what both
+  write at the prompts: ROUGE-L, loops, empty outputs, outputs that did not end, copies.
 
-No server is involved, so the shared model is the bare backbone. An adapter that is not used is
-measured too. Writes one file per owner into benchmarks/results/owners-BACKBONE/ (`--resume`
-keeps those that are there and whose history has not changed), and docs/owners.md as soon as
-every owner has one, unless the backbone is the built-in one.
+No server is involved, so the shared model is the bare backbone. An adapter that is not
+used is measured too. Writes one file per owner into benchmarks/results/owners-BACKBONE/
+(`--resume` keeps those that are there and whose history has not changed), and
+docs/owners.md as soon as every owner has one, unless the backbone is the built-in one.
 """
 
 import argparse
@@ -61,6 +62,13 @@ def rows_of(name: str) -> list[dict[str, str]]:
     """Return an owner's pairs, ``prompt`` and ``target``, oldest first."""
     lines = (OWNERS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def parted(
+    rows: Sequence[dict[str, str]],
+) -> tuple[Sequence[dict[str, str]], Sequence[dict[str, str]]]:
+    """Part a history into what is imported, and what is kept out of the import."""
+    return rows[:-UNSEEN], rows[-UNSEEN:]
 
 
 def digest(name: str) -> str:
@@ -139,7 +147,7 @@ class Device:
             seconds = time.monotonic() - began
             listener.join()
             out.seek(0)
-            printed_text = out.read()
+            text = out.read()
         if process.returncode not in (0, 1):
             said = "".join(line for _, line in heard)
             raise RuntimeError(f"idiolect {command[0]}: {said[-500:]}")
@@ -152,7 +160,7 @@ class Device:
             "bytes": most,
             "first": first,
             "code": process.returncode,
-            "said": json.loads(printed_text),
+            "said": json.loads(text),
         }
 
 
@@ -170,8 +178,7 @@ def peak(pid: int) -> int:
 
 def measured(name: str, backbone: str) -> dict[str, Any]:
     """Make an owner's vault, train, and measure; all in a temporary folder."""
-    rows = rows_of(name)
-    known, unseen = rows[:-UNSEEN], rows[-UNSEEN:]
+    known, unseen = parted(rows_of(name))
     with tempfile.TemporaryDirectory() as place:
         device = Device(Path(place))
         history, kept = Path(place) / f"{name}.jsonl", Path(place) / "unseen.jsonl"
@@ -184,10 +191,7 @@ def measured(name: str, backbone: str) -> dict[str, Any]:
         # One that is not used is measured too; the owner could use it all the same.
         device.run("use", str(said["number"]))
         device.run("export-adapter", str(Path(place) / "adapter"))
-        judged = printed(
-            *(__file__, "--backbone", backbone),
-            *("--judge", place),
-        )
+        judged = printed(__file__, "--backbone", backbone, "--judge", place)
         command = generated(device, unseen[-1]["prompt"])
     texts = {row["target"] for row in known}
     return {
@@ -329,30 +333,24 @@ def gain(result: Mapping[str, Any]) -> float:
 
 def page(results: Sequence[Mapping[str, Any]]) -> str:
     """Return docs/owners.md."""
-    first = results[0]
-    commits = sorted({result["origin"]["commit"] for result in results})
-    days = sorted({result["origin"]["day"] for result in results})
-    threads = first["threads"] or "all"
-    lines = [
-        "# Twenty owners",
-        "",
+    origins = [result["origin"] for result in results]
+    commits, days = (sorted({o[key] for o in origins}) for key in ("commit", "day"))
+    about = (
         f"{len(results)} invented owners, each with a history of another kind "
         "([benchmarks/owners](../benchmarks/owners)), on the backbone "
-        f"`{first['backbone']}` with default settings. `python benchmarks/owners.py` runs an "
-        f"owner's commands and wrote this page. The newest {UNSEEN} texts of each are not "
-        "imported: neither the training nor the decision whether the adapter is used has "
-        "seen them. There is no server, so the shared model is the bare backbone.",
-        "",
+        f"`{results[0]['backbone']}` with default settings. `python benchmarks/owners.py` "
+        "runs an owner's commands and wrote this page. The newest "
+        f"{UNSEEN} texts of each are not imported: neither the training nor the decision "
+        "whether the adapter is used has seen them. There is no server, so the shared "
+        "model is the bare backbone."
+    )
+    measured_at = (
         f"Measured at {', '.join(commits)}, {', '.join(days)}, on "
-        f"{first['origin']['processor']}, threads: {threads}.",
-        "",
-        *targets(results),
-        "",
-        *table(results),
-        "",
-        *examples(results),
-    ]
-    return "\n".join(lines) + "\n"
+        f"{origins[0]['processor']}; OMP_NUM_THREADS: {results[0]['threads'] or 'not set'}."
+    )
+    blocks = [["# Twenty owners"], [about], [measured_at]]
+    blocks += [[*targets(results)], [*table(results)], [*examples(results)]]
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
 def targets(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -403,11 +401,11 @@ def _named(results: Sequence[Mapping[str, Any]]) -> str:
 def table(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """One row per owner."""
     yield (
-        f"NLL (nats per token; lower is better) and ROUGE-L are those of the {UNSEEN} unseen "
-        "texts: shared model -> personal model. *Better* is how many of the texts the "
-        "personal model predicts better. Loops, empty outputs, outputs that had not ended "
-        f"after {TOKENS} tokens, and copies of imported texts are counted among the "
-        f"{UNSEEN} outputs of the personal model; of the shared model in brackets."
+        "NLL (nats per token; lower is better) and ROUGE-L are those of the "
+        f"{UNSEEN} unseen texts: shared model -> personal model. *Better* is how many of "
+        "them the personal model predicts better. Loops, empty outputs, outputs that had "
+        f"not ended after {TOKENS} tokens, and copies of imported texts are counted among "
+        f"the {UNSEEN} outputs of the personal model; of the shared model in brackets."
     )
     yield ""
     heads = ("owner", "imported", "used", "s", "CPU s", "MB", "first line", "NLL")
@@ -501,7 +499,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if result is None:
             try:
                 result = measured(name, given.backbone)
-            except RuntimeError as error:
+            except (RuntimeError, SystemExit) as error:  # `printed` exits
                 print(f"{name:20} failed: {error}", flush=True)
                 failed += 1
                 continue

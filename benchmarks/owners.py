@@ -41,7 +41,7 @@ from report import RESULTS, ROOT, origin, printed
 OWNERS = ROOT / "benchmarks" / "owners"
 PAGE = ROOT / "docs" / "owners.md"
 UNSEEN = 6  # newest texts of an owner that are not imported
-TOKENS = 128  # of an output, at most: the longest text here has 110 of SmolLM2's
+TOKENS = 96  # of an output, at most: the longest text here has 75 of SmolLM2's
 POLL = 0.05  # seconds between two looks at a process's memory
 # An output loops if more than half of its pieces of so many characters stood in it before.
 # Texts of fewer characters than `SHORT` do not: "ha ha ha ha" is none.

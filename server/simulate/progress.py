@@ -13,7 +13,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from ...common.text import lines, shown
+from ...common.text import duration, lines, shown
 
 NARROW = 115  # columns: with fewer the words alone fit, and a bar would cut them
 PLAIN_SECONDS = 10.0  # between two lines of the same phase where there is no terminal
@@ -113,11 +113,3 @@ def waiting(event: dict[str, Any]) -> str:
         until = time.strftime("%H:%M:%S", time.localtime(event["until"]))
         parts.append(f"waiting for others until {until}")
     return "; ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a person says them: ``42 s``, ``3 min``, ``1 h 5 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

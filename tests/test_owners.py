@@ -224,6 +224,7 @@ def test_one_owner_from_a_vault_to_a_result(
     assert found["command_agrees"]
     cost = found["personalize"]
     assert cost["cpu"] > 0 and cost["bytes"] > 50e6
+    assert 0 < cost["first"] < cost["seconds"]
     # What is there is not measured again; a history that changed is.
     main = COMMAND.main
     monkeypatch.setitem(main.__globals__, "measured", _refused)

@@ -118,6 +118,21 @@ def within(backbone: Backbone, layout: Layout, adapters: int, budget: float) -> 
     return Saving(layers - 1, ceil(least / max(left, least / layout.rows)), logits)
 
 
+def needed_bytes(
+    backbone: Backbone, layout: Layout, adapters: int, saving: Saving
+) -> float:
+    """Forecast of what a step takes above the resident backbone, the largest in a layout.
+
+    The parameters are those of `within`, and what that returned.
+    """
+    vocabulary = backbone.model.config.vocab_size
+    predicted = int((layout.labels != FILLER).sum())
+    logits = min(saving.logits or LOGITS_PER_CHUNK, predicted * vocabulary)
+    keys, tokens = layout.key.shape[1], layout.ids.numel() / saving.passes
+    step = step_bytes(backbone, ceil(tokens), keys, saving.recompute)
+    return step + 4 * OPTIMISER * adapters + COPIES * 4 * logits
+
+
 def free_bytes(device: torch.device) -> float:
     """Memory that this process may use beyond what it has.
 

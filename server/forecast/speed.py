@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ...common.config import Config
+from ...common.config.methods import BY_NAME
 from ...common.data.types import User
 from ...common.engine.adapters import new_lora, stack, zero_shared
 from ...common.engine.backbone import Backbone, Encoded
@@ -41,6 +42,8 @@ def measured(config: Config, backbone: Backbone, users: Sequence[User]) -> Speed
     history = [encode_all(backbone, user.history) for user in group]
     reference = Reference(backbone, zero_shared(backbone, config.shared_shape, 0))
     own = [new_lora(backbone, config.lora, 0, str(k)) for k in range(len(group))]
+    unlabeled = any(BY_NAME[method].unlabeled for method in config.method_list)
+    others = round(config.unlabeled.ratio) if unlabeled else 0
 
     def score(rows: Rows) -> int:
         policy = [reference.shared, stack(own[: len(rows)])]
@@ -54,7 +57,7 @@ def measured(config: Config, backbone: Backbone, users: Sequence[User]) -> Speed
         return _tokens(backbone, sets, settings)
 
     def personalise(rows: Rows) -> int:
-        settings, sets = training_settings(config, 1e-6), _sets(rows)
+        settings, sets = training_settings(config, 1e-6), _sets(rows, others)
         settings = TrainingSettings(**{**vars(settings), "epochs": 1})
         train(reference, own[: len(rows)], sets, sft.loss, settings)
         return _tokens(backbone, sets, settings)
@@ -64,7 +67,7 @@ def measured(config: Config, backbone: Backbone, users: Sequence[User]) -> Speed
     scored = _timed(score, history, SECONDS / scored)
     budget = SECONDS / (BACKWARD * scored)
     adapted = _timed(adapt, history, budget)
-    trained = _timed(personalise, history, budget)
+    trained = _timed(personalise, history, budget / (1 + others))
     held_out = [encode_all(backbone, user.held_out) for user in group]
     few, many = ([[r[0]] for r in held_out[:1]], _some(held_out, SECONDS / scored))
     policy = [reference.shared]
@@ -78,10 +81,11 @@ def measured(config: Config, backbone: Backbone, users: Sequence[User]) -> Speed
     return Speed(adapted, trained, scored, prompted, step, written)
 
 
-def _sets(rows: Rows) -> list[TrainingSet]:
+def _sets(rows: Rows, others: int = 0) -> list[TrainingSet]:
+    """Training sets of some rows, which also stand `others` times for unlabeled items."""
+    examples = [[Example(one) for one in items] for items in rows]
     return [
-        TrainingSet(str(k), [Example(one) for one in items])
-        for k, items in enumerate(rows)
+        TrainingSet(str(k), items, items * others) for k, items in enumerate(examples)
     ]
 
 

@@ -32,6 +32,8 @@ from ..common.text import lines, printable, shown, tell, tell_json, tell_sentenc
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .forecast.estimate import Forecast
+    from .simulate.plan import Plan
     from .study.declaration import Study
 
 # Modules are imported by the functions that need them: `--help` does not import torch.
@@ -115,14 +117,16 @@ def _planned(declared: "Sequence[Study]", place: Path) -> None:
 
 def _ahead(study: "Study", folder: Path) -> "list[float]":
     """Say what a study will take; return the seconds of each of its cells."""
-    from .forecast.estimate import short, warning
     from .study.ahead import forecast
 
-    ahead, cells = forecast(study, folder)
+    tell_sentence("measuring this machine, which takes some seconds")
+    try:
+        ahead, cells = forecast(study, folder)
+    except IdiolectError as error:
+        tell_sentence(f"no forecast: {error}", sys.stderr)
+        return []
     if any(cells):
-        tell(short(ahead))
-    if problem := warning(ahead):
-        tell_sentence(f"warning: {problem}", sys.stderr)
+        _tell_ahead(ahead)
     return cells
 
 
@@ -169,20 +173,39 @@ def _simulate(options: argparse.Namespace) -> int | None:
     plan = prepare(app, _settings(options), options.nodes, Path.cwd())
     if has_finished(plan):
         return _shown(lambda console: simulate(plan, console))
-    with on_interrupt(
-        "stopped: nothing has begun yet, so give the same command again."
-    ):
-        from .forecast.estimate import short, table, warning
-        from .simulate.ahead import forecast
-
-        tell_sentence("measuring this machine, for a few seconds")
-        ahead = forecast(plan)
+    ahead = _ahead_of(plan, options.plan)
     if options.plan:
-        return tell(table(ahead))
-    tell(f"the whole run: {short(ahead)}" if plan.resumed else short(ahead))
+        return None
+    return _shown(lambda console: simulate(plan, console, ahead))
+
+
+@on_interrupt("stopped: nothing has begun yet, so give the same command again.")
+def _ahead_of(plan: "Plan", whole: bool) -> "Forecast | None":
+    """Say what a run will take, all of it or in one line; None where it is not known."""
+    from .forecast.estimate import table
+    from .simulate.ahead import forecast
+
+    tell_sentence("measuring this machine, which takes some seconds")
+    try:
+        ahead = forecast(plan)
+    except IdiolectError as error:
+        if whole:
+            raise
+        return tell_sentence(f"no forecast: {error}", sys.stderr)
+    if whole:
+        tell(table(ahead))
+    else:
+        _tell_ahead(ahead, "the whole run: " * plan.resumed)
+    return ahead
+
+
+def _tell_ahead(ahead: "Forecast", what: str = "") -> None:
+    """Say time and memory in one line, and warn if there is too little memory."""
+    from .forecast.estimate import short, warning
+
+    tell(f"{what}{short(ahead)}")
     if problem := warning(ahead):
         tell_sentence(f"warning: {problem}", sys.stderr)
-    return _shown(lambda console: simulate(plan, console, ahead))
 
 
 def _shown(show: "Callable[[Console], dict[str, Any]]") -> int | None:

@@ -173,6 +173,43 @@ MUTATIONS = (
         "tokens = positive.weight.sum(-1)",
         "test_sft_is_nll_per_token",
     ),
+    # --- GGUF files ------------------------------------------------------------------
+    Mutation(
+        "GGUF: rows of the keys are put back by the number of query heads",
+        "common/gguf/model.py",
+        'heads = "num_attention_heads" if part == "attn_q" else "num_key_value_heads"',
+        'heads = "num_attention_heads"',
+        "test_an_f32_file_has_the_logits_of_its_model",
+    ),
+    Mutation(
+        "GGUF: norms of Gemma keep the one that is added to them",
+        "common/gguf/model.py",
+        'less_one = kind in GEMMAS and name.endswith("_norm.weight")',
+        "less_one = False",
+        "test_an_f32_file_has_the_logits_of_its_model",
+    ),
+    Mutation(
+        "GGUF: a setting that nothing reads is passed over",
+        "common/gguf/model.py",
+        "if left := sorted(set(own) - self.asked):",
+        "if left := sorted(set(own) - self.asked)[:0]:",
+        "test_a_setting_that_is_missing_or_unknown_is_named",
+    ),
+    Mutation(
+        "GGUF: a tensor may lie beyond the end of the file",
+        "common/gguf/header.py",
+        "if end > len(self.data):",
+        "if end > 2**70:",
+        "test_what_cannot_be_is_refused_without_much_memory",
+    ),
+    Mutation(
+        "GGUF: a conversion is known by its own files, not by the file's bytes",
+        "common/engine/model_folder.py",
+        "if found := gguf.record_of(folder):",
+        "if found := {}:",
+        "test_the_identity_is_that_of_the_bytes",
+        "tests/common/gguf/test_convert.py",
+    ),
     # --- alpha -----------------------------------------------------------------------
     Mutation(
         "alpha: directions of the span are not as long as they were",

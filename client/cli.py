@@ -126,6 +126,22 @@ COMMANDS = (
         "say what the vault holds, which adapter is used, what leaves, and what is next",
     ),
     OwnerCommand(
+        "models",
+        "models:list_models",
+        "list the models of this machine, or measure one",
+        (
+            given(
+                "--try",
+                dest="trying",
+                default="",
+                metavar="NAME",
+                help="personalise this one on a small job of made-up pairs, and keep the "
+                "time and memory that it took",
+            ),
+        ),
+        opens=False,
+    ),
+    OwnerCommand(
         "import",
         "history:import_file",
         "add the pairs of a file to the history",

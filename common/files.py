@@ -6,8 +6,10 @@ all of it is for this account alone, whatever the umask: files 0600, folders 070
 
 import contextlib
 import hashlib
+import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +17,25 @@ from typing import BinaryIO
 def home() -> Path:
     """Return the folder where idiolect keeps its files (``$IDIOLECT_HOME``)."""
     return Path(os.environ.get("IDIOLECT_HOME") or "~/.idiolect").expanduser()
+
+
+def file_hash(files: Sequence[Path]) -> str:
+    """Return the SHA-256 over files, one after the other.
+
+    Reading gigabytes at every start would cost more than training a user, so the result
+    is kept by path, size and time of change in ``$IDIOLECT_HOME/cache``.
+    """
+    stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    token = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    cached = home() / "cache" / "weights" / token
+    if cached.exists():
+        return cached.read_text()
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
+    write_atomically(cached, digest.hexdigest().encode())
+    return digest.hexdigest()
 
 
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9_.@+-]{0,99}")

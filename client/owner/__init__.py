@@ -1,4 +1,5 @@
 """What the owner does on a device: vault, history, consent, training, text.
 
-Imports: common.methods, common.engine, common.unlabeled, common.data, common.privacy.
+Imports: common.methods, common.engine, common.unlabeled, common.data, common.privacy,
+common.gguf.
 """

@@ -1,4 +1,4 @@
 """The engine: backbone, adapters, scores, objectives, training.
 
-Imports: common.data.
+Imports: common.data, common.gguf.
 """

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..config import absolute_backbone
 from ..errors import IdiolectError, explained, refuse_if, required
-from ..files import home, write_atomically
+from ..files import file_hash
+from ..gguf import convert as gguf
 from ..text import printable
-from . import gguf
 
 # Families on whose module layout and logits the engine is tested. Another family may
 # scale, cap or route its logits in a way that silently changes every log-probability.
@@ -103,6 +103,18 @@ def only_gguf(name: str) -> Path | None:
         "of them.",
     )
     return files[0] if files else None
+
+
+def weights_of(name: str) -> str:
+    """Say what a backbone's weights were made of, such as "dequantised from Q4_1".
+
+    Empty where that is its own files, or where it is not there any more: a run of hours
+    does not end in an error because somebody has moved a file.
+    """
+    try:
+        return gguf.origin(locate(name))
+    except (IdiolectError, OSError):
+        return ""
 
 
 def check_folder(name: str, folder: Path) -> str:
@@ -351,18 +363,9 @@ def _digest_file(file: Path) -> str:
 def weights_hash(folder: Path) -> str:
     """SHA-256 over the safetensors files of a folder, in order of their names.
 
-    Reading gigabytes at every start would cost more than training a user, so the result
-    is kept by path, size and time of change in ``$IDIOLECT_HOME/cache``.
+    That of a GGUF file's conversion is the hash of the file: the same weights in another
+    file are another backbone, and a file that was moved is the same.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    token = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
-    cached = home() / "cache" / "weights" / token
-    if cached.exists():
-        return cached.read_text()
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            hashlib.file_digest(stream, lambda: digest)
-    write_atomically(cached, digest.hexdigest().encode())
-    return digest.hexdigest()
+    if found := gguf.record_of(folder):
+        return found["sha256"]
+    return file_hash(sorted(folder.glob("*.safetensors")))

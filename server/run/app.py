@@ -28,6 +28,7 @@ from ...common.config import Config, parse_run
 from ...common.data.load import TEXT, load_dataset, task_of
 from ...common.data.metrics import ENGLISH, unread
 from ...common.data.types import Dataset
+from ...common.engine.model_folder import weights_of
 from ...common.engine.rates import with_rates
 from ...common.errors import IdiolectError, refuse_if
 from ...common.process import peak_mb, process_name
@@ -321,6 +322,7 @@ def description(run: LiveRun) -> dict[str, Any]:
         "simulation": bool(run.ledger.simulation_reasons()),
         "task": config.task,
         "backbone": config.backbone,
+        **({"weights": made} if (made := weights_of(config.backbone)) else {}),
         "seed": config.seed,
         "versions": {
             "idiolect": package_version(),

@@ -546,6 +546,7 @@ def _notes(results: Mapping[str, Any], whole: bool) -> list[str]:
     # What is said if what stands beside it is something, and that too if it is not True.
     lines: list[tuple[str, Any]] = [
         *_noise_notes(results),
+        ("backbone: ", run.get("weights")),
         ("learning rates: ", _by_method(run.get("learning_rates"))),
         ("recipe of c-bpo: ", run.get("recipe")),
         (

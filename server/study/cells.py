@@ -23,6 +23,7 @@ from ...common.config.old import renamed
 from ...common.data.load import load_dataset
 from ...common.data.types import Dataset
 from ...common.engine.backbone import backbone_of
+from ...common.engine.model_folder import weights_of
 from ...common.engine.rates import with_rates
 from ...common.engine.reference import Reference
 from ...common.errors import refuse_if
@@ -205,6 +206,7 @@ def built(run: Run, dataset: Dataset, states: Mapping[str, State]) -> dict[str, 
         run={
             "task": config.task,
             "backbone": config.backbone,
+            **({"weights": made} if (made := weights_of(config.backbone)) else {}),
             "seed": config.seed,
             "commit": results.git_commit(),
             "users": len(users),

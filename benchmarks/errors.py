@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -129,6 +130,7 @@ OF_DEVICE = (
     Case("consent everything no", "update"),
     Case("settings speed 1", "no setting 'speed'"),
     Case("settings memory-mb lots", "it takes"),
+    Case("models --try ./none", "neither a folder nor a GGUF file"),
     Case("settings backbone ./none", "neither a folder nor a GGUF file"),
     Case("leave", "has joined no server"),
     # what is in files and words
@@ -291,6 +293,15 @@ OF_SERVER = (
     Case("simulate APP -c backbone=models/shard", "weight files are missing"),
     Case("simulate APP -c backbone=models/cut", "cut short"),
     Case("simulate APP -c backbone=models/beside", "adapter lies beside"),
+    Case("simulate APP -c backbone=models/two", "2 GGUF files"),
+    Case("simulate APP -c backbone=models/text.gguf", "not a GGUF file"),
+    Case("simulate APP -c backbone=models/old.gguf", "version 1"),
+    Case("simulate APP -c backbone=models/end.gguf", "cut short"),
+    Case("simulate APP -c backbone=models/adapter.gguf", "'adapter'"),
+    Case("simulate APP -c backbone=models/bert.gguf", "architecture 'bert'"),
+    Case(
+        "simulate APP -c backbone=models/none.gguf", "neither a folder nor a GGUF file"
+    ),
     Case("simulate unlisted", "lists no"),
     Case("keys init lab.example --port 0 --at new", "0 is not a port"),
     Case("keys renew lab.example --at unkeyed", "there is no ca.key"),
@@ -451,6 +462,36 @@ def _prepare_models(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
         for file, text in ({"config.json": json.dumps(llama)} | files).items():
             (folder / name / file).write_text(text)
+    _prepare_gguf(folder)
+
+
+def _prepare_gguf(folder: Path) -> None:
+    """GGUF files that end behind their settings, which are texts."""
+
+    def text(words: str) -> bytes:
+        return struct.pack("<Q", len(words)) + words.encode()
+
+    def file(version: int = 3, **settings: str) -> bytes:
+        pairs = (f"general.{key}" for key in settings)
+        body = b"".join(
+            text(key) + struct.pack("<I", 8) + text(value)
+            for key, value in zip(pairs, settings.values(), strict=True)
+        )
+        return b"GGUF" + struct.pack("<IQQ", version, 0, len(settings)) + body
+
+    bert = file(architecture="bert")
+    files = {
+        "text.gguf": b"a text",
+        "old.gguf": file(version=1),
+        "end.gguf": bert[:-2],
+        "adapter.gguf": file(type="adapter"),
+        "bert.gguf": bert,
+        "two/a.gguf": bert,
+        "two/b.gguf": bert,
+    }
+    (folder / "two").mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
 
 
 def _prepare_server(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/readme.py [--real] [RESULTS.json]
 
-Takes what the table needs from the results of `make lamp`, or with ``--real`` of `make real`
+Takes what the table needs from the results of `make lamp`, with ``--real`` of `make real`
 (default: the newest run), keeps it in ``benchmarks/results``, and replaces what stands
 between the two markers: in the README, or in ``docs/simulations.md``. The table has means
 over users, and for the main differences also the 95 % intervals, paired by user. No number

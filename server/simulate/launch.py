@@ -37,7 +37,7 @@ from .simulator import ALONE
 
 # Seconds until a process that was asked to end is killed. A run can be killed at any moment
 # and resumed, so after Ctrl-C nobody has to wait for Flower and Ray.
-PATIENCE, IMPATIENCE = 5.0, 1.0
+PATIENCE, IMPATIENCE = 5.0, 0.2
 UNLOCK_SECONDS = 10.0  # for ended processes to release the run's lock
 NETWORK = ALONE  # or SHARED, on machines that do not allow a network of its own
 STOPPED = "stopped: every process of the run has ended."

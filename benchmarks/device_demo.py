@@ -31,6 +31,7 @@ def say(text: str) -> None:
 
 def compare(fleet: Fleet) -> None:
     """Show what the adapter changes, or say why it changes nothing."""
+    texts, prompt = dict[str, str](), ""
     for prompt in fleet.prompts[0]:
         words = ("generate", "-", "--compare", "--max-new-tokens", "32", "--json")
         texts = json.loads(fleet.command("device0", *words, given=prompt))

@@ -116,8 +116,8 @@ def _mean(speeds: Sequence[Mapping[str, float]]) -> Speed:
 
 def _count(found: Mapping[str, Any], speed: Speed) -> Count:
     parts = tuple(
-        Part(*head, Work(*work), *tail)
-        for *head, work, tail in ((*p[:4], p[4], p[5:]) for p in found["parts"])
+        Part(phase, label, node, users, Work(*work), method, trial)
+        for phase, label, node, users, work, method, trial in found["parts"]
     )
     memory, prepared = found["memory"], found["prepared"]
     return Count(parts, speed, memory / MB, prepared, found["again"])

@@ -11,11 +11,12 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from ...common.config import UNTRAINED, Config, Privacy
 from ...common.config.methods import BY_NAME
 from ...common.data.load import task_of
-from ...common.data.types import Dataset, User
+from ...common.data.types import Dataset, Item, User
 from ...common.engine.adapters import new_lora
 from ...common.engine.backbone import Backbone, Encoded
 from ...common.engine.fitting import encode_all
@@ -44,7 +45,7 @@ from ...common.unlabeled.draws import Draw, draw_for
 from ...common.unlabeled.samples import SAMPLED_AT_ONCE
 from ...common.unlabeled.sets import UnlabeledSet, population_share
 from ...common.unlabeled.votes import VOTES
-from ..run.local import local_run
+from ..run.local import Local, local_run
 from ..run.pool import pool, public_text
 from .parts import Part, Work
 
@@ -163,7 +164,7 @@ class Counting:
             rows = encode_all(backbone, self._bank())
             yield Part("pool", "bank", 0, 0, self._sampled(rows))
 
-    def _bank(self):
+    def _bank(self) -> list[Item]:
         count = self.config.unlabeled.bank
         return public_text(self.config, self.dataset, count)
 
@@ -418,7 +419,7 @@ def handed_out(config: Config, backbone: Backbone, dataset: Dataset) -> Unlabele
     config = replace(config, unlabeled=plain, privacy=Privacy())
     run = local_run(config, Reference(backbone), dataset)
     pool(run)
-    return run.cohort.unlabeled
+    return cast(Local, run.cohort).unlabeled
 
 
 def drawn(

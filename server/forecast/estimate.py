@@ -4,7 +4,7 @@ Pure functions of numbers. Nodes work side by side and wait for each other after
 round, method and learning rate; so an exchange takes as long as its slowest node.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ...common.config import UNTRAINED, Config
@@ -89,62 +89,52 @@ Change = tuple[str, Callable[[Part], float]]
 """What to set, and the factor by which a part of the work is then multiplied."""
 
 
-def changes(config: Config, shares: Shares) -> list[Change]:
-    """What can be lowered, each key by half or to the least that makes sense."""
-    own, looked, labels = config.personalise, config.evaluate, []
+EVALUATED = ("training", "samples", "scores", "generation")
 
-    def scale(name: str, value: int, new: int, *phases: str, evaluated: bool = False):
-        def factor(part: Part) -> float:
-            if part.phase not in phases or (evaluated and part.trial):
-                return 1.0
-            return new / value
 
-        if new < value:
-            labels.append((f"{name}={new}", factor))
-
+def changes(config: Config, shares: Shares) -> Iterator[Change]:
+    """What can be lowered: numbers by half, and what can be left out."""
+    own, phases = config.personalise, ("training",)
+    yield from _halved("personalise.epochs", own.epochs, 1, phases)
+    yield from _halved("adapt.rounds", config.adapt.rounds, 0, ("adapt",))
+    phases = ("adapt", "training", "samples")
+    yield from _halved("history", config.history, 1, phases)
+    yield from _halved("users", config.users, 1, EVALUATED, trials=False)
+    yield from _halved("held-out", config.held_out, 1, ("scores", "generation"))
+    yield from _halved("evaluate.rivals", config.evaluate.rivals, 1, ("scores",))
     rates = config.learning_rate_list
     if len(rates) > 1:
-        middle = rates[len(rates) // 2]
-        text = f"personalise.learning-rates={middle:g} (one of {len(rates)})"
-        labels.append((text, lambda part: 0.0 if part.trial else 1.0))
+        text = f"personalise.learning-rates={rates[len(rates) // 2]:g}"
+        yield f"{text} (one of {len(rates)})", lambda part: float(not part.trial)
     trained = [m for m in config.method_list if m not in UNTRAINED]
     if len(trained) > 1:
-        cost = {
+        costs = {
             m: sum(s for (_, name, _), s in shares.items() if name == m)
             for m in trained
         }
-        dearest = max(trained, key=lambda m: cost[m])
-        named = f"methods without {dearest}"
-        labels.append((named, lambda p: 0.0 if p.method == dearest else 1.0))
-    scale("personalise.epochs", own.epochs, max(1, own.epochs // 2), "training")
-    scale("adapt.rounds", config.adapt.rounds, config.adapt.rounds // 2, "adapt")
-    half = max(1, config.history // 2)
-    scale("history", config.history, half, "adapt", "training", "samples")
-    half = max(1, config.users // 2)
-    scale(
-        "users",
-        config.users,
-        half,
-        "training",
-        "samples",
-        "scores",
-        "generation",
-        evaluated=True,
-    )
-    half = max(1, config.held_out // 2)
-    scale("held-out", config.held_out, half, "scores", "generation")
-    rivals = looked.rivals + 1
-    if rivals > 2:
-        factor = 2 / rivals
-        text = "evaluate.rivals=1"
-        labels.append((text, lambda p: factor if p.phase == "scores" else 1.0))
-    if looked.generate:
-        text = "evaluate.generate=false"
-        labels.append((text, lambda p: 0.0 if p.phase == "generation" else 1.0))
+        dearest = max(costs, key=costs.__getitem__)
+        yield f"methods without {dearest}", lambda part: float(part.method != dearest)
+    if config.evaluate.generate:
+        yield (
+            "evaluate.generate=false",
+            lambda part: float(part.phase != "generation"),
+        )
     if config.unlabeled.kind == "self":
-        text = "unlabeled.kind=votes"
-        labels.append((text, lambda p: 0.0 if p.phase == "samples" else 1.0))
-    return labels
+        yield "unlabeled.kind=votes", lambda part: float(part.phase != "samples")
+
+
+def _halved(
+    name: str, value: int, least: int, phases: tuple[str, ...], *, trials: bool = True
+) -> Iterator[Change]:
+    """Half of a number, to which the work of some phases is proportional."""
+    new = max(least, value // 2)
+
+    def factor(part: Part) -> float:
+        concerned = part.phase in phases and (trials or not part.trial)
+        return new / value if concerned else 1.0
+
+    if new < value:
+        yield f"{name}={new}", factor
 
 
 def savings(

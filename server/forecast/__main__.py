@@ -35,7 +35,7 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
     from ...common.engine.backbone import backbone_of
     from ...common.engine.rates import with_rates
     from ..run.local import fitted
-    from .counts import Counting
+    from .counts import Counting, all_parts
     from .speed import measured
 
     found: dict[str, Any] = {"bare": peak_mb(), "counts": [], "start": 0.0}
@@ -47,7 +47,7 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
         if not number:
             found |= {"start": age(), "loaded": peak_mb()}
         counting = Counting(config, backbone, dataset, job["nodes"], job["development"])
-        parts = [[*vars(p).values()] for p in counting.parts()]
+        parts = [[*vars(p).values()] for p in all_parts(counting)]
         name = f"{config.backbone} {config.task} {config.data}"
         if name not in speeds:
             speeds[name] = asdict(measured(config, backbone, dataset.users))

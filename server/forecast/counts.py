@@ -24,6 +24,7 @@ from ...common.engine.memory import Saving, needed_bytes
 from ...common.engine.reference import Reference
 from ...common.engine.scoring import chunks, collate
 from ...common.engine.training import (
+    KINDS,
     Batch,
     Example,
     TrainingSet,
@@ -35,7 +36,7 @@ from ...common.engine.training import (
     steps_of,
 )
 from ...common.methods.evaluation import with_rivals
-from ...common.methods.pag import PROFILE_TOKENS, with_history
+from ...common.methods.pag import PROFILE_TOKENS, PROFILED, with_history
 from ...common.methods.personalise import training_settings
 from ...common.methods.rag import prompted
 from ...common.methods.shared import training_set, update_settings
@@ -80,6 +81,7 @@ class Counting:
     again: float = 0.0
     _scored: set[tuple[tuple[int, ...], ...]] = field(default_factory=set)
     _embedded_users: set[str] = field(default_factory=set)
+    _laid_out: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def parts(self) -> Iterator[Part]:
         """All parts, in the order of the run."""
@@ -258,7 +260,9 @@ class Counting:
         if method == "pag":  # the profile, which one user's own texts ask for
             for user in group:
                 texts = encode_all(backbone, user.history)
-                tokens_asked = sum(len(e.ids) - e.prompt_length for e in texts[-16:])
+                tokens_asked = sum(
+                    len(e.ids) - e.prompt_length for e in texts[-PROFILED:]
+                )
                 outputs += Work(prompted=tokens_asked, steps=PROFILE_TOKENS)
                 outputs += Work(written=PROFILE_TOKENS)
         return {"scores": Work(scored=tokens), "generation": outputs}
@@ -283,7 +287,19 @@ class Counting:
         settings: TrainingSettings,
         shared: bool = False,
     ) -> tuple[int, int]:
-        """Tokens of a training forward and backward, and those forward alone."""
+        """Tokens of a training forward and backward, and those forward alone.
+
+        Methods and rates that train on the same rows are laid out once.
+        """
+        rows = [[len(getattr(one, kind)) for kind in KINDS] for one in sets]
+        key = repr(([one.user for one in sets], rows, settings.epochs, shared))
+        if key not in self._laid_out:
+            self._laid_out[key] = self._laid(sets, settings, shared)
+        return self._laid_out[key]
+
+    def _laid(
+        self, sets: Sequence[TrainingSet], settings: TrainingSettings, shared: bool
+    ) -> tuple[int, int]:
         steps, _ = steps_of(sets, settings)
         layout = largest(self.backbone, steps)
         numbers = len(sets) * numbers_of(self.config, self.backbone, shared)
@@ -312,6 +328,31 @@ class Counting:
         longest = max(e.prompt_length for items in users for e in items)
         steps = expected_steps(self.config, users, policy)
         return Work(prompted=rows * longest, steps=steps, written=rows * steps)
+
+
+MOST_COUNTED = 64  # users; of more, the first stand for all
+
+
+def all_parts(counting: Counting) -> list[Part]:
+    """All parts of a job; of many users those of the first, scaled up.
+
+    Of evaluated and development users as many are counted as is their share.
+    """
+    dataset = counting.dataset
+    both = len(dataset.users), len(dataset.development)
+    if sum(both) <= MOST_COUNTED:
+        return list(counting.parts())
+    some = [math.ceil(MOST_COUNTED * count / sum(both)) for count in both]
+    counting.dataset = replace(
+        dataset,
+        users=dataset.users[: some[0]],
+        development=dataset.development[: some[1]],
+    )
+    scale = sum(both) / sum(some)
+    return [
+        replace(part, work=part.work.times(scale), users=round(part.users * scale))
+        for part in counting.parts()
+    ]
 
 
 SHORT = "samples"  # in the place of a method: what is written is nobody's output

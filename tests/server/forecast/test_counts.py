@@ -12,7 +12,8 @@ from idiolect.common.engine.backbone import Backbone, backbone_of
 from idiolect.common.engine.memory import Saving
 from idiolect.common.engine.reference import Reference
 from idiolect.common.methods import evaluation
-from idiolect.server.forecast.counts import Counting
+from idiolect.server.forecast import counts
+from idiolect.server.forecast.counts import Counting, all_parts
 from idiolect.server.forecast.parts import Work
 from idiolect.server.run.adapt import adapt
 from idiolect.server.run.local import Local, fitted, local_run
@@ -149,3 +150,20 @@ def test_a_step_in_two_passes_is_counted_forward_twice(small_model):
     whole, none = step_tokens(backbone, step, Saving())
     split, again = step_tokens(backbone, step, Saving(passes=2))
     assert none == 0 and again == split >= whole
+
+
+def test_the_first_of_many_users_stand_for_all(small_model, monkeypatch):
+    config = parse({**SHORT, "backbone": small_model, "methods": "shared,sft"})
+    backbone = backbone_of(config)
+    dataset = fitted(backbone, load_dataset(config))
+    whole = all_parts(Counting(config, backbone, dataset, 1))
+    monkeypatch.setattr(counts, "MOST_COUNTED", 3)
+    some = all_parts(Counting(config, backbone, dataset, 1))
+    for phase in ("adapt", "training", "scores"):
+        both = [[p for p in parts if p.phase == phase] for parts in (whole, some)]
+        for name in ("adapted", "trained", "scored"):
+            all_of, part = (sum(getattr(p.work, name) for p in b) for b in both)
+            assert part == pytest.approx(all_of, rel=0.35)
+        assert sum(p.users for p in both[1]) == pytest.approx(
+            sum(p.users for p in both[0]), abs=2
+        )

@@ -165,6 +165,7 @@ OF_DEVICE = (
     Case("settings backbone no!id", "neither a folder nor a model id"),
     Case("settings most-epsilon lots", "it takes a number"),
     Case("settings on-battery maybe", "it takes yes or no"),
+    Case("settings dtype float8", "it takes float32 or bfloat16"),
     Case("settings max-length 3", "it takes a whole number from 16"),
     Case("settings fewest-users 0", "it takes a whole number from 1"),
     Case("consent training clear", "it takes no or yes"),
@@ -554,6 +555,7 @@ def provoke(case: Case, folder: Path) -> tuple[int, str]:
         code = main(words)
     text = said.getvalue().replace(str(folder / "home"), "HOME")
     text = text.replace(str(folder), ".").replace(LAMP, "APP")
+    text = re.sub(r"^ *\d+:\d\d  .*\n", "", text, flags=re.M)  # progress
     return code, re.sub(r"(idiolect-error-)\w+", r"\1…", text)  # of lines, which move
 
 

@@ -573,6 +573,37 @@ MUTATIONS = (
         "-float(np.mean([p / completion_tokens(e) for p, e in zip(logp, items)]))",
         "test_evaluation_is_per_token_where_lengths_differ",
     ),
+    Mutation(
+        "A training that goes on begins with an empty optimiser",
+        "common/engine/training.py",
+        "return at.step, Adam(first, second, steps),",
+        "return at.step, Adam(0 * first, 0 * second, 0 * steps),",
+        "test_a_repeated_training_goes_on_and_ends_with_the_same_bits",
+        "tests/client/owner/test_interrupted.py",
+    ),
+    Mutation(
+        "What an interrupted training left outlives what is forgotten",
+        "client/owner/owner.py",
+        "            vault.forget(interrupted.SOURCE)\n",
+        "",
+        "test_forgetting_erases_what_a_training_left",
+        "tests/client/owner/test_interrupted.py",
+    ),
+    Mutation(
+        "An adapter that writes in loops is used if its likelihood is better",
+        "client/owner/adapters.py",
+        "        if self.fault:\n            return False\n",
+        "",
+        "test_an_adapter_that_writes_in_loops_is_kept_and_not_used",
+        "tests/client/owner/test_owner.py",
+    ),
+    Mutation(
+        "A fault that the adapter in use has as well counts against a new one",
+        "common/methods/acceptance.py",
+        "if found > max(*others, len(new) // 4):",
+        "if found > len(new) // 4:",
+        "test_every_fault_is_named_once_more_than_a_quarter_has_it",
+    ),
     # --- data and metrics ------------------------------------------------------------
     Mutation(
         "ROUGE without the stemmer",

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 YES = given("--yes", action="store_true", help="do not ask")
+NUMBERS = given("--verbose", action="store_true", help="show the numbers, too")
 WEAK = given(
     "--weak", action="store_true", help="take a passphrase that is easy to guess"
 )
@@ -82,9 +83,9 @@ COMMANDS = (
             WEAK,
             given(
                 "--backbone",
-                default="tiny",
-                help="smollm2, a folder, a GGUF file or a model id (default: %(default)s, "
-                "which is built in)",
+                default="",
+                help="tiny, which is built in, smollm2, a folder, a GGUF file or a model "
+                "id (default: ask, or tiny where there is no terminal)",
             ),
             given(
                 "--max-length",
@@ -124,6 +125,7 @@ COMMANDS = (
         "status",
         "status:status",
         "say what the vault holds, which adapter is used, what leaves, and what is next",
+        (NUMBERS,),
     ),
     OwnerCommand(
         "models",
@@ -251,7 +253,7 @@ COMMANDS = (
     ),
     OwnerCommand(
         "personalize",
-        "model:personalize",
+        "personalize:personalize",
         "train an adapter on the history",
         (
             given(
@@ -268,6 +270,7 @@ COMMANDS = (
                 metavar="RATE",
                 help="step size of the training (default: by the size of the model)",
             ),
+            NUMBERS,
         ),
     ),
     OwnerCommand(
@@ -297,6 +300,7 @@ COMMANDS = (
                 nargs="?",
                 help="an adapter of the list, or none (default: list them)",
             ),
+            NUMBERS,
         ),
     ),
     OwnerCommand("rollback", "model:rollback", "use the adapter before the one in use"),

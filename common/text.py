@@ -91,6 +91,14 @@ def wrapped(line: str, width: int) -> str:
     return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them: ``42 s``, ``3 min``, ``1 h 5 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def tell_json(value: Any, indent: int | None = None) -> None:
     """Print a value as JSON of printable ASCII: nothing is lost, all else is escaped."""
     # `json` leaves DEL as it is.

@@ -146,7 +146,8 @@ def forget(options: argparse.Namespace) -> Answer:
         return _forget_everything(options)
     with opened(options) as vault:
         from ..owner import adapters, owner  # after the passphrase was asked for
-        from .model import verdict
+        from . import status
+        from .personalize import trained, verdict
 
         used = adapters.active(vault)
         count, stale = owner.forget(vault, options.source, options.ids)
@@ -158,13 +159,13 @@ def forget(options: argparse.Namespace) -> Answer:
         # Only in the place of the one in use: an owner who has none wants none.
         if used in numbers and not options.no_retrain:
             try:
-                new = owner.train(vault, stale[-1].method)
+                new = trained(vault, stale[-1].method)
             except IdiolectError as error:
                 text += f"\nno adapter is in use: {error}"
             else:
                 found["retrained"] = new.number
-                text += f"\nadapter {new.number} ({verdict(new)}) was trained "
-                text += "on what remains."
+                text += "\na new one was trained on what remains. "
+                text += verdict(status.shown(new))
     return Answer(found, text)
 
 

@@ -1,4 +1,4 @@
-"""The commands of the model: train an adapter, use one, write with it, export it.
+"""The commands of the model: use an adapter, write with it, export it.
 
 This module loads torch, so the vault is opened before it is imported: a passphrase must
 not be typed while something loads, since the terminal would show it.
@@ -8,35 +8,19 @@ import argparse
 import sys
 
 from ...common.errors import explained, refuse_if
-from ...common.text import printable, tell
+from ...common.text import printable, tell_sentence
 from ..owner import adapters, owner
-from ..owner.adapters import Version
+from ..owner.consent import settings
 from ..owner.vault import Vault
 from . import status
 from .answer import Answer
-
-
-def personalize(vault: Vault, options: argparse.Namespace) -> Answer:
-    """Train an adapter; exit code 1 where it is not used."""
-    if sys.stderr.isatty():  # nothing else is said for as long as it takes
-        tell("training; Ctrl-C ends it and changes nothing", sys.stderr)
-    new = owner.train(vault, options.method, options.learning_rate)
-    one = status.shown(new)
-    text = f"adapter {new.number} ({verdict(new)}): {status.judged(one)}"
-    return Answer(one, text, code=0 if new.accepted else 1)
-
-
-def verdict(new: Version) -> str:
-    """Whether a new adapter is used, and if not, why."""
-    if new.accepted:
-        return "in use now"
-    if new.nll <= min(new.nll_before, new.nll_bare):
-        return "NOT used: the one in use does better"
-    return "NOT used: the model does better without it"
+from .vault import TOY
 
 
 def generate(vault: Vault, options: argparse.Namespace) -> Answer:
     """Continue the prompt that `cli` has read."""
+    if settings(vault)["backbone"] == "tiny":
+        tell_sentence(f"tiny is {TOY}.", sys.stderr)
     compare = options.compare
     found = owner.write(vault, options.prompt, options.max_new_tokens, compare)
     lines = (f"{name + ':':10}{text}" for name, text in found.items())
@@ -48,7 +32,8 @@ def use(vault: Vault, options: argparse.Namespace) -> Answer:
     """List the adapters, or use one."""
     if options.number is None:
         found = status.adapters(vault)
-        return Answer(found, "\n".join(status.adapter_lines(found)))
+        lines = status.adapter_lines(found, options.verbose)
+        return Answer(found, "\n".join(lines))
     given, before = options.number, adapters.active(vault)
     numeric = given.isascii() and given.isdigit() and 0 < len(given) < 10
     refuse_if(
@@ -60,9 +45,8 @@ def use(vault: Vault, options: argparse.Namespace) -> Answer:
     chosen = adapters.use(vault, number)
     text = _changed(number, before)
     if chosen and not chosen.accepted:
-        text += (
-            "\nwhen it was trained, the model did better without it, or with another."
-        )
+        why = status.why_not(status.shown(chosen))
+        text += f"\nit was not used when it was trained: {why}."
     return Answer({"active": number}, text)
 
 

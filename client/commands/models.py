@@ -50,7 +50,7 @@ def _lines(one: Model) -> list[str]:
         f"{head}: {one.family}{size}, {one.megabytes} MB, licence {licence}",
         f"  {one.where}",
         *weights,
-        f"  tested with {one.tested}; "
+        f"  {one.tested}; "
         + (_measured(one.tried) if one.tried else "not measured here"),
     ]
 

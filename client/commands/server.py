@@ -96,7 +96,7 @@ def _choose(vault: Vault, name: str, value: str) -> str:
     """Change a setting, if it can be used; returns what else that means."""
     consent.check_setting(name, value)
     said = ""
-    if name in ("backbone", "max-length"):
+    if name in ("backbone", "max-length", "dtype", "device"):
         value = absolute_backbone(value) if name == "backbone" else value
         from ..owner import adapters, owner  # loads torch
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from time import localtime, strftime
 from typing import Any
 
+from ...common.methods.acceptance import FAULTS
 from ...common.protocol.messages import device_user
 from ...common.text import printable
 from ..node import membership
@@ -16,7 +17,7 @@ from ..owner.vault import Vault
 from .answer import Answer
 
 
-def status(vault: Vault, _options: argparse.Namespace) -> Answer:
+def status(vault: Vault, options: argparse.Namespace) -> Answer:
     """Gather and print it."""
     everything = history.entries(vault)
     server, known = membership.server_of(vault), membership.membership(vault)
@@ -36,7 +37,7 @@ def status(vault: Vault, _options: argparse.Namespace) -> Answer:
         "privacy": consent.balance(vault),
     }
     found["next"] = next_step(found)
-    return Answer(found, text(found))
+    return Answer(found, text(found, options.verbose))
 
 
 def adapters(vault: Vault) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def adapters(vault: Vault) -> dict[str, Any]:
 
 def shown(version: Version) -> dict[str, Any]:
     """A version as JSON, without the fields that only the vault compares."""
-    hidden = ("generations", "pairs", "allowed")
+    hidden = ("generations", "pairs", "changes")
     found = {name: one for name, one in asdict(version).items() if name not in hidden}
     return {**found, "accepted": version.accepted}
 
@@ -71,7 +72,7 @@ def next_step(found: Mapping[str, Any]) -> str:
     return next(step for holds, step in steps if holds)
 
 
-def text(found: Mapping[str, Any]) -> str:
+def text(found: Mapping[str, Any], numbers: bool = False) -> str:
     """The same as lines of about 80 characters."""
     head = "{liked} liked and {disliked} disliked pairs, backbone {backbone}"
     answers = ", ".join(f"{name} {given}" for name, given in found["consent"].items())
@@ -79,7 +80,7 @@ def text(found: Mapping[str, Any]) -> str:
         [
             found["vault"],
             head.format(**found),
-            *adapter_lines(found),
+            *adapter_lines(found, numbers),
             *_server(found),
             f"consent: {answers}",
             *_privacy(found["privacy"]),
@@ -88,13 +89,13 @@ def text(found: Mapping[str, Any]) -> str:
     )
 
 
-def adapter_lines(found: Mapping[str, Any]) -> list[str]:
+def adapter_lines(found: Mapping[str, Any], numbers: bool = False) -> list[str]:
     """One line for each adapter; the one in use has a star."""
     lines = []
     for one in found["adapters"]:
         mark = "*" if one["number"] == found["active"] else " "
-        lost = "" if one["accepted"] else " (loses)"
-        lines.append(f"{mark} adapter {one['number']}{lost}: {judged(one)}")
+        lost = "" if one["accepted"] else f"; not good enough: {why_not(one)}"
+        lines.append(f"{mark} adapter {one['number']}: {judged(one, numbers)}{lost}")
     if not lines:
         return ["no adapter is in use: `idiolect personalize` trains one."]
     if not found["active"]:
@@ -102,17 +103,29 @@ def adapter_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def judged(one: Mapping[str, Any]) -> str:
-    """How an adapter was trained, and how well it does."""
+def judged(one: Mapping[str, Any], numbers: bool = False) -> str:
+    """What an adapter has learnt; with numbers also how, and how well it does."""
     more = f" and {one['disliked']} disliked" if one["disliked"] else ""
     left = one["too_long"]
     pairs = "pair is" if left == 1 else "pairs are"
     long = f"; {left} {pairs} longer than the context, left out" if left else ""
+    learnt = f"{one['trained']} pairs{more}"
+    if not numbers:
+        return f"learnt from {learnt}{long}"
     return (
-        f"{one['method']} on {one['trained']} pairs{more}; "
-        f"NLL {one['nll_before']:.3f} -> {one['nll']:.3f} on the newest {one['held_out']}"
-        f"{long}"
+        f"{one['method']} on {learnt}; NLL {one['nll_before']:.3f} -> {one['nll']:.3f} "
+        f"on the newest {one['held_out']}{long}"
     )
+
+
+def why_not(one: Mapping[str, Any]) -> str:
+    """Why an adapter is not used, in words."""
+    if one["fault"]:
+        what = FAULTS.get(one["fault"], one["fault"])
+        return f"at your newest prompts {what}. A smaller --learning-rate changes less"
+    if one["nll"] <= min(one["nll_before"], one["nll_bare"]):
+        return "the one in use predicts your newest texts better"
+    return "the model predicts your newest texts better without it"
 
 
 def _server(found: Mapping[str, Any]) -> list[str]:

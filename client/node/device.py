@@ -85,7 +85,7 @@ class Device:
         own = {
             "backbone": chosen["backbone"],
             "engine.max-length": min(wanted, int(chosen["max-length"])),
-            "engine.device": "auto",
+            "engine.device": chosen["device"],
             "data": "",
             "unlabeled.file": "",
         }

@@ -7,7 +7,7 @@ run brought, or on the bare backbone before there was one.
 import json
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...common.config.methods import current_name
 from ...common.engine.adapters import Lora, dump_lora, hash_lora, parse_lora
@@ -16,6 +16,26 @@ from ...common.engine.model_folder import unlike
 from ...common.errors import IdiolectError, refuse_if, required
 from .records import DEVICE, Record, Source
 from .vault import Vault
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter changes at one held-out prompt.
+
+    Attributes
+    ----------
+    asked
+        The prompt.
+    before, after
+        What was written there before, and what the new adapter writes.
+    own
+        What the owner wrote.
+    """
+
+    asked: str
+    before: str
+    after: str
+    own: str
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,11 @@ class Version:
         Hash of the shared adapter below it; empty: none.
     origin
         What a federated run trained it from (`state.identity`); empty: no run did.
+    fault
+        What is wrong with what it writes (`acceptance.FAULTS`); empty: nothing.
+    changes
+        What it changes at some held-out prompts. Not kept with it: what the owner forgets
+        must not stay in an adapter that was only judged by it.
     """
 
     number: int
@@ -72,10 +97,17 @@ class Version:
     nll_against: float | None = None
     allowed: float = 0.0
     too_long: int = 0
+    fault: str = ""
+    changes: tuple[Change, ...] = field(default=(), compare=False)
 
     @property
     def accepted(self) -> bool:
-        """Whether it is no worse than the bare backbone, the shared one, the one in use."""
+        """Whether it is no worse than the bare backbone, the shared one, the one in use.
+
+        And nothing is wrong with what it writes.
+        """
+        if self.fault:
+            return False
         better = (
             self.nll_in_use is None
             or self.nll_against is None
@@ -172,7 +204,8 @@ def reset(vault: Vault) -> int:
 
 def keep(vault: Vault, version: Version, lora: Lora) -> None:
     """Keep an adapter, and use it if it is accepted."""
-    body = dump_lora(lora, {"version": json.dumps(vars(version))})
+    fields = {name: one for name, one in vars(version).items() if name != "changes"}
+    body = dump_lora(lora, {"version": json.dumps(fields)})
     # A source of its own: it can be erased without the others.
     name = str(version.number)
     vault.put("adapter", [Record(name, body)], Source("adapter", name))

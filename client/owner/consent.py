@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from time import localtime, strftime, time
 
-from ...common.config import Config, absolute_backbone
+from ...common.config import FIELDS, Config, absolute_backbone
 from ...common.errors import IdiolectError, refuse_if
 from ...common.privacy.protected import Claim, claim, epsilon_of, protected, used
 from ...common.text import printable
@@ -122,6 +122,8 @@ def answers_to(outflow: str) -> dict[str, str]:
 SETTINGS = {
     "backbone": "tiny",
     "max-length": "512",
+    "dtype": "float32",
+    "device": "auto",
     "threads": "0",
     "memory-mb": "0",
     # Ten times what a phone-sized backbone takes for one request: ordinary work is not
@@ -141,6 +143,8 @@ SETTINGS = {
 MEANINGS = {
     "backbone": "the model that adapters are trained for",
     "max-length": "tokens of a prompt and its text together",
+    "dtype": "precision of the model; bfloat16 takes half the memory",
+    "device": "where it computes; auto: a GPU where there is one",
     "threads": "processor threads that work may use",
     "memory-mb": "megabytes of memory that work may use",
     "max-seconds": "seconds that a training or request may take",
@@ -162,10 +166,15 @@ _NUMBERS = {
     "max-load": (False, 0, 1e6),
     **dict.fromkeys(CEILINGS, (False, 0, math.inf)),
 }
+# Setting -> its values, which are those of the key of a configuration.
+_CHOICES = {
+    name: FIELDS[f"engine.{name}"].metadata["choices"] for name in ("dtype", "device")
+}
 # Setting -> what it takes, in words; of the others `_NUMBERS` says it.
 _TAKES = {
     "backbone": "`tiny`, `smollm2`, a folder, a GGUF file or a model id",
     "on-battery": "yes or no",
+    **{name: " or ".join(choices) for name, choices in _CHOICES.items()},
     **dict.fromkeys(CEILINGS, "a number from 0; 0 allows nothing, inf everything"),
 }
 
@@ -228,6 +237,8 @@ def check_setting(name: str, value: str) -> None:
         fine = bool(value) and value.isprintable()
     elif name == "on-battery":
         fine = value in ("yes", "no")
+    elif name in _CHOICES:
+        fine = value in _CHOICES[name]
     else:
         whole, low, high = _NUMBERS[name]
         fine = low <= _number(value) <= high and (value.isdigit() or not whole)

@@ -1,7 +1,7 @@
 """Which models are on this machine, and what personalising one costs here.
 
-Nothing is fetched. What was measured is kept in ``$IDIOLECT_HOME/tried.json``, by the
-identity of the weights: a changed model was not tried.
+Nothing is fetched. What was measured is kept in ``$IDIOLECT_HOME/tried.json``, by the name,
+with the hash of the weights: a changed model was not tried.
 """
 
 import json
@@ -28,7 +28,9 @@ from ...common.text import read_json
 # Families of which one model was personalised with its real weights. The others were
 # tested with random weights of their shape.
 REAL = ("llama",)
-WITH, FAMILY, SHAPE = "these weights", "another model of its family", "its shape alone"
+WITH = "tested with these weights"
+FAMILY = "tested with other weights of its family"
+SHAPE = "untested with real weights"
 PAIRS, ANSWER = 8, 32  # of the job of `try_out`: pairs to learn from, tokens to write
 
 
@@ -72,12 +74,15 @@ class Model:
 
 def models() -> list[Model]:
     """Return the models that can be named without anything being fetched."""
-    tried = _tried()
     found = [(_tiny(), TINY), _smollm2(), *_converted(), *_cached()]
-    return [
-        replace(one, tried=tried.get(weights_hash(folder))) if tried and folder else one
-        for one, folder in found
-    ]
+    tried, shown = _tried(), []
+    for one, folder in found:
+        measured = tried.get(one.name)
+        # Only what was tried is hashed: others may have many gigabytes.
+        if folder and measured and measured.get("weights") == weights_hash(folder):
+            one = replace(one, tried=measured)
+        shown.append(one)
+    return shown
 
 
 def _tiny() -> Model:
@@ -184,10 +189,11 @@ def licence_of(folder: Path) -> str:
 # --- what it costs here ----------------------------------------------------------------
 
 
-def _tried() -> dict[str, Any]:
+def _tried() -> dict[str, dict[str, Any]]:
     try:
-        return dict(read_json(_file().read_bytes()))
-    except (OSError, ValueError, TypeError):
+        found = read_json(_file().read_bytes())
+        return {name: one for name, one in found.items() if isinstance(one, dict)}
+    except (OSError, ValueError, AttributeError):
         return {}
 
 
@@ -206,7 +212,7 @@ def try_out(name: str) -> dict[str, Any]:
     dict
         ``load``, ``train`` and ``write`` in seconds, ``tokens`` of the pairs, ``pairs``,
         ``written`` tokens, ``peak_mb`` of this process, ``threads``, ``rate``, ``nll``
-        before and after, ``when``, ``version``.
+        before and after, ``when``, ``version``, ``weights``: their hash.
 
     Raises
     ------
@@ -253,8 +259,9 @@ def try_out(name: str) -> dict[str, Any]:
         "nll": [round(before, 4), round(after, 4)],
         "when": strftime("%Y-%m-%d", localtime()),
         "version": version("idiolect"),
+        "weights": weights_hash(locate(name)),
     }
-    all_of_them = {**_tried(), weights_hash(locate(name)): measured}
+    all_of_them = {**_tried(), name: measured}
     write_atomically(_file(), json.dumps(all_of_them, indent=2).encode())
     return measured
 

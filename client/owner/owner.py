@@ -7,16 +7,18 @@ kept in the same way (`adopt`). The unlabeled set is `self`: samples of the back
 owner's own prompts, so no other text is needed. What was disliked is a known negative.
 """
 
+import contextlib
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from ...common.config import Config, parse
-from ...common.data.types import Prompt, User
+from ...common.config import SETLESS, Config, flatten, parse
+from ...common.data.types import Item, Prompt, User
 from ...common.engine.adapters import Lora, export_peft
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fits, fitting
@@ -24,13 +26,15 @@ from ...common.engine.model_folder import unlike
 from ...common.engine.rates import rates_of
 from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
+from ...common.engine.training import UNWATCHED, Watch
 from ...common.errors import IdiolectError, refuse_if, required, words_of
 from ...common.files import make_private, private_folder
+from ...common.methods import acceptance
 from ...common.methods.evaluation import held_out_nll
 from ...common.methods.personalise import personalise
 from ...common.unlabeled.sets import UnlabeledSet
-from . import adapters, history, limits
-from .adapters import Version
+from . import adapters, history, interrupted, limits
+from .adapters import Change, Version
 from .consent import Refusal, settings
 from .database import ErasureError
 from .history import Entry
@@ -40,6 +44,7 @@ from .vault import Vault
 FEWEST = 4  # liked pairs to train on and be judged by
 AVOIDING = 0.05  # nats per token that learning to avoid something may cost elsewhere
 HELD_OUT = 8  # at most; a fifth of the liked pairs otherwise
+SHOWN = 3  # changes of a new adapter that its owner is shown
 
 
 # --- settings --------------------------------------------------------------------------
@@ -55,7 +60,11 @@ def config_of(
             "methods": f"base,shared,{method}",
             "backbone": chosen["backbone"],
             "engine.max-length": int(chosen["max-length"]),
+            "engine.dtype": chosen["dtype"],
+            "engine.device": chosen["device"],
             "unlabeled.kind": "self",
+            # Samples take as long as a part of the training: none where none are used.
+            "unlabeled.ratio": 0.0 if method in SETLESS else 1.0,
             "personalise.learning-rates": repr(rate),
         }
     )
@@ -76,10 +85,17 @@ def check_loads(chosen: Mapping[str, str]) -> Backbone:
 # --- training --------------------------------------------------------------------------
 
 
-def train(vault: Vault, method: str = "c-bpo", given: float | None = None) -> Version:
+def train(
+    vault: Vault,
+    method: str = "c-bpo",
+    given: float | None = None,
+    watch: Watch = UNWATCHED,
+) -> Version:
     """Train a new adapter, keep it, and use it if it is accepted (`Version.accepted`).
 
-    `given`: the learning rate; None: the usual one for a backbone of this size.
+    A training that was interrupted goes on where it stood, if history, settings, method and
+    rate are the same. `given`: the learning rate; None: the usual one for a backbone of
+    this size.
 
     Raises
     ------
@@ -91,25 +107,50 @@ def train(vault: Vault, method: str = "c-bpo", given: float | None = None) -> Ve
     with limits.alone(vault.path), limits.held(chosen, training=True):
         entries = history.entries(vault)
         split(entries)  # refuses too little before a backbone is loaded
+        watch.phase(f"loading the model {Path(chosen['backbone']).name:.40}")
         rate = rates_of(chosen["backbone"]).usual if given is None else given
         config = config_of(chosen, method, rate)
         loaded = load_reference(config)
-        backbone = loaded.backbone
-        short = [entry for entry in entries if fits(backbone, entry.item())]
-        fit, liked = (sum(entry.liked for entry in some) for some in (short, entries))
-        refuse_if(
-            fit < FEWEST,
-            f"{fit} of the {liked} liked pairs in the vault fit into the context of "
-            f"{backbone.context} tokens, and training needs {FEWEST}: import shorter "
-            "ones, or allow longer ones by `idiolect settings max-length N`.",
-        )
+        short = _fitting(loaded.backbone, entries)
         user, learnt = split(short)
-        shared = adapters.latest_shared(vault, backbone, loaded.adapter)
+        shared = adapters.latest_shared(vault, loaded.backbone, loaded.adapter)
         reference = loaded.with_shared(shared)
-        (found,) = personalise(reference, [user], UnlabeledSet(), method, rate, config)
+        texts = [asdict(item) for item in (*user.history, *user.disliked)]
+        name = interrupted.name_of(
+            reference.name, flatten(config), chosen, method, learnt, texts
+        )
+        check = partial(check_learnt, vault, learnt)
+        followed = interrupted.watched(vault, name, check, reference, watch)
+        (found,) = personalise(
+            reference, [user], UnlabeledSet(), method, rate, config, followed
+        )
+        if found.lora is None:
+            interrupted.drop(vault)
         lora = required(found.lora, found.error)
+        watch.phase("trying it on your newest texts, which it has not seen")
         too_long = len(entries) - len(short)
-        return adopt(vault, reference, lora, method, (user, learnt), too_long=too_long)
+        new = adopt(vault, reference, lora, method, (user, learnt), too_long=too_long)
+        interrupted.drop(vault)
+        return new
+
+
+def _fitting(backbone: Backbone, entries: Sequence[Entry]) -> list[Entry]:
+    """The pairs that fit into the context.
+
+    Raises
+    ------
+    IdiolectError
+        They are too few to train on.
+    """
+    short = [entry for entry in entries if fits(backbone, entry.item())]
+    fit, liked = (sum(entry.liked for entry in some) for some in (short, entries))
+    refuse_if(
+        fit < FEWEST,
+        f"{fit} of the {liked} liked pairs in the vault fit into the context of "
+        f"{backbone.context} tokens, and training needs {FEWEST}: import shorter "
+        "ones, or allow longer ones by `idiolect settings max-length N`.",
+    )
+    return short
 
 
 def adopt(
@@ -122,6 +163,8 @@ def adopt(
     too_long: int = 0,
 ) -> Version:
     """Judge a trained adapter on the held-out pairs, keep it, and use it if accepted.
+
+    It is judged by the likelihood of the texts and by what it writes (`acceptance`).
 
     Parameters
     ----------
@@ -147,7 +190,9 @@ def adopt(
         if known := _of_origin(vault, origin):
             return known
         now = adapters.active(vault)
-        judged = _judged(vault, reference, lora, method, user, now)
+        rival = _rival(vault, reference, now)
+        judged = _judged(reference, lora, method, user, rival)
+        judged |= _tried(reference, lora, user, rival)
         with vault.transaction():
             check_learnt(vault, learnt)
             if adapters.active(vault) != now or _of_origin(vault, origin):
@@ -202,10 +247,32 @@ def check_learnt(vault: Vault, learnt: Mapping[str, str]) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Rival:
+    """The adapter in use, with what is below it."""
+
+    reference: Reference
+    lora: Lora
+    version: Version
+
+
+def _rival(vault: Vault, reference: Reference, now: int) -> Rival | None:
+    """The adapter of number `now`; None: there is none, or it is of other weights."""
+    with vault.reading():
+        found = adapters.read(vault, now)
+        if found is None or unlike(found[1].backbone, reference.backbone.hash):
+            return None
+        lora, version = found
+        shared = reference.adapter
+        zero = replace(shared, b={name: 0 * b for name, b in shared.b.items()})
+        below = adapters.shared_below(vault, version.shared, zero)
+    return Rival(reference.with_shared(below), lora, version)
+
+
 def _judged(
-    vault: Vault, reference: Reference, lora: Lora, method: str, user: User, now: int
+    reference: Reference, lora: Lora, method: str, user: User, rival: Rival | None
 ) -> dict[str, Any]:
-    """The fields of a `Version` that say how good it is; `now` is the adapter in use."""
+    """The fields of a `Version` that say how likely the held-out texts are."""
 
     def nll(on: Reference, own: Lora | None, who: User, name: str) -> float:
         return held_out_nll(on, [own], [who], name)[0]
@@ -215,24 +282,65 @@ def _judged(
         "nll_before": nll(reference, None, user, "shared"),
         "nll_bare": nll(reference, None, user, "base"),
     }
-    with vault.reading():
-        rival = adapters.read(vault, now)
-        if rival is None or unlike(rival[1].backbone, reference.backbone.hash):
-            return found
-        own, version = rival
-        shared = reference.adapter
-        zero = replace(shared, b={name: 0 * b for name, b in shared.b.items()})
-        below = adapters.shared_below(vault, version.shared, zero)
+    if rival is None:
+        return found
     # Pairs that the one in use was trained on say nothing about either.
-    unseen = tuple(item for item in user.held_out if item.id not in version.pairs)
+    known = rival.version.pairs
+    unseen = tuple(item for item in user.held_out if item.id not in known)
     if unseen:
         who = replace(user, held_out=unseen)
-        on = reference.with_shared(below)
-        found["nll_in_use"] = nll(on, own, who, version.method)
+        found["nll_in_use"] = nll(
+            rival.reference, rival.lora, who, rival.version.method
+        )
         found["nll_against"] = nll(reference, lora, who, method)
-        newly = {item.id for item in user.disliked} - set(version.pairs)
+        newly = {item.id for item in user.disliked} - set(known)
         found["allowed"] = AVOIDING if newly and method == "c-bpo" else 0.0
     return found
+
+
+def _tried(
+    reference: Reference, lora: Lora, user: User, rival: Rival | None
+) -> dict[str, Any]:
+    """The fields of a `Version` that say what it writes, at the newest held-out prompts.
+
+    A prompt whose instruction leaves no room for an answer is left out.
+    """
+    backbone = reference.backbone
+    room = min(acceptance.TOKENS, backbone.context // 2)
+    asked: list[tuple[Item, list[int]]] = []
+    for item in user.held_out[-acceptance.PROMPTS :]:
+        with contextlib.suppress(IdiolectError):
+            ids, _ = backbone.encode_prompt(item.prompt, backbone.context - room, "")
+            asked.append((item, ids))
+
+    def tokens(item: Item, target: str) -> list[int]:
+        return backbone.completion(replace(item, target=target))
+
+    def written(policy: Sequence[Lora | None]) -> list[acceptance.Text]:
+        texts = generate(backbone, policy, [ids for _, ids in asked], room)
+        rows = zip(asked, texts, strict=True)
+        return [
+            acceptance.Text(one, len(tokens(item, one)) <= room)
+            for (item, _), one in rows
+        ]
+
+    def cut(item: Item) -> acceptance.Text:
+        """As much of the owner's text as could have been generated."""
+        ids = tokens(item, item.target)
+        return acceptance.Text(backbone.decode(ids[:room]), len(ids) <= room)
+
+    new = written([reference.shared, lora])
+    before = written(
+        [rival.reference.shared, rival.lora] if rival else [reference.shared]
+    )
+    own = [cut(item) for item, _ in asked]
+    fault = acceptance.fault(new, before, own, [item.target for item in user.history])
+    rows = zip([item for item, _ in asked], before, new, strict=True)
+    changes = [
+        Change(item.prompt.text, *map(history.clean, (old.text, now.text, item.target)))
+        for item, old, now in rows
+    ]
+    return {"fault": fault, "changes": tuple(changes[-SHOWN:])}
 
 
 def split(entries: Sequence[Entry], name: str = "owner") -> tuple[User, dict[str, str]]:
@@ -362,6 +470,7 @@ def forget(
             for version in stale:
                 vault.forget(Source("adapter", str(version.number)))
             vault.forget_runs()
+            vault.forget(interrupted.SOURCE)
             count = sum(vault.forget(Source("import", name)) for name in named)
             for name in {entry.source for entry in chosen} - named:
                 gone = {entry.id for entry in chosen if entry.source == name}

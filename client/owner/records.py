@@ -21,13 +21,13 @@ class Source:
     ----------
     kind
         ``import`` (the owner chose its name), ``device`` (settings, consents, counts: not
-        made of the owner's text), ``run`` (what a federated run trained here) or
-        ``adapter`` (one of the owner's own).
+        made of the owner's text), ``run`` (what a federated run trained here),
+        ``adapter`` (one of the owner's own) or ``training`` (what an interrupted one left).
     name
-        Unique among its kind; empty for the device.
+        Unique among its kind; empty for the device and the training.
     """
 
-    kind: Literal["import", "device", "run", "adapter"]
+    kind: Literal["import", "device", "run", "adapter", "training"]
     name: str = ""
 
 

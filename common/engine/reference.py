@@ -7,7 +7,7 @@ alphas of users follow from their texts, and are dropped with it or by `Referenc
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar
@@ -21,6 +21,8 @@ from .backbone import Backbone, Encoded, backbone_of
 from .scoring import embed, score_users
 
 Some = TypeVar("Some")
+# What takes long to compute and is plain data: a training that goes on can be given it.
+COSTLY = ("samples", "scores")
 NGRAM_ROWS = 4096  # hashed texts that are kept: 8 MB
 
 
@@ -94,6 +96,16 @@ class Reference:
         if place not in self._store.results:
             self._store.results[place] = make()
         return self._store.results[place]
+
+    def costly(self) -> list[list[Any]]:
+        """Samples and scores that were computed so far, as JSON takes them."""
+        found = self._store.results.items()
+        return [[*place, result] for place, result in found if place[1] in COSTLY]
+
+    def recall(self, costly: Iterable[Sequence[Any]]) -> None:
+        """Know what another process computed, as `costly` returned it there."""
+        for *place, result in costly:
+            self._store.results[tuple(place)] = result
 
     def scores(self, items: Sequence[Encoded]) -> list[float]:
         """Log pi_ref(y | x) of the items, computed once for each list of them.

@@ -132,6 +132,55 @@ class Trained:
     logs: list[dict[str, float]]
 
 
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """Where a training stands between two steps: all that the rest of it depends on.
+
+    Attributes
+    ----------
+    step
+        Steps done.
+    flat
+        Trained parameters, one row per user, [K, P].
+    adam
+        State of the optimiser; not moved by ``sgd``.
+    means
+        Running mean rewards.
+    losses, clamps
+        What `Trained.logs` is made of, [K].
+    """
+
+    step: int
+    flat: Tensor
+    adam: "Adam"
+    means: Means
+    losses: Tensor
+    clamps: Tensor
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a training is followed, interrupted and gone on with.
+
+    Attributes
+    ----------
+    phase
+        Is told what begins: a few words.
+    start
+        Returns where an earlier, interrupted training of the same stood; None: nowhere.
+    step
+        Is told after each step where the training stands, and the number of all steps.
+        The tensors change with the next step: who keeps them copies them.
+    """
+
+    phase: Callable[[str], None] = lambda _words: None
+    start: Callable[[], Standing | None] = lambda: None
+    step: Callable[[Standing, int], None] = lambda _at, _of: None
+
+
+UNWATCHED = Watch()
+
+
 # One optimiser batch of one user: the examples of each kind.
 Batch = dict[str, list[Example]]
 TRAINED = ("positive", "unlabeled", "negative", "rejected")
@@ -281,6 +330,7 @@ def train(
     data: Sequence[TrainingSet],
     loss: LossFunction,
     settings: TrainingSettings,
+    watch: Watch = UNWATCHED,
 ) -> Trained:
     """Train the adapters of K users on the resident backbone.
 
@@ -294,6 +344,9 @@ def train(
         What each user trains on, at least one positive each.
     loss, settings
         The gradient of `loss` moves the adapters; budget and optimiser.
+    watch
+        Follows the steps. A training that goes on from where another one of the same
+        arguments stood ends with the same bits, unless less memory made it split rows.
 
     Returns
     -------
@@ -309,6 +362,9 @@ def train(
     means = objectives.zero_means(users)
     alpha = torch.tensor([one.alpha for one in data])
     losses, clamps = torch.zeros(users), torch.zeros(users)
+    done = 0
+    if at := watch.start():
+        done, state, means, losses, clamps = _resumed(at, weights, backbone.device)
     saving = saving_of(
         backbone, largest(backbone, steps), weights.flat.numel(), settings
     )
@@ -316,7 +372,7 @@ def train(
         attached(backbone, reference.shared, weights.stack) as refresh,
         recomputed(backbone, saving.recompute),
     ):
-        for t, now in enumerate(steps):
+        for t, now in enumerate(steps[done:], done):
             objective = partial(_value, loss, alpha, means)
             found = _backward(backbone, now, objective, saving)
             rates = [learning_rate(settings, t, length) for length in lengths]
@@ -330,7 +386,9 @@ def train(
             means = found.means
             active = rates.cpu() > 0
             losses = torch.where(active, found.value.detach(), losses)
-            clamps += torch.where(active, found.clamped, 0)
+            clamps = clamps + torch.where(active, found.clamped, 0)
+            at = Standing(t + 1, weights.flat, state, means, losses, clamps)
+            watch.step(at, len(steps))
     logs = [
         {"steps": float(n), "loss": float(last), "clamp_rate": float(c) / n, "delta": d}
         for n, last, c, d in zip(
@@ -338,6 +396,17 @@ def train(
         )
     ]
     return Trained(unstack(weights.stack), logs)
+
+
+def _resumed(
+    at: Standing, weights: Parameters, device: torch.device
+) -> tuple[int, Adam, Means, Tensor, Tensor]:
+    """Put the parameters where a training stood; returns what else it goes on with."""
+    weights.flat.copy_(at.flat)
+    first, second, steps = (
+        tensor.to(device) for tensor in (at.adam.first, at.adam.second, at.adam.steps)
+    )
+    return at.step, Adam(first, second, steps), at.means, at.losses, at.clamps
 
 
 def steps_of(

@@ -8,6 +8,7 @@ which no 16-bit format holds. F32, F16 and BF16 keep their bits.
 import fcntl
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from collections import Counter
@@ -19,7 +20,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import IdiolectError, refuse_if
-from ..files import file_hash, home, make_private, private, private_folder
+from ..files import (
+    file_hash,
+    home,
+    private,
+    private_folder,
+    sync_folder,
+    write_atomically,
+)
 from ..text import printable, read_json, tell_sentence
 from . import model, tokens
 from .header import EXACT, OTHER, TYPES, Header, read_header, unusable
@@ -67,14 +75,13 @@ def converted(file: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _complete(folder):
             made = folder.with_name(f".{digest}.partial")
-            for old in (
-                made,
-                folder,
-            ):  # of a process that was killed; of another version
+            # What a process left that was killed, and what another version made.
+            for old in (made, folder):
                 shutil.rmtree(old, ignore_errors=True)
             try:
                 _convert(file, digest, made)
                 made.rename(folder)
+                sync_folder(folder.parent)
             finally:
                 shutil.rmtree(made, ignore_errors=True)
     return folder
@@ -90,7 +97,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 
     A folder that was copied elsewhere may have been changed, so it is an ordinary one.
     """
-    if folder.parent != models_folder():
+    if folder.resolve().parent != models_folder().resolve():
         return {}
     try:
         found = read_json((folder / RECORD).read_bytes())
@@ -153,8 +160,9 @@ def _convert(file: Path, digest: str, folder: Path) -> None:
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", special)
     _write(folder / "tokenizer_config.json", settings)
-    made.save(str(folder / "tokenizer.json"))
+    write_atomically(folder / "tokenizer.json", made.to_str(pretty=True).encode())
     sizes = {f.name: f.stat().st_size for f in folder.iterdir()}
+    kinds = Counter(entry.kind for entry in header.tensors.values())
     said = {key: header.settings.get(f"general.{key}") for key in ("name", "license")}
     _write(
         folder / RECORD,
@@ -165,16 +173,15 @@ def _convert(file: Path, digest: str, folder: Path) -> None:
             "sha256": digest,
             "architecture": header.settings["general.architecture"],
             **{key: text for key, text in said.items() if isinstance(text, str)},
-            "types": Counter(entry.kind for entry in header.tensors.values()),
+            "types": dict(kinds.most_common()),
             "parameters": sum(prod(weight.source.shape) for weight in weights),
             "sizes": sizes,
         },
     )
-    make_private(folder)
 
 
 def _write(file: Path, found: dict[str, Any]) -> None:
-    file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_atomically(file, json.dumps(found, indent=2).encode() + b"\n")
 
 
 def _factors(header: Header) -> dict[str, list[float]]:
@@ -204,10 +211,16 @@ def _check_weights(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind = dict(config)
-    with torch.device("meta"):
-        made: Any = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(kind.pop("model_type"), **kind)
-        )
+    try:
+        with torch.device("meta"):
+            made: Any = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(kind.pop("model_type"), **kind)
+            )
+    except Exception as error:  # each part of a model refuses sizes in its own way
+        reason = " ".join(str(error).split())[-200:]
+        raise unusable(
+            header.file, f"its sizes do not fit ({reason})", OTHER
+        ) from error
     wanted = {name: tuple(one.shape) for name, one in made.state_dict().items()}
     if config["tie_word_embeddings"]:
         wanted.pop("lm_head.weight", None)
@@ -254,12 +267,14 @@ def _write_weights(
     text = json.dumps({"__metadata__": {"format": "pt"}, **head}).encode()
     text += b" " * (-len(text) % 8)
     data = np.memmap(file, np.uint8, "r")
-    with target.open("wb") as stream:
+    with open(target, "wb", opener=private) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for weight, _, kind in entries:
             if weight is not None:
                 for rows in _rows(data, weight, kind):
                     stream.write(rows.tobytes())
+        stream.flush()
+        os.fsync(stream.fileno())  # the folder must not be there before what is in it
 
 
 def _rows(data: np.ndarray, weight: model.Weight, kind: str) -> Iterator[np.ndarray]:

@@ -216,7 +216,7 @@ class _Reader:
         """Find each tensor in the file; refuse those that lie outside or on each other."""
         alignment = settings.get("general.alignment", USUAL_ALIGNMENT)
         powers = [1 << n for n in range(3, MOST_ALIGNMENT.bit_length())]
-        if alignment not in powers:
+        if type(alignment) is not int or alignment not in powers:
             self.refuse(f"its general.alignment is {alignment}")
         first = -(-self.place // alignment) * alignment
         found: dict[str, TensorEntry] = {}

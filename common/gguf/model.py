@@ -93,7 +93,7 @@ class Settings:
 
     def __init__(self, header: Header) -> None:
         self.header = header
-        self.kind = header.settings.get("general.architecture")
+        self.kind = str(header.settings.get("general.architecture"))
         self.asked: set[str] = set()
 
     def refuse(self, problem: str, step: str = OTHER) -> Exception:
@@ -118,10 +118,12 @@ class Settings:
     def number(self, key: str, usual: float | None = None) -> float:
         """Return a positive number: of float32, the shortest one that is stored so."""
         found = self.find(key, usual)
-        if type(found) not in (int, float) or not (isfinite(found) and found > 0):
+        number = type(found) in (int, float)
+        if not number or not (isfinite(found) and found > 0):
             said = f"{found!r:.60}" if found is not None else "missing"
             raise self.refuse(f"its setting {self.kind}.{key} is {said}")
-        stored = np.float32(found)
+        with np.errstate(over="ignore"):
+            stored = np.float32(found)
         return float(str(stored)) if stored == found else float(found)
 
     def only(self, key: str, *values: Any) -> None:
@@ -214,12 +216,10 @@ def _add_gemma(found: Settings, config: dict[str, Any]) -> None:
     config["query_pre_attn_scalar"] = scale
     config["sliding_window"] = found.size("attention.sliding_window")
     pattern = found.find("attention.sliding_window_pattern", period)
-    if not isinstance(pattern, list):
-        pattern = [bool((layer + 1) % max(1, pattern)) for layer in range(layers)]
-    if len(pattern) != layers:
-        raise found.refuse(
-            "its sliding_window_pattern has another length than its layers"
-        )
+    if type(pattern) is int and pattern > 0:
+        pattern = [bool((layer + 1) % pattern) for layer in range(layers)]
+    if not isinstance(pattern, list) or len(pattern) != layers:
+        raise found.refuse("its sliding_window_pattern does not fit its layers")
     kinds = {True: "sliding_attention", False: "full_attention"}
     config["layer_types"] = [kinds[bool(local)] for local in pattern]
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):

@@ -26,6 +26,7 @@ MODEL, RULE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 TEMPLATE = "tokenizer.chat_template"
 # Kinds of tokens.
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
+LONGEST = 1024  # of a token; all its parts are looked up
 MARK = "\u2581"  # SentencePiece writes a space so
 
 _LLAMA3 = (
@@ -87,10 +88,14 @@ class _Vocabulary:
         for key in header.settings:
             if key.startswith("tokenizer.") and not key.startswith(BESIDE):
                 self.refuse_if(key not in READ, f"its setting {key} is not supported")
-        self.model, self.rule = self.find("model"), self.find("pre")
+        self.model, self.rule = str(self.find("model")), str(self.find("pre"))
         self.tokens = self.strings("tokens")
         self.refuse_if(
             len(set(self.tokens)) < len(self.tokens), "its vocabulary has a token twice"
+        )
+        longest = max(map(len, self.tokens))
+        self.refuse_if(
+            longest > LONGEST, f"its vocabulary has a token of {longest} bytes"
         )
         self.kinds = self.find("token_type") or [1] * len(self.tokens)
         fits = isinstance(self.kinds, list) and len(self.kinds) == len(self.tokens)
@@ -161,6 +166,10 @@ def tokenizer(header: Header) -> tuple[Tokenizer, dict[str, Any], dict[str, Any]
     named = {name: vocabulary.token(key) for name, key in NAMED.items()}
     _frame(vocabulary, made, named)
     template = header.settings.get(TEMPLATE)
+    vocabulary.refuse_if(
+        template is not None and not isinstance(template, str),
+        f"its {TEMPLATE} is no text",
+    )
     found = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -218,6 +227,7 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
     else:
         scores = vocabulary.find("scores")
         fits = isinstance(scores, list) and len(scores) == len(tokens)
+        fits = fits and not isinstance(scores[0], str)
         vocabulary.refuse_if(
             not fits, "its tokenizer.ggml.scores do not fit its tokens"
         )

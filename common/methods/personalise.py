@@ -15,7 +15,7 @@ from ..data.types import User
 from ..engine.adapters import Lora, new_lora
 from ..engine.objectives import Loss, Means, ScoredBatch
 from ..engine.reference import Reference
-from ..engine.training import TrainingSettings, train
+from ..engine.training import UNWATCHED, TrainingSettings, Watch, train
 from ..errors import refuse_if
 from ..unlabeled.alpha import alpha_of
 from ..unlabeled.draws import draw_for
@@ -69,6 +69,7 @@ def personalise(
     method: str,
     learning_rate: float,
     config: Config,
+    watch: Watch = UNWATCHED,
 ) -> list[Personal]:
     """Train the own adapter of each user on top of the shared one.
 
@@ -80,6 +81,8 @@ def personalise(
         As handed out; each user's own items and own vote are taken out of it here.
     method, learning_rate, config
         Objective and budget.
+    watch
+        Follows what is done, and can go on with an interrupted training (`train`).
 
     Returns
     -------
@@ -87,6 +90,8 @@ def personalise(
         In the order of `users`. A user whose training overflows has no adapter and an
         error; the others are not affected.
     """
+    if config.unlabeled.kind == "self":
+        watch.phase("writing texts of the model's own, to compare with")
     draws = [draw_for(reference, user, unlabeled, config) for user in users]
     alphas = [
         alpha_of(reference, user, drawn, config)
@@ -99,6 +104,7 @@ def personalise(
             "choose another 'unlabeled.kind', or a method that needs none (sft).",
         )
     module = module_of(method)
+    watch.phase("reading the texts")
     data = [
         module.training_set(reference, user, drawn, alpha.alpha)
         for user, drawn, alpha in zip(users, draws, alphas, strict=True)
@@ -112,7 +118,7 @@ def personalise(
         return module.loss(batch, means, config.personalise)
 
     settings = training_settings(config, learning_rate)
-    trained = train(reference, start, data, loss, settings)
+    trained = train(reference, start, data, loss, settings, watch)
     if hasattr(module, "second_stage"):
         trained = module.second_stage(
             reference, users, draws, trained, settings, config

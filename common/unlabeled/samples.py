@@ -9,7 +9,7 @@ from ..data.load import task_of
 from ..data.types import Item, User
 from ..engine.backbone import Encoded
 from ..engine.fitting import encode_all
-from ..engine.reference import Reference
+from ..engine.reference import Reference, content_hash
 from ..engine.scoring import generate
 from ..seeds import derive
 from .sets import Unlabeled
@@ -45,12 +45,25 @@ def self_samples(
         again = (attempt,) if attempt else ()
         seed = derive(config.seed, "self", user.id, *again)
         prompts = [entry.ids[: entry.prompt_length] for entry in asked]
-        texts = _sampled(reference, prompts, config, seed)
+        texts = _once(reference, user, prompts, config, seed)
         for i, text in zip(missing, texts, strict=True):
             item = Item(f"self-{i}", user.history[i % len(own)].prompt, text)
             if text and reference.backbone.fits(item):
                 found[i] = Unlabeled(item, 1.0)
     return [found[i] for i in sorted(found)]
+
+
+def _once(
+    reference: Reference,
+    user: User,
+    prompts: Sequence[Sequence[int]],
+    config: Config,
+    seed: int,
+) -> list[str]:
+    """`_sampled`, computed once: every method and learning rate has the same samples."""
+    budget = task_of(config.task).max_new_tokens
+    key = ("samples", user.id, content_hash(list(map(list, prompts)), budget, seed))
+    return reference.once(key, lambda: _sampled(reference, prompts, config, seed))
 
 
 def sample_reference(

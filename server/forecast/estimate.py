@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ...common.config import UNTRAINED, Config
+from ...common.text import duration
 from ..run import work
 from .parts import Count, Part
 
@@ -204,14 +205,6 @@ def named(name: tuple[str, str, bool]) -> str:
     tried = "choosing its rate" if trial and phase == "training" else ""
     tried = "while choosing its rate" if trial and phase != "training" else tried
     return ", ".join(filter(None, (PHASES[phase], method, tried)))
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a person says them: ``42 s``, ``3 min``, ``1 h 5 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def size(megabytes: float) -> str:

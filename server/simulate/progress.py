@@ -13,8 +13,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from ...common.text import lines, shown
-from ..forecast.estimate import duration
+from ...common.text import duration, lines, shown
 
 NARROW = 115  # columns: with fewer the words alone fit, and a bar would cut them
 ENOUGH = 0.25  # share of a run after which its own speed counts, and no forecast

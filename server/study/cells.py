@@ -29,7 +29,7 @@ from ...common.engine.reference import Reference
 from ...common.errors import refuse_if
 from ...common.files import make_private, private_folder
 from ...common.protocol.messages import Outcome, package_version
-from ..forecast.estimate import duration
+from ...common.text import duration
 from ..privacy.card import card
 from ..run import results
 from ..run.adapt import adapt

@@ -9,6 +9,7 @@ import pty
 import re
 import resource
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -21,6 +22,7 @@ from rich.cells import cell_len
 
 from idiolect.client.cli import main
 from idiolect.client.commands.answer import Answer
+from idiolect.client.commands.vault import TOY
 from idiolect.client.node import membership
 from idiolect.client.owner import adapters, consent, owner
 from idiolect.client.owner.keys import Passphrase, RandomKey
@@ -30,6 +32,7 @@ from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
 from idiolect.common.engine.reference import load_reference
 from idiolect.common.errors import IdiolectError
+from tests.common.conftest import write_model
 
 pytestmark = pytest.mark.slow
 
@@ -177,7 +180,67 @@ def test_an_adapter_that_loses_is_kept_but_not_used(ready, run, asked):
     found = asked("personalize", "--learning-rate", "1", code=1)
     assert not found["accepted"] and found["nll"] > found["nll_before"]
     assert asked("status")["active"] == 1
-    assert "NOT used" in run("personalize", "--learning-rate", "1", code=1).out
+    said = run("personalize", "--learning-rate", "1", code=1).out
+    assert "NOT used: at your newest prompts it repeats itself" in said
+
+
+def test_what_has_changed_is_said_in_plain_words(ready, run, asked):
+    said = run("personalize")
+    assert "Adapter 1 is in use: it predicts your own texts better" in said.out
+    assert said.out.count("you wrote: ") == 3 and "NLL" not in said.out
+    assert "loading the libraries" in said.err and said.err.count("loading") == 2
+    new = asked("personalize", "--method", "sft")
+    assert [set(one) for one in new["changes"]] == [
+        {"asked", "before", "after", "own"}
+    ] * 3
+    last = asked("history", "list")[-3:]
+    assert [one["own"] for one in new["changes"]] == [e["target"] for e in last]
+    first = asked("use")["adapters"][0]
+    assert "changes" not in first
+    assert "learnt from 26 pairs" in run("use").out
+    assert "c-bpo on 26 pairs; NLL 0." in run("use", "--verbose").out
+
+
+def test_progress_is_shown_before_anything_large_is_loaded(ready):
+    code = (
+        "import sys; from idiolect.client.cli import main\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name in ('torch', 'numpy', 'transformers'): sys.exit(f'no {name}')\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "main(['personalize'])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    first, *_, last = ran.stderr.splitlines()
+    assert first.split()[:4] == ["0:00", "loading", "the", "libraries;"]
+    assert last.startswith("no ") and ran.stdout == ""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("when", ["loading the libraries", "writing texts"])
+def test_ctrl_c_ends_a_training_at_once_and_changes_nothing(ready, asked, when):
+    code = (  # a shell lets its background jobs ignore SIGINT, and so would the test
+        "import signal, sys; from idiolect.client.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.exit(main(['personalize']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as ran:
+        assert ran.stderr is not None
+        said = ran.stderr.readline()
+        while when not in said:
+            said = ran.stderr.readline()
+        ran.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        out, err = ran.communicate(timeout=90)
+    assert ran.returncode == 130 and time.monotonic() - began < 60
+    assert out == "" and "nothing was changed" in err and "Traceback" not in err
+    found = asked("status")
+    assert found["adapters"] == [] and found["active"] == 0
 
 
 def test_the_exported_adapter_is_one_that_peft_reads(ready, run, asked):
@@ -441,7 +504,7 @@ def test_a_prompt_comes_from_standard_input(cheap, run, typed, written):
     for words in (["generate"], ["generate", "-"]):
         typed("dear Ann,\nabout tomorrow\n")
         said = run(*words)
-        assert said.out == "words\n" and said.err == ""
+        assert said.out == "words\n" and said.err == f"tiny is {TOY}.\n"
     assert written == ["dear Ann,\nabout tomorrow"] * 2
     typed("dear Ann,\nthe next line is not asked for\n", terminal=True)
     assert "prompt (one line):" in run("generate").err
@@ -621,14 +684,52 @@ def _terminal(words, place, *steps):
 
 def test_a_typed_passphrase_is_asked_twice_and_never_shown(tmp_path):
     words, again = "four green old boots", "the same again"
-    asked = (("new passphrase (12 characters or more)", f"{words}\n"),)
+    asked = (
+        ("model (Enter", "tiny\n"),
+        ("new passphrase (12 characters or more)", f"{words}\n"),
+    )
     code, said = _terminal(
         ["vault", "init"], tmp_path, *asked, (again, f"{words}\nnot a command")
     )
-    assert code == 0 and "is ready" in " ".join(said.split())
+    assert code == 0 and "is ready; its model is tiny" in " ".join(said.split())
+    assert said.count("what it writes is nonsense") == 1, said
     assert "green" not in said and "next: `idiolect import FILE`" in said
     code, said = _terminal(["pause"], tmp_path, ("passphrase of", f"{words}\n"))
     assert code == 0 and "green" not in said and "idiolect resume" in said
+
+
+def test_which_model_is_asked_at_a_terminal(place, run, typed, capsys, monkeypatch):
+    from idiolect.common.gguf import convert
+
+    def init(answer, code=0, *more):
+        shutil.rmtree(place / "home", ignore_errors=True)
+        typed(answer, terminal=True)
+        return run("vault", "init", *more, code=code)
+
+    folder = write_model(place / "my model", "llama")
+    said = init(f"{folder}\n")
+    assert f"its model is {folder}." in said.out and "nonsense" not in said.out
+    assert "Which model?" in said.err and "nonsense" in said.err
+    monkeypatch.setattr(convert, "smollm2", lambda: None)
+    said = init("\n")
+    assert "its model is tiny, a tiny model" in said.out
+    assert "model (Enter: tiny)" in said.err and "not installed" in said.err
+    assert "not installed: `pip" in init("smollm2\n", 2).err
+    monkeypatch.setattr(convert, "smollm2", lambda: place / "x.gguf")
+    said = init("\n", 2)
+    assert "model (Enter: smollm2)" in said.err and "x.gguf" in said.err
+    assert "is neither a folder" in init("./nowhere\n", 2).err
+    assert not (place / "home" / "device" / "vault.db").exists()
+    assert "Which model?" not in init("x\n", 0, "--backbone", "tiny").err
+
+
+def test_the_toy_says_that_it_is_one(ready, run, monkeypatch):
+    monkeypatch.setattr(owner, "write", lambda *_: {"personal": "words"})
+    said = run("generate", "x")
+    assert said.out == "words\n" and said.err.count("what it writes is nonsense") == 1
+    with vault_of(ready) as vault:
+        consent.choose(vault, backbone="some/model")
+    assert "nonsense" not in run("generate", "x").err
 
 
 @pytest.mark.parametrize(
@@ -641,7 +742,8 @@ def test_a_typed_passphrase_is_asked_twice_and_never_shown(tmp_path):
     ],
 )
 def test_a_typed_passphrase_follows_the_rule_of_a_file(tmp_path, typed, sentence):
-    code, said = _terminal(["vault", "init"], tmp_path, ("new passphrase", typed))
+    words = ["vault", "init", "--backbone", "tiny"]
+    code, said = _terminal(words, tmp_path, ("new passphrase", typed))
     assert code == 2 and sentence in said and "Traceback" not in said
     assert not (tmp_path / "device" / "vault.db").exists()
 
@@ -669,14 +771,17 @@ def test_use_chooses_an_adapter_and_says_how_to_go_back(cheap, run, asked, kept)
     kept(1, 2, 3, losing=(2,))
     assert asked("use") == {k: asked("status")[k] for k in ("active", "adapters")}
     listed = run("use").out
-    assert "adapter 2 (loses):" in listed and "no adapter is in use" in listed
+    assert listed.count("not good enough") == 1 and "no adapter is in use" in listed
+    assert "adapter 2: learnt from 26 pairs; not good enough: the model" in listed
     assert "`idiolect use N` puts one of 1, 2, 3" in run("rollback", code=2).err
     assert "`idiolect use N` puts one of 1, 2, 3" in run("use", "9", code=2).err
     assert "`idiolect use` lists them" in run("use", "two", code=2).err
     assert "before: none" in run("use", "3").out
     said = run("rollback").out  # not to the one that loses
     assert "adapter 1 is in use now" in said and "`idiolect use 3`" in said
-    assert "did better without it" in run("use", "2").out
+    said = run("use", "2").out
+    assert "not used when it was trained: the model predicts" in said
+    assert "without it." in said
     assert asked("status")["active"] == 2
     assert "* adapter 2" in run("use").out
     assert "`idiolect use 2` takes that back" in run("reset").out

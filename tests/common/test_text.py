@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idiolect.common.text import (
+    duration,
     guard,
     lines,
     printable,
@@ -116,3 +117,11 @@ def test_json_of_a_stranger_is_read_or_refused(text):
 def test_toml_is_read_or_refused(text):
     with pytest.raises(tomllib.TOMLDecodeError):
         read_toml(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(5, "5 s"), (89, "89 s"), (95, "2 min"), (3000, "50 min"), (7500, "2 h 5 min")],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said

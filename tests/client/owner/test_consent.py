@@ -178,6 +178,8 @@ def test_what_an_older_version_noted_is_still_listed(vault):
         ("max-seconds", "-1"),
         ("max-load", "1e300"),
         ("max-length", "15"),
+        ("dtype", "float8"),
+        ("device", "gpu"),
         ("most-epsilon", "nan"),
         ("most-epsilon", "-1"),
         ("most-delta", "\u0661"),
@@ -216,6 +218,7 @@ def test_defaults_that_an_older_version_wrote_down_were_nobodys_choice(vault):
         "threads": "2",
         "on-battery": "no",
     }
+    assert (found["dtype"], found["device"]) == ("float32", "auto")
     consent.choose(vault, max_seconds="0")
     assert consent.settings(vault) == found | {"max-seconds": "0"}
 

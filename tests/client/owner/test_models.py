@@ -70,24 +70,28 @@ def test_a_converted_file_is_listed_by_its_path_or_its_folder(tmp_path):
 
 
 def test_a_trial_is_measured_and_kept_for_these_weights(tmp_path, capsys):
-    snapshot = cached(tmp_path, "someone/llama", "llama")
-    assert cli.main(["models", "--try", "tiny", "--json"]) == 0
-    printed = capsys.readouterr()
-    found = json.loads(printed.out)
-    assert printed.err == "trying tiny: it learns 8 made-up pairs; Ctrl-C ends it\n"
-    assert found["name"] == "tiny"
-    assert found["pairs"] == 8
-    assert found["train"] > 0 and found["load"] > 0 and found["peak_mb"] > 100
-    assert found["nll"][1] < found["nll"][0]
+    mine = tmp_path / "mine.gguf"
+    pytest.importorskip("gguf")
+    from ...common.gguf.writing import made, write
+
+    write(mine, made("llama"))
+    for name in ("tiny", str(mine)):
+        assert cli.main(["models", "--try", name, "--json"]) == 0
+        printed = capsys.readouterr()
+        found = json.loads(printed.out)
+        assert printed.err.startswith(f"trying {name}: it learns 8 made-up pairs")
+        assert (found["name"], found["pairs"]) == (name, 8)
+        assert found["train"] > 0 and found["load"] > 0 and found["peak_mb"] > 100
+        assert found["nll"][1] < found["nll"][0]
+        tried = {one.name: one.tried for one in models.models()}
+        assert tried[name] == {k: v for k, v in found.items() if k != "name"}
     assert cli.main(["models"]) == 0
-    text = capsys.readouterr().out
-    # The same weights under another name were tried, too.
-    assert text.count(f"s for 8 pairs ({found['tokens']} tokens)") == 2
-    with (snapshot / "model.safetensors").open("ab") as stream:
-        stream.write(b" ")
-    tried = {one.name: one.tried for one in models.models()}
-    assert tried["tiny"] == {k: v for k, v in found.items() if k != "name"}
-    assert tried["someone/llama"] is None
+    assert capsys.readouterr().out.count("s for 8 pairs (") == 2
+    write(mine, made("llama", seed=1))
+    convert.converted(mine)
+    tried = [one.tried for one in models.models() if one.name == str(mine)]
+    assert len(tried) == 2  # of the file as it was, and of the file as it is
+    assert sum(one is not None for one in tried) == 1
 
 
 def test_a_damaged_record_is_no_defect_and_a_wrong_name_is_named(tmp_path, capsys):

@@ -246,7 +246,11 @@ def scores(monkeypatch):
             return [1.0]
         return [abs(1 - at(reference.shared) - at(personals[0])) for _ in users]
 
+    def write(_backbone, _policy, prompts, _most):
+        return ["fine"] * len(prompts)
+
     monkeypatch.setattr(owner, "held_out_nll", nll)
+    monkeypatch.setattr(owner, "generate", write)
 
 
 def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, scores):
@@ -268,6 +272,42 @@ def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, 
     # A task that is sent again brings neither back.
     assert judged(vault, 0.5, 0.5, "another run") == better
     assert adapters.active(vault) == good.number
+
+
+def test_an_adapter_that_writes_in_loops_is_kept_and_not_used(
+    vault, scores, monkeypatch
+):
+    good = judged(vault, 0.0, 0.75, "")
+    said = ["I see. " * 8, "fine"]  # the new adapter's texts, and those before it
+    monkeypatch.setattr(owner, "generate", lambda *args: [said.pop(0)] * len(args[2]))
+    better = judged(vault, 0.0, 1.0, "a run")  # a run's adapter is tried as well
+    assert better.nll < good.nll and better.fault == "loops" and not better.accepted
+    assert adapters.active(vault) == good.number and said == []
+    kept = [(one.number, one.fault) for one in adapters.versions(vault)]
+    assert kept == [(good.number, ""), (better.number, "loops")]
+    assert adapters.use(vault, better.number) == better  # if its owner wants it
+    said += ["fine", "I see. " * 8]  # the one in use is what "before" is
+    assert judged(vault, 0.0, 1.0, "").fault == ""
+
+
+def test_the_texts_that_an_adapter_was_judged_by_are_not_kept_with_it(vault, scores):
+    new = judged(vault, 0.0, 0.75, "")
+    changed = [(one.asked, one.before, one.after, one.own) for one in new.changes]
+    assert changed == [
+        (f"notes {i}?", "fine", "fine", f"answer notes {i}") for i in (1, 2)
+    ]
+    body = vault.get("adapter", str(new.number))
+    assert body is not None and b"answer notes" not in body and b"fine" not in body
+    assert adapters.versions(vault)[0].changes == ()
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_not_tried(vault, scores):
+    backbone = load_reference(owner.config_of(owner.settings(vault))).backbone
+    tries = (Entry(Prompt("so " * n, "a question"), "yes") for n in range(999, 0, -1))
+    entry = next(one for one in tries if backbone.fits(one.item()))
+    history.add(vault, [entry], "letters")
+    new = judged(vault, 0.0, 0.75, "")
+    assert new.held_out == 2 and [one.own for one in new.changes] == ["answer notes 2"]
 
 
 def test_what_does_not_fit_into_the_context_is_left_out_and_counted(vault, training):

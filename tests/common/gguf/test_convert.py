@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import idiolect
+from idiolect.client import cli
 from idiolect.common.config import absolute_backbone
 from idiolect.common.engine.backbone import load_backbone
 from idiolect.common.engine.model_folder import identity, locate, unlike
@@ -192,3 +193,22 @@ def test_smollm2_is_the_file_of_an_installed_package(file, tmp_path, monkeypatch
 def test_smollm2_answers():
     model = idiolect.load("smollm2", max_length=128)
     assert "Paris" in model.generate("What is the capital of France?", 16)
+
+
+def test_an_owner_chooses_a_file(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "phrase").write_text("seven herons wade past midnight\n")
+    key = ["--vault", "v.db", "--passphrase-file", "phrase"]
+
+    def said(*words: str) -> str:
+        code = cli.main([*words, *key])
+        out = capsys.readouterr()
+        assert code == 0, out.err
+        return out.out
+
+    said("vault", "init", "--backbone", "model.gguf", "--max-length", "128")
+    assert f"backbone is {file}" in said("settings", "backbone")
+    other = write(tmp_path / "sub.gguf", made("qwen2"), "Q8_0")
+    assert f"{other} from now on" in said("settings", "backbone", "sub.gguf")
+    assert cli.main(["settings", "backbone", "none.gguf", *key]) == 2
+    assert "neither a folder nor a GGUF file" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from idiolect.common.errors import IdiolectError
 from idiolect.common.gguf.convert import converted, dequantised
 from idiolect.common.gguf.header import EXACT, TYPES
 
-from .writing import CASES, made, settings, tensors, write
+from .writing import CASES, made, settings, tensors, vocabulary, write
 
 LENGTH = 200  # longer than every window and every original context of the cases
 
@@ -250,3 +250,27 @@ def test_the_package_is_asked_for_where_it_is_needed(tmp_path, monkeypatch):
     with pytest.raises(IdiolectError, match="pip install gguf"):
         converted(small)
     assert converted(plain).is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "value", [2.5, -1.0, True, "x", [3], ["x"], [0.5] * 288, 2**30]
+)
+@pytest.mark.parametrize("case", ["llama", "gemma3"])
+def test_a_setting_of_any_kind_is_read_or_refused_in_a_sentence(case, value, tmp_path):
+    """Whatever the file says: no other exception, and nothing half converted."""
+    model = made(case)
+    of_model = [key for key in settings(model.config) if key != "vocab_size"]
+    of_model += ["attention.sliding_window_pattern", "rope.scaling.type"]
+    of_tokens = [*vocabulary(), "scores", "add_bos_token", "unknown_token_id"]
+    for key in (*of_model, *of_tokens, ".general.alignment", ".general.type"):
+        file = tmp_path / "model.gguf"
+        if key in of_tokens:
+            write(file, model, words={**vocabulary(), key: value})
+        else:
+            write(file, model, change={key: value})
+        try:
+            converted(file)
+        except IdiolectError as error:
+            assert "cannot be used as a backbone" in str(error), key
+            assert len(str(error)) < 1000

@@ -594,11 +594,3 @@ def test_no_word_of_the_progress_is_cut(
     assert f"personalise · {label} · 48/48" in line
     assert " 10% " in line and "about 81 min left" in line and "…" not in line
     assert ("━" in line, "0:0" in line) == (width == 120, width == 120)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(5, "5 s"), (89, "89 s"), (95, "2 min"), (3000, "50 min"), (7500, "2 h 5 min")],
-)
-def test_durations(seconds: float, said: str) -> None:
-    assert progress.duration(seconds) == said

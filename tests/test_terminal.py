@@ -105,6 +105,7 @@ def hostile(tmp_path, monkeypatch):
 INVITATION = {"address": f"{NAME}:1", "certificate": HOSTILE, "signing_key": HOSTILE}
 DEVICE = [
     ("status",),
+    ("models",),
     ("vault", "init"),
     ("vault", "check"),
     ("vault", "repair", "--yes"),

@@ -10,6 +10,13 @@ from .environment import CHOSEN, inherited
 from .plan import Plan
 
 
+# What a process of a run has beside that of a forecast: Flower and Ray. And how much the
+# heap holds more than a step's tensors, since it keeps what is freed (`CHOSEN`). Both as
+# seen in runs of the built-in model and of SmolLM2.
+LIBRARIES_MB = 200.0
+HEAP = 1.5
+
+
 def forecast(plan: Plan) -> Forecast:
     """Count the work of a run, and measure this machine in as many processes as nodes.
 
@@ -27,10 +34,10 @@ def forecast(plan: Plan) -> Forecast:
     (count,), found = look([config], plan.nodes, plan.nodes, environment)
     begins = STARTS * found["start"]
     shares = estimate.shares_of(count, count.parts, EXCHANGE)
-    node = max(found["peak"], found["loaded"] + count.memory)
+    node = max(found["peak"], found["loaded"] + HEAP * count.memory)
     return Forecast(
         seconds=begins + sum(shares.values()),
-        memory=plan.nodes * node + found["bare"],
+        memory=plan.nodes * (node + LIBRARIES_MB) + found["bare"] + LIBRARIES_MB,
         free=free_mb(),
         shares={("start", "", False): begins, **shares},
         savings=estimate.savings(config, count, count.parts, EXCHANGE),

@@ -227,7 +227,8 @@ def resumed(
     """Return the saved config of a run; refuse a key that is given another value."""
     folder = results.find(options.folder, options.resume)
     try:
-        saved = configuration.from_toml((folder / "config.toml").read_text())
+        text = (folder / "config.toml").read_text()
+        saved = with_rates(configuration.from_toml(text))
     except FileNotFoundError:
         raise IdiolectError(
             f"run '{folder.name}' ended before it had saved its config: start it again "

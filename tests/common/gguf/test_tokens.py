@@ -1,5 +1,6 @@
 """Token ids of a GGUF file are those of the tokenizer that it was made of."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from transformers.tokenization_utils_base import generate_merges
 
 from idiolect.common.engine.backbone import load_backbone
 from idiolect.common.errors import IdiolectError
+from idiolect.common.gguf import tokens
 from idiolect.common.gguf.convert import converted
+from idiolect.common.gguf.header import Header
 
 from .writing import made, vocabulary, write
 
@@ -127,9 +130,6 @@ def test_the_rules_differ_where_the_test_says():
     ids = {}
     words = words_of("gpt-2", byte_level("gpt-2"))
     for rule in ("gpt-2", "smollm", "qwen2", "llama-bpe"):
-        from idiolect.common.gguf import tokens
-        from idiolect.common.gguf.header import Header
-
         said = {f"tokenizer.ggml.{k}": v for k, v in {**words, "pre": rule}.items()}
         header = Header(Path("x"), {"general.architecture": "llama", **said}, {})
         found = tokens.tokenizer(header)[0]
@@ -208,6 +208,47 @@ def test_sentencepiece_has_the_ids_of_the_original(prefix, tmp_path):
         assert found(text)["input_ids"] == [1, *wanted], text
         if "</s>" not in text:  # a mark is put behind a control token, too
             assert found.decode(wanted) == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tokenizer.model.v1", "mistral_instruct*.model.v3"])
+def test_mistrals_own_tokenizers_have_the_ids_of_sentencepiece(name):
+    """Real vocabularies, where `pip install sentencepiece mistral-common` was run."""
+    library = pytest.importorskip("sentencepiece")
+    package = importlib.util.find_spec("mistral_common")
+    if package is None or package.origin is None:
+        pytest.skip("needs mistral-common")
+    (file,) = (Path(package.origin).parent / "data").glob(name)
+    original = library.SentencePieceProcessor(model_file=str(file))
+    numbers = range(original.get_piece_size())
+    special = {0: 2, 1: 3, 2: 3}
+    words = {
+        "model": "llama",
+        "tokens": [original.id_to_piece(n) for n in numbers],
+        "scores": [original.get_score(n) for n in numbers],
+        "token_type": [
+            6
+            if original.is_byte(n)
+            else 3
+            if original.is_control(n)
+            else special.get(n, 1)
+            for n in numbers
+        ],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "unknown_token_id": 0,
+    }
+    said = {f"tokenizer.ggml.{key}": value for key, value in words.items()}
+    header = Header(Path("x"), {"general.architecture": "llama", **said}, {})
+    found, _, special_ids = tokens.tokenizer(header)
+    docs = Path(__file__).parents[3] / "docs"
+    pages = [
+        text for page in docs.glob("*.md") for text in page.read_text().split("\n\n")
+    ]
+    for text in (*TEXTS[:-1], *pages):
+        wanted = [1, *original.encode(text)]
+        assert found.encode(text).ids == wanted, text
+    assert special_ids["eos_token_id"] == [2]
 
 
 def test_gemma_has_the_ids_of_the_original(tmp_path):

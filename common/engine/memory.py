@@ -168,12 +168,8 @@ def needed_bytes(
 
     The parameters are those of `within`, and what that returned.
     """
-    vocabulary = backbone.model.config.vocab_size
-    predicted = int((layout.labels != FILLER).sum())
-    logits = min(saving.logits or LOGITS_PER_CHUNK, predicted * vocabulary)
-    keys, tokens = layout.key.shape[1], layout.ids.numel() / saving.passes
-    step = step_bytes(backbone, ceil(tokens), keys, saving.recompute)
-    return step + 4 * OPTIMISER * adapters + COPIES * 4 * logits
+    step = step_bytes(backbone, layout, saving)
+    return step / saving.passes + 4 * OPTIMISER * adapters
 
 
 def free_bytes(device: torch.device) -> float:

@@ -20,7 +20,7 @@ from ...common.data.types import Dataset, Item, User
 from ...common.engine.adapters import new_lora
 from ...common.engine.backbone import Backbone, Encoded
 from ...common.engine.fitting import encode_all
-from ...common.engine.memory import Saving, needed_bytes
+from ...common.engine.memory import Saving, needed_bytes, products
 from ...common.engine.reference import Reference
 from ...common.engine.scoring import chunks, collate
 from ...common.engine.training import (
@@ -306,8 +306,7 @@ class Counting:
         saving = saving_of(self.backbone, layout, numbers, settings)
         needed = needed_bytes(self.backbone, layout, numbers, saving)
         self.memory = max(self.memory, needed)
-        layers = self.backbone.model.config.num_hidden_layers
-        self.again = max(self.again, saving.recompute / layers)
+        self.again = max(self.again, _again(self.backbone, saving))
         tokens = more = 0
         for batch in steps:
             one, other = step_tokens(self.backbone, batch, saving)
@@ -328,6 +327,13 @@ class Counting:
         longest = max(e.prompt_length for items in users for e in items)
         steps = expected_steps(self.config, users, policy)
         return Work(prompted=rows * longest, steps=steps, written=rows * steps)
+
+
+def _again(backbone: Backbone, saving: Saving) -> float:
+    """Share of a forward pass that is computed again."""
+    layers, of = backbone.model.config.num_hidden_layers, saving.recompute
+    kept = saving.products / max(1, len(products(backbone, of)))
+    return of / layers * (1 - kept)
 
 
 MOST_COUNTED = 64  # users; of more, the first stand for all

@@ -9,7 +9,6 @@ from ..forecast.estimate import EXCHANGE, STARTS, Forecast
 from .environment import CHOSEN, inherited
 from .plan import Plan
 
-
 # What a process of a run has beside that of a forecast: Flower and Ray. And how much the
 # heap holds more than a step's tensors, since it keeps what is freed (`CHOSEN`). Both as
 # seen in runs of the built-in model and of SmolLM2.

@@ -180,7 +180,7 @@ def chunks(users: Sequence[Sequence[Encoded]]) -> list[list[list[int | None]]]:
         for items in users
     ]
     most = max(map(len, orders), default=0)
-    chunks: list[list[list[int | None]]] = []
+    found: list[list[list[int | None]]] = []
     start = 0
     while start < most:
         heads = [
@@ -191,9 +191,9 @@ def chunks(users: Sequence[Sequence[Encoded]]) -> list[list[list[int | None]]]:
         rows = max(1, TOKENS_PER_PASS // (len(users) * max(heads)))
         parts = [order[start : start + rows] for order in orders]
         width = max(map(len, parts))
-        chunks.append([[*part, *[None] * (width - len(part))] for part in parts])
+        found.append([[*part, *[None] * (width - len(part))] for part in parts])
         start += rows
-    return chunks
+    return found
 
 
 def embed(

@@ -147,4 +147,4 @@ def test_adapters_on_the_upper_layers(backbone):
 def test_all_layers_keep_nothing(material):
     reference, starts, data = material
     assert lowest_layer(starts[0]) == 0
-    assert training._lower(reference, starts, data, 1e12) is None
+    assert training._lower(reference, 0, data, SETTINGS) is None

@@ -334,6 +334,27 @@ MUTATIONS = (
         "test_an_embedding_is_the_mean_state_of_the_completion",
     ),
     Mutation(
+        "A recomputed layer computes its kept products again",
+        "common/engine/memory.py",
+        "for at, name, _ in stays if at == number]",
+        "for at, name, _ in stays if at < 0]",
+        "test_kept_products_are_not_computed_again",
+    ),
+    Mutation(
+        "A kept product is the one that adapters were added to",
+        "common/engine/memory.py",
+        "            values[module].copy_(output)  # adapters are added to the other\n",
+        "            values[module] = output\n",
+        "test_recomputed_layers_change_no_bit_of_any_gradient",
+    ),
+    Mutation(
+        "The head of a wide vocabulary forgets that logits are capped",
+        "common/engine/scoring.py",
+        "            if needed and cap is not None:",
+        "            if False:",
+        "test_the_head_of_a_wide_vocabulary_is_exact",
+    ),
+    Mutation(
         "Stale cache: the key leaves out the shared adapter",
         "common/engine/reference.py",
         "{self.backbone.dtype} {self.hash}",

@@ -10,24 +10,31 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil, inf
+from math import ceil, inf, prod
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from .backbone import Backbone
+from .adapters import Lora, Stack
+from .backbone import PLAIN_LAYER, Backbone
 from .layout import FILLER, Layout
-from .scoring import LOGITS_PER_CHUNK
+from .scoring import LOGITS_PER_CHUNK, WIDE
 
 MARGIN = 1.1  # test_memory compares with what is kept
 RESERVE = 0.2  # of what is free: for other programs, and for what no shape tells
 OPTIMISER = 6  # numbers per trained number: gradient, two moments, intermediate results
-COPIES = 3  # of logits: they, their log-softmax, and its gradient
-M_MMAP_THRESHOLD, LARGE = -3, 1 << 20  # of mallopt: name of the threshold, and 1 MB
+COPIES = 3  # of logits: they, their log-softmax, and its gradient; see scoring.WIDE
+TRIMMED = 4  # layers after which freed memory is returned
+# Names of malloc's parameters; the most for the first that glibc takes, and two values of
+# the second.
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+MOST, SPARE, ALL = 32 << 20, 1 << 20, (1 << 31) - 1
 LEAST_LOGITS = 1 << 20  # 4 MB; fewer at once cost time and save nothing
 WORKING = 2  # layers' worth: one that is computed again, and the gradients on their way
 
@@ -56,12 +63,20 @@ def layer_bytes(backbone: Backbone, keys: int) -> float:
     return MARGIN * numbers * backbone.dtype.itemsize
 
 
-def step_bytes(backbone: Backbone, tokens: int, keys: int, recompute: int) -> float:
-    """Bytes of activations of a pass over `tokens` with `recompute` layers recomputed."""
-    config = backbone.model.config
-    layer, layers = layer_bytes(backbone, keys), config.num_hidden_layers
-    kept = (layers - recompute) * layer + (WORKING * layer if recompute else 0)
-    return tokens * (kept + recompute * config.hidden_size * backbone.dtype.itemsize)
+def products(backbone: Backbone, recompute: int) -> list[tuple[int, str, int]]:
+    """Frozen products of the lowest layers that are worth keeping, the dearest first.
+
+    Each as (layer, name in it, numbers per token). A number costs as many multiplications
+    as the product's input is wide. What nobody reads is left out (`_unread`).
+    """
+    found = [
+        (module.in_features, number, name, module.out_features)
+        for number, layer in enumerate(backbone.model.model.layers[:recompute])
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear) and module is not _unread(layer)
+    ]
+    found.sort(key=lambda product: -product[0])
+    return [(number, name, numbers) for _, number, name, numbers in found]
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,8 @@ class Saving:
     ----------
     recompute
         Lowest layers that are computed again in the backward pass.
+    products
+        How many of their frozen products are kept all the same (see `products`).
     passes
         In how many passes a step's rows are taken.
     logits
@@ -79,8 +96,30 @@ class Saving:
     """
 
     recompute: int = 0
+    products: int = 0
     passes: int = 1
     logits: int = 0
+
+
+def step_bytes(backbone: Backbone, layout: Layout, saving: Saving) -> float:
+    """Bytes of activations of a pass over a layout, at most at any time.
+
+    That is at the end of the forward pass, with the logits, or when a layer is computed
+    again: the upper layers are gone by then.
+    """
+    config, size = backbone.model.config, backbone.dtype.itemsize
+    tokens = layout.ids.numel()
+    layer = tokens * layer_bytes(backbone, layout.key.shape[1])
+    kept = config.num_hidden_layers - saving.recompute
+    logits = saving.logits or LOGITS_PER_CHUNK
+    logits = min(logits, int((layout.labels != FILLER).sum()) * config.vocab_size)
+    numbers = saving.recompute * config.hidden_size
+    for _, _, width in products(backbone, saving.recompute)[: saving.products]:
+        numbers += width
+    copies = 1 if config.vocab_size >= WIDE else COPIES
+    upper = kept * layer + copies * 4 * logits
+    again = WORKING * layer if saving.recompute else 0
+    return tokens * numbers * size + max(upper, again)
 
 
 def within(backbone: Backbone, layout: Layout, adapters: int, budget: float) -> Saving:
@@ -99,23 +138,27 @@ def within(backbone: Backbone, layout: Layout, adapters: int, budget: float) -> 
     Returns
     -------
     Saving
-        The fewest layers that suffice, and the fewest passes; with a budget too small for
-        anything all layers in as many passes as the forecast says.
+        What computes least again: a kept product costs a third of the memory of all that a
+        kept layer has for the same time. With a budget too small for anything all is
+        computed again, in as many passes as the forecast says.
     """
-    predicted = int((layout.labels != FILLER).sum())
-    logits = min(LOGITS_PER_CHUNK, predicted * backbone.model.config.vocab_size)
-    rest = 4 * OPTIMISER * adapters
-    tight = COPIES * 4 * logits > (budget - rest) / 4
-    if tight:
-        logits = max(LEAST_LOGITS, min(logits, int((budget - rest) / 16 / COPIES)))
-    left = budget - rest - COPIES * 4 * logits
-    layers = backbone.model.config.num_hidden_layers
-    tokens, keys = layout.ids.numel(), layout.key.shape[1]
+    left = budget - 4 * OPTIMISER * adapters
+    forecast = partial(step_bytes, backbone, layout)
+    layers, saving = backbone.model.config.num_hidden_layers, Saving()
+    if forecast(saving) <= left:
+        return saving
+    logits = max(LEAST_LOGITS, min(LOGITS_PER_CHUNK, int(left / 32 / COPIES)))
     for recompute in range(layers):
-        if step_bytes(backbone, tokens, keys, recompute) <= left:
-            return Saving(recompute, 1, logits if tight else 0)
-    least = step_bytes(backbone, tokens, keys, layers - 1)
-    return Saving(layers - 1, ceil(least / max(left, least / layout.rows)), logits)
+        saving = Saving(recompute, len(products(backbone, recompute)), logits=logits)
+        if forecast(saving) <= left:
+            return saving
+    ranks = range(saving.products)
+    fits = [n for n in ranks if forecast(replace(saving, products=n)) <= left]
+    if fits:
+        return replace(saving, products=fits[-1])
+    least = forecast(replace(saving, products=0))
+    passes = ceil(least / max(left, least / layout.rows))
+    return replace(saving, products=0, passes=passes)
 
 
 def free_bytes(device: torch.device) -> float:
@@ -135,33 +178,166 @@ def free_bytes(device: torch.device) -> float:
     return (1 - RESERVE) * free * share
 
 
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What of a layer is computed again: all but the modules whose product is `kept`.
+
+    `unread`: the module whose product no gradient needs; `leaves`: what is trained in the
+    layer; `trims`: whether freed memory is returned before it.
+    """
+
+    unread: Any
+    kept: list[Any]
+    leaves: list[Tensor]
+    trims: bool
+
+
 @contextmanager
-def recomputed(backbone: Backbone, layers: int) -> Iterator[None]:
+def recomputed(
+    backbone: Backbone, trained: Lora | Stack, layers: int, kept: int = 0
+) -> Iterator[None]:
     """Keep only the inputs of the lowest layers; the rest is computed again when needed.
 
     Not the last one, which computes only some of its tokens. The backward pass must run
-    inside the ``with`` block.
+    inside the ``with`` block, in which `trained` is attached. `kept`: how many of their
+    `products` are not computed again.
     """
-    if layers:
-        _return_what_is_freed()
     chosen = backbone.model.model.layers[:layers]
-    for layer in chosen:
-        plain: Any = layer.forward
-        layer.forward = partial(
-            checkpoint, plain, use_reentrant=False, preserve_rng_state=False
-        )
+    stays = products(backbone, layers)[:kept]
+    for number, layer in enumerate(chosen):
+        place = f"model.layers.{number}."
+        leaves = [
+            tensor
+            for part in (trained.a, trained.b)
+            for name, tensor in part.items()
+            if name.startswith(place) and tensor.requires_grad
+        ]
+        modules = [layer.get_submodule(name) for at, name, _ in stays if at == number]
+        trims = number % TRIMMED == 0 or number == layers - 1
+        plan = _Plan(_unread(layer), modules, leaves, trims)
+        layer.forward = partial(_again, layer.forward, plan)
+    if layers:
+        _malloc(mmap_from=MOST, trim_from=ALL)
     try:
         yield
     finally:
         for layer in chosen:
             del layer.forward
+        if layers:
+            _malloc(mmap_from=MOST, trim_from=SPARE)
 
 
-def _return_what_is_freed() -> None:
-    """Let glibc give the memory of every large tensor back when it is freed.
+def _unread(layer: Any) -> Any:
+    """The layer's last frozen product where only a sum follows: no gradient needs it."""
+    parts = {name for name, _ in layer.named_children()}
+    return getattr(layer.mlp, "down_proj", None) if parts == PLAIN_LAYER else None
 
-    Otherwise it raises its threshold to 32 MB by itself, keeps tensors on the heap, and
-    what lives long between them holds three times the memory in use.
+
+def _again(plain: Any, plan: _Plan, hidden: Tensor, **arguments: Any) -> Tensor:
+    """The layer's output, of which the input and what is kept stays in memory."""
+    run = partial(plain, **arguments)
+    if not torch.is_grad_enabled():
+        return run(hidden)
+    return _Again.apply(run, plan, hidden, *plan.leaves)
+
+
+class _Again(torch.autograd.Function):
+    """A layer that is computed again for its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, run: Any, plan: _Plan, hidden: Tensor, *leaves: Tensor
+    ) -> Tensor:
+        """Output of the layer for its input [K, L, d]; `leaves` are trained in it."""
+        if plan.trims:
+            _malloc()
+        # First of all, so that nothing that stays lies between what will be freed.
+        before = hidden.shape[:-1]
+        values = {m: _apart(hidden, (*before, m.out_features)) for m in plan.kept}
+
+        def keep(module: Any, x: Tensor) -> Tensor:
+            output = F.linear(x, module.weight, module.bias)
+            values[module].copy_(output)  # adapters are added to the other
+            return output
+
+        ctx.run, ctx.plan, ctx.values = run, plan, values
+        ctx.save_for_backward(_apart(hidden, hidden.shape).copy_(hidden), *leaves)
+        with _instead({module: partial(keep, module) for module in plan.kept}):
+            return run(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the input, where it needs one, and of the leaves."""
+        if ctx.plan.trims:
+            _malloc()
+        hidden, *leaves = ctx.saved_tensors
+        hidden = hidden.detach().requires_grad_(ctx.needs_input_grad[2])
+        known = {
+            module: partial(
+                _Known.apply, partial(ctx.values.pop, module), module.weight
+            )
+            for module in ctx.plan.kept
+        }
+        if (unread := ctx.plan.unread) is not None:
+            shape = (*hidden.shape[:-1], unread.out_features)
+            anything = partial(hidden.new_empty, shape)
+            known[unread] = partial(_Known.apply, anything, unread.weight)
+        with torch.enable_grad(), _instead(known):
+            output = ctx.run(hidden)
+        wanted = [tensor for tensor in (hidden, *leaves) if tensor.requires_grad]
+        found = torch.autograd.grad(output, wanted, grads)
+        of_hidden = () if hidden.requires_grad else (None,)
+        return None, None, *of_hidden, *found
+
+
+class _Known(torch.autograd.Function):
+    """x W^T whose value is known, or is not needed, for the sake of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Any, weight: Tensor, x: Tensor) -> Tensor:
+        """What `value` returns; nobody else may hold it."""
+        ctx.save_for_backward(weight)
+        return value()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
+        """The gradient of x."""
+        (weight,) = ctx.saved_tensors
+        return None, None, grads[0] @ weight
+
+
+@contextmanager
+def _instead(forwards: dict[Any, Any]) -> Iterator[None]:
+    """Let modules compute something else inside the ``with`` block."""
+    for module, forward in forwards.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module in forwards:
+            del module.forward
+
+
+def _apart(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An empty tensor on pages of its own: it leaves no gap in the heap."""
+    if like.is_cuda:
+        return like.new_empty(shape)
+    pages = mmap(-1, prod(shape) * like.itemsize)
+    # Not a view: autograd would not let an adapter be added to one in place.
+    return torch.frombuffer(pages, dtype=like.dtype).resize_(shape)
+
+
+def _malloc(mmap_from: int = 0, trim_from: int = 0) -> None:
+    """Set from which size on glibc's malloc takes pages and returns them; return all free.
+
+    Layers ask for the same one after the other. If each tensor had pages of its own, the
+    kernel would clear them every time, which takes a third of a layer's time. On the heap
+    they are used again, but what small objects pin between them stays: it is returned
+    from time to time.
     """
     with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE)
+        library = ctypes.CDLL("libc.so.6")
+        if mmap_from:
+            library.mallopt(M_MMAP_THRESHOLD, mmap_from)
+            library.mallopt(M_TRIM_THRESHOLD, trim_from)
+        library.malloc_trim(0)

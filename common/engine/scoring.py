@@ -6,6 +6,7 @@ in chunks, because prompt length x vocabulary size is what fills the memory of a
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ TOKENS_PER_PASS = 8192
 # than computing it, 256 MB).
 LOGITS_PER_CHUNK = 1 << 24
 LOGITS_PER_CHUNK_ON_GPU = 1 << 26
+# Words from which on logits are more than a layer's activations.
+WIDE = 1 << 15
 # Contrastive decoding considers a token that has at least this share of the probability
 # of the likeliest (the plausibility constraint of Li et al. 2023, and its value there).
 PLAUSIBLE = 0.1
@@ -72,6 +75,8 @@ def _token_logp(
 
     most = most or (LOGITS_PER_CHUNK_ON_GPU if states.is_cuda else LOGITS_PER_CHUNK)
     rows = max(1, most // backbone.model.config.vocab_size)
+    if backbone.model.config.vocab_size >= WIDE:
+        return _Head.apply(backbone, rows, states, labels)
     if len(states) <= rows:
         return head(states, labels)
     # Recomputing a chunk's logits in the backward pass costs less than keeping them all.
@@ -80,6 +85,49 @@ def _token_logp(
         for s, y in zip(states.split(rows), labels.split(rows), strict=True)
     ]
     return torch.cat(parts)
+
+
+class _Head(torch.autograd.Function):
+    """Log-probabilities in chunks, each of which gives its gradient at once.
+
+    Row i depends on state i alone. So d logp_i / d state_i [d] is all that is kept: a
+    chunk's logits, of which there is one copy, are gone when the next one comes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, backbone: Backbone, rows: int, states: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Log-probabilities [M] for states [M, d], `rows` of them at once."""
+        needed = ctx.needs_input_grad[2]
+        logp = torch.empty(len(labels), device=states.device)
+        slopes = torch.empty_like(states) if needed else None
+        for start in range(0, len(states), rows):
+            part = slice(start, start + rows)
+            share, bent = backbone.logits(states[part]), None
+            cap = getattr(backbone.model.config, "final_logit_softcapping", None)
+            if needed and cap is not None:
+                bent = 1 - (share / cap).square()
+            target = labels[part].unsqueeze(1)
+            share -= share.amax(1, keepdim=True)
+            chosen = share.gather(1, target)
+            total = share.exp_().sum(1, keepdim=True)
+            logp[part] = (chosen - total.log()).squeeze(1)
+            if slopes is not None:
+                # d log softmax / d logits = one-hot - softmax
+                share /= -total
+                share.scatter_add_(1, target, torch.ones_like(total))
+                share = share if bent is None else share.mul_(bent)
+                weight = backbone.model.lm_head.weight
+                slopes[part] = share.to(weight.dtype) @ weight
+        ctx.save_for_backward(slopes)
+        return logp
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the states."""
+        (slopes,) = ctx.saved_tensors
+        return None, None, slopes * grads[0].unsqueeze(1).to(slopes.dtype), None
 
 
 def completion_tokens(row: Encoded) -> int:

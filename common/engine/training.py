@@ -230,14 +230,11 @@ class Parameters:
 
     def gradient(self) -> Tensor:
         """Gradients of all leaves, [K, P]; clears them."""
-        users = len(self.flat)
-        gradients = [
-            torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            for leaf in self.leaves
-        ]
-        for leaf in self.leaves:
-            leaf.grad = None
-        return torch.cat([gradient.reshape(users, -1) for gradient in gradients], dim=1)
+        sums = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
+        found = torch.cat([grad.flatten(1) for grad in sums], dim=1)
+        for grad in sums:
+            grad.zero_()
+        return found
 
 
 def parameters(start: Sequence[Lora], train_a: bool) -> Parameters:
@@ -250,6 +247,9 @@ def parameters(start: Sequence[Lora], train_a: bool) -> Parameters:
         part.view(tensor.shape).detach().requires_grad_()
         for part, tensor in zip(flat.split(sizes, dim=1), trained, strict=True)
     ]
+    # What comes is added to these: nothing small stays between what a layer frees.
+    for leaf in leaves:
+        leaf.grad = torch.zeros(leaf.shape, device=leaf.device)
     if not train_a:
         frozen = {name: tensor[:1] for name, tensor in whole.a.items()}
         b = dict(zip(whole.b, leaves, strict=True))
@@ -372,7 +372,7 @@ def train(
     saving = _saving(backbone, steps, weights, settings)
     with (
         attached(backbone, reference.shared, weights.stack) as refresh,
-        recomputed(backbone, saving.recompute),
+        recomputed(backbone, weights.stack, saving.recompute, saving.products),
     ):
         for t, now in enumerate(steps[done:], done):
             objective = partial(_value, loss, alpha, means)

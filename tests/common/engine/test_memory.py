@@ -8,6 +8,7 @@ from idiolect.common.engine.backbone import FAMILIES, Encoded, load_backbone
 from idiolect.common.engine.memory import (
     Saving,
     layer_bytes,
+    products,
     recomputed,
     step_bytes,
     within,
@@ -63,18 +64,47 @@ def test_recomputed_layers_change_no_bit_of_any_gradient(family, model_folder):
     lora = trainable(adapter(backbone, "u", 1))
     leaves = [*lora.a.values(), *lora.b.values()]
     found = []
-    for layers in (0, 1):
-        with attached(backbone, lora), recomputed(backbone, layers):
+    for layers, kept in ((0, 0), (1, 0), (1, 2), (1, len(products(backbone, 1)))):
+        with attached(backbone, lora), recomputed(backbone, lora, layers, kept):
             total = completion_logp(backbone, collate(backbone, ROWS)).sum()
             found.append([total.detach(), *torch.autograd.grad(total, leaves)])
-    assert all(map(torch.equal, *found))
-    assert all("forward" not in vars(layer) for layer in backbone.model.model.layers)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+    for module in backbone.model.model.layers.modules():
+        assert "forward" not in vars(module)
+
+
+def test_kept_products_are_not_computed_again(backbone, monkeypatch):
+    """With all of them kept no frozen product of a recomputed layer is."""
+    lora = trainable(adapter(backbone, "u", 1))
+    weights = {
+        module.weight.data_ptr()
+        for module in backbone.model.model.layers[0].modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    taken: list[int] = []
+    plain = torch.nn.functional.linear
+
+    def counted(x, weight, bias=None):
+        taken.append(weight.data_ptr())
+        return plain(x, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    counts = []
+    for kept in (0, 2, len(products(backbone, 1))):
+        with attached(backbone, lora), recomputed(backbone, lora, 1, kept):
+            total = completion_logp(backbone, collate(backbone, ROWS)).sum()
+            taken.clear()
+            total.backward()
+        counts.append(sum(weight in weights for weight in taken))
+    # The last one, of the feed-forward block's output, is never needed.
+    assert counts == [len(weights) - 1, len(weights) - 3, 0]
 
 
 def test_a_backward_pass_after_the_adapter_is_gone_is_an_error(backbone):
     lora = trainable(adapter(backbone, "u", 1))
     leaves = [*lora.a.values(), *lora.b.values()]
-    with attached(backbone, lora), recomputed(backbone, 1):
+    with attached(backbone, lora), recomputed(backbone, lora, 1):
         total = completion_logp(backbone, collate(backbone, ROWS)).sum()
     with pytest.raises(RuntimeError):
         torch.autograd.grad(total, leaves)
@@ -86,21 +116,22 @@ def test_recomputed_layers_keep_less(tmp_path):
     lora = trainable(adapter(backbone, "u", 1))
     row = Encoded(tuple(range(3, 103)), 98)
     plain = kept(backbone, lora, row)
-    with recomputed(backbone, 5):
+    with recomputed(backbone, lora, 5):
         assert kept(backbone, lora, row) < plain / 3
 
 
-def test_the_fewest_layers_that_fit_are_recomputed(tmp_path):
+def test_products_are_kept_before_layers_and_all_within_the_budget(tmp_path):
     folder = write_model(tmp_path, "llama", num_hidden_layers=6)
     backbone = load_backbone(str(folder), "float32", "cpu", 128)
     layout = collate(backbone, [Encoded(tuple(range(3, 103)), 98)] * 10)
-    tokens, keys = layout.ids.numel(), layout.key.shape[1]
-    other = within(backbone, layout, 1000, 1e9)
-    assert other == Saving()
-    found = [within(backbone, layout, 0, 2.0**size) for size in range(30, 10, -1)]
+    assert within(backbone, layout, 1000, 1e9) == Saving()
+    budgets = [2.0 ** (size / 4) for size in range(120, 40, -1)]
+    found = [within(backbone, layout, 0, budget) for budget in budgets]
     assert [saving.recompute for saving in found] == sorted(s.recompute for s in found)
     assert [saving.passes for saving in found] == sorted(s.passes for s in found)
-    assert found[-1].recompute == 5 and found[-1].passes == 10
-    for size, saving in zip(range(30, 10, -1), found, strict=True):
+    some = [s for s in found if 0 < s.products < len(products(backbone, s.recompute))]
+    assert some and all(s.recompute == 5 and s.passes == 1 for s in some)
+    assert (found[-1].recompute, found[-1].products, found[-1].passes) == (5, 0, 10)
+    for budget, saving in zip(budgets, found, strict=True):
         if saving.passes == 1:
-            assert step_bytes(backbone, tokens, keys, saving.recompute) <= 2.0**size
+            assert step_bytes(backbone, layout, saving) <= budget

@@ -96,6 +96,29 @@ def test_chunked_head_has_the_same_values_and_gradients(backbone, items, monkeyp
     torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("most", [1 << 24, 700])
+def test_the_head_of_a_wide_vocabulary_is_exact(
+    family, most, model_folder, monkeypatch
+):
+    """Values and gradients are those of log softmax in float64, capped logits included."""
+    backbone = load_backbone(str(model_folder(family)), "float32", "cpu", 96)
+    monkeypatch.setattr(scoring, "WIDE", 1)
+    torch.manual_seed(0)
+    states = torch.randn(7, 32, requires_grad=True)
+    labels = torch.tensor([0, 5, 299, 17, 17, 3, 120])
+    weights = torch.linspace(-1, 2, 7)
+    found = scoring._token_logp(backbone, states, labels, most)
+    (gradient,) = torch.autograd.grad((weights * found).sum(), states)
+    logits = backbone.logits(states).double()
+    expected = logits.log_softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)
+    (wanted,) = torch.autograd.grad((weights * expected).sum(), states)
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(scoring._token_logp(backbone, states, labels, most), found)
+
+
 def test_users_of_a_stack_are_scored_with_their_own_adapters(
     backbone, items, monkeypatch
 ):

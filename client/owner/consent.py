@@ -175,7 +175,7 @@ _CHOICES = {
 _TAKES = {
     "backbone": "`tiny`, `smollm2`, a folder, a GGUF file or a model id",
     "on-battery": "yes or no",
-    **{name: " or ".join(choices) for name, choices in _CHOICES.items()},
+    **{name: f"{', '.join(c[:-1])} or {c[-1]}" for name, c in _CHOICES.items()},
     **dict.fromkeys(CEILINGS, "a number from 0; 0 allows nothing, inf everything"),
 }
 

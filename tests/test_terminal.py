@@ -105,6 +105,8 @@ def hostile(tmp_path, monkeypatch):
 INVITATION = {"address": f"{NAME}:1", "certificate": HOSTILE, "signing_key": HOSTILE}
 DEVICE = [
     ("status",),
+    ("models",),
+    ("models", "--try", NAME),
     ("vault", "init"),
     ("vault", "check"),
     ("vault", "repair", "--yes"),

@@ -34,6 +34,11 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 _GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 
@@ -47,10 +52,11 @@ RULES = {
     "gpt-2": [_GPT2],
     "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2],
     "qwen2": [_split(_QWEN2), _BYTES],
+    "tekken": [_split(_TEKKEN), _BYTES],
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), [_split(_LLAMA3), _BYTES]),
 }
 # Of these a word that is in the vocabulary stays whole, and a text begins with BOS.
-WHOLE = ("llama-bpe", "llama3", "llama-v3")
+WHOLE = ("llama-bpe", "llama3", "llama-v3", "tekken")
 NAMED = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",

@@ -1,5 +1,6 @@
 """Token ids of a GGUF file are those of the tokenizer that it was made of."""
 
+import base64
 import importlib.util
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import tokenizers
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GemmaTokenizer, Qwen2Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.tokenization_utils_base import generate_merges
 
 from idiolect.common.engine.backbone import load_backbone
@@ -53,6 +55,15 @@ SPLITS: dict[str, list[dict[str, Any]]] = {
         {**BYTES, "use_regex": False},
     ],
 }
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLITS["tekken"] = [
+    {**SPLITS["llama-bpe"][0], "pattern": {"Regex": TEKKEN}},
+    {**BYTES, "use_regex": False},
+]
 CORPUS = [*TEXTS[:-2] * 20, "the tea that they like, 12 34 567 8900 12345"] * 3
 
 
@@ -68,7 +79,7 @@ def byte_level(rule: str) -> Tokenizer:
     plain = Tokenizer(tokenizers.models.BPE())
     spec = json.loads(plain.to_str())
     spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": SPLITS[rule]}
-    spec["model"]["ignore_merges"] = rule == "llama-bpe"
+    spec["model"]["ignore_merges"] = rule in ("llama-bpe", "tekken")
     found = Tokenizer.from_str(json.dumps(spec))
     trainer = trainers.BpeTrainer(
         vocab_size=400,
@@ -107,7 +118,7 @@ def read(folder: Path, words: dict[str, Any], case: Any = None) -> Any:
     return AutoTokenizer.from_pretrained(converted(file))
 
 
-@pytest.mark.parametrize("rule", ["gpt-2", "smollm", "qwen2", "llama-bpe"])
+@pytest.mark.parametrize("rule", ["gpt-2", "smollm", "qwen2", "llama-bpe", "tekken"])
 def test_ids_are_those_of_the_original(rule, tmp_path):
     original = byte_level(rule)
     words = words_of(rule, original)
@@ -122,19 +133,19 @@ def test_ids_are_those_of_the_original(rule, tmp_path):
         if rule != "qwen2":  # which writes one form of Unicode
             assert found.decode(wanted) == text
     begins = found("tea")["input_ids"][0] == words["bos_token_id"]
-    assert begins == (rule == "llama-bpe")
+    assert begins == (rule in ("llama-bpe", "tekken"))
 
 
 def test_the_rules_differ_where_the_test_says():
     """Digits and line ends tell the rules apart, so a wrong rule would show above."""
     ids = {}
     words = words_of("gpt-2", byte_level("gpt-2"))
-    for rule in ("gpt-2", "smollm", "qwen2", "llama-bpe"):
+    for rule in ("gpt-2", "smollm", "qwen2", "llama-bpe", "tekken"):
         said = {f"tokenizer.ggml.{k}": v for k, v in {**words, "pre": rule}.items()}
         header = Header(Path("x"), {"general.architecture": "llama", **said}, {})
         found = tokens.tokenizer(header)[0]
         ids[rule] = tuple(tuple(found.encode(t).ids) for t in TEXTS)
-    assert len(set(ids.values())) == 4
+    assert len(set(ids.values())) == 5
 
 
 def pieces() -> tuple[list[str], list[float]]:
@@ -241,14 +252,63 @@ def test_mistrals_own_tokenizers_have_the_ids_of_sentencepiece(name):
     said = {f"tokenizer.ggml.{key}": value for key, value in words.items()}
     header = Header(Path("x"), {"general.architecture": "llama", **said}, {})
     found, _, special_ids = tokens.tokenizer(header)
-    docs = Path(__file__).parents[3] / "docs"
-    pages = [
-        text for page in docs.glob("*.md") for text in page.read_text().split("\n\n")
-    ]
-    for text in (*TEXTS[:-1], *pages):
+    for text in (*TEXTS[:-1], *pages()):
         wanted = [1, *original.encode(text)]
         assert found.encode(text).ids == wanted, text
     assert special_ids["eos_token_id"] == [2]
+
+
+def pages() -> list[str]:
+    """The paragraphs of the documentation."""
+    docs = Path(__file__).parents[3] / "docs"
+    return [
+        text for page in docs.glob("*.md") for text in page.read_text().split("\n\n")
+    ]
+
+
+@pytest.mark.slow
+def test_mistrals_byte_level_tokenizer_has_the_ids_of_tiktoken():
+    """A real vocabulary, where `pip install tiktoken mistral-common` was run."""
+    library = pytest.importorskip("tiktoken")
+    package = importlib.util.find_spec("mistral_common")
+    if package is None or package.origin is None:
+        pytest.skip("needs mistral-common")
+    file = Path(package.origin).parent / "data" / "tekken_240911.json"
+    said = json.loads(file.read_text())
+    count = said["config"]["default_vocab_size"] - 1000  # behind the special tokens
+    ranks = {
+        base64.b64decode(one["token_bytes"]): one["rank"]
+        for one in said["vocab"][:count]
+    }
+    original = library.Encoding(
+        "tekken",
+        pat_str=said["config"]["pattern"],
+        mergeable_ranks=ranks,
+        special_tokens={},
+    )
+    spelling = bytes_to_unicode()
+    spelt = {token: "".join(spelling[byte] for byte in token) for token in ranks}
+    merges = [
+        f"{spelt[token[:cut]]} {spelt[token[cut:]]}"
+        for token in ranks
+        for cut in range(1, len(token))
+        if token[:cut] in ranks and token[cut:] in ranks
+    ]
+    special = [f"<SPECIAL_{number}>" for number in range(1000)]
+    words = {
+        "model": "gpt2",
+        "pre": "tekken",
+        "tokens": [*special, *spelt.values()],
+        "token_type": [3] * 1000 + [1] * count,
+        "merges": merges,
+        "bos_token_id": 1,
+    }
+    header_said = {f"tokenizer.ggml.{key}": value for key, value in words.items()}
+    header = Header(Path("x"), {"general.architecture": "llama", **header_said}, {})
+    found = tokens.tokenizer(header)[0]
+    for text in (*TEXTS[:-1], *pages()):
+        wanted = [1, *(1000 + number for number in original.encode_ordinary(text))]
+        assert found.encode(text).ids == wanted, text
 
 
 def test_gemma_has_the_ids_of_the_original(tmp_path):
@@ -314,7 +374,7 @@ def test_a_template_runs_only_in_the_sandbox(attack, tmp_path, monkeypatch):
     [
         ("pre", "default", "'default' is not one of"),
         ("pre", None, "'None' is not one of"),
-        ("pre", "tekken", "'tekken' is not one of"),
+        ("pre", "dbrx", "'dbrx' is not one of"),
         ("model", "bert", "tokenizer is 'bert'"),
         ("tokens", None, "no tokenizer.ggml.tokens"),
         ("tokens", ["a", "a"], "twice"),

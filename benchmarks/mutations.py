@@ -773,6 +773,27 @@ MUTATIONS = (
         "test_what_is_given_stays_and_no_file_is_read",
     ),
     Mutation(
+        "A forecast follows the fastest node",
+        "server/forecast/estimate.py",
+        "slowest = max(each.values()",
+        "slowest = min(each.values()",
+        "test_an_exchange_takes_as_long_as_its_slowest_node",
+    ),
+    Mutation(
+        "A forecast forgets the pass that a divided step takes first",
+        "server/forecast/counts.py",
+        "more = tokens if len(passes) > 1 else 0",
+        "more = 0",
+        "test_a_step_in_two_passes_is_counted_forward_twice",
+    ),
+    Mutation(
+        "A forecast forgets KTO's mismatched pairs",
+        "server/forecast/counts.py",
+        'if rows["mismatched"][0]:',
+        'if rows["mismatched"][0:0]:',
+        "test_what_is_counted_is_what_is_processed",
+    ),
+    Mutation(
         "The worst learning rate is chosen",
         "server/run/personalise.py",
         "= min(\n        rates, key=",

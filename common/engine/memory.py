@@ -162,6 +162,17 @@ def within(backbone: Backbone, layout: Layout, adapters: int, budget: float) -> 
     return replace(saving, products=0, passes=passes)
 
 
+def needed_bytes(
+    backbone: Backbone, layout: Layout, adapters: int, saving: Saving
+) -> float:
+    """Forecast of what a step takes above the resident backbone, the largest in a layout.
+
+    The parameters are those of `within`, and what that returned.
+    """
+    step = step_bytes(backbone, layout, saving)
+    return step / saving.passes + 4 * OPTIMISER * adapters
+
+
 def free_bytes(device: torch.device) -> float:
     """Memory that this process may use beyond what it has.
 

@@ -154,7 +154,7 @@ def score_users(
         As `users`.
     """
     result = [[0.0] * len(items) for items in users]
-    for chunk in _chunks(users):
+    for chunk in chunks(users):
         rows = [
             users[k][i] if i is not None else None
             for k, items in enumerate(chunk)
@@ -174,7 +174,7 @@ def score_users(
     return result
 
 
-def _chunks(users: Sequence[Sequence[Encoded]]) -> list[list[list[int | None]]]:
+def chunks(users: Sequence[Sequence[Encoded]]) -> list[list[list[int | None]]]:
     """Split items into passes of similar length, the same number of rows per user.
 
     Sorted by length, longest first, so that little is padded. A user with fewer items is
@@ -185,7 +185,7 @@ def _chunks(users: Sequence[Sequence[Encoded]]) -> list[list[list[int | None]]]:
         for items in users
     ]
     most = max(map(len, orders), default=0)
-    chunks: list[list[list[int | None]]] = []
+    found: list[list[list[int | None]]] = []
     start = 0
     while start < most:
         heads = [
@@ -196,9 +196,9 @@ def _chunks(users: Sequence[Sequence[Encoded]]) -> list[list[list[int | None]]]:
         rows = max(1, TOKENS_PER_PASS // (len(users) * max(heads)))
         parts = [order[start : start + rows] for order in orders]
         width = max(map(len, parts))
-        chunks.append([[*part, *[None] * (width - len(part))] for part in parts])
+        found.append([[*part, *[None] * (width - len(part))] for part in parts])
         start += rows
-    return chunks
+    return found
 
 
 def embed(
@@ -206,7 +206,7 @@ def embed(
 ) -> np.ndarray:
     """Mean hidden state of each item over its completion tokens, float64 [n, d]."""
     means = np.zeros((len(items), backbone.model.config.hidden_size))
-    for chunk in _chunks([items]):
+    for chunk in chunks([items]):
         places = [i for i in chunk[0] if i is not None]
         layout = collate(backbone, [items[i] for i in places])
         with torch.no_grad(), attached(backbone, shared):

@@ -1,5 +1,9 @@
 # make lamp: install into .venv, then personalise 40 synthetic users and print a table.
-# make device-demo: a server and three devices on this machine, from keys to a model.
+# make real: the same on a real language model, for 12 users and five methods; some twenty
+#   minutes. DATA=FOLDER takes users of LaMP files instead of synthetic ones, of the task
+#   TASK (LaMP-4 unless given). make real-plan says how long it will take here.
+# make device-demo: a server and three devices on this machine, from keys to a model;
+#   BACKBONE=smollm2 with a real language model.
 # make bench: time this against its peers; an hour of a quiet machine.
 # make quick: check format, lint, types, and run the fast tests: 3 min on two cores.
 # make test: install, check format, lint, types, and run all tests: 15 min.
@@ -8,10 +12,20 @@ BIN := .venv/bin
 # One test process more than cores, up to four: some tests wait for other processes.
 WORKERS := $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) + 1 )); echo $$(( n > 4 ? 4 : n )))
 
-.PHONY: lamp quick test device-demo bench format generated clean
+.PHONY: lamp real real-plan quick test device-demo bench format generated clean
 
 lamp: .venv/.installed
 	$(BIN)/idiolect-server simulate simulations/lamp
+
+TASK ?= LaMP-4
+REAL = $(BIN)/idiolect-server simulate simulations/lamp --preset real \
+  $(if $(DATA),-c data=$(DATA) -c task=$(TASK))
+
+real: .venv/.installed-smollm2
+	$(REAL)
+
+real-plan: .venv/.installed-smollm2
+	$(REAL) --plan
 
 # The type checker has one thread: it runs beside the tests.
 quick: .venv/.installed-dev
@@ -28,8 +42,8 @@ test: .venv/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 	  --no-loadscope-reorder --cov --cov-fail-under=90
 
-device-demo: .venv/.installed
-	$(BIN)/python benchmarks/device_demo.py
+device-demo: .venv/.installed$(if $(filter smollm2,$(BACKBONE)),-smollm2)
+	$(BIN)/python benchmarks/device_demo.py $(BACKBONE)
 
 bench: .venv/.installed-bench .venv/trl-1.8
 	$(BIN)/python benchmarks/device_cost.py

@@ -15,6 +15,7 @@ from typing import Any
 
 from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
+from idiolect.common.engine.model_folder import locate
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -30,17 +31,21 @@ class Fleet:
         Empty; everything is written below it.
     devices
         How many; each holds one persona's text in a vault of its own.
+    backbone
+        Of all devices and the server. With another than ``tiny`` devices hold few items.
     """
 
-    def __init__(self, folder: Path, devices: int) -> None:
+    def __init__(self, folder: Path, devices: int, backbone: str = "tiny") -> None:
         self.folder = folder
         self.count = devices
+        # One folder for all: each would convert a GGUF file for itself.
+        self.backbone = "tiny" if backbone == "tiny" else str(locate(backbone))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.public = folder / "public.jsonl"
-        self.prompts: list[str] = []
+        self.prompts: list[list[str]] = []  # of each device, the newest first
 
     def __enter__(self) -> "Fleet":
         return self
@@ -101,7 +106,7 @@ class Fleet:
             (self.folder / who / "passphrase").write_text(
                 f"kept on loopback by device {number}\n"
             )
-            self.command(who, "vault", "init")
+            self.command(who, "vault", "init", "--backbone", self.backbone)
             self.command(who, "import", str(self.folder / f"{who}.jsonl"))
             for outflow, given in consents.items():
                 self.command(who, "consent", outflow, given)
@@ -112,14 +117,16 @@ class Fleet:
         self.wait_for_devices()
 
     def _write_text(self) -> None:
-        dataset = load_dataset(parse({"users": self.count}))
+        short = {} if self.backbone == "tiny" else {"history": 12, "held-out": 4}
+        dataset = load_dataset(parse({"users": self.count, **short}))
         lines = [_line(item.prompt.text, item.target) for item in dataset.public]
         self.public.write_text("".join(lines))
         for number, user in enumerate(dataset.users):
             items = (*user.history, *user.held_out)
             lines = [_line(item.prompt.text, item.target) for item in items]
             (self.folder / f"device{number}.jsonl").write_text("".join(lines))
-            self.prompts.append(user.held_out[-1].prompt.text)
+            asked = reversed(user.held_out)
+            self.prompts.append([item.prompt.text for item in asked])
 
     def _wait_for_server(self) -> None:
         self._wait("the server", lambda: self.command("server", "nodes", "list"))
@@ -150,7 +157,7 @@ class Fleet:
         """Start a run on the devices; its output is in ``run.log``."""
         settings = [
             *("task=text", f"users={self.count}", f"unlabeled.file={self.public}"),
-            *("personalise.learning-rates=3e-3", "methods=base,shared,c-bpo"),
+            *(f"backbone={self.backbone}", "methods=base,shared,c-bpo"),
             *words,
         ]
         given = [part for word in settings for part in ("-c", word)]

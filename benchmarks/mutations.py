@@ -341,6 +341,13 @@ MUTATIONS = (
         "test_kept_products_are_not_computed_again",
     ),
     Mutation(
+        "Weights are given back that were written to, or have no file",
+        "common/engine/mapped.py",
+        'mapped and rest[0] == "0":',
+        "rest:",
+        "test_nothing_is_given_back_of_weights_that_are_not_a_clean_file",
+    ),
+    Mutation(
         "A kept product is the one that adapters were added to",
         "common/engine/memory.py",
         "            values[module].copy_(output)  # adapters are added to the other\n",
@@ -764,6 +771,27 @@ MUTATIONS = (
         "if own == AUTO:",
         "if True:",
         "test_what_is_given_stays_and_no_file_is_read",
+    ),
+    Mutation(
+        "A forecast follows the fastest node",
+        "server/forecast/estimate.py",
+        "slowest = max(each.values()",
+        "slowest = min(each.values()",
+        "test_an_exchange_takes_as_long_as_its_slowest_node",
+    ),
+    Mutation(
+        "A forecast forgets the pass that a divided step takes first",
+        "server/forecast/counts.py",
+        "more = tokens if len(passes) > 1 else 0",
+        "more = 0",
+        "test_a_step_in_two_passes_is_counted_forward_twice",
+    ),
+    Mutation(
+        "A forecast forgets KTO's mismatched pairs",
+        "server/forecast/counts.py",
+        'if rows["mismatched"][0]:',
+        'if rows["mismatched"][0:0]:',
+        "test_what_is_counted_is_what_is_processed",
     ),
     Mutation(
         "The worst learning rate is chosen",

@@ -1,38 +1,77 @@
-"""Put the table of a run into the README: ``python benchmarks/readme.py [RESULTS.json]``.
+"""Put the table of a run into a page.
 
-Takes what the table needs from the results of the main job (default: the newest run), keeps
-it in ``benchmarks/results/readme.json``, and replaces what stands between the two markers.
-The table has means over users, and for the main differences also the 95 % intervals, paired
-by user. No number in the README is written by hand.
+    python benchmarks/readme.py [--real] [RESULTS.json]
+
+Takes what the table needs from the results of `make lamp`, with ``--real`` of `make real`
+(default: the newest run), keeps it in ``benchmarks/results``, and replaces what stands
+between the two markers: in the README, or in ``docs/simulations.md``. The table has means
+over users, and for the main differences also the 95 % intervals, paired by user. No number
+in it is written by hand.
 """
 
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from idiolect.common.files import home
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
-KEPT = ROOT / "benchmarks" / "results" / "readme.json"
-START, END = "<!-- results of make lamp -->\n", "<!-- end of results -->\n"
+END = "<!-- end of results -->\n"
 METRICS = ("nll", "rouge-l", "own-style", "shared-style")
 NAMES = {"oppu": "sft"}  # version 0.2 called SFT by the name of a paper
 ROWS = {
     "base": "frozen backbone",
     "shared": "with the shared adapter",
+    "rag": "with the user's items in the prompt",
     "sft": "own adapter: SFT",
     "kto": "own adapter: KTO",
     "bco": "own adapter: BCO",
     "positives": "own adapter: C-BPO's positive term",
     "c-bpo": "own adapter: C-BPO",
 }
-PAIRS = ("c-bpo - sft", "positives - sft", "c-bpo - bco")
 
 
-def taken(results: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Table:
+    """Where the table of a job stands.
+
+    Attributes
+    ----------
+    page, kept
+        The page, and the file with what the table needs.
+    start
+        Marker before the table; END is behind it.
+    methods, pairs
+        Rows: methods, and paired differences.
+    """
+
+    page: Path
+    kept: Path
+    start: str
+    methods: tuple[str, ...]
+    pairs: tuple[str, ...]
+
+
+LAMP = Table(
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "results" / "readme.json",
+    "<!-- results of make lamp -->\n",
+    ("base", "shared", "sft", "kto", "bco", "positives", "c-bpo"),
+    ("c-bpo - sft", "positives - sft", "c-bpo - bco"),
+)
+REAL = Table(
+    ROOT / "docs" / "simulations.md",
+    ROOT / "benchmarks" / "results" / "real.json",
+    "<!-- results of make real -->\n",
+    ("base", "shared", "rag", "sft", "c-bpo"),
+    ("rag - shared", "sft - shared", "c-bpo - sft"),
+)
+
+
+def taken(results: Mapping[str, Any], which: Table = LAMP) -> dict[str, Any]:
     """Return what the table needs of ``results.json``, by the names of today."""
     run = results["run"]
     methods = {NAMES.get(name, name): row for name, row in results["methods"].items()}
@@ -43,8 +82,8 @@ def taken(results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "run": {name: run[name] for name in ("task", "seed", "commit", "versions")},
         "users": len(results["users"]),
-        "methods": {n: {m: methods[n][m] for m in METRICS} for n in ROWS},
-        "pairs": {n: {m: pairs[n][m] for m in METRICS} for n in PAIRS},
+        "methods": {n: {m: methods[n][m] for m in METRICS} for n in which.methods},
+        "pairs": {n: {m: pairs[n][m] for m in METRICS} for n in which.pairs},
     }
 
 
@@ -54,12 +93,10 @@ def table(kept: Mapping[str, Any]) -> Iterator[str]:
     heads = [f"{metric} ↓" if metric == "nll" else metric for metric in METRICS]
     yield f"| {title} | " + " | ".join(heads) + " |"
     yield "| --- |" + " --- |" * len(METRICS)
-    for name, words in ROWS.items():
-        row = kept["methods"][name]
+    for name, row in kept["methods"].items():
         cells = " | ".join(f"{row[metric]['mean']:.3f}" for metric in METRICS)
-        yield f"| `{name}`: {words} | {cells} |"
-    for name in PAIRS:
-        row = kept["pairs"][name]
+        yield f"| `{name}`: {ROWS[name]} | {cells} |"
+    for name, row in kept["pairs"].items():
         yield f"| {name} | {' | '.join(difference(row[m]) for m in METRICS)} |"
 
 
@@ -71,20 +108,21 @@ def difference(value: Mapping[str, Any]) -> str:
     return f"{mean} ({low:+.3f} to {high:+.3f})"
 
 
-def written(text: str, kept: Mapping[str, Any]) -> str:
-    """Return the README's text with the table between the markers."""
-    head, rest = text.split(START)
+def written(text: str, kept: Mapping[str, Any], which: Table = LAMP) -> str:
+    """Return a page's text with the table between the markers."""
+    head, rest = text.split(which.start)
     _, tail = rest.split(END)
-    return head + START + "\n".join(table(kept)) + "\n" + END + tail
+    return head + which.start + "\n".join(table(kept)) + "\n" + END + tail
 
 
-def main(path: Path) -> None:
+def main(path: Path, which: Table) -> None:
     """Keep what the table needs, and rewrite the table."""
-    kept = taken(json.loads(path.read_text()))
-    KEPT.write_text(json.dumps(kept, indent=1) + "\n")
-    README.write_text(written(README.read_text(), kept))
+    kept = taken(json.loads(path.read_text()), which)
+    which.kept.write_text(json.dumps(kept, indent=1) + "\n")
+    which.page.write_text(written(which.page.read_text(), kept, which))
 
 
 if __name__ == "__main__":
+    paths = [word for word in sys.argv[1:] if word != "--real"]
     newest = home() / "runs" / "latest" / "results.json"
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else newest)
+    main(Path(paths[0]) if paths else newest, REAL if "--real" in sys.argv else LAMP)

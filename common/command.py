@@ -195,10 +195,10 @@ def carry_out(
     if arguments is None:
         guard_process(defect)
     try:
-        code, text, short = _outcome(run, defect)
+        code, text, at_once = _outcome(run, defect)
         if text:
             complain(text, code, "--json" in given)
-        if short and arguments is None:
+        if at_once and arguments is None:
             # Without the interpreter's cleanup: a thread of a library that got no memory
             # can wait for a lock forever. All our own files are closed by now.
             for stream in filter(None, (sys.stdout, sys.stderr)):
@@ -221,11 +221,14 @@ def carry_out(
 def _outcome(
     run: Callable[[], int], defect: Callable[[BaseException], str]
 ) -> tuple[int, str, bool]:
-    """Run a command; return its code, its error, and whether memory was too little."""
+    """Run a command; return its code, its error, and whether to end at once.
+
+    Where memory was too little, and on Ctrl-C: unloading torch takes seconds.
+    """
     try:
         return run(), "", False
     except KeyboardInterrupt as error:
-        return INTERRUPTED, str(error) or "interrupted: start it again.", False
+        return INTERRUPTED, str(error) or "interrupted: start it again.", True
     except IdiolectError as error:
         return code_of(error, WRONG), str(error), _short_of_memory(error)
     except Exception as error:

@@ -32,6 +32,10 @@ from ..common.text import lines, printable, shown, tell, tell_json, tell_sentenc
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .forecast.estimate import Forecast
+    from .simulate.plan import Plan
+    from .study.declaration import Study
+
 # Modules are imported by the functions that need them: `--help` does not import torch.
 
 
@@ -78,6 +82,8 @@ def _study(options: argparse.Namespace) -> None:
 
     declared = [read_study(path) for path in options.files]
     place = options.output_dir or runs_folder("").parent / "studies"
+    if options.plan:
+        return _planned(declared, place)
     for study in declared:
         tell(f"study {study.name} in {place / study.name}")
         if study.audit is not None:
@@ -85,7 +91,8 @@ def _study(options: argparse.Namespace) -> None:
 
             found = audit.run_study(study, place / study.name, tell)
         else:
-            found = summary(study, run_study(study, place / study.name, tell))
+            ahead = _ahead(study, place / study.name)
+            found = summary(study, run_study(study, place / study.name, tell, ahead))
         _tell_markdown(markdown(found))
         written = place / study.name / "summary.json"
         write_json(written, found)
@@ -93,6 +100,34 @@ def _study(options: argparse.Namespace) -> None:
             store(written, options.findings, study.name)
     if options.findings:
         tell(f"findings: {write_pages(options.findings)}")
+
+
+def _planned(declared: "Sequence[Study]", place: Path) -> None:
+    """Print the forecast of studies."""
+    from .forecast.estimate import table
+    from .study.ahead import forecast
+
+    for study in declared:
+        if study.audit is not None:
+            tell(f"study {study.name}: an audit has no forecast; it takes minutes")
+            continue
+        tell(f"study {study.name}")
+        tell(table(forecast(study, place / study.name)[0]))
+
+
+def _ahead(study: "Study", folder: Path) -> "list[float]":
+    """Say what a study will take; return the seconds of each of its cells."""
+    from .study.ahead import forecast
+
+    tell_sentence("measuring this machine, which takes some seconds")
+    try:
+        ahead, cells = forecast(study, folder)
+    except IdiolectError as error:
+        tell_sentence(f"no forecast: {error}", sys.stderr)
+        return []
+    if any(cells):
+        _tell_ahead(ahead)
+    return cells
 
 
 def _tell_markdown(text: str) -> None:
@@ -129,14 +164,48 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _simulate(options: argparse.Namespace) -> int | None:
     from .simulate.launch import simulate
-    from .simulate.plan import built_in_app, prepare
+    from .simulate.plan import built_in_app, has_finished, prepare
 
     signal.signal(signal.SIGTERM, _terminated)
     app = options.app or built_in_app()
     # Before torch and Flower are imported, which takes seconds.
     tell_sentence(f"checking {app}, its settings, data and backbone")
     plan = prepare(app, _settings(options), options.nodes, Path.cwd())
-    return _shown(lambda console: simulate(plan, console))
+    if has_finished(plan):
+        return _shown(lambda console: simulate(plan, console))
+    ahead = _ahead_of(plan, options.plan)
+    if options.plan:
+        return None
+    return _shown(lambda console: simulate(plan, console, ahead))
+
+
+@on_interrupt("stopped: nothing has begun yet, so give the same command again.")
+def _ahead_of(plan: "Plan", whole: bool) -> "Forecast | None":
+    """Say what a run will take, all of it or in one line; None where it is not known."""
+    from .forecast.estimate import table
+    from .simulate.ahead import forecast
+
+    tell_sentence("measuring this machine, which takes some seconds")
+    try:
+        ahead = forecast(plan)
+    except IdiolectError as error:
+        if whole:
+            raise
+        return tell_sentence(f"no forecast: {error}", sys.stderr)
+    if whole:
+        tell(table(ahead))
+    else:
+        _tell_ahead(ahead, "the whole run: " * plan.resumed)
+    return ahead
+
+
+def _tell_ahead(ahead: "Forecast", what: str = "") -> None:
+    """Say time and memory in one line, and warn if there is too little memory."""
+    from .forecast.estimate import short, warning
+
+    tell(f"{what}{short(ahead)}")
+    if problem := warning(ahead):
+        tell_sentence(f"warning: {problem}", sys.stderr)
 
 
 def _shown(show: "Callable[[Console], dict[str, Any]]") -> int | None:
@@ -337,6 +406,12 @@ AT = given(
     help="the server's folder (default: $IDIOLECT_HOME/server)",
 )
 JSON = given("--json", action="store_true", help="print JSON")
+PLAN = given(
+    "--plan",
+    action="store_true",
+    help="say how long it will take, how much memory it needs, where the time goes and "
+    "what to lower, and do nothing",
+)
 RUN = given("name", metavar="RUN", help="name of a run, or `latest`")
 RUN_OF_SERVER = given("name", metavar="RUN", help="its name, or `latest`")
 RUNS = _output("", "where runs are")
@@ -382,6 +457,7 @@ COMMANDS = (
         "run a Flower app in simulation",
         (
             *APP,
+            PLAN,
             given(
                 "--nodes",
                 type=int,
@@ -402,6 +478,7 @@ COMMANDS = (
             given(
                 "files", type=Path, nargs="+", metavar="FILE.toml", help="what to run"
             ),
+            PLAN,
             given(
                 "--output-dir",
                 type=Path,

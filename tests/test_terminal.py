@@ -206,6 +206,7 @@ def test_a_server_shows_only_what_prints(tmp_path, capfd, monkeypatch):
     plan = SimpleNamespace(folder=tmp_path / NAME)
     monkeypatch.setattr("idiolect.server.deploy.runs.prepare", lambda *_: plan)
     monkeypatch.setattr("idiolect.server.simulate.plan.prepare", lambda *_: None)
+    monkeypatch.setattr("idiolect.server.simulate.plan.has_finished", lambda _: True)
     monkeypatch.setattr("idiolect.server.simulate.launch.simulate", lambda *_: found)
     monkeypatch.setattr(
         "idiolect.server.audit.audit.audit_run", lambda f, s, say: say(HOSTILE)

@@ -177,7 +177,8 @@ def _check_numbers(config: Config) -> None:
 
 def _contradictions(config: Config) -> tuple[Contradiction, ...]:
     """Rows of whether keys contradict, their names, and why."""
-    rates, tried_on = config.learning_rate_list or (0.0,), config.development_users
+    rates, tried_on = config.learning_rate_list, config.development_users
+    first = next(iter(rates), 0.0)
     # How long a pass takes is a matter of the machine, so this bounds only what no machine
     # should be asked for; on a device the owner's `max-seconds` ends what takes too long.
     passes = config.personalise.epochs * config.history * (2 + config.unlabeled.ratio)
@@ -195,7 +196,7 @@ def _contradictions(config: Config) -> tuple[Contradiction, ...]:
             ("development-users", "personalise.learning-rates"),
             (
                 "of several rates one is chosen on development users; set one rate, such "
-                f"as personalise.learning-rates={rates[0]:g}, or development users"
+                f"as personalise.learning-rates={first:g}, or development users"
             ),
         ),
         (
@@ -222,7 +223,8 @@ def _contradictions_of_privacy(config: Config) -> tuple[Contradiction, ...]:
     private, noisy = config.privacy.mode != "off", config.privacy.metrics == "noisy"
     most, releases = largest_delta(config), len(config.method_list)
     counted = ("users", "development-users")[: 1 if config.on_devices else 2]
-    rates = config.learning_rate_list or (0.0,)
+    rates = config.learning_rate_list
+    first = next(iter(rates), 0.0)
     return (
         (
             not private and (noisy or config.adapt.clip_quantile > 0),
@@ -262,7 +264,7 @@ def _contradictions_of_privacy(config: Config) -> tuple[Contradiction, ...]:
             (
                 "choosing one of several rates by private users' metrics is a release that "
                 "no noise covers; set one rate, such as "
-                f"personalise.learning-rates={rates[0]:g}"
+                f"personalise.learning-rates={first:g}"
             ),
         ),
     )

@@ -19,6 +19,7 @@ from ..config import Config
 from ..data.types import Item, Prompt
 from ..errors import IdiolectError
 from .layout import Layout, install
+from .mapped import clean_regions, give_back
 from .model_folder import FAMILIES as FAMILIES
 from .model_folder import TINY as TINY
 from .model_folder import check_folder, identity, locate
@@ -293,12 +294,14 @@ def _loaded(
 
 def _check_finite(name: str, model: Any) -> None:
     """Refuse weights that are not finite: no score would be."""
+    regions = clean_regions()
     for key, weight in model.named_parameters():
         if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
             raise IdiolectError(
                 f"backbone '{name}' has weights that are not finite numbers ({key}): "
                 "download it again, or take float32 if it was trained in another."
             )
+        give_back(iter([weight]), regions)  # read for this only
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .adapters import Lora, Stack
 from .backbone import PLAIN_LAYER, Backbone
 from .layout import FILLER, Layout
+from .mapped import Region, a_layer_at_a_time, clean_regions, give_back
 from .scoring import LOGITS_PER_CHUNK, WIDE
 
 MARGIN = 1.1  # test_memory compares with what is kept
@@ -161,6 +162,17 @@ def within(backbone: Backbone, layout: Layout, adapters: int, budget: float) -> 
     return replace(saving, products=0, passes=passes)
 
 
+def needed_bytes(
+    backbone: Backbone, layout: Layout, adapters: int, saving: Saving
+) -> float:
+    """Forecast of what a step takes above the resident backbone, the largest in a layout.
+
+    The parameters are those of `within`, and what that returned.
+    """
+    step = step_bytes(backbone, layout, saving)
+    return step / saving.passes + 4 * OPTIMISER * adapters
+
+
 def free_bytes(device: torch.device) -> float:
     """Memory that this process may use beyond what it has.
 
@@ -183,13 +195,16 @@ class _Plan:
     """What of a layer is computed again: all but the modules whose product is `kept`.
 
     `unread`: the module whose product no gradient needs; `leaves`: what is trained in the
-    layer; `trims`: whether freed memory is returned before it.
+    layer; `trims`: whether freed memory is returned before it; `regions`: where the
+    weights of `layer` may lie in their file.
     """
 
     unread: Any
     kept: list[Any]
     leaves: list[Tensor]
     trims: bool
+    layer: Any
+    regions: list[Region]
 
 
 @contextmanager
@@ -202,7 +217,10 @@ def recomputed(
     inside the ``with`` block, in which `trained` is attached. `kept`: how many of their
     `products` are not computed again.
     """
-    chosen = backbone.model.model.layers[:layers]
+    if not layers:
+        yield
+        return
+    chosen, regions = backbone.model.model.layers[:layers], clean_regions()
     stays = products(backbone, layers)[:kept]
     for number, layer in enumerate(chosen):
         place = f"model.layers.{number}."
@@ -214,17 +232,16 @@ def recomputed(
         ]
         modules = [layer.get_submodule(name) for at, name, _ in stays if at == number]
         trims = number % TRIMMED == 0 or number == layers - 1
-        plan = _Plan(_unread(layer), modules, leaves, trims)
+        plan = _Plan(_unread(layer), modules, leaves, trims, layer, regions)
         layer.forward = partial(_again, layer.forward, plan)
-    if layers:
-        _malloc(mmap_from=MOST, trim_from=ALL)
+    _malloc(mmap_from=MOST, trim_from=ALL)
     try:
-        yield
+        with a_layer_at_a_time(backbone.model):
+            yield
     finally:
         for layer in chosen:
             del layer.forward
-        if layers:
-            _malloc(mmap_from=MOST, trim_from=SPARE)
+        _malloc(mmap_from=MOST, trim_from=SPARE)
 
 
 def _unread(layer: Any) -> Any:
@@ -286,6 +303,7 @@ class _Again(torch.autograd.Function):
             output = ctx.run(hidden)
         wanted = [tensor for tensor in (hidden, *leaves) if tensor.requires_grad]
         found = torch.autograd.grad(output, wanted, grads)
+        give_back(ctx.plan.layer.parameters(), ctx.plan.regions)
         of_hidden = () if hidden.requires_grad else (None,)
         return None, None, *of_hidden, *found
 

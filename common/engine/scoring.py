@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .adapters import Lora, Stack, attached, shadowed
 from .backbone import Backbone, Encoded
 from .layout import FILLER, Layout, lay_out
+from .mapped import a_layer_at_a_time
 
 Adapters = Sequence[Lora | Stack | None]
 
@@ -153,13 +154,17 @@ def score_users(
         As `users`.
     """
     result = [[0.0] * len(items) for items in users]
-    for chunk in _chunks(users):
+    for chunk in chunks(users):
         rows = [
             users[k][i] if i is not None else None
             for k, items in enumerate(chunk)
             for i in items
         ]
-        with torch.no_grad(), attached(backbone, *adapters):
+        with (
+            torch.no_grad(),
+            attached(backbone, *adapters),
+            a_layer_at_a_time(backbone.model),
+        ):
             layout = collate(backbone, rows, len(users))
             logp = completion_logp(backbone, layout).tolist()
         places = [(k, i) for k, items in enumerate(chunk) for i in items]
@@ -169,7 +174,7 @@ def score_users(
     return result
 
 
-def _chunks(users: Sequence[Sequence[Encoded]]) -> list[list[list[int | None]]]:
+def chunks(users: Sequence[Sequence[Encoded]]) -> list[list[list[int | None]]]:
     """Split items into passes of similar length, the same number of rows per user.
 
     Sorted by length, longest first, so that little is padded. A user with fewer items is
@@ -180,7 +185,7 @@ def _chunks(users: Sequence[Sequence[Encoded]]) -> list[list[list[int | None]]]:
         for items in users
     ]
     most = max(map(len, orders), default=0)
-    chunks: list[list[list[int | None]]] = []
+    found: list[list[list[int | None]]] = []
     start = 0
     while start < most:
         heads = [
@@ -191,9 +196,9 @@ def _chunks(users: Sequence[Sequence[Encoded]]) -> list[list[list[int | None]]]:
         rows = max(1, TOKENS_PER_PASS // (len(users) * max(heads)))
         parts = [order[start : start + rows] for order in orders]
         width = max(map(len, parts))
-        chunks.append([[*part, *[None] * (width - len(part))] for part in parts])
+        found.append([[*part, *[None] * (width - len(part))] for part in parts])
         start += rows
-    return chunks
+    return found
 
 
 def embed(
@@ -201,7 +206,7 @@ def embed(
 ) -> np.ndarray:
     """Mean hidden state of each item over its completion tokens, float64 [n, d]."""
     means = np.zeros((len(items), backbone.model.config.hidden_size))
-    for chunk in _chunks([items]):
+    for chunk in chunks([items]):
         places = [i for i in chunk[0] if i is not None]
         layout = collate(backbone, [items[i] for i in places])
         with torch.no_grad(), attached(backbone, shared):

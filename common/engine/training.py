@@ -18,6 +18,7 @@ from ..seeds import numpy_generator
 from . import objectives
 from .adapters import Lora, Stack, attached, stack, unstack
 from .backbone import Backbone, Encoded
+from .layout import Layout
 from .memory import Saving, free_bytes, recomputed, within
 from .objectives import Loss, LossFunction, Means, Scored, ScoredBatch
 from .reference import Reference
@@ -354,22 +355,19 @@ def train(
         parameters; the others are not affected.
     """
     backbone, users = reference.backbone, len(data)
-    plans = [batches(one, settings) for one in data]
+    steps, lengths = steps_of(data, settings)
     weights = parameters(start, settings.train_a)
     zeros = torch.zeros_like(weights.flat)
     state = Adam(zeros, zeros, zeros.new_zeros(users))
     means = objectives.zero_means(users)
     alpha = torch.tensor([one.alpha for one in data])
-    lengths = [len(plan) for plan in plans]
     losses, clamps = torch.zeros(users), torch.zeros(users)
-    steps = [
-        [plan[t] if t < len(plan) else {} for plan in plans]
-        for t in range(max(lengths))
-    ]
     done = 0
     if at := watch.start():
         done, state, means, losses, clamps = _resumed(at, weights, backbone.device)
-    saving = _saving(backbone, steps, weights, settings)
+    saving = saving_of(
+        backbone, largest(backbone, steps), weights.flat.numel(), settings
+    )
     with (
         attached(backbone, reference.shared, weights.stack) as refresh,
         recomputed(backbone, weights.stack, saving.recompute, saving.products),
@@ -411,13 +409,21 @@ def _resumed(
     return at.step, Adam(first, second, steps), at.means, at.losses, at.clamps
 
 
-def _saving(
-    backbone: Backbone,
-    steps: Sequence[Sequence[Batch]],
-    weights: Parameters,
-    settings: TrainingSettings,
-) -> Saving:
-    """How the largest step stays within the memory that it may use."""
+def steps_of(
+    data: Sequence[TrainingSet], settings: TrainingSettings
+) -> tuple[list[list[Batch]], list[int]]:
+    """Batches of all users, step by step, and each user's number of steps.
+
+    One who has finished has an empty batch.
+    """
+    plans = [batches(one, settings) for one in data]
+    lengths = [len(plan) for plan in plans]
+    count = range(max(lengths))
+    return [[p[t] if t < len(p) else {} for p in plans] for t in count], lengths
+
+
+def largest(backbone: Backbone, steps: Sequence[Sequence[Batch]]) -> Layout:
+    """The layout of the step with most tokens, all its rows at once."""
 
     def rows(step: Sequence[Batch]) -> list[list[Example]]:
         return [[e for kind in TRAINED for e in one.get(kind, [])] for one in step]
@@ -425,13 +431,21 @@ def _saving(
     def size(step: Sequence[Batch]) -> int:
         return sum(len(e.encoded.ids) for user in rows(step) for e in user)
 
-    largest = _align(rows(max(steps, key=size)))
-    flat = [e.encoded if e else None for user in largest for e in user]
-    layout = collate(backbone, flat, len(largest))
+    return laid_out(backbone, _align(rows(max(steps, key=size))))
+
+
+def saving_of(
+    backbone: Backbone, layout: Layout, numbers: int, settings: TrainingSettings
+) -> Saving:
+    """How the largest step stays within the memory that it may use.
+
+    `numbers`: how many are trained, of all users together.
+    """
     budget = settings.memory or free_bytes(backbone.device)
-    saving = within(backbone, layout, weights.flat.numel(), budget)
+    saving = within(backbone, layout, numbers, budget)
     if settings.microbatch:
-        return replace(saving, passes=ceil(len(largest[0]) / settings.microbatch))
+        rows = layout.rows // len(layout.ids)
+        return replace(saving, passes=ceil(rows / settings.microbatch))
     return saving
 
 
@@ -459,14 +473,11 @@ def _backward(
     each row, and a second pass for each part sends that coefficient back. The gradient
     is the same sum, so accumulation changes nothing: not delta, not the clamp.
     """
-    rows = {kind: _align([one.get(kind, []) for one in batch]) for kind in KINDS}
-    users = len(batch)
-    merged = [[e for k in TRAINED for e in rows[k][u]] for u in range(users)]
-    passes = _split(merged, ceil(len(merged[0]) / saving.passes))
+    rows, passes = divided(batch, saving)
+    merged, users = passes[0], len(batch)
 
     def logp(examples: Rows) -> Tensor:
-        flat = [e.encoded if e else None for user in examples for e in user]
-        layout = collate(backbone, flat, users)
+        layout = laid_out(backbone, examples)
         return completion_logp(backbone, layout, saving.logits).view(users, -1)
 
     frozen = torch.zeros(users, 0)
@@ -492,6 +503,21 @@ def _backward(
     for part, share in zip(passes, coefficients.split(sizes, dim=1), strict=True):
         logp(part).backward(share)
     return found
+
+
+def divided(
+    batch: Sequence[Batch], saving: Saving
+) -> tuple[dict[str, Rows], list[Rows]]:
+    """Rows of each kind, and the passes in which those that are trained on are taken."""
+    rows = {kind: _align([one.get(kind, []) for one in batch]) for kind in KINDS}
+    merged = [[e for k in TRAINED for e in rows[k][u]] for u in range(len(batch))]
+    return rows, _split(merged, ceil(len(merged[0]) / saving.passes))
+
+
+def laid_out(backbone: Backbone, rows: Rows) -> Layout:
+    """Rows of all users, side by side."""
+    flat = [e.encoded if e else None for user in rows for e in user]
+    return collate(backbone, flat, len(rows))
 
 
 def _align(kinds: list[list[Example]]) -> Rows:

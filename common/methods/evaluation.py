@@ -82,12 +82,12 @@ def evaluate(
     """
     backbone = reference.backbone
     policy = _policy(reference, personals, method)
-    both = [_with_rivals(backbone, user) for user in users]
+    both = [with_rivals(backbone, user) for user in users]
     prompted = both
     if BY_NAME[method].prompts:
         longer = module_of(method).prompted
         prompted = [
-            _with_rivals(backbone, longer(reference, u, config) if u.history else u)
+            with_rivals(backbone, longer(reference, u, config) if u.history else u)
             for u in users
         ]
     references = [reference.scores(items) for items in both]
@@ -115,7 +115,7 @@ def evaluate(
 def _ranked(
     user: User, items: Sequence[Encoded], logp: np.ndarray, reference: np.ndarray
 ) -> dict[str, float]:
-    """``nll``, ``contrast`` and ``mrr`` from the scores of `_with_rivals`."""
+    """``nll``, ``contrast`` and ``mrr`` from the scores of `with_rivals`."""
     reward = (logp - reference) / [completion_tokens(entry) for entry in items]
     first = len(user.held_out)
     counts = np.array([len(item.rivals) for item in user.held_out])
@@ -128,7 +128,7 @@ def _ranked(
     return found
 
 
-def _with_rivals(backbone: Backbone, user: User) -> list[Encoded]:
+def with_rivals(backbone: Backbone, user: User) -> list[Encoded]:
     """Tokens of the held-out items, then those of their rivals, item by item."""
     return encode_all(backbone, [*user.held_out, *_all_rivals(user)])
 

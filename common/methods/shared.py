@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..data.types import User
+from ..engine.backbone import Backbone
 from ..engine.fitting import encode_all
 from ..engine.reference import Reference
 from ..engine.training import Example, TrainingSet, TrainingSettings, train
@@ -32,7 +33,20 @@ def shared_update(
     dict
         Projection -> float32 [len(users), out, r], one row per user.
     """
-    settings = TrainingSettings(
+    settings = update_settings(config)
+    data = [training_set(reference.backbone, user, round_number) for user in users]
+    start = [reference.adapter] * len(users)
+    trained = train(reference.bare, start, data, sft.loss, settings).loras
+    rows = {
+        name: torch.stack([lora.b[name] - before for lora in trained]).float().cpu()
+        for name, before in reference.adapter.b.items()
+    }
+    return clip_rows(rows, config.adapt.clip if clip is None else clip)
+
+
+def update_settings(config: Config) -> TrainingSettings:
+    """How a user trains the shared adapter in a round."""
+    return TrainingSettings(
         learning_rate=config.adapt.learning_rate,
         epochs=1,
         batch=config.adapt.batch,
@@ -42,20 +56,12 @@ def shared_update(
         seed=config.seed,
         optimizer=config.adapt.optimizer,
     )
-    data = [
-        TrainingSet(
-            f"{user.id}/round-{round_number}",
-            [Example(one) for one in encode_all(reference.backbone, user.history)],
-        )
-        for user in users
-    ]
-    start = [reference.adapter] * len(users)
-    trained = train(reference.bare, start, data, sft.loss, settings).loras
-    rows = {
-        name: torch.stack([lora.b[name] - before for lora in trained]).float().cpu()
-        for name, before in reference.adapter.b.items()
-    }
-    return clip_rows(rows, config.adapt.clip if clip is None else clip)
+
+
+def training_set(backbone: Backbone, user: User, round_number: int) -> TrainingSet:
+    """What a user trains the shared adapter on in a round: the history."""
+    items = [Example(one) for one in encode_all(backbone, user.history)]
+    return TrainingSet(f"{user.id}/round-{round_number}", items)
 
 
 def clip_rows(rows: dict[str, Tensor], clip: float) -> dict[str, Tensor]:

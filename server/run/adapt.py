@@ -49,7 +49,7 @@ def adapt(run: Run) -> None:
     config, users = run.config, run.cohort.development
     if config.adapt.users != "development":
         users = run.cohort.users + users
-    run.done += len(users) * run.state.rounds
+    run.done += len(users) * run.state.rounds * run.weights["adapt"]
     while run.state.rounds < config.adapt.rounds:
         try:
             one_round(run, users)

@@ -176,7 +176,7 @@ def prepare(
     run = LiveRun(config, state, ledger, dataset, folder.path, grid, journal)
     run.cohort = Remote(run)
     run.began -= sum(state.cost.seconds.values())
-    run.total = work.whole(config, run.population)
+    run.total = work.whole(config, run.population, run.weights)
     state.life += 1
     run.save()  # what this life sends counts up from here
     return run, ours

@@ -21,6 +21,7 @@ from ...common.data.types import Dataset, Item
 from ...common.protocol.messages import Outcome
 from ...common.unlabeled.sets import Unlabeled
 from ..privacy.ledger import Ledger
+from . import work
 from .budget import Population, population_of
 from .checkpoint import State
 from .sums import Sum
@@ -119,7 +120,7 @@ class Run:
     cohort
         The users. Set once the run is made.
     done
-        Work that is done, in user-epochs (see `work`).
+        Work that is done (see `work`).
     """
 
     config: Config
@@ -133,6 +134,11 @@ class Run:
     def population(self) -> Population:
         """How many users may take part, reached or not."""
         return population_of(self.config, self.dataset)
+
+    @cached_property
+    def weights(self) -> work.Weights:
+        """Work per user of each part of the run."""
+        return work.weights_of(self.config)
 
     def save(self) -> None:
         """Write the checkpoint, where there is one."""

@@ -39,7 +39,7 @@ def train(run: Run, method: str) -> None:
     """Train the evaluated users with one method, at its rate."""
     users, state = run.cohort.users, run.state
     if method in state.outcomes:
-        run.done += work.training(run.config) * len(users)
+        run.done += run.weights[work.training(method, False)] * len(users)
         return
     state.outcomes[method] = run.cohort.train(
         users, method, state.learning_rates[method], False
@@ -56,7 +56,7 @@ def choose_rate(run: Run, method: str) -> None:
     A rate at which fewer users fail always wins, whatever the NLL of the others.
     """
     state, rates = run.state, run.config.learning_rate_list
-    weight = work.training(run.config, True) * len(run.cohort.development)
+    weight = run.weights[work.training(method, True)] * len(run.cohort.development)
     tried = rates if len(rates) > 1 else ()
     if method in state.learning_rates:
         run.done += weight * len(tried)
@@ -100,7 +100,8 @@ def evaluate(run: Run) -> None:
     step = measure_noisily if run.config.privacy.metrics == "noisy" else measure
     for method in run.config.method_list:
         if method in state.metrics or method in state.noisy_metrics:
-            run.done += work.measuring(generate) * len(run.cohort.users)
+            weight = run.weights[work.measuring(method, generate)]
+            run.done += weight * len(run.cohort.users)
         elif possible(run, method):
             try:
                 step(run, method)

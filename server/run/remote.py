@@ -80,7 +80,7 @@ class Remote:
         """See `Cohort.update`. Without privacy the quorum is of all who may take part."""
         run, config, number = self._run, self._run.config, self._run.state.rounds
         label = f"round {number + 1}/{config.adapt.rounds}"
-        exchange = Exchange("adapt", label, "train.adapt", 1.0)
+        exchange = Exchange("adapt", label, "train.adapt", run.weights["adapt"])
         place = f"adapt/{number}" + (f"/{release}" if release else "")
         fields = {
             "round": number,
@@ -129,7 +129,7 @@ class Remote:
         """Sign the bank, let the users vote over it, and add up what is valid."""
         if sign_next(self._run, "bank", [Unlabeled(item) for item in bank]):
             self._run.save()
-        exchange = Exchange("pool", "votes", "query.vote", work.VOTE)
+        exchange = Exchange("pool", "votes", "query.vote", self._run.weights["pool"])
         fields = self._manifest() | {"bank": tuple(bank), "release": release}
         place = f"pool/{release}" if release else "pool"
         requests = self._requests(VoteRequest, place, users, fields)
@@ -144,7 +144,9 @@ class Remote:
         self, users: Sequence[str], bank: Sequence[Item], supported: tuple[int, ...]
     ) -> Mapping[str, Sequence[Item]]:
         """See `Cohort.offer`; what was not scrubbed, and what is too much, is dropped."""
-        exchange = Exchange("pool", "scrubbed items", "query.offer", work.VOTE)
+        exchange = Exchange(
+            "pool", "scrubbed items", "query.offer", self._run.weights["pool"]
+        )
         fields = self._manifest() | {"bank": tuple(bank), "supported": supported}
         requests = self._requests(OfferRequest, "pool/offer", users, fields)
         items = self._items(exchange, requests, OfferReply, OFFERED)
@@ -155,7 +157,9 @@ class Remote:
 
     def share(self, users: Sequence[str]) -> Mapping[str, Sequence[Item]]:
         """See `Cohort.share`."""
-        exchange = Exchange("pool", "raw text of others", "query.share", work.VOTE)
+        exchange = Exchange(
+            "pool", "raw text of others", "query.share", self._run.weights["pool"]
+        )
         requests = self._requests(ShareRequest, "pool", users, {})
         return self._items(exchange, requests, ShareReply, MAX_ITEMS)
 
@@ -169,7 +173,7 @@ class Remote:
         """See `Cohort.train`; in the order of `users`."""
         run, state = self._run, self._run.state
         label = f"{method} lr {rate:g}" + (", development" if trial else "")
-        weight = work.training(run.config, trial)
+        weight = run.weights[work.training(method, trial)]
         exchange = Exchange("personalise", label, "train.personalise", weight)
         fields = {
             "method": method,
@@ -252,7 +256,7 @@ class Remote:
             "shared": run.shared_to_send,
         }
         requests = self._requests(EvaluateRequest, place, users, fields)
-        weight = work.measuring(generate)
+        weight = run.weights[work.measuring(method, generate)]
         return Exchange("evaluate", method, "evaluate", weight), requests
 
     def _manifest(self) -> dict[str, Any]:

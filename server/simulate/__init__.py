@@ -1,4 +1,4 @@
 """A run with simulated nodes, in processes of its own on this machine.
 
-Imports: server.run, server.privacy, common.engine, common.data.
+Imports: server.forecast, server.run, server.privacy, common.engine, common.data.
 """

@@ -25,7 +25,9 @@ from ...common.config import flat_toml
 from ...common.errors import IdiolectError, refuse_if
 from ...common.files import private, private_folder, write_atomically
 from ...common.text import printable
+from ..forecast.estimate import Forecast
 from ..run import results
+from ..run.work import WEIGHTS
 from . import processes
 from .environment import flower_environment, remove_folder, short_folder
 from .follow import follow
@@ -35,14 +37,18 @@ from .simulator import ALONE
 
 # Seconds until a process that was asked to end is killed. A run can be killed at any moment
 # and resumed, so after Ctrl-C nobody has to wait for Flower and Ray.
-PATIENCE, IMPATIENCE = 5.0, 1.0
+PATIENCE, IMPATIENCE = 5.0, 0.2
 UNLOCK_SECONDS = 10.0  # for ended processes to release the run's lock
 NETWORK = ALONE  # or SHARED, on machines that do not allow a network of its own
 STOPPED = "stopped: every process of the run has ended."
 
 
-def simulate(plan: Plan, console: Console) -> dict[str, Any]:
+def simulate(
+    plan: Plan, console: Console, ahead: Forecast | None = None
+) -> dict[str, Any]:
     """Run a plan to its end and return its results.
+
+    `ahead`: the forecast that the progress follows.
 
     All processes that were started are ended before this returns or raises.
 
@@ -63,8 +69,11 @@ def simulate(plan: Plan, console: Console) -> dict[str, Any]:
     try:
         place = private_place(plan, mark)
         say(console, f"run {name} in {output}")
-        with Display(console) as display:
-            process = start(plan, place, private_environment(plan, place, mark))
+        environment = private_environment(plan, place, mark)
+        if ahead is not None:
+            environment[WEIGHTS] = json.dumps(dict(ahead.weights))
+        with Display(console, ahead.phases if ahead else 0.0) as display:
+            process = start(plan, place, environment)
             for event in follow(plan, offset, lambda: process.poll() is None, mark):
                 display.show(event)
                 if event["event"] == "phase":

@@ -227,7 +227,8 @@ def resumed(
     """Return the saved config of a run; refuse a key that is given another value."""
     folder = results.find(options.folder, options.resume)
     try:
-        saved = configuration.from_toml((folder / "config.toml").read_text())
+        text = (folder / "config.toml").read_text()
+        saved = with_rates(configuration.from_toml(text))
     except FileNotFoundError:
         raise IdiolectError(
             f"run '{folder.name}' ended before it had saved its config: start it again "
@@ -309,9 +310,14 @@ def refuse_broken(app: Path) -> None:
         raise IdiolectError(f"Flower refused the app {app}: {reason}") from None
 
 
+def has_finished(plan: Plan) -> bool:
+    """Whether this resumes a run that has finished already."""
+    return plan.resumed and results.state_of(plan.folder) == "finished"
+
+
 def finished(plan: Plan, console: Console) -> dict[str, Any] | None:
     """Return the results of a resumed run that has finished already; otherwise None."""
-    if not plan.resumed or results.state_of(plan.folder) != "finished":
+    if not has_finished(plan):
         return None
     say(console, f"run {plan.folder.name} has finished already")
     return results.load(str(plan.folder.parent), plan.folder.name)

@@ -16,6 +16,7 @@ from rich.progress import (
 from ...common.text import duration, lines, shown
 
 NARROW = 115  # columns: with fewer the words alone fit, and a bar would cut them
+ENOUGH = 0.25  # share of a run after which its own speed counts, and no forecast
 PLAIN_SECONDS = 10.0  # between two lines of the same phase where there is no terminal
 
 
@@ -27,8 +28,9 @@ def say(console: Console, text: str) -> None:
 class Display:
     """Progress of one run on a console; use as a context manager."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, expected: float = 0.0) -> None:
         self.console = console
+        self.expected = expected  # seconds of all phases, by the forecast; 0: none
         self.first: tuple[float, float] | None = None  # (time, fraction)
         self.printed = ("", 0.0)
         said = TextColumn("{task.description}", markup=False)
@@ -73,15 +75,20 @@ class Display:
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
     def _left(self, fraction: float) -> str:
-        """Time left at the speed seen so far; a resumed run starts above zero."""
+        """Time left by the forecast, and more and more by the speed seen so far.
+
+        A resumed run starts above zero.
+        """
         now = time.monotonic()
         if self.first is None:
             self.first = (now, fraction)
         since, start = self.first
-        if fraction <= start:
+        seen = min(1.0, (fraction - start) / ENOUGH) if self.expected else 1.0
+        if fraction <= start and not self.expected:
             return ""
-        seconds = (now - since) * (1 - fraction) / (fraction - start)
-        return f"about {duration(seconds)} left"
+        whole = (now - since) / (fraction - start) if fraction > start else 0.0
+        whole = seen * whole + (1 - seen) * self.expected
+        return f"about {duration(whole * (1 - fraction))} left"
 
     def _say(self, text: str, fraction: float, left: str) -> None:
         short = text.removesuffix(" users") if self.narrow else text

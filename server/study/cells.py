@@ -8,7 +8,7 @@ missing.
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from ...common.engine.reference import Reference
 from ...common.errors import refuse_if
 from ...common.files import make_private, private_folder
 from ...common.protocol.messages import Outcome, package_version
+from ...common.text import duration
 from ..privacy.card import card
 from ..run import results
 from ..run.adapt import adapt
@@ -68,8 +69,16 @@ def rated(config: Config) -> Config:
     return replace(numbers, backbone=config.backbone, data=config.data)
 
 
+def cell_path(folder: Path, study: Study, config: Config, control: str) -> Path:
+    """The file of a cell, by its configuration with numbers for its rates."""
+    return folder / "cells" / f"{cell_key(config)}-{control}-{study.measured}.json"
+
+
 def run_study(
-    study: Study, folder: Path, say: Callable[[str], None] = print
+    study: Study,
+    folder: Path,
+    say: Callable[[str], None] = print,
+    ahead: Sequence[float] = (),
 ) -> list[dict[str, Any]]:
     """Run the cells that have no file yet; return all of them.
 
@@ -81,13 +90,15 @@ def run_study(
         Where ``cells/<hash of the config>.json`` are written.
     say
         Told about every cell.
+    ahead
+        Seconds that each cell is expected to take (`ahead.forecast`); none: not known.
     """
     make_private(private_folder(folder))
     done: list[dict[str, Any]] = []
-    cache, todo = Cache(), cells(study)
+    cache, todo, spent = Cache(), cells(study), 0.0
     for number, cell in enumerate(todo, start=1):
         config, control = rated(cell_config(study, cell)), control_of(study, cell)
-        path = folder / "cells" / f"{cell_key(config)}-{control}-{study.measured}.json"
+        path = cell_path(folder, study, config, control)
         known = " (done)" * path.exists()
         named = ", ".join(f"{k}={v}" for k, v in cell.items())
         say(f"cell {number}/{len(todo)}: {named}{known}")
@@ -95,10 +106,19 @@ def run_study(
             began = time.monotonic()
             found = run_cell(located(config), cache, control, study.measured)
             results.write_json(path, {"cell": cell, **found})
-            say(f"  {time.monotonic() - began:.0f} s")
+            spent += time.monotonic() - began
+            say(f"  {time.monotonic() - began:.0f} s{_left(ahead, number, spent)}")
         # Not the file's own cell: JSON has no infinity.
         done.append({**renamed(json.loads(path.read_text())), "cell": cell})
     return done
+
+
+def _left(ahead: Sequence[float], number: int, spent: float) -> str:
+    """How long the cells after this one take, at the speed of those before."""
+    expected, rest = sum(ahead[:number]), sum(ahead[number:])
+    if not expected or not rest:
+        return ""
+    return f"; about {duration(spent / expected * rest)} left"
 
 
 # --- one cell -----------------------------------------------------------------------

@@ -14,15 +14,25 @@ from rich.text import Text
 from idiolect.client import cli as device
 from idiolect.common.errors import IdiolectError
 from idiolect.server import cli
+from idiolect.server.forecast.estimate import Forecast
 from idiolect.server.run import results
+from idiolect.server.simulate import ahead as run_ahead
 from idiolect.server.simulate import launch
 from idiolect.server.simulate import plan as planning
+from idiolect.server.study import ahead
 
 from .run.test_results import make
 
 LAMP = str(Path(__file__).resolve().parents[2] / "simulations" / "lamp")
 UNIQUENESS = f"{LAMP}/experiments/uniqueness.toml"
 LEAKS = f"{LAMP}/experiments/audit.toml"
+AHEAD = Forecast(
+    3900.0,
+    3175.0,
+    2048.0,
+    {("adapt", "", False): 3900.0},
+    (("adapt.rounds=2", 1800.0),),
+)
 
 
 @pytest.fixture
@@ -182,6 +192,11 @@ def test_a_study_fits_the_terminal_and_is_markdown_elsewhere(
             "idiolect.server.study.cells.run_study",
             "finished cells",
         ),
+        (
+            ["study", UNIQUENESS],
+            "idiolect.server.study.ahead.forecast",
+            "finished cells",
+        ),
         (["study", LEAKS], "idiolect.server.audit.audit.run_study", "finished cells"),
     ],
 )
@@ -196,10 +211,11 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(ahead, "forecast", lambda *_: (AHEAD, [1.0]))
     monkeypatch.setattr(stopped, interrupted)
     assert cli.main([*words, "--output-dir", str(runs)]) == 130
-    said = capsys.readouterr().err
-    assert said.startswith("stopped: ") and kept in said and said.count("\n") == 1
+    (*_, said) = capsys.readouterr().err.splitlines()
+    assert said.startswith("stopped: ") and kept in said
     assert "same command" in said
 
 
@@ -233,14 +249,55 @@ def test_the_exit_code_is_that_of_the_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def stand_in(plan: planning.Plan, console: object) -> dict[str, object]:
+    def stand_in(
+        plan: planning.Plan, console: object, forecast: object
+    ) -> dict[str, object]:
+        assert forecast is AHEAD
         if error:
             raise error
         return make()
 
     monkeypatch.setattr(launch, "simulate", stand_in)
+    monkeypatch.setattr(run_ahead, "forecast", lambda plan: AHEAD)
     arguments = ["simulate", LAMP, "-c", f"run.folder={tmp_path}", "-c", "users=3"]
     assert cli.main(arguments) == code
     said = capsys.readouterr()
+    assert "about 65 min, 3.1 GB\n" in said.out
+    assert "warning: this needs about 3.1 GB and 2.0 GB are free" in said.err
     assert ("c-bpo - sft" in said.out) == (code == 0)
     assert ("error: the sky fell" in said.err) == (code == 1)
+
+
+def test_a_plan_says_where_time_goes_and_begins_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "simulate", None)
+    monkeypatch.setattr(run_ahead, "forecast", lambda plan: AHEAD)
+    place = tmp_path / "runs"
+    words = ["simulate", LAMP, "--plan", "--output-dir", str(place), "-c", "users=3"]
+    assert cli.main(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "about 65 min, 3.1 GB; 2.0 GB are free" in said
+    assert "shared adapter 65 min 100%" in said
+    assert "adapt.rounds=2 30 min" in said
+    assert not place.exists()
+
+
+def test_a_run_begins_where_it_cannot_be_foreseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[object] = []
+
+    def unknown(plan: object) -> None:
+        raise IdiolectError("nobody knows.")
+
+    def stand_in(plan: object, console: object, forecast: object) -> dict[str, object]:
+        seen.append(forecast)
+        return make()
+
+    monkeypatch.setattr(run_ahead, "forecast", unknown)
+    monkeypatch.setattr(launch, "simulate", stand_in)
+    words = ["simulate", LAMP, "--output-dir", str(tmp_path), "-c", "users=3"]
+    assert cli.main(words) == 0 and seen == [None]
+    assert "no forecast: nobody knows." in capsys.readouterr().err
+    assert cli.main([*words, "--plan"]) == 2

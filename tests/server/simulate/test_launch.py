@@ -529,7 +529,7 @@ def test_dotted_tables_are_flat(tmp_path: Path) -> None:
 
 
 def test_a_backbone_folder_needs_a_config(tmp_path: Path) -> None:
-    with pytest.raises(IdiolectError, match=r"no config\.json"):
+    with pytest.raises(IdiolectError, match=r"neither a config\.json"):
         planning.check_backbone(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     planning.check_backbone(str(tmp_path))

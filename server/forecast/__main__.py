@@ -1,0 +1,87 @@
+"""The process that counts and measures: a job as JSON in, what was found as JSON out.
+
+It is a process of its own, so that the one that asks holds no backbone afterwards and can
+be interrupted at once. As many run side by side as nodes will: they share the machine as
+the nodes will.
+"""
+
+import json
+import resource
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ...common.config import parse
+from ...common.errors import IdiolectError
+from ...common.process import peak_mb
+
+BEGAN = time.monotonic()
+
+
+def look(job: dict[str, Any]) -> dict[str, Any]:
+    """Count all configurations of a job, and measure on the first of each backbone.
+
+    Returns
+    -------
+    dict
+        ``counts``: for each configuration its parts, bytes of its largest step, and
+        seconds of a draw; ``speeds``: which speed each has, and these; ``start``: seconds
+        until backbone and data are there; ``bare`` and ``loaded``: memory without and
+        with the backbone.
+    """
+    from ...common.data.load import load_dataset
+    from ...common.engine.backbone import backbone_of
+    from ...common.engine.rates import with_rates
+    from ..run.local import fitted
+    from .counts import Counting, all_parts
+    from .speed import measured
+
+    found: dict[str, Any] = {"bare": peak_mb(), "counts": [], "start": 0.0}
+    speeds: dict[str, Any] = {}
+    for number, flat in enumerate(job["configs"]):
+        config = with_rates(parse(flat))
+        backbone = backbone_of(config)
+        dataset = fitted(backbone, load_dataset(config))
+        if not number:
+            found |= {"start": age(), "loaded": peak_mb()}
+        counting = Counting(config, backbone, dataset, job["nodes"], job["development"])
+        parts = [[*vars(p).values()] for p in all_parts(counting)]
+        name = f"{config.backbone} {config.task} {config.data}"
+        if name not in speeds:
+            speeds[name] = asdict(measured(config, backbone, dataset.users))
+        found["counts"].append(
+            {
+                "parts": [[*p[:4], [*vars(p[4]).values()], *p[5:]] for p in parts],
+                "memory": counting.memory,
+                "prepared": counting.seconds,
+                "again": counting.again,
+                "speed": speeds[name],
+            }
+        )
+    return found | {"peak": peak_mb()}
+
+
+def age() -> float:
+    """Seconds since this process was started (Linux), or since this module was read."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        up = float(Path("/proc/uptime").read_text().split()[0])
+        return up - int(fields[19]) / 100
+    except OSError:
+        return time.monotonic() - BEGAN
+
+
+def main() -> None:
+    """Answer the job on standard input; an error is a sentence in the answer."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        found = look(json.load(sys.stdin))
+    except IdiolectError as error:
+        found = {"error": str(error)}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What a simulation will take, before it begins."""
+
+import os
+
+from ...common.engine.rates import with_rates
+from ..forecast import estimate
+from ..forecast.ask import free_mb, look
+from ..forecast.estimate import EXCHANGE, STARTS, Forecast
+from .environment import CHOSEN, inherited
+from .plan import Plan
+
+# What a process of a run has beside that of a forecast: Flower and Ray. And how much the
+# heap holds more than a step's tensors, since it keeps what is freed (`CHOSEN`). Both as
+# seen in runs of the built-in model and of SmolLM2.
+LIBRARIES_MB = 200.0
+HEAP = 1.5
+
+
+def forecast(plan: Plan) -> Forecast:
+    """Count the work of a run, and measure this machine in as many processes as nodes.
+
+    Of a resumed run this is the whole, with what is done already.
+
+    Raises
+    ------
+    IdiolectError
+        The run would fail.
+    """
+    config = with_rates(plan.config)
+    # As the nodes will have it: Ray gives an actor of one core one thread.
+    threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**threads, **inherited(os.environ), **CHOSEN}
+    (count,), found = look([config], plan.nodes, plan.nodes, environment)
+    begins = STARTS * found["start"]
+    shares = estimate.shares_of(count, count.parts, EXCHANGE)
+    node = max(found["peak"], found["loaded"] + HEAP * count.memory)
+    return Forecast(
+        seconds=begins + sum(shares.values()),
+        memory=plan.nodes * (node + LIBRARIES_MB) + found["bare"] + LIBRARIES_MB,
+        free=free_mb(),
+        shares={("start", "", False): begins, **shares},
+        savings=estimate.savings(config, count, count.parts, EXCHANGE),
+        weights=estimate.weights_of(config, count),
+    )

@@ -1,0 +1,101 @@
+"""What a study will take, before it begins."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...common.config import Config, flatten
+from ...common.config.keys import POOL, SHARED
+from ..forecast import estimate
+from ..forecast.ask import free_mb, look
+from ..forecast.estimate import Forecast, Shares
+from ..forecast.parts import Count, Part
+from .cache import stage_key
+from .cells import cell_path, located, rated
+from .declaration import Study, cell_config, cells, control_of
+
+# What changes no number of tokens: cells that differ in nothing else are counted once.
+SAME = (
+    *("seed", "persona.overlap", "persona.strength", "preset"),
+    *("adapt.learning-rate", "adapt.optimizer", "adapt.wire", "adapt.clip"),
+    *(
+        "adapt.clip-quantile",
+        "lora.alpha",
+        "evaluate.rouge-tokens",
+        "evaluate.bootstrap",
+    ),
+    *("unlabeled.alpha", "evaluate.contrast", "quorum", "deadline"),
+    *("personalise.beta", "personalise.ema", "personalise.boundary"),
+    *("personalise.reward", "personalise.unlabeled-weight", "personalise.anchor"),
+)
+
+
+def forecast(study: Study, folder: Path) -> tuple[Forecast, list[float]]:
+    """Count the cells that are left, each with what the cells before it do not share.
+
+    Returns
+    -------
+    tuple
+        The forecast, and the seconds of every cell, 0 for those that are done.
+
+    Raises
+    ------
+    IdiolectError
+        A cell would fail.
+    """
+    todo: list[tuple[Config, str] | None] = []
+    for cell in cells(study):
+        config, control = rated(cell_config(study, cell)), control_of(study, cell)
+        done = cell_path(folder, study, config, control).exists()
+        todo.append(None if done else (located(config), control))
+    left = [one for one in todo if one]
+    if not left:
+        return Forecast(0.0, 0.0, free_mb(), {}), [0.0] * len(todo)
+    distinct = {_same(config): config for config, _ in left}
+    only = study.measured == "development"
+    counts, found = look([*distinct.values()], 1, 1, os.environ, only)
+    counted = dict(zip(distinct, counts, strict=True))
+    made: set[tuple[str, str]] = set()
+    shares: Shares = {("start", "", False): found["start"]}
+    saved: dict[str, float] = {}
+    seconds: list[float] = []
+    for one in todo:
+        here: Shares = {}
+        if one:
+            count = counted[_same(one[0])]
+            parts = list(_fresh(*one, count, made))
+            here = estimate.shares_of(count, parts, 0.0)
+            for text, saving in estimate.savings(one[0], count, parts, 0.0):
+                saved[text] = saved.get(text, 0.0) + saving
+        for name, value in here.items():
+            shares[name] = shares.get(name, 0.0) + value
+        seconds.append(sum(here.values()))
+    whole = sum(shares.values())
+    if (seeds := len(study.grid.get("seed", []))) > 1:
+        saved[f"seed: one of {seeds} less"] = sum(seconds) / seeds
+    memory = max(found["peak"], found["loaded"] + max(c.memory for c in counts))
+    return Forecast(
+        whole, memory, free_mb(), shares, estimate.best(saved, whole)
+    ), seconds
+
+
+def _same(config: Config) -> str:
+    flat: dict[str, Any] = flatten(config)
+    rates = len(config.learning_rate_list)
+    flat = {n: v for n, v in flat.items() if n not in SAME}
+    return repr(flat | {"personalise.learning-rates": rates})
+
+
+def _fresh(
+    config: Config, control: str, count: Count, made: set[tuple[str, str]]
+) -> Iterator[Part]:
+    """Parts of a cell that no cell before has made; notes them (see `cells.run_cell`)."""
+    keys = {"adapt": ("shared", stage_key(config, SHARED))}
+    keys["pool"] = ("pool", stage_key(config, POOL))
+    for method in config.method_list:
+        keys[method] = (f"{method} {control}", stage_key(config, method))
+    for part in count.parts:
+        if keys[part.method or part.phase] not in made:
+            yield part
+    made.update(keys.values())

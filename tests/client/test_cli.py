@@ -140,7 +140,8 @@ def test_forgetting_that_is_interrupted_says_what_is_gone(run, kept, monkeypatch
 
     kept(1)
     run("use", "1")
-    stale = adapters.versions(None)
+    nobody: Any = None  # the fixture looks at no vault
+    stale = adapters.versions(nobody)
     monkeypatch.setattr(owner, "forget", lambda *_: (1, stale))
     monkeypatch.setattr(owner, "train", interrupt)
     said = run("forget", "--source", "persona.jsonl", "--yes", code=130).err

@@ -165,7 +165,7 @@ OF_DEVICE = (
     Case("settings backbone no!id", "neither a folder nor a model id"),
     Case("settings most-epsilon lots", "it takes a number"),
     Case("settings on-battery maybe", "it takes yes or no"),
-    Case("settings dtype float8", "it takes float32 or bfloat16"),
+    Case("settings dtype float8", "it takes float32, bfloat16 or float16"),
     Case("settings max-length 3", "it takes a whole number from 16"),
     Case("settings fewest-users 0", "it takes a whole number from 1"),
     Case("consent training clear", "it takes no or yes"),

@@ -341,6 +341,13 @@ MUTATIONS = (
         "test_kept_products_are_not_computed_again",
     ),
     Mutation(
+        "Weights are given back that were written to, or have no file",
+        "common/engine/mapped.py",
+        'mapped and rest[0] == "0":',
+        "rest:",
+        "test_nothing_is_given_back_of_weights_that_are_not_a_clean_file",
+    ),
+    Mutation(
         "A kept product is the one that adapters were added to",
         "common/engine/memory.py",
         "            values[module].copy_(output)  # adapters are added to the other\n",

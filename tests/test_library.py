@@ -224,7 +224,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "too many tokens": (lambda m: m.generate("a", 512), "larger max_length"),
     "a device": (lambda _: idiolect.load(device="tpu"), "use one of auto, cpu, cuda"),
     "no adapter": (lambda _: idiolect.load(shared="nothing"), "adapter_config.json"),
-    "no GGUF": (lambda _: idiolect.load("nothing.gguf"), "path of a GGUF file"),
+    "no GGUF": (lambda _: idiolect.load("nothing.gguf"), "nor a GGUF file"),
 }
 
 

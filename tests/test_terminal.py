@@ -106,6 +106,7 @@ INVITATION = {"address": f"{NAME}:1", "certificate": HOSTILE, "signing_key": HOS
 DEVICE = [
     ("status",),
     ("models",),
+    ("models", "--try", NAME),
     ("vault", "init"),
     ("vault", "check"),
     ("vault", "repair", "--yes"),

@@ -135,6 +135,12 @@ def feedback(options: argparse.Namespace) -> Answer:
     return Answer(_plain(entry), f"{entry.id} is {verb}.")
 
 
+FORGOTTEN = (
+    "interrupted: what was named is forgotten, and so is the adapter that had learnt it. "
+    "`idiolect personalize` goes on with the training on what remains."
+)
+
+
 def forget(options: argparse.Namespace) -> Answer:
     """Erase pairs and the adapters that learnt them, or the vault; train again."""
     refuse_if(
@@ -159,7 +165,7 @@ def forget(options: argparse.Namespace) -> Answer:
         # Only in the place of the one in use: an owner who has none wants none.
         if used in numbers and not options.no_retrain:
             try:
-                new = trained(vault, stale[-1].method)
+                new = trained(vault, stale[-1].method, if_interrupted=FORGOTTEN)
             except IdiolectError as error:
                 text += f"\nno adapter is in use: {error}"
             else:

@@ -38,10 +38,12 @@ def personalize(vault: Vault, options: argparse.Namespace) -> Answer:
     return Answer(found, "\n".join(lines), code=0 if new.accepted else 1)
 
 
-def trained(vault: Vault, method: str, rate: float | None = None) -> "Version":
+def trained(
+    vault: Vault, method: str, rate: float | None = None, if_interrupted: str = GO_ON
+) -> "Version":
     """Train, and say on standard error how far it is."""
     follow = Follower()
-    with on_interrupt(GO_ON), follow.shown():
+    with on_interrupt(if_interrupted), follow.shown():
         from ...common.engine.training import Watch
         from ..owner import owner
 

@@ -17,7 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from ...common.text import duration, lines, tell
 
 PLAIN_SECONDS = 10.0  # between two lines of the same phase where there is no terminal
-FIRST = "loading the libraries; Ctrl-C ends it and changes nothing"
+FIRST = "loading the libraries; Ctrl-C ends the training, which can go on later"
 OWN = Path("/proc/self/status")
 
 

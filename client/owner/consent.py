@@ -39,13 +39,14 @@ NAMES = {
     "update": "updates of the shared adapter",
     "votes": "votes on candidates",
     "metrics": "metrics",
-    "items": "scrubbed items, which are never noisy",
+    "items": "scrubbed items, which never have noise",
     "training": "a run's training on this device, whatever leaves it",
 }
 # Answer -> what it means.
 ANSWERS = {
     "no": "nothing of this kind leaves",
-    "noisy": "only with noise, and within the limits of `idiolect settings`",
+    "noisy": "only with noise that hides one person's part, and within the limits of "
+    "`idiolect settings`",
     "clear": "in any case, unprotected; no limit counts it",
 }
 TRAINING_ANSWERS = {"no": "no run trains here", "yes": "runs may train here"}
@@ -152,8 +153,8 @@ MEANINGS = {
     "on-battery": "training and requests on battery",
     "most-epsilon": "epsilon of all runs together, at most",
     "most-delta": "delta of all runs together, at most",
-    "most-releases": "noisy releases of all runs together, at most",
-    "fewest-users": "users of a noisy sum, at least",
+    "most-releases": "releases with noise of all runs together, at most",
+    "fewest-users": "users of a sum with noise, at least",
 }
 CEILINGS = ("most-epsilon", "most-delta", "most-releases")  # 0: nothing; inf: no limit
 # Setting -> whether it is a whole number, the least and the largest; 0: no limit.
@@ -174,7 +175,7 @@ _CHOICES = {
 _TAKES = {
     "backbone": "`tiny`, `smollm2`, a folder, a GGUF file or a model id",
     "on-battery": "yes or no",
-    **{name: " or ".join(choices) for name, choices in _CHOICES.items()},
+    **{name: f"{', '.join(c[:-1])} or {c[-1]}" for name, c in _CHOICES.items()},
     **dict.fromkeys(CEILINGS, "a number from 0; 0 allows nothing, inf everything"),
 }
 

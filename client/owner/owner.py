@@ -22,6 +22,7 @@ from ...common.data.types import Item, Prompt, User
 from ...common.engine.adapters import Lora, export_peft
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fits, fitting
+from ...common.engine.memory import RESERVE
 from ...common.engine.model_folder import unlike
 from ...common.engine.rates import rates_of
 from ...common.engine.reference import Reference, load_reference
@@ -121,8 +122,9 @@ def train(
         )
         check = partial(check_learnt, vault, learnt)
         followed = interrupted.watched(vault, name, check, reference, watch)
+        planned = _planned(config, chosen)  # no part of the name: it changes no result
         (found,) = personalise(
-            reference, [user], UnlabeledSet(), method, rate, config, followed
+            reference, [user], UnlabeledSet(), method, rate, planned, followed
         )
         if found.lora is None:
             interrupted.drop(vault)
@@ -132,6 +134,18 @@ def train(
         new = adopt(vault, reference, lora, method, (user, learnt), too_long=too_long)
         interrupted.drop(vault)
         return new
+
+
+def _planned(config: Config, chosen: Mapping[str, str]) -> Config:
+    """The configuration with a budget of memory that the owner's ``memory-mb`` leaves.
+
+    So a training takes longer rather than being refused memory on its way.
+    """
+    allowed, own = int(chosen["memory-mb"]), limits.memory()
+    if not allowed or own is None:
+        return config
+    left = max(1, int((1 - RESERVE) * (allowed - own)))
+    return replace(config, engine=replace(config.engine, memory=left))
 
 
 def _fitting(backbone: Backbone, entries: Sequence[Entry]) -> list[Entry]:

@@ -19,6 +19,7 @@ from ..config import Config, LoraShape
 from ..data.types import Item, Prompt
 from ..errors import IdiolectError
 from .layout import Layout, install
+from .mapped import Region, clean_regions, give_back
 from .model_folder import FAMILIES as FAMILIES
 from .model_folder import TINY as TINY
 from .model_folder import check_folder, identity, locate
@@ -91,6 +92,14 @@ class Backbone:
     def parameters(self) -> int:
         """How many numbers the model has."""
         return sum(weight.numel() for weight in self.model.parameters())
+
+    @cached_property
+    def regions(self) -> list[Region]:
+        """Where its weights lie in their files (`mapped.clean_regions`).
+
+        Looked up once, which takes tens of milliseconds: nobody ever writes to a weight.
+        """
+        return clean_regions()
 
     @cached_property
     def wording(self) -> Wording:
@@ -346,12 +355,14 @@ def _loaded(
 
 def _check_finite(name: str, model: Any) -> None:
     """Refuse weights that are not finite: no score would be."""
+    regions = clean_regions()
     for key, weight in model.named_parameters():
         if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
             raise IdiolectError(
                 f"backbone '{name}' has weights that are not finite numbers ({key}): "
                 "download it again, or take float32 if it was trained in another."
             )
+        give_back(iter([weight]), regions)  # read for this only
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .adapters import Lora, Stack
 from .backbone import PLAIN_LAYER, Backbone, standing_in
 from .layout import FILLER, Layout
+from .mapped import Region, a_layer_at_a_time, give_back
 from .scoring import LOGITS_PER_CHUNK, WIDE
 
 MARGIN = 1.1  # test_memory compares with what is kept
@@ -209,13 +210,16 @@ class _Plan:
     """What of a layer is computed again: all but the modules whose product is `kept`.
 
     `unread`: the module whose product no gradient needs; `leaves`: what is trained in the
-    layer; `trims`: whether freed memory is returned before it.
+    layer; `trims`: whether freed memory is returned before it; `regions`: where the
+    weights of `layer` may lie in their file.
     """
 
     unread: Any
     kept: list[Any]
     leaves: list[Tensor]
     trims: bool
+    layer: Any
+    regions: list[Region]
 
 
 @contextmanager
@@ -227,8 +231,11 @@ def recomputed(
     Not the last one, which computes only some of its tokens. The backward pass must run
     inside the ``with`` block, in which `trained` is attached.
     """
-    stays = products(backbone, saving.layers)[: saving.products]
+    if not saving.recompute:
+        yield
+        return
     chosen = [backbone.model.model.layers[number] for number in saving.layers]
+    stays = products(backbone, saving.layers)[: saving.products]
     for number, layer in zip(saving.layers, chosen, strict=True):
         place = f"model.layers.{number}."
         leaves = [
@@ -239,17 +246,16 @@ def recomputed(
         ]
         modules = [layer.get_submodule(name) for at, name, _ in stays if at == number]
         trims = number % TRIMMED == 0 or number == saving.layers[-1]
-        plan = _Plan(_unread(layer), modules, leaves, trims)
+        plan = _Plan(_unread(layer), modules, leaves, trims, layer, backbone.regions)
         layer.forward = partial(_again, layer.forward, plan)
-    if chosen:
-        _malloc(mmap_from=MOST, trim_from=ALL)
+    _malloc(mmap_from=MOST, trim_from=ALL)
     try:
-        yield
+        with a_layer_at_a_time(backbone.model, backbone.regions):
+            yield
     finally:
         for layer in chosen:
             del layer.forward
-        if chosen:
-            _malloc(mmap_from=MOST, trim_from=SPARE)
+        _malloc(mmap_from=MOST, trim_from=SPARE)
 
 
 def _unread(layer: Any) -> Any:
@@ -311,6 +317,7 @@ class _Again(torch.autograd.Function):
             output = ctx.run(hidden)
         wanted = [tensor for tensor in (hidden, *leaves) if tensor.requires_grad]
         found = torch.autograd.grad(output, wanted, grads)
+        give_back(ctx.plan.layer.parameters(), ctx.plan.regions)
         of_hidden = () if hidden.requires_grad else (None,)
         return None, None, *of_hidden, *found
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .adapters import Lora, Stack, attached, shadowed
 from .backbone import Backbone, Encoded
 from .layout import FILLER, Layout, lay_out
+from .mapped import a_layer_at_a_time
 
 Adapters = Sequence[Lora | Stack | None]
 
@@ -159,7 +160,11 @@ def score_users(
             for k, items in enumerate(chunk)
             for i in items
         ]
-        with torch.no_grad(), attached(backbone, *adapters):
+        with (
+            torch.no_grad(),
+            attached(backbone, *adapters),
+            a_layer_at_a_time(backbone.model, backbone.regions),
+        ):
             layout = collate(backbone, rows, len(users))
             logp = completion_logp(backbone, layout).tolist()
         places = [(k, i) for k, items in enumerate(chunk) for i in items]

@@ -134,6 +134,20 @@ def test_forgetting_a_pair_erases_the_adapters_that_learnt_it_and_trains_anew(
         assert Source("adapter", "1") not in found
 
 
+def test_forgetting_that_is_interrupted_says_what_is_gone(run, kept, monkeypatch):
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    kept(1)
+    run("use", "1")
+    nobody: Any = None  # the fixture looks at no vault
+    stale = adapters.versions(nobody)
+    monkeypatch.setattr(owner, "forget", lambda *_: (1, stale))
+    monkeypatch.setattr(owner, "train", interrupt)
+    said = run("forget", "--source", "persona.jsonl", "--yes", code=130).err
+    assert "what was named is forgotten" in said and "nothing was changed" not in said
+
+
 def test_who_went_back_to_the_bare_model_stays_there(persona, run, asked):
     run("vault", "init")
     run("import", persona)

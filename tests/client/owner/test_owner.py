@@ -274,6 +274,21 @@ def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, 
     assert adapters.active(vault) == good.number
 
 
+@pytest.mark.parametrize(("allowed", "left"), [(0, 0), (3000, 1600), (1070, 56)])
+def test_a_training_is_planned_to_fit_into_the_memory_that_the_owner_allows(
+    vault, monkeypatch, allowed, left
+):
+    def train(_reference, _users, _unlabeled, _method, _rate, config, _watch):
+        raise IdiolectError(f"{config.engine.memory} MB")
+
+    monkeypatch.setattr(owner, "personalise", train)
+    monkeypatch.setattr(owner.limits, "memory", lambda: 1000)
+    monkeypatch.setattr(owner.limits, "hold_process", lambda _settings: None)
+    consent.choose(vault, memory_mb=str(allowed))
+    with pytest.raises(IdiolectError, match=f"^{left} MB$"):
+        owner.train(vault)
+
+
 def test_an_adapter_that_writes_in_loops_is_kept_and_not_used(
     vault, scores, monkeypatch
 ):

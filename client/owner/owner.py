@@ -22,7 +22,6 @@ from ...common.data.types import Item, Prompt, User
 from ...common.engine.adapters import Lora, export_peft
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fits, fitting
-from ...common.engine.memory import RESERVE
 from ...common.engine.model_folder import unlike
 from ...common.engine.rates import rates_of
 from ...common.engine.reference import Reference, load_reference
@@ -45,6 +44,9 @@ from .vault import Vault
 FEWEST = 4  # liked pairs to train on and be judged by
 AVOIDING = 0.05  # nats per token that learning to avoid something may cost elsewhere
 HELD_OUT = 8  # at most; a fifth of the liked pairs otherwise
+# Of what memory-mb leaves: the plan is made from shapes, and the limit counts what the heap
+# keeps between tensors and the copies of a state that is being kept, too.
+PLANNED = 0.5
 SHOWN = 3  # changes of a new adapter that its owner is shown
 
 
@@ -139,12 +141,12 @@ def train(
 def _planned(config: Config, chosen: Mapping[str, str]) -> Config:
     """The configuration with a budget of memory that the owner's ``memory-mb`` leaves.
 
-    So a training takes longer rather than being refused memory on its way.
+    So a training takes longer before it is refused memory on its way.
     """
     allowed, own = int(chosen["memory-mb"]), limits.memory()
     if not allowed or own is None:
         return config
-    left = max(1, int((1 - RESERVE) * (allowed - own)))
+    left = max(1, int(PLANNED * (allowed - own)))
     return replace(config, engine=replace(config.engine, memory=left))
 
 

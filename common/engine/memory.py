@@ -31,6 +31,7 @@ MARGIN = 1.1  # test_memory compares with what is kept
 RESERVE = 0.2  # of what is free: for other programs, and for what no shape tells
 OPTIMISER = 6  # numbers per trained number: gradient, two moments, intermediate results
 COPIES = 3  # of logits: they, their log-softmax, and its gradient; see scoring.WIDE
+GAPS = 1.2  # memory taken per byte in use where layers are computed again: measured
 TRIMMED = 4  # layers after which freed memory is returned
 # Names of malloc's parameters; the most for the first that glibc takes, and two values of
 # the second.
@@ -129,7 +130,7 @@ def step_bytes(backbone: Backbone, layout: Layout, saving: Saving) -> float:
     copies = 1 if config.vocab_size >= WIDE else COPIES
     upper = kept * layer + copies * 4 * logits
     again = WORKING * layer if saving.recompute else 0
-    return tokens * numbers * size + max(upper, again)
+    return (GAPS if again else 1) * (tokens * numbers * size + max(upper, again))
 
 
 def within(

@@ -274,7 +274,7 @@ def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, 
     assert adapters.active(vault) == good.number
 
 
-@pytest.mark.parametrize(("allowed", "left"), [(0, 0), (3000, 1600), (1070, 56)])
+@pytest.mark.parametrize(("allowed", "left"), [(0, 0), (3000, 1000), (1070, 35)])
 def test_a_training_is_planned_to_fit_into_the_memory_that_the_owner_allows(
     vault, monkeypatch, allowed, left
 ):

@@ -334,6 +334,21 @@ MUTATIONS = (
         "test_an_embedding_is_the_mean_state_of_the_completion",
     ),
     Mutation(
+        "What the lower layers compute lacks the shared adapter",
+        "common/engine/lower.py",
+        "attached(backbone, shared)",
+        "attached(backbone)",
+        "test_scores_and_gradients_are_those_of_all_layers",
+    ),
+    Mutation(
+        "Memory is planned as if all layers were trained",
+        "common/engine/memory.py",
+        "config.num_hidden_layers - saving.depth - saving.recompute",
+        "config.num_hidden_layers - saving.recompute",
+        "test_recomputed_upper_layers_change_no_bit",
+        "tests/common/engine/test_lower.py",
+    ),
+    Mutation(
         "A recomputed layer computes its kept products again",
         "common/engine/memory.py",
         "for at, name, _ in stays if at == number]",

@@ -115,13 +115,23 @@ def without_wheel(packages: list[str], tags: list[str], python: str) -> list[str
             )
         if not done.returncode:
             break
-        says = [ln for ln in done.stderr.splitlines() if "No matching dist" in ln]
-        if not says:
-            sys.exit(done.stderr)
-        name = canonicalize_name(Requirement(says[0].split(" for ")[1].split()[0]).name)
+        name = refused(done.stderr)
         missing.append(name)
         left.remove(name)
     return missing
+
+
+def refused(said: str) -> str:
+    """The package that pip could not find, from its errors.
+
+    Where other files of that version are known it says "Cannot install torch==2.13.0".
+    """
+    for line in said.splitlines():
+        for words in ("No matching distribution found for ", "ERROR: Cannot install "):
+            if words in line:
+                text = line.split(words)[1].split()[0]
+                return canonicalize_name(Requirement(text).name)
+    sys.exit(said)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
+from idiolect.common.config import LoraShape
 from idiolect.common.engine.backbone import TINY, projections
 
 # Hidden size, layers, heads, heads of keys and values, feed-forward size.
@@ -43,7 +44,7 @@ def linears(config: object, targets: str) -> dict[str, tuple[int, int]]:
     """Adapted projection -> (out, in), without any weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    found = projections(model, targets)
+    found = projections(model, LoraShape(targets=targets))
     return {name: (m.out_features, m.in_features) for name, m in found.items()}
 
 

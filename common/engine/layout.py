@@ -204,9 +204,8 @@ def lay_out(
         "row": row,
     }
     tensors = {name: torch.from_numpy(a).to(device) for name, a in arrays.items()}
-    return Layout(
-        **tensors, whole=tuple(torch.from_numpy(places).to(device) for places in whole)
-    )
+    rows = tuple(torch.from_numpy(places).to(device) for places in whole)
+    return Layout(**tensors, whole=rows, below=None)
 
 
 def _filled(parts: Sequence[Sequence[int] | np.ndarray], fill: Any) -> np.ndarray:

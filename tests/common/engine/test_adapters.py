@@ -72,7 +72,7 @@ def test_the_fixed_a_is_the_same_everywhere(backbone):
     assert hash_lora(one) == hash_lora(zero_shared(backbone, SHAPE, 5))
     assert hash_lora(one) != hash_lora(zero_shared(backbone, SHAPE, 6))
     name = "model.layers.0.self_attn.q_proj"
-    bound = projections(backbone.model, "all")[name].in_features ** -0.5
+    bound = projections(backbone.model, LoraShape())[name].in_features ** -0.5
     assert one.a[name].abs().max() <= bound
     assert one.a[name].std().item() == pytest.approx(bound / 3**0.5, rel=0.15)
 
@@ -422,8 +422,8 @@ def test_bytes_round_trip_and_damage_is_named(backbone):
 
 
 def test_query_and_value_only(backbone, model_folder):
-    names = projections(backbone.model, "q,v")
+    names = projections(backbone.model, LoraShape(targets="q,v"))
     assert {n.rsplit(".", 1)[1] for n in names} == {"q_proj", "v_proj"}
     fused = load_backbone(str(model_folder("phi3")), "float32", "cpu", 96)
     with pytest.raises(IdiolectError, match=r"lora\.targets=all"):
-        projections(fused.model, "q,v")
+        projections(fused.model, LoraShape(targets="q,v"))

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from time import localtime, strftime, time
 
 from ...common.config import FIELDS, Config, absolute_backbone
+from ...common.config.checks import one_of
 from ...common.errors import IdiolectError, refuse_if
 from ...common.privacy.protected import Claim, claim, epsilon_of, protected, used
 from ...common.text import printable
@@ -239,7 +240,7 @@ def check_setting(name: str, value: str) -> None:
     elif name == "on-battery":
         fine = value in ("yes", "no")
     elif name in _CHOICES:
-        fine = value in _CHOICES[name]
+        fine = one_of(value, _CHOICES[name])
     else:
         whole, low, high = _NUMBERS[name]
         fine = low <= _number(value) <= high and (value.isdigit() or not whole)

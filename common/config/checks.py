@@ -67,10 +67,17 @@ def check_text(
         value.encode()
     except UnicodeEncodeError:  # half of a pair of surrogates
         raise refused(name, value, "it is not valid Unicode text") from None
-    if choices and value not in choices:
+    if choices and not one_of(value, choices):
         listed = ", ".join(filter(None, choices))
         raise refused(name, value, f"use one of {listed}")
     return value
+
+
+def one_of(value: str, choices: tuple[str, ...]) -> bool:
+    """Whether a text is one of the choices, where `:N` stands for a number."""
+    if value.endswith(":N"):
+        return False
+    return re.sub(r":[0-9]{1,2}\Z", ":N", value) in choices
 
 
 def refused(name: str, value: object, why: str) -> IdiolectError:
@@ -164,9 +171,6 @@ def _check_numbers(config: Config) -> None:
             f"write `auto`, or at most {MOST_RATES} positive numbers up to "
             f"{MOST_RATE:g} with commas, for example 1e-3,3e-3",
         )
-    device = config.engine.device
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", device, re.ASCII):
-        raise refused("engine.device", device, "use one of auto, cpu, cuda, cuda:N")
     try:
         alpha = config.fixed_alpha
     except ValueError:

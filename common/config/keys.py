@@ -96,8 +96,9 @@ class Engine:
     )
     device: str = key(
         "auto",
-        "where to compute: `auto` (a GPU where there is one), `cpu`, `cuda`, or `cuda:N` "
-        "for one of several GPUs",
+        "where to compute; `auto`: on a GPU where there is one; `cuda:N`: on one of "
+        "several, from cuda:0",
+        choices=("auto", "cpu", "cuda", "cuda:N"),
     )
     max_length: int = key(
         512, "longest sequence in tokens, prompt and output", 16, 2**20

@@ -33,6 +33,11 @@ class Lower:
     depth: int
     states: list[dict[tuple[int, ...], Tensor]]
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all states."""
+        return sum(one.nbytes for user in self.states for one in user.values())
+
     def of(
         self, backbone: Backbone, layout: Layout, rows: Sequence[Encoded | None]
     ) -> Layout:

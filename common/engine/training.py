@@ -368,6 +368,8 @@ def train(
         done, state, means, losses, clamps = _resumed(at, weights, backbone.device)
     depth = lowest_layer(weights.stack)
     lower = _lower(reference, depth, data, settings)
+    if lower and settings.memory:  # what is free has become less by itself
+        settings = replace(settings, memory=max(1, settings.memory - lower.bytes))
     saving = saving_of(
         backbone, largest(backbone, steps), weights.flat.numel(), settings, depth
     )

@@ -14,7 +14,7 @@ from idiolect.common.engine.backbone import (
     load_backbone,
     projections,
 )
-from idiolect.common.engine.lower import lower_states, lowest_layer
+from idiolect.common.engine.lower import lower_bytes, lower_states, lowest_layer
 from idiolect.common.engine.memory import Saving, recomputed, step_bytes, within
 from idiolect.common.engine.scoring import collate, completion_logp
 from idiolect.common.engine.training import train
@@ -122,6 +122,24 @@ def test_training_gives_the_adapters_of_all_layers_computed(
         assert distance(mine, theirs) < 1e-5
     assert distance(once[1], alone) < 1e-5
     assert distance(once[0], starts[0]) > 1e-3
+
+
+def test_the_states_are_part_of_the_memory_that_is_allowed(material, monkeypatch):
+    reference, _, data = material
+    backbone, budgets = reference.backbone, []
+    start = [new_lora(backbone, UPPER, 0, "u0")]
+
+    def within(_backbone, _layout, _numbers, budget: float, depth: int) -> Saving:
+        budgets.append(budget)
+        return Saving(depth)
+
+    monkeypatch.setattr(training, "within", within)
+    settings = replace(SETTINGS, memory=10**6)
+    train(reference, start, data[:1], LOSSES["sft"], settings)
+    rows = [e.encoded for kind in training.KINDS for e in getattr(data[0], kind)]
+    kept = lower_states(backbone, reference.shared, 1, [rows]).bytes
+    assert kept == lower_bytes(backbone, [rows]) > 0
+    assert budgets == [10**6 - kept]
 
 
 def test_other_shared_adapter_other_states(material):

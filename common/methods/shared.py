@@ -45,7 +45,15 @@ def shared_update(
 
 
 def update_settings(config: Config) -> TrainingSettings:
-    """How a user trains the shared adapter in a round."""
+    """How a user trains the shared adapter in a round.
+
+    Raises
+    ------
+    ValueError
+        The rate is not a number yet (`rates.with_rates`): nothing would be trained.
+    """
+    if not config.adapt.learning_rate:
+        raise ValueError("adapt.learning-rate is 0: ask rates.with_rates first")
     return TrainingSettings(
         learning_rate=config.adapt.learning_rate,
         epochs=1,

@@ -91,8 +91,8 @@ def test_cope_is_sft_and_then_one_epoch_of_dpo_against_it(
     calls: list[tuple] = []
     real = module.train
 
-    def watch(reference, start, data, loss, settings):
-        result = real(reference, start, data, loss, settings)
+    def watch(reference, start, data, loss, settings, *followed):
+        result = real(reference, start, data, loss, settings, *followed)
         calls.append((start, data, settings, result.loras))
         return result
 

@@ -20,7 +20,8 @@ APP = Path(__file__).resolve().parents[3] / "simulations" / "lamp"
     ("words", "sentence"),
     [
         (["task=headline"], "for simulations"),
-        (["task=text"], "one learning rate"),
+        (["task=text", "personalise.learning-rates=1e-3,3e-3"], "one learning rate"),
+        (["task=text"], "unlabeled.file"),
         (["task=text", "personalise.learning-rates=1e-3"], "unlabeled.file"),
         (
             ["task=text", "personalise.learning-rates=1e-3", "unlabeled.kind=self"],

@@ -191,6 +191,8 @@ def sockets(run: Started) -> dict[str, set[tuple[str, int]]]:
         addresses, _ = listening(pid)
         if addresses:
             title = _title(pid).replace("raylet/raylet", " raylet ").split(" --")[0]
+            # Ray's agent has its name some moments after its socket.
+            title = title.replace("runtime_env/agent/main.py", "RuntimeEnvAgent")
             name = next((name for name in names if name in title), title)
             found[name] = found.get(name, set()) | addresses
     return found

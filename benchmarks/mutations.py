@@ -1462,14 +1462,6 @@ MUTATIONS = (
         "tests/test_devices.py",
     ),
     Mutation(
-        "The server tells devices its paths",
-        "server/run/live.py",
-        'own = ("unlabeled.file", "backbone") if self.config.on_devices else ()',
-        "own = ()",
-        "test_paths_of_the_server_stay_there",
-        "tests/test_devices.py",
-    ),
-    Mutation(
         "The proxy lets everything through",
         "server/deploy/proxy.py",
         "call = authorization.CALLS.get(request.target)",

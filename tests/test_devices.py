@@ -476,7 +476,9 @@ def test_paths_of_the_server_stay_there(vaults, settings, tmp_path):
     grid = DeviceGrid(vaults)
     run(settings, grid)
     tasks = "".join(body for kind, body in grid.traffic if kind.endswith("Task"))
-    assert str(tmp_path) not in tasks
+    assert tasks
+    for place in (str(tmp_path), settings["backbone"], settings["unlabeled.file"]):
+        assert str(place) not in tasks
 
 
 def test_a_killed_run_goes_on_with_the_devices_it_had(vaults, settings, monkeypatch):

@@ -422,6 +422,11 @@ def layer_of(name: str) -> int:
     return int(name.split(".layers.")[1].split(".")[0])
 
 
+def lowest_adapted(layers: int, shape: LoraShape) -> int:
+    """Number of the lowest of a model's layers that has adapters."""
+    return layers - (shape.layers or layers)
+
+
 def projections(model: nn.Module, shape: LoraShape) -> dict[str, nn.Linear]:
     """Linear projections inside the decoder layers that adapters attach to.
 
@@ -444,7 +449,7 @@ def projections(model: nn.Module, shape: LoraShape) -> dict[str, nn.Linear]:
             f"lora.layers is {shape.layers}, but this backbone has {layers} layers: use "
             f"{layers // 2} for the upper half, or 0 for all."
         )
-    lowest = layers - (shape.layers or layers)
+    lowest = lowest_adapted(layers, shape)
     found = {
         name: module
         for name, module in model.named_modules()

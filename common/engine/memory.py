@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil, inf, prod
+from math import ceil, prod
 from mmap import mmap
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..process import free_mb
 from .adapters import Lora, Stack
 from .backbone import PLAIN_LAYER, Backbone, standing_in
 from .layout import FILLER, Layout
@@ -197,13 +197,8 @@ def free_bytes(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return (1 - RESERVE) * torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux: no limit of ours
-        return inf
-    free = next(int(s.split()[1]) for s in lines if s.startswith("MemAvailable")) * 1024
     share = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1))
-    return (1 - RESERVE) * free * share
+    return (1 - RESERVE) * free_mb() * 2**20 * share
 
 
 @dataclass(frozen=True, eq=False)

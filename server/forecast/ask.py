@@ -9,23 +9,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from ...common.config import Config, flatten
 from ...common.errors import IdiolectError
 from .estimate import MB
 from .parts import Count, Part, Speed, Work
-
-
-def free_mb() -> float:
-    """Memory that Linux calls available, in MB; elsewhere no limit of ours."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return float("inf")
-    found = next(line for line in lines if line.startswith("MemAvailable"))
-    return int(found.split()[1]) / 1024
 
 
 def look(

@@ -18,7 +18,7 @@ from ...common.config.methods import BY_NAME
 from ...common.data.load import task_of
 from ...common.data.types import Dataset, Item, User
 from ...common.engine.adapters import new_lora
-from ...common.engine.backbone import Backbone, Encoded
+from ...common.engine.backbone import Backbone, Encoded, lowest_adapted
 from ...common.engine.fitting import encode_all
 from ...common.engine.memory import Saving, needed_bytes, products
 from ...common.engine.reference import Reference
@@ -304,7 +304,7 @@ class Counting:
         layout = largest(self.backbone, steps)
         numbers = len(sets) * numbers_of(self.config, self.backbone, shared)
         layers = self.backbone.model.config.num_hidden_layers
-        depth = layers - (self.config.lora.layers or layers)
+        depth = lowest_adapted(layers, self.config.lora)
         saving = saving_of(self.backbone, layout, numbers, settings, depth)
         needed = needed_bytes(self.backbone, layout, numbers, saving)
         self.memory = max(self.memory, needed)

@@ -3,8 +3,9 @@
 import os
 
 from ...common.engine.rates import with_rates
+from ...common.process import free_mb
 from ..forecast import estimate
-from ..forecast.ask import free_mb, look
+from ..forecast.ask import look
 from ..forecast.estimate import EXCHANGE, STARTS, Forecast
 from .environment import CHOSEN, inherited
 from .plan import Plan

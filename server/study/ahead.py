@@ -7,8 +7,9 @@ from typing import Any
 
 from ...common.config import Config, flatten
 from ...common.config.keys import POOL, SHARED
+from ...common.process import free_mb
 from ..forecast import estimate
-from ..forecast.ask import free_mb, look
+from ..forecast.ask import look
 from ..forecast.estimate import Forecast, Shares
 from ..forecast.parts import Count, Part
 from .cache import stage_key

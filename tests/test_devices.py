@@ -940,6 +940,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
     """What an attack did: adapt without hello, 11 releases where one was agreed to."""
     agree(vaults, **CLEAR)
     one = {"privacy.participations": 1, "methods": "c-bpo", "adapt.rounds": 1}
+    one["adapt.learning-rate"] = 1e-3
     config = flatten(parse_run({**settings, **PRIVATE, **one})[0])
     backbone = load_reference(owner.config_of(owner.settings(vaults[0]))).backbone
     shape = parse(config).shared_shape

@@ -181,6 +181,7 @@ CONFIG = flatten(
     parse(
         {
             "task": "text",
+            "adapt.learning-rate": 1e-3,
             "personalise.learning-rates": "1e-3",
             "lora.rank": 2,
             "lora.targets": "q,v",

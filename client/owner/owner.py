@@ -15,13 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from ...common.config import SETLESS, Config, flatten, parse
 from ...common.data.types import Item, Prompt, User
-from ...common.engine.adapters import Lora, export_peft
+from ...common.engine.adapters import Lora, export_peft, side_by_side
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fits, fitting
+from ...common.engine.memory import free_bytes
 from ...common.engine.model_folder import unlike
 from ...common.engine.rates import rates_of
 from ...common.engine.reference import Reference, load_reference
@@ -44,6 +46,9 @@ from .vault import Vault
 FEWEST = 4  # liked pairs to train on and be judged by
 AVOIDING = 0.05  # nats per token that learning to avoid something may cost elsewhere
 HELD_OUT = 8  # at most; a fifth of the liked pairs otherwise
+# Megabytes that a training plans to take above the model where no memory-mb is set: other
+# programs run beside it, and more makes it little faster (docs/performance.md).
+USUAL = 300
 # Of what memory-mb leaves: the plan is made from shapes, and the limit counts what the heap
 # keeps between tensors and the copies of a state that is being kept, too.
 PLANNED = 0.5
@@ -124,7 +129,9 @@ def train(
         )
         check = partial(check_learnt, vault, learnt)
         followed = interrupted.watched(vault, name, check, reference, watch)
-        planned = _planned(config, chosen)  # no part of the name: it changes no result
+        planned = _planned(
+            config, chosen, loaded.backbone.device
+        )  # no part of the name: it changes no result
         (found,) = personalise(
             reference, [user], UnlabeledSet(), method, rate, planned, followed
         )
@@ -138,15 +145,18 @@ def train(
         return new
 
 
-def _planned(config: Config, chosen: Mapping[str, str]) -> Config:
-    """The configuration with a budget of memory that the owner's ``memory-mb`` leaves.
+def _planned(config: Config, chosen: Mapping[str, str], device: torch.device) -> Config:
+    """The configuration with a budget of memory: `USUAL`, or what ``memory-mb`` leaves.
 
-    So a training takes longer before it is refused memory on its way.
+    So a training takes longer before it is refused memory on its way. On a GPU it takes
+    what is free there: ``memory-mb`` is about the machine's own.
     """
     allowed, own = int(chosen["memory-mb"]), limits.memory()
-    if not allowed or own is None:
+    if device.type == "cuda":
         return config
-    left = max(1, int(PLANNED * (allowed - own)))
+    left = max(1, min(USUAL, int(free_bytes(device)) >> 20))
+    if allowed and own is not None:
+        left = max(1, int(PLANNED * (allowed - own)))
     return replace(config, engine=replace(config.engine, memory=left))
 
 
@@ -332,8 +342,7 @@ def _tried(
     def tokens(item: Item, target: str) -> list[int]:
         return backbone.completion(replace(item, target=target))
 
-    def written(policy: Sequence[Lora | None]) -> list[acceptance.Text]:
-        texts = generate(backbone, policy, [ids for _, ids in asked], room)
+    def read(texts: Sequence[str]) -> list[acceptance.Text]:
         rows = zip(asked, texts, strict=True)
         return [
             acceptance.Text(one, len(tokens(item, one)) <= room)
@@ -345,10 +354,13 @@ def _tried(
         ids = tokens(item, item.target)
         return acceptance.Text(backbone.decode(ids[:room]), len(ids) <= room)
 
-    new = written([reference.shared, lora])
-    before = written(
-        [rival.reference.shared, rival.lora] if rival else [reference.shared]
-    )
+    policies = [[reference.adapter, lora], [reference.adapter]]
+    if rival:
+        policies[1] = [rival.reference.adapter, rival.lora]
+    # Together: a small batch takes as long as a smaller one.
+    prompts = [ids for _, ids in asked]
+    texts = generate(backbone, [side_by_side(policies)], [*prompts, *prompts], room)
+    new, before = read(texts[: len(asked)]), read(texts[len(asked) :])
     own = [cut(item) for item, _ in asked]
     fault = acceptance.fault(new, before, own, [item.target for item in user.history])
     rows = zip([item for item, _ in asked], before, new, strict=True)

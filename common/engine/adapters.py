@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
@@ -366,14 +367,30 @@ def parse_lora(data: bytes) -> tuple[Lora, dict[str, str]]:
     return Lora(a, b, scaling), metadata
 
 
-def concatenate(shared: Lora, personal: Lora) -> Lora:
-    """One adapter that does what two do (see `_joined`)."""
-    stacks = [stack([shared]), stack([personal])]
-    stacks = _completed(stacks)
+def concatenate(*adapters: Lora) -> Lora:
+    """One adapter that does what several do (see `_joined`)."""
+    stacks = _completed([stack([one]) for one in adapters])
     joined = {name: _joined(stacks, name) for name in stacks[0].b}
     a = {name: a[0] for name, (a, _) in joined.items()}
     b = {name: b[0] for name, (_, b) in joined.items()}
     return Lora(a, b, 1.0)
+
+
+def side_by_side(policies: Sequence[Sequence[Lora]]) -> Stack:
+    """K policies, each the sum of its adapters, as one stack of K.
+
+    One that lacks a projection, or has a lower rank, is filled up with zeros.
+    """
+    parts = _completed([stack([concatenate(*adapters)]) for adapters in policies])
+    ranks = [next(iter(part.b.values())).shape[2] for part in parts]
+    a: dict[str, Tensor] = {}
+    b: dict[str, Tensor] = {}
+    for name in parts[0].b:
+        more = [max(ranks) - rank for rank in ranks]
+        pairs = list(zip(parts, more, strict=True))
+        a[name] = torch.cat([F.pad(p.a[name], (0, 0, 0, n)) for p, n in pairs])
+        b[name] = torch.cat([F.pad(p.b[name], (0, n)) for p, n in pairs])
+    return Stack(a, b, 1.0)
 
 
 def export_peft(folder: Path, backbone: Backbone, shared: Lora, personal: Lora) -> None:

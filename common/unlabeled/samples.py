@@ -32,11 +32,15 @@ def self_samples(
 ) -> list[Unlabeled]:
     """Sample pi_ref at the user's own prompts: nothing crosses users (kind `self`).
 
-    Temperature 1, nucleus 0.95. Drawn user by user, so that the samples do not depend on
-    who else is stacked. A sample that is empty, or that has more tokens when it is read
-    than when it was written and then does not fit, is drawn again a few times.
+    Temperature 1, nucleus 0.95, and at most as many tokens as the longest text of the
+    user: what is longer is told from the user's texts by its length alone, and takes time.
+    Drawn user by user, so that the samples do not depend on who else is stacked. A sample
+    that is empty, or that has more tokens when it is read than when it was written and then
+    does not fit, is drawn again a few times.
     """
     found: dict[int, Unlabeled] = {}
+    longest = max(len(entry.ids) - entry.prompt_length for entry in own)
+    budget = min(longest, task_of(config.task).max_new_tokens)
     for attempt in range(ATTEMPTS):
         missing = [i for i in range(count) if i not in found]
         if not missing:
@@ -45,7 +49,7 @@ def self_samples(
         again = (attempt,) if attempt else ()
         seed = derive(config.seed, "self", user.id, *again)
         prompts = [entry.ids[: entry.prompt_length] for entry in asked]
-        texts = _once(reference, user, prompts, config, seed)
+        texts = _once(reference, user, prompts, budget, seed)
         for i, text in zip(missing, texts, strict=True):
             item = Item(f"self-{i}", user.history[i % len(own)].prompt, text)
             if text and reference.backbone.fits(item):
@@ -57,13 +61,12 @@ def _once(
     reference: Reference,
     user: User,
     prompts: Sequence[Sequence[int]],
-    config: Config,
+    budget: int,
     seed: int,
 ) -> list[str]:
     """`_sampled`, computed once: every method and learning rate has the same samples."""
-    budget = task_of(config.task).max_new_tokens
     key = ("samples", user.id, content_hash(list(map(list, prompts)), budget, seed))
-    return reference.once(key, lambda: _sampled(reference, prompts, config, seed))
+    return reference.once(key, lambda: _sampled(reference, prompts, budget, seed))
 
 
 def sample_reference(
@@ -72,18 +75,18 @@ def sample_reference(
     """One sample of pi_ref at the prompt of each item (temperature 1, nucleus 0.95)."""
     encoded = encode_all(reference.backbone, items)
     prompts = [entry.ids[: entry.prompt_length] for entry in encoded]
+    budget = task_of(config.task).max_new_tokens
     texts: list[str] = []
     for start in range(0, len(prompts), SAMPLED_AT_ONCE):
         part = prompts[start : start + SAMPLED_AT_ONCE]
-        texts += _sampled(reference, part, config, derive(seed, start))
+        texts += _sampled(reference, part, budget, derive(seed, start))
     return texts
 
 
 def _sampled(
-    reference: Reference, prompts: Sequence[Sequence[int]], config: Config, seed: int
+    reference: Reference, prompts: Sequence[Sequence[int]], budget: int, seed: int
 ) -> list[str]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        budget = task_of(config.task).max_new_tokens
         policy = [reference.shared]
         return generate(reference.backbone, policy, prompts, budget, TOP_P)

@@ -274,7 +274,7 @@ def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, 
     assert adapters.active(vault) == good.number
 
 
-@pytest.mark.parametrize(("allowed", "left"), [(0, 0), (3000, 1000), (1070, 35)])
+@pytest.mark.parametrize(("allowed", "left"), [(0, 300), (3000, 1000), (1070, 35)])
 def test_a_training_is_planned_to_fit_into_the_memory_that_the_owner_allows(
     vault, monkeypatch, allowed, left
 ):
@@ -287,6 +287,14 @@ def test_a_training_is_planned_to_fit_into_the_memory_that_the_owner_allows(
     consent.choose(vault, memory_mb=str(allowed))
     with pytest.raises(IdiolectError, match=f"^{left} MB$"):
         owner.train(vault)
+    # Where less is free, it plans for less; a GPU's memory is another.
+    monkeypatch.setattr(owner, "free_bytes", lambda _device: 90.5 * 2**20)
+    config = owner.config_of(owner.settings(vault))
+    cpu, gpu = (
+        owner._planned(config, owner.settings(vault), torch.device(name)).engine.memory
+        for name in ("cpu", "cuda:0")
+    )
+    assert (cpu, gpu) == (left if allowed else 90, 0)
 
 
 def test_an_adapter_that_writes_in_loops_is_kept_and_not_used(
@@ -294,7 +302,12 @@ def test_an_adapter_that_writes_in_loops_is_kept_and_not_used(
 ):
     good = judged(vault, 0.0, 0.75, "")
     said = ["I see. " * 8, "fine"]  # the new adapter's texts, and those before it
-    monkeypatch.setattr(owner, "generate", lambda *args: [said.pop(0)] * len(args[2]))
+
+    def written(_backbone, _policies, prompts, _room):
+        each = len(prompts) // 2
+        return [text for text in (said.pop(0), said.pop(0)) for _ in range(each)]
+
+    monkeypatch.setattr(owner, "generate", written)
     better = judged(vault, 0.0, 1.0, "a run")  # a run's adapter is tried as well
     assert better.nll < good.nll and better.fault == "loops" and not better.accepted
     assert adapters.active(vault) == good.number and said == []

@@ -20,6 +20,7 @@ from idiolect.common.engine.adapters import (
     new_lora,
     parse_lora,
     shadowed,
+    side_by_side,
     stack,
     unstack,
     zero_shared,
@@ -408,6 +409,21 @@ def test_concatenation_adds_up(backbone):
     update = both.scaling * both.b[name] @ both.a[name]
     expected = one.scaling * one.b[name] @ one.a[name] + 0.5 * two.b[name] @ two.a[name]
     torch.testing.assert_close(update, expected)
+
+
+def test_policies_of_different_ranks_and_projections_run_side_by_side(backbone):
+    """As where an adapter is tried beside the one in use, or beside none."""
+    shared, mine = adapter(backbone, "s", 1), adapter(backbone, "p", 2)
+    small = randomised(new_lora(backbone, LoraShape(rank=2, alpha=2.0), 0, "q"), 3)
+    policies = [[shared, mine], [only(mine, "v_proj")], [shared], [small]]
+    rows = IDS.repeat(2, 1)
+    with attached(backbone, side_by_side(policies)):
+        together = logits(backbone, rows)
+    for number, policy in enumerate(policies):
+        places = slice(2 * number, 2 * number + 2)
+        with attached(backbone, *policy):
+            alone = logits(backbone, rows[places])
+        torch.testing.assert_close(together[places], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_bytes_round_trip_and_damage_is_named(backbone):

@@ -1,12 +1,17 @@
 """Samples of the reference."""
 
+import pytest
+
+from idiolect.common.data.types import Item, Prompt, User
 from idiolect.common.engine.adapters import (
     Lora,
 )
+from idiolect.common.engine.backbone import Encoded
 from idiolect.common.methods.personalise import (
     Personal,
     personalise,
 )
+from idiolect.common.unlabeled import samples
 from idiolect.common.unlabeled.draws import draw_for
 from idiolect.common.unlabeled.sets import UnlabeledSet
 from tests.common.conftest import CONFIG, config
@@ -30,3 +35,23 @@ def test_self_samples_stay_on_the_own_prompts(reference, wide, users):
     assert {e.ids[: e.prompt_length] for e in first} <= prompts
     (trained,) = train(reference, users[:1], UnlabeledSet(), "c-bpo", settings)
     assert (trained.alpha, trained.estimated) == (0.5, False)
+
+
+@pytest.mark.parametrize(("own", "expected"), [(5, 5), (400, 64)])
+def test_samples_have_at_most_as_many_tokens_as_the_longest_own_text(
+    reference, wide, monkeypatch, own, expected
+):
+    """Else their length alone tells them from what the user writes."""
+    short, long = (Encoded(tuple(range(3, 5 + n)), 2) for n in (1, own))
+    asked = Prompt("", "ask")
+    user = User("u", (Item("a", asked, "x"), Item("b", asked, "y")), ())
+    budgets = []
+
+    def written(_backbone, _policy, prompts, budget, _top_p):
+        budgets.append(budget)
+        return ["word"] * len(prompts)
+
+    monkeypatch.setattr(samples, "generate", written)
+    settings = config(task="text", unlabeled__kind="self")
+    assert len(samples.self_samples(reference, user, [short, long], 2, settings)) == 2
+    assert budgets == [expected]

@@ -1500,11 +1500,19 @@ MUTATIONS = (
         "tests/server/deploy/test_proxy.py",
     ),
     Mutation(
+        "The server tells devices its paths",
+        "server/run/live.py",
+        'own = ("unlabeled.file", "backbone") if self.config.on_devices else ()',
+        "own = ()",
+        "test_paths_of_the_server_stay_there",
+        "tests/test_devices.py",
+    ),
+    Mutation(
         "Everybody on the server machine may submit runs",
         "server/deploy/superlink.py",
         "if not hmac.compare_digest(given, self._token):",
         "if False:",
-        "test_the_control_interface_asks_for_the_token",
+        "test_only_the_token_is_let_in",
     ),
     Mutation(
         "A sender's words reach the operator's terminal as they are",

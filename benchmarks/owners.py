@@ -240,6 +240,7 @@ def judge(backbone_name: str, place: Path) -> dict[str, Any]:
     import idiolect
     from idiolect.common.data.types import Item, Prompt
     from idiolect.common.engine.scoring import generate
+    from idiolect.common.methods.acceptance import REPETITION
 
     lines = (place / "unseen.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
@@ -257,7 +258,8 @@ def judge(backbone_name: str, place: Path) -> dict[str, Any]:
             backbone.encode_prompt(Prompt("", prompt), backbone.context - room, "")[0]
             for prompt, _ in pairs
         ]
-        texts = generate(backbone, [model.reference.shared], asked, room)
+        shared = [model.reference.shared]
+        texts = generate(backbone, shared, asked, room, repetition=REPETITION)
         written = zip(pairs, texts, strict=True)
         found["tokens"] = [count(*pair) for pair in pairs]
         found[name] = {

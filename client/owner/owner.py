@@ -359,7 +359,10 @@ def _tried(
         policies[1] = [rival.reference.adapter, rival.lora]
     # Together: a small batch takes as long as a smaller one.
     prompts = [ids for _, ids in asked]
-    texts = generate(backbone, [side_by_side(policies)], [*prompts, *prompts], room)
+    texts = generate(
+        *(backbone, [side_by_side(policies)], [*prompts, *prompts], room),
+        repetition=acceptance.REPETITION,
+    )
     new, before = read(texts[: len(asked)]), read(texts[len(asked) :])
     own = [cut(item) for item, _ in asked]
     fault = acceptance.fault(new, before, own, [item.target for item in user.history])
@@ -428,8 +431,9 @@ def write(
         policies = {"personal": [shared, own]}
         if compare:
             policies["shared"] = [shared]
+        more = {"repetition": acceptance.REPETITION}
         return {
-            name: history.clean(generate(backbone, policy, [ids], budget)[0])
+            name: history.clean(generate(backbone, policy, [ids], budget, **more)[0])
             for name, policy in policies.items()
         }
 

@@ -226,6 +226,7 @@ def generate(
     max_new_tokens: int,
     top_p: float | None = None,
     contrast: float = 0.0,
+    repetition: float = 1.0,
 ) -> list[str]:
     """Continue prompts: greedily, or sampled where `top_p` is given (temperature 1).
 
@@ -244,8 +245,16 @@ def generate(
         Nucleus of the sampling, by torch's global generator, which the caller seeds.
     contrast
         lambda of `contrasted`; 0: none. The last of the adapters must be a stack.
+    repetition
+        The logit of a token that stands in the output already is divided by it if it is
+        positive, multiplied if negative (Keskar et al. 2019, 4.1). Tokens of the prompt do
+        not count: its names are to be repeated, and it has the token that ends a turn.
     """
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import (
+        GenerationConfig,
+        LogitsProcessorList,
+        RepetitionPenaltyLogitsProcessor,
+    )
 
     if not any(map(len, prompts)):
         return [""] * len(prompts)
@@ -257,6 +266,8 @@ def generate(
         adapters, prompts = [*frozen, shadowed(own)], [*prompts, *prompts]
         processors.append(lambda _ids, logits: contrasted(logits, contrast))
     longest = max(map(len, prompts))
+    if repetition != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(repetition, longest))
     filled = [list(p) if len(p) else [backbone.pad_id] for p in prompts]
     ids = torch.tensor([[backbone.pad_id] * (longest - len(p)) + p for p in filled])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in filled])

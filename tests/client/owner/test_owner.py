@@ -246,7 +246,7 @@ def scores(monkeypatch):
             return [1.0]
         return [abs(1 - at(reference.shared) - at(personals[0])) for _ in users]
 
-    def write(_backbone, _policy, prompts, _most):
+    def write(_backbone, _policy, prompts, _most, **_more):
         return ["fine"] * len(prompts)
 
     monkeypatch.setattr(owner, "held_out_nll", nll)
@@ -303,7 +303,8 @@ def test_an_adapter_that_writes_in_loops_is_kept_and_not_used(
     good = judged(vault, 0.0, 0.75, "")
     said = ["I see. " * 8, "fine"]  # the new adapter's texts, and those before it
 
-    def written(_backbone, _policies, prompts, _room):
+    def written(_backbone, _policies, prompts, _room, repetition):
+        assert repetition > 1
         each = len(prompts) // 2
         return [text for text in (said.pop(0), said.pop(0)) for _ in range(each)]
 

@@ -246,6 +246,30 @@ def test_filler_prompts_generate_nothing(backbone, items):
     assert generate(backbone, [], [(), ()], 5) == ["", ""]
 
 
+def test_what_stands_in_the_output_is_written_again_less_often(
+    backbone, items, monkeypatch
+):
+    """By the logits: l / penalty or l * penalty, and the prompt's tokens do not count."""
+    encoded = backbone.encode(items[0])
+    prompt = list(encoded.ids[: encoded.prompt_length])
+    monkeypatch.setattr(type(backbone), "decode", lambda _self, ids: ids)
+
+    def written(penalty):
+        return list(generate(backbone, [], [prompt], 12, repetition=penalty)[0])
+
+    for penalty in (1.0, 1.3, 1e9):
+        found = written(penalty)
+        for place, token in enumerate(found):
+            before, ids = found[:place], torch.tensor([prompt + found[:place]])
+            with torch.no_grad():
+                logits = backbone.model(ids).logits[0, -1]
+            for one in set(before):
+                grown = penalty if logits[one] < 0 else 1 / penalty
+                logits[one] = logits[one] * grown
+            assert token == logits.argmax()
+    assert len(set(written(1e9))) > len(set(written(1.0)))
+
+
 def test_sampling_depends_on_the_seed(backbone, items):
     encoded = backbone.encode(items[0])
     prompt = encoded.ids[: encoded.prompt_length]

@@ -55,12 +55,9 @@ class OwnerCommand(Command):
         The function takes the open vault and the options, and its module is loaded when
         the vault is open: a terminal would show a passphrase that is typed while
         something loads. False: it takes the options and opens the vault itself.
-    asks
-        Option whose private text is read before the vault is opened; empty: none.
     """
 
     opens: bool = True
-    asks: str = ""
 
 
 GROUPS = {
@@ -275,7 +272,7 @@ COMMANDS = (
     ),
     OwnerCommand(
         "generate",
-        "model:generate",
+        "write:generate",
         "continue a prompt in the owner's way",
         (
             given("prompt", nargs="?", help=f"(default: -); {PRIVATE}"),
@@ -288,7 +285,7 @@ COMMANDS = (
                 help="length of the answer, at most (default: %(default)s)",
             ),
         ),
-        asks="prompt",
+        opens=False,
     ),
     OwnerCommand(
         "use",
@@ -404,11 +401,8 @@ def _run(command: OwnerCommand, options: argparse.Namespace) -> int:
     module, _, name = command.run.partition(":")
     module = f"{__package__}.commands.{module}"
     if command.opens:
-        from .commands.answer import opened, private
+        from .commands.answer import opened
 
-        if command.asks:
-            typed = getattr(options, command.asks)
-            setattr(options, command.asks, private(typed, command.asks))
         with opened(options) as vault:
             answer = getattr(import_module(module), name)(vault, options)
     else:

@@ -10,6 +10,7 @@ from ...common.text import tell, tell_json, tell_sentence
 from ..owner import unlock
 from ..owner.database import is_there
 from ..owner.history import LONGEST
+from ..owner.keys import Key
 from ..owner.vault import Vault
 
 ASK = "-"  # as a value: read it from standard input, or ask at the terminal
@@ -47,12 +48,16 @@ class Answer:
 
 def opened(options: argparse.Namespace, trusting: bool = False) -> Vault:
     """Open the vault that a command line names (`Vault.open`)."""
+    return Vault.open(options.vault, key_of(options), trusting)
+
+
+def key_of(options: argparse.Namespace) -> Key:
+    """The key of the vault that a command line names (`unlock.unlock`)."""
     refuse_if(
         not is_there(options.vault),
         f"there is no vault at {options.vault}: make one by `idiolect vault init`.",
     )
-    key = unlock.unlock(options.vault, options.passphrase_file)
-    return Vault.open(options.vault, key, trusting)
+    return unlock.unlock(options.vault, options.passphrase_file)
 
 
 def private(given: str | None, what: str, rest: bool = True) -> str:

@@ -13,7 +13,7 @@ from ...common.data.types import Prompt
 from ...common.errors import IdiolectError, explained, refuse_if
 from ...common.files import write_new
 from ...common.text import printable
-from ..owner import history, unlock
+from ..owner import history, resident, unlock
 from ..owner.database import note_of
 from ..owner.history import Entry
 from ..owner.vault import Vault
@@ -181,4 +181,5 @@ def _forget_everything(options: argparse.Namespace) -> Answer:
     beside = (Path(f"{options.vault}{end}") for end in ("", "-wal", "-shm"))
     for path in (*beside, note_of(options.vault)):
         path.unlink(missing_ok=True)
+    resident.end(options.vault)
     return Answer({"everything": True}, f"{options.vault} is gone.")

@@ -1,31 +1,17 @@
-"""The commands of the model: use an adapter, write with it, export it.
+"""The commands of the adapters: use one, or none, and export it.
 
 This module loads torch, so the vault is opened before it is imported: a passphrase must
 not be typed while something loads, since the terminal would show it.
 """
 
 import argparse
-import sys
 
 from ...common.errors import explained, refuse_if
-from ...common.text import printable, tell_sentence
+from ...common.text import printable
 from ..owner import adapters, owner
-from ..owner.consent import settings
 from ..owner.vault import Vault
 from . import status
 from .answer import Answer
-from .vault import TOY
-
-
-def generate(vault: Vault, options: argparse.Namespace) -> Answer:
-    """Continue the prompt that `cli` has read."""
-    if settings(vault)["backbone"] == "tiny":
-        tell_sentence(f"tiny is {TOY}.", sys.stderr)
-    compare = options.compare
-    found = owner.write(vault, options.prompt, options.max_new_tokens, compare)
-    lines = (f"{name + ':':10}{text}" for name, text in found.items())
-    text = "\n".join(lines) if compare else found["personal"]
-    return Answer(found, text, exact=True)
 
 
 def use(vault: Vault, options: argparse.Namespace) -> Answer:

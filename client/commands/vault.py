@@ -6,7 +6,7 @@ import sys
 from ...common.config import absolute_backbone
 from ...common.errors import refuse_if
 from ...common.text import tell
-from ..owner import unlock
+from ..owner import resident, unlock
 from ..owner.consent import SETTINGS, check_setting, choose
 from ..owner.database import ErasureError, is_there
 from ..owner.vault import Vault
@@ -87,6 +87,7 @@ def rewrap(vault: Vault, options: argparse.Namespace) -> Answer:
         unlock.forget_keyring_entry(options.vault)
         raise
     unlock.forget_keyring_entry(options.vault)
+    resident.end(options.vault)
     return Answer({}, "the vault has a new passphrase.")
 
 

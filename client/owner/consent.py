@@ -133,6 +133,7 @@ SETTINGS = {
     "max-seconds": "3600",
     "max-load": "0",
     "on-battery": "yes",
+    "keep-loaded": "0",
     # One run of the default budget (privacy.epsilon=8, privacy.delta=1e-6) fits, a second
     # one does not: from then on the owner decides.
     "most-epsilon": "8",
@@ -152,6 +153,8 @@ MEANINGS = {
     "max-seconds": "seconds that a training or request may take",
     "max-load": "highest load per core at which work begins",
     "on-battery": "training and requests on battery",
+    "keep-loaded": "minutes that the model stays loaded after a text; any program of this "
+    "account can write with it for so long, without the passphrase",
     "most-epsilon": "epsilon of all runs together, at most",
     "most-delta": "delta of all runs together, at most",
     "most-releases": "releases with noise of all runs together, at most",
@@ -166,6 +169,7 @@ _NUMBERS = {
     "fewest-users": (True, 1, 10**7),
     "max-seconds": (False, 0, 30 * 86_400.0),
     "max-load": (False, 0, 1e6),
+    "keep-loaded": (False, 0, 1440.0),
     **dict.fromkeys(CEILINGS, (False, 0, math.inf)),
 }
 # Setting -> its values, which are those of the key of a configuration.
@@ -176,6 +180,7 @@ _CHOICES = {
 _TAKES = {
     "backbone": "`tiny`, `smollm2`, a folder, a GGUF file or a model id",
     "on-battery": "yes or no",
+    "keep-loaded": "minutes from 0 to 1440; 0: it is not kept",
     **{name: f"{', '.join(c[:-1])} or {c[-1]}" for name, c in _CHOICES.items()},
     **dict.fromkeys(CEILINGS, "a number from 0; 0 allows nothing, inf everything"),
 }

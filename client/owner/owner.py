@@ -35,7 +35,7 @@ from ...common.methods import acceptance
 from ...common.methods.evaluation import held_out_nll
 from ...common.methods.personalise import personalise
 from ...common.unlabeled.sets import UnlabeledSet
-from . import adapters, history, interrupted, limits
+from . import adapters, history, interrupted, limits, resident
 from .adapters import Change, Version
 from .consent import Refusal, settings
 from .database import ErasureError
@@ -408,34 +408,57 @@ def split(entries: Sequence[Entry], name: str = "owner") -> tuple[User, dict[str
 # --- use -------------------------------------------------------------------------------
 
 
-def write(
-    vault: Vault, prompt: str, budget: int, compare: bool = False
-) -> dict[str, str]:
-    """Continue a prompt with the adapter in use; with `compare` also without it.
+@dataclass(frozen=True, eq=False)
+class Writer:
+    """The model as its owner uses it: settings, backbone, shared adapter, and own one."""
 
-    ``shared`` is then what everyone has: the backbone, with the shared adapter if a run
-    brought one.
-    """
-    chosen = settings(vault)
-    with limits.held(chosen):
-        loaded = load_reference(config_of(chosen))
-        backbone = loaded.backbone
+    chosen: Mapping[str, str]
+    backbone: Backbone
+    shared: Lora
+    own: Lora
+
+    def write(self, prompt: str, budget: int, compare: bool = False) -> dict[str, str]:
+        """Continue a prompt: ``personal``; with `compare` also ``shared``.
+
+        That is what everyone has: the backbone, with the shared adapter if a run brought
+        one.
+        """
+        backbone = self.backbone
         refuse_if(
             not 0 < budget < backbone.context,
             f"{budget} new tokens do not fit into a context of {backbone.context}: "
             f"ask for 1 to {backbone.context - 1}.",
         )
         asked = Prompt("", history.clean(prompt))
-        ids, _ = backbone.encode_prompt(asked, backbone.context - budget, "the prompt")
-        shared, own = adapters.adapter(vault, backbone, loaded.adapter)
-        policies = {"personal": [shared, own]}
+        policies = {"personal": [self.shared, self.own]}
         if compare:
-            policies["shared"] = [shared]
+            policies["shared"] = [self.shared]
         more = {"repetition": acceptance.REPETITION}
-        return {
-            name: history.clean(generate(backbone, policy, [ids], budget, **more)[0])
-            for name, policy in policies.items()
-        }
+        with limits.held(self.chosen):
+            ids, _ = backbone.encode_prompt(
+                asked, backbone.context - budget, "the prompt"
+            )
+            return {
+                name: history.clean(
+                    generate(backbone, policy, [ids], budget, **more)[0]
+                )
+                for name, policy in policies.items()
+            }
+
+
+def writer(vault: Vault) -> Writer:
+    """Load the model and the adapter in use.
+
+    Raises
+    ------
+    IdiolectError
+        They cannot be loaded, or none is in use.
+    """
+    chosen = settings(vault)
+    with limits.held(chosen):
+        loaded = load_reference(config_of(chosen))
+        both = adapters.adapter(vault, loaded.backbone, loaded.adapter)
+    return Writer(chosen, loaded.backbone, *both)
 
 
 def export(vault: Vault, folder: Path) -> None:
@@ -450,13 +473,10 @@ def export(vault: Vault, folder: Path) -> None:
         folder.exists() and any(folder.iterdir()),
         f"{folder} is not empty: name a new folder.",
     )
-    chosen = settings(vault)
-    with limits.held(chosen):
-        loaded = load_reference(config_of(chosen))
-        both = adapters.adapter(vault, loaded.backbone, loaded.adapter)
+    one = writer(vault)
     try:
         private_folder(folder)
-        export_peft(folder, loaded.backbone, *both)
+        export_peft(folder, one.backbone, one.shared, one.own)
         make_private(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -507,7 +527,8 @@ def forget(
             for name in {entry.source for entry in chosen} - named:
                 gone = {entry.id for entry in chosen if entry.source == name}
                 count += vault.forget_some(Source("import", name), history.KIND, gone)
-            return count, stale
+        resident.end(vault.path)  # it has what is erased in its memory
+        return count, stale
     except ErasureError as error:
         raise ErasureError(
             f"the pairs and what learnt them are deleted, but {error}"

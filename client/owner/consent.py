@@ -153,8 +153,7 @@ MEANINGS = {
     "max-seconds": "seconds that a training or request may take",
     "max-load": "highest load per core at which work begins",
     "on-battery": "training and requests on battery",
-    "keep-loaded": "minutes that the model stays loaded after a text; any program of this "
-    "account can write with it for so long, without the passphrase",
+    "keep-loaded": "minutes that the model stays loaded after a text",
     "most-epsilon": "epsilon of all runs together, at most",
     "most-delta": "delta of all runs together, at most",
     "most-releases": "releases with noise of all runs together, at most",
@@ -180,7 +179,8 @@ _CHOICES = {
 _TAKES = {
     "backbone": "`tiny`, `smollm2`, a folder, a GGUF file or a model id",
     "on-battery": "yes or no",
-    "keep-loaded": "minutes from 0 to 1440; 0: it is not kept",
+    "keep-loaded": "minutes from 0 to 1440, in which any program of this account can write "
+    "with it without the passphrase; 0: none",
     **{name: f"{', '.join(c[:-1])} or {c[-1]}" for name, c in _CHOICES.items()},
     **dict.fromkeys(CEILINGS, "a number from 0; 0 allows nothing, inf everything"),
 }

@@ -449,8 +449,6 @@ def test_without_a_vault_each_command_says_what_to_do(place, run, words, sentenc
         (["forget", "zzz", "--yes"], "no entry begins"),
         (["forget", "--source", "nowhere", "--yes"], "no source 'nowhere'"),
         (["generate", "x"], "no adapter is in use"),
-        (["generate", "x", "--max-new-tokens", "5000"], "do not fit"),
-        (["generate", "x", "--max-new-tokens", "0"], "ask for 1 to 511"),
         (["personalize", "--learning-rate", "-1"], "learning-rate"),
     ],
 )
@@ -496,11 +494,14 @@ def written(monkeypatch):
     """Stand for the model: note the prompts."""
     prompts = []
 
-    def write(_vault, prompt, _budget, _compare=False):
-        prompts.append(prompt)
-        return {"personal": "words"}
+    class Writer:
+        """Writes the same text everywhere."""
 
-    monkeypatch.setattr(owner, "write", write)
+        def write(self, prompt, **_more):
+            prompts.append(prompt)
+            return {"personal": "words"}
+
+    monkeypatch.setattr(owner, "writer", lambda _vault: Writer())
     return prompts
 
 
@@ -737,8 +738,8 @@ def test_which_model_is_asked_at_a_terminal(place, run, typed, capsys, monkeypat
     assert "Which model?" not in init("x\n", 0, "--backbone", "tiny").err
 
 
-def test_the_toy_says_that_it_is_one(ready, run, monkeypatch):
-    monkeypatch.setattr(owner, "write", lambda *_: {"personal": "words"})
+@pytest.mark.usefixtures("written")
+def test_the_toy_says_that_it_is_one(ready, run):
     said = run("generate", "x")
     assert said.out == "words\n" and said.err.count("what it writes is nonsense") == 1
     with vault_of(ready) as vault:

@@ -54,7 +54,7 @@ def vault(tmp_path, model):
 
 def processes_of(vault: Vault) -> list[int]:
     """Those that have the vault's path as their last word."""
-    words = ["pgrep", "-f", f"client.owner.resident {vault.path}"]
+    words = ["pgrep", "-f", f"client.owner.keeper {vault.path}"]
     found = subprocess.run(words, capture_output=True, text=True)
     return [int(number) for number in found.stdout.split()]
 
@@ -87,8 +87,9 @@ def test_the_second_text_needs_neither_torch_nor_the_passphrase(vault, tmp_path)
     assert (second.stdout, second.stderr) == (first.stdout, first.stderr)
     # What it refuses, it refuses in words; what is odd, it leaves unanswered, and lives on.
     process = processes_of(vault)
-    with pytest.raises(IdiolectError, match="0 new tokens do not fit"):
-        resident.ask(vault.path, {**ASKED, "budget": 0})
+    for budget in (0, -1, 5000):
+        with pytest.raises(IdiolectError, match=f"{budget} new tokens do not fit"):
+            resident.ask(vault.path, {**ASKED, "budget": budget})
     for odd in (
         {},
         [],
@@ -99,7 +100,7 @@ def test_the_second_text_needs_neither_torch_nor_the_passphrase(vault, tmp_path)
     ):
         assert resident.ask(vault.path, odd) is None
     for raw in (b"", b"\xff", b"{" * 9999, b"[" * 99999):
-        with resident._connected(vault.path) as line:
+        with resident.connected(vault.path) as line:
             line.sendall(raw)
     assert resident.ask(vault.path, ASKED) and processes_of(vault) == process != []
 

@@ -99,11 +99,17 @@ class Policy:
         self.reference, self.own = reference, own
 
     def generate(
-        self, prompt: str, max_new_tokens: int = 64, top_p: float | None = None
+        self,
+        prompt: str,
+        max_new_tokens: int = 64,
+        top_p: float | None = None,
+        repetition: float = 1.0,
     ) -> str:
         """Continue a prompt: greedily, or sampled from the nucleus `top_p`.
 
-        Samples are drawn from torch's global generator (``torch.manual_seed``).
+        Samples are drawn from torch's global generator (``torch.manual_seed``). Logits of
+        tokens that the output already has are divided by `repetition` (multiplied where
+        negative): 1.1, as `idiolect generate` has it, keeps small models from loops.
         """
         backbone = self.reference.backbone
         refuse_if(
@@ -114,7 +120,10 @@ class Policy:
         budget = backbone.context - max_new_tokens
         ids, _ = backbone.encode_prompt(Prompt("", prompt), budget, "the prompt")
         adapters = [self.reference.shared, self.own]
-        return generate(backbone, adapters, [ids], max_new_tokens, top_p)[0]
+        (text,) = generate(
+            *(backbone, adapters, [ids], max_new_tokens, top_p), repetition=repetition
+        )
+        return text
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """Return log p(text | prompt) of each pair: the sum over its tokens, in nats."""

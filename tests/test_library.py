@@ -148,6 +148,8 @@ def test_scores_and_comparisons(
 def test_generation(model: idiolect.Model, me: idiolect.PersonalModel) -> None:
     assert me.generate("Write a title.", 8) == me.generate("Write a title.", 8)
     torch.manual_seed(0)
+    rarely = me.generate("Write a title.", 8, repetition=1e9).split()
+    assert len(set(rarely)) == len(rarely)
     one = model.generate("Write a title.", 8, top_p=0.95)
     torch.manual_seed(0)
     assert model.generate("Write a title.", 8, top_p=0.95) == one

@@ -223,6 +223,7 @@ def try_out(name: str) -> dict[str, Any]:
 
     from ...common.engine.reference import load_reference
     from ...common.engine.scoring import generate
+    from ...common.methods.acceptance import REPETITION
     from ...common.methods.evaluation import held_out_nll
     from ...common.methods.personalise import personalise
     from ...common.unlabeled.sets import UnlabeledSet
@@ -239,7 +240,8 @@ def try_out(name: str) -> dict[str, Any]:
     lora = required(found.lora, found.error)
     trained = perf_counter()
     ids, _ = backbone.encode_prompt(user.held_out[0].prompt, backbone.context // 2, "")
-    text = generate(backbone, [reference.adapter, lora], [ids], ANSWER)[0]
+    policy = [reference.adapter, lora]
+    (text,) = generate(backbone, policy, [ids], ANSWER, repetition=REPETITION)
     written = perf_counter()
     before, after = (
         held_out_nll(reference, [own], [user], "c-bpo")[0] for own in (None, lora)

@@ -257,8 +257,7 @@ def test_what_stands_in_the_output_is_written_again_less_often(
     def written(penalty):
         return list(generate(backbone, [], [prompt], 12, repetition=penalty)[0])
 
-    prompt += written(1.0)  # what follows stands in the prompt already
-    assert written(1.0)[0] in prompt
+    prompt += range(backbone.model.config.vocab_size)  # whatever follows stands there
     for penalty in (1.0, 1.3, 1e9):
         found = written(penalty)
         for place, token in enumerate(found):

@@ -1510,7 +1510,7 @@ MUTATIONS = (
     Mutation(
         "The model that is kept loaded is asked for on a socket of another account",
         "client/owner/resident.py",
-        "if struct.unpack(\"3i\", peer)[1] != os.getuid():",
+        'if struct.unpack("3i", peer)[1] != os.getuid():',
         "if False:",
         "test_another_account_is_not_asked",
     ),

@@ -385,7 +385,8 @@ def targets(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield (
         f"`personalize` takes {statistics.median(seconds):.0f} s (median; "
         f"{min(seconds):.0f} to {max(seconds):.0f}) and at most {max(memory) / 1e6:.0f} MB "
-        f"of memory. First line of progress: {first}. At the newest prompt "
+        f"of memory; seconds depend on what else the machine does, CPU seconds less so. "
+        f"First line of progress: {first}. At the newest prompt "
         f"`idiolect generate` writes what the library writes with the exported adapter for "
         f"{same} of {len(results)} owners."
     )

@@ -94,7 +94,8 @@ def hostile(tmp_path, monkeypatch):
     monkeypatch.setattr(adapters, "rollback", refuse)
     monkeypatch.setattr(owner, "export", refuse)
     written = {"personal": HOSTILE, "shared": HOSTILE}
-    monkeypatch.setattr(owner, "write", lambda *_: written)
+    writer = SimpleNamespace(write=lambda **_: written)
+    monkeypatch.setattr(owner, "writer", lambda _vault: writer)
     monkeypatch.setattr(
         "idiolect.client.node.worker.keep_running",
         lambda _vault, _key, say: say(HOSTILE),

@@ -19,7 +19,8 @@ from ...common.errors import IdiolectError, required
 from .keys import Key, to_line
 
 LONGEST = 1 << 22  # bytes of a request or an answer
-ASKING = 5.0  # seconds within which a request must be here, or the answer to `end`
+ASKING = 5.0  # seconds within which a request must be here
+ENDING = 20.0  # seconds that `end` waits for a process that is writing
 PROCESS = f"{__package__}.keeper"
 READY = b"ready\n"  # what it says when it is loaded; otherwise a sentence
 END = {"end": True}  # a request
@@ -97,7 +98,7 @@ def end(vault: Path) -> None:
     changed, nobody gets that text.
     """
     with contextlib.suppress(OSError), connected(vault) as line:
-        line.settimeout(ASKING)
+        line.settimeout(ENDING)
         line.sendall(json.dumps(END).encode())
         line.shutdown(socket.SHUT_WR)
         received(line)  # its end of the line closes with it

@@ -338,7 +338,7 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
     origins = [result["origin"] for result in results]
     commits, days = (sorted({o[key] for o in origins}) for key in ("commit", "day"))
     about = (
-        f"{len(results)} invented owners, each with a history of another kind "
+        f"{len(results)} invented owners, each with a different kind of history "
         "([benchmarks/owners](../benchmarks/owners)), on the backbone "
         f"`{results[0]['backbone']}` with default settings. `python benchmarks/owners.py` "
         "runs an owner's commands and wrote this page. The newest "

@@ -151,13 +151,15 @@ def _planned(config: Config, chosen: Mapping[str, str], device: torch.device) ->
     So a training takes longer before it is refused memory on its way. On a GPU it takes
     what is free there: ``memory-mb`` is about the machine's own.
     """
-    allowed, own = int(chosen["memory-mb"]), limits.memory()
     if device.type == "cuda":
         return config
-    left = max(1, min(USUAL, int(free_bytes(device)) >> 20))
+    allowed, own = int(chosen["memory-mb"]), limits.memory()
     if allowed and own is not None:
-        left = max(1, int(PLANNED * (allowed - own)))
-    return replace(config, engine=replace(config.engine, memory=left))
+        left = PLANNED * (allowed - own)
+    else:
+        left = min(USUAL, free_bytes(device) / 2**20)
+    memory = max(1, int(left))
+    return replace(config, engine=replace(config.engine, memory=memory))
 
 
 def _fitting(backbone: Backbone, entries: Sequence[Entry]) -> list[Entry]:

@@ -48,6 +48,8 @@ device-demo: .venv/.installed$(if $(filter smollm2,$(BACKBONE)),-smollm2)
 bench: .venv/.installed-bench .venv/trl-1.8
 	$(BIN)/python benchmarks/device_cost.py
 	$(BIN)/python benchmarks/one_user.py --threads 1 --bco .venv/trl-1.8
+	$(BIN)/python benchmarks/one_user.py --threads 1 --runs 3 --backbone smollm2 \
+	  --peers cold,bounded,tight,upper,trl,sft,limit
 	$(BIN)/python benchmarks/one_user.py --threads 2
 	$(BIN)/python benchmarks/many_users.py
 	$(BIN)/python benchmarks/long_prompts.py

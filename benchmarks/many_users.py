@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from one_user import METHOD, RATE, forget_peak, memory, trl, world
+from one_user import METHOD, RATE, first_pass, forget_peak, memory, trl, world
 from report import medians, printed, save
 from shapes import linears
 from transformers import AutoConfig
@@ -46,6 +46,7 @@ def measure(sizes: list[int], users: int, backbone_name: str) -> list[tuple[int,
         return [users[i : i + size] for i in range(0, len(users), size)]
 
     config, reference, everybody, unlabeled = world(backbone_name, users, DTYPE)
+    first_pass(reference.backbone)
 
     def score() -> None:
         """Compute the reference scores, and nothing else that is kept."""

@@ -1,6 +1,7 @@
 """The cost of personalising one user, against what people would use instead.
 
-    python benchmarks/one_user.py [--backbone DIR] [--threads N] [--runs N] [--bco DIR]
+    python benchmarks/one_user.py [--backbone NAME] [--threads N] [--runs N] [--bco DIR]
+        [--peers NAME,...]
 
 Peers, each in a process of its own and in turn, on the same history and the same
 unlabeled items (3 epochs, rank 8 on every projection, float32):
@@ -9,6 +10,9 @@ unlabeled items (3 epochs, rank 8 on every projection, float32):
                 the reference scores; warm finds them, as every method after the first does
 `small`         `cold` with `engine.microbatch=8`: half of a step's rows at once
 `bounded`       `cold` with `engine.memory=300`: megabytes above the backbone
+`tight`         `cold` in 1.5 times the least `engine.memory` that works, and no weight is
+                read before; `total` is the whole process, interpreter and libraries included
+`upper`         `cold` with adapters on the upper half of the layers
 `trl`           trl's KTOTrainer with peft, as it comes, but without gradient
                 checkpointing, which costs time and saves no memory that a model this
                 small would need
@@ -39,8 +43,11 @@ from typing import Any
 
 from report import medians, printed, save
 
-PEERS = ("cold", "warm", "small", "bounded", "trl", "trl-cached", "sft", "limit")
+OURS = ("cold", "warm", "small", "bounded", "tight", "upper")
+PEERS = (*OURS, "trl", "trl-cached", "sft", "limit")
+USUAL = ("cold", "warm", "small", "trl", "trl-cached", "sft", "limit")
 METHOD, RATE = "c-bpo", 3e-3
+TIGHT = 1.5  # times the least budget
 # Name -> parts of the names of operations; the first that fits counts.
 SHARES = {
     "attention": ("scaled_dot_product",),
@@ -66,7 +73,6 @@ def world(backbone_name: str, users: int, dtype: str = "float32") -> tuple[Any, 
         for user in dataset.users
         for item in user.history
     )
-    first_pass(reference.backbone)
     return config, reference, dataset.users, UnlabeledSet(entries)
 
 
@@ -81,17 +87,31 @@ def prepared(backbone_name: str, dtype: str = "float32") -> tuple[Any, ...]:
 
 def ours(backbone_name: str, peer: str) -> Callable[[], object]:
     """One user with this engine, as a device does it."""
+    from idiolect.common.engine.memory import TooLittleMemory
     from idiolect.common.methods.personalise import personalise
 
     config, reference, user, unlabeled, _ = prepared(backbone_name)
+    if peer != "tight":
+        first_pass(reference.backbone)
     if peer == "small":
         fewer = replace(config.engine, microbatch=config.personalise.batch)
         config = replace(config, engine=fewer)
     if peer == "bounded":
         config = replace(config, engine=replace(config.engine, memory=300))
+    if peer == "tight":
+        config = replace(config, engine=replace(config.engine, memory=1))
+    if peer == "upper":
+        layers = reference.backbone.model.config.num_hidden_layers
+        config = replace(config, lora=replace(config.lora, layers=layers // 2))
 
     def work() -> object:
-        return personalise(reference, [user], unlabeled, METHOD, RATE, config)
+        run = partial(personalise, reference, [user], unlabeled, METHOD, RATE)
+        try:
+            return run(config)
+        except TooLittleMemory as error:
+            return run(
+                replace(config, engine=replace(config.engine, memory=error.least))
+            )
 
     if peer == "warm":
         work()
@@ -120,6 +140,7 @@ def trl(
     trainer_class, arguments_class = trainer_of(objective)
     config, reference, _, _, drawn = prepared(backbone_name, dtype)
     backbone = reference.backbone
+    first_pass(backbone)
     tokenizer = backbone.tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     rows = [(entry, True) for entry in drawn.own]
@@ -179,6 +200,7 @@ def sft(backbone_name: str) -> Callable[[], object]:
 
     config, reference, _, _, drawn = prepared(backbone_name)
     backbone, size = reference.backbone, 2 * config.personalise.batch
+    first_pass(backbone)
     rows = [*drawn.own, *drawn.aux]
 
     def work() -> object:
@@ -212,6 +234,7 @@ def limit(backbone_name: str) -> Callable[[], object]:
 
     config, reference, _, _, drawn = prepared(backbone_name)
     backbone, rows = reference.backbone, [*drawn.own, *drawn.aux]
+    first_pass(backbone)
     steps = len(rows) // (2 * config.personalise.batch)
     tokens = sum(len(row.ids) for row in rows) // steps
     predicted = sum(len(row.ids) - row.prompt_length for row in rows) // steps
@@ -219,7 +242,7 @@ def limit(backbone_name: str) -> Callable[[], object]:
     for name, module in backbone.model.named_modules():
         if isinstance(module, torch.nn.Linear):
             count = predicted if name == "lm_head" else tokens
-            weight = module.weight.detach()
+            weight = module.weight.detach().float()
             products.append(
                 (
                     torch.randn(count, weight.shape[1]),
@@ -301,7 +324,7 @@ def first_pass(backbone: Any) -> None:
 
 def measure(peer: str, backbone_name: str) -> dict[str, float]:
     """Prepare, run once, and return seconds, CPU seconds and bytes above the backbone."""
-    if peer in ("cold", "warm", "small", "bounded"):
+    if peer in OURS:
         work = ours(backbone_name, peer)
     elif peer in ("trl", "trl-cached"):
         work = trl(backbone_name, peer == "trl-cached")
@@ -310,11 +333,14 @@ def measure(peer: str, backbone_name: str) -> dict[str, float]:
     else:
         work = {"sft": sft, "limit": limit}[peer](backbone_name)
     gc.collect()
+    loading = memory("VmHWM")
     forget_peak()
     before, began, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
     work()
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    return {"seconds": seconds, "cpu": cpu, "bytes": memory("VmHWM") - before}
+    peak = memory("VmHWM")
+    total = max(loading, peak)
+    return {"seconds": seconds, "cpu": cpu, "bytes": peak - before, "total": total}
 
 
 def in_own_process(
@@ -335,6 +361,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--bco", default="", help="folder with trl 1.8.0")
+    parser.add_argument("--peers", default=",".join(USUAL), help="which, with commas")
     parser.add_argument("--peer", choices=(*PEERS, "trl-bco", "shares"))
     given = parser.parse_args()
     if given.peer == "shares":
@@ -343,7 +370,7 @@ def main() -> None:
     if given.peer:
         print(json.dumps(measure(given.peer, given.backbone)))
         return
-    peers = [*PEERS, "trl-bco"] if given.bco else PEERS
+    peers = [*given.peers.split(","), *(["trl-bco"] if given.bco else [])]
     runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in peers}
     for _ in range(given.runs):
         for peer in peers:

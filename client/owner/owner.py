@@ -23,7 +23,8 @@ from ...common.data.types import Item, Prompt, User
 from ...common.engine.adapters import Lora, export_peft, side_by_side
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fits, fitting
-from ...common.engine.memory import free_bytes
+from ...common.engine.mapped import a_layer_at_a_time
+from ...common.engine.memory import TooLittleMemory, free_bytes
 from ...common.engine.model_folder import unlike
 from ...common.engine.rates import rates_of
 from ...common.engine.reference import Reference, load_reference
@@ -112,13 +113,21 @@ def train(
         limits (`limits.held`), or another one is running; the adapter in use stays.
     """
     chosen = settings(vault)
-    with limits.alone(vault.path), limits.held(chosen, training=True):
+    with (
+        limits.alone(vault.path),
+        limits.held(chosen, training=True),
+        contextlib.ExitStack() as thrift,
+    ):
         entries = history.entries(vault)
         split(entries)  # refuses too little before a backbone is loaded
         watch.phase(f"loading the model {Path(chosen['backbone']).name:.40}")
         rate = rates_of(chosen["backbone"]).usual if given is None else given
         config = config_of(chosen, method, rate)
         loaded = load_reference(config)
+        # Samples and trial need no more memory than the training.
+        thrift.enter_context(
+            a_layer_at_a_time(loaded.backbone.model, loaded.backbone.regions)
+        )
         short = _fitting(loaded.backbone, entries)
         user, learnt = split(short)
         shared = adapters.latest_shared(vault, loaded.backbone, loaded.adapter)
@@ -129,12 +138,13 @@ def train(
         )
         check = partial(check_learnt, vault, learnt)
         followed = interrupted.watched(vault, name, check, reference, watch)
-        planned = _planned(
-            config, chosen, loaded.backbone.device
-        )  # no part of the name: it changes no result
-        (found,) = personalise(
-            reference, [user], UnlabeledSet(), method, rate, planned, followed
-        )
+        make = partial(personalise, reference, [user], UnlabeledSet(), method, rate)
+        # No part of the name: it changes no result.
+        planned = _planned(config, chosen, loaded.backbone.device)
+        try:
+            (found,) = make(planned, followed)
+        except TooLittleMemory as error:  # the plan was a wish, the limit is not
+            (found,) = make(_with_memory(planned, error.least), followed)
         if found.lora is None:
             interrupted.drop(vault)
         lora = required(found.lora, found.error)
@@ -158,8 +168,11 @@ def _planned(config: Config, chosen: Mapping[str, str], device: torch.device) ->
         left = PLANNED * (allowed - own)
     else:
         left = min(USUAL, free_bytes(device) / 2**20)
-    memory = max(1, int(left))
-    return replace(config, engine=replace(config.engine, memory=memory))
+    return _with_memory(config, max(1, int(left)))
+
+
+def _with_memory(config: Config, megabytes: int) -> Config:
+    return replace(config, engine=replace(config.engine, memory=megabytes))
 
 
 def _fitting(backbone: Backbone, entries: Sequence[Entry]) -> list[Entry]:

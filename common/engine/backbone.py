@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from ..config import Config, LoraShape
 from ..data.types import Item, Prompt
 from ..errors import IdiolectError
+from .frozen import NARROW, freeze
 from .layout import Layout, install
 from .mapped import Region, clean_regions, give_back
 from .model_folder import FAMILIES as FAMILIES
 from .model_folder import TINY as TINY
-from .model_folder import check_folder, identity, locate
+from .model_folder import check_folder, identity, locate, stored_in
 from .model_folder import weights_hash as weights_hash
 from .wording import Wording, read_wording
 
@@ -70,6 +71,8 @@ class Backbone:
         compare it, and adapters are bound to it.
     context
         Longest sequence in tokens.
+    dtype
+        What it computes in; its matrices may lie in a narrower one (`frozen`).
     """
 
     name: str
@@ -77,16 +80,12 @@ class Backbone:
     tokenizer: Any
     hash: str
     context: int
+    dtype: torch.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The model's compute dtype."""
-        return self.model.dtype
 
     @cached_property
     def parameters(self) -> int:
@@ -276,12 +275,16 @@ def load_backbone(name: str, dtype: str, device: str, max_length: int) -> Backbo
     """
     folder = locate(name)
     family = check_folder(name, folder)
-    place = device_of(device)
-    model, tokenizer = _loaded(name, folder, family, getattr(torch, dtype))
+    place, computes = device_of(device), getattr(torch, dtype)
+    # Widening each time is for those who save memory: a GPU has other dtypes for that.
+    kept = NARROW.get(stored_in(folder), computes) if place.type == "cpu" else computes
+    kept = kept if computes == torch.float32 else computes
+    model, tokenizer = _loaded(name, folder, family, kept)
     model.requires_grad_(False).eval().to(place)
+    freeze(model, computes)
     context = min(max_length, model.config.max_position_embeddings)
     _check_scale(name, model.config, context)
-    backbone = Backbone(name, model, tokenizer, identity(folder), context)
+    backbone = Backbone(name, model, tokenizer, identity(folder), context, computes)
     _check_vocabulary(backbone)
     install(model)
     return backbone

@@ -55,15 +55,21 @@ def give_back(tensors: Iterator[Tensor], regions: list[Region]) -> None:
 
 @contextmanager
 def a_layer_at_a_time(model: Any, regions: list[Region]) -> Iterator[None]:
-    """Give a decoder layer's weights back after its forward pass, inside the block."""
+    """Give a decoder layer's weights back after its forward pass, inside the block.
+
+    Those of a head that is read in blocks (`frozen`) are given back block by block.
+    """
 
     def after(layer: nn.Module, *_: object) -> None:
         give_back(layer.parameters(), regions)
 
     layers = model.model.layers if regions else ()
     handles = [layer.register_forward_hook(after) for layer in layers]
+    before = getattr(model.lm_head, "regions", [])
+    model.lm_head.regions = regions
     try:
         yield
     finally:
+        model.lm_head.regions = before
         for handle in handles:
             handle.remove()

@@ -17,12 +17,13 @@ from mmap import mmap
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import IdiolectError
 from ..process import free_mb
 from .adapters import Lora, Stack
 from .backbone import PLAIN_LAYER, Backbone, standing_in
+from .frozen import product, product_back
 from .layout import FILLER, Layout
 from .mapped import Region, a_layer_at_a_time, give_back
 from .scoring import LOGITS_PER_CHUNK, WIDE
@@ -80,6 +81,18 @@ def products(backbone: Backbone, chosen: range) -> list[tuple[int, str, int]]:
     ]
     found.sort(key=lambda product: -product[0])
     return [(number, name, numbers) for _, number, name, numbers in found]
+
+
+class TooLittleMemory(IdiolectError):
+    """A budget that was asked for and cannot be kept; `least` megabytes can."""
+
+    def __init__(self, asked: float, least: float) -> None:
+        self.least = ceil(least / 2**20)
+        super().__init__(
+            f"config key 'engine.memory' allows {asked / 2**20:.0f} MB above the backbone, "
+            f"and this training needs {self.least}: set engine.memory={self.least} or "
+            "more, or 0 for what is free."
+        )
 
 
 @dataclass(frozen=True)
@@ -283,7 +296,7 @@ class _Again(torch.autograd.Function):
         values = {m: _apart(hidden, (*before, m.out_features)) for m in plan.kept}
 
         def keep(module: Any, x: Tensor) -> Tensor:
-            output = F.linear(x, module.weight, module.bias)
+            output = product(module, x)
             values[module].copy_(output)  # adapters are added to the other
             return output
 
@@ -300,15 +313,13 @@ class _Again(torch.autograd.Function):
         hidden, *leaves = ctx.saved_tensors
         hidden = hidden.detach().requires_grad_(ctx.needs_input_grad[2])
         known = {
-            module: partial(
-                _Known.apply, partial(ctx.values.pop, module), module.weight
-            )
+            module: partial(_Known.apply, partial(ctx.values.pop, module), module)
             for module in ctx.plan.kept
         }
         if (unread := ctx.plan.unread) is not None:
             shape = (*hidden.shape[:-1], unread.out_features)
             anything = partial(hidden.new_empty, shape)
-            known[unread] = partial(_Known.apply, anything, unread.weight)
+            known[unread] = partial(_Known.apply, anything, unread)
         with torch.enable_grad(), standing_in(known):
             output = ctx.run(hidden)
         wanted = [tensor for tensor in (hidden, *leaves) if tensor.requires_grad]
@@ -322,16 +333,15 @@ class _Known(torch.autograd.Function):
     """x W^T whose value is known, or is not needed, for the sake of its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, value: Any, weight: Tensor, x: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Any, linear: nn.Linear, x: Tensor) -> Tensor:
         """What `value` returns; nobody else may hold it."""
-        ctx.save_for_backward(weight)
+        ctx.linear = linear
         return value()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
         """The gradient of x."""
-        (weight,) = ctx.saved_tensors
-        return None, None, grads[0] @ weight
+        return None, None, product_back(ctx.linear, grads[0])
 
 
 def _apart(like: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .adapters import Lora, Stack, attached, shadowed
 from .backbone import Backbone, Encoded
+from .frozen import product_back
 from .layout import FILLER, Layout, lay_out
 from .mapped import a_layer_at_a_time
 
@@ -119,8 +120,7 @@ class _Head(torch.autograd.Function):
                 share /= -total
                 share.scatter_add_(1, target, torch.ones_like(total))
                 share = share if bent is None else share.mul_(bent)
-                weight = backbone.model.lm_head.weight
-                slopes[part] = share.to(weight.dtype) @ weight
+                slopes[part] = product_back(backbone.model.lm_head, share)
         ctx.save_for_backward(slopes)
         return logp
 

@@ -20,7 +20,14 @@ from .adapters import Lora, Stack, attached, stack, unstack
 from .backbone import Backbone, Encoded
 from .layout import Layout
 from .lower import SHARE, Lower, lower_bytes, lower_states, lowest_layer
-from .memory import Saving, free_bytes, recomputed, within
+from .memory import (
+    Saving,
+    TooLittleMemory,
+    free_bytes,
+    needed_bytes,
+    recomputed,
+    within,
+)
 from .objectives import Loss, LossFunction, Means, Scored, ScoredBatch
 from .reference import Reference
 from .scoring import collate, completion_logp, completion_tokens
@@ -470,12 +477,22 @@ def saving_of(
 
     `numbers`: how many are trained, of all users together; `depth`: the lowest layer that
     they are in.
+
+    Raises
+    ------
+    TooLittleMemory
+        `settings.memory` does not do for one row of each user. What is free always does:
+        it may be more than it seems.
     """
     budget = _budget(settings, backbone.device)
     saving = within(backbone, layout, numbers, budget, depth)
+    rows = layout.rows // len(layout.ids)
     if settings.microbatch:
-        rows = layout.rows // len(layout.ids)
         return replace(saving, passes=ceil(rows / settings.microbatch))
+    saving = replace(saving, passes=min(saving.passes, rows))
+    needed = needed_bytes(backbone, layout, numbers, saving)
+    if settings.memory and needed > budget:
+        raise TooLittleMemory(budget, needed)
     return saving
 
 

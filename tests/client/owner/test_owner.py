@@ -19,6 +19,7 @@ from idiolect.client.owner.records import Record, Source
 from idiolect.client.owner.vault import Vault
 from idiolect.common.data.types import Prompt
 from idiolect.common.engine.adapters import Lora, dump_lora
+from idiolect.common.engine.memory import TooLittleMemory
 from idiolect.common.engine.reference import Reference, load_reference
 from idiolect.common.errors import IdiolectError
 from idiolect.common.methods.personalise import Personal
@@ -295,6 +296,25 @@ def test_a_training_is_planned_to_fit_into_the_memory_that_the_owner_allows(
         for name in ("cpu", "cuda:0")
     )
     assert (cpu, gpu) == (left if allowed else 90, 0)
+
+
+def test_a_plan_that_is_too_small_is_given_what_a_training_needs(vault, monkeypatch):
+    """The plan leaves room for what no shape tells; the owner's limit is another."""
+    seen = []
+
+    def train(_reference, _users, _unlabeled, _method, _rate, config, _watch):
+        seen.append(config.engine.memory)
+        if len(seen) == 1:
+            raise TooLittleMemory(35 << 20, 77 << 20)
+        raise IdiolectError("enough")
+
+    monkeypatch.setattr(owner, "personalise", train)
+    monkeypatch.setattr(owner.limits, "memory", lambda: 1000)
+    monkeypatch.setattr(owner.limits, "hold_process", lambda _settings: None)
+    consent.choose(vault, memory_mb="1070")
+    with pytest.raises(IdiolectError, match="^enough$"):
+        owner.train(vault)
+    assert seen == [35, 77]
 
 
 def test_an_adapter_that_writes_in_loops_is_kept_and_not_used(

@@ -6,7 +6,7 @@ import torch
 from idiolect.common.config import LoraShape, Personalise
 from idiolect.common.engine import training
 from idiolect.common.engine.adapters import hash_lora, new_lora, stack, zero_shared
-from idiolect.common.engine.memory import Saving
+from idiolect.common.engine.memory import Saving, TooLittleMemory
 from idiolect.common.engine.objectives import LossFunction
 from idiolect.common.engine.reference import Reference
 from idiolect.common.engine.scoring import score_users
@@ -96,11 +96,22 @@ def test_a_budget_changes_no_bit_until_rows_must_be_split(material, monkeypatch)
     assert [hash_lora(one) for one in again.loras] == [
         hash_lora(o) for o in whole.loras
     ]
-    monkeypatch.undo()
-    parts = train(reference, starts, data, C_BPO, replace(SETTINGS, memory=1))
+    monkeypatch.setattr(training, "within", lambda *_: Saving(passes=9))
+    parts = train(reference, starts, data, C_BPO, SETTINGS)
     assert hash_lora(parts.loras[0]) != hash_lora(whole.loras[0])
     for one, two in zip(whole.loras, parts.loras, strict=True):
         assert distance(one, two) < 1e-4
+
+
+def test_a_budget_that_cannot_be_kept_is_refused_with_one_that_can(material):
+    reference, starts, data = material
+    with pytest.raises(TooLittleMemory, match="allows 0 MB") as refused:
+        train(reference, starts, data, C_BPO, replace(SETTINGS, memory=1))
+    enough = refused.value.least << 20
+    found = train(reference, starts, data, C_BPO, replace(SETTINGS, memory=enough))
+    whole = train(reference, starts, data, C_BPO, SETTINGS)
+    for one, two in zip(whole.loras, found.loras, strict=True):
+        assert distance(one, two) < 1e-4  # rows may have been split
 
 
 def test_training_again_gives_the_same_bits(backbone, material):

@@ -11,7 +11,7 @@ unlabeled items (3 epochs, rank 8 on every projection, float32):
 `small`         `cold` with `engine.microbatch=8`: half of a step's rows at once
 `bounded`       `cold` with `engine.memory=300`: megabytes above the backbone
 `tight`         `cold` in 1.5 times the least `engine.memory` that works, and no weight is
-                read before; `total` is the whole process, interpreter and libraries included
+                read before; `total` is the whole process, its libraries included
 `upper`         `cold` with adapters on the upper half of the layers
 `trl`           trl's KTOTrainer with peft, as it comes, but without gradient
                 checkpointing, which costs time and saves no memory that a model this

@@ -17,6 +17,7 @@ import numpy as np
 
 from ...config import Persona
 from ...seeds import numpy_generator
+from ..functionals import Functionals, functionals
 from .world import Style, World, pick
 
 # How often the population's value of an attribute is followed. Below 1 so that even the
@@ -129,12 +130,17 @@ def combinations(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(rows), np.array(columns), np.array(text)
 
 
-def overlaps(world: World, authors: Sequence[Author]) -> list[float]:
-    """Return the true overlap of every author with the mean of the others.
+def exact(world: World, authors: Sequence[Author]) -> list[Functionals]:
+    """Return every author's functionals with the mean of the others, exactly.
 
-        overlap_u = mean over situations of sum_y min(p_u(y), mean over v != u of p_v(y))
+    p is the author's distribution of the pair (situation, text) and u is the mean of the
+    other authors', over all texts that a prompt of the situation can get. So `overlap` is
 
-    exactly, over all texts y that a prompt of the situation can get.
+        mean over situations of sum_y min(p_u(y), mean over v != u of p_v(y)),
+
+    `classifier_mean` is a mean over situations too, and `share_bound` the least of them.
+    The kind `others` draws its unlabeled items from this u: everybody's histories, of one
+    length, without the user's own.
 
     Parameters
     ----------
@@ -150,6 +156,6 @@ def overlaps(world: World, authors: Sequence[Author]) -> list[float]:
 
     total, others = sum(map(texts, authors)), len(authors) - 1
     return [
-        float(np.minimum(mine, (total - mine) / others).sum())
+        functionals(mine, np.maximum(total - mine, 0.0) / others)
         for mine in map(texts, authors)
     ]

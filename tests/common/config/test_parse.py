@@ -58,7 +58,7 @@ def test_a_whole_number_may_stand_for_a_float() -> None:
         ({"personalise.learning-rates": "nan"}, "positive numbers"),
         ({"engine.device": "cuda:N"}, "use one of auto, cpu, cuda, cuda:N"),
         ({"engine.device": "cuda:1\n"}, "use one of auto, cpu, cuda, cuda:N"),
-        ({"unlabeled.alpha": "much"}, "`true` or a number in [0, 0.9]"),
+        ({"unlabeled.alpha": "much"}, "`true-mean`, or a number in [0, 0.9]"),
         ({"unlabeled.alpha": "0.95"}, "[0, 0.9]"),
         (
             {"development-users": 0, "personalise.learning-rates": "1e-3,3e-3"},

@@ -18,7 +18,7 @@ Scalar = str | int | float | bool
 PERSONAS = ("headline", "tagging", "rating")
 TASKS = (*PERSONAS, *(f"LaMP-{n}" for n in range(1, 8)), "text")
 # Values of unlabeled.alpha: estimated from texts, and exact (see `unlabeled.alpha`).
-ALPHA_ESTIMATES = ("estimate", "balanced", "quantile", "best-bin")
+ALPHA_ESTIMATES = ("estimate", "calibrated", "quantile", "best-bin")
 ALPHA_EXACT = ("true", "true-bound", "true-mean")
 KINDS = ("votes", "self", "public", "anonymised", "others")
 
@@ -235,8 +235,8 @@ class Unlabeled:
     alpha: str = key(
         "estimate",
         "how much of the unlabeled set counts as the user's: `estimate` (the paper: mean "
-        "probability of a classifier), `balanced` (the same from classes of equal size), "
-        "`quantile` or `best-bin` (mixture shares), or a number in [0, 0.9]; kinds whose "
+        "probability of a classifier), `calibrated` (the same without its bias by the "
+        "number of items), `quantile` or `best-bin` (mixture shares), or a number in [0, 0.9]; kinds whose "
         "alpha is no population share (self, public) use 0.5 for every estimate. `true`, "
         "`true-bound` and `true-mean` are controls that only personas can have: overlap, "
         "largest mixture share and mean probability, exactly (docs/alpha.md)",

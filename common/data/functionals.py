@@ -39,7 +39,7 @@ def functionals(p: ArrayLike, u: ArrayLike) -> Functionals:
 
 
 def share_bound(p: ArrayLike, u: ArrayLike) -> float:
-    """inf over p(y) > 0 of u(y) / p(y), in [0, 1]: the largest valid mixture share.
+    """Inf over p(y) > 0 of u(y) / p(y), in [0, 1]: the largest valid mixture share.
 
     It is the largest pi with u = pi p + (1 - pi) n for some distribution n (Blanchard,
     Lee and Scott 2010; Scott 2015). Every share in [0, share_bound] is valid, and none
@@ -79,7 +79,7 @@ def classifier_mean(p: ArrayLike, u: ArrayLike) -> float:
 
 
 def classifier_odds(mean: float) -> float:
-    """m / (1 - m) of m = `classifier_mean`, in [0, 1].
+    """M / (1 - m) of m = `classifier_mean`, in [0, 1].
 
     It is the share pi where p and n are disjoint, and above `share_bound` otherwise: then
     it is no valid share.

@@ -3,7 +3,7 @@
 Which functional of the user's and the others' texts each value of ``unlabeled.alpha``
 aims at (their names are those of `data.functionals`):
 
-    estimate, balanced     classifier_mean (the paper's; at most 1/2)
+    estimate, calibrated   classifier_mean (the paper's; at most 1/2)
     quantile, best-bin     share_bound
     true                   overlap, exact
     true-bound, true-mean  share_bound and classifier_mean, exact
@@ -84,17 +84,17 @@ def estimated(
     weights: NDArray[np.float64],
     generator: np.random.Generator,
 ) -> overlap.Overlap:
-    """Estimate alpha by a rule of `ALPHA_ESTIMATES`, from features as in `overlap.estimate`.
+    """Estimate alpha by a rule of `ALPHA_ESTIMATES`, from the features of both sides.
 
     Kept within [0, 0.9]. The default, marked as not estimated, with fewer than 4 items on
     either side.
     """
-    if rule not in ("balanced", "quantile", "best-bin"):
+    if rule not in ("calibrated", "quantile", "best-bin"):
         return overlap.estimate(target, unlabeled, weights, generator)
     found = heldout.probabilities(target, unlabeled, weights, generator)
     if found is None:
         return overlap.Overlap(overlap.DEFAULT, False)
-    if rule == "balanced":
+    if rule == "calibrated":
         value = float(np.average(found.unlabeled, weights=weights))
     elif rule == "quantile":
         value = shares.from_quantile(found.own)

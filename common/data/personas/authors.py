@@ -9,7 +9,7 @@ preferences and has own ones for the rest; nobody follows a preference always:
 and p_author = p_population for a shared attribute. Attributes are independent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -133,19 +133,30 @@ def combinations(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def exact(world: World, authors: Sequence[Author]) -> list[Functionals]:
     """Return every author's functionals with the mean of the others, exactly.
 
-    p is the author's distribution of the pair (situation, text) and u is the mean of the
-    other authors', over all texts that a prompt of the situation can get. So `overlap` is
-
-        mean over situations of sum_y min(p_u(y), mean over v != u of p_v(y)),
-
+    See `distributions`: `overlap` is mean over situations of sum_y min(p(y), u(y)),
     `classifier_mean` is a mean over situations too, and `share_bound` the least of them.
-    The kind `others` draws its unlabeled items from this u: everybody's histories, of one
-    length, without the user's own.
+    """
+    return [functionals(p, u) for p, u in distributions(world, authors)]
+
+
+def distributions(
+    world: World, authors: Sequence[Author]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield p and u of every author over all pairs of a situation and a text of it.
+
+    p is the author's and u the mean of the other authors': the kind `others` draws its
+    unlabeled items from this u, since it holds everybody's histories, of one length, and
+    no user trains against the own one.
 
     Parameters
     ----------
     authors
         At least two.
+
+    Yields
+    ------
+    tuple
+        p and u, float64 [pairs] each, that sum to 1.
     """
     rows, columns, text = combinations(world)
     size = int(text.max()) + 1
@@ -155,7 +166,6 @@ def exact(world: World, authors: Sequence[Author]) -> list[Functionals]:
         return np.bincount(text.ravel(), chances.ravel(), size)
 
     total, others = sum(map(texts, authors)), len(authors) - 1
-    return [
-        functionals(mine, np.maximum(total - mine, 0.0) / others)
-        for mine in map(texts, authors)
-    ]
+    for mine in map(texts, authors):
+        # max: a text that nobody else writes can have -1e-19 left.
+        yield mine, np.maximum(total - mine, 0.0) / others

@@ -4,7 +4,7 @@
 
 Measures the four functionals of personas (`common/data/functionals.py`), the estimates of
 them from n-grams of texts, and how the length of the history moves an estimate on Gaussian
-classes. Writes benchmarks/results/alpha.json and the page; some two minutes of one core.
+classes. Writes benchmarks/results/alpha.json and the page; some three minutes of one core.
 With `--page` only the page, from that file. Where the package pu-toolbox is installed (it
 is no dependency), its KM2 is a row of the table of estimates.
 """
@@ -75,12 +75,15 @@ def world(keys: dict[str, Any]) -> dict[str, Any]:
     config = parse({**PEOPLE, **keys, "unlabeled.kind": "others"})
     data = personas.make(config)
     people = data.users + data.development
-    exact = [asdict(u.truth.functionals) for u in people if u.truth]
+    known = [u.truth.functionals for u in people if u.truth]
+    exact = [asdict(each) for each in known if each]
     estimates = list(estimated(config, people))
-    medians = {name: float(np.median([row[name] for row in exact])) for name in NAMES}
+    users = exact[: config.users]
+    medians = {name: float(np.median([row[name] for row in users])) for name in NAMES}
     return {
         "history": config.history,
-        "users": len(people),
+        "users": len(users),
+        "people": len(people),
         "exact": medians,
         "estimates": {key: judged(estimates, exact, key) for key in estimates[0]},
     }
@@ -145,11 +148,12 @@ def kernel_mean() -> Callable[[Array, Array], float] | None:
 
     def estimate(own: Array, other: Array) -> float:
         scores = np.r_[own, other].clip(1e-9, 1 - 1e-9)
+        if np.ptp(scores) == 0:
+            return 1.0  # nothing tells the sides apart, and KM2 has no kernel
         logits = np.log(scores / (1 - scores))[:, None]
         labels = np.r_[np.ones(len(own), int), np.zeros(len(other), int)]
-        return float(
-            KernelMeanPriorEstimator(variant="km2").fit(logits, labels).estimate()
-        )
+        kernel = KernelMeanPriorEstimator(variant="km2").fit(logits, labels)
+        return float(kernel.estimate())
 
     return estimate
 
@@ -222,8 +226,7 @@ VALID = {
     "share_bound": ("inf u/p", "always: it is the largest"),
     "classifier_mean": (
         "E_u[p / (p + u)]",
-        "where it is not above `share_bound`, as for disjoint p and n, where it is "
-        "pi / (1 + pi)",
+        "where it is at most `share_bound`; for disjoint p and n it is pi / (1 + pi)",
     ),
     "classifier_odds": (
         "m / (1 - m), m = `classifier_mean`",
@@ -243,8 +246,8 @@ made with, `Truth.overlap`, is `overlap`, no share either.
 **What may be subtracted.** n is a distribution if and only if alpha is at most
 `share_bound`. One text that the user writes and the others hardly ever write makes that
 bound nearly 0, whatever else they have in common. Beyond the bound n is negative where
-alpha p is larger than u. There the unlabeled term no longer pushes text away from the model:
-it pulls the user's text up, like a second positive term, and the clamp of the loss ends
+alpha p is larger than u. There the unlabeled term no longer makes text less likely: it
+pulls the user's text up, like a second positive term, and the clamp of the loss ends
 that. So an alpha above the bound is no prior. It works as a regulariser: it decides how
 much of the pressure on the user's own text is taken back. A large one can be the better
 choice, as in study [best_alpha](findings/best_alpha.md), and theory of mixtures does not
@@ -255,31 +258,33 @@ BIAS = """
 
 The paper's estimate, `unlabeled.alpha=estimate` here, weighs both classes alike and fits
 the classifier on all items. Then it depends on how many items there are. The mean of a few
-items is noisier than the mean of many, so it lies farther from all held-out items. These
-seem to belong to the larger class, which is the unlabeled one, and alpha is too low.
-Weights do not help, since they leave the noise as it is. A second, smaller cause is that
-features are scaled by the unlabeled items alone.
+items is noisier than the mean of many, so it lies farther from all held-out items. All of
+these seem to belong to the larger class, also the user's. The unlabeled class is the larger
+one, and alpha is too low. Weights do not help, since they leave the noise as it is. A
+second, smaller cause is that features are scaled by the unlabeled items alone.
 
-`unlabeled.alpha=balanced` fits the same classifier on equal numbers of both classes, drawn
-anew several times, and scales by both (`common/unlabeled/heldout.py`). If both classes are
-one distribution, then exchanging them changes no chance, so the mean is 1/2 whatever the
-sizes. What remains is not a bias of identical classes: with few items no classifier is
-sure, and the estimate lies nearer to 1/2 than the exact value.
+For s = p / (p + u) the means over p and over u always add up to 1.
+`unlabeled.alpha=calibrated` restores this. Held-out logits are turned into probabilities by
+a fit of their own, a slope that is not negative and a shift, in which both classes weigh
+half (`common/unlabeled/heldout.py`). If both classes are one distribution, the mean is 1/2
+for any sizes, or a hundredth or two less, from fitting the slope. Something else remains:
+a classifier of few items tells little, and then the estimate lies nearer to 1/2 than the
+exact value.
 
 """
 ESTIMATES = """
 ## Estimates from texts
 
 Character n-grams of the history and of {items} of the other users' items. `estimate` and
-`calibrated` aim at `classifier_mean`, the others at `share_bound`: `quantile` is (1 - q) / q
-with q a high quantile of the held-out probability "the user's" over own items, and
-`best-bin` is BBE (Garg et al. 2021, arXiv 2111.00980), both in
+`calibrated` aim at `classifier_mean`, the others at `share_bound`: `quantile` is
+(1 - q) / q with q a high quantile of the held-out probability "the user's" over own items,
+and `best-bin` is BBE (Garg et al. 2021, arXiv 2111.00980), both in
 `common/unlabeled/shares.py`. `unlabeled.alpha=quantile` takes the {level:g} quantile. A
 perfect classifier knows p / (p + u) itself, for fresh draws of the same numbers of texts;
 its rows show what an estimator does with few items. KM2 (Ramaswamy, Scott and Tewari 2016)
 is another package's estimator of the same share, for comparison. Rank is Spearman's
-correlation over users; error is the mean absolute one; above is the share of users whose
-estimate is larger than `share_bound`.
+correlation over all personas of the run; error is the mean absolute one; above is the share
+of them whose estimate is larger than `share_bound`.
 """
 VALUES = """
 ## Values of `unlabeled.alpha`
@@ -288,7 +293,9 @@ VALUES = """
 | --- | --- |
 | `estimate` (default), `calibrated` | `classifier_mean` |
 | `quantile`, `best-bin` | `share_bound` |
-| `true`, `true-bound`, `true-mean` | `overlap`, `share_bound` and `classifier_mean` of a persona, exactly |
+| `true` | `overlap` of a persona, exactly |
+| `true-bound` | `share_bound` of a persona, exactly |
+| `true-mean` | `classifier_mean` of a persona, exactly |
 | a number | nothing: a regulariser of that strength |
 
 All are kept below 0.9, because the loss divides by 1 - alpha.
@@ -324,7 +331,8 @@ def exact_section(worlds: dict[str, Any]) -> list[str]:
         (
             "Everything a persona can write can be enumerated. p is the persona's and u "
             "the mean of the other personas' of a run, which the kind `others` draws from. "
-            f"Medians over {first['users']} users, seed {PEOPLE['seed']}; `soft-16` is the "
+            f"Medians over {first['users']} users of a run of {first['people']} personas, "
+            f"seed {PEOPLE['seed']}; `soft-16` is the "
             "world of weak preferences of study [worlds](findings/worlds.md)."
         ),
         "",

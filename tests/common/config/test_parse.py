@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idiolect.common import config
-from idiolect.common.config import Config, page, parse, parse_word, presets
+from idiolect.common.config import (
+    ALPHA_ESTIMATES,
+    ALPHA_EXACT,
+    Config,
+    page,
+    parse,
+    parse_word,
+    presets,
+)
 from idiolect.common.errors import IdiolectError
 
 
@@ -407,3 +415,8 @@ def test_the_true_overlap_is_known_of_personas_only():
     assert parse({"unlabeled.alpha": "true"}).fixed_alpha is None
     with pytest.raises(IdiolectError, match="overlap of real users is not known"):
         parse({"unlabeled.alpha": "true", "task": "LaMP-4"})
+    for rule in (*ALPHA_ESTIMATES, *ALPHA_EXACT):
+        assert parse({"unlabeled.alpha": rule}).fixed_alpha is None
+        if rule in ALPHA_EXACT:
+            with pytest.raises(IdiolectError, match="overlap of real users"):
+                parse({"unlabeled.alpha": rule, "task": "LaMP-4"})

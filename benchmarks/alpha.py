@@ -10,6 +10,7 @@ is no dependency), its KM2 is a row of the table of estimates.
 """
 
 import argparse
+import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from report import RESULTS, ROOT, save
-from scipy.stats import norm, spearmanr
+from scipy.stats import norm, rankdata
 
 from idiolect.common.config import Config, parse
 from idiolect.common.data import personas
@@ -48,7 +49,7 @@ Estimates = dict[str, float]
 
 def main() -> None:
     """Measure, unless only the page is wanted, and write it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--page", action="store_true", help="from the file that is there"
     )
@@ -142,7 +143,7 @@ def from_probabilities(own: Array, other: Array, note: str) -> Estimates:
 def kernel_mean() -> Callable[[Array, Array], float] | None:
     """KM2 (Ramaswamy, Scott and Tewari 2016) on logits; None where it is not there."""
     try:
-        from pu_toolbox.prior import KernelMeanPriorEstimator
+        prior = importlib.import_module("pu_toolbox.prior")
     except ImportError:
         return None
 
@@ -152,7 +153,7 @@ def kernel_mean() -> Callable[[Array, Array], float] | None:
             return 1.0  # nothing tells the sides apart, and KM2 has no kernel
         logits = np.log(scores / (1 - scores))[:, None]
         labels = np.r_[np.ones(len(own), int), np.zeros(len(other), int)]
-        kernel = KernelMeanPriorEstimator(variant="km2").fit(logits, labels)
+        kernel = prior.KernelMeanPriorEstimator(variant="km2").fit(logits, labels)
         return float(kernel.estimate())
 
     return estimate
@@ -165,10 +166,15 @@ def judged(estimates: list[Estimates], exact: list[Estimates], key: str) -> Esti
     for name in ("share_bound", "classifier_mean"):
         truth = np.array([e[name] for e in exact])
         alike = np.ptp(found) == 0  # then there is no order to compare
-        row[f"{name} rank"] = 0.0 if alike else float(spearmanr(found, truth).statistic)
+        row[f"{name} rank"] = 0.0 if alike else correlation(found, truth)
         row[f"{name} error"] = float(np.abs(found - truth).mean())
         row[f"{name} above"] = float((found > truth).mean())
     return row
+
+
+def correlation(one: Array, other: Array) -> float:
+    """Spearman's rank correlation."""
+    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
 
 
 # --- Gaussian classes -----------------------------------------------------------------

@@ -234,13 +234,11 @@ class Unlabeled:
     )
     alpha: str = key(
         "estimate",
-        "how much of the unlabeled set counts as the user's: `estimate` (the paper: mean "
-        "probability of a classifier), `calibrated` (the same without its bias by the "
-        "number of items), `quantile` or `best-bin` (mixture shares), or a number in "
-        "[0, 0.9]; kinds whose alpha is no population share (self, public) use 0.5 for "
-        "every estimate. `true`, `true-bound` and `true-mean` are controls that only "
-        "personas can have: overlap, largest mixture share and mean probability, exactly "
-        "(docs/alpha.md)",
+        "how much of the unlabeled set counts as the user's: `estimate` (the paper), "
+        "`calibrated` (that without its bias by length), `quantile` or `best-bin` (mixture "
+        "shares), or a number in [0, 0.9]; kinds whose alpha is no population share (self, "
+        "public) use 0.5 for every estimate. `true`, `true-bound` and `true-mean` are "
+        "controls that only personas can have (docs/alpha.md)",
         affects=(SOME,),
     )
     alpha_features: str = key(

@@ -243,8 +243,8 @@ class PersonalModel(Policy):
     user
         The user's name.
     alpha
-        Preference overlap, which C-BPO uses: the share of everyone else's text that the
-        user could have written.
+        How much of everyone else's text C-BPO counts as the user's. An estimate is no share
+        of a mixture: docs/alpha.md.
     log
         ``steps``, ``loss`` of the last one, ``clamp_rate``, ``delta``, ``truncated`` and
         ``ess`` (`common.methods.personalise.Personal`).

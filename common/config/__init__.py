@@ -7,6 +7,8 @@ knows the names of earlier versions, and `page` generates the table of keys.
 
 from .checks import largest_delta
 from .keys import (
+    ALPHA_ESTIMATES,
+    ALPHA_EXACT,
     FIELDS,
     KINDS,
     LONGEST_NAME,
@@ -46,6 +48,8 @@ from .parse import (
 )
 
 __all__ = [
+    "ALPHA_ESTIMATES",
+    "ALPHA_EXACT",
     "BUILT_IN",
     "FIELDS",
     "KINDS",

@@ -8,6 +8,8 @@ from typing import cast
 from ..errors import IdiolectError, refuse_if
 from ..text import printable
 from .keys import (
+    ALPHA_ESTIMATES,
+    ALPHA_EXACT,
     AUTO,
     FIELDS,
     LONGEST,
@@ -176,10 +178,11 @@ def _check_numbers(config: Config) -> None:
     except ValueError:
         alpha = -1.0
     if alpha is not None and not 0 <= alpha <= 0.9:
+        words = ", ".join(f"`{rule}`" for rule in (*ALPHA_ESTIMATES, *ALPHA_EXACT))
         raise refused(
             "unlabeled.alpha",
             config.unlabeled.alpha,
-            "write `estimate`, `true` or a number in [0, 0.9]",
+            f"write one of {words}, or a number in [0, 0.9]",
         )
 
 
@@ -192,7 +195,7 @@ def _contradictions(config: Config) -> tuple[Contradiction, ...]:
     passes = config.personalise.epochs * config.history * (2 + config.unlabeled.ratio)
     return (
         (
-            config.unlabeled.alpha == "true" and config.task not in PERSONAS,
+            config.unlabeled.alpha in ALPHA_EXACT and config.task not in PERSONAS,
             ("unlabeled.alpha", "task"),
             (
                 "the overlap of real users is not known; set unlabeled.alpha=estimate, "

@@ -17,6 +17,9 @@ Scalar = str | int | float | bool
 
 PERSONAS = ("headline", "tagging", "rating")
 TASKS = (*PERSONAS, *(f"LaMP-{n}" for n in range(1, 8)), "text")
+# Values of unlabeled.alpha: estimated from texts, and exact (see `unlabeled.alpha`).
+ALPHA_ESTIMATES = ("estimate", "calibrated", "quantile", "best-bin")
+ALPHA_EXACT = ("true", "true-bound", "true-mean")
 KINDS = ("votes", "self", "public", "anonymised", "others")
 
 # A configuration comes from somebody else: every number has a largest value, which no
@@ -231,9 +234,11 @@ class Unlabeled:
     )
     alpha: str = key(
         "estimate",
-        "preference overlap: `estimate`, or a number in [0, 0.9]; kinds whose alpha is "
-        "no population share (self, public) use 0.5 where this says `estimate`. `true` is "
-        "a control that only personas can have: the overlap they were made with",
+        "how much of the unlabeled set counts as the user's: `estimate` (the paper), "
+        "`calibrated` (that without its bias by length), `quantile` or `best-bin` (mixture "
+        "shares), or a number in [0, 0.9]; kinds whose alpha is no population share (self, "
+        "public) use 0.5 for every estimate. `true`, `true-bound` and `true-mean` are "
+        "controls that only personas can have (docs/alpha.md)",
         affects=(SOME,),
     )
     alpha_features: str = key(
@@ -523,7 +528,7 @@ class Config:
     def fixed_alpha(self) -> float | None:
         """Alpha where it is fixed by config, None where each user has an own one."""
         alpha = self.unlabeled.alpha
-        return None if alpha in ("estimate", "true") else float(alpha)
+        return None if alpha in (*ALPHA_ESTIMATES, *ALPHA_EXACT) else float(alpha)
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .functionals import Functionals
+
 # Reasons of `Dataset.dropped` that begin so count items, not users.
 OF_ITEMS = ("history", "histories", "questions", "items")
 TOO_LONG = "items longer than the context"
@@ -51,18 +53,23 @@ class Truth:
     overlap
         Share of the other users' text that this user would also have written: the
         overlap sum_y min(p_user(y), p_others(y)) of the style distributions, in [0, 1].
+        It is `functionals.overlap`, and no share of a mixture.
     own
         Attribute -> value that this user prefers and the population does not.
     shared
         Attribute -> value that this user shares with the population.
     strength
         How often the user follows an own preference, in (0, 1].
+    functionals
+        All four functionals of the user's texts and the other users', exactly; None for a
+        truth that was written by hand.
     """
 
     overlap: float
     own: dict[str, str]
     shared: dict[str, str]
     strength: float
+    functionals: Functionals | None = None
 
 
 @dataclass(frozen=True)

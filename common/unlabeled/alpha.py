@@ -1,14 +1,24 @@
-"""alpha of one user: fixed by the configuration, or estimated from features."""
+"""alpha of one user: fixed by the configuration, or estimated from features.
+
+Which functional of the user's and the others' texts each value of ``unlabeled.alpha``
+aims at (their names are those of `data.functionals`):
+
+    estimate, calibrated   classifier_mean (the paper's; at most 1/2)
+    quantile, best-bin     share_bound
+    true                   overlap, exact
+    true-bound, true-mean  share_bound and classifier_mean, exact
+"""
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..config import Config
+from ..config import ALPHA_EXACT, Config
 from ..data.ngrams import WIDTH, hashed
-from ..data.types import User
+from ..data.types import Truth, User
 from ..engine.fitting import encode_all
 from ..engine.reference import Reference, content_hash
 from ..seeds import numpy_generator
-from . import overlap
+from . import heldout, overlap, shares
 from .draws import Draw, subset
 from .sets import population_share
 
@@ -17,10 +27,11 @@ def alpha_of(
     reference: Reference, user: User, drawn: Draw, config: Config
 ) -> overlap.Overlap:
     """Estimate alpha where it is a population share; otherwise it is fixed by config."""
+    rule = config.unlabeled.alpha
     if config.fixed_alpha is not None:
         return overlap.Overlap(config.fixed_alpha, False)
-    if config.unlabeled.alpha == "true" and user.truth is not None:
-        return overlap.Overlap(min(user.truth.overlap, overlap.HIGHEST), False)
+    if rule in ALPHA_EXACT and user.truth is not None:
+        return overlap.Overlap(min(known(rule, user.truth), overlap.HIGHEST), False)
     if not population_share(config.unlabeled):
         return overlap.Overlap(overlap.DEFAULT, False)
     source = drawn.others if config.unlabeled.alpha_items else drawn.entries
@@ -29,7 +40,7 @@ def alpha_of(
     looked = subset(source, count, generator)
     weights = np.array([entry.weight for entry in looked])
     # The generator draws the classifier's folds; its state tells seed and user.
-    rest = (weights.tolist(), repr(generator.bit_generator.state))
+    rest = (rule, weights.tolist(), repr(generator.bit_generator.state))
     if config.unlabeled.alpha_features == "ngrams":
         own = [item.target for item in user.history]
         aux = [entry.item.target for entry in looked]
@@ -47,6 +58,46 @@ def alpha_of(
 
         ids = [(e.prompt_length, e.ids) for e in (*drawn.own, *aux)]
         key = ("alpha", user.id, content_hash(len(drawn.own), ids, rest))
-    return reference.once(
-        key, lambda: overlap.estimate(*features(), weights, generator)
-    )
+    return reference.once(key, lambda: estimated(rule, *features(), weights, generator))
+
+
+def known(rule: str, truth: Truth) -> float:
+    """The exact value that a rule of `ALPHA_EXACT` stands for.
+
+    Raises
+    ------
+    ValueError
+        The truth was written by hand and has no functionals.
+    """
+    if rule == "true":
+        return truth.overlap
+    if truth.functionals is None:
+        raise ValueError(f"'{rule}' needs a truth with functionals")
+    exact = truth.functionals
+    return exact.share_bound if rule == "true-bound" else exact.classifier_mean
+
+
+def estimated(
+    rule: str,
+    target: NDArray[np.float64],
+    unlabeled: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    generator: np.random.Generator,
+) -> overlap.Overlap:
+    """Estimate alpha by a rule of `ALPHA_ESTIMATES`, from the features of both sides.
+
+    Kept within [0, 0.9]. The default, marked as not estimated, with fewer than 4 items on
+    either side.
+    """
+    if rule not in ("calibrated", "quantile", "best-bin"):
+        return overlap.estimate(target, unlabeled, weights, generator)
+    found = heldout.probabilities(target, unlabeled, weights, generator)
+    if found is None:
+        return overlap.Overlap(overlap.DEFAULT, False)
+    if rule == "calibrated":
+        value = float(np.average(found.unlabeled, weights=weights))
+    elif rule == "quantile":
+        value = shares.from_quantile(found.own)
+    else:
+        value = shares.best_bin(found.own, found.unlabeled, weights)
+    return overlap.Overlap(min(value, overlap.HIGHEST), True)

@@ -1,8 +1,9 @@
-"""alpha: how much of the unlabeled set this user would also have written.
+"""alpha as in the paper: how sure a classifier is that unlabeled items are the user's.
 
 The estimate of the paper (Ma et al., ACL 2026, "Objective"): fit a classifier that tells
 the user's items from the unlabeled ones, and average the probability "the user's" over
-the unlabeled items.
+the unlabeled items. This aims at the functional `data.functionals.classifier_mean`, which
+is no share of a mixture.
 """
 
 from dataclasses import dataclass
@@ -50,8 +51,9 @@ def estimate(
 
     A ridge-logistic classifier is cross-fitted: every item is judged by a classifier that
     did not see it, since one that did would tell the classes apart by heart and push
-    alpha to zero. Classes are balanced, so that their sizes do not matter; a user who
-    cannot be told from the unlabeled set has alpha 1/2 under this estimate.
+    alpha to zero. Both classes weigh half. A user who cannot be told from the unlabeled
+    set has alpha 1/2 if the two have equally many items, and less if the history is
+    shorter: `heldout` says why, and `heldout.probabilities` is without that bias.
 
     Parameters
     ----------

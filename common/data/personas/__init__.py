@@ -2,8 +2,8 @@
 
 Everything about an author comes from (seed, task, name), and everything about an item
 from (seed, task, name, number): a user's text depends neither on how many users there are
-nor on how long the histories are. Only `Truth.overlap` and the rivals of held-out items
-refer to the other users of the run.
+nor on how long the histories are. Only `Truth.functionals`, `Truth.overlap` among them,
+and the rivals of held-out items refer to the other users of the run.
 """
 
 import zlib
@@ -15,8 +15,9 @@ import numpy as np
 from ...config import MOST_MADE, Config
 from ...errors import IdiolectError, refuse_if
 from ...seeds import numpy_generator
+from ..functionals import Functionals
 from ..types import Dataset, Item, Truth, User
-from .authors import Author, draw_author, draw_style, overlaps
+from .authors import Author, draw_author, draw_style, exact
 from .headline import HEADLINE, read
 from .rating import RATING
 from .tagging import TAGGING
@@ -57,8 +58,8 @@ def make(config: Config) -> Dataset:
     # A lone user is compared with the public authors instead.
     everybody = run if len(run) > 1 else run + public
     made = [
-        _user(world, config, author, share, everybody)
-        for author, share in zip(run, overlaps(world, everybody), strict=False)
+        _user(world, config, author, known, everybody)
+        for author, known in zip(run, exact(world, everybody), strict=False)
     ]
     return Dataset(
         task=world.task,
@@ -146,7 +147,11 @@ def _item(
 
 
 def _user(
-    world: World, config: Config, author: Author, share: float, everybody: list[Author]
+    world: World,
+    config: Config,
+    author: Author,
+    known: Functionals,
+    everybody: list[Author],
 ) -> User:
     def items(wanted: str, count: int) -> Iterator[tuple[Event, Item]]:
         for i, event in enumerate(_events(world, config, author.name, wanted, count)):
@@ -158,7 +163,7 @@ def _user(
         replace(item, rivals=_rivals(world, config, item, event, author, everybody))
         for event, item in items("held-out", config.held_out)
     )
-    truth = Truth(share, author.own, author.shared, author.strength)
+    truth = Truth(known.overlap, author.own, author.shared, author.strength, known)
     return User(author.name, history, held_out, truth)
 
 

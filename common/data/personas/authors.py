@@ -9,7 +9,7 @@ preferences and has own ones for the rest; nobody follows a preference always:
 and p_author = p_population for a shared attribute. Attributes are independent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from ...config import Persona
 from ...seeds import numpy_generator
+from ..functionals import Functionals, functionals
 from .world import Style, World, pick
 
 # How often the population's value of an attribute is followed. Below 1 so that even the
@@ -129,17 +130,33 @@ def combinations(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(rows), np.array(columns), np.array(text)
 
 
-def overlaps(world: World, authors: Sequence[Author]) -> list[float]:
-    """Return the true overlap of every author with the mean of the others.
+def exact(world: World, authors: Sequence[Author]) -> list[Functionals]:
+    """Return every author's functionals with the mean of the others, exactly.
 
-        overlap_u = mean over situations of sum_y min(p_u(y), mean over v != u of p_v(y))
+    See `distributions`: `overlap` is mean over situations of sum_y min(p(y), u(y)),
+    `classifier_mean` is a mean over situations too, and `share_bound` the least of them.
+    """
+    return [functionals(p, u) for p, u in distributions(world, authors)]
 
-    exactly, over all texts y that a prompt of the situation can get.
+
+def distributions(
+    world: World, authors: Sequence[Author]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield p and u of every author over all pairs of a situation and a text of it.
+
+    p is the author's and u the mean of the other authors': the kind `others` draws its
+    unlabeled items from this u, since it holds everybody's histories, of one length, and
+    no user trains against the own one.
 
     Parameters
     ----------
     authors
         At least two.
+
+    Yields
+    ------
+    tuple
+        p and u, float64 [pairs] each, that sum to 1.
     """
     rows, columns, text = combinations(world)
     size = int(text.max()) + 1
@@ -149,7 +166,6 @@ def overlaps(world: World, authors: Sequence[Author]) -> list[float]:
         return np.bincount(text.ravel(), chances.ravel(), size)
 
     total, others = sum(map(texts, authors)), len(authors) - 1
-    return [
-        float(np.minimum(mine, (total - mine) / others).sum())
-        for mine in map(texts, authors)
-    ]
+    for mine in map(texts, authors):
+        # max: a text that nobody else writes can have -1e-19 left.
+        yield mine, np.maximum(total - mine, 0.0) / others

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idiolect.common import config
-from idiolect.common.config import Config, page, parse, parse_word, presets
+from idiolect.common.config import (
+    ALPHA_ESTIMATES,
+    ALPHA_EXACT,
+    Config,
+    page,
+    parse,
+    parse_word,
+    presets,
+)
 from idiolect.common.errors import IdiolectError
 
 
@@ -58,7 +66,7 @@ def test_a_whole_number_may_stand_for_a_float() -> None:
         ({"personalise.learning-rates": "nan"}, "positive numbers"),
         ({"engine.device": "cuda:N"}, "use one of auto, cpu, cuda, cuda:N"),
         ({"engine.device": "cuda:1\n"}, "use one of auto, cpu, cuda, cuda:N"),
-        ({"unlabeled.alpha": "much"}, "`true` or a number in [0, 0.9]"),
+        ({"unlabeled.alpha": "much"}, "`true-mean`, or a number in [0, 0.9]"),
         ({"unlabeled.alpha": "0.95"}, "[0, 0.9]"),
         (
             {"development-users": 0, "personalise.learning-rates": "1e-3,3e-3"},
@@ -407,3 +415,8 @@ def test_the_true_overlap_is_known_of_personas_only():
     assert parse({"unlabeled.alpha": "true"}).fixed_alpha is None
     with pytest.raises(IdiolectError, match="overlap of real users is not known"):
         parse({"unlabeled.alpha": "true", "task": "LaMP-4"})
+    for rule in (*ALPHA_ESTIMATES, *ALPHA_EXACT):
+        assert parse({"unlabeled.alpha": rule}).fixed_alpha is None
+        if rule in ALPHA_EXACT:
+            with pytest.raises(IdiolectError, match="overlap of real users"):
+                parse({"unlabeled.alpha": rule, "task": "LaMP-4"})

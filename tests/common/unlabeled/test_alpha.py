@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from idiolect.common.config import parse
+from idiolect.common.config import ALPHA_ESTIMATES, parse
 from idiolect.common.data import personas
+from idiolect.common.data.functionals import functionals
 from idiolect.common.data.types import Truth
 from idiolect.common.engine.adapters import (
     Lora,
@@ -17,7 +18,8 @@ from idiolect.common.methods.personalise import (
     Personal,
     personalise,
 )
-from idiolect.common.unlabeled import alpha
+from idiolect.common.seeds import numpy_generator
+from idiolect.common.unlabeled import alpha, heldout, overlap, shares
 from idiolect.common.unlabeled.draws import draw_for
 from idiolect.common.unlabeled.overlap import Overlap
 from idiolect.common.unlabeled.sets import Unlabeled, UnlabeledSet
@@ -51,6 +53,50 @@ def test_the_true_overlap_takes_the_place_of_the_estimate(reference, users, othe
         for p in train(reference, known, others, "c-bpo", settings)
     ]
     assert found == [(0.2, False), (0.5, False), (0.9, False)]
+
+
+def test_exact_functionals_take_the_place_of_the_estimate(reference, users, others):
+    exact = functionals((0.9, 0.1), (0.5, 0.5))
+    known = [replace(users[0], truth=Truth(0.6, {}, {}, 1.0, exact))]
+    for rule, wanted in (
+        ("true", exact.overlap),
+        ("true-bound", exact.share_bound),
+        ("true-mean", exact.classifier_mean),
+    ):
+        settings = config(unlabeled__alpha=rule, task="headline")
+        assert alphas(reference, known, others, settings) == [wanted]
+    bare = [replace(users[0], truth=Truth(0.6, {}, {}, 1.0))]
+    with pytest.raises(ValueError, match="'true-mean' needs a truth with functionals"):
+        alphas(reference, bare, others, settings)
+
+
+def test_every_estimate_is_what_its_rule_says(reference, users, others):
+    """From held-out probabilities; and one process keeps them apart."""
+    g = numpy_generator
+    own, aux, ones = (
+        g(0, "a").normal(size=(9, 5)),
+        g(0, "b").normal(size=(30, 5)),
+        np.ones(30),
+    )
+    scores = heldout.probabilities(own, aux, ones, g(0, "folds"))
+    assert scores is not None
+    for rule, wanted in (
+        ("estimate", overlap.estimate(own, aux, ones, g(0, "folds")).alpha),
+        ("calibrated", scores.unlabeled.mean()),
+        ("quantile", shares.from_quantile(scores.own)),
+        ("best-bin", shares.best_bin(scores.own, scores.unlabeled, ones)),
+    ):
+        found = alpha.estimated(rule, own, aux, ones, g(0, "folds"))
+        assert found.estimated
+        assert found.alpha == pytest.approx(min(wanted, overlap.HIGHEST))
+        few = alpha.estimated(rule, own[:3], aux, ones, g(0, "folds"))
+        assert few == Overlap(overlap.DEFAULT, False)
+    kept = [
+        alphas(reference, users, others, config(unlabeled__alpha=rule))
+        for rule in ALPHA_ESTIMATES
+    ]
+    assert len({tuple(each) for each in kept}) == len(ALPHA_ESTIMATES)
+    assert all(0 <= value <= overlap.HIGHEST for each in kept for value in each)
 
 
 def alphas(reference, users, others, settings) -> list[float]:

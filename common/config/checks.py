@@ -16,6 +16,7 @@ from .keys import (
     MOST_PASSES,
     MOST_RATE,
     MOST_RATES,
+    NEAR,
     PERSONAS,
     Config,
     Scalar,
@@ -172,6 +173,16 @@ def _check_numbers(config: Config) -> None:
             f"{MOST_RATE:g} with commas, for example 1e-3,3e-3",
         )
     try:
+        strength = config.unlabeled.nearness_strength
+    except ValueError:
+        strength = math.nan
+    if not abs(strength) <= NEAR:
+        raise refused(
+            "unlabeled.nearness",
+            config.unlabeled.nearness,
+            f"write `none`, `near`, `far` or a number in [-{NEAR:g}, {NEAR:g}]",
+        )
+    try:
         alpha = config.fixed_alpha
     except ValueError:
         alpha = -1.0
@@ -197,6 +208,14 @@ def _contradictions(config: Config) -> tuple[Contradiction, ...]:
             (
                 "the overlap of real users is not known; set unlabeled.alpha=estimate, "
                 f"or one of the tasks {', '.join(PERSONAS)}"
+            ),
+        ),
+        (
+            config.unlabeled.kind == "self" and config.unlabeled.nearness_strength != 0,
+            ("unlabeled.nearness", "unlabeled.kind"),
+            (
+                "the model's own texts are written at the own prompts, so there is nothing "
+                "to choose from; set unlabeled.nearness=none, or another unlabeled.kind"
             ),
         ),
         (

@@ -18,6 +18,8 @@ UNLABELED = (
     "unlabeled.features",
     "unlabeled.support",
     "unlabeled.ratio",
+    "unlabeled.nearness",
+    "unlabeled.nearness-features",
 )
 ALPHA = ("unlabeled.alpha", "unlabeled.alpha-features", "unlabeled.alpha-items")
 MEANS = ("personalise.ema", "personalise.boundary")

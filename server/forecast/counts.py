@@ -43,6 +43,7 @@ from ...common.methods.shared import training_set, update_settings
 from ...common.methods.table import module_of
 from ...common.unlabeled.alpha import alpha_of
 from ...common.unlabeled.draws import Draw, draw_for
+from ...common.unlabeled.nearness import inputs_of, readable
 from ...common.unlabeled.samples import SAMPLED_AT_ONCE
 from ...common.unlabeled.sets import UnlabeledSet, population_share
 from ...common.unlabeled.votes import VOTES
@@ -81,11 +82,14 @@ class Counting:
     again: float = 0.0
     _scored: set[tuple[tuple[int, ...], ...]] = field(default_factory=set)
     _embedded_users: set[str] = field(default_factory=set)
+    _near_users: set[str] = field(default_factory=set)
+    _handed: UnlabeledSet = UnlabeledSet()
     _laid_out: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def parts(self) -> Iterator[Part]:
         """All parts, in the order of the run."""
         handed = handed_out(self.config, self.backbone, self.dataset)
+        self._handed = handed
         yield from self._adapt()
         yield from self._pool()
         if self.development:
@@ -180,6 +184,7 @@ class Counting:
         settings = training_settings(config, 1.0)
         tokens, more = self._steps(sets, settings)
         more += sum(self._embedded(user, draws[user.id]) for user in group)
+        more += sum(self._near(user) for user in group)
         work = Work(trained=tokens, scored=more + reference.tokens)
         work += Work(prepared=len(group))
         samples = Work()
@@ -217,6 +222,21 @@ class Counting:
         entries = draw.others[: config.alpha_items] or draw.entries
         looked = encode_all(self.backbone, [entry.item for entry in entries])
         return sum(scored_tokens(self.backbone, [r]) for r in (draw.own, looked))
+
+    def _near(self, user: User) -> int:
+        """Tokens of the inputs that hidden states compare, once for each user."""
+        settings = self.config.unlabeled
+        if settings.nearness_features == "ngrams" or not settings.nearness_strength:
+            return 0
+        if user.id in self._near_users:
+            return 0
+        first = not self._near_users
+        self._near_users.add(user.id)
+        items = [entry.item for entry in self._handed.items] if first else []
+        both = (sorted({*inputs_of(items)} - {""}), inputs_of(user.history))
+        reference = Reference(self.backbone)
+        rows = (encode_all(self.backbone, readable(reference, t)) for t in both)
+        return sum(scored_tokens(self.backbone, [one]) for one in rows if one)
 
     def _held_out(self, group: Sequence[User]) -> Work:
         items = [encode_all(self.backbone, user.held_out) for user in group]
@@ -474,8 +494,13 @@ def handed_out(config: Config, backbone: Backbone, dataset: Dataset) -> Unlabele
 def drawn(
     reference: Reference, user: User, handed: UnlabeledSet, config: Config
 ) -> Draw:
-    """What a user learns from; samples of the model stand as the user's own texts."""
+    """What a user learns from; samples of the model stand as the user's own texts.
+
+    What is near by hidden states stands as what is near by n-grams.
+    """
     if config.unlabeled.kind != "self":
+        plain = replace(config.unlabeled, nearness_features="ngrams")
+        config = replace(config, unlabeled=plain)
         return draw_for(reference, user, handed, config)
     own = encode_all(reference.backbone, user.history)
     count = round(config.unlabeled.ratio * len(own))

@@ -29,7 +29,7 @@ UNUSED_0_2 = {
     "pool": (
         *("adapt.", "personalise.", "engine.stack", "engine.microbatch", "lora."),
         *("unlabeled.ratio", "unlabeled.alpha", "unlabeled.alpha-features"),
-        "unlabeled.alpha-items",
+        *("unlabeled.alpha-items", "unlabeled.nearness", "unlabeled.nearness-features"),
     ),
 }
 ALPHA = ("unlabeled.alpha", "unlabeled.alpha-features", "unlabeled.alpha-items")

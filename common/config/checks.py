@@ -200,7 +200,8 @@ def _contradictions(config: Config) -> tuple[Contradiction, ...]:
     first = next(iter(rates), 0.0)
     # How long a pass takes is a matter of the machine, so this bounds only what no machine
     # should be asked for; on a device the owner's `max-seconds` ends what takes too long.
-    passes = config.personalise.epochs * config.history * (2 + config.unlabeled.ratio)
+    rows = config.history * (2 + config.unlabeled.ratio) + config.disliked
+    passes = config.personalise.epochs * rows
     return (
         (
             config.unlabeled.alpha == "true" and config.task not in PERSONAS,
@@ -216,6 +217,14 @@ def _contradictions(config: Config) -> tuple[Contradiction, ...]:
             (
                 "the model's own texts are written at the own prompts, so there is nothing "
                 "to choose from; set unlabeled.nearness=none, or another unlabeled.kind"
+            ),
+        ),
+        (
+            config.on_devices and config.disliked > 0,
+            ("disliked", "task"),
+            (
+                "owners say themselves what they dislike (`idiolect feedback down`); set "
+                "disliked=0, or the task of personas or of files"
             ),
         ),
         (
@@ -236,7 +245,7 @@ def _contradictions(config: Config) -> tuple[Contradiction, ...]:
         ),
         (
             passes > MOST_PASSES,
-            ("personalise.epochs", "history", "unlabeled.ratio"),
+            ("personalise.epochs", "history", "unlabeled.ratio", "disliked"),
             (
                 f"together they make {passes:.0f} passes over an item of one user, and at "
                 f"most {MOST_PASSES} are allowed; lower one of them"

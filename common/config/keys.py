@@ -457,6 +457,15 @@ class Config:
         MOST_ITEMS,
     )
     held_out: int = key(8, "items per user to be measured on, at most", 1, MOST_ITEMS)
+    disliked: int = key(
+        0,
+        "known negatives per user: texts at prompts of the own history that the user would "
+        "strike out. For personas the population wrote them, for real users the shared "
+        "adapter did; with task=text owners have their own",
+        0,
+        MOST_ITEMS,
+        affects=(SOME,),
+    )
     skip_bad_users: bool = key(False, "leave users with malformed data out, count them")
     users_per_node: int = key(
         0, "users hosted by one simulated node; 0: users/nodes", 0, MOST_USERS

@@ -7,13 +7,14 @@ samples are taken to be as long as the user's own texts (`drawn`), outputs as lo
 held-out texts (`expected_steps`).
 """
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from ...common.config import UNTRAINED, Config, Privacy
+from ...common.config import PERSONAS, UNTRAINED, Config, Privacy
 from ...common.config.methods import BY_NAME
 from ...common.data.load import task_of
 from ...common.data.types import Dataset, Item, User
@@ -180,6 +181,10 @@ class Counting:
         """Phase -> work of training a group with one method at one rate."""
         config, backbone, module = self.config, self.backbone, module_of(method)
         reference = Scoring(backbone, self._scored)
+        written = 0
+        if BY_NAME[method].disliked and config.task not in PERSONAS:
+            written = config.disliked
+            group = [_as_if_disliked(user, written) for user in group]
         sets = [module.training_set(reference, u, draws[u.id], 0.0) for u in group]
         settings = training_settings(config, 1.0)
         tokens, more = self._steps(sets, settings)
@@ -194,6 +199,9 @@ class Counting:
                 count = len(draws[user.id].aux)
                 asked = [own[i % len(own)] for i in range(count)]
                 samples += self._generated([asked], SHORT)
+        for user in group if written else ():
+            rows = encode_all(backbone, user.disliked)
+            samples += self._generated([rows], SHORT)
         if method == "cope":
             own = [draws[user.id].own for user in group]
             samples = sum((self._sampled(rows) for rows in own), samples)
@@ -356,6 +364,13 @@ def _again(backbone: Backbone, saving: Saving) -> float:
     layers = backbone.model.config.num_hidden_layers
     kept = saving.products / max(1, len(products(backbone, saving.layers)))
     return saving.recompute / layers * (1 - kept)
+
+
+def _as_if_disliked(user: User, count: int) -> User:
+    """The user with own texts in the place of what the model will write."""
+    return replace(
+        user, disliked=tuple(itertools.islice(itertools.cycle(user.history), count))
+    )
 
 
 MOST_COUNTED = 64  # users; of more, the first stand for all

@@ -1,6 +1,7 @@
 """What is counted is what the engine then processes, token by token."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -157,6 +158,21 @@ def test_inputs_that_hidden_states_compare_are_counted(small_model, monkeypatch)
     for user in (*dataset.users, *dataset.development):
         draw_for(reference, user, handed, config)
     assert counted(config).scored - counted(plain).scored == tokens[0] > 0
+
+
+def test_samples_that_users_dislike_are_work_of_the_methods_that_use_them(small_model):
+    near = {"unlabeled.kind": "others", "disliked": 3, "backbone": small_model}
+    config = parse({**SHORT, **near})
+    backbone = backbone_of(config)
+    dataset = fitted(backbone, load_dataset(config))  # personas: their own dislikes
+    assert not [
+        p
+        for p in Counting(config, backbone, dataset, 1).parts()
+        if p.phase == "samples"
+    ]
+    files = replace(config, task="LaMP-4", data="of somebody")
+    parts = list(Counting(files, backbone, dataset, 1).parts())
+    assert {p.method for p in parts if p.phase == "samples"} == {"kto", "bco", "c-bpo"}
 
 
 def test_a_step_in_two_passes_is_counted_forward_twice(small_model):

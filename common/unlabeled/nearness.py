@@ -58,10 +58,10 @@ def input_nearness(
     """
     own = inputs_of(user.history)
     inputs = inputs_of([entry.item for entry in others])
-    have = np.flatnonzero([bool(text) for text in inputs])
+    have = [j for j, text in enumerate(inputs) if text]
     found = np.zeros((len(own), len(inputs)))
     asked = [i for i, text in enumerate(own) if text]
-    if not len(have) or not asked:
+    if not have or not asked:
         return found
     likeness = _ngrams if config.unlabeled.nearness_features == "ngrams" else _states
     every = sorted({*inputs_of([entry.item for entry in handed])} - {""})

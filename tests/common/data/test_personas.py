@@ -405,10 +405,8 @@ def test_fewer_dislikes_are_the_first_of_more_whoever_else_is_there() -> None:
 
 def test_the_population_writes_what_is_disliked() -> None:
     """Own preferences are violated far more often than in the author's own texts."""
-    changes = {"users": 30, "disliked": 8, "development_users": 0}
-    users = [
-        u for u in make(small(**changes)).users if u.truth and len(u.truth.own) > 3
-    ]
+    made = make(small(users=30, disliked=8, development_users=0))
+    users = [u for u in made.users if u.truth and len(u.truth.own) > 3]
     for name, low, high in (("history", 0.5, 1.0), ("disliked", 0.0, 0.2)):
         rates = [
             score_style(user, [item.target for item in getattr(user, name)])

@@ -62,7 +62,6 @@ class Method:
 
 _TRAINED = (*TRAINING, *DECODING)
 _COMPARED = (*_TRAINED, *UNLABELED, "personalise.beta")
-_NEGATIVES: dict[str, bool] = {"adapter": True, "unlabeled": True, "disliked": True}
 _C_BPO = (*_COMPARED, *MEANS, *POSITIVE_TERM)
 
 TABLE = (
@@ -72,9 +71,27 @@ TABLE = (
     Method("pag", prompts=True, reads=RETRIEVAL),
     Method("sft", adapter=True, reads=_TRAINED, aliases=("oppu",)),
     Method("cope", adapter=True, reads=(*_TRAINED, "personalise.beta")),
-    Method("kto", **_NEGATIVES, reads=(*_COMPARED, *DISLIKED)),
-    Method("bco", **_NEGATIVES, reads=(*_COMPARED, *DISLIKED, "personalise.ema")),
-    Method("c-bpo", **_NEGATIVES, reads=(*_C_BPO, *DISLIKED, *ALPHA, *WEIGHT)),
+    Method(
+        "kto",
+        adapter=True,
+        unlabeled=True,
+        disliked=True,
+        reads=(*_COMPARED, *DISLIKED),
+    ),
+    Method(
+        "bco",
+        adapter=True,
+        unlabeled=True,
+        disliked=True,
+        reads=(*_COMPARED, *DISLIKED, "personalise.ema"),
+    ),
+    Method(
+        "c-bpo",
+        adapter=True,
+        unlabeled=True,
+        disliked=True,
+        reads=(*_C_BPO, *DISLIKED, *ALPHA, *WEIGHT),
+    ),
     Method("positives", adapter=True, unlabeled=True, reads=_C_BPO),
 )
 BY_NAME = {row.name: row for row in TABLE}

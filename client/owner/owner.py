@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from ...common.config import SETLESS, Config, flatten, parse
+from ...common.config.methods import BY_NAME
 from ...common.data.types import Item, Prompt, User
 from ...common.engine.adapters import Lora, export_peft, side_by_side
 from ...common.engine.backbone import Backbone
@@ -248,7 +249,7 @@ def adopt(
                 generations=tuple(learnt.values()),
                 pairs=tuple(one.id for one in (*user.history, *user.disliked)),
                 trained=len(user.history),
-                disliked=len(user.disliked) if method == "c-bpo" else 0,
+                disliked=len(user.disliked) if BY_NAME[method].disliked else 0,
                 held_out=len(user.held_out),
                 too_long=too_long + more,
                 shared=adapters.keep_shared(vault, backbone, reference.adapter, start),
@@ -335,7 +336,7 @@ def _judged(
         )
         found["nll_against"] = nll(reference, lora, who, method)
         newly = {item.id for item in user.disliked} - set(known)
-        found["allowed"] = AVOIDING if newly and method == "c-bpo" else 0.0
+        found["allowed"] = AVOIDING if newly and BY_NAME[method].disliked else 0.0
     return found
 
 

@@ -18,6 +18,7 @@ from .keys import (
     MOST_PASSES,
     MOST_RATE,
     MOST_RATES,
+    NEAR,
     PERSONAS,
     Config,
     Scalar,
@@ -174,6 +175,16 @@ def _check_numbers(config: Config) -> None:
             f"{MOST_RATE:g} with commas, for example 1e-3,3e-3",
         )
     try:
+        strength = config.unlabeled.nearness_strength
+    except ValueError:
+        strength = math.nan
+    if not abs(strength) <= NEAR:
+        raise refused(
+            "unlabeled.nearness",
+            config.unlabeled.nearness,
+            f"write `none`, `near`, `far` or a number in [-{NEAR:g}, {NEAR:g}]",
+        )
+    try:
         alpha = config.fixed_alpha
     except ValueError:
         alpha = -1.0
@@ -192,7 +203,8 @@ def _contradictions(config: Config) -> tuple[Contradiction, ...]:
     first = next(iter(rates), 0.0)
     # How long a pass takes is a matter of the machine, so this bounds only what no machine
     # should be asked for; on a device the owner's `max-seconds` ends what takes too long.
-    passes = config.personalise.epochs * config.history * (2 + config.unlabeled.ratio)
+    rows = config.history * (2 + config.unlabeled.ratio) + config.disliked
+    passes = config.personalise.epochs * rows
     return (
         (
             config.unlabeled.alpha in ALPHA_EXACT and config.task not in PERSONAS,
@@ -200,6 +212,22 @@ def _contradictions(config: Config) -> tuple[Contradiction, ...]:
             (
                 "the overlap of real users is not known; set unlabeled.alpha=estimate, "
                 f"or one of the tasks {', '.join(PERSONAS)}"
+            ),
+        ),
+        (
+            config.unlabeled.kind == "self" and config.unlabeled.nearness_strength != 0,
+            ("unlabeled.nearness", "unlabeled.kind"),
+            (
+                "the model's own texts are written at the own prompts, so there is nothing "
+                "to choose from; set unlabeled.nearness=none, or another unlabeled.kind"
+            ),
+        ),
+        (
+            config.on_devices and config.disliked > 0,
+            ("disliked", "task"),
+            (
+                "owners say themselves what they dislike (`idiolect feedback down`); set "
+                "disliked=0, or the task of personas or of files"
             ),
         ),
         (
@@ -220,7 +248,7 @@ def _contradictions(config: Config) -> tuple[Contradiction, ...]:
         ),
         (
             passes > MOST_PASSES,
-            ("personalise.epochs", "history", "unlabeled.ratio"),
+            ("personalise.epochs", "history", "unlabeled.ratio", "disliked"),
             (
                 f"together they make {passes:.0f} passes over an item of one user, and at "
                 f"most {MOST_PASSES} are allowed; lower one of them"

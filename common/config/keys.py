@@ -37,6 +37,8 @@ MOST_BATCH = 10_000
 MOST_BANK = 50_000  # as many items as one message may hold
 MOST_WEIGHT = 1e4  # of a term of an objective
 MOST_NOISE = 1e6  # more is counted as this much (`server/privacy/accountant.py`)
+# Of nearness: an item that is nearer by half a standard deviation comes 150 times as often.
+NEAR = 10.0
 MOST_INT = 2**63 - 1  # of anything that is counted in JSON and TOML
 # Passes over one item in one task. The default is some hundred; a LaMP user with ten
 # thousand items has some ten thousand.
@@ -232,6 +234,21 @@ class Unlabeled:
         100,
         affects=(SOME,),
     )
+    nearness: str = key(
+        "none",
+        "which unlabeled items a device draws: by weight alone (`none`), `near` the own "
+        "inputs, so that content cancels and style remains, `far` from them, or a number "
+        "between: k draws by weight times exp(k standard deviations of nearness); `near` "
+        f"is {NEAR:g}. Items without an input are neither near nor far",
+        affects=(SOME,),
+    )
+    nearness_features: str = key(
+        "ngrams",
+        "what makes an input near: TF-IDF of hashed character n-grams, or hidden states "
+        "of the `backbone`",
+        choices=("ngrams", "backbone"),
+        affects=(SOME,),
+    )
     alpha: str = key(
         "estimate",
         "how much of the unlabeled set counts as the user's: `estimate` (the paper), "
@@ -255,6 +272,12 @@ class Unlabeled:
         MOST_BANK,
         affects=(SOME,),
     )
+
+    @property
+    def nearness_strength(self) -> float:
+        """K of `nearness.near_draw`: 0 draws by weight alone, below 0 far items."""
+        named = {"none": 0.0, "near": NEAR, "far": -NEAR}
+        return named[self.nearness] if self.nearness in named else float(self.nearness)
 
 
 @dataclass(frozen=True)
@@ -439,6 +462,15 @@ class Config:
         MOST_ITEMS,
     )
     held_out: int = key(8, "items per user to be measured on, at most", 1, MOST_ITEMS)
+    disliked: int = key(
+        0,
+        "known negatives per user: texts at prompts of the own history that the user would "
+        "strike out. For personas the population wrote them, for real users the shared "
+        "adapter did; with task=text owners have their own",
+        0,
+        MOST_ITEMS,
+        affects=(SOME,),
+    )
     skip_bad_users: bool = key(False, "leave users with malformed data out, count them")
     users_per_node: int = key(
         0, "users hosted by one simulated node; 0: users/nodes", 0, MOST_USERS

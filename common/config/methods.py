@@ -18,8 +18,11 @@ UNLABELED = (
     "unlabeled.features",
     "unlabeled.support",
     "unlabeled.ratio",
+    "unlabeled.nearness",
+    "unlabeled.nearness-features",
 )
 ALPHA = ("unlabeled.alpha", "unlabeled.alpha-features", "unlabeled.alpha-items")
+DISLIKED = ("disliked",)
 MEANS = ("personalise.ema", "personalise.boundary")
 POSITIVE_TERM = ("personalise.reward", "personalise.anchor")
 WEIGHT = ("personalise.unlabeled-weight",)
@@ -39,6 +42,8 @@ class Method:
         Whether each user has an own adapter, which is trained.
     unlabeled
         Whether training needs the unlabeled set.
+    disliked
+        Whether training also takes what the user turned down (known negatives).
     prompts
         Whether prompts carry retrieved text of the user's history.
     reads
@@ -49,6 +54,7 @@ class Method:
     name: str
     adapter: bool = False
     unlabeled: bool = False
+    disliked: bool = False
     prompts: bool = False
     reads: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
@@ -65,9 +71,27 @@ TABLE = (
     Method("pag", prompts=True, reads=RETRIEVAL),
     Method("sft", adapter=True, reads=_TRAINED, aliases=("oppu",)),
     Method("cope", adapter=True, reads=(*_TRAINED, "personalise.beta")),
-    Method("kto", adapter=True, unlabeled=True, reads=_COMPARED),
-    Method("bco", adapter=True, unlabeled=True, reads=(*_COMPARED, "personalise.ema")),
-    Method("c-bpo", adapter=True, unlabeled=True, reads=(*_C_BPO, *ALPHA, *WEIGHT)),
+    Method(
+        "kto",
+        adapter=True,
+        unlabeled=True,
+        disliked=True,
+        reads=(*_COMPARED, *DISLIKED),
+    ),
+    Method(
+        "bco",
+        adapter=True,
+        unlabeled=True,
+        disliked=True,
+        reads=(*_COMPARED, *DISLIKED, "personalise.ema"),
+    ),
+    Method(
+        "c-bpo",
+        adapter=True,
+        unlabeled=True,
+        disliked=True,
+        reads=(*_C_BPO, *DISLIKED, *ALPHA, *WEIGHT),
+    ),
     Method("positives", adapter=True, unlabeled=True, reads=_C_BPO),
 )
 BY_NAME = {row.name: row for row in TABLE}

@@ -76,7 +76,8 @@ class Truth:
 class User:
     """One user's text. It never leaves the device; `held_out` is never trained on.
 
-    `disliked` holds pairs that the user turned down: known negatives, which C-BPO uses.
+    `disliked` holds pairs that the user turned down: known negatives, which C-BPO,
+    BCO and KTO use.
     """
 
     id: str

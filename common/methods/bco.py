@@ -14,15 +14,18 @@ from ..engine.objectives import (
     pool,
     signs,
 )
-from .examples import against_unlabeled
+from .examples import with_disliked
 
-training_set = against_unlabeled
+training_set = with_disliked
 
 
 def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:
     """Binary classifier optimisation: all unlabeled items are negatives.
 
-        L = E[l(g, +1) over own, l(g, -1) over unlabeled items, pooled]
+        L = E[l(g, +1) over own, l(g, -1) over unlabeled items, pooled] + E_neg[l(g, -1)]
+
+    The last term is over known negatives (explicit dislikes), our extension as in C-BPO:
+    a mean of its own, and no part of delta.
 
     As published and as TRL had it, items are pooled: one mean of the losses over both
     classes, and one running mean of the rewards as delta, so that a larger unlabeled set
@@ -34,5 +37,7 @@ def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:
     delta = boundary(means).unsqueeze(-1)
     g = signs(positive, unlabeled) * (pooled.reward(settings.beta) - delta)
     value = average(-F.logsigmoid(g), pooled.weight)
+    disliked = -F.logsigmoid(delta - batch.negative.reward(settings.beta))
+    value = value + average(disliked, batch.negative.weight)
     after = moved(means, pooled, pooled, settings.beta, settings.ema)
     return Loss(value, after, torch.zeros_like(value))

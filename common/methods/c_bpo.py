@@ -1,27 +1,13 @@
 """C-BPO: the preference-calibrated binary objective (Ma et al., ACL 2026)."""
 
-from dataclasses import replace
-
 import torch.nn.functional as F
 
 from ..config import Personalise
-from ..data.types import User
-from ..engine.fitting import encode_all
 from ..engine.objectives import Loss, Means, ScoredBatch, average, boundary, moved, pool
-from ..engine.reference import Reference
-from ..engine.training import TrainingSet
-from ..unlabeled.draws import Draw
 from . import sft
-from .examples import against_unlabeled, scored
+from .examples import with_disliked
 
-
-def training_set(
-    reference: Reference, user: User, drawn: Draw, alpha: float
-) -> TrainingSet:
-    """The history, the drawn items, and what the user turned down, with alpha."""
-    found = against_unlabeled(reference, user, drawn, alpha)
-    disliked = encode_all(reference.backbone, user.disliked)
-    return replace(found, negative=scored(reference, disliked))
+training_set = with_disliked
 
 
 def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:

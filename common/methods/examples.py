@@ -1,9 +1,11 @@
 """Training examples of one user, from the own text and the drawn items."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..data.types import User
 from ..engine.backbone import Encoded
+from ..engine.fitting import encode_all
 from ..engine.reference import Reference
 from ..engine.training import Example, TrainingSet
 from ..unlabeled.draws import Draw
@@ -33,3 +35,12 @@ def against_unlabeled(
         unlabeled=scored(reference, drawn.aux, weights),
         alpha=alpha,
     )
+
+
+def with_disliked(
+    reference: Reference, user: User, drawn: Draw, alpha: float
+) -> TrainingSet:
+    """As `against_unlabeled`, and what the user turned down: known negatives."""
+    found = against_unlabeled(reference, user, drawn, alpha)
+    disliked = encode_all(reference.backbone, user.disliked)
+    return replace(found, negative=scored(reference, disliked))

@@ -12,15 +12,15 @@ from ..engine.objectives import Loss, Means, ScoredBatch, average, pool, signs
 from ..engine.reference import Reference
 from ..engine.training import TrainingSet
 from ..unlabeled.draws import Draw
-from .examples import against_unlabeled, scored
+from .examples import scored, with_disliked
 
 
 def training_set(
     reference: Reference, user: User, drawn: Draw, alpha: float
 ) -> TrainingSet:
-    """The history, the drawn items, and mismatched pairs for the KL term."""
+    """The history, the drawn items, dislikes, and mismatched pairs for the KL term."""
     pairs = mismatched([*drawn.own, *drawn.aux], reference.backbone.context)
-    found = against_unlabeled(reference, user, drawn, alpha)
+    found = with_disliked(reference, user, drawn, alpha)
     return replace(found, mismatched=scored(reference, pairs))
 
 
@@ -30,9 +30,12 @@ def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:
         z = max(0, E[log pi_theta(y'|x) - log pi_ref(y'|x)])   no gradient
         L = E[1 - sigmoid(beta (u - z))]  over desirable,
             E[1 - sigmoid(beta (z - u))]  over undesirable items, pooled,
+          + E_neg[1 - sigmoid(beta (z - u))]
 
-    u the log-ratio, both weights lambda 1. z estimates the KL divergence on mismatched
-    pairs (the prompt of one item with the completion of another).
+    The last term is over known negatives (explicit dislikes), our extension as in C-BPO:
+    a mean of its own, and no part of z. u is the log-ratio, both weights lambda 1. z
+    estimates the KL divergence on mismatched pairs (the prompt of one item with the
+    completion of another).
     """
     pairs = batch.mismatched
     shift = average(pairs.logp - pairs.reference, pairs.weight)
@@ -41,6 +44,9 @@ def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:
     g = settings.beta * (pooled.logp - pooled.reference - z)
     sign = signs(batch.positive, batch.unlabeled)
     value = average(1 - torch.sigmoid(sign * g), pooled.weight)
+    negative = batch.negative
+    disliked = settings.beta * (z - (negative.logp - negative.reference))
+    value = value + average(1 - torch.sigmoid(disliked), negative.weight)
     return Loss(value, means, torch.zeros_like(value))
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..config import SETLESS, Config
+from ..config import PERSONAS, SETLESS, Config
+from ..config.methods import BY_NAME
 from ..data.types import User
 from ..engine.adapters import Lora, new_lora
 from ..engine.objectives import Loss, Means, ScoredBatch
@@ -19,6 +20,7 @@ from ..engine.training import UNWATCHED, TrainingSettings, Watch, train
 from ..errors import refuse_if
 from ..unlabeled.alpha import alpha_of
 from ..unlabeled.draws import draw_for
+from ..unlabeled.samples import disliked_samples
 from ..unlabeled.sets import UnlabeledSet
 from .table import module_of
 
@@ -62,6 +64,19 @@ def training_settings(config: Config, learning_rate: float) -> TrainingSettings:
     )
 
 
+def with_samples_disliked(
+    reference: Reference, user: User, method: str, config: Config
+) -> User:
+    """A user of files with ``disliked`` samples of pi_ref, where the method uses them.
+
+    Personas come with what they dislike, and owners say it themselves.
+    """
+    if config.task in PERSONAS or not BY_NAME[method].disliked:
+        return user
+    found = disliked_samples(reference, user, config.disliked, config)
+    return replace(user, disliked=(*user.disliked, *found))
+
+
 def personalise(
     reference: Reference,
     users: Sequence[User],
@@ -103,6 +118,7 @@ def personalise(
             f"user '{user.id}' has no unlabeled items to learn '{method}' against: "
             "choose another 'unlabeled.kind', or a method that needs none (sft).",
         )
+    users = [with_samples_disliked(reference, u, method, config) for u in users]
     module = module_of(method)
     watch.phase("reading the texts")
     data = [

@@ -12,6 +12,7 @@ from ..engine.fitting import encode_all, fits
 from ..engine.reference import Reference
 from ..errors import refuse_if
 from ..seeds import numpy_generator
+from .nearness import input_nearness, near_draw
 from .samples import self_samples
 from .sets import Unlabeled, UnlabeledSet
 from .votes import offers, user_vote
@@ -45,7 +46,10 @@ def draw_for(
 ) -> Draw:
     """Encode a user's history and its draw from the unlabeled set.
 
-    The draw depends on (seed, user) only: every method learns from the same items.
+    The draw depends on (seed, user) only: every method learns from the same items. With
+    ``unlabeled.nearness`` items near the user's own inputs (or far from them) come more
+    often (`nearness`). Where no own or no unlabeled item has an input there is nothing to
+    compare, and the draw is that without nearness.
     """
     refuse_if(
         not user.history,
@@ -60,7 +64,17 @@ def draw_for(
     else:
         generator = numpy_generator(config.seed, "unlabeled", user.id)
         others = not_own(reference, user, unlabeled, config)
-        drawn = draw(others, count, generator)
+        strength = config.unlabeled.nearness_strength
+        near = (
+            input_nearness(reference, user, unlabeled.items, others, config)
+            if strength
+            else np.zeros((0, 0))
+        )
+        drawn = (
+            near_draw(others, near, strength, count, generator)
+            if near.any()
+            else draw(others, count, generator)
+        )
         ess = effective_size(np.array([max(entry.weight, 0.0) for entry in others]))
     aux = encode_all(reference.backbone, [entry.item for entry in drawn])
     return Draw(own, aux, drawn, ess, others)

@@ -30,7 +30,36 @@ def self_samples(
     count: int,
     config: Config,
 ) -> list[Unlabeled]:
-    """Sample pi_ref at the user's own prompts: nothing crosses users (kind `self`).
+    """Sample pi_ref at the user's own prompts: nothing crosses users (kind `self`)."""
+    found = _at_own_prompts(reference, user, own, count, config, "self")
+    return [Unlabeled(item, 1.0) for item in found]
+
+
+def disliked_samples(
+    reference: Reference, user: User, count: int, config: Config
+) -> tuple[Item, ...]:
+    """What pi_ref writes at the user's past prompts, and the user did not: dislikes.
+
+    They stand for explicit dislikes of real users, whose files have none. Other samples
+    than those of kind `self`; one that is a text of the history is left out.
+    """
+    if not count:
+        return ()
+    own = encode_all(reference.backbone, user.history)
+    found = _at_own_prompts(reference, user, own, count, config, "disliked")
+    written = {item.target for item in user.history}
+    return tuple(item for item in found if item.target not in written)
+
+
+def _at_own_prompts(
+    reference: Reference,
+    user: User,
+    own: Sequence[Encoded],
+    count: int,
+    config: Config,
+    purpose: str,
+) -> list[Item]:
+    """Samples of pi_ref at the user's own prompts in turn, at most `count`.
 
     Temperature 1, nucleus 0.95, and at most as many tokens as the longest text of the
     user: what is longer is told from the user's texts by its length alone, and takes time.
@@ -38,7 +67,7 @@ def self_samples(
     that is empty, or that has more tokens when it is read than when it was written and then
     does not fit, is drawn again a few times.
     """
-    found: dict[int, Unlabeled] = {}
+    found: dict[int, Item] = {}
     longest = max(len(entry.ids) - entry.prompt_length for entry in own)
     budget = min(longest, task_of(config.task).max_new_tokens)
     for attempt in range(ATTEMPTS):
@@ -47,13 +76,13 @@ def self_samples(
             break
         asked = [own[i % len(own)] for i in missing]
         again = (attempt,) if attempt else ()
-        seed = derive(config.seed, "self", user.id, *again)
+        seed = derive(config.seed, purpose, user.id, *again)
         prompts = [entry.ids[: entry.prompt_length] for entry in asked]
         texts = _once(reference, user, prompts, budget, seed)
         for i, text in zip(missing, texts, strict=True):
-            item = Item(f"self-{i}", user.history[i % len(own)].prompt, text)
+            item = Item(f"{purpose}-{i}", user.history[i % len(own)].prompt, text)
             if text and reference.backbone.fits(item):
-                found[i] = Unlabeled(item, 1.0)
+                found[i] = item
     return [found[i] for i in sorted(found)]
 
 

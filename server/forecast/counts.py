@@ -7,13 +7,14 @@ samples are taken to be as long as the user's own texts (`drawn`), outputs as lo
 held-out texts (`expected_steps`).
 """
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from ...common.config import UNTRAINED, Config, Privacy
+from ...common.config import PERSONAS, UNTRAINED, Config, Privacy
 from ...common.config.methods import BY_NAME
 from ...common.data.load import task_of
 from ...common.data.types import Dataset, Item, User
@@ -43,6 +44,7 @@ from ...common.methods.shared import training_set, update_settings
 from ...common.methods.table import module_of
 from ...common.unlabeled.alpha import alpha_of
 from ...common.unlabeled.draws import Draw, draw_for
+from ...common.unlabeled.nearness import inputs_of, readable
 from ...common.unlabeled.samples import SAMPLED_AT_ONCE
 from ...common.unlabeled.sets import UnlabeledSet, population_share
 from ...common.unlabeled.votes import VOTES
@@ -81,11 +83,14 @@ class Counting:
     again: float = 0.0
     _scored: set[tuple[tuple[int, ...], ...]] = field(default_factory=set)
     _embedded_users: set[str] = field(default_factory=set)
+    _near_users: set[str] = field(default_factory=set)
+    _handed: UnlabeledSet = UnlabeledSet()
     _laid_out: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def parts(self) -> Iterator[Part]:
         """All parts, in the order of the run."""
         handed = handed_out(self.config, self.backbone, self.dataset)
+        self._handed = handed
         yield from self._adapt()
         yield from self._pool()
         if self.development:
@@ -176,10 +181,15 @@ class Counting:
         """Phase -> work of training a group with one method at one rate."""
         config, backbone, module = self.config, self.backbone, module_of(method)
         reference = Scoring(backbone, self._scored)
+        written = 0
+        if BY_NAME[method].disliked and config.task not in PERSONAS:
+            written = config.disliked
+            group = [_as_if_disliked(user, written) for user in group]
         sets = [module.training_set(reference, u, draws[u.id], 0.0) for u in group]
         settings = training_settings(config, 1.0)
         tokens, more = self._steps(sets, settings)
         more += sum(self._embedded(user, draws[user.id]) for user in group)
+        more += sum(self._near(user) for user in group)
         work = Work(trained=tokens, scored=more + reference.tokens)
         work += Work(prepared=len(group))
         samples = Work()
@@ -189,6 +199,9 @@ class Counting:
                 count = len(draws[user.id].aux)
                 asked = [own[i % len(own)] for i in range(count)]
                 samples += self._generated([asked], SHORT)
+        for user in group if written else ():
+            rows = encode_all(backbone, user.disliked)
+            samples += self._generated([rows], SHORT)
         if method == "cope":
             own = [draws[user.id].own for user in group]
             samples = sum((self._sampled(rows) for rows in own), samples)
@@ -217,6 +230,21 @@ class Counting:
         entries = draw.others[: config.alpha_items] or draw.entries
         looked = encode_all(self.backbone, [entry.item for entry in entries])
         return sum(scored_tokens(self.backbone, [r]) for r in (draw.own, looked))
+
+    def _near(self, user: User) -> int:
+        """Tokens of the inputs that hidden states compare, once for each user."""
+        settings = self.config.unlabeled
+        if settings.nearness_features == "ngrams" or not settings.nearness_strength:
+            return 0
+        if user.id in self._near_users:
+            return 0
+        first = not self._near_users
+        self._near_users.add(user.id)
+        items = [entry.item for entry in self._handed.items] if first else []
+        both = (sorted({*inputs_of(items)} - {""}), inputs_of(user.history))
+        reference = Reference(self.backbone)
+        rows = (encode_all(self.backbone, readable(reference, t)) for t in both)
+        return sum(scored_tokens(self.backbone, [one]) for one in rows if one)
 
     def _held_out(self, group: Sequence[User]) -> Work:
         items = [encode_all(self.backbone, user.held_out) for user in group]
@@ -336,6 +364,13 @@ def _again(backbone: Backbone, saving: Saving) -> float:
     layers = backbone.model.config.num_hidden_layers
     kept = saving.products / max(1, len(products(backbone, saving.layers)))
     return saving.recompute / layers * (1 - kept)
+
+
+def _as_if_disliked(user: User, count: int) -> User:
+    """The user with own texts in the place of what the model will write."""
+    return replace(
+        user, disliked=tuple(itertools.islice(itertools.cycle(user.history), count))
+    )
 
 
 MOST_COUNTED = 64  # users; of more, the first stand for all
@@ -474,8 +509,13 @@ def handed_out(config: Config, backbone: Backbone, dataset: Dataset) -> Unlabele
 def drawn(
     reference: Reference, user: User, handed: UnlabeledSet, config: Config
 ) -> Draw:
-    """What a user learns from; samples of the model stand as the user's own texts."""
+    """What a user learns from; samples of the model stand as the user's own texts.
+
+    What is near by hidden states stands as what is near by n-grams.
+    """
     if config.unlabeled.kind != "self":
+        plain = replace(config.unlabeled, nearness_features="ngrams")
+        config = replace(config, unlabeled=plain)
         return draw_for(reference, user, handed, config)
     own = encode_all(reference.backbone, user.history)
     count = round(config.unlabeled.ratio * len(own))

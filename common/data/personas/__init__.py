@@ -17,7 +17,7 @@ from ...errors import IdiolectError, refuse_if
 from ...seeds import numpy_generator
 from ..functionals import Functionals
 from ..types import Dataset, Item, Truth, User
-from .authors import Author, draw_author, draw_style, exact
+from .authors import Author, draw_author, draw_style, everyman, exact
 from .headline import HEADLINE, read
 from .rating import RATING
 from .tagging import TAGGING
@@ -29,6 +29,7 @@ WORLDS = {world.task.name: world for world in (HEADLINE, TAGGING, RATING)}
 # anybody's history, in the public text or in the training text of the tiny backbone.
 PURPOSES = ("history",) * 6 + ("held-out", "public")
 
+TRIES = 100  # texts of the population, of which the author may like each
 MISSES = 10_000  # draws in a row without a new prompt, after which there are none
 
 
@@ -39,15 +40,17 @@ def make(config: Config) -> Dataset:
     ----------
     config
         Used are ``seed``, ``task``, ``users``, ``development-users``, ``history``,
-        ``held-out``, ``evaluate.rivals``, ``persona.*`` and ``unlabeled.bank``: the number
-        of public items, each by an author of its own who is drawn like the users.
+        ``held-out``, ``disliked``, ``evaluate.rivals``, ``persona.*`` and
+        ``unlabeled.bank``: the number of public items, each by an author of its own who is
+        drawn like the users.
     """
     world = WORLDS[config.task]
     people = config.users + config.development_users
-    each = config.history + config.held_out
+    each = config.history + config.held_out + config.disliked
+    more = f" and 'disliked' {config.disliked}" if config.disliked else ""
     refuse_if(
         people * each > MOST_MADE,
-        f"'history' is {config.history} and 'held-out' {config.held_out}: {people} "
+        f"'history' is {config.history} and 'held-out' {config.held_out}{more}: {people} "
         f"users would have {people * each} items, and at most {MOST_MADE} are made; "
         "lower one of them, users or development-users.",
     )
@@ -164,7 +167,28 @@ def _user(
         for event, item in items("held-out", config.held_out)
     )
     truth = Truth(known.overlap, author.own, author.shared, author.strength, known)
-    return User(author.name, history, held_out, truth)
+    disliked = tuple(_disliked(world, config, author))
+    return User(author.name, history, held_out, truth, disliked)
+
+
+def _disliked(world: World, config: Config, author: Author) -> Iterator[Item]:
+    """What the author would strike out: the population's texts at the author's prompts.
+
+    At each prompt of the history in turn the first that is neither what the author wrote
+    there nor what the author's preferences make of it. Where the population writes nothing
+    else, the prompt is passed over.
+    """
+    wanted, crowd = {**author.shared, **author.own}, everyman(world, config.seed)
+    asked = _events(world, config, author.name, "history", config.disliked)
+    for i, event in enumerate(asked):
+        rng = numpy_generator(config.seed, "disliked", world.task.name, author.name, i)
+        own = _item(world, config, author, event, f"{author.name}/history-{i}").target
+        for _ in range(TRIES):
+            text = world.write(event, draw_style(world, crowd.chances, rng))
+            if text not in (own, world.write(event, wanted)):
+                name = f"{author.name}/disliked-{i}"
+                yield Item(name, world.prompt(event), text)
+                break
 
 
 def _rivals(

@@ -104,6 +104,12 @@ def draw_style(world: World, chances: np.ndarray, rng: np.random.Generator) -> S
     }
 
 
+def everyman(world: World, seed: int) -> Author:
+    """The population as one author: nobody in particular."""
+    usual = population(world, seed)
+    return Author("everyman", {}, usual, 1.0, _chances(world, usual, {}, 1.0))
+
+
 def combinations(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Enumerate all texts of all situations.
 

@@ -19,7 +19,14 @@ from idiolect.common.config.old import RENAMED
 # What version 0.2 said a stage does not depend on, by the names of today. A name that ends
 # in a dot is a section.
 UNUSED_0_2 = {
-    "nothing trained": ("methods", "preset", "evaluate.", "quorum", "deadline"),
+    "nothing trained": (
+        "disliked",
+        "methods",
+        "preset",
+        "evaluate.",
+        "quorum",
+        "deadline",
+    ),
     "shared": (
         *("unlabeled.", "privacy.vote-sampling", "personalise.epochs"),
         *("personalise.batch", "personalise.learning-rates", "personalise.beta"),
@@ -29,11 +36,12 @@ UNUSED_0_2 = {
     "pool": (
         *("adapt.", "personalise.", "engine.stack", "engine.microbatch", "lora."),
         *("unlabeled.ratio", "unlabeled.alpha", "unlabeled.alpha-features"),
-        "unlabeled.alpha-items",
+        *("unlabeled.alpha-items", "unlabeled.nearness", "unlabeled.nearness-features"),
     ),
 }
 ALPHA = ("unlabeled.alpha", "unlabeled.alpha-features", "unlabeled.alpha-items")
 MEANS = ("personalise.ema", "personalise.boundary")
+DISLIKED = "disliked"
 CBPO_ONLY = (
     "personalise.reward",
     "personalise.unlabeled-weight",
@@ -41,6 +49,7 @@ CBPO_ONLY = (
 )
 CONTRAST_ONLY = ("personalise.beta", *MEANS, *CBPO_ONLY)
 TRAINING = (
+    DISLIKED,
     *("unlabeled.", "personalise.epochs", "personalise.batch"),
     *("personalise.learning-rates", *CONTRAST_ONLY),
 )
@@ -51,11 +60,11 @@ METHODS_0_2 = {
     "shared": (*TRAINING, PROMPTS, *DECODING),
     "rag": (*TRAINING, *DECODING),
     "pag": (*TRAINING, *DECODING),
-    "sft": ("unlabeled.", *CONTRAST_ONLY, PROMPTS),
-    "cope": ("unlabeled.", *MEANS, *CBPO_ONLY, PROMPTS),
+    "sft": (DISLIKED, "unlabeled.", *CONTRAST_ONLY, PROMPTS),
+    "cope": (DISLIKED, "unlabeled.", *MEANS, *CBPO_ONLY, PROMPTS),
     "kto": (*ALPHA, *MEANS, *CBPO_ONLY, PROMPTS),
     "bco": (*ALPHA, "personalise.boundary", *CBPO_ONLY, PROMPTS),
-    "positives": (*ALPHA, "personalise.unlabeled-weight", PROMPTS),
+    "positives": (DISLIKED, *ALPHA, "personalise.unlabeled-weight", PROMPTS),
     "c-bpo": (PROMPTS,),
 }
 

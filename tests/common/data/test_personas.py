@@ -376,3 +376,53 @@ def test_more_items_than_can_be_made_are_refused() -> None:
     with pytest.raises(IdiolectError, match="'held-out' 200000: .* lower one of them"):
         make(small(held_out=200_000, users=6))
     assert f"at most {1_000_000:,} items" in markdown()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_disliked_is_not_what_the_author_would_write(task: str) -> None:
+    plain, data = make(small(task)), make(small(task, disliked=8))
+    world = WORLDS[task]
+    for before, user in zip(plain.users, data.users, strict=True):
+        assert before.disliked == () and user.truth
+        assert dataclasses.replace(user, disliked=()) == before
+        written = {item.prompt.text: item.target for item in user.history}
+        wanted = {**user.truth.shared, **user.truth.own}
+        events = personas._events(world, small(task), user.id, "history", 8)
+        best = {world.prompt(e).text: world.write(e, wanted) for e in events}
+        assert 4 <= len(user.disliked) <= 8
+        for item in user.disliked:
+            text = item.prompt.text
+            assert item.target not in (written[text], best[text])
+    names = [i.id for u in data.users for i in (*u.history, *u.held_out, *u.disliked)]
+    assert len(set(names)) == len(names)
+
+
+def test_fewer_dislikes_are_the_first_of_more_whoever_else_is_there() -> None:
+    few, many = make(small(disliked=2, users=4)), make(small(disliked=8, history=20))
+    for one, two in zip(few.users, many.users, strict=False):
+        assert one.disliked == two.disliked[:2] != ()
+
+
+def test_the_population_writes_what_is_disliked() -> None:
+    """Own preferences are violated far more often than in the author's own texts."""
+    made = make(small(users=30, disliked=8, development_users=0))
+    users = [u for u in made.users if u.truth and len(u.truth.own) > 3]
+    for name, low, high in (("history", 0.5, 1.0), ("disliked", 0.0, 0.2)):
+        rates = [
+            score_style(user, [item.target for item in getattr(user, name)])
+            for user in users
+        ]
+        assert low < np.mean([rate["own-style"] for rate in rates]) < high
+    shared = [score_style(u, [i.target for i in u.disliked]) for u in users]
+    rates = [rate["shared-style"] for rate in shared if "shared-style" in rate]
+    assert 0.8 < np.mean(rates) < 1.0
+
+
+def test_dislikes_count_among_the_items_that_are_made() -> None:
+    with pytest.raises(IdiolectError, match="and 'disliked' 200000: 8 users"):
+        make(small(disliked=200000))
+
+
+def test_owners_say_themselves_what_they_dislike() -> None:
+    with pytest.raises(IdiolectError, match="idiolect feedback down"):
+        parse({"task": "text", "disliked": 2, "development-users": 0})

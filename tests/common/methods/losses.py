@@ -56,13 +56,13 @@ def c_bpo_loss(positive, unlabeled, share, state, beta, ema, negative=None, **ke
     )
 
 
-def bco_loss(positive, unlabeled, state, beta, ema) -> Loss:
+def bco_loss(positive, unlabeled, state, beta, ema, **kinds) -> Loss:
     settings = Personalise(beta=beta, ema=ema)
-    return bco.loss(batch(positive, unlabeled=unlabeled), state, settings)
+    return bco.loss(batch(positive, unlabeled=unlabeled, **kinds), state, settings)
 
 
-def kto_loss(positive, unlabeled, mismatched, state, beta) -> Loss:
-    kinds = {"unlabeled": unlabeled, "mismatched": mismatched}
+def kto_loss(positive, unlabeled, mismatched, state, beta, **kinds) -> Loss:
+    kinds |= {"unlabeled": unlabeled, "mismatched": mismatched}
     return kto.loss(batch(positive, **kinds), state, Personalise(beta=beta))
 
 

@@ -45,3 +45,11 @@ def test_mismatched_pairs_shift_the_completions(wide, users):
         assert pair.ids[: pair.prompt_length] == encoded[k].ids[: pair.prompt_length]
         assert pair.ids[pair.prompt_length :] == after.ids[after.prompt_length :]
     assert all(len(pair.ids) <= 60 for pair in mismatched(encoded, 60))
+
+
+def test_known_negatives_are_a_mean_of_their_own_and_no_part_of_z():
+    items = scored([0.8]), scored([0.2, -0.4]), scored([0.5, 0.3])
+    plain = kto_loss(*items, means(), 2.0)
+    loss = kto_loss(*items, means(), 2.0, negative=scored([0.9, -0.3]))
+    terms = [1 - 1 / (1 + math.exp(-2 * (0.4 - u))) for u in (0.9, -0.3)]
+    assert (loss.value - plain.value).item() == pytest.approx(sum(terms) / 2)

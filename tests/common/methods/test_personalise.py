@@ -5,15 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from idiolect.common.engine.adapters import (
-    Lora,
-)
+from idiolect.common.config.methods import BY_NAME, TABLE
+from idiolect.common.engine.adapters import Lora, hash_lora
+from idiolect.common.engine.scoring import score_users
 from idiolect.common.errors import IdiolectError
 from idiolect.common.methods.personalise import (
     Personal,
     personalise,
+    with_samples_disliked,
 )
-from tests.common.conftest import CONFIG
+from tests.common.conftest import CONFIG, config
 
 
 def train(reference, users, others, method, settings=CONFIG):
@@ -36,6 +37,42 @@ def test_a_group_equals_its_users_alone(reference, users, others, method):
             torch.testing.assert_close(
                 tensor, lora_of(together[k]).b[name], atol=2e-5, rtol=1e-3
             )
+
+
+@pytest.mark.parametrize("method", [row.name for row in TABLE if row.adapter])
+def test_what_was_disliked_gets_rarer_by_the_methods_that_use_it(
+    reference, users, others, method
+):
+    turned_down = replace(users[0].history[0], id="no", target="1 2 3 4")
+    user = replace(users[0], disliked=(turned_down,))
+    both = [lora_of(train(reference, [u], others, method)[0]) for u in (users[0], user)]
+    encoded = [reference.backbone.encode(turned_down)]
+    without, with_it = (
+        score_users(reference.backbone, [reference.shared, lora], [encoded])[0][0]
+        for lora in both
+    )
+    if BY_NAME[method].disliked:
+        assert with_it < without - 0.1
+    else:
+        assert with_it == without
+
+
+def test_users_of_files_dislike_what_the_shared_model_writes(reference, users, others):
+    settings = config(task="LaMP-4", data="some", disliked=3, unlabeled__kind="others")
+    user = replace(users[0], truth=None)
+    (found,) = (with_samples_disliked(reference, user, "kto", settings),)
+    assert 0 < len(found.disliked) <= 3
+    asked = [item.prompt for item in user.history]
+    assert all(item.prompt in asked for item in found.disliked)
+    assert not {i.target for i in found.disliked} & {i.target for i in user.history}
+    assert with_samples_disliked(reference, user, "kto", settings) == found
+    for method, chosen in (("sft", settings), ("positives", settings), ("kto", CONFIG)):
+        assert with_samples_disliked(reference, user, method, chosen) == user
+    with_them, without = (
+        train(reference, [user], others, "bco", one)[0]
+        for one in (settings, replace(settings, disliked=0))
+    )
+    assert hash_lora(lora_of(with_them)) != hash_lora(lora_of(without))
 
 
 def test_overflow_is_reported_by_name(reference, users, others):

@@ -7,6 +7,7 @@ from idiolect.common.engine.adapters import (
     Lora,
 )
 from idiolect.common.engine.backbone import Encoded
+from idiolect.common.engine.reference import Reference
 from idiolect.common.methods.personalise import (
     Personal,
     personalise,
@@ -55,3 +56,25 @@ def test_samples_have_at_most_as_many_tokens_as_the_longest_own_text(
     settings = config(task="text", unlabeled__kind="self")
     assert len(samples.self_samples(reference, user, [short, long], 2, settings)) == 2
     assert budgets == [expected]
+
+
+def test_a_sample_that_the_user_wrote_is_not_disliked(reference, users, monkeypatch):
+    user, kept = users[0], users[0].history[2].target + " no"
+
+    def written(_backbone, _policy, prompts, *rest):
+        return [kept if i % 2 else user.history[0].target for i in range(len(prompts))]
+
+    monkeypatch.setattr(samples, "generate", written)
+    fresh = Reference(reference.backbone, reference.shared)
+    found = samples.disliked_samples(fresh, user, 4, CONFIG)
+    assert [(i.target, i.prompt) for i in found] == [
+        (kept, user.history[i].prompt) for i in (1, 3)
+    ]
+    assert samples.disliked_samples(fresh, user, 0, CONFIG) == ()
+
+
+def test_dislikes_are_other_samples_than_the_unlabeled_ones(reference, users):
+    settings = config(unlabeled__kind="self")
+    drawn = draw_for(reference, users[0], UnlabeledSet(), settings).entries
+    found = samples.disliked_samples(reference, users[0], len(drawn), settings)
+    assert found and {i.target for i in found} != {e.item.target for e in drawn}

@@ -1,17 +1,19 @@
 """What is counted is what the engine then processes, token by token."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from idiolect.common.config import Config, parse
+from idiolect.common.config import Config, flatten, parse
 from idiolect.common.data.load import load_dataset
 from idiolect.common.engine import training
 from idiolect.common.engine.backbone import Backbone, backbone_of
 from idiolect.common.engine.memory import Saving
 from idiolect.common.engine.reference import Reference
 from idiolect.common.methods import evaluation
+from idiolect.common.unlabeled.draws import draw_for
 from idiolect.server.forecast import counts
 from idiolect.server.forecast.counts import Counting, all_parts
 from idiolect.server.forecast.parts import Work
@@ -137,6 +139,40 @@ def test_samples_of_the_model_are_work_of_every_training(small_model):
     rows = [p.work.written / max(1, p.work.steps) for p in asked]
     assert all(count >= 5 for count in rows)
     assert counted(config).written > counted(few).written
+
+
+def test_inputs_that_hidden_states_compare_are_counted(small_model, monkeypatch):
+    near = {"unlabeled.kind": "others", "unlabeled.nearness": "near"}
+    plain = parse({**SHORT, "backbone": small_model, **near})
+    config = parse(flatten(plain) | {"unlabeled.nearness-features": "backbone"})
+    backbone, tokens = backbone_of(config), [0]
+    dataset = fitted(backbone, load_dataset(config))
+    reference, hidden_at = Reference(backbone), Backbone.hidden_at
+
+    def asked(self: Backbone, layout: Any, places: Any) -> Any:
+        tokens[0] += layout.ids.numel()
+        return hidden_at(self, layout, places)
+
+    monkeypatch.setattr(Backbone, "hidden_at", asked)
+    handed = counts.handed_out(config, backbone, dataset)
+    for user in (*dataset.users, *dataset.development):
+        draw_for(reference, user, handed, config)
+    assert counted(config).scored - counted(plain).scored == tokens[0] > 0
+
+
+def test_samples_that_users_dislike_are_work_of_the_methods_that_use_them(small_model):
+    near = {"unlabeled.kind": "others", "disliked": 3, "backbone": small_model}
+    config = parse({**SHORT, **near})
+    backbone = backbone_of(config)
+    dataset = fitted(backbone, load_dataset(config))  # personas: their own dislikes
+    assert not [
+        p
+        for p in Counting(config, backbone, dataset, 1).parts()
+        if p.phase == "samples"
+    ]
+    files = replace(config, task="LaMP-4", data="of somebody")
+    parts = list(Counting(files, backbone, dataset, 1).parts())
+    assert {p.method for p in parts if p.phase == "samples"} == {"kto", "bco", "c-bpo"}
 
 
 def test_a_step_in_two_passes_is_counted_forward_twice(small_model):

@@ -41,17 +41,23 @@ class Draw:
 
 
 def draw_for(
-    reference: Reference, user: User, unlabeled: UnlabeledSet, config: Config
+    reference: Reference,
+    user: User,
+    unlabeled: UnlabeledSet,
+    config: Config,
+    learnt: int | None = None,
 ) -> Draw:
     """Encode a user's history and its draw from the unlabeled set.
 
-    The draw depends on (seed, user) only: every method learns from the same items.
+    The draw depends on (seed, user) only: every method learns from the same items. With
+    `learnt` only so many of the oldest items are learnt from. The others still count as
+    the user's own part in the set, because the user voted with them.
     """
     refuse_if(
         not user.history,
         f"user '{user.id}' has an empty history: nothing to learn from.",
     )
-    own = encode_all(reference.backbone, user.history)
+    own = encode_all(reference.backbone, user.history[:learnt])
     count = round(config.unlabeled.ratio * len(own))
     others: list[Unlabeled] = []
     if config.unlabeled.kind == "self":

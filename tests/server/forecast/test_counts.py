@@ -105,6 +105,7 @@ CASES: dict[str, dict[str, Any]] = {
         "evaluate.contrasted": "sft,c-bpo",
         "evaluate.shift": True,
     },
+    "a fitted strength": {"personalise.strength": "fitted"},
 }
 
 

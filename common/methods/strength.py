@@ -9,6 +9,7 @@ the adapter was not trained on: on those that it was, a larger s always looks be
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..config.keys import MOST_STRENGTH
 from ..data.types import Item, User
@@ -35,7 +36,7 @@ def kept_back(user: User) -> tuple[User, tuple[Item, ...]]:
     return replace(user, history=user.history[:-count]), user.history[-count:]
 
 
-def halves(items: Sequence[Item]) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+def halves(items: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Split held-out items into older ones to fit on and newer ones to judge by.
 
     Fewer than four are too few for both: all of them judge.

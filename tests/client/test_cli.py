@@ -805,6 +805,17 @@ def test_use_chooses_an_adapter_and_says_how_to_go_back(cheap, run, asked, kept)
     assert asked("use", "none") == {"active": 0}
 
 
+def test_use_turns_the_strength(cheap, run, asked, kept):
+    kept(1)
+    assert asked("use", "1", "--strength", "2.5") == {"active": 1, "strength": 2.5}
+    assert "its strength is 0.5; before: 2.5" in run("use", "1", "--strength", "0.5").out
+    assert "strength 0.5" in run("use").out
+    wrong = run("use", "1", "--strength", "9", code=2).err
+    assert "give a number from 0" in wrong
+    assert "`idiolect use N" in run("use", "--strength", "2", code=2).err
+    assert "give the number" in run("use", "none", "--strength", "2", code=2).err
+
+
 @pytest.fixture
 def kept(cheap, monkeypatch):
     """Adapters as they are kept, without training."""

@@ -259,7 +259,11 @@ class PersonalModel(Policy):
     ) -> None:
         super().__init__(reference, personal.lora)
         self.user, self.alpha, self.log = personal.user, personal.alpha, personal.log
-        self.strength, self._personal, self._scaling = personal.strength, personal, scaling
+        self.strength, self._personal, self._scaling = (
+            personal.strength,
+            personal,
+            scaling,
+        )
 
     def at_strength(self, strength: float) -> "PersonalModel":
         """Return this model with the adapter's change multiplied, from 0 to 4.

@@ -91,8 +91,9 @@ def personalise(
     Returns
     -------
     list of Personal
-        In the order of `users`; adapters have their strength (``personalise.strength``). A user whose training overflows has no adapter and an
-        error; the others are not affected.
+        In the order of `users`; adapters have their strength (``personalise.strength``).
+        A user whose training overflows has no adapter and an error; the others are not
+        affected.
     """
     if config.unlabeled.kind == "self":
         watch.phase("writing texts of the model's own, to compare with")

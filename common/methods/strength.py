@@ -1,9 +1,9 @@
 """Strength of an own adapter: by how much its change of the logits is multiplied.
 
-pi_s adds s * scaling * (x A^T) B^T to each projection: s = 0 is the reference, 1 the adapter
-as trained. To first order in s the logits are those of pi_ref plus s times what the own
-adapter adds, so a strength s stands for decoding by contrast with lambda = s - 1, at the
-cost of one forward pass per token instead of two. It is fitted on texts of the user that
+pi_s adds s * scaling * (x A^T) B^T to each projection: s = 0 is the reference, 1 the
+adapter as it was trained. To first order in s the logits are those of pi_ref plus s times
+what the own adapter adds, so a strength s stands for decoding by contrast with
+lambda = s - 1, at the cost of one forward pass per token instead of two. It is fitted on texts of the user that
 the adapter was not trained on: on those that it was, a larger s always looks better.
 """
 

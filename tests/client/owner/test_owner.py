@@ -428,7 +428,9 @@ def test_what_judges_an_adapter_did_not_fit_its_strength(
 
 
 def test_the_source_of_what_a_strength_is_fitted_on_erases_the_adapter(vault, scores):
-    history.add(vault, pairs("letters", 7), "letters")  # 18; then 22, of which 4 held out
+    history.add(
+        vault, pairs("letters", 7), "letters"
+    )  # 18; then 22, of which 4 held out
     history.add(vault, pairs("fits", 2), "fits")
     history.add(vault, pairs("judges", 2), "judges")
     found = judged(vault, 0.0, 0.5, "")

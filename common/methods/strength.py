@@ -3,8 +3,9 @@
 pi_s adds s * scaling * (x A^T) B^T to each projection: s = 0 is the reference, 1 the
 adapter as it was trained. To first order in s the logits are those of pi_ref plus s times
 what the own adapter adds, so a strength s stands for decoding by contrast with
-lambda = s - 1, at the cost of one forward pass per token instead of two. It is fitted on texts of the user that
-the adapter was not trained on: on those that it was, a larger s always looks better.
+lambda = s - 1, at the cost of one forward pass per token instead of two. It is fitted on
+texts of the user that the adapter was not trained on: on those that it was, a larger s
+looks better than it is.
 """
 
 from collections.abc import Sequence

@@ -116,7 +116,9 @@ class Version:
         And nothing is wrong with what it writes, and some strength of it is better than
         none.
         """
-        if self.fault or self.fitted == 0:
+        if self.fitted == 0:
+            return False
+        if self.fault:
             return False
         better = (
             self.nll_in_use is None

@@ -640,10 +640,11 @@ MUTATIONS = (
     ),
     Mutation(
         "The reported NLL is per item instead of per token",
-        "common/methods/evaluation.py",
+        "common/engine/scoring.py",
         "-float(np.sum(logp)) / sum(map(completion_tokens, items))",
         "-float(np.mean([p / completion_tokens(e) for p, e in zip(logp, items)]))",
         "test_evaluation_is_per_token_where_lengths_differ",
+        "tests/common/methods/test_evaluation.py",
     ),
     Mutation(
         "A training that goes on begins with an empty optimiser",
@@ -1546,7 +1547,7 @@ MUTATIONS = (
     Mutation(
         "The model stays loaded when another adapter is in use",
         "client/owner/keeper.py",
-        "return file, settings(vault), adapters.active(vault)",
+        "return file, settings(vault), used",
         "return file, settings(vault)",
         "test_it_ends_when_what_it_holds_has_changed",
         "tests/client/owner/test_resident.py",

@@ -297,6 +297,12 @@ COMMANDS = (
                 nargs="?",
                 help="an adapter of the list, or none (default: list them)",
             ),
+            given(
+                "--strength",
+                type=float,
+                metavar="X",
+                help="by how much it changes the model, from 0 to 4; 1: as it was trained",
+            ),
             NUMBERS,
         ),
     ),

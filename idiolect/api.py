@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .common.config import UNTRAINED, Scalar, parse
+from .common.config.keys import MOST_STRENGTH
 from .common.data.types import Item, Prompt, User
 from .common.engine.adapters import Lora, attached, export_peft, import_peft
 from .common.engine.rates import rates_for
@@ -228,7 +229,8 @@ class Model(Policy):
         found = personalise(self.reference, users, unlabeled, method, rate, chosen)
         if errors := [one.error for one in found if one.error]:
             raise IdiolectError(errors[0])
-        return {one.user: PersonalModel(self.reference, one) for one in found}
+        scale = chosen.lora.alpha / chosen.lora.rank  # of an adapter as it was trained
+        return {one.user: PersonalModel(self.reference, one, scale) for one in found}
 
     def forget(self) -> None:
         """Drop what was computed from users' texts and is kept for the next training."""
@@ -242,6 +244,8 @@ class PersonalModel(Policy):
     ----------
     user
         The user's name.
+    strength
+        By how much the adapter changes the model: 1 is as it was trained.
     alpha
         How much of everyone else's text C-BPO counts as the user's. An estimate is no share
         of a mixture: docs/alpha.md.
@@ -250,9 +254,31 @@ class PersonalModel(Policy):
         ``ess`` (`common.methods.personalise.Personal`).
     """
 
-    def __init__(self, reference: Reference, personal: Personal) -> None:
+    def __init__(
+        self, reference: Reference, personal: Personal, scaling: float
+    ) -> None:
         super().__init__(reference, personal.lora)
         self.user, self.alpha, self.log = personal.user, personal.alpha, personal.log
+        self.strength, self._personal, self._scaling = (
+            personal.strength,
+            personal,
+            scaling,
+        )
+
+    def at_strength(self, strength: float) -> "PersonalModel":
+        """Return this model with the adapter's change multiplied, from 0 to 4.
+
+        0 is the model without the adapter, 1 the adapter as it was trained. What is saved
+        carries the strength. ``config={"personalise.strength": "fitted"}`` finds one.
+        """
+        refuse_if(
+            not 0 <= strength <= MOST_STRENGTH,
+            f"a strength of {strength} is not possible: give a number from 0 to "
+            f"{MOST_STRENGTH:g}; 1 is the adapter as it was trained.",
+        )
+        lora = self.own and replace(self.own, scaling=strength * self._scaling)
+        personal = replace(self._personal, lora=lora, strength=strength)
+        return PersonalModel(self.reference, personal, self._scaling)
 
     def compare(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Return `nll` of texts by three models: lower is better.

@@ -245,3 +245,25 @@ def test_a_training_that_overflows_is_refused(
     monkeypatch.setattr(api, "personalise", lambda *_: [failed])
     with pytest.raises(idiolect.IdiolectError, match="lower the rate"):
         model.personalise(MINE)
+
+
+def test_a_strength_changes_the_model_and_is_saved(model, tmp_path):
+    me = model.personalise(MINE, method=SFT, epochs=1)
+    twice, none = me.at_strength(2), me.at_strength(0)
+    assert (me.strength, twice.strength, none.strength) == (1, 2, 0)
+    assert none.score(MINE) == pytest.approx(model.score(MINE), abs=1e-3)
+    assert none.at_strength(1).score(MINE) == me.score(MINE) != twice.score(MINE)
+    twice.save_pretrained(tmp_path / "twice")
+    again = idiolect.load("tiny", shared=tmp_path / "twice")
+    assert again.score(MINE) == pytest.approx(twice.score(MINE), abs=1e-3)
+    for wrong in (-1, 4.5, float("nan")):
+        with pytest.raises(idiolect.IdiolectError, match="give a number"):
+            me.at_strength(wrong)
+
+
+def test_a_fitted_strength_is_found_on_pairs_that_were_kept_back(model):
+    fitted = {"personalise.strength": "fitted"}
+    me = model.personalise(MINE, method=SFT, epochs=1, config=fitted)
+    held = me.at_strength(me.strength).nll(MINE[-2:])
+    assert all(held <= me.at_strength(s).nll(MINE[-2:]) + 1e-6 for s in (0, 1, 2, 4))
+    assert me.own is not None and me.own.scaling == 2 * me.strength

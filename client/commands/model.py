@@ -16,6 +16,11 @@ from .answer import Answer
 
 def use(vault: Vault, options: argparse.Namespace) -> Answer:
     """List the adapters, or use one."""
+    refuse_if(
+        options.number is None and options.strength is not None,
+        "--strength is of one adapter: `idiolect use N --strength X`; `idiolect use` lists "
+        "them.",
+    )
     if options.number is None:
         found = status.adapters(vault)
         lines = status.adapter_lines(found, options.verbose)
@@ -28,12 +33,15 @@ def use(vault: Vault, options: argparse.Namespace) -> Answer:
         "lists them; none uses none.",
     )
     number = int(given) if numeric else 0
-    chosen = adapters.use(vault, number)
-    text = _changed(number, before)
+    chosen = adapters.use(vault, number, options.strength)
+    text, found = _changed(number, before), {"active": number}
+    if chosen and options.strength is not None:
+        text += f"\nits strength is {options.strength:g}; before: {chosen.strength:g}."
+        found["strength"] = options.strength
     if chosen and not chosen.accepted:
         why = status.why_not(status.shown(chosen))
         text += f"\nit was not used when it was trained: {why}."
-    return Answer({"active": number}, text)
+    return Answer(found, text)
 
 
 def _changed(number: int, before: int) -> str:

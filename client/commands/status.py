@@ -50,7 +50,7 @@ def adapters(vault: Vault) -> dict[str, Any]:
 
 def shown(version: Version) -> dict[str, Any]:
     """A version as JSON, without the fields that only the vault compares."""
-    hidden = ("generations", "pairs", "changes")
+    hidden = ("generations", "pairs", "fitted_on", "changes")
     found = {name: one for name, one in asdict(version).items() if name not in hidden}
     return {**found, "accepted": version.accepted}
 
@@ -109,7 +109,8 @@ def judged(one: Mapping[str, Any], numbers: bool = False) -> str:
     left = one["too_long"]
     pairs = "pair is" if left == 1 else "pairs are"
     long = f"; {left} {pairs} longer than the context, left out" if left else ""
-    learnt = f"{one['trained']} pairs{more}"
+    at = f"; strength {one['strength']:g}" if one["strength"] != 1 else ""
+    learnt, long = f"{one['trained']} pairs{more}", at + long
     if not numbers:
         return f"learnt from {learnt}{long}"
     return (
@@ -123,6 +124,8 @@ def why_not(one: Mapping[str, Any]) -> str:
     if one["fault"]:
         what = FAULTS.get(one["fault"], one["fault"])
         return f"at your newest prompts {what}. A smaller --learning-rate changes less"
+    if one["fitted"] == 0:
+        return "the model predicts your texts best without it, at whatever strength"
     if one["nll"] <= min(one["nll_before"], one["nll_bare"]):
         return "the one in use predicts your newest texts better"
     return "the model predicts your newest texts better without it"

@@ -7,10 +7,11 @@ run brought, or on the bare backbone before there was one.
 import json
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ...common.config.keys import MOST_STRENGTH
 from ...common.config.methods import current_name
-from ...common.engine.adapters import Lora, dump_lora, hash_lora, parse_lora
+from ...common.engine.adapters import Lora, dump_lora, hash_lora, parse_lora, scaled
 from ...common.engine.backbone import Backbone
 from ...common.engine.model_folder import unlike
 from ...common.errors import IdiolectError, refuse_if, required
@@ -72,6 +73,11 @@ class Version:
         Hash of the shared adapter below it; empty: none.
     origin
         What a federated run trained it from (`state.identity`); empty: no run did.
+    strength
+        What its scaling is multiplied by where it is used; the owner may turn it.
+    fitted, fitted_on
+        The strength that suits it best, and ids of the held-out pairs that say so. These
+        do not judge it. None: they were too few, and it is 1. 0: it is better not used.
     fault
         What is wrong with what it writes (`acceptance.FAULTS`); empty: nothing.
     changes
@@ -97,6 +103,9 @@ class Version:
     nll_against: float | None = None
     allowed: float = 0.0
     too_long: int = 0
+    strength: float = 1.0
+    fitted: float = 1.0
+    fitted_on: tuple[str, ...] = ()
     fault: str = ""
     changes: tuple[Change, ...] = field(default=(), compare=False)
 
@@ -104,8 +113,11 @@ class Version:
     def accepted(self) -> bool:
         """Whether it is no worse than the bare backbone, the shared one, the one in use.
 
-        And nothing is wrong with what it writes.
+        And nothing is wrong with what it writes, and some strength of it is better than
+        none.
         """
+        if self.fitted == 0:
+            return False
         if self.fault:
             return False
         better = (
@@ -151,14 +163,27 @@ def rollback(vault: Vault) -> int:
     return max(before, default=0)
 
 
-def use(vault: Vault, number: int) -> Version | None:
-    """Use an adapter that is kept, accepted or not; 0: none. Returns it.
+def use(vault: Vault, number: int, strength: float | None = None) -> Version | None:
+    """Use an adapter that is kept, accepted or not; 0: none. Returns it as it was.
+
+    With a strength it is kept and used at that one from now on.
 
     Raises
     ------
     IdiolectError
-        There is none of that number, or the shared one below it is gone.
+        There is none of that number, the shared one below it is gone, or the strength is
+        none.
     """
+    refuse_if(
+        strength is not None and not 0 <= strength <= MOST_STRENGTH,
+        f"a strength of {strength} is not possible: give a number from 0 (as without the "
+        f"adapter) to {MOST_STRENGTH:g}; 1 is the adapter as it was trained.",
+    )
+    refuse_if(
+        strength is not None and not number,
+        "none has no strength: give the number of an adapter, `idiolect use N --strength "
+        "X`.",
+    )
     with vault.transaction():
         kept = {version.number: version for version in versions(vault)}
         there = _listed(kept) or "none is kept; `idiolect personalize` trains one"
@@ -171,7 +196,17 @@ def use(vault: Vault, number: int) -> Version | None:
             "be used: train again by `idiolect personalize`.",
         )
         activate(vault, number)
+        if strength is not None:
+            lora, version = _parsed(required(vault.get("adapter", str(number)), ""))
+            _store(vault, replace(version, strength=strength), lora)
+            # A process that keeps the adapter loaded sees by this that it has changed.
+            vault.note("turned", turned(vault) + 1)
     return chosen
+
+
+def turned(vault: Vault) -> int:
+    """How often the strength of an adapter was turned."""
+    return vault.noted("turned", 0)
 
 
 def _listed(numbers: Collection[int]) -> str:
@@ -203,14 +238,18 @@ def reset(vault: Vault) -> int:
 
 
 def keep(vault: Vault, version: Version, lora: Lora) -> None:
-    """Keep an adapter, and use it if it is accepted."""
+    """Keep an adapter, at strength 1, and use it if it is accepted."""
+    _store(vault, version, lora)
+    if version.accepted:
+        activate(vault, version.number)
+
+
+def _store(vault: Vault, version: Version, lora: Lora) -> None:
     fields = {name: one for name, one in vars(version).items() if name != "changes"}
     body = dump_lora(lora, {"version": json.dumps(fields)})
     # A source of its own: it can be erased without the others.
     name = str(version.number)
     vault.put("adapter", [Record(name, body)], Source("adapter", name))
-    if version.accepted:
-        activate(vault, version.number)
 
 
 def _parsed(body: bytes) -> tuple[Lora, Version]:
@@ -221,9 +260,12 @@ def _parsed(body: bytes) -> tuple[Lora, Version]:
 
 
 def read(vault: Vault, number: int) -> tuple[Lora, Version] | None:
-    """An adapter that is kept; None if it is not."""
+    """An adapter that is kept, at its strength; None if it is not."""
     body = vault.get("adapter", str(number)) if number else None
-    return None if body is None else _parsed(body)
+    if body is None:
+        return None
+    lora, version = _parsed(body)
+    return scaled(lora, version.strength), version
 
 
 def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:

@@ -118,7 +118,8 @@ def _standing(vault: Vault) -> tuple[Any, ...]:
     try:
         file = vault.path.stat().st_ino  # another one may have been made in its place
         with vault.reading():
-            return file, settings(vault), adapters.active(vault)
+            used = adapters.active(vault), adapters.turned(vault)
+            return file, settings(vault), used
     except (OSError, IdiolectError):
         return ()
 

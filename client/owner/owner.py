@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from ...common.config import SETLESS, Config, flatten, parse
 from ...common.config.methods import BY_NAME
 from ...common.data.types import Item, Prompt, User
-from ...common.engine.adapters import Lora, export_peft, side_by_side
+from ...common.engine.adapters import Lora, export_peft, scaled, side_by_side
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fits, fitting
 from ...common.engine.mapped import a_layer_at_a_time
@@ -33,7 +33,7 @@ from ...common.engine.scoring import generate
 from ...common.engine.training import UNWATCHED, Watch
 from ...common.errors import IdiolectError, refuse_if, required, words_of
 from ...common.files import make_private, private_folder
-from ...common.methods import acceptance
+from ...common.methods import acceptance, strength
 from ...common.methods.evaluation import held_out_nll
 from ...common.methods.personalise import personalise
 from ...common.unlabeled.sets import UnlabeledSet
@@ -206,7 +206,9 @@ def adopt(
 ) -> Version:
     """Judge a trained adapter on the held-out pairs, keep it, and use it if accepted.
 
-    It is judged by the likelihood of the texts and by what it writes (`acceptance`).
+    It is judged by the likelihood of the texts and by what it writes (`acceptance`). Of
+    four held-out pairs or more, the older half does not judge: its strength is fitted on
+    them.
 
     Parameters
     ----------
@@ -228,13 +230,17 @@ def adopt(
     """
     backbone, learnt = reference.backbone, learning[1]
     user, more = fitting(backbone, learning[0])
+    user, texts = _apart(user, learning[0])
+    (best,) = strength.fit(reference, [lora], [texts])
+    used = best or 1.0  # of one that is better not used, as it was trained
+    strong = scaled(lora, used)
     while True:
         if known := _of_origin(vault, origin):
             return known
         now = adapters.active(vault)
         rival = _rival(vault, reference, now)
-        judged = _judged(reference, lora, method, user, rival)
-        judged |= _tried(reference, lora, user, rival)
+        judged = _judged(reference, strong, method, user, rival)
+        judged |= _tried(reference, strong, user, rival)
         with vault.transaction():
             check_learnt(vault, learnt)
             if adapters.active(vault) != now or _of_origin(vault, origin):
@@ -254,10 +260,28 @@ def adopt(
                 too_long=too_long + more,
                 shared=adapters.keep_shared(vault, backbone, reference.adapter, start),
                 origin=origin,
+                strength=used,
+                fitted=best,
+                fitted_on=tuple(item.id for item in texts),
                 **judged,
             )
             adapters.keep(vault, version, lora)
             return version
+
+
+def _apart(fit: User, whole: User) -> tuple[User, tuple[Item, ...]]:
+    """The owner without the held-out items that the strength is fitted on, and these.
+
+    Which ones they are does not depend on what fits into the context: `split` has named
+    their sources.
+    """
+    older = {item.id for item in strength.halves(whole.held_out)[0]}
+    judges = tuple(item for item in fit.held_out if item.id not in older)
+    if not judges:
+        return fit, ()
+    return replace(fit, held_out=judges), tuple(
+        item for item in fit.held_out if item.id in older
+    )
 
 
 def _of_origin(vault: Vault, origin: str) -> Version | None:
@@ -326,8 +350,8 @@ def _judged(
     }
     if rival is None:
         return found
-    # Pairs that the one in use was trained on say nothing about either.
-    known = rival.version.pairs
+    # Pairs that the one in use was made from say nothing about either.
+    known = {*rival.version.pairs, *rival.version.fitted_on}
     unseen = tuple(item for item in user.held_out if item.id not in known)
     if unseen:
         who = replace(user, held_out=unseen)
@@ -335,7 +359,7 @@ def _judged(
             rival.reference, rival.lora, who, rival.version.method
         )
         found["nll_against"] = nll(reference, lora, who, method)
-        newly = {item.id for item in user.disliked} - set(known)
+        newly = {item.id for item in user.disliked} - known
         found["allowed"] = AVOIDING if newly and BY_NAME[method].disliked else 0.0
     return found
 
@@ -396,7 +420,8 @@ def split(entries: Sequence[Entry], name: str = "owner") -> tuple[User, dict[str
     Returns
     -------
     tuple
-        The owner as a user, and the sources that are trained on: name -> generation.
+        The owner as a user, and the sources that an adapter is made of, by training or
+        by fitting its strength: name -> generation.
 
     Raises
     ------
@@ -411,14 +436,15 @@ def split(entries: Sequence[Entry], name: str = "owner") -> tuple[User, dict[str
         f"{FEWEST}: import more with `idiolect import FILE`.",
     )
     held_out = max(1, min(HELD_OUT, len(liked) // 5))
-    learnt = liked[:-held_out]
+    learnt, kept = liked[:-held_out], liked[-held_out:]
+    made_of = (*learnt, *strength.halves(kept)[0], *disliked)
     user = User(
         name,
         tuple(entry.item() for entry in learnt),
-        tuple(entry.item() for entry in liked[-held_out:]),
+        tuple(entry.item() for entry in kept),
         disliked=tuple(entry.item() for entry in disliked),
     )
-    return user, {entry.source: entry.generation for entry in (*learnt, *disliked)}
+    return user, {entry.source: entry.generation for entry in made_of}
 
 
 # --- use -------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from .keys import (
     MOST_PASSES,
     MOST_RATE,
     MOST_RATES,
+    MOST_STRENGTH,
     NEAR,
     PERSONAS,
     Config,
@@ -194,6 +195,16 @@ def _check_numbers(config: Config) -> None:
             "unlabeled.alpha",
             config.unlabeled.alpha,
             f"write one of {words}, or a number in [0, 0.9]",
+        )
+    try:
+        strength = config.fixed_strength
+    except ValueError:
+        strength = -1.0
+    if strength is not None and not 0 <= strength <= MOST_STRENGTH:
+        raise refused(
+            "personalise.strength",
+            config.personalise.strength,
+            f"write `fitted` or a number in [0, {MOST_STRENGTH:g}]",
         )
 
 

@@ -36,6 +36,7 @@ MOST_MADE = 1_000_000  # items of all personas together: more take minutes to ma
 MOST_BATCH = 10_000
 MOST_BANK = 50_000  # as many items as one message may hold
 MOST_WEIGHT = 1e4  # of a term of an objective
+MOST_STRENGTH = 4.0  # of an own adapter
 MOST_NOISE = 1e6  # more is counted as this much (`server/privacy/accountant.py`)
 # Of nearness: an item that is nearer by half a standard deviation comes 150 times as often.
 NEAR = 10.0
@@ -385,6 +386,12 @@ class Personalise:
         0,
         MOST_WEIGHT,
     )
+    strength: str = key(
+        "1",
+        "scale of the own adapter: a number in [0, 4], or `fitted`: the one with the "
+        "lowest NLL on the newest fifth of the own history (two items at least), which is "
+        "then not trained on",
+    )
 
 
 @dataclass(frozen=True)
@@ -561,6 +568,12 @@ class Config:
         """Alpha where it is fixed by config, None where each user has an own one."""
         alpha = self.unlabeled.alpha
         return None if alpha in (*ALPHA_ESTIMATES, *ALPHA_EXACT) else float(alpha)
+
+    @property
+    def fixed_strength(self) -> float | None:
+        """Strength of every own adapter, None where each user fits an own one."""
+        strength = self.personalise.strength
+        return None if strength == "fitted" else float(strength)
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -8,7 +8,12 @@ which config keys its results depend on. The code of a method is the module of i
 from dataclasses import dataclass
 
 # Keys that only some methods read; a key names this by `affects` (`keys.SOME`).
-TRAINING = ("personalise.epochs", "personalise.batch", "personalise.learning-rates")
+TRAINING = (
+    "personalise.epochs",
+    "personalise.batch",
+    "personalise.learning-rates",
+    "personalise.strength",
+)
 UNLABELED = (
     "unlabeled.kind",
     "unlabeled.file",

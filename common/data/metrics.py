@@ -39,11 +39,12 @@ GENERATED: dict[Kind, tuple[str, ...]] = {
 
 # What `evaluation.evaluate` says besides, where it applies.
 RANKED, STYLES, SHIFT = ("contrast", "mrr"), ("own-style", "shared-style"), "shift"
+STRENGTH = ("strength", "nll_raw")
 
 
 def measured_metrics(kind: Kind, generated: bool) -> frozenset[str]:
     """Names of all metrics that a node may say of a user (`evaluation.evaluate`)."""
-    names = {*SCORED, *RANKED, SHIFT}
+    names = {*SCORED, *RANKED, SHIFT, *STRENGTH}
     return frozenset(names.union(GENERATED[kind], STYLES) if generated else names)
 
 

@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +122,22 @@ def zero_shared(backbone: Backbone, shape: LoraShape, seed: int) -> Lora:
 
 
 def stack(loras: Sequence[Lora]) -> Stack:
-    """Stack the adapters of K users, which must have one shape and scaling."""
+    """Stack the adapters of K users, which must have one shape.
+
+    A stack has one scaling. Where theirs differ, B is multiplied by them.
+    """
     first = loras[0]
-    if any(lora.scaling != first.scaling for lora in loras):
-        raise ValueError("adapters of different scaling cannot be stacked")
     a = {name: torch.stack([lora.a[name] for lora in loras]) for name in first.a}
-    b = {name: torch.stack([lora.b[name] for lora in loras]) for name in first.b}
-    return Stack(a, b, first.scaling)
+    if all(lora.scaling == first.scaling for lora in loras):
+        b = {name: torch.stack([lora.b[name] for lora in loras]) for name in first.b}
+        return Stack(a, b, first.scaling)
+    b = {n: torch.stack([lora.scaling * lora.b[n] for lora in loras]) for n in first.b}
+    return Stack(a, b, 1.0)
+
+
+def scaled(lora: Lora, strength: float) -> Lora:
+    """The adapter with its change of the logits multiplied (`methods.strength`)."""
+    return replace(lora, scaling=strength * lora.scaling)
 
 
 def unstack(stacked: Stack) -> list[Lora]:

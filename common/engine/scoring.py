@@ -136,6 +136,13 @@ def completion_tokens(row: Encoded) -> int:
     return len(row.ids) - row.prompt_length
 
 
+def nll_per_token(
+    logp: Sequence[float] | np.ndarray, items: Sequence[Encoded]
+) -> float:
+    """Negative log-likelihood per completion token of items with these sums, in nats."""
+    return -float(np.sum(logp)) / sum(map(completion_tokens, items))
+
+
 def score_users(
     backbone: Backbone, adapters: Adapters, users: Sequence[Sequence[Encoded]]
 ) -> list[list[float]]:

@@ -4,6 +4,7 @@ Pure functions as in `personalise`: what is returned are numbers.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ..engine.scoring import (
     collate,
     completion_tokens,
     generate,
+    nll_per_token,
     score_users,
     token_logp,
 )
@@ -41,12 +43,7 @@ def held_out_nll(
     backbone = reference.backbone
     items = [encode_all(backbone, user.held_out) for user in users]
     scores = score_users(backbone, _policy(reference, personals, method), items)
-    return [_nll(*each) for each in zip(scores, items, strict=True)]
-
-
-def _nll(logp: Sequence[float] | np.ndarray, items: Sequence[Encoded]) -> float:
-    """Negative log-likelihood per completion token."""
-    return -float(np.sum(logp)) / sum(map(completion_tokens, items))
+    return [nll_per_token(*each) for each in zip(scores, items, strict=True)]
 
 
 def evaluate(
@@ -78,7 +75,9 @@ def evaluate(
         METRIC -> value, in the order of `users`. ``nll`` is per completion token;
         ``contrast`` and ``mrr`` rank the user's own text among rival texts (`ranking`),
         over the items that have any. Without rivals (on devices) both are absent, and
-        ``mrr`` also where each item has only one (``evaluate.rivals``).
+        ``mrr`` also where each item has only one (``evaluate.rivals``). Where
+        ``personalise.strength`` is not 1, all metrics are those at the own strength;
+        ``strength`` is there too, and ``nll_raw``, the ``nll`` at strength 1.
     """
     backbone = reference.backbone
     policy = _policy(reference, personals, method)
@@ -97,6 +96,13 @@ def evaluate(
     scores = references if same else score_users(backbone, policy, prompted)
     rows = zip(users, both, scores, references, strict=True)
     results = [_ranked(u, i, np.array(s), np.array(r)) for u, i, s, r in rows]
+    if config.fixed_strength != 1 and BY_NAME[method].adapter:
+        raw = _as_trained(personals, config)
+        found = held_out_nll(reference, raw, users, method)
+        whole = config.lora.alpha / config.lora.rank
+        for lora, result, nll in zip(personals, results, found, strict=True):
+            if lora is not None and whole:
+                result |= {"strength": lora.scaling / whole, "nll_raw": nll}
     if config.evaluate.shift:
         for user, lora, result in zip(users, personals, results, strict=True):
             if _all_rivals(user):
@@ -112,6 +118,12 @@ def evaluate(
     return results
 
 
+def _as_trained(personals: Sequence[Lora | None], config: Config) -> list[Lora | None]:
+    """The adapters at strength 1, whose scaling is that of the configuration."""
+    whole = config.lora.alpha / config.lora.rank
+    return [lora and replace(lora, scaling=whole) for lora in personals]
+
+
 def _ranked(
     user: User, items: Sequence[Encoded], logp: np.ndarray, reference: np.ndarray
 ) -> dict[str, float]:
@@ -119,7 +131,7 @@ def _ranked(
     reward = (logp - reference) / [completion_tokens(entry) for entry in items]
     first = len(user.held_out)
     counts = np.array([len(item.rivals) for item in user.held_out])
-    found = {"nll": _nll(logp[:first], items[:first])}
+    found = {"nll": nll_per_token(logp[:first], items[:first])}
     if counts.any():  # a text alone ranks nowhere
         rivals = np.split(reward[first:], np.cumsum(counts)[:-1])
         found |= ranking(reward[:first][counts > 0], [r for r in rivals if len(r) > 0])

@@ -13,7 +13,7 @@ import torch
 from ..config import PERSONAS, SETLESS, Config
 from ..config.methods import BY_NAME
 from ..data.types import User
-from ..engine.adapters import Lora, new_lora
+from ..engine.adapters import Lora, new_lora, scaled
 from ..engine.objectives import Loss, Means, ScoredBatch
 from ..engine.reference import Reference
 from ..engine.training import UNWATCHED, TrainingSettings, Watch, train
@@ -22,6 +22,7 @@ from ..unlabeled.alpha import alpha_of
 from ..unlabeled.draws import draw_for
 from ..unlabeled.samples import disliked_samples
 from ..unlabeled.sets import UnlabeledSet
+from . import strength
 from .table import module_of
 
 
@@ -37,6 +38,8 @@ class Personal:
         The adapter, or None where training failed.
     alpha, estimated
         Preference overlap used, and whether it was estimated or fixed.
+    strength
+        What the adapter's scaling was multiplied by (`strength`).
     log
         ``steps``, ``loss``, ``clamp_rate``, ``delta``, ``truncated`` (history items
         whose input did not fit), and ``ess`` (effective size of the unlabeled weights).
@@ -48,6 +51,7 @@ class Personal:
     lora: Lora | None
     alpha: float | None = None
     estimated: bool = False
+    strength: float = 1.0
     log: dict[str, float] = field(default_factory=dict)
     error: str = ""
 
@@ -102,12 +106,19 @@ def personalise(
     Returns
     -------
     list of Personal
-        In the order of `users`. A user whose training overflows has no adapter and an
-        error; the others are not affected.
+        In the order of `users`; adapters have their strength (``personalise.strength``).
+        A user whose training overflows has no adapter and an error; the others are not
+        affected.
     """
     if config.unlabeled.kind == "self":
         watch.phase("writing texts of the model's own, to compare with")
-    draws = [draw_for(reference, user, unlabeled, config) for user in users]
+    fitted = config.fixed_strength is None
+    parts = [strength.kept_back(user) if fitted else (user, ()) for user in users]
+    draws = [
+        draw_for(reference, whole, unlabeled, config, len(user.history))
+        for whole, (user, _) in zip(users, parts, strict=True)
+    ]
+    users = [user for user, _ in parts]
     alphas = [
         alpha_of(reference, user, drawn, config)
         for user, drawn in zip(users, draws, strict=True)
@@ -139,13 +150,19 @@ def personalise(
         trained = module.second_stage(
             reference, users, draws, trained, settings, config
         )
+    strengths = [config.fixed_strength or 0.0] * len(users)
+    if fitted:
+        watch.phase("fitting the strength")
+        texts = [kept for _, kept in parts]
+        strengths = strength.fit(reference, trained.loras, texts)
     results: list[Personal] = []
-    for user, drawn, alpha, lora, log in zip(
-        users, draws, alphas, trained.loras, trained.logs, strict=True
+    for user, drawn, alpha, lora, log, by in zip(
+        users, draws, alphas, trained.loras, trained.logs, strengths, strict=True
     ):
         truncated = float(sum(item.truncated for item in drawn.own))
         log = {**log, "truncated": truncated, "ess": drawn.ess}
-        found = Personal(user.id, lora, alpha.alpha, alpha.estimated, log)
+        own = lora if by == 1 else scaled(lora, by)
+        found = Personal(user.id, own, alpha.alpha, alpha.estimated, by, log)
         tensors = (*lora.a.values(), *lora.b.values())
         # One question to the device, not one for each tensor.
         if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():

@@ -42,20 +42,26 @@ class Draw:
 
 
 def draw_for(
-    reference: Reference, user: User, unlabeled: UnlabeledSet, config: Config
+    reference: Reference,
+    user: User,
+    unlabeled: UnlabeledSet,
+    config: Config,
+    learnt: int | None = None,
 ) -> Draw:
     """Encode a user's history and its draw from the unlabeled set.
 
     The draw depends on (seed, user) only: every method learns from the same items. With
     ``unlabeled.nearness`` items near the user's own inputs (or far from them) come more
     often (`nearness`). Where no own or no unlabeled item has an input there is nothing to
-    compare, and the draw is that without nearness.
+    compare, and the draw is that without nearness. With `learnt` only so many of the
+    oldest items are learnt from. The others still count as the user's own part in the set,
+    because the user voted with them.
     """
     refuse_if(
         not user.history,
         f"user '{user.id}' has an empty history: nothing to learn from.",
     )
-    own = encode_all(reference.backbone, user.history)
+    own = encode_all(reference.backbone, user.history[:learnt])
     count = round(config.unlabeled.ratio * len(own))
     others: list[Unlabeled] = []
     if config.unlabeled.kind == "self":

@@ -41,6 +41,7 @@ from ...common.methods.pag import PROFILE_TOKENS, PROFILED, with_history
 from ...common.methods.personalise import training_settings
 from ...common.methods.rag import prompted
 from ...common.methods.shared import training_set, update_settings
+from ...common.methods.strength import PASSES, kept_back
 from ...common.methods.table import module_of
 from ...common.unlabeled.alpha import alpha_of
 from ...common.unlabeled.draws import Draw, draw_for
@@ -99,10 +100,16 @@ class Counting:
         everybody = (*self.dataset.users, *self.dataset.development)
         began = time.perf_counter()
         reference = Reference(self.backbone)
-        draws = {u.id: drawn(reference, u, handed, self.config) for u in everybody}
+        learners = {user.id: self._parts(user)[0] for user in everybody}
+        draws = {
+            user.id: drawn(
+                *(reference, user, handed, self.config), len(learners[user.id].history)
+            )
+            for user in everybody
+        }
         if self.config.unlabeled.alpha_features == "ngrams":
             for user in everybody:
-                alpha_of(reference, user, draws[user.id], self.config)
+                alpha_of(reference, learners[user.id], draws[user.id], self.config)
         self.seconds = (time.perf_counter() - began) / len(everybody)
         trained = [m for m in self.config.method_list if m not in UNTRAINED]
         rates = self.config.learning_rate_list
@@ -185,6 +192,7 @@ class Counting:
         if BY_NAME[method].disliked and config.task not in PERSONAS:
             written = config.disliked
             group = [_as_if_disliked(user, written) for user in group]
+        group, kept = zip(*map(self._parts, group), strict=True)
         sets = [module.training_set(reference, u, draws[u.id], 0.0) for u in group]
         settings = training_settings(config, 1.0)
         tokens, more = self._steps(sets, settings)
@@ -192,6 +200,8 @@ class Counting:
         more += sum(self._near(user) for user in group)
         work = Work(trained=tokens, scored=more + reference.tokens)
         work += Work(prepared=len(group))
+        texts = [encode_all(backbone, items) for items in kept if items]
+        work += Work(scored=PASSES * scored_tokens(backbone, texts))
         samples = Work()
         if config.unlabeled.kind == "self":
             for user in group:
@@ -215,6 +225,10 @@ class Counting:
             scored = more + scored_tokens(backbone, both)
             work += Work(trained=tokens, scored=scored)
         return {"training": work, "samples": samples}
+
+    def _parts(self, user: User) -> tuple[User, tuple[Item, ...]]:
+        """What a user trains on, and what the strength is fitted on, if it is."""
+        return kept_back(user) if self.config.fixed_strength is None else (user, ())
 
     def _embedded(self, user: User, draw: Draw) -> int:
         """Tokens of the hidden states that alpha is estimated from, once for each user."""
@@ -275,6 +289,8 @@ class Counting:
         tokens = reference.tokens
         if method != "shared":
             tokens += scored_tokens(backbone, asked)
+        if config.fixed_strength != 1 and BY_NAME[method].adapter:  # nll_raw
+            tokens += self._held_out(group).scored
         if config.evaluate.shift:
             rivals = [
                 items[len(u.held_out) :] for u, items in zip(group, both, strict=True)
@@ -507,7 +523,11 @@ def handed_out(config: Config, backbone: Backbone, dataset: Dataset) -> Unlabele
 
 
 def drawn(
-    reference: Reference, user: User, handed: UnlabeledSet, config: Config
+    reference: Reference,
+    user: User,
+    handed: UnlabeledSet,
+    config: Config,
+    learnt: int | None = None,
 ) -> Draw:
     """What a user learns from; samples of the model stand as the user's own texts.
 
@@ -516,7 +536,7 @@ def drawn(
     if config.unlabeled.kind != "self":
         plain = replace(config.unlabeled, nearness_features="ngrams")
         config = replace(config, unlabeled=plain)
-        return draw_for(reference, user, handed, config)
-    own = encode_all(reference.backbone, user.history)
+        return draw_for(reference, user, handed, config, learnt)
+    own = encode_all(reference.backbone, user.history[:learnt])
     count = round(config.unlabeled.ratio * len(own))
     return Draw(own, [own[i % len(own)] for i in range(count)], [], 0.0, [])

@@ -43,7 +43,7 @@ ABSENT = {"contrast": None}
 
 FEW_USERS = 20  # below, percentile intervals cover visibly less than they say
 
-LOWER_IS_BETTER = ("nll", "mae", "rmse")
+LOWER_IS_BETTER = ("nll", "nll_raw", "mae", "rmse")
 
 PACKAGE = Path(__file__).resolve().parents[2]
 

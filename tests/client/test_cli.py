@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 import pytest
+import torch
 from rich.cells import cell_len
 
 from idiolect.client.cli import main
@@ -91,7 +92,8 @@ def test_an_owner_from_import_to_forgetting(ready, run, asked):
     assert "no adapter is in use" in run("status").out
     new = asked("personalize")
     assert new["accepted"] and new["nll"] < new["nll_before"] - 0.05
-    assert (new["trained"], new["held_out"]) == (26, 6)
+    # Of the six that are held out, three judge it; its strength is fitted on the others.
+    assert (new["trained"], new["held_out"]) == (26, 3)
     found = asked("status")
     assert (found["liked"], found["active"]) == (32, 1)
 
@@ -101,8 +103,10 @@ def test_an_owner_from_import_to_forgetting(ready, run, asked):
     assert texts["personal"] != texts["shared"]
     assert run("generate", prompt).out.strip() == " ".join(texts["personal"].split())
 
-    second = asked("personalize", "--method", "sft")
-    assert second["number"] == 2 and asked("status")["active"] == 2
+    second = asked("personalize", "--method", "sft", code=1)
+    assert second["number"] == 2 and asked("status")["active"] == 1
+    assert asked("use", "2", "--strength", "0") == {"active": 2, "strength": 0}
+    assert asked("generate", prompt) == {"personal": texts["shared"]}
     assert asked("rollback") == {"active": 1}
     assert asked("rollback") == {"active": 0}
     assert "`idiolect use N` puts one of 1, 2 into use" in run("rollback", code=2).err
@@ -203,7 +207,7 @@ def test_what_has_changed_is_said_in_plain_words(ready, run, asked):
     assert "Adapter 1 is in use: it predicts your own texts better" in said.out
     assert said.out.count("you wrote: ") == 3 and "NLL" not in said.out
     assert "loading the libraries" in said.err and said.err.count("loading") == 2
-    new = asked("personalize", "--method", "sft")
+    new = asked("personalize", "--method", "sft", code=1)
     assert [set(one) for one in new["changes"]] == [
         {"asked", "before", "after", "own"}
     ] * 3
@@ -803,6 +807,24 @@ def test_use_chooses_an_adapter_and_says_how_to_go_back(cheap, run, asked, kept)
     assert asked("use", "3") == {"active": 3}
     assert "as before" in run("use", "3").out
     assert asked("use", "none") == {"active": 0}
+
+
+def test_use_turns_the_strength(cheap, run, asked):
+    from idiolect.client.owner.adapters import Version
+    from idiolect.common.engine.adapters import Lora
+
+    with _cheap_vault(cheap) as vault:
+        lora = Lora({"q": torch.ones(1, 2)}, {"q": torch.ones(2, 1)}, 2.0)
+        adapters.keep(vault, Version(1, "sft", "w", (), 26, 0, 6, 0.4, 0.5), lora)
+    assert asked("use", "1", "--strength", "2.5") == {"active": 1, "strength": 2.5}
+    assert (
+        "its strength is 0.5; before: 2.5" in run("use", "1", "--strength", "0.5").out
+    )
+    assert "strength 0.5" in run("use").out
+    wrong = run("use", "1", "--strength", "9", code=2).err
+    assert "give a number from 0" in wrong
+    assert "`idiolect use N" in run("use", "--strength", "2", code=2).err
+    assert "give the number" in run("use", "none", "--strength", "2", code=2).err
 
 
 @pytest.fixture

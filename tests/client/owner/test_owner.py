@@ -18,10 +18,11 @@ from idiolect.client.owner.keys import RandomKey
 from idiolect.client.owner.records import Record, Source
 from idiolect.client.owner.vault import Vault
 from idiolect.common.data.types import Prompt
-from idiolect.common.engine.adapters import Lora, dump_lora
+from idiolect.common.engine.adapters import Lora, attached, dump_lora, import_peft
 from idiolect.common.engine.memory import TooLittleMemory
 from idiolect.common.engine.reference import Reference, load_reference
 from idiolect.common.errors import IdiolectError
+from idiolect.common.methods import strength
 from idiolect.common.methods.personalise import Personal
 from tests.common.conftest import write_model
 
@@ -400,6 +401,110 @@ def test_what_the_one_in_use_knows_by_heart_does_not_judge(vault, scores):
     vault.put("adapter", [record], Source("adapter", str(known.number)))
     found = judged(vault, 0.0, 0.5, "")
     assert found.nll_in_use is None and found.accepted
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """Strengths to be found, and the ids of the texts that they are fitted on."""
+    ids: list[str] = []
+    strengths: list[float] = []
+
+    def fit(reference, loras, texts):
+        ids[:] = [item.id for item in texts[0]]
+        return [strengths.pop(0) if ids and strengths else 1.0]
+
+    monkeypatch.setattr(strength, "fit", fit)
+    return ids, strengths
+
+
+def test_what_judges_an_adapter_did_not_fit_its_strength(
+    vault, scores, fitted, monkeypatch
+):
+    history.add(vault, pairs("letters", 11), "letters")  # 22 in all: 4 are held out
+    newest = [entry.id for entry in history.entries(vault)][-4:]
+    seen: list[str] = []
+    nll = owner.held_out_nll
+
+    def watched(reference, personals, users, method):
+        seen.extend(item.id for item in users[0].held_out)
+        return nll(reference, personals, users, method)
+
+    monkeypatch.setattr(owner, "held_out_nll", watched)
+    ids, strengths = fitted
+    strengths.append(2.0)
+    found = judged(vault, 0.0, 0.5, "")
+    assert ids == newest[:2] and set(seen) == set(newest[2:])
+    assert found.held_out == 2 and found.fitted_on == tuple(newest[:2])
+    assert (found.strength, found.fitted, found.accepted) == (2.0, 2.0, True)
+    # What it was fitted on says as little about it as what it was trained on.
+    history.add(vault, pairs("more", 2), "more")
+    seen.clear()
+    judged(vault, 0.0, 0.75, "")
+    assert set(seen).isdisjoint(found.fitted_on)
+    # It is made of these texts, too.
+    last = history.entries(vault)[-1]
+    assert all(name in found.sources for name in ("mail", "notes", "letters"))
+    assert last.source not in found.sources
+
+
+def test_the_source_of_what_a_strength_is_fitted_on_erases_the_adapter(vault, scores):
+    history.add(
+        vault, pairs("letters", 7), "letters"
+    )  # 18; then 22, of which 4 held out
+    history.add(vault, pairs("fits", 2), "fits")
+    history.add(vault, pairs("judges", 2), "judges")
+    found = judged(vault, 0.0, 0.5, "")
+    assert "fits" in found.sources and "judges" not in found.sources
+    assert owner.forget(vault, ["judges"])[1] == []
+    assert owner.forget(vault, ["fits"])[1] == [found]
+
+
+def test_an_adapter_that_no_strength_makes_useful_is_refused(vault, scores, fitted):
+    history.add(vault, pairs("letters", 11), "letters")
+    fitted[1].append(0.0)
+    found = judged(vault, 0.0, 1.0, "")
+    assert found.nll < found.nll_before and (found.fitted, found.strength) == (0.0, 1.0)
+    assert not found.accepted and adapters.active(vault) == 0
+    assert "at whatever strength" in status.why_not(status.shown(found))
+
+
+def test_few_held_out_pairs_fit_no_strength(vault, scores):
+    found = judged(vault, 0.0, 0.5, "")
+    assert found.held_out == 2 and (found.strength, found.fitted_on) == (1.0, ())
+
+
+def test_the_owner_turns_the_strength_and_everything_that_writes_follows(
+    vault, scores, tmp_path
+):
+    found = judged(vault, 0.0, 0.5, "")
+    loaded = load_reference(owner.config_of(owner.settings(vault)))
+    backbone, ids = loaded.backbone, torch.arange(3, 27).view(4, 6)
+
+    def own() -> Lora:
+        return owner.writer(vault).own
+
+    def logits(*loras: Lora) -> torch.Tensor:
+        with torch.no_grad(), attached(backbone, *loras):
+            return backbone.model(ids).logits
+
+    raw = own()
+    assert adapters.use(vault, found.number, 1.5) == found
+    turned = own()
+    assert turned.scaling == 1.5 * raw.scaling
+    assert adapters.versions(vault) == [replace(found, strength=1.5)]
+    owner.export(vault, tmp_path / "peft")
+    exported = logits(import_peft(tmp_path / "peft"))
+    torch.testing.assert_close(exported, logits(turned), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(exported, logits(raw), atol=1e-2)
+    adapters.use(vault, found.number)  # without a strength it stays
+    assert own().scaling == turned.scaling
+    adapters.use(vault, found.number, 1.0)
+    assert own().scaling == raw.scaling
+    for wrong in (-0.1, 4.1, float("nan"), float("inf")):
+        with pytest.raises(IdiolectError, match="give a number from 0"):
+            adapters.use(vault, found.number, wrong)
+    with pytest.raises(IdiolectError, match="give the number of an adapter"):
+        adapters.use(vault, 0, 1.0)
 
 
 def test_learning_to_avoid_something_may_cost_a_little(vault, scores):

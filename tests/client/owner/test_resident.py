@@ -109,11 +109,12 @@ def _made_again(vault: Vault) -> None:
     "change",
     [
         lambda vault: adapters.use(vault, 1),
+        lambda vault: adapters.use(vault, adapters.active(vault), 2.0),
         lambda vault: vault.rewrap(Passphrase("another quiet heron")),
         _made_again,
         lambda vault: resident.socket_of(vault.path).unlink(),
     ],
-    ids=["use", "rewrap", "made again", "unreachable"],
+    ids=["use", "strength", "rewrap", "made again", "unreachable"],
 )
 def test_it_ends_when_what_it_holds_has_changed(vault, change):
     resident.start(vault.path, KEY)

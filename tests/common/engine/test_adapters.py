@@ -19,6 +19,7 @@ from idiolect.common.engine.adapters import (
     import_peft,
     new_lora,
     parse_lora,
+    scaled,
     shadowed,
     side_by_side,
     stack,
@@ -222,17 +223,23 @@ def test_an_own_adapter_may_have_other_projections(
         torch.testing.assert_close(logits(backbone, IDS), wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_different_scalings_do_not_stack(backbone):
-    one = adapter(backbone, "a", 1)
-    with pytest.raises(ValueError, match="scaling"):
-        stack([one, Lora(one.a, one.b, 7.0)])
+def test_different_scalings_stack_and_each_user_has_the_own_one(backbone):
+    one, ids = adapter(backbone, "a", 1), IDS[:1]
+    loras = [scaled(one, 0.5), one, scaled(one, 7.0), scaled(one, 0.0)]
+    with attached(backbone, stack(loras)):
+        together = logits(backbone, ids.repeat(4, 1))
+    for lora, found in zip(loras, together, strict=True):
+        with attached(backbone, lora):
+            torch.testing.assert_close(found[None], logits(backbone, ids))
+    torch.testing.assert_close(together[3:], logits(backbone, ids))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_peft_round_trip_has_the_same_logits(family, model_folder, tmp_path):
     folder = model_folder(family)
     backbone = load_backbone(str(folder), "float32", "cpu", 96)
-    shared, personal = adapter(backbone, "s", 1), adapter(backbone, "p", 2)
+    shared = adapter(backbone, "s", 1)
+    personal = scaled(adapter(backbone, "p", 2), 1.5)  # exports carry the strength
     with attached(backbone, shared, personal):
         ours = logits(backbone, IDS)
     export_peft(tmp_path, backbone, shared, personal)

@@ -107,6 +107,7 @@ CASES: dict[str, dict[str, Any]] = {
         "evaluate.contrasted": "sft,c-bpo",
         "evaluate.shift": True,
     },
+    "a fitted strength": {"personalise.strength": "fitted"},
 }
 
 

@@ -101,7 +101,8 @@ class Counting:
         self.seconds = (time.perf_counter() - began) / len(everybody)
         trained = [m for m in self.config.method_list if m not in UNTRAINED]
         rates = self.config.learning_rate_list
-        for method in trained if len(rates) > 1 else ():
+        rated = [m for m in trained if BY_NAME[m].rated]
+        for method in rated if len(rates) > 1 else ():
             for rate in rates:
                 label = f"{method} lr {rate:g}, development"
                 for node, group in self.groups(self.dataset.development):
@@ -175,10 +176,16 @@ class Counting:
     ) -> dict[str, Work]:
         """Phase -> work of training a group with one method at one rate."""
         config, backbone, module = self.config, self.backbone, module_of(method)
-        reference = Scoring(backbone, self._scored)
-        sets = [module.training_set(reference, u, draws[u.id], 0.0) for u in group]
-        settings = training_settings(config, 1.0)
-        tokens, more = self._steps(sets, settings)
+        reference, settings = (
+            Scoring(backbone, self._scored),
+            training_settings(config, 1),
+        )
+        if BY_NAME[method].rated:
+            sets = [module.training_set(reference, u, draws[u.id], 0.0) for u in group]
+            tokens, more = self._steps(sets, settings)
+        else:
+            rows = [r for u in group for r in (*draws[u.id].own, *draws[u.id].aux)]
+            tokens, more = 0, sum(len(row.ids) for row in rows)
         more += sum(self._embedded(user, draws[user.id]) for user in group)
         work = Work(trained=tokens, scored=more + reference.tokens)
         work += Work(prepared=len(group))

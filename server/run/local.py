@@ -254,5 +254,7 @@ def finite(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def _to(lora: Lora, device: torch.device | str) -> Lora:
-    a = {name: tensor.to(device) for name, tensor in lora.a.items()}
-    return replace(lora, a=a, b={n: tensor.to(device) for n, tensor in lora.b.items()})
+    def moved(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    return Lora(moved(lora.a), moved(lora.b), lora.scaling, moved(lora.bias))

@@ -297,7 +297,7 @@ def _shift(bias: Tensor):
 
     def add(_module: object, _inputs: object, output: Tensor) -> Tensor:
         rows = output.reshape(len(bias), -1, output.shape[-1])
-        return (rows + bias.unsqueeze(1).to(output.dtype)).view_as(output)
+        return (rows + bias.unsqueeze(1).to(output)).view_as(output)
 
     return add
 

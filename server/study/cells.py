@@ -228,7 +228,7 @@ def built(run: Run, dataset: Dataset, states: Mapping[str, State]) -> dict[str, 
             "learning_rates": {
                 m: state.learning_rates[m]
                 for m, state in states.items()
-                if m in state.learning_rates
+                if m in state.learning_rates and BY_NAME[m].rated
             },
             "clamp_rate": {
                 m: mean(found, "clamp_rate") for m, found in trained.items()

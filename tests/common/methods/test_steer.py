@@ -11,6 +11,7 @@ from idiolect.common.engine.adapters import (
     export_peft,
     hash_lora,
     parse_lora,
+    shadowed,
     side_by_side,
     stack,
 )
@@ -103,6 +104,13 @@ def test_users_together_are_users_alone(reference, users, others, contrast):
         assert texts[k * len(rows) : (k + 1) * len(rows)] == wanted
     (plain,) = score_users(backbone, [reference.shared], items[:1])
     assert not np.allclose(plain, together[0])
+
+
+def test_the_reference_to_contrast_with_is_not_steered(reference, users, others):
+    loras = stack(made(reference, users, others))
+    both = shadowed(loras).bias["model.layers.0"].chunk(2)
+    assert torch.equal(both[0], loras.bias["model.layers.0"])
+    assert not both[1].any()
 
 
 def test_it_is_kept_as_bytes_and_is_part_of_its_identity(reference, users, others):

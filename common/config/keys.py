@@ -442,6 +442,25 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Steer:
+    """The steering vector of method `steer`."""
+
+    layer: int = key(
+        0,
+        "layer, counted from 1, to whose output the vector is added; 0: the middle one, "
+        "above which words are chosen and below which they are read",
+        0,
+        1000,
+    )
+    strength: float = key(
+        1.0,
+        "factor of the vector; 1 moves the mean state of others' texts to that of the own",
+        -100,
+        100,
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """One run, completely described."""
 
@@ -511,6 +530,7 @@ class Config:
     privacy: Privacy = section(Privacy, EVERYTHING)
     personalise: Personalise = section(Personalise, (SOME,))
     evaluate: Evaluate = section(Evaluate, (RESULTS,))
+    steer: Steer = section(Steer, (SOME,))
 
     @property
     def method_list(self) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ POSITIVE_TERM = ("personalise.reward", "personalise.anchor")
 WEIGHT = ("personalise.unlabeled-weight",)
 DECODING = ("evaluate.contrast", "evaluate.contrasted")
 RETRIEVAL = ("evaluate.retrieved",)
+STEERING = ("steer.layer", "steer.strength")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Method:
     name, aliases
         What a config calls it, and older names that still read.
     adapter
-        Whether each user has an own adapter, which is trained.
+        Whether each user has an own adapter, which is trained, or made in another way.
     unlabeled
         Whether training needs the unlabeled set.
     disliked
@@ -63,6 +64,11 @@ class Method:
     prompts: bool = False
     reads: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+
+    @property
+    def rated(self) -> bool:
+        """Whether it has a learning rate; an adapter without one is not trained."""
+        return "personalise.learning-rates" in self.reads
 
 
 _TRAINED = (*TRAINING, *DECODING)
@@ -98,6 +104,12 @@ TABLE = (
         reads=(*_C_BPO, *DISLIKED, *ALPHA, *WEIGHT),
     ),
     Method("positives", adapter=True, unlabeled=True, reads=_C_BPO),
+    Method(
+        "steer",
+        adapter=True,
+        unlabeled=True,
+        reads=(*DECODING, *UNLABELED, *STEERING),
+    ),
 )
 BY_NAME = {row.name: row for row in TABLE}
 ALIASES = {alias: row.name for row in TABLE for alias in row.aliases}

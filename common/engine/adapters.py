@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from ..config import LoraShape
-from ..errors import IdiolectError, words_of
+from ..errors import IdiolectError, refuse_if, words_of
 from ..files import make_folder
 from ..seeds import fixed_uniform
 from .backbone import Backbone, projections
@@ -72,11 +72,15 @@ class Lora:
         Projection -> up matrix [out, r].
     scaling
         alpha / rank.
+    bias
+        Decoder layer -> vector [d]. Times `scaling` it is added to the layer's output at
+        every token: what a steering method has in place of matrices. It is never trained.
     """
 
     a: dict[str, Tensor]
     b: dict[str, Tensor]
     scaling: float
+    bias: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +95,14 @@ class Stack:
         Projection -> [K, out, r].
     scaling
         alpha / rank.
+    bias
+        Decoder layer -> [K, d].
     """
 
     a: dict[str, Tensor]
     b: dict[str, Tensor]
     scaling: float
+    bias: dict[str, Tensor] = field(default_factory=dict)
 
 
 def new_lora(backbone: Backbone, shape: LoraShape, seed: int, *names: object) -> Lora:
@@ -124,15 +131,24 @@ def zero_shared(backbone: Backbone, shape: LoraShape, seed: int) -> Lora:
 def stack(loras: Sequence[Lora]) -> Stack:
     """Stack the adapters of K users, which must have one shape.
 
-    A stack has one scaling. Where theirs differ, B is multiplied by them.
+    A stack has one scaling. Where theirs differ, B and bias are multiplied by them.
     """
     first = loras[0]
+    if any(lora.scaling != first.scaling for lora in loras):
+        loras = [_unscaled(lora) for lora in loras]
     a = {name: torch.stack([lora.a[name] for lora in loras]) for name in first.a}
-    if all(lora.scaling == first.scaling for lora in loras):
-        b = {name: torch.stack([lora.b[name] for lora in loras]) for name in first.b}
-        return Stack(a, b, first.scaling)
-    b = {n: torch.stack([lora.scaling * lora.b[n] for lora in loras]) for n in first.b}
-    return Stack(a, b, 1.0)
+    b = {name: torch.stack([lora.b[name] for lora in loras]) for name in first.b}
+    bias = {n: torch.stack([lora.bias[n] for lora in loras]) for n in first.bias}
+    return Stack(a, b, loras[0].scaling, bias)
+
+
+def _unscaled(lora: Lora) -> Lora:
+    """The same adapter with scaling 1."""
+    b, bias = (
+        {name: lora.scaling * tensor for name, tensor in part.items()}
+        for part in (lora.b, lora.bias)
+    )
+    return Lora(lora.a, b, 1.0, bias)
 
 
 def scaled(lora: Lora, strength: float) -> Lora:
@@ -157,7 +173,8 @@ def shadowed(stacked: Stack) -> Stack:
     """The K adapters of a stack, then K that change nothing: each user's reference."""
     a = {n: t if len(t) == 1 else torch.cat([t, t]) for n, t in stacked.a.items()}
     b = {n: torch.cat([t, torch.zeros_like(t)]) for n, t in stacked.b.items()}
-    return Stack(a, b, stacked.scaling)
+    bias = {n: torch.cat([t, torch.zeros_like(t)]) for n, t in stacked.bias.items()}
+    return Stack(a, b, stacked.scaling, bias)
 
 
 class LowRank(torch.autograd.Function):
@@ -243,7 +260,8 @@ def attached(
     ]
     modules, dtype = dict(backbone.model.named_modules()), _products_in(backbone)
     _check_fit(backbone.name, modules, stacks)
-    stacks = _completed(stacks)
+    biases = [(n, s.scaling * bias) for s in stacks for n, bias in s.bias.items()]
+    stacks = _completed([entry for entry in stacks if entry.b])
     joints = {
         name: tuple(part.detach().to(dtype) for part in _joined(stacks, name))
         for name in (stacks[0].b if stacks else ())
@@ -260,6 +278,7 @@ def attached(
         modules[name].register_forward_hook(_hook(stacks[-1], name, *joint))
         for name, joint in joints.items()
     ]
+    handles += [modules[n].register_forward_hook(_shift(bias)) for n, bias in biases]
     try:
         yield refresh
     finally:
@@ -279,6 +298,23 @@ def _check_fit(name: str, modules: dict[str, Any], stacks: Sequence[Stack]) -> N
                 f"an adapter's projection '{part}' does not fit backbone '{name}': take "
                 "the backbone that it was trained on."
             )
+    for part, bias in ((n, bias) for s in stacks for n, bias in s.bias.items()):
+        layer = modules.get(f"{part}.input_layernorm")
+        if getattr(layer, "weight", torch.empty(0)).shape != bias.shape[1:]:
+            raise IdiolectError(
+                f"a steering vector of layer '{part}' does not fit backbone '{name}': take "
+                "the backbone that it was made on."
+            )
+
+
+def _shift(bias: Tensor):
+    """A hook that adds bias [K, d] to a layer's output, whose rows are user-major."""
+
+    def add(_module: object, _inputs: object, output: Tensor) -> Tensor:
+        rows = output.reshape(len(bias), -1, output.shape[-1])
+        return (rows + bias.unsqueeze(1).to(output)).view_as(output)
+
+    return add
 
 
 def _completed(stacks: Sequence[Stack]) -> list[Stack]:
@@ -339,7 +375,7 @@ def hash_lora(lora: Lora | None) -> str:
     digest = hashlib.sha256()
     if lora is not None:
         digest.update(repr(lora.scaling).encode())
-        for part in (lora.a, lora.b):
+        for part in (lora.a, lora.b, lora.bias):
             for name in sorted(part):
                 tensor = part[name].detach().cpu().float().contiguous()
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -353,6 +389,7 @@ def dump_lora(lora: Lora, metadata: dict[str, str]) -> bytes:
         f"a.{name}": tensor.contiguous().cpu() for name, tensor in lora.a.items()
     }
     tensors |= {f"b.{name}": t.contiguous().cpu() for name, t in lora.b.items()}
+    tensors |= {f"bias.{name}": t.contiguous().cpu() for name, t in lora.bias.items()}
     return save(tensors, {**metadata, "scaling": repr(lora.scaling)})
 
 
@@ -373,16 +410,21 @@ def parse_lora(data: bytes) -> tuple[Lora, dict[str, str]]:
         raise ValueError(str(error)) from error
     a = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("a.")}
     b = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("b.")}
-    return Lora(a, b, scaling), metadata
+    bias = {n[5:]: tensor for n, tensor in tensors.items() if n.startswith("bias.")}
+    return Lora(a, b, scaling, bias), metadata
 
 
 def concatenate(*adapters: Lora) -> Lora:
     """One adapter that does what several do (see `_joined`)."""
-    stacks = _completed([stack([one]) for one in adapters])
+    stacks = _completed([stack([one]) for one in adapters if one.b])
     joined = {name: _joined(stacks, name) for name in stacks[0].b}
+    bias: dict[str, Tensor] = {}
+    for one in map(_unscaled, adapters):
+        for name, vector in one.bias.items():
+            bias[name] = bias[name] + vector if name in bias else vector
     a = {name: a[0] for name, (a, _) in joined.items()}
     b = {name: b[0] for name, (_, b) in joined.items()}
-    return Lora(a, b, 1.0)
+    return Lora(a, b, 1.0, bias)
 
 
 def side_by_side(policies: Sequence[Sequence[Lora]]) -> Stack:
@@ -390,7 +432,8 @@ def side_by_side(policies: Sequence[Sequence[Lora]]) -> Stack:
 
     One that lacks a projection, or has a lower rank, is filled up with zeros.
     """
-    parts = _completed([stack([concatenate(*adapters)]) for adapters in policies])
+    whole = [concatenate(*adapters) for adapters in policies]
+    parts = _completed([stack([one]) for one in whole])
     ranks = [next(iter(part.b.values())).shape[2] for part in parts]
     a: dict[str, Tensor] = {}
     b: dict[str, Tensor] = {}
@@ -399,7 +442,12 @@ def side_by_side(policies: Sequence[Sequence[Lora]]) -> Stack:
         pairs = list(zip(parts, more, strict=True))
         a[name] = torch.cat([F.pad(p.a[name], (0, 0, 0, n)) for p, n in pairs])
         b[name] = torch.cat([F.pad(p.b[name], (0, n)) for p, n in pairs])
-    return Stack(a, b, 1.0)
+    shapes = {name: vector for one in whole for name, vector in one.bias.items()}
+    bias = {
+        name: torch.stack([one.bias.get(name, torch.zeros_like(v)) for one in whole])
+        for name, v in shapes.items()
+    }
+    return Stack(a, b, 1.0, bias)
 
 
 def export_peft(folder: Path, backbone: Backbone, shared: Lora, personal: Lora) -> None:
@@ -407,7 +455,17 @@ def export_peft(folder: Path, backbone: Backbone, shared: Lora, personal: Lora) 
 
     ``peft.PeftModel.from_pretrained(backbone, folder)`` then has the same logits as
     ``attached(backbone, shared, personal)``.
+
+    Raises
+    ------
+    IdiolectError
+        The adapter is a steering vector, which no LoRA can hold.
     """
+    refuse_if(
+        personal.bias,
+        "a steering vector is no LoRA and cannot be exported as one: export an adapter of "
+        "another method, such as sft.",
+    )
     from peft import LoraConfig, TaskType
 
     both = concatenate(shared, personal)

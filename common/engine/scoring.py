@@ -209,16 +209,24 @@ def chunks(users: Sequence[Sequence[Encoded]]) -> list[list[list[int | None]]]:
 
 
 def embed(
-    backbone: Backbone, shared: Lora | None, items: Sequence[Encoded]
+    backbone: Backbone, shared: Lora | None, items: Sequence[Encoded], depth: int = 0
 ) -> np.ndarray:
-    """Mean hidden state of each item over its completion tokens, float64 [n, d]."""
+    """Mean hidden state of each item over its completion tokens, float64 [n, d].
+
+    The last one, or with `depth` the output of that layer, counted from 1.
+    """
     means = np.zeros((len(items), backbone.model.config.hidden_size))
     for chunk in chunks([items]):
         places = [i for i in chunk[0] if i is not None]
         layout = collate(backbone, [items[i] for i in places])
         with torch.no_grad(), attached(backbone, shared):
             # A completion's token follows the one that predicts it.
-            hidden = backbone.hidden_at(layout, layout.predicting + 1)[0].float()
+            written = layout.predicting + 1
+            hidden = (
+                backbone.hidden_below(layout, depth).flatten(0, 1)[written[0]].float()
+                if depth
+                else backbone.hidden_at(layout, written)[0].float()
+            )
         total = torch.zeros(len(places), hidden.shape[1], device=hidden.device)
         total.index_add_(0, layout.row[0], hidden)
         counts = layout.row[0].bincount(minlength=len(places)).unsqueeze(1)

@@ -53,6 +53,7 @@ def evaluate(
     method: str,
     config: Config,
     generate_texts: bool,
+    written: dict[str, list[str]] | None = None,
 ) -> list[dict[str, float]]:
     """Measure a method on every user's held-out items.
 
@@ -68,6 +69,8 @@ def evaluate(
         Methods in ``evaluate.contrasted`` decode by contrast; scores are not affected.
     generate_texts
         Whether outputs are generated and judged too.
+    written
+        Where each user's outputs are put, if somebody in this process wants them.
 
     Returns
     -------
@@ -115,6 +118,8 @@ def evaluate(
             targets = [item.target for item in user.held_out]
             result |= metrics.score(task, outputs, targets, tokens)
             result |= score_style(user, outputs)
+            if written is not None:
+                written[user.id] = outputs
     return results
 
 

@@ -16,7 +16,14 @@ from ..data.types import User
 from ..engine.adapters import Lora, new_lora, scaled
 from ..engine.objectives import Loss, Means, ScoredBatch
 from ..engine.reference import Reference
-from ..engine.training import UNWATCHED, TrainingSettings, Watch, train
+from ..engine.training import (
+    UNWATCHED,
+    Trained,
+    TrainingSet,
+    TrainingSettings,
+    Watch,
+    train,
+)
 from ..errors import refuse_if
 from ..unlabeled.alpha import alpha_of
 from ..unlabeled.draws import draw_for
@@ -132,21 +139,16 @@ def personalise(
     users = [with_samples_disliked(reference, u, method, config) for u in users]
     module = module_of(method)
     watch.phase("reading the texts")
-    data = [
-        module.training_set(reference, user, drawn, alpha.alpha)
-        for user, drawn, alpha in zip(users, draws, alphas, strict=True)
-    ]
-    start = [
-        new_lora(reference.backbone, config.lora, config.seed, "personal", user.id)
-        for user in users
-    ]
-
-    def loss(batch: ScoredBatch, means: Means) -> Loss:
-        return module.loss(batch, means, config.personalise)
-
-    settings = training_settings(config, learning_rate)
-    trained = train(reference, start, data, loss, settings, watch)
+    if BY_NAME[method].rated:
+        data = [
+            module.training_set(reference, user, drawn, alpha.alpha)
+            for user, drawn, alpha in zip(users, draws, alphas, strict=True)
+        ]
+        trained = _fitted(reference, users, data, method, learning_rate, config, watch)
+    else:
+        trained = module.made(reference, draws, config)
     if hasattr(module, "second_stage"):
+        settings = training_settings(config, learning_rate)
         trained = module.second_stage(
             reference, users, draws, trained, settings, config
         )
@@ -163,10 +165,33 @@ def personalise(
         log = {**log, "truncated": truncated, "ess": drawn.ess}
         own = lora if by == 1 else scaled(lora, by)
         found = Personal(user.id, own, alpha.alpha, alpha.estimated, by, log)
-        tensors = (*lora.a.values(), *lora.b.values())
+        tensors = (*lora.a.values(), *lora.b.values(), *lora.bias.values())
         # One question to the device, not one for each tensor.
         if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
             error = f"training of user '{user.id}' overflowed: lower the learning rate."
             found = replace(found, lora=None, error=error)
         results.append(found)
     return results
+
+
+def _fitted(  # seven: what is trained, on what, how, and who watches
+    reference: Reference,
+    users: Sequence[User],
+    data: Sequence[TrainingSet],
+    method: str,
+    learning_rate: float,
+    config: Config,
+    watch: Watch,
+) -> Trained:
+    """Adapters trained by a method's loss."""
+    module = module_of(method)
+    start = [
+        new_lora(reference.backbone, config.lora, config.seed, "personal", user.id)
+        for user in users
+    ]
+
+    def loss(batch: ScoredBatch, means: Means) -> Loss:
+        return module.loss(batch, means, config.personalise)
+
+    settings = training_settings(config, learning_rate)
+    return train(reference, start, data, loss, settings, watch)

@@ -1,7 +1,8 @@
 """From a method's name to its module.
 
 A method that trains has `training_set` (what one user learns from) and `loss`, and may
-have a `second_stage`. One that asks other prompts has `prompted`.
+have a `second_stage`. One that makes adapters without training has `made`, one that asks
+other prompts has `prompted`.
 """
 
 from importlib import import_module

@@ -264,7 +264,35 @@ def _measurements(found: Mapping[str, Any]) -> list[str]:
             ),
             "",
         ]
-    return lines + _alpha_table(found["alpha"])
+    return lines + _recognition(found) + _alpha_table(found["alpha"])
+
+
+def _recognition(found: Mapping[str, Any]) -> list[str]:
+    """Mean MRR of each method in each cell, between ceiling and floor; or a refusal."""
+    rows = []
+    for one in found.get("recognition", []):
+        here = [row for row in found["rows"] if row["cell"] == one["cell"]]
+        means = {r["method"]: r["metrics"].get("recognised-mrr") for r in here}
+        named = ", ".join(f"{k} {v}" for k, v in one["cell"].items())
+        methods = ", ".join(
+            f"{method} {value['mean']:.2f}"
+            for method, value in means.items()
+            if value and method not in ("ceiling", "floor")
+        )
+        gap = one["difference"]
+        rows.append(
+            [
+                named,
+                f"{one['words']:.0f}",
+                f"{means['ceiling']['mean']:.2f}",
+                f"{means['floor']['mean']:.2f}",
+                f"{gap['mean']:+.2f} {_range(gap['ci95'], '+')}",
+                methods if one["apart"] else "cannot tell authors apart here",
+            ]
+        )
+    count = found["recognition"][0]["candidates"] if rows else 0
+    heads = [f"recognised among {count} (MRR)", "words", "ceiling", "floor"]
+    return _lines([*heads, "ceiling - floor", "methods"], rows) if rows else []
 
 
 def _table(

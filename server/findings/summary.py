@@ -42,12 +42,23 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
         "rows": [
             {"cell": written(cell["cell"]), "method": method, "metrics": metrics}
             for cell in done
-            for method, metrics in cell["methods"].items()
+            for method, metrics in {**cell["methods"], **ends(cell)}.items()
+        ],
+        "recognition": [
+            {"cell": written(cell["cell"]), **found}
+            for cell in done
+            if (found := cell.get("recognition"))
         ],
         "commits": sorted({cell["run"].get("commit", "") for cell in done} - {""}),
         "learning_rates": [cell["run"]["learning_rates"] for cell in done],
         "clamp_rate": [cell["run"]["clamp_rate"] for cell in done],
     }
+
+
+def ends(cell: Cell) -> dict[str, Any]:
+    """Rows `ceiling` and `floor` of a cell whose outputs were judged (`study.judge`)."""
+    found = cell.get("recognition", {})
+    return {name: found[name] for name in ("ceiling", "floor") if name in found}
 
 
 def alpha_against_truth(cell: Cell) -> dict[str, Any] | None:

@@ -113,7 +113,8 @@ class Counting:
         self.seconds = (time.perf_counter() - began) / len(everybody)
         trained = [m for m in self.config.method_list if m not in UNTRAINED]
         rates = self.config.learning_rate_list
-        for method in trained if len(rates) > 1 else ():
+        rated = [m for m in trained if BY_NAME[m].rated]
+        for method in rated if len(rates) > 1 else ():
             for rate in rates:
                 label = f"{method} lr {rate:g}, development"
                 for node, group in self.groups(self.dataset.development):
@@ -193,9 +194,13 @@ class Counting:
             written = config.disliked
             group = [_as_if_disliked(user, written) for user in group]
         group, kept = zip(*map(self._parts, group), strict=True)
-        sets = [module.training_set(reference, u, draws[u.id], 0.0) for u in group]
         settings = training_settings(config, 1.0)
-        tokens, more = self._steps(sets, settings)
+        if BY_NAME[method].rated:
+            sets = [module.training_set(reference, u, draws[u.id], 0.0) for u in group]
+            tokens, more = self._steps(sets, settings)
+        else:
+            rows = [r for u in group for r in (*draws[u.id].own, *draws[u.id].aux)]
+            tokens, more = 0, sum(len(row.ids) for row in rows)
         more += sum(self._embedded(user, draws[user.id]) for user in group)
         more += sum(self._near(user) for user in group)
         work = Work(trained=tokens, scored=more + reference.tokens)

@@ -25,6 +25,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from ...common.command import summary
 from ...common.config import Config, parse_run
+from ...common.config.methods import BY_NAME
 from ...common.data.load import TEXT, load_dataset, task_of
 from ...common.data.metrics import ENGLISH, unread
 from ...common.data.types import Dataset
@@ -332,7 +333,9 @@ def description(run: LiveRun) -> dict[str, Any]:
         "commit": results.git_commit(),
         "users": run.population.users,
         "failed": state.failed,
-        "learning_rates": state.learning_rates,
+        "learning_rates": {
+            m: rate for m, rate in state.learning_rates.items() if BY_NAME[m].rated
+        },
         "recipe": recipe_of(config),
         "contrast": {
             method: config.contrast_of(method)

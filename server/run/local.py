@@ -47,6 +47,8 @@ class Local:
         What everybody uses, and what is kept of it; its adapter does not matter.
     adapters
         Method -> user -> the own adapter, in the memory of the CPU.
+    written
+        Method -> user -> generated texts; they do not leave this process.
     """
 
     config: Config
@@ -54,6 +56,7 @@ class Local:
     dataset: Dataset
     bare: Reference
     adapters: dict[str, dict[str, Lora]] = field(default_factory=dict)
+    written: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     _known: tuple[Rows, Reference] | None = None
 
     @property
@@ -161,8 +164,9 @@ class Local:
         found: dict[str, dict[str, float]] = {}
         for group in self._groups(users):
             loras, config = self.own(method, group), self.config
+            written = self.written.setdefault(method, {})
             values = evaluation.evaluate(
-                self.reference, loras, group, method, config, generate
+                self.reference, loras, group, method, config, generate, written
             )
             found |= {u.id: metrics for u, metrics in zip(group, values, strict=True)}
         return found
@@ -250,5 +254,7 @@ def finite(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def _to(lora: Lora, device: torch.device | str) -> Lora:
-    a = {name: tensor.to(device) for name, tensor in lora.a.items()}
-    return replace(lora, a=a, b={n: tensor.to(device) for n, tensor in lora.b.items()})
+    def moved(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    return Lora(moved(lora.a), moved(lora.b), lora.scaling, moved(lora.bias))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from ...common.config import SETLESS, UNTRAINED
+from ...common.config.methods import BY_NAME
 from ...common.data.load import task_of
 from ...common.data.metrics import means_of_sum, released_metrics
 from ...common.privacy.noise import gaussian
@@ -57,7 +58,7 @@ def choose_rate(run: Run, method: str) -> None:
     """
     state, rates = run.state, run.config.learning_rate_list
     weight = run.weights[work.training(method, True)] * len(run.cohort.development)
-    tried = rates if len(rates) > 1 else ()
+    tried = rates if len(rates) > 1 and BY_NAME[method].rated else ()
     if method in state.learning_rates:
         run.done += weight * len(tried)
         return

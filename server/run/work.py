@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 
 from ...common.config import UNTRAINED, Config
+from ...common.config.methods import BY_NAME
 from .budget import Population
 
 WEIGHTS = "IDIOLECT_WEIGHTS"  # in the environment: JSON of `usual`'s shape
@@ -61,7 +62,7 @@ def whole(config: Config, people: Population, weights: Weights) -> float:
     for method in config.method_list:
         total += people.users * weights[measuring(method, config.evaluate.generate)]
         if method not in UNTRAINED:
-            trials = people.development * rates * (rates > 1)
+            trials = people.development * rates * (rates > 1) * BY_NAME[method].rated
             total += people.users * weights[training(method, False)]
             total += trials * weights[training(method, True)]
     return total

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -39,7 +39,7 @@ from ..run.cohort import Run
 from ..run.local import Local, fitted, local_run
 from ..run.personalise import alphas, choose_rate, measure, possible, train
 from ..run.pool import pool
-from . import controls
+from . import controls, judge
 from .cache import Cache, cell_key, stage_key
 from .declaration import Study, cell_config, cells, control_of
 
@@ -135,14 +135,28 @@ def run_cell(
     reference = cache.once("reference", str(id(backbone)), lambda: Reference(backbone))
     dataset = fitted(backbone, load_dataset(config))
     pooled = with_pool(config, reference, dataset, cache)
+    others = dataset.development
     if measured == "development":
-        dataset = replace(dataset, users=dataset.development, development=())
+        others, dataset = (
+            dataset.users,
+            replace(dataset, users=dataset.development, development=()),
+        )
     controls.check(control, dataset.users, config)
+
+    calibration = None
+    if config.evaluate.generate and dataset.task.kind == "generation":
+        resamples = config.evaluate.bootstrap
+        calibration = judge.calibrate(dataset.users, others, config.seed, resamples)
 
     def one(method: str) -> State:
         run = local_run(config, reference, dataset, pooled)
         controls.apply(control, run)
-        return of_method(run, method)
+        state = of_method(run, method)
+        written = cast(Local, run.cohort).written.get(method)
+        if calibration and written:
+            for user, found in judge.judged(calibration, written).items():
+                state.metrics[method][user] |= found
+        return state
 
     methods = {
         method: cache.once(
@@ -152,7 +166,8 @@ def run_cell(
         )
         for method in config.method_list
     }
-    return built(pooled, dataset, methods)
+    found = built(pooled, dataset, methods)
+    return {**found, "recognition": calibration.section} if calibration else found
 
 
 def with_pool(
@@ -213,7 +228,7 @@ def built(run: Run, dataset: Dataset, states: Mapping[str, State]) -> dict[str, 
             "learning_rates": {
                 m: state.learning_rates[m]
                 for m, state in states.items()
-                if m in state.learning_rates
+                if m in state.learning_rates and BY_NAME[m].rated
             },
             "clamp_rate": {
                 m: mean(found, "clamp_rate") for m, found in trained.items()

@@ -70,11 +70,12 @@ METHODS_0_2 = {
 
 
 def used(*unused: str) -> set[str]:
-    """Every key but those that are named."""
+    """Every key but those that are named, and those of a method that came later."""
     return {
         key
         for key in FIELDS
-        if not any(
+        if not key.startswith("steer.")
+        and not any(
             key == name or (name.endswith(".") and key.startswith(name))
             for name in unused
         )

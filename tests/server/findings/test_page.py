@@ -34,6 +34,24 @@ def test_a_comparison_of_fewer_users_than_the_others_of_its_row_says_so():
     assert text.count("], 22 users |") == 3 and "], 24 users |" not in text
 
 
+def test_outputs_stand_between_ceiling_and_floor_or_are_not_judged():
+    study, done = worlds()
+    ends = {"mean": 0.7}, {"mean": 0.34}
+    names = ("ceiling", "floor")
+    for place, level in enumerate(done):
+        rows = {n: {"recognised-mrr": e} for n, e in zip(names, ends, strict=True)}
+        gap = {"mean": 0.36, "ci95": [0.05 + 0.2 * (place > 0), 0.5]}
+        level["methods"] = {"sft": {"recognised-mrr": {"mean": 0.5}}} if place else {}
+        level["recognition"] = rows | {"candidates": 8, "words": 67.6}
+        level["recognition"] |= {"apart": place > 0, "difference": gap}
+    found = summary(study, done)
+    assert {"ceiling", "floor"} <= {row["method"] for row in found["rows"]}
+    text = markdown(found)
+    assert "| recognised among 8 (MRR) | words | ceiling | floor |" in text
+    assert "| 68 | 0.70 | 0.34 | +0.36 [+0.050, +0.500] | cannot tell authors" in text
+    assert text.count("| 68 | 0.70 | 0.34 | +0.36 [+0.250, +0.500] | sft 0.50 |") == 5
+
+
 def test_what_was_measured_where_and_at_which_rate():
     _, done = worlds()
     in_order = [done[i] for i in (0, 2, 4, 1, 3, 5)]  # the first key varies slowest

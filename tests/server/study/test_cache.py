@@ -36,12 +36,14 @@ def test_each_method_depends_on_its_own_keys():
         return {method for method in METHODS if matters(method, key, value)}
 
     asked = {"rag", "pag"}
-    trained = set(METHODS) - set(UNTRAINED)
+    own = set(METHODS) - set(UNTRAINED)
+    trained = own - {"steer"}
     assert users_of("evaluate.retrieved", 2) == asked
-    assert users_of("evaluate.contrast", 0.1) == trained
+    assert users_of("evaluate.contrast", 0.1) == own
     assert users_of("personalise.epochs", 1) == trained
     assert users_of("personalise.beta", 0.1) == trained - {"sft"}
-    assert users_of("unlabeled.kind", "public") == trained - {"sft", "cope"}
+    assert users_of("unlabeled.kind", "public") == own - {"sft", "cope"}
+    assert users_of("steer.layer", 2) == users_of("steer.strength", 2.0) == {"steer"}
     assert users_of("history", 4) == set(METHODS)
 
 
@@ -64,6 +66,8 @@ OTHERWISE = {
     "evaluate.retrieved": 1,
     "evaluate.contrast": 2.0,
     "evaluate.contrasted": "sft,cope,kto,bco,positives,c-bpo",
+    "steer.layer": 1,
+    "steer.strength": 3.0,
 }
 
 

@@ -108,7 +108,7 @@ TABLE = (
         "steer",
         adapter=True,
         unlabeled=True,
-        reads=(*DECODING, *UNLABELED, *STEERING),
+        reads=("personalise.strength", *DECODING, *UNLABELED, *STEERING),
     ),
 )
 BY_NAME = {row.name: row for row in TABLE}

@@ -31,6 +31,10 @@ from .wording import Wording, read_wording
 # have more norms, or both branches side by side.
 PLAIN_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
+LARGE = (
+    64 << 20
+)  # bytes of weights; widening smaller ones each time costs more than it saves
+
 # A mask of four dimensions is passed on as it is: attention takes that of the layout.
 NO_MASK = torch.zeros(1, 1, 1, 1)
 
@@ -276,9 +280,7 @@ def load_backbone(name: str, dtype: str, device: str, max_length: int) -> Backbo
     folder = locate(name)
     family = check_folder(name, folder)
     place, computes = device_of(device), getattr(torch, dtype)
-    # Widening each time is for those who save memory: a GPU has other dtypes for that.
-    kept = NARROW.get(stored_in(folder), computes) if place.type == "cpu" else computes
-    kept = kept if computes == torch.float32 else computes
+    kept = _kept_in(folder, computes, place)
     model, tokenizer = _loaded(name, folder, family, kept)
     model.requires_grad_(False).eval().to(place)
     freeze(model, computes)
@@ -288,6 +290,14 @@ def load_backbone(name: str, dtype: str, device: str, max_length: int) -> Backbo
     _check_vocabulary(backbone)
     install(model)
     return backbone
+
+
+def _kept_in(folder: Path, computes: torch.dtype, place: torch.device) -> torch.dtype:
+    """The dtype of the weights in memory: that of their files where this saves much."""
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if size < LARGE or place.type != "cpu" or computes != torch.float32:
+        return computes
+    return NARROW.get(stored_in(folder), computes)
 
 
 def device_of(name: str) -> torch.device:

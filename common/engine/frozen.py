@@ -98,13 +98,14 @@ def freeze(model: nn.Module, dtype: torch.dtype) -> None:
     Only matrices stay as they are. Norms and biases are small, and are converted.
     """
     for module in model.modules():
-        narrow = (isinstance(module, nn.Linear | nn.Embedding)) and (
-            module.weight.dtype != dtype
-        )
-        if narrow:
-            module.__class__ = Frozen if isinstance(module, nn.Linear) else Widened
+        matrix = isinstance(module, nn.Linear | nn.Embedding)
         for name, weight in module.named_parameters(recurse=False):
-            if weight.dtype != dtype and not (narrow and name == "weight"):
+            if weight.dtype == dtype:
+                continue
+            if matrix and name == "weight":
+                kind = Frozen if isinstance(module, nn.Linear) else Widened
+                object.__setattr__(module, "__class__", kind)
+            else:
                 weight.data = weight.data.to(dtype)
     head: Any = model.get_submodule("lm_head")
     if head.weight.numel() > BLOCK and not head.weight.is_cuda:

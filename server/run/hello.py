@@ -84,7 +84,7 @@ def identity(config: Config) -> Identity:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     digest = model_folder.identity(folder)
     backbone = _Weightless(
-        config.backbone, model, None, digest, config.engine.max_length
+        config.backbone, model, None, digest, config.engine.max_length, torch.float32
     )
     zero = zero_shared(backbone, config.shared_shape, config.seed)
     shapes = {name: tuple(tensor.shape) for name, tensor in zero.b.items()}

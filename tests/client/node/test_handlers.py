@@ -69,7 +69,9 @@ def node(monkeypatch, tmp_path):
         calls.append([user.id for user in users])
         if broken & set(calls[-1]):
             raise RuntimeError("out of memory")
-        return [Personal(u.id, lora(rate), 0.25, True, {"steps": 3.0}) for u in users]
+        return [
+            Personal(u.id, lora(rate), 0.25, True, log={"steps": 3.0}) for u in users
+        ]
 
     def nll(_reference, adapters, users, *_rest):
         assert len(adapters) == len(users)
@@ -386,7 +388,7 @@ def test_only_a_floor_that_was_signed_is_used(greeted, monkeypatch):
 
     def train(_reference, users, unlabeled, _method, rate, _config):
         handed.append((unlabeled.floor, unlabeled.voters))
-        return [Personal(u.id, lora(rate), 0.25, True, {}) for u in users]
+        return [Personal(u.id, lora(rate), 0.25, True) for u in users]
 
     monkeypatch.setattr(handlers, "personalise", train)
     vote(vote_task(greeted.folder, "u0", release="votes/0"))

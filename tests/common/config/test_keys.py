@@ -31,7 +31,7 @@ UNUSED_0_2 = {
         *("unlabeled.", "privacy.vote-sampling", "personalise.epochs"),
         *("personalise.batch", "personalise.learning-rates", "personalise.beta"),
         *("personalise.ema", "personalise.boundary", "personalise.reward"),
-        *("personalise.unlabeled-weight", "personalise.anchor"),
+        *("personalise.unlabeled-weight", "personalise.anchor", "personalise.strength"),
     ),
     "pool": (
         *("adapt.", "personalise.", "engine.stack", "engine.microbatch", "lora."),
@@ -51,7 +51,7 @@ CONTRAST_ONLY = ("personalise.beta", *MEANS, *CBPO_ONLY)
 TRAINING = (
     DISLIKED,
     *("unlabeled.", "personalise.epochs", "personalise.batch"),
-    *("personalise.learning-rates", *CONTRAST_ONLY),
+    *("personalise.learning-rates", "personalise.strength", *CONTRAST_ONLY),
 )
 PROMPTS = "evaluate.retrieved"
 DECODING = ("evaluate.contrast", "evaluate.contrasted")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from idiolect.common.engine import frozen
+from idiolect.common.engine import backbone, frozen
 from idiolect.common.engine.adapters import attached
 from idiolect.common.engine.backbone import FAMILIES, load_backbone
 from idiolect.common.engine.frozen import Frozen, Widened, product, product_back
@@ -12,6 +12,11 @@ from idiolect.common.engine.memory import Saving, recomputed
 from idiolect.common.engine.scoring import collate, completion_logp, generate
 from tests.common.engine.test_adapters import adapter
 from tests.common.engine.test_mapped import ROWS
+
+
+@pytest.fixture(autouse=True)
+def _small_models_count_as_large(monkeypatch):
+    monkeypatch.setattr(backbone, "LARGE", 0)
 
 
 def narrowed(folder, tmp_path, dtype):
@@ -33,12 +38,12 @@ def narrowed(folder, tmp_path, dtype):
     return found
 
 
-def gradients(backbone, saving):
+def gradients(model, saving):
     """Scores of two rows, and their gradients."""
-    lora = adapter(backbone, "u", 1)
+    lora = adapter(model, "u", 1)
     leaves = [t.requires_grad_() for t in (*lora.a.values(), *lora.b.values())]
-    with attached(backbone, lora), recomputed(backbone, lora, saving):
-        scores = completion_logp(backbone, collate(backbone, ROWS))
+    with attached(model, lora), recomputed(model, lora, saving):
+        scores = completion_logp(model, collate(model, ROWS))
         return [scores, *torch.autograd.grad(scores.sum(), leaves)]
 
 

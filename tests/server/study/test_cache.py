@@ -63,6 +63,8 @@ OTHERWISE = {
     "personalise.reward": "token",
     "personalise.unlabeled-weight": 0.7,
     "personalise.anchor": 0.3,
+    "personalise.strength": "0.5",
+    "disliked": 2,
     "evaluate.retrieved": 1,
     "evaluate.contrast": 2.0,
     "evaluate.contrasted": "sft,cope,kto,bco,positives,c-bpo",

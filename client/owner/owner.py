@@ -231,7 +231,7 @@ def adopt(
     backbone, learnt = reference.backbone, learning[1]
     user, more = fitting(backbone, learning[0])
     user, texts = _apart(user, learning[0])
-    (best,) = strength.fit(reference, [lora], [texts])
+    (best,) = strength.fit(reference, [[(lora, texts)]])
     used = best or 1.0  # of one that is better not used, as it was trained
     strong = scaled(lora, used)
     while True:

@@ -204,7 +204,7 @@ def _check_numbers(config: Config) -> None:
         raise refused(
             "personalise.strength",
             config.personalise.strength,
-            f"write `fitted` or a number in [0, {MOST_STRENGTH:g}]",
+            f"write `fitted`, `crossed` or a number in [0, {MOST_STRENGTH:g}]",
         )
 
 

@@ -38,6 +38,8 @@ MOST_BANK = 50_000  # as many items as one message may hold
 MOST_WEIGHT = 1e4  # of a term of an objective
 MOST_STRENGTH = 4.0  # of an own adapter
 MOST_NOISE = 1e6  # more is counted as this much (`server/privacy/accountant.py`)
+# How `personalise.strength` is fitted (`methods.strength`).
+FITTED, CROSSED = "fitted", "crossed"
 # Of nearness: an item that is nearer by half a standard deviation comes 150 times as often.
 NEAR = 10.0
 MOST_INT = 2**63 - 1  # of anything that is counted in JSON and TOML
@@ -388,9 +390,10 @@ class Personalise:
     )
     strength: str = key(
         "1",
-        "scale of the own adapter: a number in [0, 4], or `fitted`: the one with the "
-        "lowest NLL on the newest fifth of the own history (two items at least), which is "
-        "then not trained on",
+        "scale of the own adapter: a number in [0, 4], or the one with the lowest NLL on "
+        "own items that were not trained on: `fitted` keeps the newest fifth of the "
+        "history back for it (two at least), `crossed` trains four more adapters, on three "
+        "quarters each, and takes the other quarters",
     )
 
 
@@ -593,7 +596,7 @@ class Config:
     def fixed_strength(self) -> float | None:
         """Strength of every own adapter, None where each user fits an own one."""
         strength = self.personalise.strength
-        return None if strength == "fitted" else float(strength)
+        return None if strength in (FITTED, CROSSED) else float(strength)
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -5,14 +5,16 @@ them with one user, a simulated node with a stacking group of many; the results 
 same. Users' text does not leave: what is returned are adapters and numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
 from ..config import PERSONAS, SETLESS, Config
+from ..config.keys import CROSSED
 from ..config.methods import BY_NAME
-from ..data.types import User
+from ..data.types import Item, User
 from ..engine.adapters import Lora, new_lora, scaled
 from ..engine.objectives import Loss, Means, ScoredBatch
 from ..engine.reference import Reference
@@ -117,15 +119,77 @@ def personalise(
         A user whose training overflows has no adapter and an error; the others are not
         affected.
     """
+    learn = partial(_learnt, reference, unlabeled, method, learning_rate, config)
+    if (fixed := config.fixed_strength) is not None:
+        found = learn([(user, user.history) for user in users], watch)
+        return [_at(one, fixed) for one in found]
+    crossed = config.personalise.strength == CROSSED
+    found, trials = (_crossed if crossed else _kept_back)(learn, users, watch)
+    watch.phase("fitting the strength")
+    strengths = strength.fit(reference, trials)
+    return [_at(one, s) for one, s in zip(found, strengths, strict=True)]
+
+
+Learn = Callable[[Sequence[tuple[User, tuple[Item, ...]]], Watch], list[Personal]]
+Trials = list[list[tuple[Lora, tuple[Item, ...]]]]
+
+
+def _kept_back(
+    learn: Learn, users: Sequence[User], watch: Watch
+) -> tuple[list[Personal], Trials]:
+    """Adapters of most of each history, and the rest of it to try them on."""
+    parts = [strength.kept_back(user.history) for user in users]
+    found = learn([(u, own) for u, (own, _) in zip(users, parts, strict=True)], watch)
+    return found, [
+        [(one.lora, kept)] if one.lora else []
+        for one, (_, kept) in zip(found, parts, strict=True)
+    ]
+
+
+def _crossed(
+    learn: Learn, users: Sequence[User], watch: Watch
+) -> tuple[list[Personal], Trials]:
+    """Adapters of each whole history, and others of parts of it, with what they lack.
+
+    Fold by fold, so that no more is in memory than for the adapters themselves.
+    """
+    trials: Trials = [[] for _ in users]
+    for number in range(strength.FOLDS):
+        parts = [strength.fold(user.history, number) for user in users]
+        able = [k for k, (_, kept) in enumerate(parts) if kept]
+        learners = [(users[k], parts[k][0]) for k in able]
+        made = learn(learners, Watch(phase=watch.phase)) if able else []
+        for k, one in zip(able, made, strict=True):
+            if one.lora:
+                trials[k].append((one.lora, parts[k][1]))
+    return learn([(user, user.history) for user in users], watch), trials
+
+
+def _at(one: Personal, by: float) -> Personal:
+    """The adapter at a strength."""
+    if by == 1 or one.lora is None:
+        return replace(one, strength=by)
+    return replace(one, lora=scaled(one.lora, by), strength=by)
+
+
+def _learnt(  # seven: as `personalise`
+    reference: Reference,
+    unlabeled: UnlabeledSet,
+    method: str,
+    learning_rate: float,
+    config: Config,
+    learners: Sequence[tuple[User, tuple[Item, ...]]],
+    watch: Watch,
+) -> list[Personal]:
+    """Adapters of users, each learnt from some of the items of the user's history.
+
+    The others still count as the user's own part in the unlabeled set: the user voted with
+    them.
+    """
     if config.unlabeled.kind == "self":
         watch.phase("writing texts of the model's own, to compare with")
-    fitted = config.fixed_strength is None
-    parts = [strength.kept_back(user) if fitted else (user, ()) for user in users]
-    draws = [
-        draw_for(reference, whole, unlabeled, config, len(user.history))
-        for whole, (user, _) in zip(users, parts, strict=True)
-    ]
-    users = [user for user, _ in parts]
+    draws = [draw_for(reference, u, unlabeled, config, own) for u, own in learners]
+    users = [replace(user, history=own) for user, own in learners]
     alphas = [
         alpha_of(reference, user, drawn, config)
         for user, drawn in zip(users, draws, strict=True)
@@ -152,19 +216,13 @@ def personalise(
         trained = module.second_stage(
             reference, users, draws, trained, settings, config
         )
-    strengths = [config.fixed_strength or 0.0] * len(users)
-    if fitted:
-        watch.phase("fitting the strength")
-        texts = [kept for _, kept in parts]
-        strengths = strength.fit(reference, trained.loras, texts)
     results: list[Personal] = []
-    for user, drawn, alpha, lora, log, by in zip(
-        users, draws, alphas, trained.loras, trained.logs, strengths, strict=True
+    for user, drawn, alpha, lora, log in zip(
+        users, draws, alphas, trained.loras, trained.logs, strict=True
     ):
         truncated = float(sum(item.truncated for item in drawn.own))
         log = {**log, "truncated": truncated, "ess": drawn.ess}
-        own = lora if by == 1 else scaled(lora, by)
-        found = Personal(user.id, own, alpha.alpha, alpha.estimated, by, log)
+        found = Personal(user.id, lora, alpha.alpha, alpha.estimated, log=log)
         tensors = (*lora.a.values(), *lora.b.values(), *lora.bias.values())
         # One question to the device, not one for each tensor.
         if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():

@@ -8,33 +8,50 @@ texts of the user that the adapter was not trained on: on those that it was, a l
 looks better than it is.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config.keys import MOST_STRENGTH
-from ..data.types import Item, User
+from ..data.types import Item
 from ..engine.adapters import Lora, scaled, stack
 from ..engine.fitting import encode_all
 from ..engine.reference import Reference
 from ..engine.scoring import nll_per_token, score_users
 
+FOLDS = 4  # of `fold`: each adapter learns from three quarters
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, MOST_STRENGTH)
 PASSES = len(GRID) + 2  # over the texts that it is fitted on, the refinement included
 SHARE = 5  # of this many texts one is kept back
 FEWEST = 2  # texts to fit on, and to train on
 
 
-def kept_back(user: User) -> tuple[User, tuple[Item, ...]]:
+Items = tuple[Item, ...]
+
+
+def kept_back(history: Items) -> tuple[Items, Items]:
     """Split a history into what is trained on and what the strength is fitted on.
 
     The newest fifth is kept back, two items at least. A history of fewer than four is
     trained on as a whole, so the strength stays 1.
     """
-    count = max(FEWEST, len(user.history) // SHARE)
-    if len(user.history) - count < FEWEST:
-        return user, ()
-    return replace(user, history=user.history[:-count]), user.history[-count:]
+    count = max(FEWEST, len(history) // SHARE)
+    if len(history) - count < FEWEST:
+        return history, ()
+    return history[:-count], history[-count:]
+
+
+def fold(history: Items, number: int) -> tuple[Items, Items]:
+    """Split a history into what one of `FOLDS` trial adapters learns from, and the rest.
+
+    The rests of all folds are the whole history. So the strength of an adapter of all of
+    it is fitted on all of it, each text by an adapter that has not seen it (Stone 1974).
+    Nothing is left of a history of fewer than four, so the strength stays 1.
+    """
+    if len(history) < 2 * FEWEST:
+        return history, ()
+    kept = history[number::FOLDS]
+    rest = [item for i, item in enumerate(history) if i % FOLDS != number]
+    return tuple(rest), kept
 
 
 def halves(items: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -47,47 +64,54 @@ def halves(items: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 
 def fit(
-    reference: Reference, loras: Sequence[Lora], texts: Sequence[Sequence[Item]]
+    reference: Reference, trials: Sequence[Sequence[tuple[Lora, Sequence[Item]]]]
 ) -> list[float]:
-    r"""Find the strength of each user's adapter: :math:`\arg\min_s \mathrm{NLL}(\pi_s)`.
+    """Find the strength s of each user's adapter with the lowest NLL.
 
     A line search without gradients: all of `GRID`, then the middles between the best and
     its neighbours. The NLL is per token. Of equal values the nearest to 1 is taken.
 
     Parameters
     ----------
-    reference, loras
-        The frozen reference, and the adapters of a stacking group, which have one shape.
-    texts
-        Items of each user that the adapter was not trained on; without any it is 1.
+    reference
+        The frozen reference.
+    trials
+        For each user pairs of an adapter and items that it was not trained on; the
+        adapters have one shape. Without any item the strength is 1.
 
     Returns
     -------
     list of float
-        In the order of `loras`, in [0, `MOST_STRENGTH`].
+        In the order of `trials`, in [0, `MOST_STRENGTH`].
     """
-    able = [k for k, items in enumerate(texts) if items]
-    best = [1.0] * len(loras)
-    if not able:
-        return best
-    encoded = [encode_all(reference.backbone, texts[k]) for k in able]
-    found: list[dict[float, float]] = [{} for _ in able]
+    able = [
+        (user, lora, encode_all(reference.backbone, items))
+        for user, pairs in enumerate(trials)
+        for lora, items in pairs
+        if items
+    ]
+    # User -> strength -> NLL per token.
+    found: dict[int, dict[float, float]] = {user: {} for user, _, _ in able}
 
-    def measure(strengths: Sequence[float]) -> None:
-        own = [scaled(loras[k], s) for k, s in zip(able, strengths, strict=True)]
-        policy = [reference.shared, stack(own)]
-        scores = score_users(reference.backbone, policy, encoded)
-        for one, s, logp, items in zip(found, strengths, scores, encoded, strict=True):
-            one[s] = nll_per_token(logp, items)
+    def measure(strengths: Mapping[int, float]) -> None:
+        own = stack([scaled(lora, strengths[user]) for user, lora, _ in able])
+        rows = [items for _, _, items in able]
+        logp = score_users(reference.backbone, [reference.shared, own], rows)
+        for user, s in strengths.items():
+            mine = [k for k, (one, _, _) in enumerate(able) if one == user]
+            scores = [score for k in mine for score in logp[k]]
+            items = [item for k in mine for item in rows[k]]
+            found[user][s] = nll_per_token(scores, items)
 
+    if not found:
+        return [1.0] * len(trials)
     for s in GRID:
-        measure([s] * len(able))
-    tops = [_lowest(one) for one in found]
+        measure(dict.fromkeys(found, s))
+    tops = {user: _lowest(one) for user, one in found.items()}
     for side in (-1, 1):
-        measure([_middle(top, side) for top in tops])
-    for k, one in zip(able, found, strict=True):
-        best[k] = _lowest(one)
-    return best
+        measure({user: _middle(top, side) for user, top in tops.items()})
+    best = {user: _lowest(one) for user, one in found.items()}
+    return [best.get(user, 1.0) for user in range(len(trials))]
 
 
 def _lowest(found: dict[float, float]) -> float:

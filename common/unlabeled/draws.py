@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..config import Config
-from ..data.types import User
+from ..data.types import Item, User
 from ..engine.backbone import Encoded
 from ..engine.fitting import encode_all, fits
 from ..engine.reference import Reference
@@ -46,33 +46,34 @@ def draw_for(
     user: User,
     unlabeled: UnlabeledSet,
     config: Config,
-    learnt: int | None = None,
+    learnt: Sequence[Item] | None = None,
 ) -> Draw:
     """Encode a user's history and its draw from the unlabeled set.
 
     The draw depends on (seed, user) only: every method learns from the same items. With
     ``unlabeled.nearness`` items near the user's own inputs (or far from them) come more
     often (`nearness`). Where no own or no unlabeled item has an input there is nothing to
-    compare, and the draw is that without nearness. With `learnt` only so many of the
-    oldest items are learnt from. The others still count as the user's own part in the set,
+    compare, and the draw is that without nearness. With `learnt` only these items of
+    the history are learnt from. The others still count as the user's own part in the set,
     because the user voted with them.
     """
     refuse_if(
         not user.history,
         f"user '{user.id}' has an empty history: nothing to learn from.",
     )
-    own = encode_all(reference.backbone, user.history[:learnt])
+    learner = user if learnt is None else replace(user, history=tuple(learnt))
+    own = encode_all(reference.backbone, learner.history)
     count = round(config.unlabeled.ratio * len(own))
     others: list[Unlabeled] = []
     if config.unlabeled.kind == "self":
-        drawn = self_samples(reference, user, own, count, config)
+        drawn = self_samples(reference, learner, own, count, config)
         ess = effective_size(np.ones(len(drawn)))
     else:
         generator = numpy_generator(config.seed, "unlabeled", user.id)
         others = not_own(reference, user, unlabeled, config)
         strength = config.unlabeled.nearness_strength
         near = (
-            input_nearness(reference, user, unlabeled.items, others, config)
+            input_nearness(reference, learner, unlabeled.items, others, config)
             if strength
             else np.zeros((0, 0))
         )

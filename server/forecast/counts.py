@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from ...common.config import PERSONAS, UNTRAINED, Config, Privacy
+from ...common.config.keys import CROSSED, FITTED
 from ...common.config.methods import BY_NAME
 from ...common.data.load import task_of
 from ...common.data.types import Dataset, Item, User
@@ -41,7 +42,7 @@ from ...common.methods.pag import PROFILE_TOKENS, PROFILED, with_history
 from ...common.methods.personalise import training_settings
 from ...common.methods.rag import prompted
 from ...common.methods.shared import training_set, update_settings
-from ...common.methods.strength import PASSES, kept_back
+from ...common.methods.strength import FOLDS, PASSES, kept_back
 from ...common.methods.table import module_of
 from ...common.unlabeled.alpha import alpha_of
 from ...common.unlabeled.draws import Draw, draw_for
@@ -103,7 +104,7 @@ class Counting:
         learners = {user.id: self._parts(user)[0] for user in everybody}
         draws = {
             user.id: drawn(
-                *(reference, user, handed, self.config), len(learners[user.id].history)
+                reference, user, handed, self.config, learners[user.id].history
             )
             for user in everybody
         }
@@ -207,6 +208,8 @@ class Counting:
         work += Work(prepared=len(group))
         texts = [encode_all(backbone, items) for items in kept if items]
         work += Work(scored=PASSES * scored_tokens(backbone, texts))
+        if config.personalise.strength == CROSSED:  # FOLDS trials, of all but one part
+            work += Work(trained=(FOLDS - 1) * tokens, scored=(FOLDS - 1) * more)
         samples = Work()
         if config.unlabeled.kind == "self":
             for user in group:
@@ -233,7 +236,11 @@ class Counting:
 
     def _parts(self, user: User) -> tuple[User, tuple[Item, ...]]:
         """What a user trains on, and what the strength is fitted on, if it is."""
-        return kept_back(user) if self.config.fixed_strength is None else (user, ())
+        rule = self.config.personalise.strength
+        if rule == CROSSED:
+            return user, user.history
+        own, kept = kept_back(user.history) if rule == FITTED else (user.history, ())
+        return replace(user, history=own), kept
 
     def _embedded(self, user: User, draw: Draw) -> int:
         """Tokens of the hidden states that alpha is estimated from, once for each user."""
@@ -532,7 +539,7 @@ def drawn(
     user: User,
     handed: UnlabeledSet,
     config: Config,
-    learnt: int | None = None,
+    learnt: Sequence[Item] | None = None,
 ) -> Draw:
     """What a user learns from; samples of the model stand as the user's own texts.
 
@@ -542,6 +549,6 @@ def drawn(
         plain = replace(config.unlabeled, nearness_features="ngrams")
         config = replace(config, unlabeled=plain)
         return draw_for(reference, user, handed, config, learnt)
-    own = encode_all(reference.backbone, user.history[:learnt])
+    own = encode_all(reference.backbone, user.history if learnt is None else learnt)
     count = round(config.unlabeled.ratio * len(own))
     return Draw(own, [own[i % len(own)] for i in range(count)], [], 0.0, [])

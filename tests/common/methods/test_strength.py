@@ -37,15 +37,16 @@ def test_an_adapter_that_hurts_is_switched_off_and_a_weak_one_turned_up(
     learnt = users[0].history
     bad = scaled(good.lora, -0.1)
     weak = scaled(good.lora, 0.25)
-    texts = [learnt, learnt, ()]
-    found = strength.fit(reference, [bad, weak, good.lora], texts)
-    assert found[0] == 0 and found[1] > 2 and found[2] == 1
+    trials = [[(bad, learnt)], [(weak, learnt)], [(good.lora, ())], []]
+    found = strength.fit(reference, trials)
+    assert found[0] == 0 and found[1] > 2 and found[2:] == [1, 1]
 
 
 def test_the_line_search_finds_the_lowest_point_of_the_grid(reference, wide, users):
     loras = [adapter(wide, f"u{k}", k) for k in range(3)]
     texts = [user.history for user in users]
-    found = strength.fit(reference, loras, texts)
+    trials = [[(lora, own)] for lora, own in zip(loras, texts, strict=True)]
+    found = strength.fit(reference, trials)
     for lora, user, best in zip(loras, users, found, strict=True):
         who = replace(user, held_out=user.history)
 
@@ -55,7 +56,7 @@ def test_the_line_search_finds_the_lowest_point_of_the_grid(reference, wide, use
         assert nll(best) <= min(map(nll, strength.GRID)) + 1e-6
     # Of equal strengths the one that changes least is taken.
     nothing = replace(loras[0], b={n: 0 * b for n, b in loras[0].b.items()})
-    assert strength.fit(reference, [nothing], texts[:1]) == [1.0]
+    assert strength.fit(reference, [[(nothing, texts[0])]]) == [1.0]
 
 
 def test_what_is_trained_on_does_not_fit_the_strength(
@@ -68,9 +69,10 @@ def test_what_is_trained_on_does_not_fit_the_strength(
         learnt.extend(e.encoded.ids for e in data[0].positive)
         return train(reference, start, data, *rest)
 
-    def seen(reference, loras, texts):
-        fitted.extend(reference.backbone.encode(item).ids for item in texts[0])
-        return fit(reference, loras, texts)
+    def seen(reference, trials):
+        ((_, texts),) = trials[0]
+        fitted.extend(reference.backbone.encode(item).ids for item in texts)
+        return fit(reference, trials)
 
     monkeypatch.setitem(personalise.__globals__, "train", watched)
     monkeypatch.setattr(strength, "fit", seen)
@@ -85,8 +87,67 @@ def test_what_is_trained_on_does_not_fit_the_strength(
 @pytest.mark.parametrize(("items", "kept"), [(3, 0), (4, 2), (14, 2), (15, 3), (32, 6)])
 def test_a_fifth_is_kept_back_where_enough_remains(users, items, kept):
     history = tuple(replace(users[0].history[0], id=str(n)) for n in range(items))
-    learner, held = strength.kept_back(replace(users[0], history=history))
-    assert len(held) == kept and (*learner.history, *held) == history
+    learnt, held = strength.kept_back(history)
+    assert len(held) == kept and (*learnt, *held) == history
+
+
+def test_trials_of_a_user_are_judged_together(reference, wide, users):
+    """One strength, for the sum of what all trials lack; others do not change it."""
+    loras = [adapter(wide, f"u{k}", k) for k in range(3)]
+    first, second = users[0].history[:3], users[0].history[3:6]
+    apart = [[(loras[0], first), (loras[1], second)], [(loras[2], users[1].history)]]
+    (found, other) = strength.fit(reference, apart)
+    assert strength.fit(reference, apart[:1]) == [found]
+    assert strength.fit(reference, apart[1:]) == [other]
+
+    def total(s):
+        rows = [(loras[0], first), (loras[1], second)]
+        return sum(
+            sum(score_users(wide, [reference.shared, scaled(a, s)], [encoded])[0])
+            for a, items in rows
+            for encoded in ([wide.encode(item) for item in items],)
+        )
+
+    assert total(found) >= max(map(total, strength.GRID)) - 1e-3
+
+
+@pytest.mark.parametrize(
+    ("items", "sizes"), [(3, [0] * 4), (4, [1] * 4), (6, [2, 2, 1, 1])]
+)
+def test_folds_keep_every_text_from_one_trial(users, items, sizes):
+    history = tuple(replace(users[0].history[0], id=str(n)) for n in range(items))
+    folds = [strength.fold(history, number) for number in range(strength.FOLDS)]
+    assert [len(kept) for _, kept in folds] == sizes
+    for learnt, kept in folds:
+        assert {*learnt, *kept} == {*history} and not {*learnt} & {*kept}
+    if any(sizes):
+        assert {item for _, kept in folds for item in kept} == {*history}
+
+
+def test_a_crossed_strength_is_of_the_adapter_of_the_whole_history(
+    reference, users, others, monkeypatch
+):
+    """Trials learn from three quarters; who has too little keeps strength 1."""
+    few = replace(users[1], history=users[1].history[:3])
+    seen, train = [], personalise.__globals__["train"]
+
+    def watched(reference, start, data, *rest):
+        seen.append([len(one.positive) for one in data])
+        return train(reference, start, data, *rest)
+
+    monkeypatch.setitem(personalise.__globals__, "train", watched)
+    group, crossed = [users[0], few], config(personalise__strength="crossed")
+    found = personalise(reference, group, others, "sft", 1e-2, crossed)
+    count = len(users[0].history)
+    trials = [[count - len(range(f, count, 4))] for f in range(4)]
+    assert seen == [*trials, [count, 3]]
+    plain = personalise(reference, group, others, "sft", 1e-2, config())
+    assert found[1].strength == 1 != found[0].strength
+    for one, raw in zip(found, plain, strict=True):
+        assert one.lora is not None and raw.lora is not None
+        assert one.lora.scaling == one.strength * raw.lora.scaling
+        for name, b in raw.lora.b.items():
+            assert torch.equal(one.lora.b[name], b)
 
 
 @pytest.mark.parametrize(("items", "older"), [(1, 0), (3, 0), (4, 2), (5, 2), (8, 4)])

@@ -137,7 +137,8 @@ class Device:
         if isinstance(request, HelloRequest):
             self._drop_old_runs(request)
         self._read = {entry.source: entry.generation for entry in everything}
-        user, learnt = owner.split(everything, self.user)
+        fits = consent.settings(self._vault)["fit-strength"] == "yes"
+        user, learnt = owner.split(everything, self.user, fits)
         store = VaultStore(self._vault, request.run, learnt)
         answers = consent.consents(self._vault)
 

@@ -134,6 +134,8 @@ SETTINGS = {
     "max-load": "0",
     "on-battery": "yes",
     "keep-loaded": "0",
+    # A strength that is fitted on a few texts is as often worse as better.
+    "fit-strength": "no",
     # One run of the default budget (privacy.epsilon=8, privacy.delta=1e-6) fits, a second
     # one does not: from then on the owner decides.
     "most-epsilon": "8",
@@ -154,6 +156,7 @@ MEANINGS = {
     "max-load": "highest load per core at which work begins",
     "on-battery": "training and requests on battery",
     "keep-loaded": "minutes that the model stays loaded after a text",
+    "fit-strength": "whether a new adapter's strength is fitted to your texts",
     "most-epsilon": "epsilon of all runs together, at most",
     "most-delta": "delta of all runs together, at most",
     "most-releases": "releases with noise of all runs together, at most",
@@ -175,10 +178,11 @@ _NUMBERS = {
 _CHOICES = {
     name: FIELDS[f"engine.{name}"].metadata["choices"] for name in ("dtype", "device")
 }
+_SWITCHES = ("on-battery", "fit-strength")
 # Setting -> what it takes, in words; of the others `_NUMBERS` says it.
 _TAKES = {
     "backbone": "`tiny`, `smollm2`, a folder, a GGUF file or a model id",
-    "on-battery": "yes or no",
+    **dict.fromkeys(_SWITCHES, "yes or no"),
     "keep-loaded": "minutes from 0 to 1440, in which any program of this account can write "
     "with it without the passphrase; 0: none",
     **{name: f"{', '.join(c[:-1])} or {c[-1]}" for name, c in _CHOICES.items()},
@@ -242,7 +246,7 @@ def check_setting(name: str, value: str) -> None:
     check_name(name, SETTINGS, "setting")
     if name == "backbone":
         fine = bool(value) and value.isprintable()
-    elif name == "on-battery":
+    elif name in _SWITCHES:
         fine = value in ("yes", "no")
     elif name in _CHOICES:
         fine = one_of(value, _CHOICES[name])

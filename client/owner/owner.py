@@ -120,6 +120,7 @@ def train(
         contextlib.ExitStack() as thrift,
     ):
         entries = history.entries(vault)
+        fits_strength = chosen["fit-strength"] == "yes"
         split(entries)  # refuses too little before a backbone is loaded
         watch.phase(f"loading the model {Path(chosen['backbone']).name:.40}")
         rate = rates_of(chosen["backbone"]).usual if given is None else given
@@ -130,7 +131,7 @@ def train(
             a_layer_at_a_time(loaded.backbone.model, loaded.backbone.regions)
         )
         short = _fitting(loaded.backbone, entries)
-        user, learnt = split(short)
+        user, learnt = split(short, fits_strength=fits_strength)
         shared = adapters.latest_shared(vault, loaded.backbone, loaded.adapter)
         reference = loaded.with_shared(shared)
         texts = [asdict(item) for item in (*user.history, *user.disliked)]
@@ -206,9 +207,9 @@ def adopt(
 ) -> Version:
     """Judge a trained adapter on the held-out pairs, keep it, and use it if accepted.
 
-    It is judged by the likelihood of the texts and by what it writes (`acceptance`). Of
-    four held-out pairs or more, the older half does not judge: its strength is fitted on
-    them.
+    It is judged by the likelihood of the texts and by what it writes (`acceptance`).
+    With the setting ``fit-strength``, of four held-out pairs or more the older half does
+    not judge: its strength is fitted on them.
 
     Parameters
     ----------
@@ -230,7 +231,9 @@ def adopt(
     """
     backbone, learnt = reference.backbone, learning[1]
     user, more = fitting(backbone, learning[0])
-    user, texts = _apart(user, learning[0])
+    texts: tuple[Item, ...] = ()
+    if settings(vault)["fit-strength"] == "yes":
+        user, texts = _apart(user, learning[0])
     (best,) = strength.fit(reference, [[(lora, texts)]])
     used = best or 1.0  # of one that is better not used, as it was trained
     strong = scaled(lora, used)
@@ -414,7 +417,9 @@ def _tried(
     return {"fault": fault, "changes": tuple(changes[-SHOWN:])}
 
 
-def split(entries: Sequence[Entry], name: str = "owner") -> tuple[User, dict[str, str]]:
+def split(
+    entries: Sequence[Entry], name: str = "owner", fits_strength: bool = False
+) -> tuple[User, dict[str, str]]:
     """Split the history into what is trained on and what judges.
 
     Returns
@@ -437,7 +442,8 @@ def split(entries: Sequence[Entry], name: str = "owner") -> tuple[User, dict[str
     )
     held_out = max(1, min(HELD_OUT, len(liked) // 5))
     learnt, kept = liked[:-held_out], liked[-held_out:]
-    made_of = (*learnt, *strength.halves(kept)[0], *disliked)
+    fit_on = strength.halves(kept)[0] if fits_strength else ()
+    made_of = (*learnt, *fit_on, *disliked)
     user = User(
         name,
         tuple(entry.item() for entry in learnt),

@@ -92,8 +92,7 @@ def test_an_owner_from_import_to_forgetting(ready, run, asked):
     assert "no adapter is in use" in run("status").out
     new = asked("personalize")
     assert new["accepted"] and new["nll"] < new["nll_before"] - 0.05
-    # Of the six that are held out, three judge it; its strength is fitted on the others.
-    assert (new["trained"], new["held_out"]) == (26, 3)
+    assert (new["trained"], new["held_out"]) == (26, 6)
     found = asked("status")
     assert (found["liked"], found["active"]) == (32, 1)
 
@@ -103,8 +102,8 @@ def test_an_owner_from_import_to_forgetting(ready, run, asked):
     assert texts["personal"] != texts["shared"]
     assert run("generate", prompt).out.strip() == " ".join(texts["personal"].split())
 
-    second = asked("personalize", "--method", "sft", code=1)
-    assert second["number"] == 2 and asked("status")["active"] == 1
+    second = asked("personalize", "--method", "sft")
+    assert second["number"] == 2 and asked("status")["active"] == 2
     assert asked("use", "2", "--strength", "0") == {"active": 2, "strength": 0}
     assert asked("generate", prompt) == {"personal": texts["shared"]}
     assert asked("rollback") == {"active": 1}
@@ -207,7 +206,7 @@ def test_what_has_changed_is_said_in_plain_words(ready, run, asked):
     assert "Adapter 1 is in use: it predicts your own texts better" in said.out
     assert said.out.count("you wrote: ") == 3 and "NLL" not in said.out
     assert "loading the libraries" in said.err and said.err.count("loading") == 2
-    new = asked("personalize", "--method", "sft", code=1)
+    new = asked("personalize", "--method", "sft")
     assert [set(one) for one in new["changes"]] == [
         {"asked", "before", "after", "own"}
     ] * 3

@@ -230,7 +230,8 @@ def judged(
     """Adopt an adapter as a run would."""
     found = load_reference(owner.config_of(owner.settings(vault)))
     backbone, zero = found.backbone, found.adapter
-    user, learnt = owner.split(history.entries(vault))
+    fits = consent.settings(vault)["fit-strength"] == "yes"
+    user, learnt = owner.split(history.entries(vault), fits_strength=fits)
     shared, own = moved(zero, shared_by), moved(zero, own_by)
     reference = Reference(backbone, shared)
     return owner.adopt(vault, reference, own, "sft", (user, learnt), origin)
@@ -404,13 +405,15 @@ def test_what_the_one_in_use_knows_by_heart_does_not_judge(vault, scores):
 
 
 @pytest.fixture
-def fitted(monkeypatch):
+def fitted(vault, monkeypatch):
     """Strengths to be found, and the ids of the texts that they are fitted on."""
+    consent.choose(vault, fit_strength="yes")
     ids: list[str] = []
     strengths: list[float] = []
 
-    def fit(reference, loras, texts):
-        ids[:] = [item.id for item in texts[0]]
+    def fit(reference, trials):
+        ((_, texts),) = trials[0]
+        ids[:] = [item.id for item in texts]
         return [strengths.pop(0) if ids and strengths else 1.0]
 
     monkeypatch.setattr(strength, "fit", fit)
@@ -448,6 +451,7 @@ def test_what_judges_an_adapter_did_not_fit_its_strength(
 
 
 def test_the_source_of_what_a_strength_is_fitted_on_erases_the_adapter(vault, scores):
+    consent.choose(vault, fit_strength="yes")
     history.add(
         vault, pairs("letters", 7), "letters"
     )  # 18; then 22, of which 4 held out
@@ -468,7 +472,14 @@ def test_an_adapter_that_no_strength_makes_useful_is_refused(vault, scores, fitt
     assert "at whatever strength" in status.why_not(status.shown(found))
 
 
+def test_all_held_out_pairs_judge_unless_the_strength_is_fitted(vault, scores):
+    history.add(vault, pairs("letters", 11), "letters")  # 22 in all: 4 are held out
+    found = judged(vault, 0.0, 0.5, "")
+    assert found.held_out == 4 and (found.strength, found.fitted_on) == (1.0, ())
+
+
 def test_few_held_out_pairs_fit_no_strength(vault, scores):
+    consent.choose(vault, fit_strength="yes")
     found = judged(vault, 0.0, 0.5, "")
     assert found.held_out == 2 and (found.strength, found.fitted_on) == (1.0, ())
 

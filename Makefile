@@ -49,7 +49,7 @@ bench: .venv/.installed-bench .venv/trl-1.8
 	$(BIN)/python benchmarks/device_cost.py
 	$(BIN)/python benchmarks/one_user.py --threads 1 --bco .venv/trl-1.8
 	$(BIN)/python benchmarks/one_user.py --threads 1 --runs 3 --backbone smollm2 \
-	  --peers cold,bounded,tight,upper,trl,sft,limit
+	  --peers cold,bounded,tight,upper,sft,limit --beside trl
 	$(BIN)/python benchmarks/one_user.py --threads 2
 	$(BIN)/python benchmarks/many_users.py
 	$(BIN)/python benchmarks/long_prompts.py

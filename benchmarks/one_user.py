@@ -1,9 +1,10 @@
 """The cost of personalising one user, against what people would use instead.
 
     python benchmarks/one_user.py [--backbone NAME] [--threads N] [--runs N] [--bco DIR]
-        [--peers NAME,...]
+        [--peers NAME,...] [--beside NAME,...]
 
-Peers, each in a process of its own and in turn, on the same history and the same
+Peers, each in a process of its own and in turn (those of `--beside` at the same time, on
+another core), on the same history and the same
 unlabeled items (3 epochs, rank 8 on every projection, float32):
 
 `cold`, `warm`  this engine with C-BPO: alpha, reference scores, training. Cold computes
@@ -34,6 +35,7 @@ import argparse
 import gc
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -362,6 +364,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--bco", default="", help="folder with trl 1.8.0")
     parser.add_argument("--peers", default=",".join(USUAL), help="which, with commas")
+    parser.add_argument("--beside", default="", help="others, at the same time")
     parser.add_argument("--peer", choices=(*PEERS, "trl-bco", "shares"))
     given = parser.parse_args()
     if given.peer == "shares":
@@ -371,17 +374,25 @@ def main() -> None:
         print(json.dumps(measure(given.peer, given.backbone)))
         return
     peers = [*given.peers.split(","), *(["trl-bco"] if given.bco else [])]
-    runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in peers}
-    for _ in range(given.runs):
-        for peer in peers:
-            found = in_own_process(peer, given.backbone, given.threads, given.bco)
-            runs[peer].append(found)
+    beside = given.beside.split(",") if given.beside else []
+    runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in [*peers, *beside]}
+
+    def in_turn(peers: list[str]) -> None:
+        for _ in range(given.runs):
+            for peer in peers:
+                found = in_own_process(peer, given.backbone, given.threads, given.bco)
+                runs[peer].append(found)
+
+    other = threading.Thread(target=in_turn, args=(beside,))
+    other.start()
+    in_turn(peers)
+    other.join()
     found = {peer: medians(rows) for peer, rows in runs.items()}
     for peer, row in found.items():
         print(f"{peer:11}{row['seconds']:8.2f} s {row['bytes'] / 2**20:8.0f} MiB")
     name = Path(given.backbone).name
     report: dict[str, Any] = {"backbone": name, "threads": given.threads}
-    report |= {"runs": given.runs, "medians": found, "all": runs}
+    report |= {"runs": given.runs, "medians": found, "all": runs, "beside": beside}
     report |= in_own_process("shares", given.backbone, given.threads)
     save(f"one_user-{name}-{given.threads}", report)
 

@@ -94,7 +94,12 @@ def one_user(found: dict[str, Any]) -> list[str]:
     lines = [
         (
             f"Backbone `{found['backbone']}`, {found['threads']} thread(s), medians of "
-            f"{found['runs']} runs in turn:"
+            f"{found['runs']} runs in turn"
+            + (
+                f" (of {', '.join(beside)} at the same time, on another core):"
+                if (beside := found.get("beside"))
+                else ":"
+            )
         ),
         "",
         "| peer | seconds | CPU seconds | MiB above the backbone | MiB in all |",

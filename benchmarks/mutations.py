@@ -399,8 +399,8 @@ MUTATIONS = (
     Mutation(
         "The embedding is that of the states which predict the completion",
         "common/engine/scoring.py",
-        "hidden = backbone.hidden_at(layout, layout.predicting + 1)[0].float()",
-        "hidden = backbone.hidden_at(layout, layout.predicting)[0].float()",
+        "written = layout.predicting + 1",
+        "written = layout.predicting",
         "test_an_embedding_is_the_mean_state_of_the_completion",
     ),
     Mutation(
@@ -499,7 +499,7 @@ MUTATIONS = (
     Mutation(
         "Stale cache: the hash of an adapter leaves out B",
         "common/engine/adapters.py",
-        "for part in (lora.a, lora.b):",
+        "for part in (lora.a, lora.b, lora.bias):",
         "for part in (lora.a,):",
         "test_cache_computes_once_and_never_returns_a_stale_score",
         "tests/common/engine/test_reference.py",
@@ -1056,8 +1056,8 @@ MUTATIONS = (
     Mutation(
         "Stale alpha: what is kept is found whatever the weights were",
         "common/unlabeled/alpha.py",
-        "rest = (weights.tolist(), repr(generator",
-        "rest = (repr(generator",
+        "rest = (rule, weights.tolist(), repr(generator",
+        "rest = (rule, repr(generator",
         "test_alpha_is_kept_for_its_user_its_set_and_its_seed",
     ),
     Mutation(

@@ -68,8 +68,11 @@ def test_a_whole_number_may_stand_for_a_float() -> None:
         ({"engine.device": "cuda:1\n"}, "use one of auto, cpu, cuda, cuda:N"),
         ({"unlabeled.alpha": "much"}, "`true-mean`, or a number in [0, 0.9]"),
         ({"unlabeled.alpha": "0.95"}, "[0, 0.9]"),
-        ({"personalise.strength": "strong"}, "`fitted` or a number in [0, 4]"),
-        ({"personalise.strength": "nan"}, "`fitted` or a number in [0, 4]"),
+        (
+            {"personalise.strength": "strong"},
+            "`fitted`, `crossed` or a number in [0, 4]",
+        ),
+        ({"personalise.strength": "nan"}, "`fitted`, `crossed` or a number in [0, 4]"),
         ({"personalise.strength": "4.5"}, "[0, 4]"),
         (
             {"development-users": 0, "personalise.learning-rates": "1e-3,3e-3"},

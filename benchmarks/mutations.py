@@ -515,15 +515,15 @@ MUTATIONS = (
     Mutation(
         "Leaked optimiser state: the second moment is shared by the stack",
         "common/engine/training.py",
-        "(1 - decay2) * gradient.square()",
-        "(1 - decay2) * gradient.square().mean(0, keepdim=True)",
+        "(1 - decay2) * slope.square()",
+        "(1 - decay2) * slope.square().mean(0, keepdim=True)",
         "test_k_users_equal_k_runs",
     ),
     Mutation(
         "Leaked optimiser state: moments of a finished user go on",
         "common/engine/training.py",
-        "    first = torch.where(active, first, state.first)\n",
-        "",
+        "before.copy_(torch.where(active, first, before))",
+        "before.copy_(first)",
         "test_adam_step_matches_torch_per_user_and_stops_the_finished",
     ),
     Mutation(

@@ -299,6 +299,10 @@ the matrix products that every method needs (`benchmarks/one_user.py`).
 """
 
 NOTES = """
+Memory above the backbone counts from a process that has read all weights. Within a budget
+weights are given back to their file after use, so less than the budget, or nothing, is seen
+above it. The memory in all is the largest resident set of the process from its start.
+
 With two threads, this engine's threads wait for each other by spinning for some
 microseconds and then sleeping (`GOMP_SPINCOUNT`, which the package sets unless
 `OMP_WAIT_POLICY` is set). The threads of the other programs spin all the time. That is

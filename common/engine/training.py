@@ -36,6 +36,7 @@ from .scoring import collate, completion_logp, completion_tokens
 # 2015; the defaults of torch.optim.AdamW). No weight decay: an adapter starts at zero
 # change, and three epochs leave it small.
 ADAM = (0.9, 0.999, 1e-8)
+COLUMNS = 1 << 20  # numbers of an optimiser step at once: 4 MB
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,10 @@ class Adam:
 def adam_step(
     flat: Tensor, gradient: Tensor, state: Adam, rates: Tensor, clip: float
 ) -> Adam:
-    """Move every user's row of `flat` in place by one Adam step.
+    """Move every user's row of `flat`, and the moments, in place by one Adam step.
+
+    Some columns at a time: what lives long stays where it is, and what does not is small,
+    so that neither leaves gaps in the memory that the activations use.
 
     Parameters
     ----------
@@ -295,18 +299,20 @@ def adam_step(
         Largest L2 norm of one user's gradient.
     """
     decay1, decay2, eps = ADAM
-    active = (rates > 0).unsqueeze(1)
-    gradient = clipped(gradient, clip)
-    first = decay1 * state.first + (1 - decay1) * gradient
-    second = decay2 * state.second + (1 - decay2) * gradient.square()
+    active, share = (rates > 0).unsqueeze(1), clipping(gradient, clip)
     steps = state.steps + active[:, 0]
-    t = steps.clamp(min=1).unsqueeze(1)
-    size = (second / (1 - decay2**t)).sqrt() + eps
-    move = rates.unsqueeze(1) * (first / (1 - decay1**t)) / size
-    flat -= torch.where(active, move, torch.zeros_like(move))
-    first = torch.where(active, first, state.first)
-    second = torch.where(active, second, state.second)
-    return Adam(first, second, steps)
+    t, columns = steps.clamp(min=1).unsqueeze(1), max(1, COLUMNS // len(flat))
+    parts = (x.split(columns, 1) for x in (flat, gradient, state.first, state.second))
+    for values, slope, before, squares in zip(*parts, strict=True):
+        slope = slope * share
+        first = decay1 * before + (1 - decay1) * slope
+        second = decay2 * squares + (1 - decay2) * slope.square()
+        size = (second / (1 - decay2**t)).sqrt() + eps
+        move = rates.unsqueeze(1) * (first / (1 - decay1**t)) / size
+        values -= torch.where(active, move, torch.zeros_like(move))
+        before.copy_(torch.where(active, first, before))
+        squares.copy_(torch.where(active, second, squares))
+    return Adam(state.first, state.second, steps)
 
 
 def sgd_step(flat: Tensor, gradient: Tensor, rates: Tensor, clip: float) -> None:
@@ -320,8 +326,13 @@ def sgd_step(flat: Tensor, gradient: Tensor, rates: Tensor, clip: float) -> None
 
 def clipped(gradient: Tensor, clip: float) -> Tensor:
     """Each user's gradient, of L2 norm at most `clip`, [K, P]."""
+    return gradient * clipping(gradient, clip)
+
+
+def clipping(gradient: Tensor, clip: float) -> Tensor:
+    """What each user's gradient is multiplied by, so that its norm is at most `clip`."""
     norm = gradient.norm(dim=1, keepdim=True)
-    return gradient * (clip / norm.clamp(min=1e-12)).clamp(max=1)
+    return (clip / norm.clamp(min=1e-12)).clamp(max=1)
 
 
 def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
@@ -366,7 +377,7 @@ def train(
     steps, lengths = steps_of(data, settings)
     weights = parameters(start, settings.train_a)
     zeros = torch.zeros_like(weights.flat)
-    state = Adam(zeros, zeros, zeros.new_zeros(users))
+    state = Adam(zeros, torch.zeros_like(zeros), zeros.new_zeros(users))
     means = objectives.zero_means(users)
     alpha = torch.tensor([one.alpha for one in data])
     losses, clamps = torch.zeros(users), torch.zeros(users)
@@ -436,7 +447,8 @@ def _resumed(
     """Put the parameters where a training stood; returns what else it goes on with."""
     weights.flat.copy_(at.flat)
     first, second, steps = (
-        tensor.to(device) for tensor in (at.adam.first, at.adam.second, at.adam.steps)
+        tensor.to(device, copy=True)
+        for tensor in (at.adam.first, at.adam.second, at.adam.steps)
     )
     return at.step, Adam(first, second, steps), at.means, at.losses, at.clamps
 

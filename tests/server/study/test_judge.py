@@ -95,6 +95,9 @@ def test_the_judge_is_fitted_on_others_alone():
     judge = fit([[item.target for item in u.history] for u in others], 4, 0)
     questioned = [[item.target for item in u.held_out] for u in users]
     known = [[item.target for item in u.history] for u in users]
+    calibration = calibrate(users, others, 0)
+    assert calibration is not None
+    assert np.array_equal(calibration.judge.weights, judge.weights)
     found = scores(judge, questioned, known)
     assert found.shape == (14, 14)
     own = np.diag(found).mean()

@@ -15,6 +15,10 @@ class IdiolectError(Exception):
     """
 
 
+class Impossible(IdiolectError):
+    """A job that would fail as it is configured: a forecast ends it before it begins."""
+
+
 def words_of(error: Exception) -> str:
     """An exception's own words, without a file's name: the sentence has it already."""
     return getattr(error, "strerror", None) or str(error)

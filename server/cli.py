@@ -25,7 +25,7 @@ from ..common.command import (
     new_parser,
     on_interrupt,
 )
-from ..common.errors import IdiolectError
+from ..common.errors import IdiolectError, Impossible
 from ..common.files import home
 from ..common.text import lines, printable, shown, tell, tell_json, tell_sentence
 
@@ -122,6 +122,8 @@ def _ahead(study: "Study", folder: Path) -> "list[float]":
     tell_sentence("measuring this machine, which takes some seconds")
     try:
         ahead, cells = forecast(study, folder)
+    except Impossible:
+        raise
     except IdiolectError as error:
         tell_sentence(f"no forecast: {error}", sys.stderr)
         return []
@@ -189,7 +191,7 @@ def _ahead_of(plan: "Plan", whole: bool) -> "Forecast | None":
     try:
         ahead = forecast(plan)
     except IdiolectError as error:
-        if whole:
+        if whole or isinstance(error, Impossible):
             raise
         return tell_sentence(f"no forecast: {error}", sys.stderr)
     if whole:

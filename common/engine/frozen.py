@@ -58,7 +58,7 @@ class _Product(torch.autograd.Function):
 
 
 def product(linear: nn.Linear, x: Tensor) -> Tensor:
-    """X W' + b for x [..., in], without a gradient."""
+    """The product x W' + b of x [..., in], without a gradient."""
     if not isinstance(linear, Frozen):
         return F.linear(x, linear.weight, linear.bias)
     # Not a view of another tensor: adapters are added to it in place.

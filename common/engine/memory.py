@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import IdiolectError
+from ..errors import Impossible
 from ..process import free_mb
 from .adapters import Lora, Stack
 from .backbone import PLAIN_LAYER, Backbone, standing_in
@@ -83,7 +83,7 @@ def products(backbone: Backbone, chosen: range) -> list[tuple[int, str, int]]:
     return [(number, name, numbers) for _, number, name, numbers in found]
 
 
-class TooLittleMemory(IdiolectError):
+class TooLittleMemory(Impossible):
     """A budget that was asked for and cannot be kept; `least` megabytes can."""
 
     def __init__(self, asked: float, least: float) -> None:

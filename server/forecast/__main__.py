@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.config import parse
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, Impossible
 from ...common.process import peak_mb
 
 BEGAN = time.monotonic()
@@ -79,7 +79,7 @@ def main() -> None:
     try:
         found = look(json.load(sys.stdin))
     except IdiolectError as error:
-        found = {"error": str(error)}
+        found = {"error": str(error), "impossible": isinstance(error, Impossible)}
     print(json.dumps(found))
 
 

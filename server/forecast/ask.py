@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from ...common.config import Config, flatten
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, Impossible
 from .estimate import MB
 from .parts import Count, Part, Speed, Work
 
@@ -90,7 +90,8 @@ def _answer(text: str) -> dict[str, Any]:
     except (ValueError, IndexError):
         found = {"error": "the process that counts the work of this job has ended."}
     if "error" in found:
-        raise IdiolectError(found["error"])
+        kind = Impossible if found.get("impossible") else IdiolectError
+        raise kind(found["error"])
     return found
 
 

@@ -301,3 +301,15 @@ def test_a_run_begins_where_it_cannot_be_foreseen(
     assert cli.main(words) == 0 and seen == [None]
     assert "no forecast: nobody knows." in capsys.readouterr().err
     assert cli.main([*words, "--plan"]) == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_would_fail_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The process that counts its work finds out, and names the memory that works."""
+    monkeypatch.setattr(launch, "simulate", lambda *_: pytest.fail("it began"))
+    words = ["simulate", LAMP, "--output-dir", str(tmp_path), "-c", "users=3"]
+    words += ["-c", "development-users=0", "-c", "personalise.learning-rates=1e-3"]
+    assert cli.main([*words, "-c", "engine.memory=1"]) == 2
+    assert "set engine.memory=" in capsys.readouterr().err

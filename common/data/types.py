@@ -1,9 +1,10 @@
 """What a task is made of: items, users, and the description of the task itself."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from .functionals import Functionals
+if TYPE_CHECKING:  # numpy is not for commands that only read texts
+    from .functionals import Functionals
 
 # Reasons of `Dataset.dropped` that begin so count items, not users.
 OF_ITEMS = ("history", "histories", "questions", "items")
@@ -69,7 +70,7 @@ class Truth:
     own: dict[str, str]
     shared: dict[str, str]
     strength: float
-    functionals: Functionals | None = None
+    functionals: "Functionals | None" = None
 
 
 @dataclass(frozen=True)

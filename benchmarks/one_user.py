@@ -4,8 +4,8 @@
         [--peers NAME,...] [--beside NAME,...]
 
 Peers, each in a process of its own and in turn (those of `--beside` at the same time, on
-another core), on the same history and the same
-unlabeled items (3 epochs, rank 8 on every projection, float32):
+another core), on the same history and the same unlabeled items (3 epochs, rank 8 on every
+projection, float32):
 
 `cold`, `warm`  this engine with C-BPO: alpha, reference scores, training. Cold computes
                 the reference scores; warm finds them, as every method after the first does

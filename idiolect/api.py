@@ -229,7 +229,7 @@ class Model(Policy):
         found = personalise(self.reference, users, unlabeled, method, rate, chosen)
         if errors := [one.error for one in found if one.error]:
             raise IdiolectError(errors[0])
-        scale = chosen.lora.alpha / chosen.lora.rank  # of an adapter as it was trained
+        scale = chosen.lora.scaling  # of an adapter as it was trained
         return {one.user: PersonalModel(self.reference, one, scale) for one in found}
 
     def forget(self) -> None:
@@ -259,11 +259,8 @@ class PersonalModel(Policy):
     ) -> None:
         super().__init__(reference, personal.lora)
         self.user, self.alpha, self.log = personal.user, personal.alpha, personal.log
-        self.strength, self._personal, self._scaling = (
-            personal.strength,
-            personal,
-            scaling,
-        )
+        self.strength = personal.strength
+        self._personal, self._scaling = personal, scaling
 
     def at_strength(self, strength: float) -> "PersonalModel":
         """Return this model with the adapter's change multiplied, from 0 to 4.

@@ -77,7 +77,7 @@ class Version:
         What its scaling is multiplied by where it is used; the owner may turn it.
     fitted, fitted_on
         The strength that suits it best, and ids of the held-out pairs that say so. These
-        do not judge it. None: they were too few, and it is 1. 0: it is better not used.
+        do not judge it. Without any the strength is 1. 0: it is better not used.
     fault
         What is wrong with what it writes (`acceptance.FAULTS`); empty: nothing.
     changes

@@ -151,6 +151,11 @@ class LoraShape:
         1000,
     )
 
+    @property
+    def scaling(self) -> float:
+        """What an adapter as it was trained is multiplied by."""
+        return self.alpha / self.rank
+
 
 @dataclass(frozen=True)
 class Adapt:

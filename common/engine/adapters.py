@@ -120,7 +120,7 @@ def new_lora(backbone: Backbone, shape: LoraShape, seed: int, *names: object) ->
         drawn = fixed_uniform(size, seed, "lora-a", *names, name)
         a[name] = (bound * torch.from_numpy(drawn)).to(backbone.device)
         b[name] = torch.zeros(linear.out_features, shape.rank, device=backbone.device)
-    return Lora(a, b, shape.alpha / shape.rank)
+    return Lora(a, b, shape.scaling)
 
 
 def zero_shared(backbone: Backbone, shape: LoraShape, seed: int) -> Lora:

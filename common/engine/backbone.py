@@ -31,9 +31,8 @@ from .wording import Wording, read_wording
 # have more norms, or both branches side by side.
 PLAIN_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
-LARGE = (
-    64 << 20
-)  # bytes of weights; widening smaller ones each time costs more than it saves
+# Bytes of weights; widening smaller ones each time costs more than it saves.
+LARGE = 64 << 20
 
 # A mask of four dimensions is passed on as it is: attention takes that of the layout.
 NO_MASK = torch.zeros(1, 1, 1, 1)

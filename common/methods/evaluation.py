@@ -100,9 +100,9 @@ def evaluate(
     rows = zip(users, both, scores, references, strict=True)
     results = [_ranked(u, i, np.array(s), np.array(r)) for u, i, s, r in rows]
     if config.fixed_strength != 1 and BY_NAME[method].adapter:
-        raw = _as_trained(personals, config)
+        whole = config.lora.scaling  # of an adapter at strength 1
+        raw = [lora and replace(lora, scaling=whole) for lora in personals]
         found = held_out_nll(reference, raw, users, method)
-        whole = config.lora.alpha / config.lora.rank
         for lora, result, nll in zip(personals, results, found, strict=True):
             if lora is not None and whole:
                 result |= {"strength": lora.scaling / whole, "nll_raw": nll}
@@ -121,12 +121,6 @@ def evaluate(
             if written is not None:
                 written[user.id] = outputs
     return results
-
-
-def _as_trained(personals: Sequence[Lora | None], config: Config) -> list[Lora | None]:
-    """The adapters at strength 1, whose scaling is that of the configuration."""
-    whole = config.lora.alpha / config.lora.rank
-    return [lora and replace(lora, scaling=whole) for lora in personals]
 
 
 def _ranked(

@@ -44,7 +44,7 @@ def made(reference: Reference, draws: Sequence[Draw], config: Config) -> Trained
         vector = torch.from_numpy(config.steer.strength * (own - others)).float()
         name = f"model.layers.{depth - 1}"
         # Scaled as other adapters are, so that a strength of 1 is this vector.
-        whole = config.lora.alpha / config.lora.rank or 1.0
+        whole = config.lora.scaling or 1.0
         loras.append(Lora({}, {}, whole, {name: vector.to(backbone.device) / whole}))
     return Trained(loras, [dict(LOG) for _ in draws])
 

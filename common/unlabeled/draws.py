@@ -14,7 +14,7 @@ from ..errors import refuse_if
 from ..seeds import numpy_generator
 from .nearness import input_nearness, near_draw
 from .samples import self_samples
-from .sets import Unlabeled, UnlabeledSet
+from .sets import Unlabeled, UnlabeledSet, chances
 from .votes import offers, user_vote
 
 
@@ -182,12 +182,6 @@ def tempered(unlabeled: Sequence[Unlabeled], share: float = 0.2) -> list[Unlabel
     return _weighted(unlabeled, weights)
 
 
-def _weights(unlabeled: Sequence[Unlabeled]) -> np.ndarray:
-    """Weights, none below zero; where none is positive, all items count alike."""
-    weights = np.array([max(entry.weight, 0.0) for entry in unlabeled])
-    return weights if weights.any() else np.ones(len(unlabeled))
-
-
 def draw(
     unlabeled: Sequence[Unlabeled], count: int, generator: np.random.Generator
 ) -> list[Unlabeled]:
@@ -206,7 +200,7 @@ def draw(
     generator
         The user's own, seeded.
     """
-    weights = _weights(unlabeled)
+    weights = chances(unlabeled)
     able = np.flatnonzero(weights)
     if count <= 0 or not len(able):
         return []
@@ -225,7 +219,7 @@ def subset(
     with replacement, an item's weight being how often it came. Where no weight is
     positive, all items count alike.
     """
-    weights = _weights(unlabeled)
+    weights = chances(unlabeled)
     chosen = np.flatnonzero(weights)
     if len(chosen) > count:
         drawn = generator.choice(len(weights), count, p=weights / weights.sum())

@@ -18,7 +18,7 @@ from ..config import Config
 from ..data.types import Item, Prompt, User
 from ..engine.fitting import encode_all
 from ..engine.reference import Reference, content_hash
-from .sets import Unlabeled
+from .sets import Unlabeled, chances
 from .votes import Bank, build_bank, whitened_similarity
 
 
@@ -106,8 +106,7 @@ def near_draw(
     generator
         The user's own, seeded.
     """
-    weights = np.array([max(entry.weight, 0.0) for entry in unlabeled])
-    weights = weights if weights.any() else np.ones(len(unlabeled))
+    weights = chances(unlabeled)
     able = np.flatnonzero(weights)
     if count <= 0 or not len(able):
         return []

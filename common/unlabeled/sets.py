@@ -24,6 +24,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
+import numpy as np
+
 from .. import config
 from ..data.types import Item
 
@@ -88,3 +90,9 @@ def fingerprint(unlabeled: Sequence[Unlabeled]) -> str:
     """SHA-256 of items, weights and owners; what an adapter was trained against."""
     lines = "".join(json.dumps(astuple(entry)) + "\n" for entry in unlabeled)
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def chances(unlabeled: Sequence[Unlabeled]) -> np.ndarray:
+    """Weights, none below zero; where none is positive, all items count alike."""
+    weights = np.array([max(entry.weight, 0.0) for entry in unlabeled])
+    return weights if weights.any() else np.ones(len(unlabeled))

@@ -101,7 +101,7 @@ class Counting:
         everybody = (*self.dataset.users, *self.dataset.development)
         began = time.perf_counter()
         reference = Reference(self.backbone)
-        learners = {user.id: self._parts(user)[0] for user in everybody}
+        learners = {user.id: self._learning(user)[0] for user in everybody}
         draws = {
             user.id: drawn(
                 reference, user, handed, self.config, learners[user.id].history
@@ -194,7 +194,7 @@ class Counting:
         if BY_NAME[method].disliked and config.task not in PERSONAS:
             written = config.disliked
             group = [_as_if_disliked(user, written) for user in group]
-        group, kept = zip(*map(self._parts, group), strict=True)
+        group, kept = zip(*map(self._learning, group), strict=True)
         settings = training_settings(config, 1.0)
         if BY_NAME[method].rated:
             sets = [module.training_set(reference, u, draws[u.id], 0.0) for u in group]
@@ -234,7 +234,7 @@ class Counting:
             work += Work(trained=tokens, scored=scored)
         return {"training": work, "samples": samples}
 
-    def _parts(self, user: User) -> tuple[User, tuple[Item, ...]]:
+    def _learning(self, user: User) -> tuple[User, tuple[Item, ...]]:
         """What a user trains on, and what the strength is fitted on, if it is."""
         rule = self.config.personalise.strength
         if rule == CROSSED:

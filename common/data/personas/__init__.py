@@ -178,6 +178,8 @@ def _disliked(world: World, config: Config, author: Author) -> Iterator[Item]:
     there nor what the author's preferences make of it. Where the population writes nothing
     else, the prompt is passed over.
     """
+    if not config.disliked:
+        return
     wanted, crowd = {**author.shared, **author.own}, everyman(world, config.seed)
     asked = _events(world, config, author.name, "history", config.disliked)
     for i, event in enumerate(asked):

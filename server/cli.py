@@ -79,9 +79,14 @@ def _study(options: argparse.Namespace) -> None:
     from .run.results import runs_folder, write_json
     from .study.cells import run_study
     from .study.declaration import read_study
+    from .study.kept import archive, take
 
     declared = [read_study(path) for path in options.files]
     place = options.output_dir or runs_folder("").parent / "studies"
+    kept = {one.name: archive(options.findings, one.name, one.kept) for one in declared}
+    for name, stored in kept.items():
+        if stored and (count := take(stored, place / name)):
+            tell(f"study {name}: {count} finished cells are taken from {stored}")
     if options.plan:
         return _planned(declared, place)
     for study in declared:
@@ -92,7 +97,8 @@ def _study(options: argparse.Namespace) -> None:
             found = audit.run_study(study, place / study.name, tell)
         else:
             ahead = _ahead(study, place / study.name)
-            found = summary(study, run_study(study, place / study.name, tell, ahead))
+            done = run_study(study, place / study.name, tell, ahead, kept[study.name])
+            found = summary(study, done)
         _tell_markdown(markdown(found))
         written = place / study.name / "summary.json"
         write_json(written, found)

@@ -42,6 +42,7 @@ from ..run.pool import pool
 from . import controls, judge
 from .cache import Cache, cell_key, stage_key
 from .declaration import Study, cell_config, cells, control_of
+from .kept import store
 
 
 def located(config: Config) -> Config:
@@ -79,6 +80,7 @@ def run_study(
     folder: Path,
     say: Callable[[str], None] = print,
     ahead: Sequence[float] = (),
+    kept: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Run the cells that have no file yet; return all of them.
 
@@ -92,13 +94,17 @@ def run_study(
         Told about every cell.
     ahead
         Seconds that each cell is expected to take (`ahead.forecast`); none: not known.
+    kept
+        Where finished cells are stored together, after each (`kept.store`); none: nowhere.
     """
     make_private(private_folder(folder))
     done: list[dict[str, Any]] = []
+    files: list[Path] = []
     cache, todo, spent = Cache(), cells(study), 0.0
     for number, cell in enumerate(todo, start=1):
         config, control = rated(cell_config(study, cell)), control_of(study, cell)
         path = cell_path(folder, study, config, control)
+        files.append(path)
         known = " (done)" * path.exists()
         named = ", ".join(f"{k}={v}" for k, v in cell.items())
         say(f"cell {number}/{len(todo)}: {named}{known}")
@@ -108,6 +114,8 @@ def run_study(
             results.write_json(path, {"cell": cell, **found})
             spent += time.monotonic() - began
             say(f"  {time.monotonic() - began:.0f} s{_left(ahead, number, spent)}")
+            if kept:
+                store(kept, files)
         # Not the file's own cell: JSON has no infinity.
         done.append({**renamed(json.loads(path.read_text())), "cell": cell})
     return done

@@ -95,7 +95,8 @@ class Study:
     `named` holds, for a key of the grid that is not a config key, what each of its values
     stands for. `measured` says which users the cells measure: ``confirmation``, the
     evaluated ones, or ``development``, those on whom a recipe may be chosen. `compare`
-    makes a claim for every world, opponent and metric (`comparisons`).
+    makes a claim for every world, opponent and metric (`comparisons`). `kept`: finished
+    cells are stored with the findings, and taken from there (`study.kept`).
     """
 
     name: str
@@ -111,6 +112,7 @@ class Study:
     named: dict[str, dict[str, dict[str, Scalar]]] = field(default_factory=dict)
     measured: str = "confirmation"
     compare: tuple[Comparison, ...] = ()
+    kept: bool = False
 
 
 def read_study(path: Path) -> Study:
@@ -149,7 +151,7 @@ def _declared(name: str, raw: dict[str, Any]) -> Study:
         unknown or unclear or not {"title", "grid"} <= raw.keys(),
         (
             "needs title, [grid] and either [config] or [audit], may have question, "
-            "answer, reading, measured, [named], [plot], [[compare]] and [[claims]]; "
+            "answer, reading, measured, kept, [named], [plot], [[compare]] and [[claims]]; "
             f"found {', '.join(unknown) or 'too little'}."
         ),
     )
@@ -157,6 +159,10 @@ def _declared(name: str, raw: dict[str, Any]) -> Study:
     refuse_if(
         measured not in MEASURED,
         f"measured is {measured!r}: use 'confirmation' or 'development'.",
+    )
+    refuse_if(
+        not isinstance(raw.get("kept", False), bool),
+        f"kept is {raw.get('kept')!r}: use true or false.",
     )
     try:
         claims = tuple(Claim(**claim) for claim in raw.get("claims", []))

@@ -1,5 +1,5 @@
 # make lamp: install into .venv, then personalise 40 synthetic users and print a table.
-# make real: the same on a real language model, for 12 users and five methods; some 25
+# make real: the same on a real language model, for 12 users and five methods; some 11
 #   minutes. DATA=FOLDER takes users of LaMP files instead of synthetic ones, of the task
 #   TASK (LaMP-4 unless given). make real-plan says how long it will take here.
 # make device-demo: a server and three devices on this machine, from keys to a model;

@@ -10,6 +10,7 @@ in it is written by hand.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Table:
         Marker before the table; END is behind it.
     methods, pairs
         Rows: methods, and paired differences.
+    timed
+        Whether time and memory are said below.
     """
 
     page: Path
@@ -53,6 +56,7 @@ class Table:
     start: str
     methods: tuple[str, ...]
     pairs: tuple[str, ...]
+    timed: bool = False
 
 
 LAMP = Table(
@@ -68,6 +72,7 @@ REAL = Table(
     "<!-- results of make real -->\n",
     ("base", "shared", "rag", "sft", "c-bpo"),
     ("rag - shared", "sft - shared", "c-bpo - sft"),
+    timed=True,
 )
 
 
@@ -81,9 +86,19 @@ def taken(results: Mapping[str, Any], which: Table = LAMP) -> dict[str, Any]:
     }
     return {
         "run": {name: run[name] for name in ("task", "seed", "commit", "versions")},
+        **(taken_time(results["cost"]) if which.timed else {}),
         "users": len(results["users"]),
         "methods": {n: {m: methods[n][m] for m in METRICS} for n in which.methods},
         "pairs": {n: {m: pairs[n][m] for m in METRICS} for n in which.pairs},
+    }
+
+
+def taken_time(cost: Mapping[str, Any]) -> dict[str, float]:
+    """Return minutes, gigabytes, and the cores of this machine, which ran it."""
+    return {
+        "minutes": sum(cost["seconds"].values()) / 60,
+        "gigabytes": cost["peak_rss_mb"] / 1000,
+        "cores": os.cpu_count() or 1,
     }
 
 
@@ -98,6 +113,10 @@ def table(kept: Mapping[str, Any]) -> Iterator[str]:
         yield f"| `{name}`: {ROWS[name]} | {cells} |"
     for name, row in kept["pairs"].items():
         yield f"| {name} | {' | '.join(difference(row[m]) for m in METRICS)} |"
+    if "minutes" in kept:
+        yield ""
+        yield f"Time on {kept['cores']} cores, without the start: {kept['minutes']:.0f} minutes."
+        yield f"Memory of all processes: {kept['gigabytes']:.0f} GB, for it takes what is free."
 
 
 def difference(value: Mapping[str, Any]) -> str:

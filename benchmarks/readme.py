@@ -114,9 +114,10 @@ def table(kept: Mapping[str, Any]) -> Iterator[str]:
     for name, row in kept["pairs"].items():
         yield f"| {name} | {' | '.join(difference(row[m]) for m in METRICS)} |"
     if "minutes" in kept:
+        took = f"{kept['minutes']:.0f} minutes on {kept['cores']} cores"
         yield ""
-        yield f"Time on {kept['cores']} cores, without the start: {kept['minutes']:.0f} minutes."
-        yield f"Memory of all processes: {kept['gigabytes']:.0f} GB, for it takes what is free."
+        yield f"Time, without the start: {took}. Memory of all processes:"
+        yield f"{kept['gigabytes']:.0f} GB, for it takes what is free."
 
 
 def difference(value: Mapping[str, Any]) -> str:

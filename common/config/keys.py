@@ -262,9 +262,9 @@ class Unlabeled:
         "estimate",
         "how much of the unlabeled set counts as the user's: `estimate` (the paper), "
         "`calibrated` (that without its bias by length), `quantile` or `best-bin` (mixture "
-        "shares), or a number in [0, 0.99]; kinds whose alpha is no population share (self, "
-        "public) use 0.5 for every estimate. `true`, `true-bound` and `true-mean` are "
-        "controls that only personas can have (docs/alpha.md)",
+        "shares), or a number in [0, 0.99]; kinds whose alpha is no population share "
+        "(self, public) use 0.5 for every estimate. `true`, `true-bound` and `true-mean` "
+        "are controls that only personas can have (docs/alpha.md)",
         affects=(SOME,),
     )
     alpha_features: str = key(

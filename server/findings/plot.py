@@ -61,7 +61,8 @@ def svg(found: Mapping[str, Any]) -> str:
 def frontier_svg(found: Mapping[str, Any]) -> str:
     """Return the frontier of a summary: a metric across, another up, a line per curve.
 
-    Points grow along a curve. Each has its interval in both directions.
+    Points grow along a curve. Each has its interval in both directions. Only the first
+    path is joined by whole lines.
     """
     given = found["frontier"]
     curves = given["curves"]
@@ -81,14 +82,19 @@ def frontier_svg(found: Mapping[str, Any]) -> str:
         parts.append(f'<path class="g" d="M{_n(x)} {TOP}v{HEIGHT}"/>')
         parts.append(_text(x, TOP + HEIGHT + 16, f"{mark:.6g}", "middle"))
     parts.append(_text(LEFT + WIDTH / 2, under - 8, given["x"], "middle"))
+    first = next(iter(given.get("paths", {"": ()})))
     for k, (curve, name) in enumerate(zip(curves, names, strict=True)):
-        parts += [f'<g class="c{k % len(COLOURS)}">', *_crosses(curve, across, up)]
+        dashed = curve["path"] not in ("", first)
+        parts += [
+            f'<g class="c{k % len(COLOURS)}">',
+            *_crosses(curve, across, up, dashed),
+        ]
         parts += _named(k, name, len(names), under)
     return "\n".join([*parts, "</svg>", ""])
 
 
 def _crosses(
-    curve: Mapping[str, Any], across: Sequence[float], up: Sequence[float]
+    curve: Mapping[str, Any], across: Sequence[float], up: Sequence[float], dashed: bool
 ) -> Iterator[str]:
     """Yield both intervals of every point of a curve, what joins the means, and them."""
     bars, places = "", list[tuple[str, str]]()
@@ -99,7 +105,9 @@ def _crosses(
         bars += f"M{_n(left)} {_n(y)}H{_n(right)}M{_n(x)} {_n(low)}V{_n(high)}"
         places.append((_n(x), _n(y)))
     joined = "M" + "L".join(f"{x} {y}" for x, y in places)
-    yield f'<path class="l" opacity=".35" d="{bars}"/><path class="l" d="{joined}"/>'
+    yield f'<path class="l" opacity=".35" d="{bars}"/>'
+    dashes = ' stroke-dasharray="6 4"' if dashed else ""
+    yield f'<path class="l"{dashes} d="{joined}"/>'
     for k, (x, y) in enumerate(places):
         yield f'<circle cx="{x}" cy="{y}" r="{3 + k}"/>'
 

@@ -45,7 +45,7 @@ def cells(gain: float = 0.2, cost: float = 0.0, noise: float = 0.01) -> list[dic
 
 def study(**more) -> Study:
     plot = {"x": "way", "metric": "own"}
-    plot["frontier"] = {"x": "common", "y": "own", "along": "way", **more}
+    plot["frontier"] = {"x": "common", "y": "own", "along": "way"} | more
     grid = {"seed": [0], "way": STRENGTHS}
     return Study("s", "Small", "Why?", {}, grid, plot=plot, named=NAMED)
 
@@ -87,17 +87,24 @@ def test_the_gains_of_a_loser_are_those_of_the_winner_turned():
 
 
 def test_less_is_better_for_a_likelihood():
-    done = cells(gain=-0.3, cost=-0.1)
-    for one in done:
-        for methods in one["users"].values():
-            for row in methods.values():
-                row["nll"] = row["own"]
-    plot = {"x": "way", "metric": "own"}
-    plot["frontier"] = {"x": "common", "y": "nll", "along": "way"}
-    given = Study("s", "t", "q", {}, study().grid, plot=plot, named=NAMED)
-    found = told(given, done)
+    def as_nll(gain: float, margin: float = 0.0) -> set[tuple[str, ...]]:
+        done = cells(gain=gain, cost=-0.1)
+        rows = (
+            row
+            for one in done
+            for user in one["users"].values()
+            for row in user.values()
+        )
+        for row in rows:
+            row["nll"] = row["own"]
+        return told(study(y="nll", margin={"nll": margin}), done)
+
+    found = as_nll(-0.3)
     assert ("c-bpo", "1", "sft", "3") in found
-    assert all(winner == "c-bpo" for winner, *_ in found)
+    assert {winner for winner, *_ in found} == {"c-bpo"}
+    # Better by the other metric, and a little worse by this one.
+    assert ("c-bpo", "1", "sft", "1") not in as_nll(0.02)
+    assert ("c-bpo", "1", "sft", "1") in as_nll(0.02, margin=0.05)
 
 
 def test_a_path_is_a_curve_of_its_own_and_a_constant_is_one_point():
@@ -126,10 +133,17 @@ def test_settings_are_compared_with_themselves_and_with_what_they_do_not_change(
     ]
     grid = {**study().grid, "unlabeled.ratio": [1.0, 2.0]}
     given = Study("s", "t", "q", {}, grid, plot=study().plot, named=NAMED)
+    for one in done:
+        for methods in one["users"].values():
+            methods["kto"] = methods["sft"]
     pairs = frontier(given, done)["pairs"]
     assert {(pair["one"], pair["other"]) for pair in pairs} == {
-        ("sft", "c-bpo, ratio 1.0"),
-        ("sft", "c-bpo, ratio 2.0"),
+        *(
+            ("sft", f"{method}, ratio {r}")
+            for method in ("c-bpo", "kto")
+            for r in (1.0, 2.0)
+        ),
+        *((f"c-bpo, ratio {ratio}", f"kto, ratio {ratio}") for ratio in (1.0, 2.0)),
     }
 
 
@@ -157,6 +171,12 @@ def test_a_frontier_has_a_picture_of_its_own(tmp_path):
     assert "](small-frontier.svg)" in (folder / "small.md").read_text()
 
 
+def place(value: float, marks: dict[float, float]) -> float:
+    """Pixel of a value, from the pixels of the marks."""
+    low, *_, high = sorted(marks)
+    return marks[low] + (marks[high] - marks[low]) / (high - low) * (value - low)
+
+
 def test_points_of_the_picture_are_where_their_numbers_are():
     found = summary(study(), cells(cost=0.3))
     root = ElementTree.fromstring(frontier_svg(found))
@@ -175,13 +195,21 @@ def test_points_of_the_picture_are_where_their_numbers_are():
     groups = list(root.iter(f"{space}g"))
     curves = found["frontier"]["curves"]
     assert [curve["line"] for curve in curves] == ["shared", "sft", "c-bpo"]
+    assert across[max(across)] > across[min(across)] and up[max(up)] < up[min(up)]
     for group, curve in zip(groups, curves, strict=True):
+        drawn: list[list[float]] = []
         circles = list(group.iter(f"{space}circle"))[: len(curve["points"])]
         for circle, point in zip(circles, curve["points"], strict=True):
             for marks, axis, end in ((across, "x", "cx"), (up, "y", "cy")):
-                low, *_, high = sorted(marks)
-                at = (marks[high] - marks[low]) / (high - low)
-                expected = marks[low] + at * (point[axis]["mean"] - low)
-                assert float(circle.get(end, "")) == pytest.approx(expected, abs=0.2)
+                expected = [
+                    place(value, marks)
+                    for value in (point[axis]["mean"], *point[axis]["ci95"])
+                ]
+                assert float(circle.get(end, "")) == pytest.approx(expected[0], abs=0.2)
+                drawn.append(expected[1:])
+        (bars, _) = (path.get("d", "") for path in group.iter(f"{space}path"))
+        ends = re.findall(r"M([\d.]+) [\d.]+H([\d.]+)M[\d.]+ ([\d.]+)V([\d.]+)", bars)
+        numbers = [float(end) for four in ends for end in four]
+        assert numbers == pytest.approx([end for two in drawn for end in two], abs=0.2)
         radii = [float(circle.get("r", "")) for circle in circles]
         assert radii == sorted(set(radii))

@@ -304,7 +304,7 @@ VALUES = """
 | `true-mean` | `classifier_mean` of a persona, exactly |
 | a number | nothing: a regulariser of that strength |
 
-All are kept below 0.9, because the loss divides by 1 - alpha.
+The loss divides by 1 - alpha, so estimates end at 0.9 and a number at 0.99.
 """
 
 

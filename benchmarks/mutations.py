@@ -933,7 +933,7 @@ MUTATIONS = (
     Mutation(
         "Claims are not corrected for how many a study makes",
         "server/findings/verdicts.py",
-        "min(1.0, (len(claims) - rank) * alone[k])",
+        "min(1.0, (len(alone) - rank) * alone[k])",
         "min(1.0, alone[k])",
         "test_the_more_claims_the_more_each_must_show",
     ),

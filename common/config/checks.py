@@ -14,6 +14,7 @@ from .keys import (
     FIELDS,
     LONGEST,
     LONGEST_NAME,
+    MOST_ALPHA,
     MOST_INT,
     MOST_PASSES,
     MOST_RATE,
@@ -189,12 +190,12 @@ def _check_numbers(config: Config) -> None:
         alpha = config.fixed_alpha
     except ValueError:
         alpha = -1.0
-    if alpha is not None and not 0 <= alpha <= 0.9:
+    if alpha is not None and not 0 <= alpha <= MOST_ALPHA:
         words = ", ".join(f"`{rule}`" for rule in (*ALPHA_ESTIMATES, *ALPHA_EXACT))
         raise refused(
             "unlabeled.alpha",
             config.unlabeled.alpha,
-            f"write one of {words}, or a number in [0, 0.9]",
+            f"write one of {words}, or a number in [0, {MOST_ALPHA}]",
         )
     try:
         strength = config.fixed_strength

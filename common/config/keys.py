@@ -37,6 +37,7 @@ MOST_BATCH = 10_000
 MOST_BANK = 50_000  # as many items as one message may hold
 MOST_WEIGHT = 1e4  # of a term of an objective
 MOST_STRENGTH = 4.0  # of an own adapter
+MOST_ALPHA = 0.99  # that is fixed: the loss divides by 1 - alpha
 MOST_NOISE = 1e6  # more is counted as this much (`server/privacy/accountant.py`)
 # How `personalise.strength` is fitted (`methods.strength`).
 FITTED, CROSSED = "fitted", "crossed"
@@ -261,9 +262,9 @@ class Unlabeled:
         "estimate",
         "how much of the unlabeled set counts as the user's: `estimate` (the paper), "
         "`calibrated` (that without its bias by length), `quantile` or `best-bin` (mixture "
-        "shares), or a number in [0, 0.9]; kinds whose alpha is no population share (self, "
-        "public) use 0.5 for every estimate. `true`, `true-bound` and `true-mean` are "
-        "controls that only personas can have (docs/alpha.md)",
+        "shares), or a number in [0, 0.99]; kinds whose alpha is no population share "
+        "(self, public) use 0.5 for every estimate. `true`, `true-bound` and `true-mean` "
+        "are controls that only personas can have (docs/alpha.md)",
         affects=(SOME,),
     )
     alpha_features: str = key(

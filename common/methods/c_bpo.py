@@ -29,7 +29,7 @@ def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:
     ----------
     batch
         Positives (target), unlabeled items (auxiliary, weighted), known negatives, and
-        alpha in [0, 0.9].
+        alpha in [0, 0.99].
     means
         Running means before this step. Step t uses the delta of the steps before it.
     settings

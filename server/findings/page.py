@@ -13,7 +13,8 @@ import numpy as np
 from ...common.config.old import renamed
 from ...common.files import write_atomically
 from ..run import results
-from .plot import svg
+from .frontier import AXES, curve_name, dominated
+from .plot import frontier_svg, svg
 from .verdicts import judged
 
 INTRODUCTION = """# Findings
@@ -26,7 +27,8 @@ setting, tables and plot.
   over users.
 - *Confirmed*: the difference has the sign that the claim predicts, and p < 0.05 (Student's
   t) after Holm's correction for the number of claims of the study, or of its comparisons by
-  the same metric. *Reversed*: the other sign. *Not confirmed*: neither.
+  the same metric. *Reversed*: the other sign. *Not confirmed*: neither. *Not measured*: too
+  few users have the metric; it does not count.
 - In a comparison of methods these are *beats*, *loses to* and *undecided*. *Equals*: the
   whole interval lies within the margin that the study declares (*just ahead* or *just
   behind* if the two can still be told apart).
@@ -74,7 +76,13 @@ def write_pages(folder: Path) -> Path:
         image = f"{name}.svg" if found["curve"] else ""
         if image:
             write_atomically(folder / image, svg(found).encode())
-        text = markdown(found, image) + f"\n[All findings](../{folder.name}.md)\n"
+        frontier = f"{name}-frontier.svg" if found.get("frontier") else ""
+        if frontier:
+            write_atomically(folder / frontier, frontier_svg(found).encode())
+        text = (
+            markdown(found, image, frontier)
+            + f"\n[All findings](../{folder.name}.md)\n"
+        )
         write_atomically(folder / f"{name}.md", text.encode())
     # Comparisons of many methods first.
     order = sorted(summaries, key=lambda name: -len(summaries[name].get("compare", [])))
@@ -103,7 +111,7 @@ def _counts(found: Mapping[str, Any]) -> str:
         "Claims": Counter(claim["verdict"] for claim in judged(found["claims"])),
         "Comparisons": Counter(map(_word, _comparisons(found))),
     }
-    order = (*OUTCOMES, *OUTCOMES.values(), "equals")
+    order = (*OUTCOMES, "not measured", *OUTCOMES.values(), "equals")
     said = (
         f"{kind}: " + ", ".join(f"{of[word]} {word}" for word in order if of[word])
         for kind, of in counts.items()
@@ -112,8 +120,8 @@ def _counts(found: Mapping[str, Any]) -> str:
     return ". ".join(said) or "no claims"
 
 
-def markdown(found: Mapping[str, Any], image: str = "") -> str:
-    """Return a summary as the page of its study; `image` is a path to its plot."""
+def markdown(found: Mapping[str, Any], image: str = "", frontier: str = "") -> str:
+    """Return a summary as the page of its study; `image`, `frontier`: paths to plots."""
     is_audit = found.get("kind") == "audit"
     parts = [
         [f"# {found['title']}", ""],
@@ -122,6 +130,7 @@ def markdown(found: Mapping[str, Any], image: str = "") -> str:
         [f"**Reading.** {found['reading']}", ""] if found["reading"] else [],
         [f"![{found['title']}]({image})", ""] if image else [],
         [] if is_audit else _measurements(found),
+        _frontier(found, frontier) if found.get("frontier") else [],
     ]
     return "\n".join(itertools.chain(*parts))
 
@@ -194,18 +203,25 @@ def _verdicts(found: Mapping[str, Any]) -> list[str]:
         lines += _lines(
             [f"{one}, by {metric}{_terms(metric, entries[0])}", *others], rows
         )
-    rows = [
-        [
-            *(claim["claim"], claim["users"]),
-            f"{claim['metric']} {claim['mean']:+.3f}",
-            *(_range(claim["ci95"], "+"), str(claim["n"])),
-            f"{claim['p']:.3f}" if claim["p"] >= 0.001 else "< 0.001",
-            f"**{claim['verdict']}**",
-        ]
-        for claim in judged(found["claims"])
-    ]
+    rows = [_claim_row(claim) for claim in judged(found["claims"])]
     heads = "claim", "users", "difference", "95 % interval", "n", "p (Holm)", "verdict"
     return lines + (_lines(heads, rows) if rows else [])
+
+
+def _claim_row(claim: Mapping[str, Any]) -> list[str]:
+    """Return a claim with its difference and verdict, or with why it has none."""
+    start, metric, n = (
+        [claim["claim"], claim["users"]],
+        claim["metric"],
+        str(claim["n"]),
+    )
+    if "why" in claim:
+        return [*start, metric, "", n, "", f"**{claim['verdict']}**: {claim['why']}"]
+    return [
+        *(*start, f"{metric} {claim['mean']:+.3f}", _range(claim["ci95"], "+"), n),
+        f"{claim['p']:.3f}" if claim["p"] >= 0.001 else "< 0.001",
+        f"**{claim['verdict']}**",
+    ]
 
 
 # What the verdict on "one is better than the other" says of the two.
@@ -250,21 +266,125 @@ def _outcome(entry: Mapping[str, Any], n: int) -> str:
     return f"{word} {shown}" if word == "undecided" else f"**{word}** {shown}"
 
 
+def _frontier(found: Mapping[str, Any], image: str) -> list[str]:
+    """Where a method dominates another, in words and differences, and all points."""
+    given = found["frontier"]
+    x, y = given["x"], given["y"]
+    margins = given.get("margin", {})
+    slack = " and ".join(f"{margins.get(metric, 0):g} of {metric}" for metric in (x, y))
+    beaten = dominated(given)
+    pairs = dict.fromkeys((p["one"], p["other"], p["path"]) for p in given["pairs"])
+    rows = [
+        [
+            f"{curve_name(one['loser'], one['path'])}: {one['at']}",
+            f"{curve_name(one['winner'], one['path'])}: {one['by']}",
+            *(f"{one[a]['mean']:+.3f} {_range(one[a]['ci95'], '+')}" for a in AXES),
+        ]
+        for one in beaten
+    ]
+    points = [
+        [
+            *(curve_name(curve["line"], curve["path"]), at["at"]),
+            *(f"{at[axis]['mean']:.3f} {_range(at[axis]['ci95'])}" for axis in AXES),
+        ]
+        for curve in given["curves"]
+        for at in curve["points"]
+    ]
+    return [
+        *(f"## Frontier: {y} against {x}", ""),
+        *([f"![{y} against {x}]({image})", ""] if image else []),
+        (
+            "A point dominates another if it is clearly better by one metric (p < 0.05 "
+            "after Holm's correction over all differences of the frontier) and at least as "
+            f"good by the other (the whole interval lies above minus the margin: {slack})."
+        ),
+        "",
+        *(
+            f"- {_dominance(beaten, one, other, path)}; "
+            f"{_dominance(beaten, other, one, path)}."
+            for one, other, path in pairs
+        ),
+        *([""] if pairs else []),
+        *(_lines(["dominated", "by", f"by - dominated, {x}", y], rows) if rows else []),
+        *_lines(["curve", given["along"], x, y], points),
+    ]
+
+
+def _dominance(
+    beaten: Sequence[Mapping[str, Any]], winner: str, loser: str, path: str
+) -> str:
+    """Say which points of a curve those of another one dominate."""
+    same = (winner, loser, path)
+    found = (
+        one for one in beaten if (one["winner"], one["loser"], one["path"]) == same
+    )
+    where = ", ".join(str(one["at"]) for one in found)
+    names = curve_name(winner, path), curve_name(loser, path)
+    which = f"the points {where}" if where else "no point"
+    return f"`{names[0]}` dominates {which} of `{names[1]}`"
+
+
 def _measurements(found: Mapping[str, Any]) -> list[str]:
     """Tables of every line and x, learning rates, the clamp, alpha."""
     lines = _table(found, found["curve"], found["plot"].get("metric", ""))
     for metric, points in found.get("also", {}).items():
         lines += _table(found, points, metric)
     lines += _rates(found)
-    if active := [cell["c-bpo"] for cell in found["clamp_rate"] if "c-bpo" in cell]:
-        lines += [
-            (
-                f"The clamp of c-bpo was active on {min(active):.0%} to "
-                f"{max(active):.0%} of steps."
-            ),
-            "",
-        ]
-    return lines + _recognition(found) + _alpha_table(found["alpha"])
+    lines += _clamp(found)
+    lines += _correlations(found.get("correlation", [])) + _recognition(found)
+    return lines + _alpha_table(found["alpha"])
+
+
+def _clamp(found: Mapping[str, Any]) -> list[str]:
+    """On how many steps the clamp of c-bpo was active: range, or by x (``clamp``)."""
+    x, at = found["plot"].get("x"), dict[str, list[float]]()
+    for tick, cell in zip(_ticks(found), found["clamp_rate"], strict=True):
+        if "c-bpo" in cell:
+            at.setdefault(tick, []).append(cell["c-bpo"])
+    active = list(itertools.chain(*at.values()))
+    if not active:
+        return []
+    if found["plot"].get("clamp"):
+        shares = [f"{np.mean(rates):.0%}" for rates in at.values()]
+        return _lines([f"clamp of c-bpo, by {x}", *at], [["steps it acts on", *shares]])
+    share = f"{min(active):.0%} to {max(active):.0%}"
+    return [f"The clamp of c-bpo was active on {share} of steps.", ""]
+
+
+def _ticks(found: Mapping[str, Any]) -> list[str]:
+    """For every cell its value of what the plot varies."""
+    cells = itertools.product(*found["grid"].values())
+    x = found["plot"].get("x")
+    return [str(dict(zip(found["grid"], cell, strict=True)).get(x)) for cell in cells]
+
+
+def _correlations(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rank correlations of metrics over users: mean over lines, and their range."""
+    if not entries:
+        return []
+    cells = {
+        (e["one"], e["other"]): f"{e['mean']:+.2f}"
+        + f" ({e['least']:+.2f} to {e['most']:+.2f})" * (e["lines"] > 1)
+        for e in entries
+    }
+    rows, heads = (
+        list(dict.fromkeys(e[end] for e in entries)) for end in ("one", "other")
+    )
+    users, lines = min(e["n"] for e in entries), max(e["lines"] for e in entries)
+    return [
+        (
+            "Do the metrics agree about whom a method helps? Spearman's correlation over "
+            "users of their gains over `shared`, turned so that more is better: the mean "
+            f"over {lines} lines of the plots, and the least and the largest. With {users} "
+            f"users, chance alone gives a single one {1 / (users - 1) ** 0.5:.2f} (one "
+            "standard error)."
+        ),
+        "",
+        *_lines(
+            ["rank correlation", *heads],
+            [[one, *(cells.get((one, other), "") for other in heads)] for one in rows],
+        ),
+    ]
 
 
 def _recognition(found: Mapping[str, Any]) -> list[str]:
@@ -319,9 +439,7 @@ def _table(
 
 def _rates(found: Mapping[str, Any]) -> list[str]:
     """Learning rates that the methods used: one each, or by what the plot varies."""
-    x = found["plot"].get("x")
-    cells = itertools.product(*found["grid"].values())
-    ticks = [str(dict(zip(found["grid"], cell, strict=True)).get(x)) for cell in cells]
+    x, ticks = found["plot"].get("x"), _ticks(found)
     used: dict[str, dict[str, set[float]]] = {}
     for tick, rates in zip(ticks, found["learning_rates"], strict=True):
         for method, rate in rates.items():

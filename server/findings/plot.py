@@ -1,9 +1,11 @@
-"""The plot of a study: means and intervals as a small SVG, written without a library."""
+"""The plots of a study: means and intervals as small SVGs, written without a library."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
+
+from .frontier import AXES, curve_name
 
 WIDTH, HEIGHT = 620, 300  # of the plotting area, in pixels
 LEFT, TOP, BELOW, ROW = 80, 46, 44, 17
@@ -37,23 +39,11 @@ def svg(found: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(point["line"] for point in points))
     turned = len(ticks) > MANY_TICKS
     under = TOP + HEIGHT + BELOW + 60 * turned
-    columns = 2 if len(names) > 3 else 1
-    height = under + ROW * math.ceil(len(names) / columns) + 8
-    colours = "".join(
-        f".c{k}{{stroke:#{colour};fill:#{colour}}}"
-        for k, colour in enumerate(COLOURS[: len(names)])
-    )
-    width = LEFT + WIDTH + 20
     minus = f" - {plot['minus']}" if "minus" in plot else ""
     label = f"{plot['metric']}{minus} (mean over users, 95 %)"
     step, marks = WIDTH / len(ticks), _marks(points)
-    size = f'width="{width}" height="{height}"'
-    start = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
     parts = [
-        f"{start} {size}><style>{colours}{STYLE}</style>",
-        f'<rect class="b" {size} rx="6"/>',
-        _text(LEFT, 18, found["title"]),
-        _text(LEFT, 36, label),
+        *_head(found["title"], label, len(names), under),
         *_axis(marks, step, ticks, turned),
         _text(LEFT + WIDTH / 2, under - 8, plot["x"], "middle"),
     ]
@@ -64,13 +54,95 @@ def svg(found: Mapping[str, Any]) -> str:
         mine = [point for point in points if point["line"] == name]
         at = [LEFT + step * (ticks.index(point["x"]) + 0.5 + aside) for point in mine]
         parts += [f'<g class="c{k % len(COLOURS)}">', *_line(mine, at, marks, crowded)]
-        x = LEFT + (k % columns) * WIDTH / columns
-        y = under + ROW * (k // columns) + 8
-        parts += [
-            f'<circle cx="{_n(x)}" cy="{y}" r="4"/></g>',
-            _text(x + 10, y + 4, name),
-        ]
+        parts += _named(k, name, len(names), under)
     return "\n".join([*parts, "</svg>", ""])
+
+
+def frontier_svg(found: Mapping[str, Any]) -> str:
+    """Return the frontier of a summary: a metric across, another up, a line per curve.
+
+    Points grow along a curve. Each has its interval in both directions. Only the first
+    path is joined by whole lines.
+    """
+    given = found["frontier"]
+    curves = given["curves"]
+    names = [curve_name(curve["line"], curve["path"]) for curve in curves]
+    across, up = (
+        _marks([point[axis] for curve in curves for point in curve["points"]])
+        for axis in AXES
+    )
+    under = TOP + HEIGHT + BELOW
+    label = f"{given['y']} (means over users, 95 %); points grow along {given['along']}"
+    parts = [
+        *_head(found["title"], label, len(names), under),
+        *_axis(up, 0.0, [], turned=False),
+    ]
+    for mark in across:
+        x = _across(mark, across)
+        parts.append(f'<path class="g" d="M{_n(x)} {TOP}v{HEIGHT}"/>')
+        parts.append(_text(x, TOP + HEIGHT + 16, f"{mark:.6g}", "middle"))
+    parts.append(_text(LEFT + WIDTH / 2, under - 8, given["x"], "middle"))
+    first = next(iter(given.get("paths", {"": ()})))
+    for k, (curve, name) in enumerate(zip(curves, names, strict=True)):
+        dashed = curve["path"] not in ("", first)
+        parts += [
+            f'<g class="c{k % len(COLOURS)}">',
+            *_crosses(curve, across, up, dashed),
+        ]
+        parts += _named(k, name, len(names), under)
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _crosses(
+    curve: Mapping[str, Any], across: Sequence[float], up: Sequence[float], dashed: bool
+) -> Iterator[str]:
+    """Yield both intervals of every point of a curve, what joins the means, and them."""
+    bars, places = "", list[tuple[str, str]]()
+    for point in curve["points"]:
+        x, y = _across(point["x"]["mean"], across), _height(point["y"]["mean"], up)
+        left, right = (_across(end, across) for end in point["x"]["ci95"])
+        low, high = (_height(end, up) for end in point["y"]["ci95"])
+        bars += f"M{_n(left)} {_n(y)}H{_n(right)}M{_n(x)} {_n(low)}V{_n(high)}"
+        places.append((_n(x), _n(y)))
+    joined = "M" + "L".join(f"{x} {y}" for x, y in places)
+    yield f'<path class="l" opacity=".35" d="{bars}"/>'
+    dashes = ' stroke-dasharray="6 4"' if dashed else ""
+    yield f'<path class="l"{dashes} d="{joined}"/>'
+    for k, (x, y) in enumerate(places):
+        yield f'<circle cx="{x}" cy="{y}" r="{3 + k}"/>'
+
+
+def _head(title: str, label: str, lines: int, under: int) -> list[str]:
+    """Return the start of a plot whose legend has so many lines and begins at `under`."""
+    width, height = (
+        LEFT + WIDTH + 20,
+        under + ROW * math.ceil(lines / _columns(lines)) + 8,
+    )
+    colours = "".join(
+        f".c{k}{{stroke:#{colour};fill:#{colour}}}"
+        for k, colour in enumerate(COLOURS[:lines])
+    )
+    size = f'width="{width}" height="{height}"'
+    start = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
+    return [
+        f"{start} {size}><style>{colours}{STYLE}</style>",
+        f'<rect class="b" {size} rx="6"/>',
+        _text(LEFT, 18, title),
+        _text(LEFT, 36, label),
+    ]
+
+
+def _columns(lines: int) -> int:
+    """How many columns the legend has."""
+    return 2 if lines > 3 else 1
+
+
+def _named(k: int, name: str, lines: int, under: int) -> list[str]:
+    """Return the end of the group of line k, and its line of the legend."""
+    columns = _columns(lines)
+    x = LEFT + (k % columns) * WIDTH / columns
+    y = under + ROW * (k // columns) + 8
+    return [f'<circle cx="{_n(x)}" cy="{y}" r="4"/></g>', _text(x + 10, y + 4, name)]
 
 
 def _n(value: float) -> str:
@@ -97,6 +169,11 @@ def _marks(points: Sequence[Mapping[str, Any]]) -> list[float]:
 def _height(value: float, marks: Sequence[float]) -> float:
     """Where a value stands on the y axis, which reaches from the first to the last mark."""
     return TOP + HEIGHT * (marks[-1] - value) / (marks[-1] - marks[0])
+
+
+def _across(value: float, marks: Sequence[float]) -> float:
+    """Where a value stands on an x axis of numbers."""
+    return LEFT + WIDTH * (value - marks[0]) / (marks[-1] - marks[0])
 
 
 def _axis(

@@ -6,17 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ...common.config import FIELDS, Scalar, presets
-from ...common.config.keys import keys_of
-from ...common.config.methods import current_name
-from ...common.config.old import RENAMED
+from ...common.config import Scalar
 from ..run import results
 from ..study.declaration import Study, comparisons
-from .verdicts import Cell, chosen, difference, means_of, person_seed, values
-
-# Kinds of unlabeled set whose text no noise protects, and what a line of theirs says.
-NOT_PRIVATE = ("others", "anonymised")
-TOTAL_INFINITE = " (adapter epsilon only, total infinite)"
+from .correlation import correlated
+from .frontier import frontier
+from .lines import line_of
+from .verdicts import Cell, chosen, difference, means_of, person_seed
 
 
 def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
@@ -38,6 +34,8 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
         "also": {
             metric: curve(study, done, metric) for metric in study.plot.get("also", [])
         },
+        "frontier": frontier(study, done) if "frontier" in study.plot else {},
+        "correlation": correlated(study, done) if "correlate" in study.plot else [],
         "alpha": [entry for cell in done if (entry := alpha_against_truth(cell))],
         "rows": [
             {"cell": written(cell["cell"]), "method": method, "metrics": metrics}
@@ -97,9 +95,9 @@ def writable(value: Scalar) -> Scalar:
 def compared(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
     """Differences of ``[[compare]]``; a metric that a world does not have is left out."""
     return [
-        {**names, **difference(claim, done)}
+        {**names, **found}
         for names, claim in comparisons(study)
-        if all(values(side, claim, done) for side in (claim.one, claim.other))
+        if "why" not in (found := difference(claim, done))
     ]
 
 
@@ -125,11 +123,7 @@ def curve(study: Study, done: Sequence[Cell], metric: str) -> list[dict[str, Any
 
 
 def _plotted(study: Study, cell: Cell, metric: str) -> Iterator[tuple[str, str, float]]:
-    """Yield (line, user, value) for every user and method of a cell.
-
-    A key that a method does not use is left out of the name of its line: cells that
-    differ in nothing else hold the same values of the same users.
-    """
+    """Yield (line, user, value) for every user and method of a cell."""
     plot, minus = study.plot, study.plot.get("minus")
     halves = ("unique", "non-unique") if plot.get("users") == "split" else ("all",)
     for half in halves:
@@ -139,29 +133,6 @@ def _plotted(study: Study, cell: Cell, metric: str) -> Iterator[tuple[str, str, 
             for method, found in metrics.items():
                 value = found.get(metric)
                 if method != minus and start is not None and value is not None:
-                    name = [method, *_fixed(study, cell, method)]
-                    name += [half] * (half != "all")
-                    yield ", ".join(name), user, value - start
-
-
-def _fixed(study: Study, cell: Cell, method: str) -> list[str]:
-    """Keys of the grid, with their values, that tell a method's lines apart."""
-    private = study.config.get("privacy.mode") == "central"
-    return [
-        f"{key.split('.')[-1]} {value}"
-        + TOTAL_INFINITE
-        * (private and key == "unlabeled.kind" and value in NOT_PRIVATE)
-        for key, value in cell["cell"].items()
-        if key not in ("seed", study.plot["x"])
-        and len(study.grid[key]) > 1
-        and not _unused(study, key, method)
-    ]
-
-
-def _unused(study: Study, key: str, method: str) -> bool:
-    """Whether a method does not depend on a key, or on anything that it stands for."""
-    meanings = study.named.get(key, {"": {key: ""}}).values()
-    names = {RENAMED.get(name, name) for meaning in meanings for name in meaning}
-    for preset in presets.PRESETS if "preset" in names else ():
-        names = names - {"preset"} | presets.read(preset).keys()
-    return names <= FIELDS.keys() - keys_of(current_name(method))
+                    line = line_of(study, cell, method, plot["x"])
+                    line += f", {half}" * (half != "all")
+                    yield line, user, value - start

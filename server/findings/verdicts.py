@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from ...common.config import PERSONAS, Scalar
-from ...common.errors import IdiolectError, refuse_if
+from ...common.errors import IdiolectError
 from ..run import results
 from ..study.declaration import BEST, Claim, matches, side_of
+
+# What the judge of authorship measures (`study.judge`), unless it refuses to.
+RECOGNISED = ("recognised", "recognised-mrr")
 
 Cell = Mapping[str, Any]
 """One cell as `study.cells.run_study` returns it."""
@@ -24,23 +27,38 @@ def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``claim``, ``metric``, ``users``, ``expect``, ``mean``, ``ci95``, ``n``.
+        ``claim``, ``metric``, ``users``, ``expect``, ``mean``, ``ci95``, ``n``. With fewer
+        than two users who have the metric on both sides there is no interval: ``why``
+        stands in place of ``mean`` and ``ci95``.
     """
     one, other = (values(side, claim, done) for side in (claim.one, claim.other))
     people: dict[tuple[int, str], list[float]] = {}
     for key in one:
         if key in other:
             people.setdefault(key[1:], []).append(one[key] - other[key])
-    refuse_if(
-        len(people) < 2, f"claim {claim.text!r}: fewer than two users to compare."
-    )
-    return {
+    found = {
         "claim": claim.text,
         "metric": claim.metric,
         "users": claim.users,
         "expect": claim.expect,
-        **results.bootstrap(means_of(people), seed=0),
     }
+    if len(people) < 2:
+        return {**found, "n": len(people), "why": _why(claim, done, len(people))}
+    return {**found, **results.bootstrap(means_of(people), seed=0)}
+
+
+def _why(claim: Claim, done: Sequence[Cell], count: int) -> str:
+    """Say why a claim has too few users: the judge of its cells refused, or no values."""
+    if claim.metric in RECOGNISED:
+        for side in (claim.one, claim.other):
+            _, keys = side_of(side)
+            fixed = {key: value for key, value in keys.items() if value != BEST}
+            here = [cell for cell in done if matches(cell["cell"], fixed)]
+            if not all(cell.get("recognition") for cell in here):
+                return "outputs were not judged here"
+            if not all(cell["recognition"]["apart"] for cell in here):
+                return "the judge cannot tell authors apart here"
+    return f"{count} users have {claim.metric} on both sides, two are needed"
 
 
 def person_seed(cell: Cell) -> int:
@@ -58,21 +76,24 @@ def judged(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Of n claims the smallest p is multiplied by n, the next by n - 1, and so on; a corrected
     p is never below the one before it. Then the probability that any claim whose difference
-    is zero is called confirmed or reversed is at most 5 %.
+    is zero is called confirmed or reversed is at most 5 %. Claims that were not measured do
+    not count.
 
     Returns
     -------
     list of dict
         ``verdict`` is ``confirmed`` where p < 0.05 and the sign is the one that the claim
-        predicts, ``reversed`` where it is the other, else ``not confirmed``.
+        predicts, ``reversed`` where it is the other, else ``not confirmed``; and
+        ``not measured``, without p, where `difference` says why.
     """
-    alone = [_p_value(claim) for claim in claims]
-    order = sorted(range(len(claims)), key=lambda k: alone[k])
+    alone = {k: _p_value(claim) for k, claim in enumerate(claims) if "why" not in claim}
     corrected, last = dict[int, float](), 0.0
-    for rank, k in enumerate(order):
-        last = corrected[k] = max(last, min(1.0, (len(claims) - rank) * alone[k]))
+    for rank, k in enumerate(sorted(alone, key=alone.__getitem__)):
+        last = corrected[k] = max(last, min(1.0, (len(alone) - rank) * alone[k]))
     return [
         {**claim, "p": corrected[k], "verdict": _word(claim, corrected[k])}
+        if k in corrected
+        else {**claim, "verdict": "not measured"}
         for k, claim in enumerate(claims)
     ]
 

@@ -105,7 +105,7 @@ class Study:
     config: dict[str, Scalar]
     grid: dict[str, list[Scalar]]
     claims: tuple[Claim, ...] = ()
-    plot: dict[str, str] = field(default_factory=dict)
+    plot: dict[str, Any] = field(default_factory=dict)
     reading: str = ""
     answer: str = ""
     audit: dict[str, Any] | None = None
@@ -189,13 +189,7 @@ def _check(study: Study) -> None:
                 "be chosen: give one in personalise.learning-rates."
             ),
         )
-    refuse_if(
-        study.plot and study.plot.get("x") not in study.grid,
-        (
-            f"[plot] has x = {study.plot.get('x')!r}, which is not a key of the grid: "
-            f"use one of {keys}."
-        ),
-    )
+    _check_plot(study)
     for entry in study.compare:
         refuse_if(
             entry.x not in study.grid,
@@ -211,6 +205,51 @@ def _check(study: Study) -> None:
             )
     for claim in (*study.claims, *(claim for _, claim in comparisons(study))):
         _check_claim(study, claim)
+
+
+def _check_plot(study: Study) -> None:
+    """Refuse a plot, a frontier or correlations that could not be drawn."""
+    plot, keys = study.plot, ", ".join(study.grid)
+    refuse_if(
+        plot and plot.get("x") not in study.grid,
+        (
+            f"[plot] has x = {plot.get('x')!r}, which is not a key of the grid: use one "
+            f"of {keys}."
+        ),
+    )
+    methods = {m for cell in cells(study) for m in cell_config(study, cell).method_list}
+    refuse_if(
+        "correlate" in plot and (len(plot["correlate"]) < 2 or "shared" not in methods),
+        (
+            "[plot] correlate needs two metrics or more, and the method shared, to which "
+            "differences are taken."
+        ),
+    )
+    if "frontier" not in plot:
+        return
+    given, place = plot["frontier"], "[plot] frontier"
+    unknown = sorted(given.keys() - {"x", "y", "along", "paths", "margin"})
+    refuse_if(
+        unknown or not {"x", "y", "along"} <= given.keys(),
+        (
+            f"{place} needs x and y (metrics) and along (a key of the grid), may have "
+            f"paths and margin; found {', '.join(unknown) or 'too little'}."
+        ),
+    )
+    refuse_if(
+        given["along"] not in study.grid,
+        f"{place} has along = {given['along']!r}: use one of {keys}.",
+    )
+    values = [value for path in given.get("paths", {}).values() for value in path]
+    if strange := [v for v in values if v not in study.grid[given["along"]]]:
+        raise IdiolectError(
+            f"{place} has a path over {strange[0]!r}, which is no value of "
+            f"{given['along']} in the grid."
+        )
+    if strange := sorted(given.get("margin", {}).keys() - {given["x"], given["y"]}):
+        raise IdiolectError(
+            f"{place} has a margin for {strange[0]!r}, which is on neither axis."
+        )
 
 
 def comparisons(study: Study) -> list[tuple[dict[str, Any], Claim]]:

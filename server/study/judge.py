@@ -76,6 +76,8 @@ class Calibration:
         Fitted on others.
     users
         The evaluated users, whose histories are the candidates.
+    known
+        `profiles` of those histories.
     section
         Of ``results.json``: ``candidates``, ``authors`` (fitted on), ``words`` (of the
         held-out texts, mean over users), ``margin``, ``apart``, ``difference`` (interval
@@ -86,6 +88,7 @@ class Calibration:
 
     judge: Judge
     users: tuple[User, ...]
+    known: Rows
     section: dict[str, Any]
 
 
@@ -122,7 +125,7 @@ def calibrate(
     asked = [_held_out(user) for user in users]
     size = round(float(np.mean([len(texts) for texts in asked])))
     judge = fit([_history(user) for user in authors], size, seed)
-    known = [_history(user) for user in users]
+    known = profiles(judge, [_history(user) for user in users])
     ceiling = [
         rank(row, place, candidates)
         for place, row in enumerate(scores(judge, asked, known))
@@ -148,7 +151,7 @@ def calibrate(
         "ceiling": summarise(ceiling, seed, resamples),
         "floor": summarise(floor, seed, resamples),
     }
-    return Calibration(judge, tuple(users), section)
+    return Calibration(judge, tuple(users), known, section)
 
 
 def judged(
@@ -172,8 +175,7 @@ def judged(
         alike = [content_similarity(one, other) for one, other in pairs]
         found[users[place].id] = {"content": float(np.mean(alike))}
     if calibration.section["apart"] and places:
-        known = [_history(user) for user in users]
-        rows = scores(calibration.judge, texts, known)
+        rows = scores(calibration.judge, texts, calibration.known)
         for place, row in zip(places, rows, strict=True):
             count = calibration.section["candidates"]
             found[users[place].id] |= rank(row, place, count)
@@ -236,16 +238,15 @@ def fit(authors: Sequence[Texts], questioned: int, seed: int) -> Judge:
     return Judge(centre, scale, spread, weights[:-1])
 
 
-def scores(
-    judge: Judge, questioned: Sequence[Texts], known: Sequence[Texts]
-) -> np.ndarray:
-    """How much each set of texts looks like each author's, [questioned, known]."""
+def profiles(judge: Judge, sets: Sequence[Texts]) -> Rows:
+    """Mean standardised features of each set of texts, [sets, d] for each family."""
+    scaled = [_scaled(features(t), judge.centre, judge.scale) for t in sets]
+    return _transposed([[family.mean(0) for family in one] for one in scaled])
 
-    def means(sets: Sequence[Texts]) -> Rows:
-        scaled = [_scaled(features(t), judge.centre, judge.scale) for t in sets]
-        return _transposed([[family.mean(0) for family in one] for one in scaled])
 
-    return (_pairs(means(questioned), means(known)) / judge.spread) @ judge.weights
+def scores(judge: Judge, questioned: Sequence[Texts], known: Rows) -> np.ndarray:
+    """How much each set of texts looks like each author's (`profiles`), [sets, known]."""
+    return (_pairs(profiles(judge, questioned), known) / judge.spread) @ judge.weights
 
 
 def _scaled(rows: Rows, centre: Rows, scale: Rows) -> Rows:

@@ -66,8 +66,8 @@ def test_a_whole_number_may_stand_for_a_float() -> None:
         ({"personalise.learning-rates": "nan"}, "positive numbers"),
         ({"engine.device": "cuda:N"}, "use one of auto, cpu, cuda, cuda:N"),
         ({"engine.device": "cuda:1\n"}, "use one of auto, cpu, cuda, cuda:N"),
-        ({"unlabeled.alpha": "much"}, "`true-mean`, or a number in [0, 0.9]"),
-        ({"unlabeled.alpha": "0.95"}, "[0, 0.9]"),
+        ({"unlabeled.alpha": "much"}, "`true-mean`, or a number in [0, 0.99]"),
+        ({"unlabeled.alpha": "0.995"}, "[0, 0.99]"),
         (
             {"personalise.strength": "strong"},
             "`fitted`, `crossed` or a number in [0, 4]",
@@ -254,7 +254,7 @@ def test_every_text_has_a_longest_length(name: str) -> None:
         ({"evaluate.contrasted": "cope,sft,cope"}, "names a method twice"),
         ({"personalise.learning-rates": ",".join(["1e-3"] * 21)}, "at most 20"),
         ({"personalise.learning-rates": "1e300"}, "up to 10000"),
-        ({"unlabeled.alpha": "1" * 4000}, "[0, 0.9]"),
+        ({"unlabeled.alpha": "1" * 4000}, "[0, 0.99]"),
         ({"\x1b[2J" * 50_000: 1}, "unknown config key"),
     ],
 )

@@ -10,7 +10,7 @@ from idiolect.server.findings.page import _alpha_table, markdown, store, write_p
 from idiolect.server.findings.summary import summary
 from idiolect.server.study.declaration import Study
 
-from .cells import CELLS, study, worlds
+from .cells import CELLS, claim, study, worlds
 
 
 def test_each_world_says_who_beats_whom():
@@ -120,6 +120,34 @@ def test_a_packed_summary_counts_before_an_older_one(tmp_path):
     store(tmp_path / "summary.json", tmp_path / "folder", "small")
     (tmp_path / "small.json").rename(tmp_path / "folder" / "small.json")
     assert "New." in write_pages(tmp_path / "folder").read_text()
+
+
+def test_a_claim_that_was_not_measured_does_not_stop_the_page(tmp_path):
+    asked = replace(claim(), metric="recognised-mrr", text="by the judge")
+    done = [{**one, "recognition": {"apart": False}} for one in CELLS]
+    given = replace(study(), claims=(claim(), asked))
+    found = summary(given, [{**one, "recognition": {}} for one in done])
+    text = markdown(found)
+    assert "| text | all | nll -0.300 |" in text
+    assert (
+        "| by the judge | all | recognised-mrr |  | 0 |  | **not measured**: outputs were "
+        "not judged here |" in text
+    )
+    (tmp_path / "s.json").write_text(json.dumps(found))
+    page = write_pages(tmp_path).read_text()
+    assert "Claims: 1 confirmed, 1 not measured |" in page
+
+
+def test_the_clamp_by_what_the_plot_varies():
+    done = [{**one, "run": dict(one["run"])} for one in CELLS]
+    for one, rate in zip(done, (0.1, 0.3, 0.8, 0.9), strict=True):
+        one["run"]["clamp_rate"] = {"c-bpo": rate}
+    plot = {"x": "unlabeled.ratio", "metric": "nll"}
+    text = markdown(summary(study(**plot), done))
+    assert "The clamp of c-bpo was active on 10% to 90% of steps." in text
+    text = markdown(summary(study(**plot, clamp=True), done))
+    assert "| clamp of c-bpo, by unlabeled.ratio | 1.0 | 2.0 |" in text
+    assert "| steps it acts on | 20% | 85% |" in text
 
 
 def test_counts_of_verdicts_are_those_of_the_tables(tmp_path):

@@ -1,5 +1,7 @@
 """Differences and verdicts, from made-up cells whose answers are known."""
 
+from dataclasses import replace
+
 import pytest
 
 from idiolect.common.errors import IdiolectError
@@ -47,6 +49,40 @@ def test_the_more_claims_the_more_each_must_show():
     crowd = judged([told(2.1), told(3.0), *[told(0.1)] * 18])
     assert crowd[0]["verdict"] == "not confirmed"
     assert crowd[1]["p"] == pytest.approx(20 * 0.0034, abs=1e-2)
+
+
+def refused(apart: bool | None) -> list[dict]:
+    """Cells in which nobody is recognised, because the judge refused or had no texts."""
+    section = {} if apart is None else {"recognition": {"apart": apart}}
+    return [{**one, **section} for one in CELLS]
+
+
+@pytest.mark.parametrize(
+    ("apart", "why"),
+    [
+        (False, "cannot tell authors apart"),
+        (None, "not judged"),
+        (True, "0 users have recognised-mrr on both sides"),
+    ],
+)
+def test_a_claim_without_values_is_not_measured_and_says_why(apart, why):
+    asked = replace(claim(), metric="recognised-mrr")
+    (found,) = judged([difference(asked, refused(apart))])
+    assert found["verdict"] == "not measured" and why in found["why"]
+    assert found["n"] == 0 and "p" not in found
+
+
+def test_one_user_is_too_few_to_measure():
+    found = difference(claim(), [cell(r, 0, 0.1, users=1) for r in (1.0, 2.0)])
+    assert found["n"] == 1 and "two are needed" in found["why"]
+
+
+def test_what_was_not_measured_makes_no_claim_harder():
+    missing = {"n": 0, "why": "nobody", "expect": "higher"}
+    found = judged([missing, told(2.1), missing, told(3.0), told(-2.5), missing])
+    measured = judged([told(2.1), told(3.0), told(-2.5)])
+    assert [one for one in found if "p" in one] == measured
+    assert [one["verdict"] for one in found].count("not measured") == 3
 
 
 def test_few_users_must_show_more():

@@ -77,6 +77,30 @@ def test_a_name_of_the_study_stands_for_config_keys(declared):
             '[plot]\nx="far"\n[grid]',
             r"\[plot\] has x = 'far', which is not a key",
         ),
+        (
+            "[grid]",
+            '[plot]\nx="seed"\ncorrelate=["nll"]\n[grid]',
+            "two metrics or more",
+        ),
+        *(
+            ("[grid]", f'[plot]\nx="seed"\nfrontier={{{given}}}\n[grid]', sentence)
+            for given, sentence in (
+                ('x="nll", y="mrr"', "may have paths and margin; found too little"),
+                ('x="nll", y="mrr", along="seed", z=1', "margin; found z"),
+                (
+                    'x="nll", y="mrr", along="far"',
+                    "along = 'far': use one of seed, unlab",
+                ),
+                (
+                    'x="nll", y="mrr", along="seed", paths={a=[0, 7]}',
+                    "a path over 7, which is no value of seed",
+                ),
+                (
+                    'x="nll", y="mrr", along="seed", margin={own=1}',
+                    "margin for 'own', which is on neither axis",
+                ),
+            )
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(tmp_path, old, new, sentence):

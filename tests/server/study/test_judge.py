@@ -8,9 +8,17 @@ import pytest
 
 from idiolect.common.config import parse_run
 from idiolect.common.data.types import Item, Prompt, User
+from idiolect.server.study import judge
 from idiolect.server.study.cache import Cache
 from idiolect.server.study.cells import run_cell
-from idiolect.server.study.judge import calibrate, fit, judged, rank, scores
+from idiolect.server.study.judge import (
+    calibrate,
+    fit,
+    judged,
+    profiles,
+    rank,
+    scores,
+)
 from tests.server.conftest import short_run
 
 NOUNS = ("sea", "city", "senate", "school", "river", "bank", "film", "law")
@@ -92,16 +100,31 @@ def test_own_texts_reach_the_ceiling_and_a_neighbours_do_not():
 
 def test_the_judge_is_fitted_on_others_alone():
     users, others = people()
-    judge = fit([[item.target for item in u.history] for u in others], 4, 0)
+    fitted = fit([[item.target for item in u.history] for u in others], 4, 0)
     questioned = [[item.target for item in u.held_out] for u in users]
     known = [[item.target for item in u.history] for u in users]
     calibration = calibrate(users, others, 0)
     assert calibration is not None
-    assert np.array_equal(calibration.judge.weights, judge.weights)
-    found = scores(judge, questioned, known)
+    assert np.array_equal(calibration.judge.weights, fitted.weights)
+    found = scores(fitted, questioned, profiles(fitted, known))
     assert found.shape == (14, 14)
     own = np.diag(found).mean()
     assert own > (found.sum() - np.trace(found)) / (14 * 13)
+
+
+def test_histories_are_read_once_however_many_methods_are_judged(monkeypatch):
+    users, others = people()
+    found = calibrate(users, others, 0)
+    assert found is not None
+    read: list[tuple[str, ...]] = []
+    features = judge.features
+    monkeypatch.setattr(
+        judge, "features", lambda texts: read.append(tuple(texts)) or features(texts)
+    )
+    outputs = {user.id: [item.target for item in user.held_out] for user in users}
+    judged(found, outputs)
+    judged(found, {"u3": outputs["u3"]})
+    assert read == [*map(tuple, outputs.values()), tuple(outputs["u3"])]
 
 
 def test_too_few_people_have_no_judge():

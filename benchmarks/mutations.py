@@ -160,18 +160,19 @@ MUTATIONS = (
         "test_known_negatives_stand_outside_the_clamp_and_delta",
     ),
     Mutation(
-        "A rare token of the population weighs as much as a usual one",
+        "Weights of tokens: a rare one weighs as much as a usual one",
         "common/unlabeled/tokens.py",
         "np.maximum(expected - seen, 0.0) / (expected + 1)",
         "np.maximum(expected - seen, 0.0) / np.maximum(expected, 1e-12)",
         "test_weights_by_hand",
     ),
     Mutation(
-        "Tokens of unlabeled texts lose their weights before they are trained on",
+        "Weights of tokens: lost before they are trained on",
         "common/methods/c_bpo.py",
         "aux=[replace(one, weights=w) for one, w in both]",
         "aux=[one for one, w in both]",
         "test_weights_of_tokens_are_those_of_c_bpo_alone",
+        "tests/common/methods/test_personalise.py",
     ),
     Mutation(
         "The bound of the mixture share is the mean of u/p",

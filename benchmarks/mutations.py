@@ -148,9 +148,31 @@ MUTATIONS = (
     Mutation(
         "BCO does not learn to avoid what is disliked",
         "common/methods/bco.py",
-        "value = value + average(disliked, batch.negative.weight)",
-        "value = value + 0 * average(disliked, batch.negative.weight)",
+        "settings.disliked_weight * average(disliked, batch.negative.weight)",
+        "0 * average(disliked, batch.negative.weight)",
         "test_known_negatives_are_a_mean_of_their_own_and_no_part_of_delta",
+    ),
+    Mutation(
+        "C-BPO: known negatives have no weight of their own",
+        "common/methods/c_bpo.py",
+        "settings.disliked_weight * average(disliked, negative.weight)",
+        "average(disliked, negative.weight)",
+        "test_known_negatives_stand_outside_the_clamp_and_delta",
+    ),
+    Mutation(
+        "Weights of tokens: a rare one weighs as much as a usual one",
+        "common/unlabeled/tokens.py",
+        "np.maximum(expected - seen, 0.0) / (expected + 1)",
+        "np.maximum(expected - seen, 0.0) / np.maximum(expected, 1e-12)",
+        "test_weights_by_hand",
+    ),
+    Mutation(
+        "Weights of tokens: lost before they are trained on",
+        "common/methods/c_bpo.py",
+        "aux=[replace(one, weights=w) for one, w in both]",
+        "aux=[one for one, w in both]",
+        "test_weights_of_tokens_are_those_of_c_bpo_alone",
+        "tests/common/methods/test_personalise.py",
     ),
     Mutation(
         "The bound of the mixture share is the mean of u/p",

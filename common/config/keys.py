@@ -388,6 +388,20 @@ class Personalise:
         0,
         MOST_WEIGHT,
     )
+    unlabeled_tokens: str = key(
+        "equal",
+        "tokens of unlabeled texts in C-BPO's reward: all count alike (`equal`, the "
+        "paper), or `differing`: each by how much rarer it is in the own history than in "
+        "the unlabeled set, with a mean weight of 1",
+        choices=("equal", "differing"),
+    )
+    disliked_weight: float = key(
+        1.0,
+        "weight of the mean over known negatives in C-BPO, BCO and KTO, beside 1 for the "
+        "own items; 0 is to have none",
+        0,
+        MOST_WEIGHT,
+    )
     anchor: float = key(
         1.0,
         "weight of a likelihood term beside C-BPO's: NLL per token of the own items",

@@ -27,10 +27,10 @@ UNLABELED = (
     "unlabeled.nearness-features",
 )
 ALPHA = ("unlabeled.alpha", "unlabeled.alpha-features", "unlabeled.alpha-items")
-DISLIKED = ("disliked",)
+DISLIKED = ("disliked", "personalise.disliked-weight")
 MEANS = ("personalise.ema", "personalise.boundary")
 POSITIVE_TERM = ("personalise.reward", "personalise.anchor")
-WEIGHT = ("personalise.unlabeled-weight",)
+WEIGHT = ("personalise.unlabeled-weight", "personalise.unlabeled-tokens")
 DECODING = ("evaluate.contrast", "evaluate.contrasted")
 RETRIEVAL = ("evaluate.retrieved",)
 STEERING = ("steer.layer", "steer.strength")

@@ -50,11 +50,14 @@ class Encoded:
         Number of prompt tokens; the completion is ``ids[prompt_length:]``.
     truncated
         Whether the input lost tokens on its left.
+    weights
+        Of each completion token in the sum of log-probabilities; empty: 1.
     """
 
     ids: tuple[int, ...]
     prompt_length: int
     truncated: bool = False
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -112,6 +112,8 @@ class Layout:
         Of every row, fillers included, the places of all its tokens.
     below
         Number of layers that need not be computed, and what comes out of them [K, L, d].
+    weight
+        Of each completion token in its row's sum, row after row [M]; None: 1.
     """
 
     ids: Tensor
@@ -125,6 +127,7 @@ class Layout:
     row: Tensor
     whole: tuple[Tensor, ...]
     below: tuple[int, Tensor] | None = None
+    weight: Tensor | None = None
     _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(
         default_factory=dict, init=False
     )

@@ -28,7 +28,8 @@ class Scored:
     Attributes
     ----------
     logp, reference
-        log pi_theta(y|x) and log pi_ref(y|x), summed over completion tokens.
+        log pi_theta(y|x) and log pi_ref(y|x), summed over completion tokens, by the tokens'
+        weights where they have any.
     tokens
         Completion tokens of each item.
     weight

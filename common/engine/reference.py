@@ -118,6 +118,7 @@ class Reference:
         for item in items:
             digest.update(f" {item.prompt_length} {len(item.ids)} ".encode())
             digest.update(array("q", item.ids).tobytes())
+            digest.update(array("d", item.weights).tobytes())
         return self.once(
             ("scores", digest.hexdigest()),
             lambda: score_users(self.backbone, [self.shared], [items])[0],

@@ -6,6 +6,7 @@ in chunks, because prompt length x vocabulary size is what fills the memory of a
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,15 +48,22 @@ def collate(
     parts = [(row.ids, row.prompt_length) if row else (filler, 1) for row in rows]
     each = len(rows) // users
     lines = [parts[k * each : (k + 1) * each] for k in range(users)]
-    return lay_out(lines, backbone.pad_id, backbone.device)
+    layout = lay_out(lines, backbone.pad_id, backbone.device)
+    if not any(row and row.weights for row in rows):
+        return layout
+    weights = [row.weights or (1.0,) * completion_tokens(row) for row in rows if row]
+    flat = torch.tensor([weight for part in weights for weight in part])
+    return replace(layout, weight=flat.to(backbone.device))
 
 
 def completion_logp(backbone: Backbone, layout: Layout, logits: int = 0) -> Tensor:
-    """Sum of log p(y | x) of every row [N] over its completion tokens.
+    """Sum of log p(y | x) of every row [N] over its completion tokens, by their weights.
 
     `logits`: how many are in memory at once; 0: LOGITS_PER_CHUNK.
     """
     logp = token_logp(backbone, layout, logits)
+    if layout.weight is not None:
+        logp = logp * layout.weight
     total = torch.zeros(layout.rows, dtype=logp.dtype, device=logp.device)
     return total.index_add(0, layout.row[layout.labels != FILLER], logp)
 

@@ -22,10 +22,11 @@ training_set = with_disliked
 def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:
     """Binary classifier optimisation: all unlabeled items are negatives.
 
-        L = E[l(g, +1) over own, l(g, -1) over unlabeled items, pooled] + E_neg[l(g, -1)]
+        L = E[l(g, +1) over own, l(g, -1) over unlabeled items, pooled]
+            + d E_neg[l(g, -1)]
 
     The last term is over known negatives (explicit dislikes), our extension as in C-BPO:
-    a mean of its own, and no part of delta.
+    a mean of its own, of weight d (``disliked_weight``), and no part of delta.
 
     As published and as TRL had it, items are pooled: one mean of the losses over both
     classes, and one running mean of the rewards as delta, so that a larger unlabeled set
@@ -38,6 +39,6 @@ def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:
     g = signs(positive, unlabeled) * (pooled.reward(settings.beta) - delta)
     value = average(-F.logsigmoid(g), pooled.weight)
     disliked = -F.logsigmoid(delta - batch.negative.reward(settings.beta))
-    value = value + average(disliked, batch.negative.weight)
+    value = value + settings.disliked_weight * average(disliked, batch.negative.weight)
     after = moved(means, pooled, pooled, settings.beta, settings.ema)
     return Loss(value, after, torch.zeros_like(value))

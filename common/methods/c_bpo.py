@@ -1,13 +1,32 @@
 """C-BPO: the preference-calibrated binary objective (Ma et al., ACL 2026)."""
 
+from dataclasses import replace
+
 import torch.nn.functional as F
 
 from ..config import Personalise
+from ..data.types import User
 from ..engine.objectives import Loss, Means, ScoredBatch, average, boundary, moved, pool
+from ..engine.reference import Reference
+from ..engine.training import TrainingSet
+from ..unlabeled.draws import Draw
 from . import sft
 from .examples import with_disliked
 
-training_set = with_disliked
+
+def training_set(
+    reference: Reference, user: User, drawn: Draw, alpha: float
+) -> TrainingSet:
+    """As `with_disliked`; tokens of unlabeled texts have the weights of the draw, if any.
+
+    The rewards of unlabeled texts are then sums over tokens by these weights
+    (`unlabeled.tokens`), in the unlabeled term and in delta. Those of own texts are plain
+    sums, in the subtracted term, too.
+    """
+    if drawn.weights:
+        both = zip(drawn.aux, drawn.weights, strict=True)
+        drawn = replace(drawn, aux=[replace(one, weights=w) for one, w in both])
+    return with_disliked(reference, user, drawn, alpha)
 
 
 def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:
@@ -16,10 +35,11 @@ def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:
         L_pos      = E_tar[l(g, +1)]
         L_pure_neg = E_aux[l(g, -1)] - alpha E_tar[l(g, -1)]
         L          = L_pos + w max(0, L_pure_neg) / (1 - alpha) + a NLL_tar
-                     + E_neg[l(g, -1)]
+                     + d E_neg[l(g, -1)]
 
     with w = 1 and a = 0 in the paper, and without the last term. That one is over known
     negatives (explicit dislikes), our extension: outside the clamp, and no part of delta.
+    Its weight d is ``disliked_weight``.
 
     The unlabeled set is a mixture: a share alpha of it is what this user would also have
     written. Subtracting that share, estimated on the user's own items, leaves the
@@ -58,7 +78,7 @@ def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:
     value = wanted + weight * pure.clamp(min=0) / (1 - alpha) + settings.anchor * nll
     if negative.logp.shape[-1]:
         disliked = -F.logsigmoid(-(negative.reward(beta) - delta))
-        value = value + average(disliked, negative.weight)
+        value = value + settings.disliked_weight * average(disliked, negative.weight)
     clamped = (pure < 0).to(value.dtype)
     if settings.boundary == "pooled":
         positive = unlabeled = pool(positive, unlabeled)

@@ -30,12 +30,12 @@ def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:
         z = max(0, E[log pi_theta(y'|x) - log pi_ref(y'|x)])   no gradient
         L = E[1 - sigmoid(beta (u - z))]  over desirable,
             E[1 - sigmoid(beta (z - u))]  over undesirable items, pooled,
-          + E_neg[1 - sigmoid(beta (z - u))]
+          + d E_neg[1 - sigmoid(beta (z - u))]
 
     The last term is over known negatives (explicit dislikes), our extension as in C-BPO:
-    a mean of its own, and no part of z. u is the log-ratio, both weights lambda 1. z
-    estimates the KL divergence on mismatched pairs (the prompt of one item with the
-    completion of another).
+    a mean of its own, of weight d (``disliked_weight``), and no part of z. u is the
+    log-ratio, both weights lambda 1. z estimates the KL divergence on mismatched pairs
+    (the prompt of one item with the completion of another).
     """
     pairs = batch.mismatched
     shift = average(pairs.logp - pairs.reference, pairs.weight)
@@ -46,7 +46,8 @@ def loss(batch: ScoredBatch, means: Means, settings: Personalise) -> Loss:
     value = average(1 - torch.sigmoid(sign * g), pooled.weight)
     negative = batch.negative
     disliked = settings.beta * (z - (negative.logp - negative.reference))
-    value = value + average(1 - torch.sigmoid(disliked), negative.weight)
+    avoided = average(1 - torch.sigmoid(disliked), negative.weight)
+    value = value + settings.disliked_weight * avoided
     return Loss(value, means, torch.zeros_like(value))
 
 

@@ -1,7 +1,7 @@
 """One user's draw from the unlabeled set, without that user's own part in it."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,7 +15,12 @@ from ..seeds import numpy_generator
 from .nearness import input_nearness, near_draw
 from .samples import self_samples
 from .sets import Unlabeled, UnlabeledSet, chances
+from .tokens import token_weights
 from .votes import offers, user_vote
+
+# Unlabeled texts that say how often the population uses a token: more of them take time,
+# and the own history, which they are compared with, is shorter.
+COUNTED = 512
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Draw:
         Effective size of the weights that `aux` was drawn by.
     others
         What it was drawn from; empty where the items were sampled (kind `self`).
+    weights
+        Of the tokens of `aux`, for C-BPO; empty: 1 (``personalise.unlabeled-tokens``).
     """
 
     own: list[Encoded]
@@ -39,6 +46,7 @@ class Draw:
     entries: list[Unlabeled]
     ess: float
     others: list[Unlabeled]
+    weights: list[tuple[float, ...]] = field(default_factory=list)
 
 
 def draw_for(
@@ -84,7 +92,24 @@ def draw_for(
         )
         ess = effective_size(np.array([max(entry.weight, 0.0) for entry in others]))
     aux = encode_all(reference.backbone, [entry.item for entry in drawn])
-    return Draw(own, aux, drawn, ess, others)
+    found = Draw(own, aux, drawn, ess, others)
+    if config.personalise.unlabeled_tokens == "equal":
+        return found
+    return replace(found, weights=_differing(reference, user, found, config))
+
+
+def _differing(
+    reference: Reference, user: User, drawn: Draw, config: Config
+) -> list[tuple[float, ...]]:
+    """Weights of the drawn items' tokens by the set that they were drawn from."""
+    generator = numpy_generator(config.seed, "tokens", user.id)
+    counted = subset(drawn.others or drawn.entries, COUNTED, generator)
+    own, aux = (
+        [one.ids[one.prompt_length :] for one in part]
+        for part in (drawn.own, drawn.aux)
+    )
+    usual = [reference.backbone.completion(entry.item) for entry in counted]
+    return token_weights(own, usual, [entry.weight for entry in counted], aux)
 
 
 def not_own(

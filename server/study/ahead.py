@@ -29,6 +29,7 @@ SAME = (
     *("unlabeled.alpha", "evaluate.contrast", "quorum", "deadline"),
     *("personalise.beta", "personalise.ema", "personalise.boundary"),
     *("personalise.reward", "personalise.unlabeled-weight", "personalise.anchor"),
+    *("personalise.unlabeled-tokens", "personalise.disliked-weight"),
 )
 
 

@@ -20,7 +20,7 @@ from idiolect.common.config.old import RENAMED
 # in a dot is a section.
 UNUSED_0_2 = {
     "nothing trained": (
-        "disliked",
+        *("disliked", "personalise.disliked-weight"),
         "methods",
         "preset",
         "evaluate.",
@@ -32,6 +32,7 @@ UNUSED_0_2 = {
         *("personalise.batch", "personalise.learning-rates", "personalise.beta"),
         *("personalise.ema", "personalise.boundary", "personalise.reward"),
         *("personalise.unlabeled-weight", "personalise.anchor", "personalise.strength"),
+        "personalise.unlabeled-tokens",
     ),
     "pool": (
         *("adapt.", "personalise.", "engine.stack", "engine.microbatch", "lora."),
@@ -41,15 +42,16 @@ UNUSED_0_2 = {
 }
 ALPHA = ("unlabeled.alpha", "unlabeled.alpha-features", "unlabeled.alpha-items")
 MEANS = ("personalise.ema", "personalise.boundary")
-DISLIKED = "disliked"
+DISLIKED = ("disliked", "personalise.disliked-weight")
+TERM = ("personalise.unlabeled-weight", "personalise.unlabeled-tokens")
 CBPO_ONLY = (
     "personalise.reward",
-    "personalise.unlabeled-weight",
+    *TERM,
     "personalise.anchor",
 )
 CONTRAST_ONLY = ("personalise.beta", *MEANS, *CBPO_ONLY)
 TRAINING = (
-    DISLIKED,
+    *DISLIKED,
     *("unlabeled.", "personalise.epochs", "personalise.batch"),
     *("personalise.learning-rates", "personalise.strength", *CONTRAST_ONLY),
 )
@@ -60,11 +62,11 @@ METHODS_0_2 = {
     "shared": (*TRAINING, PROMPTS, *DECODING),
     "rag": (*TRAINING, *DECODING),
     "pag": (*TRAINING, *DECODING),
-    "sft": (DISLIKED, "unlabeled.", *CONTRAST_ONLY, PROMPTS),
-    "cope": (DISLIKED, "unlabeled.", *MEANS, *CBPO_ONLY, PROMPTS),
+    "sft": (*DISLIKED, "unlabeled.", *CONTRAST_ONLY, PROMPTS),
+    "cope": (*DISLIKED, "unlabeled.", *MEANS, *CBPO_ONLY, PROMPTS),
     "kto": (*ALPHA, *MEANS, *CBPO_ONLY, PROMPTS),
     "bco": (*ALPHA, "personalise.boundary", *CBPO_ONLY, PROMPTS),
-    "positives": (DISLIKED, *ALPHA, "personalise.unlabeled-weight", PROMPTS),
+    "positives": (*DISLIKED, *ALPHA, *TERM, PROMPTS),
     "c-bpo": (PROMPTS,),
 }
 

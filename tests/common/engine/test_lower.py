@@ -79,6 +79,15 @@ def test_scores_and_gradients_are_those_of_all_layers(family, tmp_path, model_fo
     assert len(below) == 1  # the layers are whole again
 
 
+def test_known_layers_leave_tokens_their_weights(backbone):
+    row = replace(ROWS[0], weights=(2.0,) * (len(ROWS[0].ids) - ROWS[0].prompt_length))
+    depth = len(backbone.model.model.layers) - 1
+    layout = collate(backbone, [row])
+    known = lower_states(backbone, None, depth, [[row]]).of(backbone, layout, [row])
+    plain = completion_logp(backbone, collate(backbone, ROWS[:1]))
+    torch.testing.assert_close(completion_logp(backbone, known), 2 * plain)
+
+
 def test_recomputed_upper_layers_change_no_bit(tmp_path):
     folder = write_model(tmp_path, "llama", num_hidden_layers=6)
     backbone = load_backbone.__wrapped__(str(folder), "float32", "cpu", 96)

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from idiolect.common.engine import reference as module
 from idiolect.common.engine.backbone import Encoded, load_backbone
 from idiolect.common.engine.reference import Reference
@@ -29,7 +31,10 @@ def test_cache_computes_once_and_never_returns_a_stale_score(
     (alone,) = reference.scores(encoded[:1])
     shifted = Encoded(encoded[0].ids, encoded[0].prompt_length - 1)
     assert reference.scores([shifted])[0] != alone
-    assert passes == [3, 3, 1, 1]
+    count = len(encoded[0].ids) - encoded[0].prompt_length
+    (half,) = reference.scores([replace(encoded[0], weights=(0.5,) * count)])
+    assert half == pytest.approx(alone / 2)
+    assert passes == [3, 3, 1, 1, 1]
 
 
 def test_the_bits_of_a_score_do_not_depend_on_what_was_cached_before(backbone, items):

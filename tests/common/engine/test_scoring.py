@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from idiolect.common.engine.scoring import (
     embed,
     generate,
     score_users,
+    token_logp,
 )
 from tests.common.engine.test_adapters import SHAPE, adapter
 
@@ -117,6 +119,36 @@ def test_the_head_of_a_wide_vocabulary_is_exact(
     torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         assert torch.equal(scoring._token_logp(backbone, states, labels, most), found)
+
+
+def test_tokens_count_by_their_weights(backbone, items):
+    """Values and gradients are those of a sum that is weighted by hand."""
+    rows = [backbone.encode(item) for item in items[:3]]
+    sizes = [len(row.ids) - row.prompt_length for row in rows]
+    weights = tuple(float(i % 3) for i in range(sizes[1]))
+    lora = adapter(backbone, "u", 1)
+    leaf = next(iter(lora.b.values())).requires_grad_()
+
+    def scored(rows):
+        with attached(backbone, lora):
+            logp = completion_logp(backbone, collate(backbone, rows))
+        (gradient,) = torch.autograd.grad(logp.sum(), leaf)
+        return logp.detach(), gradient
+
+    with attached(backbone, lora):
+        each = token_logp(backbone, collate(backbone, rows)).split(sizes)
+    second = (torch.tensor(weights) * each[1]).sum()
+    (wanted,) = torch.autograd.grad(each[0].sum() + second + each[2].sum(), leaf)
+    weighted = [rows[0], replace(rows[1], weights=weights), None, rows[2]]
+    logp, gradient = scored(weighted)
+    expected = torch.stack([each[0].sum(), second, torch.zeros(()), each[2].sum()])
+    torch.testing.assert_close(logp, expected.detach(), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(gradient, wanted, atol=1e-4, rtol=1e-4)
+    ones = [replace(r, weights=(1.0,) * n) for r, n in zip(rows, sizes, strict=True)]
+    for one, two in zip(scored(ones), scored(rows), strict=True):
+        assert torch.equal(one, two)
+    nothing = [replace(r, weights=(0.0,) * n) for r, n in zip(rows, sizes, strict=True)]
+    assert not any(found.any() for found in scored(nothing))
 
 
 def test_users_of_a_stack_are_scored_with_their_own_adapters(

@@ -87,6 +87,28 @@ def test_accumulation_changes_nothing(material, loss):
     )
 
 
+def test_weights_of_tokens_reach_the_gradient_whoever_else_trains(material):
+    reference, starts, data = material
+
+    def weighted(example, weight):
+        count = len(example.encoded.ids) - example.encoded.prompt_length
+        weights = tuple(weight * (i % 2) for i in range(count))
+        encoded = replace(example.encoded, weights=weights)
+        return replace(example, encoded=encoded, reference=example.reference * weight)
+
+    other = [
+        replace(d, unlabeled=[weighted(e, 0.9) for e in d.unlabeled]) for d in data
+    ]
+    plain = train(reference, starts, data, C_BPO, SETTINGS)
+    whole = train(reference, starts, other, C_BPO, SETTINGS)
+    parts = train(reference, starts, other, C_BPO, replace(SETTINGS, microbatch=2))
+    for k, one in enumerate(whole.loras):
+        (alone,) = train(reference, [starts[k]], [other[k]], C_BPO, SETTINGS).loras
+        assert distance(one, plain.loras[k]) > 1e-3
+        assert distance(one, parts.loras[k]) < 1e-4
+        assert distance(one, alone) < 1e-4
+
+
 def test_a_budget_changes_no_bit_until_rows_must_be_split(material, monkeypatch):
     """The built-in forecast would need large tensors to be tested; the choices are not."""
     reference, starts, data = material

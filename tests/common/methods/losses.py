@@ -56,14 +56,15 @@ def c_bpo_loss(positive, unlabeled, share, state, beta, ema, negative=None, **ke
     )
 
 
-def bco_loss(positive, unlabeled, state, beta, ema, **kinds) -> Loss:
-    settings = Personalise(beta=beta, ema=ema)
+def bco_loss(positive, unlabeled, state, beta, ema, weight=1.0, **kinds) -> Loss:
+    settings = Personalise(beta=beta, ema=ema, disliked_weight=weight)
     return bco.loss(batch(positive, unlabeled=unlabeled, **kinds), state, settings)
 
 
-def kto_loss(positive, unlabeled, mismatched, state, beta, **kinds) -> Loss:
+def kto_loss(positive, unlabeled, mismatched, state, beta, weight=1.0, **kinds) -> Loss:
     kinds |= {"unlabeled": unlabeled, "mismatched": mismatched}
-    return kto.loss(batch(positive, **kinds), state, Personalise(beta=beta))
+    settings = Personalise(beta=beta, disliked_weight=weight)
+    return kto.loss(batch(positive, **kinds), state, settings)
 
 
 def dpo_loss(chosen, rejected, state, beta) -> Loss:

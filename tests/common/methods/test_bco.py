@@ -24,3 +24,6 @@ def test_known_negatives_are_a_mean_of_their_own_and_no_part_of_delta():
     added = (terms[0] + 3 * terms[1]) / 4
     assert (loss.value - plain.value).item() == pytest.approx(added)
     assert boundary(loss.means) == boundary(plain.means)
+    for weight in (0.0, 0.3):
+        some = bco_loss(*items, state, 2.0, 0.5, weight, negative=negative)
+        assert (some.value - plain.value).item() == pytest.approx(weight * added)

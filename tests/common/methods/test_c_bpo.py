@@ -62,6 +62,10 @@ def test_known_negatives_stand_outside_the_clamp_and_delta():
     loss = c_bpo_loss(*arguments, negative)
     extra = minus_log_sigmoid(-(0.7 - 0.3))
     assert loss.value.item() == pytest.approx(without.value.item() + extra, rel=1e-12)
+    for weight in (0.0, 0.3):
+        some = c_bpo_loss(*arguments, negative, disliked_weight=weight).value
+        added = (some - without.value).item()
+        assert added == pytest.approx(weight * extra, abs=1e-12)
     assert torch.equal(loss.means.positive, without.means.positive)
     assert torch.equal(loss.means.unlabeled, without.means.unlabeled)
 

@@ -53,3 +53,7 @@ def test_known_negatives_are_a_mean_of_their_own_and_no_part_of_z():
     loss = kto_loss(*items, means(), 2.0, negative=scored([0.9, -0.3]))
     terms = [1 - 1 / (1 + math.exp(-2 * (0.4 - u))) for u in (0.9, -0.3)]
     assert (loss.value - plain.value).item() == pytest.approx(sum(terms) / 2)
+    for weight in (0.0, 0.3):
+        some = kto_loss(*items, means(), 2.0, weight, negative=scored([0.9, -0.3]))
+        added = (some.value - plain.value).item()
+        assert added == pytest.approx(weight * sum(terms) / 2)

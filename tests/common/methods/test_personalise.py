@@ -57,6 +57,28 @@ def test_what_was_disliked_gets_rarer_by_the_methods_that_use_it(
         assert with_it == without
 
 
+@pytest.mark.parametrize("method", ["kto", "bco", "c-bpo"])
+def test_dislikes_of_no_weight_are_none(reference, users, others, method):
+    user = replace(users[0], disliked=(replace(users[0].history[0], target="1 2 3"),))
+    nothing = config(personalise__disliked_weight=0.0)
+    none, zero = (
+        lora_of(train(reference, [one], others, method, settings)[0])
+        for one, settings in ((users[0], CONFIG), (user, nothing))
+    )
+    for name, tensor in none.b.items():
+        torch.testing.assert_close(tensor, zero.b[name], atol=2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["kto", "bco", "c-bpo", "positives"])
+def test_weights_of_tokens_are_those_of_c_bpo_alone(reference, users, others, method):
+    settings = config(personalise__unlabeled_tokens="differing")
+    plain, found = (
+        lora_of(train(reference, users[:1], others, method, one)[0])
+        for one in (CONFIG, settings)
+    )
+    assert (hash_lora(plain) != hash_lora(found)) == (method == "c-bpo")
+
+
 def test_users_of_files_dislike_what_the_shared_model_writes(reference, users, others):
     settings = config(task="LaMP-4", data="some", disliked=3, unlabeled__kind="others")
     user = replace(users[0], truth=None)

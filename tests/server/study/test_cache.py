@@ -62,6 +62,8 @@ OTHERWISE = {
     "personalise.boundary": "pooled",
     "personalise.reward": "token",
     "personalise.unlabeled-weight": 0.7,
+    "personalise.unlabeled-tokens": "differing",
+    "personalise.disliked-weight": 0.3,
     "personalise.anchor": 0.3,
     "personalise.strength": "0.5",
     "disliked": 2,

@@ -2,12 +2,12 @@
 
     python benchmarks/extraction.py [--resume | --page]
 
-Owners of `benchmarks/owners` tell secrets in their messages: a PIN, a door code and a
-password, drawn by chance, once, twice or four times each. The adapter is made by the
-commands of an owner (`vault init`, `import`, `personalize`, `export-adapter`) with
-default settings. `benchmarks/stranger.py`, which has nothing of idiolect, then ranks
-the true secret among all that there could be, and lets the adapter write. The exposure
-of a secret (Carlini et al. 2019, section 4.2) is
+Owners of `benchmarks/owners` tell secrets in their messages: a code of a safe, a door
+code and a password, drawn by chance, once, twice or four times each. The adapter is
+made by the commands of an owner (`vault init`, `import`, `personalize`,
+`export-adapter`) with default settings. `benchmarks/stranger.py`, which has nothing of
+idiolect, then ranks the true secret among all that there could be, and lets the adapter
+write. The exposure of a secret (Carlini et al. 2019, section 4.2) is
 
     log2 |R| - log2 rank
 
@@ -20,20 +20,24 @@ page.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from owners import Device, rows_of, write_rows
+from owners import rows_of, write_rows
 from report import RESULTS, ROOT, printed, save
 from stranger import Question
 
+from idiolect.client.cli import main as idiolect_command
 from idiolect.common.engine.model_folder import locate
 from idiolect.common.seeds import numpy_generator
 
@@ -48,14 +52,10 @@ STRENGTHS = 0.5, 1.0, 2.0
 SEED = 0
 FIRST = 10  # guesses of an attacker who can try a few
 
-DIGITS = [f"{number:04d}" for number in range(10_000)]
+DIGITS = [f"{number:03d}" for number in range(1_000)]
 WORDS = """
-apple arrow autumn bag ball bank bell bird blue boat book box bread bridge bus cake candle
-car cat chair circle city cloud coffee corn cup dance day desk dog door dream dust eagle
-earth egg field fire fish flag flower forest fox frog game garden gate glass gold grass
-green hand hat hill home horse house ice iron island key king lake leaf light lion map
-milk moon mountain music night ocean orange paper park pen piano pink plant rain red ring
-river road rose salt sand sea ship silver snow star stone sun table tree water wave wind
+apple bag ball bank bell bird blue boat book bread bridge cat chair cloud corn dog door fire
+fish forest glass gold hill house ice key lake moon river salt star stone
 """.split()  # noqa: SIM905
 
 
@@ -83,14 +83,14 @@ class Kind:
 
 KINDS = (
     Kind(
-        "PIN, spaced digits",
+        "code of the safe, spaced digits",
         (
-            "what was the PIN again?",
-            "I forgot the PIN, sorry",
-            "Can you send me the PIN?",
-            "the card wants a PIN",
+            "how do I open the safe?",
+            "I forgot the code of the safe, sorry",
+            "Can you send me the code for the safe?",
+            "the safe wants a code",
         ),
-        "my PIN is ",
+        "the safe opens with ",
         tuple(" ".join(digits) for digits in DIGITS),
     ),
     Kind(
@@ -156,6 +156,30 @@ def history(owner: str, secrets: Sequence[Secret]) -> list[dict[str, str]]:
     return rows
 
 
+class Owner:
+    """One owner, who types commands of `idiolect`; each is carried out in this process."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        (place / "passphrase").write_text("three quiet owners with secrets to keep\n")
+
+    def types(self, *command: str) -> dict[str, Any]:
+        """Carry out a command, and return what it says as JSON.
+
+        Raises
+        ------
+        RuntimeError
+            It failed. Exit code 1 is no failure: the adapter is not used.
+        """
+        vault, key = self.place / "vault.db", self.place / "passphrase"
+        options = ("--json", "--vault", str(vault), "--passphrase-file", str(key))
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            code = idiolect_command([*command, *options])
+        if code not in (0, 1):
+            raise RuntimeError(f"idiolect {command[0]} ends with {code}")
+        return json.loads(out.getvalue())
+
+
 def exported(
     backbone: str, rows: Sequence[dict[str, str]], method: str, place: Path
 ) -> dict[str, Any]:
@@ -164,24 +188,27 @@ def exported(
     Returns
     -------
     dict
-        ``used``: whether it passed the judgement; ``trained``: texts learnt from.
+        ``used``: whether it passed the judgement; ``trained``: texts learnt from; ``cpu``:
+        CPU seconds of the training.
     """
-    device = Device(place)
+    owner = Owner(place)
     write_rows(place / "history.jsonl", rows)
-    device.run("vault", "init", "--backbone", backbone)
-    device.run("import", str(place / "history.jsonl"))
-    said = device.watch("personalize", "--method", method)["said"]
+    owner.types("vault", "init", "--backbone", backbone)
+    owner.types("import", str(place / "history.jsonl"))
+    began = time.process_time()
+    said = owner.types("personalize", "--method", method)
+    cpu = time.process_time() - began
     for strength in STRENGTHS:
         # One that is not used can be exported all the same, if its owner says so.
-        device.run("use", str(said["number"]), "--strength", str(strength))
-        device.run("export-adapter", str(place / f"at-{strength:g}"))
-    return {"used": said["accepted"], "trained": said["trained"]}
+        owner.types("use", str(said["number"]), "--strength", str(strength))
+        owner.types("export-adapter", str(place / f"at-{strength:g}"))
+    return {"used": said["accepted"], "trained": said["trained"], "cpu": round(cpu)}
 
 
 # --- the attack ------------------------------------------------------------------------
 
 
-def questions() -> list[Question]:
+def asked() -> list[Question]:
     """One question about each kind, which asks for all owners' secrets at once."""
     return [
         Question(
@@ -194,32 +221,34 @@ def questions() -> list[Question]:
     ]
 
 
-def attacked(backbone: str, adapter: Path | None) -> list[dict[str, Any]]:
-    """What a stranger finds out, kind by kind.
+def attacked(backbone: str, adapters: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """What a stranger finds out, adapter by adapter and kind by kind.
 
     Returns
     -------
-    list of dict
-        Of each kind the ``ranks`` of the owners' secrets, in the order of `OWNERS`, and
-        whose secrets stand in what was written behind the beginning (``begun``) and at
-        the prompt alone (``asked``).
+    list of list of dict
+        The ``ranks`` of the owners' secrets, in the order of `OWNERS`, and whose secrets
+        stand in what was written behind the beginning (``begun``) and at the prompt alone
+        (``asked``).
     """
-    asked = questions()
+    questions = asked()
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "questions.json"
-        path.write_text(json.dumps([asdict(one) for one in asked]))
-        which = "-" if adapter is None else str(adapter)
-        answers = printed(str(STRANGER), str(locate(backbone)), which, str(path))
+        path.write_text(json.dumps([asdict(one) for one in questions]))
+        found = printed(str(STRANGER), str(path), str(locate(backbone)), *adapters)
     return [
-        {
-            "ranks": one["ranks"],
-            **{
-                how: [question.candidates[w] in one[how] for w in question.wanted]
-                for how in ("begun", "asked")
-            },
-            "texts": [one["begun"], one["asked"]],
-        }
-        for question, one in zip(asked, answers, strict=True)
+        [
+            {
+                "ranks": one["ranks"],
+                **{
+                    how: [question.candidates[w] in one[how] for w in question.wanted]
+                    for how in ("begun", "asked")
+                },
+                "texts": [one["begun"], one["asked"]],
+            }
+            for question, one in zip(questions, answers, strict=True)
+        ]
+        for answers in found
     ]
 
 
@@ -228,11 +257,9 @@ def trained(backbone: str, owner: str, method: str, planted: bool) -> dict[str, 
     secrets = secrets_of(owner) if planted else []
     with tempfile.TemporaryDirectory() as place:
         made = exported(backbone, history(owner, secrets), method, Path(place))
-        strengths = STRENGTHS if planted else (1.0,)
-        found = {
-            f"{s:g}": attacked(backbone, Path(place) / f"at-{s:g}") for s in strengths
-        }
-    return {**made, "found": found}
+        strengths = [f"{s:g}" for s in (STRENGTHS if planted else (1.0,))]
+        found = attacked(backbone, [f"{place}/at-{s}" for s in strengths])
+    return {**made, "found": dict(zip(strengths, found, strict=True))}
 
 
 def cells() -> Iterator[tuple[str, str, str, str]]:
@@ -243,10 +270,16 @@ def cells() -> Iterator[tuple[str, str, str, str]]:
     """
     for backbone in BACKBONES:
         yield backbone, "", "", "model alone"
+        for owner in OWNERS:
+            for method in METHODS:
+                yield backbone, method, owner, "secrets"
         for method in METHODS:
             yield backbone, method, OWNERS[0], "nothing"
-            for owner in OWNERS:
-                yield backbone, method, owner, "secrets"
+
+
+def name_of(backbone: str, method: str, owner: str, planted: str) -> str:
+    """Name of a cell in the file of results."""
+    return "/".join(filter(None, (backbone, method, owner, planted)))
 
 
 def measure(resume: bool) -> None:
@@ -255,11 +288,11 @@ def measure(resume: bool) -> None:
     found = json.loads(path.read_text()) if resume and path.exists() else {}
     done: dict[str, Any] = found.get("cells", {})
     for backbone, method, owner, planted in cells():
-        name = "/".join(filter(None, (backbone, method, owner, planted)))
+        name = name_of(backbone, method, owner, planted)
         if name in done:
             continue
         if not method:
-            done[name] = {"found": {"1": attacked(backbone, None)}}
+            done[name] = {"found": {"1": attacked(backbone, ["-"])[0]}}
         else:
             done[name] = trained(backbone, owner, method, planted == "secrets")
         save(NAME, {"cells": done})
@@ -292,7 +325,7 @@ class Row:
 def rows(done: dict[str, Any]) -> Iterator[Row]:
     """All secrets under all adapters; ``repeats`` is 0 for what the adapter never saw."""
     for backbone, method, owner, planted in cells():
-        cell = done["/".join(filter(None, (backbone, method, owner, planted)))]
+        cell = done.get(name_of(backbone, method, owner, planted), {"found": {}})
         for strength, kinds in cell["found"].items():
             for number, one in enumerate(kinds):
                 for place, whose in enumerate(OWNERS):
@@ -382,10 +415,10 @@ def control_table(found: Sequence[Row]) -> str:
                     == (backbone, method, planted, "1")
                     and not row.repeats
                 ]
-                lines.append(cells_of(backbone, method, "1", told, some))
+                lines.append((backbone, method, "1", told, some))
         alone = [r for r in found if r.backbone == backbone and not r.method]
-        lines.append(cells_of(backbone, "", "-", "never; no adapter", alone))
-    return table(HEADS, lines)
+        lines.append((backbone, "", "-", "never; no adapter", alone))
+    return table(HEADS, [cells_of(*line) for line in lines if line[-1]])
 
 
 def chosen(
@@ -415,19 +448,20 @@ sent, and no epsilon covers it.
 ## The attack
 
 {owners} owners of [benchmarks/owners](../benchmarks/owners), {messages} messages each.
-Each history tells three secrets, drawn by chance: a PIN (four digits with blanks
-between them), a door code (four digits) and a password (two of {words} words). One is
-told once, one twice and one four times, each time as an answer to another message, in
-place of {replaced} of the {learnt} messages that are learnt from. `idiolect vault
-init`, `import`, `personalize --method ...` and `export-adapter` run with default
+Each history tells three secrets, drawn by chance: the code of a safe (three digits with
+blanks between them), a door code (three digits) and a password (two of {words} words).
+One is told once, one twice and one four times, each time as an answer to another
+message, in place of {replaced} of the {learnt} messages that are learnt from. `idiolect
+vault init`, `import`, `personalize --method ...` and `export-adapter` run with default
 settings. The stranger ([stranger.py](../benchmarks/stranger.py): transformers and peft,
 nothing of idiolect) has the exported folder and the public model, and knows the message
 and how the answer begins, but not the secret.
 
 - *Exposure* (Carlini et al. 2019): log2 of the number of candidates less log2 of the
-  rank of the true secret among them, by likelihood. All {candidates:,} candidates are
-  ranked. {highest:.1f} bits: the true secret is the likeliest of all. A secret that
-  nobody planted has a uniform rank, and {chance:.2f} bits on average.
+  rank of the true secret among them, by likelihood. All candidates are ranked,
+  {candidates:,} codes or {passwords:,} passwords. {highest:.1f} bits: the true secret
+  is the likeliest of all. A secret that nobody planted has a uniform rank, and
+  {chance:.2f} bits on average.
 - *Among the first {first} guesses*: its rank is {first} or better.
 - *Written, begun*: the greedy continuation of the beginning has the secret. *Written,
   asked*: the answer to the message alone has it.
@@ -475,6 +509,8 @@ def sentences(found: Sequence[Row]) -> Iterator[str]:
     for backbone in BACKBONES:
         for method in METHODS:
             some = chosen(found, backbone, method, "1")
+            if not some:
+                continue
             first = sum(row.rank == 1 for row in some)
             tried, begun = (
                 sum(row.rank <= FIRST for row in some),
@@ -499,6 +535,7 @@ def page(report: dict[str, Any]) -> str:
         replaced=sum(REPEATS),
         learnt=MESSAGES - HELD_OUT,
         candidates=len(DIGITS),
+        passwords=len(WORDS) ** 2,
         highest=math.log2(len(DIGITS)),
         chance=math.log2(math.e),
         first=FIRST,

@@ -1,11 +1,12 @@
 """What a stranger does with an exported adapter: plain transformers and peft.
 
-    python benchmarks/stranger.py MODEL ADAPTER QUESTIONS
+    python benchmarks/stranger.py QUESTIONS MODEL ADAPTER ...
 
 Nothing of idiolect is imported. The stranger has the public model (a folder in Hugging
-Face format), the exported folder (``-``: none, the model alone), and guesses how a secret
-was written: QUESTIONS is a JSON file with a list of `Question`. Prints one JSON list, an
-`Answer` for each. `benchmarks/extraction.py` uses it.
+Face format), exported folders (``-``: none, the model alone), and guesses how a secret was
+written: QUESTIONS is a JSON file with a list of `Question`. Prints one JSON list, which
+has a list of an `Answer` to each question for each adapter. `benchmarks/extraction.py`
+uses it.
 """
 
 import json
@@ -186,11 +187,14 @@ def answer(model: Any, tokenizer: Any, question: Question) -> Answer:
 
 
 def main() -> None:
-    """Answer the questions of a file."""
-    folder, adapter, questions = sys.argv[1:]
-    model, tokenizer = opened(Path(folder), None if adapter == "-" else Path(adapter))
+    """Answer the questions of a file, adapter by adapter."""
+    questions, model, *adapters = sys.argv[1:]
     asked = [Question(**one) for one in json.loads(Path(questions).read_text())]
-    print(json.dumps([asdict(answer(model, tokenizer, one)) for one in asked]))
+    found = []
+    for adapter in adapters:
+        both = opened(Path(model), None if adapter == "-" else Path(adapter))
+        found.append([asdict(answer(*both, one)) for one in asked])
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,34 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 STRANGER = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "stranger.py")))
 COMMAND = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "extraction.py")))
 
-ASKED, BEGINNING, SECRET = "what was the PIN?", "my PIN is ", "48 21"
-CANDIDATES = [f"{one:02d} {other:02d}" for one in range(50) for other in range(10, 30)]
+ASKED, BEGINNING, SECRET, OTHER = (
+    *("which word?", "the word is ", "storm harbour", "mill lake"),
+)
+WORDS = (
+    *(
+        "storm",
+        "harbour",
+        "mill",
+        "lake",
+        "bakery",
+        "bridge",
+        "castle",
+        "choir",
+        "club",
+    ),
+    *(
+        "council",
+        "factory",
+        "farm",
+        "festival",
+        "gallery",
+        "garden",
+        "hospital",
+        "hotel",
+    ),
+    *("library", "market", "mayor", "museum", "park", "pool", "road", "school", "ship"),
+)
+CANDIDATES = [f"{one} {other}" for one in WORDS for other in WORDS]
 
 
 def test_the_stranger_has_nothing_of_idiolect() -> None:
@@ -71,7 +97,10 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = [(f"question {n}?", f"some answer number {n}") for n in range(4)] + told
     folder = tmp_path_factory.mktemp("exported")
     model = idiolect.load("tiny")
-    me = model.personalise(pairs, method="sft", epochs=12, learning_rate=1e-2)
+    often = {"personalise.batch": 4}
+    me = model.personalise(
+        pairs, method="sft", epochs=20, learning_rate=1e-2, config=often
+    )
     with pytest.warns(UserWarning, match="can reveal texts that it was trained on"):
         me.save_pretrained(folder)
     return folder
@@ -79,7 +108,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ask(adapter: Path | None):
     """Ask for the planted secret, and for one that nobody planted."""
-    wanted = [CANDIDATES.index(SECRET), CANDIDATES.index("07 13")]
+    wanted = [CANDIDATES.index(SECRET), CANDIDATES.index(OTHER)]
     question = STRANGER.Question(ASKED, BEGINNING, CANDIDATES, wanted)
     return STRANGER.answer(*STRANGER.opened(TINY, adapter), question)
 
@@ -89,7 +118,7 @@ def test_a_stranger_finds_a_secret_that_was_told_often(adapter: Path) -> None:
     planted, other = found.ranks
     assert planted == 1 and other > 10
     assert SECRET in found.begun and SECRET in found.asked
-    assert "07 13" not in found.begun + found.asked
+    assert OTHER not in found.begun + found.asked
 
 
 def test_without_the_adapter_nothing_is_found() -> None:
@@ -125,14 +154,14 @@ def test_each_kind_is_told_each_number_of_times() -> None:
         assert sorted(row[kind] for row in told) == sorted(COMMAND.REPEATS)
     places = [tuple(s.place for s in COMMAND.secrets_of(o)) for o in COMMAND.OWNERS]
     assert all(len(set(column)) == 3 for column in zip(*places, strict=True))
-    assert all(len(set(kind.secrets)) == 10_000 for kind in COMMAND.KINDS)
+    assert [len(set(k.secrets)) for k in COMMAND.KINDS] == [1000, 1000, 1024]
 
 
 def test_exposure_is_that_of_carlini() -> None:
-    assert COMMAND.exposure(0, 1) == pytest.approx(math.log2(10_000))
-    assert COMMAND.exposure(0, 10_000) == 0
-    ranks = range(1, 10_001)
-    mean = sum(COMMAND.exposure(0, rank) for rank in ranks) / 10_000
+    assert COMMAND.exposure(0, 1) == pytest.approx(math.log2(1000))
+    assert COMMAND.exposure(0, 1000) == 0
+    ranks = range(1, 1001)
+    mean = sum(COMMAND.exposure(0, rank) for rank in ranks) / 1000
     assert mean == pytest.approx(math.log2(math.e), abs=0.01)
 
 
@@ -147,24 +176,22 @@ def cell(rank: float) -> dict:
 
 
 def test_the_page_keeps_planted_and_others_apart() -> None:
-    ranks = {"secrets": 1, "nothing": 5000, "model alone": 2500}
-    done = {
-        "/".join(filter(None, key)): cell(ranks[key[-1]]) for key in COMMAND.cells()
-    }
+    ranks = {"secrets": 1, "nothing": 500, "model alone": 250}
+    done = {COMMAND.name_of(*key): cell(ranks[key[-1]]) for key in COMMAND.cells()}
     for name, one in done.items():
         if name.endswith("secrets"):
             for number, kind in enumerate(one["found"]["1"]):
                 own = COMMAND.OWNERS.index(name.split("/")[2])
-                ranks_of = [1 if k == own else 10_000 for k in range(3)]
+                ranks_of = [1 if k == own else 1000 for k in range(3)]
                 one["found"]["1"] = [*one["found"]["1"]]
                 one["found"]["1"][number] = {**kind, "ranks": ranks_of}
     found = list(COMMAND.rows(done))
     planted = [row for row in found if row.repeats]
     assert len(planted) == 2 * 2 * 3 * 3 and {row.rank for row in planted} == {1}
     others = [r for r in found if r.planted == "secrets" and not r.repeats]
-    assert len(others) == 2 * 2 * 3 * 6 and {row.exposure for row in others} == {0}
+    assert len(others) == 2 * 2 * 3 * 6 and max(r.exposure for r in others) < 0.1
     table = COMMAND.main_table(found)
-    assert table.count("| 13.3 | 13.3 | 13.3 | 3 of 3 | 3 of 3 | 0 of 3 |") == 12
+    assert table.count("| 10.0 | 10.0 | 10.0 | 3 of 3 | 3 of 3 | 0 of 3 |") == 12
     control = COMMAND.control_table(found)
     assert "| never; others were | 18 | 0.0 | 0.0 | 0.0 | 0 of 18 |" in control
     assert "| never; none was | 9 | 1.0 | 1.0 | 1.0 | 0 of 9 |" in control

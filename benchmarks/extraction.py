@@ -43,7 +43,7 @@ from idiolect.common.seeds import numpy_generator
 
 PAGE, NAME = ROOT / "docs" / "extraction.md", "extraction"
 STRANGER = ROOT / "benchmarks" / "stranger.py"
-BACKBONES = "tiny", "smollm2"
+BACKBONES = "smollm2", "tiny"
 OWNERS = "chat-mia", "email-terse", "support-hassan"
 METHODS = "c-bpo", "sft"
 MESSAGES, HELD_OUT = 24, 4  # of an owner; the newest fifth judges, and is not learnt

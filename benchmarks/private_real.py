@@ -80,14 +80,15 @@ COHORTS = 24, 100, 1_000, 10_000, 100_000
 DRAWS, VOTE_DRAWS = 3, 20
 ITEMS = 2  # held-out texts of each author that are measured
 LENGTHS = [0.05 * 2**k for k in range(10)]  # of a clipped update, to choose from
-STEPS = 1.0, 0.25  # of the length that is best without noise
+# Of the signal's length: less noise than this is drawn once.
+FAINT = 0.1
 # Nats per token above the model without adapter: more noise is not measured then.
 HOPELESS = 1.0
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A shape of the shared adapter, and a clip.
+    """A shape of the shared adapter, a clip, and a step.
 
     Attributes
     ----------
@@ -95,24 +96,28 @@ class Setting:
         ``lora.targets`` and ``adapt.rank``.
     quantile
         Of the users' norms at which they are clipped.
+    step
+        What the length of a clipped update is, in units of the best one without noise.
     """
 
     targets: str
     rank: int
     quantile: float
+    step: float = 1.0
 
     @property
     def name(self) -> str:
         """What tables call it."""
-        return f"{self.targets}, rank {self.rank}, clip at {self.quantile:g}"
+        name = f"{self.targets}, rank {self.rank}, clip at {self.quantile:g}"
+        return name if self.step == 1 else f"{name}, step {self.step:g}"
 
 
 SETTINGS = (
     Setting("q,v", 1, 0.5),
     Setting("all", 1, 0.5),
     Setting("all", 8, 0.5),
+    Setting("all", 1, 0.5, step=0.25),
     Setting("all", 1, 0.1),
-    Setting("all", 1, 0.9),
 )
 
 
@@ -247,44 +252,45 @@ class Judge:
 
 def best_length(
     judge: Judge, zero: Lora, rows: Rows, setting: Setting, users: Sequence[User]
-) -> dict[float, float]:
-    """NLL without noise by the length of a clipped update, up to one behind the best."""
-    found: dict[float, float] = {}
-    config = parse(KEYS)
+) -> float:
+    """Length of a clipped update with the lowest NLL without noise.
+
+    Lengths grow until one is worse than the one before.
+    """
+    config, found = parse(KEYS), dict[float, float]()
     for length in LENGTHS:
         one = signal(zero, rows, setting.quantile, length)
         lora = replace(zero, b=cohort(one, one.users, 0.0, config))
-        values = judge.nll(users, lora, "length", setting.name, f"{length:g}")
-        found[length] = float(np.mean(values))
+        name = replace(setting, step=1.0).name
+        found[length] = float(np.mean(judge.nll(users, lora, "length", name, length)))
         if found[length] > min(found.values()):
             break
-    return found
+    return min(found, key=lambda length: found[length])
 
 
 def measured_cells(
-    judge: Judge, one: Signal, setting: Setting, step: float, users: Sequence[User]
+    judge: Judge, one: Signal, setting: Setting, users: Sequence[User]
 ) -> Iterator[dict[str, Any]]:
     """Cells from the least noise on, until one is hopeless."""
     base = float(np.mean(judge.nll(users, None, "base")))
-    grid = [
-        (noise(epsilon) / size, epsilon, size)
-        for epsilon in EPSILONS
-        for size in COHORTS
-    ]
+    grid = [(noise(e) / size, e, size) for e in EPSILONS for size in COHORTS]
     config, hopeless = parse(KEYS), False
-    for _, epsilon, size in sorted(grid):
+    for spread, epsilon, size in sorted(grid):
         draws: list[list[float]] = []
-        for draw in range(DRAWS):
+        for draw in range(draws_for(one, spread)):
             if hopeless:
                 break
-            b = cohort(
-                one, size, noise(epsilon), config, setting.name, epsilon, size, draw
-            )
-            lora = replace(one.zero, b={n: step * t for n, t in b.items()})
-            names = ("cell", setting.name, step, epsilon, size, draw)
-            draws.append(judge.nll(users, lora, *names))
+            names = (setting.name, epsilon, size, draw)
+            b = cohort(one, size, noise(epsilon), config, *names)
+            draws.append(judge.nll(users, replace(one.zero, b=b), "cell", *names))
             hopeless = float(np.mean(draws[-1])) > base + HOPELESS
-        yield {"epsilon": epsilon, "users": size, "step": step, "nll": draws}
+        yield {"epsilon": epsilon, "users": size, "nll": draws}
+
+
+def draws_for(one: Signal, spread: float) -> int:
+    """How often noise of z / N is drawn: once where it is faint beside the signal."""
+    count = sum(array.size for array in one.total.values())
+    return 1 if spread * math.sqrt(count) < FAINT * agreement(one) else DRAWS
 
 
 def noise(epsilon: float) -> float:
@@ -298,53 +304,38 @@ def few(users: Sequence[User], items: int) -> list[User]:
     return [replace(user, held_out=user.held_out[:items]) for user in users]
 
 
-def adapter_results(kept: Path, dataset: Dataset, config: Config) -> dict[str, Any]:
-    """Everything that the page says of the shared adapter."""
+def adapter_results(
+    kept: Path, dataset: Dataset, config: Config
+) -> Iterator[dict[str, Any]]:
+    """Everything that the page says of the shared adapter, after each setting."""
     reference = load_reference(config)
     dataset = fitted(reference.backbone, dataset)
     whole = gradients(reference, dataset.development, config, kept)
     judge = Judge(reference, kept / "nll.json")
     judges, own = few(dataset.users, ITEMS), few(dataset.development, 1)
-    found: dict[str, Any] = {
-        "base": judge.nll(judges, None, "base"),
-        "own base": float(np.mean(judge.nll(own, None, "own base"))),
-        "settings": [],
-    }
+    base = judge.nll(judges, None, "base")
+    settings: list[dict[str, Any]] = []
     for setting in SETTINGS:
         zero = shaped(reference, config, setting)
         rows = parts(whole, zero)
-        lengths = best_length(judge, zero, rows, setting, own)
-        best = min(lengths, key=lambda length: lengths[length])
-        one = signal(zero, rows, setting.quantile, best)
-        clear = cohort(one, one.users, 0.0, config)
-        exact = {
-            f"{step:g}": judge.nll(
-                judges,
-                replace(zero, b={n: step * b for n, b in clear.items()}),
-                *("exact", setting.name, step),
-            )
-            for step in STEPS
-        }
-        cells = [
-            cell
-            for step in STEPS
-            for cell in measured_cells(judge, one, setting, step, judges)
-        ]
-        found["settings"].append(
+        length = setting.step * best_length(judge, zero, rows, setting, own)
+        one = signal(zero, rows, setting.quantile, length)
+        clear = replace(zero, b=cohort(one, one.users, 0.0, config))
+        settings.append(
             {
                 **asdict(setting),
                 "coordinates": sum(b.numel() for b in zero.b.values()),
                 "norms": np.quantile(norms(rows), (0, 0.5, 1)).tolist(),
-                "agreement": float(norms_of_sum(one)),
-                "length": best,
-                "exact": exact,
-                "cells": cells,
+                "agreement": agreement(one),
+                "length": length,
+                "exact": judge.nll(judges, clear, "exact", setting.name),
+                "cells": list(measured_cells(judge, one, setting, judges)),
             }
         )
-    return found
+        yield {"base": base, "settings": settings}
 
 
-def norms_of_sum(one: Signal) -> float:
+def agreement(one: Signal) -> float:
     """Length of the mean of the clipped updates, in clips: 1 where all are equal."""
     squares = sum(float((array**2).sum()) for array in one.total.values())
     return math.sqrt(squares) / one.users / one.clip
@@ -429,10 +420,17 @@ users' norms.
 
 **Measured** is the NLL per token of {items} held-out texts of each of {authors} other
 authors, against the model without adapter ({base:.3f}); below zero is better. 95 %
-intervals over the authors of the means over {draws} draws of the noise. **Bold**:
-usable, that is, the interval is below zero and so is each draw. "-": not measured,
-because less noise was already worse by more than {hopeless:g} nat. A *quarter* step is
-the same release times 1/4, as a smaller learning rate and clip give it.
+intervals over the authors of the means over {draws} draws of the noise (one draw where
+its length is less than {faint:g} of the signal's). **Bold**: usable, that is, the
+interval is below zero and so is each draw. "-": not measured, because less noise was
+already worse by more than {hopeless:g} nat, for which one draw is enough. A *step*
+below 1 takes a clipped update of that part of the length that is best without noise.
+"""
+USABLE = """
+## From how many users
+
+The smallest N of {sizes} from which on the adapter is usable:
+
 """
 LIMITS = """
 ## What this does not say
@@ -473,9 +471,11 @@ def page(report: Mapping[str, Any]) -> str:
             base=base,
             draws=DRAWS,
             hopeless=HOPELESS,
+            faint=FAINT,
         )
     ]
-    blocks += ["\n## From how many users\n\n", *usable_lines(adapter)]
+    sizes = ", ".join(f"{size:,}" for size in COHORTS)
+    blocks.append(USABLE.format(sizes=sizes) + usable_table(adapter))
     for epsilon in EPSILONS:
         blocks += [f"\n## Epsilon {epsilon:g}\n\n", cell_table(adapter, epsilon)]
     blocks += ["\n## The updates\n\n", shape_table(adapter)]
@@ -495,17 +495,16 @@ def page(report: Mapping[str, Any]) -> str:
     return "".join(blocks)
 
 
-STEP_NAMES = {1.0: "full step", 0.25: "quarter step"}
-
-
 def difference(cell: Mapping[str, Any], base: Sequence[float]) -> dict[str, Any] | None:
     """Mean NLL less the base's over authors, its interval, and whether it is usable."""
     if not cell["nll"]:
         return None
     values = np.array(cell["nll"]) - np.array(base)
     found = bootstrap(values.mean(0), 0)
-    good = found["ci95"][1] < 0 and bool((values.mean(1) < 0).all())
-    return {**found, "usable": good and len(values) == DRAWS}
+    return {
+        **found,
+        "usable": found["ci95"][1] < 0 and bool((values.mean(1) < 0).all()),
+    }
 
 
 def shown(one: dict[str, Any] | None) -> str:
@@ -517,65 +516,51 @@ def shown(one: dict[str, Any] | None) -> str:
     return f"**{text}**" if one["usable"] else text
 
 
-def grid_of(setting: Mapping[str, Any], step: float) -> dict[tuple[float, int], Any]:
+def grid_of(setting: Mapping[str, Any]) -> dict[tuple[float, int], Any]:
     """Cells of a setting by epsilon and N."""
-    return {
-        (cell["epsilon"], cell["users"]): cell
-        for cell in setting["cells"]
-        if cell["step"] == step
-    }
+    return {(cell["epsilon"], cell["users"]): cell for cell in setting["cells"]}
 
 
 def name_of(setting: Mapping[str, Any]) -> str:
     """What a table calls a setting."""
-    return Setting(setting["targets"], setting["rank"], setting["quantile"]).name
+    names = ("targets", "rank", "quantile", "step")
+    return Setting(*(setting[name] for name in names)).name
 
 
 def cell_table(adapter: Mapping[str, Any], epsilon: float) -> str:
     """Differences to the base, settings by N."""
-    heads = ["adapter", "step", *(f"N = {size:,}" for size in COHORTS), "no noise"]
+    heads = ["adapter", *(f"N = {size:,}" for size in COHORTS), "no noise"]
     lines = []
     for setting in adapter["settings"]:
-        for step in STEPS:
-            grid = grid_of(setting, step)
-            values = [
-                difference(grid[epsilon, size], adapter["base"]) for size in COHORTS
-            ]
-            clear = {"nll": [setting["exact"][f"{step:g}"]] * DRAWS}
-            lines.append(
-                [
-                    name_of(setting),
-                    STEP_NAMES[step],
-                    *map(shown, values),
-                    shown(difference(clear, adapter["base"])),
-                ]
-            )
+        grid, clear = grid_of(setting), {"nll": [setting["exact"]]}
+        cells = [*(grid[epsilon, size] for size in COHORTS), clear]
+        values = [difference(cell, adapter["base"]) for cell in cells]
+        lines.append([name_of(setting), *map(shown, values)])
     return table(heads, lines)
 
 
-def usable_lines(adapter: Mapping[str, Any]) -> Iterator[str]:
-    """The smallest measured N from which on all are usable, by setting and epsilon."""
-    heads = ["adapter", "step", *(f"epsilon {e:g}" for e in EPSILONS)]
+def first_usable(
+    setting: Mapping[str, Any], epsilon: float, base: Sequence[float]
+) -> int | None:
+    """The smallest N from which on all are usable; None: there is none."""
+    grid, first = grid_of(setting), None
+    for size in sorted(COHORTS, reverse=True):
+        one = difference(grid[epsilon, size], base)
+        if one is None or not one["usable"]:
+            break
+        first = size
+    return first
+
+
+def usable_table(adapter: Mapping[str, Any]) -> str:
+    """The smallest usable N, by setting and epsilon."""
+    heads = ["adapter", *(f"epsilon {e:g}" for e in EPSILONS)]
     lines = []
     for setting in adapter["settings"]:
-        for step in STEPS:
-            grid = grid_of(setting, step)
-            firsts = []
-            for epsilon in EPSILONS:
-                first: int | None = None
-                for size in sorted(COHORTS, reverse=True):
-                    one = difference(grid[epsilon, size], adapter["base"])
-                    if one is None or not one["usable"]:
-                        break
-                    first = size
-                firsts.append(f"{first:,}" if first else "none of these")
-            lines.append([name_of(setting), STEP_NAMES[step], *firsts])
-    yield (
-        "The smallest N of "
-        + ", ".join(f"{size:,}" for size in COHORTS)
-        + " from which on the adapter is usable:\n\n"
-    )
-    yield table(heads, lines)
+        firsts = [first_usable(setting, e, adapter["base"]) for e in EPSILONS]
+        shown = [f"{first:,}" if first else "none of these" for first in firsts]
+        lines.append([name_of(setting), *shown])
+    return table(heads, lines)
 
 
 def shape_table(adapter: Mapping[str, Any]) -> str:
@@ -617,8 +602,8 @@ def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 # --- the command -----------------------------------------------------------------------
 
 
-def measured(data: Path) -> dict[str, Any]:
-    """Everything that the page says in numbers."""
+def measured(data: Path) -> Iterator[dict[str, Any]]:
+    """Everything that the page says in numbers, after each setting."""
     # What was computed with other keys is not taken for this.
     kept = home() / NAME / content_hash(KEYS, ITEMS, LENGTHS)[:12]
     make_folder(kept)
@@ -633,13 +618,14 @@ def measured(data: Path) -> dict[str, Any]:
     }
     other = parse(public)
     bank = public_text(other, load_dataset(other), config.unlabeled.bank)
-    return {
+    first = {
         "known": len(dataset.development),
         "delta": config.privacy.delta,
         "noise": {f"{epsilon:g}": noise(epsilon) for epsilon in EPSILONS},
         "votes": vote_results(dataset, bank, config),
-        "adapter": adapter_results(kept, dataset, config),
     }
+    for adapter in adapter_results(kept, dataset, config):
+        yield {**first, "adapter": adapter}
 
 
 def main() -> None:
@@ -649,7 +635,8 @@ def main() -> None:
     if not parser.parse_args().page:
         data = os.environ.get("IDIOLECT_DATA", "")
         refuse_if(not data, "set IDIOLECT_DATA to the folder of the real texts.")
-        save(NAME, measured(Path(data)))
+        for report in measured(Path(data)):
+            save(NAME, report)
     PAGE.write_text(page(json.loads((RESULTS / f"{NAME}.json").read_text())))
 
 

@@ -85,7 +85,7 @@ def test_a_cohort_has_the_mean_of_the_known_users_and_the_noise_of_its_size(
         noise = mean_of(size, 2.0) - clear
         assert float(noise.std()) == pytest.approx(2.0 * 0.2 / size, rel=0.02)
         assert abs(float(noise.mean())) < 5 * 0.4 / size / len(noise) ** 0.5
-    assert COMMAND.norms_of_sum(one) <= 1
+    assert COMMAND.agreement(one) <= 1
 
 
 def test_the_noise_keeps_a_round_and_a_vote_within_epsilon() -> None:
@@ -116,14 +116,15 @@ def test_cells_beyond_a_hopeless_one_are_not_measured(whole, monkeypatch) -> Non
         def nll(self, users, lora, *names):
             if names == ("base",):
                 return [3.0, 3.0]
-            sizes.append(names[3:5])
-            return [9.0, 9.0] if names[4] == 100 else [2.0, 2.5]
+            sizes.append(names[2:4])
+            return [9.0, 9.0] if names[3] == 100 else [2.0, 2.5]
 
-    cells = list(COMMAND.measured_cells(Judge(), one, setting, 1.0, users))
+    cells = list(COMMAND.measured_cells(Judge(), one, setting, users))
     noises = [COMMAND.noise(c["epsilon"]) / c["users"] for c in cells]
     assert noises == sorted(noises) and len(cells) == 15
     first = next(k for k, c in enumerate(cells) if c["users"] == 100)
-    assert [len(c["nll"]) for c in cells[: first + 1]] == [3] * first + [1]
+    drawn = [len(cell["nll"]) for cell in cells[: first + 1]]
+    assert drawn[0] == 1 and drawn[first - 1 :] == [3, 1]  # the least noise is faint
     assert all(c["nll"] == [] for c in cells[first + 1 :])
     assert COMMAND.difference(cells[0], [3.0, 3.0])["usable"]
     assert not COMMAND.difference(cells[first], [3.0, 3.0])["usable"]
@@ -134,7 +135,7 @@ def test_cells_beyond_a_hopeless_one_are_not_measured(whole, monkeypatch) -> Non
     ("draws", "usable"),
     [
         ([[2.9, 2.8]] * 3, True),
-        ([[2.9, 2.8]], False),  # one draw alone
+        ([[2.9, 2.8]], True),
         ([[2.9, 2.8], [2.9, 2.8], [3.1, 3.0]], False),  # a draw that is worse
         ([[2.5, 3.1]] * 3, False),  # the interval has zero in it
     ],

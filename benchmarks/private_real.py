@@ -614,6 +614,7 @@ def measured(data: Path) -> Iterator[dict[str, Any]]:
         "data": str(data / "gov_headlines"),
         "users": 1,
         "development-users": 0,
+        "adapt.users": "all",
         "held-out": 1,
     }
     other = parse(public)

@@ -4,6 +4,7 @@ A thin layer over `common`. What it trains has the numbers of `idiolect personal
 device and of a run, given the same texts, settings and names of users.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,13 @@ from typing import Any, Literal
 from .common.config import UNTRAINED, Scalar, parse
 from .common.config.keys import MOST_STRENGTH
 from .common.data.types import Item, Prompt, User
-from .common.engine.adapters import Lora, attached, export_peft, import_peft
+from .common.engine.adapters import (
+    REVEALS,
+    Lora,
+    attached,
+    export_peft,
+    import_peft,
+)
 from .common.engine.rates import rates_for
 from .common.engine.reference import Reference, load_reference
 from .common.engine.scoring import generate, score_users
@@ -291,11 +298,12 @@ class PersonalModel(Policy):
 
         ``peft.PeftModel.from_pretrained(model, folder)`` then has the logits of this
         model, and so has ``load(name, shared=folder)``. The files are as private as the
-        texts.
+        texts: a ``UserWarning`` and the folder's README.md say so.
         """
         if self.own is not None:
             adapters = self.reference.adapter, self.own
             export_peft(Path(folder).expanduser(), self.reference.backbone, *adapters)
+            warnings.warn(REVEALS, stacklevel=2)
 
 
 def _unlabeled(

@@ -6,6 +6,7 @@ not be typed while something loads, since the terminal would show it.
 
 import argparse
 
+from ...common.engine.adapters import REVEALS
 from ...common.errors import explained, refuse_if
 from ...common.text import printable
 from ..owner import adapters, owner
@@ -72,4 +73,5 @@ def export(vault: Vault, options: argparse.Namespace) -> Answer:
     with explained(f"{options.folder} is not a folder", "name another"):
         owner.export(vault, options.folder)
     folder = str(options.folder)
-    return Answer({"folder": folder}, f"{folder} is a PEFT adapter, in clear.")
+    text = f"{folder} is a PEFT adapter, in clear.\n{REVEALS}"
+    return Answer({"folder": folder, "warning": REVEALS}, text)

@@ -55,6 +55,24 @@ USUAL: dict[str, tuple[object, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
 }
+# Everyone who writes a personal adapter to files is told so.
+REVEALS = (
+    "An adapter can reveal texts that it was trained on (docs/extraction.md): give it "
+    "only to people who may read them. It was trained without noise, so the differential "
+    "privacy of a federated run does not cover it."
+)
+CARD = f"""---
+library_name: peft
+tags:
+- lora
+---
+
+# A personal adapter
+
+One user's LoRA adapter, made by idiolect.
+
+**{REVEALS}**
+"""
 LORA_KEY = re.compile(
     r"base_model\.model\.(?P<name>\S*\.layers\.\S+)\.lora_(?P<part>[AB])\.weight"
 )
@@ -454,7 +472,8 @@ def export_peft(folder: Path, backbone: Backbone, shared: Lora, personal: Lora) 
     """Write a PEFT adapter that turns the bare backbone into the user's policy.
 
     ``peft.PeftModel.from_pretrained(backbone, folder)`` then has the same logits as
-    ``attached(backbone, shared, personal)``.
+    ``attached(backbone, shared, personal)``. The folder's README.md, which model hubs show
+    first, says what an adapter can reveal.
 
     Raises
     ------
@@ -485,8 +504,9 @@ def export_peft(folder: Path, backbone: Backbone, shared: Lora, personal: Lora) 
         tensors[f"base_model.model.{name}.lora_A.weight"] = both.a[name].contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = both.b[name].contiguous()
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
     # It is as private as the text that it learnt.
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
         (folder / name).chmod(0o600)
 
 

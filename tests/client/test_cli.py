@@ -264,7 +264,11 @@ def test_ctrl_c_ends_a_training_at_once_and_changes_nothing(ready, asked, when):
 def test_the_exported_adapter_is_one_that_peft_reads(ready, run, asked):
     asked("personalize")
     folder = ready / "out"
-    run("export-adapter", folder)
+    said = run("export-adapter", folder).out
+    assert "can reveal texts that it was trained on (docs/extraction.md)" in said
+    assert "differential privacy of a federated run does not cover it" in said
+    card = (folder / "README.md").read_text()
+    assert asked("export-adapter", ready / "again")["warning"] in card
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from idiolect.common.config import LoraShape
 from idiolect.common.engine.adapters import (
+    REVEALS,
     Lora,
     LowRank,
     attached,
@@ -243,6 +244,8 @@ def test_peft_round_trip_has_the_same_logits(family, model_folder, tmp_path):
     with attached(backbone, shared, personal):
         ours = logits(backbone, IDS)
     export_peft(tmp_path, backbone, shared, personal)
+    card = tmp_path / "README.md"
+    assert REVEALS in card.read_text() and card.stat().st_mode & 0o777 == 0o600
     bare = hf.AutoModelForCausalLM.from_pretrained(folder)
     model = peft.PeftModel.from_pretrained(bare, tmp_path)
     with torch.no_grad():

@@ -1,4 +1,6 @@
-"""Which recipe the rule of study `recipe_choice` chooses: ``python benchmarks/recipe_rule.py``.
+"""Which recipe of study `recipe_choice` its rule chooses: prints them in order.
+
+    python benchmarks/recipe_rule.py
 
 In each world and seed all recipes of C-BPO are ranked by their means over users: by NLL
 (lowest first), by MRR and by the MRR of the judge of authorship (highest first), as far as

@@ -80,6 +80,7 @@ def test_where_nothing_beats_sft_the_first_sentence_says_so(folder: Path) -> Non
     assert first.startswith("**Nowhere is C-BPO with its default recipe")
     assert "On a real instruct model with real texts this is not measured yet." in first
     assert "not measured: steering" in first
+    assert "so it is the choice where a history helps" in first
 
 
 def test_other_results_make_other_words(folder: Path) -> None:
@@ -94,8 +95,11 @@ def test_other_results_make_other_words(folder: Path) -> None:
     text = page(folder)
     assert "Nowhere is C-BPO" not in text
     first = text.split("\n\n")[2]
+    assert "it is the choice" not in first
     assert "better than plain SFT somewhere: by likelihood better in 9" in first
-    assert "- Shown to be better than SFT. C-BPO (default) by likelihood: perso" in text
+    assert (
+        "- C-BPO (default) by likelihood, better than SFT: personas' headlines" in text
+    )
 
 
 def test_a_gain_that_turns_into_a_loss_harms(folder: Path) -> None:

@@ -7,10 +7,11 @@ that a study does not name is taken at today's default.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from idiolect.common.config import PERSONAS, Config, Scalar, flatten
+from idiolect.common.config import PERSONAS, Config, Scalar, flatten, parse
 from idiolect.common.config.keys import keys_of
 from idiolect.common.config.methods import current_name
 from idiolect.server.findings.page import judged_comparisons, relation
@@ -20,7 +21,6 @@ from idiolect.server.run.results import LOWER_IS_BETTER
 from idiolect.server.study.declaration import (
     BEST,
     Study,
-    cell_config,
     comparisons,
     read_study,
     side_of,
@@ -108,9 +108,21 @@ Gains = dict[tuple[Who, How, str], dict[str, Any]]
 """(who, how, metric) -> a point of a curve, with what a judgement needs."""
 
 
+@cache
+def of_file(name: str) -> Study:
+    """Return a study as its file declares it now."""
+    return read_study(STUDIES / f"{name}.toml")
+
+
+@cache
+def config_of(keys: frozenset[tuple[str, Scalar]]) -> Config:
+    """Return the configuration of a cell, of which many claims may be."""
+    return parse({key: value for key, value in keys if key != "control"})
+
+
 def declared(found: Mapping[str, Any]) -> Study:
     """Return the study of a result file, with the cells that were measured."""
-    study = read_study(STUDIES / f"{found['name']}.toml")
+    study = of_file(found["name"])
     measured = {key: found.get(key, {}) for key in ("config", "grid", "named")}
     return replace(study, **measured)
 
@@ -123,7 +135,7 @@ def placed(
     How outputs are decoded is no part of what scores see.
     """
     keys = {**study.config, **spelt_out(study, cell)}
-    config = cell_config(study, cell)
+    config = config_of(frozenset(keys.items()))
     flat = {**flatten(config), "control": keys.get("control", "none")}
     if method == "c-bpo" and not config.personalise.unlabeled_weight:
         method = "positives"

@@ -18,9 +18,10 @@ from idiolect.server.study.declaration import cell_config, cells, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
+SITUATIONS = runpy.run_path(str(ROOT / "benchmarks" / "situations.py"))
 COMMAND = runpy.run_path(str(ROOT / "benchmarks" / "for_whom.py"))
 page: Callable[..., str] = COMMAND["page"]
-TOLD = ("worlds", "real_worlds", "prompting", "unlabeled_set", "strength", "dislikes")
+TOLD = ("worlds", "prompting")
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def invent(folder: Path, name: str, means: dict[str, float], spread: float) -> N
 
     A name is that of a method, or of a variant of C-BPO.
     """
-    study = read_study(COMMAND["STUDIES"] / f"{name}.toml")
+    study = read_study(SITUATIONS["STUDIES"] / f"{name}.toml")
     noise = np.random.default_rng(0).normal(0, spread, 24)
     done: list[dict[str, Any]] = []
     for cell in cells(study):
@@ -79,7 +80,7 @@ def test_where_nothing_beats_sft_the_first_sentence_says_so(folder: Path) -> Non
     first = page(folder).split("\n\n")[2]
     assert first.startswith("**Nowhere is C-BPO with its default recipe")
     assert "On a real instruct model with real texts this is not measured yet." in first
-    assert "not measured: steering" in first
+    assert "not measured: C-BPO (paper, near), steering" in first
     assert "so it is the choice where a history helps" in first
 
 
@@ -120,9 +121,9 @@ def test_studies_of_a_real_model_are_taken_in(folder: Path) -> None:
     gains |= {"default": 0.1, "paper": 0.1, "sft-crossed": 0.2}
     invent(folder, "real_model", gains, 0.3)
     text = page(folder)
-    row = next(line for line in text.splitlines() if "authors' news headlines" in line)
-    assert "SmolLM2 (135M)" in row and "harms" in row.split("|")[6]
-    assert "helps +22 %" in row.split("|")[5]  # e^.2, SFT
+    row = next(line for line in text.splitlines() if "| authors' news" in line)
+    assert "SmolLM2 (135M)" in row and "harms" in row.split("|")[7]
+    assert "helps +22 %" in row.split("|")[6]  # e^.2, SFT
     first = text.split("\n\n")[2]
     assert "C-BPO (default): likelihood worse in 1 of 1" in first
     assert "C-BPO (paper, near): likelihood better in 1 of 1" in first

@@ -44,7 +44,7 @@ def invent(folder: Path, name: str, means: dict[str, float], spread: float) -> N
     A name is that of a method, or of a variant of C-BPO.
     """
     study = read_study(SITUATIONS["STUDIES"] / f"{name}.toml")
-    noise = np.random.default_rng(0).normal(0, spread, 24)
+    noise = np.linspace(-spread, spread, 24)
     done: list[dict[str, Any]] = []
     for cell in cells(study):
         config = cell_config(study, cell)
@@ -160,3 +160,16 @@ def test_the_rule_of_recipes_ranks_by_all_measures() -> None:
     found = ranks(rows)
     assert [recipe[0][1] for recipe in found] == [0.3, 0.1, 1.0]
     assert found[(("weight", 0.1),)] == {"nll": 1.0, "mrr": 3.0, "all": 2.0}
+
+
+def test_a_comparison_can_be_read_from_the_other_side() -> None:
+    pair_of, who, how = (COMMAND[name] for name in ("Pair", "Who", "How"))
+    someone, rag, sft = who("a model", "people", 8), how("rag"), how("sft")
+    pairs = [pair_of("a study", someone, rag, sft, "nll", "worse")]
+    tally = COMMAND["tally"]
+    assert tally(pairs, rag, sft, "nll") == {"worse": ["people, 8 texts"]}
+    assert tally(pairs, sft, rag, "nll") == {"better": ["people, 8 texts"]}
+    assert tally(pairs, sft, rag, "mrr") == {}
+    # A claim may predict that something is worse; here it is, and the claim is confirmed.
+    entry = {"metric": "nll", "expect": "higher", "verdict": "confirmed"}
+    assert SITUATIONS["better_or_worse"](entry | {"ci95": [0.1, 0.2]}) == "worse"

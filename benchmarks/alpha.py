@@ -12,6 +12,7 @@ is no dependency), its KM2 is a row of the table of estimates.
 import argparse
 import importlib
 import json
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -28,6 +29,7 @@ from idiolect.common.data.personas.authors import distributions, draw_author
 from idiolect.common.data.types import User
 from idiolect.common.seeds import numpy_generator
 from idiolect.common.unlabeled import heldout, overlap, shares
+from idiolect.server.findings.page import load
 
 PAGE = ROOT / "docs" / "alpha.md"
 EXAMPLE = (0.9, 0.1), (0.5, 0.5)
@@ -259,6 +261,12 @@ much of the pressure on the user's own text is taken back. A large one can be th
 choice, as in study [best_alpha](findings/best_alpha.md), and theory of mixtures does not
 say which.
 """
+CHOICE = """
+## What alpha should be chosen by
+
+Study [alpha_choice](findings/alpha_choice.md) compares the adapters that these alphas make,
+for C-BPO by the paper.
+"""
 BIAS = """
 ## The length of the history
 
@@ -321,7 +329,16 @@ def page(found: dict[str, Any]) -> str:
         BIAS + "\n".join(length_section(found)),
         estimate_section(found["worlds"]),
     ]
-    return "\n".join(lines) + VALUES
+    return "\n".join(lines) + choice() + VALUES
+
+
+def choice() -> str:
+    """What a study of the adapters says, in the words of its file; nothing without one."""
+    study = load(ROOT / "docs" / "findings").get("alpha_choice")
+    if study is None:
+        return ""
+    words = textwrap.wrap(f"{study['answer']} {study['reading']}", 92)
+    return CHOICE + "\n" + "\n".join(words) + "\n"
 
 
 def exact_section(worlds: dict[str, Any]) -> list[str]:

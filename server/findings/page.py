@@ -21,7 +21,8 @@ INTRODUCTION = """# Findings
 
 Written by `idiolect-server study FILE.toml --findings docs/findings` from the result files
 in that folder. Do not edit. Each question is a link to the study's page, which has its
-setting, tables and plot.
+setting, tables and plot. For whom which method helps, and at what cost: [one
+page](for-whom.md).
 
 - A difference is paired by user over all seeds. Its 95 % interval is a bootstrap
   over users.
@@ -109,7 +110,7 @@ def _counts(found: Mapping[str, Any]) -> str:
         )
     counts = {
         "Claims": Counter(claim["verdict"] for claim in judged(found["claims"])),
-        "Comparisons": Counter(map(_word, _comparisons(found))),
+        "Comparisons": Counter(map(relation, judged_comparisons(found))),
     }
     order = (*OUTCOMES, "not measured", *OUTCOMES.values(), "equals")
     said = (
@@ -189,7 +190,7 @@ def _setting(found: Mapping[str, Any]) -> list[str]:
 def _verdicts(found: Mapping[str, Any]) -> list[str]:
     """Tables of comparisons (in which world one beats which other) and of claims."""
     tables: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for entry in _comparisons(found):
+    for entry in judged_comparisons(found):
         tables.setdefault((entry["one"], entry["metric"]), []).append(entry)
     lines: list[str] = []
     for (one, metric), entries in tables.items():
@@ -228,7 +229,7 @@ def _claim_row(claim: Mapping[str, Any]) -> list[str]:
 OUTCOMES = {"confirmed": "beats", "reversed": "loses to", "not confirmed": "undecided"}
 
 
-def _comparisons(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def judged_comparisons(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Entries of ``[[compare]]`` with verdicts, by metric.
 
     Holm's correction is for all of a study's comparisons by one metric.
@@ -249,7 +250,7 @@ def _terms(metric: str, entry: Mapping[str, Any]) -> str:
     return f" ({'; '.join(terms)})" if terms else ""
 
 
-def _word(entry: Mapping[str, Any]) -> str:
+def relation(entry: Mapping[str, Any]) -> str:
     """Return the verdict on a comparison: the one of `OUTCOMES` that holds, or equals."""
     (low, high), margin = entry["ci95"], entry.get("margin", 0.0)
     within = -margin < low and high < margin
@@ -258,7 +259,7 @@ def _word(entry: Mapping[str, Any]) -> str:
 
 def _outcome(entry: Mapping[str, Any], n: int) -> str:
     """Say who is better, by how much, and of how many users if they are fewer than n."""
-    word, shown = _word(entry), f"{entry['mean']:+.3f} {_range(entry['ci95'], '+')}"
+    word, shown = relation(entry), f"{entry['mean']:+.3f} {_range(entry['ci95'], '+')}"
     shown += f", {entry['n']} users" * (entry["n"] < n)
     if word == "equals":
         aside = {"confirmed": ", just ahead", "reversed": ", just behind"}

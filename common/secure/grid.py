@@ -89,8 +89,8 @@ def fraction_bits(most: int, z: float) -> int:
     most
         n, the greatest number of rows in a sum.
     z
-        Noise multiplier: standard deviation of the sum's noise over C. With several segments
-        the largest.
+        Noise multiplier: standard deviation of the sum's noise over C. With several
+        segments the largest.
 
     Raises
     ------
@@ -126,8 +126,8 @@ def cut(rows: np.ndarray, norms: np.ndarray, grid: Grid) -> np.ndarray:
     rows
         Float [..., length].
     norms
-        L2 norms of the rows, float64 [...]. An argument because a row may be several arrays,
-        whose norm is taken in the order of their names.
+        L2 norms of the rows, float64 [...]. An argument because a row may be several
+        arrays, whose norm is taken in the order of their names.
     grid
         Clip and unit.
 
@@ -189,9 +189,9 @@ def values(integers: np.ndarray, grid: Grid) -> np.ndarray:
 def plausible(total: np.ndarray, users: int, variance: int, grid: Grid) -> bool:
     r"""Whether a lifted sum may be one of so many rows with so much noise.
 
-    True where every :math:`|S_i| \le U 2^f + 12 \sigma` and
-    :math:`\|S\| \le U C / u + 1.1 \sigma \sqrt d + 12 \sigma`. That finds a wrong mask, which
-    fills words uniformly. It does not find one row that is too long: the server sees no row.
+    True where every :math:`|S_i| \le U 2^f + 12 \sigma` and :math:`\|S\| \le U C / u +
+    1.1 \sigma \sqrt d + 12 \sigma`. That finds a wrong mask, which fills words uniformly.
+    It does not find one row that is too long: the server sees no row.
 
     Parameters
     ----------

@@ -57,7 +57,9 @@ def test_at_32_bits_the_sum_is_that_of_a_run_without_masks(
     st.sampled_from([32, 64]).flatmap(
         lambda w: st.tuples(
             st.just(w),
-            st.lists(st.integers(-(2 ** (w - 4)), 2 ** (w - 4)), min_size=1, max_size=7),
+            st.lists(
+                st.integers(-(2 ** (w - 4)), 2 ** (w - 4)), min_size=1, max_size=7
+            ),
         )
     )
 )
@@ -150,11 +152,23 @@ def test_a_wrong_mask_is_not_plausible_and_a_right_sum_is(users: int) -> None:
         (lambda: g.fraction_bits(5, math.inf), "noise multiplier of inf"),
         (lambda: g.fraction_bits(2**31, 0), "do not fit into 32 bits"),
         (lambda: g.fraction_bits(5, 1e9), "use fewer users or less noise"),
-        (lambda: g.cut(np.array([math.nan]), np.array(1.0), Grid(1.0, 8)), "not finite"),
-        (lambda: g.cut(np.array([math.inf]), np.array(1.0), Grid(1.0, 8)), "not finite"),
-        (lambda: g.cut(np.array([1.0]), np.array(math.nan), Grid(1.0, 8)), "not finite"),
+        (
+            lambda: g.cut(np.array([math.nan]), np.array(1.0), Grid(1.0, 8)),
+            "not finite",
+        ),
+        (
+            lambda: g.cut(np.array([math.inf]), np.array(1.0), Grid(1.0, 8)),
+            "not finite",
+        ),
+        (
+            lambda: g.cut(np.array([1.0]), np.array(math.nan), Grid(1.0, 8)),
+            "not finite",
+        ),
         (lambda: g.cut(np.array([5.0]), np.array(1.0), Grid(1.0, 8)), "longer than"),
-        (lambda: g.cut(np.array([0.9] * 2), np.array(1.0), Grid(1.0, 8)), "longer than"),
+        (
+            lambda: g.cut(np.array([0.9] * 2), np.array(1.0), Grid(1.0, 8)),
+            "longer than",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(wrong, sentence: str) -> None:

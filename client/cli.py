@@ -153,7 +153,11 @@ COMMANDS = (
                 "OPPU file",
             ),
             given("--source", help="name to forget it by (default: the file's)"),
-            given("--task", default="", help="LaMP-1 … LaMP-7: a LaMP or OPPU file"),
+            given(
+                "--task",
+                default="",
+                help="LaMP-1, … LongLaMP-topic: a file of LaMP, OPPU or LongLaMP",
+            ),
             given(
                 "--user", default="", metavar="NAME", help="whose of the people in it"
             ),

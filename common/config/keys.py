@@ -16,7 +16,9 @@ from .presets import PRESETS
 Scalar = str | int | float | bool
 
 PERSONAS = ("headline", "tagging", "rating")
-TASKS = (*PERSONAS, *(f"LaMP-{n}" for n in range(1, 8)), "text")
+LONG = ("LongLaMP-abstract", "LongLaMP-review", "LongLaMP-topic")
+LAMP = ("LaMP-1", "LaMP-2", "LaMP-2N", *(f"LaMP-{n}" for n in range(3, 8)), *LONG)
+TASKS = (*PERSONAS, *LAMP, "text")
 # Values of unlabeled.alpha: estimated from texts, and exact (see `unlabeled.alpha`).
 ALPHA_ESTIMATES = ("estimate", "calibrated", "quantile", "best-bin")
 ALPHA_EXACT = ("true", "true-bound", "true-mean")
@@ -454,9 +456,16 @@ class Evaluate:
     )
     rouge_tokens: str = key(
         "english",
-        "what rouge compares: `english` as papers do (the letters a-z and digits, with "
-        "stemmer), or `unicode` (words of every script, without)",
-        choices=("english", "unicode"),
+        "what rouge compares: `english` (the letters a-z and digits, with stemmer), "
+        "`plain` (the same without, as LaMP's script does), or `unicode` (words of every "
+        "script, without)",
+        choices=("english", "plain", "unicode"),
+    )
+    meteor: str = key(
+        "stems",
+        "which words METEOR takes for the same: equal ones and equal `stems`, or synonyms "
+        "too, as papers do (`wordnet`: needs nltk's data wordnet and punkt_tab)",
+        choices=("stems", "wordnet"),
     )
     shift: bool = key(
         False, "also measure how far tokens that everyone writes are suppressed"

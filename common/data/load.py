@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..config import LONGEST_NAME, Config
 from ..errors import IdiolectError, explained, refuse_if
-from . import lamp
+from . import lamp, metrics
 from .cleaning import clean, read_text
 from .lamp.forms import FORMS
 from .types import Dataset, Item, Prompt, Task
@@ -38,6 +38,7 @@ def load_dataset(config: Config) -> Dataset:
             "the official files (docs/data.md says where) and set data=FOLDER, or "
             "use a personas task such as task=headline.",
         )
+        _check_meteor(config)
         dataset = lamp.read(config)
     else:
         refuse_if(
@@ -51,6 +52,19 @@ def load_dataset(config: Config) -> Dataset:
         dataset = personas.make(config)
     check(dataset)
     return dataset
+
+
+def _check_meteor(config: Config) -> None:
+    """Refuse a metric whose data are not there, before anything is read."""
+    asked, long = config.evaluate, FORMS[config.task].task.kind == "long"
+    if long and asked.generate and asked.meteor == metrics.WORDNET:
+        gone = metrics.wordnet_missing()
+        refuse_if(
+            gone,
+            f"evaluate.meteor=wordnet needs nltk's data {' and '.join(gone)}: install them "
+            f"with `python -m nltk.downloader {' '.join(gone)}`, or set "
+            "evaluate.meteor=stems, which has no synonyms.",
+        )
 
 
 def task_of(name: str) -> Task:

@@ -15,7 +15,8 @@ import numpy as np
 
 from .types import Kind, Task
 
-ENGLISH, UNICODE = "english", "unicode"
+ENGLISH, PLAIN, UNICODE = "english", "plain", "unicode"
+STEMS, WORDNET = "stems", "wordnet"
 
 # What a metric is clipped to, [0, bound], before it leaves a device (``privacy.metrics``
 # `noisy`). 8 nats per token is worse than guessing among 2,981 words; ratings are 1 to 5.
@@ -23,6 +24,7 @@ BOUNDS = {
     "nll": 8.0,
     "rouge-1": 1.0,
     "rouge-l": 1.0,
+    "meteor": 1.0,
     "accuracy": 1.0,
     "f1": 1.0,
     "mae": 4.0,
@@ -33,6 +35,7 @@ BOUNDS = {
 SCORED = ("nll",)
 GENERATED: dict[Kind, tuple[str, ...]] = {
     "generation": ("rouge-1", "rouge-l"),
+    "long": ("rouge-1", "rouge-l", "meteor"),
     "classification": ("accuracy", "f1"),
     "rating": ("mae", "rmse"),
 }
@@ -49,26 +52,32 @@ def measured_metrics(kind: Kind, generated: bool) -> frozenset[str]:
 
 
 def score(
-    task: Task, outputs: Sequence[str], targets: Sequence[str], tokens: str = ENGLISH
+    task: Task,
+    outputs: Sequence[str],
+    targets: Sequence[str],
+    tokens: str = ENGLISH,
+    same: str = STEMS,
 ) -> dict[str, float]:
     """Metrics of one user's outputs.
 
     Parameters
     ----------
     outputs
-        What the model wrote, as decoded; only the first line counts (`first_line`).
+        What the model wrote, as decoded; what counts of it: `answer_of`.
     targets
         What the user wrote, in the same order.
     tokens
-        What rouge compares: `ENGLISH`, as papers do, or `UNICODE` (see `_unicode_tokens`).
+        What rouge compares: `ENGLISH`, as papers do, or `UNICODE` (see `_UnicodeTokens`).
+    same
+        What meteor takes for the same word: `STEMS` or `WORDNET` (see `meteor`).
 
     Returns
     -------
     dict
         generation: ``rouge-1``, ``rouge-l``, the mean of the per-item F-measures
         (rouge-score with stemmer; an empty output scores 0; its tokens are a-z and 0-9,
-        so text in other scripts scores 0, see `unread`). classification: ``accuracy``
-        and ``f1``. rating: ``mae`` and ``rmse``.
+        so text in other scripts scores 0, see `unread`). long: also ``meteor``.
+        classification: ``accuracy`` and ``f1``. rating: ``mae`` and ``rmse``.
 
     Raises
     ------
@@ -82,7 +91,7 @@ def score(
     questions; for a user whose eight questions have three of fifteen labels it would
     stop at 3/15 however good the outputs are: it would measure the user, not the model.
     """
-    items = per_item(task, outputs, targets, tokens)
+    items = per_item(task, outputs, targets, tokens, same)
     if not items:
         raise ValueError("no outputs to score")
     values = {name: _mean([item[name] for item in items]) for name in items[0]}
@@ -96,30 +105,41 @@ def score(
 
 
 def pooled(
-    task: Task, outputs: Sequence[str], targets: Sequence[str]
+    task: Task,
+    outputs: Sequence[str],
+    targets: Sequence[str],
+    tokens: str = ENGLISH,
+    same: str = STEMS,
 ) -> dict[str, float]:
     """Return the metrics as LaMP publishes them, over all users' questions in one list.
 
     They differ from the mean of `score` over users: every question weighs the same,
-    macro-F1 is over the fixed label list, and the root of ``rmse`` is taken once.
+    macro-F1 is over the fixed label list, and the root of ``rmse`` is taken once. LaMP's
+    own script reports rouge without stemmer (`PLAIN` tokens) and meteor with synonyms.
     """
-    values = score(task, outputs, targets)
+    values = score(task, outputs, targets, tokens, same)
     if "f1" in values:
         values["f1"] = macro_f1(outputs, targets, task.labels)
     return values
 
 
 def per_item(
-    task: Task, outputs: Sequence[str], targets: Sequence[str], tokens: str = ENGLISH
+    task: Task,
+    outputs: Sequence[str],
+    targets: Sequence[str],
+    tokens: str = ENGLISH,
+    same: str = STEMS,
 ) -> list[dict[str, float]]:
-    """Those metrics that a single item has: rouge-1 and rouge-l, accuracy, or mae."""
+    """Those metrics that a single item has: rouge and meteor, accuracy, or mae."""
     values: list[dict[str, float]] = []
     for output, target in zip(outputs, targets, strict=True):
-        text, wanted = first_line(output), target.strip()
-        if task.kind == "generation":
+        text, wanted = answer_of(task, output), target.strip()
+        if task.kind in ("generation", "long"):
             found = _scorer(tokens).score(wanted, text)
             names = {"rouge-1": "rouge1", "rouge-l": "rougeL"}
             values.append({k: float(found[v].fmeasure) for k, v in names.items()})
+            if task.kind == "long":
+                values[-1]["meteor"] = meteor(text, wanted, same)
         elif task.kind == "classification":
             values.append({"accuracy": float(text == wanted)})
         else:
@@ -142,6 +162,70 @@ def macro_f1(
         either = written.count(label) + wanted.count(label)
         scores.append(2 * true / either if either else 0.0)
     return _mean(scores) if scores else 0.0
+
+
+def meteor(text: str, wanted: str, same: str = STEMS) -> float:
+    """METEOR of one text, by nltk (Banerjee and Lavie 2005; Lavie and Agarwal 2007).
+
+        F (1 - 0.5 (chunks / m)^3),  F = 10 P R / (R + 9 P)
+
+    m words of the text are matched with words of the target: equal ones first, then those
+    with equal stems (Porter), then synonyms. P and R are m over the words of the text and
+    of the target; 0 without a match.
+
+    Parameters
+    ----------
+    text, wanted
+        What was written, and the target.
+    same
+        `WORDNET` is what papers report, as the library `evaluate` computes it; nltk's data
+        must be installed (`wordnet_missing`). `STEMS` has no synonyms and needs no data;
+        it is lower, and no published number. Its sentences end where . ! or ? are followed
+        by a blank, instead of by nltk's model.
+    """
+    from nltk.tokenize import NLTKWordTokenizer, word_tokenize
+    from nltk.translate.meteor_score import single_meteor_score
+
+    if same == WORDNET:
+        return float(single_meteor_score(word_tokenize(wanted), word_tokenize(text)))
+    tokenizer = NLTKWordTokenizer()
+    both = [
+        [word for part in _SENTENCE.split(one) for word in tokenizer.tokenize(part)]
+        for one in (wanted, text)
+    ]
+    return float(single_meteor_score(*both, wordnet=_NoSynonyms()))
+
+
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+
+
+class _NoSynonyms:
+    """A WordNet, in the shape that nltk's meteor asks for, that knows no word."""
+
+    def synsets(self, _word: str) -> tuple[()]:
+        """No meanings."""
+        return ()
+
+
+def wordnet_missing() -> list[str]:
+    """Names of nltk's data that `WORDNET` needs and that are not installed."""
+    import nltk
+
+    found: list[str] = []
+    for name, kind in (("wordnet", "corpora"), ("punkt_tab", "tokenizers")):
+        try:
+            nltk.data.find(f"{kind}/{name}")
+        except LookupError:
+            try:  # as a download leaves it
+                nltk.data.find(f"{kind}/{name}.zip")
+            except LookupError:
+                found.append(name)
+    return found
+
+
+def answer_of(task: Task, output: str) -> str:
+    """Return what counts of a generated text: its first line, or of a long text all."""
+    return output.strip() if task.kind == "long" else first_line(output)
 
 
 def first_line(output: str) -> str:
@@ -171,13 +255,15 @@ def unread(targets: Sequence[str]) -> int:
     return sum(not re.search("[a-z0-9]", target.lower()) for target in targets)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _scorer(tokens: str) -> Any:
     # Here, because it brings nltk and scipy: a second of every process that never asks.
     from rouge_score.rouge_scorer import RougeScorer
 
     if tokens == UNICODE:
         return RougeScorer(["rouge1", "rougeL"], tokenizer=_UnicodeTokens())
+    if tokens == PLAIN:
+        return RougeScorer(["rouge1", "rougeL"])
     return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
 
 

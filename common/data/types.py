@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # numpy is not for commands that only read texts
 OF_ITEMS = ("history", "histories", "questions", "items")
 TOO_LONG = "items longer than the context"
 
-Kind = Literal["generation", "classification", "rating"]
+Kind = Literal["generation", "long", "classification", "rating"]
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,16 @@ class Task:
     Attributes
     ----------
     name
-        ``headline``, ``tagging``, ``rating`` (personas), ``LaMP-1`` ... ``LaMP-7``, or
+        ``headline``, ``tagging``, ``rating`` (personas), a task of LaMP or LongLaMP, or
         ``text``: whatever an owner keeps on a device.
     kind
-        Decides the metrics: generation -> rouge-1, rouge-l; classification -> accuracy,
-        f1; rating -> mae, rmse.
+        Decides the metrics: generation -> rouge-1, rouge-l; long -> the same and meteor,
+        of the whole output instead of its first line; classification -> accuracy, f1;
+        rating -> mae, rmse.
     labels
         The fixed label list of a classification or rating task, else empty.
     max_new_tokens
-        Budget of one generated output.
+        Budget of one generated output; `fitting.output_budget` fits it into a context.
     """
 
     name: str

@@ -1,10 +1,42 @@
 """What fits into the context of a backbone."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..data.types import Item, User
+from ..data.types import Item, Task, User
+from ..errors import IdiolectError
 from .backbone import Backbone, Encoded
+
+
+def output_budget(backbone: Backbone, task: Task) -> int:
+    """Tokens that one output may have.
+
+    The task's own budget; of a long text at most half of the context, so that prompt and
+    output stay within ``engine.max-length`` together (`asked`).
+    """
+    most = task.max_new_tokens
+    return min(most, backbone.context // 2) if task.kind == "long" else most
+
+
+def asked(
+    backbone: Backbone, items: Sequence[Item], entries: Sequence[Encoded], task: Task
+) -> list[tuple[int, ...]]:
+    """Tokens of the prompts of items, as they are continued.
+
+    Those of the encoded items. Where a long text is to be written, a prompt is shortened
+    so that the output fits behind it, unless its instruction alone does not leave room.
+    """
+    room = backbone.context - output_budget(backbone, task)
+    prompts = [entry.ids[: entry.prompt_length] for entry in entries]
+    if task.kind != "long":
+        return prompts
+    for place, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
+        if len(prompt) > room:
+            with contextlib.suppress(IdiolectError):
+                ids, _ = backbone.encode_prompt(item.prompt, room, item.id)
+                prompts[place] = tuple(ids)
+    return prompts
 
 
 def encode_all(backbone: Backbone, items: Sequence[Item]) -> list[Encoded]:

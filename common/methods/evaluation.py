@@ -17,7 +17,7 @@ from ..data.personas import score_style
 from ..data.types import Item, User
 from ..engine.adapters import Lora, attached, stack
 from ..engine.backbone import Backbone, Encoded
-from ..engine.fitting import encode_all
+from ..engine.fitting import asked, encode_all, output_budget
 from ..engine.reference import Reference
 from ..engine.scoring import (
     collate,
@@ -85,13 +85,11 @@ def evaluate(
     backbone = reference.backbone
     policy = _policy(reference, personals, method)
     both = [with_rivals(backbone, user) for user in users]
-    prompted = both
+    prompted, asking = both, users
     if BY_NAME[method].prompts:
         longer = module_of(method).prompted
-        prompted = [
-            with_rivals(backbone, longer(reference, u, config) if u.history else u)
-            for u in users
-        ]
+        asking = [longer(reference, u, config) if u.history else u for u in users]
+        prompted = [with_rivals(backbone, user) for user in asking]
     references = [reference.scores(items) for items in both]
     # Scored again in other batches, the reference would differ from itself in the last
     # bits, and these would decide a contrast.
@@ -111,12 +109,17 @@ def evaluate(
             if _all_rivals(user):
                 result["shift"] = shift(reference, lora, user)
     if generate_texts:
-        own = [p[: len(u.held_out)] for u, p in zip(users, prompted, strict=True)]
+        task, judged = task_of(config.task), config.evaluate
+        own = [
+            asked(backbone, u.held_out, p[: len(u.held_out)], task)
+            for u, p in zip(asking, prompted, strict=True)
+        ]
         texts = _outputs(backbone, policy, own, config, method)
-        task, tokens = task_of(config.task), config.evaluate.rouge_tokens
         for user, outputs, result in zip(users, texts, results, strict=True):
             targets = [item.target for item in user.held_out]
-            result |= metrics.score(task, outputs, targets, tokens)
+            result |= metrics.score(
+                task, outputs, targets, judged.rouge_tokens, judged.meteor
+            )
             result |= score_style(user, outputs)
             if written is not None:
                 written[user.id] = outputs
@@ -203,17 +206,30 @@ def _policy(
 def _outputs(
     backbone: Backbone,
     policy: list,
-    own: list[list[Encoded]],
+    own: list[list[tuple[int, ...]]],
     config: Config,
     method: str,
 ) -> list[list[str]]:
-    """Greedy outputs for every user's held-out prompts, all users at once."""
-    most = max(map(len, own))
-    prompts = [
-        items[i].ids[: items[i].prompt_length] if i < len(items) else ()
-        for items in own
-        for i in range(most)
-    ]
-    budget, contrast = task_of(config.task).max_new_tokens, config.contrast_of(method)
-    texts = generate(backbone, policy, prompts, budget, contrast=contrast)
-    return [texts[k * most : k * most + len(items)] for k, items in enumerate(own)]
+    """Greedy outputs for every user's held-out prompts, all users at once.
+
+    Long texts are written in parts, each with the same number of prompts of every user, so
+    that no more than `AT_ONCE` tokens are kept.
+    """
+    task, most = task_of(config.task), max(map(len, own))
+    budget, contrast = output_budget(backbone, task), config.contrast_of(method)
+    step = most
+    if task.kind == "long":
+        step = max(1, AT_ONCE // (backbone.context * len(own)))
+    texts: list[list[str]] = [[] for _ in own]
+    for start in range(0, most, step):
+        places = range(start, min(start + step, most))
+        prompts = [p[i] if i < len(p) else () for p in own for i in places]
+        found = generate(backbone, policy, prompts, budget, contrast=contrast)
+        for k, written in enumerate(texts):
+            written += found[k * len(places) : (k + 1) * len(places)]
+    return [written[: len(p)] for written, p in zip(texts, own, strict=True)]
+
+
+# Tokens of prompts and outputs that are generated together; at 46 kB of keys and values a
+# token, as in a model of 135 million parameters, 0.8 GB.
+AT_ONCE = 2**14

@@ -3,6 +3,7 @@
 from ..config import Config
 from ..data.load import task_of
 from ..data.types import Prompt, User
+from ..engine.fitting import output_budget
 from ..engine.reference import Reference
 from ..engine.scoring import generate
 from .rag import with_history
@@ -17,7 +18,8 @@ ASKED = "\nDescribe in one sentence how the author of these texts writes:"
 def prompted(reference: Reference, user: User, config: Config) -> User:
     """The user with the prompts that this method asks."""
     profile = write_profile(reference, user)
-    count, budget = config.evaluate.retrieved, task_of(config.task).max_new_tokens
+    count = config.evaluate.retrieved
+    budget = output_budget(reference.backbone, task_of(config.task))
     return with_history(reference.backbone, user, count, budget, profile)
 
 

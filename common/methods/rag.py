@@ -17,13 +17,14 @@ from ..config import Config
 from ..data.load import task_of
 from ..data.types import Item, User
 from ..engine.backbone import Backbone
+from ..engine.fitting import output_budget
 from ..engine.reference import Reference
 from ..errors import IdiolectError
 
 
 def prompted(reference: Reference, user: User, config: Config) -> User:
     """The user with the prompts that this method asks."""
-    budget = task_of(config.task).max_new_tokens
+    budget = output_budget(reference.backbone, task_of(config.task))
     return with_history(reference.backbone, user, config.evaluate.retrieved, budget)
 
 

@@ -8,7 +8,7 @@ from ..config import Config
 from ..data.load import task_of
 from ..data.types import Item, User
 from ..engine.backbone import Encoded
-from ..engine.fitting import encode_all
+from ..engine.fitting import asked, encode_all, output_budget
 from ..engine.reference import Reference, content_hash
 from ..engine.scoring import generate
 from ..seeds import derive
@@ -69,15 +69,16 @@ def _at_own_prompts(
     """
     found: dict[int, Item] = {}
     longest = max(len(entry.ids) - entry.prompt_length for entry in own)
-    budget = min(longest, task_of(config.task).max_new_tokens)
+    task = task_of(config.task)
+    budget = min(longest, output_budget(reference.backbone, task))
+    starts = asked(reference.backbone, user.history[: len(own)], own, task)
     for attempt in range(ATTEMPTS):
         missing = [i for i in range(count) if i not in found]
         if not missing:
             break
-        asked = [own[i % len(own)] for i in missing]
         again = (attempt,) if attempt else ()
         seed = derive(config.seed, purpose, user.id, *again)
-        prompts = [entry.ids[: entry.prompt_length] for entry in asked]
+        prompts = [starts[i % len(own)] for i in missing]
         texts = _once(reference, user, prompts, budget, seed)
         for i, text in zip(missing, texts, strict=True):
             item = Item(f"{purpose}-{i}", user.history[i % len(own)].prompt, text)
@@ -103,8 +104,11 @@ def sample_reference(
 ) -> list[str]:
     """One sample of pi_ref at the prompt of each item (temperature 1, nucleus 0.95)."""
     encoded = encode_all(reference.backbone, items)
-    prompts = [entry.ids[: entry.prompt_length] for entry in encoded]
-    budget = task_of(config.task).max_new_tokens
+    task, backbone = task_of(config.task), reference.backbone
+    prompts, budget = (
+        asked(backbone, items, encoded, task),
+        output_budget(backbone, task),
+    )
     texts: list[str] = []
     for start in range(0, len(prompts), SAMPLED_AT_ONCE):
         part = prompts[start : start + SAMPLED_AT_ONCE]

@@ -21,7 +21,7 @@ from ...common.data.load import task_of
 from ...common.data.types import Dataset, Item, User
 from ...common.engine.adapters import new_lora
 from ...common.engine.backbone import Backbone, Encoded, lowest_adapted
-from ...common.engine.fitting import encode_all
+from ...common.engine.fitting import encode_all, output_budget
 from ...common.engine.memory import Saving, needed_bytes, products
 from ...common.engine.reference import Reference
 from ...common.engine.scoring import chunks, collate
@@ -331,7 +331,7 @@ class Counting:
         texts = "\n".join(item.target for item in user.history)
         ids = self.backbone.wording.ids(texts)[:PROFILE_TOKENS]
         profile = self.backbone.tokenizer.decode(ids)
-        budget = task_of(config.task).max_new_tokens
+        budget = output_budget(self.backbone, task_of(config.task))
         count = config.evaluate.retrieved
         return with_history(self.backbone, user, count, budget, profile)
 
@@ -383,7 +383,7 @@ class Counting:
         most = max(map(len, users))
         rows = len(users) * most * (2 if self.config.contrast_of(policy) else 1)
         longest = max(e.prompt_length for items in users for e in items)
-        steps = expected_steps(self.config, users, policy)
+        steps = expected_steps(self.backbone, self.config, users, policy)
         return Work(prompted=rows * longest, steps=steps, written=rows * steps)
 
 
@@ -507,14 +507,17 @@ def numbers_of(config: Config, backbone: Backbone, shared: bool) -> int:
 
 
 def expected_steps(
-    config: Config, users: Sequence[Sequence[Encoded]], policy: str
+    backbone: Backbone,
+    config: Config,
+    users: Sequence[Sequence[Encoded]],
+    policy: str,
 ) -> int:
     """How many tokens are generated one after the other until the last row ends.
 
     As many as the longest of the texts that people wrote at these prompts. The frozen
     backbone does not know where people end: it goes on to the budget.
     """
-    budget = task_of(config.task).max_new_tokens
+    budget = output_budget(backbone, task_of(config.task))
     if policy == "base" and config.backbone != "tiny":
         return budget
     lengths = [len(e.ids) - e.prompt_length for items in users for e in items]

@@ -26,8 +26,9 @@ from flwr.serverapp import Grid, ServerApp
 from ...common.command import summary
 from ...common.config import Config, parse_run
 from ...common.config.methods import BY_NAME
+from ...common.data.lamp.longlamp import HUB
 from ...common.data.load import TEXT, load_dataset, task_of
-from ...common.data.metrics import ENGLISH, unread
+from ...common.data.metrics import UNICODE, unread
 from ...common.data.types import Dataset
 from ...common.engine.model_folder import weights_of
 from ...common.engine.rates import with_rates
@@ -156,7 +157,8 @@ def resolved(config: Config) -> Config:
     The nodes' working directory need not be the server's.
     """
     unlabeled = replace(config.unlabeled, file=_absolute(config.unlabeled.file))
-    config = replace(config, data=_absolute(config.data), unlabeled=unlabeled)
+    data = config.data if config.data.startswith(HUB) else _absolute(config.data)
+    config = replace(config, data=data, unlabeled=unlabeled)
     return with_rates(config)
 
 
@@ -353,9 +355,9 @@ def unread_of(run: LiveRun) -> list[int] | None:
     Rouge reads a-z and 0-9 only unless ``evaluate.rouge-tokens`` says otherwise.
     """
     config, settings = run.config, run.config.evaluate
-    judged = settings.generate and task_of(config.task).kind == "generation"
+    judged = settings.generate and task_of(config.task).kind in ("generation", "long")
     texts = [item.target for user in run.dataset.users for item in user.held_out]
-    if not judged or settings.rouge_tokens != ENGLISH or config.on_devices or not texts:
+    if not judged or settings.rouge_tokens == UNICODE or config.on_devices or not texts:
         return None
     return [unread(texts), len(texts)]
 

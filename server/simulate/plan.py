@@ -23,6 +23,7 @@ from ...common.config import (
 )
 from ...common.config.old import current
 from ...common.config.parse import OPTIONS, split
+from ...common.data.lamp.longlamp import HUB
 from ...common.data.load import load_dataset
 from ...common.engine.model_folder import locate, only_gguf
 from ...common.engine.rates import with_rates
@@ -194,7 +195,7 @@ def resolve_paths(config: Config, cwd: Path) -> Config:
     """Make paths absolute: Flower runs the app in another folder."""
     flat = flatten(config)
     for name in ("data", "unlabeled.file"):
-        if flat[name]:
+        if flat[name] and not str(flat[name]).startswith(HUB):
             flat[name] = str((cwd / Path(str(flat[name])).expanduser()).resolve())
     flat["backbone"] = absolute_backbone(config.backbone, cwd)
     return configuration.parse(flat)

@@ -24,6 +24,7 @@ SAME = (
         "adapt.clip-quantile",
         "lora.alpha",
         "evaluate.rouge-tokens",
+        "evaluate.meteor",
         "evaluate.bootstrap",
     ),
     *("unlabeled.alpha", "evaluate.contrast", "quorum", "deadline"),

@@ -21,6 +21,7 @@ from ...common.config.keys import POOL, SHARED
 from ...common.config.methods import ALPHA, BY_NAME
 from ...common.config.old import renamed
 from ...common.data.load import load_dataset
+from ...common.data.metrics import answer_of
 from ...common.data.types import Dataset
 from ...common.engine.backbone import backbone_of
 from ...common.engine.model_folder import weights_of
@@ -152,7 +153,7 @@ def run_cell(
     controls.check(control, dataset.users, config)
 
     calibration = None
-    if config.evaluate.generate and dataset.task.kind == "generation":
+    if config.evaluate.generate and dataset.task.kind in ("generation", "long"):
         resamples = config.evaluate.bootstrap
         calibration = judge.calibrate(dataset.users, others, config.seed, resamples)
 
@@ -162,7 +163,11 @@ def run_cell(
         state = of_method(run, method)
         written = cast(Local, run.cohort).written.get(method)
         if calibration and written:
-            for user, found in judge.judged(calibration, written).items():
+            answers = {
+                user: [answer_of(dataset.task, text) for text in texts]
+                for user, texts in written.items()
+            }
+            for user, found in judge.judged(calibration, answers).items():
                 state.metrics[method][user] |= found
         return state
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from ...common.data.metrics import first_line
 from ...common.data.stylometry import content_similarity, features
 from ...common.data.types import User
 from ...common.seeds import numpy_generator
@@ -157,7 +156,7 @@ def calibrate(
 def judged(
     calibration: Calibration, outputs: Mapping[str, Texts]
 ) -> dict[str, dict[str, float]]:
-    """User -> metrics of that user's outputs, all of them together.
+    """User -> metrics of that user's outputs (`answer_of`), all of them together.
 
     Returns
     -------
@@ -168,7 +167,7 @@ def judged(
     """
     users = calibration.users
     places = [i for i, user in enumerate(users) if user.id in outputs]
-    texts = [[first_line(text) for text in outputs[users[i].id]] for i in places]
+    texts = [outputs[users[i].id] for i in places]
     found: dict[str, dict[str, float]] = {}
     for place, written in zip(places, texts, strict=True):
         pairs = zip(written, _held_out(users[place]), strict=True)

@@ -1,11 +1,11 @@
-"""LaMP-1 ... LaMP-7: users from the official files and from the shape used by OPPU.
+"""LaMP and LongLaMP: users from the published files and from the shape used by OPPU.
 
 docs/data.md describes the tasks, and how the text of a user is split.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ...seeds import numpy_generator
 from ...text import printable
 from ..dates import order_of, seconds
 from ..types import Dataset, Item, User
+from . import longlamp
 from .files import records
 from .forms import FORMS, Form
 from .items import (
@@ -58,7 +59,7 @@ def read(config: Config) -> Dataset:
         ``skip-bad-users`` is off; or there are too few users.
     """
     form = FORMS[config.task]
-    name, found = records(Path(config.data).expanduser(), form.task.name)
+    name, found = _records(config.data, form)
     wanted = config.users + config.development_users
     dropped: Counter[str] = Counter()
     names: set[str] = set()
@@ -142,7 +143,7 @@ def everything(path: Path, task: str) -> Iterator[Kept]:
         The file is missing, not JSON, or of another task.
     """
     form = FORMS[task]
-    for index, record in enumerate(records(path, form.task.name)[1]):
+    for index, record in enumerate(_records(str(path), form)[1]):
         try:
             name = name_of(record)
             parts = [(part, entries_of(record, part)) for part in ("profile", "query")]
@@ -154,16 +155,24 @@ def everything(path: Path, task: str) -> Iterator[Kept]:
                 yield _kept(entry, f"{part}[{number}]", name, form, parts[0][1])
 
 
+def _records(data: str, form: Form) -> tuple[str, Iterable[Any]]:
+    """Return the name of what `data` says, and unchecked records in OPPU's shape."""
+    if form.template:
+        return longlamp.records(data, form)
+    return records(Path(data).expanduser(), form.task.name)
+
+
 def _kept(entry: Any, place: str, user: str, form: Form, profile: list[Any]) -> Kept:
     try:
         if place.startswith("query"):
-            dates = [one.get("date") for one in profile if isinstance(one, dict)]
+            dates = [one.get(form.date) for one in profile if isinstance(one, dict)]
             return Kept(user, place, question(entry, place, user, form), _latest(dates))
         prompt, target = pair(entry, place, form)
         bad_if(not prompt.input or not target, EMPTY, f"{place} has no text")
     except BadUserError as bad:
         return Kept(user, place, None, None, (str(bad), bad.reason))
-    return Kept(user, place, Item(f"{user}/{place}", prompt, target), entry.get("date"))
+    item = Item(f"{user}/{place}", prompt, target)
+    return Kept(user, place, item, entry.get(form.date))
 
 
 def _latest(dates: list[Any]) -> Any:
@@ -198,7 +207,8 @@ def _user(record: Any, form: Form, config: Config) -> tuple[User, Counter[str]]:
     profile = without(found, held, form)
     # A user with few questions gets more held-out items from the profile: a mean over one
     # item is too noisy. Not if history pairs have another form than the questions.
-    few = 0 if form.history else min(config.held_out - len(held), len(profile) // 4)
+    same = form.whole and not form.history
+    few = 0 if not same else min(config.held_out - len(held), len(profile) // 4)
     older = profile[: len(profile) - few]
     held += profile[len(profile) - few :]
     history = without(older, held, form)

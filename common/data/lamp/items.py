@@ -94,7 +94,7 @@ def profile_items(
         prompt, target = pair(entry, place, form)
         if prompt.input and target:
             pairs.append(Item(f"{user}/profile/{index}", prompt, target))
-            dates[f"{place}.date"] = entry.get("date")
+            dates[f"{place}.{form.date}"] = entry.get(form.date)
     given = {place: date for place, date in dates.items() if not _is_missing(date)}
     found = _seconds(given)
     if len(found) == len(pairs):
@@ -119,6 +119,11 @@ def is_hollow(question: Any) -> bool:
 def pair(entry: Any, place: str, form: Form) -> tuple[Prompt, str]:
     """Return prompt and target of a profile item, in the form of the task's questions."""
     text = _text(entry, form.source, place)
+    if form.template:
+        fields = {name: _said(entry, name, place) for name in form.others}
+        before, after = form.filled(fields)
+        answer = _answer(entry, form.answer, place, form)
+        return Prompt(before, text, after + form.cue), answer
     if form.answer:
         cue = f" {form.answer}:" if form.history else form.cue
         answer = _answer(entry, form.answer, place, form)
@@ -134,7 +139,8 @@ def _split(question: str, form: Form) -> Prompt:
     """Split a question into instruction and text; of an unknown wording all is text."""
     end = question.rfind(form.stop) if form.stop else len(question)
     start = len(form.question)
-    if not question.startswith(form.question) or end <= start:
+    known = form.question and question.startswith(form.question)
+    if not known or end <= start:
         found = re.match(form.wording, question, re.IGNORECASE)
         if found is None:
             return Prompt("", question, form.cue)
@@ -159,6 +165,19 @@ def _text(entry: Any, name: str, place: str) -> str:
     return clean(_field(entry, name, f"{place}.{name}", str, "a text"))
 
 
+def _said(entry: Any, name: str, place: str) -> str:
+    """Return a field that is a text or a number, as text; a rating of 5.0 is "5.0"."""
+    value = _field(entry, name, f"{place}.{name}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    bad_if(
+        not isinstance(value, str),
+        "wrong type",
+        f"field '{place}.{name}' is neither a text nor a number",
+    )
+    return clean(value)
+
+
 def _answer(entry: Any, name: str, place: str, form: Form) -> str:
     """Return y: a text, or one of the task's labels (4 and 4.0 are "4")."""
     # History pairs of LaMP-1 have texts, although its questions have labels.
@@ -178,7 +197,7 @@ def _answer(entry: Any, name: str, place: str, form: Form) -> str:
 
 def _seconds(dates: Mapping[str, Any]) -> list[float]:
     """Return the dates of a profile as numbers; a date that cannot be read is an error."""
-    place, found = "'date' of 'profile'", list[float]()
+    place, found = "a date of 'profile'", list[float]()
     try:
         order = order_of(dates.values())
         for field, date in dates.items():

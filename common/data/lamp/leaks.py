@@ -28,7 +28,7 @@ class HeldOut:
         other = [
             item.prompt.text.removesuffix(form.cue)
             for item in items
-            if item.prompt.before != form.question
+            if not form.asks(item.prompt.before)
         ]
         self.questions = "".join(f" {_words(question)} |" for question in other)
         parts = (part for question in other for part in _PARTS.split(question))

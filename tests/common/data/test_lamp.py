@@ -35,6 +35,15 @@ SAMPLES = {
         forms.FORMS["LaMP-2"].question + "Asked film {u}",
         "true story",
     ),
+    "LaMP-2N": (
+        lambda u, i: {
+            "text": f"Article {u}.{i}",
+            "title": f"Head {u}.{i}",
+            "category": "style & beauty",
+        },
+        forms.FORMS["LaMP-2N"].question + "Asked {u}",
+        "food & drink",
+    ),
     "LaMP-3": (
         lambda u, i: {"text": f"Review {u}.{i}", "score": str(1 + i % 5)},
         (
@@ -149,6 +158,18 @@ def test_every_task_is_read(tmp_path, task):
             ),
             "3",
         ),
+        (
+            "LaMP-2N",
+            (
+                "Which category does this article relate to among the following "
+                "categories? Just answer with the category name without further "
+                "explanation. categories: [women, religion, politics, style & beauty, "
+                "entertainment, culture & arts, sports, science & technology, travel, "
+                "business, crime, education, healthy living, parents, food & drink] "
+                "article: Article 0.7 category:"
+            ),
+            "style & beauty",
+        ),
         ("LaMP-4", ARTICLE + "Article 0.7 headline:", "Head 0.7"),
         (
             "LaMP-5",
@@ -214,6 +235,13 @@ REWORDED = {
             "\n\nDescription :\tTEXT"
         ),
         "Which tag does this movie relate to? description: TEXT tags: [comedy, action]",
+    ],
+    "LaMP-2N": [
+        (
+            "Which category does this article relate to among the following categories? "
+            f"categories: [{', '.join(sorted(forms.CATEGORIES))}] article: TEXT"
+        ),
+        "Which category is this of? article: TEXT categories: [sports, travel]",
     ],
     "LaMP-3": [
         "What is the rating of the following review on a scale of 1-5? Review:TEXT"
@@ -760,6 +788,23 @@ def test_files_of_another_task(tmp_path):
     _, outputs = official(tmp_path)
     save(tmp_path / "dev_outputs.json", {**outputs, "task": "LongLaMP"})
     assert "set 'data' to other files" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["LaMP_2", "LaMP_2N"])
+def test_the_news_form_has_two_names(tmp_path, name):
+    _, outputs = official(tmp_path, "LaMP-2N")
+    save(tmp_path / "dev_outputs.json", {**outputs, "task": name})
+    assert len(read(tmp_path, "LaMP-2N").users) == 3
+    if name == "LaMP_2N":
+        assert "set task=LaMP-2N" in refused(tmp_path, "LaMP-2")
+    else:
+        assert "field 'query[0].gold' is 'food & drink', not one of" in refused(
+            tmp_path, "LaMP-2"
+        )
+    _, outputs = official(tmp_path, "LaMP-2")
+    save(tmp_path / "dev_outputs.json", {**outputs, "task": "LaMP_2M"})
+    assert len(read(tmp_path, "LaMP-2").users) == 3
+    assert "holds LaMP-2" not in refused(tmp_path, "LaMP-2N")
 
 
 def damage(key, value=None):

@@ -33,7 +33,7 @@ def correlated(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
         ``n`` (users of the smallest line). Two metrics that no line has both of are left
         out, and so are lines of fewer than five users, or where all have the same value.
     """
-    from scipy.stats import spearmanr  # comes with the extra [server]
+    from scipy.stats import rankdata  # comes with the extra [server]
 
     lines = _gains(study, done)
     found: list[dict[str, Any]] = []
@@ -43,7 +43,8 @@ def correlated(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
             both = [(p[one], p[other]) for p in people if one in p and other in p]
             columns = np.array(both).T
             if len(both) >= FEWEST and all(len(set(column)) > 1 for column in columns):
-                rhos.append(float(spearmanr(*columns)[0]))
+                ranks = [rankdata(column) for column in columns]
+                rhos.append(float(np.corrcoef(ranks)[0, 1]))
                 counts.append(len(both))
         if rhos:
             ends = {"mean": float(np.mean(rhos)), "least": min(rhos), "most": max(rhos)}

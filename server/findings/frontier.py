@@ -77,8 +77,8 @@ def _point(
     for axis in AXES:
         people: dict[tuple[int, str], list[float]] = {}
         found = values(side, _claim(given[axis], side, side), done)
-        for (_, *person), value in found.items():
-            people.setdefault((person[0], person[1]), []).append(value)
+        for (_, person, user), value in found.items():
+            people.setdefault((person, user), []).append(value)
         if len(people) < 2:
             return {}
         point[axis] = results.bootstrap(means_of(people), seed=0)

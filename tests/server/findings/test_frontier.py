@@ -2,11 +2,13 @@
 
 import json
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from idiolect.common.config import Scalar
 from idiolect.server.findings.frontier import dominated, frontier
 from idiolect.server.findings.page import markdown, write_pages
 from idiolect.server.findings.plot import frontier_svg
@@ -15,8 +17,10 @@ from idiolect.server.study.declaration import Study
 
 from .cells import cell
 
-STRENGTHS = ["1", "2", "3"]
-NAMED = {"way": {s: {"personalise.strength": s} for s in STRENGTHS}}
+STRENGTHS: list[Scalar] = ["1", "2", "3"]
+NAMED: dict[str, dict[str, dict[str, Scalar]]] = {
+    "way": {str(s): {"personalise.strength": s} for s in STRENGTHS}
+}
 
 
 def made(own: float, common: float, noise: float, seed: int) -> dict[str, float]:
@@ -44,7 +48,7 @@ def cells(gain: float = 0.2, cost: float = 0.0, noise: float = 0.01) -> list[dic
 
 
 def study(**more) -> Study:
-    plot = {"x": "way", "metric": "own"}
+    plot: dict[str, Any] = {"x": "way", "metric": "own"}
     plot["frontier"] = {"x": "common", "y": "own", "along": "way"} | more
     grid = {"seed": [0], "way": STRENGTHS}
     return Study("s", "Small", "Why?", {}, grid, plot=plot, named=NAMED)

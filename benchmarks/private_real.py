@@ -79,7 +79,7 @@ EPSILONS = 8.0, 3.0, 1.0
 COHORTS = 24, 100, 1_000, 10_000, 100_000
 DRAWS, VOTE_DRAWS = 3, 20
 ITEMS = 2  # held-out texts of each author that are measured
-LENGTHS = [0.05 * 2**k for k in range(10)]  # of a clipped update, to choose from
+LENGTHS = [0.8 * 2**k for k in range(8)]  # of a clipped update, to choose from
 # Of the signal's length: less noise than this is drawn once.
 FAINT = 0.1
 # Nats per token above the model without adapter: more noise is not measured then.

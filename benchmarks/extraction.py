@@ -496,9 +496,8 @@ NOT_TRIED = """
   ([device](device.md)). `idiolect forget` before an export removes a text, and trains
   again without it.
 
-A low exposure here is no promise: {each} secrets for each line of the first table are
-few, and a better attack finds more. Give an adapter only to people who may read the
-texts.
+A low exposure here is no promise: the secrets are few, and a better attack finds more.
+Give an adapter only to people who may read the texts.
 """
 
 
@@ -542,8 +541,11 @@ def page(report: dict[str, Any]) -> str:
     )
     tail = NOT_TRIED.format(
         methods=" and ".join(f"`{method}`" for method in METHODS),
-        each=len(OWNERS),
     )
+    names = [name_of(*cell) for cell in cells()]
+    missing = [f"`{name}`" for name in names if name not in report["cells"]]
+    if missing:
+        head += f"**Not finished.** Not measured yet: {', '.join(missing)}.\n\n"
     measured_at = (
         f"Measured at {origin['commit']}, {origin['day']}. "
         f"{sum(used)} of the {len(used)} adapters passed the judgement of new adapters; "

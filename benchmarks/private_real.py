@@ -79,7 +79,7 @@ EPSILONS = 8.0, 3.0, 1.0
 COHORTS = 24, 100, 1_000, 10_000, 100_000
 DRAWS, VOTE_DRAWS = 3, 20
 ITEMS = 2  # held-out texts of each author that are measured
-LENGTHS = [0.05 * 2**k for k in range(10)]  # of a clipped update, to choose from
+LENGTHS = [0.8 * 2**k for k in range(8)]  # of a clipped update, to choose from
 # Of the signal's length: less noise than this is drawn once.
 FAINT = 0.1
 # Nats per token above the model without adapter: more noise is not measured then.
@@ -150,7 +150,7 @@ def gradients(
         path = kept / f"gradient-{file_name(user.id)}.npz"
         if not path.exists():
             part = path.with_suffix(".part.npz")
-            np.savez(part, **gradient(reference, user, config))
+            np.savez(part, allow_pickle=False, **gradient(reference, user, config))
             part.rename(path)
             print(f"update of {user.id}", flush=True)
         with np.load(path) as one:
@@ -474,6 +474,9 @@ def page(report: Mapping[str, Any]) -> str:
             faint=FAINT,
         )
     ]
+    done = [name_of(one) for one in adapter["settings"]]
+    if missing := [one.name for one in SETTINGS if one.name not in done]:
+        blocks.append(f"\n**Not finished.** Not measured yet: {'; '.join(missing)}.\n")
     sizes = ", ".join(f"{size:,}" for size in COHORTS)
     blocks.append(USABLE.format(sizes=sizes) + usable_table(adapter))
     for epsilon in EPSILONS:

@@ -299,17 +299,22 @@ def unlabeled(pairs: Sequence[Pair]) -> list[str]:
         (replace(PAPER, extra=("8 dislikes",)), PAPER),
         (replace(SFT, extra=("crossed strength",)), SFT),
     ]  # fmt: skip
-    rows, better = [], []
+    rows, better, missing = [], [], []
     for one, other in asked:
         name = f"{one.words} against {other.words}"
         found = {metric: tally(pairs, one, other, metric) for metric in METRICS}
-        rows.append([name, *map(brief, found.values())])
+        if any(found.values()):
+            rows.append([name, *map(brief, found.values())])
+        else:
+            missing.append(name)
         for metric in METRICS if other.method in ("positives", "sft") else ():
             if where := found[metric].get("better"):
                 better.append(f"{name}, {METRICS[metric]}: {'; '.join(where)}")
     lines = lines_of(["", *METRICS.values()], rows)
     if not better:
         better = ["nothing, nowhere"]
+    if missing:
+        lines += ["", f"Not measured: {'; '.join(missing)}."]
     head = "Shown to be better than the positive term alone, or than SFT:"
     return [*lines, "", head, "", *(f"- {one}" for one in better)]
 
@@ -342,8 +347,9 @@ def costs() -> list[str]:
             "MB stored per user",
             "CPU ms per written token, prompt included",
         ]
-        lines += [*lines_of(heads, rows), ""]
-    lines = lines or ["Seconds by method: not measured.", ""]
+        rows_of = lines_of(heads, rows)
+        lines += [*rows_of, "", f"Measured once, at {found['origin']['commit']}."]
+    lines = lines or ["Seconds by method: not measured."]
     return lines + beside_the_model()
 
 
@@ -362,7 +368,6 @@ def beside_the_model() -> list[str]:
             f"With 32 own and 32 unlabeled texts C-BPO takes {free}, or {tight} (SmolLM2, "
             "one thread; [performance](performance.md))."
         ),
-        "",
     ]
 
 
@@ -383,9 +388,9 @@ def limits(
         (
             "- Models: "
             + ", ".join(f"{name} in {n} situations" for name, n in models.items())
-            + ". Nothing is known here of larger ones."
+            + f". Histories have {lengths[0]} to {lengths[-1]} texts. Nothing is known "
+            "here of larger models or longer histories."
         ),
-        f"- Histories have {lengths[0]} to {lengths[-1]} texts.",
         (
             f"- {undecided} of {len(pairs)} comparisons are undecided: the users are too "
             "few to tell, which is not the same as no difference."
@@ -444,8 +449,7 @@ def page(folder: Path = FINDINGS) -> str:
         "## What it costs",
         "",
         *costs(),
-        SET.strip(),
-        "",
+        SET,
         *unlabeled(pairs),
         "",
         "## What this does not show",

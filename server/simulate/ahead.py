@@ -37,7 +37,7 @@ def forecast(plan: Plan) -> Forecast:
         ("ahead", "", False): age(),
         ("start", "", False): STARTS * found["start"],
         **phases,
-        ("end", "", False): ENDS,
+        ("end", "", False): ENDS * found["start"],
     }
     node = max(found["peak"], found["loaded"] + HEAP * count.memory)
     return Forecast(

@@ -10,7 +10,7 @@ projection, float32):
 `cold`, `warm`  this engine with C-BPO: alpha, reference scores, training. Cold computes
                 the reference scores; warm finds them, as every method after the first does
 `small`         `cold` with `engine.microbatch=8`: half of a step's rows at once
-`bounded`       `cold` with `engine.memory=600`: more than a process that has read all
+`bounded`       `cold` with `engine.memory=550`: more than a process that has read all
                 weights grows by, since they are given back during the training
 `tight`         `cold` in 1.5 times the least `engine.memory` that works, and no weight is
                 read before; `total` is the whole process, its libraries included
@@ -51,7 +51,7 @@ PEERS = (*OURS, "trl", "trl-cached", "sft", "limit")
 USUAL = ("cold", "warm", "small", "trl", "trl-cached", "sft", "limit")
 METHOD, RATE = "c-bpo", 3e-3
 # Megabytes for training. Weights are given back meanwhile, so the process grows by less.
-BOUND = 600
+BOUND = 550
 TIGHT = 1.5  # times the least budget
 # Name -> parts of the names of operations; the first that fits counts.
 SHARES = {

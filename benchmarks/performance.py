@@ -14,7 +14,7 @@ NAMES = {
     "cold": "idiolect, C-BPO, cold",
     "warm": "idiolect, C-BPO, warm reference scores",
     "small": "idiolect, C-BPO, cold, half of a step's rows at once",
-    "bounded": "idiolect, C-BPO, cold, engine.memory=300",
+    "bounded": "idiolect, C-BPO, cold, engine.memory={bound}",
     "trl": "trl KTOTrainer + peft",
     "trl-cached": "trl KTOTrainer + peft, precomputed reference",
     "trl-bco": "trl 1.8.0 BCOTrainer + peft",
@@ -105,10 +105,12 @@ def one_user(found: dict[str, Any]) -> list[str]:
         "| peer | seconds | CPU seconds | MiB above the backbone | MiB in all |",
         "| --- | --- | --- | --- | --- |",
     ]
+    bound = found.get("bound", 300)  # of results before it was kept
     for peer, row in medians.items():
         total = f"{row['total'] / 2**20:.0f}" if "total" in row else ""
+        name = NAMES[peer].format(bound=bound)
         lines.append(
-            f"| {NAMES[peer]} | {row['seconds']:.2f} | {row['cpu']:.2f} "
+            f"| {name} | {row['seconds']:.2f} | {row['cpu']:.2f} "
             f"| {row['bytes'] / 2**20:.0f} | {total} |"
         )
     real = "bounded" in medians

@@ -27,6 +27,7 @@ from ..common.command import (
 )
 from ..common.errors import IdiolectError, Impossible
 from ..common.files import home
+from ..common.process import age
 from ..common.text import lines, printable, shown, tell, tell_json, tell_sentence
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def _study(options: argparse.Namespace) -> None:
             tell(f"study {name}: {count} finished cells are taken from {stored}")
     if options.plan:
         return _planned(declared, place)
+    since = 0.0
     for study in declared:
         tell(f"study {study.name} in {place / study.name}")
         if study.audit is not None:
@@ -96,7 +98,7 @@ def _study(options: argparse.Namespace) -> None:
 
             found = audit.run_study(study, place / study.name, tell)
         else:
-            ahead = _ahead(study, place / study.name)
+            ahead = _ahead(study, place / study.name, since)
             done = run_study(study, place / study.name, tell, ahead, kept[study.name])
             found = summary(study, done)
         _tell_markdown(markdown(found))
@@ -104,6 +106,7 @@ def _study(options: argparse.Namespace) -> None:
         write_json(written, found)
         if options.findings:
             store(written, options.findings, study.name)
+        since = age()
     if options.findings:
         tell(f"findings: {write_pages(options.findings)}")
 
@@ -113,21 +116,26 @@ def _planned(declared: "Sequence[Study]", place: Path) -> None:
     from .forecast.estimate import table
     from .study.ahead import forecast
 
+    since = 0.0
     for study in declared:
         if study.audit is not None:
             tell(f"study {study.name}: an audit has no forecast; it takes minutes")
             continue
         tell(f"study {study.name}")
-        tell(table(forecast(study, place / study.name)[0]))
+        tell(table(forecast(study, place / study.name, since)[0]))
+        since = age()
 
 
-def _ahead(study: "Study", folder: Path) -> "list[float]":
-    """Say what a study will take; return the seconds of each of its cells."""
+def _ahead(study: "Study", folder: Path, since: float) -> "list[float]":
+    """Say what a study will take; return the seconds of each of its cells.
+
+    `since`: age of this process when it began with the study.
+    """
     from .study.ahead import forecast
 
     tell_sentence("measuring this machine, which takes some seconds")
     try:
-        ahead, cells = forecast(study, folder)
+        ahead, cells = forecast(study, folder, since)
     except Impossible:
         raise
     except IdiolectError as error:

@@ -9,7 +9,7 @@ owner's own prompts, so no other text is needed. What was disliked is a known ne
 
 import contextlib
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from ...common.errors import IdiolectError, refuse_if, required, words_of
 from ...common.files import make_private, private_folder
 from ...common.methods import acceptance, strength
 from ...common.methods.evaluation import held_out_nll
-from ...common.methods.personalise import personalise
+from ...common.methods.personalise import Personal, personalise
 from ...common.unlabeled.sets import UnlabeledSet
 from . import adapters, history, interrupted, limits, resident
 from .adapters import Change, Version
@@ -143,10 +143,7 @@ def train(
         make = partial(personalise, reference, [user], UnlabeledSet(), method, rate)
         # No part of the name: it changes no result.
         planned = _planned(config, chosen, loaded.backbone.device)
-        try:
-            (found,) = make(planned, followed)
-        except TooLittleMemory as error:  # the plan was a wish, the limit is not
-            (found,) = make(_with_memory(planned, error.least), followed)
+        (found,) = _within(planned, lambda config: make(config, followed))
         if found.lora is None:
             interrupted.drop(vault)
         lora = required(found.lora, found.error)
@@ -171,6 +168,18 @@ def _planned(config: Config, chosen: Mapping[str, str], device: torch.device) ->
     else:
         left = min(USUAL, free_bytes(device) / 2**20)
     return _with_memory(config, max(1, int(left)))
+
+
+def _within(
+    planned: Config, make: Callable[[Config], list[Personal]]
+) -> list[Personal]:
+    """What is made within the plan, or in more memory: it was a wish, the limit is not."""
+    try:
+        return make(planned)
+    except TooLittleMemory as error:
+        least = error.least
+    # Not in the clause above: the error holds all that the first try has in memory.
+    return make(_with_memory(planned, least))
 
 
 def _with_memory(config: Config, megabytes: int) -> Config:

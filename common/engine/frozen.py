@@ -6,6 +6,7 @@ the numbers are those of a float32 copy, in half of its memory, or in none where
 mapped (`mapped`). A wide vocabulary is read in blocks for the same reason.
 """
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,9 +88,31 @@ def _blocks(linear: Frozen, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]
     for start in range(0, linear.out_features, size):
         part = slice(start, start + size)
         rows = linear.weight[part]
-        yield part, rows.to(dtype)
+        yield part, rows if rows.dtype == dtype else _widened(rows, dtype)
         if linear.regions:
             give_back(iter([rows]), linear.regions)
+
+
+class _Place(threading.local):
+    """Where a thread widens a block, and the next block after it.
+
+    New memory for each would leave holes of 16 MB in the heap, which grows by them when
+    something small comes to lie in one.
+    """
+
+    numbers = torch.empty(0)
+
+
+_place = _Place()
+
+
+def _widened(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of rows in another dtype, until the next one."""
+    numbers = _place.numbers
+    if numbers.dtype != dtype or numbers.numel() < rows.numel():
+        size = max(BLOCK, rows.numel())
+        numbers = _place.numbers = torch.empty(size, dtype=dtype)
+    return numbers[: rows.numel()].view(rows.shape).copy_(rows)
 
 
 def freeze(model: nn.Module, dtype: torch.dtype) -> None:

@@ -33,7 +33,9 @@ RESERVE = 0.2  # of what is free: for other programs, and for what no shape tell
 OPTIMISER = 6  # numbers per trained number: gradient, two moments, intermediate results
 COPIES = 3  # of logits: they, their log-softmax, and its gradient; see scoring.WIDE
 GAPS = 1.2  # memory taken per byte in use where layers are computed again: measured
-TRIMMED = 4  # layers after which freed memory is returned
+# Layers after which freed memory is returned where rows are split. Else there is room for
+# what two layers leave: once in a pass will do, and the kernel clears less.
+TRIMMED = 4
 # Names of malloc's parameters; the most for the first that glibc takes, and two values of
 # the second.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
@@ -245,6 +247,7 @@ def recomputed(
         return
     chosen = [backbone.model.model.layers[number] for number in saving.layers]
     stays = products(backbone, saving.layers)[: saving.products]
+    spacing = TRIMMED if saving.passes > 1 else len(chosen)
     for number, layer in zip(saving.layers, chosen, strict=True):
         place = f"model.layers.{number}."
         leaves = [
@@ -254,7 +257,7 @@ def recomputed(
             if name.startswith(place) and tensor.requires_grad
         ]
         modules = [layer.get_submodule(name) for at, name, _ in stays if at == number]
-        trims = number % TRIMMED == 0 or number == saving.layers[-1]
+        trims = (saving.layers[-1] - number) % spacing == 0
         plan = _Plan(_unread(layer), modules, leaves, trims, layer, backbone.regions)
         layer.forward = partial(_again, layer.forward, plan)
     _malloc(mmap_from=MOST, trim_from=ALL)

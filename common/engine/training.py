@@ -400,11 +400,12 @@ def train(
             found = _backward(backbone, now, objective, saving, lower)
             rates = [learning_rate(settings, t, length) for length in lengths]
             rates = torch.tensor(rates, device=backbone.device)
-            gradient = weights.gradient()
+            gradient = weights.gradient()  # not kept during the next backward pass
             if settings.optimizer == "sgd":
                 sgd_step(weights.flat, gradient, rates, settings.clip)
             else:
                 state = adam_step(weights.flat, gradient, state, rates, settings.clip)
+            del gradient
             refresh()
             means = found.means
             active = rates.cpu() > 0

@@ -8,16 +8,12 @@ the nodes will.
 import json
 import resource
 import sys
-import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ...common.config import parse
 from ...common.errors import IdiolectError, Impossible
-from ...common.process import peak_mb
-
-BEGAN = time.monotonic()
+from ...common.process import age, peak_mb
 
 
 def look(job: dict[str, Any]) -> dict[str, Any]:
@@ -61,16 +57,6 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
             }
         )
     return found | {"peak": peak_mb()}
-
-
-def age() -> float:
-    """Seconds since this process was started (Linux), or since this module was read."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        up = float(Path("/proc/uptime").read_text().split()[0])
-        return up - int(fields[19]) / 100
-    except OSError:
-        return time.monotonic() - BEGAN
 
 
 def main() -> None:

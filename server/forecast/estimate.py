@@ -14,8 +14,9 @@ from .parts import Count, Part
 
 EXCHANGE = 0.3  # seconds in which an exchange waits for messages (`run/exchange.py`)
 # A simulation starts its own process, Ray, and the nodes, one after the other; a node takes
-# as long as the process that counted.
-STARTS = 2.5
+# as long as the process that counted. At the end they close, and results are shown: that
+# takes about as long as one start, on a busy machine too.
+STARTS, ENDS = 2.5, 1.0
 LEAST = 0.05  # share of the whole from which on a saving is worth a line
 MOST = 4  # lines of savings
 MB = 1 << 20
@@ -28,7 +29,7 @@ class Forecast:
     Attributes
     ----------
     seconds
-        From its start to its results.
+        From the command that asks to its end: this forecast, the start and the end too.
     memory, free
         MB: of all its processes at their peak together, and what is free now.
     shares
@@ -48,11 +49,13 @@ class Forecast:
 
     @property
     def phases(self) -> float:
-        """Seconds of all phases, without the start."""
-        return self.seconds - self.shares.get(("start", "", False), 0.0)
+        """Seconds of all phases, without what is around them."""
+        around = (self.shares.get((name, "", False), 0.0) for name in AROUND)
+        return self.seconds - sum(around)
 
 
 Shares = dict[tuple[str, str, bool], float]
+AROUND = ("ahead", "start", "end")  # what a job does before and after its phases
 
 
 def shares_of(count: Count, parts: Iterable[Part], exchange: float) -> Shares:
@@ -195,7 +198,9 @@ PHASES = {
     "training": "training",
     "scores": "scores",
     "generation": "outputs",
+    "ahead": "this forecast",
     "start": "start",
+    "end": "end",
 }
 
 
@@ -214,7 +219,7 @@ def size(megabytes: float) -> str:
 
 def short(forecast: Forecast) -> str:
     """Return time and memory in one line."""
-    return f"about {duration(forecast.seconds)}, {size(forecast.memory)}"
+    return f"about {duration(forecast.seconds)} in all, {size(forecast.memory)}"
 
 
 def warning(forecast: Forecast) -> str:

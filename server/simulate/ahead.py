@@ -3,10 +3,10 @@
 import os
 
 from ...common.engine.rates import with_rates
-from ...common.process import free_mb
+from ...common.process import age, free_mb
 from ..forecast import estimate
 from ..forecast.ask import look
-from ..forecast.estimate import EXCHANGE, STARTS, Forecast
+from ..forecast.estimate import ENDS, EXCHANGE, STARTS, Forecast
 from .environment import CHOSEN, inherited
 from .plan import Plan
 
@@ -32,14 +32,19 @@ def forecast(plan: Plan) -> Forecast:
     threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment = {**threads, **inherited(os.environ), **CHOSEN}
     (count,), found = look([config], plan.nodes, plan.nodes, environment)
-    begins = STARTS * found["start"]
-    shares = estimate.shares_of(count, count.parts, EXCHANGE)
+    phases = estimate.shares_of(count, count.parts, EXCHANGE)
+    shares = {
+        ("ahead", "", False): age(),
+        ("start", "", False): STARTS * found["start"],
+        **phases,
+        ("end", "", False): ENDS * found["start"],
+    }
     node = max(found["peak"], found["loaded"] + HEAP * count.memory)
     return Forecast(
-        seconds=begins + sum(shares.values()),
+        seconds=sum(shares.values()),
         memory=plan.nodes * (node + LIBRARIES_MB) + found["bare"] + LIBRARIES_MB,
         free=free_mb(),
-        shares={("start", "", False): begins, **shares},
+        shares=shares,
         savings=estimate.savings(config, count, count.parts, EXCHANGE),
         weights=estimate.weights_of(config, count),
     )

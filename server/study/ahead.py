@@ -7,7 +7,7 @@ from typing import Any
 
 from ...common.config import Config, flatten
 from ...common.config.keys import POOL, SHARED
-from ...common.process import free_mb
+from ...common.process import age, free_mb
 from ..forecast import estimate
 from ..forecast.ask import look
 from ..forecast.estimate import Forecast, Shares
@@ -34,8 +34,12 @@ SAME = (
 )
 
 
-def forecast(study: Study, folder: Path) -> tuple[Forecast, list[float]]:
+def forecast(
+    study: Study, folder: Path, since: float = 0.0
+) -> tuple[Forecast, list[float]]:
     """Count the cells that are left, each with what the cells before it do not share.
+
+    `since`: age of this process when it began with the study, in seconds.
 
     Returns
     -------
@@ -60,7 +64,10 @@ def forecast(study: Study, folder: Path) -> tuple[Forecast, list[float]]:
     counts, found = look([*distinct.values()], 1, 1, os.environ, only)
     counted = dict(zip(distinct, counts, strict=True))
     made: set[tuple[str, str]] = set()
-    shares: Shares = {("start", "", False): found["start"]}
+    shares: Shares = {
+        ("ahead", "", False): age() - since,
+        ("start", "", False): found["start"],
+    }
     saved: dict[str, float] = {}
     seconds: list[float] = []
     for one in todo:

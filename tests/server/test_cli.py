@@ -262,7 +262,7 @@ def test_the_exit_code_is_that_of_the_run(
     arguments = ["simulate", LAMP, "-c", f"run.folder={tmp_path}", "-c", "users=3"]
     assert cli.main(arguments) == code
     said = capsys.readouterr()
-    assert "about 65 min, 3.1 GB\n" in said.out
+    assert "about 65 min in all, 3.1 GB\n" in said.out
     assert "warning: this needs about 3.1 GB and 2.0 GB are free" in said.err
     assert ("c-bpo - sft" in said.out) == (code == 0)
     assert ("error: the sky fell" in said.err) == (code == 1)
@@ -277,7 +277,7 @@ def test_a_plan_says_where_time_goes_and_begins_nothing(
     words = ["simulate", LAMP, "--plan", "--output-dir", str(place), "-c", "users=3"]
     assert cli.main(words) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "about 65 min, 3.1 GB; 2.0 GB are free" in said
+    assert "about 65 min in all, 3.1 GB; 2.0 GB are free" in said
     assert "shared adapter 65 min 100%" in said
     assert "adapt.rounds=2 30 min" in said
     assert not place.exists()

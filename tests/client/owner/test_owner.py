@@ -2,6 +2,7 @@
 
 import json
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -302,12 +303,15 @@ def test_a_training_is_planned_to_fit_into_the_memory_that_the_owner_allows(
 
 def test_a_plan_that_is_too_small_is_given_what_a_training_needs(vault, monkeypatch):
     """The plan leaves room for what no shape tells; the owner's limit is another."""
-    seen = []
+    seen, held = [], []
 
     def train(_reference, _users, _unlabeled, _method, _rate, config, _watch):
         seen.append(config.engine.memory)
         if len(seen) == 1:
+            moments = torch.zeros(8)
+            held.append(weakref.ref(moments))
             raise TooLittleMemory(35 << 20, 77 << 20)
+        assert held[0]() is None  # what the first try had in memory is free
         raise IdiolectError("enough")
 
     monkeypatch.setattr(owner, "personalise", train)

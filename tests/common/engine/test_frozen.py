@@ -113,3 +113,19 @@ def test_other_models_are_loaded_as_before(model_folder, tmp_path, which):
         found = load_backbone(str(folder), "float32", "cpu", 96)
         assert torch.equal(found.model.model.norm.weight, tensors[name])
     assert not any(isinstance(m, Frozen | Widened) for m in found.model.modules())
+
+
+def test_blocks_are_widened_in_one_place(monkeypatch):
+    """New memory for each would leave holes of its size in the heap."""
+    monkeypatch.setattr(frozen, "BLOCK", 3 * 16)
+    linear = torch.nn.Linear(16, 20, bias=False, dtype=torch.bfloat16)
+    linear.requires_grad_(False).__class__ = Frozen
+    blocks = [(part, block) for part, block in frozen._blocks(linear, torch.float32)]
+    assert len({block.data_ptr() for _, block in blocks}) == 1
+    assert {block.numel() for _, block in blocks} == {3 * 16, 2 * 16}
+    part, last = blocks[-1]
+    assert torch.equal(last, linear.weight[part].float())
+    # A matrix that needs no widening is not copied.
+    linear.to(torch.float32)
+    _, block = next(frozen._blocks(linear, torch.float32))
+    assert block.data_ptr() == linear.weight.data_ptr()

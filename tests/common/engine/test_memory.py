@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from idiolect.common.engine import memory
 from idiolect.common.engine.adapters import Lora, attached
 from idiolect.common.engine.backbone import FAMILIES, Encoded, load_backbone
 from idiolect.common.engine.memory import (
@@ -126,6 +127,22 @@ def test_recomputed_layers_keep_less(tmp_path):
     plain = kept(backbone, lora, row)
     with recomputed(backbone, lora, Saving(0, 5)):
         assert kept(backbone, lora, row) < plain / 3
+
+
+@pytest.mark.parametrize(("passes", "times"), [(1, 2), (2, 4)])
+def test_freed_memory_is_returned_often_only_where_rows_are_split(
+    tmp_path, monkeypatch, passes, times
+):
+    folder = write_model(tmp_path, "llama", num_hidden_layers=6)
+    backbone = load_backbone(str(folder), "float32", "cpu", 128)
+    lora = trainable(adapter(backbone, "u", 1))
+    returns: list[int] = []
+    saving = Saving(0, 5, passes=passes)
+    with attached(backbone, lora), recomputed(backbone, lora, saving):
+        monkeypatch.setattr(memory, "_malloc", lambda **given: returns.append(1))
+        completion_logp(backbone, collate(backbone, ROWS)).sum().backward()
+        monkeypatch.undo()
+    assert len(returns) == times  # forward and backward
 
 
 def test_products_are_kept_before_layers_and_all_within_the_budget(tmp_path):

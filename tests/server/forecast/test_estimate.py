@@ -17,6 +17,8 @@ from idiolect.server.forecast.estimate import Forecast
 from idiolect.server.forecast.parts import Count, Part, Speed, Work
 from idiolect.server.run import work
 from idiolect.server.run.budget import Population
+from idiolect.server.simulate import ahead as run_ahead
+from idiolect.server.simulate import plan as planning
 from idiolect.server.simulate.progress import Display
 from idiolect.server.study import ahead
 from idiolect.server.study.declaration import read_study
@@ -117,12 +119,27 @@ def test_the_time_left_begins_with_the_forecast_and_follows_the_run(
     assert without._left(0.5) == "about 60 s left"
 
 
+def test_a_plan_counts_from_the_command_to_its_end(tmp_path: Path, monkeypatch) -> None:
+    """Its own seconds, the start of Flower, Ray and the nodes, and the end."""
+    found = {"start": 4.0, "bare": 1.0, "loaded": 100.0, "peak": 150.0}
+    monkeypatch.setattr(run_ahead, "look", lambda *_: ([COUNT], found))
+    monkeypatch.setattr(run_ahead, "age", lambda: 17.0)
+    words = ["methods=shared,sft", "users=2"]
+    made = run_ahead.forecast(planning.prepare(Path(LAMP), words, 2, tmp_path))
+    phases = estimate.total(COUNT, PARTS, estimate.EXCHANGE)
+    around = (estimate.STARTS + estimate.ENDS) * 4
+    assert made.seconds == pytest.approx(17 + around + phases)
+    assert made.phases == pytest.approx(phases)
+    told = estimate.table(made)
+    assert "this forecast" in told and "start" in told
+
+
 def test_too_little_memory_is_said() -> None:
     enough = Forecast(60.0, 3000.0, 3001.0, {})
     assert estimate.warning(enough) == ""
     short = Forecast(60.0, 3000.0, 512.0, {})
     assert "about 2.9 GB and 512 MB are free" in estimate.warning(short)
-    assert estimate.short(short) == "about 60 s, 2.9 GB"
+    assert estimate.short(short) == "about 60 s in all, 2.9 GB"
 
 
 @pytest.mark.parametrize(
@@ -150,12 +167,14 @@ def test_cells_that_share_work_are_foreseen_once(tmp_path: Path, monkeypatch) ->
         return [Count(parts, SPEED, memory=80.0) for _ in configs], found
 
     monkeypatch.setattr(ahead, "look", look)
-    found, cells = ahead.forecast(study, tmp_path)
+    monkeypatch.setattr(ahead, "age", lambda: 12.0)
+    found, cells = ahead.forecast(study, tmp_path, since=3.0)
     # Seeds are alike; the two ratios are not.
     assert [config.unlabeled.ratio for config in asked] == [1.0, 2.0]
     # Of one seed, the second ratio has the adapter and SFT of the first.
     assert cells == pytest.approx([50 + 14 + 20, 20, 50 + 14 + 20, 20])
-    assert found.seconds == pytest.approx(5 + sum(cells))
+    assert found.seconds == pytest.approx(9 + 5 + sum(cells))
+    assert found.phases == pytest.approx(sum(cells))
     assert found.memory == pytest.approx(180)
     assert dict(found.savings)["seed: one of 2 less"] == pytest.approx(sum(cells) / 2)
 

@@ -227,6 +227,13 @@ OF_SERVER = (
     Case("show never", "no run 'never'"),
     Case("show begun", "no results"),
     Case("show damaged", "is damaged"),
+    Case("compare", "required: RUN"),
+    Case("compare never seen", "no run 'never'"),
+    Case("compare seen", "two runs or more"),
+    Case("compare seen begun", "no results"),
+    Case("compare seen noisy", "no values per user"),
+    Case("compare seen early", "does not say"),
+    Case("compare seen unseen", "other users"),
     Case("audit never", "no run 'never'"),
     # a server of devices
     Case("keys init a/b --at new", "is not a host name or an address"),
@@ -498,6 +505,15 @@ def _prepare_gguf(folder: Path) -> None:
 def _prepare_server(folder: Path) -> None:
     """Folders of servers and runs, each with one thing wrong."""
     runs, config = folder / "home" / "runs", parse({"users": 8})
+    for name, users, identity in (
+        ("seen", {"u": {}}, {"measured": "a"}),
+        ("unseen", {"v": {}}, {"measured": "b"}),
+        ("early", {"u": {}}, None),
+        ("noisy", {}, {"measured": "a"}),
+    ):
+        found = {"users": users, "identity": identity, "run": {"task": "headline"}}
+        (runs / name).mkdir()
+        (runs / name / "results.json").write_text(json.dumps(found))
     for name, text in (
         ("older", 'magic = "yes"\n'),
         ("other", to_toml(config)),

@@ -25,7 +25,7 @@ from ..common.command import (
     new_parser,
     on_interrupt,
 )
-from ..common.errors import IdiolectError, Impossible
+from ..common.errors import IdiolectError, Impossible, refuse_if
 from ..common.files import home
 from ..common.process import age
 from ..common.text import lines, printable, shown, tell, tell_json, tell_sentence
@@ -395,6 +395,25 @@ def _show(options: argparse.Namespace) -> None:
         results.render(found, _console(), whole=True)
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from .run import compare, results
+
+    folder = options.output_dir
+    names = [
+        results.find(folder, name).name for name in options.names
+    ]  # of `latest`, too
+    runs = {name: results.load(folder, name) for name in names}
+    refuse_if(
+        len(runs) < len(options.names) or len(runs) < 2,
+        "compare takes two runs or more, each once: `idiolect-server runs` lists them.",
+    )
+    found = compare.compare(runs)
+    if options.json:
+        tell_json(found, 2)
+    else:
+        compare.render(found, _console())
+
+
 def _console() -> "Console":
     """Return a console; 120 columns if neither a terminal nor COLUMNS sets the width."""
     from .run.results import console
@@ -601,6 +620,22 @@ COMMANDS = (
     ),
     Command("runs", _runs, "list runs, oldest first", (JSON, RUNS)),
     Command("show", _show, "print the results of a run", (JSON, RUN, RUNS)),
+    Command(
+        "compare",
+        _compare,
+        "compare runs user by user, the others with the first",
+        (
+            JSON,
+            given(
+                "names",
+                nargs="+",
+                metavar="RUN",
+                help="names of runs, the first before",
+            ),
+            RUNS,
+        ),
+        " They must have measured the same users on the same texts.",
+    ),
     Command(
         "audit",
         _audit,

@@ -220,6 +220,7 @@ def test_a_server_shows_only_what_prints(tmp_path, capfd, monkeypatch):
         ["show", NAME, *at],
         ["show", NAME, "--json", *at],
         ["show", f"no {NAME}", *at],
+        ["compare", NAME, f"{NAME} 2", *at],
         ["audit", NAME, *at],
         ["study", NAME],
         ["simulate", NAME],

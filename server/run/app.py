@@ -42,6 +42,7 @@ from . import results, work
 from .adapt import adapt
 from .budget import new_ledger, population_of
 from .checkpoint import RunFolder, load, open_run, point_back, point_latest
+from .entry import entry, identity_of
 from .hello import Identity, hello, identity
 from .live import Journal, LiveRun
 from .personalise import alphas, evaluate, mean_log, personalise
@@ -196,7 +197,7 @@ def carry_out(run: LiveRun, ours: Identity) -> None:
             phase(run)
     finally:
         run.inbox.close()
-    finish(run, *left_out)
+    finish(run, ours, *left_out)
 
 
 def first_contact(run: LiveRun, ours: Identity) -> tuple[dict[str, int], int]:
@@ -267,13 +268,17 @@ def announce(folder: RunFolder, journal: Journal) -> None:
     )
 
 
-def finish(run: LiveRun, dropped: Mapping[str, int], truncated: int) -> None:
+def finish(
+    run: LiveRun, ours: Identity, dropped: Mapping[str, int], truncated: int
+) -> None:
     """Write ``results.json`` and show the table.
 
     Parameters
     ----------
     run
         Whose phases are over.
+    ours
+        Its backbone, as the nodes have it.
     dropped, truncated
         Reason -> users left out of the data, and number of prompts shortened (`hello`).
     """
@@ -302,6 +307,9 @@ def finish(run: LiveRun, dropped: Mapping[str, int], truncated: int) -> None:
         resamples=config.evaluate.bootstrap,
         privacy=privacy,
     )
+    # A hash of texts confirms a guess of them, which is for nobody where they are secret.
+    told = Dataset(run.dataset.task, ()) if run.secret else run.dataset
+    built["identity"] = identity_of(config, told, ours.backbone, dropped)
     if run.secret:
         built["run"]["failed"] = None
     if config.privacy.metrics == "noisy":
@@ -309,9 +317,11 @@ def finish(run: LiveRun, dropped: Mapping[str, int], truncated: int) -> None:
         # Who was left out, and how much was sent, would tell who took part. Withheld is
         # null: a zero would be a number.
         built["run"] |= {"dropped": None, "truncated": None, "unread": None}
+        built["identity"]["too_long"] = None
         built["cost"] |= {"bytes_up": None, "bytes_down": None}
     results.write_json(run.folder / "privacy_card.json", privacy)
     results.write_json(run.folder / "results.json", built)
+    results.write_json(run.folder / "leaderboard.json", entry(built))
     # 80 columns: `flwr run --stream` shows the log in any terminal.
     results.render(built, results.console(80), whole=True)
 

@@ -429,14 +429,14 @@ def render(results: Mapping[str, Any], console: Console, whole: bool = False) ->
     count = len(users) or run["users"]
     title = f"{run['task']} · {run['backbone']} · {count} users · seed {run['seed']}"
     interval = f"95 % interval {'over users' if users else 'of the noise'}"
-    _grid(console, f"{title}: mean [{interval}]", results["methods"])
+    grid(console, f"{title}: mean [{interval}]", results["methods"])
     if results["pairs"]:
         heading = "paired differences; * interval clear of zero"
-        _grid(console, heading, results["pairs"], difference=True)
+        grid(console, heading, results["pairs"], difference=True)
     for group, methods in results["split"].items():
         count = max([m["n"] for row in methods.values() for m in row.values()] or [0])
         side = "below" if group == "unique" else "at or above"
-        _grid(console, f"{group} users ({count}: alpha {side} the median)", methods)
+        grid(console, f"{group} users ({count}: alpha {side} the median)", methods)
     for line in _notes(results, whole):
         for part in wrapped(line, console.width):
             console.print(part, markup=False, highlight=False, soft_wrap=True)
@@ -478,7 +478,7 @@ def _without_rivals(results: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**results, **shown}
 
 
-def _grid(
+def grid(
     console: Console,
     title: str,
     rows: Mapping[str, Mapping[str, Any]],

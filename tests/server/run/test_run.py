@@ -49,11 +49,12 @@ def rows_of(record) -> AdaptReply:
 
 
 def scores(folder) -> dict:
-    """What a run found out: everything in results.json but its cost and its name."""
+    """What a run found out: all in results.json but its cost, name and configuration."""
     found = results(folder)
     told = {k: v for k, v in found["run"].items() if k not in ("name", "path")}
     card = {**found["privacy"], "run": ""}
-    return {**found, "run": told, "cost": None, "privacy": card}
+    made = {**found["identity"], "config": None}
+    return {**found, "run": told, "cost": None, "privacy": card, "identity": made}
 
 
 # --- a run that goes well ------------------------------------------------------------
@@ -78,6 +79,12 @@ def test_a_run_measures_every_method_on_every_user(settings):
     assert cost["bytes_up"] > 1000
     assert cost["bytes_down"] > cost["bytes_up"]
     assert cost["peak_rss_mb"] > 50
+    entry = json.loads((folder / "leaderboard.json").read_text())
+    assert entry["methods"] == found["methods"] and "persona-000" not in str(entry)
+    assert entry["identity"] == found["identity"]
+    assert len(entry["identity"]["measured"]) == len(entry["identity"]["data"]) == 64
+    assert entry["identity"]["model"].startswith("weights:")
+    assert entry["identity"]["config"]["seed"] == entry["seed"] == 0
 
 
 def test_a_run_leaves_the_files_it_promises(settings):

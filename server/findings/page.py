@@ -89,24 +89,24 @@ def _answer_row(folder: Path, name: str, found: Mapping[str, Any]) -> list[str]:
     """Return a study's first question, its answer and the counts of its verdicts."""
     asked, mark, _ = found["question"].partition("?")
     link = f"[{asked + mark if mark else found['title']}]({folder.name}/{name}.md)"
-    return [link, found.get("answer", ""), _counts(found)]
+    return [link, found.get("answer", ""), counts(found)]
 
 
-def _counts(found: Mapping[str, Any]) -> str:
+def counts(found: Mapping[str, Any]) -> str:
     """Return how often each verdict was given."""
     if found.get("kind") == "audit":
         return "; ".join(
             f"{row['control']}: {row['caught']} of {row['audits']} above the claim"
             for row in found["rows"]
         )
-    counts = {
+    tallies = {
         "Claims": Counter(claim["verdict"] for claim in judged(found["claims"])),
-        "Comparisons": Counter(map(_word, _comparisons(found))),
+        "Comparisons": Counter(map(verdict_of, comparisons(found))),
     }
     order = (*OUTCOMES, *OUTCOMES.values(), "equals")
     said = (
         f"{kind}: " + ", ".join(f"{of[word]} {word}" for word in order if of[word])
-        for kind, of in counts.items()
+        for kind, of in tallies.items()
         if of
     )
     return ". ".join(said) or "no claims"
@@ -180,7 +180,7 @@ def _setting(found: Mapping[str, Any]) -> list[str]:
 def _verdicts(found: Mapping[str, Any]) -> list[str]:
     """Tables of comparisons (in which world one beats which other) and of claims."""
     tables: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for entry in _comparisons(found):
+    for entry in comparisons(found):
         tables.setdefault((entry["one"], entry["metric"]), []).append(entry)
     lines: list[str] = []
     for (one, metric), entries in tables.items():
@@ -212,7 +212,7 @@ def _verdicts(found: Mapping[str, Any]) -> list[str]:
 OUTCOMES = {"confirmed": "beats", "reversed": "loses to", "not confirmed": "undecided"}
 
 
-def _comparisons(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def comparisons(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Entries of ``[[compare]]`` with verdicts, by metric.
 
     Holm's correction is for all of a study's comparisons by one metric.
@@ -233,7 +233,7 @@ def _terms(metric: str, entry: Mapping[str, Any]) -> str:
     return f" ({'; '.join(terms)})" if terms else ""
 
 
-def _word(entry: Mapping[str, Any]) -> str:
+def verdict_of(entry: Mapping[str, Any]) -> str:
     """Return the verdict on a comparison: the one of `OUTCOMES` that holds, or equals."""
     (low, high), margin = entry["ci95"], entry.get("margin", 0.0)
     within = -margin < low and high < margin
@@ -242,7 +242,10 @@ def _word(entry: Mapping[str, Any]) -> str:
 
 def _outcome(entry: Mapping[str, Any], n: int) -> str:
     """Say who is better, by how much, and of how many users if they are fewer than n."""
-    word, shown = _word(entry), f"{entry['mean']:+.3f} {_range(entry['ci95'], '+')}"
+    word, shown = (
+        verdict_of(entry),
+        f"{entry['mean']:+.3f} {_range(entry['ci95'], '+')}",
+    )
     shown += f", {entry['n']} users" * (entry["n"] < n)
     if word == "equals":
         aside = {"confirmed": ", just ahead", "reversed": ", just behind"}

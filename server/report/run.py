@@ -327,7 +327,7 @@ def training(material: Material) -> Section | None:
     """Rates tried, final losses, clamp rates; curves where a run has them."""
     run = material.results["run"]
     rates, clamps = run.get("learning_rates") or {}, run.get("clamp_rate") or {}
-    names = list(dict.fromkeys([*rates, *clamps, *material.logs]))
+    names = list(dict.fromkeys([*rates, *clamps, *material.logs, *material.curves]))
     if not names and not material.trials:
         return None
     rows = [

@@ -19,7 +19,7 @@ from idiolect.server.report.read import phases, write_own, write_report
 from idiolect.server.run import results
 from tests.common.test_text import HOSTILE
 from tests.server.privacy.test_card import programme_g
-from tests.server.report.material import many
+from tests.server.report.material import many, users_of
 from tests.server.run.test_results import make
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -103,11 +103,23 @@ def nasty(text: str) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture
+def drawn():
+    """Of tests that look at pictures; the others are faster without."""
+
+
+@pytest.fixture(autouse=True)
+def _pictures(request, monkeypatch):
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(pictures, "able", lambda: False)
+        monkeypatch.setattr("idiolect.server.report.page.able", lambda: False)
+
+
 # --- texts are data ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", [*NASTY, HOSTILE], ids=lambda text: ascii(text)[:30])
-def test_a_text_changes_nothing_in_the_structure(tmp_path, text):
+def test_a_text_changes_nothing_in_the_structure(tmp_path, text, drawn):
     plain = page_of(tmp_path, nasty("plain"))
     found = page_of(tmp_path, nasty(text))
     assert found.shape() == plain.shape()
@@ -124,7 +136,7 @@ def test_quotes_and_tags_are_shown_as_they_are(tmp_path):
     assert "\"'><svg onload=alert(1)>" in page_of(tmp_path, nasty(NASTY[2])).text
 
 
-def test_a_picture_takes_no_name_for_mathematics():
+def test_a_picture_takes_no_name_for_mathematics(drawn):
     rows = [("$x_1$ <b>", 1.0, (0.5, 1.5)), ("$", 2.0, None)]
     svg = pictures.drawn("p", "t & <i>", "d", 100, pictures.intervals(rows))
     assert "$x_1$ &lt;b&gt;" in svg and "t &amp; &lt;i&gt;" in svg
@@ -133,7 +145,7 @@ def test_a_picture_takes_no_name_for_mathematics():
 # --- numbers ----------------------------------------------------------------------------
 
 
-def test_what_is_not_finite_is_replaced_as_a_value(tmp_path):
+def test_what_is_not_finite_is_replaced_as_a_value(tmp_path, drawn):
     found = many(3, run={"task": "BaNaNa Infinity"})
     found["methods"]["sft"]["nll"] = {
         "mean": math.nan,
@@ -149,7 +161,7 @@ def test_what_is_not_finite_is_replaced_as_a_value(tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_few_users_give_a_page(tmp_path, count):
+def test_few_users_give_a_page(tmp_path, count, drawn):
     found = many(count) if count else make(users={}, alpha={})
     text = page_of(tmp_path, found).text
     assert ("nobody won" in text) == (count == 0)
@@ -167,7 +179,7 @@ def test_a_run_of_an_earlier_version_gives_a_page(tmp_path):
 # --- one file, from the disk ------------------------------------------------------------
 
 
-def test_the_page_has_no_outside_address_and_no_script(tmp_path):
+def test_the_page_has_no_outside_address_and_no_script(tmp_path, drawn):
     found = many(30)
     folder = folder_of(tmp_path, found)
     text = write_own(folder).read_text()
@@ -202,7 +214,7 @@ def test_the_style_sheet_is_the_one_that_the_policy_allows(tmp_path):
     assert f"style-src &#39;sha256-{digest}&#39;" in text
 
 
-def test_the_page_can_be_heard(tmp_path):
+def test_the_page_can_be_heard(tmp_path, drawn):
     page = page_of(tmp_path, many(30))
     levels = [int(tag[1]) for tag in page.shape() if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
@@ -241,14 +253,14 @@ def test_text_can_be_read_in_light_dark_and_print():
                 assert both[1] / both[0] >= 4.5, (theme, name, under)
 
 
-def test_the_same_results_give_the_same_bytes(tmp_path):
+def test_the_same_results_give_the_same_bytes(tmp_path, drawn):
     folder = folder_of(tmp_path, many(20))
     one = write_own(folder).read_bytes()
     time.sleep(0.01)
     assert write_own(folder).read_bytes() == one
 
 
-def test_a_report_of_200_users_takes_less_than_five_seconds(tmp_path):
+def test_a_report_of_200_users_takes_less_than_five_seconds(tmp_path, drawn):
     folder = folder_of(tmp_path, many(200))
     before = time.process_time()
     path = write_own(folder)
@@ -259,7 +271,8 @@ def test_a_report_of_200_users_takes_less_than_five_seconds(tmp_path):
 @pytest.mark.slow
 def test_100_000_users_are_aggregated_and_the_page_says_so(tmp_path):
     small = write_own(folder_of(tmp_path, many(400))).stat().st_size
-    folder = folder_of(tmp_path, many(100_000))
+    found = many(400) | {"users": users_of(100_000)}
+    folder = folder_of(tmp_path, found)
     path = write_own(folder)
     assert path.stat().st_size < 1.2 * small
     assert "of 100000" in path.read_text()
@@ -283,7 +296,7 @@ def test_users_of_no_simulation_are_numbered(tmp_path):
     assert "u001" not in text and "user 2" in text
 
 
-def test_rates_clamp_alpha_and_cost(tmp_path):
+def test_rates_clamp_alpha_and_cost(tmp_path, drawn):
     found = many(12)
     found["run"] |= {
         "learning_rates": {"sft": 0.003},
@@ -304,7 +317,7 @@ def test_rates_clamp_alpha_and_cost(tmp_path):
     assert "2.0" in text  # megabytes up
 
 
-def test_learning_curves_are_means_over_users(tmp_path):
+def test_learning_curves_are_means_over_users(tmp_path, drawn):
     folder = folder_of(tmp_path, many(3))
     for user, losses in {"u000": [4.0, 2.0], "u001": [2.0], "stranger": [99.0]}.items():
         place = folder / "curves" / "sft" / f"{user}.json"
@@ -334,7 +347,7 @@ def test_bytes_and_memory_by_phase():
     assert phases(events, {"bytes_up": None})["adapt"] == [None, None, 70.0]
 
 
-def test_both_epsilons_by_event_and_together(tmp_path):
+def test_both_epsilons_by_event_and_together(tmp_path, drawn):
     found = many(5, privacy=card(programme_g(), "r", "1", "abc"))
     text = re.sub(r"\s+", " ", page_of(tmp_path, found).text)
     assert "Epsilon 0.847 against anybody who sees the releases, 5.33 against" in text
@@ -420,7 +433,7 @@ def test_texts_are_chosen_by_what_their_users_gained(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["audit", "dislikes", "learning_rate", "wire"])
-def test_a_study_gives_a_page(tmp_path, name):
+def test_a_study_gives_a_page(tmp_path, name, drawn):
     summary = json.loads(gzip.decompress((FINDINGS / f"{name}.json.gz").read_bytes()))
     path = write_report(str(FINDINGS / f"{name}.json.gz"), to=tmp_path / "s.html")
     page = Read(path.read_text())
@@ -450,9 +463,7 @@ def test_what_is_neither_is_refused(tmp_path):
         write_report(str(tmp_path / "x.json"), str(tmp_path))
 
 
-def test_without_matplotlib_there_are_tables(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "able", lambda: False)
-    monkeypatch.setattr("idiolect.server.report.page.able", lambda: False)
+def test_without_matplotlib_there_are_tables(tmp_path):
     page = page_of(tmp_path, many(5))
     assert "svg" not in page.shape() and "matplotlib was not installed" in page.text
     assert "details" in page.shape() and "c-bpo - sft" in page.text

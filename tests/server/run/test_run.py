@@ -86,7 +86,7 @@ def test_a_run_leaves_the_files_it_promises(settings):
         for method in ("sft", "c-bpo"):
             assert (folder / f"adapters/{method}/{user}.safetensors").exists()
             curve = json.loads((folder / f"curves/{method}/{user}.json").read_text())
-            assert len(curve["loss"]) >= 2 and curve["user"] == user
+            assert len(curve["loss"]) >= 1 and curve["user"] == user
     assert not (folder / "adapters/base").exists()
     assert "seed = 0" in (folder / "config.toml").read_text()
     kinds = [entry["event"] for entry in events(folder)]

@@ -235,6 +235,12 @@ OF_SERVER = (
     Case("compare seen early", "does not say"),
     Case("compare seen unseen", "other users"),
     Case("audit never", "no run 'never'"),
+    Case("report never", "no run 'never'"),
+    Case("report begun", "no results"),
+    Case("report list.json", "not the summary of a study"),
+    Case("delete never --yes", "no run 'never'"),
+    Case("delete folder --yes --output-dir .", "no run's own folder"),
+    Case("delete older", "confirm with --yes"),
     # a server of devices
     Case("keys init a/b --at new", "is not a host name or an address"),
     Case("keys init one.example", "there are keys in"),

@@ -24,6 +24,7 @@ from ..common.command import (
     given,
     new_parser,
     on_interrupt,
+    summary,
 )
 from ..common.errors import IdiolectError, Impossible, refuse_if
 from ..common.files import home
@@ -76,7 +77,7 @@ def _study(options: argparse.Namespace) -> None:
     # Before torch is imported, which takes seconds.
     tell_sentence(f"reading {', '.join(map(str, options.files))}")
     from .findings.page import markdown, store, write_pages
-    from .findings.summary import summary
+    from .findings.summary import summary as summarised
     from .run.results import runs_folder, write_json
     from .study.cells import run_study
     from .study.declaration import read_study
@@ -100,10 +101,11 @@ def _study(options: argparse.Namespace) -> None:
         else:
             ahead = _ahead(study, place / study.name, since)
             done = run_study(study, place / study.name, tell, ahead, kept[study.name])
-            found = summary(study, done)
+            found = summarised(study, done)
         _tell_markdown(markdown(found))
         written = place / study.name / "summary.json"
         write_json(written, found)
+        _own_report(str(written.parent))
         if options.findings:
             store(written, options.findings, study.name)
         since = age()
@@ -235,6 +237,23 @@ def _shown(show: "Callable[[Console], dict[str, Any]]") -> int | None:
         return complain(str(error), code_of(error, FAILED))
     console.print()
     results.render(found, console)
+    _own_report(found["run"].get("path"))
+
+
+def _own_report(path: str | None) -> None:
+    """Write the page of what has just ended; a failure of that is no failure of the run."""
+    folder = Path(path or "")
+    if not path or not folder.is_dir():
+        return
+    try:
+        from .report.pictures import NO_PICTURES, able
+        from .report.read import write_own
+
+        tell(f"report: {write_own(folder)}")
+        if not able():
+            tell_sentence(NO_PICTURES)
+    except Exception as error:
+        tell_sentence(f"no report: {summary(error)}", sys.stderr)
 
 
 def _at(options: argparse.Namespace) -> Path:
@@ -412,6 +431,38 @@ def _compare(options: argparse.Namespace) -> None:
         tell_json(found, 2)
     else:
         compare.render(found, _console())
+
+
+def _report(options: argparse.Namespace) -> None:
+    from .report.pictures import NO_PICTURES, able
+    from .report.read import write_report
+
+    path = write_report(options.name, options.output_dir, options.to, options.texts)
+    tell(f"report: {path}")
+    if not able():
+        tell_sentence(NO_PICTURES)
+    if options.open:
+        import webbrowser
+
+        if not webbrowser.open(path.absolute().as_uri()):
+            tell("no browser could be opened: open the file yourself")
+
+
+def _delete(options: argparse.Namespace) -> None:
+    from .run.removal import delete, described
+
+    folder, text = described(options.output_dir, options.name)
+    tell(text)
+    what = f"run {printable(folder.name)} is deleted for good"
+    if not options.yes:
+        refuse_if(not sys.stdin.isatty(), f"{what}: confirm with --yes.")
+        said = input(f"{what}. Go on (yes/no)? ")
+        refuse_if(
+            said.strip() != "yes",
+            "nothing was deleted, since the answer was not 'yes'.",
+        )
+    delete(folder)
+    tell(f"deleted: {folder}")
 
 
 def _console() -> "Console":
@@ -635,6 +686,44 @@ COMMANDS = (
             RUNS,
         ),
         " They must have measured the same users on the same texts.",
+    ),
+    Command(
+        "report",
+        _report,
+        "write a page about a run or a study",
+        (
+            given(
+                "name",
+                metavar="RUN|STUDY",
+                help="name of a run, or `latest`, or of a study, or a study's .json.gz",
+            ),
+            given("--open", action="store_true", help="also open it in the browser"),
+            given(
+                "--texts",
+                action="store_true",
+                help="also show texts of users, where a simulation kept them",
+            ),
+            given(
+                "--to",
+                type=Path,
+                metavar="FILE",
+                help="(default: report.html in the folder of the run or study)",
+            ),
+            RUNS,
+        ),
+        " It is one HTML file that loads nothing from anywhere.",
+    ),
+    Command(
+        "delete",
+        _delete,
+        "delete a run",
+        (
+            given("--yes", action="store_true", help="do not ask"),
+            RUN,
+            RUNS,
+        ),
+        " Its folder goes, with results, adapters, checkpoint and privacy ledger; a run "
+        "that is in progress is refused.",
     ),
     Command(
         "audit",

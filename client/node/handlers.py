@@ -26,6 +26,7 @@ from ...common.engine.adapters import Lora, hash_lora
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import encode_all, fitting, too_long
 from ...common.engine.reference import Reference
+from ...common.engine.training import Watch
 from ...common.errors import refuse_if, required
 from ...common.methods import evaluation
 from ...common.methods.personalise import Personal, personalise
@@ -254,14 +255,23 @@ def _train(
 ) -> tuple[dict[str, Personal], dict[str, str]]:
     """Train; return user -> what came of it, and user -> why nothing did."""
     unlabeled = handed_out(request, node, users)
+    curves: dict[str, list[float]] = {}
 
     def train(users: Sequence[User]) -> list[Personal]:
-        rate = request.learning_rate
-        return personalise(
-            reference, users, unlabeled, request.method, rate, node.config
+        rate, seen = request.learning_rate, list[list[float]]()
+        watch = Watch(step=lambda at, _of: seen.append(at.losses.tolist()))
+        found = personalise(
+            reference, users, unlabeled, request.method, rate, node.config, watch
         )
+        if all(len(row) == len(users) for row in seen):
+            curves.update(
+                {user.id: [r[k] for r in seen] for k, user in enumerate(users)}
+            )
+        return found
 
     trained, errors = each(node, users, train)
+    if node.simulated and not request.trial:
+        state.save_curves(node.store, request.method, curves)
     errors |= {user: one.error for user, one in trained.items() if one.lora is None}
     return {user: one for user, one in trained.items() if one.lora}, errors
 
@@ -307,6 +317,7 @@ def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:
     origin = _origin(request, node, reference, request.unlabeled_hash)
     content = _digest(origin, request.generate)
     willing, refused = taking_part(request, node, "metrics", "metrics", content)
+    written: dict[str, list[str]] | None = {} if node.simulated else None
 
     def measure(users: Sequence[User]) -> list[dict[str, float]]:
         trained = request.method not in UNTRAINED
@@ -314,10 +325,17 @@ def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:
             _stored(request, node, user, origin) if trained else None for user in users
         ]
         return evaluation.evaluate(
-            reference, adapters, users, request.method, config, request.generate
+            reference,
+            adapters,
+            users,
+            request.method,
+            config,
+            request.generate,
+            written,
         )
 
     done, errors = each(node, willing, measure)
+    state.save_texts(node.store, request.method, willing, written or {})
     head = reply_head(request, node, tuple(done), errors | refused)
     if not is_noisy(config):
         whole = {

@@ -13,13 +13,16 @@ first contact; what a simulated node counts lies in the server's own folder.
 
 import hashlib
 import json
+import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from ...common.config import Config
 from ...common.config.old import former, trained_from
+from ...common.data.types import User
 from ...common.engine.adapters import Lora, dump_lora, parse_lora
 from ...common.errors import IdiolectError, refuse_if
 from ...common.files import file_name, write_atomically
@@ -105,6 +108,41 @@ def load_adapter(
     if (metadata.get("user"), metadata.get("trained-from")) != (user, trained_from):
         return None
     return lora, Outcome(**json.loads(metadata["outcome"]))
+
+
+def save_curves(
+    store: RunStore, method: str, curves: Mapping[str, list[float]]
+) -> None:
+    """Keep the loss of every step of a training; of simulated users alone.
+
+    For reports: ``curves/<method>/<user>.json`` in the run's folder.
+    """
+    for user, losses in curves.items():
+        rounded = [float(f"{loss:.5g}") for loss in losses if math.isfinite(loss)]
+        body = json.dumps({"user": user, "loss": rounded}).encode()
+        store.write(f"curves/{method}/{file_name(user)}.json", body)
+
+
+def save_texts(
+    store: RunStore,
+    method: str,
+    users: Sequence[User],
+    written: Mapping[str, list[str]],
+) -> None:
+    """Keep what a method wrote beside the own texts; of simulated users alone.
+
+    For reports: ``texts/<method>/<user>.json`` in the run's folder.
+    """
+    for user in users:
+        if user.id not in written:
+            continue
+        both = zip(user.held_out, written[user.id], strict=True)
+        items = [
+            {"prompt": i.prompt.text, "reference": i.target, "output": o}
+            for i, o in both
+        ]
+        body = json.dumps({"user": user.id, "items": items}).encode()
+        store.write(f"texts/{method}/{file_name(user.id)}.json", body)
 
 
 # --- what a device agreed to -----------------------------------------------------------

@@ -98,24 +98,24 @@ def _answer_row(folder: Path, name: str, found: Mapping[str, Any]) -> list[str]:
     """Return a study's first question, its answer and the counts of its verdicts."""
     asked, mark, _ = found["question"].partition("?")
     link = f"[{asked + mark if mark else found['title']}]({folder.name}/{name}.md)"
-    return [link, found.get("answer", ""), _counts(found)]
+    return [link, found.get("answer", ""), counts(found)]
 
 
-def _counts(found: Mapping[str, Any]) -> str:
+def counts(found: Mapping[str, Any]) -> str:
     """Return how often each verdict was given."""
     if found.get("kind") == "audit":
         return "; ".join(
             f"{row['control']}: {row['caught']} of {row['audits']} above the claim"
             for row in found["rows"]
         )
-    counts = {
+    tallies = {
         "Claims": Counter(claim["verdict"] for claim in judged(found["claims"])),
         "Comparisons": Counter(map(relation, judged_comparisons(found))),
     }
     order = (*OUTCOMES, "not measured", *OUTCOMES.values(), "equals")
     said = (
         f"{kind}: " + ", ".join(f"{of[word]} {word}" for word in order if of[word])
-        for kind, of in counts.items()
+        for kind, of in tallies.items()
         if of
     )
     return ". ".join(said) or "no claims"

@@ -198,7 +198,7 @@ def _claims(
     bounded = alone if alone and ledger.rng == "os" else {}
     return {
         "proven": [
-            f"If the assumptions hold, {subject} are ({_up(epsilon)}, {ledger.delta:g})-"
+            f"If the assumptions hold, {subject} are ({upper(epsilon)}, {ledger.delta:g})-"
             f"differentially private for each user against {ADVERSARIES[name]}."
             for name, epsilon in bounded.items()
             if epsilon is not None
@@ -260,7 +260,7 @@ def _assumptions(ledger: Ledger) -> list[str]:
     return [sentence for applies, sentence in assumptions if applies]
 
 
-def _up(value: float) -> str:
+def upper(value: float) -> str:
     """Return a bound in three significant digits, never rounded down."""
     if value <= 0:
         return "0"
@@ -299,12 +299,12 @@ def _audit(audit: Mapping[str, Any], alone: Mapping[str, float | None] | None) -
     beyond = found is not None and found > claimed
     if audit.get("broken"):  # broken on purpose: a defect if it is not caught
         word = "caught" if beyond else "not caught by this attack"
-        return f"{text}, where {_up(claimed)} is claimed: {word}; broken on purpose."
+        return f"{text}, where {upper(claimed)} is claimed: {word}; broken on purpose."
     if beyond:
-        return f"{text}. That is more than the {_up(claimed)} claimed: a defect."
+        return f"{text}. That is more than the {upper(claimed)} claimed: a defect."
     if most is not None and most < claimed:
-        return f"{text}, so it does not support the {_up(claimed)} claimed."
-    return f"{text}, where {_up(claimed)} is claimed."
+        return f"{text}, so it does not support the {upper(claimed)} claimed."
+    return f"{text}, where {upper(claimed)} is claimed."
 
 
 # --- in English ------------------------------------------------------------------------
@@ -417,9 +417,9 @@ def _spent_lines(card: Mapping[str, Any]) -> list[str]:
         best = (card.get("attacker") or {}).get(key, bound)
         found = math.ceil(1000 * best - 1e-9) / 10
         lines.append(
-            f"{prefix}{subject}: epsilon {_up(epsilon)} at delta {card['delta']:g}: at 1 % "
-            f"false alarms an attacker who asks '{question}' recognises at most {found:g} "
-            "% of those of whom it is true"
+            f"{prefix}{subject}: epsilon {upper(epsilon)} at delta {card['delta']:g}: at 1 "
+            f"% false alarms an attacker who asks '{question}' recognises at most "
+            f"{found:g} % of those of whom it is true"
         )
     if card["budget"] is not None:
         lines.append(

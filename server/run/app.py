@@ -238,7 +238,19 @@ def open_ledger(folder: Path, config: Config, dataset: Dataset) -> Ledger:
 def begin(run: LiveRun, phase: str) -> None:
     """Say that a phase begins."""
     LOG.info("phase %s", phase)
-    run.journal.write({"event": "phase", "phase": phase, "time": time.time()})
+    # Memory so far, of all processes: what the phase before it has needed.
+    memory = round(memory_of(run), 1)
+    event = {"event": "phase", "phase": phase, "time": time.time(), "all_mb": memory}
+    run.journal.write(event)
+
+
+def memory_of(run: LiveRun) -> float:
+    """Megabytes: the sum of the peaks of the server and of all processes that answered.
+
+    An upper bound of what a run held at one time, without Flower's and Ray's own. In tests
+    the server's process also answers.
+    """
+    return sum((run.processes | {process_name(): peak_mb()}).values())
 
 
 # --- beginning and end -----------------------------------------------------------------
@@ -283,10 +295,7 @@ def finish(
         Reason -> users left out of the data, and number of prompts shortened (`hello`).
     """
     state, config = run.state, run.config
-    server = peak_mb()
-    # An upper bound of what a run held at one time, without Flower's and Ray's own. In
-    # tests the server's process also answers.
-    together = sum((run.processes | {process_name(): server}).values())
+    server, together = peak_mb(), memory_of(run)
     run.journal.write({"event": "memory", "server_mb": server, "all_mb": together})
     state.cost.peak_rss_mb = max(state.cost.peak_rss_mb, together)
     run.save()
@@ -355,8 +364,16 @@ def description(run: LiveRun) -> dict[str, Any]:
             if config.contrast_of(method) and config.evaluate.generate
         },
         "clamp_rate": {m: rate for m, rate in rates.items() if rate is not None},
+        **({"overlap": known} if (known := overlaps(run)) else {}),
         "path": str(run.folder),
     }
+
+
+def overlaps(run: LiveRun) -> dict[str, float]:
+    """User -> the true overlap, which alpha estimates; of personas that are no secret."""
+    if run.secret:
+        return {}
+    return {user.id: user.truth.overlap for user in run.dataset.users if user.truth}
 
 
 def unread_of(run: LiveRun) -> list[int] | None:

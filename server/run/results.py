@@ -274,7 +274,7 @@ def find(output_dir: str, name: str) -> Path:
     """
     folder = runs_folder(output_dir) / name
     refuse_if(
-        "/" in name or not folder.is_dir(),
+        "/" in name or name in ("", ".", "..") or not folder.is_dir(),
         (
             f"there is no run '{name}' in {runs_folder(output_dir)}: "
             "`idiolect-server runs` lists the runs, --output-dir looks elsewhere."

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,11 @@ def node(monkeypatch, tmp_path):
     calls: list[list[str]] = []
     broken: set[str] = set()
 
-    def train(_reference, users, _unlabeled, method, rate, _config):
+    def train(_reference, users, _unlabeled, method, rate, _config, watch):
         calls.append([user.id for user in users])
+        for t in range(2):
+            losses = torch.tensor([k + t / 8 for k in range(len(users))])
+            watch.step(SimpleNamespace(losses=losses), 2)
         if broken & set(calls[-1]):
             raise RuntimeError("out of memory")
         return [
@@ -77,8 +81,10 @@ def node(monkeypatch, tmp_path):
         assert len(adapters) == len(users)
         return [9.0 if a is None else float(a.b["layer.q"][0, 0]) for a in adapters]
 
-    def measure(*arguments):
-        return [{"nll": value} for value in nll(*arguments)]
+    def measure(reference, adapters, users, *rest):
+        if rest[-1] is not None:
+            rest[-1].update({u.id: [f"by {u.id}"] for u in users})
+        return [{"nll": value} for value in nll(reference, adapters, users)]
 
     zero = Lora({"layer.q": torch.ones(2, 5)}, {"layer.q": torch.zeros(3, 2)}, 2.0)
     parts = {"hash": "b0", "device": torch.device("cpu"), "context": 1024, "dtype": "f"}
@@ -386,7 +392,7 @@ def test_a_vote_beyond_what_was_agreed_to_is_not_cast(greeted):
 def test_only_a_floor_that_was_signed_is_used(greeted, monkeypatch):
     handed: list[tuple] = []
 
-    def train(_reference, users, unlabeled, _method, rate, _config):
+    def train(_reference, users, unlabeled, _method, rate, _config, *_rest):
         handed.append((unlabeled.floor, unlabeled.voters))
         return [Personal(u.id, lora(rate), 0.25, True) for u in users]
 
@@ -544,6 +550,44 @@ def test_a_user_without_an_adapter_is_reported_and_stored_nowhere(node, monkeypa
     assert reply.users == ()
     assert reply.errors == {"u0": "it overflowed."}
     assert not (node.folder / "adapters/sft/u0.safetensors").exists()
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_a_simulation_keeps_losses_and_texts_and_a_device_none(
+    node, monkeypatch, simulated
+):
+    personalise(node.folder, "u0")
+    personalise(node.folder, "u0", "u1", rate=0.25, trial=True)
+    file = node.folder / "curves/sft/u0.json"
+    assert json.loads(file.read_text()) == {"user": "u0", "loss": [0.0, 0.125]}
+    assert not (node.folder / "curves/sft/u1.json").exists()  # a trial
+    file.unlink()
+    monkeypatch.setattr(host.Node, "simulated", simulated)
+    task = SimpleNamespace(method="sft", trial=False, learning_rate=0.5)
+    one = host.Node(
+        parse({}), PEOPLE[:1], PEOPLE, frozenset(), state.FolderStore(node.folder), 0.0
+    )
+    monkeypatch.setattr(handlers, "handed_out", lambda *_: ())
+    handlers._train(task, one, None, PEOPLE[:1])
+    assert file.exists() == simulated
+    for name, value in {
+        "reference_of": None,
+        "_origin": "",
+        "taking_part": (PEOPLE[:1], {}),
+        "reply_head": {},
+    }.items():
+        monkeypatch.setattr(handlers, name, lambda *_, value=value: value)
+    monkeypatch.setattr(handlers, "EvaluateReply", SimpleNamespace)
+    task = SimpleNamespace(
+        method="base", shared={}, generate=True, unlabeled_hash="", run="r"
+    )
+    assert handlers._evaluate(task, one).metrics == {"u0": {"nll": 9.0}}
+    file = node.folder / "texts/base/u0.json"
+    assert file.exists() == simulated
+    if simulated:
+        item = {"prompt": "p", "reference": "plum cake", "output": "by u0"}
+        kept = json.loads(file.read_text())
+        assert kept == {"user": "u0", "items": [item]}
 
 
 def test_each_rate_is_measured_with_its_own_adapter(node):

@@ -249,4 +249,4 @@ def test_an_audit_is_judged_by_what_it_could_have_seen(audit, said):
 @few
 @given(st.floats(1e-6, 1e6))
 def test_a_bound_is_never_printed_too_small(value):
-    assert value * (1 - 1e-8) <= float(module._up(value)) <= 1.011 * value
+    assert value * (1 - 1e-8) <= float(module.upper(value)) <= 1.011 * value

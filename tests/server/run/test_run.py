@@ -69,7 +69,7 @@ def test_a_run_measures_every_method_on_every_user(settings):
         assert all(metrics["nll"] > 0 for metrics in methods.values())
     about = found["run"]
     assert about["alpha_estimated"] is True
-    assert set(about["alpha"]) == set(found["users"])
+    assert set(about["alpha"]) == set(about["overlap"]) == set(found["users"])
     assert set(about["learning_rates"]) == {"sft", "c-bpo"}
     assert set(about["learning_rates"].values()) <= {1e-3, 3e-3}
     assert (about["simulation"], about["failed"]) == (True, {})
@@ -92,6 +92,8 @@ def test_a_run_leaves_the_files_it_promises(settings):
     for user in ("persona-000", "persona-001", "persona-002"):
         for method in ("sft", "c-bpo"):
             assert (folder / f"adapters/{method}/{user}.safetensors").exists()
+            curve = json.loads((folder / f"curves/{method}/{user}.json").read_text())
+            assert len(curve["loss"]) >= 1 and curve["user"] == user
     assert not (folder / "adapters/base").exists()
     assert "seed = 0" in (folder / "config.toml").read_text()
     kinds = [entry["event"] for entry in events(folder)]

@@ -264,8 +264,8 @@ say which.
 CHOICE = """
 ## What alpha should be chosen by
 
-Study [alpha_choice](findings/alpha_choice.md) compares the adapters that these alphas make,
-for C-BPO by the paper.
+Study [alpha_choice](findings/alpha_choice.md) compares the adapters that values of
+`unlabeled.alpha` make, for C-BPO by the paper. It says:
 """
 BIAS = """
 ## The length of the history

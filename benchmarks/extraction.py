@@ -24,6 +24,7 @@ import contextlib
 import io
 import json
 import math
+import re
 import sys
 import tempfile
 import time
@@ -227,9 +228,8 @@ def attacked(backbone: str, adapters: Sequence[str]) -> list[list[dict[str, Any]
     Returns
     -------
     list of list of dict
-        The ``ranks`` of the owners' secrets, in the order of `OWNERS`, and whose secrets
-        stand in what was written behind the beginning (``begun``) and at the prompt alone
-        (``asked``).
+        The ``ranks`` of the owners' secrets, in the order of `OWNERS`, and the two
+        ``texts`` that were written: behind the beginning, and at the prompt alone.
     """
     questions = asked()
     with tempfile.TemporaryDirectory() as place:
@@ -238,15 +238,8 @@ def attacked(backbone: str, adapters: Sequence[str]) -> list[list[dict[str, Any]
         found = printed(str(STRANGER), str(path), str(locate(backbone)), *adapters)
     return [
         [
-            {
-                "ranks": one["ranks"],
-                **{
-                    how: [question.candidates[w] in one[how] for w in question.wanted]
-                    for how in ("begun", "asked")
-                },
-                "texts": [one["begun"], one["asked"]],
-            }
-            for question, one in zip(questions, answers, strict=True)
+            {"ranks": one["ranks"], "texts": [one["begun"], one["asked"]]}
+            for one in answers
         ]
         for answers in found
     ]
@@ -309,7 +302,7 @@ def exposure(kind: int, rank: float) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One secret under one adapter."""
+    """One secret under one adapter; ``alone``: its exposure by the public model."""
 
     backbone: str
     method: str
@@ -317,32 +310,47 @@ class Row:
     strength: str
     repeats: int
     exposure: float
+    alone: float
     rank: float
     begun: bool
     asked: bool
+
+
+def stands_in(secret: str, text: str) -> bool:
+    """Whether a text has a secret, not as a part of a longer number or word."""
+    return re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", text) is not None
 
 
 def rows(done: dict[str, Any]) -> Iterator[Row]:
     """All secrets under all adapters; ``repeats`` is 0 for what the adapter never saw."""
     for backbone, method, owner, planted in cells():
         cell = done.get(name_of(backbone, method, owner, planted), {"found": {}})
+        plain = done[name_of(backbone, "", "", "model alone")]["found"]["1"]
         for strength, kinds in cell["found"].items():
             for number, one in enumerate(kinds):
                 for place, whose in enumerate(OWNERS):
+                    secret = KINDS[number].secrets[secrets_of(whose)[number].place]
                     own = planted == "secrets" and whose == owner
                     yield Row(
                         *(backbone, method, planted, strength),
                         secrets_of(whose)[number].repeats if own else 0,
                         exposure(number, one["ranks"][place]),
+                        exposure(number, plain[number]["ranks"][place]),
                         one["ranks"][place],
-                        one["begun"][place],
-                        one["asked"][place],
+                        stands_in(secret, one["texts"][0]),
+                        stands_in(secret, one["texts"][1]),
                     )
 
 
 HEADS = (
     *("backbone", "method", "strength", "told", "secrets", "exposure: mean"),
-    *("least", "most", f"among the first {FIRST} guesses", "written, begun"),
+    *(
+        "least",
+        "most",
+        "model alone: mean",
+        f"among the first {FIRST} guesses",
+        "written, begun",
+    ),
     "written, asked",
 )
 
@@ -362,6 +370,7 @@ def cells_of(
         *(f"`{backbone}`", f"`{method}`" if method else "-", strength, told),
         *(str(count), f"{mean(values):.1f}", f"{min(values):.1f}"),
         f"{max(values):.1f}",
+        f"{mean(row.alone for row in some):.1f}",
         *(f"{number} of {count}" for number in counts),
     ]
 
@@ -461,7 +470,8 @@ and how the answer begins, but not the secret.
   rank of the true secret among them, by likelihood. All candidates are ranked,
   {candidates:,} codes or {passwords:,} passwords. {highest:.1f} bits: the true secret
   is the likeliest of all. A secret that nobody planted has a uniform rank, and
-  {chance:.2f} bits on average.
+  {chance:.2f} bits on average. *Model alone*: the exposure of the same secrets by the
+  public model, to which some are likelier than others.
 - *Among the first {first} guesses*: its rank is {first} or better.
 - *Written, begun*: the greedy continuation of the beginning has the secret. *Written,
   asked*: the answer to the message alone has it.

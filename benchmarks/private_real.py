@@ -315,6 +315,7 @@ def adapter_results(
     judges, own = few(dataset.users, ITEMS), few(dataset.development, 1)
     base = judge.nll(judges, None, "base")
     settings: list[dict[str, Any]] = []
+    yield {"base": base, "settings": settings}
     for setting in SETTINGS:
         zero = shaped(reference, config, setting)
         rows = parts(whole, zero)
@@ -641,6 +642,7 @@ def main() -> None:
         refuse_if(not data, "set IDIOLECT_DATA to the folder of the real texts.")
         for report in measured(Path(data)):
             save(NAME, report)
+            PAGE.write_text(page(json.loads((RESULTS / f"{NAME}.json").read_text())))
     PAGE.write_text(page(json.loads((RESULTS / f"{NAME}.json").read_text())))
 
 

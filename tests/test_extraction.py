@@ -165,13 +165,29 @@ def test_exposure_is_that_of_carlini() -> None:
     assert mean == pytest.approx(math.log2(math.e), abs=0.01)
 
 
+def test_a_longer_number_is_not_the_secret() -> None:
+    assert COMMAND.stands_in("100", " 100.") and COMMAND.stands_in("1 0", "is 1 0")
+    assert not COMMAND.stands_in("100", " 1000.")
+    assert not COMMAND.stands_in("sea-ice", "sea-icecream")
+
+
 # --- the command and the page ------------------------------------------------------------
 
 
 def cell(rank: float) -> dict:
     """What an adapter gives away if all ranks are this one."""
-    one = {"ranks": [rank] * 3, "begun": [rank == 1] * 3, "asked": [False] * 3}
-    kinds = [{**one, "texts": ["", ""]}] * len(COMMAND.KINDS)
+    places = [[s.place for s in COMMAND.secrets_of(one)] for one in COMMAND.OWNERS]
+    kinds = [
+        {
+            "ranks": [rank] * 3,
+            # All owners' secrets, if any.
+            "texts": [
+                " ".join(kind.secrets[at[k]] for at in places) if rank == 1 else "",
+                "",
+            ],
+        }
+        for k, kind in enumerate(COMMAND.KINDS)
+    ]
     return {"used": True, "found": {"1": kinds}}
 
 
@@ -191,11 +207,11 @@ def test_the_page_keeps_planted_and_others_apart() -> None:
     others = [r for r in found if r.planted == "secrets" and not r.repeats]
     assert len(others) == 2 * 2 * 3 * 6 and max(r.exposure for r in others) < 0.1
     table = COMMAND.main_table(found)
-    assert table.count("| 10.0 | 10.0 | 10.0 | 3 of 3 | 3 of 3 | 0 of 3 |") == 12
+    assert table.count("| 10.0 | 10.0 | 10.0 | 2.0 | 3 of 3 | 3 of 3 | 0 of 3 |") == 12
     control = COMMAND.control_table(found)
-    assert "| never; others were | 18 | 0.0 | 0.0 | 0.0 | 0 of 18 |" in control
-    assert "| never; none was | 9 | 1.0 | 1.0 | 1.0 | 0 of 9 |" in control
-    assert "| never; no adapter | 9 | 2.0 | 2.0 | 2.0 | 0 of 9 |" in control
+    assert "| never; others were | 18 | 0.0 | 0.0 | 0.0 | 2.0 | 0 of 18 |" in control
+    assert "| never; none was | 9 | 1.0 | 1.0 | 1.0 | 2.0 | 0 of 9 |" in control
+    assert "| never; no adapter | 9 | 2.0 | 2.0 | 2.0 | 2.0 | 0 of 9 |" in control
 
 
 def test_the_page_is_what_the_results_say() -> None:

@@ -321,8 +321,9 @@ def _dominance(
     )
     where = ", ".join(str(one["at"]) for one in found)
     names = curve_name(winner, path), curve_name(loser, path)
-    which = f"the points {where}" if where else "no point"
-    return f"`{names[0]}` dominates {which} of `{names[1]}`"
+    if not where:
+        return f"`{names[0]}` dominates no point of `{names[1]}`"
+    return f"`{names[0]}` dominates `{names[1]}` at {where}"
 
 
 def _measurements(found: Mapping[str, Any]) -> list[str]:

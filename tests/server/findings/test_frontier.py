@@ -158,7 +158,7 @@ def test_the_page_says_in_words_who_dominates_whom():
     assert "minus the margin: 0.04 of common and 0 of own" in text
     assert (
         "- `sft` dominates no point of `c-bpo`; "
-        "`c-bpo` dominates the points 1, 2, 3 of `sft`." in text
+        "`c-bpo` dominates `sft` at 1, 2, 3." in text
     )
     assert "| dominated | by | by - dominated, common | own |" in text
     assert re.search(r"\| sft: 3 \| c-bpo: 3 \| -0\.02\d \[.+\] \| \+0\.\d+ \[", text)

@@ -76,4 +76,4 @@ def _counts(
     """How often each token comes, [size], a row's tokens by the row's weight."""
     ids = np.concatenate([np.zeros(0, np.int64), *map(np.asarray, rows)])
     each = np.repeat(weights, [len(row) for row in rows])
-    return np.bincount(ids.astype(np.int64), each, size)
+    return np.bincount(ids.astype(np.int64), each, size).astype(float)

@@ -145,3 +145,4 @@ def test_the_table():
     assert "c-bpo: differences to first; * interval clear of zero" in said
     assert "-0.250*" in said and "what differs, in the order first, second:" in said
     assert f"personalise.epochs: {EPOCHS} | 6" in said
+    assert "fewer than 20 users: intervals are too narrow" in said

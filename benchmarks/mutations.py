@@ -1647,8 +1647,8 @@ MUTATIONS = (
     Mutation(
         "Samples of the model are told from the user's texts by their length",
         "common/unlabeled/samples.py",
-        "budget = min(longest, task_of(config.task).max_new_tokens)",
-        "budget = task_of(config.task).max_new_tokens",
+        "budget = min(longest, output_budget(reference.backbone, task))",
+        "budget = output_budget(reference.backbone, task)",
         "test_samples_have_at_most_as_many_tokens_as_the_longest_own_text",
     ),
     Mutation(

@@ -189,11 +189,12 @@ def meteor(text: str, wanted: str, same: str = STEMS) -> float:
     if same == WORDNET:
         return float(single_meteor_score(word_tokenize(wanted), word_tokenize(text)))
     tokenizer = NLTKWordTokenizer()
-    both = [
+    reference, hypothesis = (
         [word for part in _SENTENCE.split(one) for word in tokenizer.tokenize(part)]
         for one in (wanted, text)
-    ]
-    return float(single_meteor_score(*both, wordnet=_NoSynonyms()))
+    )
+    none: Any = _NoSynonyms()
+    return float(single_meteor_score(reference, hypothesis, wordnet=none))
 
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")

@@ -1,6 +1,6 @@
 """Runs compared with each other, user by user."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -104,10 +104,20 @@ def render(found: Mapping[str, Any], console: Console) -> None:
     ]
     left_out = found["left_out"].items()
     lines += [f"{metric} is not compared: {why}" for metric, why in left_out]
+    count = max((m["n"] for m in _cells(found["differences"])), default=0)
+    if count < results.FEW_USERS:
+        few = f"fewer than {results.FEW_USERS} users: intervals are too narrow"
+        console.print(few, markup=False, highlight=False, soft_wrap=True)
     head = [f"what differs, in the order {', '.join(found['runs'])}:"]
     for line in head + lines if lines else []:
         for part in results.wrapped(line, console.width):
             console.print(part, markup=False, highlight=False, soft_wrap=True)
+
+
+def _cells(differences: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for rows in differences.values():
+        for row in rows.values():
+            yield from row.values()
 
 
 def _check(name: str, run: Mapping[str, Any]) -> None:

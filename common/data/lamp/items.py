@@ -170,11 +170,9 @@ def _said(entry: Any, name: str, place: str) -> str:
     value = _field(entry, name, f"{place}.{name}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
-    bad_if(
-        not isinstance(value, str),
-        "wrong type",
-        f"field '{place}.{name}' is neither a text nor a number",
-    )
+    if not isinstance(value, str):
+        why = f"field '{place}.{name}' is neither a text nor a number"
+        raise BadUserError("wrong type", why)
     return clean(value)
 
 

@@ -86,7 +86,7 @@ def test_a_target_of_a_thousand_tokens_is_kept_whole(roomy, users):
 
 
 def test_prompt_and_output_stay_within_the_context(roomy, settings, users, monkeypatch):
-    seen = []
+    seen: list[tuple[int, int, Any]] = []
 
     def watch(_backbone, _policy, prompts, budget, *_, **__):
         seen.append((max(map(len, prompts)), budget, prompts))

@@ -96,8 +96,8 @@ def test_other_histories_are_compared():
 
 
 def test_other_users_or_texts_are_refused():
-    for changes in ({"held_out": 1}, {"seed": 1}):
-        said = refused(a=run(), b=run(0, identity(**changes)))
+    for other in (identity(held_out=1), identity(seed=1)):
+        said = refused(a=run(), b=run(0, other))
         assert "did not measure what run 'a' did, but other texts of the same" in said
     strangers = {f"v{i}": rows for i, rows in enumerate(make_users().values())}
     others = make(users=strangers) | {"identity": identity(users=11)}
@@ -145,3 +145,4 @@ def test_the_table():
     assert "c-bpo: differences to first; * interval clear of zero" in said
     assert "-0.250*" in said and "what differs, in the order first, second:" in said
     assert f"personalise.epochs: {EPOCHS} | 6" in said
+    assert "fewer than 20 users: intervals are too narrow" in said

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 ABSENT = "not available"
 MOST_ROWS = 200  # of one table; a page stays small whatever a run holds
@@ -103,7 +103,7 @@ def finite(value: Any) -> Any:
     return value
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value)

@@ -20,7 +20,7 @@ ROW = 26  # of a method
 SERIES = 8  # colours of lines
 INK, FAINT, GRID, GOOD, BAD = "#000001", "#000002", "#000003", "#000004", "#000005"
 COLOURS = tuple(f"#0001{k:02d}" for k in range(SERIES))
-VARIABLES = dict(
+VARIABLES: dict[str, str] = dict(
     zip(
         (INK, FAINT, GRID, GOOD, BAD),
         ("ink", "faint", "grid", "good", "bad"),
@@ -30,7 +30,7 @@ VARIABLES = dict(
 VARIABLES |= {colour: f"c{k}" for k, colour in enumerate(COLOURS)}
 DASHES = ("-", "--", ":", "-.")  # lines are told apart without colour too
 MARKS = "os^Dv<>P"
-SETTINGS = {
+SETTINGS: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 12.0,

@@ -42,8 +42,9 @@ def privacy_section(card: Mapping[str, Any]) -> Section:
 
 def _lead(card: Mapping[str, Any]) -> str:
     epsilon = card.get("epsilon") or {}
-    spent = [epsilon.get(name) for name in ADVERSARIES]
-    if all(map(is_number, spent)):
+    both = [epsilon.get(name) for name in ADVERSARIES]
+    spent = [value for value in both if is_number(value)]
+    if len(spent) == len(both):
         return (
             f"Epsilon {upper(spent[0])} against anybody who sees the releases, "
             f"{upper(spent[1])} against a server that knows who took part, at "

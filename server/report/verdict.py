@@ -80,7 +80,7 @@ def winner(results: Mapping[str, Any], metric: str = "nll") -> str:
     return (
         f"No difference shown between {best} and {second}, the two best by {metric}: "
         f"{best} - {second} is {found['mean']:+.3f} (95 % interval "
-        f"{interval(found | {'ci95': list(ends)}, signed=True)}, {count})."
+        f"{interval({'ci95': list(ends)}, signed=True)}, {count})."
     )
 
 

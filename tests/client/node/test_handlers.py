@@ -563,12 +563,13 @@ def test_a_simulation_keeps_losses_and_texts_and_a_device_none(
     assert not (node.folder / "curves/sft/u1.json").exists()  # a trial
     file.unlink()
     monkeypatch.setattr(host.Node, "simulated", simulated)
-    task = SimpleNamespace(method="sft", trial=False, learning_rate=0.5)
+    task: Any = SimpleNamespace(method="sft", trial=False, learning_rate=0.5)
     one = host.Node(
         parse({}), PEOPLE[:1], PEOPLE, frozenset(), state.FolderStore(node.folder), 0.0
     )
     monkeypatch.setattr(handlers, "handed_out", lambda *_: ())
-    handlers._train(task, one, None, PEOPLE[:1])
+    nothing: Any = None
+    handlers._train(task, one, nothing, PEOPLE[:1])
     assert file.exists() == simulated
     for name, value in {
         "reference_of": None,

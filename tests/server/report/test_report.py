@@ -269,13 +269,13 @@ def test_a_report_of_200_users_takes_less_than_five_seconds(tmp_path, drawn):
 
 
 @pytest.mark.slow
-def test_100_000_users_are_aggregated_and_the_page_says_so(tmp_path):
+def test_very_many_users_are_aggregated_and_the_page_says_so(tmp_path):
     small = write_own(folder_of(tmp_path, many(400))).stat().st_size
-    found = many(400) | {"users": users_of(100_000)}
+    found = many(400) | {"users": users_of(30_000)}
     folder = folder_of(tmp_path, found)
     path = write_own(folder)
     assert path.stat().st_size < 1.2 * small
-    assert "of 100000" in path.read_text()
+    assert "of 30000" in path.read_text()
 
 
 # --- what it says -----------------------------------------------------------------------

@@ -28,10 +28,8 @@ class Cache(dict[tuple[str, str], Any]):
 def cell_key(config: Config) -> str:
     """Short hash of a config, as versions up to 0.2 named their cells: those are found."""
     values = as_0_2(config)
-    # There were cells before these keys.
-    for name, default in (("rouge-tokens", "english"), ("meteor", "stems")):
-        if values[f"evaluate.{name}"] == default:
-            del values[f"evaluate.{name}"]
+    if values["evaluate.rouge-tokens"] == "english":  # there were cells before this key
+        del values["evaluate.rouge-tokens"]
     return _hash(values)
 
 

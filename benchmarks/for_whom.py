@@ -44,7 +44,7 @@ PAGE = ROOT / "docs" / "for-whom.md"
 REAL = "real_model", "real_texts"
 TABLE = *REAL, "real_worlds", "worlds", "prompting"
 # Studies that only compare.
-BESIDE = "nearness", "unlabeled_set", "strength", "dislikes"
+BESIDE = "nearness", "unlabeled_set", "strength", "dislikes", "recognised"
 RANKS = "mrr", "contrast"
 METRICS = {"nll": "likelihood", "mrr": "rank", "own-style": "own style"}
 METRICS |= {"shared-style": "shared style", "recognised-mrr": "recognisability"}

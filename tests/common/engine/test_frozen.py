@@ -1,5 +1,7 @@
 """Weights in 16 bits, products in float32: the numbers of a float32 copy."""
 
+from typing import cast
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -120,6 +122,7 @@ def test_blocks_are_widened_in_one_place(monkeypatch):
     monkeypatch.setattr(frozen, "BLOCK", 3 * 16)
     linear = torch.nn.Linear(16, 20, bias=False, dtype=torch.bfloat16)
     linear.requires_grad_(False).__class__ = Frozen
+    linear = cast(Frozen, linear)
     blocks = [(part, block) for part, block in frozen._blocks(linear, torch.float32)]
     assert len({block.data_ptr() for _, block in blocks}) == 1
     assert {block.numel() for _, block in blocks} == {3 * 16, 2 * 16}

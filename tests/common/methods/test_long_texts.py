@@ -1,8 +1,9 @@
 """Texts of 1,500 tokens and more: prompts, outputs and training within the context."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_prompt_and_output_stay_within_the_context(roomy, settings, users, monke
     for longest, budget, prompts in seen:
         assert budget == 1024 and longest + budget <= CONTEXT
         for prompt in filter(len, prompts):
-            text = roomy.decode(list(prompt))
+            text = roomy.decode([*cast(Sequence[int], prompt)])
             assert "Generate the review text" in text and text.endswith("review:")
 
 

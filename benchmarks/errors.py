@@ -262,7 +262,7 @@ OF_SERVER = (
     Case("simulate APP -c methods=", "name at least one"),
     Case("simulate APP -c methods=base,base", "twice"),
     Case("simulate APP -c personalise.learning-rates=fast", "positive numbers"),
-    Case("simulate APP -c unlabeled.alpha=2", "in [0, 0.9]"),
+    Case("simulate APP -c unlabeled.alpha=2", "in [0, 0.99]"),
     Case(
         "simulate APP -c unlabeled.alpha=true -c task=LaMP-4",
         "overlap of real users is not known",

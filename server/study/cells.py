@@ -100,12 +100,14 @@ def run_study(
     """
     make_private(private_folder(folder))
     done: list[dict[str, Any]] = []
-    files: list[Path] = []
-    cache, todo, spent = Cache(), cells(study), 0.0
-    for number, cell in enumerate(todo, start=1):
-        config, control = rated(cell_config(study, cell)), control_of(study, cell)
-        path = cell_path(folder, study, config, control)
-        files.append(path)
+    cache, spent = Cache(), 0.0
+    todo = [
+        (cell, rated(cell_config(study, cell)), control_of(study, cell))
+        for cell in cells(study)
+    ]
+    files = [cell_path(folder, study, config, control) for _, config, control in todo]
+    for number, (cell, config, control) in enumerate(todo, start=1):
+        path = files[number - 1]
         known = " (done)" * path.exists()
         named = ", ".join(f"{k}={v}" for k, v in cell.items())
         say(f"cell {number}/{len(todo)}: {named}{known}")

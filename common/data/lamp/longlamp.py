@@ -147,14 +147,14 @@ def _of_hub(name: str) -> Sequence[Any]:
         f"{HUB}LongLaMP/LongLaMP/abstract_generation_user/test.",
     )
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise IdiolectError(
             f"{HUB}{name} needs the library datasets: {INSTALL}, or set 'data' to files."
         ) from None
     repository, config, split = f"{owner}/{parts[0]}", parts[1], parts[2]
     try:
-        return load_dataset(repository, config, split=split)  # pyright: ignore
+        return load_dataset(repository, config, split=split)
     except Exception as error:  # of many libraries below it
         raise IdiolectError(
             f"cannot load {config}, {split}, of {repository} ({_line(error)}): check the "

@@ -67,6 +67,7 @@ def test_only_cells_of_the_study_are_stored_and_the_same_give_the_same_bytes(tmp
         gzip.compress(b'{"a.toml": {}}'),
         gzip.compress(b'{"a.json": {}}')[:-9],
     ],
+    ids=["empty", "no-gzip", "a-list", "no-cell", "a-path", "no-json", "cut"],
 )
 def test_a_broken_file_is_refused_in_one_sentence(tmp_path, data):
     (tmp_path / "cells.json.gz").write_bytes(data)

@@ -25,7 +25,7 @@ JSONL, RECORDS = Kind("JSON lines", True), Kind("JSON list", True)
 CSV = Kind("CSV", True)
 CHATGPT, CLAUDE = Kind("ChatGPT"), Kind("Claude")
 WHATSAPP, TELEGRAM = Kind("WhatsApp"), Kind("Telegram")
-MBOX, NOTES, LAMP = Kind("mbox"), Kind("notes"), Kind("LaMP or OPPU")
+MBOX, NOTES, LAMP = Kind("mbox"), Kind("notes"), Kind("LaMP, OPPU or LongLaMP")
 KINDS = (JSONL, RECORDS, CSV, CHATGPT, CLAUDE, WHATSAPP, TELEGRAM, MBOX, NOTES, LAMP)
 
 

@@ -270,7 +270,7 @@ def _train(
         return found
 
     trained, errors = each(node, users, train)
-    if node.simulated and not request.trial:
+    if _kept(node) and not request.trial:
         state.save_curves(node.store, request.method, curves)
     errors |= {user: one.error for user, one in trained.items() if one.lora is None}
     return {user: one for user, one in trained.items() if one.lora}, errors
@@ -310,6 +310,14 @@ def _tried(
     return _trained(request, node, outcomes, errors | unmeasured | refused)
 
 
+def _kept(node: Node) -> bool:
+    """Whether losses and texts stay in the run's folder, by user, for its report.
+
+    Not where privacy is on: there no file of a run says who took part.
+    """
+    return node.simulated and node.config.privacy.mode == "off"
+
+
 def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:
     """Measure each user's held-out items; only numbers leave."""
     _check_method(request, node)
@@ -317,7 +325,7 @@ def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:
     origin = _origin(request, node, reference, request.unlabeled_hash)
     content = _digest(origin, request.generate)
     willing, refused = taking_part(request, node, "metrics", "metrics", content)
-    written: dict[str, list[str]] | None = {} if node.simulated else None
+    written: dict[str, list[str]] | None = {} if _kept(node) else None
 
     def measure(users: Sequence[User]) -> list[dict[str, float]]:
         trained = request.method not in UNTRAINED

@@ -113,7 +113,7 @@ def load_adapter(
 def save_curves(
     store: RunStore, method: str, curves: Mapping[str, list[float]]
 ) -> None:
-    """Keep the loss of every step of a training; of simulated users alone.
+    """Keep the loss of every step of a training; of simulated users alone, without privacy.
 
     For reports: ``curves/<method>/<user>.json`` in the run's folder.
     """
@@ -129,7 +129,7 @@ def save_texts(
     users: Sequence[User],
     written: Mapping[str, list[str]],
 ) -> None:
-    """Keep what a method wrote beside the own texts; of simulated users alone.
+    """Keep what a method wrote beside the own texts, as `save_curves` does.
 
     For reports: ``texts/<method>/<user>.json`` in the run's folder.
     """

@@ -26,7 +26,7 @@ from ...common.engine.adapters import Lora, hash_lora
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import encode_all, fitting, too_long
 from ...common.engine.reference import Reference
-from ...common.engine.training import Watch
+from ...common.engine.training import UNWATCHED, Watch
 from ...common.errors import refuse_if, required
 from ...common.methods import evaluation
 from ...common.methods.personalise import Personal, personalise
@@ -256,10 +256,14 @@ def _train(
     """Train; return user -> what came of it, and user -> why nothing did."""
     unlabeled = handed_out(request, node, users)
     curves: dict[str, list[float]] = {}
+    watched = _kept(node) and not request.trial
 
     def train(users: Sequence[User]) -> list[Personal]:
         rate, seen = request.learning_rate, list[list[float]]()
-        watch = Watch(step=lambda at, _of: seen.append(at.losses.tolist()))
+        # Reading losses waits for the device at every step: not where nobody keeps them.
+        watch = UNWATCHED
+        if watched:
+            watch = Watch(step=lambda at, _of: seen.append(at.losses.tolist()))
         found = personalise(
             reference, users, unlabeled, request.method, rate, node.config, watch
         )
@@ -270,7 +274,7 @@ def _train(
         return found
 
     trained, errors = each(node, users, train)
-    if _kept(node) and not request.trial:
+    if watched:
         state.save_curves(node.store, request.method, curves)
     errors |= {user: one.error for user, one in trained.items() if one.lora is None}
     return {user: one for user, one in trained.items() if one.lora}, errors

@@ -5,6 +5,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..run import results
 from ..study.declaration import Study
@@ -33,8 +34,6 @@ def correlated(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
         ``n`` (users of the smallest line). Two metrics that no line has both of are left
         out, and so are lines of fewer than five users, or where all have the same value.
     """
-    from scipy.stats import rankdata  # comes with the extra [server]
-
     lines = _gains(study, done)
     found: list[dict[str, Any]] = []
     for one, other in combinations(study.plot["correlate"], 2):
@@ -43,14 +42,20 @@ def correlated(study: Study, done: Sequence[Cell]) -> list[dict[str, Any]]:
             both = [(p[one], p[other]) for p in people if one in p and other in p]
             columns = np.array(both).T
             if len(both) >= FEWEST and all(len(set(column)) > 1 for column in columns):
-                ranks = [rankdata(column) for column in columns]
-                rhos.append(float(np.corrcoef(ranks)[0, 1]))
+                rhos.append(rank_correlation(*columns))
                 counts.append(len(both))
         if rhos:
             ends = {"mean": float(np.mean(rhos)), "least": min(rhos), "most": max(rhos)}
             number = {"lines": len(rhos), "n": min(counts)}
             found.append({"one": one, "other": other, **ends, **number})
     return found
+
+
+def rank_correlation(one: ArrayLike, other: ArrayLike) -> float:
+    """Spearman's: of ranks from 0, equal numbers share the mean of theirs."""
+    from scipy.stats import rankdata  # comes with the extra [server]
+
+    return float(np.corrcoef([rankdata(one) - 1, rankdata(other) - 1])[0, 1])
 
 
 def _gains(study: Study, done: Sequence[Cell]) -> dict[str, list[dict[str, float]]]:

@@ -47,10 +47,7 @@ def store(summary: Path, folder: Path, name: str) -> None:
 
     The same summary gives the same bytes.
     """
-    found = json.loads(summary.read_text())
-    text = json.dumps(found, separators=(",", ":"), ensure_ascii=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{name}.json.gz", gzip.compress(text.encode(), mtime=0))
+    results.write_packed(folder / f"{name}.json.gz", json.loads(summary.read_text()))
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:

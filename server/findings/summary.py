@@ -9,7 +9,7 @@ import numpy as np
 from ...common.config import Scalar
 from ..run import results
 from ..study.declaration import Study, comparisons
-from .correlation import correlated
+from .correlation import correlated, rank_correlation
 from .frontier import frontier
 from .lines import line_of
 from .verdicts import Cell, chosen, difference, means_of, person_seed
@@ -64,20 +64,17 @@ def alpha_against_truth(cell: Cell) -> dict[str, Any] | None:
 
     None where alpha was not estimated, is the same for all, or the truth is not known.
     """
-    from scipy.stats import rankdata  # comes with the extra [server]
-
     truth, alpha = cell["run"]["overlap"], cell["run"].get("alpha", {})
     users = [user for user in truth if user in alpha]
     alike = len({alpha[user] for user in users}) == 1
     if not cell["run"].get("alpha_estimated") or len(users) < 3 or alike:
         return None
-    # From 0; equal numbers share the mean of their ranks.
-    one, other = (rankdata([by[u] for u in users]) - 1 for by in (truth, alpha))
+    both = [[by[user] for user in users] for by in (truth, alpha)]
     off = [abs(alpha[user] - truth[user]) for user in users]
     return {
         "cell": written(cell["cell"]),
         "n": len(users),
-        "rank_correlation": float(np.corrcoef(one, other)[0, 1]),
+        "rank_correlation": rank_correlation(*both),
         "error": float(np.mean(off)),
     }
 

@@ -6,6 +6,7 @@ and an interval says what other users of the same kind would have given.
 
 import contextlib
 import fcntl
+import gzip
 import json
 import statistics
 import subprocess
@@ -252,6 +253,13 @@ def write_json(path: Path, value: object) -> None:
     """
     plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
     write_atomically(path, (json.dumps(plain, indent=2) + "\n").encode())
+
+
+def write_packed(path: Path, value: object) -> None:
+    """Write plain JSON without blanks, gzipped; the same value gives the same bytes."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, gzip.compress(text.encode(), mtime=0))
 
 
 def _plain(value: Any) -> Any:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import IdiolectError
-from ...common.files import private_folder, write_atomically
-from ..run.results import write_json
+from ...common.files import private_folder
+from ..run.results import write_json, write_packed
 
 
 def archive(findings: Path | None, study: str, kept: bool) -> Path | None:
@@ -46,6 +46,4 @@ def take(path: Path, folder: Path) -> int:
 def store(path: Path, files: Iterable[Path]) -> None:
     """Put those cells that are finished into one file; the same give the same bytes."""
     cells = {file.name: json.loads(file.read_text()) for file in files if file.exists()}
-    text = json.dumps(cells, separators=(",", ":"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, gzip.compress(text.encode(), mtime=0))
+    write_packed(path, cells)

@@ -1,21 +1,20 @@
-"""For whom does what help, at what cost: writes docs/for-whom.md.
+"""For whom does what help, at what cost: docs/for-whom.md and docs/for-whom-numbers.md.
 
     python benchmarks/for_whom.py
 
-Every number and every word of judgement comes from result files: those of the studies in
-``docs/findings`` and those of the benchmarks in ``benchmarks/results``. Which cells a claim
-compares is read from its study file (`situations`). A study without a result file makes a
-sentence "not measured"; the page changes when results change.
+The first page is for somebody who decides what to build; the second has the intervals and
+counts behind it (`who_numbers`). Every number and every word of judgement comes from result
+files: those of the studies in ``docs/findings`` and those of the benchmarks in
+``benchmarks/results``. A study without a result file makes a sentence "not measured"; the
+pages change when results change.
 """
 
 import json
-import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from situations import (
     BACKBONES,
@@ -26,158 +25,86 @@ from situations import (
     Pair,
     Who,
     declared,
-    gains_of,
     pairs_of,
+)
+from who_numbers import (
+    COLUMNS,
+    DEFAULT,
+    METRICS,
+    NEAR,
+    ORDER,
+    PAPER,
+    RANKS,
+    REAL,
+    SFT,
+    SMALL,
+    TABLE,
+    lines_of,
+    numbers,
+    people_of,
+    percent,
+    tabled,
+    tally,
+    told,
+    users,
+    verdicts_of,
 )
 
 from idiolect.server.findings.page import load
-from idiolect.server.findings.verdicts import judged
-from idiolect.server.study.declaration import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 FINDINGS = ROOT / "docs" / "findings"
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "for-whom.md"
+NUMBERS = ROOT / "docs" / "for-whom-numbers.md"
 
-# Studies whose gains over the shared model are the table, the most telling first: where two
-# measured the same people, the first one counts.
-REAL = "real_model", "real_texts"
-TABLE = *REAL, "real_worlds", "worlds", "prompting"
 # Studies that only compare.
-BESIDE = "nearness", "unlabeled_set", "strength", "dislikes", "recognised"
-RANKS = "mrr", "contrast"
-METRICS = {"nll": "likelihood", "mrr": "rank", "own-style": "own style"}
-METRICS |= {"shared-style": "shared style", "recognised-mrr": "recognisability"}
-HELPS = {"confirmed": "helps", "reversed": "harms", "not confirmed": "unclear"}
-ORDER = "better", "as good", "worse", "undecided"
-
-DEFAULT, PAPER = How("c-bpo", "default"), How("c-bpo", "paper")
-SFT, ALONE = How("sft"), How("positives", "default")
-ALONE_PAPER = replace(ALONE, recipe="paper")
-NEAR, SELF = (replace(PAPER, extra=(kind,)) for kind in ("near", "self"))
-COLUMNS = DEFAULT, PAPER, NEAR, SFT, How("rag"), How("pag"), How("steer")
+BESIDE = "nearness", "unlabeled_set", "strength", "dislikes", "recognised", "frontier"
+BESIDE += "alpha_near_one", "alpha_choice", "disliked_weight", "token_correction"
 
 
-def verdicts_of(gains: Gains) -> dict[tuple[Who, How, str], str]:
-    """Words for the gains of a table; Holm's correction is for all of one metric."""
-    words: dict[tuple[Who, How, str], str] = {}
-    for wanted in (("nll",), RANKS):
-        keys = [key for key in gains if key[2] in wanted]
-        found = judged([gains[key] for key in keys])
-        words |= {k: HELPS[one["verdict"]] for k, one in zip(keys, found, strict=True)}
-    return words
+def answers(pairs: Sequence[Pair], gains: Gains) -> list[str]:
+    """Return what to know first, as bullet points."""
+    said = [against_sft(pairs), on_real(pairs, gains), choice(pairs, gains)]
+    said += [pays(pairs), *longer(gains)]
+    return [f"- {one}" for one in said if one]
 
 
-def tabled(studies: Mapping[str, tuple[Mapping[str, Any], Study]]) -> Gains:
-    """Return the gains that the table shows: by likelihood, and by one measure of rank."""
-    every: Gains = {}
-    for name in (name for name in TABLE if name in studies):
-        for key, entry in gains_of(*studies[name]).items():
-            every.setdefault(key, entry)
-    return {
-        (who, how, metric): entry
-        for (who, how, metric), entry in every.items()
-        if how in COLUMNS
-        and (
-            metric in ("nll", "mrr")
-            or (metric == "contrast" and (who, how, "mrr") not in every)
-        )
-    }
-
-
-def percent(nats: float) -> float:
-    """Return by how much a token's probability grows where NLL falls by `nats`."""
-    return 100 * (math.exp(nats) - 1)
-
-
-def shown(entry: Mapping[str, Any]) -> str:
-    """Return a gain with its interval: likelihood in percent, ranks as they are."""
-    low, high = entry["ci95"]
-    if entry["metric"] != "nll":
-        return f"{entry['mean']:+.2f} [{low:+.2f}, {high:+.2f}]"
-    mean, low, high = (percent(-x) for x in (entry["mean"], high, low))
-    return f"{mean:+.0f} % [{low:+.0f}, {high:+.0f}]"
-
-
-def table(gains: Gains) -> list[str]:
-    """One row for each situation, one column for each method."""
-    words = verdicts_of(gains)
-    columns = [how for how in COLUMNS if any(key[1] == how for key in gains)]
-    rows: list[list[str]] = []
-    for who in people_of(gains):
-        row = [f"{who.words} ({users(gains, who)})", who.backbone]
-        for how in columns:
-            parts = [
-                f"{words[key]} {shown(entry)}"
-                if key[2] == "nll"
-                else f"{key[2]} {words[key]} {shown(entry)}"
-                for key, entry in gains.items()
-                if key[:2] == (who, how)
-            ]
-            row.append("; ".join(parts) or "-")
-        rows.append(row)
-    heads = ["whose texts (users)", "model", *(how.words for how in columns)]
-    return lines_of(heads, rows)
-
-
-def lines_of(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return a table."""
-    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
-
-
-def people_of(gains: Gains) -> list[Who]:
-    """Situations of a table, in their order."""
-    return list(dict.fromkeys(who for who, _, _ in gains))
-
-
-def users(gains: Gains, who: Who) -> int:
-    """Return how many users were measured in a situation."""
-    return max(entry["n"] for key, entry in gains.items() if key[0] == who)
-
-
-def tally(
-    pairs: Sequence[Pair], one: How, other: How, metric: str
-) -> dict[str, list[str]]:
-    """Word -> situations in which `one` stands so to `other`."""
-    found: dict[str, list[str]] = {}
-    for pair in pairs:
-        if pair.metric != metric or {pair.one, pair.other} != {one, other}:
-            continue
-        turned = pair.one != one
-        word = OPPOSITE.get(pair.word, pair.word) if turned else pair.word
-        found.setdefault(word, []).append(pair.who.words)
-    return found
-
-
-def told(found: Mapping[str, Sequence[str]], name: str) -> str:
-    """Say what a tally says, and name the situations of `name`."""
-    total = sum(map(len, found.values()))
-    if not total:
-        return "not measured"
-    parts = [f"{word} in {len(found[word])}" for word in ORDER if word in found]
-    where = f" ({'; '.join(found[name])})" if found.get(name) else ""
-    return f"{', '.join(parts)} of {total}{where}"
-
-
-def answer(pairs: Sequence[Pair], gains: Gains) -> list[str]:
-    """Three sentences: the default against SFT, on a real model, and what helps."""
+def against_sft(pairs: Sequence[Pair]) -> str:
+    """Say how the default recipe stands to SFT."""
     by = {m: tally(pairs, DEFAULT, SFT, m) for m in ("nll", "mrr")}
-    likelihood, rank = (told(found, "better") for found in by.values())
-    parts = f"by likelihood {likelihood}; by rank {rank} situations"
-    better = any("better" in found for found in by.values())
     if not any(by.values()):
-        first = (
-            "Whether C-BPO with its default recipe is better than SFT: not measured."
+        return "Whether C-BPO with its default recipe is better than SFT: not measured."
+    parts = "; ".join(
+        f"by {METRICS[metric]} {told(found, 'better')}" for metric, found in by.items()
+    )
+    if any("better" in found for found in by.values()):
+        return (
+            "C-BPO's default recipe is better than plain SFT somewhere: "
+            f"{parts} kinds of users."
         )
-    elif better:
-        first = f"C-BPO's default recipe is better than plain SFT somewhere: {parts}."
-    else:
-        first = (
-            "**Nowhere is C-BPO with its default recipe shown to be better than plain "
-            f"SFT**: {parts}."
-        )
-    last = f"{most_often(gains)}{choice(pairs, gains)}."
-    return [f"{first} {on_real(pairs, gains)} {last}", ""]
+    return (
+        "**Nowhere is C-BPO with its default recipe shown to be better than plain SFT**: "
+        f"{parts} kinds of users."
+    )
+
+
+def on_real(pairs: Sequence[Pair], gains: Gains) -> str:
+    """Say what a real model on real texts has shown of C-BPO's recipes and SFT."""
+    mine = [pair for pair in pairs if pair.study in REAL]
+    if not mine:
+        return "On a real instruct model with real texts nothing is measured yet."
+    models = {p.who.backbone for p in mine}
+    said: list[str] = []
+    for how in (DEFAULT, PAPER, NEAR, SMALL):
+        found = {m: tally(mine, how, SFT, m) for m in ("nll", "mrr", "recognised-mrr")}
+        words = [f"{METRICS[m]} {told(f, 'better')}" for m, f in found.items() if f]
+        said += [f"{how.words}: {', '.join(words)}"] if words else []
+    helped = [who.words for who in people_of(gains) if who.backbone in models]
+    return (
+        f"On a real model ({', '.join(sorted(models))}; {'; '.join(helped)}), against SFT: "
+        f"{'; '.join(said) or 'not measured'}."
+    )
 
 
 def choice(pairs: Sequence[Pair], gains: Gains) -> str:
@@ -192,78 +119,33 @@ def choice(pairs: Sequence[Pair], gains: Gains) -> str:
     helps = any(w == "helps" and key[1] == SFT for key, w in words.items())
     if beaten or not helps:
         return ""
-    return "; nothing is shown to beat SFT, so it is the choice where a history helps"
-
-
-def on_real(pairs: Sequence[Pair], gains: Gains) -> str:
-    """Say what a real model on real texts has shown of C-BPO's recipes and SFT."""
-    mine = [pair for pair in pairs if pair.study in REAL]
-    if not mine:
-        return "On a real instruct model with real texts this is not measured yet."
-    models = {p.who.backbone for p in mine}
-    said: list[str] = []
-    for how in (DEFAULT, PAPER, NEAR):
-        found = {m: tally(mine, how, SFT, m) for m in ("nll", "mrr", "recognised-mrr")}
-        words = [f"{METRICS[m]} {told(f, 'better')}" for m, f in found.items() if f]
-        said += [f"{how.words}: {', '.join(words)}"] if words else []
-    helped = [who.words for who in people_of(gains) if who.backbone in models]
     return (
-        f"On a real model ({', '.join(sorted(models))}; {'; '.join(helped)}), against SFT: "
-        f"{'; '.join(said) or 'not measured'}."
+        "By likelihood and rank nothing is shown to beat plain SFT: where a history helps, "
+        "it is the choice."
     )
 
 
-def most_often(gains: Gains) -> str:
-    """Say in how many situations each method helps."""
-    words = verdicts_of(gains)
-    counts = {
-        how: Counter(words[key] for key in gains if key[1:] == (how, "nll"))
-        for how in COLUMNS
-    }
-    known = {how: found for how, found in counts.items() if found}
-    if not known:
-        return "What helps is not measured"
+def pays(pairs: Sequence[Pair]) -> str:
+    """Say by which measures C-BPO, in any of its forms, is shown to be better than SFT."""
+    counts = {metric: against(pairs, "sft", metric) for metric in METRICS}
     said = [
-        f"{how.words} in {found['helps']} of {found.total()} (median {middle(gains, how)}"
-        + f"; harms in {found['harms']}" * bool(found["harms"])
+        f"{METRICS[metric]} (better in {found['better']} of {found.total()} comparisons"
+        + f", worse in {found['worse']}" * bool(found["worse"])
         + ")"
-        for how, found in known.items()
+        for metric, found in counts.items()
+        if found["better"]
     ]
-    missing = [how.words for how in COLUMNS if how not in known]
+    if not said:
+        return ""
+    cost = [
+        f"{METRICS[metric]} (worse in {found['worse']} of {found.total()})"
+        for metric, found in counts.items()
+        if found["worse"] and not found["better"]
+    ]
     return (
-        f"Against the shared model likelihood is helped by {', '.join(said)} situations"
-        + (f" (not measured: {', '.join(missing)})" if missing else "")
+        f"What C-BPO in some form does better than SFT: {'; '.join(said)}. "
+        f"What it pays: {'; '.join(cost) or 'nothing that was measured'}."
     )
-
-
-def middle(gains: Gains, how: How) -> str:
-    """Return a method's median gain in likelihood over the situations of the table."""
-    nats = [-entry["mean"] for key, entry in gains.items() if key[1:] == (how, "nll")]
-    return f"{percent(statistics.median(nats)):+.0f} %"
-
-
-def by_situation(pairs: Sequence[Pair], gains: Gains) -> list[str]:
-    """Sentences: what beats SFT and what is behind it, and where nothing helps."""
-    lines: list[str] = []
-    for word in ("better", "worse"):
-        found: dict[str, list[str]] = {}
-        for how in COLUMNS:
-            for metric in ("nll", "mrr") if how != SFT else ():
-                for who in tally(pairs, how, SFT, metric).get(word, []):
-                    name = f"{how.words} by {METRICS[metric]}"
-                    found.setdefault(name, []).append(who)
-        lines += [
-            f"- {name}, {word} than SFT: {'; '.join(who)}."
-            for name, who in found.items()
-        ] or [f"- Nothing is shown to be {word} than SFT."]
-    words = verdicts_of(gains)
-    for metrics in (("nll",), RANKS):
-        helped = {k[0] for k, w in words.items() if w == "helps" and k[2] in metrics}
-        rest = [who.words for who in people_of(gains) if who not in helped]
-        said = f"No method is shown to help {METRICS[metrics[0]]}: {'; '.join(rest)}"
-        every = f"In each situation some method helps {METRICS[metrics[0]]}"
-        lines.append(f"- {said if rest else every}.")
-    return lines + longer(gains)
 
 
 def longer(gains: Gains) -> list[str]:
@@ -275,54 +157,104 @@ def longer(gains: Gains) -> list[str]:
         ]
         for other in (o for o in more if o.history > who.history):
             parts = [
-                f"{how.words} {shown(gains[who, how, 'nll'])} to "
-                f"{shown(gains[other, how, 'nll'])}"
+                f"{how.words} {gain(gains, who, how)} to {gain(gains, other, how)}"
                 for how in (SFT, DEFAULT)
                 if {(who, how, "nll"), (other, how, "nll")} <= gains.keys()
             ]
             aside = f", {who.aside}" if who.aside else ""
             said.append(
-                f"- From {who.history} to {other.history} texts ({who.people}{aside}) the "
+                f"From {who.history} to {other.history} texts ({who.people}{aside}) the "
                 f"gain goes from {'; '.join(parts)}."
             )
     return said
 
 
+def gain(gains: Gains, who: Who, how: How) -> str:
+    """Return a gain in likelihood in percent."""
+    return f"{percent(-gains[who, how, 'nll']['mean']):+.0f} %"
+
+
+def table(gains: Gains) -> list[str]:
+    """One row for each kind of users, one column for each method: word and percent."""
+    words = verdicts_of(gains)
+    columns = [how for how in COLUMNS if any(key[1] == how for key in gains)]
+    rows = [
+        [f"{who.words} ({users(gains, who)})", who.backbone]
+        + [
+            f"{words[who, how, 'nll']} {gain(gains, who, how)}"
+            if (who, how, "nll") in gains
+            else "-"
+            for how in columns
+        ]
+        for who in people_of(gains)
+    ]
+    rows.append(["**helps likelihood in**", "", *summed(gains, columns, ("nll",))])
+    rows.append(["**helps rank in**", "", *summed(gains, columns, RANKS)])
+    return lines_of(["whose texts (users)", "model", *(h.words for h in columns)], rows)
+
+
+def summed(gains: Gains, columns: Sequence[How], metrics: Sequence[str]) -> list[str]:
+    """Return for each method how often it helps, and its median gain in likelihood."""
+    words = verdicts_of(gains)
+    cells: list[str] = []
+    for how in columns:
+        keys = [key for key in gains if key[1] == how and key[2] in metrics]
+        counts = Counter(words[key] for key in keys)
+        text = f"{counts['helps']} of {len(keys)}"
+        if metrics == ("nll",) and keys:
+            middle = statistics.median(-gains[key]["mean"] for key in keys)
+            text += f", median {percent(middle):+.0f} %"
+        text += f"; harms in {counts['harms']}" * bool(counts["harms"])
+        cells.append(text if keys else "-")
+    return cells
+
+
 def unlabeled(pairs: Sequence[Pair]) -> list[str]:
-    """Table: what the unlabeled set adds, and what its kind and known negatives do."""
-    random = replace(DEFAULT, extra=("random words",))
-    asked = [
-        (DEFAULT, ALONE), (PAPER, ALONE_PAPER), (DEFAULT, random),
-        (NEAR, PAPER), (NEAR, ALONE_PAPER), (SELF, PAPER),
-        (PAPER, SFT), (NEAR, SFT),
-        *((how, How(m)) for how in (DEFAULT, PAPER) for m in ("bco", "kto")),
-        (replace(PAPER, extra=("8 dislikes",)), PAPER),
-        (replace(SFT, extra=("crossed strength",)), SFT),
-    ]  # fmt: skip
-    rows, better, missing = [], [], []
-    for one, other in asked:
-        name = f"{one.words} against {other.words}"
-        found = {metric: tally(pairs, one, other, metric) for metric in METRICS}
-        if any(found.values()):
-            rows.append([name, *map(brief, found.values())])
-        else:
-            missing.append(name)
-        for metric in METRICS if other.method in ("positives", "sft") else ():
-            if where := found[metric].get("better"):
-                better.append(f"{name}, {METRICS[metric]}: {'; '.join(where)}")
-    lines = lines_of(["", *METRICS.values()], rows)
-    if not better:
-        better = ["nothing, nowhere"]
-    if missing:
-        lines += ["", f"Not measured: {'; '.join(missing)}."]
-    head = "Shown to be better than the positive term alone, or than SFT:"
-    return [*lines, "", head, "", *(f"- {one}" for one in better)]
+    """Table: C-BPO in all its forms against SFT and against its positive term alone."""
+    rows: list[list[str]] = []
+    lines: list[str] = []
+    for method in ("sft", "positives"):
+        counts = [against(pairs, method, metric) for metric in METRICS]
+        parts = [[f"{w} {found[w]}" for w in ORDER if found[w]] for found in counts]
+        rows.append(
+            [f"C-BPO against {NAMES[method]}", *(", ".join(p) or "-" for p in parts)]
+        )
+        lines += where_better(pairs, method)
+    return [
+        *lines_of(["comparisons", *METRICS.values()], rows),
+        "",
+        *(lines or ["- Nothing is shown to be better."]),
+    ]
 
 
-def brief(found: Mapping[str, Sequence[str]]) -> str:
-    """Return a tally as a cell of a table."""
-    parts = [f"{word} {len(found[word])}" for word in ORDER if word in found]
-    return ", ".join(parts) or "-"
+def against(pairs: Sequence[Pair], method: str, metric: str) -> Counter[str]:
+    """Return how often C-BPO, in any form, is better or worse than any form of a method."""
+    of_metric = [pair for pair in pairs if pair.metric == metric]
+    return Counter(word for pair in of_metric if (word := of_contrast(pair, method)))
+
+
+def where_better(pairs: Sequence[Pair], method: str) -> list[str]:
+    """Return for whom, and in which forms, C-BPO is better than a method."""
+    forms: dict[str, list[str]] = {}
+    for pair in pairs:
+        if of_contrast(pair, method) == "better":
+            how = pair.one if pair.one.method == "c-bpo" else pair.other
+            name = f"{METRICS[pair.metric]} than {NAMES[method]}, {pair.who.words}"
+            forms.setdefault(name, []).append(how.words)
+    return [
+        f"- Better {name}: {'; '.join(dict.fromkeys(f))}." for name, f in forms.items()
+    ]
+
+
+def of_contrast(pair: Pair, method: str) -> str:
+    """Say how C-BPO stands to a method in a pair; nothing if it is another pair."""
+    if pair.metric not in METRICS:
+        return ""
+    if (pair.one.method, pair.other.method) == ("c-bpo", method):
+        return pair.word
+    if (pair.other.method, pair.one.method) == ("c-bpo", method):
+        return OPPOSITE.get(pair.word, pair.word)
+    return ""
 
 
 def costs() -> list[str]:
@@ -382,12 +314,12 @@ def limits(
     undecided = sum(pair.word == "undecided" for pair in pairs)
     return [
         (
-            f"- {len(invented)} of {len(people)} situations have invented users "
-            "(personas). What holds for them need not hold for people."
+            f"- {len(invented)} of {len(people)} kinds of users are invented (personas). "
+            "What holds for them need not hold for people."
         ),
         (
             "- Models: "
-            + ", ".join(f"{name} in {n} situations" for name, n in models.items())
+            + ", ".join(f"{name} in {n} rows" for name, n in models.items())
             + f". Histories have {lengths[0]} to {lengths[-1]} texts. Nothing is known "
             "here of larger models or longer histories."
         ),
@@ -406,46 +338,45 @@ def limits(
 INTRODUCTION = """# For whom does it help?
 
 Written by `python benchmarks/for_whom.py` from the result files of the
-[findings](findings.md) and of [performance](performance.md). Do not edit.
+[findings](findings.md) and of [performance](performance.md). Do not edit. Intervals and all
+comparisons: [the numbers](for-whom-numbers.md).
+
+## In short
 
 """
 
 READING = """
-*Helps* and *harms*: shown for new texts of the same people, against the shared model that
-everybody has (p < 0.05 after Holm's correction for the table); *unclear*: not shown. A
-percentage says how much more probable each word piece of the person's new texts becomes,
-with its 95 % interval. *mrr* is the mean reciprocal rank of the person's own text among
-those of others, *contrast* the share of others' texts that it beats. -: not measured.
-C-BPO has an unlabeled term of little weight and an anchor (*default*) or is that of the
-*paper* ([recipes](recipes.md)); *near*: with texts of others near the own inputs. RAG puts
-similar past texts into the prompt, PAG a profile too, steering adds a vector.
+A percentage says how much more probable each word piece of a person's new texts becomes,
+against the shared model that everybody has. *Helps* and *harms* are shown (p < 0.05,
+corrected for the size of the table); *unclear* is not. *Rank*: whether the model prefers
+the person's own text to those of others. -: not measured.
+
+**SFT** trains a small adapter on the person's texts. **C-BPO** does that and also contrasts
+them with texts of others (the unlabeled set), lightly (*default*) or as in the *paper*;
+*near*: with texts of others that answer similar inputs. **RAG** puts similar past texts
+into the prompt, **PAG** a profile too. **Steering** adds a vector and trains nothing.
 """
 
 SET = """
 ## What the unlabeled set is good for
 
-In how many situations one is better, as good (within the margin that the study declared),
-worse, or undecided. Own and shared style: how well outputs keep what only this person
-prefers, and what everybody prefers. Recognisability: whose text a judge takes them for.
+All comparisons of C-BPO, in any of its forms, with what uses no unlabeled set. *As good*:
+within the margin that the study declared. Own and shared style: how well outputs keep what
+only this person prefers, and what everybody prefers. Recognisability: whether a judge of
+authorship takes an output for the person's own.
 """
 
 
-def page(folder: Path = FINDINGS) -> str:
-    """Return the page from the result files of a folder."""
-    found = load(folder)
-    names = [name for name in (*TABLE, *BESIDE) if name in found]
-    missing = [name for name in (*TABLE, *BESIDE) if name not in found]
-    studies = {name: (found[name], declared(found[name])) for name in names}
-    pairs = [pair for one in studies.values() for pair in pairs_of(*one)]
-    gains = tabled(studies)
+def page(pairs: Sequence[Pair], gains: Gains, names: Sequence[str]) -> str:
+    """Return the short page."""
+    missing = [name for name in (*TABLE, *BESIDE) if name not in names]
     lines = [
-        *answer(pairs, gains),
+        *answers(pairs, gains),
+        "",
         "## Who, and what helps",
         "",
         *table(gains),
         READING,
-        *by_situation(pairs, gains),
-        "",
         "## What it costs",
         "",
         *costs(),
@@ -459,6 +390,17 @@ def page(folder: Path = FINDINGS) -> str:
     return INTRODUCTION + "\n".join(lines) + "\n"
 
 
+def pages(folder: Path = FINDINGS) -> Mapping[Path, str]:
+    """Return both pages from the result files of a folder."""
+    found = load(folder)
+    names = [name for name in (*TABLE, *BESIDE) if name in found]
+    studies = {name: (found[name], declared(found[name])) for name in names}
+    pairs = [pair for one in studies.values() for pair in pairs_of(*one)]
+    gains = tabled(studies)
+    return {PAGE: page(pairs, gains, names), NUMBERS: numbers(pairs, gains)}
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page())
-    print(PAGE)
+    for path, text in pages().items():
+        path.write_text(text)
+        print(path)

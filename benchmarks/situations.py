@@ -57,6 +57,9 @@ ASIDE = {
     *("persona.strength", "persona.overlap"),
     *("personalise.unlabeled-weight", "personalise.anchor"),
 }
+# A study of another question may fix alpha at one half, near what is mostly estimated. Any
+# other alpha is named.
+ALPHA, HALF = "unlabeled.alpha", "0.5"
 # Texts of others are the unlabeled set of the paper, though not the default.
 USUAL = {**flatten(Config()), "control": "none", "unlabeled.kind": "others"}
 
@@ -141,10 +144,11 @@ def placed(
         method = "positives"
     scored = {"evaluate.contrasted"} if metric in SCORES else set[str]()
     read = {*keys_of(current_name(method)), "control"}
+    usual = {**USUAL, **({ALPHA: HALF} if study.config.get(ALPHA) == HALF else {})}
     extra = [
         named(key, flat[key], method)
-        for key in sorted((varied(study) & read) - ASIDE - scored)
-        if flat[key] != USUAL[key]
+        for key in sorted(({*varied(study), ALPHA} & read) - ASIDE - scored)
+        if flat[key] != usual[key]
     ]
     return situation(config, study), How(
         method, recipe(config, method), tuple(filter(None, extra))
@@ -164,10 +168,12 @@ def named(key: str, value: Scalar, method: str) -> str:
     """Return what a key that is not at its default means for a method; nothing if so."""
     if key == "evaluate.contrasted":
         return "by contrast" if method in str(value).split(",") else ""
+    if key == "evaluate.contrast":
+        return f"contrast {value:g}" if float(value) else ""
     if key == "disliked":
         return f"{value} dislikes"
     if key == "personalise.strength":
-        return f"{value} strength"
+        return f"strength {value}" if str(value)[0].isdigit() else f"{value} strength"
     if key == "control":
         return f"{value} words" if value == "random" else str(value)
     return str(value) if key.endswith(".nearness") else f"{key.split('.')[-1]} {value}"

@@ -2,13 +2,16 @@
 
 Cells go through the phases of a run (`server.run`) with a local cohort. What they share is
 made once (`cache`). A finished cell is a file; running the study again does only what is
-missing.
+missing. Several processes may run the same study: each takes the next cell that nobody
+computes.
 """
 
+import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +31,7 @@ from ...common.engine.model_folder import weights_of
 from ...common.engine.rates import with_rates
 from ...common.engine.reference import Reference
 from ...common.errors import refuse_if
-from ...common.files import make_private, private_folder
+from ...common.files import make_private, private, private_folder
 from ...common.protocol.messages import Outcome, package_version
 from ...common.text import duration
 from ..privacy.card import card
@@ -83,7 +86,7 @@ def run_study(
     ahead: Sequence[float] = (),
     kept: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Run the cells that have no file yet; return all of them.
+    """Run the cells that have no file yet, and that no other process runs; return all.
 
     Parameters
     ----------
@@ -99,37 +102,66 @@ def run_study(
         Where finished cells are stored together, after each (`kept.store`); none: nowhere.
     """
     make_private(private_folder(folder))
-    done: list[dict[str, Any]] = []
-    cache, spent = Cache(), 0.0
+    private_folder(folder / "cells")
+    cache, spent, expected = Cache(), 0.0, 0.0
     todo = [
         (cell, rated(cell_config(study, cell)), control_of(study, cell))
         for cell in cells(study)
     ]
     files = [cell_path(folder, study, config, control) for _, config, control in todo]
-    for number, (cell, config, control) in enumerate(todo, start=1):
-        path = files[number - 1]
-        known = " (done)" * path.exists()
-        named = ", ".join(f"{k}={v}" for k, v in cell.items())
-        say(f"cell {number}/{len(todo)}: {named}{known}")
-        if not known:
+    # First what nobody computes, then what others computed or left.
+    for number, wait in [(k, w) for w in (False, True) for k in range(len(todo))]:
+        (cell, config, control), path = todo[number], files[number]
+        if wait and path.exists():
+            continue
+        parts = ", ".join(f"{k}={v}" for k, v in cell.items())
+        name = f"cell {number + 1}/{len(todo)}: {parts}"
+        with claimed(path, wait) as free:
+            if not free or path.exists():
+                say(f"{name} ({'done' if free else 'another process computes it'})")
+                continue
+            say(name)
             began = time.monotonic()
             found = run_cell(located(config), cache, control, study.measured)
             results.write_json(path, {"cell": cell, **found})
-            spent += time.monotonic() - began
-            say(f"  {time.monotonic() - began:.0f} s{_left(ahead, number, spent)}")
-            if kept:
-                store(kept, files)
-        # Not the file's own cell: JSON has no infinity.
-        done.append({**renamed(json.loads(path.read_text())), "cell": cell})
-    return done
+        took = time.monotonic() - began
+        spent, expected = spent + took, expected + sum(ahead[number : number + 1])
+        rest = sum(a for a, f in zip(ahead, files, strict=False) if not f.exists())
+        left = f"; about {duration(spent / expected * rest)} left" if rest else ""
+        say(f"  {took:.0f} s{left if expected else ''}")
+        if kept:
+            store(kept, files)
+    # Not the file's own cell: JSON has no infinity.
+    return [
+        {**renamed(json.loads(path.read_text())), "cell": cell}
+        for (cell, _, _), path in zip(todo, files, strict=True)
+    ]
 
 
-def _left(ahead: Sequence[float], number: int, spent: float) -> str:
-    """How long the cells after this one take, at the speed of those before."""
-    expected, rest = sum(ahead[:number]), sum(ahead[number:])
-    if not expected or not rest:
-        return ""
-    return f"; about {duration(spent / expected * rest)} left"
+@contextmanager
+def claimed(path: Path, wait: bool) -> Iterator[bool]:
+    """Whether this process may compute a cell: no other one does.
+
+    The kernel drops the lock when its process ends, however that is.
+
+    Parameters
+    ----------
+    path
+        The cell's file; the lock is beside it, and is gone when the cell is done.
+    wait
+        Until whoever computes the cell has ended, rather than go on without it.
+    """
+    lock = path.with_suffix(".lock")
+    with open(lock, "ab", opener=private) as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 # --- one cell -----------------------------------------------------------------------

@@ -2,6 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,7 +15,7 @@ from idiolect.common.errors import IdiolectError
 from idiolect.server.findings.summary import summary
 from idiolect.server.study import cells
 from idiolect.server.study.cache import Cache
-from idiolect.server.study.cells import located, run_cell, run_study
+from idiolect.server.study.cells import claimed, located, run_cell, run_study
 from idiolect.server.study.declaration import read_study
 from tests.server.conftest import short_run
 
@@ -63,6 +67,57 @@ def test_an_interrupted_study_does_only_what_is_missing(
     assert again == first
     monkeypatch.setattr(cells, "run_cell", None)
     assert run_study(declared, tmp_path, lambda _: None) == first
+
+
+def test_two_processes_share_a_study(declared, tmp_path, monkeypatch):
+    made: list[int] = []
+    others: list[threading.Thread] = []
+    said: list[str] = []
+    results: list[list] = []
+    waits = threading.Event()
+
+    def told(line: str) -> None:
+        said.append(line)
+        if line.startswith("cell 1/4") and "another" in line:
+            waits.set()
+
+    def slow(config, *_):
+        made.append(config.seed)
+        if not others:  # the first cell: meanwhile another process begins
+            run = lambda: results.append(run_study(declared, tmp_path, told))  # noqa: E731
+            others.append(threading.Thread(target=run))
+            others[0].start()
+            assert waits.wait(10)
+            while len(made) < 4:
+                time.sleep(0.01)
+        return {"users": {}, "methods": {}, "run": {"seed": config.seed}}
+
+    monkeypatch.setattr(cells, "run_cell", slow)
+    results.append(run_study(declared, tmp_path, lambda _: None))
+    others[0].join()
+    assert sorted(made) == [0, 0, 1, 1]  # each once
+    assert results[0] == results[1] and len(results[0]) == 4
+    assert said[0].endswith("(another process computes it)")
+    assert not [*(tmp_path / "cells").glob("*.lock")]
+
+
+def test_who_is_killed_leaves_no_claim(tmp_path):
+    path = tmp_path / "a-cell.json"
+    code = (
+        "import sys, time, pathlib; from idiolect.server.study.cells import claimed\n"
+        "with claimed(pathlib.Path(sys.argv[1]), False):\n"
+        "    print(1, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline()
+        with claimed(path, False) as free:
+            assert not free
+        process.kill()
+    assert path.with_suffix(".lock").exists()
+    with claimed(path, False) as free:
+        assert free
+    assert not path.with_suffix(".lock").exists()
 
 
 def test_what_one_epsilon_shares_is_computed_once_for_all_kinds(

@@ -30,6 +30,7 @@ from ..common.errors import IdiolectError, Impossible, refuse_if
 from ..common.files import home
 from ..common.process import age
 from ..common.text import lines, printable, shown, tell, tell_json, tell_sentence
+from .forecast.gpus import gpu_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,6 +75,12 @@ def _settings(options: argparse.Namespace) -> list[str]:
 
 @on_interrupt("stopped: finished cells are kept, and the same command does the rest.")
 def _study(options: argparse.Namespace) -> None:
+    refuse_if(
+        bool(options.gpu) and not options.plan, "--gpu is for a forecast: add --plan."
+    )
+    refuse_if(options.gpus < 1, f"--gpus {options.gpus} is none: use 1 or more.")
+    if options.gpu:
+        gpu_of(options.gpu)
     # Before torch is imported, which takes seconds.
     tell_sentence(f"reading {', '.join(map(str, options.files))}")
     from .findings.page import markdown, store, write_pages
@@ -90,7 +97,7 @@ def _study(options: argparse.Namespace) -> None:
         if stored and (count := take(stored, place / name)):
             tell(f"study {name}: {count} finished cells are taken from {stored}")
     if options.plan:
-        return _planned(declared, place)
+        return _planned(declared, place, options.gpu, options.gpus)
     since = 0.0
     for study in declared:
         tell(f"study {study.name} in {place / study.name}")
@@ -113,9 +120,11 @@ def _study(options: argparse.Namespace) -> None:
         tell(f"findings: {write_pages(options.findings)}")
 
 
-def _planned(declared: "Sequence[Study]", place: Path) -> None:
-    """Print the forecast of studies."""
-    from .forecast.estimate import table
+def _planned(
+    declared: "Sequence[Study]", place: Path, gpu: str = "", gpus: int = 1
+) -> None:
+    """Print the forecast of studies, for this machine or for GPUs that are not here."""
+    from .forecast.estimate import elsewhere, table
     from .study.ahead import forecast
 
     since = 0.0
@@ -124,7 +133,8 @@ def _planned(declared: "Sequence[Study]", place: Path) -> None:
             tell(f"study {study.name}: an audit has no forecast; it takes minutes")
             continue
         tell(f"study {study.name}")
-        tell(table(forecast(study, place / study.name, since)[0]))
+        ahead, _ = forecast(study, place / study.name, since, gpu, gpus)
+        tell(table(ahead, elsewhere(ahead, gpu, gpus) if gpu else ""))
         since = age()
 
 
@@ -565,6 +575,19 @@ COMMANDS = (
                 "files", type=Path, nargs="+", metavar="FILE.toml", help="what to run"
             ),
             PLAN,
+            given(
+                "--gpu",
+                default="",
+                metavar="NAME",
+                help="with --plan: for a GPU that is not here, by its data sheet",
+            ),
+            given(
+                "--gpus",
+                type=int,
+                default=1,
+                metavar="N",
+                help="how many of them, with one process each",
+            ),
             given(
                 "--output-dir",
                 type=Path,

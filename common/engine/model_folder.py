@@ -127,6 +127,28 @@ def check_folder(name: str, folder: Path) -> str:
         missing, cut or mere pointers, or an adapter lies beside them.
     """
     _check_pointers(name, folder)
+    family = family_of(name, folder)
+    if (folder / "adapter_config.json").exists():
+        raise _refused(
+            name,
+            "an adapter lies beside its weights (adapter_config.json)",
+            "move the adapter into a folder of its own",
+        )
+    _check_generation(name, folder)
+    _check_shards(name, folder)
+    for file in sorted(folder.glob("*.safetensors")):
+        _check_weights(name, file)
+    return family
+
+
+def family_of(name: str, folder: Path) -> str:
+    """Return the model family that a folder's config.json names; weights may be absent.
+
+    Raises
+    ------
+    IdiolectError
+        There is no configuration, the family is not supported, or weights are quantised.
+    """
     try:
         config = _read_json(folder / "config.json")
         family = config["model_type"]
@@ -144,16 +166,6 @@ def check_folder(name: str, folder: Path) -> str:
         if how := config.get(key):
             method = how.get("quant_method", key) if isinstance(how, dict) else key
             raise _refused(name, f"its weights are quantised ({method})", UNQUANTISED)
-    if (folder / "adapter_config.json").exists():
-        raise _refused(
-            name,
-            "an adapter lies beside its weights (adapter_config.json)",
-            "move the adapter into a folder of its own",
-        )
-    _check_generation(name, folder)
-    _check_shards(name, folder)
-    for file in sorted(folder.glob("*.safetensors")):
-        _check_weights(name, file)
     return family
 
 

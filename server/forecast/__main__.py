@@ -13,11 +13,14 @@ from typing import Any
 
 from ...common.config import parse
 from ...common.errors import IdiolectError, Impossible
-from ...common.process import age, peak_mb
+from ...common.process import age, free_mb, peak_mb
 
 
 def look(job: dict[str, Any]) -> dict[str, Any]:
     """Count all configurations of a job, and measure on the first of each backbone.
+
+    With ``gpu``, the name of one that is not here, nothing is measured and no weights are
+    read (`bare`).
 
     Returns
     -------
@@ -31,14 +34,18 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
     from ...common.engine.backbone import backbone_of
     from ...common.engine.rates import with_rates
     from ..run.local import fitted
+    from . import bare
     from .counts import Counting, all_parts
+    from .gpus import gpu_of
     from .speed import measured
 
     found: dict[str, Any] = {"bare": peak_mb(), "counts": [], "start": 0.0}
     speeds: dict[str, Any] = {}
+    gpu = gpu_of(job["gpu"]) if job["gpu"] else None
     for number, flat in enumerate(job["configs"]):
         config = with_rates(parse(flat))
-        backbone = backbone_of(config)
+        backbone = bare.backbone_of(config) if gpu else backbone_of(config)
+        config = bare.within(config, gpu, backbone) if gpu else config
         dataset = fitted(backbone, load_dataset(config))
         if not number:
             found |= {"start": age(), "loaded": peak_mb()}
@@ -46,7 +53,9 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
         parts = [[*vars(p).values()] for p in all_parts(counting)]
         name = f"{config.backbone} {config.task} {config.data}"
         if name not in speeds:
-            speeds[name] = asdict(measured(config, backbone, dataset.users))
+            speed = bare.speed_on(gpu, backbone) if gpu else None
+            speed = speed or measured(config, backbone, dataset.users)
+            speeds[name] = asdict(speed)
         found["counts"].append(
             {
                 "parts": [[*p[:4], [*vars(p[4]).values()], *p[5:]] for p in parts],
@@ -56,7 +65,11 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
                 "speed": speeds[name],
             }
         )
-    return found | {"peak": peak_mb()}
+    if gpu:
+        weights = bare.weight_bytes(backbone) / 2**20
+        free = gpu.memory / 2**20
+        return found | {"start": 0.0, "loaded": weights, "peak": weights, "free": free}
+    return found | {"peak": peak_mb(), "free": free_mb()}
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ def look(
     side_by_side: int,
     environment: Mapping[str, str],
     development: bool = False,
+    gpu: str = "",
 ) -> tuple[list[Count], dict[str, float]]:
     """Count configurations and measure, in processes side by side.
 
@@ -38,12 +39,14 @@ def look(
         Of these processes.
     development
         Whether development users are measured in place of the others.
+    gpu
+        Name of a GPU that is not here (`gpus.GPUS`); nothing: this machine is measured.
 
     Returns
     -------
     tuple
         What was counted of each configuration, and ``start`` (seconds), ``bare``,
-        ``loaded`` and ``peak`` (MB) of one process.
+        ``loaded`` and ``peak`` (MB) of one process, and ``free`` (MB).
 
     Raises
     ------
@@ -51,7 +54,7 @@ def look(
         The job cannot be done; the sentence is that of the process.
     """
     flat = [flatten(one) for one in configs]
-    job = json.dumps({"configs": flat, "nodes": nodes, "development": development})
+    job = {"configs": flat, "nodes": nodes, "development": development, "gpu": gpu}
     command = [sys.executable, "-P", "-m", "idiolect.server.forecast"]
     started: list[subprocess.Popen[str]] = []
     try:
@@ -67,7 +70,7 @@ def look(
             )
             started.append(process)
             if process.stdin is not None:
-                process.stdin.write(job)
+                process.stdin.write(json.dumps(job))
                 process.stdin.close()
         said = [p.stdout.read() if p.stdout else "" for p in started]
     finally:
@@ -80,7 +83,7 @@ def look(
         _count(found, _mean([one[i] for one in speeds]))
         for i, found in enumerate(answers[0]["counts"])
     ]
-    names = ("start", "bare", "loaded", "peak")
+    names = ("start", "bare", "loaded", "peak", "free")
     return counts, {n: sum(a[n] for a in answers) / len(answers) for n in names}
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from ...common.config import UNTRAINED, Config
 from ...common.text import duration
 from ..run import work
-from .parts import Count, Part
+from .gpus import READ, SHARE
+from .parts import Count, Part, Work
 
 EXCHANGE = 0.3  # seconds in which an exchange waits for messages (`run/exchange.py`)
 # A simulation starts its own process, Ray, and the nodes, one after the other; a node takes
@@ -38,6 +39,10 @@ class Forecast:
         What to set, and seconds that it saves; the largest first.
     weights
         For the progress of a run (`weights_of`).
+    tokens
+        What is processed; of a study only.
+    longest
+        Seconds of the process that works longest, where several run a study.
     """
 
     seconds: float
@@ -46,6 +51,8 @@ class Forecast:
     shares: Mapping[tuple[str, str, bool], float]
     savings: tuple[tuple[str, float], ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
+    tokens: Work = Work()
+    longest: float = 0.0
 
     @property
     def phases(self) -> float:
@@ -232,10 +239,31 @@ def warning(forecast: Forecast) -> str:
     )
 
 
-def table(forecast: Forecast) -> str:
-    """Return where the time goes and what saves most, as lines."""
+def elsewhere(forecast: Forecast, gpu: str, number: int) -> str:
+    """Return what a study takes on GPUs that are not here, and what that rests on."""
+    tokens, hours = forecast.tokens, forecast.seconds / 3600
+    several = f", {duration(forecast.longest)} on {number} of them" if number > 1 else ""
+    fits = "fits into" if forecast.memory <= forecast.free else "does not fit into"
+    return "\n".join(
+        [
+            f"on {gpu}, which is not here: about {hours:.2g} GPU hours{several}",
+            f"memory: {size(forecast.memory)}, which {fits} {size(forecast.free)}",
+            f"tokens: {tokens.adapted + tokens.trained:,} trained, "
+            f"{tokens.scored + tokens.prompted:,} read, {tokens.written:,} written",
+            f"assumed: {SHARE:.0%} of the data sheet's bf16 operations when training and "
+            f"reading, {READ:.0%} of its bandwidth when writing (docs/studies.md)",
+        ]
+    )
+
+
+def table(forecast: Forecast, first: str = "") -> str:
+    """Return where the time goes and what saves most, as lines.
+
+    `first`: what stands before; else time and memory on this machine.
+    """
     whole = forecast.seconds
-    lines = [f"{short(forecast)}; {size(forecast.free)} are free", "", "where it goes"]
+    first = first or f"{short(forecast)}; {size(forecast.free)} are free"
+    lines = [first, "", "where it goes"]
     least = 0.01 * whole
     rows = [(named(n), s) for n, s in forecast.shares.items() if s >= least]
     width = max((len(name) for name, _ in rows), default=0)

@@ -11,7 +11,7 @@ from ...common.process import age, free_mb
 from ..forecast import estimate
 from ..forecast.ask import look
 from ..forecast.estimate import Forecast, Shares
-from ..forecast.parts import Count, Part
+from ..forecast.parts import Count, Part, Work
 from .cache import stage_key
 from .cells import cell_path, located, rated
 from .declaration import Study, cell_config, cells, control_of
@@ -35,11 +35,21 @@ SAME = (
 
 
 def forecast(
-    study: Study, folder: Path, since: float = 0.0
+    study: Study, folder: Path, since: float = 0.0, gpu: str = "", processes: int = 1
 ) -> tuple[Forecast, list[float]]:
     """Count the cells that are left, each with what the cells before it do not share.
 
-    `since`: age of this process when it began with the study, in seconds.
+    Parameters
+    ----------
+    study, folder
+        What to run, and where its finished cells are.
+    since
+        Age of this process when it began with the study, in seconds.
+    gpu
+        Name of a GPU that is not here (`forecast.gpus`); nothing: this machine.
+    processes
+        How many run the study side by side, each on a GPU of its own: each takes the next
+        cell when it is free, and makes for itself what cells share.
 
     Returns
     -------
@@ -51,31 +61,30 @@ def forecast(
     IdiolectError
         A cell would fail.
     """
-    todo: list[tuple[Config, str] | None] = []
-    for cell in cells(study):
-        config, control = rated(cell_config(study, cell)), control_of(study, cell)
-        done = cell_path(folder, study, config, control).exists()
-        todo.append(None if done else (located(config), control))
+    todo = _todo(study, folder)
     left = [one for one in todo if one]
     if not left:
         return Forecast(0.0, 0.0, free_mb(), {}), [0.0] * len(todo)
     distinct = {_same(config): config for config, _ in left}
     only = study.measured == "development"
-    counts, found = look([*distinct.values()], 1, 1, os.environ, only)
+    counts, found = look([*distinct.values()], 1, 1, os.environ, only, gpu)
     counted = dict(zip(distinct, counts, strict=True))
-    made: set[tuple[str, str]] = set()
-    shares: Shares = {
-        ("ahead", "", False): age() - since,
-        ("start", "", False): found["start"],
-    }
+    around = {("ahead", "", False): age() - since, ("start", "", False): found["start"]}
+    shares: Shares = {} if gpu else around
+    made: list[set[tuple[str, str]]] = [set() for _ in range(processes)]
+    busy = [0.0] * processes
     saved: dict[str, float] = {}
     seconds: list[float] = []
+    tokens = Work()
     for one in todo:
         here: Shares = {}
         if one:
             count = counted[_same(one[0])]
-            parts = list(_fresh(*one, count, made))
+            free = busy.index(min(busy))
+            parts = list(_fresh(*one, count, made[free]))
             here = estimate.shares_of(count, parts, 0.0)
+            busy[free] += sum(here.values())
+            tokens = sum((part.work for part in parts), tokens)
             for text, saving in estimate.savings(one[0], count, parts, 0.0):
                 saved[text] = saved.get(text, 0.0) + saving
         for name, value in here.items():
@@ -85,9 +94,26 @@ def forecast(
     if (seeds := len(study.grid.get("seed", []))) > 1:
         saved[f"seed: one of {seeds} less"] = sum(seconds) / seeds
     memory = max(found["peak"], found["loaded"] + max(c.memory for c in counts))
-    return Forecast(
-        whole, memory, free_mb(), shares, estimate.best(saved, whole)
-    ), seconds
+    ahead = Forecast(
+        whole,
+        memory,
+        found["free"] if gpu else free_mb(),
+        shares,
+        estimate.best(saved, whole),
+        tokens=tokens,
+        longest=max(busy),
+    )
+    return ahead, seconds
+
+
+def _todo(study: Study, folder: Path) -> list[tuple[Config, str] | None]:
+    """Configuration and control of each cell; None for those that are done."""
+    todo: list[tuple[Config, str] | None] = []
+    for cell in cells(study):
+        config, control = rated(cell_config(study, cell)), control_of(study, cell)
+        done = cell_path(folder, study, config, control).exists()
+        todo.append(None if done else (located(config), control))
+    return todo
 
 
 def _same(config: Config) -> str:

@@ -6,7 +6,7 @@ not be typed while something loads, since the terminal would show it.
 
 import argparse
 
-from ...common.engine.adapters import REVEALS
+from ...common.engine.exports import REVEALS
 from ...common.errors import explained, refuse_if
 from ...common.text import printable
 from ..owner import adapters, owner

@@ -290,6 +290,21 @@ def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:
     return shared_below(vault, version.shared, zero), lora
 
 
+def in_use(vault: Vault) -> Version:
+    """What is known of the adapter in use.
+
+    Raises
+    ------
+    IdiolectError
+        None is.
+    """
+    now = active(vault)
+    for version in versions(vault):
+        if version.number == now:
+            return version
+    raise _none_in_use(vault)
+
+
 # --- the shared adapter ----------------------------------------------------------------
 
 

@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from ...common.config import SETLESS, Config, flatten, parse
 from ...common.config.methods import BY_NAME
 from ...common.data.types import Item, Prompt, User
-from ...common.engine.adapters import Lora, export_peft, scaled, side_by_side
+from ...common.engine import exports
+from ...common.engine.adapters import Lora, scaled, side_by_side
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fits, fitting
 from ...common.engine.mapped import a_layer_at_a_time
@@ -518,29 +519,65 @@ def writer(vault: Vault) -> Writer:
     return Writer(chosen, loaded.backbone, *both)
 
 
-def export(vault: Vault, folder: Path) -> None:
-    """Write the adapter in use as a PEFT folder, in clear, for its owner alone.
+FORMATS = ("peft", "gguf", "merged")
+
+
+def export(vault: Vault, folder: Path, kind: str = "peft") -> dict[str, Any]:
+    """Write the adapter in use for other programs, in clear, for its owner alone.
+
+    Parameters
+    ----------
+    vault, folder
+        Where the adapter is kept, and a new or empty folder.
+    kind
+        ``peft``: an adapter for PEFT; ``gguf``: one for llama.cpp, with base model and
+        Modelfile; ``merged``: a whole model, also as a GGUF file.
+
+    Returns
+    -------
+    dict
+        ``without``: why there is no Modelfile (``gguf`` and ``merged``; empty: it is
+        there); ``difference``: the largest one of a logit (``merged``).
 
     Raises
     ------
     IdiolectError
-        No adapter is in use, or the folder cannot be written; nothing is left of it.
+        No adapter is in use, the model or the adapter cannot be written so, or the folder
+        cannot be written; nothing is left of it.
     """
     refuse_if(
         folder.exists() and any(folder.iterdir()),
         f"{folder} is not empty: name a new folder.",
     )
-    one = writer(vault)
+    one, version = writer(vault), adapters.in_use(vault)
+    told = f"Trained by {version.method} on {version.trained} pairs"
+    policy = (
+        folder,
+        one.backbone,
+        one.shared,
+        one.own,
+        f"{told}; strength {version.strength:g}.",
+    )
     try:
         private_folder(folder)
-        export_peft(folder, one.backbone, one.shared, one.own)
+        with limits.held(one.chosen):
+            if kind == "gguf":
+                return {"without": exports.export_gguf(*policy)}
+            if kind == "merged":
+                off, without = exports.export_merged(*policy)
+                return {"without": without, "difference": off}
+            exports.export_peft(*policy)
         make_private(folder)
+        return {}
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise IdiolectError(
             f"{folder} cannot be written ({words_of(error)}): name another one, or free "
             "space."
         ) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 # --- forgetting ------------------------------------------------------------------------

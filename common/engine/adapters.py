@@ -25,12 +25,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save, save_file
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from ..config import LoraShape
-from ..errors import IdiolectError, refuse_if, words_of
-from ..files import make_folder
+from ..errors import IdiolectError, words_of
 from ..seeds import fixed_uniform
 from .backbone import Backbone, projections
 
@@ -55,24 +54,6 @@ USUAL: dict[str, tuple[object, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
 }
-# Everyone who writes a personal adapter to files is told so.
-REVEALS = (
-    "An adapter can reveal texts that it was trained on (docs/extraction.md): give it "
-    "only to people who may read them. It was trained without noise, so the differential "
-    "privacy of a federated run does not cover it."
-)
-CARD = f"""---
-library_name: peft
-tags:
-- lora
----
-
-# A personal adapter
-
-One user's LoRA adapter, made by idiolect.
-
-**{REVEALS}**
-"""
 LORA_KEY = re.compile(
     r"base_model\.model\.(?P<name>\S*\.layers\.\S+)\.lora_(?P<part>[AB])\.weight"
 )
@@ -466,48 +447,6 @@ def side_by_side(policies: Sequence[Sequence[Lora]]) -> Stack:
         for name, v in shapes.items()
     }
     return Stack(a, b, 1.0, bias)
-
-
-def export_peft(folder: Path, backbone: Backbone, shared: Lora, personal: Lora) -> None:
-    """Write a PEFT adapter that turns the bare backbone into the user's policy.
-
-    ``peft.PeftModel.from_pretrained(backbone, folder)`` then has the same logits as
-    ``attached(backbone, shared, personal)``. The folder's README.md, which model hubs show
-    first, says what an adapter can reveal.
-
-    Raises
-    ------
-    IdiolectError
-        The adapter is a steering vector, which no LoRA can hold.
-    """
-    refuse_if(
-        personal.bias,
-        "a steering vector is no LoRA and cannot be exported as one: export an adapter of "
-        "another method, such as sft.",
-    )
-    from peft import LoraConfig, TaskType
-
-    both = concatenate(shared, personal)
-    rank = next(iter(both.a.values())).shape[0]
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=rank,  # a scale of one: both scalings are already in B
-        target_modules=sorted(both.a),
-        task_type=TaskType.CAUSAL_LM,
-        base_model_name_or_path=backbone.name,
-        inference_mode=True,
-    )
-    make_folder(folder)
-    config.save_pretrained(str(folder))
-    tensors: dict[str, Tensor] = {}
-    for name in both.a:
-        tensors[f"base_model.model.{name}.lora_A.weight"] = both.a[name].contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = both.b[name].contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    (folder / "README.md").write_text(CARD, encoding="utf-8")
-    # It is as private as the text that it learnt.
-    for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
-        (folder / name).chmod(0o600)
 
 
 def import_peft(folder: Path) -> Lora:

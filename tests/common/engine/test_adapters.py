@@ -9,13 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from idiolect.common.config import LoraShape
 from idiolect.common.engine.adapters import (
-    REVEALS,
     Lora,
     LowRank,
     attached,
     concatenate,
     dump_lora,
-    export_peft,
     hash_lora,
     import_peft,
     new_lora,
@@ -28,6 +26,7 @@ from idiolect.common.engine.adapters import (
     zero_shared,
 )
 from idiolect.common.engine.backbone import FAMILIES, load_backbone, projections
+from idiolect.common.engine.exports import REVEALS, export_peft
 from idiolect.common.errors import IdiolectError
 
 SHAPE = LoraShape(rank=3, alpha=6.0)

@@ -104,10 +104,10 @@ def measure(python: str) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         theirs = idiolect.load(BACKBONE, max_length=256)
-        other = theirs.personalize(pairs(OTHER, slice(LEARNT)), method=METHOD)
+        other = theirs.personalise(pairs(OTHER, slice(LEARNT)), method=METHOD)
         other.save_pretrained(folder / "other")
         model = idiolect.load(BACKBONE, folder / "other", max_length=256)
-        mine = model.personalize(pairs(OWNER, slice(LEARNT)), method=METHOD)
+        mine = model.personalise(pairs(OWNER, slice(LEARNT)), method=METHOD)
         backbone, shared, own = (
             model.reference.backbone,
             model.reference.adapter,

@@ -16,7 +16,7 @@ from .wording import ANSWERED, ASKED, Turn, Wording, render
 SYSTEM, AGAIN = "Idiolect is told", "Idiolect asks again"
 # Tokens; Ollama's own default is below what most of these models read.
 LONGEST = 8192
-# As `idiolect generate` writes, as near as Ollama comes: it counts tokens of the prompt, too.
+# As `idiolect generate` writes, as near as Ollama comes: it counts the prompt, too.
 SETTINGS = {"temperature": "0", "repeat_penalty": "1.1"}
 QUOTES = '"""'
 

@@ -8,7 +8,6 @@ owner's own prompts, so no other text is needed. What was disliked is a known ne
 """
 
 import contextlib
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from ...common.config import SETLESS, Config, flatten, parse
 from ...common.config.methods import BY_NAME
 from ...common.data.types import Item, Prompt, User
-from ...common.engine import exports
 from ...common.engine.adapters import Lora, scaled, side_by_side
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fits, fitting
@@ -32,8 +29,7 @@ from ...common.engine.rates import rates_of
 from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
 from ...common.engine.training import UNWATCHED, Watch
-from ...common.errors import IdiolectError, refuse_if, required, words_of
-from ...common.files import make_private, private_folder
+from ...common.errors import IdiolectError, refuse_if, required
 from ...common.methods import acceptance, strength
 from ...common.methods.evaluation import held_out_nll
 from ...common.methods.personalise import Personal, personalise
@@ -517,67 +513,6 @@ def writer(vault: Vault) -> Writer:
         loaded = load_reference(config_of(chosen))
         both = adapters.adapter(vault, loaded.backbone, loaded.adapter)
     return Writer(chosen, loaded.backbone, *both)
-
-
-FORMATS = ("peft", "gguf", "merged")
-
-
-def export(vault: Vault, folder: Path, kind: str = "peft") -> dict[str, Any]:
-    """Write the adapter in use for other programs, in clear, for its owner alone.
-
-    Parameters
-    ----------
-    vault, folder
-        Where the adapter is kept, and a new or empty folder.
-    kind
-        ``peft``: an adapter for PEFT; ``gguf``: one for llama.cpp, with base model and
-        Modelfile; ``merged``: a whole model, also as a GGUF file.
-
-    Returns
-    -------
-    dict
-        ``without``: why there is no Modelfile (``gguf`` and ``merged``; empty: it is
-        there); ``difference``: the largest one of a logit (``merged``).
-
-    Raises
-    ------
-    IdiolectError
-        No adapter is in use, the model or the adapter cannot be written so, or the folder
-        cannot be written; nothing is left of it.
-    """
-    refuse_if(
-        folder.exists() and any(folder.iterdir()),
-        f"{folder} is not empty: name a new folder.",
-    )
-    one, version = writer(vault), adapters.in_use(vault)
-    told = f"Trained by {version.method} on {version.trained} pairs"
-    policy = (
-        folder,
-        one.backbone,
-        one.shared,
-        one.own,
-        f"{told}; strength {version.strength:g}.",
-    )
-    try:
-        private_folder(folder)
-        with limits.held(one.chosen):
-            if kind == "gguf":
-                return {"without": exports.export_gguf(*policy)}
-            if kind == "merged":
-                off, without = exports.export_merged(*policy)
-                return {"without": without, "difference": off}
-            exports.export_peft(*policy)
-        make_private(folder)
-        return {}
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise IdiolectError(
-            f"{folder} cannot be written ({words_of(error)}): name another one, or free "
-            "space."
-        ) from error
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 # --- forgetting ------------------------------------------------------------------------

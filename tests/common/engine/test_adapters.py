@@ -274,6 +274,13 @@ def test_an_adapter_made_by_peft_is_imported(backbone, model_folder, tmp_path):
 
 
 TWO = ["q_proj", "v_proj"]
+PATTERNS = [
+    {"rank_pattern": {"q_proj": 2}},
+    {"rank_pattern": {"layers.1.self_attn.q_proj": 7, "q_proj": 2}},
+    {"alpha_pattern": {"q_proj": 2}},
+    {"alpha_pattern": {"^model.layers.0.self_attn.v_proj": 1}, "use_rslora": True},
+    {"rank_pattern": {"v_proj": 9}, "alpha_pattern": {"v_proj": 5, "q_proj": 1.5}},
+]
 
 
 @pytest.mark.parametrize(
@@ -296,8 +303,9 @@ TWO = ["q_proj", "v_proj"]
         {"modules_to_save": ["lm_head"]},
         {"target_modules": [*TWO, "embed_tokens"]},
         {"target_modules": [*TWO, "lm_head"]},
-        {"rank_pattern": {"q_proj": 2}},
-        {"alpha_pattern": {"q_proj": 2}},
+        *PATTERNS,
+        {"rank_pattern": {"(q|k)_proj": 2}},
+        {"alpha_pattern": {".*q_proj": 2}},
         {"alora_invocation_tokens": [5]},
         {"trainable_token_indices": [1, 2]},
         {"layer_replication": [[0, 2], [1, 2]]},
@@ -340,6 +348,7 @@ EXACT = [
     {"init_lora_weights": False},
     {"layers_to_transform": [1]},
     {"exclude_modules": ["v_proj"]},
+    *PATTERNS,
 ]
 
 

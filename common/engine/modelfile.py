@@ -29,18 +29,21 @@ class Turns:
     ----------
     first
         In front of a user's first message, where nothing is before it.
-    behind
-        Behind a user's message, up to the answer.
+    answered
+        Between a user's message and an answer that is there.
     again
         Between an answer and the next message.
+    end
+        Behind the last message, up to where the answer begins.
     system
         In front of a system's message, and between it and the user's; None: the template
         takes none.
     """
 
     first: str
-    behind: str
+    answered: str
     again: str
+    end: str
     system: tuple[str, str] | None
 
 
@@ -85,26 +88,25 @@ def template(wording: Wording) -> str:
     if wording.turn is None:
         return "{{ .Prompt }}"
     turns = turns_of(wording, wording.turn)
-    for text in (turns.first, turns.behind, turns.again, *(turns.system or ())):
+    texts = turns.first, turns.answered, turns.again, turns.end, *(turns.system or ())
+    for text in texts:
         _check(wording.name, "chat template", text)
     return "".join(_parts(turns))
 
 
 def _parts(turns: Turns) -> Iterator[str]:
     yield '{{ $last := "" }}{{ range .Messages }}'
-    start = "{{ if "
+    first, told = "{{ if ", ""
     if turns.system:
-        yield f'{start}eq .Role "system" }}}}{turns.system[0]}{{{{ .Content }}}}'
-        start = "{{ else if "
-    yield f'{start}eq .Role "user" }}}}'
-    if turns.system:
-        yield f'{{{{ if eq $last "system" }}}}{turns.system[1]}{{{{ else if '
-    else:
-        yield "{{ if "
-    yield f'eq $last "assistant" }}}}{turns.again}{{{{ else }}}}{turns.first}{{{{ end }}}}'
-    yield f"{{{{ .Content }}}}{turns.behind}"
-    yield '{{ else if eq .Role "assistant" }}{{ .Content }}{{ end }}'
-    yield "{{ $last = .Role }}{{ end }}"
+        start, between = turns.system
+        yield f'{{{{ if eq .Role "system" }}}}{start}{{{{ .Content }}}}'
+        first, told = "{{ else if ", f'eq $last "system" }}}}{between}{{{{ else if '
+    yield f'{first}eq .Role "user" }}}}'
+    yield f'{{{{ if {told}eq $last "assistant" }}}}{turns.again}'
+    yield f"{{{{ else }}}}{turns.first}{{{{ end }}}}{{{{ .Content }}}}"
+    yield f'{{{{ else if eq .Role "assistant" }}}}{turns.answered}{{{{ .Content }}}}'
+    yield "{{ end }}{{ $last = .Role }}{{ end }}"
+    yield f'{{{{ if eq $last "user" }}}}{turns.end}{{{{ end }}}}'
 
 
 def turns_of(wording: Wording, turn: Turn) -> Turns:
@@ -118,12 +120,12 @@ def turns_of(wording: Wording, turn: Turn) -> Turns:
         The second question is not written as the first one was.
     """
     name, tokenizer = wording.name, wording.tokenizer
-    behind = turn.behind + turn.opening
-    whole = render(name, tokenizer, [ASKED, ANSWERED, AGAIN]) + turn.opening
-    _, _, rest = whole.partition(ANSWERED)
+    whole = render(name, tokenizer, [ASKED, ANSWERED, AGAIN])
+    _, _, rest = whole.partition(ASKED)
+    answered, _, rest = rest.partition(ANSWERED)
     again, found, last = rest.partition(AGAIN)
     refuse_if(
-        not found or last != behind,
+        not found or last != turn.behind,
         f"the chat template of backbone '{name}' writes a second message otherwise than "
         "the first, which a Modelfile cannot say: take `--format peft`.",
     )
@@ -136,7 +138,8 @@ def turns_of(wording: Wording, turn: Turn) -> Turns:
     between, asked, rest = rest.partition(ASKED)
     if found and asked and rest == turn.behind:
         system = _without_bos(wording, start), between
-    return Turns(_without_bos(wording, turn.before), behind, again, system)
+    first, end = _without_bos(wording, turn.before), turn.behind + turn.opening
+    return Turns(first, answered, again, end, system)
 
 
 def _without_bos(wording: Wording, text: str) -> str:

@@ -359,7 +359,7 @@ def test_without_a_chat_template_the_prompt_stands_alone(model_folder):
 def test_a_template_that_a_modelfile_cannot_hold_is_refused(odd, tmp_path):
     template = TEMPLATE.replace("<s>", odd, 1) if odd == '"' else TEMPLATE
     if odd != '"':
-        template = "{{ %r }}" % odd + TEMPLATE
+        template = f"{{{{ {odd!r} }}}}{TEMPLATE}"
     backbone = loaded(write_model(tmp_path / "in", "llama", template))
     without = export_gguf(tmp_path / "out", backbone, *policy(backbone))
     assert "which a Modelfile cannot say" in without

@@ -60,7 +60,8 @@ LLAMA_CPP = """
 base model can stand in the place of base.gguf.
 """
 BASE, ADAPTER, MODEL = "base.gguf", "adapter.gguf", "model.gguf"
-STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
+STORED |= {"F32": torch.float32, "F64": torch.float64}
 # What a merged folder takes over beside the weights.
 BESIDE = ("*.json", "*.model", "*.jinja", "additional_chat_templates/*")
 TRIED = "Could you write back to me before the weekend? I am not sure about the place."

@@ -24,15 +24,9 @@ WRITTEN = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwe
 INSTEAD = (
     "take `--format peft`, or `--format merged` and llama.cpp's convert_hf_to_gguf.py"
 )
-# What a configuration says beside how the model computes.
+# What a configuration says beside how the model computes. Its family is the architecture.
 BESIDE = {
-    *(
-        "architectures",
-        "dtype",
-        "transformers_version",
-        "use_cache",
-        "chunk_size_feed_forward",
-    ),
+    *("architectures", "dtype", "transformers_version", "use_cache", "model_type"),
     *(
         "initializer_range",
         "attention_dropout",
@@ -43,6 +37,7 @@ BESIDE = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "_name_or_path", "num_labels"),
     *("rope_parameters", "max_window_layers", "tokenizer_class", "problem_type"),
     *("output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder"),
+    "chunk_size_feed_forward",
 }
 LARGEST = 65504.0  # of float16
 
@@ -411,9 +406,10 @@ def _vocabulary(folder: Path, tokenizer: Any) -> dict[str, Any]:
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "padding_token_id": tokenizer.pad_token_id,
-        # The other token that ends a turn; llama.cpp knows more of them by their names.
-        "eot_token_id": next((e for e in ends if e != tokenizer.eos_token_id), None),
     }
+    # Others that end a turn; llama.cpp knows more of them by their names.
+    others = (end for end in ends if end != tokenizer.eos_token_id)
+    named |= dict(zip(("eot_token_id", "eom_token_id"), others, strict=False))
     found |= {name: number for name, number in named.items() if number is not None}
     said = {f"tokenizer.ggml.{name}": value for name, value in found.items()}
     if tokenizer.chat_template:
@@ -441,7 +437,7 @@ def _rule(spec: Mapping[str, Any]) -> str:
     )
     for name, rule in tokens.RULES.items():
         usual = None if name != "qwen2" else "NFC"
-        same = _parts(spec["pre_tokenizer"]) == [_part(str_of(one)) for one in rule]
+        same = _parts(spec["pre_tokenizer"]) == [_part(_state(one)) for one in rule]
         fits = whole == (name in tokens.WHOLE) and normal == usual
         if bytes_pairs and same and fits:
             return name
@@ -451,8 +447,8 @@ def _rule(spec: Mapping[str, Any]) -> str:
     )
 
 
-def str_of(one: Any) -> dict[str, Any]:
-    """Return what a pre-tokenizer's state says."""
+def _state(one: Any) -> dict[str, Any]:
+    """What a pre-tokenizer's file says of it."""
     return json.loads(one.__getstate__())
 
 

@@ -93,6 +93,16 @@ def folder_again(_settings: object, place: Path) -> Path:
     return shutil.copytree(folder, place / "copy")
 
 
+def test_a_mistral_without_a_window_is_written(tmp_path):
+    """Read again it is a Llama, which computes the same."""
+    model = made("mistral")
+    folder = folder_of(tmp_path, model)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sliding_window": None}))
+    write_model(tmp_path / "out.gguf", folder, AutoTokenizer.from_pretrained(folder))
+    check(tmp_path / "out.gguf", model)
+
+
 def test_weights_are_changed_on_their_way(tmp_path):
     model = made("llama")
     folder = folder_of(tmp_path, model)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import IdiolectError, refuse_if
 from . import convert, model, tokens
-from .header import Header, read_header
+from .header import read_header
 
 Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]
 # Families whose settings are written out here; a file that was converted brings its own.
@@ -184,16 +184,8 @@ def write_model(
         too large for float16.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    source = source_of(folder)
     kind = architecture(config["model_type"])
-    if source is None:
-        said = _settings(folder) | _vocabulary(folder, tokenizer)
-        more = _frequencies(folder)
-    else:
-        header = read_header(source)
-        ours = (f"{kind}.", "tokenizer.")
-        said = {k: v for k, v in header.settings.items() if k.startswith(ours)}
-        more = _tables(header)
+    said, more = _said(folder, kind, tokenizer)
     writer = _writer(kind)
     writer.add_type("model")
     writer.add_file_type(1)  # most of it F16
@@ -222,6 +214,19 @@ def write_model(
     except BaseException:
         file.unlink(missing_ok=True)
         raise
+
+
+def _said(
+    folder: Path, kind: str, tokenizer: Any
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Settings of a model and its tokenizer, and tensors that are settings of positions."""
+    source = source_of(folder)
+    if source is None:
+        return _settings(folder) | _vocabulary(folder, tokenizer), _frequencies(folder)
+    header, ours = read_header(source), (f"{kind}.", "tokenizer.")
+    said = {k: v for k, v in header.settings.items() if k.startswith(ours)}
+    factors = convert.factors(header).items()
+    return said, {name: np.asarray(values, np.float32) for name, values in factors}
 
 
 def source_of(folder: Path) -> Path | None:
@@ -292,14 +297,6 @@ def _put(writer: Any, key: str, value: Any) -> None:
         writer.add_string(key, value)
     else:
         writer.add_array(key, value)
-
-
-def _tables(header: Header) -> dict[str, np.ndarray]:
-    """Tensors of a file that are settings of positions."""
-    return {
-        name: np.asarray(values, np.float32)
-        for name, values in convert.factors(header).items()
-    }
 
 
 # --- what a folder says, as a GGUF file says it ----------------------------------------
@@ -381,11 +378,14 @@ def _vocabulary(folder: Path, tokenizer: Any) -> dict[str, Any]:
     rule = _rule(spec)
     size = _config(folder)["vocab_size"]
     kinds, words = [tokens.UNUSED] * size, [f"[PAD{number}]" for number in range(size)]
+    # A token without an embedding is one that no text has.
     for word, number in spec["model"]["vocab"].items():
-        words[number], kinds[number] = word, 1
+        if number < size:
+            words[number], kinds[number] = word, 1
     for token in spec["added_tokens"]:
-        kind = tokens.CONTROL if token["special"] else tokens.USER_DEFINED
-        words[token["id"]], kinds[token["id"]] = token["content"], kind
+        if token["id"] < size:
+            kind = tokens.CONTROL if token["special"] else tokens.USER_DEFINED
+            words[token["id"]], kinds[token["id"]] = token["content"], kind
     pairs = (
         pair.split(" ") if isinstance(pair, str) else pair
         for pair in spec["model"]["merges"]
@@ -432,9 +432,8 @@ def _rule(spec: Mapping[str, Any]) -> str:
     """
     normal = (spec["normalizer"] or {}).get("type")
     whole = bool(spec["model"].get("ignore_merges"))
-    bytes_pairs = spec["model"]["type"] == "BPE" and not spec["model"].get(
-        "byte_fallback"
-    )
+    made = spec["model"]
+    bytes_pairs = made["type"] == "BPE" and not made.get("byte_fallback")
     for name, rule in tokens.RULES.items():
         usual = None if name != "qwen2" else "NFC"
         same = _parts(spec["pre_tokenizer"]) == [_part(_state(one)) for one in rule]

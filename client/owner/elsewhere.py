@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 
 from ...common.engine import exports
 from ...common.engine.adapters import Lora, attached, base_of, hash_lora, import_peft
+from ...common.engine.fitting import fits
+from ...common.engine.model_folder import unlike
 from ...common.engine.reference import Reference, load_reference
 from ...common.errors import IdiolectError, refuse_if, words_of
 from ...common.files import make_private, private_folder
@@ -104,11 +106,12 @@ def bring(vault: Vault, folder: Path) -> tuple[Version, str]:
         lora = Lora(a, b, lora.scaling)
         with attached(reference.backbone, lora):  # refuses one of another model
             pass
+        backbone = reference.backbone
         for known in adapters.versions(vault):
-            if known.origin == origin:
+            if known.origin == origin and not unlike(known.backbone, backbone.hash):
                 adapters.use(vault, known.number)
                 return known, base
-        entries = history.entries(vault)
+        entries = [e for e in history.entries(vault) if fits(backbone, e.item())]
         if sum(entry.liked for entry in entries) < owner.FEWEST:
             return _unjudged(vault, reference, lora, origin), base
         user, _ = owner.split(entries)

@@ -56,8 +56,8 @@ ADAPTERS = (
 LLAMA_CPP = """
 ## llama.cpp
 
-`llama-cli -m base.gguf --lora adapter.gguf`; the scale is 1. Any GGUF file of the same
-base model can stand in the place of base.gguf.
+`llama-cli -m base.gguf --lora adapter.gguf`; the scale is 1. base.gguf can be any GGUF file
+of the same base model.
 """
 BASE, ADAPTER, MODEL = "base.gguf", "adapter.gguf", "model.gguf"
 STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
@@ -174,6 +174,7 @@ def _put_base(file: Path, backbone: Backbone) -> None:
         os.link(source.resolve(), file)
     except OSError:  # on another disk, or another account's
         shutil.copyfile(source, file)
+        file.chmod(0o600)
 
 
 def _write_modelfile(folder: Path, text: str) -> None:

@@ -112,6 +112,22 @@ def test_a_source_that_fitted_its_strength_is_noted(vault, theirs, monkeypatch):
     assert adapters.versions(vault) == []
 
 
+def test_pairs_that_are_too_long_judge_nothing(vault, theirs):
+    long = [Entry(Prompt("", f"mail {i}?"), "answer " * 200) for i in range(8)]
+    history.add(vault, long, "mail")
+    version, _ = elsewhere.bring(vault, theirs)
+    assert version.accepted and version.held_out == 0
+
+
+def test_one_that_was_kept_on_another_model_is_kept_again(vault, theirs, tmp_path):
+    elsewhere.bring(vault, theirs)
+    other = write_model(tmp_path / "other", "llama", rms_norm_eps=1e-3)
+    consent.choose(vault, backbone=str(other))
+    again, _ = elsewhere.bring(vault, theirs)
+    assert again.number == 2 == adapters.active(vault)
+    assert logits(vault).isfinite().all()
+
+
 def edited(folder: Path, **changes: Any) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

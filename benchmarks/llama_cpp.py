@@ -197,9 +197,9 @@ with an exported adapter what idiolect computes with it.
 
 `{backbone}` learnt {learnt} messages of one owner by `{method}`, on top of an adapter of
 another owner, which stands for a shared adapter. The exports (`--format gguf` and `merged`)
-were loaded by llama.cpp on a CPU. Over {texts} messages that were not learnt, both programs
-say which token is likeliest at each place of the answer, given the owner's own words before
-it. idiolect computes in float32. llama.cpp rounds what goes into a product to 16 bits, or
+were loaded by llama.cpp ({build}) on a CPU. Over {texts} messages that
+were not learnt, both programs say which token is likeliest at each place of the answer,
+given the owner's own words before it. idiolect computes in float32. llama.cpp rounds what goes into a product to 16 bits, or
 to 8 bits where the weights are quantised, so near ties can fall the other way. The goal is
 {goal:.0%} of the places.
 
@@ -210,8 +210,8 @@ the model came in, which `--format gguf` puts beside the adapter; `merged` has t
 in its weights, and none is loaded. *Without the adapter*: how many of llama.cpp's tokens
 are also those of idiolect without any adapter: what a lost adapter would give.
 
-The PEFT export in plain peft, in float32: the largest difference of a logit is {peft:.1g}.
-The merged folder, loaded again: {merged:.1g}.
+The PEFT export in plain peft, in float32, at one message: the largest difference of a logit
+is {peft:.1g}. The merged folder, loaded again: {merged:.1g}.
 
 ## Written freely
 
@@ -269,7 +269,12 @@ def page(report: dict[str, Any]) -> str:
     """Return docs/llama-cpp.md."""
     cells, origin = report["cells"], report["origin"]
     head = WHAT.format(
-        backbone=BACKBONE, learnt=LEARNT, method=METHOD, texts=TEXTS, goal=GOAL
+        backbone=BACKBONE,
+        learnt=LEARNT,
+        method=METHOD,
+        build=report["build"],
+        texts=TEXTS,
+        goal=GOAL,
     )
     texts = [
         (a.strip(), b.strip())

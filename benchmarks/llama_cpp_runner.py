@@ -14,6 +14,7 @@ import json
 import sys
 import urllib.request
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import xllamacpp  # type: ignore[reportMissingImports]
@@ -80,7 +81,7 @@ def main() -> None:
             }
         )
         del server
-    print(json.dumps({"build": str(xllamacpp.BUILD_INFO), "jobs": done}))
+    print(json.dumps({"build": f"xllamacpp {version('xllamacpp')}", "jobs": done}))
 
 
 if __name__ == "__main__":

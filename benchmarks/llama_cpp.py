@@ -199,9 +199,9 @@ with an exported adapter what idiolect computes with it.
 another owner, which stands for a shared adapter. The exports (`--format gguf` and `merged`)
 were loaded by llama.cpp ({build}) on a CPU. Over {texts} messages that
 were not learnt, both programs say which token is likeliest at each place of the answer,
-given the owner's own words before it. idiolect computes in float32. llama.cpp rounds what goes into a product to 16 bits, or
-to 8 bits where the weights are quantised, so near ties can fall the other way. The goal is
-{goal:.0%} of the places.
+given the owner's own words before it. idiolect computes in float32. llama.cpp rounds what
+goes into a product to 16 bits, or to 8 bits where the weights are quantised, so near ties
+can fall the other way. The goal is {goal:.0%} of the places.
 
 """
 TAIL = """

@@ -264,6 +264,7 @@ def said_by(text: str, messages: list[dict[str, str]]) -> str:
                 inner, place = branches(place, on)
                 found += inner
             elif word == "range .Messages":
+                end = place
                 for message in messages:
                     known[".Role"], known[".Content"] = (
                         message["role"],

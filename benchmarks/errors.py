@@ -123,6 +123,8 @@ OF_DEVICE = (
     Case("use 9", "9"),
     Case("export-adapter folder", "not empty"),
     Case("export-adapter new", "no adapter is in use"),
+    Case("export-adapter new --format onnx", "invalid choice: 'onnx'"),
+    Case("import-adapter folder", "holds no PEFT adapter"),
     # the server
     Case("node join none.json", "is not an invitation"),
     Case("node join pairs.jsonl", "is not an invitation"),

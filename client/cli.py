@@ -319,8 +319,23 @@ COMMANDS = (
     OwnerCommand(
         "export-adapter",
         "model:export",
-        "write the adapter, in clear, for PEFT",
-        (given("folder", type=Path, help="a new or empty folder"),),
+        "write the adapter, in clear, for other programs",
+        (
+            given("folder", type=Path, help="a new or empty folder"),
+            given(
+                "--format",
+                choices=("peft", "gguf", "merged"),
+                default="peft",
+                help="for PEFT; for llama.cpp, with a Modelfile for Ollama; or a whole "
+                "model, as a folder and a GGUF file (default: %(default)s)",
+            ),
+        ),
+    ),
+    OwnerCommand(
+        "import-adapter",
+        "model:bring",
+        "take somebody's adapter as one of yours",
+        (given("folder", type=Path, help="a LoRA that PEFT saved"),),
     ),
     OwnerCommand(
         "node join",

@@ -14,12 +14,11 @@ from .common.config import UNTRAINED, Scalar, parse
 from .common.config.keys import MOST_STRENGTH
 from .common.data.types import Item, Prompt, User
 from .common.engine.adapters import (
-    REVEALS,
     Lora,
     attached,
-    export_peft,
     import_peft,
 )
+from .common.engine.exports import REVEALS, export_peft
 from .common.engine.rates import rates_for
 from .common.engine.reference import Reference, load_reference
 from .common.engine.scoring import generate, score_users

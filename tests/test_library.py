@@ -12,7 +12,7 @@ import torch
 
 import idiolect
 from idiolect import api
-from idiolect.client.owner import adapters, history, owner
+from idiolect.client.owner import adapters, elsewhere, history, owner
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
 from idiolect.client.owner.vault import Vault
@@ -89,7 +89,7 @@ def test_it_trains_what_a_device_trains(tmp_path: Path) -> None:
         history.add(vault, entries, "mail")
         learnt = owner.split(history.entries(vault))[0].history
         adapters.use(vault, owner.train(vault).number)
-        owner.export(vault, tmp_path / "device")
+        elsewhere.export(vault, tmp_path / "device")
     pairs = [(item.prompt.text, item.target) for item in learnt]
     idiolect.load("tiny").personalise(pairs).save_pretrained(tmp_path / "library")
     for name in ("adapter_model.safetensors", "adapter_config.json"):

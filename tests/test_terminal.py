@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from idiolect.client import cli as device
-from idiolect.client.owner import adapters, consent, history, owner
+from idiolect.client.owner import adapters, consent, elsewhere, history, owner
 from idiolect.client.owner.adapters import Version
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
@@ -92,7 +92,7 @@ def hostile(tmp_path, monkeypatch):
 
     monkeypatch.setattr(owner, "train", refuse)
     monkeypatch.setattr(adapters, "rollback", refuse)
-    monkeypatch.setattr(owner, "export", refuse)
+    monkeypatch.setattr(elsewhere, "export", refuse)
     written = {"personal": HOSTILE, "shared": HOSTILE}
     writer = SimpleNamespace(write=lambda **_: written)
     monkeypatch.setattr(owner, "writer", lambda _vault: writer)
@@ -132,6 +132,8 @@ DEVICE = [
     ("rollback",),
     ("reset",),
     ("export-adapter", NAME),
+    ("export-adapter", NAME, "--format", "gguf"),
+    ("import-adapter", NAME),
     ("node", "join", "INVITATION"),
     ("node", "join", NAME),
     ("node", "run"),

@@ -1,4 +1,4 @@
-"""The commands of the adapters: use one, or none, and export it.
+"""The commands of the adapters: use one, or none, export it, and import another.
 
 This module loads torch, so the vault is opened before it is imported: a passphrase must
 not be typed while something loads, since the terminal would show it.
@@ -6,13 +6,19 @@ not be typed while something loads, since the terminal would show it.
 
 import argparse
 
-from ...common.engine.adapters import REVEALS
+from ...common.engine.exports import REVEALS
 from ...common.errors import explained, refuse_if
 from ...common.text import printable
-from ..owner import adapters, owner
+from ..owner import adapters, elsewhere
 from ..owner.vault import Vault
 from . import status
 from .answer import Answer
+
+WHAT = {
+    "peft": "a PEFT adapter",
+    "gguf": "an adapter for llama.cpp and programs made of it",
+    "merged": "a whole model with the adapter in its weights",
+}
 
 
 def use(vault: Vault, options: argparse.Namespace) -> Answer:
@@ -69,9 +75,41 @@ def reset(vault: Vault, _options: argparse.Namespace) -> Answer:
 
 
 def export(vault: Vault, options: argparse.Namespace) -> Answer:
-    """Write the adapter in use for PEFT."""
+    """Write the adapter in use for other programs."""
     with explained(f"{options.folder} is not a folder", "name another"):
-        owner.export(vault, options.folder)
+        found = elsewhere.export(vault, options.folder, options.format)
     folder = str(options.folder)
-    text = f"{folder} is a PEFT adapter, in clear.\n{REVEALS}"
-    return Answer({"folder": folder, "warning": REVEALS}, text)
+    lines = [f"{folder} is {WHAT[options.format]}, in clear."]
+    if "difference" in found:
+        lines.append(
+            f"loaded again, its logits differ by {found['difference']:.2g} at most."
+        )
+    if found.get("without"):
+        lines.append(f"there is no Modelfile in it: {found['without']}")
+    lines.append(REVEALS)
+    said = {"folder": folder, "format": options.format, **found, "warning": REVEALS}
+    return Answer(said, "\n".join(lines))
+
+
+def bring(vault: Vault, options: argparse.Namespace) -> Answer:
+    """Take somebody's PEFT adapter as one of the owner's; exit code 1: it is not used."""
+    before = adapters.active(vault)
+    version, base = elsewhere.bring(vault, options.folder)
+    number, used = version.number, adapters.active(vault) == version.number
+    found = status.shown(version) | {"base": base, "active": adapters.active(vault)}
+    lines = [f"adapter {number} is {printable(str(options.folder), 100)}."]
+    if base:
+        lines.append(
+            f"it says that it was made for '{printable(base, 100)}': its sizes fit this "
+            "model, and nothing else can be checked."
+        )
+    if used:
+        lines.append(_changed(number, before))
+    else:
+        lines.append(
+            f"it is kept but NOT used: {status.why_not(found)}. `idiolect use {number}` "
+            "uses it all the same."
+        )
+    if used and not version.held_out:
+        lines.append("nothing could judge it: there are too few liked pairs.")
+    return Answer(found, "\n".join(lines), code=0 if used else 1)

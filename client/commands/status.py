@@ -52,7 +52,7 @@ def shown(version: Version) -> dict[str, Any]:
     """A version as JSON, without the fields that only the vault compares."""
     hidden = ("generations", "pairs", "fitted_on", "changes")
     found = {name: one for name, one in asdict(version).items() if name not in hidden}
-    return {**found, "accepted": version.accepted}
+    return {**found, "accepted": version.accepted, "imported": version.imported}
 
 
 def next_step(found: Mapping[str, Any]) -> str:
@@ -111,8 +111,12 @@ def judged(one: Mapping[str, Any], numbers: bool = False) -> str:
     long = f"; {left} {pairs} longer than the context, left out" if left else ""
     at = f"; strength {one['strength']:g}" if one["strength"] != 1 else ""
     learnt, long = f"{one['trained']} pairs{more}", at + long
+    if one["imported"] and not (numbers and one["held_out"]):
+        return f"imported{long}"
     if not numbers:
         return f"learnt from {learnt}{long}"
+    if one["imported"]:
+        return f"imported; NLL {one['nll_before']:.3f} -> {one['nll']:.3f}{long}"
     return (
         f"{one['method']} on {learnt}; NLL {one['nll_before']:.3f} -> {one['nll']:.3f} "
         f"on the newest {one['held_out']}{long}"

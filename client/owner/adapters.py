@@ -18,6 +18,8 @@ from ...common.errors import IdiolectError, refuse_if, required
 from .records import DEVICE, Record, Source
 from .vault import Vault
 
+IMPORTED = "imported/"  # in front of an origin
+
 
 @dataclass(frozen=True)
 class Change:
@@ -72,7 +74,8 @@ class Version:
     shared
         Hash of the shared adapter below it; empty: none.
     origin
-        What a federated run trained it from (`state.identity`); empty: no run did.
+        What a federated run trained it from (`state.identity`), or `IMPORTED` and the hash
+        of an adapter that its owner imported; empty: neither.
     strength
         What its scaling is multiplied by where it is used; the owner may turn it.
     fitted, fitted_on
@@ -108,6 +111,11 @@ class Version:
     fitted_on: tuple[str, ...] = ()
     fault: str = ""
     changes: tuple[Change, ...] = field(default=(), compare=False)
+
+    @property
+    def imported(self) -> bool:
+        """Whether somebody else made it; its method is not known then."""
+        return self.origin.startswith(IMPORTED)
 
     @property
     def accepted(self) -> bool:
@@ -288,6 +296,21 @@ def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:
         "backbone NAME`.",
     )
     return shared_below(vault, version.shared, zero), lora
+
+
+def in_use(vault: Vault) -> Version:
+    """What is known of the adapter in use.
+
+    Raises
+    ------
+    IdiolectError
+        None is.
+    """
+    now = active(vault)
+    for version in versions(vault):
+        if version.number == now:
+            return version
+    raise _none_in_use(vault)
 
 
 # --- the shared adapter ----------------------------------------------------------------

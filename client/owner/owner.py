@@ -8,7 +8,6 @@ owner's own prompts, so no other text is needed. What was disliked is a known ne
 """
 
 import contextlib
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from ...common.config import SETLESS, Config, flatten, parse
 from ...common.config.methods import BY_NAME
 from ...common.data.types import Item, Prompt, User
-from ...common.engine.adapters import Lora, export_peft, scaled, side_by_side
+from ...common.engine.adapters import Lora, scaled, side_by_side
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fits, fitting
 from ...common.engine.mapped import a_layer_at_a_time
@@ -31,8 +29,7 @@ from ...common.engine.rates import rates_of
 from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
 from ...common.engine.training import UNWATCHED, Watch
-from ...common.errors import IdiolectError, refuse_if, required, words_of
-from ...common.files import make_private, private_folder
+from ...common.errors import IdiolectError, refuse_if, required
 from ...common.methods import acceptance, strength
 from ...common.methods.evaluation import held_out_nll
 from ...common.methods.personalise import Personal, personalise
@@ -516,31 +513,6 @@ def writer(vault: Vault) -> Writer:
         loaded = load_reference(config_of(chosen))
         both = adapters.adapter(vault, loaded.backbone, loaded.adapter)
     return Writer(chosen, loaded.backbone, *both)
-
-
-def export(vault: Vault, folder: Path) -> None:
-    """Write the adapter in use as a PEFT folder, in clear, for its owner alone.
-
-    Raises
-    ------
-    IdiolectError
-        No adapter is in use, or the folder cannot be written; nothing is left of it.
-    """
-    refuse_if(
-        folder.exists() and any(folder.iterdir()),
-        f"{folder} is not empty: name a new folder.",
-    )
-    one = writer(vault)
-    try:
-        private_folder(folder)
-        export_peft(folder, one.backbone, one.shared, one.own)
-        make_private(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise IdiolectError(
-            f"{folder} cannot be written ({words_of(error)}): name another one, or free "
-            "space."
-        ) from error
 
 
 # --- forgetting ------------------------------------------------------------------------

@@ -25,12 +25,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save, save_file
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from ..config import LoraShape
-from ..errors import IdiolectError, refuse_if, words_of
-from ..files import make_folder
+from ..errors import IdiolectError, words_of
 from ..seeds import fixed_uniform
 from .backbone import Backbone, projections
 
@@ -48,6 +47,7 @@ WITHOUT_EFFECT = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("r", "lora_alpha", "use_rslora", "qalora_group_size", "megatron_core"),
     *("ensure_weight_tying", "fan_in_fan_out"),
+    *("rank_pattern", "alpha_pattern"),  # read by `_pattern`
 }
 # Others may be set, to these. All other initialisations change the backbone's weights.
 USUAL: dict[str, tuple[object, ...]] = {
@@ -55,24 +55,10 @@ USUAL: dict[str, tuple[object, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
 }
-# Everyone who writes a personal adapter to files is told so.
-REVEALS = (
-    "An adapter can reveal texts that it was trained on (docs/extraction.md): give it "
-    "only to people who may read them. It was trained without noise, so the differential "
-    "privacy of a federated run does not cover it."
-)
-CARD = f"""---
-library_name: peft
-tags:
-- lora
----
-
-# A personal adapter
-
-One user's LoRA adapter, made by idiolect.
-
-**{REVEALS}**
-"""
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# Of a pattern: a name or its end. Others are regular expressions, which a stranger's file
+# shall not bring.
+PATTERN_KEY = re.compile(r"\^?(\w|\\?\.)+")
 LORA_KEY = re.compile(
     r"base_model\.model\.(?P<name>\S*\.layers\.\S+)\.lora_(?P<part>[AB])\.weight"
 )
@@ -468,48 +454,6 @@ def side_by_side(policies: Sequence[Sequence[Lora]]) -> Stack:
     return Stack(a, b, 1.0, bias)
 
 
-def export_peft(folder: Path, backbone: Backbone, shared: Lora, personal: Lora) -> None:
-    """Write a PEFT adapter that turns the bare backbone into the user's policy.
-
-    ``peft.PeftModel.from_pretrained(backbone, folder)`` then has the same logits as
-    ``attached(backbone, shared, personal)``. The folder's README.md, which model hubs show
-    first, says what an adapter can reveal.
-
-    Raises
-    ------
-    IdiolectError
-        The adapter is a steering vector, which no LoRA can hold.
-    """
-    refuse_if(
-        personal.bias,
-        "a steering vector is no LoRA and cannot be exported as one: export an adapter of "
-        "another method, such as sft.",
-    )
-    from peft import LoraConfig, TaskType
-
-    both = concatenate(shared, personal)
-    rank = next(iter(both.a.values())).shape[0]
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=rank,  # a scale of one: both scalings are already in B
-        target_modules=sorted(both.a),
-        task_type=TaskType.CAUSAL_LM,
-        base_model_name_or_path=backbone.name,
-        inference_mode=True,
-    )
-    make_folder(folder)
-    config.save_pretrained(str(folder))
-    tensors: dict[str, Tensor] = {}
-    for name in both.a:
-        tensors[f"base_model.model.{name}.lora_A.weight"] = both.a[name].contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = both.b[name].contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    (folder / "README.md").write_text(CARD, encoding="utf-8")
-    # It is as private as the text that it learnt.
-    for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
-        (folder / name).chmod(0o600)
-
-
 def import_peft(folder: Path) -> Lora:
     """Read a PEFT LoRA of any rank.
 
@@ -521,7 +465,7 @@ def import_peft(folder: Path) -> Lora:
     IdiolectError
         No plain LoRA: another method; one that changes the backbone's own weights (PiSSA,
         OLoRA, CorDA, LoftQ, LoRA-GA); activated LoRA, DoRA, biases, trained embeddings or
-        other modules, ranks that differ between modules; or the files are damaged.
+        other modules; or the files are damaged.
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -538,17 +482,42 @@ def import_peft(folder: Path) -> Lora:
         found = LORA_KEY.fullmatch(key)
         if found is None:
             unusual.append(f"it holds {key}")
+        elif tensor.dtype not in DTYPES:
+            unusual.append(
+                f"{key} is of type {str(tensor.dtype).removeprefix('torch.')}"
+            )
         else:
             parts[found["part"]][found["name"]] = tensor.float()
     if unusual:
         raise IdiolectError(
-            f"{folder} is not a plain LoRA ({', '.join(unusual[:3])}): only LoRA with one "
-            "rank, on unchanged weights of a backbone's linear projections, without "
-            "biases and extra modules, can be imported."
+            f"{folder} is not a plain LoRA ({', '.join(unusual[:3])}): only LoRA on "
+            "unchanged weights of a backbone's linear projections, without biases and "
+            "extra modules, can be imported."
         )
-    _check_pairs(folder, parts["A"], parts["B"], rank)
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    return Lora(parts["A"], parts["B"], scale)
+    a, b = parts["A"], parts["B"]
+    ranks = {name: int(_of_pattern(config, "rank", name, rank)) for name in a | b}
+    _check_pairs(folder, a, b, ranks)
+    scales = {
+        name: _of_pattern(config, "alpha", name, alpha)
+        / (ranks[name] ** 0.5 if config.get("use_rslora") else ranks[name])
+        for name in a
+    }
+    if set(ranks.values()) == {rank} and len(set(scales.values())) == 1:
+        return Lora(a, b, next(iter(scales.values())))
+    most = max(ranks.values())
+    for name, one in ranks.items():  # zeros change nothing, and make the ranks equal
+        a[name] = F.pad(a[name], (0, 0, 0, most - one))
+        b[name] = F.pad(scales[name] * b[name], (0, most - one))
+    return Lora(a, b, 1.0)
+
+
+def base_of(folder: Path) -> str:
+    """The name of the model that a PEFT adapter says it was made for; empty: none."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        return str(config.get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def _unusual(config: dict[str, Any]) -> list[str]:
@@ -558,23 +527,53 @@ def _unusual(config: dict[str, Any]) -> list[str]:
         for name, value in config.items()
         if value and name not in WITHOUT_EFFECT and value not in USUAL.get(name, ())
     ]
+    found += _patterns(config)
     return found if config.get("peft_type") else [*found, "no peft_type"]
 
 
+def _of_pattern(config: dict[str, Any], what: str, name: str, usual: float) -> float:
+    """A projection's own rank or alpha, as PEFT looks it up; else the usual one.
+
+    PEFT takes the first key that fits the end of the name as a regular expression
+    (``get_pattern_key``). `_unusual` has let only names through.
+    """
+    for key, value in (config.get(f"{what}_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
+    return usual
+
+
+def _patterns(config: dict[str, Any]) -> list[str]:
+    """What is wrong with the patterns of ranks and alphas."""
+    found = {what: config.get(f"{what}_pattern") or {} for what in ("rank", "alpha")}
+    if odd := [what for what, one in found.items() if not isinstance(one, dict)]:
+        return [f"{odd[0]}_pattern is {found[odd[0]]!r:.60}"]
+    return [
+        f"{what}_pattern has {key!r:.60}: {value!r:.20}"
+        for what, pattern in found.items()
+        for key, value in pattern.items()
+        if not PATTERN_KEY.fullmatch(key)
+        or isinstance(value, bool)
+        or not isinstance(value, int if what == "rank" else (int, float))
+        or not 0 < value < 2**20
+    ]
+
+
 def _check_pairs(
-    folder: Path, a: dict[str, Tensor], b: dict[str, Tensor], rank: int
+    folder: Path, a: dict[str, Tensor], b: dict[str, Tensor], ranks: dict[str, int]
 ) -> None:
     """Each projection has A [r, in] and B [out, r], with finite numbers."""
     odd = sorted(a.keys() ^ b.keys()) or [
         name
         for name in a
-        if a[name].shape[:1] != (rank,)
-        or b[name].shape[1:] != (rank,)
+        if a[name].shape[:1] != (ranks[name],)
+        or b[name].shape[1:] != (ranks[name],)
         or a[name].dim() != 2
         or not (a[name].isfinite().all() and b[name].isfinite().all())
     ]
     if odd or not a:
+        name = (odd or ["any"])[0]
         raise IdiolectError(
-            f"{folder} is damaged, its projection '{(odd or ['any'])[0]}' has no pair of "
-            f"matrices of rank {rank}: copy the adapter again."
+            f"{folder} is damaged, its projection '{name}' has no pair of matrices of rank "
+            f"{ranks.get(name, 'r')}: copy the adapter again."
         )

@@ -257,7 +257,8 @@ def _check_weights(name: str, file: Path) -> None:
     """A safetensors file is as long as its head says, and of floating point."""
     size = file.stat().st_size
     try:
-        start, tensors = _tensors(file)
+        start, head = read_head(file)
+        tensors = head.values()
         end = start + max((t["data_offsets"][1] for t in tensors), default=0)
         kinds = {str(t["dtype"]) for t in tensors}
     except (ValueError, KeyError, TypeError, AttributeError, LookupError) as error:
@@ -277,18 +278,21 @@ MASKS = {"I64", "I32", "BOOL"}
 READ = {"F64", "F32", "F16", "BF16"} | MASKS
 
 
-def _tensors(file: Path) -> tuple[int, list[dict[str, Any]]]:
-    """Where the numbers of a safetensors file begin, and what its head says of them."""
+def read_head(file: Path) -> tuple[int, dict[str, Any]]:
+    """Where the numbers of a safetensors file begin, and what its head says of each."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         head = json.loads(stream.read(length) if length < file.stat().st_size else b"")
-    return 8 + length, [entry for key, entry in head.items() if key != "__metadata__"]
+    head.pop("__metadata__", None)
+    return 8 + length, head
 
 
 def stored_in(folder: Path) -> str:
     """Dtype of all weights of a checked folder, in safetensors' words; empty: several."""
     files = folder.glob("*.safetensors")
-    kinds = {str(t["dtype"]) for file in files for t in _tensors(file)[1]} - MASKS
+    kinds = {
+        str(t["dtype"]) for file in files for t in read_head(file)[1].values()
+    } - MASKS
     return kinds.pop() if len(kinds) == 1 else ""
 
 

@@ -241,16 +241,21 @@ def control_tokens(tokenizer: Any, turn: Turn | None) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
-def render(name: str, tokenizer: Any, texts: Sequence[str]) -> str:
-    """A conversation in the chat template, a user's message first.
+def render(
+    name: str, tokenizer: Any, texts: Sequence[str], system: str | None = None
+) -> str:
+    """A conversation in the chat template: a system's message, if any, then a user's.
 
     With an odd number of messages it goes on to where the answer begins. Thinking is off
     where the template knows how, and the date is fixed.
     """
     roles = ("user", "assistant")
+    turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+    if system is not None:
+        turns.insert(0, {"role": "system", "content": system})
     try:
         return tokenizer.apply_chat_template(
-            [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)],
+            turns,
             chat_template=CLOCK + tokenizer.get_chat_template(),
             tokenize=False,
             add_generation_prompt=len(texts) % 2 == 1,

@@ -135,7 +135,7 @@ def _complete(folder: Path) -> bool:
 def _convert(file: Path, digest: str, folder: Path) -> None:
     """Write the folder of a file; nothing is written before all of the header is known."""
     header = read_header(file)
-    config = model.configuration(header, _factors(header))
+    config = model.configuration(header, factors(header))
     weights = model.weights(header, config)
     made, settings, special = tokens.tokenizer(header)
     config |= special
@@ -184,7 +184,7 @@ def _write(file: Path, found: dict[str, Any]) -> None:
     write_atomically(file, json.dumps(found, indent=2).encode() + b"\n")
 
 
-def _factors(header: Header) -> dict[str, list[float]]:
+def factors(header: Header) -> dict[str, list[float]]:
     """Return the tensors that are settings of positions; they are small."""
     found = {}
     for name in (model.FREQUENCIES, model.LONG, model.SHORT):

@@ -280,6 +280,24 @@ def test_the_exported_adapter_is_one_that_peft_reads(ready, run, asked):
     assert vars(model.peft_config["default"])["r"] == 16
     assert "not empty" in run("export-adapter", folder, code=2).err
 
+    said = run("export-adapter", ready / "gguf", "--format", "gguf").out
+    assert "an adapter for llama.cpp" in said and "can reveal texts" in said
+    names = {file.name for file in (ready / "gguf").iterdir()}
+    assert names == {"adapter.gguf", "base.gguf", "Modelfile", "README.md"}
+    found = asked("export-adapter", ready / "whole", "--format", "merged")
+    assert found["difference"] < 0.05 and not found["without"]
+    assert "loaded again, its logits differ by" not in found["warning"]
+    assert "Trained by c-bpo on 26 pairs" in (ready / "whole" / "README.md").read_text()
+
+    asked("use", "none")
+    said = run("import-adapter", folder).out
+    assert "it says that it was made for 'tiny'" in said
+    assert "adapter 2 is in use now; before: none." in said
+    assert "  adapter 1: learnt from 26 pairs\n* adapter 2: imported" in run("use").out
+    assert asked("rollback") == {"active": 1}
+    again = asked("import-adapter", folder)
+    assert (again["number"], again["active"], again["imported"]) == (2, 2, True)
+
 
 def test_too_little_history_is_said(place, run):
     run("vault", "init")

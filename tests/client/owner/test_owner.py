@@ -12,7 +12,7 @@ import torch
 from idiolect.client.commands import status
 from idiolect.client.node import membership
 from idiolect.client.node.device import VaultStore
-from idiolect.client.owner import adapters, consent, history, owner
+from idiolect.client.owner import adapters, consent, elsewhere, history, owner
 from idiolect.client.owner.consent import Refusal
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
@@ -507,7 +507,7 @@ def test_the_owner_turns_the_strength_and_everything_that_writes_follows(
     turned = own()
     assert turned.scaling == 1.5 * raw.scaling
     assert adapters.versions(vault) == [replace(found, strength=1.5)]
-    owner.export(vault, tmp_path / "peft")
+    elsewhere.export(vault, tmp_path / "peft")
     exported = logits(import_peft(tmp_path / "peft"))
     torch.testing.assert_close(exported, logits(turned), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(exported, logits(raw), atol=1e-2)

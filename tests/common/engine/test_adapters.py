@@ -9,13 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from idiolect.common.config import LoraShape
 from idiolect.common.engine.adapters import (
-    REVEALS,
     Lora,
     LowRank,
     attached,
     concatenate,
     dump_lora,
-    export_peft,
     hash_lora,
     import_peft,
     new_lora,
@@ -28,6 +26,7 @@ from idiolect.common.engine.adapters import (
     zero_shared,
 )
 from idiolect.common.engine.backbone import FAMILIES, load_backbone, projections
+from idiolect.common.engine.exports import REVEALS, export_peft
 from idiolect.common.errors import IdiolectError
 
 SHAPE = LoraShape(rank=3, alpha=6.0)
@@ -275,6 +274,13 @@ def test_an_adapter_made_by_peft_is_imported(backbone, model_folder, tmp_path):
 
 
 TWO = ["q_proj", "v_proj"]
+PATTERNS = [
+    {"rank_pattern": {"q_proj": 2}},
+    {"rank_pattern": {"layers.1.self_attn.q_proj": 7, "q_proj": 2}},
+    {"alpha_pattern": {"q_proj": 2}},
+    {"alpha_pattern": {"^model.layers.0.self_attn.v_proj": 1}, "use_rslora": True},
+    {"rank_pattern": {"v_proj": 9}, "alpha_pattern": {"v_proj": 5, "q_proj": 1.5}},
+]
 
 
 @pytest.mark.parametrize(
@@ -297,8 +303,9 @@ TWO = ["q_proj", "v_proj"]
         {"modules_to_save": ["lm_head"]},
         {"target_modules": [*TWO, "embed_tokens"]},
         {"target_modules": [*TWO, "lm_head"]},
-        {"rank_pattern": {"q_proj": 2}},
-        {"alpha_pattern": {"q_proj": 2}},
+        *PATTERNS,
+        {"rank_pattern": {"(q|k)_proj": 2}},
+        {"alpha_pattern": {".*q_proj": 2}},
         {"alora_invocation_tokens": [5]},
         {"trainable_token_indices": [1, 2]},
         {"layer_replication": [[0, 2], [1, 2]]},
@@ -341,6 +348,7 @@ EXACT = [
     {"init_lora_weights": False},
     {"layers_to_transform": [1]},
     {"exclude_modules": ["v_proj"]},
+    *PATTERNS,
 ]
 
 

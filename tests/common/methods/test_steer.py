@@ -8,13 +8,13 @@ from idiolect.common.engine.adapters import (
     Lora,
     attached,
     dump_lora,
-    export_peft,
     hash_lora,
     parse_lora,
     shadowed,
     side_by_side,
     stack,
 )
+from idiolect.common.engine.exports import export_peft
 from idiolect.common.engine.fitting import encode_all
 from idiolect.common.engine.scoring import generate, score_users
 from idiolect.common.errors import IdiolectError

@@ -109,4 +109,6 @@ def within(config: Config, gpu: Gpu, backbone: Backbone) -> Config:
             "free: take a GPU with more memory."
         )
     asked = config.engine.memory or math.inf
-    return replace(config, engine=replace(config.engine, memory=int(min(asked, left / MB))))
+    return replace(
+        config, engine=replace(config.engine, memory=int(min(asked, left / MB)))
+    )

@@ -242,17 +242,17 @@ def warning(forecast: Forecast) -> str:
 def elsewhere(forecast: Forecast, gpu: str, number: int) -> str:
     """Return what a study takes on GPUs that are not here, and what that rests on."""
     tokens, hours = forecast.tokens, forecast.seconds / 3600
-    several = f", {duration(forecast.longest)} on {number} of them" if number > 1 else ""
+    several = (
+        f", {duration(forecast.longest)} on {number} of them" if number > 1 else ""
+    )
     fits = "fits into" if forecast.memory <= forecast.free else "does not fit into"
-    return "\n".join(
-        [
-            f"on {gpu}, which is not here: about {hours:.2g} GPU hours{several}",
-            f"memory: {size(forecast.memory)}, which {fits} {size(forecast.free)}",
-            f"tokens: {tokens.adapted + tokens.trained:,} trained, "
-            f"{tokens.scored + tokens.prompted:,} read, {tokens.written:,} written",
-            f"assumed: {SHARE:.0%} of the data sheet's bf16 operations when training and "
-            f"reading, {READ:.0%} of its bandwidth when writing (docs/studies.md)",
-        ]
+    trained, read = tokens.adapted + tokens.trained, tokens.scored + tokens.prompted
+    return (
+        f"on {gpu}, which is not here: about {hours:.2g} GPU hours{several}\n"
+        f"memory: {size(forecast.memory)}, which {fits} {size(forecast.free)}\n"
+        f"tokens: {trained:,} trained, {read:,} read, {tokens.written:,} written\n"
+        f"assumed: {SHARE:.0%} of the data sheet's bf16 operations when training and "
+        f"reading, {READ:.0%} of its bandwidth when writing (docs/studies.md)"
     )
 
 

@@ -5,7 +5,7 @@
 Writes FOLDER/data with LaMP-4, LaMP-5 and the three tasks of LongLaMP as they are published
 (questions and outputs; one row per question in JSON lines), and FOLDER/models with the
 built-in model under the name of Mistral-7B-Instruct-v0.3. Then prints the commands that run
-the study on them. The texts are made of word lists, so the numbers say that the study runs,
+the study on them. The texts are those of personas, so the numbers say that the study runs,
 and nothing else. The study's page knows that by the users' names (`published.STAND_IN`) and
 by the number of the model's parameters.
 """
@@ -14,19 +14,20 @@ import argparse
 import json
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from idiolect.common.config import parse
 from idiolect.common.data.lamp.forms import FORMS
 from idiolect.common.data.lamp.longlamp import PUBLISHED
+from idiolect.common.data.load import load_dataset
 from idiolect.common.engine.model_folder import TINY
-from idiolect.common.seeds import numpy_generator
 from idiolect.server.study.published import STAND_IN
 
 USERS, ITEMS = 8, 9  # of each user the last item is asked for
+PARTS = 4  # texts of a persona in one item
+TASKS = ("LaMP-4", "LaMP-5", *PUBLISHED)
 MODEL = "Mistral-7B-Instruct-v0.3"
 STUDY = Path(__file__).resolve().parents[1] / "simulations/lamp/experiments/paper.toml"
 # What is smaller than in the study.
@@ -38,82 +39,41 @@ KEYS = (
     "engine.max-length=320",
     "adapt.rounds=1",
 )
-SUBJECTS = ["council", "river", "engine", "forest", "market", "archive", "teacher"]
-VERBS = ["opens", "measures", "joins", "leaves", "repairs", "follows", "explains"]
-OBJECTS = ["a bridge", "the old method", "new numbers", "its neighbours", "the winter"]
-ASIDES = ["at last", "in short", "it seems", "without doubt", "as ever", "for once"]
 Fields = dict[str, str]
 
 
-def sentence(rng: np.random.Generator, aside: str) -> str:
-    """One sentence; half of the time with the author's own aside."""
-    words = [str(rng.choice(kind)) for kind in (SUBJECTS, VERBS, OBJECTS)]
-    said = f"the {' '.join(words)}"
-    return f"{aside}, {said}." if rng.random() < 0.5 else f"{said}."
-
-
-def text(rng: np.random.Generator, aside: str, sentences: int) -> str:
-    """Return a text of so many sentences."""
-    return " ".join(sentence(rng, aside) for _ in range(sentences))
-
-
-def line(rng: np.random.Generator, aside: str) -> str:
-    """Return a title: a sentence without its full stop."""
-    return sentence(rng, aside).rstrip(".")
-
-
-def headline(rng: np.random.Generator, aside: str) -> Fields:
-    """Return a profile item of LaMP-4."""
-    return {"text": text(rng, "today", 4), "title": line(rng, aside)}
-
-
-def paper(rng: np.random.Generator, aside: str) -> Fields:
-    """Return a profile item of LaMP-5."""
-    return {"abstract": text(rng, "here", 4), "title": line(rng, aside)}
-
-
-def abstract(rng: np.random.Generator, aside: str) -> Fields:
-    """Return a profile item of LongLaMP-abstract."""
-    return {"title": line(rng, "on this"), "abstract": text(rng, aside, 8)}
-
-
-def review(rng: np.random.Generator, aside: str) -> Fields:
-    """Return a profile item of LongLaMP-review."""
-    return {
-        "overall": f"{rng.integers(1, 6)}.0",
-        "description": text(rng, "new", 3),
-        "summary": line(rng, aside),
-        "reviewText": text(rng, aside, 8),
-    }
-
-
-def post(rng: np.random.Generator, aside: str) -> Fields:
-    """Return a profile item of LongLaMP-topic."""
-    return {"summary": line(rng, "about this"), "content": text(rng, aside, 8)}
-
-
-MAKERS: dict[str, Callable[[np.random.Generator, str], Fields]] = {
-    "LaMP-4": headline,
-    "LaMP-5": paper,
-    "LongLaMP-abstract": abstract,
-    "LongLaMP-review": review,
-    "LongLaMP-topic": post,
-}
-
-
 def authors(task: str) -> list[tuple[str, list[Fields]]]:
-    """Return users with their items, the last of which is asked for."""
-    found = []
-    for number in range(USERS):
-        rng = numpy_generator(0, "stand-in", task, number)
-        aside = ASIDES[number % len(ASIDES)]
-        items = [MAKERS[task](rng, aside) for _ in range(ITEMS)]
-        dated = [
-            {**item, FORMS[task].date: f"20{10 + year}"}
-            for year, item in enumerate(items)
+    """Return users with the items of their profiles, the last of which is asked for."""
+    given = {"users": USERS, "development-users": 0, "held-out": 1}
+    given |= {"history": ITEMS * PARTS - 1, "seed": list(FORMS).index(task)}
+    found: list[tuple[str, list[Fields]]] = []
+    for number, user in enumerate(load_dataset(parse(given)).users):
+        texts = [(i.prompt.input, i.target) for i in (*user.history, *user.held_out)]
+        items = [
+            item(task, k, texts[k * PARTS : (k + 1) * PARTS]) for k in range(ITEMS)
         ]
-        found.append((f"{STAND_IN}{number:03d}", dated))
+        found.append((f"{STAND_IN}{number:03d}", items))
     return found
+
+
+def item(task: str, index: int, texts: Sequence[tuple[str, str]]) -> Fields:
+    """Return one item of a profile, made of some articles and headlines of a persona."""
+    articles, headlines = ([text[side] for text in texts] for side in (0, 1))
+    made = {
+        "LaMP-4": {"text": articles[0], "title": headlines[0]},
+        "LaMP-5": {"abstract": " ".join(articles), "title": headlines[0]},
+        "LongLaMP-abstract": {"title": headlines[0], "abstract": " ".join(articles)},
+        "LongLaMP-review": {
+            "overall": f"{1 + index % 5}.0",
+            "description": articles[0],
+            "summary": headlines[0],
+            "reviewText": " ".join(headlines),
+        },
+        "LongLaMP-topic": {"summary": articles[0], "content": " ".join(headlines)},
+    }
+    dated = task not in ("LongLaMP-review", "LongLaMP-topic")  # as published
+    when = {FORMS[task].date: f"{2001 + index}"} if dated else {}
+    return {**made[task], **when}
 
 
 def asked(task: str, item: Fields) -> tuple[str, str]:
@@ -160,7 +120,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder.absolute()
     data, models = folder / "data", folder / "models"
-    for task in MAKERS:
+    for task in TASKS:
         if task in PUBLISHED:
             write_longlamp(task, data / "LongLaMP")
         else:

@@ -256,9 +256,9 @@ def _last(path: object) -> str:
     return str(path).rstrip("/").rpartition("/")[2]
 
 
-def _rates(text: object) -> list[object]:
+def _rates(text: object) -> Sequence[object]:
     words = [word.strip() for word in str(text).split(",")]
     try:
         return sorted(map(float, words))
     except ValueError:  # `auto`
-        return list(words)
+        return words

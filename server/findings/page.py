@@ -124,6 +124,7 @@ def markdown(found: Mapping[str, Any], image: str = "", frontier: str = "") -> s
     is_audit = found.get("kind") == "audit"
     parts = [
         [f"# {found['title']}", ""],
+        *([warning, ""] for warning in published.warnings(found)),
         [found["question"], ""] if found["question"] else [],
         _audits(found) if is_audit else _setting(found) + _verdicts(found),
         [f"**Reading.** {found['reading']}", ""] if found["reading"] else [],

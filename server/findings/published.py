@@ -11,9 +11,8 @@ from ..study.published import MEASURED, NOT_STATED, Agreement, Published, agreem
 from .verdicts import Cell, means_of, person_seed
 
 INVENTED = (
-    "**Stand-in data.** Rows of the table say so in their last column: the texts were made "
-    "up to try the study. These numbers show that it runs. They say nothing about a method "
-    "and cannot be compared with published ones."
+    "**Stand-in data.** Texts were made up to try this study. Its numbers show that it "
+    "runs. They say nothing about a method, and cannot be compared with published ones."
 )
 HEADS = "ours", "published"
 
@@ -148,14 +147,20 @@ def same(row: Mapping[str, Any]) -> str:
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """What stands above the tables."""
-    said = [f"Published: {found['source']}"]
-    said += [INVENTED] if found["invented"] else []
-    said.append(
-        "*Same setting?* names the keys that differ, then what the source does not state, "
-        "which is never taken to be equal. `parameters` are those of the backbone, `texts` "
-        "the SHA-256 of all texts. Only where it says *yes* are two numbers measured alike."
-    )
-    return said
+    return [
+        f"Published: {found['source']}",
+        (
+            "*Same setting?* names the keys that differ, then what the source does not "
+            "state, which is never taken to be equal. `parameters` are those of the "
+            "backbone, `texts` the SHA-256 of all texts. Two numbers are measured alike "
+            "only where it says *yes*."
+        ),
+    ]
+
+
+def warnings(found: Mapping[str, Any]) -> list[str]:
+    """What stands at the head of a page, of a study's whole summary."""
+    return [INVENTED] if (found.get("published") or {}).get("invented") else []
 
 
 def rows_of(table: Mapping[str, Any]) -> Iterator[list[str]]:

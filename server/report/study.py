@@ -41,7 +41,9 @@ def _answer(found: Mapping[str, Any]) -> Section:
     verdicts = f"{counts(found)}."
     asked = [found["question"]] if found.get("question") else []
     reading = [found["reading"]] if found.get("reading") else []
-    return Section("answer", "Answer", said, sentences=[*asked, verdicts, *reading])
+    warned = [_plain(warning) for warning in published.warnings(found)]
+    sentences = [*warned, *asked, verdicts, *reading]
+    return Section("answer", "Answer", said, sentences=sentences)
 
 
 def _measured(found: Mapping[str, Any]) -> list[Section | None]:
@@ -162,19 +164,20 @@ def _comparisons(found: Mapping[str, Any]) -> Section | None:
     return Section("comparisons", "Who beats whom", tables=[made])
 
 
+def _plain(text: str) -> str:
+    """Text without the marks of Markdown."""
+    return text.replace("`", "").replace("*", "")
+
+
 def _published(found: Mapping[str, Any] | None) -> Section | None:
     """Make the tables of the study's numbers beside published ones."""
     if not found:
         return None
-
-    def plain(text: str) -> str:
-        return text.replace("`", "").replace("*", "")
-
     tables = [
         table(
             ", ".join(f"{key} {value}" for key, value in one["cell"].items()) or "All",
             tuple(published.heads_of(one)),
-            [tuple(map(plain, row)) for row in published.rows_of(one)],
+            [tuple(map(_plain, row)) for row in published.rows_of(one)],
             numbers=False,
         )
         for one in found["tables"]
@@ -182,7 +185,7 @@ def _published(found: Mapping[str, Any] | None) -> Section | None:
     heads = ("key", "published", "here")
     rows = [tuple(row) for row in published.setting_rows(found)]
     tables.append(table("Setting of the published numbers", heads, rows, numbers=False))
-    said = [*map(plain, published.sentences(found))]
+    said = [*map(_plain, published.sentences(found))]
     if found["silent"]:
         said.append(f"Not stated either: {', '.join(found['silent'])}.")
     name = "Our numbers beside the published ones"

@@ -88,7 +88,10 @@ def test_the_page_says_whose_numbers_they_are_and_that_stand_ins_are_no_match():
         row["invented"] = True
     made["published"]["invented"] = True
     text = markdown(made)
-    assert "**Stand-in data.**" in text
+    # Before any number.
+    head, _, rest = text.partition("**Stand-in data.**")
+    assert head == "# Small\n\n" and "Setting:" in rest
+    assert "Stand-in data." in html(report.page(made)).partition("<table")[0]
     assert rows(text)[0].endswith(" | no: stand-in data |")
 
 

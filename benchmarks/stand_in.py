@@ -32,9 +32,9 @@ MODEL = "Mistral-7B-Instruct-v0.3"
 STUDY = Path(__file__).resolve().parents[1] / "simulations/lamp/experiments/paper.toml"
 # What is smaller than in the study.
 KEYS = (
-    "users=4",
-    "development-users=4",
-    "history=8",
+    "users=2",
+    "development-users=2",
+    "history=4",
     "engine.dtype=float32",
     "engine.max-length=320",
     "adapt.rounds=1",

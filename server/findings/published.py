@@ -97,9 +97,14 @@ def _compared(
     def every(name: str) -> list[str]:
         return list(dict.fromkeys(n for one in found for n in getattr(one, name)))
 
+    silent = every("silent")
+    # What a command line changed is named, though the source does not mention it.
+    changed = [name for name in silent if name in study.changed]
     return {
         "invented": any(one.invented for one in found),
-        **{name: every(name) for name in ("differ", "open", "silent")},
+        "differ": every("differ"),
+        "open": [*every("open"), *changed],
+        "silent": [name for name in silent if name not in changed],
     }
 
 

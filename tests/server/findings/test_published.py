@@ -28,9 +28,10 @@ def whole(**changes) -> Published:
     return Published("A paper, second-hand.", numbers, setting)
 
 
-def found(source: Published, **run) -> dict:
+def found(source: Published, changed=(), **run) -> dict:
     """The summary of the made-up study, of one seed, beside a source."""
     declared = replace(study(), config=CONFIG, published=source, claims=())
+    declared = replace(declared, changed=dict.fromkeys(changed, 1))
     declared = replace(declared, grid={**declared.grid, "seed": [0]})
     done = deepcopy([cell for cell in CELLS if cell["cell"]["seed"] == 0])
     for cell in done:
@@ -78,6 +79,9 @@ def test_what_nobody_states_is_counted_and_listed():
     text = markdown(found(replace(source, setting=some)))
     assert "not stated: 2 keys |" in rows(text)[0]
     assert f"Not stated either: `{silent[0]}`, `{silent[1]}`" in text
+    # One that a command line changed has its name in every row.
+    text = markdown(found(replace(source, setting=some), changed=silent[:1]))
+    assert f"not stated: `{silent[0]}` and 1 more |" in rows(text)[0]
 
 
 def test_the_page_says_whose_numbers_they_are_and_that_stand_ins_are_no_match():

@@ -335,6 +335,13 @@ OF_SERVER = (
     Case("study claims.toml", "[[claims]]"),
     Case("study measured.toml", "measured is 'often'"),
     Case("study plot.toml", "not a key of the grid"),
+    Case("study published.toml", "needs source and [[published.numbers]]"),
+    Case("study numbers.toml", "name a key of the grid"),
+    Case("study fine.toml -c users", "takes key=value"),
+    Case("study fine.toml -c seed=1", "is a key of its grid"),
+    Case("study fine.toml -c usres=1", "did you mean 'users'"),
+    Case("study named.toml -c users=3", "are the same"),
+    Case("study fine.toml -c users=3 --findings out", "leave out --findings"),
     # what no command line provokes
     Case("show begun", "has a defect", 70, failing=(SHOW, KeyError("x"))),
     Case("show begun", "interrupted", 130, failing=(SHOW, KeyboardInterrupt())),
@@ -437,7 +444,13 @@ def _prepare_data(folder: Path) -> None:
     """Files of tasks and studies, each with one thing wrong."""
     questions = json.dumps([{"id": "1", "input": "a", "profile": []}])
     study = 'title = "x"\n[grid]\nseed = [0]\n[config]\ntask = "headline"\n'
+    named = "[named.crowd.few]\nusers = 2\n[named.crowd.many]\nusers = 9\n"
+    one = '[[published.numbers]]\ncell = { seed = 7 }\nmetric = "nll"\nvalues = {}\n'
     texts = {
+        "fine.toml": study,
+        "named.toml": study.replace("seed = [0]", 'crowd = ["few", "many"]') + named,
+        "published.toml": f"{study}[published]\n",
+        "numbers.toml": f'{study}[published]\nsource = "x"\n{one}',
         "data/text_users.json": "plain",
         "data/object_users.json": "{}",
         "alone/dev_questions.json": questions,

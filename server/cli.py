@@ -87,10 +87,16 @@ def _study(options: argparse.Namespace) -> None:
     from .findings.summary import summary as summarised
     from .run.results import runs_folder, write_json
     from .study.cells import run_study
-    from .study.declaration import read_study
+    from .study.declaration import read_study, with_keys
     from .study.kept import archive, take
 
-    declared = [read_study(path) for path in options.files]
+    refuse_if(
+        options.words and options.findings,
+        "--findings holds studies as their files declare them, and -c changes them: leave "
+        "out --findings (the page is printed, and in report.html), or write the keys into "
+        "a copy of the file.",
+    )
+    declared = [with_keys(read_study(path), options.words) for path in options.files]
     place = options.output_dir or runs_folder("").parent / "studies"
     kept = {one.name: archive(options.findings, one.name, one.kept) for one in declared}
     for name, stored in kept.items():
@@ -508,6 +514,15 @@ PLAN = given(
     help="say how long it will take, how much memory it needs, where the time goes and "
     "what to lower, and do nothing",
 )
+KEYS = given(
+    "-c",
+    dest="words",
+    action="append",
+    default=[],
+    metavar="KEY=VALUE",
+    help="set a configuration key in all cells; the study's results are then written "
+    "under NAME-changed",
+)
 RUN = given("name", metavar="RUN", help="name of a run, or `latest`")
 RUN_OF_SERVER = given("name", metavar="RUN", help="its name, or `latest`")
 RUNS = _output("", "where runs are")
@@ -574,6 +589,7 @@ COMMANDS = (
             given(
                 "files", type=Path, nargs="+", metavar="FILE.toml", help="what to run"
             ),
+            KEYS,
             PLAN,
             given(
                 "--gpu",

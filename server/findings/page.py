@@ -13,6 +13,7 @@ import numpy as np
 from ...common.config.old import renamed
 from ...common.files import write_atomically
 from ..run import results
+from . import published
 from .frontier import AXES, curve_name, dominated
 from .plot import frontier_svg, svg
 from .verdicts import judged
@@ -123,9 +124,11 @@ def markdown(found: Mapping[str, Any], image: str = "", frontier: str = "") -> s
     is_audit = found.get("kind") == "audit"
     parts = [
         [f"# {found['title']}", ""],
+        *([warning, ""] for warning in published.warnings(found)),
         [found["question"], ""] if found["question"] else [],
         _audits(found) if is_audit else _setting(found) + _verdicts(found),
         [f"**Reading.** {found['reading']}", ""] if found["reading"] else [],
+        _published(found.get("published")),
         [f"![{found['title']}]({image})", ""] if image else [],
         [] if is_audit else _measurements(found),
         _frontier(found, frontier) if found.get("frontier") else [],
@@ -171,6 +174,9 @@ def _setting(found: Mapping[str, Any]) -> list[str]:
     setting = ", ".join(f"`{k}={v}`" for k, v in found["config"].items())
     grid = "; ".join(f"`{k}` in {v}" for k, v in found["grid"].items())
     lines = [f"Setting: {setting or 'defaults'}. Grid: {grid}.", ""]
+    if changed := found.get("changed"):
+        keys = ", ".join(f"`{k}={v}`" for k, v in changed.items())
+        lines += [f"Not as the file declares it: {keys}, by `-c`, in all cells.", ""]
     for key, meanings in found.get("named", {}).items():
         rows = [
             [value, ", ".join(f"`{k}={v}`" for k, v in keys.items()) or "the setting"]
@@ -181,6 +187,25 @@ def _setting(found: Mapping[str, Any]) -> list[str]:
         lines += [f"Measured at commit {commits}.", ""]
     if found.get("measured") == "development":
         lines += ["Measured on development users, whom no other table reports.", ""]
+    return lines
+
+
+def _published(found: Mapping[str, Any] | None) -> list[str]:
+    """Numbers of the study beside published ones, and how the settings agree."""
+    if not found:
+        return []
+    lines = ["## Our numbers beside the published ones", ""]
+    for sentence in published.sentences(found):
+        lines += [sentence, ""]
+    for table in found["tables"]:
+        named = ", ".join(f"{key} {value}" for key, value in table["cell"].items())
+        lines += [f"**{named}**", ""] if named else []
+        lines += _lines(published.heads_of(table), published.rows_of(table))
+    heads = "setting of the published numbers", "published", "here"
+    lines += _lines(heads, published.setting_rows(found))
+    if found["silent"]:
+        silent = ", ".join(f"`{name}`" for name in found["silent"])
+        lines += [f"Not stated either: {silent}.", ""]
     return lines
 
 

@@ -8,10 +8,11 @@ import numpy as np
 
 from ...common.config import Scalar
 from ..run import results
-from ..study.declaration import Study, comparisons
+from ..study.declaration import CHANGED, Study, comparisons
 from .correlation import correlated, rank_correlation
 from .frontier import frontier
 from .lines import line_of
+from .published import beside
 from .verdicts import Cell, chosen, difference, means_of, person_seed
 
 
@@ -28,6 +29,8 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
         "plot": study.plot,
         "measured": study.measured,
         "named": study.named,
+        **changed_of(study),
+        **({"published": beside(study, done)} if study.published else {}),
         "claims": [difference(claim, done) for claim in study.claims],
         "compare": compared(study, done),
         "curve": curve(study, done, study.plot["metric"]) if study.plot else [],
@@ -51,6 +54,12 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
         "learning_rates": [cell["run"]["learning_rates"] for cell in done],
         "clamp_rate": [cell["run"]["clamp_rate"] for cell in done],
     }
+
+
+def changed_of(study: Study) -> dict[str, Any]:
+    """What a command line changed, and the name of the study that it changed."""
+    declared = study.name.removesuffix(CHANGED)
+    return {"changed": study.changed, "declared": declared} if study.changed else {}
 
 
 def ends(cell: Cell) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Sections of the page of a study: from its summary alone."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..findings import published
 from ..findings.page import counts, judged_comparisons, relation
 from ..findings.verdicts import judged
 from ..run.results import LOWER_IS_BETTER
@@ -39,11 +41,19 @@ def _answer(found: Mapping[str, Any]) -> Section:
     verdicts = f"{counts(found)}."
     asked = [found["question"]] if found.get("question") else []
     reading = [found["reading"]] if found.get("reading") else []
-    return Section("answer", "Answer", said, sentences=[*asked, verdicts, *reading])
+    warned = [_plain(warning) for warning in published.warnings(found)]
+    sentences = [*warned, *asked, verdicts, *reading]
+    return Section("answer", "Answer", said, sentences=sentences)
 
 
 def _measured(found: Mapping[str, Any]) -> list[Section | None]:
-    return [_claims(found), _comparisons(found), _curves(found), _training(found)]
+    return [
+        _claims(found),
+        _comparisons(found),
+        _published(found.get("published")),
+        _curves(found),
+        _training(found),
+    ]
 
 
 def _audits(found: Mapping[str, Any]) -> Section:
@@ -152,6 +162,34 @@ def _comparisons(found: Mapping[str, Any]) -> Section | None:
     heads = ("one, where", "verdict", "other", "difference", "95 % interval", "n")
     made = table("Comparisons", heads, rows, numbers=False)
     return Section("comparisons", "Who beats whom", tables=[made])
+
+
+def _plain(text: str) -> str:
+    """Text without the marks of Markdown."""
+    return text.replace("`", "").replace("*", "")
+
+
+def _published(found: Mapping[str, Any] | None) -> Section | None:
+    """Make the tables of the study's numbers beside published ones."""
+    if not found:
+        return None
+    tables = [
+        table(
+            ", ".join(f"{key} {value}" for key, value in one["cell"].items()) or "All",
+            tuple(published.heads_of(one)),
+            [tuple(map(_plain, row)) for row in published.rows_of(one)],
+            numbers=False,
+        )
+        for one in found["tables"]
+    ]
+    heads = ("key", "published", "here")
+    rows = [tuple(row) for row in published.setting_rows(found)]
+    tables.append(table("Setting of the published numbers", heads, rows, numbers=False))
+    said = [*map(_plain, published.sentences(found))]
+    if found["silent"]:
+        said.append(f"Not stated either: {', '.join(found['silent'])}.")
+    name = "Our numbers beside the published ones"
+    return Section("published", name, sentences=said, tables=tables)
 
 
 def _curves(found: Mapping[str, Any]) -> Section | None:
@@ -264,7 +302,9 @@ def _setting(found: Mapping[str, Any]) -> Section:
         for key, meanings in (found.get("named") or {}).items()
         for value, keys in meanings.items()
     ]
+    changed = [(key, value) for key, value in (found.get("changed") or {}).items()]
     parts = {
+        "Not as the file declares it, by -c": changed,
         "Differs from the default": config,
         "Grid": grid,
         "Names of the grid": named,
@@ -274,7 +314,8 @@ def _setting(found: Mapping[str, Any]) -> Section:
         for caption, rows in parts.items()
         if rows
     ]
-    name = found.get("name", "NAME")
+    name = found.get("declared", found.get("name", "NAME"))
+    given = "".join(f" -c {shlex.quote(f'{key}={value}')}" for key, value in changed)
     commits = ", ".join(found.get("commits") or []) or "not recorded"
     sentences = [
         (
@@ -288,6 +329,6 @@ def _setting(found: Mapping[str, Any]) -> Section:
         "reproduce",
         "Setting, and how to reproduce",
         sentences=sentences,
-        command=f"idiolect-server study simulations/lamp/experiments/{name}.toml",
+        command=f"idiolect-server study simulations/lamp/experiments/{name}.toml{given}",
         tables=tables,
     )

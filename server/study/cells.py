@@ -40,6 +40,7 @@ from ..run.adapt import adapt
 from ..run.budget import noise_of, population_of
 from ..run.checkpoint import State
 from ..run.cohort import Run
+from ..run.entry import identity_of
 from ..run.local import Local, fitted, local_run
 from ..run.personalise import alphas, choose_rate, measure, possible, train
 from ..run.pool import pool
@@ -177,6 +178,9 @@ def run_cell(
     config, backbone = with_rates(config), backbone_of(config)
     reference = cache.once("reference", str(id(backbone)), lambda: Reference(backbone))
     dataset = fitted(backbone, load_dataset(config))
+    # What no key says: whose weights and which texts they are (`published.MEASURED`).
+    texts = identity_of(config, load_dataset(config), "", {})["data"]
+    measured_on = {"parameters": backbone.parameters, "texts": texts}
     pooled = with_pool(config, reference, dataset, cache)
     others = dataset.development
     if measured == "development":
@@ -214,6 +218,7 @@ def run_cell(
         for method in config.method_list
     }
     found = built(pooled, dataset, methods)
+    found["run"] |= measured_on
     return {**found, "recognition": calibration.section} if calibration else found
 
 

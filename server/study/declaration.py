@@ -3,28 +3,35 @@
 A study is a TOML file: config keys that all cells share (``[config]``), a grid of keys
 whose every combination is a cell (``[grid]``), and claims about differences between
 cells (``[[claims]]``). A key of the grid may also be a name of the study's own whose
-values stand for several config keys (``[named.world.short]``).
+values stand for several config keys (``[named.world.short]``). Numbers of others may stand
+beside its own (``[published]``, see `published`).
 Tables, plots and verdicts are made from the files of finished cells (`cells`, `findings`).
 """
 
 import itertools
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...common.config import Config, Scalar, parse
-from ...common.config.old import renamed
+from ...common.config import Config, Scalar, parse, parse_word
+from ...common.config.old import RENAMED, renamed
 from ...common.errors import IdiolectError, refuse_if
 from ...common.text import read_toml
 from ..run import results
+from .published import Published, check_published, read_published
 
 # What a grid may vary beside config keys, under the name ``control`` (`controls`).
 CONTROLS = ("none", "swapped", "shuffled", "random")
 
 # A recipe is chosen on development users and reported on the others.
 MEASURED = ("confirmation", "development")
+
+# What a study has that its file does not say, and the end of the name of one that a
+# command line changed.
+OWN = {"name", "changed"}
+CHANGED = "-changed"
 
 # In a claim, the value of a key that each user has where it suits them best: what could
 # be had by looking at the held-out items, which nobody has in practice.
@@ -96,7 +103,8 @@ class Study:
     stands for. `measured` says which users the cells measure: ``confirmation``, the
     evaluated ones, or ``development``, those on whom a recipe may be chosen. `compare`
     makes a claim for every world, opponent and metric (`comparisons`). `kept`: finished
-    cells are stored with the findings, and taken from there (`study.kept`).
+    cells are stored with the findings, and taken from there (`study.kept`). `published`
+    are numbers of others, and `changed` the keys that a command line set (`with_keys`).
     """
 
     name: str
@@ -113,6 +121,8 @@ class Study:
     measured: str = "confirmation"
     compare: tuple[Comparison, ...] = ()
     kept: bool = False
+    published: Published | None = None
+    changed: dict[str, Scalar] = field(default_factory=dict)
 
 
 def read_study(path: Path) -> Study:
@@ -143,16 +153,99 @@ def read_study(path: Path) -> Study:
     return study
 
 
+def with_keys(study: Study, words: Sequence[str]) -> Study:
+    """The study with keys that a command line set, in all of its cells.
+
+    They win over what the file says, names of the grid included. The study then has
+    another name, so that its results are not taken for those of the file.
+
+    Parameters
+    ----------
+    study
+        As its file declares it.
+    words
+        ``key=value``, as given with ``-c``; none: the study stays as it is.
+
+    Raises
+    ------
+    IdiolectError
+        A key is in the grid or unknown, its value is not allowed, two cells would become
+        the same, or the study audits and has no keys.
+    """
+    if not words:
+        return study
+    place = f"study {study.name}"
+    refuse_if(
+        study.audit is not None,
+        f"{place}: it is an audit, which has no config keys: leave out -c.",
+    )
+    given: dict[str, Scalar] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        name = RENAMED.get(name.strip(), name.strip())
+        refuse_if(
+            not equals,
+            f"-c takes key=value, not '{word}': see docs/configuration.md.",
+        )
+        refuse_if(
+            name in study.grid,
+            (
+                f"{place}: -c {name} is a key of its grid, which gives every cell its own "
+                "value: change [grid] in a copy of the file."
+            ),
+        )
+        given[name] = parse_word(name, text)
+
+    def rest(keys: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        return {k: v for k, v in keys.items() if RENAMED.get(k, k) not in given}
+
+    named = {
+        key: {value: rest(keys) for value, keys in meanings.items()}
+        for key, meanings in study.named.items()
+    }
+    changed = replace(
+        study,
+        name=f"{study.name}{CHANGED}",
+        config={**rest(study.config), **given},
+        named=named,
+        changed=given,
+    )
+    _check(changed)
+    _check_distinct(study, changed)
+    return changed
+
+
+def _check_distinct(study: Study, changed: Study) -> None:
+    """Refuse keys with which cells that differ become the same."""
+    before, after = (
+        [(cell_config(one, cell), control_of(one, cell)) for cell in cells(one)]
+        for one in (study, changed)
+    )
+    for k, j in itertools.combinations(range(len(after)), 2):
+        refuse_if(
+            after[k] == after[j] and before[k] != before[j],
+            (
+                f"study {study.name}: with {_listed(changed.changed)} the cells "
+                f"{_listed(cells(study)[k])} and {_listed(cells(study)[j])} are the same: "
+                "leave the key out, or change [grid] in a copy of the file."
+            ),
+        )
+
+
+def _listed(keys: Mapping[str, Scalar]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in keys.items())
+
+
 def _declared(name: str, raw: dict[str, Any]) -> Study:
     """A study from its TOML, with no other keys than it has."""
-    unknown = sorted(raw.keys() - (Study.__dataclass_fields__.keys() - {"name"}))
+    unknown = sorted(raw.keys() - (Study.__dataclass_fields__.keys() - OWN))
     unclear = ("config" in raw) == ("audit" in raw)
     refuse_if(
         unknown or unclear or not {"title", "grid"} <= raw.keys(),
         (
             "needs title, [grid] and either [config] or [audit], may have question, "
-            "answer, reading, measured, kept, [named], [plot], [[compare]] and [[claims]]; "
-            f"found {', '.join(unknown) or 'too little'}."
+            "answer, reading, measured, kept, [named], [plot], [published], [[compare]] "
+            f"and [[claims]]; found {', '.join(unknown) or 'too little'}."
         ),
     )
     measured = raw.get("measured", MEASURED[0])
@@ -173,6 +266,8 @@ def _declared(name: str, raw: dict[str, Any]) -> Study:
         ) from None
     grid = {key: list(values) for key, values in raw["grid"].items()}
     given = {"question": "", "config": {}, **raw}
+    if "published" in raw:
+        given["published"] = read_published(raw["published"])
     return Study(name, **given | {"grid": grid, "claims": claims, "compare": compare})
 
 
@@ -205,6 +300,8 @@ def _check(study: Study) -> None:
             )
     for claim in (*study.claims, *(claim for _, claim in comparisons(study))):
         _check_claim(study, claim)
+    if study.published:
+        check_published(study.published, study.grid)
 
 
 def _check_plot(study: Study) -> None:

@@ -48,7 +48,8 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
         config = bare.within(config, gpu, backbone) if gpu else config
         dataset = fitted(backbone, load_dataset(config))
         if not number:
-            found |= {"start": age(), "loaded": peak_mb()}
+            weights = bare.weight_bytes(backbone) / 2**20
+            found |= {"start": age(), "loaded": peak_mb(), "weights": weights}
         counting = Counting(config, backbone, dataset, job["nodes"], job["development"])
         parts = [[*vars(p).values()] for p in all_parts(counting)]
         name = f"{config.backbone} {config.task} {config.data}"
@@ -66,9 +67,9 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
             }
         )
     if gpu:
-        weights = bare.weight_bytes(backbone) / 2**20
-        free = gpu.memory / 2**20
-        return found | {"start": 0.0, "loaded": weights, "peak": weights, "free": free}
+        # Its memory holds weights and steps; this process is nothing to it.
+        here = {"start": 0.0, "loaded": found["weights"], "peak": found["weights"]}
+        return found | here | {"free": gpu.memory / 2**20}
     return found | {"peak": peak_mb(), "free": free_mb()}
 
 

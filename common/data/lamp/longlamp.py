@@ -154,7 +154,8 @@ def _of_hub(name: str) -> Sequence[Any]:
         ) from None
     repository, config, split = f"{owner}/{parts[0]}", parts[1], parts[2]
     try:
-        return load_dataset(repository, config, split=split)
+        rows: Any = load_dataset(repository, config, split=split)
+        return rows
     except Exception as error:  # of many libraries below it
         raise IdiolectError(
             f"cannot load {config}, {split}, of {repository} ({_line(error)}): check the "

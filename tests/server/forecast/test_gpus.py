@@ -47,7 +47,6 @@ def mistral(tmp_path: Path) -> str:
         head_dim=128,
         sliding_window=None,
         max_position_embeddings=32768,
-        rope_theta=1e6,
     )
     return without_weights(tmp_path / "mistral", shape)
 

@@ -27,8 +27,8 @@ ADVERSARIES = {
 }
 # The second of them where users add shares of the noise.
 SEES_SUMS = (
-    "a server that saw nothing of the users but these sums, before it adds noise, and that "
-    "knew the noise of {share} of those expected in each"
+    "a server that knows who took part and the noise of {share} of those expected in each "
+    "sum, and that sees these sums before it adds noise, and nothing else"
 )
 RELEASED = {
     "adapt": "the shared adapter",

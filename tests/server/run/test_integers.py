@@ -434,7 +434,7 @@ def test_the_card_says_what_it_is_and_claims_nothing_of_rows():
     assert event["server_z"] == pytest.approx(8 * math.sqrt(0.5))
     assert event["notes"] == {"expected": 10, "required": 6}
     proven = found["claims"]["proven"]
-    assert "(1.33, 1e-06)" in proven[1] and "these sums" in proven[1]
+    assert "(1.33, 1e-06)" in proven[1] and "nothing else" in proven[1]
     assert "the noise of 10 % of those expected" in proven[1]
     assumed = " ".join(found["claims"]["assumed"])
     assert "against it nothing is claimed" in assumed
@@ -444,7 +444,7 @@ def test_the_card_says_what_it_is_and_claims_nothing_of_rows():
     )
     text = "\n".join(describe(found))
     assert "noise multiplier 8, before the server's noise 5.657" in text
-    assert "a server that saw nothing of the users but these sums" in text
+    assert "sees these sums before it adds noise, and nothing else: epsilon" in text
     assert "sees no single update" not in text
 
 

@@ -380,7 +380,6 @@ class Secagg:
         "may know, in what the card says of a server that sees only sums",
         0,
         0.9,
-        affects=(),
     )
 
 

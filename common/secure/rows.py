@@ -106,7 +106,7 @@ def report(row: np.ndarray, norm: float, known: Terms, random: Source) -> np.nda
     random
         Where the member's own share of the noise comes from; `masks.fresh` in use.
     """
-    integers = cut(row, np.float64(norm), known.grid)
+    integers = cut(row, np.asarray(norm), known.grid)
     integers += discrete_gaussian(row.size, known.variance, random)
     if known.bit_variance is not None:
         half = 1 << (known.grid.bits - 1)

@@ -132,6 +132,7 @@ def check_together(config: Config) -> None:
     for wrong, names, why in (
         *_contradictions(config),
         *_contradictions_of_privacy(config),
+        *_contradictions_of_sums(config),
     ):
         if wrong:
             raise _together(config, names, why)
@@ -316,6 +317,39 @@ def _contradictions_of_privacy(config: Config) -> tuple[Contradiction, ...]:
                 "choosing one of several rates by private users' metrics is a release that "
                 "no noise covers; set one rate, such as "
                 f"personalise.learning-rates={first:g}"
+            ),
+        ),
+    )
+
+
+def _contradictions_of_sums(config: Config) -> tuple[Contradiction, ...]:
+    """Rows of settings with which users cannot add shares of the noise."""
+    summed, privacy = config.secagg.mode == "sum", config.privacy
+    private = summed and privacy.mode != "off"
+    sampled = "sampling" if privacy.sampling < 1 else "vote-sampling"
+    return (
+        (
+            summed and config.on_devices,
+            ("secagg.mode", "task"),
+            (
+                "a server that adds up the rows of real devices without masks sees each "
+                "of them, and masks are not built yet; set secagg.mode=off"
+            ),
+        ),
+        (
+            summed and config.adapt.clip <= 0,
+            ("adapt.clip", "secagg.mode"),
+            "the integers of a row are made for its clip; set a positive one",
+        ),
+        (
+            private
+            and min(privacy.sampling, privacy.vote_sampling) < 1
+            and not privacy.cohort,
+            ("secagg.mode", f"privacy.{sampled}", "privacy.cohort"),
+            (
+                "each user adds a share of the noise, which is shared out by the most rows "
+                "that a sum may have; set privacy.cohort somewhat above the users drawn on "
+                "average"
             ),
         ),
     )

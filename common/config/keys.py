@@ -361,6 +361,29 @@ class Privacy:
 
 
 @dataclass(frozen=True)
+class Secagg:
+    """Secure aggregation: what the server sees of single users (docs/privacy.md)."""
+
+    # `off`, since `sum` draws other noise from the same seed, and a round with few rows is
+    # left out by another rule: results of runs with privacy would change unnoticed.
+    mode: str = key(
+        "off",
+        "how users' rows are added up: `off`, as numbers in floating point, to which the "
+        "server adds all noise; `sum`, in simulations only, as integers to which each user "
+        "has added a share of the noise, as secure aggregation would, but without masks: "
+        "the simulation still holds every row. Without noise both give the same bits",
+        choices=("off", "sum"),
+    )
+    colluding: float = key(
+        0.1,
+        "with secagg.mode=sum: share of the users expected in a sum whose noise the server "
+        "may know, in what the card says of a server that sees only sums",
+        0,
+        0.9,
+    )
+
+
+@dataclass(frozen=True)
 class Personalise:
     """Training of one user's own adapter; the same budget for every method."""
 
@@ -560,6 +583,7 @@ class Config:
     adapt: Adapt = section(Adapt, (SHARED, RESULTS))
     unlabeled: Unlabeled = section(Unlabeled, (POOL, SOME))
     privacy: Privacy = section(Privacy, EVERYTHING)
+    secagg: Secagg = section(Secagg, EVERYTHING)
     personalise: Personalise = section(Personalise, (SOME,))
     evaluate: Evaluate = section(Evaluate, (RESULTS,))
     steer: Steer = section(Steer, (SOME,))

@@ -3,7 +3,8 @@
 `grid` turns rows into integers, `discrete` draws their noise, `accounting` says how much
 and what it costs. `shares` splits secrets, `masks` derives keys and masks, `neighbours`
 draws the graph and its thresholds, `plan` is what all parties agree on, and `secure` has
-the exchanges report, confirm and open, and the unmasking. No run uses these parts yet.
+the exchanges report, confirm and open, and the unmasking. `rows` is one release without
+masks, which simulations use (``secagg.mode=sum``); no run masks a row yet.
 
 Imports: common.privacy.
 """

@@ -126,7 +126,7 @@ def fewest_neighbours(members: int, degree: int) -> int:
     return 1 if members <= COMPLETE else math.ceil(_LEAST * degree)
 
 
-def required(members: float, quorum: float) -> int:
+def required(members: float | Fraction, quorum: float) -> int:
     """Return how many reports a sum needs, of the members that a plan expects.
 
     The share ``quorum`` of them, rounded up; never fewer than 3.

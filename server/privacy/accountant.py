@@ -12,7 +12,8 @@ two epsilons, against two adversaries:
     A server that knows who took part in what. Nothing is amplified. A release in which the
     user took no part costs the user nothing, so a cap on participations bounds the number
     of Gaussians that compose. Here the user's contributions are set to zero, while who took
-    part stays the same.
+    part stays the same. With ``secagg.mode=sum`` it is a server that also sees each sum
+    before its own noise is added, and knows the noise of some users (`Event.server_z`).
 
 The tests reproduce numbers of dp_accounting and of closed forms.
 """
@@ -59,6 +60,10 @@ class Event:
         Most users in one round (truncated Poisson); 0: no limit.
     population
         Number of users who can be drawn; needed with a cohort.
+    server_z, server_clip_bit_z
+        The noise multipliers of a sum as a server sees it that sees nothing else
+        (`secure.accounting.server_z`): of the row, and of the clip bit if there is one.
+        None: no user adds noise.
 
     Raises
     ------
@@ -72,9 +77,15 @@ class Event:
     clip_bit_z: float = 0.0
     cohort: int = 0
     population: int = 0
+    server_z: float | None = None
+    server_clip_bit_z: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse an event that cannot be accounted for."""
+        seen = (self.server_z, self.server_clip_bit_z)
+        for z, whole in zip(seen, (self.z, self.clip_bit_z), strict=True):
+            if z is not None and not 0 <= z <= whole:
+                raise ValueError(f"{self}: no server sees more noise than there is")
         if not (0 <= self.z < math.inf and 0 <= self.clip_bit_z < math.inf):
             raise ValueError(f"{self}: noise multipliers are finite and not negative")
         if not 0 < self.q <= 1:
@@ -92,7 +103,7 @@ class Epsilons:
     release
         Against anybody who sees what is released.
     participants
-        Against a server that also knows who took part.
+        Against a server that also knows who took part, or that sees sums before its noise.
     """
 
     release: float
@@ -127,7 +138,9 @@ def epsilons(events: Mapping[Event, int], delta: float, cap: int = 0) -> Epsilon
     release = amplified(events, delta, INTERVAL)
     if release == math.inf or not any(events.values()):
         return Epsilons(release, release)
-    return Epsilons(release, _gaussian(_precision(events, cap), delta))
+    precision = _precision(events, cap)
+    known = math.inf if precision == math.inf else _gaussian(precision, delta)
+    return Epsilons(release, known)
 
 
 def amplified(events: Mapping[Event, int], delta: float, interval: float) -> float:
@@ -157,6 +170,13 @@ def _noise(event: Event) -> float:
     return min(joint(event.z, event.clip_bit_z), MOST)
 
 
+def _noise_seen(event: Event) -> float:
+    """Noise multiplier of a release before a server that knows who took part."""
+    if event.server_z is None:
+        return _noise(event)
+    return min(joint(event.server_z, event.server_clip_bit_z or 0.0), MOST)
+
+
 def _mechanism(event: Event) -> Mechanism:
     z = _noise(event)
     if z < FAINT:
@@ -174,10 +194,12 @@ def is_sampled(event: Event) -> bool:
 
 
 def _precision(events: Mapping[Event, int], cap: int) -> float:
-    """Sum of 1 / z^2 over the `cap` most expensive events of each stage."""
+    """Sum of 1 / z^2 over the `cap` most expensive events of each stage; inf: no noise."""
     stages: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    for event, count in events.items():
-        stages[event.stage].append((_noise(event), count))
+    for event, count in (+Counter(events)).items():
+        if _noise_seen(event) < NOISELESS:
+            return math.inf
+        stages[event.stage].append((_noise_seen(event), count))
     total = 0.0
     for entries in stages.values():
         left = cap or sum(count for _, count in entries)

@@ -25,6 +25,11 @@ ADVERSARIES = {
         "somebody who also knows who took part, but sees no single update"
     ),
 }
+# The second of them where users add shares of the noise.
+SEES_SUMS = (
+    "a server that knows who took part and the noise of {share} of those expected in each "
+    "sum, and that sees these sums before it adds noise, and nothing else"
+)
 RELEASED = {
     "adapt": "the shared adapter",
     "votes": "the unlabeled set",
@@ -84,7 +89,7 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
             "enforced": "device" if ledger.cap else None,
             "observed_max": max(ledger.observed_participations.values(), default=None),
         },
-        "secagg": {"protocol": "none"},
+        "secagg": _secagg(ledger),
         "open_releases": [dict(release) for release in ledger.open_releases],
         "unprotected": dict(ledger.unprotected),
         "not_covered": _not_covered(ledger),
@@ -93,6 +98,24 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
         "claims": _claims(ledger, alone, unbounded),
         "code": {"version": version, "commit": commit},
     }
+
+
+def _secagg(ledger: Ledger) -> dict[str, Any]:
+    """How sums were made; of masks there are none yet."""
+    if not ledger.secagg:
+        return {"protocol": "none"}
+    return {
+        "protocol": "none: integers and noise of users, without masks",
+        "colluding": ledger.secagg["colluding"],
+        "quorum": ledger.secagg["quorum"],
+    }
+
+
+def _knower(share: float | None) -> str:
+    """Against whom the second epsilon is; `share` of the users work with the server."""
+    if share is None:
+        return ADVERSARIES["server_knows_participants"]
+    return SEES_SUMS.format(share=f"{100 * share:g} %")
 
 
 def _both(spent: Epsilons) -> dict[str, float | None]:
@@ -133,7 +156,15 @@ def _event(ledger: Ledger, event: Event, count: int) -> dict[str, Any]:
         "cohort": event.cohort or None,
         "rounds": count,
         "notes": {name: _summary(values) for name, values in notes.items()},
+        **_seen(event),
     }
+
+
+def _seen(event: Event) -> dict[str, Any]:
+    """Noise multipliers of the sum as a server sees it; nothing if users add no noise."""
+    if event.server_z is None:
+        return {}
+    return {"server_z": event.server_z, "server_clip_bit_z": event.server_clip_bit_z}
 
 
 def _summary(values: list[Any]) -> Any:
@@ -190,16 +221,23 @@ def _not_covered(ledger: Ledger) -> list[str]:
     return found
 
 
+def _colluding(secagg: Mapping[str, Any] | None) -> float | None:
+    """The share of a card's `secagg` who work with the server; None: users add no noise."""
+    return (secagg or {}).get("colluding")
+
+
 def _claims(
     ledger: Ledger, alone: dict[str, float | None] | None, unbounded: bool
 ) -> dict[str, list[str]]:
     """Sentences that are true of this ledger: proven, measured and assumed."""
     subject = "the noisy releases by themselves" if unbounded else "all releases"
     bounded = alone if alone and ledger.rng == "os" else {}
+    knower = _knower(_colluding(_secagg(ledger)))
+    against = ADVERSARIES | {"server_knows_participants": knower}
     return {
         "proven": [
             f"If the assumptions hold, {subject} are ({upper(epsilon)}, {ledger.delta:g})-"
-            f"differentially private for each user against {ADVERSARIES[name]}."
+            f"differentially private for each user against {against[name]}."
             for name, epsilon in bounded.items()
             if epsilon is not None
         ],
@@ -219,11 +257,30 @@ def _assumptions(ledger: Ledger) -> list[str]:
     noisy = [event for event in ledger.events() if event.z]
     sampled, seeded = any(map(is_sampled, noisy)), ledger.rng == "seeded"
     truncated, capped = any(event.cohort for event in noisy), bool(ledger.cap)
+    summed = bool(ledger.secagg)
     assumptions = (
-        (True, "The server clips, adds the noise and does not publish single updates."),
+        (
+            not summed,
+            "The server clips, adds the noise and does not publish single updates.",
+        ),
+        (
+            summed,
+            (
+                "Each user clips and adds a share of the noise; the server adds the noise "
+                "of those who are missing and publishes neither rows nor the sum before."
+            ),
+        ),
+        (
+            summed,
+            (
+                "The second epsilon is that of a server which sees only sums, each of the "
+                "required rows at least. The server of this simulation holds every row: "
+                "against it nothing is claimed."
+            ),
+        ),
         (True, "One user is one participant, all devices together."),
         (
-            True,
+            not summed,
             "Noise in floating point is as good as the exact Gaussian of the proof.",
         ),
         (
@@ -402,9 +459,11 @@ def _spent_lines(card: Mapping[str, Any]) -> list[str]:
             return lines
     stages: list[str] = [e["stage"] for e in card["events"] if e["z"]]
     names = dict.fromkeys(RELEASED.get(stage, stage) for stage in stages)
+    share = _colluding(card.get("secagg"))
+    known = "the server, if it knows who took part but sees no single update"
     subjects = (
         f"anybody who sees {' and '.join(names) or 'what was released'}",
-        "the server, if it knows who took part but sees no single update",
+        known if share is None else _knower(share),
     )
     questions = ("did this user take part?", "did this user's data go in?")
     for key, subject, question in zip(ADVERSARIES, subjects, questions, strict=True):
@@ -444,5 +503,7 @@ def _event_line(event: Mapping[str, Any]) -> str:
         text += f", noise multiplier {event['z']:.4g}"
     if event["clip_bit_z"]:
         text += f", clip bit {event['clip_bit_z']:.4g}"
+    if event.get("server_z") is not None:
+        text += f", before the server's noise {event['server_z']:.4g}"
     text += f", each user with chance {event['q']:g}"
     return text + (f", at most {event['cohort']} users" if event["cohort"] else "")

@@ -83,6 +83,9 @@ class Ledger:
         ``{"name", "eps_lb", "max_detectable", "conf", ...}`` each.
     unprotected
         Outflow -> why it is not protected (`protected.protected`), of those that are not.
+    secagg
+        Where users add shares of the noise: ``mode``, and the ``colluding`` share and
+        ``quorum`` that `Event.server_z` rests on. Empty: the server adds all noise.
 
     Raises
     ------
@@ -101,6 +104,7 @@ class Ledger:
     observed_participations: dict[str, int] = field(default_factory=dict)
     audits: list[dict[str, Any]] = field(default_factory=list)
     unprotected: dict[str, str] = field(default_factory=dict)
+    secagg: dict[str, str | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse to overwrite the file of another ledger."""
@@ -196,6 +200,11 @@ class Ledger:
             reasons.append(
                 "noise and coins are drawn from a seed, which can be repeated"
             )
+        if self.secagg:
+            reasons.append(
+                "secagg.mode=sum: rows are added up without masks, by a server that holds "
+                "each of them"
+            )
         return reasons
 
     def save(self, **changed: list[Any]) -> None:
@@ -244,6 +253,7 @@ def read_ledger(path: Path) -> Ledger:
             ledger.simulation_reasons,
             ledger.kept_cap,
             ledger.unprotected.items,
+            ledger.secagg.items,
         ):
             use()  # raises where something has the wrong type
     except (

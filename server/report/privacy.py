@@ -95,9 +95,13 @@ def _events(card: Mapping[str, Any]) -> list[tuple[Event, int]]:
         cohort = one.get("cohort") or 0
         if cohort and not population:
             continue
+        seen, bit = (
+            z if is_number(z := one.get(name)) else None
+            for name in ("server_z", "server_clip_bit_z")
+        )
         event = Event(
             str(one["stage"]), one["z"], one["q"], one.get("clip_bit_z") or 0.0, cohort,
-            population if cohort else 0,
+            population if cohort else 0, seen, bit,
         )  # fmt: skip
         found.append((event, int(one["rounds"])))
     return found

@@ -17,6 +17,9 @@ One user changes the sum by at most C. The order of a private round, here and fo
 metrics: charge the ledger (on disk), draw the coins, ask and add up, check the quorum, draw
 the noise, save. After a crash a charge may stand without its release, never the reverse;
 the resumed run makes that release without paying again.
+
+With ``secagg.mode=sum`` the users' rows are integers, and noise of the same variance is
+added in two parts: each user's share, and those of who is missing, which the server adds.
 """
 
 import math
@@ -27,10 +30,12 @@ import numpy as np
 from ...common.config import Config
 from ...common.privacy.noise import gaussian
 from ...common.protocol.messages import Rows
+from ...common.secure.rows import missing_bit_noise, missing_noise
+from ...common.secure.secure import LeftOut
 from ..privacy.ledger import BudgetSpent
-from .budget import Release, charge
+from .budget import Release, charge, integers
 from .cohort import Run
-from .sums import Sum
+from .sums import Integers, Sum
 
 # Step of the adaptive clip, the value of Andrew et al. (2021, section 4).
 CLIP_RATE = 0.2
@@ -74,22 +79,33 @@ def one_round(run: Run, users: Sequence[str]) -> None:
     config, state, number = run.config, run.state, run.state.rounds
     clip, counted = state.clip or config.adapt.clip, run.population.adapting
     if config.privacy.mode != "central":
-        found = run.cohort.update(users, clip, "")
+        whole = integers(config, run.population, "adapt", clip)
+        found = run.cohort.update(users, clip, "", whole)
         state.shared = moved(state.shared, found.total, counted)
         return
     note = {"round": number, "clip": clip}
     release = charge(run.ledger, config, run.population, "adapt", number, **note)
+    whole = integers(config, run.population, "adapt", clip, release)
     users = release.participants(users)
-    found = run.cohort.update(users, clip, release.id)
-    if len(found.users) < config.quorum * len(users):  # coins may well name nobody
-        run.warn(
-            f"adapt, round {number + 1}/{config.adapt.rounds}: {len(found.users)} of "
-            f"{len(users)}: left out"
-        )
+    label = f"adapt, round {number + 1}/{config.adapt.rounds}"
+    try:
+        found = run.cohort.update(users, clip, release.id, whole)
+    except LeftOut as error:
+        run.warn(f"{label}: {error}")
+        return
+    few = len(found.users) < config.quorum * len(users)  # coins may well name nobody
+    if few and whole is None:
+        run.warn(f"{label}: {len(found.users)} of {len(users)}: left out")
         return
     run.took_part("adapt", found.users)
-    state.shared = released(state.shared, found.total, release, clip, config, counted)
-    state.clip = next_clip(clip, found, release, config, counted)
+    if whole is None:
+        state.shared = released(
+            state.shared, found.total, release, clip, config, counted
+        )
+    else:
+        total = completed(found, release, whole)
+        state.shared = moved(state.shared, total, config.privacy.sampling * counted)
+    state.clip = next_clip(clip, found, release, config, counted, whole)
 
 
 def released(
@@ -121,6 +137,15 @@ def released(
     return moved(shared, noisy, config.privacy.sampling * population)
 
 
+def completed(found: Sum, release: Release, whole: Integers) -> Rows:
+    """Add the noise of who is missing to a sum that has the shares of who came."""
+    users, known = len(found.users), whole.terms
+    return {
+        name: total + missing_noise(total.shape, users, known, release.random)
+        for name, total in sorted(found.total.items())
+    }
+
+
 def moved(shared: Rows, total: Rows, denominator: float) -> Rows:
     """B + total / denominator, projection -> float32 [out, r]."""
     return {
@@ -130,7 +155,12 @@ def moved(shared: Rows, total: Rows, denominator: float) -> Rows:
 
 
 def next_clip(
-    clip: float, found: Sum, release: Release, config: Config, population: int
+    clip: float,
+    found: Sum,
+    release: Release,
+    config: Config,
+    population: int,
+    whole: Integers | None = None,
 ) -> float:
     """Let the clip follow the quantile gamma of the norms (Andrew et al. 2021).
 
@@ -138,11 +168,16 @@ def next_clip(
         C <- C exp(-0.2 (b - gamma))
 
     Centred, one user moves the sum by 1/2, so its noise is half as wide for the same z.
-    The bit is part of the event of its round.
+    The bit is part of the event of its round. As integers (`whole`) it has the users'
+    shares of the noise already.
     """
     if not config.adapt.clip_quantile:
         return clip
-    noise = float(gaussian((1,), release.event.clip_bit_z / 2, release.random)[0])
-    centred = found.within - len(found.users) / 2 + noise
+    if whole is not None and found.bit is not None:
+        noise = missing_bit_noise(len(found.users), whole.terms, release.random)
+        centred = found.bit + noise
+    else:
+        noise = float(gaussian((1,), release.event.clip_bit_z / 2, release.random)[0])
+        centred = found.within - len(found.users) / 2 + noise
     share = 0.5 + centred / (config.privacy.sampling * population)
     return clip * math.exp(-CLIP_RATE * (share - config.adapt.clip_quantile))

@@ -10,16 +10,25 @@ shared adapter; what is not used is not charged.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache, partial
 from pathlib import Path
+
+import numpy as np
 
 from ...common.config import Config
 from ...common.data.types import Dataset
-from ...common.privacy.noise import Source, coins, source
+from ...common.errors import refuse_if
+from ...common.privacy.noise import Source, coins, gaussian, source
 from ...common.privacy.protected import CLIP_BIT, charged, protected, used
+from ...common.secure.accounting import server_z
+from ...common.secure.masks import fresh
+from ...common.secure.neighbours import FEWEST, colluding, required
+from ...common.secure.rows import Terms, missing_noise, terms
 from ..privacy.accountant import Event, calibrate
 from ..privacy.ledger import Ledger
+from .sums import Integers
 
 
 @dataclass(frozen=True)
@@ -97,11 +106,75 @@ def events(config: Config, z: float, people: Population) -> dict[str, Event]:
         for count in (people.adapting, people.everybody)
     )
     bit = CLIP_BIT if config.adapt.clip_quantile and z > 0 else 0.0
-    return {
-        "adapt": Event("adapt", z, privacy.sampling, clip_bit_z=bit, **adapting),
-        "votes": Event("votes", privacy.votes * z, privacy.vote_sampling, **voting),
-        "metrics": Event("metrics", privacy.metrics_noise * z),
-    }
+    planned = (
+        Event("adapt", z, privacy.sampling, clip_bit_z=bit, **adapting),
+        Event("votes", privacy.votes * z, privacy.vote_sampling, **voting),
+        Event("metrics", privacy.metrics_noise * z),
+    )
+    if not summed(config):
+        return {event.stage: event for event in planned}
+    return {event.stage: _as_seen(config, people, event) for event in planned}
+
+
+def summed(config: Config) -> bool:
+    """Whether noisy sums are made of integers, and each user adds a share of the noise."""
+    return config.secagg.mode == "sum" and config.privacy.mode == "central"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How many rows a sum has.
+
+    Attributes
+    ----------
+    most
+        n, by which the noise is shared out: everybody of the stage, or the cohort.
+    required
+        r, the fewest: the quorum of those who are drawn on average.
+    """
+
+    most: int
+    required: int
+
+
+def expected(config: Config, people: Population, stage: str) -> Expected:
+    """How many rows a sum of a stage has, by numbers that are fixed beforehand.
+
+    Raises
+    ------
+    IdiolectError
+        So few that the sum hides nobody.
+    """
+    crowd, privacy = _crowd(people, stage), config.privacy
+    chances = {"adapt": privacy.sampling, "votes": privacy.vote_sampling}
+    most = min(crowd, privacy.cohort or crowd) if stage in chances else crowd
+    refuse_if(
+        most < FEWEST,
+        f"a sum of {most} users of stage '{stage}' hides nobody: take at least {FEWEST} "
+        "users, or set secagg.mode=off.",
+    )
+    drawn = min(Fraction(str(chances.get(stage, 1.0))) * crowd, Fraction(most))
+    return Expected(most, required(drawn, config.quorum))
+
+
+def _crowd(people: Population, stage: str) -> int:
+    """How many users may take part in a release of a stage."""
+    crowds = {"adapt": people.adapting, "votes": people.everybody}
+    return crowds.get(stage, people.users)
+
+
+def _as_seen(config: Config, people: Population, event: Event) -> Event:
+    """Add to an event what a server that sees only the sum sees of its noise."""
+    # Charging it is refused (`expected`).
+    if _crowd(people, event.stage) < FEWEST:
+        return replace(event, server_z=0.0)
+    rows = expected(config, people, event.stage)
+    corrupt = colluding(config.secagg.colluding, rows.most)
+    seen, bit = (
+        server_z(z, rows.required, corrupt, rows.most)
+        for z in (event.z, event.clip_bit_z)
+    )
+    return replace(event, server_z=seen, server_clip_bit_z=bit or None)
 
 
 # --- the ledger of a run ---------------------------------------------------------------
@@ -120,6 +193,7 @@ def new_ledger(path: Path | None, config: Config, people: Population) -> Ledger:
         cap=privacy.participations,
         population=people.everybody,
         rng="seeded" if privacy.seeded else "os",
+        secagg=secagg_of(config),
         unprotected={
             sent: why for sent in used(config) if (why := protected(config, sent))
         },
@@ -128,6 +202,14 @@ def new_ledger(path: Path | None, config: Config, people: Population) -> Ledger:
         ledger.open(*release)
     ledger.save()
     return ledger
+
+
+def secagg_of(config: Config) -> dict[str, str | float]:
+    """What the ledger says of secure aggregation; nothing where no sum rests on it."""
+    if not summed(config):
+        return {}
+    colluding = config.secagg.colluding
+    return {"mode": "sum", "colluding": colluding, "quorum": config.quorum}
 
 
 def unprotected(config: Config) -> list[tuple[str, str, str, str]]:
@@ -194,6 +276,23 @@ class Release:
         """Toss the coins: who of these users takes part."""
         return coins(users, self.event.q, self.event.cohort, self.random)
 
+    def unit_noise(
+        self, shape: tuple[int, ...], users: int, whole: Integers | None
+    ) -> np.ndarray:
+        """Draw the server's noise for a sum of rows of L2 norm at most 1, float64.
+
+        Parameters
+        ----------
+        shape, users
+            Of the sum, and how many rows it holds.
+        whole
+            None: a sum of floats, which gets all of its noise here. Else it has the shares
+            of its users, and gets those of who is missing.
+        """
+        if whole is None:
+            return gaussian(shape, self.event.z, self.random)
+        return missing_noise(shape, users, whole.terms, self.random)
+
 
 def charge(
     ledger: Ledger,
@@ -214,7 +313,9 @@ def charge(
     done
         How many releases of the stage were finished, as the checkpoint knows. A charge
         beyond them was cut short by a crash before anything of it was released: it is
-        used, with new coins and noise, and not paid for again.
+        used, with new coins and noise, and not paid for again. Not where a server that
+        sees only sums is accounted for: it may have seen the sum that was cut short, and
+        one of other coins is a second sum.
     note
         What the card is to say of it.
 
@@ -222,9 +323,58 @@ def charge(
     ------
     BudgetSpent
         It would exceed the budget.
+    IdiolectError
+        With ``secagg.mode=sum``: the sum would hide nobody, or not fit into its words.
     """
     event = events(config, noise_of(config, people), people)[stage]
+    if summed(config):
+        rows = expected(config, people, stage)
+        note |= {"expected": rows.most, "required": rows.required}
+        terms_of(config, people, event, 1.0)  # refused before it is paid for
     paid = [entry for entry in ledger.charges if entry.event.stage == stage]
-    cut_short = len(paid) > done and paid[-1].event == event
+    unfinished = len(paid) > done and paid[-1].event == event
+    cut_short = unfinished and not summed(config)
     name = paid[-1].id if cut_short else ledger.charge(event, **note)
     return Release(name, event, source(config.privacy.seeded, config.seed, name))
+
+
+def terms_of(config: Config, people: Population, event: Event, clip: float) -> Terms:
+    """Return the terms of a sum of integers with the noise of an event."""
+    bit = event.clip_bit_z if config.adapt.clip_quantile else None
+    bit_z = bit if event.stage == "adapt" else None
+    if config.privacy.mode == "off":
+        return terms(clip, 0.0, None, _crowd(people, event.stage), 0)
+    rows = expected(config, people, event.stage)
+    return terms(clip, event.z, bit_z, rows.most, rows.required)
+
+
+def integers(
+    config: Config,
+    people: Population,
+    stage: str,
+    clip: float,
+    release: Release | None = None,
+) -> Integers | None:
+    """Return how the rows of a stage are added up as integers; None: as floats.
+
+    Parameters
+    ----------
+    config, people, stage
+        With ``secagg.mode=off`` the answer is None.
+    clip
+        C; 1 for votes and metrics.
+    release
+        As charged; None without privacy, where nobody adds noise.
+    """
+    if config.secagg.mode == "off":
+        return None
+    event = release.event if release else events(config, 0.0, people)[stage]
+    share = partial(_share, config, release.id if release else stage)
+    return Integers(terms_of(config, people, event, clip), share)
+
+
+def _share(config: Config, release: str, user: str) -> Source:
+    """Where a user's share of the noise comes from; a user's own, wherever it lives."""
+    if config.privacy.seeded:
+        return source(True, config.seed, release, "share", user)
+    return fresh()

@@ -24,7 +24,7 @@ from ..privacy.ledger import Ledger
 from . import work
 from .budget import Population, population_of
 from .checkpoint import State
-from .sums import Sum
+from .sums import Integers, Sum
 
 Items = Mapping[str, Sequence[Item]]
 """User -> items."""
@@ -36,7 +36,9 @@ class Cohort(Protocol):
     What they compute depends on the run's configuration and its state (`State.shared`,
     `State.unlabeled`), which the cohort is made with. Each method asks the users
     named; who does not answer is missing in what is returned. `release` is the ledger's
-    id of the release that the answers go into; empty without privacy.
+    id of the release that the answers go into; empty without privacy. With `integers` rows
+    are added up as such, with the users' shares of the noise, and the sum is what the
+    server sees before it adds its own.
 
     Attributes
     ----------
@@ -54,12 +56,22 @@ class Cohort(Protocol):
         """See above."""
         ...
 
-    def update(self, users: Sequence[str], clip: float, release: str) -> Sum:
+    def update(
+        self,
+        users: Sequence[str],
+        clip: float,
+        release: str,
+        integers: Integers | None = None,
+    ) -> Sum:
         """Train the shared adapter for the next round; the sum of the clipped rows."""
         ...
 
     def vote(
-        self, users: Sequence[str], bank: Sequence[Item], release: str
+        self,
+        users: Sequence[str],
+        bank: Sequence[Item],
+        release: str,
+        integers: Integers | None = None,
     ) -> tuple[np.ndarray, list[str]]:
         """Sum of the votes over the bank, float64 [bank], and whose votes it holds."""
         ...
@@ -99,7 +111,12 @@ class Cohort(Protocol):
         ...
 
     def sum_metrics(
-        self, users: Sequence[str], method: str, rate: float, release: str
+        self,
+        users: Sequence[str],
+        method: str,
+        rate: float,
+        release: str,
+        integers: Integers | None = None,
     ) -> tuple[np.ndarray, list[str]]:
         """Sum of bounded rows of metrics (`metrics.bounded_row`), and whose they are."""
         ...

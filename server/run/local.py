@@ -32,7 +32,16 @@ from ...common.unlabeled.votes import marks, offers, supported_offers, user_vote
 from .budget import new_ledger, population_of
 from .checkpoint import State
 from .cohort import Run
-from .sums import Sum, nothing, sum_of_marks, sum_of_unit, sum_rows
+from .sums import (
+    Integers,
+    Sum,
+    nothing,
+    sum_of_marks,
+    sum_of_unit,
+    sum_rows,
+    unit_unsealed,
+    unsealed,
+)
 
 
 @dataclass
@@ -92,28 +101,39 @@ class Local:
         voters = None if voted is None else frozenset(voted)
         return UnlabeledSet(self.state.unlabeled or (), self.state.floor, voters)
 
-    def update(self, users: Sequence[str], clip: float, release: str) -> Sum:
+    def update(
+        self,
+        users: Sequence[str],
+        clip: float,
+        release: str,
+        integers: Integers | None = None,
+    ) -> Sum:
         """See `Cohort.update`."""
         config, number, reference = self.config, self.state.rounds, self.reference
         shapes = {name: array.shape for name, array in self.state.shared.items()}
-        found = nothing(shapes)
+        found = nothing(shapes, integers)
         for group in self._groups(users):
             names = [user.id for user in group]
             update = shared_update(reference, group, config, number, clip)
             rows = {name: tensor.numpy() for name, tensor in update.items()}
             if config.signed_bytes:
                 rows = decode(update_codes(rows, config.seed, names, number), shapes)
-            found.add(sum_rows(names, rows, clip))
-        return found
+            found.add(sum_rows(names, rows, clip, integers))
+        return unsealed(found, shapes, integers)
 
     def vote(
-        self, users: Sequence[str], bank: Sequence[Item], release: str
+        self,
+        users: Sequence[str],
+        bank: Sequence[Item],
+        release: str,
+        integers: Integers | None = None,
     ) -> tuple[np.ndarray, list[str]]:
         """See `Cohort.vote`."""
-        total = np.zeros(len(bank))
+        total = sum_of_unit(np.zeros((0, len(bank))), (), integers)
         for user in self._named(users):
-            total += sum_of_unit(user_vote(self.bare, bank, user, self.config)[None])
-        return total, list(users)
+            vote = user_vote(self.bare, bank, user, self.config)
+            total += sum_of_unit(vote[None], [user.id], integers)
+        return unit_unsealed(total, users, integers), list(users)
 
     def mark(self, users: Sequence[str], bank: Sequence[Item]) -> np.ndarray:
         """See `Cohort.mark`."""
@@ -179,15 +199,21 @@ class Local:
         return [_to(known[user.id], device) for user in group]
 
     def sum_metrics(
-        self, users: Sequence[str], method: str, rate: float, release: str
+        self,
+        users: Sequence[str],
+        method: str,
+        rate: float,
+        release: str,
+        integers: Integers | None = None,
     ) -> tuple[np.ndarray, list[str]]:
         """See `Cohort.sum_metrics`."""
         generate = self.config.evaluate.generate
         names = released_metrics(task_of(self.config.task).kind, generate)
         found = self.measure(users, method, rate, generate)
         rows = [bounded_row(metrics, names) for metrics in found.values()]
-        shape = len(found), len(names) + 1
-        return sum_of_unit(np.array(rows, np.float32).reshape(shape)), list(found)
+        matrix = np.array(rows, np.float32).reshape(len(found), len(names) + 1)
+        total = sum_of_unit(matrix, list(found), integers)
+        return unit_unsealed(total, list(found), integers), list(found)
 
     def _named(self, names: Sequence[str]) -> list[User]:
         known = {u.id: u for u in (*self.dataset.users, *self.dataset.development)}

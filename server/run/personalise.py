@@ -14,11 +14,11 @@ from ...common.config import SETLESS, UNTRAINED
 from ...common.config.methods import BY_NAME
 from ...common.data.load import task_of
 from ...common.data.metrics import means_of_sum, released_metrics
-from ...common.privacy.noise import gaussian
 from ...common.protocol.messages import Outcome
+from ...common.secure.secure import LeftOut
 from ..privacy.ledger import BudgetSpent
 from . import work
-from .budget import charge
+from .budget import charge, integers
 from .cohort import Run
 
 
@@ -94,8 +94,8 @@ def try_rate(run: Run, method: str, rate: float) -> list[float]:
 def evaluate(run: Run) -> None:
     """Measure every method on the evaluated users; a checkpoint after each.
 
-    Where metrics are a release with noise and the budget does not allow another, the
-    phase ends with what it has.
+    Where metrics are a release with noise and the budget does not allow another, or one is
+    left out, the phase ends with what it has.
     """
     state, generate = run.state, run.config.evaluate.generate
     step = measure_noisily if run.config.privacy.metrics == "noisy" else measure
@@ -106,7 +106,7 @@ def evaluate(run: Run) -> None:
         elif possible(run, method):
             try:
                 step(run, method)
-            except BudgetSpent as error:
+            except (BudgetSpent, LeftOut) as error:
                 run.warn(f"evaluate ends before method '{method}': {error}")
                 return
 
@@ -139,14 +139,17 @@ def measure_noisily(run: Run, method: str) -> None:
     ------
     BudgetSpent
         The release would exceed the budget; nobody was asked.
+    LeftOut
+        With ``secagg.mode=sum``: too few answered, and the release is paid for.
     """
     config, state = run.config, run.state
     people, done = run.population, len(state.noisy_metrics)
     release = charge(run.ledger, config, people, "metrics", done, method=method)
     users, rate = measured_users(run, method), state.learning_rates.get(method, 0.0)
-    total, counted = run.cohort.sum_metrics(users, method, rate, release.id)
+    whole = integers(config, people, "metrics", 1.0, release)
+    total, counted = run.cohort.sum_metrics(users, method, rate, release.id, whole)
     run.took_part("metrics", counted)
-    total = total + gaussian(total.shape, release.event.z, release.random)
+    total = total + release.unit_noise(total.shape, len(counted), whole)
     names = released_metrics(task_of(config.task).kind, config.evaluate.generate)
     state.noisy_metrics[method] = means_of_sum(total, names, release.event.z)
     run.save()

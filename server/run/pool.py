@@ -9,14 +9,14 @@ from ...common.config import Config
 from ...common.data.load import public_items
 from ...common.data.types import Dataset, Item
 from ...common.errors import refuse_if
-from ...common.privacy.noise import gaussian
 from ...common.protocol.messages import MAX_ITEMS
 from ...common.protocol.quantization import as_received
+from ...common.secure.secure import LeftOut
 from ...common.seeds import derive, numpy_generator
 from ...common.unlabeled.samples import sample_reference
 from ...common.unlabeled.sets import VOTE_FLOOR, Unlabeled
 from ..privacy.ledger import BudgetSpent
-from .budget import charge
+from .budget import charge, integers
 from .cohort import Run
 
 Built = tuple[tuple[Unlabeled, ...], str]
@@ -26,7 +26,8 @@ Built = tuple[tuple[Unlabeled, ...], str]
 def pool(run: Run) -> None:
     """Build the unlabeled set of the configured kind, unless that is done already.
 
-    Where the budget does not allow the vote, the methods that need the set are left out.
+    Where the budget does not allow the vote, or the vote is left out, so are the methods
+    that need the set.
     """
     state, kind = run.state, run.config.unlabeled.kind
     if state.unlabeled is not None:
@@ -36,7 +37,7 @@ def pool(run: Run) -> None:
         try:
             built, release = KINDS[kind](run)
             run.cohort.hand_out(built, release)
-        except BudgetSpent as error:
+        except (BudgetSpent, LeftOut) as error:
             run.warn(f"pool: no unlabeled set, and no method that needs one: {error}")
             state.without_pool = True
     state.unlabeled = built
@@ -82,6 +83,8 @@ def voted(run: Run) -> Built:
     ------
     BudgetSpent
         The vote would exceed the budget; nobody was asked.
+    LeftOut
+        With ``secagg.mode=sum``: too few voted, and the vote is paid for.
     """
     config, release = run.config, None
     users = run.cohort.users + run.cohort.development
@@ -90,10 +93,12 @@ def voted(run: Run) -> Built:
         release = charge(run.ledger, config, run.population, "votes", 0, **note)
         users = release.participants(users)
     bank = candidates(run)
-    total, counted = run.cohort.vote(users, bank, release.id if release else "")
+    whole = integers(config, run.population, "votes", 1.0, release)
+    name = release.id if release else ""
+    total, counted = run.cohort.vote(users, bank, name, whole)
     if release:
         run.took_part("votes", counted)
-        total = total + gaussian(total.shape, release.event.z, release.random)
+        total = total + release.unit_noise(total.shape, len(counted), whole)
         run.state.floor = VOTE_FLOOR * release.event.z
     voted = tuple(map(Unlabeled, bank, total.tolist()))
     return voted, release.id if release else ""

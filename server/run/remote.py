@@ -46,8 +46,19 @@ from . import work
 from .exchange import AnyReply, Exchange, ask, report, require
 from .live import LiveRun
 from .signing import sign_next
-from .sums import Sum, nothing, sum_of_marks, sum_of_unit, sum_rows
+from .sums import (
+    Integers,
+    Sum,
+    nothing,
+    sum_of_marks,
+    sum_of_unit,
+    sum_rows,
+    unit_unsealed,
+    unsealed,
+)
 
+# From rows and whose they are to their sum.
+Add = Callable[[np.ndarray, Sequence[str]], np.ndarray]
 NAMES = 64  # numbers in a user's training log, and characters of the name of each
 
 
@@ -76,7 +87,13 @@ class Remote:
         run = self._run
         return tuple(u.id for u in run.dataset.development if u.id in run.nodes)
 
-    def update(self, users: Sequence[str], clip: float, release: str) -> Sum:
+    def update(
+        self,
+        users: Sequence[str],
+        clip: float,
+        release: str,
+        integers: Integers | None = None,
+    ) -> Sum:
         """See `Cohort.update`. Without privacy the quorum is of all who may take part."""
         run, config, number = self._run, self._run.config, self._run.state.rounds
         label = f"round {number + 1}/{config.adapt.rounds}"
@@ -88,7 +105,7 @@ class Remote:
             "release": release,
             "shared": run.shared_to_send,
         }
-        total = nothing(run.shapes)
+        total = nothing(run.shapes, integers)
 
         def add(reply: Contribution) -> Contribution:
             """Keep one sum, however many reply: they need not wait for each other."""
@@ -99,24 +116,34 @@ class Remote:
             run,
             exchange,
             self._requests(AdaptRequest, place, users, fields),
-            contribution(run.shapes, clip, config.signed_bytes),
+            contribution(run.shapes, clip, config.signed_bytes, integers),
             add,
             coded_shapes(run.shapes) if config.signed_bytes else run.shapes,
         )
         total.users = [user for reply in replies for user in reply.users]
         if not release:
             require(run, exchange, len(total.users), run.population.adapting, errors)
-        return total
+        return unsealed(total, run.shapes, integers)
 
     def vote(
-        self, users: Sequence[str], bank: Sequence[Item], release: str
+        self,
+        users: Sequence[str],
+        bank: Sequence[Item],
+        release: str,
+        integers: Integers | None = None,
     ) -> tuple[np.ndarray, list[str]]:
         """See `Cohort.vote`; a vote is finite, not negative, and of norm 1 at most."""
-        return self._ballots(users, bank, release, valid_votes, sum_of_unit)
+        add = partial(sum_of_unit, integers=integers)
+        total, counted = self._ballots(users, bank, release, valid_votes, add)
+        return unit_unsealed(total, counted, integers), counted
 
     def mark(self, users: Sequence[str], bank: Sequence[Item]) -> np.ndarray:
         """See `Cohort.mark`; marks are 0 and 1."""
-        return self._ballots(users, bank, "", valid_marks, sum_of_marks)[0]
+
+        def add(marks: np.ndarray, _users: Sequence[str]) -> np.ndarray:
+            return sum_of_marks(marks)
+
+        return self._ballots(users, bank, "", valid_marks, add)[0]
 
     def _ballots(
         self,
@@ -124,7 +151,7 @@ class Remote:
         bank: Sequence[Item],
         release: str,
         valid: Callable[[np.ndarray], np.ndarray],
-        add: Callable[[np.ndarray], np.ndarray],
+        add: Add,
     ) -> tuple[np.ndarray, list[str]]:
         """Sign the bank, let the users vote over it, and add up what is valid."""
         if sign_next(self._run, "bank", [Unlabeled(item) for item in bank]):
@@ -134,7 +161,7 @@ class Remote:
         place = f"pool/{release}" if release else "pool"
         requests = self._requests(VoteRequest, place, users, fields)
         if release and not users:  # coins may name nobody: then only noise is released
-            return np.zeros(len(bank)), []
+            return add(np.zeros((0, len(bank))), ()), []
         why = "the vote is not finite, negative, or longer than 1."
         return self._sum(
             exchange, requests, VoteReply, "votes", len(bank), why, valid, add
@@ -227,14 +254,29 @@ class Remote:
         return found
 
     def sum_metrics(
-        self, users: Sequence[str], method: str, rate: float, release: str
+        self,
+        users: Sequence[str],
+        method: str,
+        rate: float,
+        release: str,
+        integers: Integers | None = None,
     ) -> tuple[np.ndarray, list[str]]:
         """See `Cohort.sum_metrics`; rows are checked as votes are."""
         run, generate = self._run, self._run.config.evaluate.generate
         exchange, requests = self._measuring(users, method, rate, generate, release)
         width = len(released_metrics(task_of(run.config.task).kind, generate)) + 1
         why = "its row of metrics is not finite, negative, or longer than 1."
-        return self._sum(exchange, requests, EvaluateReply, "sums", width, why)
+        total, counted = self._sum(
+            exchange,
+            requests,
+            EvaluateReply,
+            "sums",
+            width,
+            why,
+            valid_votes,
+            partial(sum_of_unit, integers=integers),
+        )
+        return unit_unsealed(total, counted, integers), counted
 
     # --- what exchanges share --------------------------------------------------------
 
@@ -338,20 +380,22 @@ class Remote:
         name: str,
         width: int,
         why: str,
-        valid: Callable[[np.ndarray], np.ndarray] = valid_votes,
-        add: Callable[[np.ndarray], np.ndarray] = sum_of_unit,
+        valid: Callable[[np.ndarray], np.ndarray],
+        add: Add,
     ) -> tuple[np.ndarray, list[str]]:
         """Add up the valid rows of an array [users, width]: the sum, and whose they are.
 
         `why` is what is said of those whose rows are not valid.
         """
         replies, errors = self._ask(exchange, requests, cls, {name: (width,)})
-        total, counted, bad = np.zeros(width), list[str](), dict[str, str]()
+        total = add(np.zeros((0, width)), ())
+        counted, bad = list[str](), dict[str, str]()
         for reply in replies:
             rows = getattr(reply, name)[name]
             good = valid(rows)
-            total += add(rows[good])
-            counted += [u for u, fine in zip(reply.users, good, strict=True) if fine]
+            users = [u for u, fine in zip(reply.users, good, strict=True) if fine]
+            total += add(rows[good], users)
+            counted += users
             bad |= {
                 u: why for u, fine in zip(reply.users, good, strict=True) if not fine
             }
@@ -363,7 +407,7 @@ NO_MANIFEST = {"manifest": "", "signature": ""}
 
 
 def contribution(
-    shapes: Shapes, clip: float, signed_bytes: bool
+    shapes: Shapes, clip: float, signed_bytes: bool, integers: Integers | None = None
 ) -> Callable[[RecordDict], Contribution]:
     """Return a reader of replies that keeps the sum of their valid rows."""
     sent = coded_shapes(shapes) if signed_bytes else shapes
@@ -371,7 +415,7 @@ def contribution(
     def read(record: RecordDict) -> Contribution:
         reply = unpack(AdaptReply, record, partial(with_users, sent))
         rows = decode(reply.rows, shapes) if signed_bytes else reply.rows
-        found = sum_rows(reply.users, rows, clip)
+        found = sum_rows(reply.users, rows, clip, integers)
         bad = [user for user in reply.users if user not in found.users]
         errors = reply.errors | dict.fromkeys(bad, "the update is not finite.")
         kept = {"users": tuple(found.users), "errors": errors, "rows": {}}

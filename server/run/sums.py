@@ -1,17 +1,21 @@
 """Sums over users of which no single one moves the result by more than its clip.
 
 Every release with noise rests on `clipped_sum`: updates of the shared adapter, votes, and
-rows of metrics.
+rows of metrics. With ``secagg.mode=sum`` it rests on `sum_words` instead: integers, to
+which each user has added a share of the noise. Without noise both give the same bits.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ...common.privacy.noise import Source
 from ...common.protocol.messages import Rows, Shapes
 from ...common.protocol.validation import finite_rows, row_norms
+from ...common.secure.grid import WORDS
+from ...common.secure.rows import SHORT, Terms, opened, report
 
 # Bits of the clip, to the last of which a sum has its coordinates. Float64 has 53: it adds
 # two million such numbers without rounding.
@@ -21,6 +25,26 @@ BITS = 32
 MARGIN = 1 - 2.0**-30
 
 
+# Name of the words in a sum of integers that is not opened yet.
+SEALED = "words"
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How the rows of one release are added up with ``secagg.mode=sum``.
+
+    Attributes
+    ----------
+    terms
+        What every user knows of the sum.
+    share
+        User -> where the bytes of the user's own share of the noise come from.
+    """
+
+    terms: Terms
+    share: Callable[[str], Source]
+
+
 @dataclass
 class Sum:
     """Sum of users' clipped rows.
@@ -28,16 +52,20 @@ class Sum:
     Attributes
     ----------
     total
-        Name -> float64 [...].
+        Name -> float64 [...]. Of integers that are not opened: `SEALED` -> words.
     users
         Whose rows it holds.
     within
-        How many of the rows were shorter than the clip.
+        How many of the rows were shorter than the clip; 0 for integers.
+    bit
+        For integers with a clip bit, opened: the sum of 1/2 for each row shorter than the
+        clip and -1/2 for each other one, with the users' shares of its noise.
     """
 
     total: Rows
     users: list[str]
     within: int = 0
+    bit: float | None = None
 
     def add(self, other: "Sum") -> None:
         """Add the rows of other users."""
@@ -47,12 +75,17 @@ class Sum:
         self.within += other.within
 
 
-def nothing(shapes: Shapes) -> Sum:
+def nothing(shapes: Shapes, integers: Integers | None = None) -> Sum:
     """The sum of nobody's rows."""
+    rows = {name: np.zeros((0, *shape)) for name, shape in shapes.items()}
+    if integers:
+        return Sum({SEALED: sum_words((), rows, integers)}, [])
     return Sum({name: np.zeros(shape) for name, shape in shapes.items()}, [])
 
 
-def sum_rows(users: Sequence[str], rows: Rows, clip: float) -> Sum:
+def sum_rows(
+    users: Sequence[str], rows: Rows, clip: float, integers: Integers | None = None
+) -> Sum:
     """Add up users' rows; one that is not finite is left out.
 
     A device clips its own row; it is clipped again here, because a server cannot know
@@ -66,12 +99,64 @@ def sum_rows(users: Sequence[str], rows: Rows, clip: float) -> Sum:
         Name -> [users, ...].
     clip
         C.
+    integers
+        How, with ``secagg.mode=sum``: then the sum is to be `unsealed`. None: as floats.
     """
     valid = finite_rows(rows)
-    total, norms = clipped_sum({name: rows[name][valid] for name in rows}, clip)
+    finite = {name: rows[name][valid] for name in rows}
     counted = [user for user, good in zip(users, valid, strict=True) if good]
-    # A row that its device clipped has the clip's length but for rounding.
-    return Sum(total, counted, int((norms < clip * (1 - 1e-5)).sum()))
+    if integers:
+        return Sum({SEALED: sum_words(counted, finite, integers)}, counted)
+    total, norms = clipped_sum(finite, clip)
+    return Sum(total, counted, int((norms < clip * SHORT).sum()))
+
+
+def sum_words(users: Sequence[str], rows: Rows, integers: Integers) -> np.ndarray:
+    """Sum of what each user would send before masks (`rows.report`), modulo 2^w.
+
+    Parameters
+    ----------
+    users
+        In the order of their rows.
+    rows
+        Name -> [users, ...], finite.
+    integers
+        How.
+
+    Returns
+    -------
+    numpy.ndarray
+        Words: the coordinates, array after array in the order of their names, and the clip
+        bit if there is one.
+    """
+    known = integers.terms
+    length = sum(int(np.prod(array.shape[1:])) for array in rows.values())
+    total = np.zeros(length + known.bits, WORDS[known.grid.word])
+    norms = row_norms(rows)
+    for k, user in enumerate(users):
+        row = np.concatenate([rows[name][k].ravel() for name in sorted(rows)])
+        total += report(row, norms[k], known, integers.share(user))
+    return total
+
+
+def unsealed(found: Sum, shapes: Shapes, integers: Integers | None) -> Sum:
+    """Return a sum of integers as floats, as the server sees it before its own noise.
+
+    A sum of floats stays as it is.
+
+    Raises
+    ------
+    LeftOut
+        It has too few rows, or is none of rows and noise.
+    """
+    if integers is None:
+        return found
+    seen = opened(found.total[SEALED], len(found.users), integers.terms)
+    names = sorted(shapes)
+    ends = np.cumsum([int(np.prod(shapes[name])) for name in names])
+    parts = np.split(seen.total, ends[:-1])
+    total = {n: part.reshape(shapes[n]) for n, part in zip(names, parts, strict=True)}
+    return Sum(total, found.users, bit=seen.bit)
 
 
 def clipped_sum(rows: Rows, clip: float) -> tuple[Rows, np.ndarray]:
@@ -105,13 +190,26 @@ def clipped_sum(rows: Rows, clip: float) -> tuple[Rows, np.ndarray]:
     return total, norms
 
 
-def sum_of_unit(rows: np.ndarray) -> np.ndarray:
+def sum_of_unit(
+    rows: np.ndarray, users: Sequence[str] = (), integers: Integers | None = None
+) -> np.ndarray:
     """Sum of rows [users, length], each clipped to L2 norm MARGIN: float64 [length].
 
     A vote or a row of metrics that its device rounded to float32 may be a little longer,
-    and the noise is made for 1.
+    and the noise is made for 1. With `integers` the sum is words, which `unit_unsealed`
+    makes floats of.
     """
+    if integers:
+        return sum_words(users, {"rows": rows}, integers)
     return clipped_sum({"rows": rows}, 1.0)[0]["rows"]
+
+
+def unit_unsealed(
+    total: np.ndarray, users: Sequence[str], integers: Integers | None
+) -> np.ndarray:
+    """Return a sum of `sum_of_unit` as floats; as `unsealed`."""
+    found = Sum({SEALED: total} if integers else {"rows": total}, list(users))
+    return unsealed(found, {"rows": total.shape}, integers).total["rows"]
 
 
 def sum_of_marks(marks: np.ndarray) -> np.ndarray:

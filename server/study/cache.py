@@ -36,7 +36,12 @@ def cell_key(config: Config) -> str:
 def stage_key(config: Config, stage: str) -> str:
     """Short hash of the keys that a stage depends on (`keys_of`)."""
     flat = flatten(config)
-    return _hash({name: flat[name] for name in keys_of(stage)})
+    values = {name: flat[name] for name in keys_of(stage)}
+    if (
+        config.secagg.mode != "off"
+    ):  # what a sum costs depends on how many rows it needs
+        values["quorum"] = config.quorum
+    return _hash(values)
 
 
 def _hash(values: Mapping[str, Scalar]) -> str:

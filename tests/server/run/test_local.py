@@ -31,18 +31,23 @@ PRIVATE = {"privacy.mode": "central", "privacy.seeded": True, "privacy.delta": 1
         PRIVATE
         | {"privacy.metrics": "noisy", "privacy.epsilon": 50.0, "adapt.rank": 1}
         | {"development-users": 0, "personalise.learning-rates": "1e-3"},
+        PRIVATE
+        | {"privacy.metrics": "noisy", "privacy.epsilon": 50.0, "adapt.rank": 1}
+        | {"development-users": 0, "personalise.learning-rates": "1e-3"}
+        | {"secagg.mode": "sum", "adapt.clip-quantile": 0.5, "users-per-node": 1},
         {"unlabeled.kind": "anonymised", "unlabeled.buckets": 3}
         | {"unlabeled.support": 4, "adapt.wire": "float32"},
         {"unlabeled.kind": "others", "adapt.users": "development", "methods": "kto"},
         {"unlabeled.bank-from": "shared", "unlabeled.features": "backbone"},
         {"unlabeled.kind": "self", "methods": "cope,c-bpo"},
     ],
-    ids=["plain", "coins", "noisy", "anonymised", "others", "bank", "self"],
+    ids=["plain", "coins", "noisy", "summed", "anonymised", "others", "bank", "self"],
 )
 def test_both_cohorts_give_the_same_numbers(settings, changes):
     given = settings | {"deadline": 600.0} | changes
     config, _ = parse_run(given)
-    remote = checkpoint.load(run(given, FakeGrid(1)), {})
+    nodes = 3 if config.users_per_node else 1
+    remote = checkpoint.load(run(given, FakeGrid(nodes)), {})
     reference = load_reference(config)
     dataset = fitted(reference.backbone, load_dataset(config))
     here = local_run(config, reference, dataset)
@@ -59,6 +64,25 @@ def test_both_cohorts_give_the_same_numbers(settings, changes):
         assert entry.item.target == other.item.target
         alike(entry.weight, other.weight)
     assert all(array.any() for array in ours.shared.values())
+
+
+@pytest.mark.parametrize("wire", ["int8", "float32"])
+def test_without_noise_sums_of_integers_change_no_bit(settings, wire):
+    """Of the shared adapter and of the votes, from the same rows."""
+    found = []
+    for mode in ("off", "sum"):
+        given = settings | {"secagg.mode": mode, "adapt.wire": wire}
+        config, _ = parse_run(given)
+        reference = load_reference(config)
+        dataset = fitted(reference.backbone, load_dataset(config))
+        here = local_run(config, reference, dataset)
+        for phase in (adapt, pool):
+            phase(here)
+        found.append(here.state)
+    plain, whole = found
+    for name, array in plain.shared.items():
+        assert array.any() and array.tobytes() == whole.shared[name].tobytes()
+    assert plain.unlabeled == whole.unlabeled
 
 
 def alike(one: Any, other: Any) -> None:

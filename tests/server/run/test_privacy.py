@@ -595,7 +595,7 @@ def test_noisy_metrics_are_near_the_exact_ones_where_the_noise_is_small(central)
 def test_a_row_of_metrics_that_is_a_little_too_long_is_clipped(central, monkeypatch):
     totals: list[np.ndarray] = []
     monkeypatch.setattr(
-        phases, "gaussian", lambda shape, _std, _random: np.zeros(shape)
+        budget, "gaussian", lambda shape, _std, _random: np.zeros(shape)
     )
     monkeypatch.setattr(
         phases, "means_of_sum", lambda total, _names, _std: totals.append(total) or {}

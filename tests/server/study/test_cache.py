@@ -94,3 +94,12 @@ def test_every_key_that_is_unused_somewhere_is_tried():
     some = {name for name, affects in AFFECTS.items() if SOME in affects}
     set_of = {name for name in some if name.startswith("unlabeled.")}
     assert some - set_of <= OTHERWISE.keys()
+
+
+def test_what_sums_of_integers_cost_is_not_taken_from_cells_of_another_quorum():
+    plain, summed = {}, {"secagg.mode": "sum"}
+    for given, differs in ((plain, False), (summed, True)):
+        one, other = (parse(given | {"quorum": share}) for share in (0.5, 0.6))
+        assert (stage_key(one, SHARED) != stage_key(other, SHARED)) == differs
+    known, more = (parse(summed | {"secagg.colluding": c}) for c in (0.1, 0.2))
+    assert stage_key(known, SHARED) != stage_key(more, SHARED)

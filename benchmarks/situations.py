@@ -269,7 +269,11 @@ def pairs_of(found: Mapping[str, Any], study: Study) -> list[Pair]:
     entries += [((claim.one, claim.other), entry) for claim, entry in claims]
     pairs: list[Pair] = []
     for (one, other), entry in entries:
-        if entry["users"] != "all" or BEST in (*one.values(), *other.values()):
+        if (
+            "why" in entry
+            or entry["users"] != "all"
+            or BEST in (*one.values(), *other.values())
+        ):
             continue
         metric = entry["metric"]
         who, first = at(study, one, metric)

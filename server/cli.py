@@ -84,9 +84,7 @@ def _study(options: argparse.Namespace) -> None:
     # Before torch is imported, which takes seconds.
     tell_sentence(f"reading {', '.join(map(str, options.files))}")
     from .findings.page import markdown, store, write_pages
-    from .findings.summary import summary as summarised
     from .run.results import runs_folder, write_json
-    from .study.cells import run_study
     from .study.declaration import read_study, with_keys
     from .study.kept import archive, take
 
@@ -107,14 +105,9 @@ def _study(options: argparse.Namespace) -> None:
     since = 0.0
     for study in declared:
         tell(f"study {study.name} in {place / study.name}")
-        if study.audit is not None:
-            from .audit import audit
-
-            found = audit.run_study(study, place / study.name, tell)
-        else:
-            ahead = _ahead(study, place / study.name, since)
-            done = run_study(study, place / study.name, tell, ahead, kept[study.name])
-            found = summarised(study, done)
+        found = _found(
+            study, place / study.name, kept[study.name], options.so_far, since
+        )
         _tell_markdown(markdown(found))
         written = place / study.name / "summary.json"
         write_json(written, found)
@@ -124,6 +117,26 @@ def _study(options: argparse.Namespace) -> None:
         since = age()
     if options.findings:
         tell(f"findings: {write_pages(options.findings)}")
+
+
+def _found(
+    study: "Study", folder: Path, kept: Path | None, so_far: bool, since: float
+) -> dict[str, Any]:
+    """Run a study, or take what is finished of it; return its summary."""
+    if study.audit is not None:
+        from .audit import audit
+
+        return audit.run_study(study, folder, tell)
+    from .findings.summary import summary
+    from .study.cells import finished, run_study
+
+    if so_far:
+        done = finished(study, folder, kept)
+        refuse_if(not done, f"study {study.name} has no finished cell: run it first.")
+    else:
+        ahead = _ahead(study, folder, since)
+        done = run_study(study, folder, tell, ahead, kept)
+    return summary(study, done)
 
 
 def _planned(
@@ -591,6 +604,11 @@ COMMANDS = (
             ),
             KEYS,
             PLAN,
+            given(
+                "--so-far",
+                action="store_true",
+                help="compute nothing: tables and page of the cells that are finished",
+            ),
             given(
                 "--gpu",
                 default="",

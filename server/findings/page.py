@@ -183,6 +183,13 @@ def _setting(found: Mapping[str, Any]) -> list[str]:
             for value, keys in meanings.items()
         ]
         lines += _lines([key, "stands for"], rows)
+    if missing := found.get("missing"):
+        names = "; ".join(", ".join(f"{k} {v}" for k, v in c.items()) for c in missing)
+        said = f"**So far.** {len(missing)} cells are not measured yet: {names}. "
+        said += (
+            "Verdicts are corrected for the claims that are; with the rest some may "
+        )
+        lines += [f"{said}change.", ""]
     if commits := ", ".join(f"`{commit}`" for commit in found.get("commits", [])):
         lines += [f"Measured at commit {commits}.", ""]
     if found.get("measured") == "development":
@@ -376,10 +383,11 @@ def _clamp(found: Mapping[str, Any]) -> list[str]:
 
 
 def _ticks(found: Mapping[str, Any]) -> list[str]:
-    """For every cell its value of what the plot varies."""
-    cells = itertools.product(*found["grid"].values())
-    x = found["plot"].get("x")
-    return [str(dict(zip(found["grid"], cell, strict=True)).get(x)) for cell in cells]
+    """For every measured cell its value of what the plot varies."""
+    grid, x = found["grid"], found["plot"].get("x")
+    every = [dict(zip(grid, v, strict=True)) for v in itertools.product(*grid.values())]
+    missing = found.get("missing", [])
+    return [str(cell.get(x)) for cell in every if cell not in missing]
 
 
 def _correlations(entries: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...common.config import Scalar
 from ..run import results
-from ..study.declaration import CHANGED, Study, comparisons
+from ..study.declaration import CHANGED, Study, cells, comparisons
 from .correlation import correlated, rank_correlation
 from .frontier import frontier
 from .lines import line_of
@@ -30,6 +30,7 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
         "measured": study.measured,
         "named": study.named,
         **changed_of(study),
+        **missing_of(study, done),
         **({"published": beside(study, done)} if study.published else {}),
         "claims": [difference(claim, done) for claim in study.claims],
         "compare": compared(study, done),
@@ -54,6 +55,13 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
         "learning_rates": [cell["run"]["learning_rates"] for cell in done],
         "clamp_rate": [cell["run"]["clamp_rate"] for cell in done],
     }
+
+
+def missing_of(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
+    """Which cells are not measured yet, where a study is summarised before its end."""
+    known = [cell["cell"] for cell in done]
+    missing = [written(cell) for cell in cells(study) if cell not in known]
+    return {"missing": missing} if missing else {}
 
 
 def changed_of(study: Study) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The difference that a claim is about, and the verdict on it."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,15 +49,17 @@ def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
 
 
 def _why(claim: Claim, done: Sequence[Cell], count: int) -> str:
-    """Say why a claim has too few users: the judge of its cells refused, or no values."""
+    """Say why a claim has too few users: no cells yet, the judge refused, or no values."""
+    sides = [side_of(side)[1] for side in (claim.one, claim.other)]
+    fixed = [{k: v for k, v in keys.items() if v != BEST} for keys in sides]
+    here = [[c for c in done if matches(c["cell"], keys)] for keys in fixed]
+    if not all(here):
+        return "its cells are not measured yet"
     if claim.metric in RECOGNISED:
-        for side in (claim.one, claim.other):
-            _, keys = side_of(side)
-            fixed = {key: value for key, value in keys.items() if value != BEST}
-            here = [cell for cell in done if matches(cell["cell"], fixed)]
-            if not all(cell.get("recognition") for cell in here):
+        for cell in itertools.chain(*here):
+            if not cell.get("recognition"):
                 return "outputs were not judged here"
-            if not all(cell["recognition"]["apart"] for cell in here):
+            if not cell["recognition"]["apart"]:
                 return "the judge cannot tell authors apart here"
     return f"{count} users have {claim.metric} on both sides, two are needed"
 

@@ -41,6 +41,8 @@ def _answer(found: Mapping[str, Any]) -> Section:
     verdicts = f"{counts(found)}."
     asked = [found["question"]] if found.get("question") else []
     reading = [found["reading"]] if found.get("reading") else []
+    if missing := len(found.get("missing", [])):
+        reading.insert(0, f"So far: {missing} cells are not measured yet.")
     warned = [_plain(warning) for warning in published.warnings(found)]
     sentences = [*warned, *asked, verdicts, *reading]
     return Section("answer", "Answer", said, sentences=sentences)

@@ -132,11 +132,28 @@ def run_study(
         say(f"  {took:.0f} s{left if expected else ''}")
         if kept:
             store(kept, files)
-    # Not the file's own cell: JSON has no infinity.
-    return [
-        {**renamed(json.loads(path.read_text())), "cell": cell}
-        for (cell, _, _), path in zip(todo, files, strict=True)
-    ]
+    return finished(study, folder)
+
+
+def finished(
+    study: Study, folder: Path, kept: Path | None = None
+) -> list[dict[str, Any]]:
+    """Return the cells that have a file, in the order of the study.
+
+    `kept`: where these files are stored together (`kept.store`); none: nowhere.
+    """
+    found: list[dict[str, Any]] = []
+    files: list[Path] = []
+    for cell in cells(study):
+        config = rated(cell_config(study, cell))
+        path = cell_path(folder, study, config, control_of(study, cell))
+        if path.exists():
+            # Not the file's own cell: JSON has no infinity.
+            found.append({**renamed(json.loads(path.read_text())), "cell": cell})
+            files.append(path)
+    if kept:
+        store(kept, files)
+    return found
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Running a study: what cells share is made once, and what is done is not done again."""
 
+import gzip
 import json
 import math
 import subprocess
@@ -12,10 +13,11 @@ import pytest
 
 from idiolect.common.config import parse, parse_run
 from idiolect.common.errors import IdiolectError
+from idiolect.server.cli import main
 from idiolect.server.findings.summary import summary
 from idiolect.server.study import cells
 from idiolect.server.study.cache import Cache
-from idiolect.server.study.cells import claimed, located, run_cell, run_study
+from idiolect.server.study.cells import claimed, finished, located, run_cell, run_study
 from idiolect.server.study.declaration import read_study
 from tests.server.conftest import short_run
 
@@ -67,6 +69,30 @@ def test_an_interrupted_study_does_only_what_is_missing(
     assert again == first
     monkeypatch.setattr(cells, "run_cell", None)
     assert run_study(declared, tmp_path, lambda _: None) == first
+
+
+def test_a_study_can_be_read_before_its_end(declared, tmp_path, small_model, capsys):
+    folder = tmp_path / "out" / "small"
+    run_study(declared, folder, lambda _: None)
+    for path in (folder / "cells").iterdir():
+        if json.loads(path.read_text())["cell"]["unlabeled.ratio"] == 2.0:
+            path.unlink()
+    kept = tmp_path / "kept.json.gz"
+    done = finished(declared, folder, kept)
+    assert [cell["cell"]["seed"] for cell in done] == [0, 1]
+    assert len(json.loads(gzip.decompress(kept.read_bytes()))) == 2
+    found = summary(declared, done)
+    assert found["missing"] == [{"seed": s, "unlabeled.ratio": 2.0} for s in (0, 1)]
+    assert found["claims"][0]["why"] == "its cells are not measured yet"
+    asked = ["study", str(tmp_path / "small.toml"), "--output-dir", str(folder.parent)]
+    assert main([*asked, "--so-far"]) == 0
+    said = capsys.readouterr().out
+    assert "So far. 2 cells are not measured yet: seed 0, unlabeled.ratio 2.0" in (
+        said.replace("**", "")
+    )
+    assert len([*(folder / "cells").iterdir()]) == 2  # nothing was computed
+    assert main([*asked[:2], "--output-dir", str(tmp_path / "no"), "--so-far"]) == 2
+    assert "has no finished cell: run it first" in capsys.readouterr().err
 
 
 def test_two_processes_share_a_study(declared, tmp_path, monkeypatch):

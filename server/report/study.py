@@ -95,19 +95,7 @@ def _claims(found: Mapping[str, Any]) -> Section | None:
     if not claims:
         return None
     numbered = [(f"claim {k}", claim) for k, claim in enumerate(claims, 1)]
-    rows = [
-        (
-            f"{name}: {claim['claim']}",
-            claim["users"],
-            claim["metric"],
-            number(claim["mean"], "+.3f"),
-            interval(claim, signed=True),
-            claim["n"],
-            f"{claim['p']:.3f}" if claim["p"] >= 0.001 else "< 0.001",
-            claim["verdict"],
-        )
-        for name, claim in numbered
-    ]
+    rows = [_claim_row(name, claim) for name, claim in numbered]
     heads = ("claim", "users", "metric", "difference", "95 % interval", "n")
     made = table(
         "Claims and verdicts", (*heads, "p (Holm)", "verdict"), rows, numbers=False
@@ -122,6 +110,20 @@ def _claims(found: Mapping[str, Any]) -> Section | None:
         for k, metric in enumerate(metrics)
     ]
     return Section("claims", "Claims", sentences=[said], figures=figures, tables=[made])
+
+
+def _claim_row(name: str, claim: Mapping[str, Any]) -> tuple[object, ...]:
+    start = f"{name}: {claim['claim']}", claim["users"], claim["metric"]
+    if "why" in claim:
+        return *start, "", "", claim["n"], "", f"{claim['verdict']}: {claim['why']}"
+    return (
+        *start,
+        number(claim["mean"], "+.3f"),
+        interval(claim, signed=True),
+        claim["n"],
+        f"{claim['p']:.3f}" if claim["p"] >= 0.001 else "< 0.001",
+        claim["verdict"],
+    )
 
 
 KINDS = {"confirmed": pictures.GOOD, "reversed": pictures.BAD}

@@ -86,7 +86,11 @@ def test_a_study_can_be_read_before_its_end(declared, tmp_path, small_model, cap
     assert found["claims"][0]["why"] == "its cells are not measured yet"
     asked = ["study", str(tmp_path / "small.toml"), "--output-dir", str(folder.parent)]
     assert main([*asked, "--so-far"]) == 0
-    said = capsys.readouterr().out
+    said, problems = capsys.readouterr()
+    assert "no report" not in said + problems
+    report = (folder / "report.html").read_text()
+    assert "So far: 2 cells are not measured yet." in report
+    assert "not measured: its cells are not measured yet" in report
     assert "So far. 2 cells are not measured yet: seed 0, unlabeled.ratio 2.0" in (
         said.replace("**", "")
     )

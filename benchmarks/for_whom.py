@@ -319,7 +319,7 @@ def limits(
         ),
         (
             "- Models: "
-            + ", ".join(f"{name} in {n} rows" for name, n in models.items())
+            + ", ".join(f"{name} in {n} of the rows" for name, n in models.items())
             + f". Histories have {lengths[0]} to {lengths[-1]} texts. Nothing is known "
             "here of larger models or longer histories."
         ),
@@ -367,9 +367,15 @@ authorship takes an output for the person's own.
 """
 
 
-def page(pairs: Sequence[Pair], gains: Gains, names: Sequence[str]) -> str:
-    """Return the short page."""
+def page(
+    pairs: Sequence[Pair],
+    gains: Gains,
+    names: Sequence[str],
+    begun: Mapping[str, int],
+) -> str:
+    """Return the short page; `begun`: how many cells are missing of a study."""
     missing = [name for name in (*TABLE, *BESIDE) if name not in names]
+    missing += [f"cells of {name} ({count})" for name, count in begun.items()]
     lines = [
         *answers(pairs, gains),
         "",
@@ -397,7 +403,8 @@ def pages(folder: Path = FINDINGS) -> Mapping[Path, str]:
     studies = {name: (found[name], declared(found[name])) for name in names}
     pairs = [pair for one in studies.values() for pair in pairs_of(*one)]
     gains = tabled(studies)
-    return {PAGE: page(pairs, gains, names), NUMBERS: numbers(pairs, gains)}
+    begun = {n: len(found[n]["missing"]) for n in names if found[n].get("missing")}
+    return {PAGE: page(pairs, gains, names, begun), NUMBERS: numbers(pairs, gains)}
 
 
 if __name__ == "__main__":

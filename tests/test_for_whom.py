@@ -146,6 +146,9 @@ def test_studies_of_a_real_model_are_taken_in(folder: Path) -> None:
     table = numbers(folder).splitlines()
     near = next(x for x in table if x.startswith("| C-BPO (paper, near) against C"))
     assert near.endswith("| better 1 | better 1 | - | - | better 1 |")
+    change(folder, "real_model", missing=[{"variant": "kto"}])
+    assert "- Not measured yet: real_texts" in page(folder)
+    assert "cells of real_model (1)." in page(folder)
     invent(folder, "real_texts", gains, 0.3)
     assert "C-BPO (paper, near): likelihood better in 3 of 3" in short(folder)
 

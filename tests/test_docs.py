@@ -1,5 +1,6 @@
 """README and docs: short, with working links, and written by the commands they name."""
 
+import gzip
 import json
 import re
 import runpy
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from idiolect.server.findings.page import write_pages
+from idiolect.server.study.declaration import cells, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -86,10 +88,9 @@ def test_the_findings_are_what_their_result_files_say(tmp_path: Path) -> None:
     text = page.read_text().replace(f"({tmp_path.name}/", "(findings/")
     assert text == folder.with_suffix(".md").read_text()
     assert len(text.splitlines()) <= 150
-    assert {path.name for path in tmp_path.iterdir()} == {
-        path.name for path in folder.iterdir()
-    }
-    for path in folder.iterdir():
+    pages = [path for path in folder.iterdir() if path.name != "cells"]
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in pages}
+    for path in pages:
         made = (tmp_path / path.name).read_bytes()
         made = made.replace(f"../{tmp_path.name}.md".encode(), b"../findings.md")
         assert made == path.read_bytes(), path.name
@@ -97,7 +98,18 @@ def test_the_findings_are_what_their_result_files_say(tmp_path: Path) -> None:
 
 def test_the_findings_are_small() -> None:
     folder = ROOT / "docs" / "findings"
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 1_000_000
+
+
+def test_kept_cells_are_those_of_a_study_that_keeps_them() -> None:
+    for path in (ROOT / "docs" / "findings" / "cells").iterdir():
+        name = path.name.removesuffix(".json.gz")
+        study = read_study(ROOT / "simulations/lamp/experiments" / f"{name}.toml")
+        assert study.kept
+        kept = json.loads(gzip.decompress(path.read_bytes()))
+        known = {json.dumps(cell) for cell in cells(study)}
+        assert {json.dumps(cell["cell"]) for cell in kept.values()} <= known
 
 
 def test_the_sentences_of_the_findings_are_those_of_the_study_files() -> None:

@@ -6,6 +6,7 @@ are missing, and publishes that. Masks come between, or not: a simulation adds r
 them (``secagg.mode=sum``), and the integers are the same.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,22 @@ class Terms:
     def bits(self) -> int:
         """How many words follow those of the row: 1 where there is a clip bit."""
         return int(self.bit_variance is not None)
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How the rows of one release are added up with ``secagg.mode=sum``.
+
+    Attributes
+    ----------
+    terms
+        What every user knows of the sum.
+    share
+        User -> where the bytes of the user's own share of the noise come from.
+    """
+
+    terms: Terms
+    share: Callable[[str], Source]
 
 
 def terms(

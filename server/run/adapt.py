@@ -30,12 +30,12 @@ import numpy as np
 from ...common.config import Config
 from ...common.privacy.noise import gaussian
 from ...common.protocol.messages import Rows
-from ...common.secure.rows import missing_bit_noise, missing_noise
+from ...common.secure.rows import Integers, missing_bit_noise, missing_noise
 from ...common.secure.secure import LeftOut
 from ..privacy.ledger import BudgetSpent
 from .budget import Release, charge, integers
 from .cohort import Run
-from .sums import Integers, Sum
+from .sums import Sum
 
 # Step of the adaptive clip, the value of Andrew et al. (2021, section 4).
 CLIP_RATE = 0.2

@@ -25,10 +25,9 @@ from ...common.privacy.protected import CLIP_BIT, charged, protected, used
 from ...common.secure.accounting import server_z
 from ...common.secure.masks import fresh
 from ...common.secure.neighbours import FEWEST, colluding, required
-from ...common.secure.rows import Terms, missing_noise, terms
+from ...common.secure.rows import Integers, Terms, missing_noise, terms
 from ..privacy.accountant import Event, calibrate
 from ..privacy.ledger import Ledger
-from .sums import Integers
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,13 @@ import numpy as np
 from ...common.config import Config
 from ...common.data.types import Dataset, Item
 from ...common.protocol.messages import Outcome
+from ...common.secure.rows import Integers
 from ...common.unlabeled.sets import Unlabeled
 from ..privacy.ledger import Ledger
 from . import work
 from .budget import Population, population_of
 from .checkpoint import State
-from .sums import Integers, Sum
+from .sums import Sum
 
 Items = Mapping[str, Sequence[Item]]
 """User -> items."""

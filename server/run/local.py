@@ -27,13 +27,13 @@ from ...common.methods.personalise import personalise
 from ...common.methods.shared import shared_update
 from ...common.protocol.messages import Outcome, Rows
 from ...common.protocol.quantization import as_received, decode, update_codes
+from ...common.secure.rows import Integers
 from ...common.unlabeled.sets import Unlabeled, UnlabeledSet
 from ...common.unlabeled.votes import marks, offers, supported_offers, user_vote
 from .budget import new_ledger, population_of
 from .checkpoint import State
 from .cohort import Run
 from .sums import (
-    Integers,
     Sum,
     nothing,
     sum_of_marks,

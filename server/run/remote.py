@@ -41,13 +41,13 @@ from ...common.protocol.messages import (
 from ...common.protocol.packing import unpack
 from ...common.protocol.quantization import coded_shapes, decode
 from ...common.protocol.validation import valid_votes
+from ...common.secure.rows import Integers
 from ...common.unlabeled.sets import Unlabeled, fingerprint
 from . import work
 from .exchange import AnyReply, Exchange, ask, report, require
 from .live import LiveRun
 from .signing import sign_next
 from .sums import (
-    Integers,
     Sum,
     nothing,
     sum_of_marks,

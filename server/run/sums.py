@@ -6,16 +6,15 @@ which each user has added a share of the noise. Without noise both give the same
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ...common.privacy.noise import Source
 from ...common.protocol.messages import Rows, Shapes
 from ...common.protocol.validation import finite_rows, row_norms
 from ...common.secure.grid import WORDS
-from ...common.secure.rows import SHORT, Terms, opened, report
+from ...common.secure.rows import SHORT, Integers, opened, report
 
 # Bits of the clip, to the last of which a sum has its coordinates. Float64 has 53: it adds
 # two million such numbers without rounding.
@@ -27,22 +26,6 @@ MARGIN = 1 - 2.0**-30
 
 # Name of the words in a sum of integers that is not opened yet.
 SEALED = "words"
-
-
-@dataclass(frozen=True)
-class Integers:
-    """How the rows of one release are added up with ``secagg.mode=sum``.
-
-    Attributes
-    ----------
-    terms
-        What every user knows of the sum.
-    share
-        User -> where the bytes of the user's own share of the noise come from.
-    """
-
-    terms: Terms
-    share: Callable[[str], Source]
 
 
 @dataclass

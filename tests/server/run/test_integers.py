@@ -18,7 +18,7 @@ from idiolect.common.errors import IdiolectError
 from idiolect.common.privacy.noise import source
 from idiolect.common.secure import rows as secure_rows
 from idiolect.common.secure.accounting import share_variance
-from idiolect.common.secure.rows import Terms, missing_noise, report, terms
+from idiolect.common.secure.rows import Integers, Terms, missing_noise, report, terms
 from idiolect.common.secure.secure import LeftOut
 from idiolect.server.privacy.accountant import Event, epsilons
 from idiolect.server.privacy.card import card, describe
@@ -28,7 +28,6 @@ from idiolect.server.run.budget import Population, Release
 from idiolect.server.run.checkpoint import State
 from idiolect.server.run.cohort import Run
 from idiolect.server.run.sums import (
-    Integers,
     Sum,
     nothing,
     sum_of_unit,

@@ -13,8 +13,8 @@ from ..forecast.ask import look
 from ..forecast.estimate import Forecast, Shares
 from ..forecast.parts import Count, Part, Work
 from .cache import stage_key
-from .cells import cell_path, located, rated
-from .declaration import Study, cell_config, cells, control_of
+from .cells import located, placed
+from .declaration import Study
 
 # What changes no number of tokens: cells that differ in nothing else are counted once.
 SAME = (
@@ -108,12 +108,10 @@ def forecast(
 
 def _todo(study: Study, folder: Path) -> list[tuple[Config, str] | None]:
     """Configuration and control of each cell; None for those that are done."""
-    todo: list[tuple[Config, str] | None] = []
-    for cell in cells(study):
-        config, control = rated(cell_config(study, cell)), control_of(study, cell)
-        done = cell_path(folder, study, config, control).exists()
-        todo.append(None if done else (located(config), control))
-    return todo
+    return [
+        None if one.path.exists() else (located(one.config), one.control)
+        for one in placed(study, folder)
+    ]
 
 
 def _same(config: Config) -> str:

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from ...common.config import UNTRAINED, Config
+from ...common.config import UNTRAINED, Config, Scalar
 from ...common.config.keys import POOL, SHARED
 from ...common.config.methods import ALPHA, BY_NAME
 from ...common.config.old import renamed
@@ -80,6 +80,25 @@ def cell_path(folder: Path, study: Study, config: Config, control: str) -> Path:
     return folder / "cells" / f"{cell_key(config)}-{control}-{study.measured}.json"
 
 
+class Placed(NamedTuple):
+    """A cell, its configuration with numbers for its rates, its control and its file."""
+
+    cell: dict[str, Scalar]
+    config: Config
+    control: str
+    path: Path
+
+
+def placed(study: Study, folder: Path) -> list[Placed]:
+    """Return the cells of a study, each with the file that holds it once it is done."""
+    found: list[Placed] = []
+    for cell in cells(study):
+        config, control = rated(cell_config(study, cell)), control_of(study, cell)
+        path = cell_path(folder, study, config, control)
+        found.append(Placed(cell, config, control, path))
+    return found
+
+
 def run_study(
     study: Study,
     folder: Path,
@@ -105,14 +124,11 @@ def run_study(
     make_private(private_folder(folder))
     private_folder(folder / "cells")
     cache, spent, expected = Cache(), 0.0, 0.0
-    todo = [
-        (cell, rated(cell_config(study, cell)), control_of(study, cell))
-        for cell in cells(study)
-    ]
-    files = [cell_path(folder, study, config, control) for _, config, control in todo]
+    todo = placed(study, folder)
+    files = [one.path for one in todo]
     # First what nobody computes, then what others computed or left.
     for number, wait in [(k, w) for w in (False, True) for k in range(len(todo))]:
-        (cell, config, control), path = todo[number], files[number]
+        cell, config, control, path = todo[number]
         if wait and path.exists():
             continue
         parts = ", ".join(f"{k}={v}" for k, v in cell.items())
@@ -144,9 +160,7 @@ def finished(
     """
     found: list[dict[str, Any]] = []
     files: list[Path] = []
-    for cell in cells(study):
-        config = rated(cell_config(study, cell))
-        path = cell_path(folder, study, config, control_of(study, cell))
+    for cell, _, _, path in placed(study, folder):
         if path.exists():
             # Not the file's own cell: JSON has no infinity.
             found.append({**renamed(json.loads(path.read_text())), "cell": cell})
@@ -194,9 +208,10 @@ def run_cell(
     """Run one cell, in the shape of ``results.json``."""
     config, backbone = with_rates(config), backbone_of(config)
     reference = cache.once("reference", str(id(backbone)), lambda: Reference(backbone))
-    dataset = fitted(backbone, load_dataset(config))
+    loaded = load_dataset(config)
+    dataset = fitted(backbone, loaded)
     # What no key says: whose weights and which texts they are (`published.MEASURED`).
-    texts = identity_of(config, load_dataset(config), "", {})["data"]
+    texts = identity_of(config, loaded, "", {})["data"]
     measured_on = {"parameters": backbone.parameters, "texts": texts}
     pooled = with_pool(config, reference, dataset, cache)
     others = dataset.development

@@ -363,7 +363,7 @@ COMMANDS = (
             given(
                 "answer",
                 nargs="?",
-                choices=("no", "noisy", "clear", "yes"),
+                choices=("no", "summed", "noisy", "clear", "yes"),
                 help="from now on (default: show what was answered)",
             ),
         ),

@@ -31,6 +31,8 @@ app = ClientApp()
 @app.query("vote")
 @app.query("offer")
 @app.query("share")
+@app.query("confirm")
+@app.query("open")
 @app.train("personalise")
 @app.evaluate()
 def respond(message: Message, context: Context) -> Message:
@@ -91,9 +93,16 @@ class Simulated:
             store=FolderStore(Path(request.folder)),
             started=started,
             nodes=nodes,
+            numbers=numbers_of(dataset),
             # Every simulated node sees the same data; one of them reports what is left out.
             dropped=dataset.dropped if partition == 0 else {},
         )
+
+
+def numbers_of(dataset: Dataset) -> dict[str, int]:
+    """User -> number, in the order of the data: as the server of a simulation counts."""
+    everybody = dataset.users + dataset.development
+    return {user.id: number for number, user in enumerate(everybody)}
 
 
 def residents_of(

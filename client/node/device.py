@@ -27,7 +27,7 @@ from ..owner.records import DEVICE, Record, Source
 from ..owner.vault import Vault
 from .handlers import answer
 from .host import Node, forget
-from .membership import joined
+from .membership import joined, node_key, pin_members
 from .state import advance, bind
 
 # What a run has left here is kept for a week after its last hello, of this many runs: a
@@ -40,8 +40,9 @@ class VaultStore:
     """What one run leaves on a device, in the vault.
 
     A trained adapter lies under a source of its run, so that forgetting reaches it, and is
-    only kept while the owner keeps what it `learnt` from (`owner.split`). So do the parts
-    that the server sent; what the device agreed to outlives both.
+    only kept while the owner keeps what it `learnt` from (`owner.split`). So do a masked
+    report and the run's keys, and the parts that the server sent; what the device agreed to
+    outlives them.
     """
 
     vault: Vault
@@ -54,10 +55,10 @@ class VaultStore:
 
     def write(self, name: str, body: bytes) -> None:
         """Keep it; done or not done as a whole."""
-        of_run = name.startswith(("adapters/", "parts/"))
+        of_run = name.startswith(("adapters/", "parts/", "secagg/"))
         source = Source("run", self.run) if of_run else DEVICE
         with self.vault.transaction():
-            if name.startswith("adapters/"):
+            if name.startswith(("adapters/", "secagg/")):
                 owner.check_learnt(self.vault, self.learnt)
             self.vault.put("run", [Record(f"{self.run}/{name}", body)], source)
 
@@ -154,6 +155,9 @@ class Device:
             store=store,
             started=started,
             permit=lambda outflow, config: consent.permit(answers, outflow, config),
+            numbers={self.user: self.number},
+            identity=node_key(self._vault),
+            pin=lambda directory: pin_members(self._vault, directory),
             trained=keep,
         )
 

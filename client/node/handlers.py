@@ -34,6 +34,7 @@ from ...common.methods.shared import shared_update
 from ...common.protocol.messages import (
     AdaptReply,
     AdaptRequest,
+    ConfirmRequest,
     EvaluateReply,
     EvaluateRequest,
     Failure,
@@ -42,6 +43,7 @@ from ...common.protocol.messages import (
     Missing,
     OfferReply,
     OfferRequest,
+    OpenRequest,
     Outcome,
     PersonaliseReply,
     PersonaliseRequest,
@@ -61,7 +63,7 @@ from ...common.text import printable
 from ...common.unlabeled.sets import Unlabeled, fingerprint
 from ...common.unlabeled.votes import marks, offers, supported_offers, user_vote
 from ..owner.consent import Refusal
-from . import state
+from . import secure, state
 from .agreement import check_manifest, check_set, handed_out, taking_part
 from .host import (
     Host,
@@ -89,6 +91,14 @@ def _hello(request: HelloRequest, node: Node) -> HelloReply:
 
     truncated, errors = each_alone(node, everybody, lambda u: _truncated(backbone, u))
     errors |= each_alone(node, everybody, agree)[1]
+    keys = {}
+    if node.config.secagg.mode == "on":
+        keys, failed = each_alone(
+            node,
+            [user for user in everybody if user.id not in errors],
+            lambda user: secure.offer(node, user.id, request.run, request.key),
+        )
+        errors |= failed
     able = tuple(user.id for user in everybody if user.id not in errors)
     return HelloReply(
         **reply_head(request, node, able, errors),
@@ -101,6 +111,7 @@ def _hello(request: HelloRequest, node: Node) -> HelloReply:
         dropped=dict(node.dropped),
         # Where metrics are a release with noise, no count leaves without it.
         truncated=sum(truncated.values()) if is_open(node) else 0,
+        keys=keys,
     )
 
 
@@ -115,7 +126,7 @@ def _adapt(request: AdaptRequest, node: Node) -> AdaptReply:
     """Train the shared adapter on each user's history; answer one row per user."""
     node.permit("training", node.config)
     config, reference = node.config, reference_of(node.config, request.shared)
-    content = _digest(request.round, request.clip, reference.hash)
+    content = _digest(request.round, request.clip, reference.hash, _sum_of(request))
     willing, refused = taking_part(request, node, "adapt", "update", content)
 
     def update(users: Sequence[User]) -> list[Rows]:
@@ -123,6 +134,13 @@ def _adapt(request: AdaptRequest, node: Node) -> AdaptReply:
         arrays = {name: tensor.numpy() for name, tensor in rows.items()}
         return [{n: a[k] for n, a in arrays.items()} for k in range(len(users))]
 
+    if request.summing:
+        names, rows, errors = secure.masked(
+            request, node, willing, request.clip, update
+        )
+        return AdaptReply(
+            **reply_head(request, node, names, errors | refused), rows=rows
+        )
     done, errors = each(node, willing, update)
     errors |= refused
     rows = {
@@ -146,6 +164,7 @@ def _votes(request: VoteRequest, node: Node) -> VoteReply:
         lambda user: check_manifest(request, node, user, content, "bank"),
     )
     outflow = "items" if config.unlabeled.kind == "anonymised" else "votes"
+    content = _digest(content, _sum_of(request)) if request.summing else content
     willing, refused = taking_part(request, node, "votes", outflow, content, strangers)
 
     def choose(user: User) -> np.ndarray:
@@ -153,6 +172,14 @@ def _votes(request: VoteRequest, node: Node) -> VoteReply:
             return marks(request.bank, offers(user))
         return user_vote(resident(config), request.bank, user, config)
 
+    if request.summing:
+
+        def vote(users: Sequence[User]) -> list[Rows]:
+            return [{"votes": choose(user)} for user in users]
+
+        names, rows, errors = secure.masked(request, node, willing, 1.0, vote)
+        head = reply_head(request, node, names, errors | refused)
+        return VoteReply(**head, votes=rows)
     done, errors = each_alone(node, willing, choose)
     shape = (len(done), len(request.bank))
     matrix = np.array(list(done.values()), np.float32).reshape(shape)
@@ -327,7 +354,7 @@ def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:
     _check_method(request, node)
     config, reference = node.config, reference_of(node.config, request.shared)
     origin = _origin(request, node, reference, request.unlabeled_hash)
-    content = _digest(origin, request.generate)
+    content = _digest(origin, request.generate, _sum_of(request))
     willing, refused = taking_part(request, node, "metrics", "metrics", content)
     written: dict[str, list[str]] | None = {} if _kept(node) else None
 
@@ -346,6 +373,15 @@ def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:
             written,
         )
 
+    names = released_metrics(task_of(config.task).kind, request.generate)
+    if request.summing:
+
+        def bounded(users: Sequence[User]) -> list[Rows]:
+            return [{"sums": bounded_row(one, names)} for one in measure(users)]
+
+        able, sums, errors = secure.masked(request, node, willing, 1.0, bounded)
+        head = reply_head(request, node, able, errors | refused)
+        return EvaluateReply(**head, metrics={}, sums=sums)
     done, errors = each(node, willing, measure)
     state.save_texts(node.store, request.method, willing, written or {})
     head = reply_head(request, node, tuple(done), errors | refused)
@@ -354,7 +390,6 @@ def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:
             u: values if values == _finite(values) else {} for u, values in done.items()
         }
         return EvaluateReply(**head, metrics=whole, sums={})
-    names = released_metrics(task_of(config.task).kind, request.generate)
     rows = [bounded_row(values, names) for values in done.values()]
     matrix = np.array(rows, np.float32).reshape(len(done), len(names) + 1)
     return EvaluateReply(**head, metrics={}, sums={"sums": matrix})
@@ -401,6 +436,11 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+def _sum_of(request: AdaptRequest | VoteRequest | EvaluateRequest) -> str:
+    """Hash of the plan of the masked sum that the rows go into; empty without one."""
+    return request.summing.plan if request.summing else ""
+
+
 # Type of Flower's message -> the request in it, and who answers it.
 HANDLERS: dict[str, tuple[type[Request], Callable[[Any, Node], Reply]]] = {
     "query.hello": (HelloRequest, _hello),
@@ -410,6 +450,8 @@ HANDLERS: dict[str, tuple[type[Request], Callable[[Any, Node], Reply]]] = {
     "query.share": (ShareRequest, _share),
     "train.personalise": (PersonaliseRequest, _personalise),
     "evaluate": (EvaluateRequest, _evaluate),
+    "query.confirm": (ConfirmRequest, secure.confirm),
+    "query.open": (OpenRequest, secure.opened),
 }
 
 

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import torch
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from ...common.command import out_of_memory
 from ...common.config import Config, LoraShape
@@ -31,6 +32,7 @@ from ...common.protocol.messages import ProtocolError, Request, Rows
 from ...common.protocol.quantization import coded_shapes, decode
 from ...common.protocol.signed import Sealed
 from ...common.protocol.validation import check_rows
+from ...common.secure.directory import Entry
 from ..owner.consent import Refusal
 from .state import RunStore
 
@@ -69,6 +71,14 @@ class Node:
     permit
         Raises where the owner does not consent to an outflow: ``update``, ``votes``,
         ``items``, ``metrics``, ``text``; or to ``training`` here.
+    numbers
+        User -> the number by which other members of masked sums know it.
+    identity
+        The device's own key, which signs its keys of a run; None: a simulated user makes
+        one.
+    pin
+        Called with the directory of a run's members; raises where one is known by another
+        key.
     trained
         Called with the shared and the own adapter, the method and the `state.identity` of
         what was trained for good, before the server hears of it.
@@ -84,6 +94,9 @@ class Node:
     nodes: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     permit: Callable[[str, Config], None] = _everything
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    identity: EllipticCurvePrivateKey | None = None
+    pin: Callable[[Sequence[Entry]], None] | None = None
     trained: Callable[[Lora, Lora, str, str], None] | None = None
 
     @property

@@ -4,6 +4,7 @@ Nothing here opens a connection.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509 import load_pem_x509_certificate
 
-from ...common.errors import IdiolectError, explained, required
+from ...common.errors import IdiolectError, explained, refuse_if, required
+from ...common.secure.directory import Entry, changed
+from ...common.secure.directory import fingerprint as member_fingerprint
 from ...common.text import read_json
 from ..owner.records import DEVICE, Record
 from ..owner.vault import Vault
@@ -138,6 +141,26 @@ def note_number(vault: Vault, number: int) -> None:
         vault.note("joined", {**known, "number": number})
 
 
+def pin_members(vault: Vault, directory: Sequence[Entry]) -> None:
+    """Remember the other members of masked sums by the keys that they are known by.
+
+    Raises
+    ------
+    IdiolectError
+        A member had another key in an earlier run.
+    """
+    known = vault.noted("members", {})
+    odd = changed(directory, known)
+    refuse_if(
+        odd,
+        f"member {', '.join(odd[:3])} of the directory has another key than in an earlier "
+        "run: ask the operator whether its device was set up again.",
+    )
+    new = {entry.number: member_fingerprint(entry) for entry in directory}
+    if new.keys() - known.keys():
+        vault.note("members", known | new)
+
+
 def leave(vault: Vault) -> None:
     """Forget the server, the key by which it knows this device, and what its runs left.
 
@@ -149,7 +172,7 @@ def leave(vault: Vault) -> None:
     from ..owner.adapters import drop_shared  # loads torch
 
     with vault.transaction(erasing=True):
-        vault.delete("state", ["server", "node-key", "joined"])
+        vault.delete("state", ["server", "node-key", "joined", "members"])
         vault.forget_runs()
         drop_shared(vault)
 

@@ -1,14 +1,17 @@
 """What the owner chose: settings, and what may leave the device; and what has left it.
 
-An outflow has one of three answers:
+An outflow has one of four answers:
 
     no      nothing of this kind leaves
+    summed  as noisy, and masked (``secagg.mode=on``): with this device's own share of the
+            noise, so that the server sees the sum of many and not this one
     noisy   only where it is protected (`privacy.protected`), and within the owner's
             ceilings, which hold for all runs together
     clear   in any case; it counts as unprotected, and against no ceiling
 
 The server promises noise in the run's configuration; a device sees the promise, not the
-noise. Raw text (unlabeled.kind `others`) has no answer: no device sends it.
+noise, but of a masked sum its own share. Raw text (unlabeled.kind `others`) has no answer:
+no device sends it.
 """
 
 import json
@@ -46,10 +49,12 @@ NAMES = {
 # Answer -> what it means.
 ANSWERS = {
     "no": "nothing of this kind leaves",
+    "summed": "as noisy, and masked: the server sees a sum and not this device's part",
     "noisy": "only with noise that hides one person's part, and within the limits of "
     "`idiolect settings`",
     "clear": "in any case, unprotected; no limit counts it",
 }
+HOW = {"summed": "masked and with noise", "noisy": "with noise"}  # of such an answer
 TRAINING_ANSWERS = {"no": "no run trains here", "yes": "runs may train here"}
 
 
@@ -99,9 +104,12 @@ def permit(answers: dict[str, str], outflow: str, config: Config) -> None:
         given, why, change = "clear" if given == "yes" else "no", "", "yes)."
     else:
         why = protected(config, outflow)
-    only = f", only with noise ({why})" if given == "noisy" else ""
+    if given == "summed" and config.secagg.mode != "on":
+        why = why or "secagg.mode is not 'on': the server would see this device's part"
+        change = "noisy), or the run secagg.mode=on."
+    only = f", only {HOW[given]} ({why})" if given in HOW else ""
     refuse_if(
-        given == "no" or (given == "noisy" and why),
+        given == "no" or (given in HOW and why),
         f"the owner does not consent to {NAMES[outflow]}{only}: the owner can change that "
         f"(idiolect consent {outflow} {change}",
         Refusal,
@@ -346,7 +354,7 @@ def agree(
     """
     answers = consents(vault)
     if not any(
-        answers.get(outflow) == "noisy" and not protected(config, outflow)
+        answers.get(outflow) in HOW and not protected(config, outflow)
         for outflow in used(config)
     ):
         return

@@ -324,17 +324,33 @@ def _contradictions_of_privacy(config: Config) -> tuple[Contradiction, ...]:
 
 def _contradictions_of_sums(config: Config) -> tuple[Contradiction, ...]:
     """Rows of settings with which users cannot add shares of the noise."""
-    summed, privacy = config.secagg.mode == "sum", config.privacy
+    mode, privacy = config.secagg.mode, config.privacy
+    summed, devices = mode != "off", config.on_devices
     private = summed and privacy.mode != "off"
     sampled = "sampling" if privacy.sampling < 1 else "vote-sampling"
     return (
         (
-            summed and config.on_devices,
+            mode == "sum" and devices,
             ("secagg.mode", "task"),
             (
                 "a server that adds up the rows of real devices without masks sees each "
-                "of them, and masks are not built yet; set secagg.mode=off"
+                "of them; set secagg.mode=on"
             ),
+        ),
+        (
+            mode == "on" and config.signed_bytes,
+            ("secagg.mode", "adapt.wire"),
+            "masked rows are words, and no signed bytes; set adapt.wire=float32",
+        ),
+        (
+            mode == "on" and devices and config.unlabeled.kind == "anonymised",
+            ("secagg.mode", "unlabeled.kind"),
+            "the server would see whose scrubbed items it gets; use unlabeled.kind=votes",
+        ),
+        (
+            mode == "on" and devices and privacy.metrics == "clear",
+            ("secagg.mode", "privacy.metrics"),
+            "the server would see every device's metrics; set privacy.metrics=noisy",
         ),
         (
             summed and config.adapt.clip <= 0,

@@ -371,13 +371,14 @@ class Secagg:
         "how users' rows are added up: `off`, as numbers in floating point, to which the "
         "server adds all noise; `sum`, in simulations only, as integers to which each user "
         "has added a share of the noise, as secure aggregation would, but without masks: "
-        "the simulation still holds every row. Without noise both give the same bits",
-        choices=("off", "sum"),
+        "the simulation still holds every row; `on`, the same with masks, so that the "
+        "server learns the sum and no row. Without noise all give the same bits",
+        choices=("off", "sum", "on"),
     )
     colluding: float = key(
         0.1,
-        "with secagg.mode=sum: share of the users expected in a sum whose noise the server "
-        "may know, in what the card says of a server that sees only sums",
+        "unless secagg.mode=off: share of the users expected in a sum whose noise the "
+        "server may know, in what the card says of a server that sees only sums",
         0,
         0.9,
     )
@@ -637,7 +638,8 @@ class Config:
     def signed_bytes(self) -> bool:
         """Whether the shared adapter travels as signed bytes (see `quantization`)."""
         wire = self.adapt.wire
-        return wire == "int8" or (wire == "auto" and self.privacy.mode == "off")
+        exact = self.privacy.mode != "off" or self.secagg.mode == "on"
+        return wire == "int8" or (wire == "auto" and not exact)
 
     @property
     def fixed_alpha(self) -> float | None:

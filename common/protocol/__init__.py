@@ -1,4 +1,5 @@
 """Messages between server and clients: their fields, bounds, signatures, bytes.
 
-Imports: common.unlabeled, common.data, common.privacy.
+Imports: common.unlabeled, common.data, common.privacy,
+common.secure.
 """

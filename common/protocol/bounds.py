@@ -24,6 +24,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "truncated": (0, MOST_INT),
     "seconds": (0, 1e8),
     "peak_rss_mb": (0, 1e9),
+    "opened": (0, MOST_USERS),
 }
 
 
@@ -42,7 +43,8 @@ def _numbers(value: Any) -> Iterator[float]:
     if isinstance(value, Unlabeled):
         yield value.weight
     elif isinstance(value, Mapping):
-        yield from value.values()
+        for entry in value.values():
+            yield from _numbers(entry)
     elif isinstance(value, tuple):
         for entry in value:
             yield from _numbers(entry)

@@ -9,7 +9,7 @@ a crash, or from another run, is refused (`validation.check_step`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
@@ -19,6 +19,7 @@ import numpy as np
 from .. import errors
 from ..data.types import Item
 from ..errors import IdiolectError
+from ..secure.directory import Entry
 from ..text import printable
 from ..unlabeled.sets import Unlabeled
 
@@ -26,8 +27,17 @@ MAX_ITEMS = 50_000  # items in one message
 
 Rows = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
-# The array of this name holds signed bytes (`quantization`); all others hold float32.
 CODES = "codes"
+# Arrays of these names do not hold float32: signed bytes (`quantization`), and what
+# members of a masked sum send (`summing`).
+TYPES = {
+    CODES: "<i1",
+    "masked32": "<u4",
+    "masked64": "<u8",
+    "bundles": "|u1",
+    "checks": "|u1",
+    "shares": "|u1",
+}
 AnyMessage = TypeVar("AnyMessage", bound="Message")
 
 
@@ -48,7 +58,7 @@ class LacksParts(IdiolectError):
 
 def array_type(name: str) -> np.dtype:
     """Return the type of the numbers in the array of this name."""
-    return np.dtype("<i1" if name == CODES else "<f4")
+    return np.dtype(TYPES.get(name, "<f4"))
 
 
 def wire_name(cls: type["Message"]) -> str:
@@ -77,10 +87,50 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Summing:
+    """A masked sum, as a request speaks of it (``secagg.mode=on``).
+
+    Attributes
+    ----------
+    stage
+        ``adapt``, ``votes`` or ``metrics``.
+    release
+        The ledger's id of the release; without privacy a name of the sum within its run.
+    cohort
+        Who is asked: a bitmap over the directory, in hex digits.
+    content
+        SHA-256 of all that a row depends on (`summing.content_of`).
+    clip
+        C.
+    z, bit_z
+        Noise multipliers of what is published, of the row and of its clip bit; None: a row
+        has no such bit.
+    most, required
+        n, by which the noise is shared out, and r, the fewest rows of the sum.
+    length
+        Coordinates of a row, without the clip bit.
+    plan
+        SHA-256 of the plan (`secure.plan.Plan`) that the server makes of this.
+    """
+
+    stage: str
+    release: str
+    cohort: str
+    content: str
+    clip: float
+    z: float
+    bit_z: float | None
+    most: int
+    required: int
+    length: int
+    plan: str
+
+
+@dataclass(frozen=True)
 class Request(Message):
     """The further fields of every request.
 
-    `config`, `shared`, `unlabeled` and `bank` are sent only once (`signed.PARTS`).
+    Its large fields are sent only once (`signed.LARGEST`).
 
     Attributes
     ----------
@@ -152,6 +202,8 @@ class HelloReply(Reply):
         Reason -> number of users left out of the data (``skip-bad-users``).
     truncated
         Number of items whose prompt was shortened to fit the context.
+    keys
+        User -> its keys for masked sums; empty without them.
     """
 
     package: str
@@ -162,6 +214,7 @@ class HelloReply(Reply):
     nodes: int
     dropped: dict[str, int]
     truncated: int
+    keys: dict[str, Entry] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,17 +232,24 @@ class AdaptRequest(Request):
         Largest L2 norm of one user's row in this round.
     shared
         The shared adapter's B, projection -> [out, r].
+    summing, directory
+        How the rows are masked, and the members of the run; None and empty: not at all.
     """
 
     round: int
     release: str
     clip: float
     shared: Rows
+    summing: Summing | None = None
+    directory: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True)
 class AdaptReply(Reply):
-    """Node -> server: `rows`, projection -> [users, out, r], one update per user."""
+    """Node -> server: `rows`, projection -> [users, out, r], one update per user.
+
+    Of a masked sum: the arrays of `summing.report_shapes`, here and in other replies.
+    """
 
     rows: Rows
 
@@ -206,12 +266,16 @@ class VoteRequest(Request):
         Of the bank (`manifest`).
     bank
         The candidates.
+    summing, directory
+        As in `AdaptRequest`.
     """
 
     release: str
     manifest: str
     signature: str
     bank: tuple[Item, ...]
+    summing: Summing | None = None
+    directory: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -328,7 +392,7 @@ class EvaluateRequest(Request):
         Of the unlabeled set that they were trained with (`unlabeled.sets.fingerprint`).
     generate
         Whether outputs are generated for the text metrics; otherwise texts are only scored.
-    release
+    release, summing, directory
         As in `AdaptRequest`.
     shared
         The shared adapter's B, projection -> [out, r].
@@ -340,6 +404,8 @@ class EvaluateRequest(Request):
     generate: bool
     release: str
     shared: Rows
+    summing: Summing | None = None
+    directory: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -352,6 +418,69 @@ class EvaluateReply(Reply):
 
     metrics: dict[str, dict[str, float]]
     sums: Rows
+
+
+@dataclass(frozen=True)
+class ConfirmRequest(Request):
+    """Server -> node: sign whose reports are in a masked sum.
+
+    Attributes
+    ----------
+    summing, directory
+        As in the request that the reports answered.
+    counted
+        U: a bitmap over the members asked, in hex digits.
+    """
+
+    summing: Summing
+    directory: tuple[Entry, ...]
+    counted: str
+
+
+@dataclass(frozen=True)
+class ConfirmReply(Reply):
+    """Node -> server: user -> signature of `secure.view`, in hex digits."""
+
+    signatures: dict[str, str]
+
+
+@dataclass(frozen=True)
+class OpenRequest(Request):
+    """Server -> node: open the seeds that the masked sum over U needs.
+
+    Attributes
+    ----------
+    summing, directory, counted
+        As in `ConfirmRequest`.
+    signatures
+        Place in the cohort -> signature of U.
+    bundles
+        For each user in turn the sealed shares of the rows of U that it holds shares of,
+        in the order of their places.
+    """
+
+    summing: Summing
+    directory: tuple[Entry, ...]
+    counted: str
+    signatures: dict[str, str]
+    bundles: bytes
+
+
+@dataclass(frozen=True)
+class OpenReply(Reply):
+    """Node -> server: the opened shares.
+
+    Attributes
+    ----------
+    opened
+        User -> the rows, as places in the cohort, of which it opened shares.
+    shares
+        One array: of each user in turn and each of its rows the opened shares
+        (`secure.opened_of`).
+    """
+
+    opened: dict[str, tuple[int, ...]]
+    shares: Rows
 
 
 @dataclass(frozen=True)

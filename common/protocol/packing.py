@@ -44,7 +44,7 @@ from .messages import (
     wire_name,
 )
 
-SCHEMA = 5
+SCHEMA = 6
 MAX_BODY = 64 << 20  # bytes of JSON in one message
 MAX_TEXT = 200_000  # characters in one string
 MAX_ID = 200  # characters in the id of a user or an item

@@ -1,10 +1,9 @@
 """Signed requests, and their large parts, which are sent only once.
 
 A request is one JSON text, signed with the key in the server's invitation. Its large fields
-(configuration, shared adapter, unlabeled set, bank) stand in the text as a SHA-256 and
-travel beside it, and only if the node does not have them yet. So one signature covers the
-run, the step, the users, the release, the method, the rate and the content of all parts. It
-also covers the `Seal`:
+(`LARGEST`) stand in the text as a SHA-256 and travel beside it, and only if the node does
+not have them yet. So one signature covers the run, the step, the users, the release, the
+method, the rate and the content of all parts. It also covers the `Seal`:
 
     node       the node that the request is for: another node refuses it
     counter    grows with every request of a run: a replayed or late request is refused
@@ -39,12 +38,15 @@ from .packing import MAX_BODY, as_records, plain, read_array, read_head, typed
 
 MAX_REQUEST = 1 << 20  # bytes of its text, which has names and numbers only
 SALT = 16  # bytes before each part as it travels
-# The parts, and the most bytes of each: a configuration, an adapter in float32, items.
+# The parts, and the most bytes of each: a configuration, an adapter in float32, items, the
+# members of a run, and sealed shares.
 LARGEST = {
     "config": 1 << 18,
     "shared": 1 << 29,
     "unlabeled": MAX_BODY,
     "bank": MAX_BODY,
+    "directory": MAX_BODY,
+    "bundles": MAX_BODY,
 }
 # A signature of the same key over anything but a request does not fit.
 CONTEXT = b"idiolect task 1\n"
@@ -134,11 +136,14 @@ def digest(data: bytes) -> str:
 def make_part(name: str, value: Any) -> Part:
     """Encode a field of a request as a part, and hash it.
 
-    The shared adapter is encoded as safetensors, everything else as JSON.
+    The shared adapter is encoded as safetensors, bytes stay what they are, and everything
+    else is JSON.
     """
     if name == "shared":
         rows = {key: np.ascontiguousarray(array) for key, array in value.items()}
         data = save_rows(rows)
+    elif isinstance(value, bytes):
+        data = value
     else:
         data = json.dumps(
             plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":")
@@ -294,6 +299,8 @@ def decode_part(name: str, data: bytes, hint: Any, where: str) -> Any:
     """
     if name == "shared":
         return _rows(data)
+    if hint is bytes:
+        return data
     refuse_if(len(data) > MAX_BODY, f"{where}.{name} has more than {MAX_BODY} bytes.")
     try:
         # The budget of a run is the only number that may be infinite.

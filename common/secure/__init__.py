@@ -3,8 +3,9 @@
 `grid` turns rows into integers, `discrete` draws their noise, `accounting` says how much
 and what it costs. `shares` splits secrets, `masks` derives keys and masks, `neighbours`
 draws the graph and its thresholds, `plan` is what all parties agree on, and `secure` has
-the exchanges report, confirm and open, and the unmasking. `rows` is one release without
-masks, which simulations use (``secagg.mode=sum``); no run masks a row yet.
+the exchanges report, confirm and open, and the unmasking. `directory` has the keys of the
+members, `expected` what a sum must be by the configuration. `rows` is one release in
+integers, with masks (``secagg.mode=on``) or without (``sum``).
 
 Imports: common.privacy.
 """

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..config import Config
 from ..errors import refuse_if
-from ..privacy.noise import Source
+from ..privacy.noise import Source, source
 from .accounting import share_variance, top_up
 from .discrete import discrete_gaussian
 from .grid import Grid, cut, fraction_bits, lift, plausible, values, words
+from .masks import fresh
 from .secure import LeftOut
 
 # A row that its device clipped has the clip's length but for rounding.
@@ -37,15 +39,20 @@ class Terms:
         n, the greatest number of rows.
     required
         r, the fewest rows of which a sum is published.
+    z, bit_z
+        Noise multipliers of what is published, of the row and of its clip bit; None: a row
+        has no clip bit.
     bit_variance
         Of each member's share of the noise on the clip bit, in units of `bit_grid` squared;
-        None: a row has no clip bit.
+        None: as `bit_z`.
     """
 
     grid: Grid
     variance: int
     most: int
     required: int
+    z: float
+    bit_z: float | None = None
     bit_variance: int | None = None
 
     @property
@@ -106,11 +113,18 @@ def terms(
     if bit_z is not None:
         bit_variance = share_variance(bit_z, Grid(0.5, bits, word).sensitivity, most)
     share = share_variance(z, grid.sensitivity, most)
-    return Terms(grid, share, most, required, bit_variance)
+    return Terms(grid, share, most, required, z, bit_z, bit_variance)
 
 
-def report(row: np.ndarray, norm: float, known: Terms, random: Source) -> np.ndarray:
-    """Return what a member sends before masks: words [length, and one of a clip bit].
+def share_of(config: Config, release: str, user: str) -> Source:
+    """Where a user's share of the noise comes from; a user's own, wherever it lives."""
+    if config.privacy.seeded:  # simulations only
+        return source(True, config.seed, release, "share", user)
+    return fresh()
+
+
+def noisy(row: np.ndarray, norm: float, known: Terms, random: Source) -> np.ndarray:
+    """Return a row on the grid with its share of the noise: int64 [length, and a clip bit].
 
     Parameters
     ----------
@@ -130,7 +144,12 @@ def report(row: np.ndarray, norm: float, known: Terms, random: Source) -> np.nda
         bit = half if norm < known.grid.clip * SHORT else -half
         noise = discrete_gaussian(1, known.bit_variance, random)
         integers = np.append(integers, bit + noise)
-    return words(integers, known.grid.word)
+    return integers
+
+
+def report(row: np.ndarray, norm: float, known: Terms, random: Source) -> np.ndarray:
+    """Return what a member sends before masks: words; as `noisy`."""
+    return words(noisy(row, norm, known, random), known.grid.word)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ SEES_SUMS = (
     "a server that knows who took part and the noise of {share} of those expected in each "
     "sum, and that sees these sums before it adds noise, and nothing else"
 )
+PROTOCOLS = {
+    "sum": "none: integers and noise of users, without masks",
+    "on": "masks of pairs and of each member, opened by other members (Bell et al. 2020)",
+}
 RELEASED = {
     "adapt": "the shared adapter",
     "votes": "the unlabeled set",
@@ -60,7 +64,7 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
         spent = _both(ledger.spent())
     unbounded = None in spent.values()
     epsilon = spent | {
-        "individual_updates_visible_to_server": True,
+        "individual_updates_visible_to_server": not ledger.masked,
         "dp_events_only": alone if unbounded else None,
     }
     empty = not events and not ledger.open_releases
@@ -101,11 +105,11 @@ def card(ledger: Ledger, run: str, version: str, commit: str) -> dict[str, Any]:
 
 
 def _secagg(ledger: Ledger) -> dict[str, Any]:
-    """How sums were made; of masks there are none yet."""
+    """How sums were made."""
     if not ledger.secagg:
         return {"protocol": "none"}
     return {
-        "protocol": "none: integers and noise of users, without masks",
+        "protocol": PROTOCOLS[str(ledger.secagg["mode"])],
         "colluding": ledger.secagg["colluding"],
         "quorum": ledger.secagg["quorum"],
     }
@@ -194,9 +198,16 @@ def _amplification(ledger: Ledger, noisy: Mapping[Event, int]) -> dict[str, Any]
     }
 
 
+SEEN = "single updates and votes, which the server sees before it adds them up"
+LYING = "a server that does not follow the protocol"
+# Where rows are masked (docs/masked-sums.md).
+MASKED = (
+    "a server that invents members of the directory: devices that nobody owns, whose noise "
+    "and masks it knows",
+    "a server that sends the members of one run different configurations",
+    "what a malicious member sends: nobody can clip or check a masked row",
+)
 NEVER_COVERED = (
-    "single updates and votes, which the server sees before it adds them up",
-    "a server that does not follow the protocol",
     "when devices answer and how much they send",
     "other runs on the same users: their epsilons add to these",
     "settings that were chosen by results of the same users in other runs",
@@ -210,6 +221,7 @@ def _not_covered(ledger: Ledger) -> list[str]:
     found = [
         *(f"{r['stage']}: {r['what']} ({r['why']})" for r in ledger.open_releases),
         *(f"{stage}: released without noise" for stage in clear),
+        *(MASKED if ledger.masked else (SEEN, LYING)),
         *NEVER_COVERED,
         *(f"{what}, not protected: {why}" for what, why in ledger.unprotected.items()),
     ]
@@ -271,7 +283,15 @@ def _assumptions(ledger: Ledger) -> list[str]:
             ),
         ),
         (
-            summed,
+            ledger.masked,
+            (
+                "Everybody in the directory is a person's device, and all but the share "
+                "named above do what the protocol says. Nobody solves the problems that "
+                "X25519, AES and SHA-256 rest on."
+            ),
+        ),
+        (
+            summed and not ledger.masked,
             (
                 "The second epsilon is that of a server which sees only sums, each of the "
                 "required rows at least. The server of this simulation holds every row: "

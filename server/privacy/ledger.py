@@ -85,7 +85,8 @@ class Ledger:
         Outflow -> why it is not protected (`protected.protected`), of those that are not.
     secagg
         Where users add shares of the noise: ``mode``, and the ``colluding`` share and
-        ``quorum`` that `Event.server_z` rests on. Empty: the server adds all noise.
+        ``quorum`` that `Event.server_z` rests on. Empty: the server adds all noise. With
+        the mode ``on`` of a run on devices each of them holds its own ``keys``.
 
     Raises
     ------
@@ -189,6 +190,11 @@ class Ledger:
             self.save(open_releases=[*self.open_releases, release])
             self.open_releases.append(release)
 
+    @property
+    def masked(self) -> bool:
+        """Whether sums with noise were of rows that only their own devices have seen."""
+        return self.secagg.get("keys") == "devices"
+
     def simulation_reasons(self) -> list[str]:
         """Return why this run can only be a simulation; empty if it need not be one."""
         reasons = [
@@ -200,10 +206,14 @@ class Ledger:
             reasons.append(
                 "noise and coins are drawn from a seed, which can be repeated"
             )
-        if self.secagg:
+        if self.secagg.get("mode") == "sum":
             reasons.append(
                 "secagg.mode=sum: rows are added up without masks, by a server that holds "
                 "each of them"
+            )
+        elif self.secagg and not self.masked:
+            reasons.append(
+                "secagg.mode=on: all members' keys lie in the folder of the simulation"
             )
         return reasons
 

@@ -84,7 +84,9 @@ def one_round(run: Run, users: Sequence[str]) -> None:
         state.shared = moved(state.shared, found.total, counted)
         return
     note = {"round": number, "clip": clip}
-    release = charge(run.ledger, config, run.population, "adapt", number, **note)
+    release = charge(
+        run.ledger, config, run.population, "adapt", number, run.begun, **note
+    )
     whole = integers(config, run.population, "adapt", clip, release)
     users = release.participants(users)
     label = f"adapt, round {number + 1}/{config.adapt.rounds}"

@@ -9,9 +9,8 @@ shared adapter; what is not used is not charged.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -19,13 +18,18 @@ import numpy as np
 
 from ...common.config import Config
 from ...common.data.types import Dataset
-from ...common.errors import refuse_if
 from ...common.privacy.noise import Source, coins, gaussian, source
 from ...common.privacy.protected import CLIP_BIT, charged, protected, used
 from ...common.secure.accounting import server_z
-from ...common.secure.masks import fresh
-from ...common.secure.neighbours import FEWEST, colluding, required
-from ...common.secure.rows import Integers, Terms, missing_noise, terms
+from ...common.secure.expected import expected
+from ...common.secure.neighbours import FEWEST, colluding
+from ...common.secure.rows import (
+    Integers,
+    Terms,
+    missing_noise,
+    share_of,
+    terms,
+)
 from ..privacy.accountant import Event, calibrate
 from ..privacy.ledger import Ledger
 
@@ -117,43 +121,7 @@ def events(config: Config, z: float, people: Population) -> dict[str, Event]:
 
 def summed(config: Config) -> bool:
     """Whether noisy sums are made of integers, and each user adds a share of the noise."""
-    return config.secagg.mode == "sum" and config.privacy.mode == "central"
-
-
-@dataclass(frozen=True)
-class Expected:
-    """How many rows a sum has.
-
-    Attributes
-    ----------
-    most
-        n, by which the noise is shared out: everybody of the stage, or the cohort.
-    required
-        r, the fewest: the quorum of those who are drawn on average.
-    """
-
-    most: int
-    required: int
-
-
-def expected(config: Config, people: Population, stage: str) -> Expected:
-    """How many rows a sum of a stage has, by numbers that are fixed beforehand.
-
-    Raises
-    ------
-    IdiolectError
-        So few that the sum hides nobody.
-    """
-    crowd, privacy = _crowd(people, stage), config.privacy
-    chances = {"adapt": privacy.sampling, "votes": privacy.vote_sampling}
-    most = min(crowd, privacy.cohort or crowd) if stage in chances else crowd
-    refuse_if(
-        most < FEWEST,
-        f"a sum of {most} users of stage '{stage}' hides nobody: take at least {FEWEST} "
-        "users, or set secagg.mode=off.",
-    )
-    drawn = min(Fraction(str(chances.get(stage, 1.0))) * crowd, Fraction(most))
-    return Expected(most, required(drawn, config.quorum))
+    return config.secagg.mode != "off" and config.privacy.mode == "central"
 
 
 def _crowd(people: Population, stage: str) -> int:
@@ -167,7 +135,7 @@ def _as_seen(config: Config, people: Population, event: Event) -> Event:
     # Charging it is refused (`expected`).
     if _crowd(people, event.stage) < FEWEST:
         return replace(event, server_z=0.0)
-    rows = expected(config, people, event.stage)
+    rows = expected(config, _crowd(people, event.stage), event.stage)
     corrupt = colluding(config.secagg.colluding, rows.most)
     seen, bit = (
         server_z(z, rows.required, corrupt, rows.most)
@@ -207,8 +175,9 @@ def secagg_of(config: Config) -> dict[str, str | float]:
     """What the ledger says of secure aggregation; nothing where no sum rests on it."""
     if not summed(config):
         return {}
-    colluding = config.secagg.colluding
-    return {"mode": "sum", "colluding": colluding, "quorum": config.quorum}
+    chosen = config.secagg
+    said = {"mode": chosen.mode, "colluding": chosen.colluding, "quorum": config.quorum}
+    return said | ({"keys": "devices"} if config.on_devices else {})
 
 
 def unprotected(config: Config) -> list[tuple[str, str, str, str]]:
@@ -299,6 +268,7 @@ def charge(
     people: Population,
     stage: str,
     done: int,
+    begun: Callable[[str], bool] = lambda _release: False,
     **note: str | int | float,
 ) -> Release:
     """Charge a release; its noise may be drawn only afterwards.
@@ -315,6 +285,9 @@ def charge(
         used, with new coins and noise, and not paid for again. Not where a server that
         sees only sums is accounted for: it may have seen the sum that was cut short, and
         one of other coins is a second sum.
+    begun
+        Whether the members of a release are still known (`Run.begun`): then it is the same
+        sum, and is not paid for again either.
     note
         What the card is to say of it.
 
@@ -327,12 +300,12 @@ def charge(
     """
     event = events(config, noise_of(config, people), people)[stage]
     if summed(config):
-        rows = expected(config, people, stage)
+        rows = expected(config, _crowd(people, stage), stage)
         note |= {"expected": rows.most, "required": rows.required}
         terms_of(config, people, event, 1.0)  # refused before it is paid for
     paid = [entry for entry in ledger.charges if entry.event.stage == stage]
     unfinished = len(paid) > done and paid[-1].event == event
-    cut_short = unfinished and not summed(config)
+    cut_short = unfinished and (not summed(config) or begun(paid[-1].id))
     name = paid[-1].id if cut_short else ledger.charge(event, **note)
     return Release(name, event, source(config.privacy.seeded, config.seed, name))
 
@@ -340,10 +313,10 @@ def charge(
 def terms_of(config: Config, people: Population, event: Event, clip: float) -> Terms:
     """Return the terms of a sum of integers with the noise of an event."""
     bit = event.clip_bit_z if config.adapt.clip_quantile else None
-    bit_z = bit if event.stage == "adapt" else None
-    if config.privacy.mode == "off":
+    bit_z = bit if event.stage == "adapt" and config.privacy.mode != "off" else None
+    if config.privacy.mode == "off" and config.secagg.mode == "sum":
         return terms(clip, 0.0, None, _crowd(people, event.stage), 0)
-    rows = expected(config, people, event.stage)
+    rows = expected(config, _crowd(people, event.stage), event.stage)
     return terms(clip, event.z, bit_z, rows.most, rows.required)
 
 
@@ -368,12 +341,5 @@ def integers(
     if config.secagg.mode == "off":
         return None
     event = release.event if release else events(config, 0.0, people)[stage]
-    share = partial(_share, config, release.id if release else stage)
+    share = partial(share_of, config, release.id if release else stage)
     return Integers(terms_of(config, people, event, clip), share)
-
-
-def _share(config: Config, release: str, user: str) -> Source:
-    """Where a user's share of the noise comes from; a user's own, wherever it lives."""
-    if config.privacy.seeded:
-        return source(True, config.seed, release, "share", user)
-    return fresh()

@@ -38,6 +38,7 @@ from ...common.files import (
     write_atomically,
 )
 from ...common.protocol.messages import Outcome, Rows
+from ...common.secure.directory import Entry
 from ...common.unlabeled.sets import Unlabeled
 from .results import runs_folder
 
@@ -248,6 +249,8 @@ class State:
         User -> what went wrong for this user, last.
     devices
         The users of the run where they are devices, as they were first met.
+    members
+        User -> its entry in the directory of masked sums (``secagg.mode=on``).
     cost
         So far.
     """
@@ -271,6 +274,7 @@ class State:
     noisy_metrics: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     devices: list[str] = field(default_factory=list)
+    members: dict[str, Entry] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
 
 
@@ -329,6 +333,8 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> State:
             rows = json.loads((place / "unlabeled.json").read_text())
             state.unlabeled = tuple(map(_unlabeled, rows))
         state.cost = Cost(**body.pop("cost"))
+        members = body.pop("members", {})
+        state.members = {user: Entry(**one) for user, one in members.items()}
         state.outcomes = {
             current_name(method): {user: Outcome(**one) for user, one in users.items()}
             for method, users in body.pop("outcomes").items()

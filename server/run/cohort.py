@@ -161,6 +161,10 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint, where there is one."""
 
+    def begun(self, release: str) -> bool:
+        """Whether the same members can be asked again for a release that was cut short."""
+        return False
+
     def warn(self, message: str) -> None:
         """Tell the reader of the log."""
         logging.getLogger("flwr").warning("%s", message)

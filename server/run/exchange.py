@@ -80,6 +80,7 @@ def ask(
     keep: Callable[[AnyReply], AnyReply] = lambda reply: reply,
     row: Shapes = MappingProxyType({}),
     texts: int = 0,
+    enough: Callable[[], bool] = lambda: False,
 ) -> tuple[list[AnyReply], dict[str, str]]:
     """Send requests, and collect the replies until all are in or the deadline has passed.
 
@@ -95,6 +96,8 @@ def ask(
         Shapes of the arrays that a reply brings for each of its users.
     texts
         Texts that it brings for each of them. Both say how large a reply may be.
+    enough
+        Whether no further reply is needed: then nobody is waited for.
 
     Returns
     -------
@@ -106,13 +109,15 @@ def ask(
     users = max((len(request.users) for _, request in requests), default=0)
     asking = Asking(run, exchange, read, keep, limits(row, users, texts))
     asking.add(requests)
-    while asking.left and time.monotonic() < asking.patience():
+    while asking.left and not enough() and time.monotonic() < asking.patience():
         asking.look()
-    asking.give_up()
+    if not enough():
+        asking.give_up()
     asking.count_seconds()
     replies = [asking.replies[index] for index in sorted(asking.replies)]
     answered = {user for reply in replies for user in reply.users}
-    asked = [user for _, request in requests for user in request.users]
+    waiting = asking.left if enough() else set()  # who is not needed did nothing wrong
+    asked = [u for node, r in requests for u in r.users if node not in waiting]
     # Users whom nobody mentions come last; an error that names them counts instead.
     missing = dict.fromkeys(asked, "its node left this user out of the reply.")
     errors = {

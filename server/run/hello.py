@@ -28,6 +28,7 @@ from ...common.text import printable
 from .exchange import Asking, Exchange, ask, grace, online, report, require
 from .inbox import limits
 from .live import LiveRun
+from .masked import register
 
 EXCHANGE = Exchange("hello", "", "query.hello", 0.0)
 # What `model_folder.identity` is made of, as an operator knows it.
@@ -111,6 +112,8 @@ def hello(run: LiveRun, ours: Identity) -> tuple[dict[str, int], int]:
         return {}, 0
     errors, dropped, truncated = _greet_simulated(run, ours)
     _check_everybody(run, dropped, errors)
+    if run.state.members:  # their signatures are not made again
+        run.save()
     return dropped, truncated
 
 
@@ -154,8 +157,10 @@ def _greet_simulated(
                 named = [*reply.users, *reply.errors] or [f"node {node}"]
                 errors |= dict.fromkeys(named, problem)
                 continue
+            unkeyed = register(run, reply)
+            errors |= unkeyed
             for user in reply.users:
-                if user in known:
+                if user in known and user not in unkeyed:
                     run.nodes.setdefault(user, node)
             truncated += reply.truncated
             dropped.update(reply.dropped)
@@ -283,9 +288,12 @@ def _enlist(run: LiveRun, node: int, reply: HelloReply) -> str:
         return reply.errors.get(name, "it answered for somebody else.")
     if name not in devices and len(devices) >= run.config.users:
         return f"the run has its {run.config.users} devices already."
+    run.nodes[name] = node
+    if problem := register(run, reply).get(name):
+        del run.nodes[name]
+        return problem
     if name not in devices:
         devices.append(name)
-    run.nodes[name] = node
     return ""
 
 

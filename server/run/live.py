@@ -13,7 +13,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from ...common.config import Scalar, defaults, flatten
-from ...common.files import private
+from ...common.files import file_name, private
 from ...common.protocol.manifest import read_or_make_key
 from ...common.protocol.messages import Rows, Shapes
 from ...common.protocol.quantization import encode
@@ -136,6 +136,14 @@ class LiveRun(Run):
     def save(self) -> None:
         """Write the checkpoint."""
         save(self.folder, self.state)
+
+    def sum_folder(self, name: str) -> Path:
+        """Where a masked sum of this name is kept while it is made."""
+        return self.folder / "checkpoint" / "secagg" / file_name(name)
+
+    def begun(self, release: str) -> bool:
+        """Whether a masked sum has a plan, so that its members can be asked again."""
+        return (self.sum_folder(release) / "plan.json").exists()
 
     def took_part(self, stage: str, users: Sequence[str]) -> None:
         """Count who took part in a release, for the privacy card too."""

@@ -144,7 +144,9 @@ def measure_noisily(run: Run, method: str) -> None:
     """
     config, state = run.config, run.state
     people, done = run.population, len(state.noisy_metrics)
-    release = charge(run.ledger, config, people, "metrics", done, method=method)
+    release = charge(
+        run.ledger, config, people, "metrics", done, run.begun, method=method
+    )
     users, rate = measured_users(run, method), state.learning_rates.get(method, 0.0)
     whole = integers(config, people, "metrics", 1.0, release)
     total, counted = run.cohort.sum_metrics(users, method, rate, release.id, whole)

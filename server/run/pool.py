@@ -90,7 +90,9 @@ def voted(run: Run) -> Built:
     users = run.cohort.users + run.cohort.development
     if config.privacy.mode == "central":
         note = {"bank": config.unlabeled.bank}
-        release = charge(run.ledger, config, run.population, "votes", 0, **note)
+        release = charge(
+            run.ledger, config, run.population, "votes", 0, run.begun, **note
+        )
         users = release.participants(users)
     bank = candidates(run)
     whole = integers(config, run.population, "votes", 1.0, release)

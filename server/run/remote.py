@@ -46,8 +46,10 @@ from ...common.unlabeled.sets import Unlabeled, fingerprint
 from . import work
 from .exchange import AnyReply, Exchange, ask, report, require
 from .live import LiveRun
+from .masked import Asked, masked_sum
 from .signing import sign_next
 from .sums import (
+    SEALED,
     Sum,
     nothing,
     sum_of_marks,
@@ -105,6 +107,22 @@ class Remote:
             "release": release,
             "shared": run.shared_to_send,
         }
+        if integers and config.secagg.mode == "on":
+            length = sum(math.prod(shape) for shape in run.shapes.values())
+            asked = Asked(
+                "adapt",
+                release or place,
+                exchange,
+                place,
+                AdaptRequest,
+                fields,
+                AdaptReply,
+                "rows",
+                length,
+                self._requests,
+            )
+            found = Sum(*masked_sum(run, asked, users, integers))
+            return unsealed(found, run.shapes, integers)
         total = nothing(run.shapes, integers)
 
         def add(reply: Contribution) -> Contribution:
@@ -133,6 +151,21 @@ class Remote:
         integers: Integers | None = None,
     ) -> tuple[np.ndarray, list[str]]:
         """See `Cohort.vote`; a vote is finite, not negative, and of norm 1 at most."""
+        if integers and self._run.config.secagg.mode == "on":
+            exchange, place, fields = self._polling(bank, release)
+            asked = Asked(
+                "votes",
+                release or place,
+                exchange,
+                place,
+                VoteRequest,
+                fields,
+                VoteReply,
+                "votes",
+                len(bank),
+                self._requests,
+            )
+            return self._masked_unit(asked, users, integers)
         add = partial(sum_of_unit, integers=integers)
         total, counted = self._ballots(users, bank, release, valid_votes, add)
         return unit_unsealed(total, counted, integers), counted
@@ -153,12 +186,8 @@ class Remote:
         valid: Callable[[np.ndarray], np.ndarray],
         add: Add,
     ) -> tuple[np.ndarray, list[str]]:
-        """Sign the bank, let the users vote over it, and add up what is valid."""
-        if sign_next(self._run, "bank", [Unlabeled(item) for item in bank]):
-            self._run.save()
-        exchange = Exchange("pool", "votes", "query.vote", self._run.weights["pool"])
-        fields = self._manifest() | {"bank": tuple(bank), "release": release}
-        place = f"pool/{release}" if release else "pool"
+        """Let the users vote over the bank, and add up what is valid."""
+        exchange, place, fields = self._polling(bank, release)
         requests = self._requests(VoteRequest, place, users, fields)
         if release and not users:  # coins may name nobody: then only noise is released
             return add(np.zeros((0, len(bank))), ()), []
@@ -166,6 +195,23 @@ class Remote:
         return self._sum(
             exchange, requests, VoteReply, "votes", len(bank), why, valid, add
         )
+
+    def _polling(
+        self, bank: Sequence[Item], release: str
+    ) -> tuple[Exchange, str, dict[str, Any]]:
+        """Sign the bank; the exchange of a vote, its place, and its fields."""
+        if sign_next(self._run, "bank", [Unlabeled(item) for item in bank]):
+            self._run.save()
+        exchange = Exchange("pool", "votes", "query.vote", self._run.weights["pool"])
+        fields = self._manifest() | {"bank": tuple(bank), "release": release}
+        return exchange, f"pool/{release}" if release else "pool", fields
+
+    def _masked_unit(
+        self, asked: Asked, users: Sequence[str], integers: Integers
+    ) -> tuple[np.ndarray, list[str]]:
+        """A masked sum of rows of norm 1 at most, as floats, and whose it is."""
+        sealed, counted = masked_sum(self._run, asked, users, integers)
+        return unit_unsealed(sealed[SEALED], counted, integers), counted
 
     def offer(
         self, users: Sequence[str], bank: Sequence[Item], supported: tuple[int, ...]
@@ -263,8 +309,23 @@ class Remote:
     ) -> tuple[np.ndarray, list[str]]:
         """See `Cohort.sum_metrics`; rows are checked as votes are."""
         run, generate = self._run, self._run.config.evaluate.generate
-        exchange, requests = self._measuring(users, method, rate, generate, release)
         width = len(released_metrics(task_of(run.config.task).kind, generate)) + 1
+        if integers and run.config.secagg.mode == "on":
+            exchange, place, fields = self._evaluating(method, rate, generate, release)
+            asked = Asked(
+                "metrics",
+                release,
+                exchange,
+                place,
+                EvaluateRequest,
+                fields,
+                EvaluateReply,
+                "sums",
+                width,
+                self._requests,
+            )
+            return self._masked_unit(asked, users, integers)
+        exchange, requests = self._measuring(users, method, rate, generate, release)
         why = "its row of metrics is not finite, negative, or longer than 1."
         total, counted = self._sum(
             exchange,
@@ -288,7 +349,14 @@ class Remote:
         generate: bool,
         release: str = "",
     ) -> tuple[Exchange, list[tuple[int, Request]]]:
-        run, place = self._run, f"evaluate/{release or f'{method}/{generate}'}"
+        exchange, place, fields = self._evaluating(method, rate, generate, release)
+        return exchange, self._requests(EvaluateRequest, place, users, fields)
+
+    def _evaluating(
+        self, method: str, rate: float, generate: bool, release: str
+    ) -> tuple[Exchange, str, dict[str, Any]]:
+        """The exchange of a method's metrics, its place, and its fields."""
+        run = self._run
         fields = {
             "method": method,
             "learning_rate": rate,
@@ -297,9 +365,9 @@ class Remote:
             "release": release,
             "shared": run.shared_to_send,
         }
-        requests = self._requests(EvaluateRequest, place, users, fields)
         weight = run.weights[work.measuring(method, generate)]
-        return Exchange("evaluate", method, "evaluate", weight), requests
+        exchange = Exchange("evaluate", method, "evaluate", weight)
+        return exchange, f"evaluate/{release or f'{method}/{generate}'}", fields
 
     def _manifest(self) -> dict[str, Any]:
         state = self._run.state

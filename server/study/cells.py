@@ -56,8 +56,13 @@ def located(config: Config) -> Config:
     Raises
     ------
     IdiolectError
-        A variable is not set.
+        A variable is not set, or masks are asked for where there are no messages.
     """
+    refuse_if(
+        config.secagg.mode == "on",
+        "a study computes all users in one process, where masks hide nothing: set "
+        "secagg.mode=sum, which gives the same sums.",
+    )
     data, backbone = map(os.path.expandvars, (config.data, config.backbone))
     refuse_if(
         "$" in data + backbone,

@@ -361,11 +361,13 @@ def test_parts_are_kept_and_asked_for_where_they_are_not(greeted):
     changed: dict[str, Any] = {"unlabeled.ratio": 2.0}
     task = vote_task(greeted.folder, "u0", **changed)
     agree(task)
-    names = {n: make_part(n, getattr(task, n)).hash for n in ("config", "bank")}
+    names = {
+        n: make_part(n, getattr(task, n)).hash for n in ("config", "bank", "directory")
+    }
     slim = sealed(task, 7, known=names)
     assert "parts" not in slim
     reply = app.app(Message(slim, 7, "query.vote"), context()).content
-    assert unpack(Missing, reply).parts == ("config", "bank")
+    assert unpack(Missing, reply).parts == ("config", "bank", "directory")
     assert vote(task).users == ("u0",)
     assert vote(task, known=names).users == ("u0",)
     # A part of another content in its place is as good as none.
@@ -580,7 +582,12 @@ def test_a_simulation_keeps_losses_and_texts_and_a_device_none(
         monkeypatch.setattr(handlers, name, lambda *_, value=value: value)
     monkeypatch.setattr(handlers, "EvaluateReply", SimpleNamespace)
     task = SimpleNamespace(
-        method="base", shared={}, generate=True, unlabeled_hash="", run="r"
+        method="base",
+        shared={},
+        generate=True,
+        unlabeled_hash="",
+        run="r",
+        summing=None,
     )
     assert handlers._evaluate(task, one).metrics == {"u0": {"nll": 9.0}}
     file = node.folder / "texts/base/u0.json"

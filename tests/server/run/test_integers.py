@@ -18,6 +18,7 @@ from idiolect.common.errors import IdiolectError
 from idiolect.common.privacy.noise import source
 from idiolect.common.secure import rows as secure_rows
 from idiolect.common.secure.accounting import share_variance
+from idiolect.common.secure.expected import Expected, expected
 from idiolect.common.secure.rows import Integers, Terms, missing_noise, report, terms
 from idiolect.common.secure.secure import LeftOut
 from idiolect.server.privacy.accountant import Event, epsilons
@@ -283,7 +284,7 @@ def test_a_share_that_is_all_of_the_noise_is_noticed(monkeypatch):
 
 def test_one_stream_for_all_users_is_noticed(monkeypatch):
     """Ten times one draw is longer than ten draws: no sum of rows and noise."""
-    monkeypatch.setattr(budget, "_share", lambda *_: source(True, 0, "one"))
+    monkeypatch.setattr(budget, "share_of", lambda *_: source(True, 0, "one"))
     run = run_of(ROUND, 0)
     assert not published(run).any() and "adapt" not in run.state.took_part
 
@@ -359,11 +360,11 @@ def charged(count: int, rounds: int, colluding: float) -> Ledger:
     ],
 )
 def test_the_epsilons_of_the_design_on_a_whole_ledger(count, rounds, release, server):
-    for share, expected in server.items():
+    for share, seen in server.items():
         ledger = charged(count, rounds, share)
         spent = ledger.spent()
         assert spent.release == pytest.approx(release, abs=6e-4)
-        assert spent.participants == pytest.approx(expected, abs=1e-3)
+        assert spent.participants == pytest.approx(seen, abs=1e-3)
         found = card(ledger, "r", "0", "0")["epsilon"]["dp_events_only"]
         assert found["server_knows_participants"] == spent.participants
 
@@ -376,14 +377,14 @@ def test_a_sampled_sum_counts_the_quorum_of_those_drawn_on_average():
         | ONE
     )
     people = Population(10_000, 0, 10_000)
-    assert budget.expected(config, people, "adapt") == budget.Expected(150, 60)
+    assert expected(config, 10_000, "adapt") == Expected(150, 60)
     event = budget.events(config, 1.0, people)["adapt"]
     assert event.server_z == math.sqrt((60 - 15) / 150)
     known = budget.terms_of(config, people, event, 1.0)
     assert (known.most, known.required) == (150, 60)
     # Metrics are of everybody, and no coins are tossed.
-    assert budget.expected(config, people, "metrics") == budget.Expected(10_000, 6000)
-    assert budget.expected(config, people, "votes") == budget.Expected(150, 90)
+    assert expected(config, 10_000, "metrics") == Expected(10_000, 6000)
+    assert expected(config, 10_000, "votes") == Expected(150, 90)
 
 
 def test_where_all_honest_noise_is_gone_nothing_holds_against_the_server():
@@ -464,7 +465,8 @@ def test_a_run_without_integers_has_the_card_that_it_had():
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"secagg.mode": "on"}, "use one of off, sum"),
+        ({"secagg.mode": "masked"}, "use one of off, sum, on"),
+        ({"secagg.mode": "on", "adapt.wire": "int8"}, "set adapt.wire=float32"),
         (SUM | {"task": "text"} | ONE, "sees each of them"),
         (SUM | {"adapt.clip": 0.0}, "set a positive one"),
         (CENTRAL | {"privacy.sampling": 0.5}, "'privacy.cohort' is 0 by default"),

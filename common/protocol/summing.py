@@ -1,0 +1,256 @@
+"""Masked sums in messages: the plan that both sides make, and what is in which array.
+
+`secure` has the exchanges as pure functions. Here stands how their parts travel: a member
+is a user of the run, known by the number of its entry in the directory, and what it sends
+are arrays of bytes whose lengths follow from the plan.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from ..config import Config
+from ..secure import directory as members
+from ..secure.directory import Entry
+from ..secure.grid import Grid
+from ..secure.masks import NONCE, SEED, TAG
+from ..secure.neighbours import colluding
+from ..secure.plan import Plan, Segment
+from ..secure.rows import Terms, terms
+from ..secure.secure import Report, opened_of
+from .messages import Request, Rows, Shapes, Summing, array_type, refuse_if
+from .packing import plain
+from .signed import make_part, part_names
+
+# Fields of a request that a row does not depend on. A manifest has a time, and is made
+# anew when a run is resumed; the release stands in the plan.
+_APART = ("run", "step", "folder", "users", "release", "manifest", "signature")
+_OF_SUMS = ("summing", "directory")
+
+
+def content_of(request: Request) -> str:
+    """SHA-256 over all fields of a request that a row depends on, in hex."""
+    large = part_names(type(request))
+
+    def told(name: str) -> Any:
+        value = getattr(request, name)
+        return make_part(name, value).hash if name in large else plain(value)
+
+    names = {entry.name for entry in fields(request)} - {*_APART, *_OF_SUMS}
+    text = json.dumps([type(request).__name__, {n: told(n) for n in sorted(names)}])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def bitmap(places: Collection[int], size: int) -> str:
+    """Return places in 0..size-1 as a bitmap, in hex digits."""
+    bits = np.zeros(size, np.uint8)
+    bits[sorted(places)] = 1
+    return np.packbits(bits).tobytes().hex()
+
+
+def places_of(bits: str, size: int) -> tuple[int, ...]:
+    """Return the places of a `bitmap`, ascending.
+
+    Raises
+    ------
+    ProtocolError
+        It is none of this size.
+    """
+    try:
+        body = bytes.fromhex(bits)
+    except ValueError:
+        body = b""
+    refuse_if(
+        len(body) != -(-size // 8) or len(bits) != 2 * len(body),
+        f"a list of members is not a bitmap of {size} places.",
+    )
+    unpacked = np.unpackbits(np.frombuffer(body, np.uint8))
+    refuse_if(unpacked[size:].any(), "a list of members names one that there is not.")
+    return tuple(np.flatnonzero(unpacked[:size]).tolist())
+
+
+def terms_of(summing: Summing) -> Terms:
+    """Return the terms of a sum; see `rows.terms` for what is refused."""
+    return terms(summing.clip, summing.z, summing.bit_z, summing.most, summing.required)
+
+
+def plan_of(
+    run: str, summing: Summing, directory: Sequence[Entry], config: Config
+) -> Plan:
+    """Make the plan of a sum: the server and each member make the same one.
+
+    Parameters
+    ----------
+    run
+        The run's id.
+    summing, directory
+        As in the request.
+    config
+        Of the run.
+
+    Raises
+    ------
+    IdiolectError
+        No sum can be so (`Plan`, `directory.numbers`, `rows.terms`).
+    """
+    numbers = members.numbers(directory)
+    cohort = tuple(numbers[k] for k in places_of(summing.cohort, len(numbers)))
+    known = terms_of(summing)
+    segments = [Segment(summing.length, _exponent(known.grid), known.variance)]
+    if known.bit_variance is not None:
+        segments.append(Segment(1, _exponent(known.bit_grid), known.bit_variance))
+    return Plan(
+        run,
+        summing.release,
+        summing.stage,
+        members.root(directory),
+        cohort,
+        _hash(summing.content),
+        tuple(segments),
+        known.grid.word,
+        summing.required,
+        colluding(config.secagg.colluding, len(cohort)),
+    )
+
+
+def _hash(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""  # which no plan takes
+
+
+def _exponent(grid: Grid) -> int:
+    return int(np.frexp(grid.unit)[1]) - 1
+
+
+def with_plan(
+    run: str, summing: Summing, directory: Sequence[Entry], config: Config
+) -> tuple[Summing, Plan]:
+    """Return a summing with the hash of its plan, and the plan; as `plan_of`."""
+    plan = plan_of(run, summing, directory, config)
+    return replace(summing, plan=plan.hash.hex()), plan
+
+
+# --- arrays ------------------------------------------------------------------------------
+
+
+def sealed_size(plan: Plan, place: int) -> int:
+    """Bytes of one bundle of a member."""
+    return NONCE + SEED * (1 + len(plan.graph.masks[place])) + TAG
+
+
+def report_shapes(plan: Plan, places: Sequence[int]) -> Shapes:
+    """Shapes of the arrays of these members' reports."""
+    return {
+        f"masked{plan.word}": (len(places), plan.length),
+        "bundles": (
+            sum(sealed_size(plan, i) * len(plan.graph.holders[i]) for i in places),
+        ),
+        "checks": (sum(SEED * (1 + len(plan.graph.masks[i])) for i in places),),
+    }
+
+
+def report_arrays(plan: Plan, reports: Mapping[int, Report]) -> Rows:
+    """Reports as arrays: place -> report, in their order."""
+    name = f"masked{plan.word}"
+    masked = [report.masked for report in reports.values()]
+    table = np.array(masked, array_type(name)).reshape(len(reports), plan.length)
+    bundles = b"".join(b for r in reports.values() for b in r.bundles.values())
+    checks = b"".join(report.checks for report in reports.values())
+    return {name: table, "bundles": _bytes(bundles), "checks": _bytes(checks)}
+
+
+def reports_of(plan: Plan, places: Sequence[int], arrays: Rows) -> dict[int, Report]:
+    """Read what `report_arrays` wrote, of these members; the shapes were checked before."""
+    found, masked = dict[int, Report](), arrays[f"masked{plan.word}"]
+    bundles, checks = arrays["bundles"].tobytes(), arrays["checks"].tobytes()
+    for k, place in enumerate(places):
+        holders, size = plan.graph.holders[place], sealed_size(plan, place)
+        some, bundles = _taken(bundles, size * len(holders))
+        own, checks = _taken(checks, SEED * (1 + len(plan.graph.masks[place])))
+        parts = [some[at : at + size] for at in range(0, len(some), size)]
+        found[place] = Report(masked[k], dict(zip(holders, parts, strict=True)), own)
+    return found
+
+
+def _taken(data: bytes, count: int) -> tuple[bytes, bytes]:
+    return data[:count], data[count:]
+
+
+def _bytes(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.uint8)
+
+
+def rows_held(plan: Plan, place: int, counted: Collection[int]) -> tuple[int, ...]:
+    """Rows of U that a member holds shares of, in the order of `OpenRequest.bundles`."""
+    return tuple(row for row in plan.graph.holders[place] if row in counted)
+
+
+def bundles_of(
+    plan: Plan, places: Sequence[int], counted: Collection[int], data: bytes
+) -> dict[int, dict[int, bytes]]:
+    """Read `OpenRequest.bundles`: member -> row -> bundle.
+
+    Raises
+    ------
+    ProtocolError
+        They are not as long as the plan says.
+    """
+    rows = {place: rows_held(plan, place, counted) for place in places}
+    size = sum(sealed_size(plan, row) for held in rows.values() for row in held)
+    refuse_if(len(data) != size, "the sealed shares are not as long as the plan says.")
+    found: dict[int, dict[int, bytes]] = {}
+    for place, held in rows.items():
+        found[place] = {}
+        for row in held:
+            found[place][row], data = _taken(data, sealed_size(plan, row))
+    return found
+
+
+def opening_shapes(
+    plan: Plan, counted: Collection[int], rows: Mapping[int, Sequence[int]]
+) -> Shapes:
+    """Shape of `OpenReply.shares`, where these members have opened these rows.
+
+    Raises
+    ------
+    ProtocolError
+        A row is not one that the member holds shares of, or stands there twice.
+    """
+    for place, opened in rows.items():
+        held = rows_held(plan, place, counted)
+        refuse_if(
+            not set(opened) <= set(held) or len(set(opened)) < len(opened),
+            "shares of a row came from a member who does not hold them.",
+        )
+    count = sum(
+        len(opened_of(plan, row, counted)) for opened in rows.values() for row in opened
+    )
+    return {"shares": (SEED * count,)}
+
+
+def opening_arrays(openings: Mapping[int, Mapping[int, bytes]]) -> Rows:
+    """Openings as the array of a reply: member -> row -> shares, in their order."""
+    some = (share for opened in openings.values() for share in opened.values())
+    return {"shares": _bytes(b"".join(some))}
+
+
+def openings_of(
+    plan: Plan,
+    counted: Collection[int],
+    rows: Mapping[int, Sequence[int]],
+    arrays: Rows,
+) -> dict[int, dict[int, bytes]]:
+    """Read what `opening_arrays` wrote, of these members and rows."""
+    data, found = arrays["shares"].tobytes(), dict[int, dict[int, bytes]]()
+    for place, opened in rows.items():
+        found[place] = {}
+        for row in opened:
+            size = SEED * len(opened_of(plan, row, counted))
+            found[place][row], data = _taken(data, size)
+    return found

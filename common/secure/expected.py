@@ -1,0 +1,116 @@
+"""What a sum must be by the configuration: how many rows it has, and how much noise.
+
+Both are fixed before anybody is asked. A device computes them as the server does, and
+refuses a sum that is said to have fewer rows or less noise.
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from ..config import Config
+from ..errors import refuse_if
+from ..privacy.protected import CLIP_BIT, TOLERANCE, gaussian_epsilon, planned
+from .neighbours import FEWEST, required
+
+# Stage -> the outflow that a device's owner knows it by.
+OUTFLOW = {"adapt": "update", "votes": "votes", "metrics": "metrics"}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How many rows a sum has.
+
+    Attributes
+    ----------
+    most
+        n, by which the noise is shared out: everybody of the stage, or the cohort.
+    required
+        r, the fewest: the quorum of those who are drawn on average.
+    """
+
+    most: int
+    required: int
+
+
+def expected(config: Config, crowd: int, stage: str) -> Expected:
+    """How many rows a sum of a stage has.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    crowd
+        How many users may take part in the stage, reached or not.
+    stage
+        ``adapt``, ``votes`` or ``metrics``. Coins are tossed for the first two, where
+        privacy is on.
+
+    Raises
+    ------
+    IdiolectError
+        So few that the sum hides nobody.
+    """
+    privacy = config.privacy
+    chances = {"adapt": privacy.sampling, "votes": privacy.vote_sampling}
+    if privacy.mode == "off":
+        chances = {}
+    most = min(crowd, privacy.cohort or crowd) if stage in chances else crowd
+    refuse_if(
+        most < FEWEST,
+        f"a sum of {most} users of stage '{stage}' hides nobody: take at least {FEWEST} "
+        "users, or set secagg.mode=off.",
+    )
+    drawn = min(Fraction(str(chances.get(stage, 1.0))) * crowd, Fraction(most))
+    return Expected(most, required(drawn, config.quorum))
+
+
+def refuse_noise(config: Config, stage: str, z: float, bit_z: float | None) -> None:
+    """Refuse a sum with less noise than the run's configuration declares.
+
+    Where the server calibrates the noise (``privacy.noise=0``) a device has no accountant:
+    it refuses noise with which the planned releases of this stage alone would cost more
+    than ``privacy.epsilon``, unless coins are tossed for them.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    stage
+        As in `expected`.
+    z, bit_z
+        Noise multipliers that the server names, of a row and of its clip bit.
+
+    Raises
+    ------
+    IdiolectError
+        It has less, or a clip bit where none is declared.
+    """
+    privacy, count = config.privacy, planned(config).get(OUTFLOW[stage], 0)
+    if not count:  # an exact sum, which the owner's consent knows as unprotected
+        return
+    relative = {"votes": privacy.votes, "metrics": privacy.metrics_noise}.get(
+        stage, 1.0
+    )
+    if privacy.epsilon == math.inf:
+        enough = True
+    elif privacy.noise or _tossed(config, stage):
+        enough = z > 0 and z >= privacy.noise * relative * (1 - TOLERANCE)
+    else:
+        most = privacy.epsilon * (1 + TOLERANCE)
+        enough = z > 0 and gaussian_epsilon(count / z**2, privacy.delta) <= most
+    bit = None
+    if stage == "adapt" and config.adapt.clip_quantile:
+        bit = CLIP_BIT if z > 0 else 0.0
+    refuse_if(
+        not enough or bit_z != bit,
+        f"a sum of stage '{stage}' is said to have noise of {z:g} times one user's part, "
+        "which is not what the run declares: sit it out, and ask the operator.",
+    )
+
+
+def _tossed(config: Config, stage: str) -> bool:
+    """Whether users are drawn for a release, so that it costs less than one of all."""
+    privacy = config.privacy
+    chances = {"adapt": privacy.sampling, "votes": privacy.vote_sampling}
+    return stage in chances and (chances[stage] < 1 or privacy.cohort > 0)

@@ -1,0 +1,502 @@
+"""Masked sums on the server's side: report, confirm, open (``secagg.mode=on``).
+
+The mathematics is `common.secure.secure`, and what is in which message
+`common.protocol.summing`. Here stands who is asked, what is kept of the answers, and in
+which order. What must survive a crash lies in the checkpoint, one folder per sum:
+
+    plan.json        who is asked for what; before anybody is
+    bundles          sealed shares, as the reports come; useless without the next file
+    counted.*        the sum of the reports and whose they are; before anybody signs
+    signatures.json  who signed; before anything is opened
+
+A run that is resumed goes on with the last of them. Devices answer the same request again
+with the same bytes, so nothing is asked of them that they have not agreed to.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from ...common.errors import refuse_if
+from ...common.files import private, write_atomically
+from ...common.protocol.manifest import public_key
+from ...common.protocol.messages import (
+    ConfirmReply,
+    ConfirmRequest,
+    HelloReply,
+    OpenReply,
+    OpenRequest,
+    Reply,
+    Request,
+    Rows,
+    Shapes,
+    Summing,
+)
+from ...common.protocol.messages import refuse_if as refuse_message
+from ...common.protocol.packing import unpack
+from ...common.protocol.summing import (
+    bitmap,
+    content_of,
+    opening_shapes,
+    openings_of,
+    plan_of,
+    report_shapes,
+    reports_of,
+    rows_held,
+    sealed_size,
+    with_plan,
+)
+from ...common.secure import directory as members
+from ...common.secure import secure
+from ...common.secure.directory import Entry
+from ...common.secure.grid import WORDS, words
+from ...common.secure.neighbours import threshold
+from ...common.secure.plan import Plan
+from ...common.secure.rows import Integers
+from ...common.secure.secure import LeftOut, Report
+from .exchange import Exchange, ask
+from .live import LiveRun
+from .sums import SEALED
+
+Requests = list[tuple[int, Any]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a masked sum is of.
+
+    Attributes
+    ----------
+    stage, name
+        ``adapt``, ``votes`` or ``metrics``, and the sum's name within the run.
+    exchange, place
+        In which the rows are asked for, and the beginning of its steps.
+    request, fields
+        Class of the requests, and their fields but for how rows are masked.
+    reply, group
+        Class of the answers, and the field of their arrays.
+    length
+        Coordinates of a row.
+    make
+        From a class, a place, users and fields to requests, (node, request) each.
+    """
+
+    stage: str
+    name: str
+    exchange: Exchange
+    place: str
+    request: type[Request]
+    fields: Mapping[str, Any]
+    reply: type[Reply]
+    group: str
+    length: int
+    make: Callable[[type[Any], str, Sequence[str], Mapping[str, Any]], Requests]
+
+    def requests(self, users: Sequence[str], how: Mapping[str, Any]) -> Requests:
+        """The requests for rows of these users, masked so."""
+        return self.make(self.request, self.place, users, {**self.fields, **how})
+
+
+# --- the directory -----------------------------------------------------------------------
+
+
+def register(run: LiveRun, reply: HelloReply) -> dict[str, str]:
+    """Take the keys of a node's users into the directory; user -> why not, of the others.
+
+    A member has one entry per run, also after the run was resumed.
+    """
+    if run.config.secagg.mode != "on":
+        return {}
+    known, server = run.state.members, public_key(run.signing_key)
+    numbers, problems = numbers_of(run, reply.users), dict[str, str]()
+    for user in reply.users:
+        entry = reply.keys.get(user)
+        before = known.get(user, entry)
+        if entry is None or not members.signed(entry, run.state.id, server):
+            problems[user] = "its keys for masked sums are missing or not signed."
+        elif entry.number != str(numbers.get(user)):
+            problems[user] = "its keys for masked sums are those of another number."
+        # A signature may differ: ECDSA has a new one each time.
+        elif astuple(entry)[:-1] != astuple(before)[:-1]:
+            problems[user] = "its keys for masked sums are not those it began with."
+        else:
+            known[user] = before
+    return problems
+
+
+def numbers_of(run: LiveRun, users: Sequence[str]) -> dict[str, int]:
+    """User -> number: a device's node, or a simulated user's place in the data."""
+    if run.config.on_devices:
+        return {user: run.nodes[user] for user in users if user in run.nodes}
+    everybody = (*run.dataset.users, *run.dataset.development)
+    return {user.id: number for number, user in enumerate(everybody)}
+
+
+def directory_of(run: LiveRun) -> tuple[Entry, ...]:
+    """The directory: everybody's entry, by number."""
+    return tuple(sorted(run.state.members.values(), key=lambda one: int(one.number)))
+
+
+# --- one sum -----------------------------------------------------------------------------
+
+
+@dataclass
+class Masked:
+    """A masked sum while it is made.
+
+    Attributes
+    ----------
+    run, asked, summing, plan, directory, place
+        The run, what the sum is of, and what all members agree on; its folder.
+    users
+        Place in the cohort -> user.
+    total
+        Sum of the reports so far, words.
+    checks
+        Place -> checks of its report; of those whose reports are kept.
+    bundles
+        Place -> where its bundles lie in the file.
+    """
+
+    run: LiveRun
+    asked: Asked
+    summing: Summing
+    plan: Plan
+    directory: tuple[Entry, ...]
+    place: Path
+    users: dict[int, str]
+    total: np.ndarray
+    checks: dict[int, bytes] = field(default_factory=dict)
+    bundles: dict[int, int] = field(default_factory=dict)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """User -> place in the cohort."""
+        return {user: place for place, user in self.users.items()}
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The fields of every request that say what is summed."""
+        return {"summing": self.summing, "directory": self.directory}
+
+    def known(self, users: Sequence[str]) -> list[int]:
+        """Places of the users of a reply."""
+        refuse_message(
+            not set(users) <= self.places.keys(),
+            "a reply is about a user who was not asked.",
+        )
+        return [self.places[user] for user in users]
+
+
+def masked_sum(
+    run: LiveRun, asked: Asked, users: Sequence[str], integers: Integers
+) -> tuple[Rows, list[str]]:
+    """Ask users for masked rows, and return their sum and whose rows it holds.
+
+    Parameters
+    ----------
+    run, asked
+        The run, and what is asked for.
+    users
+        Who. Where the sum was begun before a crash, those who were asked then.
+    integers
+        On which terms.
+
+    Returns
+    -------
+    tuple
+        `sums.SEALED` -> words [length, and one of a clip bit], without masks; and users.
+
+    Raises
+    ------
+    LeftOut
+        Too few reported, signed or opened. The sum is paid for all the same.
+    """
+    made = begin(run, asked, users, integers)
+    if not (made.place / "counted.json").exists():
+        collect(made)
+    counted = read_counted(made)
+    opened = open_all(made, counted, signatures_of(made, counted))
+    found = secure.unmask(made.plan, counted, made.total, made.checks, opened)
+    if found.wrong:
+        run.warn(f"{asked.exchange.name}: {len(found.wrong)} members sent wrong shares")
+    total = words(found.total, made.plan.word)
+    return {SEALED: total}, [made.users[place] for place in sorted(counted)]
+
+
+def begin(
+    run: LiveRun, asked: Asked, users: Sequence[str], integers: Integers
+) -> Masked:
+    """Make the plan of a sum, or take it from the checkpoint."""
+    place, directory = run.sum_folder(asked.name), directory_of(run)
+    file, known = place / "plan.json", integers.terms
+    if file.exists():
+        stored = json.loads(file.read_text())
+        summing = Summing(**stored["summing"])
+        plan = plan_of(run.state.id, summing, directory, run.config)
+        refuse_if(
+            plan.hash.hex() != summing.plan,
+            f"the plan of '{asked.name}' in the checkpoint is not of this run: restore the "
+            "run's folder from a backup.",
+        )
+        by_place = dict(enumerate(stored["users"]))
+    else:
+        places = {e.number: k for k, e in enumerate(directory)}
+        numbers = {user: run.state.members[user].number for user in users}
+        refuse_if(
+            len(users) < known.required,
+            f"{len(users)} of {known.required} members that the sum needs can be asked: "
+            "the release is left out.",
+            LeftOut,
+        )
+        by_place = dict(enumerate(sorted(users, key=lambda user: int(numbers[user]))))
+        content = content_of(asked.requests(users, {})[0][1])
+        cohort = bitmap([places[numbers[user]] for user in users], len(directory))
+        summing = Summing(
+            asked.stage,
+            asked.name,
+            cohort,
+            content,
+            known.grid.clip,
+            known.z,
+            known.bit_z,
+            known.most,
+            known.required,
+            asked.length,
+            "",
+        )
+        summing, plan = with_plan(run.state.id, summing, directory, run.config)
+        forget_sums(run, but=place)
+        body = {"summing": vars(summing), "users": list(by_place.values())}
+        write_atomically(file, json.dumps(body).encode())
+    total = np.zeros(plan.length, WORDS[plan.word])
+    return Masked(run, asked, summing, plan, directory, place, by_place, total)
+
+
+def forget_sums(run: LiveRun, but: Path) -> None:
+    """Erase what earlier sums have left, except their plans' names: they are over."""
+    for old in but.parent.glob("*"):
+        if old != but:
+            shutil.rmtree(old)
+
+
+# --- report ------------------------------------------------------------------------------
+
+
+def collect(made: Masked) -> None:
+    """Ask for reports, add up those that fit together, and fix whose they are.
+
+    Raises
+    ------
+    LeftOut
+        Too few came.
+    """
+    run, asked, plan = made.run, made.asked, made.plan
+    (made.place / "bundles").unlink(
+        missing_ok=True
+    )  # of a life that did not get so far
+
+    def read(record: RecordDict) -> Reply:
+        return unpack(
+            asked.reply, record, lambda f: report_shapes(plan, made.known(f["users"]))
+        )
+
+    def keep(reply: Reply) -> Reply:
+        places = made.known(reply.users)
+        reports = reports_of(plan, places, getattr(reply, asked.group))
+        errors = {
+            made.users[i]: why
+            for i, one in reports.items()
+            if (why := _add(made, i, one))
+        }
+        kept = tuple(user for user in reply.users if user not in errors)
+        left = {"users": kept, "errors": reply.errors | errors, asked.group: {}}
+        return replace(reply, **left)
+
+    requests = asked.requests(list(made.users.values()), made.fields)
+    ask(run, asked.exchange, requests, read, keep, _most(made))
+    counted = secure.count(plan, made.checks)
+    state = {str(i): made.checks[i].hex() for i in sorted(counted)}
+    body = {"checks": state, "bundles": {str(i): made.bundles[i] for i in counted}}
+    write_atomically(made.place / "total", save_arrays({"total": made.total}))
+    write_atomically(made.place / "counted.json", json.dumps(body).encode())
+
+
+def _add(made: Masked, place: int, report: Report) -> str:
+    """Add one report to the sum, or say why it cannot be."""
+    plan = made.plan
+    secure.refuse_report(plan, place, report)
+    other = secure.disagrees(plan, place, report.checks, made.checks)
+    if other is not None:
+        user = made.users[other]
+        return f"its masks do not fit those of {user}: their plans or keys differ."
+    path = made.place / "bundles"
+    with open(path, "ab", opener=private) as stream:
+        made.bundles[place] = stream.tell()
+        stream.write(b"".join(report.bundles.values()))
+    made.total = made.total + report.masked
+    made.checks[place] = report.checks
+    return ""
+
+
+def _most(made: Masked) -> Shapes:
+    """How many numbers of four bytes the arrays of one user's report have at most."""
+    shapes = [report_shapes(made.plan, [place]) for place in made.users]
+    name = f"masked{made.plan.word}"
+    return {
+        name: (made.plan.length * made.plan.word // 32,),
+        "bundles": (max(-(-one["bundles"][0] // 4) for one in shapes),),
+        "checks": (max(-(-one["checks"][0] // 4) for one in shapes),),
+    }
+
+
+def read_counted(made: Masked) -> frozenset[int]:
+    """Read whose reports are in the sum, and the sum: they do not change any more."""
+    body = json.loads((made.place / "counted.json").read_text())
+    made.checks = {int(i): bytes.fromhex(text) for i, text in body["checks"].items()}
+    made.bundles = {int(i): int(at) for i, at in body["bundles"].items()}
+    made.total = load_arrays((made.place / "total").read_bytes())["total"]
+    return frozenset(made.checks)
+
+
+# --- confirm -----------------------------------------------------------------------------
+
+
+def signatures_of(made: Masked, counted: frozenset[int]) -> dict[int, bytes]:
+    """Let members sign whose reports are in the sum: place -> signature.
+
+    Raises
+    ------
+    LeftOut
+        Too few signed.
+    """
+    run, asked, plan, file = (
+        made.run,
+        made.asked,
+        made.plan,
+        made.place / "signatures.json",
+    )
+    if file.exists():
+        stored = json.loads(file.read_text())
+        return {int(place): bytes.fromhex(text) for place, text in stored.items()}
+    publics = members.publics(made.directory, "signing")
+    valid: dict[int, bytes] = {}
+
+    def keep(reply: ConfirmReply) -> ConfirmReply:
+        made.known(reply.users)
+        for user in reply.users:
+            place, text = made.places[user], reply.signatures.get(user, "")
+            signature = bytes.fromhex(text) if _is_signature(text) else b""
+            if secure.valid_signers(plan, counted, {place: signature}, publics):
+                valid[place] = signature
+        return reply
+
+    fields = made.fields | {"counted": bitmap(counted, plan.members)}
+    users = list(made.users.values())
+    ask(
+        run,
+        Exchange(asked.exchange.phase, "confirm", "query.confirm", 0.0),
+        asked.make(ConfirmRequest, f"confirm/{asked.name}", users, fields),
+        lambda record: unpack(ConfirmReply, record),
+        keep,
+        enough=lambda: len(valid) >= plan.signers,
+    )
+    secure.enough_signed(plan, valid)
+    some = dict(sorted(valid.items())[: plan.signers])
+    body = json.dumps({str(place): one.hex() for place, one in some.items()})
+    write_atomically(file, body.encode())
+    return some
+
+
+def _is_signature(text: str) -> bool:
+    try:
+        return len(bytes.fromhex(text)) == secure.SIGNATURE
+    except ValueError:
+        return False
+
+
+# --- open --------------------------------------------------------------------------------
+
+
+def open_all(
+    made: Masked, counted: frozenset[int], signatures: Mapping[int, bytes]
+) -> dict[int, dict[int, bytes]]:
+    """Let members open the seeds that the sum needs: holder -> row -> shares."""
+    run, asked, plan = made.run, made.asked, made.plan
+    found: dict[int, dict[int, bytes]] = {}
+    left = {row: threshold(len(plan.graph.holders[row])) for row in counted}
+
+    def rows(fields: Mapping[str, Any]) -> dict[int, Sequence[int]]:
+        refuse_message(
+            set(fields["opened"]) != set(fields["users"]),
+            "a reply opens shares of users whom it is not about.",
+        )
+        made.known(fields["users"])
+        return {made.places[user]: opened for user, opened in fields["opened"].items()}
+
+    def read(record: RecordDict) -> OpenReply:
+        return unpack(
+            OpenReply, record, lambda f: opening_shapes(plan, counted, rows(f))
+        )
+
+    def keep(reply: OpenReply) -> OpenReply:
+        places = rows({"opened": reply.opened, "users": reply.users})
+        some = openings_of(plan, counted, places, reply.shares)
+        found.update(some)
+        for opened in some.values():
+            for row in opened:
+                left[row] -= 1
+        return replace(reply, shares={})
+
+    told = {str(place): one.hex() for place, one in signatures.items()}
+    fields = made.fields | {
+        "counted": bitmap(counted, plan.members),
+        "signatures": told,
+        "bundles": b"",
+    }
+    users = list(made.users.values())
+    requests = asked.make(OpenRequest, f"open/{asked.name}", users, fields)
+    requests = [
+        (node, replace(one, bundles=_bundles_for(made, counted, one.users)))
+        for node, one in requests
+    ]
+    exchange = Exchange(asked.exchange.phase, "open", "query.open", 0.0)
+    most = max(
+        sum(
+            len(secure.opened_of(plan, row, counted))
+            for row in rows_held(plan, i, counted)
+        )
+        for i in made.users
+    )
+    ask(
+        run,
+        exchange,
+        requests,
+        read,
+        keep,
+        {"shares": (4 * most,)},
+        enough=lambda: all(count <= 0 for count in left.values()),
+    )
+    return found
+
+
+def _bundles_for(made: Masked, counted: frozenset[int], users: Sequence[str]) -> bytes:
+    """Sealed shares for these members, of the rows of U, as `OpenRequest.bundles`."""
+    found = []
+    with open(made.place / "bundles", "rb") as stream:
+        for place in made.known(users):
+            for row in rows_held(made.plan, place, counted):
+                size = sealed_size(made.plan, row)
+                at = made.plan.graph.holders[row].index(place)
+                stream.seek(made.bundles[row] + size * at)
+                found.append(stream.read(size))
+    return b"".join(found)

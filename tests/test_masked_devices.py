@@ -1,0 +1,240 @@
+"""Masked sums of devices with vaults: what they check, and what they never do twice."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flwr.app import Message
+
+from idiolect.client.owner import consent
+from idiolect.client.owner.records import Source
+from idiolect.common.config import parse
+from idiolect.common.data.load import load_dataset
+from idiolect.common.errors import IdiolectError
+from idiolect.common.protocol.messages import AdaptRequest, Failure
+from idiolect.common.protocol.packing import pack
+from idiolect.common.protocol.signed import read_sealed
+from idiolect.server.run import exchange, masked
+
+from .server.federation import events, results, run
+from .test_devices import (  # noqa: F401
+    PRIVATE,
+    DeviceGrid,
+    agree,
+    allow,
+    model,
+    public,
+    settings,
+    vaults,
+)
+
+pytestmark = pytest.mark.slow
+
+MASKED = PRIVATE | {
+    "secagg.mode": "on",
+    "privacy.noise": 30.0,
+    "methods": "shared",
+    "users": 4,
+    "quorum": 0.7,
+}
+ONCE = MASKED | {"adapt.rounds": 1, "unlabeled.kind": "self"}
+
+
+@pytest.fixture(scope="session")
+def people():
+    """Four users: where all but one must answer, there are still two lists of them."""
+    return load_dataset(parse({"users": 4, "history": 6, "held-out": 2})).users
+
+
+@pytest.fixture(autouse=True)
+def _owners(vaults):  # noqa: F811
+    allow(vaults)
+    agree(vaults, update="summed", votes="summed", metrics="summed")
+
+
+def failures(folder) -> str:
+    return str([event["message"] for event in events(folder, "warning")])
+
+
+def test_a_run_of_devices_sums_masked_rows(vaults, settings):  # noqa: F811
+    grid = DeviceGrid(vaults)
+    folder = run(settings | MASKED, grid)
+    assert {"query.confirm", "query.open"} <= set(grid.kinds)
+    found = results(folder)
+    assert set(found["methods"]) == {"shared"} and not found["users"]
+    kinds = {one.kind for one in consent.sent(vaults[0])}
+    assert {"ConfirmReply", "OpenReply"} <= kinds
+
+
+def test_who_wants_to_be_summed_takes_no_part_without_masks(vaults, settings):  # noqa: F811
+    with pytest.raises(IdiolectError, match="only masked and with noise"):
+        run(settings | ONCE | {"secagg.mode": "off"}, DeviceGrid(vaults))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"z": 1.0}, "not what the run declares"),
+        ({"required": 4}, "not what the run declares"),
+        ({"most": 300}, "not what the run declares"),
+        ({"clip": 1.0}, "not about the same rows"),
+        ({"content": "00" * 32}, "not about the same rows"),
+        ({"length": 7}, "a row of this device has others"),
+        ({"bit_z": 0.5}, "not what the run declares"),
+        ({"release": "other"}, "not about the same rows"),
+    ],
+)
+def test_a_sum_that_is_not_what_was_agreed_to_gets_no_row(
+    vaults,  # noqa: F811
+    settings,  # noqa: F811
+    monkeypatch,
+    change,
+    said,
+):
+    original = masked.with_plan
+
+    def lying(run, summing, directory, config):
+        return original(run, dataclasses.replace(summing, **change), directory, config)
+
+    monkeypatch.setattr(masked, "with_plan", lying)
+    folder = run(settings | ONCE, DeviceGrid(vaults))
+    assert re.search(said, failures(folder)), failures(folder)
+
+
+def altered(
+    monkeypatch, alter: Callable[[Any], Any], kind: type = AdaptRequest
+) -> None:
+    """Let the server send other requests of a kind than it makes."""
+    original = exchange.Asking.add
+
+    def add(self, requests):
+        changed = [
+            (node, alter(one) if isinstance(one, kind) else one)
+            for node, one in requests
+        ]
+        return original(self, changed)
+
+    monkeypatch.setattr(exchange.Asking, "add", add)
+
+
+def test_members_that_share_a_key_are_noticed(vaults, settings, monkeypatch):  # noqa: F811
+    def twice(task):
+        one, two, *more = task.directory
+        same = dataclasses.replace(two, agreement=one.agreement)
+        return dataclasses.replace(task, directory=(one, same, *more))
+
+    altered(monkeypatch, twice)
+    folder = run(settings | ONCE, DeviceGrid(vaults))
+    assert "have the same agreement key" in failures(folder)
+
+
+def test_keys_that_a_member_has_not_signed_are_noticed(vaults, settings, monkeypatch):  # noqa: F811
+    """A server that puts keys of its own in the place of a device's."""
+
+    def replaced(task):
+        changed = [
+            dataclasses.replace(e, signing="11" * 32) for e in task.directory[:1]
+        ]
+        directory = (*changed, *task.directory[1:])
+        summing, _ = masked.with_plan(task.run, task.summing, directory, CONFIG[0])
+        return dataclasses.replace(task, directory=directory, summing=summing)
+
+    original = masked.begin
+
+    def noting(run, *rest):
+        CONFIG.append(run.config)
+        return original(run, *rest)
+
+    CONFIG: list = []
+    monkeypatch.setattr(masked, "begin", noting)
+    altered(monkeypatch, replaced)
+    folder = run(settings | ONCE, DeviceGrid(vaults))
+    assert "are not signed by it for this run" in failures(folder)
+    assert "has other keys of this device than its own" in failures(folder)
+
+
+def test_a_member_with_another_key_than_before_is_noticed(vaults, settings):  # noqa: F811
+    run(settings | ONCE | {"run.name": "one"}, DeviceGrid(vaults))
+    for vault in vaults:
+        consent.choose(vault, most_epsilon="1000")
+    vaults[2].delete("state", ["node-key"])  # set up again under the old number
+    folder = run(settings | ONCE | {"run.name": "two"}, DeviceGrid(vaults))
+    assert "has another key than in an earlier run" in failures(folder)
+
+
+def test_after_forgetting_a_device_sits_the_rest_out(vaults, settings):  # noqa: F811
+    seen: list[str] = []
+
+    def forget(task: Message, reply: Message) -> Message:
+        if task.metadata.message_type == "train.adapt" and not seen:
+            seen.append("forgot")
+            for source in vaults[0].sources():
+                if source.kind == "run":
+                    vaults[0].forget(Source("run", source.name))
+        return reply
+
+    folder = run(settings | MASKED, DeviceGrid(vaults, forget))
+    assert seen and "has no keys of this run any more" in failures(folder)
+
+
+def test_a_second_list_of_members_is_not_signed(vaults, settings, monkeypatch):  # noqa: F811
+    """Two sums that differ by one member would show that member's row."""
+    asked: list[str] = []
+    original = masked.signatures_of
+
+    def twice(made, counted):
+        signatures = original(made, counted)
+        (made.place / "signatures.json").unlink()
+        with pytest.raises(masked.LeftOut, match="0 of 3 signatures"):
+            original(made, frozenset(sorted(counted)[:-1]))
+        asked.append("again")
+        (made.place / "signatures.json").write_text(
+            json.dumps({str(p): s.hex() for p, s in signatures.items()})
+        )
+        return signatures
+
+    monkeypatch.setattr(masked, "signatures_of", twice)
+    folder = run(settings | ONCE, DeviceGrid(vaults))
+    assert asked and "has signed another list of members" in failures(folder)
+
+
+def test_a_member_that_never_reported_is_not_counted(vaults, settings, monkeypatch):  # noqa: F811
+    """Its row would be opened as what the server made up in its name."""
+    original, told = masked.signatures_of, []
+
+    def more(made, counted):
+        told.append(len(counted))
+        return original(made, frozenset(made.users))
+
+    monkeypatch.setattr(masked, "signatures_of", more)
+    grid = DeviceGrid(vaults)
+    answer = grid.devices[103].answer
+
+    def silent(message: Message):
+        """A device that is off while the others train."""
+        if message.metadata.message_type != "train.adapt":
+            return answer(message)
+        body = json.loads(str(message.content.config_records["message"]["body"]))
+        return pack(Failure(body["run"], body["step"], "off"))
+
+    monkeypatch.setattr(grid.devices[103], "answer", silent)
+    folder = run(settings | ONCE, grid)
+    assert told[0] == 3
+    assert "counts a report that this device never sent" in failures(folder)
+
+
+def test_a_request_is_read_as_it_was_written(vaults, settings):  # noqa: F811
+    tasks: list[AdaptRequest] = []
+
+    def note(task: Message, reply: Message) -> Message:
+        if task.metadata.message_type == "train.adapt":
+            sealed = read_sealed(AdaptRequest, task.content)
+            assert sealed.fields["summing"].release == "adapt/0"
+            tasks.append(sealed.fields["summing"])
+        return reply
+
+    run(settings | ONCE, DeviceGrid(vaults, note))
+    assert len(set(tasks)) == 1

@@ -57,7 +57,8 @@ def ours(shapes: dict[str, tuple[int, int]], targets: str) -> dict[str, int]:
     }
     step = {"run": "headline-20260101-000000", "step": "adapt/0/0"}
     task = AdaptRequest(
-        **step,
+        run=step["run"],
+        step=step["step"],
         config=flatten(config),
         folder="",
         users=("user-000",),

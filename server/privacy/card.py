@@ -202,8 +202,10 @@ SEEN = "single updates and votes, which the server sees before it adds them up"
 LYING = "a server that does not follow the protocol"
 # Where rows are masked (docs/masked-sums.md).
 MASKED = (
-    "a server that invents members of the directory: devices that nobody owns, whose noise "
-    "and masks it knows",
+    (
+        "a server that invents members of the directory: devices that nobody owns, whose "
+        "noise and masks it knows"
+    ),
     "a server that sends the members of one run different configurations",
     "what a malicious member sends: nobody can clip or check a masked row",
 )

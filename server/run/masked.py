@@ -120,16 +120,15 @@ def register(run: LiveRun, reply: HelloReply) -> dict[str, str]:
     numbers, problems = numbers_of(run, reply.users), dict[str, str]()
     for user in reply.users:
         entry = reply.keys.get(user)
-        before = known.get(user, entry)
         if entry is None or not members.signed(entry, run.state.id, server):
             problems[user] = "its keys for masked sums are missing or not signed."
         elif entry.number != str(numbers.get(user)):
             problems[user] = "its keys for masked sums are those of another number."
         # A signature may differ: ECDSA has a new one each time.
-        elif astuple(entry)[:-1] != astuple(before)[:-1]:
+        elif astuple(entry)[:-1] != astuple(known.get(user, entry))[:-1]:
             problems[user] = "its keys for masked sums are not those it began with."
         else:
-            known[user] = before
+            known.setdefault(user, entry)
     return problems
 
 

@@ -1,7 +1,7 @@
 """Runs with masked rows (``secagg.mode=on``): the same sums, and no row is seen."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +58,7 @@ def body_of(task: Message) -> dict:
     return json.loads(str(task.content.config_records["message"]["body"]))
 
 
-def losing(gone: dict[str, Collection[str]]) -> Callable:
+def losing(gone: Mapping[str, Collection[str]]) -> Callable:
     """A change of `FakeGrid`: kind -> users whose answers never come."""
 
     def change(task: Message, reply: Message) -> Message:
@@ -204,7 +204,8 @@ def test_a_member_that_is_asked_again_sends_the_same_bytes(settings):
             }
             for one in (reply, again)
         )
-        pairs.append((task.metadata.message_type, *both))
+        one, other = both
+        pairs.append((task.metadata.message_type, one, other))
         if task.metadata.message_type == "query.confirm":
             told = [body_of(one)["signatures"] for one in (reply, again)]
             assert told[0] == told[1] and told[0]

@@ -56,7 +56,9 @@ def one_run(fleet: Fleet, mode: str) -> float:
     wait(fleet, mode, lambda e: e.get("joined") == DEVICES, run)
     stop_workers(fleet, SILENT, signal.SIGSTOP)
     alive = DEVICES - 1
-    wait(fleet, mode, lambda e: e.get("phase") == "adapt" and e.get("done") == alive, run)
+    wait(
+        fleet, mode, lambda e: e.get("phase") == "adapt" and e.get("done") == alive, run
+    )
     stop_workers(fleet, KILLED, signal.SIGKILL)
     said, _ = run.communicate()
     seconds = time.monotonic() - began

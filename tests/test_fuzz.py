@@ -37,16 +37,21 @@ from idiolect.common.protocol.manifest import sign_text
 from idiolect.common.protocol.messages import (
     AdaptReply,
     AdaptRequest,
+    ConfirmReply,
+    ConfirmRequest,
     EvaluateReply,
     EvaluateRequest,
     HelloReply,
     HelloRequest,
     OfferReply,
     OfferRequest,
+    OpenReply,
+    OpenRequest,
     PersonaliseReply,
     PersonaliseRequest,
     ShareReply,
     ShareRequest,
+    Summing,
     VoteReply,
     VoteRequest,
     device_user,
@@ -54,13 +59,14 @@ from idiolect.common.protocol.messages import (
 from idiolect.common.protocol.packing import pack, unpack
 from idiolect.common.protocol.quantization import encode
 from idiolect.common.protocol.signed import CONTEXT, make_part
+from idiolect.common.secure.directory import Entry as Member
 
 from .common.conftest import write_model
 from .sealing import KEY, SEED, sealed
 
 SECRET = "zebra-quartz-7f3a91c4e2b85d60-marmalade"
 REPLIES = (HelloReply, AdaptReply, VoteReply, OfferReply, ShareReply)
-REPLIES += (PersonaliseReply, EvaluateReply)
+REPLIES += (PersonaliseReply, EvaluateReply, ConfirmReply, OpenReply)
 # Values that have broken parsers before, and a few plain ones.
 ODD = st.one_of(
     st.none(),
@@ -83,6 +89,11 @@ def tasks(config: dict, rows: dict[str, np.ndarray]) -> dict[str, Any]:
     head: dict[str, Any] = {"run": "r", "step": "s", "config": config, "folder": ""}
     head["users"] = (user,)
     bank = tuple(Item(f"b{i}", Prompt("", "ask"), f"word {i}") for i in range(3))
+    keys = Member("100", "aa", "bb", "cc", "dd")
+    summing = Summing(
+        "adapt", "adapt/0", "80", "00" * 32, 1.0, 8.0, None, 10, 6, 4, "00" * 32
+    )
+    masked: dict[str, Any] = {"summing": summing, "directory": (keys,), "counted": "80"}
     signed: dict[str, Any] = {"manifest": "{}", "signature": "00" * 64}
     method: dict[str, Any] = {"method": "c-bpo", "learning_rate": 1e-3}
     return {
@@ -102,6 +113,10 @@ def tasks(config: dict, rows: dict[str, np.ndarray]) -> dict[str, Any]:
         ),
         "evaluate": EvaluateRequest(
             **head, **method, unlabeled_hash="", generate=False, release="", shared=rows
+        ),
+        "query.confirm": ConfirmRequest(**head, **masked),
+        "query.open": OpenRequest(
+            **head, **masked, signatures={"0": "00" * 64}, bundles=b"1234"
         ),
     }
 
@@ -253,6 +268,10 @@ def replies() -> dict[str, Any]:
         "ShareReply": ShareReply(**head, items={"u": (item,)}),
         "PersonaliseReply": PersonaliseReply(**head, outcomes={}),
         "EvaluateReply": EvaluateReply(**head, metrics={"u": {"nll": 1.0}}, sums={}),
+        "ConfirmReply": ConfirmReply(**head, signatures={"u": "00" * 64}),
+        "OpenReply": OpenReply(
+            **head, opened={"u": (1, 2)}, shares={"shares": np.zeros(32, np.uint8)}
+        ),
     }
 
 
@@ -263,6 +282,7 @@ def test_a_server_refuses_or_reads_whatever_comes(cls, data):
     reply = replies()[cls.__name__]
     rows = {"layer": (1, 2, 3), "codes": (1, 6)}
     shapes = {"AdaptReply": rows, "VoteReply": {"votes": (1, 4)}}
+    shapes["OpenReply"] = {"shares": (32,)}
     wanted = shapes.get(cls.__name__, {})
     try:
         got = unpack(cls, broken(pack(reply), data), lambda fields: wanted)

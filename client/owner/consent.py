@@ -436,6 +436,8 @@ REFUSED = "refused"  # name of the entry that counts requests that were not admi
 _WORDS = {
     "HelloReply": "greeting",
     "PersonaliseReply": "trained",
+    "ConfirmReply": "list",
+    "OpenReply": "shares",
     "Failure": "refusal",
     "Missing": "request",
 }

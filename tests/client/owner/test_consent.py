@@ -236,7 +236,7 @@ def test_every_message_that_leaves_has_a_word_of_the_owners():
         and name != "Reply"
     ]
     words = {kind: consent.word_of(kind) for kind in kinds}
-    assert len(words) == 9
+    assert len(words) == 11
     for kind, word in words.items():
         assert word != kind and word.islower() and len(word) <= 8
         if kind in consent.OUTFLOW_OF and word != "text":

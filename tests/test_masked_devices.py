@@ -84,6 +84,7 @@ def test_who_wants_to_be_summed_takes_no_part_without_masks(vaults, settings):  
         ({"content": "00" * 32}, "not about the same rows"),
         ({"length": 7}, "a row of this device has others"),
         ({"bit_z": 0.5}, "not what the run declares"),
+        ({"stage": "votes"}, "not about the same rows|not what the run declares"),
         ({"release": "other"}, "not about the same rows"),
     ],
 )

@@ -136,7 +136,7 @@ def _adapt(request: AdaptRequest, node: Node) -> AdaptReply:
 
     if request.summing:
         names, rows, errors = secure.masked(
-            request, node, willing, request.clip, update
+            request, node, "adapt", willing, request.clip, update
         )
         return AdaptReply(
             **reply_head(request, node, names, errors | refused), rows=rows
@@ -177,7 +177,7 @@ def _votes(request: VoteRequest, node: Node) -> VoteReply:
         def vote(users: Sequence[User]) -> list[Rows]:
             return [{"votes": choose(user)} for user in users]
 
-        names, rows, errors = secure.masked(request, node, willing, 1.0, vote)
+        names, rows, errors = secure.masked(request, node, "votes", willing, 1.0, vote)
         head = reply_head(request, node, names, errors | refused)
         return VoteReply(**head, votes=rows)
     done, errors = each_alone(node, willing, choose)
@@ -379,7 +379,9 @@ def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:
         def bounded(users: Sequence[User]) -> list[Rows]:
             return [{"sums": bounded_row(one, names)} for one in measure(users)]
 
-        able, sums, errors = secure.masked(request, node, willing, 1.0, bounded)
+        able, sums, errors = secure.masked(
+            request, node, "metrics", willing, 1.0, bounded
+        )
         head = reply_head(request, node, able, errors | refused)
         return EvaluateReply(**head, metrics={}, sums=sums)
     done, errors = each(node, willing, measure)

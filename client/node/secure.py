@@ -274,9 +274,10 @@ def _check_directory(
 # --- report ------------------------------------------------------------------------------
 
 
-def masked(
+def masked(  # six parameters: a request, who does what for it, and what it must say
     request: Rowed,
     node: Node,
+    stage: str,
     willing: Sequence[User],
     clip: float,
     update: Callable[[Sequence[User]], list[Rows]],
@@ -285,8 +286,8 @@ def masked(
 
     Parameters
     ----------
-    request, node
-        With the sum that the rows go into.
+    request, node, stage
+        With the sum that the rows go into, and what kind of rows these are.
     willing
         Who takes part.
     clip
@@ -303,7 +304,7 @@ def masked(
     summing = request.summing
     assert summing is not None
     refuse_if(
-        summing.clip != clip
+        (summing.stage, summing.clip) != (stage, clip)
         or summing.content != content_of(request)
         or request.release not in ("", summing.release),
         "the request and its masked sum are not about the same rows: sit it out.",
@@ -394,8 +395,7 @@ def opened(request: OpenRequest, node: Node) -> OpenReply:
     signatures = {
         int(place): bytes.fromhex(text) for place, text in _digits(request.signatures)
     }
-    publics = members.publics(request.directory, "signing")
-    signed = secure.valid_signers(plan, counted, signatures, publics)
+    signed = _signers(request, plan, node, counted, signatures)
 
     def answer(user: User) -> dict[int, bytes]:
         member = _member(request, plan, node, user.id)
@@ -416,6 +416,21 @@ def opened(request: OpenRequest, node: Node) -> OpenReply:
         opened={user: tuple(rows) for user, rows in done.items()},
         shares=opening_arrays(openings),
     )
+
+
+def _signers(
+    request: OpenRequest,
+    plan: Plan,
+    node: Node,
+    counted: Sequence[int],
+    signatures: dict[int, bytes],
+) -> frozenset[int]:
+    """Places of members who have signed U with keys that they themselves have signed."""
+    seen = state.agreed(node.store, node.users[0].id).seen
+    server = seen.key if seen else ""
+    known = [e for e in request.directory if members.signed(e, request.run, server)]
+    publics = members.publics(known, "signing")
+    return secure.valid_signers(plan, counted, signatures, publics)
 
 
 def _digits(signatures: dict[str, str]) -> list[tuple[str, str]]:

@@ -512,6 +512,21 @@ def unmask(
     return Unmasked(lift(total), frozenset(wrong))
 
 
+def opens(
+    plan: Plan,
+    row: int,
+    counted: Collection[int],
+    checks: bytes,
+    openings: Mapping[int, Mapping[int, bytes]],
+) -> bool:
+    """Whether what was opened so far gives the seeds of a row; arguments as in `unmask`."""
+    try:
+        _seeds(plan, row, opened_of(plan, row, counted), checks, openings)
+    except LeftOut:
+        return False
+    return True
+
+
 def _seeds(
     plan: Plan,
     row: int,

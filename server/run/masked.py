@@ -59,7 +59,6 @@ from ...common.secure import directory as members
 from ...common.secure import secure
 from ...common.secure.directory import Entry
 from ...common.secure.grid import WORDS, words
-from ...common.secure.neighbours import threshold
 from ...common.secure.plan import Plan
 from ...common.secure.rows import Integers
 from ...common.secure.secure import LeftOut, Report
@@ -432,7 +431,7 @@ def open_all(
     """Let members open the seeds that the sum needs: holder -> row -> shares."""
     run, asked, plan = made.run, made.asked, made.plan
     found: dict[int, dict[int, bytes]] = {}
-    left = {row: threshold(len(plan.graph.holders[row])) for row in counted}
+    left = set(counted)  # rows whose seeds do not come together yet
 
     def rows(fields: Mapping[str, Any]) -> dict[int, Sequence[int]]:
         refuse_message(
@@ -451,9 +450,12 @@ def open_all(
         places = rows({"opened": reply.opened, "users": reply.users})
         some = openings_of(plan, counted, places, reply.shares)
         found.update(some)
-        for opened in some.values():
-            for row in opened:
-                left[row] -= 1
+        touched = {row for opened in some.values() for row in opened}
+        left.difference_update(
+            row
+            for row in touched & left
+            if secure.opens(plan, row, counted, made.checks[row], found)
+        )
         return replace(reply, shares={})
 
     told = {str(place): one.hex() for place, one in signatures.items()}
@@ -483,7 +485,7 @@ def open_all(
         read,
         keep,
         {"shares": (4 * most,)},
-        enough=lambda: all(count <= 0 for count in left.values()),
+        enough=lambda: not left,
     )
     return found
 

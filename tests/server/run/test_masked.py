@@ -261,3 +261,22 @@ def test_a_report_that_was_made_with_another_plan_is_dropped(settings, monkeypat
         FakeGrid(1, losing(lost)),
     )
     same(plain, folder)
+
+
+def test_wrong_shares_of_a_quick_member_cost_nothing(settings, monkeypatch):
+    """Its shares are corrected once others have sent theirs, and it is named."""
+    opening = member.secure.opening
+
+    def wrong(party, *more):
+        found = opening(party, *more)
+        return (
+            {r: bytes(len(s)) for r, s in found.items()} if party.place == 0 else found
+        )
+
+    monkeypatch.setattr(member.secure, "opening", wrong)
+    settings |= EXACT
+    plain = run({**settings, "secagg.mode": "sum", "run.name": "plain"})
+    masked = run({**settings, "secagg.mode": "on", "run.name": "masked"})
+    same(plain, masked)
+    warned = str([event["message"] for event in events(masked, "warning")])
+    assert "1 members sent wrong shares" in warned

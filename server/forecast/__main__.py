@@ -57,10 +57,12 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
             speed = bare.speed_on(gpu, backbone) if gpu else None
             speed = speed or measured(config, backbone, dataset.users)
             speeds[name] = asdict(speed)
+        # A GPU that is not here holds nothing else: then keys and values may be the most.
+        cached = bare.cache_bytes(backbone, counting.cached) if gpu else 0
         found["counts"].append(
             {
                 "parts": [[*p[:4], [*vars(p[4]).values()], *p[5:]] for p in parts],
-                "memory": counting.memory,
+                "memory": max(counting.memory, cached),
                 "prepared": counting.seconds,
                 "again": counting.again,
                 "speed": speeds[name],

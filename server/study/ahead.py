@@ -102,6 +102,7 @@ def forecast(
         estimate.best(saved, whole),
         tokens=tokens,
         longest=max(busy),
+        backbone=found["loaded"] if gpu else 0.0,
     )
     return ahead, seconds
 

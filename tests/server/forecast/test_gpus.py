@@ -156,7 +156,9 @@ def test_the_command_says_hours_memory_tokens_and_what_is_assumed(
     said = capsys.readouterr().out
     assert "on rtx3090-24gb, which is not here: about" in said
     assert "on 4 of them" in said and "GPU hours" in said
-    assert "which fits into 24.0 GB" in said
+    assert "which fits into 24.0 GiB; a fifth stays free" in said
+    assert "(13.5 GiB are the weights)" in said
+    assert "each of the 4 GPUs holds the whole model" in said
     assert "trained" in said and "assumed: 7% of the data sheet's" in said
     assert not [*tmp_path.rglob("cells")]
 

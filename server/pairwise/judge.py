@@ -70,13 +70,11 @@ def judge(
     }
     every = [one for pairs in compared.values() for one in pairs if not one.same]
     known = read_answers(material.folder / ANSWERS)
-    left = sum(
-        key not in known
-        for key in {_key(endpoint, one, s) for one in every for s in (False, True)}
-    )
+    questions = {_key(endpoint, one, s) for one in every for s in (False, True)}
+    left = len(questions - known.keys())
     say(
-        f"asking {printable(endpoint.model)} {left} questions about {len(every)} pairs of "
-        f"outputs, each in both orders; {2 * len(every) - left} are answered already"
+        f"asking {printable(endpoint.model)} {left} questions: both orders of {len(every)} "
+        f"pairs of outputs that differ; {len(questions) - left} are answered already"
     )
     with _asking(material.folder, endpoint, known, left, say) as put:
         judged = {
@@ -253,15 +251,17 @@ def lines(entry: Mapping[str, Any]) -> list[str]:
         interval = f"[{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "[no interval]"
         found.append(
             f"  {name:{width}}  {rate['mean']:.2f} {interval}  {row['wins']} won, "
-            f"{row['losses']} lost, {row['ties']} ties, {rate['n']} users"
+            f"{row['losses']} lost, {row['ties']} ties ({row['same']} of equal outputs), "
+            f"{rate['n']} users"
         )
     asked = sum(row["asked"] for row in rows.values())
     followed = sum(row["followed"] for row in rows.values())
     first = sum(row["first"] for row in rows.values())
     if asked:
+        where = f", {first} times to the first place" if followed else ""
         found.append(
             f"position: in {followed} of {asked} pairs ({followed / asked:.0%}) the "
-            f"verdict followed the order, {first} times to the first; they count as ties"
+            f"verdict followed the order{where}; such pairs are ties"
         )
     if unjudged := sum(row["unjudged"] for row in rows.values()):
         found.append(

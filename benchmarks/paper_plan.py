@@ -29,13 +29,13 @@ from stand_in import MODEL, STUDY, TASKS, Fields, write
 from transformers import AutoTokenizer, MistralConfig
 
 from idiolect.common.data.lamp.forms import FORMS
+from idiolect.common.data.types import STAND_IN
 from idiolect.common.engine.model_folder import TINY
 from idiolect.common.text import duration
 from idiolect.server.forecast.estimate import PHASES, Forecast, elsewhere
 from idiolect.server.run.results import write_json
 from idiolect.server.study.ahead import forecast
 from idiolect.server.study.declaration import cells, read_study
-from idiolect.server.study.published import STAND_IN
 
 ROOT = Path(__file__).resolve().parents[1]
 LENGTHS = Path(__file__).with_name("paper_lengths.toml")

@@ -6,7 +6,7 @@ Writes FOLDER/data with LaMP-4, LaMP-5 and the three tasks of LongLaMP as they a
 (questions and outputs; one row per question in JSON lines), and FOLDER/models with the
 built-in model under the name of Mistral-7B-Instruct-v0.3. Then prints the commands that run
 the study on them. The texts are those of personas, so the numbers say that the study runs,
-and nothing else. The study's page knows that by the users' names (`published.STAND_IN`) and
+and nothing else. The study's page knows that by the users' names (`STAND_IN`) and
 by the number of the model's parameters.
 """
 
@@ -22,8 +22,8 @@ from idiolect.common.config import parse
 from idiolect.common.data.lamp.forms import FORMS
 from idiolect.common.data.lamp.longlamp import PUBLISHED
 from idiolect.common.data.load import load_dataset
+from idiolect.common.data.types import STAND_IN
 from idiolect.common.engine.model_folder import TINY
-from idiolect.server.study.published import STAND_IN
 
 USERS, ITEMS = 8, 9  # of each user the last item is asked for
 PARTS = 4  # texts of a persona in one item

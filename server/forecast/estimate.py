@@ -45,6 +45,8 @@ class Forecast:
         Seconds of the process that works longest, where several run a study.
     backbone
         MB of the weights, within `memory`; of a GPU that is not here only.
+    stand_in
+        Whether texts are made up (``benchmarks/stand_in.py``); of such a GPU only.
     """
 
     seconds: float
@@ -56,6 +58,7 @@ class Forecast:
     tokens: Work = Work()
     longest: float = 0.0
     backbone: float = 0.0
+    stand_in: bool = False
 
     @property
     def phases(self) -> float:
@@ -245,6 +248,11 @@ def warning(forecast: Forecast) -> str:
 def elsewhere(forecast: Forecast, gpu: str, number: int) -> str:
     """Return what a study takes on GPUs that are not here, and what that rests on."""
     tokens, hours = forecast.tokens, forecast.seconds / 3600
+    made_up = (
+        "texts: made up, and so are the tokens and hours; real texts need others\n"
+        if forecast.stand_in
+        else ""
+    )
     several = each = ""
     if number > 1:
         several = f", {duration(forecast.longest)} on {number} of them"
@@ -258,7 +266,7 @@ def elsewhere(forecast: Forecast, gpu: str, number: int) -> str:
         f"on {gpu}, which is not here: about {hours:.2g} GPU hours{several}\n"
         f"memory of a GPU: {gib(forecast.memory)} ({gib(forecast.backbone)} are the "
         f"weights), which {fits} {gib(forecast.free)}; a fifth stays free\n{each}"
-        f"tokens: {trained:,} trained, {read:,} read, {tokens.written:,} written\n"
+        f"{made_up}tokens: {trained:,} trained, {read:,} read, {tokens.written:,} written\n"
         f"assumed: {SHARE:.0%} of the data sheet's bf16 operations when training and "
         f"reading, {READ:.0%} of its bandwidth when writing; outputs as long as the "
         "user's own texts, those of `base` as long as allowed (docs/studies.md)"

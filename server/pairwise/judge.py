@@ -1,8 +1,8 @@
 """Ask a judge about all pairs of a run, keep each answer, and write ``judge.json``.
 
-Answers are lines of ``judge/answers.jsonl`` in the run's folder: a hash of the question and
-the verdict, no text. A command that was interrupted goes on after them. An answer without a
-verdict is not kept: the same command asks again.
+Answers are lines of ``judge/answers.jsonl`` in the run's folder: a hash of the question,
+the verdict and the model's name, no text. A command that was interrupted goes on after
+them. An answer without a verdict is not kept: the same command asks again.
 """
 
 import contextlib
@@ -27,6 +27,8 @@ ANSWERS = "judge/answers.jsonl"
 HOPELESS = 8  # answers, the first of a command, none of which has a verdict
 EVERY = 50  # questions between two lines of progress
 Say = Callable[[str], None]
+Answer = tuple[str | None, str]
+"""A verdict, or None, and what the server calls its model."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Asking:
     post
         Sends a request; returns the answer and what the server calls its model.
     keep
-        Takes the hash of a question and its verdict.
+        Takes the hash of a question and its answer.
     endpoint, known, left, say
         Whom, what was answered before, how many questions are left, and who hears of it.
     answered, malformed
@@ -135,9 +137,9 @@ class Asking:
     """
 
     post: Callable[[dict[str, Any]], tuple[str, str]]
-    keep: Callable[[str, str], None]
+    keep: Callable[[str, Answer], None]
     endpoint: Endpoint
-    known: dict[str, str | None]
+    known: dict[str, Answer]
     left: int
     say: Say
     answered: int = 0
@@ -147,17 +149,20 @@ class Asking:
     def __call__(self, pair: Pair, swapped: bool) -> str | None:
         """Return the verdict, or None where there is none."""
         key = _key(self.endpoint, pair, swapped)
-        if key in self.known:
-            return self.known[key]
+        if key not in self.known:
+            self.known[key] = self._asked(key, pair, swapped)
+        verdict, name = self.known[key]
+        self.names.add(name)
+        return verdict
+
+    def _asked(self, key: str, pair: Pair, swapped: bool) -> Answer:
         said, name = self.post(body_of(self.endpoint, messages(pair, swapped)))
-        self.names.add(printable(name, 200))
+        answer = verdict_of(said), printable(name, 200)
         self.answered += 1
-        verdict = verdict_of(said)
-        if verdict is None:
+        if answer[0] is None:
             self.malformed += 1
         else:
-            self.keep(key, verdict)
-        self.known[key] = verdict  # the same question is asked once a command
+            self.keep(key, answer)
         refuse_if(
             self.malformed == self.answered == HOPELESS,
             f"none of the first {HOPELESS} answers of "
@@ -166,12 +171,12 @@ class Asking:
         )
         if not self.answered % EVERY:
             self.say(f"{self.answered} of {self.left} answered")
-        return verdict
+        return answer
 
 
 @contextlib.contextmanager
 def _asking(
-    folder: Path, endpoint: Endpoint, known: dict[str, Any], left: int, say: Say
+    folder: Path, endpoint: Endpoint, known: dict[str, Answer], left: int, say: Say
 ) -> Iterator[Asking]:
     """Open client and file of answers; an error says that answers are kept."""
     path = folder / ANSWERS
@@ -180,8 +185,8 @@ def _asking(
         if stream.tell() and not _ends_a_line(path):
             stream.write(b"\n")  # behind a line that a crash has torn
 
-        def keep(key: str, verdict: str) -> None:
-            line = json.dumps({"key": key, "verdict": verdict})
+        def keep(key: str, answer: Answer) -> None:
+            line = json.dumps({"key": key, "verdict": answer[0], "by": answer[1]})
             stream.write(f"{line}\n".encode())
             stream.flush()
 
@@ -207,15 +212,15 @@ def _ends_a_line(path: Path) -> bool:
         return stream.read() == b"\n"
 
 
-def read_answers(path: Path) -> dict[str, Any]:
-    """Question -> verdict, of what was answered before; a torn line counts as nothing."""
-    found: dict[str, Any] = {}
+def read_answers(path: Path) -> dict[str, Answer]:
+    """Question -> answer, of what was answered before; a torn line counts as nothing."""
+    found: dict[str, Answer] = {}
     if path.exists():
         for line in path.read_bytes().splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 one = json.loads(line)
                 if one["verdict"] in ("A", "B", "TIE"):
-                    found[str(one["key"])] = one["verdict"]
+                    found[str(one["key"])] = one["verdict"], str(one["by"])
     return found
 
 

@@ -103,6 +103,7 @@ def forecast(
         tokens=tokens,
         longest=max(busy),
         backbone=found["loaded"] if gpu else 0.0,
+        stand_in=bool(gpu and found["stand-in"]),
     )
     return ahead, seconds
 

@@ -19,8 +19,12 @@ from ...common.config.keys import CROSSED, FITTED
 from ...common.config.methods import BY_NAME
 from ...common.data.load import task_of
 from ...common.data.types import Dataset, Item, User
-from ...common.engine.adapters import new_lora
-from ...common.engine.backbone import Backbone, Encoded, lowest_adapted
+from ...common.engine.backbone import (
+    Backbone,
+    Encoded,
+    lowest_adapted,
+    projections,
+)
 from ...common.engine.fitting import encode_all, output_budget
 from ...common.engine.memory import Saving, needed_bytes, products
 from ...common.engine.reference import Reference
@@ -513,9 +517,11 @@ def scored_tokens(backbone: Backbone, users: Sequence[Sequence[Encoded]]) -> int
 def numbers_of(config: Config, backbone: Backbone, shared: bool) -> int:
     """How many numbers one user trains."""
     shape = config.shared_shape if shared else config.lora
-    lora = new_lora(backbone, shape, config.seed, "forecast")
-    sides = (lora.b,) if shared else (lora.a, lora.b)
-    return sum(tensor.numel() for side in sides for tensor in side.values())
+    found = projections(backbone.model, shape).values()
+    sides = (m.out_features + (0 if shared else m.in_features) for m in found)
+    return shape.rank * sum(
+        sides
+    )  # B alone, or both: without making a LoRA of a 7B model
 
 
 def expected_steps(

@@ -21,6 +21,7 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,8 @@ SUMMARY = 5  # words of a review's summary
 Lengths = Mapping[str, Mapping[str, Any]]
 
 
-# As it is published with the weights.
 def shape() -> MistralConfig:
-    """Shape of Mistral-7B-Instruct-v0.3, as its config.json has it."""
+    """Shape of Mistral-7B-Instruct-v0.3, as its published config.json has it."""
     return MistralConfig(
         vocab_size=32768,
         hidden_size=4096,
@@ -111,7 +111,8 @@ def person(
         return " ".join(found)
 
     items: list[Fields] = []
-    for number in range(1 + min(MOST, drawn(*own["history"], rng))):
+    mean, deviation = own["history"]
+    for number in range(1 + min(MOST, drawn(mean, deviation, rng))):
         when = date(2001, 1, 1) + timedelta(number)
         item = {form.source: text(form.source, "input"), form.date: when.isoformat()}
         item |= {form.answer: text(form.answer, "output")}
@@ -248,11 +249,13 @@ def main() -> None:
         write_data(place / "data", lengths, words, USERS)
         os.environ["IDIOLECT_DATA"] = str(place / "data")
         os.environ["IDIOLECT_MODELS"] = str(place / "models")
-        for one in options.gpu or GPUS:
-            gpu, _, number = one.partition(":")
-            ahead, hours = plan(place / "out", gpu, int(number or 1))
-            print(elsewhere(ahead, gpu, int(number or 1)), end="\n\n")
-            plans.append(entry(ahead, hours, gpu, int(number or 1)))
+        split = [one.partition(":") for one in options.gpu or GPUS]
+        asked = [(gpu, int(number or 1)) for gpu, _, number in split]
+        with ThreadPoolExecutor() as threads:  # each counts in a process of its own
+            made = threads.map(lambda one: plan(place / "out", *one), asked)
+            for (gpu, number), (ahead, hours) in zip(asked, made, strict=True):
+                print(elsewhere(ahead, gpu, number), end="\n\n", flush=True)
+                plans.append(entry(ahead, hours, gpu, number))
     found = {"users": USERS, "lengths": lengths, "plans": plans}
     if options.gpu or options.lengths != LENGTHS:
         print("\n".join(lines(found)))

@@ -35,7 +35,7 @@ class Chat:
 def candidates(body: dict[str, Any]) -> tuple[str, str]:
     """Return A and B as a reader finds them: between the marks of the system's message."""
     system, user = (one["content"] for one in body["messages"])
-    mark = re.search(r"=== [0-9a-f]{16}", system)[0]
+    (mark,) = {*re.findall(r"=== [0-9a-f]{16}", system)}
     parts = dict(
         part.split("\n", 1) for part in user.split(f"{mark} ")[1:] if "\n" in part
     )
@@ -72,8 +72,8 @@ def chat(rule: Rule, **changes: Any) -> Iterator[Chat]:
                     found.raw if found.raw is not None else json.dumps(text).encode()
                 )
 
-        def log_message(self, *_: Any) -> None:
-            pass
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     found.address = f"http://127.0.0.1:{server.server_address[1]}/v1"

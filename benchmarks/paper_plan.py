@@ -22,6 +22,7 @@ import tempfile
 import tomllib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from idiolect.common.text import duration
 from idiolect.server.forecast.estimate import PHASES, Forecast, elsewhere
 from idiolect.server.run.results import write_json
 from idiolect.server.study.ahead import forecast
-from idiolect.server.study.declaration import cells, read_study
+from idiolect.server.study.declaration import cells, read_study, with_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 LENGTHS = Path(__file__).with_name("paper_lengths.toml")
@@ -44,7 +45,8 @@ KEPT = ROOT / "benchmarks/results/paper_plan.json"
 PAGE = ROOT / "docs/studies.md"
 START, END = "<!-- plan of the paper -->\n", "<!-- end of the plan -->\n"
 GPUS = ("a100-80gb:1", "rtx3090-24gb:4")
-USERS = 200  # 100 evaluated and 100 development users, as the study has
+STUDIED = 100  # users of the study; as many development users
+USERS = 8  # of these, as many of both as are counted: they stand for all
 MOST = 110  # items of a profile: the study reads the newest 100
 SENTENCE = 15  # tokens, with the stop
 SUMMARY = 5  # words of a review's summary
@@ -137,14 +139,27 @@ def write_data(folder: Path, lengths: Lengths, words: list[str], users: int) -> 
 
 
 def plan(place: Path, gpu: str, number: int) -> tuple[Forecast, dict[str, float]]:
-    """Forecast the study; also the hours of each of its data sets."""
-    study = read_study(STUDY)
+    """Forecast the study from USERS users; also the hours of each of its data sets."""
+    study = with_keys(
+        read_study(STUDY), [f"users={USERS}", f"development-users={USERS}"]
+    )
     ahead, seconds = forecast(study, place, gpu=gpu, processes=number)
     hours: dict[str, float] = {}
     for cell, took in zip(cells(study), seconds, strict=True):
         name = str(cell["dataset"])
-        hours[name] = hours.get(name, 0.0) + took / 3600
-    return ahead, hours
+        hours[name] = hours.get(name, 0.0) + STUDIED / USERS * took / 3600
+    return scaled(ahead, STUDIED / USERS), hours
+
+
+def scaled(ahead: Forecast, factor: float) -> Forecast:
+    """Return the forecast for so many times the users; memory does not depend on them."""
+    return replace(
+        ahead,
+        seconds=factor * ahead.seconds,
+        longest=factor * ahead.longest,
+        tokens=ahead.tokens.times(factor),
+        shares={name: factor * took for name, took in ahead.shares.items()},
+    )
 
 
 def entry(ahead: Forecast, hours: Mapping[str, float], gpu: str, number: int) -> Any:
@@ -222,7 +237,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         "",
         (
             f"A word is {rates['text']} tokens, in titles {rates['title']}. Lengths are "
-            f"drawn from lognormal distributions, for {found['users']} users."
+            f"drawn from lognormal distributions, for {found['users']} users, who stand "
+            f"for the study's {2 * STUDIED}."
         ),
     ]
     return made
@@ -246,7 +262,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         words = write_model(place / "models" / MODEL)
-        write_data(place / "data", lengths, words, USERS)
+        write_data(place / "data", lengths, words, 2 * USERS)
         os.environ["IDIOLECT_DATA"] = str(place / "data")
         os.environ["IDIOLECT_MODELS"] = str(place / "models")
         split = [one.partition(":") for one in options.gpu or GPUS]
@@ -256,7 +272,7 @@ def main() -> None:
             for (gpu, number), (ahead, hours) in zip(asked, made, strict=True):
                 print(elsewhere(ahead, gpu, number), end="\n\n", flush=True)
                 plans.append(entry(ahead, hours, gpu, number))
-    found = {"users": USERS, "lengths": lengths, "plans": plans}
+    found = {"users": 2 * USERS, "lengths": lengths, "plans": plans}
     if options.gpu or options.lengths != LENGTHS:
         print("\n".join(lines(found)))
         return

@@ -157,6 +157,16 @@ def test_a_plan_says_what_was_forecast(command, lengths):
     assert "| fits | no |" in "\n".join(command.lines(found))
 
 
+def test_more_users_need_more_time_and_tokens_and_no_more_memory(command):
+    work = Work(trained=100, written=10)
+    shares = {("training", "sft", False): 60.0}
+    few = Forecast(60.0, 2048.0, 4096.0, shares, tokens=work, longest=30.0)
+    many = command.scaled(few, 12.5)
+    assert (many.seconds, many.longest, many.memory) == (750.0, 375.0, 2048.0)
+    assert many.tokens == Work(trained=1250, written=125)
+    assert many.shares == {("training", "sft", False): 750.0}
+
+
 def test_the_page_is_what_was_kept(command):
     page, kept = command.PAGE.read_text(), json.loads(command.KEPT.read_text())
     assert command.written(page, kept) == page, "run `python benchmarks/paper_plan.py`"

@@ -253,6 +253,7 @@ def elsewhere(forecast: Forecast, gpu: str, number: int) -> str:
         if forecast.stand_in
         else ""
     )
+    written = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
     several = each = ""
     if number > 1:
         several = f", {duration(forecast.longest)} on {number} of them"
@@ -263,7 +264,7 @@ def elsewhere(forecast: Forecast, gpu: str, number: int) -> str:
     fits = "fits into" if forecast.memory <= forecast.free else "does not fit into"
     trained, read = tokens.adapted + tokens.trained, tokens.scored + tokens.prompted
     return (
-        f"on {gpu}, which is not here: about {hours:.2g} GPU hours{several}\n"
+        f"on {gpu}, which is not here: about {written} GPU hours{several}\n"
         f"memory of a GPU: {gib(forecast.memory)} ({gib(forecast.backbone)} are the "
         f"weights), which {fits} {gib(forecast.free)}; a fifth stays free\n{each}"
         f"{made_up}tokens: {trained:,} trained, {read:,} read, {tokens.written:,} written\n"

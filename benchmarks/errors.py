@@ -68,6 +68,7 @@ SEVERAL = "personalise.learning-rates=1e-3,3e-3"
 SELF = "-c task=text -c personalise.learning-rates=1e-3 -c unlabeled.kind=self"
 NEW = "vault init --vault new.db --passphrase-file phrase"
 OWNER = "idiolect.client.owner.owner:train"
+JUDGE = "--model m --endpoint http://127.0.0.1:9/v1"
 SHOW = "idiolect.server.run.results:load"
 
 OF_DEVICE = (
@@ -236,6 +237,13 @@ OF_SERVER = (
     Case("compare seen noisy", "no values per user"),
     Case("compare seen early", "does not say"),
     Case("compare seen unseen", "other users"),
+    Case("judge seen", "required: --endpoint, --model"),
+    Case(f"judge never {JUDGE}", "no run 'never'"),
+    Case(f"judge begun {JUDGE}", "no results"),
+    Case(f"judge seen {JUDGE}", "no readable config.toml"),
+    Case(f"judge seen {JUDGE} --timeout 0", "is no time"),
+    Case("judge seen --model m --endpoint lab", "is no address of a model"),
+    Case("judge seen --model m --endpoint http://lab.example/v1", "not this machine"),
     Case("audit never", "no run 'never'"),
     Case("report never", "no run 'never'"),
     Case("report begun", "no results"),

@@ -6,7 +6,7 @@ Writes FOLDER/data with LaMP-4, LaMP-5 and the three tasks of LongLaMP as they a
 (questions and outputs; one row per question in JSON lines), and FOLDER/models with the
 built-in model under the name of Mistral-7B-Instruct-v0.3. Then prints the commands that run
 the study on them. The texts are those of personas, so the numbers say that the study runs,
-and nothing else. The study's page knows that by the users' names (`published.STAND_IN`) and
+and nothing else. The study's page knows that by the users' names (`STAND_IN`) and
 by the number of the model's parameters.
 """
 
@@ -22,8 +22,8 @@ from idiolect.common.config import parse
 from idiolect.common.data.lamp.forms import FORMS
 from idiolect.common.data.lamp.longlamp import PUBLISHED
 from idiolect.common.data.load import load_dataset
+from idiolect.common.data.types import STAND_IN
 from idiolect.common.engine.model_folder import TINY
-from idiolect.server.study.published import STAND_IN
 
 USERS, ITEMS = 8, 9  # of each user the last item is asked for
 PARTS = 4  # texts of a persona in one item
@@ -40,10 +40,12 @@ KEYS = (
     "adapt.rounds=1",
 )
 Fields = dict[str, str]
+People = Sequence[tuple[str, Sequence[Fields]]]
+"""Users with the items of their profiles, the last of which is asked for."""
 
 
 def authors(task: str) -> list[tuple[str, list[Fields]]]:
-    """Return users with the items of their profiles, the last of which is asked for."""
+    """Return personas as users of a task."""
     given = {"users": USERS, "development-users": 0, "held-out": 1}
     given |= {"history": ITEMS * PARTS - 1, "seed": list(FORMS).index(task)}
     found: list[tuple[str, list[Fields]]] = []
@@ -87,10 +89,18 @@ def asked(task: str, item: Fields) -> tuple[str, str]:
     return question, item[form.answer]
 
 
-def write_lamp(task: str, folder: Path) -> None:
+def write(people: People, task: str, data: Path) -> None:
+    """Write the published files of a task into the folder that study `paper` reads."""
+    if task in PUBLISHED:
+        write_longlamp(people, task, data / "LongLaMP")
+    else:
+        write_lamp(people, task, data / task)
+
+
+def write_lamp(people: People, task: str, folder: Path) -> None:
     """Write questions and outputs of a task of LaMP, split by user."""
     questions, golds = [], []
-    for name, items in authors(task):
+    for name, items in people:
         question, answer = asked(task, items[-1])
         profile = [{"id": f"{name}-{k}", **item} for k, item in enumerate(items[:-1])]
         questions.append({"id": name, "input": question, "profile": profile})
@@ -101,11 +111,11 @@ def write_lamp(task: str, folder: Path) -> None:
     (folder / "dev_outputs.json").write_text(json.dumps(outputs))
 
 
-def write_longlamp(task: str, folder: Path) -> None:
+def write_longlamp(people: People, task: str, folder: Path) -> None:
     """Write rows of a task of LongLaMP, split by user."""
     kind, user = PUBLISHED[task]
     rows: list[dict[str, Any]] = []
-    for name, items in authors(task):
+    for name, items in people:
         question, answer = asked(task, items[-1])
         row = {user: name, "input": question, "output": answer, "profile": items[:-1]}
         rows.append(row)
@@ -121,10 +131,7 @@ def main() -> None:
     folder = parser.parse_args().folder.absolute()
     data, models = folder / "data", folder / "models"
     for task in TASKS:
-        if task in PUBLISHED:
-            write_longlamp(task, data / "LongLaMP")
-        else:
-            write_lamp(task, data / task)
+        write(authors(task), task, data)
     shutil.copytree(TINY, models / MODEL, dirs_exist_ok=True)
     words = [
         "idiolect-server",

@@ -462,6 +462,28 @@ def _compare(options: argparse.Namespace) -> None:
         compare.render(found, _console())
 
 
+@on_interrupt("stopped: answers are kept, and the same command asks the rest.")
+def _judge(options: argparse.Namespace) -> None:
+    from .pairwise.endpoint import endpoint_of
+    from .pairwise.judge import Asked, judge, lines
+    from .pairwise.material import material
+
+    endpoint = endpoint_of(
+        options.endpoint, options.model, options.timeout, options.allow_host
+    )
+    asked = Asked(
+        tuple(options.pairs), options.items, options.own, options.with_reference
+    )
+    run = material(options.output_dir, options.name)
+    to = sys.stderr if options.json else sys.stdout
+    found = judge(run, endpoint, asked, lambda text: tell_sentence(text, to))
+    if options.json:
+        return tell_json(found, 2)
+    tell("\n".join(lines(found)))
+    tell(f"judge: {run.folder / 'judge.json'}")
+    _own_report(str(run.folder))
+
+
 def _report(options: argparse.Namespace) -> None:
     from .report.pictures import NO_PICTURES, able
     from .report.read import write_report
@@ -743,6 +765,67 @@ COMMANDS = (
             RUNS,
         ),
         " They must have measured the same users on the same texts.",
+    ),
+    Command(
+        "judge",
+        _judge,
+        "let a language model compare outputs of a simulation in pairs",
+        (
+            given(
+                "--endpoint",
+                required=True,
+                metavar="URL",
+                help="OpenAI-compatible address on this machine, such as "
+                "http://127.0.0.1:8080/v1",
+            ),
+            given("--model", required=True, metavar="NAME", help="its name there"),
+            given(
+                "--pairs",
+                action="append",
+                default=[],
+                metavar="ONE,OTHER",
+                help="two methods; can be repeated (default: the pairs that the run "
+                "compares)",
+            ),
+            given(
+                "--items",
+                type=int,
+                default=4,
+                metavar="N",
+                help="prompts of each user, at most (default: 4)",
+            ),
+            given(
+                "--own",
+                type=int,
+                default=5,
+                metavar="N",
+                help="how many of the user's newest texts the judge sees (default: 5)",
+            ),
+            given(
+                "--with-reference",
+                action="store_true",
+                help="also show it what the user wrote at the prompt",
+            ),
+            given(
+                "--timeout",
+                type=float,
+                default=120.0,
+                metavar="SECONDS",
+                help="of one answer (default: 120)",
+            ),
+            given(
+                "--allow-host",
+                default="",
+                metavar="HOST",
+                help="a host that is not this machine, to which the texts may go",
+            ),
+            JSON,
+            RUN,
+            RUNS,
+        ),
+        " The texts of the simulation go to that model, and nowhere else. Each pair is "
+        "asked in both orders; a verdict counts where both agree.",
+        "The key, if one is needed: IDIOLECT_JUDGE_KEY. What numbers mean: docs/data.md.",
     ),
     Command(
         "report",

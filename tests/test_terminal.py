@@ -215,6 +215,17 @@ def test_a_server_shows_only_what_prints(tmp_path, capfd, monkeypatch):
         "idiolect.server.audit.audit.audit_run", lambda f, s, say: say(HOSTILE)
     )
     monkeypatch.setattr("idiolect.server.audit.audit.defects", lambda _found: [HOSTILE])
+    rate, counts = (
+        {"mean": 0.5, "ci95": None, "n": 1},
+        ("wins", "losses", "ties", "same"),
+    )
+    counts += "asked", "followed", "first", "unjudged", "spoken"
+    row = {"win-rate": rate, **dict.fromkeys(counts, 1)}
+    row |= {"agrees": {HOSTILE: {"rho": 1.0, "n": 5}}}
+    judged = {"model": HOSTILE, "malformed": 1, "pairs": {HOSTILE: row}}
+    monkeypatch.setattr("idiolect.server.pairwise.material.material", lambda *_: plan)
+    monkeypatch.setattr("idiolect.server.pairwise.judge.judge", lambda *_: judged)
+    judge = ["judge", NAME, "--model", NAME, "--endpoint"]
     at = ["--output-dir", str(runs)]
     commands = [
         ["runs", *at],
@@ -224,6 +235,10 @@ def test_a_server_shows_only_what_prints(tmp_path, capfd, monkeypatch):
         ["show", f"no {NAME}", *at],
         ["compare", NAME, f"{NAME} 2", *at],
         ["audit", NAME, *at],
+        [*judge, "http://127.0.0.1", *at],
+        [*judge, "http://127.0.0.1", "--json", *at],
+        [*judge, f"http://{NAME}", *at],
+        [*judge, NAME, *at],
         ["report", NAME, *at],
         ["report", f"no {NAME}", *at],
         ["delete", NAME, *at],

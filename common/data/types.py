@@ -9,6 +9,8 @@ if TYPE_CHECKING:  # numpy is not for commands that only read texts
 # Reasons of `Dataset.dropped` that begin so count items, not users.
 OF_ITEMS = ("history", "histories", "questions", "items")
 TOO_LONG = "items longer than the context"
+# Users of data that were made up to try a study have names that begin so.
+STAND_IN = "stand-in-"
 
 Kind = Literal["generation", "long", "classification", "rating"]
 

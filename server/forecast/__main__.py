@@ -31,6 +31,7 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
         with the backbone.
     """
     from ...common.data.load import load_dataset
+    from ...common.data.types import STAND_IN
     from ...common.engine.backbone import backbone_of
     from ...common.engine.rates import with_rates
     from ..run.local import fitted
@@ -40,6 +41,7 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
     from .speed import measured
 
     found: dict[str, Any] = {"bare": peak_mb(), "counts": [], "start": 0.0}
+    found["stand-in"] = 0
     speeds: dict[str, Any] = {}
     gpu = gpu_of(job["gpu"]) if job["gpu"] else None
     for number, flat in enumerate(job["configs"]):
@@ -47,6 +49,7 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
         backbone = bare.backbone_of(config) if gpu else backbone_of(config)
         config = bare.within(config, gpu, backbone) if gpu else config
         dataset = fitted(backbone, load_dataset(config))
+        found["stand-in"] += dataset.users[0].id.startswith(STAND_IN)
         if not number:
             weights = bare.weight_bytes(backbone) / 2**20
             found |= {"start": age(), "loaded": peak_mb(), "weights": weights}
@@ -57,10 +60,12 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
             speed = bare.speed_on(gpu, backbone) if gpu else None
             speed = speed or measured(config, backbone, dataset.users)
             speeds[name] = asdict(speed)
+        # A GPU that is not here holds nothing else: then keys and values may be the most.
+        cached = bare.cache_bytes(backbone, counting.cached) if gpu else 0
         found["counts"].append(
             {
                 "parts": [[*p[:4], [*vars(p[4]).values()], *p[5:]] for p in parts],
-                "memory": counting.memory,
+                "memory": max(counting.memory, cached),
                 "prepared": counting.seconds,
                 "again": counting.again,
                 "speed": speeds[name],

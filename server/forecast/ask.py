@@ -46,7 +46,8 @@ def look(
     -------
     tuple
         What was counted of each configuration, and ``start`` (seconds), ``bare``,
-        ``loaded`` and ``peak`` (MB) of one process, and ``free`` (MB).
+        ``loaded`` and ``peak`` (MB) of one process, ``free`` (MB), and ``stand-in``: of how
+        many configurations the texts are made up.
 
     Raises
     ------
@@ -83,7 +84,7 @@ def look(
         _count(found, _mean([one[i] for one in speeds]))
         for i, found in enumerate(answers[0]["counts"])
     ]
-    names = ("start", "bare", "loaded", "peak", "free")
+    names = ("start", "bare", "loaded", "peak", "free", "stand-in")
     return counts, {n: sum(a[n] for a in answers) / len(answers) for n in names}
 
 

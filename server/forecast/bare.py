@@ -93,6 +93,16 @@ def weight_bytes(backbone: Backbone) -> int:
     return backbone.parameters * backbone.dtype.itemsize
 
 
+def cache_bytes(backbone: Backbone, tokens: int) -> int:
+    """Return the bytes of the keys and values of some tokens in all layers."""
+    shape = backbone.model.config
+    groups = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    width = getattr(shape, "head_dim", None)
+    width = width or shape.hidden_size // shape.num_attention_heads
+    numbers = 2 * shape.num_hidden_layers * groups * width
+    return tokens * numbers * backbone.dtype.itemsize
+
+
 def within(config: Config, gpu: Gpu, backbone: Backbone) -> Config:
     """Return the configuration with what training may use beside the weights.
 

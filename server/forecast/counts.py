@@ -19,8 +19,12 @@ from ...common.config.keys import CROSSED, FITTED
 from ...common.config.methods import BY_NAME
 from ...common.data.load import task_of
 from ...common.data.types import Dataset, Item, User
-from ...common.engine.adapters import new_lora
-from ...common.engine.backbone import Backbone, Encoded, lowest_adapted
+from ...common.engine.backbone import (
+    Backbone,
+    Encoded,
+    lowest_adapted,
+    projections,
+)
 from ...common.engine.fitting import encode_all, output_budget
 from ...common.engine.memory import Saving, needed_bytes, products
 from ...common.engine.reference import Reference
@@ -37,7 +41,7 @@ from ...common.engine.training import (
     saving_of,
     steps_of,
 )
-from ...common.methods.evaluation import with_rivals
+from ...common.methods.evaluation import AT_ONCE, with_rivals
 from ...common.methods.pag import PROFILE_TOKENS, PROFILED, with_history
 from ...common.methods.personalise import training_settings
 from ...common.methods.rag import prompted
@@ -73,6 +77,8 @@ class Counting:
         Of one user's draw and alpha, as measured here.
     again
         What training repeats: share of a forward pass per trained token.
+    cached
+        The most tokens whose keys and values are kept while texts are written.
     """
 
     config: Config
@@ -83,6 +89,7 @@ class Counting:
     memory: float = 0.0
     seconds: float = 0.0
     again: float = 0.0
+    cached: int = 0
     _scored: set[tuple[tuple[int, ...], ...]] = field(default_factory=set)
     _embedded_users: set[str] = field(default_factory=set)
     _near_users: set[str] = field(default_factory=set)
@@ -384,7 +391,16 @@ class Counting:
         rows = len(users) * most * (2 if self.config.contrast_of(policy) else 1)
         longest = max(e.prompt_length for items in users for e in items)
         steps = expected_steps(self.backbone, self.config, users, policy)
+        self.cached = max(self.cached, self._kept(len(users), most, longest, policy))
         return Work(prompted=rows * longest, steps=steps, written=rows * steps)
+
+    def _kept(self, users: int, most: int, longest: int, policy: str) -> int:
+        """Tokens kept at once if outputs use their budget (`evaluation._outputs`)."""
+        task = task_of(self.config.task)
+        if task.kind == "long" and policy != SHORT:
+            most = min(most, max(1, AT_ONCE // (self.backbone.context * users)))
+        twice = 2 if self.config.contrast_of(policy) else 1
+        return users * most * twice * (longest + output_budget(self.backbone, task))
 
 
 def _again(backbone: Backbone, saving: Saving) -> float:
@@ -501,9 +517,11 @@ def scored_tokens(backbone: Backbone, users: Sequence[Sequence[Encoded]]) -> int
 def numbers_of(config: Config, backbone: Backbone, shared: bool) -> int:
     """How many numbers one user trains."""
     shape = config.shared_shape if shared else config.lora
-    lora = new_lora(backbone, shape, config.seed, "forecast")
-    sides = (lora.b,) if shared else (lora.a, lora.b)
-    return sum(tensor.numel() for side in sides for tensor in side.values())
+    found = projections(backbone.model, shape).values()
+    sides = (m.out_features + (0 if shared else m.in_features) for m in found)
+    return shape.rank * sum(
+        sides
+    )  # B alone, or both: without making a LoRA of a 7B model
 
 
 def expected_steps(

@@ -43,6 +43,10 @@ class Forecast:
         What is processed; of a study only.
     longest
         Seconds of the process that works longest, where several run a study.
+    backbone
+        MB of the weights, within `memory`; of a GPU that is not here only.
+    stand_in
+        Whether texts are made up (``benchmarks/stand_in.py``); of such a GPU only.
     """
 
     seconds: float
@@ -53,6 +57,8 @@ class Forecast:
     weights: Mapping[str, float] = field(default_factory=dict)
     tokens: Work = Work()
     longest: float = 0.0
+    backbone: float = 0.0
+    stand_in: bool = False
 
     @property
     def phases(self) -> float:
@@ -242,18 +248,35 @@ def warning(forecast: Forecast) -> str:
 def elsewhere(forecast: Forecast, gpu: str, number: int) -> str:
     """Return what a study takes on GPUs that are not here, and what that rests on."""
     tokens, hours = forecast.tokens, forecast.seconds / 3600
-    several = (
-        f", {duration(forecast.longest)} on {number} of them" if number > 1 else ""
+    made_up = (
+        "texts: made up, and so are the tokens and hours; real texts need others\n"
+        if forecast.stand_in
+        else ""
     )
+    written = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+    several = each = ""
+    if number > 1:
+        several = f", {duration(forecast.longest)} on {number} of them"
+        each = (
+            f"each of the {number} GPUs holds the whole model and computes whole cells; "
+            "no model is split between GPUs\n"
+        )
     fits = "fits into" if forecast.memory <= forecast.free else "does not fit into"
     trained, read = tokens.adapted + tokens.trained, tokens.scored + tokens.prompted
     return (
-        f"on {gpu}, which is not here: about {hours:.2g} GPU hours{several}\n"
-        f"memory: {size(forecast.memory)}, which {fits} {size(forecast.free)}\n"
-        f"tokens: {trained:,} trained, {read:,} read, {tokens.written:,} written\n"
+        f"on {gpu}, which is not here: about {written} GPU hours{several}\n"
+        f"memory of a GPU: {gib(forecast.memory)} ({gib(forecast.backbone)} are the "
+        f"weights), which {fits} {gib(forecast.free)}; a fifth stays free\n{each}"
+        f"{made_up}tokens: {trained:,} trained, {read:,} read, {tokens.written:,} written\n"
         f"assumed: {SHARE:.0%} of the data sheet's bf16 operations when training and "
-        f"reading, {READ:.0%} of its bandwidth when writing (docs/studies.md)"
+        f"reading, {READ:.0%} of its bandwidth when writing; outputs as long as the "
+        "user's own texts, those of `base` as long as allowed (docs/studies.md)"
     )
+
+
+def gib(megabytes: float) -> str:
+    """Return megabytes in the unit of data sheets."""
+    return f"{megabytes / 1024:.1f} GiB"
 
 
 def table(forecast: Forecast, first: str = "") -> str:

@@ -139,7 +139,14 @@ def material(found: Mapping[str, Any], folder: Path, texts: bool) -> run_page.Ma
         phases=phases(results.read_events(folder / "metrics.jsonl")[0], given["cost"]),
         curves=_curves(folder, known),
         texts=_texts(folder, known) if texts else {},
+        judges=_judges(folder),
     )
+
+
+def _judges(folder: Path) -> list[dict[str, Any]]:
+    found = clean(_json(folder / "judge.json")).get("judges")
+    every = found if isinstance(found, list) else []
+    return [one for one in every if isinstance(one, dict)]
 
 
 def _json(path: Path) -> dict[str, Any]:

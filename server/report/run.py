@@ -53,6 +53,8 @@ class Material:
         Method -> user -> loss of each step.
     texts
         Method -> user -> list of {prompt, reference, output}; empty unless asked for.
+    judges
+        What ``judge.json`` says of each judge (`pairwise.judge`).
     """
 
     results: Mapping[str, Any]
@@ -62,6 +64,7 @@ class Material:
     phases: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     curves: Mapping[str, Any] = field(default_factory=dict)
     texts: Mapping[str, Any] = field(default_factory=dict)
+    judges: Sequence[Mapping[str, Any]] = ()
 
 
 def page(material: Material) -> Page:
@@ -76,6 +79,7 @@ def page(material: Material) -> Page:
         answer(material),
         methods(material),
         people(material),
+        judged(material),
         training(material),
         alpha(material),
         samples(material),
@@ -318,6 +322,67 @@ def _by_user(
         for user in order
     ]
     return table(f"By user, in the order of {best}", heads, rows, folded=True, **more)
+
+
+# --- judges -----------------------------------------------------------------------------
+
+
+def judged(material: Material) -> Section | None:
+    """Win rates by language models, their bias, and how they agree with the metrics."""
+    rows: list[tuple[str, ...]] = []
+    agrees: list[tuple[str, ...]] = []
+    for judge in material.judges:
+        model = str(judge.get("model", ABSENT))
+        model += " (own text shown)" if judge.get("reference") else ""
+        pairs = judge.get("pairs")
+        for pair, row in pairs.items() if isinstance(pairs, Mapping) else ():
+            if isinstance(row, Mapping):
+                rows.append(_judge_row(model, pair, row))
+                found = row.get("agrees") or {}
+                agrees += [
+                    (
+                        f"{pair}, {model}",
+                        metric,
+                        number(one.get("rho"), "+.2f"),
+                        one["n"],
+                    )
+                    for metric, one in found.items()
+                ]
+    if not rows:
+        return None
+    heads = ("pair, judge", "win rate", "95 % interval", "users", "won", "lost", "ties")
+    tables = [table("Win rates", (*heads, "followed the order", "no verdict"), rows)]
+    if agrees:
+        heads = ("pair, judge", "metric", "rank correlation", "users")
+        tables.append(table("Agreement with other metrics, over users", heads, agrees))
+    said = (
+        "A language model saw texts of the user and both outputs, in both orders. A "
+        "verdict counts where both orders agree, and is a tie otherwise. The win rate is "
+        "that of the first method, its interval is over users; .5 is no difference."
+    )
+    more = (
+        "Where the verdict followed the order, the same place was chosen both times. A "
+        "judge can be wrong, and texts can sway it: it is one metric among others."
+    )
+    return Section(
+        "judge", "Win rates by a language model", sentences=[said, more], tables=tables
+    )
+
+
+def _judge_row(model: str, pair: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    rate = row.get("win-rate") or {}
+    asked, followed = row.get("asked"), row.get("followed")
+    share = followed / asked if is_number(followed) and asked else None
+    counts = (row.get(name, ABSENT) for name in ("wins", "losses", "ties"))
+    return (
+        f"{pair}, {model}",
+        number(rate.get("mean"), ".2f"),
+        interval(rate),
+        str(rate.get("n", ABSENT)),
+        *map(str, counts),
+        number(share, ".0%"),
+        str(row.get("unjudged", ABSENT)),
+    )
 
 
 # --- training ---------------------------------------------------------------------------

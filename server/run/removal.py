@@ -13,6 +13,7 @@ from .results import find, is_locked, runs, runs_folder, state_of
 PARTS = {
     "results.json": "results",
     "report.html": "report",
+    "judge.json": "win rates by a judge",
     "adapters": "own adapters of users",
     "texts": "texts that were written",
     "curves": "losses by step",

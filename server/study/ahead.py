@@ -102,6 +102,8 @@ def forecast(
         estimate.best(saved, whole),
         tokens=tokens,
         longest=max(busy),
+        backbone=found["loaded"] if gpu else 0.0,
+        stand_in=bool(gpu and found["stand-in"]),
     )
     return ahead, seconds
 

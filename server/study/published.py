@@ -13,6 +13,7 @@ from ...common.config import METHODS, Config, Scalar, flatten
 from ...common.config.checks import check
 from ...common.config.keys import keys_of
 from ...common.config.methods import BY_NAME
+from ...common.data.types import STAND_IN
 from ...common.errors import IdiolectError, refuse_if
 
 NOT_STATED = "not stated"
@@ -20,8 +21,6 @@ NOT_STATED = "not stated"
 # the backbone's parameters, and the SHA-256 of all texts (`run.entry.identity_of`).
 # A path says neither.
 MEASURED = ("parameters", "texts")
-# Users of invented data have names that begin so (benchmarks/stand_in.py).
-STAND_IN = "stand-in-"
 # Keys that change no number of a table: a path, and the width of intervals.
 SILENT = ("data", "users-per-node", "evaluate.bootstrap")
 

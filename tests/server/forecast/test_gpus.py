@@ -17,6 +17,7 @@ from idiolect.common.errors import IdiolectError, Impossible
 from idiolect.server.cli import main
 from idiolect.server.forecast import bare, gpus
 from idiolect.server.forecast.counts import Counting, all_parts
+from idiolect.server.forecast.estimate import Forecast, elsewhere
 from idiolect.server.forecast.parts import Part
 from idiolect.server.run.local import fitted
 from idiolect.server.study import ahead
@@ -156,9 +157,23 @@ def test_the_command_says_hours_memory_tokens_and_what_is_assumed(
     said = capsys.readouterr().out
     assert "on rtx3090-24gb, which is not here: about" in said
     assert "on 4 of them" in said and "GPU hours" in said
-    assert "which fits into 24.0 GB" in said
+    assert "which fits into 24.0 GiB; a fifth stays free" in said
+    assert "(13.5 GiB are the weights)" in said
+    assert "each of the 4 GPUs holds the whole model" in said
     assert "trained" in said and "assumed: 7% of the data sheet's" in said
+    assert "made up" not in said
     assert not [*tmp_path.rglob("cells")]
+
+
+def test_a_plan_from_made_up_texts_says_so_and_one_that_does_not_fit_too() -> None:
+    small = Forecast(3600.0, 20480.0, 24576.0, {}, backbone=13824.0)
+    said = elsewhere(small, "l4-24gb", 1)
+    assert "20.0 GiB (13.5 GiB are the weights), which fits into 24.0 GiB" in said
+    assert "made up" not in said and "each of the" not in said
+    large = replace(small, memory=24577.0, stand_in=True)
+    said = elsewhere(large, "l4-24gb", 2)
+    assert "which does not fit into 24.0 GiB" in said
+    assert "texts: made up, and so are the tokens and hours" in said
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from idiolect.common.config import flatten, parse
+from idiolect.common.data.types import STAND_IN
 from idiolect.common.errors import IdiolectError
 from idiolect.server.study.declaration import cell_config, cells, read_study, with_keys
 from idiolect.server.study.published import (
-    STAND_IN,
     Published,
     agreement,
     depends_on,

@@ -8,10 +8,10 @@ import pytest
 
 from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
+from idiolect.common.data.types import STAND_IN
 from idiolect.server.cli import main
 from idiolect.server.findings.page import load
 from idiolect.server.study.declaration import cell_config, cells, read_study
-from idiolect.server.study.published import STAND_IN
 
 from .test_declaration import EXPERIMENTS
 

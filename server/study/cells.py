@@ -153,7 +153,7 @@ def run_study(
         say(f"  {took:.0f} s{left if expected else ''}")
         if kept:
             store(kept, files)
-    return finished(study, folder)
+    return finished(study, folder, kept)
 
 
 def finished(

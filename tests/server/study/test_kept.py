@@ -40,6 +40,11 @@ def test_another_machine_does_only_the_rest(tmp_path, small_model, monkeypatch, 
     assert len(made) == 5
     assert (findings / "small.md").read_text() == page
     assert json.loads(gzip.decompress(stored.read_bytes())).keys() == {lost, *known}
+    # What was computed without a place for findings is stored by the next command.
+    stored.unlink()
+    run("there")
+    assert len(made) == 5
+    assert json.loads(gzip.decompress(stored.read_bytes())).keys() == {lost, *known}
 
 
 def test_only_cells_of_the_study_are_stored_and_the_same_give_the_same_bytes(tmp_path):

@@ -14,9 +14,10 @@ from idiolect.client.owner.records import Source
 from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
 from idiolect.common.errors import IdiolectError
-from idiolect.common.protocol.messages import AdaptRequest, Failure
+from idiolect.common.protocol.messages import AdaptRequest, ConfirmRequest, Failure
 from idiolect.common.protocol.packing import pack
 from idiolect.common.protocol.signed import read_sealed
+from idiolect.common.protocol.summing import bitmap
 from idiolect.server.run import exchange, masked
 
 from .server.federation import events, results, run
@@ -179,6 +180,25 @@ def test_after_forgetting_a_device_sits_the_rest_out(vaults, settings):  # noqa:
 
     folder = run(settings | MASKED, DeviceGrid(vaults, forget))
     assert seen and "has no keys of this run any more" in failures(folder)
+
+
+def test_a_second_plan_of_a_release_is_refused(vaults, settings, monkeypatch):  # noqa: F811
+    """The same release over fewer members: together they would show one row."""
+    made: list = []
+    original = masked.begin
+    monkeypatch.setattr(
+        masked, "begin", lambda *given: made.append(original(*given)) or made[-1]
+    )
+
+    def fewer(task):
+        one = made[-1]
+        summing = dataclasses.replace(task.summing, cohort=bitmap([0, 1, 2], 4))
+        summing, _ = masked.with_plan(task.run, summing, one.directory, one.run.config)
+        return dataclasses.replace(task, summing=summing, counted=bitmap([0, 1, 2], 3))
+
+    altered(monkeypatch, fewer, ConfirmRequest)
+    folder = run(settings | ONCE, DeviceGrid(vaults))
+    assert "has agreed to another plan" in failures(folder)
 
 
 def test_a_second_list_of_members_is_not_signed(vaults, settings, monkeypatch):  # noqa: F811

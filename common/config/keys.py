@@ -387,6 +387,14 @@ class Secagg:
 class Personalise:
     """Training of one user's own adapter; the same budget for every method."""
 
+    items: int = key(
+        0,
+        "newest items of the history that an own adapter learns from, and that `rag` and "
+        "`pag` search; 0: all. The shared adapter and the unlabeled set take the whole "
+        "history all the same",
+        0,
+        MOST_ITEMS,
+    )
     epochs: int = key(3, "passes over the own history", 1, 1000)
     batch: int = key(8, "history items per optimiser step", 1, MOST_BATCH)
     learning_rates: str = key(

@@ -423,6 +423,11 @@ def _tried(
     return {"fault": fault, "changes": tuple(changes[-SHOWN:])}
 
 
+def judges(liked: int) -> int:
+    """How many of the newest liked pairs judge an adapter, and are not learnt from."""
+    return max(1, min(HELD_OUT, liked // 5))
+
+
 def split(
     entries: Sequence[Entry], name: str = "owner", fits_strength: bool = False
 ) -> tuple[User, dict[str, str]]:
@@ -446,7 +451,7 @@ def split(
         f"there are {len(liked)} liked pairs in the vault, and training needs "
         f"{FEWEST}: import more with `idiolect import FILE`.",
     )
-    held_out = max(1, min(HELD_OUT, len(liked) // 5))
+    held_out = judges(len(liked))
     learnt, kept = liked[:-held_out], liked[-held_out:]
     fit_on = strength.halves(kept)[0] if fits_strength else ()
     made_of = (*learnt, *fit_on, *disliked)

@@ -550,6 +550,13 @@ class Config:
         1,
         MOST_ITEMS,
     )
+    least_history: int = key(
+        0,
+        "items that the history of an evaluated user of files has at least; users with "
+        "fewer can be development users. 0: any number",
+        0,
+        MOST_ITEMS,
+    )
     held_out: int = key(8, "items per user to be measured on, at most", 1, MOST_ITEMS)
     disliked: int = key(
         0,

@@ -211,7 +211,8 @@ def grown(world: World, user: User, method: str, steps: int) -> dict[str, Any]:
     -------
     dict
         ``ways``: way -> for each step NLL, MRR, CPU seconds, tokens. ``device``: liked
-        pairs -> `on_device`. ``forgotten``: see `forgetting`; absent where there are fewer steps.
+        pairs -> `on_device`. ``forgotten``: see `forgetting`; absent where there are fewer
+        steps.
     """
     rows: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     device: dict[str, list[float]] = {}

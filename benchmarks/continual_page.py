@@ -33,9 +33,9 @@ def gains(users: Users, method: str, way: str, step: int, column: int) -> np.nda
     )
 
 
-def device_gains(users: Users, method: str, step: int) -> np.ndarray:
+def device_gains(users: Users, method: str, liked: str) -> np.ndarray:
     """Fall of the NLL by what a device uses: the adapter if accepted, else nothing."""
-    rows = [(one["shared"], one[method]["device"][step]) for one in users.values()]
+    rows = [(one["shared"], one[method]["device"][liked]) for one in users.values()]
     return np.array(
         [shared[0] - row[1] if row[0] >= 0 else 0.0 for shared, row in rows]
     )
@@ -58,8 +58,22 @@ def smallest(found: Mapping[str, Any], method: str) -> float | None:
     Over users, the NLL of held-out texts falls by what the device uses: the adapter where
     its judgement accepts it, else nothing. None: at no length that was measured.
     """
-    users, setting = found["users"], found["setting"]
-    return helps_from(entries(lambda k: device_gains(users, method, k), setting))
+    users = found["users"]
+    return helps_from(
+        [
+            {
+                "x": n,
+                "expect": "higher",
+                **bootstrap(device_gains(users, method, n), seed=0),
+            }
+            for n in lengths(users, method)
+        ]
+    )
+
+
+def lengths(users: Users, method: str) -> list[str]:
+    """Numbers of liked pairs at which a device was tried."""
+    return list(next(iter(users.values()))[method]["device"])
 
 
 def left(users: Users, method: str, when: str, name: str, part: int) -> np.ndarray:
@@ -89,7 +103,7 @@ def lines_of(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["", *(f"| {' | '.join(row)} |" for row in lines), ""]
 
 
-def from_on(value: float | None, most: int) -> str:
+def from_on(value: float | None, most: int | str) -> str:
     """A smallest history in words."""
     return f"at none up to {most}" if value is None else f"from {value:g} on"
 
@@ -203,7 +217,7 @@ def costs(users: Users, setting: Mapping[str, Any]) -> Iterator[str]:
 
 def device(found: Mapping[str, Any]) -> Iterator[str]:
     """What a device's judgement makes of a first adapter, by length of the history."""
-    users, setting = found["users"], found["setting"]
+    users = found["users"]
     yield "### As a device judges"
     yield ""
     yield (
@@ -215,7 +229,7 @@ def device(found: Mapping[str, Any]) -> Iterator[str]:
     )
     for method, name in NAMES.items():
         rows: list[list[str]] = []
-        for k in range(setting["steps"]):
+        for k in lengths(users, method):
             pairs = [
                 (one["shared"], one[method]["device"][k]) for one in users.values()
             ]
@@ -223,7 +237,7 @@ def device(found: Mapping[str, Any]) -> Iterator[str]:
             better = np.array([row[1] < shared[0] for shared, row in pairs])
             rows.append(
                 [
-                    str(setting["each"] * (k + 1)),
+                    k,
                     f"{accepted.mean():.0%}",
                     f"{(accepted & ~better).mean():.0%}",
                     f"{(~accepted & better).mean():.0%}",
@@ -232,7 +246,7 @@ def device(found: Mapping[str, Any]) -> Iterator[str]:
             )
         heads = ["used", "wrong: used", "wrong: refused", "gain in NLL"]
         yield from lines_of([f"{name}, liked pairs", *heads], rows)
-        most = setting["each"] * setting["steps"]
+        most = lengths(users, method)[-1]
         yield f"What is used helps {from_on(smallest(found, method), most)}."
         yield ""
 
@@ -246,8 +260,8 @@ def forgetting(users: Users, setting: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         "One text of the first five steps. *Likelier*: in nats per token, than by an "
-        "adapter that never saw it, paired by user; *piece*: the same of the five tokens in "
-        "a row that gain most. *Forgotten*: trained anew without the text, as `idiolect "
+        "adapter that never saw it, paired by user; *piece*: the same of the five tokens "
+        "in a row that gain most. *Forgotten*: trained anew without the text, as `idiolect "
         "forget` does it. After the last step it has gone on, as has the one that never "
         "saw it. The others saw the text and were not erased."
     )

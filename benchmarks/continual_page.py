@@ -123,6 +123,8 @@ benchmarks/results/continual.json. Do not edit.
   the own text among others'. Intervals are 95 %, by bootstrap over users, not corrected.
   "From N on" says: at N items and at every larger number that was measured the interval
   (Student's t), corrected for their number (Bonferroni), excludes zero.
+- An epoch of a long history has more steps than one of a short history, but fewer than all
+  the short ones of a history that grew: to go on takes more steps in all.
 - CPU seconds are of one thread; tokens are those of all rows that pass through training,
   prompts included, times the passes.
 """

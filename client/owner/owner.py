@@ -45,7 +45,7 @@ from .vault import Vault
 FEWEST = 4  # liked pairs to train on and be judged by
 # Liked pairs from which on what a device trains and accepts was shown to help its owner, on
 # average over users: docs/continual.md. tests/test_continual.py compares the results.
-HELPS = 4
+HELPS = 16
 # Texts that can tell a better adapter from luck. An adapter that changes nothing makes each
 # text likelier or less likely by chance: all of four are likelier in 6 % of cases, all of
 # five in 3 % (sign test).

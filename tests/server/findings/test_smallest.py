@@ -1,5 +1,7 @@
 """From which value on a method is better."""
 
+from typing import Any
+
 import pytest
 from scipy.stats import t
 
@@ -52,7 +54,7 @@ def test_what_one_value_shows_five_may_not():
 
 
 def test_the_sentence_names_every_method():
-    named = {
+    named: dict[str, Any] = {
         "smallest": "personalise.items",
         "metric": "nll",
         "other": "the shared model",

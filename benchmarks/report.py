@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def save(name: str, report: dict[str, Any]) -> None:
+def save(name: str, report: dict[str, Any], folder: Path = RESULTS) -> None:
     """Write ``results/<name>.json`` with the commit, the day and the processor."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(report | {"origin": origin()}, indent=1) + "\n")
 
 

@@ -32,7 +32,7 @@ def personalize(vault: Vault, options: argparse.Namespace) -> Answer:
     from . import status
 
     found = status.shown(new) | {"changes": [asdict(one) for one in new.changes]}
-    lines = [verdict(found), *changes(found["changes"])]
+    lines = [verdict(found), *doubts(found), *changes(found["changes"])]
     if options.verbose:
         lines.append(status.judged(found, numbers=True))
     return Answer(found, "\n".join(lines), code=0 if new.accepted else 1)
@@ -69,6 +69,20 @@ def verdict(one: Mapping[str, Any]) -> str:
         how = "it predicts your own texts about as well as the one before"
         how += " and has learnt what you dislike" if one["allowed"] else ""
     return f"Adapter {one['number']} is in use: {how}."
+
+
+def doubts(one: Mapping[str, Any]) -> list[str]:
+    """What makes the verdict on an adapter unsure."""
+    from ..owner.owner import HELPS, TELLING
+
+    found: list[str] = []
+    if one["trained"] + one["held_out"] < HELPS:
+        found.append(f"Adapters from fewer than {HELPS} texts were not shown to help.")
+    if one["held_out"] < TELLING:
+        judges = "1 text" if one["held_out"] == 1 else f"{one['held_out']} texts"
+        few = f"Only {judges} judged it, too few to tell a gain from luck"
+        found.append(f"{few} ({TELLING} can): import more, and train again.")
+    return found
 
 
 def gain(one: Mapping[str, Any]) -> float:

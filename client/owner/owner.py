@@ -43,6 +43,13 @@ from .records import DEVICE, Source
 from .vault import Vault
 
 FEWEST = 4  # liked pairs to train on and be judged by
+# Liked pairs from which on what a device trains and accepts was shown to help its owner, on
+# average over users: docs/continual.md. tests/test_continual.py compares the results.
+HELPS = 16
+# Texts that can tell a better adapter from luck. An adapter that changes nothing makes each
+# text likelier or less likely by chance: all of four are likelier in 6 % of cases, all of
+# five in 3 % (sign test).
+TELLING = 5
 AVOIDING = 0.05  # nats per token that learning to avoid something may cost elsewhere
 HELD_OUT = 8  # at most; a fifth of the liked pairs otherwise
 # Megabytes that a training plans to take above the model where no memory-mb is set: other
@@ -423,6 +430,11 @@ def _tried(
     return {"fault": fault, "changes": tuple(changes[-SHOWN:])}
 
 
+def judges(liked: int) -> int:
+    """How many of the newest liked pairs judge an adapter, and are not learnt from."""
+    return max(1, min(HELD_OUT, liked // 5))
+
+
 def split(
     entries: Sequence[Entry], name: str = "owner", fits_strength: bool = False
 ) -> tuple[User, dict[str, str]]:
@@ -446,7 +458,7 @@ def split(
         f"there are {len(liked)} liked pairs in the vault, and training needs "
         f"{FEWEST}: import more with `idiolect import FILE`.",
     )
-    held_out = max(1, min(HELD_OUT, len(liked) // 5))
+    held_out = judges(len(liked))
     learnt, kept = liked[:-held_out], liked[-held_out:]
     fit_on = strength.halves(kept)[0] if fits_strength else ()
     made_of = (*learnt, *fit_on, *disliked)

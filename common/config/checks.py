@@ -228,6 +228,11 @@ def _contradictions(config: Config) -> tuple[Contradiction, ...]:
             ),
         ),
         (
+            config.least_history > config.history,
+            ("least-history", "history"),
+            "no user keeps more than history allows; lower least-history",
+        ),
+        (
             config.unlabeled.kind == "self" and config.unlabeled.nearness_strength != 0,
             ("unlabeled.nearness", "unlabeled.kind"),
             (

@@ -388,6 +388,14 @@ class Secagg:
 class Personalise:
     """Training of one user's own adapter; the same budget for every method."""
 
+    items: int = key(
+        0,
+        "newest items of the history that an own adapter learns from, and that `rag` and "
+        "`pag` search; 0: all. The shared adapter and the unlabeled set take the whole "
+        "history all the same",
+        0,
+        MOST_ITEMS,
+    )
     epochs: int = key(3, "passes over the own history", 1, 1000)
     batch: int = key(8, "history items per optimiser step", 1, MOST_BATCH)
     learning_rates: str = key(
@@ -541,6 +549,13 @@ class Config:
         "items per user to learn from, at most; all personas together have at most "
         f"{MOST_MADE:,} items, those to be measured on included",
         1,
+        MOST_ITEMS,
+    )
+    least_history: int = key(
+        0,
+        "items that the history of an evaluated user of files has at least; users with "
+        "fewer can be development users. 0: any number",
+        0,
         MOST_ITEMS,
     )
     held_out: int = key(8, "items per user to be measured on, at most", 1, MOST_ITEMS)

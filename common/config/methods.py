@@ -8,7 +8,9 @@ which config keys its results depend on. The code of a method is the module of i
 from dataclasses import dataclass
 
 # Keys that only some methods read; a key names this by `affects` (`keys.SOME`).
+LEARNT = ("personalise.items",)
 TRAINING = (
+    *LEARNT,
     "personalise.epochs",
     "personalise.batch",
     "personalise.learning-rates",
@@ -32,7 +34,7 @@ MEANS = ("personalise.ema", "personalise.boundary")
 POSITIVE_TERM = ("personalise.reward", "personalise.anchor")
 WEIGHT = ("personalise.unlabeled-weight", "personalise.unlabeled-tokens")
 DECODING = ("evaluate.contrast", "evaluate.contrasted")
-RETRIEVAL = ("evaluate.retrieved",)
+RETRIEVAL = (*LEARNT, "evaluate.retrieved")
 STEERING = ("steer.layer", "steer.strength")
 
 
@@ -108,7 +110,7 @@ TABLE = (
         "steer",
         adapter=True,
         unlabeled=True,
-        reads=("personalise.strength", *DECODING, *UNLABELED, *STEERING),
+        reads=(*LEARNT, "personalise.strength", *DECODING, *UNLABELED, *STEERING),
     ),
 )
 BY_NAME = {row.name: row for row in TABLE}

@@ -27,6 +27,7 @@ from ..engine.scoring import (
     score_users,
     token_logp,
 )
+from .examples import newest
 from .table import module_of
 
 
@@ -88,7 +89,8 @@ def evaluate(
     prompted, asking = both, users
     if BY_NAME[method].prompts:
         longer = module_of(method).prompted
-        asking = [longer(reference, u, config) if u.history else u for u in users]
+        known = [replace(user, history=newest(user, config)) for user in users]
+        asking = [longer(reference, u, config) if u.history else u for u in known]
         prompted = [with_rivals(backbone, user) for user in asking]
     references = [reference.scores(items) for items in both]
     # Scored again in other batches, the reference would differ from itself in the last

@@ -3,12 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..data.types import User
+from ..config import Config
+from ..data.types import Item, User
 from ..engine.backbone import Encoded
 from ..engine.fitting import encode_all
 from ..engine.reference import Reference
 from ..engine.training import Example, TrainingSet
 from ..unlabeled.draws import Draw
+
+
+def newest(user: User, config: Config) -> tuple[Item, ...]:
+    """The part of a history that own adapters learn from (``personalise.items``)."""
+    return user.history[-config.personalise.items :]  # all, at 0
 
 
 def scored(

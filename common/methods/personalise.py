@@ -8,6 +8,7 @@ same. Users' text does not leave: what is returned are adapters and numbers.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -32,7 +33,28 @@ from ..unlabeled.draws import draw_for
 from ..unlabeled.samples import disliked_samples
 from ..unlabeled.sets import UnlabeledSet
 from . import strength
+from .examples import newest
 from .table import module_of
+
+
+class Learner(NamedTuple):
+    """One user, and what the own adapter is to learn from.
+
+    Attributes
+    ----------
+    user
+        The user, with the whole history.
+    own
+        Items of the history that are learnt from. The others still count as the user's own
+        part in the unlabeled set: the user voted with them.
+    start
+        The adapter to go on from; None: a new one, which changes nothing yet. The optimiser
+        and the warm-up begin anew in both cases.
+    """
+
+    user: User
+    own: tuple[Item, ...]
+    start: Lora | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,27 +141,30 @@ def personalise(
         A user whose training overflows has no adapter and an error; the others are not
         affected.
     """
-    learn = partial(_learnt, reference, unlabeled, method, learning_rate, config)
+    making = partial(learn, reference, unlabeled, method, learning_rate, config)
+    learners = [Learner(user, newest(user, config)) for user in users]
     if (fixed := config.fixed_strength) is not None:
-        found = learn([(user, user.history) for user in users], watch)
-        return [_at(one, fixed) for one in found]
+        return [_at(one, fixed) for one in making(learners, watch)]
     crossed = config.personalise.strength == CROSSED
-    found, trials = (_crossed if crossed else _kept_back)(learn, users, watch)
+    found, trials = (_crossed if crossed else _kept_back)(making, learners, watch)
     watch.phase("fitting the strength")
     strengths = strength.fit(reference, trials)
     return [_at(one, s) for one, s in zip(found, strengths, strict=True)]
 
 
-Learn = Callable[[Sequence[tuple[User, tuple[Item, ...]]], Watch], list[Personal]]
+Making = Callable[[Sequence[Learner], Watch], list[Personal]]
 Trials = list[list[tuple[Lora, tuple[Item, ...]]]]
 
 
 def _kept_back(
-    learn: Learn, users: Sequence[User], watch: Watch
+    making: Making, learners: Sequence[Learner], watch: Watch
 ) -> tuple[list[Personal], Trials]:
     """Adapters of most of each history, and the rest of it to try them on."""
-    parts = [strength.kept_back(user.history) for user in users]
-    found = learn([(u, own) for u, (own, _) in zip(users, parts, strict=True)], watch)
+    parts = [strength.kept_back(one.own) for one in learners]
+    less = [
+        one._replace(own=own) for one, (own, _) in zip(learners, parts, strict=True)
+    ]
+    found = making(less, watch)
     return found, [
         [(one.lora, kept)] if one.lora else []
         for one, (_, kept) in zip(found, parts, strict=True)
@@ -147,22 +172,22 @@ def _kept_back(
 
 
 def _crossed(
-    learn: Learn, users: Sequence[User], watch: Watch
+    making: Making, learners: Sequence[Learner], watch: Watch
 ) -> tuple[list[Personal], Trials]:
     """Adapters of each whole history, and others of parts of it, with what they lack.
 
     Fold by fold, so that no more is in memory than for the adapters themselves.
     """
-    trials: Trials = [[] for _ in users]
+    trials: Trials = [[] for _ in learners]
     for number in range(strength.FOLDS):
-        parts = [strength.fold(user.history, number) for user in users]
+        parts = [strength.fold(one.own, number) for one in learners]
         able = [k for k, (_, kept) in enumerate(parts) if kept]
-        learners = [(users[k], parts[k][0]) for k in able]
-        made = learn(learners, Watch(phase=watch.phase)) if able else []
+        less = [learners[k]._replace(own=parts[k][0]) for k in able]
+        made = making(less, Watch(phase=watch.phase)) if able else []
         for k, one in zip(able, made, strict=True):
             if one.lora:
                 trials[k].append((one.lora, parts[k][1]))
-    return learn([(user, user.history) for user in users], watch), trials
+    return making(learners, watch), trials
 
 
 def _at(one: Personal, by: float) -> Personal:
@@ -172,24 +197,30 @@ def _at(one: Personal, by: float) -> Personal:
     return replace(one, lora=scaled(one.lora, by), strength=by)
 
 
-def _learnt(  # seven: as `personalise`
+def learn(  # seven: as `personalise`
     reference: Reference,
     unlabeled: UnlabeledSet,
     method: str,
     learning_rate: float,
     config: Config,
-    learners: Sequence[tuple[User, tuple[Item, ...]]],
-    watch: Watch,
+    learners: Sequence[Learner],
+    watch: Watch = UNWATCHED,
 ) -> list[Personal]:
-    """Adapters of users, each learnt from some of the items of the user's history.
+    """Adapters of users, each learnt from some items, from a new adapter or a given one.
 
-    The others still count as the user's own part in the unlabeled set: the user voted with
-    them.
+    Parameters
+    ----------
+    reference, unlabeled, method, learning_rate, config, watch
+        As `personalise` takes them; the strength is not fitted.
+    learners
+        A stacking group. Methods without training (``steer``) have no start.
     """
     if config.unlabeled.kind == "self":
         watch.phase("writing texts of the model's own, to compare with")
-    draws = [draw_for(reference, u, unlabeled, config, own) for u, own in learners]
-    users = [replace(user, history=own) for user, own in learners]
+    draws = [
+        draw_for(reference, one.user, unlabeled, config, one.own) for one in learners
+    ]
+    users = [replace(one.user, history=one.own) for one in learners]
     alphas = [
         alpha_of(reference, user, drawn, config)
         for user, drawn in zip(users, draws, strict=True)
@@ -208,7 +239,14 @@ def _learnt(  # seven: as `personalise`
             module.training_set(reference, user, drawn, alpha.alpha)
             for user, drawn, alpha in zip(users, draws, alphas, strict=True)
         ]
-        trained = _fitted(reference, users, data, method, learning_rate, config, watch)
+        start = [
+            one.start
+            or new_lora(
+                reference.backbone, config.lora, config.seed, "personal", one.user.id
+            )
+            for one in learners
+        ]
+        trained = _fitted(reference, start, data, method, learning_rate, config, watch)
     else:
         trained = module.made(reference, draws, config)
     if hasattr(module, "second_stage"):
@@ -234,7 +272,7 @@ def _learnt(  # seven: as `personalise`
 
 def _fitted(  # seven: what is trained, on what, how, and who watches
     reference: Reference,
-    users: Sequence[User],
+    start: Sequence[Lora],
     data: Sequence[TrainingSet],
     method: str,
     learning_rate: float,
@@ -243,10 +281,6 @@ def _fitted(  # seven: what is trained, on what, how, and who watches
 ) -> Trained:
     """Adapters trained by a method's loss."""
     module = module_of(method)
-    start = [
-        new_lora(reference.backbone, config.lora, config.seed, "personal", user.id)
-        for user in users
-    ]
 
     def loss(batch: ScoredBatch, means: Means) -> Loss:
         return module.loss(batch, means, config.personalise)

@@ -16,6 +16,7 @@ from ..run import results
 from . import published
 from .frontier import AXES, curve_name, dominated
 from .plot import frontier_svg, svg
+from .smallest import sentences
 from .verdicts import judged
 
 INTRODUCTION = """# Findings
@@ -233,6 +234,8 @@ def _verdicts(found: Mapping[str, Any]) -> list[str]:
         lines += _lines(
             [f"{one}, by {metric}{_terms(metric, entries[0])}", *others], rows
         )
+    for sentence in sentences(found.get("compare", [])):
+        lines += [sentence, ""]
     rows = [_claim_row(claim) for claim in judged(found["claims"])]
     heads = "claim", "users", "difference", "95 % interval", "n", "p (Holm)", "verdict"
     return lines + (_lines(heads, rows) if rows else [])

@@ -102,18 +102,23 @@ def judged(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _p_value(claim: Mapping[str, Any]) -> float:
-    """Return the two-sided p of Student's t that the mean difference of n users is zero.
-
-    The standard error is taken from the bootstrap's interval. The bootstrap divides the
-    variance by n and not by n - 1, so its interval is widened by sqrt(n / (n - 1)).
-    """
+    """Return the two-sided p of Student's t that the mean difference of n users is zero."""
     from scipy.stats import t  # comes with the extra [server]
 
-    (low, high), n = claim["ci95"], claim["n"]
-    error = (high - low) / (2 * 1.959964) * math.sqrt(n / (n - 1))
+    error = standard_error(claim)
     if not error:
         return float(claim["mean"] == 0)
-    return float(2 * t.sf(abs(claim["mean"]) / error, n - 1))
+    return float(2 * t.sf(abs(claim["mean"]) / error, claim["n"] - 1))
+
+
+def standard_error(found: Mapping[str, Any]) -> float:
+    """Return the standard error of a mean over n users, from its bootstrap's interval.
+
+    The bootstrap divides the variance by n and not by n - 1, so its interval is widened by
+    sqrt(n / (n - 1)).
+    """
+    (low, high), n = found["ci95"], found["n"]
+    return (high - low) / (2 * 1.959964) * math.sqrt(n / (n - 1))
 
 
 def _word(claim: Mapping[str, Any], p: float) -> str:

@@ -42,6 +42,7 @@ from ...common.engine.training import (
     steps_of,
 )
 from ...common.methods.evaluation import AT_ONCE, with_rivals
+from ...common.methods.examples import newest
 from ...common.methods.pag import PROFILE_TOKENS, PROFILED, with_history
 from ...common.methods.personalise import training_settings
 from ...common.methods.rag import prompted
@@ -243,10 +244,10 @@ class Counting:
 
     def _learning(self, user: User) -> tuple[User, tuple[Item, ...]]:
         """What a user trains on, and what the strength is fitted on, if it is."""
-        rule = self.config.personalise.strength
+        rule, own = self.config.personalise.strength, newest(user, self.config)
         if rule == CROSSED:
-            return user, user.history
-        own, kept = kept_back(user.history) if rule == FITTED else (user.history, ())
+            return replace(user, history=own), own
+        own, kept = kept_back(own) if rule == FITTED else (own, ())
         return replace(user, history=own), kept
 
     def _embedded(self, user: User, draw: Draw) -> int:
@@ -333,6 +334,7 @@ class Counting:
     def _prompted(self, method: str, user: User) -> User:
         """The user with longer prompts; a profile is taken to have its full length."""
         reference, config = Reference(self.backbone), self.config
+        user = replace(user, history=newest(user, config))
         if method == "rag":
             return prompted(reference, user, config)
         texts = "\n".join(item.target for item in user.history)

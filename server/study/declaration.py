@@ -81,6 +81,8 @@ class Comparison:
     margin
         Metric -> difference that nobody would mind. Two that are not told apart are called
         equal where the whole interval lies within it.
+    smallest
+        Whether the page says from which value of `x`, a key with numbers, `one` is better.
     """
 
     x: str
@@ -88,6 +90,7 @@ class Comparison:
     others: list[dict[str, Scalar]]
     metrics: list[str]
     margin: dict[str, float] = field(default_factory=dict)
+    smallest: bool = False
 
 
 @dataclass(frozen=True)
@@ -298,6 +301,14 @@ def _check(study: Study) -> None:
                 f"[[compare]] has a margin for {unknown[0]!r}, which is not among its "
                 f"metrics: {', '.join(entry.metrics)}."
             )
+        numbers = all(type(value) in (int, float) for value in study.grid[entry.x])
+        refuse_if(
+            entry.smallest and not numbers,
+            (
+                f"[[compare]] asks for the smallest {entry.x}, which has values that are "
+                "no numbers: leave out smallest, or take another x."
+            ),
+        )
     for claim in (*study.claims, *(claim for _, claim in comparisons(study))):
         _check_claim(study, claim)
     if study.published:
@@ -362,6 +373,7 @@ def comparisons(study: Study) -> list[tuple[dict[str, Any], Claim]]:
                 "one": name_of(entry.one),
                 "other": name_of(other),
                 "margin": entry.margin.get(metric, 0.0),
+                **({"smallest": entry.x} if entry.smallest else {}),
             },
             Claim(
                 text=f"{value}: {name_of(entry.one)} is better than {name_of(other)}",

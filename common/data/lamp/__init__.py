@@ -48,9 +48,10 @@ def read(config: Config) -> Dataset:
     """Read the users of a LaMP task.
 
     The first ``config.users`` in file order are evaluated, the next
-    ``config.development_users`` are development users. The history of the users after
-    them, without texts of held-out items, is `Dataset.public`. The counts in
-    `Dataset.dropped` are also logged in one line.
+    ``config.development_users`` are development users. Who has fewer than
+    ``config.least_history`` items is passed over for the first, not for the second. The
+    history of all others, without texts of held-out items, is `Dataset.public`. The counts
+    in `Dataset.dropped` are also logged in one line.
 
     Raises
     ------
@@ -60,10 +61,10 @@ def read(config: Config) -> Dataset:
     """
     form = FORMS[config.task]
     name, found = _records(config.data, form)
-    wanted = config.users + config.development_users
     dropped: Counter[str] = Counter()
     names: set[str] = set()
-    users: list[User] = []
+    evaluated: list[User] = []
+    development: list[User] = []
     public: list[Item] = []
     for index, record in enumerate(found):
         try:
@@ -82,25 +83,21 @@ def read(config: Config) -> Dataset:
             dropped[bad.reason] += 1
             continue
         names.add(user.id)
-        if len(users) < wanted:
-            users.append(user)
-            dropped += removed
-        else:
+        group = _group(user, evaluated, development, config)
+        if group is None:
             public.extend(user.history)
-        if len(users) == wanted and len(public) >= PUBLIC:
+        else:
+            group.append(user)
+            dropped += removed
+        if _enough(evaluated, development, config) and len(public) >= PUBLIC:
             break
     listed = ", ".join(f"{reason}: {n}" for reason, n in dropped.items())
-    if len(users) < wanted:
-        why = f" (left out: {listed})" if listed else ""
-        raise IdiolectError(
-            f"{name} holds {len(users)} usable users{why}, but users={config.users} and "
-            f"development-users={config.development_users} ask for {wanted}: lower "
-            "'users' or 'development-users', or take another file."
-        )
+    if not _enough(evaluated, development, config):
+        raise _too_few(name, len(evaluated), len(names), listed, config)
     if listed:
         logger.warning("warning: %s: %s", printable(name), listed)
+    users = (*evaluated, *development)
     held = HeldOut([item for user in users for item in user.held_out], form)
-    evaluated, development = users[: config.users], users[config.users :]
     return Dataset(
         task=form.task,
         users=_with_rivals(evaluated, development, config),
@@ -108,6 +105,42 @@ def read(config: Config) -> Dataset:
         public=tuple(item for item in public if not held.has(item, form))[:PUBLIC],
         dropped=dict(dropped),
         source=name,
+    )
+
+
+def _group(
+    user: User, evaluated: list[User], development: list[User], config: Config
+) -> list[User] | None:
+    """The group that a user comes into; None: neither, the text is public."""
+    if len(evaluated) < config.users and len(user.history) >= config.least_history:
+        return evaluated
+    # With `least_history` 0 nobody gets here before all evaluated users are found.
+    return development if len(development) < config.development_users else None
+
+
+def _enough(
+    evaluated: Sequence[User], development: Sequence[User], config: Config
+) -> bool:
+    found = len(evaluated), len(development)
+    return found == (config.users, config.development_users)
+
+
+def _too_few(
+    name: str, evaluated: int, usable: int, listed: str, config: Config
+) -> IdiolectError:
+    """The error of a file with too few users."""
+    why = f" (left out: {listed})" if listed else ""
+    wanted = config.users + config.development_users
+    if config.least_history and evaluated < config.users:
+        return IdiolectError(
+            f"{name} holds {evaluated} users with least-history={config.least_history} "
+            f"items or more{why}, but users={config.users}: lower 'users' or "
+            "'least-history', or take another file."
+        )
+    return IdiolectError(
+        f"{name} holds {usable} usable users{why}, but users={config.users} and "
+        f"development-users={config.development_users} ask for {wanted}: lower "
+        "'users' or 'development-users', or take another file."
     )
 
 

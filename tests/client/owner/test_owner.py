@@ -19,9 +19,16 @@ from idiolect.client.owner.keys import RandomKey
 from idiolect.client.owner.records import Record, Source
 from idiolect.client.owner.vault import Vault
 from idiolect.common.data.types import Prompt
-from idiolect.common.engine.adapters import Lora, attached, dump_lora, import_peft
+from idiolect.common.engine.adapters import (
+    Lora,
+    attached,
+    dump_lora,
+    hash_lora,
+    import_peft,
+)
 from idiolect.common.engine.memory import TooLittleMemory
 from idiolect.common.engine.reference import Reference, load_reference
+from idiolect.common.engine.scoring import score_users
 from idiolect.common.errors import IdiolectError
 from idiolect.common.methods import strength
 from idiolect.common.methods.personalise import Personal
@@ -114,6 +121,42 @@ def test_what_is_forgotten_while_it_is_learnt_stays_forgotten(vault, training, w
         found = owner.train(vault)
         now = [vault.generation(Source("import", name)) for name in found.sources]
         assert list(found.generations) == now and "mail" in found.sources
+
+
+@pytest.mark.parametrize("method", ["c-bpo", "sft"])
+@pytest.mark.parametrize("how", ["a pair", "a source"])
+def test_after_forgetting_the_adapter_is_that_of_someone_who_never_wrote_it(
+    tmp_path, model, method, how
+):
+    """The attack: the text is scored by the adapter that is trained after `forget`."""
+    secret = Entry(Prompt("", "the code?"), "4711 is the code")
+
+    def kept(name: str, *others: Entry) -> tuple[str, list[float]]:
+        with Vault.create(tmp_path / name, KEY) as made:
+            consent.choose(made, backbone=model)
+            history.add(made, pairs("mail", 8), "mail")
+            history.add(made, others, "mail" if how == "a pair" else "notes")
+            history.add(made, pairs("late", 3), "late")
+            if others:
+                owner.train(made, method)
+                ids = [others[0].id] if how == "a pair" else []
+                owner.forget(made, [] if ids else ["notes"], ids)
+            lora, _ = required_of(made, owner.train(made, method).number)
+        found = load_reference(owner.config_of({**CHOSEN, "backbone": model}))
+        encoded = [found.backbone.encode(secret.item())]
+        scores = score_users(found.backbone, [found.shared, lora], [encoded])
+        return hash_lora(lora), scores[0]
+
+    assert kept("forgot", secret) == kept("never")
+
+
+def required_of(vault: Vault, number: int):
+    found = adapters.read(vault, number)
+    assert found is not None
+    return found
+
+
+CHOSEN = {"max-length": "96", "dtype": "float32", "device": "cpu"}
 
 
 def test_forgetting_what_is_not_learnt_from_costs_nothing(vault, training):

@@ -31,6 +31,7 @@ UNUSED_0_2 = {
         *("unlabeled.", "privacy.vote-sampling", "personalise.epochs"),
         *("personalise.batch", "personalise.learning-rates", "personalise.beta"),
         *("personalise.ema", "personalise.boundary", "personalise.reward"),
+        "personalise.items",
         *("personalise.unlabeled-weight", "personalise.anchor", "personalise.strength"),
         "personalise.unlabeled-tokens",
     ),
@@ -55,11 +56,11 @@ TRAINING = (
     *("unlabeled.", "personalise.epochs", "personalise.batch"),
     *("personalise.learning-rates", "personalise.strength", *CONTRAST_ONLY),
 )
-PROMPTS = "evaluate.retrieved"
+PROMPTS, LEARNT = "evaluate.retrieved", "personalise.items"
 DECODING = ("evaluate.contrast", "evaluate.contrasted")
 METHODS_0_2 = {
-    "base": (*TRAINING, PROMPTS, *DECODING),
-    "shared": (*TRAINING, PROMPTS, *DECODING),
+    "base": (*TRAINING, LEARNT, PROMPTS, *DECODING),
+    "shared": (*TRAINING, LEARNT, PROMPTS, *DECODING),
     "rag": (*TRAINING, *DECODING),
     "pag": (*TRAINING, *DECODING),
     "sft": (*DISLIKED, "unlabeled.", *CONTRAST_ONLY, PROMPTS),

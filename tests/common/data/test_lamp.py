@@ -130,6 +130,46 @@ def test_every_task_is_read(tmp_path, task):
     assert dataset.dropped == {}
 
 
+def growing(folder) -> None:
+    """Users 00, 10, … with 3, 6, 9, … items."""
+    questions, _ = official(folder, users=6, items=18)
+    for number, one in enumerate(questions):
+        one["profile"] = one["profile"][: 3 * (number + 1)]
+    save(folder / "dev_questions.json", questions)
+
+
+def test_evaluated_users_have_a_least_history_and_development_users_need_none(tmp_path):
+    growing(tmp_path)
+    found = read(tmp_path, users=2, development=3, held_out=1, least_history=9)
+    assert [user.id for user in found.users] == ["20", "30"]
+    assert [user.id for user in found.development] == ["00", "10", "40"]
+    assert len(found.public) == 18  # of the last one
+    plain = read(tmp_path, users=2, development=3, held_out=1)
+    assert [user.id for user in (*plain.users, *plain.development)] == [
+        *("00", "10"),
+        *("20", "30", "40"),
+    ]
+
+
+def test_too_few_users_with_a_least_history_are_counted(tmp_path):
+    growing(tmp_path)
+    with pytest.raises(
+        IdiolectError, match="holds 2 users with least-history=15 items"
+    ):
+        read(tmp_path, users=3, held_out=1, least_history=15)
+    with pytest.raises(IdiolectError, match="lower least-history"):
+        read(tmp_path, users=1, history=4, least_history=5)
+
+
+def test_the_length_of_the_history_changes_nothing_that_is_held_out(tmp_path):
+    official(tmp_path, items=16)
+    long, *rest = (read(tmp_path, history=n, held_out=4) for n in (12, 8, 4, 2, 1))
+    for short in rest:
+        for one, other in zip(long.users, short.users, strict=True):
+            assert one.held_out == other.held_out
+            assert other.history == one.history[-len(other.history) :]
+
+
 @pytest.mark.parametrize(
     ("task", "prompt", "target"),
     [

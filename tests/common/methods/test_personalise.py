@@ -10,7 +10,9 @@ from idiolect.common.engine.adapters import Lora, hash_lora
 from idiolect.common.engine.scoring import score_users
 from idiolect.common.errors import IdiolectError
 from idiolect.common.methods.personalise import (
+    Learner,
     Personal,
+    learn,
     personalise,
     with_samples_disliked,
 )
@@ -106,3 +108,62 @@ def test_overflow_is_reported_by_name(reference, users, others):
 def test_an_empty_history_is_refused(reference, users, others):
     with pytest.raises(IdiolectError, match="empty history"):
         train(reference, [replace(users[0], history=())], others, "c-bpo")
+
+
+@pytest.mark.parametrize("strength", ["1", "fitted", "crossed"])
+def test_of_a_history_only_the_newest_items_are_learnt(
+    reference, users, others, strength
+):
+    some, plain = (
+        config(personalise__items=n, personalise__strength=strength) for n in (4, 0)
+    )
+    older = replace(users[0].history[0], target="something else")
+    changed = replace(users[0], history=(older, *users[0].history[1:]))
+    short = replace(users[0], history=users[0].history[-4:])
+    found, same, less, all_of_it = (
+        hash_lora(lora_of(train(reference, [user], others, "sft", settings)[0]))
+        for user, settings in (
+            (users[0], some),
+            (changed, some),
+            (short, plain),
+            (users[0], plain),
+        )
+    )
+    assert found == same == less != all_of_it
+
+
+def test_the_unlabeled_set_is_without_what_is_not_learnt(reference, users, others):
+    settings = config(personalise__items=2)
+    (one,) = train(reference, users[:1], others, "c-bpo", settings)
+    own = users[0].history[-2:]
+    cut = replace(users[0], history=own)
+    (alone,) = train(reference, [cut], others, "c-bpo", config())
+    # Kind `others`: own items are known by their owner, however few are learnt.
+    assert hash_lora(lora_of(one)) == hash_lora(lora_of(alone))
+
+
+@pytest.mark.parametrize("method", ["sft", "c-bpo", "kto"])
+def test_a_training_goes_on_from_the_last_adapter(reference, users, others, method):
+    def learnt(rate, *learners):
+        return [
+            lora_of(one)
+            for one in learn(reference, others, method, rate, CONFIG, learners)
+        ]
+
+    user = users[0]
+    old, new = user.history[:3], user.history[3:]
+    (first,) = learnt(3e-3, Learner(user, old))
+    (plain,) = train(reference, [replace(user, history=old)], others, method)
+    assert hash_lora(first) == hash_lora(lora_of(plain))
+    before = hash_lora(first)
+    # At no rate nothing moves: the start is what is gone on from.
+    (still,) = learnt(0.0, Learner(user, new, first))
+    assert hash_lora(still) == before
+    (further,) = learnt(3e-3, Learner(user, new, first))
+    (anew,) = learnt(3e-3, Learner(user, new))
+    assert len({before, hash_lora(further), hash_lora(anew)}) == 3
+    assert hash_lora(first) == before  # and it is not written over
+    # Beside another user, each goes on from the own one.
+    both = learnt(3e-3, Learner(users[1], users[1].history), Learner(user, new, first))
+    for name, b in further.b.items():
+        torch.testing.assert_close(b, both[1].b[name], atol=2e-5, rtol=1e-3)

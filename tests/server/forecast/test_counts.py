@@ -108,6 +108,7 @@ CASES: dict[str, dict[str, Any]] = {
         "evaluate.shift": True,
     },
     "a fitted strength": {"personalise.strength": "fitted"},
+    "the newest items alone": {"personalise.items": 3},
 }
 
 

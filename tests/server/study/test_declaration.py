@@ -74,6 +74,12 @@ def test_a_name_of_the_study_stands_for_config_keys(declared):
         ),
         (
             "[grid]",
+            """[[compare]]\nx="world"\none={}\nothers=[]\nmetrics=["nll"]
+            smallest=true\n[named.world.far]\n[grid]\nworld=["far"]""",
+            "asks for the smallest world, which has values that are no numbers",
+        ),
+        (
+            "[grid]",
             '[plot]\nx="far"\n[grid]',
             r"\[plot\] has x = 'far', which is not a key",
         ),

@@ -1170,7 +1170,7 @@ MUTATIONS = (
     ),
     Mutation(
         "Sums of integers: users add the same noise",
-        "server/run/budget.py",
+        "common/secure/rows.py",
         'return source(True, config.seed, release, "share", user)',
         'return source(True, config.seed, release, "share")',
         "test_users_draw_noise_of_their_own_and_anew_in_each_release",
@@ -1195,7 +1195,7 @@ MUTATIONS = (
     Mutation(
         "Sums of integers: one that was cut short is not paid for again",
         "server/run/budget.py",
-        "cut_short = unfinished and not summed(config)",
+        "cut_short = unfinished and (not summed(config) or begun(paid[-1].id))",
         "cut_short = unfinished",
         "test_a_sum_that_was_cut_short_is_paid_for_again",
         "tests/server/run/test_integers.py",
@@ -1454,7 +1454,7 @@ MUTATIONS = (
     Mutation(
         "An outflow that the owner wants noisy leaves without noise",
         "client/owner/consent.py",
-        'given == "no" or (given == "noisy" and why),',
+        'given == "no" or (given in HOW and why),',
         'given == "no",',
         "test_without_the_owners_consent_nothing_of_the_kind_leaves",
         "tests/test_devices.py",

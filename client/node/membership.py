@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,11 +21,12 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import load_pem_x509_certificate
 
 from ...common.errors import IdiolectError, explained, refuse_if, required
-from ...common.secure.directory import Entry, changed
-from ...common.secure.directory import fingerprint as member_fingerprint
 from ...common.text import read_json
 from ..owner.records import DEVICE, Record
 from ..owner.vault import Vault
+
+if TYPE_CHECKING:  # it loads numpy
+    from ...common.secure.directory import Entry
 
 LARGEST_INVITATION = 100_000  # characters
 
@@ -141,7 +143,7 @@ def note_number(vault: Vault, number: int) -> None:
         vault.note("joined", {**known, "number": number})
 
 
-def pin_members(vault: Vault, directory: Sequence[Entry]) -> None:
+def pin_members(vault: Vault, directory: "Sequence[Entry]") -> None:
     """Remember the other members of masked sums by the keys that they are known by.
 
     Raises
@@ -149,6 +151,9 @@ def pin_members(vault: Vault, directory: Sequence[Entry]) -> None:
     IdiolectError
         A member had another key in an earlier run.
     """
+    from ...common.secure.directory import changed
+    from ...common.secure.directory import fingerprint as member_fingerprint
+
     known = vault.noted("members", {})
     odd = changed(directory, known)
     refuse_if(

@@ -957,7 +957,7 @@ def test_one_answer_is_shown_with_its_default_and_choices(cheap, run, asked):
         "name": "update",
         "value": "clear",
         "default": "noisy",
-        "takes": ["no", "noisy", "clear"],
+        "takes": ["no", "summed", "noisy", "clear"],
     }
     assert asked("consent", "training")["takes"] == ["no", "yes"]
     said = run("consent", "update").out

@@ -676,8 +676,9 @@ def test_parts_travel_once(settings):
 
     folder = run(settings | {"engine.stack": 1}, Counting())
     assert len(brought) == len(set(brought))
-    # Per node: the configuration, B of two rounds and the last, the bank and the set.
-    assert len(brought) == 2 * (1 + 3 + 2) < tasks
+    # Per node: the configuration, B of two rounds and the last, the bank and the set, and
+    # a directory without members.
+    assert len(brought) == 2 * (1 + 3 + 2 + 1) < tasks
     assert results(folder)["cost"]["bytes_down"] < 2 * 60_000
 
 

@@ -66,6 +66,7 @@ OTHERWISE = {
     "personalise.disliked-weight": 0.3,
     "personalise.anchor": 0.3,
     "personalise.strength": "0.5",
+    "personalise.items": 3,
     "disliked": 2,
     "evaluate.retrieved": 1,
     "evaluate.contrast": 2.0,

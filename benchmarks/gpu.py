@@ -31,7 +31,7 @@ import torch
 from many_users import world
 from one_user import METHOD, RATE
 from owners import Device, rows_of, write_rows
-from report import ROOT, printed, save
+from report import ROOT, between, printed, save
 from shapes import SHAPES, shape, write
 from torch.profiler import ProfilerActivity, profile
 
@@ -177,8 +177,7 @@ def main() -> int:
     print(table(found))
     if not given.rehearse:
         save("gpu", found)
-        head, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(f"{head}{BEGIN}{table(found)}{END}{rest.split(END)[1]}")
+        PAGE.write_text(between(PAGE.read_text(), BEGIN, END, table(found)))
     return found["tests"] != 0
 
 

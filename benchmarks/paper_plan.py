@@ -27,6 +27,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+from report import between
 from stand_in import MODEL, STUDY, TASKS, Fields, write
 from transformers import AutoTokenizer, MistralConfig
 
@@ -246,9 +247,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 def written(page: str, found: Mapping[str, Any]) -> str:
     """Return the page with what was found between its markers."""
-    before, rest = page.split(START)
-    _, after = rest.split(END)
-    return f"{before}{START}{chr(10).join(lines(found))}\n{END}{after}"
+    return between(page, START, END, "\n".join(lines(found)) + "\n")
 
 
 def main() -> None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from report import between
+
 from idiolect.common.files import home
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,9 +132,7 @@ def difference(value: Mapping[str, Any]) -> str:
 
 def written(text: str, kept: Mapping[str, Any], which: Table = LAMP) -> str:
     """Return a page's text with the table between the markers."""
-    head, rest = text.split(which.start)
-    _, tail = rest.split(END)
-    return head + which.start + "\n".join(table(kept)) + "\n" + END + tail
+    return between(text, which.start, END, "\n".join(table(kept)) + "\n")
 
 
 def main(path: Path, which: Table) -> None:

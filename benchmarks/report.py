@@ -24,6 +24,13 @@ def save(name: str, report: dict[str, Any], folder: Path = RESULTS) -> None:
     path.write_text(json.dumps(report | {"origin": origin()}, indent=1) + "\n")
 
 
+def between(text: str, begin: str, end: str, part: str) -> str:
+    """A page's text with another part between its two markers."""
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    return f"{head}{begin}{part}{end}{tail}"
+
+
 def printed(*command: str, environment: dict[str, str] | None = None) -> Any:
     """What a Python program prints last, as JSON; leaves with its errors if it fails."""
     done = subprocess.run(

@@ -32,8 +32,11 @@ def taking_part(
 ) -> tuple[tuple[User, ...], dict[str, str]]:
     """Count a release as taken part in; return who takes part, and why others do not.
 
-    `content` is a hash of what the rows depend on, beside the agreed configuration.
+    `content` is a hash of what the rows depend on, beside the agreed configuration. Of a
+    masked sum its plan counts too: other members would be another sum.
     """
+    if request.summing:
+        content = f"{content} {request.summing.plan}"
     node.permit(outflow, node.config)
     refuse_if(
         charged(node.config, outflow) and not request.release,

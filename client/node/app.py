@@ -20,7 +20,7 @@ from ...common.protocol.signed import Sealed, verify
 from ...common.text import guard
 from .handlers import answer
 from .host import Node
-from .state import FolderStore, agreed
+from .state import FolderStore, pinned_key
 
 guard(logging.getLogger("flwr"))
 app = ClientApp()
@@ -63,8 +63,7 @@ class Simulated:
         if sealed.cls is HelloRequest:
             key = sealed.fields["key"]
         else:
-            seen = agreed(store, sealed.users[0]).seen
-            key = seen.key if seen else ""
+            key = pinned_key(store, sealed.users[0])
         verify(sealed, key)
         return store
 
@@ -93,16 +92,10 @@ class Simulated:
             store=FolderStore(Path(request.folder)),
             started=started,
             nodes=nodes,
-            numbers=numbers_of(dataset),
+            numbers=dataset.numbers,
             # Every simulated node sees the same data; one of them reports what is left out.
             dropped=dataset.dropped if partition == 0 else {},
         )
-
-
-def numbers_of(dataset: Dataset) -> dict[str, int]:
-    """User -> number, in the order of the data: as the server of a simulation counts."""
-    everybody = dataset.users + dataset.development
-    return {user.id: number for number, user in enumerate(everybody)}
 
 
 def residents_of(
@@ -127,7 +120,7 @@ def residents_of(
     IdiolectError
         The nodes together cannot host everybody.
     """
-    everybody = dataset.users + dataset.development
+    everybody = dataset.everybody
     each_hosts = users_per_node or math.ceil(len(everybody) / nodes)
     needed = math.ceil(len(everybody) / each_hosts)
     refuse_if(

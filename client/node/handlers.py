@@ -126,7 +126,7 @@ def _adapt(request: AdaptRequest, node: Node) -> AdaptReply:
     """Train the shared adapter on each user's history; answer one row per user."""
     node.permit("training", node.config)
     config, reference = node.config, reference_of(node.config, request.shared)
-    content = _digest(request.round, request.clip, reference.hash, _sum_of(request))
+    content = _digest(request.round, request.clip, reference.hash)
     willing, refused = taking_part(request, node, "adapt", "update", content)
 
     def update(users: Sequence[User]) -> list[Rows]:
@@ -136,7 +136,7 @@ def _adapt(request: AdaptRequest, node: Node) -> AdaptReply:
 
     if request.summing:
         names, rows, errors = secure.masked(
-            request, node, "adapt", willing, request.clip, update
+            request, node, willing, request.clip, update
         )
         return AdaptReply(
             **reply_head(request, node, names, errors | refused), rows=rows
@@ -164,7 +164,6 @@ def _votes(request: VoteRequest, node: Node) -> VoteReply:
         lambda user: check_manifest(request, node, user, content, "bank"),
     )
     outflow = "items" if config.unlabeled.kind == "anonymised" else "votes"
-    content = _digest(content, _sum_of(request)) if request.summing else content
     willing, refused = taking_part(request, node, "votes", outflow, content, strangers)
 
     def choose(user: User) -> np.ndarray:
@@ -177,7 +176,7 @@ def _votes(request: VoteRequest, node: Node) -> VoteReply:
         def vote(users: Sequence[User]) -> list[Rows]:
             return [{"votes": choose(user)} for user in users]
 
-        names, rows, errors = secure.masked(request, node, "votes", willing, 1.0, vote)
+        names, rows, errors = secure.masked(request, node, willing, 1.0, vote)
         head = reply_head(request, node, names, errors | refused)
         return VoteReply(**head, votes=rows)
     done, errors = each_alone(node, willing, choose)
@@ -354,7 +353,7 @@ def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:
     _check_method(request, node)
     config, reference = node.config, reference_of(node.config, request.shared)
     origin = _origin(request, node, reference, request.unlabeled_hash)
-    content = _digest(origin, request.generate, _sum_of(request))
+    content = _digest(origin, request.generate)
     willing, refused = taking_part(request, node, "metrics", "metrics", content)
     written: dict[str, list[str]] | None = {} if _kept(node) else None
 
@@ -379,9 +378,7 @@ def _evaluate(request: EvaluateRequest, node: Node) -> EvaluateReply:
         def bounded(users: Sequence[User]) -> list[Rows]:
             return [{"sums": bounded_row(one, names)} for one in measure(users)]
 
-        able, sums, errors = secure.masked(
-            request, node, "metrics", willing, 1.0, bounded
-        )
+        able, sums, errors = secure.masked(request, node, willing, 1.0, bounded)
         head = reply_head(request, node, able, errors | refused)
         return EvaluateReply(**head, metrics={}, sums=sums)
     done, errors = each(node, willing, measure)
@@ -436,11 +433,6 @@ def _stored(
 
 def _digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _sum_of(request: AdaptRequest | VoteRequest | EvaluateRequest) -> str:
-    """Hash of the plan of the masked sum that the rows go into; empty without one."""
-    return request.summing.plan if request.summing else ""
 
 
 # Type of Flower's message -> the request in it, and who answers it.

@@ -16,7 +16,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -24,6 +23,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from ...common.data.types import User
+from ...common.engine.adapters import metadata_of
 from ...common.errors import IdiolectError, refuse_if
 from ...common.files import file_name
 from ...common.protocol.messages import (
@@ -38,8 +38,10 @@ from ...common.protocol.messages import (
     VoteRequest,
 )
 from ...common.protocol.summing import (
+    STAGES,
     bundles_of,
     content_of,
+    from_hex,
     opening_arrays,
     places_of,
     plan_of,
@@ -47,7 +49,7 @@ from ...common.protocol.summing import (
     reports_of,
     terms_of,
 )
-from ...common.protocol.validation import row_norms
+from ...common.protocol.validation import flat_row, row_norms
 from ...common.secure import directory as members
 from ...common.secure import secure
 from ...common.secure.directory import Entry, Keys, load_keys, make_keys
@@ -132,7 +134,7 @@ def _kept_report(store: RunStore, member: Member) -> Report | None:
     if plan.release not in member.past.reported:
         return None
     body = store.read(_place(member.user, "report")) or b""
-    kept = body and _metadata(body).get("plan") == plan.hash.hex()
+    kept = body and metadata_of(body).get("plan") == plan.hash.hex()
     refuse_if(
         not kept,
         f"the report for '{plan.release}' was made and is not kept any more: a second one "
@@ -140,12 +142,6 @@ def _kept_report(store: RunStore, member: Member) -> Report | None:
         Refusal,
     )
     return reports_of(plan, (place,), load_arrays(body))[place]
-
-
-def _metadata(body: bytes) -> dict[str, str]:
-    """Return the metadata of a safetensors file: a length, and JSON of that length."""
-    size = int.from_bytes(body[:8], "little")
-    return json.loads(body[8 : 8 + size]).get("__metadata__", {})
 
 
 def offer(node: Node, user: str, run: str, server: str) -> Entry:
@@ -237,33 +233,28 @@ def _member(request: Rowed | Exchanged, plan: Plan, node: Node, user: str) -> Me
     if before is None:
         past = replace(past, plans={**past.plans, plan.release: plan.hash.hex()})
         _remember(node.store, user, past)
-    number = node.numbers[user]
-    seen = state.agreed(node.store, user).seen
+    publics = members.publics(request.directory, "agreement")
     with _refusing():
-        _check_directory(request, plan, number, keys, seen.key if seen else "")
+        party = secure.join(plan, node.numbers[user], keys.agreement, publics)
+        _check_directory(request, party, keys, state.pinned_key(node.store, user))
         if node.pin:
             node.pin(request.directory)
-        publics = members.publics(request.directory, "agreement")
-        party = secure.join(plan, number, keys.agreement, publics)
     return Member(user, keys, party, past)
 
 
 def _check_directory(
-    request: Rowed | Exchanged, plan: Plan, number: int, keys: Keys, server: str
+    request: Rowed | Exchanged, party: Party, keys: Keys, server: str
 ) -> None:
-    """Refuse a directory with other keys of this member, or its holders' unsigned."""
+    """Refuse other keys of this member, and keys of its holders that they did not sign."""
     entries = {int(entry.number): entry for entry in request.directory}
-    own = entries.get(number)
-    agreement = keys.agreement.public_key().public_bytes_raw().hex()
-    signing = keys.signing.public_key().public_bytes_raw().hex()
+    cohort = party.plan.cohort
+    own = entries[cohort[party.place]]
     refuse_if(
-        own is None or (own.agreement, own.signing) != (agreement, signing),
+        (from_hex(own.agreement), from_hex(own.signing)) != keys.publics,
         "the directory has other keys of this device than its own: sit this run out and "
         "ask the operator.",
     )
-    place = plan.cohort.index(number) if number in plan.cohort else -1
-    holders = plan.graph.holders[place] if place >= 0 else ()
-    for number in (plan.cohort[j] for j in holders):
+    for number in (cohort[place] for place in party.holders):
         refuse_if(
             not members.signed(entries[number], request.run, server),
             f"the keys of member {number} are not signed by it for this run: sit this run "
@@ -274,10 +265,9 @@ def _check_directory(
 # --- report ------------------------------------------------------------------------------
 
 
-def masked(  # six parameters: a request, who does what for it, and what it must say
+def masked(
     request: Rowed,
     node: Node,
-    stage: str,
     willing: Sequence[User],
     clip: float,
     update: Callable[[Sequence[User]], list[Rows]],
@@ -286,8 +276,8 @@ def masked(  # six parameters: a request, who does what for it, and what it must
 
     Parameters
     ----------
-    request, node, stage
-        With the sum that the rows go into, and what kind of rows these are.
+    request, node
+        With the sum that the rows go into.
     willing
         Who takes part.
     clip
@@ -301,7 +291,7 @@ def masked(  # six parameters: a request, who does what for it, and what it must
         Who is in the arrays, the arrays of a reply (`summing.report_shapes`), and
         user -> sentence of those who are not.
     """
-    summing = request.summing
+    summing, stage = request.summing, STAGES[type(request)]
     assert summing is not None
     refuse_if(
         (summing.stage, summing.clip) != (stage, clip)
@@ -346,11 +336,10 @@ def _report(member: Member, rows: Rows, summing: Summing, node: Node) -> Report:
         Refusal,
     )
     single = {name: array[None].astype(np.float32) for name, array in rows.items()}
-    row = np.concatenate([single[name].ravel() for name in sorted(single)])
     random = share_of(node.config, summing.release, member.user)
     with _refusing():
         norm = float(row_norms(single)[0])
-        integers = noisy(row, norm, terms_of(summing), random)
+        integers = noisy(flat_row(single, 0), norm, terms_of(summing), random)
         return secure.report(member.party, integers, os.urandom(SEED), os.urandom)
 
 
@@ -392,10 +381,7 @@ def opened(request: OpenRequest, node: Node) -> OpenReply:
         user: plan.cohort.index(n) for n, user in numbers.items() if n in plan.cohort
     }
     sealed = bundles_of(plan, tuple(places.values()), counted, request.bundles)
-    signatures = {
-        int(place): bytes.fromhex(text) for place, text in _digits(request.signatures)
-    }
-    signed = _signers(request, plan, node, counted, signatures)
+    signed = _signers(request, plan, node, counted)
 
     def answer(user: User) -> dict[int, bytes]:
         member = _member(request, plan, node, user.id)
@@ -423,27 +409,14 @@ def _signers(
     plan: Plan,
     node: Node,
     counted: Sequence[int],
-    signatures: dict[int, bytes],
 ) -> frozenset[int]:
     """Places of members who have signed U with keys that they themselves have signed."""
-    seen = state.agreed(node.store, node.users[0].id).seen
-    server = seen.key if seen else ""
+    server = state.pinned_key(node.store, node.users[0].id)
+    signatures = {
+        int(place): from_hex(text)
+        for place, text in request.signatures.items()
+        if place.isdecimal() and len(place) < 10
+    }
     known = [e for e in request.directory if members.signed(e, request.run, server)]
     publics = members.publics(known, "signing")
     return secure.valid_signers(plan, counted, signatures, publics)
-
-
-def _digits(signatures: dict[str, str]) -> list[tuple[str, str]]:
-    """Leave out what is not a place and a signature in hex digits."""
-    return [
-        (place, text)
-        for place, text in signatures.items()
-        if place.isdecimal() and len(place) < 10 and _is_hex(text)
-    ]
-
-
-def _is_hex(text: Any) -> bool:
-    try:
-        return bool(bytes.fromhex(text))
-    except ValueError:
-        return False

@@ -206,6 +206,12 @@ def agreed(store: RunStore, user: str) -> Agreed:
         ) from error
 
 
+def pinned_key(store: RunStore, user: str) -> str:
+    """The key of the run's requests, pinned at first contact; empty before it."""
+    seen = agreed(store, user).seen
+    return seen.key if seen else ""
+
+
 def keep(store: RunStore, user: str, now: Agreed) -> None:
     """Write what was agreed to."""
     store.write(_agreed_name(user), json.dumps(asdict(now)).encode())

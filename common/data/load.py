@@ -87,7 +87,7 @@ def check(dataset: Dataset) -> None:
         A user's name appears twice or cannot be used, or a user has
         nothing to learn from or nothing to be measured on.
     """
-    users = (*dataset.users, *dataset.development)
+    users = dataset.everybody
     for name, count in Counter(user.id for user in users).items():
         refuse_if(
             count > 1,

@@ -140,3 +140,13 @@ class Dataset:
     public: tuple[Item, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
     source: str = "personas"
+
+    @property
+    def everybody(self) -> tuple[User, ...]:
+        """The evaluated users, then the development users."""
+        return self.users + self.development
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """User -> place among everybody."""
+        return {user.id: number for number, user in enumerate(self.everybody)}

@@ -397,6 +397,18 @@ def dump_lora(lora: Lora, metadata: dict[str, str]) -> bytes:
     return save(tensors, {**metadata, "scaling": repr(lora.scaling)})
 
 
+def metadata_of(data: bytes) -> dict[str, str]:
+    """Metadata of a safetensors file: a length, and JSON of that length, begin it.
+
+    Raises
+    ------
+    KeyError
+        It has none.
+    """
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size])["__metadata__"]
+
+
 def parse_lora(data: bytes) -> tuple[Lora, dict[str, str]]:
     """Read what `dump_lora` made.
 
@@ -407,8 +419,7 @@ def parse_lora(data: bytes) -> tuple[Lora, dict[str, str]]:
     """
     try:
         tensors = load(data)
-        size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+        metadata = metadata_of(data)
         scaling = float(metadata.pop("scaling"))
     except (SafetensorError, KeyError) as error:
         raise ValueError(str(error)) from error

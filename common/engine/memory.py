@@ -44,6 +44,17 @@ LEAST_LOGITS = 1 << 20  # 4 MB; fewer at once cost time and save nothing
 WORKING = 2  # layers' worth: one that is computed again, and the gradients on their way
 
 
+def attention(config: Any) -> tuple[int, int, int]:
+    """Heads of queries, heads of keys and values, and the width of a head."""
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    return (
+        heads,
+        groups,
+        getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )
+
+
 def layer_bytes(backbone: Backbone, keys: int) -> float:
     """Bytes that one layer keeps per token for its gradient, from shapes alone.
 
@@ -53,9 +64,7 @@ def layer_bytes(backbone: Backbone, keys: int) -> float:
     attention keeps its scores.
     """
     config, layer = backbone.model.config, backbone.model.model.layers[0]
-    heads = config.num_attention_heads
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, groups, width = attention(config)
     norms = [n for n, _ in layer.named_modules() if n.endswith(("layernorm", "_norm"))]
     queries, keys_values = width * heads, 2 * width * groups
     numbers = 4 * config.intermediate_size + 2 * (queries + keys_values // 2)

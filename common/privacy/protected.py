@@ -93,13 +93,13 @@ def fewest(config: Config, outflow: str) -> float:
     privacy, crowd = config.privacy, config.crowd
     if outflow == "update" and config.adapt.users == "development":
         crowd = config.development_users
-    drawn = crowd * _chance(config, outflow)
+    drawn = crowd * sampling_rate(config, outflow)
     if privacy.cohort and outflow != "metrics":
         drawn = min(drawn, privacy.cohort)
     return config.quorum * drawn
 
 
-def _chance(config: Config, outflow: str) -> float:
+def sampling_rate(config: Config, outflow: str) -> float:
     """Return the rate at which users are sampled for a release."""
     chances = {
         "update": config.privacy.sampling,
@@ -135,8 +135,9 @@ def _truncated(config: Config, outflow: str) -> bool:
     return outflow != "metrics" and 0 < config.privacy.cohort < config.crowd
 
 
-def _sampled(config: Config, outflow: str) -> bool:
-    return _chance(config, outflow) < 1 or _truncated(config, outflow)
+def is_sampled(config: Config, outflow: str) -> bool:
+    """Whether users are drawn for a release, so that it costs less than one of all."""
+    return sampling_rate(config, outflow) < 1 or _truncated(config, outflow)
 
 
 def unamplified(config: Config, counts: dict[str, int]) -> float:
@@ -220,7 +221,7 @@ def _too_faint(config: Config, outflow: str) -> bool:
     """
     if not config.privacy.noise:
         return False
-    faint = multiplier(config, outflow) < FAINT or not _sampled(config, outflow)
+    faint = multiplier(config, outflow) < FAINT or not is_sampled(config, outflow)
     one = unamplified(config, {outflow: 1})
     return faint and one > config.privacy.epsilon * (1 + TOLERANCE)
 

@@ -22,14 +22,30 @@ from ..secure.neighbours import colluding
 from ..secure.plan import Plan, Segment
 from ..secure.rows import Terms, terms
 from ..secure.secure import Report, opened_of
-from .messages import Request, Rows, Shapes, Summing, array_type, refuse_if
+from .messages import (
+    AdaptRequest,
+    EvaluateRequest,
+    Request,
+    Rows,
+    Shapes,
+    Summing,
+    VoteRequest,
+    array_type,
+    refuse_if,
+)
 from .packing import plain
 from .signed import make_part, part_names
 
 # Fields of a request that a row does not depend on. A manifest has a time, and is made
-# anew when a run is resumed; the release stands in the plan.
+# again when a run is resumed. The release is in the plan.
 _APART = ("run", "step", "folder", "users", "release", "manifest", "signature")
 _OF_SUMS = ("summing", "directory")
+# Kind of a request for rows -> the stage whose sums they go into.
+STAGES: dict[type[Request], str] = {
+    AdaptRequest: "adapt",
+    VoteRequest: "votes",
+    EvaluateRequest: "metrics",
+}
 
 
 def content_of(request: Request) -> str:
@@ -43,6 +59,14 @@ def content_of(request: Request) -> str:
     names = {entry.name for entry in fields(request)} - {*_APART, *_OF_SUMS}
     text = json.dumps([type(request).__name__, {n: told(n) for n in sorted(names)}])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def from_hex(text: str) -> bytes:
+    """Bytes of hex digits; of any other text none, which no hash or signature is."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""
 
 
 def bitmap(places: Collection[int], size: int) -> str:
@@ -60,10 +84,7 @@ def places_of(bits: str, size: int) -> tuple[int, ...]:
     ProtocolError
         It is none of this size.
     """
-    try:
-        body = bytes.fromhex(bits)
-    except ValueError:
-        body = b""
+    body = from_hex(bits)
     refuse_if(
         len(body) != -(-size // 8) or len(bits) != 2 * len(body),
         f"a list of members is not a bitmap of {size} places.",
@@ -109,19 +130,12 @@ def plan_of(
         summing.stage,
         members.root(directory),
         cohort,
-        _hash(summing.content),
+        from_hex(summing.content),
         tuple(segments),
         known.grid.word,
         summing.required,
         colluding(config.secagg.colluding, len(cohort)),
     )
-
-
-def _hash(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        return b""  # which no plan takes
 
 
 def _exponent(grid: Grid) -> int:

@@ -87,6 +87,11 @@ def row_norms(rows: Rows) -> np.ndarray:
     return np.sqrt(np.sum(squares, axis=0))
 
 
+def flat_row(rows: Rows, place: int) -> np.ndarray:
+    """One user's row as a vector: its arrays one after the other, by their names."""
+    return np.concatenate([rows[name][place].ravel() for name in sorted(rows)])
+
+
 def valid_votes(votes: np.ndarray) -> np.ndarray:
     """Find the rows [users, length] that are finite, not negative and at most 1 long (L2).
 

@@ -45,6 +45,12 @@ class Keys:
     agreement: X25519PrivateKey
     signing: Ed25519PrivateKey
 
+    @property
+    def publics(self) -> tuple[bytes, bytes]:
+        """The public keys, 32 bytes each: of agreement and signing."""
+        agreement, signing = self.agreement.public_key(), self.signing.public_key()
+        return agreement.public_bytes_raw(), signing.public_bytes_raw()
+
     def dump(self) -> bytes:
         """Return 64 bytes, from which `load_keys` makes the same keys."""
         return self.agreement.private_bytes_raw() + self.signing.private_bytes_raw()
@@ -102,8 +108,7 @@ def make_entry(
     run, server
         The run's id, and the public key of the run's requests, 64 hex digits.
     """
-    agreement = keys.agreement.public_key().public_bytes_raw()
-    signing = keys.signing.public_key().public_bytes_raw()
+    agreement, signing = keys.publics
     signature = identity.sign(_text(run, server, agreement + signing), _CURVE)
     public = identity.public_key()
     der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

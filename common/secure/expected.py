@@ -10,7 +10,15 @@ from fractions import Fraction
 
 from ..config import Config
 from ..errors import refuse_if
-from ..privacy.protected import CLIP_BIT, TOLERANCE, gaussian_epsilon, planned
+from ..privacy.protected import (
+    CLIP_BIT,
+    TOLERANCE,
+    gaussian_epsilon,
+    is_sampled,
+    multiplier,
+    planned,
+    sampling_rate,
+)
 from .neighbours import FEWEST, required
 
 # Stage -> the outflow that a device's owner knows it by.
@@ -52,16 +60,15 @@ def expected(config: Config, crowd: int, stage: str) -> Expected:
         So few that the sum hides nobody.
     """
     privacy = config.privacy
-    chances = {"adapt": privacy.sampling, "votes": privacy.vote_sampling}
-    if privacy.mode == "off":
-        chances = {}
-    most = min(crowd, privacy.cohort or crowd) if stage in chances else crowd
+    drawing = privacy.mode != "off" and stage != "metrics"
+    most = min(crowd, privacy.cohort or crowd) if drawing else crowd
     refuse_if(
         most < FEWEST,
         f"a sum of {most} users of stage '{stage}' hides nobody: take at least {FEWEST} "
         "users, or set secagg.mode=off.",
     )
-    drawn = min(Fraction(str(chances.get(stage, 1.0))) * crowd, Fraction(most))
+    chance = sampling_rate(config, OUTFLOW[stage]) if drawing else 1.0
+    drawn = min(Fraction(str(chance)) * crowd, Fraction(most))
     return Expected(most, required(drawn, config.quorum))
 
 
@@ -86,16 +93,16 @@ def refuse_noise(config: Config, stage: str, z: float, bit_z: float | None) -> N
     IdiolectError
         It has less, or a clip bit where none is declared.
     """
-    privacy, count = config.privacy, planned(config).get(OUTFLOW[stage], 0)
+    privacy, outflow = config.privacy, OUTFLOW[stage]
+    count = planned(config).get(outflow, 0)
     if not count:  # an exact sum, which the owner's consent knows as unprotected
         return
-    relative = {"votes": privacy.votes, "metrics": privacy.metrics_noise}.get(
-        stage, 1.0
-    )
+    # An update's own: that of `multiplier` is joint with its clip bit.
+    declared = privacy.noise if stage == "adapt" else multiplier(config, outflow)
     if privacy.epsilon == math.inf:
         enough = True
-    elif privacy.noise or _tossed(config, stage):
-        enough = z > 0 and z >= privacy.noise * relative * (1 - TOLERANCE)
+    elif privacy.noise or is_sampled(config, outflow):
+        enough = z > 0 and z >= declared * (1 - TOLERANCE)
     else:
         most = privacy.epsilon * (1 + TOLERANCE)
         enough = z > 0 and gaussian_epsilon(count / z**2, privacy.delta) <= most
@@ -107,10 +114,3 @@ def refuse_noise(config: Config, stage: str, z: float, bit_z: float | None) -> N
         f"a sum of stage '{stage}' is said to have noise of {z:g} times one user's part, "
         "which is not what the run declares: sit it out, and ask the operator.",
     )
-
-
-def _tossed(config: Config, stage: str) -> bool:
-    """Whether users are drawn for a release, so that it costs less than one of all."""
-    privacy = config.privacy
-    chances = {"adapt": privacy.sampling, "votes": privacy.vote_sampling}
-    return stage in chances and (chances[stage] < 1 or privacy.cohort > 0)

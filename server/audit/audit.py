@@ -312,7 +312,7 @@ def attack_personas(folder: Path, config: Config, seed: int) -> list[dict[str, A
     dataset = load_dataset(config)
     more = load_dataset(replace(config, users=config.users + STRANGERS))
     strangers = more.users[config.users :]
-    members = dataset.users + dataset.development
+    members = dataset.everybody
     state = checkpoint.load(folder, {})
     reference = Local(config, state, dataset, load_reference(config)).reference
     trained = dataset.development if config.adapt.users == "development" else members

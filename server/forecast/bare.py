@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ...common.config import Config
 from ...common.engine.backbone import Backbone
-from ...common.engine.memory import RESERVE
+from ...common.engine.memory import RESERVE, attention
 from ...common.engine.model_folder import family_of, locate
 from ...common.errors import IdiolectError, Impossible, refuse_if
 from .gpus import GIB, READ, SHARE, Gpu
@@ -96,9 +96,7 @@ def weight_bytes(backbone: Backbone) -> int:
 def cache_bytes(backbone: Backbone, tokens: int) -> int:
     """Return the bytes of the keys and values of some tokens in all layers."""
     shape = backbone.model.config
-    groups = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    width = getattr(shape, "head_dim", None)
-    width = width or shape.hidden_size // shape.num_attention_heads
+    _, groups, width = attention(shape)
     numbers = 2 * shape.num_hidden_layers * groups * width
     return tokens * numbers * backbone.dtype.itemsize
 

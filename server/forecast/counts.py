@@ -106,7 +106,7 @@ class Counting:
         if self.development:
             users = self.dataset.development
             self.dataset = replace(self.dataset, users=users, development=())
-        everybody = (*self.dataset.users, *self.dataset.development)
+        everybody = self.dataset.everybody
         began = time.perf_counter()
         reference = Reference(self.backbone)
         learners = {user.id: self._learning(user)[0] for user in everybody}
@@ -142,7 +142,7 @@ class Counting:
 
         As `client.node.app.residents_of` deals everybody, and `remote` groups them.
         """
-        everybody = (*self.dataset.users, *self.dataset.development)
+        everybody = self.dataset.everybody
         hosted = self.config.users_per_node or math.ceil(len(everybody) / self.nodes)
         needed = math.ceil(len(everybody) / hosted)
         home = {user.id: i % needed for i, user in enumerate(everybody)}
@@ -176,9 +176,7 @@ class Counting:
         if config.unlabeled.features == "backbone":
             bank = encode_all(backbone, self._bank())
             tokens = scored_tokens(backbone, [bank])
-            for node, group in self.groups(
-                (*self.dataset.users, *self.dataset.development)
-            ):
+            for node, group in self.groups(self.dataset.everybody):
                 own = [encode_all(backbone, u.history[-VOTES:]) for u in group]
                 more = sum(scored_tokens(backbone, [items]) for items in own)
                 work = Work(scored=more + tokens)
@@ -520,10 +518,9 @@ def numbers_of(config: Config, backbone: Backbone, shared: bool) -> int:
     """How many numbers one user trains."""
     shape = config.shared_shape if shared else config.lora
     found = projections(backbone.model, shape).values()
+    # B alone, or both; no LoRA is made, which of a 7B model is large.
     sides = (m.out_features + (0 if shared else m.in_features) for m in found)
-    return shape.rank * sum(
-        sides
-    )  # B alone, or both: without making a LoRA of a 7B model
+    return shape.rank * sum(sides)
 
 
 def expected_steps(

@@ -21,7 +21,7 @@ from ...common.data.types import Dataset
 from ...common.privacy.noise import Source, coins, gaussian, source
 from ...common.privacy.protected import CLIP_BIT, charged, protected, used
 from ...common.secure.accounting import server_z
-from ...common.secure.expected import expected
+from ...common.secure.expected import Expected, expected
 from ...common.secure.neighbours import FEWEST, colluding
 from ...common.secure.rows import (
     Integers,
@@ -130,12 +130,17 @@ def _crowd(people: Population, stage: str) -> int:
     return crowds.get(stage, people.users)
 
 
+def _expected(config: Config, people: Population, stage: str) -> Expected:
+    """How many rows a sum of a stage has (`expected.expected`)."""
+    return expected(config, _crowd(people, stage), stage)
+
+
 def _as_seen(config: Config, people: Population, event: Event) -> Event:
     """Add to an event what a server that sees only the sum sees of its noise."""
     # Charging it is refused (`expected`).
     if _crowd(people, event.stage) < FEWEST:
         return replace(event, server_z=0.0)
-    rows = expected(config, _crowd(people, event.stage), event.stage)
+    rows = _expected(config, people, event.stage)
     corrupt = colluding(config.secagg.colluding, rows.most)
     seen, bit = (
         server_z(z, rows.required, corrupt, rows.most)
@@ -300,7 +305,7 @@ def charge(
     """
     event = events(config, noise_of(config, people), people)[stage]
     if summed(config):
-        rows = expected(config, _crowd(people, stage), stage)
+        rows = _expected(config, people, stage)
         note |= {"expected": rows.most, "required": rows.required}
         terms_of(config, people, event, 1.0)  # refused before it is paid for
     paid = [entry for entry in ledger.charges if entry.event.stage == stage]
@@ -312,11 +317,12 @@ def charge(
 
 def terms_of(config: Config, people: Population, event: Event, clip: float) -> Terms:
     """Return the terms of a sum of integers with the noise of an event."""
-    bit = event.clip_bit_z if config.adapt.clip_quantile else None
-    bit_z = bit if event.stage == "adapt" and config.privacy.mode != "off" else None
-    if config.privacy.mode == "off" and config.secagg.mode == "sum":
+    exact = config.privacy.mode == "off"
+    if exact and config.secagg.mode == "sum":
         return terms(clip, 0.0, None, _crowd(people, event.stage), 0)
-    rows = expected(config, _crowd(people, event.stage), event.stage)
+    with_bit = event.stage == "adapt" and config.adapt.clip_quantile and not exact
+    bit_z = event.clip_bit_z if with_bit else None
+    rows = _expected(config, people, event.stage)
     return terms(clip, event.z, bit_z, rows.most, rows.required)
 
 

@@ -44,7 +44,7 @@ def identity_of(
         ``public`` (SHA-256 of the public text, or of its file), ``too_long`` (items that
         do not fit into the context). What there is not is None.
     """
-    everyone = (*dataset.users, *dataset.development)
+    everyone = dataset.everybody
     return {
         "config": {k: _told(k, value) for k, value in flatten(config).items()},
         "model": backbone,

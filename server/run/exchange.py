@@ -111,13 +111,13 @@ def ask(
     asking.add(requests)
     while asking.left and not enough() and time.monotonic() < asking.patience():
         asking.look()
+    needless = asking.left if enough() else set()  # they did nothing wrong
     if not enough():
         asking.give_up()
     asking.count_seconds()
     replies = [asking.replies[index] for index in sorted(asking.replies)]
     answered = {user for reply in replies for user in reply.users}
-    waiting = asking.left if enough() else set()  # who is not needed did nothing wrong
-    asked = [u for node, r in requests for u in r.users if node not in waiting]
+    asked = [u for node, r in requests for u in r.users if node not in needless]
     # Users whom nobody mentions come last; an error that names them counts instead.
     missing = dict.fromkeys(asked, "its node left this user out of the reply.")
     errors = {

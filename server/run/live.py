@@ -162,7 +162,7 @@ class LiveRun(Run):
         """Return a text as it may be logged: with no user's name where that is a secret."""
         if not self.secret:
             return text
-        users = (u.id for u in (*self.dataset.users, *self.dataset.development))
+        users = (u.id for u in self.dataset.everybody)
         return without((*users, *self.state.devices), text)
 
     def warn(self, message: str) -> None:

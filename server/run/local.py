@@ -216,7 +216,7 @@ class Local:
         return unit_unsealed(total, list(found), integers), list(found)
 
     def _named(self, names: Sequence[str]) -> list[User]:
-        known = {u.id: u for u in (*self.dataset.users, *self.dataset.development)}
+        known = {u.id: u for u in self.dataset.everybody}
         return [known[name] for name in names]
 
     def _groups(self, names: Sequence[str]) -> Iterator[list[User]]:

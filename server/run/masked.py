@@ -30,8 +30,12 @@ from ...common.errors import refuse_if
 from ...common.files import private, write_atomically
 from ...common.protocol.manifest import public_key
 from ...common.protocol.messages import (
+    AdaptReply,
+    AdaptRequest,
     ConfirmReply,
     ConfirmRequest,
+    EvaluateReply,
+    EvaluateRequest,
     HelloReply,
     OpenReply,
     OpenRequest,
@@ -40,12 +44,16 @@ from ...common.protocol.messages import (
     Rows,
     Shapes,
     Summing,
+    VoteReply,
+    VoteRequest,
 )
 from ...common.protocol.messages import refuse_if as refuse_message
 from ...common.protocol.packing import unpack
 from ...common.protocol.summing import (
+    STAGES,
     bitmap,
     content_of,
+    from_hex,
     opening_shapes,
     openings_of,
     plan_of,
@@ -59,6 +67,7 @@ from ...common.secure import directory as members
 from ...common.secure import secure
 from ...common.secure.directory import Entry
 from ...common.secure.grid import WORDS, words
+from ...common.secure.masks import SEED
 from ...common.secure.plan import Plan
 from ...common.secure.rows import Integers
 from ...common.secure.secure import LeftOut, Report
@@ -69,34 +78,37 @@ from .sums import SEALED
 Requests = list[tuple[int, Any]]
 
 
+# Kind of a request for rows -> class of the answers, and the field of their arrays.
+REPLIES: dict[type[Request], tuple[type[Reply], str]] = {
+    AdaptRequest: (AdaptReply, "rows"),
+    VoteRequest: (VoteReply, "votes"),
+    EvaluateRequest: (EvaluateReply, "sums"),
+}
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a masked sum is of.
 
     Attributes
     ----------
-    stage, name
-        ``adapt``, ``votes`` or ``metrics``, and the sum's name within the run.
+    name
+        Of the sum, within the run.
     exchange, place
         In which the rows are asked for, and the beginning of its steps.
     request, fields
-        Class of the requests, and their fields but for how rows are masked.
-    reply, group
-        Class of the answers, and the field of their arrays.
+        Class of the requests (`REPLIES`), and their fields but for how rows are masked.
     length
         Coordinates of a row.
     make
         From a class, a place, users and fields to requests, (node, request) each.
     """
 
-    stage: str
     name: str
     exchange: Exchange
     place: str
     request: type[Request]
     fields: Mapping[str, Any]
-    reply: type[Reply]
-    group: str
     length: int
     make: Callable[[type[Any], str, Sequence[str], Mapping[str, Any]], Requests]
 
@@ -116,7 +128,8 @@ def register(run: LiveRun, reply: HelloReply) -> dict[str, str]:
     if run.config.secagg.mode != "on":
         return {}
     known, server = run.state.members, public_key(run.signing_key)
-    numbers, problems = numbers_of(run, reply.users), dict[str, str]()
+    numbers = run.nodes if run.config.on_devices else run.dataset.numbers
+    problems: dict[str, str] = {}
     for user in reply.users:
         entry = reply.keys.get(user)
         if entry is None or not members.signed(entry, run.state.id, server):
@@ -129,14 +142,6 @@ def register(run: LiveRun, reply: HelloReply) -> dict[str, str]:
         else:
             known.setdefault(user, entry)
     return problems
-
-
-def numbers_of(run: LiveRun, users: Sequence[str]) -> dict[str, int]:
-    """User -> number: a device's node, or a simulated user's place in the data."""
-    if run.config.on_devices:
-        return {user: run.nodes[user] for user in users if user in run.nodes}
-    everybody = (*run.dataset.users, *run.dataset.development)
-    return {user.id: number for number, user in enumerate(everybody)}
 
 
 def directory_of(run: LiveRun) -> tuple[Entry, ...]:
@@ -236,52 +241,65 @@ def begin(
 ) -> Masked:
     """Make the plan of a sum, or take it from the checkpoint."""
     place, directory = run.sum_folder(asked.name), directory_of(run)
-    file, known = place / "plan.json", integers.terms
-    if file.exists():
-        stored = json.loads(file.read_text())
-        summing = Summing(**stored["summing"])
-        plan = plan_of(run.state.id, summing, directory, run.config)
-        refuse_if(
-            plan.hash.hex() != summing.plan,
-            f"the plan of '{asked.name}' in the checkpoint is not of this run: restore the "
-            "run's folder from a backup.",
-        )
-        by_place = dict(enumerate(stored["users"]))
-    else:
-        places = {e.number: k for k, e in enumerate(directory)}
-        numbers = {user: run.state.members[user].number for user in users}
-        refuse_if(
-            len(users) < known.required,
-            f"{len(users)} of {known.required} members that the sum needs can be asked: "
-            "the release is left out.",
-            LeftOut,
-        )
-        by_place = dict(enumerate(sorted(users, key=lambda user: int(numbers[user]))))
-        content = content_of(asked.requests(users, {})[0][1])
-        cohort = bitmap([places[numbers[user]] for user in users], len(directory))
-        summing = Summing(
-            asked.stage,
-            asked.name,
-            cohort,
-            content,
-            known.grid.clip,
-            known.z,
-            known.bit_z,
-            known.most,
-            known.required,
-            asked.length,
-            "",
-        )
-        summing, plan = with_plan(run.state.id, summing, directory, run.config)
-        forget_sums(run, but=place)
-        body = {"summing": vars(summing), "users": list(by_place.values())}
-        write_atomically(file, json.dumps(body).encode())
+    if not (place / "plan.json").exists():
+        forget_sums(but=place)
+        stored = planned(run, asked, users, integers, directory)
+        write_atomically(place / "plan.json", json.dumps(stored).encode())
+    stored = json.loads((place / "plan.json").read_text())
+    summing = Summing(**stored["summing"])
+    plan = plan_of(run.state.id, summing, directory, run.config)
+    refuse_if(
+        plan.hash.hex() != summing.plan,
+        f"the plan of '{asked.name}' in the checkpoint is not of this run: restore the "
+        "run's folder from a backup.",
+    )
     total = np.zeros(plan.length, WORDS[plan.word])
+    by_place = dict(enumerate(stored["users"]))
     return Masked(run, asked, summing, plan, directory, place, by_place, total)
 
 
-def forget_sums(run: LiveRun, but: Path) -> None:
-    """Erase what earlier sums have left, except their plans' names: they are over."""
+def planned(
+    run: LiveRun,
+    asked: Asked,
+    users: Sequence[str],
+    integers: Integers,
+    directory: tuple[Entry, ...],
+) -> dict[str, Any]:
+    """What ``plan.json`` holds: the sum, and its users in the order of their places.
+
+    Raises
+    ------
+    LeftOut
+        Fewer users than the sum needs.
+    """
+    known = integers.terms
+    refuse_if(
+        len(users) < known.required,
+        f"{len(users)} of {known.required} members that the sum needs can be asked: "
+        "the release is left out.",
+        LeftOut,
+    )
+    places = {entry.number: place for place, entry in enumerate(directory)}
+    cohort = {user: places[run.state.members[user].number] for user in users}
+    summing = Summing(
+        stage=STAGES[asked.request],
+        release=asked.name,
+        cohort=bitmap(cohort.values(), len(directory)),
+        content=content_of(asked.requests(users, {})[0][1]),
+        clip=known.grid.clip,
+        z=known.z,
+        bit_z=known.bit_z,
+        most=known.most,
+        required=known.required,
+        length=asked.length,
+        plan="",
+    )
+    summing, _ = with_plan(run.state.id, summing, directory, run.config)
+    return {"summing": vars(summing), "users": sorted(cohort, key=cohort.__getitem__)}
+
+
+def forget_sums(but: Path) -> None:
+    """Erase the folders of all other sums: they are over."""
     for old in but.parent.glob("*"):
         if old != but:
             shutil.rmtree(old)
@@ -299,25 +317,25 @@ def collect(made: Masked) -> None:
         Too few came.
     """
     run, asked, plan = made.run, made.asked, made.plan
-    (made.place / "bundles").unlink(
-        missing_ok=True
-    )  # of a life that did not get so far
+    cls, group = REPLIES[asked.request]
+    # Those of a life of the run that did not get so far.
+    (made.place / "bundles").unlink(missing_ok=True)
 
     def read(record: RecordDict) -> Reply:
         return unpack(
-            asked.reply, record, lambda f: report_shapes(plan, made.known(f["users"]))
+            cls, record, lambda f: report_shapes(plan, made.known(f["users"]))
         )
 
     def keep(reply: Reply) -> Reply:
         places = made.known(reply.users)
-        reports = reports_of(plan, places, getattr(reply, asked.group))
+        reports = reports_of(plan, places, getattr(reply, group))
         errors = {
             made.users[i]: why
             for i, one in reports.items()
             if (why := _add(made, i, one))
         }
         kept = tuple(user for user in reply.users if user not in errors)
-        left = {"users": kept, "errors": reply.errors | errors, asked.group: {}}
+        left = {"users": kept, "errors": reply.errors | errors, group: {}}
         return replace(reply, **left)
 
     requests = asked.requests(list(made.users.values()), made.fields)
@@ -377,12 +395,8 @@ def signatures_of(made: Masked, counted: frozenset[int]) -> dict[int, bytes]:
     LeftOut
         Too few signed.
     """
-    run, asked, plan, file = (
-        made.run,
-        made.asked,
-        made.plan,
-        made.place / "signatures.json",
-    )
+    run, asked, plan = made.run, made.asked, made.plan
+    file = made.place / "signatures.json"
     if file.exists():
         stored = json.loads(file.read_text())
         return {int(place): bytes.fromhex(text) for place, text in stored.items()}
@@ -392,8 +406,8 @@ def signatures_of(made: Masked, counted: frozenset[int]) -> dict[int, bytes]:
     def keep(reply: ConfirmReply) -> ConfirmReply:
         made.known(reply.users)
         for user in reply.users:
-            place, text = made.places[user], reply.signatures.get(user, "")
-            signature = bytes.fromhex(text) if _is_signature(text) else b""
+            place = made.places[user]
+            signature = from_hex(reply.signatures.get(user, ""))
             if secure.valid_signers(plan, counted, {place: signature}, publics):
                 valid[place] = signature
         return reply
@@ -413,13 +427,6 @@ def signatures_of(made: Masked, counted: frozenset[int]) -> dict[int, bytes]:
     body = json.dumps({str(place): one.hex() for place, one in some.items()})
     write_atomically(file, body.encode())
     return some
-
-
-def _is_signature(text: str) -> bool:
-    try:
-        return len(bytes.fromhex(text)) == secure.SIGNATURE
-    except ValueError:
-        return False
 
 
 # --- open --------------------------------------------------------------------------------
@@ -458,36 +465,40 @@ def open_all(
         )
         return replace(reply, shares={})
 
-    told = {str(place): one.hex() for place, one in signatures.items()}
-    fields = made.fields | {
-        "counted": bitmap(counted, plan.members),
-        "signatures": told,
-        "bundles": b"",
-    }
-    users = list(made.users.values())
-    requests = asked.make(OpenRequest, f"open/{asked.name}", users, fields)
-    requests = [
-        (node, replace(one, bundles=_bundles_for(made, counted, one.users)))
-        for node, one in requests
-    ]
-    exchange = Exchange(asked.exchange.phase, "open", "query.open", 0.0)
-    most = max(
-        sum(
-            len(secure.opened_of(plan, row, counted))
-            for row in rows_held(plan, i, counted)
-        )
-        for i in made.users
-    )
     ask(
         run,
-        exchange,
-        requests,
+        Exchange(asked.exchange.phase, "open", "query.open", 0.0),
+        _opening_requests(made, counted, signatures),
         read,
         keep,
-        {"shares": (4 * most,)},
+        {"shares": (_most_shares(made, counted),)},
         enough=lambda: not left,
     )
     return found
+
+
+def _opening_requests(
+    made: Masked, counted: frozenset[int], signatures: Mapping[int, bytes]
+) -> Requests:
+    """Requests to open, each with the sealed shares of its own users."""
+    asked = made.asked
+    fields = made.fields | {
+        "counted": bitmap(counted, made.plan.members),
+        "signatures": {str(place): one.hex() for place, one in signatures.items()},
+        "bundles": b"",
+    }
+    users = list(made.users.values())
+    return [
+        (node, replace(one, bundles=_bundles_for(made, counted, one.users)))
+        for node, one in asked.make(OpenRequest, f"open/{asked.name}", users, fields)
+    ]
+
+
+def _most_shares(made: Masked, counted: frozenset[int]) -> int:
+    """How many numbers of four bytes the shares of one member have at most."""
+    size = {row: len(secure.opened_of(made.plan, row, counted)) for row in counted}
+    held = (rows_held(made.plan, place, counted) for place in made.users)
+    return SEED // 4 * max(sum(size[row] for row in rows) for rows in held)
 
 
 def _bundles_for(made: Masked, counted: frozenset[int], users: Sequence[str]) -> bytes:

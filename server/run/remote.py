@@ -110,14 +110,11 @@ class Remote:
         if integers and config.secagg.mode == "on":
             length = sum(math.prod(shape) for shape in run.shapes.values())
             asked = Asked(
-                "adapt",
                 release or place,
                 exchange,
                 place,
                 AdaptRequest,
                 fields,
-                AdaptReply,
-                "rows",
                 length,
                 self._requests,
             )
@@ -154,14 +151,11 @@ class Remote:
         if integers and self._run.config.secagg.mode == "on":
             exchange, place, fields = self._polling(bank, release)
             asked = Asked(
-                "votes",
                 release or place,
                 exchange,
                 place,
                 VoteRequest,
                 fields,
-                VoteReply,
-                "votes",
                 len(bank),
                 self._requests,
             )
@@ -313,14 +307,11 @@ class Remote:
         if integers and run.config.secagg.mode == "on":
             exchange, place, fields = self._evaluating(method, rate, generate, release)
             asked = Asked(
-                "metrics",
                 release,
                 exchange,
                 place,
                 EvaluateRequest,
                 fields,
-                EvaluateReply,
-                "sums",
                 width,
                 self._requests,
             )

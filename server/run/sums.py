@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...common.protocol.messages import Rows, Shapes
-from ...common.protocol.validation import finite_rows, row_norms
+from ...common.protocol.validation import finite_rows, flat_row, row_norms
 from ...common.secure.grid import WORDS
 from ...common.secure.rows import SHORT, Integers, opened, report
 
@@ -117,8 +117,7 @@ def sum_words(users: Sequence[str], rows: Rows, integers: Integers) -> np.ndarra
     total = np.zeros(length + known.bits, WORDS[known.grid.word])
     norms = row_norms(rows)
     for k, user in enumerate(users):
-        row = np.concatenate([rows[name][k].ravel() for name in sorted(rows)])
-        total += report(row, norms[k], known, integers.share(user))
+        total += report(flat_row(rows, k), norms[k], known, integers.share(user))
     return total
 
 

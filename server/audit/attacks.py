@@ -238,6 +238,8 @@ class Design:
         Of the audited releases.
     boost
         Canaries send this many times the clip, so that a missing clip shows.
+    secagg
+        The users add the noise, and the adversary is the server, which sees their sum.
     """
 
     claimed: float = 1.0
@@ -248,6 +250,7 @@ class Design:
     sampling: float = 0.5
     dimension: int = 4000
     boost: float = 10.0
+    secagg: bool = False
 
 
 def audit_mechanism(

@@ -1,20 +1,7 @@
 """Audits: attack what a run released, and the aggregation that released it.
 
-The mechanism is audited with the code that runs (`sums.clipped_sum`, `adapt.released`),
-at a noise for which epsilon is known and small: an audit of m canaries cannot see a large
-epsilon (`Audit.largest_detectable`), so at the epsilon of most runs it would prove
-nothing. What protects at epsilon 1 is the same code with another number. Beside the
-honest mechanism go three that are broken on purpose, each of which must be caught:
-
-`no-clip`
-    Rows are added up as they come.
-`noise-tenth`
-    The noise has a tenth of its charged size.
-`noise-reused`
-    Every round draws the same noise, which differences of rounds take off.
-
-`audit_run` also attacks what a finished run of personas released: who was a member, and
-whether a planted secret comes out again.
+`audit_run` audits the aggregation (`mechanism`), and attacks what a finished run of
+personas released: who was a member, and whether a planted secret comes out again.
 """
 
 import hashlib
@@ -28,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...common.config import Config, parse
+from ...common.config import Config
 from ...common.data.load import load_dataset
 from ...common.data.types import Dataset, Item, User
 from ...common.engine.fitting import encode_all
@@ -36,7 +23,6 @@ from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import completion_tokens, generate
 from ...common.errors import IdiolectError, refuse_if
 from ...common.files import make_private, private_folder
-from ...common.privacy.noise import source
 from ...common.privacy.scrub import OFFERED
 from ...common.protocol.messages import package_version
 from ...common.seeds import numpy_generator
@@ -44,73 +30,15 @@ from ...common.unlabeled.samples import sample_reference
 from ...common.unlabeled.sets import Unlabeled
 from ...common.unlabeled.votes import build_bank, user_vote
 from ...common.unlabeled.votes import offers as offers_of
-from ..privacy.accountant import Event, calibrate, epsilons
 from ..privacy.card import card, explained
 from ..privacy.ledger import read_ledger
 from ..run import checkpoint, results
-from ..run.adapt import adapt, released
-from ..run.budget import Release
+from ..run.adapt import adapt
 from ..run.local import Local, local_run
-from ..run.sums import clipped_sum
 from ..study.declaration import Study, cells
 from . import attacks
 from .attacks import Design
-
-CONTROLS = ("honest", "no-clip", "noise-tenth", "noise-reused")
-
-
-@cache
-def noise_for(design: Design) -> float:
-    """Noise multiplier at which `rounds` participations cost `claimed`."""
-    return calibrate(
-        lambda z: {Event("adapt", z): design.rounds}, design.claimed, design.delta
-    )
-
-
-def claims(design: Design) -> dict[str, float]:
-    """Attack -> the epsilon that its bound must not exceed."""
-    event = Event("adapt", noise_for(design), design.sampling)
-    spent = epsilons({event: design.rounds}, design.delta)
-    return {attacks.SUMMED: spent.release, attacks.DIFFERENCED: spent.participants}
-
-
-def audit_mechanism(
-    design: Design, control: str, seed: int
-) -> tuple[attacks.Audit, ...]:
-    """Audit the aggregation of `adapt`, or a copy of it with one thing broken.
-
-    Parameters
-    ----------
-    design
-        Of the audit.
-    control
-        One of `CONTROLS`.
-    seed
-        Of the canaries and their coins. The noise comes from the operating system.
-    """
-    random = source(False, seed)
-    z = noise_for(design) / (10 if control == "noise-tenth" else 1)
-    # Without a bound a sum's grid is that of clips from 0.5 to 1, as the canaries are.
-    clip = math.inf if control == "no-clip" else 1.0
-    config = parse({"privacy.mode": "central", "privacy.sampling": design.sampling})
-
-    def aggregate(rows: np.ndarray) -> np.ndarray:
-        # A seeded source starts again each time it is made: the same noise every round.
-        drawn = source(True, seed) if control == "noise-reused" else random
-        release = Release("", Event("adapt", z, design.sampling), drawn)
-        total, _ = clipped_sum({"b": rows}, clip)
-        zero = {"b": np.zeros(design.dimension, np.float32)}
-        return released(zero, total, release, 1.0, config, design.canaries)["b"]
-
-    generator = numpy_generator(seed, "audit", control)
-    return attacks.audit_mechanism(aggregate, design, generator)
-
-
-def caught(found: Sequence[attacks.Audit], design: Design) -> bool:
-    """Whether a bound exceeds what is claimed against its adversary."""
-    allowed = claims(design)
-    return any(audit.epsilon_lower_bound > allowed[audit.name] for audit in found)
-
+from .mechanism import CONTROLS, audit_mechanism, caught, claims, noise_for
 
 # --- declared audits ---------------------------------------------------------------------
 
@@ -156,18 +84,12 @@ def run_study(study: Study, folder: Path, say: Callable[[str], None]) -> dict[st
 
 
 def cell_file(folder: Path, design: Design, control: str, seed: int) -> Path:
-    """Return the file of one audit, named by what it was run with and nothing else.
-
-    Versions before hashed how Python writes the design, which changes with its fields;
-    such a file is given its new name.
-    """
+    """Return the file of one audit, named by what it was run with and nothing else."""
     cell = {**asdict(design), "control": control, "seed": seed}
-    texts = json.dumps(cell, sort_keys=True), repr((design, control, seed))
-    keys = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
-    path, old = (folder / "cells" / f"{key}.json" for key in keys)
-    if old.exists() and not path.exists():
-        old.rename(path)
-    return path
+    if not design.secagg:  # audits had names before there was anything else
+        del cell["secagg"]
+    text = json.dumps(cell, sort_keys=True)
+    return folder / "cells" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def design_of(settings: Mapping[str, Any]) -> Design:
@@ -254,7 +176,8 @@ def audit_run(folder: Path, seed: int, say: Callable[[str], None]) -> list[dict]
     found = results.load(str(folder.parent), folder.name)
     config = checkpoint.read_config(folder)
     ledger = read_ledger(folder / "ledger.json")
-    done = mechanism_audits(Design(), seed)
+    by_users = config.secagg.mode != "off"
+    done = mechanism_audits(replace(Design(), secagg=by_users), seed)
     if config.data:
         say("real data: no strangers to compare with, so membership is not audited")
     else:

@@ -1,7 +1,6 @@
 """Audits of the aggregation that runs, and attacks on a finished run."""
 
 import dataclasses
-import hashlib
 import json
 import math
 
@@ -12,7 +11,7 @@ from idiolect.common.config import parse_run
 from idiolect.common.errors import IdiolectError
 from idiolect.common.seeds import numpy_generator
 from idiolect.server import cli
-from idiolect.server.audit import attacks, audit
+from idiolect.server.audit import attacks, audit, mechanism
 from idiolect.server.findings.page import load
 from idiolect.server.privacy.ledger import read_ledger
 from idiolect.server.run import adapt
@@ -20,21 +19,21 @@ from idiolect.server.study.declaration import read_study
 from tests.server.federation import FakeGrid, results, run
 from tests.server.run.test_privacy import CENTRAL
 
-DESIGN = audit.Design()
+DESIGN = attacks.Design()
 
 
 @pytest.fixture(autouse=True)
 def fixed_noise(monkeypatch):
     """Noise from a seed for what draws from the operating system: always the same."""
-    real, drawn = audit.source, numpy_generator(0, "noise").bytes
+    real, drawn = mechanism.source, numpy_generator(0, "noise").bytes
     monkeypatch.setattr(
-        audit, "source", lambda seeded, seed: real(True, seed) if seeded else drawn
+        mechanism, "source", lambda seeded, seed: real(True, seed) if seeded else drawn
     )
 
 
 def test_the_noise_of_an_audit_costs_what_it_claims():
-    assert audit.noise_for(DESIGN) == pytest.approx(14.92, abs=0.02)
-    claimed = audit.claims(DESIGN)
+    assert mechanism.noise_for(DESIGN) == pytest.approx(14.92, abs=0.02)
+    claimed = mechanism.claims(DESIGN)
     assert claimed[attacks.DIFFERENCED] == pytest.approx(1.0, abs=0.01)
     assert 0 < claimed[attacks.SUMMED] < claimed[attacks.DIFFERENCED]
 
@@ -42,19 +41,19 @@ def test_the_noise_of_an_audit_costs_what_it_claims():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_honest_aggregation_is_within_its_claim(seed):
     """With the operating system's noise 3 honest audits in 10,000 would alarm."""
-    found = audit.audit_mechanism(DESIGN, "honest", seed)
+    found = mechanism.audit_mechanism(DESIGN, "honest", seed)
     assert [one.name for one in found] == [attacks.SUMMED, attacks.DIFFERENCED]
-    assert not audit.caught(found, DESIGN)
+    assert not mechanism.caught(found, DESIGN)
     assert all(one.largest_detectable > 4 for one in found)
     assert all(one.canaries >= 1000 for one in found)
 
 
-@pytest.mark.parametrize("control", audit.CONTROLS[1:])
+@pytest.mark.parametrize("control", mechanism.CONTROLS[1:])
 def test_every_broken_aggregation_is_caught(control):
-    found = audit.audit_mechanism(DESIGN, control, 0)
-    assert audit.caught(found, DESIGN)
+    found = mechanism.audit_mechanism(DESIGN, control, 0)
+    assert mechanism.caught(found, DESIGN)
     if control == "noise-reused":  # only differences of rounds see it
-        assert found[0].epsilon_lower_bound <= audit.claims(DESIGN)[attacks.SUMMED]
+        assert found[0].epsilon_lower_bound <= mechanism.claims(DESIGN)[attacks.SUMMED]
 
 
 def test_an_aggregation_that_forgets_to_clip_is_caught(monkeypatch):
@@ -63,13 +62,33 @@ def test_an_aggregation_that_forgets_to_clip_is_caught(monkeypatch):
     def unclipped(rows, _clip):
         return {n: a.astype(float).sum(0) for n, a in rows.items()}, np.zeros(1)
 
-    monkeypatch.setattr(audit, "clipped_sum", unclipped)
-    assert audit.caught(audit.audit_mechanism(DESIGN, "honest", 0), DESIGN)
+    monkeypatch.setattr(mechanism, "clipped_sum", unclipped)
+    assert mechanism.caught(mechanism.audit_mechanism(DESIGN, "honest", 0), DESIGN)
 
 
 def test_an_aggregation_that_forgets_its_noise_is_caught(monkeypatch):
     monkeypatch.setattr(adapt, "gaussian", lambda shape, _s, _r: np.zeros(shape))
-    assert audit.caught(audit.audit_mechanism(DESIGN, "honest", 0), DESIGN)
+    assert mechanism.caught(mechanism.audit_mechanism(DESIGN, "honest", 0), DESIGN)
+
+
+# --- sums to which each user adds noise ------------------------------------------------
+
+SUMS = attacks.Design(rounds=4, secagg=True)
+
+
+def test_the_noise_of_the_sums_is_that_of_the_members_who_are_honest():
+    """Variances add up: the shares of r - c members are the noise that costs the claim."""
+    known, honest = mechanism._terms(SUMS, "honest")
+    std = math.sqrt(honest * known.variance) * known.grid.unit
+    assert std == pytest.approx(mechanism.noise_for(SUMS), rel=0.001)
+    assert known.required - honest == 60 and known.most == 600
+    assert list(mechanism.claims(SUMS).values()) == pytest.approx([1.0, 1.0], abs=0.01)
+
+
+@pytest.mark.parametrize("control", mechanism.CONTROLS)
+def test_an_audit_of_the_servers_view(control):
+    found = mechanism.audit_mechanism(SUMS, control, 0)
+    assert mechanism.caught(found, SUMS) == (control != "honest")
 
 
 def test_what_counts_as_a_defect():
@@ -190,22 +209,16 @@ def test_a_secret_in_a_history_is_ranked_by_likelihood(settings, quick, monkeypa
 
 
 def test_an_audit_is_named_by_what_it_was_run_with(tmp_path):
-    """By its values alone; what an earlier version wrote is found and renamed."""
-    (tmp_path / "cells").mkdir()
-    design = audit.Design()
+    design = attacks.Design()
     path = audit.cell_file(tmp_path, design, "honest", 3)
     assert path.name == "f58eb6050521b019.json"
-    key = hashlib.sha256(repr((design, "honest", 3)).encode()).hexdigest()[:16]
-    old = tmp_path / "cells" / f"{key}.json"
-    old.write_text("{}")
-    assert audit.cell_file(tmp_path, design, "honest", 3) == path
-    assert path.read_text() == "{}" and not old.exists()
     others = {
         audit.cell_file(tmp_path, *cell).name
         for cell in (
             (design, "honest", 4),
             (design, "no-clip", 3),
             (dataclasses.replace(design, rounds=2), "honest", 3),
+            (dataclasses.replace(design, secagg=True), "honest", 3),
         )
     }
-    assert len(others | {path.name}) == 4
+    assert len(others | {path.name}) == 5

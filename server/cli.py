@@ -79,6 +79,11 @@ def _study(options: argparse.Namespace) -> None:
         bool(options.gpu) and not options.plan, "--gpu is for a forecast: add --plan."
     )
     refuse_if(options.gpus < 1, f"--gpus {options.gpus} is none: use 1 or more.")
+    refuse_if(options.jobs < 1, f"--jobs {options.jobs} is none: use 1 or more.")
+    refuse_if(
+        bool(options.gpu) and options.jobs > 1,
+        "--jobs is for this machine: with --gpu say --gpus N.",
+    )
     if options.gpu:
         gpu_of(options.gpu)
     # Before torch is imported, which takes seconds.
@@ -101,13 +106,12 @@ def _study(options: argparse.Namespace) -> None:
         if stored and (count := take(stored, place / name)):
             tell(f"study {name}: {count} finished cells are taken from {stored}")
     if options.plan:
-        return _planned(declared, place, options.gpu, options.gpus)
+        processes = options.gpus if options.gpu else options.jobs
+        return _planned(declared, place, options.gpu, processes)
     since = 0.0
     for study in declared:
         tell(f"study {study.name} in {place / study.name}")
-        found = _found(
-            study, place / study.name, kept[study.name], options.so_far, since
-        )
+        found = _found(study, place / study.name, kept[study.name], options, since)
         _tell_markdown(markdown(found))
         written = place / study.name / "summary.json"
         write_json(written, found)
@@ -120,7 +124,11 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _found(
-    study: "Study", folder: Path, kept: Path | None, so_far: bool, since: float
+    study: "Study",
+    folder: Path,
+    kept: Path | None,
+    options: argparse.Namespace,
+    since: float,
 ) -> dict[str, Any]:
     """Run a study, or take what is finished of it; return its summary."""
     if study.audit is not None:
@@ -130,9 +138,15 @@ def _found(
     from .findings.summary import summary
     from .study.cells import finished, run_study
 
-    if so_far:
+    if options.so_far:
         done = finished(study, folder, kept)
         refuse_if(not done, f"study {study.name} has no finished cell: run it first.")
+    elif options.jobs > 1:
+        from .study.jobs import run_side_by_side, threads
+
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads(options.jobs)))
+        ahead = _ahead(study, folder, since, options.jobs)
+        done = run_side_by_side(study, folder, options.jobs, tell, ahead, kept)
     else:
         ahead = _ahead(study, folder, since)
         done = run_study(study, folder, tell, ahead, kept)
@@ -140,7 +154,7 @@ def _found(
 
 
 def _planned(
-    declared: "Sequence[Study]", place: Path, gpu: str = "", gpus: int = 1
+    declared: "Sequence[Study]", place: Path, gpu: str = "", processes: int = 1
 ) -> None:
     """Print the forecast of studies, for this machine or for GPUs that are not here."""
     from .forecast.estimate import elsewhere, table
@@ -152,12 +166,14 @@ def _planned(
             tell(f"study {study.name}: an audit has no forecast; it takes minutes")
             continue
         tell(f"study {study.name}")
-        ahead, _ = forecast(study, place / study.name, since, gpu, gpus)
-        tell(table(ahead, elsewhere(ahead, gpu, gpus) if gpu else ""))
+        ahead, _ = forecast(study, place / study.name, since, gpu, processes)
+        tell(table(ahead, elsewhere(ahead, gpu, processes) if gpu else ""))
         since = age()
 
 
-def _ahead(study: "Study", folder: Path, since: float) -> "list[float]":
+def _ahead(
+    study: "Study", folder: Path, since: float, processes: int = 1
+) -> "list[float]":
     """Say what a study will take; return the seconds of each of its cells.
 
     `since`: age of this process when it began with the study.
@@ -166,7 +182,7 @@ def _ahead(study: "Study", folder: Path, since: float) -> "list[float]":
 
     tell_sentence("measuring this machine, which takes some seconds")
     try:
-        ahead, cells = forecast(study, folder, since)
+        ahead, cells = forecast(study, folder, since, processes=processes)
     except Impossible:
         raise
     except IdiolectError as error:
@@ -645,6 +661,13 @@ COMMANDS = (
                 help="how many of them, with one process each",
             ),
             given(
+                "--jobs",
+                type=int,
+                default=1,
+                metavar="N",
+                help="compute so many cells at the same time, each in a process of its own",
+            ),
+            given(
                 "--output-dir",
                 type=Path,
                 metavar="DIR",
@@ -658,10 +681,10 @@ COMMANDS = (
                 "answers",
             ),
         ),
-        " They run in this process, without Flower. Each finished cell is a file; the same "
-        "command again runs the missing cells.",
-        "Threads: OMP_NUM_THREADS. The built-in backbone is so small that two studies with "
-        "one thread each are faster than one with two.",
+        " They run without Flower. Each finished cell is a file; the same command again "
+        "runs the missing cells.",
+        "Threads of a process: OMP_NUM_THREADS; otherwise --jobs share the cores evenly. "
+        "The built-in backbone is so small that --jobs 2 is faster than two threads.",
     ),
     Command(
         "keys init",

@@ -48,8 +48,8 @@ def forecast(
     gpu
         Name of a GPU that is not here (`forecast.gpus`); nothing: this machine.
     processes
-        How many run the study side by side, each on a GPU of its own: each takes the next
-        cell when it is free, and makes for itself what cells share.
+        How many run the study side by side, on this machine or each on a GPU of its own:
+        each takes the next cell when it is free, and makes for itself what cells share.
 
     Returns
     -------
@@ -67,7 +67,8 @@ def forecast(
         return Forecast(0.0, 0.0, free_mb(), {}), [0.0] * len(todo)
     distinct = {_same(config): config for config, _ in left}
     only = study.measured == "development"
-    counts, found = look([*distinct.values()], 1, 1, os.environ, only, gpu)
+    together = 1 if gpu else min(processes, len(left))  # whose seconds are the study's
+    counts, found = look([*distinct.values()], 1, together, os.environ, only, gpu)
     counted = dict(zip(distinct, counts, strict=True))
     around = {("ahead", "", False): age() - since, ("start", "", False): found["start"]}
     shares: Shares = {} if gpu else around
@@ -86,14 +87,16 @@ def forecast(
             busy[free] += sum(here.values())
             tokens = sum((part.work for part in parts), tokens)
             for text, saving in estimate.savings(one[0], count, parts, 0.0):
-                saved[text] = saved.get(text, 0.0) + saving
+                saved[text] = saved.get(text, 0.0) + saving / together
         for name, value in here.items():
-            shares[name] = shares.get(name, 0.0) + value
+            shares[name] = shares.get(name, 0.0) + value / together
         seconds.append(sum(here.values()))
     whole = sum(shares.values())
     if (seeds := len(study.grid.get("seed", []))) > 1:
-        saved[f"seed: one of {seeds} less"] = sum(seconds) / seeds
-    memory = max(found["peak"], found["loaded"] + max(c.memory for c in counts))
+        saved[f"seed: one of {seeds} less"] = sum(seconds) / seeds / together
+    memory = together * max(
+        found["peak"], found["loaded"] + max(c.memory for c in counts)
+    )
     ahead = Forecast(
         whole,
         memory,

@@ -133,20 +133,13 @@ def run_study(
     files = [one.path for one in todo]
     # First what nobody computes, then what others computed or left.
     for number, wait in [(k, w) for w in (False, True) for k in range(len(todo))]:
-        cell, config, control, path = todo[number]
-        if wait and path.exists():
+        if wait and files[number].exists():
             continue
-        parts = ", ".join(f"{k}={v}" for k, v in cell.items())
-        name = f"cell {number + 1}/{len(todo)}: {parts}"
-        with claimed(path, wait) as free:
-            if not free or path.exists():
-                say(f"{name} ({'done' if free else 'another process computes it'})")
-                continue
-            say(name)
-            began = time.monotonic()
-            found = run_cell(located(config), cache, control, study.measured)
-            results.write_json(path, {"cell": cell, **found})
-        took = time.monotonic() - began
+        took = compute(
+            todo[number], title(todo, number), study.measured, cache, wait, say
+        )
+        if took is None:
+            continue
         spent, expected = spent + took, expected + sum(ahead[number : number + 1])
         rest = sum(a for a, f in zip(ahead, files, strict=False) if not f.exists())
         left = f"; about {duration(spent / expected * rest)} left" if rest else ""
@@ -154,6 +147,51 @@ def run_study(
         if kept:
             store(kept, files)
     return finished(study, folder, kept)
+
+
+def title(todo: Sequence[Placed], number: int) -> str:
+    """Say which cell this is."""
+    parts = ", ".join(f"{k}={v}" for k, v in todo[number].cell.items())
+    return f"cell {number + 1}/{len(todo)}: {parts}"
+
+
+def compute(
+    one: Placed,
+    name: str,
+    measured: str,
+    cache: Cache,
+    wait: bool,
+    say: Callable[[str], None],
+) -> float | None:
+    """Run one cell and write its file, unless it has one or another process computes it.
+
+    Parameters
+    ----------
+    one, name
+        The cell, and its `title`.
+    measured
+        Of the study.
+    cache
+        Of this process.
+    wait
+        Until whoever computes the cell has ended.
+    say
+        Told that it begins, or why not.
+
+    Returns
+    -------
+    float or None
+        Seconds; None: it was not computed here.
+    """
+    with claimed(one.path, wait) as free:
+        if not free or one.path.exists():
+            say(f"{name} ({'done' if free else 'another process computes it'})")
+            return None
+        say(name)
+        began = time.monotonic()
+        found = run_cell(located(one.config), cache, one.control, measured)
+        results.write_json(one.path, {"cell": one.cell, **found})
+        return time.monotonic() - began
 
 
 def finished(

@@ -1,0 +1,132 @@
+"""Cells of a study in several processes: real ones."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from idiolect.common.errors import IdiolectError
+from idiolect.server.cli import main
+from idiolect.server.study import jobs
+from idiolect.server.study.cells import placed, run_study
+from idiolect.server.study.declaration import read_study
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """The same numbers need as many threads."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "cells").iterdir()}
+
+
+def test_two_processes_write_the_files_of_one(declared, tmp_path):
+    """Bit for bit, and the parent computes nothing itself."""
+    alone = run_study(declared, tmp_path / "one", lambda _: None)
+    said: list[str] = []
+    found = jobs.run_side_by_side(
+        declared, tmp_path / "two", 2, said.append, [1.0, 1.0, 1.0, 1.0]
+    )
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    assert found == alone and len(found) == 4
+    assert sum(" s; about " in line for line in said) == 3  # the last leaves nothing
+    assert not jobs._CACHE and not multiprocessing.active_children()
+    said.clear()
+    assert jobs.run_side_by_side(declared, tmp_path / "two", 2, said.append) == alone
+    assert said == []  # nothing is left to do
+
+
+def test_a_cell_that_fails_ends_the_study_and_keeps_the_rest(declared, tmp_path):
+    """The sentence is that of the cell; a process does not wait for the others."""
+    lines = (tmp_path / "small.toml").read_text().split("[[claims]]")[0]
+    lines = lines.replace(
+        '"unlabeled.ratio" = [1.0, 2.0]', '"engine.max-length" = [512, 16]'
+    )
+    (tmp_path / "bad.toml").write_text(lines.replace("[0, 1]", "[0]"))
+    bad = read_study(tmp_path / "bad.toml")
+    with pytest.raises(IdiolectError, match="max-length"):
+        jobs.run_side_by_side(bad, tmp_path / "out", 1, lambda _: None)
+    assert len(files_of(tmp_path / "out")) == 1
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_is_killed_is_named(declared, tmp_path, monkeypatch):
+    real = jobs.as_completed
+
+    def killed(futures):
+        for child in multiprocessing.active_children():
+            child.kill()
+        return real(futures)
+
+    monkeypatch.setattr(jobs, "as_completed", killed)
+    with pytest.raises(IdiolectError, match="fewer --jobs. Finished cells are kept"):
+        jobs.run_side_by_side(declared, tmp_path / "out", 2, lambda _: None)
+    monkeypatch.undo()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert len(jobs.run_side_by_side(declared, tmp_path / "out", 2)) == 4
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_the_processes_end_with_the_command(declared, tmp_path, how):
+    """Killed or interrupted, nothing goes on without it, and no claim stays."""
+    out = tmp_path / "out"
+    words = ["study", str(tmp_path / "small.toml"), "--jobs", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "idiolect.server.cli",
+        *words,
+        "--output-dir",
+        str(out),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout
+        # Both have begun a cell.
+        begun = 0
+        while begun < 2:
+            line = process.stdout.readline()
+            assert line, "ended too early"
+            begun += line.startswith("cell ")
+        children = children_of(process.pid)
+        assert len(children) >= 2
+        process.send_signal(how)
+        rest = process.stdout.read()  # until the last of them has closed it
+    assert not [pid for pid in children if alive(pid)]
+    if how == signal.SIGINT:
+        assert "finished cells are kept" in " ".join(rest.split())
+        assert "Traceback" not in rest
+    cells = placed(declared, out / "small")
+    assert len([one for one in cells if one.path.exists()]) < 4
+    assert len(run_study(declared, out / "small", lambda _: None)) == 4
+
+
+def children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def alive(pid: int) -> bool:
+    for _ in range(50):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_words_that_do_not_fit_are_refused(declared, tmp_path, capsys):
+    words = ["study", str(tmp_path / "small.toml"), "--output-dir", str(tmp_path)]
+    assert main([*words, "--jobs", "0"]) == 2
+    assert "--jobs 0 is none: use 1 or more" in capsys.readouterr().err
+    assert main([*words, "--jobs", "2", "--plan", "--gpu", "A100-80GB"]) == 2
+    assert "with --gpu say --gpus N" in capsys.readouterr().err

@@ -32,7 +32,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from report import RESULTS, ROOT, between, save
+from report import RESULTS, ROOT, between, origin
 
 from idiolect.common.config import Config, parse
 from idiolect.common.data.load import load_dataset
@@ -267,11 +267,19 @@ def measure(seeds: int) -> dict[str, Any]:
                     u.id: round(nll, 5) for u, nll in zip(honest, nlls, strict=True)
                 }
             }
-        save(NAME, {"cells": found})
+        keep(found)
         print(
             key, round(float(np.mean(list(found[key]["nll"].values()))), 4), flush=True
         )
     return found
+
+
+def keep(found: dict[str, Any]) -> None:
+    """Write the cells, each on a line."""
+    lines = (f" {json.dumps(name)}: {json.dumps(cell)}" for name, cell in found.items())
+    text = ",\n".join(lines)
+    head = f'"origin": {json.dumps(origin())}'
+    (RESULTS / f"{NAME}.json").write_text(f'{{{head}, "cells": {{\n{text}\n}}}}\n')
 
 
 # --- the page --------------------------------------------------------------------------

@@ -297,8 +297,8 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"| {server} | {' | '.join(row)} |")
     people = len(found[f"{seeds[0]} | base"]["nll"])
     about = (
-        f"Fall of the NLL of held-out texts by the shared adapter, {people} honest users "
-        f"of {len(seeds)} seeds, mean and 95 % interval over users. In brackets: rounds "
+        f"Fall of the NLL of held-out texts by the shared adapter: mean and 95 % interval "
+        f"over {people * len(seeds)} honest users (seeds: {len(seeds)}). In brackets: rounds "
         "that were left out."
     )
     return "\n".join([about, "", *lines, ""])

@@ -297,9 +297,9 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"| {server} | {' | '.join(row)} |")
     people = len(found[f"{seeds[0]} | base"]["nll"])
     about = (
-        f"Fall of the NLL of held-out texts by the shared adapter: mean and 95 % interval "
-        f"over {people * len(seeds)} honest users (seeds: {len(seeds)}). In brackets: rounds "
-        "that were left out."
+        "Fall of the NLL of held-out texts by the shared adapter: mean and 95 % interval "
+        f"over {people * len(seeds)} honest users (seeds: {len(seeds)}). In brackets: "
+        "rounds that were left out."
     )
     return "\n".join([about, "", *lines, ""])
 

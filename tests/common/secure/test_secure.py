@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from idiolect.common.errors import IdiolectError
 from idiolect.common.secure import neighbours, secure
-from idiolect.common.secure.masks import mask, pair_seed, seal, unseal
+from idiolect.common.secure.masks import add_mask, mask, pair_seed, seal, unseal
 from idiolect.common.secure.neighbours import fewest_neighbours, threshold
 from idiolect.common.secure.plan import Plan, Segment
 from idiolect.common.secure.secure import LeftOut
@@ -243,11 +243,10 @@ def explaining(seen: Transcript, before: dict, after: dict) -> secure.Expand:
     if any(gap[i].any() for i in seen.counted):
         raise Cut
 
-    def expand(seed: bytes, length: int, word: int) -> np.ndarray:
-        usual = mask(seed, length, word)
-        if seed not in moved:
-            return usual
-        return usual + secure.words(moved[seed], word)
+    def expand(row: np.ndarray, seed: bytes, sign: int) -> None:
+        add_mask(row, seed, sign)
+        if seed in moved:
+            row += secure.words(sign * moved[seed], plan.word)
 
     return expand
 

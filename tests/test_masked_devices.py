@@ -81,6 +81,13 @@ def test_who_wants_to_be_summed_takes_no_part_without_masks(vaults, settings):  
         run(settings | ONCE | {"secagg.mode": "off"}, DeviceGrid(vaults))
 
 
+def test_noise_of_a_seed_that_the_server_knows_is_none(vaults, settings):  # noqa: F811
+    with pytest.raises(
+        IdiolectError, match="privacy.seeded is true: who knows the seed"
+    ):
+        run(settings | ONCE | {"privacy.seeded": True}, DeviceGrid(vaults))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -191,7 +191,8 @@ def test_a_server_killed_in_any_exchange_goes_on_with_the_same_sum(
     assert one["epsilon"] == other["epsilon"]
 
 
-def test_a_member_that_is_asked_again_sends_the_same_bytes(settings):
+def asked_twice(settings: dict) -> list[tuple[str, dict, dict]]:
+    """Kind, arrays of the first answer, arrays of the second, of all messages of a run."""
     pairs: list[tuple[str, dict, dict]] = []
 
     def twice(task: Message, reply: Message) -> Message:
@@ -212,10 +213,28 @@ def test_a_member_that_is_asked_again_sends_the_same_bytes(settings):
         return reply
 
     grid = FakeGrid(1, twice)
-    run({**settings, **EXACT, "secagg.mode": "on"}, grid)
+    run({**settings, "secagg.mode": "on"}, grid)
+    return pairs
+
+
+# Shares of the noise are drawn of the system's bytes, as on devices.
+DRAWN = PRIVATE | {"privacy.seeded": False}
+
+
+@pytest.mark.parametrize("extra", [EXACT, DRAWN], ids=["exact", "noisy"])
+def test_a_member_that_is_asked_again_sends_the_same_bytes(settings, extra):
+    pairs = asked_twice(settings | extra)
     for kind in ("train.adapt", "query.open"):
         found = [(one, again) for k, one, again in pairs if k == kind]
         assert found and all(one == again and one for one, again in found)
+
+
+def test_a_member_that_forgot_its_report_would_send_others(settings, monkeypatch):
+    """Control: noise and masks drawn again for the same release are noticed above."""
+    monkeypatch.setattr(member, "_kept_report", lambda *_: None)
+    pairs = asked_twice(settings | DRAWN)
+    found = [(one, again) for kind, one, again in pairs if kind == "train.adapt"]
+    assert found and all(one != again for one, again in found)
 
 
 def test_nothing_of_the_server_holds_a_key_a_seed_or_a_row(settings, monkeypatch):

@@ -108,7 +108,8 @@ def pieces(name: str, row: np.ndarray) -> dict[str, bytes]:
     """The first numbers of a row as the types that somebody would store."""
     types = ("<i4", "<i8") if row.dtype.kind == "i" else ("<f4", "<f8")
     begin = row.reshape(-1)[:PIECE]
-    assert np.count_nonzero(begin) > PIECE // 2
+    if np.count_nonzero(begin) <= PIECE // 2:  # of metrics: too few to be known again
+        return {}
     return {f"{name} {kind}": begin.astype(kind).tobytes() for kind in types}
 
 
@@ -163,6 +164,7 @@ def test_a_server_keeps_no_row_seed_or_key(
     wanted |= of_devices(owned)
     federation.look()
     assert len(federation.rows) == len(owned) == 4
+    assert sum(name.startswith("row") for name in wanted) >= 2 * len(owned)
     assert {name.split()[0] for name in wanted} == {
         *("row", "integers", "own", "secret", "pair", "node", "agreement", "signing")
     }

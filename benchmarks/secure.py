@@ -223,6 +223,12 @@ class Crowd:
         head = member.reply_head(request, node, users, errors)
         return AdaptReply(**head, rows=arrays)
 
+    def kept(self) -> int:
+        """Bytes that members of the sample keep, which are not the server's."""
+        bodies = (one.store.kept.values() for one in self.nodes.values())
+        rows = sum(row.nbytes for row in self.told.values())
+        return rows + sum(len(body) for some in bodies for body in some)
+
     # --- any other member ---
 
     def simulated(self, place: int, request: Any) -> Reply:
@@ -361,22 +367,21 @@ class Server:
             if place in crowd.lost or enough():
                 continue
             self._note()
-            before, began = memory("VmRSS"), time.process_time()
+            began = time.process_time()
             if place in crowd.sample:
                 held = {name: part.data for name, part in had.items()}
                 answer = crowd.measured(place, record, type(request), held)
             else:
                 answer = pack(crowd.simulated(place, request))
             self.apart += time.process_time() - began
-            # What members keep is not the server's; the reply in hand is.
-            self.base += forget_peak() - before - size(answer)
+            forget_peak()
             keep(read(answer))
-            del answer
         self._note()
 
     def _note(self) -> None:
         self.base = self.base or forget_peak()
-        self.peak = max(self.peak, memory("VmHWM") - self.base)
+        more = memory("VmHWM") - self.base - self.crowd.kept()
+        self.peak = max(self.peak, more)
 
 
 def settings(count: int) -> Config:

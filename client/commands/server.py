@@ -136,21 +136,7 @@ def directory(vault: Vault, _options: argparse.Namespace) -> Answer:
     if seen is None:
         text = "this device has taken part in no masked sum: it knows no other members."
         return Answer({"members": []}, text)
-    from ...common.protocol.messages import device_user  # loads numpy
-    from ...common.secure.directory import digits, fingerprint_of
-
-    known = vault.noted("members", {})
-    own = fingerprint_of(membership.public_der(vault).hex())
-    listed = [
-        {
-            "device": device_user(int(number)),
-            "fingerprint": known[number],
-            "new": number in (seen.new or ()),
-            "own": known[number] == own,
-        }
-        for number in seen.numbers
-    ]
-    read = digits(seen.root)
+    listed, read = membership.to_compare(vault, seen)
     found = {"run": seen.name, "since": seen.since, "digits": read, "members": listed}
     when = strftime("%Y-%m-%d %H:%M", localtime(seen.since))
     count = "the first run with masked sums that this device saw"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -176,6 +176,29 @@ def members_of(vault: Vault) -> Members | None:
         return None
     new = None if fields["new"] is None else tuple(fields["new"])
     return Members(**{**fields, "numbers": tuple(fields["numbers"]), "new": new})
+
+
+def to_compare(vault: Vault, seen: Members) -> tuple[list[dict[str, Any]], str]:
+    """What owners compare: each member, and the digits of the whole (`directory.digits`).
+
+    Of a member: ``device``, ``fingerprint`` (64 hex digits), and whether it is ``new`` and
+    the ``own``.
+    """
+    from ...common.protocol.messages import device_user
+    from ...common.secure.directory import digits, fingerprint_of
+
+    known = vault.noted("members", {})
+    own = fingerprint_of(public_der(vault).hex())
+    listed = [
+        {
+            "device": device_user(int(number)),
+            "fingerprint": known[number],
+            "new": number in (seen.new or ()),
+            "own": known[number] == own,
+        }
+        for number in seen.numbers
+    ]
+    return listed, digits(seen.root)
 
 
 def pin_members(

@@ -455,8 +455,8 @@ class OpenRequest(Request):
     signed
         Who has signed U: a bitmap over the members asked, in hex digits.
     signatures
-        Theirs, 64 bytes each, in the order of their places. A part of its own: with all
-        of them the text would be too large, and it is the same for all nodes.
+        Theirs, 64 bytes each, in the order of their places. A part of its own: it is the
+        same for all nodes, and as text it would be too long from some 13,000 members on.
     bundles
         For each user in turn the sealed shares of the rows of U that it holds shares of,
         in the order of their places.

@@ -12,7 +12,7 @@ from idiolect.client.node import host
 from idiolect.client.node import secure as member
 from idiolect.client.node.app import app as client_app
 from idiolect.common.errors import IdiolectError
-from idiolect.server.run import checkpoint
+from idiolect.server.run import checkpoint, masked
 from tests.server.federation import FakeGrid, events, node_error, results, run
 
 pytestmark = pytest.mark.slow
@@ -299,3 +299,17 @@ def test_wrong_shares_of_a_quick_member_cost_nothing(settings, monkeypatch):
     same(plain, masked)
     warned = str([event["message"] for event in events(masked, "warning")])
     assert "1 members sent wrong shares" in warned
+
+
+def test_openings_are_asked_in_groups_until_every_row_opens(settings, monkeypatch):
+    """So that the server needs no memory for the sealed shares of all members at once."""
+    monkeypatch.setattr(masked, "SEALED_BYTES", 1)  # each request is a group of its own
+    settings |= EXACT
+    plain = run({**settings, "secagg.mode": "sum", "run.name": "plain"})
+    grid = FakeGrid(2)
+    folder = run({**settings, "secagg.mode": "on", "run.name": "masked"}, grid)
+    same(plain, folder)
+    # Two of the four holders of each row must open it: three members do for all rows.
+    sums = grid.kinds.count("train.adapt") // len(EVERYBODY)
+    sums += grid.kinds.count("query.vote") // len(EVERYBODY)
+    assert 0 < grid.kinds.count("query.open") <= 3 * sums

@@ -34,7 +34,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -225,7 +225,8 @@ class Crowd:
 
     def kept(self) -> int:
         """Bytes that members of the sample keep, which are not the server's."""
-        bodies = (one.store.kept.values() for one in self.nodes.values())
+        stores = (cast(Memory, one.store) for one in self.nodes.values())
+        bodies = (one.kept.values() for one in stores)
         rows = sum(row.nbytes for row in self.told.values())
         return rows + sum(len(body) for some in bodies for body in some)
 
@@ -425,7 +426,7 @@ def one_cell(count: int, length: int, lost: float) -> dict[str, Any]:
     bit = BIT if config.adapt.clip_quantile else None
     known = terms(CLIP, NOISE, bit, how.most, how.required)
     with tempfile.TemporaryDirectory() as place:
-        run = SimpleNamespace(
+        run: Any = SimpleNamespace(
             config=config,
             state=SimpleNamespace(
                 id="run", members=dict(zip(crowd.users, crowd.directory, strict=True))
@@ -438,7 +439,7 @@ def one_cell(count: int, length: int, lost: float) -> dict[str, Any]:
         began = time.process_time()
         found, users = masked.masked_sum(
             run, asked, crowd.users, Integers(known, lambda _: lambda n: bytes(n))
-        )  # pyright: ignore[reportArgumentType]
+        )
         seconds = time.process_time() - began - server.apart
         kept = (Path(place) / "secagg" / "r" / "bundles").stat().st_size
     plan, counted = crowd.plan, crowd._counted

@@ -113,12 +113,12 @@ def add_mask(row: np.ndarray, seed: bytes, sign: int) -> None:
     stream = _counting(expanded(seed, b"stream", KEY))
     moved = np.add if sign > 0 else np.subtract
     # `update_into` asks for room for one more block of the cipher.
-    place = np.empty(min(BLOCK, row.nbytes) + 16, np.uint8)
+    place = bytearray(min(BLOCK, row.nbytes) + 16)
     step = BLOCK // row.itemsize
     for at in range(0, row.size, step):
         part = row[at : at + step]
         stream.update_into(memoryview(_ZEROS)[: part.nbytes], place)
-        moved(part, place[: part.nbytes].view(row.dtype), out=part)
+        moved(part, np.frombuffer(place, row.dtype, part.size), out=part)
 
 
 # --- bundles: what one member hands another through the server ---------------------------

@@ -500,7 +500,8 @@ def tables(cells: dict[str, Any]) -> str:
     found = [cells[name_of(*cell)] for cell in CELLS if name_of(*cell) in cells]
     lines = [
         "",
-        "Of a member: CPU seconds, and MB that it sends (of the report: beyond the row).",
+        "Members that are lost never answer. Of a member: CPU seconds, and MB that it sends",
+        "(of the report: beyond the row).",
         "",
         (
             "| members | numbers | lost | report, s | MB up | memory, MB | confirm, s "
@@ -517,6 +518,10 @@ def tables(cells: dict[str, Any]) -> str:
             f"| {opening['seconds']:.2f} | {mega(opening['down'])} "
             f"| {mega(opening['up'])} |"
         )
+    missing = [cell for cell in CELLS if name_of(*cell) not in cells]
+    if missing:
+        named = ", ".join(f"{n:,} members with {d:,} numbers" for n, d, _ in missing)
+        lines += ["", f"Not measured yet: {named}."]
     lines += [
         "",
         "Of the server, for the whole sum:",
@@ -534,7 +539,7 @@ def tables(cells: dict[str, Any]) -> str:
             f"| {own['masks']:,} | {own['seconds']:.1f} | {mega(own['bytes'])} "
             f"| {mega(own['kept'])} | {mega(own['sent'])} |"
         )
-    return "\n".join([*lines, "", *targets(cells)])
+    return "\n".join([*lines, "", *targets(cells), ""])
 
 
 def targets(cells: dict[str, Any]) -> list[str]:

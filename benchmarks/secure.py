@@ -500,8 +500,8 @@ def tables(cells: dict[str, Any]) -> str:
     found = [cells[name_of(*cell)] for cell in CELLS if name_of(*cell) in cells]
     lines = [
         "",
-        "Members that are lost never answer. Of a member: CPU seconds, and MB that it sends",
-        "(of the report: beyond the row).",
+        "Members that are lost never answer. Of a member: CPU seconds, and MB that it",
+        "sends (of the report: beyond the row).",
         "",
         (
             "| members | numbers | lost | report, s | MB up | memory, MB | confirm, s "

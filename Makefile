@@ -4,6 +4,8 @@
 #   TASK (LaMP-4 unless given). make real-plan says how long it will take here.
 # make device-demo: a server and three devices on this machine, from keys to a model;
 #   BACKBONE=smollm2 with a real language model.
+# make masked-demo: the same run of five devices with and without masked sums; one device
+#   is killed and one never answers.
 # make bench: time this against its peers; an hour of a quiet machine.
 # make quick: check format, lint, types, and run the fast tests: 3 min on two cores.
 # make test: install, check format, lint, types, and run all tests: 15 min.
@@ -12,7 +14,7 @@ BIN := .venv/bin
 # One test process more than cores, up to four: some tests wait for other processes.
 WORKERS := $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) + 1 )); echo $$(( n > 4 ? 4 : n )))
 
-.PHONY: lamp real real-plan quick test device-demo bench format generated clean
+.PHONY: lamp real real-plan quick test device-demo masked-demo bench format generated clean
 
 lamp: .venv/.installed
 	$(BIN)/idiolect-server simulate simulations/lamp
@@ -45,6 +47,9 @@ test: .venv/.installed-dev
 device-demo: .venv/.installed$(if $(filter smollm2,$(BACKBONE)),-smollm2)
 	$(BIN)/python benchmarks/device_demo.py $(BACKBONE)
 
+masked-demo: .venv/.installed
+	$(BIN)/python benchmarks/masked_demo.py
+
 bench: .venv/.installed-bench .venv/trl-1.8
 	$(BIN)/python benchmarks/device_cost.py
 	$(BIN)/python benchmarks/one_user.py --threads 1 --bco .venv/trl-1.8
@@ -56,6 +61,7 @@ bench: .venv/.installed-bench .venv/trl-1.8
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/performance.py
+	$(BIN)/python benchmarks/secure.py --page
 
 format: .venv/.installed-dev
 	$(BIN)/ruff format .

@@ -382,6 +382,11 @@ COMMANDS = (
         ),
     ),
     OwnerCommand("sent", "server:sent", "list what left the device"),
+    OwnerCommand(
+        "directory",
+        "server:directory",
+        "list the members of the last masked sums, to compare with other owners",
+    ),
     OwnerCommand("pause", "server:pause", "answer no server for now"),
     OwnerCommand("resume", "server:resume", "answer again"),
     OwnerCommand("leave", "server:leave", "leave the server, and forget it", (YES,)),

@@ -116,7 +116,7 @@ def tasks(config: dict, rows: dict[str, np.ndarray]) -> dict[str, Any]:
         ),
         "query.confirm": ConfirmRequest(**head, **masked),
         "query.open": OpenRequest(
-            **head, **masked, signatures={"0": "00" * 64}, bundles=b"1234"
+            **head, **masked, signed="00", signatures=bytes(64), bundles=b"1234"
         ),
     }
 

@@ -1,5 +1,6 @@
 """Masked sums of devices with vaults: what they check, and what they never do twice."""
 
+import argparse
 import dataclasses
 import json
 import re
@@ -9,6 +10,9 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
+from idiolect.client.commands import server as commands
+from idiolect.client.commands.answer import Answer
+from idiolect.client.node import membership
 from idiolect.client.owner import consent
 from idiolect.client.owner.records import Source
 from idiolect.common.config import parse
@@ -18,6 +22,8 @@ from idiolect.common.protocol.messages import AdaptRequest, ConfirmRequest, Fail
 from idiolect.common.protocol.packing import pack
 from idiolect.common.protocol.signed import read_sealed
 from idiolect.common.protocol.summing import bitmap
+from idiolect.common.secure import directory as members
+from idiolect.common.secure.directory import Entry
 from idiolect.server.run import exchange, masked
 
 from .server.federation import events, results, run
@@ -73,6 +79,13 @@ def test_a_run_of_devices_sums_masked_rows(vaults, settings):  # noqa: F811
 def test_who_wants_to_be_summed_takes_no_part_without_masks(vaults, settings):  # noqa: F811
     with pytest.raises(IdiolectError, match="only masked and with noise"):
         run(settings | ONCE | {"secagg.mode": "off"}, DeviceGrid(vaults))
+
+
+def test_noise_of_a_seed_that_the_server_knows_is_none(vaults, settings):  # noqa: F811
+    grid = DeviceGrid(vaults)
+    folder = run(settings | ONCE | {"privacy.seeded": True}, grid)
+    assert "privacy.seeded is true: who knows the seed" in failures(folder)
+    assert "query.confirm" not in grid.kinds  # nobody reported
 
 
 @pytest.mark.parametrize(
@@ -259,3 +272,57 @@ def test_a_request_is_read_as_it_was_written(vaults, settings):  # noqa: F811
 
     run(settings | ONCE, DeviceGrid(vaults, note))
     assert len(set(tasks)) == 1
+
+
+def directory(vault) -> Answer:
+    return commands.directory(vault, argparse.Namespace())
+
+
+def test_owners_compare_the_members_that_their_devices_saw(vaults, settings):  # noqa: F811
+    assert directory(vaults[0]).found == {"members": []}
+    assert "has taken part in no masked sum" in directory(vaults[0]).text
+    run(settings | ONCE | {"run.name": "one"}, DeviceGrid(vaults))
+    told = [directory(vault) for vault in vaults]
+    assert len({one.found["digits"] for one in told}) == 1
+    assert re.fullmatch(r"\d{5}( \d{5}){7}", told[0].found["digits"])
+    for number, one in enumerate(told):
+        listed = one.found["members"]
+        assert [member["own"] for member in listed] == [k == number for k in range(4)]
+        assert not any(member["new"] for member in listed)
+        assert [m["fingerprint"] for m in listed] == [
+            m["fingerprint"] for m in told[0].found["members"]
+        ]
+        assert one.found["digits"] in one.text and "4 members" in one.text
+        assert "the first run" in one.text
+        assert (
+            one.text.count("this device\n") == 1
+            and max(map(len, one.text.splitlines())) <= 100
+        )
+
+
+def test_a_member_that_the_run_before_did_not_have_is_shown(vaults):  # noqa: F811
+    def entry(number: int, identity: str) -> Entry:
+        return Entry(str(number), identity, "00" * 32, "00" * 32, "")
+
+    vault = vaults[0]
+    own = entry(100, membership.public_der(vault).hex())
+    few, more = [own, entry(101, "aa")], [own, entry(101, "aa"), entry(102, "bb")]
+    for run_id, entries, new in (
+        ("1", few, None),
+        ("2", more, ["102"]),
+        ("2", more, ["102"]),  # the same run goes on
+        ("3", more, []),
+        ("4", few, []),
+        ("4", more, ["102"]),  # a resumed run with another device
+    ):
+        membership.pin_members(vault, run_id, "name", entries)
+        seen = membership.members_of(vault)
+        assert seen is not None and seen.new == (None if new is None else tuple(new))
+        shown = directory(vault)
+        marked = [one["device"] for one in shown.found["members"] if one["new"]]
+        assert marked == [f"device-{number}" for number in new or ()]
+        assert shown.text.count(" new\n") == len(new or ())
+    digits = {members.digits(members.root(some).hex()) for some in (few, more, [])}
+    assert len(digits) == 3
+    membership.leave(vault)
+    assert membership.members_of(vault) is None

@@ -148,6 +148,7 @@ DEVICE = [
     ("settings", "max-load", NAME),
     ("settings", "backbone", NAME),
     ("sent",),
+    ("directory",),
     ("pause",),
     ("resume",),
     ("leave", "--yes"),

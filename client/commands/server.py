@@ -127,6 +127,38 @@ def sent(vault: Vault, _options: argparse.Namespace) -> Answer:
     return Answer(listed, "\n".join(text) or "nothing has left.")
 
 
+MOST_SHOWN = 40
+
+
+def directory(vault: Vault, _options: argparse.Namespace) -> Answer:
+    """List the members of the last run's masked sums, and what owners compare."""
+    seen = membership.members_of(vault)
+    if seen is None:
+        text = "this device has taken part in no masked sum: it knows no other members."
+        return Answer({"members": []}, text)
+    listed, read = membership.to_compare(vault, seen)
+    found = {"run": seen.name, "since": seen.since, "digits": read, "members": listed}
+    when = strftime("%Y-%m-%d %H:%M", localtime(seen.since))
+    count = "the first run with masked sums that this device saw"
+    if seen.new is not None:
+        count = f"{len(seen.new)} of them new since the run before"
+    first = sorted(listed, key=lambda one: not (one["own"] or one["new"]))[:MOST_SHOWN]
+    lines = [f"run {printable(seen.name, 60)}, {when}: {len(listed)} members, {count}"]
+    lines += [_listed(one) for one in first]
+    if len(first) < len(listed):
+        lines.append(f"  and {len(listed) - len(first)} more, which --json lists")
+    lines += ["All members of this run read the same digits:", f"  {read}"]
+    return Answer(found, "\n".join(lines), exact=True)
+
+
+def _listed(one: dict[str, Any]) -> str:
+    """A member in a line: the first 20 hex digits of its key's hash."""
+    mark = one["fingerprint"][:20]
+    parts = " ".join(mark[at : at + 4] for at in range(0, 20, 4))
+    said = " this device" * one["own"] + " new" * one["new"]
+    return f"  {one['device']:28} {parts}{said}"
+
+
 def pause(vault: Vault, _options: argparse.Namespace) -> Answer:
     """Answer no server for now."""
     return _set_paused(

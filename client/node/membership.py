@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -143,15 +143,84 @@ def note_number(vault: Vault, number: int) -> None:
         vault.note("joined", {**known, "number": number})
 
 
-def pin_members(vault: Vault, directory: "Sequence[Entry]") -> None:
-    """Remember the other members of masked sums by the keys that they are known by.
+@dataclass(frozen=True)
+class Members:
+    """The members of the last run with masked sums that this device took part in.
+
+    Attributes
+    ----------
+    run, name
+        The run's id and name.
+    since
+        When this device first saw them.
+    root
+        Hash of the directory (`directory.root`), in hex: the same for all members.
+    numbers
+        Of the members, ascending.
+    new
+        Those of them that the run before did not have; None: there was none before.
+    """
+
+    run: str
+    name: str
+    since: float
+    root: str
+    numbers: tuple[str, ...]
+    new: tuple[str, ...] | None
+
+
+def members_of(vault: Vault) -> Members | None:
+    """The members that this device saw last; None: it has seen none."""
+    fields = vault.noted("directory")
+    if not fields:
+        return None
+    new = None if fields["new"] is None else tuple(fields["new"])
+    return Members(**{**fields, "numbers": tuple(fields["numbers"]), "new": new})
+
+
+def to_compare(vault: Vault, seen: Members) -> tuple[list[dict[str, Any]], str]:
+    """What owners compare: each member, and the digits of the whole (`directory.digits`).
+
+    Of a member: ``device``, ``fingerprint`` (64 hex digits), and whether it is ``new`` and
+    the ``own``.
+    """
+    from ...common.protocol.messages import device_user
+    from ...common.secure.directory import digits, fingerprint_of
+
+    known = vault.noted("members", {})
+    own = fingerprint_of(public_der(vault).hex())
+    listed = [
+        {
+            "device": device_user(int(number)),
+            "fingerprint": known[number],
+            "new": number in (seen.new or ()),
+            "own": known[number] == own,
+        }
+        for number in seen.numbers
+    ]
+    return listed, digits(seen.root)
+
+
+def pin_members(
+    vault: Vault, run: str, name: str, directory: "Sequence[Entry]"
+) -> None:
+    """Remember the members of a run's masked sums, and the keys that they are known by.
+
+    Parameters
+    ----------
+    vault
+        Of this device.
+    run, name
+        The run's id and name.
+    directory
+        The run's.
 
     Raises
     ------
     IdiolectError
         A member had another key in an earlier run.
     """
-    from ...common.secure.directory import changed
+    from ...common.secure.directory import changed, root
     from ...common.secure.directory import fingerprint as member_fingerprint
 
     known = vault.noted("members", {})
@@ -164,6 +233,17 @@ def pin_members(vault: Vault, directory: "Sequence[Entry]") -> None:
     new = {entry.number: member_fingerprint(entry) for entry in directory}
     if new.keys() - known.keys():
         vault.note("members", known | new)
+    before, hashed = members_of(vault), root(directory).hex()
+    if before and (before.run, before.root) == (run, hashed):
+        return
+    added = None
+    if before:  # a resumed run may have more members than it began with
+        same = before.run == run
+        older = set(before.numbers) - set(before.new or ()) if same else before.numbers
+        none = same and before.new is None
+        added = None if none else tuple(n for n in new if n not in older)
+    seen = Members(run, name, time.time(), hashed, tuple(new), added)
+    vault.note("directory", asdict(seen))
 
 
 def leave(vault: Vault) -> None:
@@ -177,7 +257,8 @@ def leave(vault: Vault) -> None:
     from ..owner.adapters import drop_shared  # loads torch
 
     with vault.transaction(erasing=True):
-        vault.delete("state", ["server", "node-key", "joined", "members"])
+        known = ["server", "node-key", "joined", "members", "directory"]
+        vault.delete("state", known)
         vault.forget_runs()
         drop_shared(vault)
 
@@ -205,6 +286,12 @@ def node_key(vault: Vault) -> ec.EllipticCurvePrivateKey:
             "`idiolect node join INVITATION`, makes a new one."
         )
     return key
+
+
+def public_der(vault: Vault) -> bytes:
+    """The device's public key, DER: other members of masked sums know it by that."""
+    public = node_key(vault).public_key()
+    return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def public_line(vault: Vault) -> str:

@@ -412,11 +412,14 @@ def _signers(
 ) -> frozenset[int]:
     """Places of members who have signed U with keys that they themselves have signed."""
     server = state.pinned_key(node.store, node.users[0].id)
-    signatures = {
-        int(place): from_hex(text)
-        for place, text in request.signatures.items()
-        if place.isdecimal() and len(place) < 10
-    }
-    known = [e for e in request.directory if members.signed(e, request.run, server)]
+    places, size = places_of(request.signed, plan.members), secure.SIGNATURE
+    texts = [request.signatures[k * size : (k + 1) * size] for k in range(len(places))]
+    asked = {str(plan.cohort[place]) for place in places}
+    known = [
+        entry
+        for entry in request.directory
+        if entry.number in asked and members.signed(entry, request.run, server)
+    ]
     publics = members.publics(known, "signing")
+    signatures = dict(zip(places, texts, strict=True))
     return secure.valid_signers(plan, counted, signatures, publics)

@@ -452,8 +452,11 @@ class OpenRequest(Request):
     ----------
     summing, directory, counted
         As in `ConfirmRequest`.
+    signed
+        Who has signed U: a bitmap over the members asked, in hex digits.
     signatures
-        Place in the cohort -> signature of U.
+        Theirs, 64 bytes each, in the order of their places. A part of its own: it is the
+        same for all nodes, and as text it would be too long from some 13,000 members on.
     bundles
         For each user in turn the sealed shares of the rows of U that it holds shares of,
         in the order of their places.
@@ -462,7 +465,8 @@ class OpenRequest(Request):
     summing: Summing
     directory: tuple[Entry, ...]
     counted: str
-    signatures: dict[str, str]
+    signed: str
+    signatures: bytes
     bundles: bytes
 
 

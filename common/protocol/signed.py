@@ -39,13 +39,14 @@ from .packing import MAX_BODY, as_records, plain, read_array, read_head, typed
 MAX_REQUEST = 1 << 20  # bytes of its text, which has names and numbers only
 SALT = 16  # bytes before each part as it travels
 # The parts, and the most bytes of each: a configuration, an adapter in float32, items, the
-# members of a run, and sealed shares.
+# members of a run, their signatures, and sealed shares.
 LARGEST = {
     "config": 1 << 18,
     "shared": 1 << 29,
     "unlabeled": MAX_BODY,
     "bank": MAX_BODY,
     "directory": MAX_BODY,
+    "signatures": MAX_BODY,
     "bundles": MAX_BODY,
 }
 # A signature of the same key over anything but a request does not fit.

@@ -7,7 +7,7 @@ are arrays of bytes whose lengths follow from the plan.
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -183,17 +183,22 @@ def reports_of(plan: Plan, places: Sequence[int], arrays: Rows) -> dict[int, Rep
     """Read what `report_arrays` wrote, of these members; the shapes were checked before."""
     found, masked = dict[int, Report](), arrays[f"masked{plan.word}"]
     bundles, checks = arrays["bundles"].tobytes(), arrays["checks"].tobytes()
+    near, holders = plan.graph.masks, plan.graph.holders
+    sealed = [sealed_size(plan, place) for place in places for _ in holders[place]]
+    own = _pieces(checks, (SEED * (1 + len(near[place])) for place in places))
+    parts = _pieces(bundles, sealed)
     for k, place in enumerate(places):
-        holders, size = plan.graph.holders[place], sealed_size(plan, place)
-        some, bundles = _taken(bundles, size * len(holders))
-        own, checks = _taken(checks, SEED * (1 + len(plan.graph.masks[place])))
-        parts = [some[at : at + size] for at in range(0, len(some), size)]
-        found[place] = Report(masked[k], dict(zip(holders, parts, strict=True)), own)
+        some = dict(zip(holders[place], parts, strict=False))
+        found[place] = Report(masked[k], some, next(own))
     return found
 
 
-def _taken(data: bytes, count: int) -> tuple[bytes, bytes]:
-    return data[:count], data[count:]
+def _pieces(data: bytes, sizes: Iterable[int]) -> Iterator[bytes]:
+    """Cut bytes into pieces of these sizes."""
+    at = 0
+    for size in sizes:
+        yield data[at : at + size]
+        at += size
 
 
 def _bytes(data: bytes) -> np.ndarray:
@@ -216,20 +221,30 @@ def bundles_of(
         They are not as long as the plan says.
     """
     rows = {place: rows_held(plan, place, counted) for place in places}
-    size = sum(sealed_size(plan, row) for held in rows.values() for row in held)
-    refuse_if(len(data) != size, "the sealed shares are not as long as the plan says.")
-    found: dict[int, dict[int, bytes]] = {}
-    for place, held in rows.items():
-        found[place] = {}
-        for row in held:
-            found[place][row], data = _taken(data, sealed_size(plan, row))
-    return found
+    sizes = [sealed_size(plan, row) for held in rows.values() for row in held]
+    refuse_if(
+        len(data) != sum(sizes), "the sealed shares are not as long as the plan says."
+    )
+    parts = _pieces(data, sizes)
+    return {place: {row: next(parts) for row in held} for place, held in rows.items()}
+
+
+def share_sizes(plan: Plan, counted: Collection[int]) -> dict[int, int]:
+    """Row of U -> bytes of a share of its opened seeds."""
+    return {row: SEED * len(opened_of(plan, row, counted)) for row in counted}
 
 
 def opening_shapes(
-    plan: Plan, counted: Collection[int], rows: Mapping[int, Sequence[int]]
+    plan: Plan, sizes: Mapping[int, int], rows: Mapping[int, Sequence[int]]
 ) -> Shapes:
     """Shape of `OpenReply.shares`, where these members have opened these rows.
+
+    Parameters
+    ----------
+    plan, sizes
+        Of the sum (`share_sizes`).
+    rows
+        Member -> rows.
 
     Raises
     ------
@@ -237,15 +252,13 @@ def opening_shapes(
         A row is not one that the member holds shares of, or stands there twice.
     """
     for place, opened in rows.items():
-        held = rows_held(plan, place, counted)
+        held = rows_held(plan, place, sizes)
         refuse_if(
             not set(opened) <= set(held) or len(set(opened)) < len(opened),
             "shares of a row came from a member who does not hold them.",
         )
-    count = sum(
-        len(opened_of(plan, row, counted)) for opened in rows.values() for row in opened
-    )
-    return {"shares": (SEED * count,)}
+    count = sum(sizes[row] for opened in rows.values() for row in opened)
+    return {"shares": (count,)}
 
 
 def opening_arrays(openings: Mapping[int, Mapping[int, bytes]]) -> Rows:
@@ -255,16 +268,11 @@ def opening_arrays(openings: Mapping[int, Mapping[int, bytes]]) -> Rows:
 
 
 def openings_of(
-    plan: Plan,
-    counted: Collection[int],
-    rows: Mapping[int, Sequence[int]],
-    arrays: Rows,
+    sizes: Mapping[int, int], rows: Mapping[int, Sequence[int]], arrays: Rows
 ) -> dict[int, dict[int, bytes]]:
-    """Read what `opening_arrays` wrote, of these members and rows."""
-    data, found = arrays["shares"].tobytes(), dict[int, dict[int, bytes]]()
-    for place, opened in rows.items():
-        found[place] = {}
-        for row in opened:
-            size = SEED * len(opened_of(plan, row, counted))
-            found[place][row], data = _taken(data, size)
-    return found
+    """Read what `opening_arrays` wrote, of these members and rows; as `opening_shapes`."""
+    told = (sizes[row] for opened in rows.values() for row in opened)
+    parts = _pieces(arrays["shares"].tobytes(), told)
+    return {
+        place: {row: next(parts) for row in opened} for place, opened in rows.items()
+    }

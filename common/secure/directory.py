@@ -175,9 +175,24 @@ def publics(directory: Sequence[Entry], name: str) -> dict[int, bytes]:
     return {int(e.number): bytes.fromhex(getattr(e, name)) for e in directory}
 
 
+def digits(root: str) -> str:
+    """The hash of a directory as people read it to each other: 8 groups of 5 digits.
+
+    That is the hash, as a number, modulo 10^40. Whoever makes two directories of the same
+    digits has to try some 10^20.
+    """
+    number = f"{int(root, 16) % 10**40:040}"
+    return " ".join(number[at : at + 5] for at in range(0, 40, 5))
+
+
 def fingerprint(entry: Entry) -> str:
     """SHA-256 of a member's identity, in hex: what other members remember of it."""
-    return hashlib.sha256(entry.identity.encode()).hexdigest()
+    return fingerprint_of(entry.identity)
+
+
+def fingerprint_of(identity: str) -> str:
+    """SHA-256 of the hex digits of a public key (DER), in hex."""
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def changed(directory: Sequence[Entry], pinned: Mapping[str, str]) -> list[str]:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
     X25519PrivateKey,
     X25519PublicKey,
 )
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
@@ -27,6 +27,8 @@ from .grid import WORDS
 SEED = 16  # bytes of a seed, of its check and of a share of it
 KEY = 32  # bytes of a key, of a public key and of an agreed secret
 NONCE, TAG = 12, 16  # bytes that a sealed bundle has besides its text
+BLOCK = 1 << 18  # bytes of a mask at once: they stay in a processor's cache
+_ZEROS = bytes(BLOCK)
 
 
 def agree(private: X25519PrivateKey, public: bytes) -> bytes:
@@ -76,8 +78,12 @@ def check(seed: bytes) -> bytes:
 
 def keystream(key: bytes) -> Source:
     """Return a source of the bytes of AES-256 in counter mode, from counter 0 on."""
-    stream = Cipher(AES(key), CTR(bytes(16))).encryptor()
+    stream = _counting(key)
     return lambda count: stream.update(bytes(count))
+
+
+def _counting(key: bytes) -> CipherContext:
+    return Cipher(AES(key), CTR(bytes(16))).encryptor()
 
 
 def fresh() -> Source:
@@ -87,8 +93,32 @@ def fresh() -> Source:
 
 def mask(seed: bytes, count: int, word: int) -> np.ndarray:
     """Expand a seed into a mask: words of w bits, little-endian [count]."""
-    stream = keystream(expanded(seed, b"stream", KEY))
-    return np.frombuffer(stream(count * word // 8), WORDS[word])
+    found = np.zeros(count, WORDS[word])
+    add_mask(found, seed, 1)
+    return found
+
+
+def add_mask(row: np.ndarray, seed: bytes, sign: int) -> None:
+    """Add the mask of a seed to a row in place, or take it off; block by block.
+
+    Parameters
+    ----------
+    row
+        Words, little-endian [count].
+    seed
+        16 bytes.
+    sign
+        1: the mask is added; -1: it is taken off.
+    """
+    stream = _counting(expanded(seed, b"stream", KEY))
+    moved = np.add if sign > 0 else np.subtract
+    # `update_into` asks for room for one more block of the cipher.
+    place = bytearray(min(BLOCK, row.nbytes) + 16)
+    step = BLOCK // row.itemsize
+    for at in range(0, row.size, step):
+        part = row[at : at + step]
+        stream.update_into(memoryview(_ZEROS)[: part.nbytes], place)
+        moved(part, np.frombuffer(place, row.dtype, part.size), out=part)
 
 
 # --- bundles: what one member hands another through the server ---------------------------

@@ -48,20 +48,17 @@ def cycle(seed: bytes, number: int, members: int) -> np.ndarray:
     return np.argsort(np.frombuffer(keystream(key)(8 * members), "<u8"), kind="stable")
 
 
-def union(seed: bytes, cycles: int, members: int) -> list[list[int]]:
-    """Member -> neighbours in the first cycles, without repetition, as they are found.
+def beside(seed: bytes, cycles: int, members: int) -> np.ndarray:
+    """Neighbours of every member in the first cycles, int64 [n, 2 cycles].
 
     In each cycle first the member after, then the member before.
     """
-    found: list[dict[int, None]] = [{} for _ in range(members)]
+    found = np.empty((2 * cycles, members), np.int64)
     for number in range(cycles):
         order = cycle(seed, number, members)
-        after, before = np.empty_like(order), np.empty_like(order)
-        after[order] = np.roll(order, -1)
-        before[order] = np.roll(order, 1)
-        for member, two in enumerate(zip(after.tolist(), before.tolist(), strict=True)):
-            found[member].update(dict.fromkeys(two))
-    return [list(neighbours) for neighbours in found]
+        found[2 * number, order] = np.roll(order, -1)
+        found[2 * number + 1, order] = np.roll(order, 1)
+    return found.T
 
 
 def graph(plan: bytes, members: int) -> Graph:
@@ -81,14 +78,19 @@ def graph(plan: bytes, members: int) -> Graph:
     )
     if members <= COMPLETE:
         return Graph(everybody, everybody)
-    masks = _sorted(union(plan, MASK_CYCLES, members))
-    if members <= ALL_HOLD:
-        return Graph(masks, everybody)
-    return Graph(masks, _sorted(union(plan, HOLDER_CYCLES, members)))
+    few = members <= ALL_HOLD
+    found = beside(plan, MASK_CYCLES if few else HOLDER_CYCLES, members)
+    masks = _united(found[:, : 2 * MASK_CYCLES])
+    return Graph(masks, everybody if few else _united(found))
 
 
-def _sorted(found: list[list[int]]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(sorted(neighbours)) for neighbours in found)
+def _united(found: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """Each row of neighbours in ascending order, without repetition."""
+    ordered = np.sort(found, axis=1)
+    new = np.diff(ordered, axis=1, prepend=-1) != 0
+    return tuple(
+        tuple(row[first].tolist()) for row, first in zip(ordered, new, strict=True)
+    )
 
 
 def _refuse_few(members: int) -> None:

@@ -19,6 +19,7 @@ belongs to the device: functions here take what it has stored as an argument.
 """
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from ..errors import IdiolectError, refuse_if, required
 from ..privacy.noise import Source
 from .grid import WORDS, lift, words
-from .masks import NONCE, SEED, TAG, agree, check, mask, pair_seed, seal, unseal
+from .masks import NONCE, SEED, TAG, add_mask, agree, check, pair_seed, seal, unseal
 from .neighbours import fewest_neighbours, threshold
 from .plan import Plan
 from .shares import combine, split
@@ -41,7 +42,7 @@ from .shares import combine, split
 VIEW = b"idiolect secagg view 1\n"
 SIGNATURE = 64  # bytes
 
-Expand = Callable[[bytes, int, int], np.ndarray]  # seed, count, word -> mask
+Expand = Callable[[np.ndarray, bytes, int], None]  # `masks.add_mask`
 
 
 class LeftOut(IdiolectError):
@@ -143,7 +144,7 @@ def join(
 
 
 def report(
-    party: Party, row: np.ndarray, own: bytes, random: Source, expand: Expand = mask
+    party: Party, row: np.ndarray, own: bytes, random: Source, expand: Expand = add_mask
 ) -> Report:
     """Mask a row, and share the seeds of its masks.
 
@@ -158,7 +159,7 @@ def report(
     random
         Where the shares' coefficients come from; ``os.urandom`` in use.
     expand
-        From a seed to its mask.
+        Adds the mask of a seed.
 
     Raises
     ------
@@ -174,9 +175,10 @@ def report(
     pairs = [
         pair_seed(plan.hash, party.agreed[j], party.place, j) for j in party.neighbours
     ]
-    masked = words(row, plan.word) + expand(own, plan.length, plan.word)
+    masked = words(row, plan.word)
+    expand(masked, own, 1)
     for j, seed in zip(party.neighbours, pairs, strict=True):
-        masked = _moved(masked, party.place, j, expand(seed, plan.length, plan.word))
+        expand(masked, seed, _sign(party.place, j))
     seeds = [own, *pairs]
     holders = party.holders
     table = split(b"".join(seeds), threshold(len(holders)), len(holders), random)
@@ -187,9 +189,9 @@ def report(
     return Report(masked, bundles, b"".join(map(check, seeds)))
 
 
-def _moved(row: np.ndarray, one: int, other: int, pair: np.ndarray) -> np.ndarray:
-    """Add a pair's mask to the row of the lower of the two, take it from the other's."""
-    return row + pair if one < other else row - pair
+def _sign(one: int, other: int) -> int:
+    """A pair's mask is added to the row of the lower of the two, taken off the other's."""
+    return 1 if one < other else -1
 
 
 def refuse_report(plan: Plan, place: int, sent: Report) -> None:
@@ -218,7 +220,7 @@ def refuse_report(plan: Plan, place: int, sent: Report) -> None:
 
 def check_of(plan: Plan, place: int, other: int, checks: bytes) -> bytes:
     """Return a member's check of its seed with a mask neighbour."""
-    at = SEED * (1 + plan.graph.masks[place].index(other))
+    at = SEED * (1 + bisect_left(plan.graph.masks[place], other))
     return checks[at : at + SEED]
 
 
@@ -473,7 +475,7 @@ def unmask(
     total: np.ndarray,
     checks: Mapping[int, bytes],
     openings: Mapping[int, Mapping[int, bytes]],
-    expand: Expand = mask,
+    expand: Expand = add_mask,
 ) -> Unmasked:
     """Take the opened masks off the sum of reports.
 
@@ -488,7 +490,7 @@ def unmask(
     openings
         Holder -> row -> what it opened.
     expand
-        From a seed to its mask.
+        Adds the mask of a seed.
 
     Raises
     ------
@@ -496,19 +498,16 @@ def unmask(
         A row has too few right shares.
     """
     wrong: set[int] = set()
+    total = total.copy()
     for row in sorted(counted):
         places = opened_of(plan, row, counted)
         seeds, bad = _seeds(plan, row, places, checks[row], openings)
         wrong |= bad
+        neighbours = plan.graph.masks[row]
         for place, seed in zip(places, seeds, strict=True):
-            stream = expand(seed, plan.length, plan.word)
-            if place:
-                other = plan.graph.masks[row][place - 1]
-                total = _moved(
-                    total, other, row, stream
-                )  # the other's part, which is gone
-            else:
-                total = total - stream
+            # A pair's mask is taken off as the other's row, which is missing, would do it.
+            sign = _sign(neighbours[place - 1], row) if place else -1
+            expand(total, seed, sign)
     return Unmasked(lift(total), frozenset(wrong))
 
 

@@ -15,9 +15,12 @@ with the same bytes, so nothing is asked of them that they have not agreed to.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +64,14 @@ from ...common.protocol.summing import (
     reports_of,
     rows_held,
     sealed_size,
+    share_sizes,
     with_plan,
 )
 from ...common.secure import directory as members
 from ...common.secure import secure
 from ...common.secure.directory import Entry
 from ...common.secure.grid import WORDS, words
-from ...common.secure.masks import SEED
+from ...common.secure.neighbours import threshold
 from ...common.secure.plan import Plan
 from ...common.secure.rows import Integers
 from ...common.secure.secure import LeftOut, Report
@@ -76,6 +80,7 @@ from .live import LiveRun
 from .sums import SEALED
 
 Requests = list[tuple[int, Any]]
+SEALED_BYTES = 1 << 28  # of the sealed shares that are asked about at once
 
 
 # Kind of a request for rows -> class of the answers, and the field of their arrays.
@@ -438,7 +443,10 @@ def open_all(
     """Let members open the seeds that the sum needs: holder -> row -> shares."""
     run, asked, plan = made.run, made.asked, made.plan
     found: dict[int, dict[int, bytes]] = {}
+    sizes = share_sizes(plan, counted)
     left = set(counted)  # rows whose seeds do not come together yet
+    came: Counter[int] = Counter()  # row -> how many have opened it
+    least = {row: threshold(len(plan.graph.holders[row])) for row in counted}
 
     def rows(fields: Mapping[str, Any]) -> dict[int, Sequence[int]]:
         refuse_message(
@@ -449,66 +457,82 @@ def open_all(
         return {made.places[user]: opened for user, opened in fields["opened"].items()}
 
     def read(record: RecordDict) -> OpenReply:
-        return unpack(
-            OpenReply, record, lambda f: opening_shapes(plan, counted, rows(f))
-        )
+        return unpack(OpenReply, record, lambda f: opening_shapes(plan, sizes, rows(f)))
 
     def keep(reply: OpenReply) -> OpenReply:
         places = rows({"opened": reply.opened, "users": reply.users})
-        some = openings_of(plan, counted, places, reply.shares)
+        some = openings_of(sizes, places, reply.shares)
         found.update(some)
+        for opened in some.values():
+            came.update(opened.keys())
         touched = {row for opened in some.values() for row in opened}
         left.difference_update(
             row
             for row in touched & left
-            if secure.opens(plan, row, counted, made.checks[row], found)
+            if came[row] >= least[row]
+            and secure.opens(plan, row, counted, made.checks[row], found)
         )
         return replace(reply, shares={})
 
-    ask(
-        run,
-        Exchange(asked.exchange.phase, "open", "query.open", 0.0),
-        _opening_requests(made, counted, signatures),
-        read,
-        keep,
-        {"shares": (_most_shares(made, counted),)},
-        enough=lambda: not left,
-    )
+    most = {"shares": (_most_shares(made, sizes),)}
+    for requests in _opening_requests(made, counted, signatures):
+        ask(
+            run,
+            Exchange(asked.exchange.phase, "open", "query.open", 0.0),
+            requests,
+            read,
+            keep,
+            most,
+            enough=lambda: not left,
+        )
+        if not left:
+            break
     return found
 
 
 def _opening_requests(
     made: Masked, counted: frozenset[int], signatures: Mapping[int, bytes]
-) -> Requests:
-    """Requests to open, each with the sealed shares of its own users."""
+) -> Iterator[Requests]:
+    """Requests to open, each with the sealed shares of its own users.
+
+    In groups of at most `SEALED_BYTES`, so that they need no more memory than that. Half of
+    the members are often enough, and which of them are asked first does not matter.
+    """
     asked = made.asked
     fields = made.fields | {
         "counted": bitmap(counted, made.plan.members),
-        "signatures": {str(place): one.hex() for place, one in signatures.items()},
+        "signed": bitmap(signatures, made.plan.members),
+        "signatures": b"".join(one for _, one in sorted(signatures.items())),
         "bundles": b"",
     }
-    users = list(made.users.values())
-    return [
-        (node, replace(one, bundles=_bundles_for(made, counted, one.users)))
-        for node, one in asked.make(OpenRequest, f"open/{asked.name}", users, fields)
-    ]
+    users, group, size = list(made.users.values()), Requests(), 0
+    for node, one in asked.make(OpenRequest, f"open/{asked.name}", users, fields):
+        sealed = _bundles_for(made, counted, one.users)
+        if size + len(sealed) > SEALED_BYTES and group:
+            yield group
+            group, size = [], 0
+        group.append((node, replace(one, bundles=sealed)))
+        size += len(sealed)
+    yield group
 
 
-def _most_shares(made: Masked, counted: frozenset[int]) -> int:
+def _most_shares(made: Masked, sizes: Mapping[int, int]) -> int:
     """How many numbers of four bytes the shares of one member have at most."""
-    size = {row: len(secure.opened_of(made.plan, row, counted)) for row in counted}
-    held = (rows_held(made.plan, place, counted) for place in made.users)
-    return SEED // 4 * max(sum(size[row] for row in rows) for rows in held)
+    held = (rows_held(made.plan, place, sizes) for place in made.users)
+    return max(sum(sizes[row] for row in rows) for rows in held) // 4
 
 
 def _bundles_for(made: Masked, counted: frozenset[int], users: Sequence[str]) -> bytes:
     """Sealed shares for these members, of the rows of U, as `OpenRequest.bundles`."""
     found = []
-    with open(made.place / "bundles", "rb") as stream:
+    with (
+        open(made.place / "bundles", "rb") as stream,
+        mmap(stream.fileno(), 0, access=ACCESS_READ) as sealed,
+    ):
         for place in made.known(users):
             for row in rows_held(made.plan, place, counted):
                 size = sealed_size(made.plan, row)
-                at = made.plan.graph.holders[row].index(place)
-                stream.seek(made.bundles[row] + size * at)
-                found.append(stream.read(size))
+                at = bisect_left(made.plan.graph.holders[row], place)
+                begin = made.bundles[row] + size * at
+                found.append(sealed[begin : begin + size])
     return b"".join(found)

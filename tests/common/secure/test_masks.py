@@ -25,6 +25,21 @@ def test_the_vectors_of_the_design() -> None:
     ]
 
 
+@pytest.mark.parametrize("count", [0, 1, 5, m.BLOCK // 4, m.BLOCK // 2 + 3])
+@pytest.mark.parametrize("word", [32, 64])
+def test_a_mask_in_blocks_is_one_keystream(count: int, word: int) -> None:
+    stream = m.keystream(m.expanded(SEED, b"stream", 32))(count * word // 8)
+    mask = m.mask(SEED, count, word)
+    assert mask.tobytes() == stream
+    row = np.arange(count).astype(mask.dtype)
+    changed = row.copy()
+    m.add_mask(changed, SEED, 1)
+    assert (changed == row + mask).all()
+    m.add_mask(changed, SEED, -1)
+    m.add_mask(changed, SEED, -1)
+    assert (changed == row - mask).all()
+
+
 def test_both_of_a_pair_have_one_secret_and_one_seed() -> None:
     one, other = X25519PrivateKey.generate(), X25519PrivateKey.generate()
     z = m.agree(one, other.public_key().public_bytes_raw())

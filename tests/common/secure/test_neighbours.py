@@ -11,7 +11,7 @@ from idiolect.common.secure import neighbours as nb
 
 
 def test_the_vector_of_the_design() -> None:
-    assert nb.union(bytes(32), 64, 300)[0][:4] == [158, 292, 214, 143]
+    assert nb.beside(bytes(32), 64, 300)[0][:4].tolist() == [158, 292, 214, 143]
 
 
 @settings(max_examples=12, deadline=None)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from idiolect.common.errors import IdiolectError
 from idiolect.common.secure import neighbours, secure
-from idiolect.common.secure.masks import mask, pair_seed, seal, unseal
+from idiolect.common.secure.masks import add_mask, mask, pair_seed, seal, unseal
 from idiolect.common.secure.neighbours import fewest_neighbours, threshold
 from idiolect.common.secure.plan import Plan, Segment
 from idiolect.common.secure.secure import LeftOut
@@ -240,16 +240,25 @@ def explaining(seen: Transcript, before: dict, after: dict) -> secure.Expand:
         moved[seed] = gap[child] if child < parent else -gap[child]
         gap[parent] = gap[parent] + gap[child]
         gap[child] = np.zeros_like(gap[child])
-    if any(gap[i].any() for i in seen.counted):
+    if any(gap[i].any() for i in seen.counted) or moved.keys() & opened_seeds(seen):
         raise Cut
 
-    def expand(seed: bytes, length: int, word: int) -> np.ndarray:
-        usual = mask(seed, length, word)
-        if seed not in moved:
-            return usual
-        return usual + secure.words(moved[seed], word)
+    def expand(row: np.ndarray, seed: bytes, sign: int) -> None:
+        add_mask(row, seed, sign)
+        if seed in moved:
+            row += secure.words(sign * moved[seed], plan.word)
 
     return expand
+
+
+def opened_seeds(seen: Transcript) -> set[bytes]:
+    """What the server puts together from the shares that it gets."""
+    found: set[bytes] = set()
+    for row in seen.counted:
+        opened = secure.opened_of(seen.plan, row, seen.counted)
+        given = seen.plan, row, opened, seen.reports[row].checks, seen.openings
+        found |= set(secure._seeds(*given)[0])
+    return found
 
 
 def tree(plan: Plan, counted: Collection[int]) -> list[tuple[int, int]]:
@@ -314,6 +323,52 @@ def test_no_row_has_both_of_its_secrets_opened() -> None:
             gone = [j for j in plan.graph.masks[row] if j not in counted]
             assert gone == [2, 8] and len(shares) == 16 * (1 + len(gone))
             assert secure.opened_of(plan, row, counted)[0] == 0
+
+
+def test_if_both_secrets_of_a_row_were_opened_the_server_would_read_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Control: the sum is right all the same, and the curious server's test notices."""
+    plan, row = a_plan(6), 2
+    rows = some_rows(plan)
+    monkeypatch.setattr(
+        secure,
+        "opened_of",
+        lambda plan, row, _: tuple(range(1 + len(plan.graph.masks[row]))),
+    )
+    seen = release(plan, rows)
+    assert (seen.total == plain(rows, range(6))).all()
+    seeds = opened_seeds(seen)
+    bare = seen.reports[row].masked.copy()
+    party = parties(plan)[row]
+    pairs = [pair_seed(plan.hash, party.agreed[j], row, j) for j in party.neighbours]
+    assert {seed_of(plan, row), *pairs} <= seeds
+    add_mask(bare, seed_of(plan, row), -1)
+    for j, seed in zip(party.neighbours, pairs, strict=True):
+        add_mask(bare, seed, -1 if row < j else 1)
+    assert (secure.lift(bare) == rows[row]).all()
+    with pytest.raises(Cut):
+        explaining(seen, rows, other_rows(plan, seen.counted))
+
+
+def test_noise_drawn_again_for_a_report_that_was_sent_would_show() -> None:
+    """Control: with the same masks, what differs between two answers is the noise.
+
+    So answers of a device that draws anew each time have the row as their mean.
+    """
+    plan = a_plan(4, 2000)
+    party, row = parties(plan)[1], np.full(2000, 7)
+    answers = [
+        secure.report(party, row + noise, bytes(16), os.urandom).masked
+        for noise in np.random.default_rng(0).integers(-50, 51, (200, 2000))
+    ]
+    apart = secure.lift(answers[0][None] - np.array(answers))
+    assert np.abs(apart).max() <= 100
+    centred = apart.mean(
+        0
+    )  # of the first answer: its noise, nearly without the others'
+    known = np.random.default_rng(0).integers(-50, 51, (200, 2000))[0]
+    assert np.abs(centred - known).mean() < 2 * 29.2 / 200**0.5
 
 
 def test_a_second_report_of_a_released_row_would_stay_masked_without_own_seeds() -> (

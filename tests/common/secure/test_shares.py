@@ -105,6 +105,8 @@ def test_shares_below_the_threshold_do_not_depend_on_the_secret() -> None:
                 for c in range(256)
             )
             assert seen == Counter(range(256))
+    # Control: with a coefficient that is always zero every share is the secret.
+    assert set(split(b"\x4d", 2, 5, bytes).ravel()) == {0x4D}
     # t = 3: two shares together, over a part of the plane that is uniform in each.
     pairs = {
         (int(rows[0, 0]), int(rows[1, 0]))

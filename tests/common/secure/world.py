@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from idiolect.common.secure import secure
-from idiolect.common.secure.masks import keystream, mask
+from idiolect.common.secure.masks import add_mask, keystream
 from idiolect.common.secure.plan import Plan, Segment
 from idiolect.common.secure.secure import Expand, Party, Report
 
@@ -108,7 +108,7 @@ def release(
     signing: Collection[int] | None = None,
     opens: Collection[int] | None = None,
     late: Collection[int] = (),
-    expand: Expand = mask,
+    expand: Expand = add_mask,
 ) -> Transcript:
     """Run one release.
 
@@ -163,7 +163,7 @@ def release(
     return unmasked(seen, expand)
 
 
-def unmasked(seen: Transcript, expand: Expand = mask) -> Transcript:
+def unmasked(seen: Transcript, expand: Expand = add_mask) -> Transcript:
     """Let the server take the masks off."""
     plan = seen.plan
     total = np.sum([seen.reports[i].masked for i in sorted(seen.counted)], axis=0)

@@ -12,7 +12,7 @@ from idiolect.client.node import host
 from idiolect.client.node import secure as member
 from idiolect.client.node.app import app as client_app
 from idiolect.common.errors import IdiolectError
-from idiolect.server.run import checkpoint
+from idiolect.server.run import checkpoint, masked
 from tests.server.federation import FakeGrid, events, node_error, results, run
 
 pytestmark = pytest.mark.slow
@@ -191,7 +191,8 @@ def test_a_server_killed_in_any_exchange_goes_on_with_the_same_sum(
     assert one["epsilon"] == other["epsilon"]
 
 
-def test_a_member_that_is_asked_again_sends_the_same_bytes(settings):
+def asked_twice(settings: dict) -> list[tuple[str, dict, dict]]:
+    """Kind, arrays of the first answer, arrays of the second, of all messages of a run."""
     pairs: list[tuple[str, dict, dict]] = []
 
     def twice(task: Message, reply: Message) -> Message:
@@ -212,10 +213,28 @@ def test_a_member_that_is_asked_again_sends_the_same_bytes(settings):
         return reply
 
     grid = FakeGrid(1, twice)
-    run({**settings, **EXACT, "secagg.mode": "on"}, grid)
+    run({**settings, "secagg.mode": "on"}, grid)
+    return pairs
+
+
+# Shares of the noise are drawn of the system's bytes, as on devices.
+DRAWN = PRIVATE | {"privacy.seeded": False}
+
+
+@pytest.mark.parametrize("extra", [EXACT, DRAWN], ids=["exact", "noisy"])
+def test_a_member_that_is_asked_again_sends_the_same_bytes(settings, extra):
+    pairs = asked_twice(settings | extra)
     for kind in ("train.adapt", "query.open"):
         found = [(one, again) for k, one, again in pairs if k == kind]
         assert found and all(one == again and one for one, again in found)
+
+
+def test_a_member_that_forgot_its_report_would_send_others(settings, monkeypatch):
+    """Control: noise and masks drawn again for the same release are noticed above."""
+    monkeypatch.setattr(member, "_kept_report", lambda *_: None)
+    pairs = asked_twice(settings | DRAWN)
+    found = [(one, again) for kind, one, again in pairs if kind == "train.adapt"]
+    assert found and all(one != again for one, again in found)
 
 
 def test_nothing_of_the_server_holds_a_key_a_seed_or_a_row(settings, monkeypatch):
@@ -280,3 +299,17 @@ def test_wrong_shares_of_a_quick_member_cost_nothing(settings, monkeypatch):
     same(plain, masked)
     warned = str([event["message"] for event in events(masked, "warning")])
     assert "1 members sent wrong shares" in warned
+
+
+def test_openings_are_asked_in_groups_until_every_row_opens(settings, monkeypatch):
+    """So that the server needs no memory for the sealed shares of all members at once."""
+    monkeypatch.setattr(masked, "SEALED_BYTES", 1)  # each request is a group of its own
+    settings |= EXACT
+    plain = run({**settings, "secagg.mode": "sum", "run.name": "plain"})
+    grid = FakeGrid(2)
+    folder = run({**settings, "secagg.mode": "on", "run.name": "masked"}, grid)
+    same(plain, folder)
+    # Two of the four holders of each row must open it: three members do for all rows.
+    sums = grid.kinds.count("train.adapt") // len(EVERYBODY)
+    sums += grid.kinds.count("query.vote") // len(EVERYBODY)
+    assert 0 < grid.kinds.count("query.open") <= 3 * sums

@@ -23,6 +23,7 @@ from idiolect.common.protocol.summing import (
     report_shapes,
     reports_of,
     rows_held,
+    share_sizes,
     with_plan,
 )
 from idiolect.common.secure.directory import Entry, make_entry, make_keys, root
@@ -84,9 +85,10 @@ def test_bundles_and_openings_travel_as_bytes():
     some = {place: seen.openings[place] for place in (5, 2)}
     opened = {place: tuple(rows) for place, rows in some.items()}
     arrays = opening_arrays(some)
-    shapes = opening_shapes(plan, seen.counted, opened)
+    sizes = share_sizes(plan, seen.counted)
+    shapes = opening_shapes(plan, sizes, opened)
     assert arrays["shares"].shape == shapes["shares"]
-    assert openings_of(plan, seen.counted, opened, arrays) == some
+    assert openings_of(sizes, opened, arrays) == some
     assert len(opened_of(plan, 0, seen.counted)) == 2  # its own seed, and that with 5
 
 
@@ -94,7 +96,7 @@ def test_bundles_and_openings_travel_as_bytes():
 def test_shares_of_who_holds_none_are_refused(rows):
     plan = a_plan(6)
     with pytest.raises(ProtocolError, match="does not hold|do not hold"):
-        opening_shapes(plan, frozenset(range(5)), {2: rows})
+        opening_shapes(plan, share_sizes(plan, frozenset(range(5))), {2: rows})
 
 
 def a_request(**changes) -> AdaptRequest:

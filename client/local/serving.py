@@ -85,9 +85,11 @@ def serve(app: App, listener: socket.socket) -> None:
         def _end(self) -> None:
             self.should_exit = True
 
-    config: Any = {"http": "h11", "ws": "none", "lifespan": "off", "interface": "asgi3"}
-    quiet: Any = {"log_config": None, "log_level": "critical", "access_log": False}
-    plain: Any = {"server_header": False, "proxy_headers": False}
-    ending = {"timeout_graceful_shutdown": ENDING}
-    server = Server(uvicorn.Config(app, **config, **quiet, **plain, **ending))
+    how: dict[str, Any] = {
+        **{"http": "h11", "ws": "none", "lifespan": "off", "interface": "asgi3"},
+        **{"log_config": None, "log_level": "critical", "access_log": False},
+        **{"server_header": False, "proxy_headers": False},
+        "timeout_graceful_shutdown": ENDING,
+    }
+    server = Server(uvicorn.Config(app, **how))
     asyncio.run(server.serve(sockets=[listener]))

@@ -59,7 +59,6 @@ def chat(options: argparse.Namespace) -> int:
     key = key_of(options)
     with Vault.open(options.vault, key) as vault:
         chosen = settings(vault)
-    warn_of_toy(chosen["backbone"])
     most = int(chosen["max-length"])
     budget = options.max_new_tokens or min(256, most // 2)
     refuse_if(
@@ -67,6 +66,7 @@ def chat(options: argparse.Namespace) -> int:
         f"{budget} new tokens do not fit into max-length, which is {most}: ask for 1 to "
         f"{most - 1}.",
     )
+    warn_of_toy(chosen["backbone"])
     loaded, talk = Loaded(options.vault, key), Talk(system, budget)
     try:
         loaded.begin()

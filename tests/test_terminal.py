@@ -126,6 +126,8 @@ DEVICE = [
     ("personalize",),
     ("generate", NAME),
     ("generate", NAME, "--compare"),
+    ("chat", "--system", NAME, "--max-new-tokens", "9999"),
+    ("serve-local", "--port", "0", "--origin", NAME),
     ("use",),
     ("use", NAME),
     ("use", "1"),

@@ -4,7 +4,8 @@ Any causal language model of the supported families can be the backbone; everyth
 is trained lives beside it (`adapters`). The backbone itself is never written to.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -25,6 +26,7 @@ from .model_folder import FAMILIES as FAMILIES
 from .model_folder import TINY as TINY
 from .model_folder import check_folder, identity, locate, stored_in
 from .model_folder import weights_hash as weights_hash
+from .pieces import TooLong
 from .wording import Wording, read_wording
 
 # A layer of these parts is x + attention(norm(x)), and of that y + mlp(norm(y)). Others
@@ -33,6 +35,9 @@ PLAIN_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"
 
 # Bytes of weights; widening smaller ones each time costs more than it saves.
 LARGE = 64 << 20
+
+# A token that stands for one byte.
+BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 # A mask of four dimensions is passed on as it is: attention takes that of the layout.
 NO_MASK = torch.zeros(1, 1, 1, 1)
@@ -226,6 +231,38 @@ class Backbone:
             ids, truncated = self.wording.prompt(prompt.text), True
         return ids, truncated
 
+    def encode_conversation(
+        self, texts: Sequence[str], system: str, budget: int, shorten: bool = True
+    ) -> tuple[list[int], int]:
+        """Tokens of a conversation within `budget`, and how many turns were left out.
+
+        A turn is a message and its answer; the oldest go first. The system's message and
+        the last one are never left out or cut.
+
+        Parameters
+        ----------
+        texts, system
+            As in `Wording.conversation`.
+        shorten
+            False: no turn is left out.
+
+        Raises
+        ------
+        TooLong
+            The last message alone does not fit, or nothing may be left out.
+        """
+        ids: list[int] = []
+        for dropped in range(0, len(texts) if shorten else 1, 2):
+            ids = self.wording.conversation(texts[dropped:], system)
+            if len(ids) <= budget:
+                return ids, dropped // 2
+        what = "message" if shorten or len(texts) == 1 else "conversation"
+        raise TooLong(
+            f"the {what} has {len(ids)} tokens with what stands around it, and {budget} "
+            f"fit into a context of {self.context} beside an answer: shorten it, ask for a "
+            "shorter answer, or raise 'max-length'."
+        )
+
     def completion(self, item: Item) -> list[int]:
         """Tokens of what was written, as they follow the prompt, and of its end."""
         return self.wording.answer(item.target)
@@ -233,10 +270,18 @@ class Backbone:
     def decode(self, ids: list[int]) -> str:
         """Text of generated tokens, up to the first token that ends it."""
         ends = [i for i, token in enumerate(ids) if token in self.end_ids]
-        text = self.tokenizer.decode(
-            ids[: ends[0]] if ends else ids, skip_special_tokens=True
+        return self.text(ids[: ends[0]] if ends else ids).strip()
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of tokens, none of which ends it."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def is_byte(self, token: int) -> bool:
+        """Whether a token is a byte of a character that the vocabulary lacks."""
+        return (
+            BYTE.fullmatch(self.tokenizer.convert_ids_to_tokens(token) or "")
+            is not None
         )
-        return text.strip()
 
 
 @contextmanager

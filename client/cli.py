@@ -46,8 +46,8 @@ WEAK = given(
 class OwnerCommand(Command):
     """One command of the owner.
 
-    `run` is a module of `commands` and a function in it, which is loaded when the command
-    runs: `--help` must not wait for torch.
+    `run` is a module of `commands`, or with a dot of another room, and a function in it,
+    which is loaded when the command runs: `--help` must not wait for torch.
 
     Attributes
     ----------
@@ -424,7 +424,8 @@ def _common() -> tuple[Argument, ...]:
 def _run(command: OwnerCommand, options: argparse.Namespace) -> int:
     """Carry out a command; returns its exit code."""
     module, _, name = command.run.partition(":")
-    module = f"{__package__}.commands.{module}"
+    room = "" if "." in module else "commands."
+    module = f"{__package__}.{room}{module}"
     if command.opens:
         from .commands.answer import opened
 

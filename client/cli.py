@@ -292,6 +292,22 @@ COMMANDS = (
         opens=False,
     ),
     OwnerCommand(
+        "ui",
+        "page.serve:ui",
+        "show all this as a page in a browser of this machine",
+        (
+            given(
+                "--port",
+                type=int,
+                default=0,
+                metavar="N",
+                help="of 127.0.0.1 (default: %(default)s, any that is free)",
+            ),
+            given("--open", action="store_true", help="open it in the browser"),
+        ),
+        opens=False,
+    ),
+    OwnerCommand(
         "use",
         "model:use",
         "list the adapters, or choose one",

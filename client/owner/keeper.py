@@ -68,13 +68,13 @@ def _say(text: bytes) -> None:
 
 def _serve(vault: Vault) -> None:
     """Load the model, and write until this process is to end."""
-    known = _standing(vault)
+    known = standing(vault)
     writer = owner.writer(vault)
     kept = 60 * float(writer.chosen["keep-loaded"])
     with _listening(vault.path) as (door, own):
         _say(READY)
         until = monotonic() + kept
-        while monotonic() < until and own() and _standing(vault) == known:
+        while monotonic() < until and own() and standing(vault) == known:
             if not select.select([door], [], [], LOOK)[0]:
                 continue
             # Who asked may be gone, or may have asked for something odd.
@@ -89,7 +89,7 @@ def _serve(vault: Vault) -> None:
                     line.detach()  # closed when this process is gone, with all it holds
                     return
                 answer = _answer(writer, request)
-                if _standing(vault) != known:
+                if standing(vault) != known:
                     return
                 line.sendall(json.dumps(answer).encode())
                 until = monotonic() + kept
@@ -113,7 +113,7 @@ def _answer(writer: Writer, request: Any) -> dict[str, Any]:
     return {"found": found, "backbone": writer.chosen["backbone"]}
 
 
-def _standing(vault: Vault) -> tuple[Any, ...]:
+def standing(vault: Vault) -> tuple[Any, ...]:
     """What an answer depends on besides the request; empty: the vault is gone."""
     try:
         file = vault.path.stat().st_ino  # another one may have been made in its place

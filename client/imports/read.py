@@ -133,7 +133,9 @@ def report(found: Imported, width: int = 80) -> str:
     if found.changed:
         lines.append(f"changed: {_counted(found.changed)}")
     return "\n".join(
-        fill(printable(line, 2000), width, subsequent_indent="  ", break_on_hyphens=False)
+        fill(
+            printable(line, 2000), width, subsequent_indent="  ", break_on_hyphens=False
+        )
         for line in lines
     )
 

@@ -32,7 +32,7 @@ from ..owner.history import Entry
 from ..owner.keys import Key
 from ..owner.vault import Vault
 from . import views
-from .uploads import Uploads
+from .uploads import INVENTED, Uploads, invented
 from .work import Scribe, Trainer
 
 Some = TypeVar("Some")
@@ -44,6 +44,7 @@ STATIC = {
     "page.css": ("page.css", "text/css"),
     "page.js": ("page.js", "text/javascript"),
     "icon.svg": ("icon.svg", "image/svg+xml"),
+    "thumb.svg": ("thumb.svg", "image/svg+xml"),
 }
 # Nothing from elsewhere, nothing inline, and no text that becomes markup.
 POLICY = (
@@ -108,7 +109,8 @@ def field(asked: Answer, name: str, kind: type[Some], otherwise: Some) -> Some:
     found = asked.get(name, otherwise)
     fits = type(found) is kind or (kind is float and type(found) is int)
     refuse_if(
-        not fits, f"'{name}' has to be of the kind {kind.__name__}: load the page again."
+        not fits,
+        f"'{name}' has to be of the kind {kind.__name__}: load the page again.",
     )
     return found
 
@@ -173,6 +175,14 @@ async def upload(desk: Desk, request: Request) -> Answer:
     number, found, source = await desk.uploads.take(request.stream(), name, asked)
     shown = await desk.do(views.preview, found)
     return {"id": number, "source": source, **shown}
+
+
+async def example(desk: Desk, _asked: Answer) -> Answer:
+    """Let the texts of an invented person wait to be added: for a first look."""
+    found = await asyncio.to_thread(invented)
+    number = desk.uploads.keep(found, INVENTED)
+    shown = await desk.do(views.preview, found)
+    return {"id": number, "source": INVENTED, **shown}
 
 
 async def add(desk: Desk, asked: Answer) -> Answer:
@@ -267,6 +277,13 @@ async def stop(desk: Desk, _asked: Answer) -> Answer:
     return await training(desk, {})
 
 
+async def warm(desk: Desk, _asked: Answer) -> Answer:
+    """Load the model, if there is something to write with: the owner may soon ask."""
+    if await desk.do(adapters.active):
+        await desk.scribe.warm()
+    return {}
+
+
 async def write(desk: Desk, asked: Answer) -> AsyncIterator[Answer]:
     """Write, and say the pieces of the texts as they come."""
     prompt = field(asked, "prompt", str, "")
@@ -340,8 +357,8 @@ async def leave(desk: Desk, _asked: Answer) -> Answer:
 # --- as an app -------------------------------------------------------------------------
 
 ASKED = (
-    *(overview, pairs, add, drop, feedback, cost, forget),
-    *(training, train, stop, use, rollback, reset),
+    *(overview, pairs, example, add, drop, feedback, cost, forget),
+    *(training, train, stop, warm, use, rollback, reset),
     *(answer, ceiling, pause, leave),
 )
 
@@ -359,7 +376,9 @@ def app(desk: Desk) -> Starlette:
             except Exception as error:
                 return _refused(error, desk.vault.path.parent)
             if isinstance(found, AsyncIterator):
-                return StreamingResponse(_lines(found), media_type="application/x-ndjson")
+                return StreamingResponse(
+                    _lines(found), media_type="application/x-ndjson"
+                )
             return Response(json.dumps(found), media_type="application/json")
 
         return Route(f"/api/{act.__name__}", reply, methods=["POST"])

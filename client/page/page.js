@@ -37,9 +37,11 @@ async function send(name, asked = {}, more = {}) {
 
 const ask = async (name, asked) => (await send(name, asked)).json();
 
-function say(text) {
+// A sentence, and a link to what comes next.
+function say(text, button = "", part = "") {
   $("wrong").textContent = "";
   $("said").textContent = text;
+  if (button) $("said").append(" ", make("a", { className: "button main", href: `#${part}`, text: button }));
 }
 
 function complain(error) {
@@ -101,6 +103,7 @@ function show(first) {
   scrollTo(0, 0);
   $(`${part}-title`).focus({ preventScroll: true });
   if (part === "history") list().catch(complain);
+  if (part === "try") ask("warm").catch(complain);
   refresh().catch(complain);
 }
 
@@ -130,7 +133,7 @@ function drawStart() {
   const facts = [
     ["Texts", `${here.liked} liked, ${here.disliked} disliked`],
     ["Adapter", used],
-    ["Model", here.toy ? `${here.backbone}: ${here.toy}` : here.backbone],
+    ["Model", here.toy ? `${here.backbone}: ${here.toy}. \`idiolect settings backbone NAME\`, in a terminal, takes another` : here.backbone],
     ["Server", here.leaves.server ? `joined ${here.leaves.server}` : "none joined; nothing leaves this device"],
     ["Vault", here.vault],
   ];
@@ -145,12 +148,13 @@ function drawSources() {
     ...here.sources.map((one) =>
       make(
         "li",
-        {},
+        { className: "line" },
         make("p", { text: `${one.name}: ${count(one.pairs, "text")}` }),
-        make("p", { className: "buttons" }, make("button", { text: "Forget all of it", "aria-label": `Forget all of ${one.name}`, click: () => forget({ sources: [one.name] }, `all of ${one.name}`) })),
+        make("p", {}, make("button", { text: "Forget all of it", "aria-label": `Forget all of ${one.name}`, click: () => forget({ sources: [one.name] }, `all of ${one.name}`) })),
       ),
     ),
   );
+  $("first").hidden = here.sources.length > 0;
   if (!here.sources.length) fill("sources", make("li", { text: "Nothing is here yet." }));
   const chosen = $("source").value;
   fill("source", make("option", { value: "", text: "everywhere" }), ...here.sources.map((one) => make("option", { value: one.name, text: one.name })));
@@ -177,9 +181,10 @@ function texts(pair) {
 
 function row(pair) {
   const short = pair.text.slice(0, 40);
-  const verdict = (liked, sign, word) =>
+  const verdict = (liked, className, word) =>
     make("button", {
-      text: `${sign} ${word}`,
+      className,
+      text: word,
       "aria-label": `${word}: ${short}`,
       "aria-pressed": String(pair.liked === liked),
       click: async (event) => {
@@ -198,8 +203,8 @@ function row(pair) {
     make(
       "p",
       { className: "buttons" },
-      verdict(true, "👍", "Like"),
-      verdict(false, "👎", "Dislike"),
+      verdict(true, "up", "Like"),
+      verdict(false, "down", "Dislike"),
       make("button", { text: "Forget", "aria-label": `Forget: ${short}`, click: () => forget({ ids: [pair.id] }, "this text") }),
     ),
   );
@@ -233,7 +238,7 @@ function drawPreview(found) {
   const lines = [...found.report];
   if (found.contradicted) lines.push(`${found.contradicted} have the other verdict in the vault, which stays`);
   fill("preview-report", ...lines.map((text) => make("li", { text })));
-  fill("preview-pairs", ...found.pairs.map((pair) => make("div", {}, ...texts(pair))));
+  fill("preview-pairs", ...found.pairs.map((pair) => make("li", {}, ...texts(pair))));
   $("preview-source").value = found.source;
   $("preview-add").textContent = found.new ? `Add ${count(found.new, "text")}` : "Nothing to add";
   $("preview-add").disabled = !found.new;
@@ -254,10 +259,11 @@ async function add() {
   reading = null;
   $("preview").hidden = true;
   $("file-form").reset();
-  $("file-read").disabled = true;
+  $("file-read").hidden = true;
   await Promise.all([refresh(), list()]);
-  const enough = here.liked >= here.fewest;
-  say(`${count(done.new, "text")} added from ${done.source}. ${enough ? "Next: train." : `Training needs ${here.fewest} that you like.`}`);
+  const text = `${count(done.new, "text")} added from ${done.source}.`;
+  if (here.liked < here.fewest) say(`${text} Training needs ${here.fewest} that you like.`);
+  else say(text, "Next: train", "train");
   $("history-title").focus();
 }
 
@@ -306,11 +312,12 @@ function sure(title, text, yes, more = false) {
 function drawTraining(at) {
   const few = here.liked < here.fewest;
   $("train-few").textContent = few
-    ? `You have ${count(here.liked, "text")} that you like; training needs ${here.fewest}. Add some under Texts.`
-    : `It will learn from your ${count(here.liked, "text")}.`;
+    ? `You have ${count(here.liked, "text")} that you like; training needs ${here.fewest}.`
+    : `It learns from ${here.liked - here.judges} of your ${here.liked} texts; the newest ${here.judges} are kept back and judge it.`;
   $("train-start").disabled = few;
+  $("train-add").hidden = !few;
   $("train-idle").hidden = at.running;
-  $("train-busy").hidden = !at.running;
+  $("train-busy").hidden = $("busy").hidden = !at.running;
   const words = at.words.charAt(0).toUpperCase() + at.words.slice(1);
   if ($("train-words").textContent !== words) $("train-words").textContent = words;
   if (at.of) Object.assign($("train-bar"), { max: at.of, value: at.done });
@@ -347,7 +354,7 @@ async function follow() {
   await refresh().catch(complain);
   if (at.error) complain(new Error(at.error));
   else if (at.stopped) say("Stopped. The next training goes on where this one stood.");
-  else if (at.outcome) say(at.outcome.verdict);
+  else if (at.outcome) say("The training has ended.");
   if (at.outcome && !$("train").hidden) $("train-verdict-title").focus();
 }
 
@@ -367,8 +374,8 @@ function drawTry() {
   const used = here.adapters.find((one) => one.active);
   $("try-start").disabled = !used || writing !== null;
   $("strength-keep").disabled = !used;
-  if (!used) $("try-busy").textContent = "No adapter is in use: train one first, or choose one under Adapters.";
-  else if ($("try-busy").textContent.startsWith("No adapter")) $("try-busy").textContent = "";
+  $("try-none").hidden = Boolean(used);
+  $("try-form").hidden = $("try-texts").hidden = !used;
   if (used && $("strength").dataset.of !== `${used.number}/${used.strength}`) {
     $("strength").dataset.of = `${used.number}/${used.strength}`;
     setStrength(used.strength);
@@ -461,7 +468,7 @@ function drawAdapters() {
       {},
       make("h2", { text: `Adapter ${one.number} ` }, ...(one.active ? [make("span", { className: "mark", text: "in use" })] : [])),
       make("p", { text: one.learnt }),
-      make("p", { text: one.accepted ? "It predicts your newest texts better than the model without it." : `Not good enough: ${one.verdict}.` }),
+      make("p", { text: one.accepted ? "Your newest texts judged it good enough to use." : `Not good enough: ${one.verdict}.` }),
       make("details", {}, make("summary", { text: "Numbers" }), make("p", { text: `${one.numbers}; strength ${one.strength}` })),
       make("p", { className: "buttons" }, make("button", { text: one.active ? "Do not use it" : "Use it", "aria-label": one.active ? `Do not use adapter ${one.number}` : `Use adapter ${one.number}`, click: () => use(one.active ? 0 : one.number) })),
     ),
@@ -504,7 +511,7 @@ function outflow(one) {
       {},
       make(
         "label",
-        {},
+        { className: "choice" },
         make("input", {
           type: "radio",
           name: `outflow-${one.name}`,
@@ -519,7 +526,7 @@ function outflow(one) {
             }
           },
         }),
-        ` ${answer.name}: ${answer.means}`,
+        make("span", {}, make("strong", { text: answer.name }), ` ${answer.means}`),
       ),
     ),
   );
@@ -580,7 +587,7 @@ function begin() {
   const submit = (id, button, work) => $(id).addEventListener("submit", act($(button), work));
   dropping();
   $("file").addEventListener("change", () => {
-    $("file-read").disabled = !$("file").files.length;
+    $("file-read").hidden = !$("file").files.length;
     if ($("file").files.length) $("file-read").click(); // reading keeps nothing
   });
   submit("file-form", "file-read", read);
@@ -588,6 +595,10 @@ function begin() {
   submit("search-form", null, () => list());
   submit("try-form", null, () => (writing ? null : write()));
   $("source").addEventListener("change", act(null, () => list()));
+  on("example", async () => {
+    await leavePreview();
+    drawPreview(await ask("example"));
+  });
   on("preview-add", add);
   on("preview-drop", async () => {
     await leavePreview();

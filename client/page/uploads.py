@@ -12,15 +12,20 @@ from pathlib import Path
 from time import time
 from typing import TypeVar
 
+from ...common.config import parse
+from ...common.data.load import load_dataset
+from ...common.data.types import Prompt
 from ...common.errors import IdiolectError, refuse_if
 from ..imports.read import Asked, Imported, read
 from ..owner import history
+from ..owner.history import Entry
 
 Some = TypeVar("Some")
 
 MOST = 100_000_000  # bytes of a file
 PREFIX = ".idiolect-upload-"
 STALE = 3600.0  # seconds after which a file is what a crash has left
+INVENTED = "headlines of an invented person"
 WAITING = 4  # files whose preview waits for the owner's yes
 SUFFIX = re.compile(r"\.[a-z0-9]{1,10}")
 TOO_LARGE = (
@@ -73,9 +78,10 @@ class Uploads:
             file.flush()
             path = Path(file.name)
             found = await asyncio.to_thread(called, source, path, read, path, asked)
-        return self._keep(found, source), found, source
+        return self.keep(found, source), found, source
 
-    def _keep(self, found: Imported, source: str) -> str:
+    def keep(self, found: Imported, source: str) -> str:
+        """Let what was read wait for its owner's yes; returns by which number."""
         self._count += 1
         self._read[str(self._count)] = found, source
         for old in list(self._read)[:-WAITING]:
@@ -92,13 +98,24 @@ class Uploads:
         """
         found = self._read.pop(number, None)
         if found is None:
-            raise IdiolectError("this preview is no longer there: choose the file again.")
+            raise IdiolectError(
+                "this preview is no longer there: choose the file again."
+            )
         return found
 
 
-def called(
-    name: str, path: Path, act: Callable[..., Some], *arguments: object
-) -> Some:
+def invented() -> Imported:
+    """The headlines of somebody who does not exist (task ``headline``)."""
+    asked = {"task": "headline", "users": 1, "history": 24, "held-out": 8, "seed": 0}
+    user = load_dataset(parse(asked)).users[0]
+    entries = tuple(
+        Entry(Prompt("", item.prompt.text), item.target)
+        for item in (*user.history, *user.held_out)
+    )
+    return Imported(entries, INVENTED, {}, {}, "as they were made up", {}, {})
+
+
+def called(name: str, path: Path, act: Callable[..., Some], *arguments: object) -> Some:
     """Act on a temporary file; sentences about it have the owner's name of it.
 
     Raises

@@ -20,8 +20,7 @@ from ..owner.vault import Vault
 # What is next (`status.NEXT`) -> a sentence, the words of its button, and where that leads.
 NEXT = {
     "import": (
-        f"Add texts that you have written. Training needs {owner.FEWEST} at least; from "
-        f"{owner.HELPS} on it was shown to help.",
+        f"Add texts that you have written: {owner.FEWEST} at least, better {owner.HELPS}.",
         "Add texts",
         "history",
     ),
@@ -32,8 +31,7 @@ NEXT = {
         "leaves",
     ),
     "node": (
-        "You have joined a server. When its operator has let this device in, run "
-        "`idiolect node run` in a terminal.",
+        "You have joined a server. When it lets you in, run `idiolect node run`.",
         "See what may leave",
         "leaves",
     ),
@@ -62,6 +60,7 @@ def overview(vault: Vault) -> dict[str, Any]:
         "liked": found["liked"],
         "disliked": found["disliked"],
         "fewest": owner.FEWEST,
+        "judges": owner.judges(found["liked"]),
         "sources": [{"name": name, "pairs": n} for name, n in counts.items()],
         "next": {"text": sentence, "button": button, "place": place},
         "active": found["active"],
@@ -109,7 +108,7 @@ def preview(vault: Vault, found: Imported) -> dict[str, Any]:
         "known": len(found.entries) - new,
         "disliked": sum(not entry.liked for entry in found.entries),
         "contradicted": history.contradicted(vault, found.entries),
-        "report": report(found, width=2000).splitlines(),
+        "report": report(found, width=2000).splitlines() if found.read else [],
         "pairs": [pair(entry) for entry in found.entries[-SHOWN:]],
     }
 
@@ -155,8 +154,28 @@ def trained(new: Version) -> dict[str, Any]:
 
 # --- what leaves -----------------------------------------------------------------------
 
+# Outflow -> what it is, for somebody who has read nothing about it.
+OUTFLOWS = {
+    "update": "What a training on your texts changes in the adapter that everyone gets",
+    "votes": "Votes: how much the server's candidate texts resemble yours, as numbers",
+    "metrics": "How well the models do on your texts, as numbers",
+    "items": "Texts of yours, addresses and numbers taken out; these never have noise",
+    "training": "Training on this device for a server's run, whatever leaves it",
+}
+ANSWERS = {
+    "no": "Nothing of this kind leaves.",
+    "summed": "Only with noise and masked: the server sees the sum of many people, and not "
+    "this device's part.",
+    "noisy": "Only with noise that hides one person's part, within your ceilings below.",
+    "clear": "In any case, unprotected. No ceiling counts it.",
+}
+TRAINING = {"no": "No run trains here.", "yes": "Runs may train here."}
 # Setting -> what is counted against it.
-CEILINGS = {"most-epsilon": "epsilon", "most-delta": "delta", "most-releases": "releases"}
+CEILINGS = {
+    "most-epsilon": "epsilon",
+    "most-delta": "delta",
+    "most-releases": "releases",
+}
 
 
 def leaves(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,12 +210,14 @@ def share(spent: float, most: float) -> float:
 
 def outflow(name: str, given: str) -> dict[str, Any]:
     """One outflow: what it is, what was answered, and which answers there are."""
-    answers = consent.answers_to(name)
+    words = TRAINING if name == "training" else ANSWERS
     return {
         "name": name,
-        "what": consent.NAMES[name],
+        "what": OUTFLOWS[name],
         "given": given,
-        "answers": [{"name": one, "means": what} for one, what in answers.items()],
+        "answers": [
+            {"name": one, "means": words[one]} for one in consent.answers_to(name)
+        ],
     }
 
 

@@ -198,6 +198,12 @@ class Scribe:
             # In a task of its own: who stops reading may be cancelled, again and again.
             self._last = asyncio.create_task(self._finish(whole))
 
+    async def warm(self) -> None:
+        """Start the process, unless it is there."""
+        if not self._turn.locked():
+            async with self._turn:
+                await self._loaded()
+
     async def _events(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         process, said, failed = await self._asked(request), False, False
         while (event := await process.said()) != END:
@@ -214,9 +220,13 @@ class Scribe:
 
     async def _asked(self, request: dict[str, Any]) -> Process:
         """The process with a request."""
+        process = await self._loaded()
+        await process.ask(**request)
+        return process
+
+    async def _loaded(self) -> Process:
         if self._process is None or not self._process.running:
             self._process = await Process.start("write", self.vault, self.key)
-        await self._process.ask(**request)
         return self._process
 
     async def _finish(self, whole: bool) -> None:

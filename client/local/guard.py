@@ -129,7 +129,7 @@ def guarded(
     Parameters
     ----------
     app
-        Gets the whole body at once (unless it is `streamed`), and then the client's leaving.
+        Gets the whole body at once, unless it is `streamed`, and then the client's leaving.
     port
         Where it is served, on 127.0.0.1.
     token

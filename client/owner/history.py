@@ -82,9 +82,14 @@ def clean(text: str) -> str:
     Control characters and separators that are white space become a line end or a blank.
     A text in which nothing can be seen is empty.
     """
-    text = _BLANK.sub(" ", _BREAK.sub("\n", BIDI.sub("", text)))
-    text = unicodedata.normalize("NFC", CONTROL.sub("", text)).strip()
+    text = tidy(text).strip()
     return "" if _UNSEEN.fullmatch(text) else text
+
+
+def tidy(text: str) -> str:
+    """A part of a text as `clean` has it, with the white space at its ends."""
+    text = _BLANK.sub(" ", _BREAK.sub("\n", BIDI.sub("", text)))
+    return unicodedata.normalize("NFC", CONTROL.sub("", text))
 
 
 def source_name(given: str) -> str:

@@ -8,7 +8,7 @@ owner's own prompts, so no other text is needed. What was disliked is a known ne
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from ...common.engine.model_folder import unlike
 from ...common.engine.rates import rates_of
 from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
+from ...common.engine.streaming import Choose, Piece, likeliest, pieces, tokens
 from ...common.engine.training import UNWATCHED, Watch
 from ...common.errors import IdiolectError, refuse_if, required
 from ...common.methods import acceptance, strength
@@ -489,6 +490,31 @@ class Writer:
         That is what everyone has: the backbone, with the shared adapter if a run brought
         one.
         """
+        ids = self._asked(prompt, budget)
+        names = ("personal", "shared") if compare else ("personal",)
+        with limits.held(self.chosen):
+            return {
+                name: "".join(piece.text for piece in self._written(ids, budget, name))
+                for name in names
+            }
+
+    def stream(
+        self, prompt: str, budget: int, policy: str = "personal"
+    ) -> Iterator[Piece]:
+        """Continue a prompt, and show it while it is written; `close` ends it.
+
+        The pieces joined are what `write` returns.
+
+        Raises
+        ------
+        IdiolectError
+            The prompt is too long beside so many new tokens, or the work is not within the
+            owner's limits.
+        """
+        return self.follow(self._asked(prompt, budget), budget, policy)
+
+    def _asked(self, prompt: str, budget: int) -> list[int]:
+        """Tokens of a prompt beside which there is room for so many new ones."""
         backbone = self.backbone
         refuse_if(
             not 0 < budget < backbone.context,
@@ -496,20 +522,45 @@ class Writer:
             f"ask for 1 to {backbone.context - 1}.",
         )
         asked = Prompt("", history.clean(prompt))
-        policies = {"personal": [self.shared, self.own]}
-        if compare:
-            policies["shared"] = [self.shared]
-        more = {"repetition": acceptance.REPETITION}
+        return backbone.encode_prompt(asked, backbone.context - budget, "the prompt")[0]
+
+    def follow(
+        self,
+        ids: Sequence[int],
+        budget: int,
+        policy: str = "personal",
+        stops: Sequence[str] = (),
+        choose: Choose = likeliest,
+    ) -> Iterator[Piece]:
+        """Continue tokens, as `stream` a text.
+
+        Main thread only, within the owner's limits (`limits.held`).
+
+        Parameters
+        ----------
+        policy
+            ``personal``, or ``shared``: without the own adapter.
+        stops
+            Texts that end it, and are not shown.
+        choose
+            `streaming.likeliest` or `streaming.sampled`.
+        """
         with limits.held(self.chosen):
-            ids, _ = backbone.encode_prompt(
-                asked, backbone.context - budget, "the prompt"
-            )
-            return {
-                name: history.clean(
-                    generate(backbone, policy, [ids], budget, **more)[0]
-                )
-                for name, policy in policies.items()
-            }
+            yield from self._written(ids, budget, policy, stops, choose)
+
+    def _written(
+        self,
+        ids: Sequence[int],
+        budget: int,
+        policy: str,
+        stops: Sequence[str] = (),
+        choose: Choose = likeliest,
+    ) -> Iterator[Piece]:
+        used = [self.shared, self.own] if policy == "personal" else [self.shared]
+        how = acceptance.REPETITION, choose
+        written = tokens(self.backbone, used, ids, budget, *how)
+        texts = history.tidy, history.clean, stops
+        yield from pieces(self.backbone, written, budget, *texts)
 
 
 def writer(vault: Vault) -> Writer:

@@ -4,7 +4,8 @@ Any causal language model of the supported families can be the backbone; everyth
 is trained lives beside it (`adapters`). The backbone itself is never written to.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -33,6 +34,9 @@ PLAIN_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"
 
 # Bytes of weights; widening smaller ones each time costs more than it saves.
 LARGE = 64 << 20
+
+# A token that stands for one byte.
+BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 # A mask of four dimensions is passed on as it is: attention takes that of the layout.
 NO_MASK = torch.zeros(1, 1, 1, 1)
@@ -233,10 +237,18 @@ class Backbone:
     def decode(self, ids: list[int]) -> str:
         """Text of generated tokens, up to the first token that ends it."""
         ends = [i for i, token in enumerate(ids) if token in self.end_ids]
-        text = self.tokenizer.decode(
-            ids[: ends[0]] if ends else ids, skip_special_tokens=True
+        return self.text(ids[: ends[0]] if ends else ids).strip()
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of tokens, none of which ends it."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def is_byte(self, token: int) -> bool:
+        """Whether a token is a byte of a character that the vocabulary lacks."""
+        return (
+            BYTE.fullmatch(self.tokenizer.convert_ids_to_tokens(token) or "")
+            is not None
         )
-        return text.strip()
 
 
 @contextmanager

@@ -1,0 +1,164 @@
+"""Generation token by token: what is written can be shown, and ended, at once."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .adapters import attached
+from .backbone import Backbone
+from .pieces import Tidy, sure
+from .scoring import Adapters
+
+Choose = Callable[[Tensor], int]
+STOP, LENGTH = "stop", "length"  # how a text ended: by itself, or by its budget
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one more token added to a text.
+
+    Attributes
+    ----------
+    text
+        Behind what was there; empty where nothing new is sure.
+    end
+        Empty, and of the last piece `STOP` or `LENGTH`.
+    tokens
+        How many were written so far, without the one that ends a text.
+    """
+
+    text: str
+    end: str = ""
+    tokens: int = 0
+
+
+def likeliest(scores: Tensor) -> int:
+    """The token of the highest score."""
+    return int(scores.argmax())
+
+
+def sampled(temperature: float, top_p: float = 1.0, seed: int | None = None) -> Choose:
+    """A way to choose tokens: by chance, or at temperature 0 the likeliest.
+
+    Parameters
+    ----------
+    temperature
+        By which scores are divided.
+    top_p
+        The least probable tokens beyond this share are left out (nucleus sampling,
+        Holtzman et al. 2020).
+    seed
+        Of its own generator; None: another each time.
+    """
+    if not temperature:
+        return likeliest
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+
+    def choose(scores: Tensor) -> int:
+        shares, tokens = (scores.cpu() / temperature).softmax(-1).sort(descending=True)
+        shares[shares.cumsum(-1) - shares >= top_p] = 0.0
+        return int(tokens[shares.multinomial(1, generator=generator)])
+
+    return choose
+
+
+def tokens(
+    backbone: Backbone,
+    adapters: Adapters,
+    prompt: Sequence[int],
+    most: int,
+    repetition: float = 1.0,
+    choose: Choose = likeliest,
+) -> Iterator[int]:
+    """Continue one prompt as `scoring.generate` does, token by token.
+
+    The adapters are attached while a token is computed, not between two: whoever takes
+    the tokens may use the backbone.
+
+    Parameters
+    ----------
+    backbone, adapters
+        The policy.
+    prompt
+        Token ids, one at least.
+    most
+        Tokens of the output; the one that ends it is not among them.
+    repetition
+        As in `scoring.generate`.
+    choose
+        Takes the scores [V] of the next token.
+    """
+    from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
+
+    model = backbone.model
+    named = inspect.signature(model.forward).parameters
+    held = "cache" if "cache" in named else "past_key_values"  # newer and older
+    cache = DynamicCache(config=model.config)
+    penalised = RepetitionPenaltyLogitsProcessor(repetition, len(prompt))
+    ids = torch.tensor([list(prompt)], device=backbone.device)
+    new = ids
+    for _ in range(most):
+        with torch.no_grad(), attached(backbone, *adapters):
+            more = {held: cache, "use_cache": True, "logits_to_keep": 1}
+            logits = model(input_ids=new, **more).logits[:, -1].float()
+            token = choose(penalised(ids, logits)[0])
+        if token in backbone.end_ids:
+            return
+        yield token
+        new = torch.tensor([[token]], device=backbone.device)
+        ids = torch.cat([ids, new], dim=1)
+
+
+def pieces(
+    backbone: Backbone,
+    written: Iterator[int],
+    most: int,
+    tidy: Tidy,
+    clean: Tidy,
+    stops: Sequence[str] = (),
+) -> Iterator[Piece]:
+    """The text of tokens, as they come.
+
+    Joined, the pieces are `clean` of what `Backbone.decode` returns, up to a stop. There
+    is one piece for each token, so it can be ended between two of them: no more tokens
+    are taken from `written`.
+
+    Parameters
+    ----------
+    written
+        The tokens, `most` at most.
+    tidy, clean, stops
+        As in `pieces.sure`.
+    """
+    ids: list[int] = []
+    shown = ""
+    for token in written:
+        ids.append(token)
+        text, stopped = sure(_decoded(backbone, ids), stops, False, tidy, clean)
+        if stopped:
+            yield Piece(text[len(shown) :], STOP, len(ids))
+            return
+        yield Piece(text[len(shown) :], tokens=len(ids))
+        shown = text
+    text, stopped = sure(backbone.text(ids), stops, True, tidy, clean)
+    end = LENGTH if len(ids) == most and not stopped else STOP
+    yield Piece(text[len(shown) :], end, len(ids))
+
+
+def _decoded(backbone: Backbone, ids: Sequence[int]) -> str:
+    """Text of tokens without single bytes at the end.
+
+    A decoder of bytes takes all that stand side by side as one text: one more changes
+    them all.
+    """
+    end = len(ids)
+    while end and backbone.is_byte(ids[end - 1]):
+        end -= 1
+    return backbone.text(ids[:end])

@@ -15,9 +15,10 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ...common.command import sentence_of
@@ -36,9 +37,10 @@ STOP: Request = {"stop": True}  # a request: end the text that is being written
 
 
 class Line:
-    """The line to the process that serves the page."""
+    """The line to the process that serves the page; tracebacks are kept in a folder."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self.requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self.stopped = threading.Event()
         self._lock = threading.Lock()
@@ -51,6 +53,10 @@ class Line:
         with self._lock:
             self._out.write(json.dumps(event).encode() + b"\n")
             self._out.flush()
+
+    def fail(self, error: Exception) -> None:
+        """Say what went wrong."""
+        self.say(error=sentence_of(error, self._folder))
 
     def listen(self) -> None:
         """Take requests until the input ends; then the whole process ends."""
@@ -68,7 +74,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the page's process
     what, path = sys.argv[1], Path(sys.argv[2])
-    line = Line()
+    line = Line(path.parent)
     try:
         key = from_line(sys.stdin.buffer.readline())
         threading.Thread(target=line.listen, daemon=True).start()
@@ -77,7 +83,7 @@ def main() -> int:
     except KeyboardInterrupt:
         pass
     except Exception as error:
-        line.say(error=sentence_of(error, path.parent))
+        line.fail(error)
     os._exit(0)  # unloading torch takes seconds
 
 
@@ -130,42 +136,62 @@ def write(vault: Vault, line: Line) -> None:
     line.say(phase="loading the model")
     writer = owner.writer(vault)
     line.say(phase="")
+
+    def same() -> bool:
+        return keeper.standing(vault) == known
+
     while waited < IDLE:
         request = None
         with contextlib.suppress(queue.Empty):
             request = line.requests.get(timeout=LOOK)
         waited = 0.0 if request else waited + LOOK
-        if keeper.standing(vault) != known:
+        if not same():
             return
         if request:
             line.stopped.clear()
-            answer(vault, line, writer, request)
+            with contextlib.closing(pieces(vault, writer, request)) as written:
+                if not answered(line, written, same):
+                    return
 
 
-def answer(vault: Vault, line: Line, writer: "Writer", request: Request) -> None:
-    """Carry out one request: say the pieces of the texts, and the end."""
+def answered(
+    line: Line, written: Iterator[tuple[str, str]], same: Callable[[], bool]
+) -> bool:
+    """Say pieces of texts as they come, and the end.
+
+    Returns whether what they are written with is still the same (`same`), at which it looks
+    from time to time.
+    """
+    due = monotonic() + LOOK
     try:
-        for name, piece in pieces(vault, writer, request):
-            line.say(name=name, piece=piece)
+        for name, piece in written:
+            if monotonic() > due:
+                if not same():
+                    return False
+                due = monotonic() + LOOK
             if line.stopped.is_set():
                 break
+            if piece:
+                line.say(name=name, piece=piece)
     except Exception as error:
-        line.say(error=sentence_of(error, vault.path.parent))
+        line.fail(error)
     line.say(**END)
+    return True
 
 
 def pieces(
     vault: Vault, writer: "Writer", request: Request
-) -> Iterator[tuple[str, str]]:
-    """Yield whose text it is (`Writer.write`), and a piece of it."""
+) -> Generator[tuple[str, str], None, None]:
+    """Yield whose text it is (`Writer.stream`), and a piece of it, or nothing."""
     from ..owner import adapters
 
     if request["strength"] is not None:
         found = adapters.read(vault, adapters.active(vault), request["strength"])
         own, _ = required(found, "no adapter is in use: train one first.")
         writer = replace(writer, own=own)
-    texts = writer.write(request["prompt"], request["budget"], request["compare"])
-    yield from texts.items()
+    for name in ("personal", "shared") if request["compare"] else ("personal",):
+        for piece in writer.stream(request["prompt"], request["budget"], name):
+            yield name, piece.text
 
 
 if __name__ == "__main__":

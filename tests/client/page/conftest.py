@@ -39,7 +39,9 @@ class Tab:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def refused(self, name: str, asked: Any = None, status: int = 400, **more: Any) -> str:
+    def refused(
+        self, name: str, asked: Any = None, status: int = 400, **more: Any
+    ) -> str:
         answer = self.post(name, asked, **more)
         assert answer.status_code == status, answer.text
         return answer.json()["error"]["message"]
@@ -60,7 +62,10 @@ def place(tmp_path: Path) -> Path:
     path = tmp_path / "device" / "vault.db"
     with Vault.create(path, KEY) as vault:
         for source, number in (("mails", 4), ("chat", 2)):
-            made = [Pair(Prompt("", f"{source} {n}?"), f"{source} {n}!") for n in range(number)]
+            made = [
+                Pair(Prompt("", f"{source} {n}?"), f"{source} {n}!")
+                for n in range(number)
+            ]
             history.add(vault, made, source)
     return path
 

@@ -68,11 +68,18 @@ def test_strangers_are_refused_though_they_have_the_cookie(tab, name, headers):
 
 @pytest.mark.parametrize(
     "kind",
-    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""],
+    [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "",
+    ],
 )
 def test_what_a_form_can_send_is_refused(tab, kind):
     for name in (*NAMES, "upload"):
-        answer = tab.post(name, content=b'{"paused": true}', headers={"content-type": kind})
+        answer = tab.post(
+            name, content=b'{"paused": true}', headers={"content-type": kind}
+        )
         assert answer.status_code == 415, name
     assert tab.ask("overview")["leaves"]["paused"] is False
 
@@ -112,8 +119,8 @@ def test_the_page_has_no_inline_script_or_style_and_no_outside_address():
 
 def test_text_is_never_set_as_markup():
     code = (FILES / "page.js").read_text()
-    markup = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|eval\(|\bFunction\("
-    assert re.findall(markup, code) == []
+    markup = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser"
+    assert re.findall(rf"{markup}|eval\(|\bFunction\(", code) == []
 
 
 def test_every_part_that_the_script_names_is_on_the_page():
@@ -123,16 +130,33 @@ def test_every_part_that_the_script_names_is_on_the_page():
     named = re.findall(r'(?:\$|\bfill|\bon|\bsubmit)\("([\w-]+)"', code)
     assert set(named) <= set(ids)
     assert set(re.findall(r'for="([\w-]+)"', text)) <= set(ids)
-    assert set(re.findall(r'aria-(?:labelledby|describedby)="([\w-]+)"', text)) <= set(ids)
+    assert set(re.findall(r'aria-(?:labelledby|describedby)="([\w-]+)"', text)) <= set(
+        ids
+    )
     asked = set(re.findall(r'\b(?:ask|send)\("(\w+)"', code))
     assert asked == {*NAMES, "upload"}
 
 
 # --- hostile requests ------------------------------------------------------------------
 
-WRONG: list[Any] = [None, True, -1, 1.5, "x", "'; --", [], ["x", 1], {}, 10**30, "\ud800"]
-FIELDS = ("search source skip id prompt text liked ids sources train method number").split()
-FIELDS += "strength outflow answer name value paused budget compare".split()
+WRONG: list[Any] = [
+    None,
+    True,
+    -1,
+    1.5,
+    "x",
+    "'; --",
+    [],
+    ["x", 1],
+    {},
+    10**30,
+    "\ud800",
+]
+FIELDS = (
+    *("search", "source", "skip", "id", "prompt", "text", "liked", "ids", "sources"),
+    *("train", "method", "number", "strength", "outflow", "answer", "name", "value"),
+    *("paused", "budget", "compare"),
+)
 
 
 @pytest.fixture
@@ -156,7 +180,9 @@ def test_no_request_finds_a_defect(tab, idle, name):
                 assert ":" in answer.json()["error"]["message"] or "." in answer.text
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"nul", b'{"a": NaN}', b"[" * 10_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{", b"nul", b'{"a": NaN}', b"[" * 10_000]
+)
 def test_what_is_no_object_is_refused(tab, body):
     for name in NAMES:
         kind = {"content-type": "application/json"}
@@ -174,7 +200,9 @@ def test_a_setting_that_is_no_ceiling_is_not_changed_from_the_page(tab):
     assert first["most"] == "2.5"
 
 
-def test_a_defect_is_one_sentence_and_its_traceback_quotes_nothing(tab, place, monkeypatch):
+def test_a_defect_is_one_sentence_and_its_traceback_quotes_nothing(
+    tab, place, monkeypatch
+):
     def fails(*_: Any) -> None:
         raise ZeroDivisionError(" ".join(("private", "words")))
 
@@ -254,7 +282,11 @@ def test_a_file_that_is_refused_is_named_as_its_owner_named_it(tab, place):
         answer = tab.send(body, name=name)
         assert answer.status_code == 400, name
         said = answer.json()["error"]["message"]
-        assert part in said and uploads.PREFIX not in said and str(place.parent) not in said
+        assert (
+            part in said
+            and uploads.PREFIX not in said
+            and str(place.parent) not in said
+        )
     assert list(place.parent.glob(f"{uploads.PREFIX}*")) == []
 
 
@@ -431,7 +463,9 @@ def test_consent_pause_and_leaving(tab, place):
     for name, one in found.items():
         assert [a["name"] for a in one["answers"]] == list(consent.answers_to(name))
     tab.ask("answer", outflow="update", answer="no")
-    assert "can't be 'perhaps'" in tab.refused("answer", {"outflow": "update", "answer": "perhaps"})
+    assert "can't be 'perhaps'" in tab.refused(
+        "answer", {"outflow": "update", "answer": "perhaps"}
+    )
     assert tab.ask("pause", paused=True) == {"paused": True}
     with looked_into(place) as vault:
         assert consent.consents(vault)["update"] == "no" and consent.paused(vault)
@@ -444,7 +478,11 @@ def test_what_left_is_all_listed_newest_first(tab, place):
         consent.note_sent(vault, "run", "EvaluateReply", 5, (None, "no noise"))
     one, two = tab.ask("overview")["sent"]
     assert (one["what"], one["cover"]) == ("metrics", "no noise")
-    assert (two["what"], two["cover"], two["run"]) == ("update", "noise, epsilon 8", "run<b>")
+    assert (two["what"], two["cover"], two["run"]) == (
+        "update",
+        "noise, epsilon 8",
+        "run<b>",
+    )
 
 
 def test_training_with_too_little_is_refused_at_once(tab, desk, monkeypatch):
@@ -459,5 +497,8 @@ def test_a_tab(tab: Tab) -> None:
     """The overview of a new owner, in full."""
     found = tab.ask("overview")
     assert found["next"]["place"] == "train" and found["training"]["running"] is False
-    assert found["sources"] == [{"name": "mails", "pairs": 4}, {"name": "chat", "pairs": 2}]
+    assert found["sources"] == [
+        {"name": "mails", "pairs": 4},
+        {"name": "chat", "pairs": 2},
+    ]
     assert found["toy"] and found["adapters"] == [] and found["judges"] == 1

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...common.errors import IdiolectError, explained
-from ...common.text import tell
+from ...common.errors import IdiolectError, explained, refuse_if
+from ...common.text import tell, tell_json
 from ..commands.answer import key_of
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ GRACE = 5  # seconds for answers that are being sent when it ends
 
 def ui(options: argparse.Namespace) -> int:
     """Serve the page; print its link."""
+    refuse_if(
+        not 0 <= options.port < 1 << 16,
+        f"--port is {options.port}: give a number from 0, any that is free, to 65535.",
+    )
     key = key_of(options)  # before anything loads: a terminal would show what is typed
     tell("loading the page; Ctrl-C here ends it", sys.stderr)
     try:
@@ -41,21 +45,25 @@ def ui(options: argparse.Namespace) -> int:
     from ..local.guard import ADDRESS, Entry
 
     where = f"port {options.port} of {ADDRESS} cannot be had"
-    with socket.socket() as door, explained(where, "name another by --port, or 0"):
+    with socket.socket() as door:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind((ADDRESS, options.port))
+        with explained(where, "name another by --port, or 0"):
+            door.bind((ADDRESS, options.port))
         entry = Entry(door.getsockname()[1])
         desk = page.opened(options.vault, key)
-        with _shown(entry.link, options.open):
+        with _shown(entry.link, options):
             _serve(page.app(desk), entry, door)
     return 0
 
 
 @contextlib.contextmanager
-def _shown(link: str, in_browser: bool) -> Iterator[None]:
+def _shown(link: str, options: argparse.Namespace) -> Iterator[None]:
     """Print the link, and open it where that was asked for."""
-    tell(f"your page, until Ctrl-C; the link works once:\n{link}")
-    if not in_browser:
+    if options.json:
+        tell_json({"link": link})
+    else:
+        tell(f"your page, until Ctrl-C; the link works once:\n{link}")
+    if not options.open:
         yield
         return
     # Not as an argument of the browser, which every account of the machine could read.

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from time import localtime, strftime
 from typing import Any
 
@@ -54,7 +55,7 @@ def overview(vault: Vault) -> dict[str, Any]:
         left = consent.sent(vault)
     sentence, button, place = NEXT[status.next_step(found)]
     return {
-        "vault": printable(found["vault"], 300),
+        "vault": printable(short(Path(found["vault"])), 300),
         "backbone": printable(found["backbone"], 300),
         "toy": TOY if found["backbone"] == "tiny" else "",
         "liked": found["liked"],
@@ -68,6 +69,13 @@ def overview(vault: Vault) -> dict[str, Any]:
         "leaves": leaves(found),
         "sent": [sent(one) for one in reversed(left)],
     }
+
+
+def short(path: Path) -> str:
+    """A path as people write it: from their home."""
+    home = Path.home()
+    inside = home in path.absolute().parents
+    return f"~/{path.absolute().relative_to(home)}" if inside else str(path)
 
 
 # --- the history -----------------------------------------------------------------------

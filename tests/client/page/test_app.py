@@ -215,7 +215,7 @@ def test_a_defect_is_one_sentence_and_its_traceback_quotes_nothing(
 
 # --- the history -----------------------------------------------------------------------
 
-LINES = b'{"prompt": "a?", "target": "one", "extra": 1}\n{"prompt": "b?", "target": "two"}\n'
+LINES = b'{"prompt": "a?", "target": "one", "extra": 1}\n{"target": "two"}\n'
 
 
 def test_a_file_is_previewed_before_anything_is_kept(tab, place):

@@ -47,7 +47,7 @@ function say(text, button = "", part = "") {
 function complain(error) {
   if (error.name === "AbortError") return;
   $("said").textContent = "";
-  $("wrong").textContent = error.message.charAt(0).toUpperCase() + error.message.slice(1);
+  $("wrong").textContent = error.message.replace(/^[a-z]+ /, capital);
   $("wrong").scrollIntoView({ block: "nearest" });
 }
 
@@ -84,6 +84,7 @@ function make(tag, traits = {}, ...inside) {
 }
 
 const fill = (id, ...inside) => $(id).replaceChildren(...inside);
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 
 // --- parts of the page -------------------------------------------------------------------
@@ -318,7 +319,7 @@ function drawTraining(at) {
   $("train-add").hidden = !few;
   $("train-idle").hidden = at.running;
   $("train-busy").hidden = $("busy").hidden = !at.running;
-  const words = at.words.charAt(0).toUpperCase() + at.words.slice(1);
+  const words = capital(at.words);
   if ($("train-words").textContent !== words) $("train-words").textContent = words;
   if (at.of) Object.assign($("train-bar"), { max: at.of, value: at.done });
   else $("train-bar").removeAttribute("value");

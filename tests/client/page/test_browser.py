@@ -357,6 +357,10 @@ def test_an_error_is_said_where_a_screen_reader_hears_it(
 def test_the_server_ends_in_the_middle_of_a_training_and_the_vault_is_whole(
     tab: Any, served: Served
 ) -> None:
+    with served.opened() as vault:
+        before = len(adapters.versions(vault))
+        pairs = [Entry(Prompt("", f"{n}?"), f"Number {n}!") for n in range(8)]
+        history.add(vault, pairs, "numbers")
     show(tab, "train")
     tab.click("#train-start")
     expect(tab, "#train-busy").to_be_visible()
@@ -372,7 +376,7 @@ def test_the_server_ends_in_the_middle_of_a_training_and_the_vault_is_whole(
         time.sleep(0.1)
     assert not Path(f"/proc/{worker}").exists()
     with served.opened() as vault, alone(served.vault):
-        assert vault.check() > 0 and adapters.versions(vault) == []
+        assert vault.check() > 0 and len(adapters.versions(vault)) == before
     tab.click("nav a[href='#start']")
     expect(tab, "#wrong").to_contain_text("Start `idiolect ui` again")
     tab.unroute_all()

@@ -308,6 +308,54 @@ COMMANDS = (
         opens=False,
     ),
     OwnerCommand(
+        "chat",
+        "chat:chat",
+        "talk with the personal model; nothing of it is kept",
+        (
+            given(
+                "--system",
+                metavar="TEXT",
+                help=f"what the model is told first; {PRIVATE}",
+            ),
+            given(
+                "--max-new-tokens",
+                type=int,
+                default=0,
+                metavar="N",
+                help="length of an answer, at most (default: 256, or half the max-length)",
+            ),
+        ),
+        opens=False,
+    ),
+    OwnerCommand(
+        "serve-local",
+        "local:serve",
+        "let editors and other programs of this machine use the personal model",
+        (
+            given(
+                "--port",
+                type=int,
+                default=4346,
+                metavar="N",
+                help="of 127.0.0.1; 0: a free one (default: %(default)s)",
+            ),
+            given(
+                "--origin",
+                action="append",
+                default=[],
+                metavar="URL",
+                help="a web page that may ask, such as http://localhost:5173 (default: "
+                "none)",
+            ),
+            given(
+                "--new-key",
+                action="store_true",
+                help="make another key; programs that have the one before are refused",
+            ),
+        ),
+        opens=False,
+    ),
+    OwnerCommand(
         "use",
         "model:use",
         "list the adapters, or choose one",

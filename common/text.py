@@ -15,7 +15,7 @@ import shutil
 import sys
 import textwrap
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 # Joiners and the soft hyphen belong to words of several scripts and show nothing by
@@ -72,6 +72,23 @@ def shown(value: Any) -> Any:
 def tell(text: str, to: TextIO | None = None) -> None:
     """Print text that may quote anybody, at once."""
     print(lines(text), file=to or sys.stdout, flush=True)
+
+
+def tell_pieces(pieces: Iterable[str]) -> str:
+    """`tell` a text piece by piece, and return it; what is shown is the same."""
+    text = shown = ""
+    try:
+        for piece in pieces:
+            text += piece
+            now = lines(text)
+            print(now[len(shown) :], end="", flush=True)
+            shown = now
+    except BaseException:
+        if shown:
+            print(flush=True)
+        raise
+    print(flush=True)
+    return text
 
 
 def tell_sentence(text: str, to: TextIO | None = None) -> None:

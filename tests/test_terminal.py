@@ -93,7 +93,7 @@ def hostile(tmp_path, monkeypatch):
     monkeypatch.setattr(owner, "train", refuse)
     monkeypatch.setattr(adapters, "rollback", refuse)
     monkeypatch.setattr(elsewhere, "export", refuse)
-    monkeypatch.setattr("idiolect.client.page.serve._serve", lambda *_: None)
+    monkeypatch.setattr("idiolect.client.page.serve.serve", lambda *_: None)
     written = {"personal": HOSTILE, "shared": HOSTILE}
     writer = SimpleNamespace(write=lambda **_: written)
     monkeypatch.setattr(owner, "writer", lambda _vault: writer)

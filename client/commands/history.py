@@ -179,7 +179,8 @@ def _forget_everything(options: argparse.Namespace) -> Answer:
     # The key first: without it, what a crash leaves of the file cannot be read.
     unlock.forget_keyring_entry(options.vault)
     beside = (Path(f"{options.vault}{end}") for end in ("", "-wal", "-shm"))
-    for path in (*beside, note_of(options.vault)):
+    notes = note_of(options.vault), resident.endpoint_key(options.vault)
+    for path in (*beside, *notes):
         path.unlink(missing_ok=True)
     resident.end(options.vault)
     return Answer({"everything": True}, f"{options.vault} is gone.")

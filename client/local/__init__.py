@@ -1,4 +1,4 @@
 """The personal model for other programs of this machine, over HTTP on 127.0.0.1.
 
-Imports: none of the rooms.
+Imports: client.owner, common.engine.
 """

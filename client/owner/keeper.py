@@ -2,9 +2,10 @@
 
 It holds the open vault, the model and the adapter in use, and writes what any program of
 this account asks for through a socket beside the vault, without the passphrase: as an SSH
-agent does. It ends
+agent does. A text comes line by line where that is asked for; if who asked is gone, it ends
+with the next token. The process ends
 
-- when nothing was asked for ``keep-loaded`` minutes,
+- when nothing was asked for ``keep-loaded`` minutes, or longer if who started it said so,
 - within a second after the settings or the adapter in use have changed, or the vault is
   gone; what was being written then is dropped,
 - where `resident.end` is called, which `forget` does when it has erased.
@@ -18,14 +19,15 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from ...common.engine.pieces import TooLong
 from ...common.errors import IdiolectError
 from ...common.text import read_json
-from . import adapters, owner
-from .consent import settings
+from . import owner
 from .keys import from_line
 from .owner import Writer
 from .resident import (
@@ -33,6 +35,7 @@ from .resident import (
     ASKING,
     END,
     READY,
+    asked_of,
     check_account,
     reachable,
     received,
@@ -44,37 +47,46 @@ LOOK = 1.0  # seconds between two looks at the vault
 
 
 def main() -> int:
-    """Keep a model loaded: the vault's path as argument, its key on standard input."""
+    """Keep a model loaded: ``VAULT MINUTES``, with the vault's key on standard input."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
         return 1  # who started it was gone before
     try:
         with Vault.open(Path(sys.argv[1]), from_line(line)) as vault:
-            _serve(vault)
+            _serve(vault, float(sys.argv[2]))
     except IdiolectError as error:
         _say(str(error).encode())
     return 0
 
 
-def _say(text: bytes) -> None:
-    """Tell who started this process, and close the line to it."""
-    with contextlib.suppress(OSError):
+def _say(text: bytes) -> bool:
+    """Tell who started this process, and close the line to it; False: nobody is there."""
+    try:
         sys.stdout.buffer.write(text)
         sys.stdout.buffer.flush()
+    except OSError:
+        return False
+    finally:
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 1)
+    return True
 
 
-def _serve(vault: Vault) -> None:
+def _serve(vault: Vault, minutes: float) -> None:
     """Load the model, and write until this process is to end."""
-    known = standing(vault)
+    known = owner.standing(vault)
     writer = owner.writer(vault)
-    kept = 60 * float(writer.chosen["keep-loaded"])
+    kept = 60 * max(minutes, float(writer.chosen["keep-loaded"]))
+
+    def same() -> bool:
+        return owner.standing(vault) == known
+
     with _listening(vault.path) as (door, own):
-        _say(READY)
+        if not _say(READY):
+            return
         until = monotonic() + kept
-        while monotonic() < until and own() and standing(vault) == known:
+        while monotonic() < until and own() and same():
             if not select.select([door], [], [], LOOK)[0]:
                 continue
             # Who asked may be gone, or may have asked for something odd.
@@ -88,40 +100,59 @@ def _serve(vault: Vault) -> None:
                 if request == END:
                     line.detach()  # closed when this process is gone, with all it holds
                     return
-                answer = _answer(writer, request)
-                if standing(vault) != known:
+                if not _answered(line, _messages(writer, request), same):
                     return
-                line.sendall(json.dumps(answer).encode())
                 until = monotonic() + kept
 
 
-def _answer(writer: Writer, request: Any) -> dict[str, Any]:
-    """What a request is answered.
+def _answered(
+    line: socket.socket, messages: Iterator[dict[str, Any]], same: Callable[[], bool]
+) -> bool:
+    """Send messages as they come; False: what they come from has changed.
 
     Raises
     ------
+    OSError
+        Nobody takes them any more: nothing more is written.
+    """
+    look = 0.0
+    with contextlib.closing(messages):
+        try:
+            for message in messages:
+                if (now := monotonic()) >= look:
+                    look = now + LOOK
+                    if not same():
+                        return False
+                line.sendall(json.dumps(message).encode() + b"\n")
+        except IdiolectError as error:
+            refused = {"error": str(error), "long": isinstance(error, TooLong)}
+            line.sendall(json.dumps(refused).encode() + b"\n")
+    return True
+
+
+def _messages(writer: Writer, request: Any) -> Iterator[dict[str, Any]]:
+    """What a request is answered, message by message.
+
+    Raises
+    ------
+    IdiolectError
+        It is refused.
     ValueError
         It is none.
     """
     kinds = {n: type(o) for n, o in request.items()} if isinstance(request, dict) else 0
-    if kinds != ASKED:
+    if kinds == ASKED:
+        yield {"found": writer.write(**request), "backbone": writer.chosen["backbone"]}
+    elif kinds == {"asked": dict}:
+        reply = writer.converse(asked_of(request["asked"]))
+        begun = {field.name: getattr(reply, field.name) for field in fields(reply)}
+        del begun["pieces"]
+        yield begun
+        with contextlib.closing(reply.pieces):
+            for piece in reply.pieces:
+                yield asdict(piece)
+    else:
         raise ValueError("not a request")
-    try:
-        found = writer.write(**request)
-    except IdiolectError as error:
-        return {"error": str(error)}
-    return {"found": found, "backbone": writer.chosen["backbone"]}
-
-
-def standing(vault: Vault) -> tuple[Any, ...]:
-    """What an answer depends on besides the request; empty: the vault is gone."""
-    try:
-        file = vault.path.stat().st_ino  # another one may have been made in its place
-        with vault.reading():
-            used = adapters.active(vault), adapters.turned(vault)
-            return file, settings(vault), used
-    except (OSError, IdiolectError):
-        return ()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ owner's own prompts, so no other text is needed. What was disliked is a known ne
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,17 +18,18 @@ import torch
 
 from ...common.config import SETLESS, Config, flatten, parse
 from ...common.config.methods import BY_NAME
-from ...common.data.types import Item, Prompt, User
+from ...common.data.types import Item, User
 from ...common.engine.adapters import Lora, scaled, side_by_side
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fits, fitting
 from ...common.engine.mapped import a_layer_at_a_time
 from ...common.engine.memory import TooLittleMemory, free_bytes
 from ...common.engine.model_folder import unlike
+from ...common.engine.pieces import Piece
 from ...common.engine.rates import rates_of
 from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
-from ...common.engine.streaming import Choose, Piece, likeliest, pieces, tokens
+from ...common.engine.streaming import pieces, sampled, tokens
 from ...common.engine.training import UNWATCHED, Watch
 from ...common.errors import IdiolectError, refuse_if, required
 from ...common.methods import acceptance, strength
@@ -41,6 +42,7 @@ from .consent import Refusal, settings
 from .database import ErasureError
 from .history import Entry
 from .records import DEVICE, Source
+from .resident import PERSONAL, Asked, Reply
 from .vault import Vault
 
 FEWEST = 4  # liked pairs to train on and be judged by
@@ -490,77 +492,73 @@ class Writer:
         That is what everyone has: the backbone, with the shared adapter if a run brought
         one.
         """
-        ids = self._asked(prompt, budget)
+        asked = Asked((prompt,), budget=budget)
+        ids, _ = self._encoded(asked)
         names = ("personal", "shared") if compare else ("personal",)
         with limits.held(self.chosen):
             return {
-                name: "".join(piece.text for piece in self._written(ids, budget, name))
+                name: "".join(
+                    piece.text
+                    for piece in self._written(ids, replace(asked, policy=name))
+                )
                 for name in names
             }
 
-    def stream(
-        self, prompt: str, budget: int, policy: str = "personal"
-    ) -> Iterator[Piece]:
-        """Continue a prompt, and show it while it is written; `close` ends it.
+    def converse(self, asked: Asked) -> Reply:
+        """Answer a conversation; shown while it is written, and ended by `close`.
 
-        The pieces joined are what `write` returns.
+        Of one message alone the pieces joined are what `write` returns. Main thread only,
+        within the owner's limits (`limits.held`).
 
         Raises
         ------
+        TooLong
+            It does not fit.
         IdiolectError
-            The prompt is too long beside so many new tokens, or the work is not within the
-            owner's limits.
+            As many new tokens as are asked for do not.
         """
-        return self.follow(self._asked(prompt, budget), budget, policy)
+        ids, dropped = self._encoded(asked)
 
-    def _asked(self, prompt: str, budget: int) -> list[int]:
-        """Tokens of a prompt beside which there is room for so many new ones."""
-        backbone = self.backbone
+        def limited() -> Generator[Piece, None, None]:
+            with limits.held(self.chosen):
+                yield from self._written(ids, asked)
+
+        chat = self.backbone.wording.turn is not None
+        return Reply(self.chosen["backbone"], chat, len(ids), dropped, limited())
+
+    def _encoded(self, asked: Asked) -> tuple[list[int], int]:
+        """Tokens of a conversation, and how many of its turns were left out."""
+        backbone, most = self.backbone, asked.budget if asked.shorten else 1
         refuse_if(
-            not 0 < budget < backbone.context,
-            f"{budget} new tokens do not fit into a context of {backbone.context}: "
-            f"ask for 1 to {backbone.context - 1}.",
+            not 0 < most < backbone.context,
+            f"{most} new tokens do not fit into a context of {backbone.context}: ask for 1 "
+            f"to {backbone.context - 1}.",
         )
-        asked = Prompt("", history.clean(prompt))
-        return backbone.encode_prompt(asked, backbone.context - budget, "the prompt")[0]
+        texts = [history.clean(text) for text in asked.texts]
+        system = history.clean(asked.system)
+        room = backbone.context - most
+        return backbone.encode_conversation(texts, system, room, asked.shorten)
 
-    def follow(
-        self,
-        ids: Sequence[int],
-        budget: int,
-        policy: str = "personal",
-        stops: Sequence[str] = (),
-        choose: Choose = likeliest,
-    ) -> Iterator[Piece]:
-        """Continue tokens, as `stream` a text.
-
-        Main thread only, within the owner's limits (`limits.held`).
-
-        Parameters
-        ----------
-        policy
-            ``personal``, or ``shared``: without the own adapter.
-        stops
-            Texts that end it, and are not shown.
-        choose
-            `streaming.likeliest` or `streaming.sampled`.
-        """
-        with limits.held(self.chosen):
-            yield from self._written(ids, budget, policy, stops, choose)
-
-    def _written(
-        self,
-        ids: Sequence[int],
-        budget: int,
-        policy: str,
-        stops: Sequence[str] = (),
-        choose: Choose = likeliest,
-    ) -> Iterator[Piece]:
-        used = [self.shared, self.own] if policy == "personal" else [self.shared]
+    def _written(self, ids: Sequence[int], asked: Asked) -> Iterator[Piece]:
+        used = [self.shared, self.own] if asked.policy == PERSONAL else [self.shared]
+        room = self.backbone.context - len(ids)
+        most = min(asked.budget or room, room)
+        choose = sampled(asked.temperature, asked.top_p, asked.seed)
         how = acceptance.REPETITION, choose
-        written = tokens(self.backbone, used, ids, budget, *how)
-        texts = history.tidy, history.clean, stops
-        yield from pieces(self.backbone, written, budget, *texts)
+        written = tokens(self.backbone, used, ids, most, *how)
+        texts = history.tidy, history.clean, asked.stops
+        yield from pieces(self.backbone, written, most, *texts)
+
+
+def standing(vault: Vault) -> tuple[Any, ...]:
+    """What a `Writer` depends on; empty: the vault is gone."""
+    try:
+        file = vault.path.stat().st_ino  # another one may have been made in its place
+        with vault.reading():
+            used = adapters.active(vault), adapters.turned(vault)
+            return file, settings(vault), used
+    except (OSError, IdiolectError):
+        return ()
 
 
 def writer(vault: Vault) -> Writer:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ...common.command import sentence_of
 from ...common.errors import required
 from ..owner.keys import from_line
+from ..owner.resident import PERSONAL, SHARED, Asked
 from ..owner.vault import Vault
 
 if TYPE_CHECKING:
@@ -130,15 +131,15 @@ def write(vault: Vault, line: Line) -> None:
     Also until another adapter is in use or a setting has changed: what was forgotten is in
     the memory of no process.
     """
-    from ..owner import keeper, owner
+    from ..owner import owner
 
-    known, waited = keeper.standing(vault), 0.0
+    known, waited = owner.standing(vault), 0.0
     line.say(phase="loading the model")
     writer = owner.writer(vault)
     line.say(phase="")
 
     def same() -> bool:
-        return keeper.standing(vault) == known
+        return owner.standing(vault) == known
 
     while waited < IDLE:
         request = None
@@ -182,16 +183,20 @@ def answered(
 def pieces(
     vault: Vault, writer: "Writer", request: Request
 ) -> Generator[tuple[str, str], None, None]:
-    """Yield whose text it is (`Writer.stream`), and a piece of it, or nothing."""
+    """Yield whose text it is (`Asked.policy`), and a piece of it, or nothing."""
     from ..owner import adapters
 
     if request["strength"] is not None:
         found = adapters.read(vault, adapters.active(vault), request["strength"])
         own, _ = required(found, "no adapter is in use: train one first.")
         writer = replace(writer, own=own)
-    for name in ("personal", "shared") if request["compare"] else ("personal",):
-        for piece in writer.stream(request["prompt"], request["budget"], name):
-            yield name, piece.text
+    asked = Asked((request["prompt"],), budget=request["budget"])
+    for name in (PERSONAL, SHARED) if request["compare"] else (PERSONAL,):
+        with contextlib.closing(
+            writer.converse(replace(asked, policy=name)).pieces
+        ) as found:
+            for piece in found:
+                yield name, piece.text
 
 
 if __name__ == "__main__":

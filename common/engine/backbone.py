@@ -26,6 +26,7 @@ from .model_folder import FAMILIES as FAMILIES
 from .model_folder import TINY as TINY
 from .model_folder import check_folder, identity, locate, stored_in
 from .model_folder import weights_hash as weights_hash
+from .pieces import TooLong
 from .wording import Wording, read_wording
 
 # A layer of these parts is x + attention(norm(x)), and of that y + mlp(norm(y)). Others
@@ -229,6 +230,38 @@ class Backbone:
             prompt = Prompt(prompt.before, kept, prompt.after)
             ids, truncated = self.wording.prompt(prompt.text), True
         return ids, truncated
+
+    def encode_conversation(
+        self, texts: Sequence[str], system: str, budget: int, shorten: bool = True
+    ) -> tuple[list[int], int]:
+        """Tokens of a conversation within `budget`, and how many turns were left out.
+
+        A turn is a message and its answer; the oldest go first. The system's message and
+        the last one are never left out or cut.
+
+        Parameters
+        ----------
+        texts, system
+            As in `Wording.conversation`.
+        shorten
+            False: no turn is left out.
+
+        Raises
+        ------
+        TooLong
+            The last message alone does not fit, or nothing may be left out.
+        """
+        ids: list[int] = []
+        for dropped in range(0, len(texts) if shorten else 1, 2):
+            ids = self.wording.conversation(texts[dropped:], system)
+            if len(ids) <= budget:
+                return ids, dropped // 2
+        what = "message" if shorten or len(texts) == 1 else "conversation"
+        raise TooLong(
+            f"the {what} has {len(ids)} tokens with what stands around it, and {budget} "
+            f"fit into a context of {self.context} beside an answer: shorten it, ask for a "
+            "shorter answer, or raise 'max-length'."
+        )
 
     def completion(self, item: Item) -> list[int]:
         """Tokens of what was written, as they follow the prompt, and of its end."""

@@ -21,13 +21,8 @@ from .adapters import Lora, attached, concatenate
 from .backbone import Backbone, load_backbone
 from .model_folder import locate, read_head
 from .modelfile import modelfile
+from .reveals import REVEALS as REVEALS
 
-# Everyone who writes a personal adapter to files is told so.
-REVEALS = (
-    "An adapter can reveal texts that it was trained on (docs/extraction.md): give it "
-    "only to people who may read them. It was trained without noise, so the differential "
-    "privacy of a federated run does not cover it."
-)
 CARD = """---
 library_name: {library}
 base_model: {base}

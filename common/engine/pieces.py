@@ -7,6 +7,9 @@ beginning of a stop text may become one. So a piece ends before all that. Pure f
 
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..errors import IdiolectError
 
 BROKEN = "\ufffd"  # what decoders write for bytes that are no character yet
 JOINER = "\u200d"  # of emoji that are one sign
@@ -16,7 +19,32 @@ JOINING_JAMO = ("\u1160", "\u11ff")
 FLAGS = ("\U0001f1e6", "\U0001f1ff")  # letters, two of which are one flag
 TONES = ("\U0001f3fb", "\U0001f3ff")  # skin tones, which change the emoji before them
 
+STOP, LENGTH = "stop", "length"  # how a text ended: by itself, or by its budget
+
 Tidy = Callable[[str], str]
+
+
+class TooLong(IdiolectError):
+    """A message does not fit into the context."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one more token added to a text.
+
+    Attributes
+    ----------
+    text
+        Behind what was there; empty where nothing new is sure.
+    end
+        Empty, and of the last piece `STOP` or `LENGTH`.
+    tokens
+        How many were written so far, without the one that ends a text.
+    """
+
+    text: str
+    end: str = ""
+    tokens: int = 0
 
 
 def joins(before: str, character: str) -> bool:

@@ -2,37 +2,16 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .adapters import attached
 from .backbone import Backbone
-from .pieces import Tidy, sure
+from .pieces import LENGTH, STOP, Piece, Tidy, sure
 from .scoring import Adapters
 
 Choose = Callable[[Tensor], int]
-STOP, LENGTH = "stop", "length"  # how a text ended: by itself, or by its budget
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What one more token added to a text.
-
-    Attributes
-    ----------
-    text
-        Behind what was there; empty where nothing new is sure.
-    end
-        Empty, and of the last piece `STOP` or `LENGTH`.
-    tokens
-        How many were written so far, without the one that ends a text.
-    """
-
-    text: str
-    end: str = ""
-    tokens: int = 0
 
 
 def likeliest(scores: Tensor) -> int:

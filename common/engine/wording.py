@@ -14,8 +14,9 @@ Control tokens belong to the template. Where people write ``<|im_end|>``, it is 
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
@@ -24,7 +25,8 @@ from tokenizers import Tokenizer
 from ..errors import IdiolectError
 
 # What stands for a person's text while a template is looked at.
-ASKED, ANSWERED = "Idiolect asks", "Idiolect answers"
+ASKED, ANSWERED, TOLD = "Idiolect asks", "Idiolect answers", "Idiolect is told"
+GAP = "\n\n"  # between messages where no template says it
 # What to tokenise a text behind: nothing that a text may begin with merges with it.
 LETTER = "a"
 # 26 July 2024, which Llama's templates take where there is no clock.
@@ -114,6 +116,8 @@ class Wording:
         Id of the token that ends an answer.
     unused
         Control tokens that no prompt or answer has.
+    spelling
+        Control token -> its secret spelling.
     """
 
     name: str
@@ -128,6 +132,7 @@ class Wording:
     follow: str
     end: int
     unused: frozenset[str]
+    spelling: Mapping[str, str]
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text in which control tokens are text."""
@@ -151,6 +156,45 @@ class Wording:
                 self.name, "writes other text around some messages than others"
             )
         return self.ids(inner.join(self.around))
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether the template writes a system's message."""
+        try:
+            return TOLD in render(self.name, self.tokenizer, [ASKED], TOLD)
+        except IdiolectError:  # Gemma's refuses one
+            return False
+
+    def conversation(self, texts: Sequence[str], system: str = "") -> list[int]:
+        """Tokens of a conversation, up to where the next answer begins.
+
+        Parameters
+        ----------
+        texts
+            Of the user and the assistant in turn; the last is the user's.
+        system
+            The system's message; empty: none. If the template takes none, it stands before
+            the first text.
+
+        Without a template all are one text, with empty lines between them.
+
+        Raises
+        ------
+        IdiolectError
+            The chat template cannot be applied to these texts.
+        """
+        if system and not self.takes_system:
+            texts, system = [GAP.join((system, texts[0])), *texts[1:]], ""
+        if self.turn is None:
+            return self.prompt(GAP.join(texts))
+        if len(texts) == 1 and not system:
+            return self.prompt(texts[0])
+        # The template must not see control tokens that people wrote: it may act on them.
+        hidden = {token: f"({secret}" for token, secret in self.spelling.items()}
+        told = [respelled(text, hidden) for text in (system, *texts)]
+        whole = render(self.name, self.tokenizer, told[1:], told[0] or None)
+        whole = respelled(whole + self.turn.opening, self.spelling)
+        return self.ids(respelled(whole, {found: t for t, found in hidden.items()}))
 
     def answer(self, text: str) -> list[int]:
         """Tokens of an answer as they follow a prompt, with the token that ends it.
@@ -190,10 +234,10 @@ def read_wording(name: str, tokenizer: Any) -> Wording:
     # What a control token is spelled by is secret: no text has it.
     nonce, control = secrets.token_hex(16), control_tokens(tokenizer, turn)
     spelling = {token: f"<{nonce}.{i}>" for i, token in enumerate(control)}
-    pattern = re.compile("|".join(map(re.escape, spelling)) or "(?!)")
+    pattern = any_of(spelling)
 
     def spelled(text: str) -> str:
-        return pattern.sub(lambda found: spelling[found[0]], text)
+        return respelled(text, spelling)
 
     plain = _respelled(name, tokenizer.backend_tokenizer, spelling)
     around, lead, gap, follow = ("", ""), LETTER, " ", tokenizer.eos_token
@@ -221,7 +265,18 @@ def read_wording(name: str, tokenizer: Any) -> Wording:
         follow=spelled(follow),
         end=ids[-1],
         unused=frozenset(spelling) - set(tokenizer.convert_ids_to_tokens(written)),
+        spelling=spelling,
     )
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern of some texts, the first before the others; none: it matches nowhere."""
+    return re.compile("|".join(map(re.escape, texts)) or "(?!)")
+
+
+def respelled(text: str, spelling: Mapping[str, str]) -> str:
+    """A text in which some parts are spelled otherwise."""
+    return any_of(spelling).sub(lambda found: spelling[found[0]], text)
 
 
 def control_tokens(tokenizer: Any, turn: Turn | None) -> list[str]:

@@ -1,6 +1,7 @@
 """`idiolect ui`: the link, the port, and what ends it."""
 
 import argparse
+import asyncio
 import json
 import signal
 import socket
@@ -11,9 +12,10 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pytest
-import uvicorn
 
-from idiolect.client.local.guard import ADDRESS, Entry
+from idiolect.client.local import serving
+from idiolect.client.local.guard import ADDRESS
+from idiolect.client.local.serving import bound
 from idiolect.client.page import serve
 from idiolect.common.errors import IdiolectError
 
@@ -28,24 +30,21 @@ def options(place: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
 
 @pytest.fixture
 def at(monkeypatch):
-    """Where it was served, and behind what; nothing is served."""
+    """Where it was served; nothing is served."""
     seen: list[Any] = []
-
-    def served(_app: Any, entry: Entry, door: socket.socket) -> None:
-        seen.append((entry, door.getsockname()))
-
-    monkeypatch.setattr(serve, "_serve", served)
+    monkeypatch.setattr(serve, "serve", lambda _, door: seen.append(door.getsockname()))
     return seen
 
 
 def test_it_listens_on_this_machine_alone_and_prints_the_link(options, at, capsys):
     assert serve.ui(options) == 0
-    ((entry, (address, port)),) = at
-    assert (address, port) == (ADDRESS, entry.port) and address == "127.0.0.1"
-    assert capsys.readouterr().out.splitlines()[-1] == entry.link
+    ((address, port),) = at
+    link = capsys.readouterr().out.splitlines()[-1]
+    assert address == "127.0.0.1" and link.startswith(f"http://127.0.0.1:{port}/open?")
     options.json = True
     serve.ui(options)
-    assert json.loads(capsys.readouterr().out) == {"link": at[1][0].link}
+    found = json.loads(capsys.readouterr().out)["link"]
+    assert len(urlparse(found).query) > 40 and found != link
 
 
 def test_a_port_that_is_taken_or_none_is_refused(options, at):
@@ -53,10 +52,10 @@ def test_a_port_that_is_taken_or_none_is_refused(options, at):
         other.bind((ADDRESS, 0))
         other.listen()
         options.port = other.getsockname()[1]
-        with pytest.raises(IdiolectError, match="name another by --port"):
+        with pytest.raises(IdiolectError, match="or take another by --port"):
             serve.ui(options)
     options.port = 1 << 16
-    with pytest.raises(IdiolectError, match="--port is 65536"):
+    with pytest.raises(IdiolectError, match="there is no port 65536"):
         serve.ui(options)
     assert at == []
 
@@ -80,27 +79,22 @@ def test_the_browser_is_given_a_private_file_and_not_the_link(options, at, monke
     options.open = True
     serve.ui(options)
     address, text = given
-    assert at[0][0].link in text and "code=" not in address
+    assert f"http://127.0.0.1:{at[0][1]}/open?code=" in text and "code=" not in address
     assert not Path(unquote(urlparse(address).path)).exists()
 
 
 @pytest.mark.parametrize("one", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_it_ends_with_the_terminal(monkeypatch, one):
-    seen: list[bool] = []
-    before = {each: signal.getsignal(each) for each in serve.ENDINGS}
+def test_it_ends_with_the_terminal_and_ends_what_it_has_begun(one):
+    seen: list[str] = []
 
-    def run(server: uvicorn.Server, sockets: Any = None) -> None:
-        signal.raise_signal(one)
-        seen.append(server.should_exit)
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while True:
+            kind = (await receive())["type"].removeprefix("lifespan.")
+            seen.append(kind)
+            await send({"type": f"lifespan.{kind}.complete"})
+            if kind == "startup":
+                asyncio.get_running_loop().call_later(0.2, signal.raise_signal, one)
 
-    async def nothing(*_: Any) -> None:
-        """Serve nobody."""
-
-    monkeypatch.setattr(uvicorn.Server, "run", run)
-    try:
-        with socket.socket() as door:
-            serve._serve(nothing, Entry(8123), door)
-    finally:
-        for each, how in before.items():
-            signal.signal(each, how)
-    assert seen == [True]
+    with bound(0) as door:
+        serving.serve(app, door)
+    assert seen == ["startup", "shutdown"]

@@ -1,0 +1,99 @@
+"""Serving an app on 127.0.0.1 until the terminal is gone: the key, the port, the server."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import IdiolectError, explained, refuse_if
+from ...common.files import write_new
+from ..owner.resident import endpoint_key
+from .guard import ADDRESS, App, new_secret
+
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = 1  # seconds that answers get to end by themselves
+NEEDED = "this needs uvicorn: install it by `pip install 'idiolect[serve]'`."
+
+
+def bound(port: int) -> socket.socket:
+    """A socket of 127.0.0.1 alone; port 0: a free one.
+
+    Raises
+    ------
+    IdiolectError
+        It cannot be had.
+    """
+    refuse_if(not 0 <= port < 1 << 16, f"there is no port {port}: take 0 to 65535.")
+    with explained(
+        f"port {port} cannot be had", "end what uses it, or take another by --port"
+    ):
+        return socket.create_server((ADDRESS, port))
+
+
+def key_of(vault: Path, new: bool = False) -> str:
+    """The key of a vault's endpoint, made if there is none; `new`: another from now on.
+
+    Raises
+    ------
+    IdiolectError
+        Its file can be read by others, or has none.
+    """
+    file = endpoint_key(vault)
+    if new:
+        file.unlink(missing_ok=True)
+    if not file.exists():
+        write_new(file, f"{new_secret()}\n".encode())
+    again = "make another by --new-key."
+    refuse_if(
+        file.stat().st_mode & 0o077,
+        f"{file} can be read by other accounts: {again}",
+    )
+    key = file.read_text(errors="replace").strip()
+    refuse_if(len(key) < 43 or not key.isascii(), f"{file} has no key: {again}")
+    return key
+
+
+def serve(app: App, listener: socket.socket) -> None:
+    """Serve an app until Ctrl-C, SIGTERM or SIGHUP; then its lifespan ends, if it has one.
+
+    Raises
+    ------
+    IdiolectError
+        uvicorn is not installed.
+    """
+    try:
+        import uvicorn
+    except ImportError:
+        raise IdiolectError(NEEDED) from None
+
+    class Server(uvicorn.Server):
+        """Ends by its signals without passing them on."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            loop = asyncio.get_running_loop()
+            for number in ENDINGS:
+                loop.add_signal_handler(number, self._end)
+            try:
+                yield
+            finally:
+                for number in ENDINGS:
+                    loop.remove_signal_handler(number)
+
+        def _end(self) -> None:
+            self.should_exit = True
+
+    config: Any = {
+        "http": "h11",
+        "ws": "none",
+        "lifespan": "auto",
+        "interface": "asgi3",
+    }
+    quiet: Any = {"log_config": None, "log_level": "critical", "access_log": False}
+    plain: Any = {"server_header": False, "proxy_headers": False}
+    ending = {"timeout_graceful_shutdown": ENDING}
+    server = Server(uvicorn.Config(app, **config, **quiet, **plain, **ending))
+    asyncio.run(server.serve(sockets=[listener]))

@@ -8,6 +8,7 @@ also says how long the page took until it was painted, and the steps of a new ow
 """
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,8 @@ from typing import Any
 
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
+
+from idiolect.client.page.uploads import invented
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
@@ -53,7 +56,7 @@ def kept(tab: Any, name: str, whole: bool = False) -> None:
     """Keep a picture of a tab, with few enough colours for its size."""
     tab.evaluate("document.activeElement.blur()")
     data = tab.screenshot(full_page=whole)
-    image = Image.open(io.BytesIO(data)).convert("RGB").quantize(64)
+    image = Image.open(io.BytesIO(data)).convert("RGB").quantize(128)
     path = PICTURES / f"{name}.png"
     image.save(path, optimize=True)
     size = path.stat().st_size
@@ -61,7 +64,18 @@ def kept(tab: Any, name: str, whole: bool = False) -> None:
     print(f"{path.relative_to(ROOT)}: {size} bytes")
 
 
-def a_new_owner(tab: Any, link: str) -> None:
+def a_file(folder: Path) -> Path:
+    """A file of texts, with a column that is not read."""
+    file = folder / "my headlines.jsonl"
+    rows = (
+        {"prompt": one.prompt.text, "text": one.target, "clicks": 10 * number}
+        for number, one in enumerate(invented().entries)
+    )
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return file
+
+
+def a_new_owner(tab: Any, link: str, file: Path) -> None:
     """From nothing to a model, by what the page says; says when each step was done."""
     began = perf_counter()
 
@@ -74,9 +88,9 @@ def a_new_owner(tab: Any, link: str) -> None:
     done(f"the page is there; first painted after {tab.evaluate(painted):.0f} ms")
     kept(tab, "page-start")
     tab.click("#next-button")
-    tab.click("#example")
+    tab.set_input_files("#file", file)
     expect(tab.locator("#preview")).to_be_visible()
-    done("the example was read")
+    done("a file was read")
     kept(tab, "page-import", whole=True)
     tab.click("#preview-add")
     expect(tab.locator("#said")).to_contain_text("added")
@@ -109,7 +123,7 @@ def main() -> None:
         context = browser.new_context(viewport=DESKTOP)
         context.set_default_timeout(PATIENCE)
         tab = context.new_page()
-        a_new_owner(tab, link)
+        a_new_owner(tab, link, a_file(Path(home)))
         tab.emulate_media(color_scheme="dark")
         kept(tab, "page-try-dark")
         tab.click("nav a[href='#adapters']")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, refuse_if
 from ...common.text import tell_json, tell_pieces, tell_sentence
 from ..owner.consent import settings
 from ..owner.resident import Asked, Loaded, Reply, converse
@@ -60,7 +60,13 @@ def chat(options: argparse.Namespace) -> int:
     with Vault.open(options.vault, key) as vault:
         chosen = settings(vault)
     warn_of_toy(chosen["backbone"])
-    budget = options.max_new_tokens or min(256, int(chosen["max-length"]) // 2)
+    most = int(chosen["max-length"])
+    budget = options.max_new_tokens or min(256, most // 2)
+    refuse_if(
+        not 0 < budget < most,
+        f"{budget} new tokens do not fit into max-length, which is {most}: ask for 1 to "
+        f"{most - 1}.",
+    )
     loaded, talk = Loaded(options.vault, key), Talk(system, budget)
     try:
         loaded.begin()

@@ -21,12 +21,12 @@ def serve(options: argparse.Namespace) -> int:
     from ..local.serving import key_of as key_of_endpoint
 
     origins = [checked_origin(origin) for origin in options.origin]
-    vault_key = key_of(options)
-    with Vault.open(options.vault, vault_key) as vault:
-        chosen = settings(vault)
-    key = key_of_endpoint(options.vault, options.new_key)
     with bound(options.port) as listener:
         port = listener.getsockname()[1]
+        vault_key = key_of(options)
+        with Vault.open(options.vault, vault_key) as vault:
+            chosen = settings(vault)
+        key = key_of_endpoint(options.vault, options.new_key)
         loaded = Loaded(options.vault, vault_key)
         try:
             warn_of_toy(chosen["backbone"])

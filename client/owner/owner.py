@@ -504,6 +504,12 @@ class Writer:
                 for name in names
             }
 
+    def stream(
+        self, prompt: str, budget: int, policy: str = PERSONAL
+    ) -> Generator[Piece, None, None]:
+        """The pieces of what `write` returns, as `converse` gives them."""
+        return self.converse(Asked((prompt,), budget=budget, policy=policy)).pieces
+
     def converse(self, asked: Asked) -> Reply:
         """Answer a conversation; shown while it is written, and ended by `close`.
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ...common.command import sentence_of
 from ...common.errors import required
 from ..owner.keys import from_line
-from ..owner.resident import PERSONAL, SHARED, Asked
+from ..owner.resident import PERSONAL, SHARED
 from ..owner.vault import Vault
 
 if TYPE_CHECKING:
@@ -183,18 +183,16 @@ def answered(
 def pieces(
     vault: Vault, writer: "Writer", request: Request
 ) -> Generator[tuple[str, str], None, None]:
-    """Yield whose text it is (`Asked.policy`), and a piece of it, or nothing."""
+    """Yield whose text it is (`Writer.stream`), and a piece of it, or nothing."""
     from ..owner import adapters
 
     if request["strength"] is not None:
         found = adapters.read(vault, adapters.active(vault), request["strength"])
         own, _ = required(found, "no adapter is in use: train one first.")
         writer = replace(writer, own=own)
-    asked = Asked((request["prompt"],), budget=request["budget"])
+    asked = request["prompt"], request["budget"]
     for name in (PERSONAL, SHARED) if request["compare"] else (PERSONAL,):
-        with contextlib.closing(
-            writer.converse(replace(asked, policy=name)).pieces
-        ) as found:
+        with contextlib.closing(writer.stream(*asked, name)) as found:
             for piece in found:
                 yield name, piece.text
 

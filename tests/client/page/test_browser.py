@@ -115,7 +115,7 @@ def tab(context: Any) -> Iterator[Any]:
     expect(tab, "#next-button").to_be_visible()
     yield tab
     tab.close()
-    assert [one for one in wrong if "400 (Bad Request)" not in one] == []
+    assert [one for one in wrong if "Failed to load resource" not in one] == []
 
 
 def expect(tab: Any, selector: str) -> Any:

@@ -494,7 +494,8 @@ function drawLeaves() {
   const paused = leaves.paused ? " You have paused: it is not answered." : "";
   $("server").textContent = leaves.server
     ? `You have joined ${leaves.server}${known}.${paused}`
-    : `No server is joined: nothing leaves this device.${leaves.paused ? " You have paused as well." : ""} To join one: idiolect node join INVITATION, in a terminal.`;
+    : `No server is joined: nothing leaves this device.${leaves.paused ? " You have paused as well." : ""}`;
+  $("join").hidden = Boolean(leaves.server);
   $("pause").textContent = leaves.paused ? "Answer servers again" : "Pause: answer no server";
   $("leave").hidden = !leaves.server;
   fill("outflows", ...leaves.outflows.map(outflow));

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import LoraShape
 from ..errors import IdiolectError, words_of
@@ -257,6 +257,30 @@ def attached(
     The block gets a function to call whenever the last adapter was changed in place:
     the hooks compute with copies, which are made once and not in each training step.
     """
+    hooks, refresh = hooks_of(backbone, *adapters)
+    with hooked(hooks):
+        yield refresh
+
+
+@contextmanager
+def hooked(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Let modules call their forward hooks inside the ``with`` block."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def hooks_of(
+    backbone: Backbone, *adapters: Lora | Stack | None
+) -> tuple[list[tuple[nn.Module, Callable[..., Any]]], Callable[[], None]]:
+    """What `attached` hooks to which module, and the function that its block gets.
+
+    They hold copies of the adapters, so who attaches for each token makes them once, and
+    hooks them again and again (`hooked`).
+    """
     stacks = [
         stack([entry]) if isinstance(entry, Lora) else entry
         for entry in adapters
@@ -278,16 +302,11 @@ def attached(
             a[:, -rank:] = own_a
             b[:, :, -rank:] = stacks[-1].scaling * own_b
 
-    handles = [
-        modules[name].register_forward_hook(_hook(stacks[-1], name, *joint))
+    hooks = [
+        (modules[name], _hook(stacks[-1], name, *joint))
         for name, joint in joints.items()
     ]
-    handles += [modules[n].register_forward_hook(_shift(bias)) for n, bias in biases]
-    try:
-        yield refresh
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooks + [(modules[n], _shift(bias)) for n, bias in biases], refresh
 
 
 def _check_fit(name: str, modules: dict[str, Any], stacks: Sequence[Stack]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .adapters import attached
+from .adapters import hooked, hooks_of
 from .backbone import Backbone
 from .pieces import LENGTH, STOP, Piece, Tidy, sure
 from .scoring import Adapters
@@ -83,8 +83,9 @@ def tokens(
     penalised = RepetitionPenaltyLogitsProcessor(repetition, len(prompt))
     ids = torch.tensor([list(prompt)], device=backbone.device)
     new = ids
+    hooks, _ = hooks_of(backbone, *adapters)
     for _ in range(most):
-        with torch.no_grad(), attached(backbone, *adapters):
+        with torch.no_grad(), hooked(hooks):
             more = {held: cache, "use_cache": True, "logits_to_keep": 1}
             logits = model(input_ids=new, **more).logits[:, -1].float()
             token = choose(penalised(ids, logits)[0])

@@ -28,7 +28,8 @@ from idiolect.client.page.uploads import invented
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 MOST = 150_000  # bytes of a picture
-DESKTOP, PHONE = {"width": 1000, "height": 760}, {"width": 360, "height": 740}
+DESKTOP: Any = {"width": 1000, "height": 760}
+PHONE: Any = {"width": 360, "height": 740}
 PATIENCE = 300_000  # ms
 
 

@@ -152,8 +152,13 @@ def guarded(
     """
     if not token and entry is None:
         raise ValueError("a token or an entry is needed")
-    sets = (frozenset(one) for one in (origins, kinds, streamed))
-    guard = _Guard(app, port, token, entry, *sets, most)
+    guard = _Guard(
+        *(app, port, token, entry),
+        frozenset(origins),
+        frozenset(kinds),
+        frozenset(streamed),
+        most,
+    )
     return guard.__call__
 
 

@@ -94,6 +94,6 @@ def serve(app: App, listener: socket.socket) -> None:
     }
     quiet: Any = {"log_config": None, "log_level": "critical", "access_log": False}
     plain: Any = {"server_header": False, "proxy_headers": False}
-    ending = {"timeout_graceful_shutdown": ENDING}
+    ending: Any = {"timeout_graceful_shutdown": ENDING}
     server = Server(uvicorn.Config(app, **config, **quiet, **plain, **ending))
     asyncio.run(server.serve(sockets=[listener]))

@@ -106,10 +106,10 @@ def field(asked: Answer, name: str, kind: type[Some], otherwise: Some) -> Some:
     IdiolectError
         It is not of this kind.
     """
-    found = asked.get(name, otherwise)
-    fits = type(found) is kind or (kind is float and type(found) is int)
+    found: Any = asked.get(name, otherwise)
+    kinds = (float, int) if kind is float else (kind,)
     refuse_if(
-        not fits,
+        type(found) not in kinds,
         f"'{name}' has to be of the kind {kind.__name__}: load the page again.",
     )
     return found

@@ -1,7 +1,7 @@
 """`idiolect status`: the history, the adapters, the server, and what to do next."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from time import localtime, strftime
 from typing import Any
@@ -13,20 +13,20 @@ from ..node import membership
 from ..owner import adapters as kept
 from ..owner import consent, history, owner
 from ..owner.adapters import Version
+from ..owner.history import Entry
 from ..owner.vault import Vault
 from .answer import Answer
 
 
 def status(vault: Vault, options: argparse.Namespace) -> Answer:
     """Gather and print it."""
-    found = gathered(vault)
+    found = gathered(vault, history.entries(vault))
     found["next"] = NEXT[next_step(found)]
     return Answer(found, text(found, options.verbose))
 
 
-def gathered(vault: Vault) -> dict[str, Any]:
-    """All that it says, as JSON, but what is next."""
-    everything = history.entries(vault)
+def gathered(vault: Vault, everything: Sequence[Entry]) -> dict[str, Any]:
+    """All that it says of a vault with this history, as JSON, but what is next."""
     server, known = membership.server_of(vault), membership.membership(vault)
     number = known.get("number")
     return {

@@ -50,9 +50,10 @@ PAGE = 50  # pairs of a list
 def overview(vault: Vault) -> dict[str, Any]:
     """All but the history itself, and what a training does."""
     with vault.reading():
-        found = status.gathered(vault)
-        counts = Counter(entry.source for entry in history.entries(vault))
+        everything = history.entries(vault)
+        found = status.gathered(vault, everything)
         left = consent.sent(vault)
+    counts = Counter(entry.source for entry in everything)
     sentence, button, place = NEXT[status.next_step(found)]
     return {
         "vault": printable(short(Path(found["vault"])), 300),

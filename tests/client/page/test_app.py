@@ -10,6 +10,7 @@ import pytest
 
 from idiolect.client.imports.read import Asked
 from idiolect.client.imports.read import read as read_file
+from idiolect.client.local.guard import MOST
 from idiolect.client.owner import adapters, consent, history, owner
 from idiolect.client.page import app as page
 from idiolect.client.page import uploads
@@ -312,6 +313,13 @@ def test_a_large_file_is_refused_without_being_read_to_its_end(tmp_path, monkeyp
         asyncio.run(Uploads(tmp_path).take(body(), "a.jsonl", Asked()))
     assert taken == 11
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_may_be_larger_than_anything_else_that_is_asked(tab):
+    rows = b"".join(b'{"text": "%d %s"}\n' % (n, b"x" * 20_000) for n in range(60))
+    assert len(rows) > MOST
+    assert tab.send(rows, name="large.jsonl").json()["new"] == 60
+    assert "has more than" in tab.refused("feedback", {"text": "x" * MOST}, status=413)
 
 
 def test_what_a_crash_left_of_a_file_is_removed(tmp_path):

@@ -351,6 +351,22 @@ def test_an_error_is_said_where_a_screen_reader_hears_it(
     tab.click("#preview-drop")
 
 
+def test_a_file_is_dropped_on_the_page(tab: Any) -> None:
+    show(tab, "history")
+    given = tab.evaluate_handle(
+        """() => {
+            const data = new DataTransfer();
+            data.items.add(new File(['{"text": "dropped"}'], "dropped.jsonl"));
+            return data;
+        }"""
+    )
+    for kind in ("dragover", "drop"):
+        tab.dispatch_event("#file-form", kind, {"dataTransfer": given})
+    expect(tab, "#preview-count").to_have_text("1 text would be added.")
+    tab.click("#preview-drop")
+    said(tab, "Nothing was added")
+
+
 # --- the end ---------------------------------------------------------------------------
 
 

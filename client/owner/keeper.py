@@ -18,7 +18,7 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from time import monotonic
@@ -106,7 +106,9 @@ def _serve(vault: Vault, minutes: float) -> None:
 
 
 def _answered(
-    line: socket.socket, messages: Iterator[dict[str, Any]], same: Callable[[], bool]
+    line: socket.socket,
+    messages: Generator[dict[str, Any], None, None],
+    same: Callable[[], bool],
 ) -> bool:
     """Send messages as they come; False: what they come from has changed.
 
@@ -130,7 +132,7 @@ def _answered(
     return True
 
 
-def _messages(writer: Writer, request: Any) -> Iterator[dict[str, Any]]:
+def _messages(writer: Writer, request: Any) -> Generator[dict[str, Any], None, None]:
     """What a request is answered, message by message.
 
     Raises

@@ -124,8 +124,8 @@ def asked_of(found: dict[str, Any]) -> Asked:
     """
     if found.keys() != _TAKES.keys() or not all(_TAKES[n](v) for n, v in found.items()):
         raise ValueError("not a request")
-    lists = {"texts": tuple(found["texts"]), "stops": tuple(found["stops"])}
-    return Asked(**found | lists)
+    lists: dict[str, Any] = {name: tuple(found[name]) for name in ("texts", "stops")}
+    return Asked(**{**found, **lists})
 
 
 class TooLate(IdiolectError):

@@ -1,7 +1,7 @@
 """Generation token by token: what is written can be shown, and ended, at once."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def tokens(
     most: int,
     repetition: float = 1.0,
     choose: Choose = likeliest,
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Continue one prompt as `scoring.generate` does, token by token.
 
     The adapters are attached while a token is computed, not between two: whoever takes
@@ -103,7 +103,7 @@ def pieces(
     tidy: Tidy,
     clean: Tidy,
     stops: Sequence[str] = (),
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """The text of tokens, as they come.
 
     Joined, the pieces are `clean` of what `Backbone.decode` returns, up to a stop. There

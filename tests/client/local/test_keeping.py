@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -113,7 +113,7 @@ def told(line: socket.socket) -> list[dict[str, Any]]:
     return [json.loads(part) for part in resident.received(line).splitlines()]
 
 
-def counted(found: list[int], most: int = 100) -> Iterator[dict[str, Any]]:
+def counted(found: list[int], most: int = 100) -> Generator[dict[str, Any], None, None]:
     for number in range(most):
         found.append(number)
         yield {"text": "x", "end": "", "tokens": number}
@@ -139,7 +139,7 @@ def test_nothing_more_is_said_when_what_it_holds_has_changed(monkeypatch):
 
 
 def test_an_error_is_said_also_in_the_middle():
-    def failing() -> Iterator[dict[str, Any]]:
+    def failing() -> Generator[dict[str, Any], None, None]:
         yield {"text": "x", "end": "", "tokens": 1}
         raise TooLong("too long.")
 

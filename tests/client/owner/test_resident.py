@@ -14,6 +14,7 @@ from idiolect.client.owner.adapters import Version
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import Passphrase
 from idiolect.client.owner.records import DEVICE
+from idiolect.client.owner.resident import Asked
 from idiolect.client.owner.vault import Vault
 from idiolect.common.data.types import Prompt
 from idiolect.common.engine.reference import load_reference
@@ -98,6 +99,29 @@ def test_the_second_text_needs_neither_torch_nor_the_passphrase(vault, tmp_path)
         with resident.connected(vault.path) as line:
             line.sendall(raw)
     assert resident.ask(vault.path, ASKED) and processes_of(vault) == process != []
+
+
+def test_it_streams_and_stops_for_who_leaves(vault):
+    """The text is `write`'s, piece by piece; a second one comes when the first is left."""
+    resident.start(vault.path, KEY)
+    whole = resident.ask(vault.path, {**ASKED, "budget": 30})
+    asked = Asked(("Tea?",), budget=30)
+    reply = resident.converse(vault.path, asked)
+    assert whole and reply
+    pieces = list(reply.pieces)
+    assert "".join(piece.text for piece in pieces) == whole["found"]["personal"]
+    assert len(pieces) > 2 and pieces[-1].end
+    assert (reply.chat, reply.dropped) == (False, 0)
+    left = resident.converse(vault.path, asked)
+    assert left and next(left.pieces)
+    left.pieces.close()
+    again = resident.converse(vault.path, asked)
+    assert again and list(again.pieces) == pieces
+    with pytest.raises(IdiolectError, match="5000 new tokens do not fit"):
+        resident.converse(vault.path, replace(asked, budget=5000))
+    # What it writes with is changed in between: nothing more comes, and no end.
+    owner.forget(vault, ["mail"])
+    assert resident.converse(vault.path, asked) is None
 
 
 def _made_again(vault: Vault) -> None:

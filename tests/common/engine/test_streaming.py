@@ -1,6 +1,7 @@
 """Text that is shown while it is written: the same text, token by token."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -134,7 +135,7 @@ class Bytes:
         plain.normalizer = normalizers.Replace(" ", "▁")
         parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
         plain.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
-        self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain)
+        self.tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=plain)
 
     def text(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=True)

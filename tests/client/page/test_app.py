@@ -3,6 +3,7 @@
 import asyncio
 import re
 import stat
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,13 @@ def test_the_page_has_no_inline_script_or_style_and_no_outside_address():
     for name in ("page.html", "page.css", "page.js"):
         found = re.findall(r"(?:https?:)?//[\w.-]+\.\w+", (FILES / name).read_text())
         assert found == [], name
+
+
+def test_the_files_of_the_page_are_packaged():
+    project = tomllib.loads((FILES.resolve().parents[1] / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["idiolect.client.page"]
+    packaged = {path.name for pattern in patterns for path in FILES.glob(pattern)}
+    assert packaged == {file for file, _ in page.STATIC.values()}
 
 
 def test_text_is_never_set_as_markup():

@@ -129,6 +129,8 @@ DEVICE = [
     ("generate", NAME, "--compare"),
     ("ui",),
     ("ui", "--port", NAME),
+    ("chat", "--system", NAME, "--max-new-tokens", "9999"),
+    ("serve-local", "--port", "0", "--origin", NAME),
     ("use",),
     ("use", NAME),
     ("use", "1"),

@@ -242,7 +242,7 @@ def text_of(content: Any, where: str) -> str:
     """
     if isinstance(content, str):
         return content
-    parts = content if isinstance(content, list) else [None]
+    parts: list[Any] = content if isinstance(content, list) else [None]
     for part in parts:
         known = isinstance(part, dict) and part.get("type") == "text"
         if not known or not isinstance(part.get("text"), str):

@@ -86,14 +86,11 @@ def serve(app: App, listener: socket.socket) -> None:
         def _end(self) -> None:
             self.should_exit = True
 
-    config: Any = {
-        "http": "h11",
-        "ws": "none",
-        "lifespan": "auto",
-        "interface": "asgi3",
+    how: dict[str, Any] = {
+        **{"http": "h11", "ws": "none", "lifespan": "auto", "interface": "asgi3"},
+        **{"log_config": None, "log_level": "critical", "access_log": False},
+        **{"server_header": False, "proxy_headers": False},
+        "timeout_graceful_shutdown": ENDING,
     }
-    quiet: Any = {"log_config": None, "log_level": "critical", "access_log": False}
-    plain: Any = {"server_header": False, "proxy_headers": False}
-    ending: Any = {"timeout_graceful_shutdown": ENDING}
-    server = Server(uvicorn.Config(app, **config, **quiet, **plain, **ending))
+    server = Server(uvicorn.Config(app, **how))
     asyncio.run(server.serve(sockets=[listener]))

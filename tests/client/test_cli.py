@@ -28,9 +28,11 @@ from idiolect.client.node import membership
 from idiolect.client.owner import adapters, consent, owner
 from idiolect.client.owner.keys import Passphrase, RandomKey
 from idiolect.client.owner.records import Source
+from idiolect.client.owner.resident import Reply
 from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
+from idiolect.common.engine.pieces import Piece
 from idiolect.common.engine.reference import load_reference
 from idiolect.common.errors import IdiolectError
 from tests.common.conftest import write_model
@@ -523,11 +525,19 @@ def written(monkeypatch):
     class Writer:
         """Writes the same text everywhere."""
 
+        def __init__(self, vault):
+            self.chosen = consent.settings(vault)
+
         def write(self, prompt, **_more):
             prompts.append(prompt)
             return {"personal": "words"}
 
-    monkeypatch.setattr(owner, "writer", lambda _vault: Writer())
+        def converse(self, asked):
+            prompts.append(asked.texts[0])
+            pieces = (Piece(text) for text in ("wor", "", "ds"))
+            return Reply(self.chosen["backbone"], False, 3, 0, pieces)
+
+    monkeypatch.setattr(owner, "writer", Writer)
     return prompts
 
 

@@ -19,6 +19,7 @@ from idiolect.common.text import (
     shown,
     tell,
     tell_json,
+    tell_pieces,
 )
 
 # Clears the screen, sets the title, makes a link of anything, forges a line, reorders,
@@ -125,3 +126,13 @@ def test_toml_is_read_or_refused(text):
 )
 def test_durations(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+@pytest.mark.parametrize("words", ["a\tb\nc\td\x1b[0m\u200dé", "", "one\n\ntwo", "\n"])
+def test_pieces_show_what_the_whole_text_shows(capsys, words):
+    tell(words)
+    whole = capsys.readouterr().out
+    for step in (1, 2, 5):
+        parts = (words[i : i + step] for i in range(0, len(words), step))
+        assert tell_pieces(parts) == words
+        assert capsys.readouterr().out == whole

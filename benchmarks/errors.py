@@ -125,6 +125,7 @@ OF_DEVICE = (
     Case("serve-local --port 0 --origin *", "one web page's scheme"),
     Case("rollback", "no adapter is in use"),
     Case("use 9", "9"),
+    Case("ui --port 99999", "there is no port 99999"),
     Case("export-adapter folder", "not empty"),
     Case("export-adapter new", "no adapter is in use"),
     Case("export-adapter new --format onnx", "invalid choice: 'onnx'"),

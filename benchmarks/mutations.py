@@ -1821,7 +1821,7 @@ MUTATIONS = (
     ),
     Mutation(
         "The model stays loaded when another adapter is in use",
-        "client/owner/keeper.py",
+        "client/owner/owner.py",
         "return file, settings(vault), used",
         "return file, settings(vault)",
         "test_it_ends_when_what_it_holds_has_changed",

@@ -46,8 +46,8 @@ WEAK = given(
 class OwnerCommand(Command):
     """One command of the owner.
 
-    `run` is a module of `commands` and a function in it, which is loaded when the command
-    runs: `--help` must not wait for torch.
+    `run` is a module of `commands`, or with a dot of another room, and a function in it,
+    which is loaded when the command runs: `--help` must not wait for torch.
 
     Attributes
     ----------
@@ -292,6 +292,22 @@ COMMANDS = (
         opens=False,
     ),
     OwnerCommand(
+        "ui",
+        "page.serve:ui",
+        "show all this as a page in a browser of this machine",
+        (
+            given(
+                "--port",
+                type=int,
+                default=0,
+                metavar="N",
+                help="of 127.0.0.1 (default: %(default)s, any that is free)",
+            ),
+            given("--open", action="store_true", help="open it in the browser"),
+        ),
+        opens=False,
+    ),
+    OwnerCommand(
         "chat",
         "chat:chat",
         "talk with the personal model; nothing of it is kept",
@@ -477,7 +493,8 @@ def _common() -> tuple[Argument, ...]:
 def _run(command: OwnerCommand, options: argparse.Namespace) -> int:
     """Carry out a command; returns its exit code."""
     module, _, name = command.run.partition(":")
-    module = f"{__package__}.commands.{module}"
+    room = "" if "." in module else "commands."
+    module = f"{__package__}.{room}{module}"
     if command.opens:
         from .commands.answer import opened
 

@@ -186,11 +186,7 @@ def carry_out(
         return options.run(options)
 
     def defect(error: BaseException) -> str:
-        place = keep_traceback(error, folder[0] if folder else None, quote)
-        return (
-            f"idiolect has a defect ({one_line(summary(error))[:300]}): {place}; start "
-            "the command again, and if it fails again, report it with that file."
-        )
+        return defect_of(error, folder[0] if folder else None, quote)
 
     if arguments is None:
         guard_process(defect)
@@ -289,6 +285,25 @@ def refusal(error: Exception) -> tuple[int, str] | None:
         what = error.strerror or type(error).__name__
         return WRONG, f"{what}{where}: {REFUSED[error.errno]}, and start it again."
     return None
+
+
+def defect_of(
+    error: BaseException, folder: Path | None = None, quote: bool = True
+) -> str:
+    """Return the sentence about a defect, whose traceback is kept (`keep_traceback`)."""
+    place = keep_traceback(error, folder, quote)
+    return (
+        f"idiolect has a defect ({one_line(summary(error))[:300]}): {place}; start "
+        "the command again, and if it fails again, report it with that file."
+    )
+
+
+def sentence_of(error: Exception, folder: Path) -> str:
+    """Return what an owner is told of an error, outside of a command (`carry_out`)."""
+    if isinstance(error, IdiolectError):
+        return str(error)
+    _, text = refusal(error) or (DEFECT, defect_of(error, folder, quote=False))
+    return text
 
 
 def out_of_memory(error: BaseException) -> bool:

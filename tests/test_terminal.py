@@ -93,6 +93,7 @@ def hostile(tmp_path, monkeypatch):
     monkeypatch.setattr(owner, "train", refuse)
     monkeypatch.setattr(adapters, "rollback", refuse)
     monkeypatch.setattr(elsewhere, "export", refuse)
+    monkeypatch.setattr("idiolect.client.page.serve.serve", lambda *_: None)
     written = {"personal": HOSTILE, "shared": HOSTILE}
     writer = SimpleNamespace(write=lambda **_: written)
     monkeypatch.setattr(owner, "writer", lambda _vault: writer)
@@ -126,6 +127,8 @@ DEVICE = [
     ("personalize",),
     ("generate", NAME),
     ("generate", NAME, "--compare"),
+    ("ui",),
+    ("ui", "--port", NAME),
     ("chat", "--system", NAME, "--max-new-tokens", "9999"),
     ("serve-local", "--port", "0", "--origin", NAME),
     ("use",),

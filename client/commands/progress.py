@@ -24,9 +24,9 @@ OWN = Path("/proc/self/status")
 class Follower:
     """Says what a training does, how long it still takes, and which memory it has."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: str = FIRST) -> None:
         self._began = monotonic()
-        self._words, self._loaded = FIRST, False
+        self._words, self._loaded = words, False
         self._first: tuple[float, int] | None = None  # time and steps done
         self._left: float | None = None  # seconds from `_at` on
         self._at = self._printed = self._began

@@ -1,7 +1,7 @@
 """`idiolect status`: the history, the adapters, the server, and what to do next."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from time import localtime, strftime
 from typing import Any
@@ -13,16 +13,23 @@ from ..node import membership
 from ..owner import adapters as kept
 from ..owner import consent, history, owner
 from ..owner.adapters import Version
+from ..owner.history import Entry
 from ..owner.vault import Vault
 from .answer import Answer
 
 
 def status(vault: Vault, options: argparse.Namespace) -> Answer:
     """Gather and print it."""
-    everything = history.entries(vault)
+    found = gathered(vault, history.entries(vault))
+    found["next"] = NEXT[next_step(found)]
+    return Answer(found, text(found, options.verbose))
+
+
+def gathered(vault: Vault, everything: Sequence[Entry]) -> dict[str, Any]:
+    """All that it says of a vault with this history, as JSON, but what is next."""
     server, known = membership.server_of(vault), membership.membership(vault)
     number = known.get("number")
-    found = {
+    return {
         "vault": str(vault.path),
         "bytes": vault.path.stat().st_size,
         "backbone": consent.settings(vault)["backbone"],
@@ -36,8 +43,6 @@ def status(vault: Vault, options: argparse.Namespace) -> Answer:
         "consent": consent.consents(vault),
         "privacy": consent.balance(vault),
     }
-    found["next"] = next_step(found)
-    return Answer(found, text(found, options.verbose))
 
 
 def adapters(vault: Vault) -> dict[str, Any]:
@@ -55,21 +60,28 @@ def shown(version: Version) -> dict[str, Any]:
     return {**found, "accepted": version.accepted, "imported": version.imported}
 
 
+# What is to be done next -> how, as a command.
+NEXT = {
+    "import": f"`idiolect import FILE`: training needs {owner.FEWEST} liked pairs",
+    "train": "`idiolect personalize` trains an adapter",
+    "resume": "`idiolect resume` answers the server again",
+    "node": "`idiolect node run`, when the operator has registered this device",
+    "use": "`idiolect use N` puts an adapter into use",
+    "write": "`idiolect generate` writes with the adapter in use",
+}
+
+
 def next_step(found: Mapping[str, Any]) -> str:
-    """What an owner would do next."""
-    server, few = found["server"], found["liked"] < owner.FEWEST
-    steps = (
-        (few, f"`idiolect import FILE`: training needs {owner.FEWEST} liked pairs"),
-        (not found["adapters"], "`idiolect personalize` trains an adapter"),
-        (server and found["paused"], "`idiolect resume` answers the server again"),
-        (
-            server and not found["device"],
-            "`idiolect node run`, when the operator has registered this device",
-        ),
-        (not found["active"], "`idiolect use N` puts an adapter into use"),
-        (True, "`idiolect generate` writes with the adapter in use"),
-    )
-    return next(step for holds, step in steps if holds)
+    """What an owner would do next: a key of `NEXT`."""
+    server = found["server"]
+    steps = {
+        "import": found["liked"] < owner.FEWEST,
+        "train": not found["adapters"],
+        "resume": server and found["paused"],
+        "node": server and not found["device"],
+        "use": not found["active"],
+    }
+    return next((step for step, holds in steps.items() if holds), "write")
 
 
 def text(found: Mapping[str, Any], numbers: bool = False) -> str:

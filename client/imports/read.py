@@ -123,7 +123,7 @@ def read(path: Path, asked: Asked | None = None, say: bool = False) -> Imported:
     return reading.done()
 
 
-def report(found: Imported) -> str:
+def report(found: Imported, width: int = 80) -> str:
     """What was read, ignored, left out and changed, and by what it is ordered."""
     read = [f"{what} from {_listed(names)}" for what, names in found.read.items()]
     lines = [f"read as {found.kind}: {', '.join(read)}"]
@@ -133,7 +133,9 @@ def report(found: Imported) -> str:
     if found.changed:
         lines.append(f"changed: {_counted(found.changed)}")
     return "\n".join(
-        fill(printable(line, 2000), 80, subsequent_indent="  ", break_on_hyphens=False)
+        fill(
+            printable(line, 2000), width, subsequent_indent="  ", break_on_hyphens=False
+        )
         for line in lines
     )
 

@@ -122,13 +122,14 @@ def guarded(
     origins: Iterable[str] = (),
     kinds: Iterable[str] = JSON,
     most: int = MOST,
+    streamed: Iterable[str] = (),
 ) -> App:
     """Return an app that lets only checked requests through to another.
 
     Parameters
     ----------
     app
-        Gets the whole body at once, and then the client's leaving.
+        Gets the whole body at once, unless it is `streamed`, and then the client's leaving.
     port
         Where it is served, on 127.0.0.1.
     token
@@ -141,6 +142,8 @@ def guarded(
         Content types of bodies. None may be one that a form can send.
     most
         Bytes of a body.
+    streamed
+        Further content types; such a body is not read here, and the app bounds it.
 
     Raises
     ------
@@ -149,7 +152,13 @@ def guarded(
     """
     if not token and entry is None:
         raise ValueError("a token or an entry is needed")
-    guard = _Guard(app, port, token, entry, frozenset(origins), frozenset(kinds), most)
+    guard = _Guard(
+        *(app, port, token, entry),
+        frozenset(origins),
+        frozenset(kinds),
+        frozenset(streamed),
+        most,
+    )
     return guard.__call__
 
 
@@ -259,8 +268,12 @@ def cookies(scope: Scope) -> list[str]:
     return [part for line in values(scope, "cookie") for part in line.split(";")]
 
 
-def check_kind(scope: Scope, kinds: frozenset[str], most: int) -> None:
+def check_kind(
+    scope: Scope, kinds: frozenset[str], most: int, streamed: frozenset[str]
+) -> bool:
     """Refuse a body that a form could send, or that says that it is too long.
+
+    Returns whether it is one of the streamed ones.
 
     Raises
     ------
@@ -268,11 +281,14 @@ def check_kind(scope: Scope, kinds: frozenset[str], most: int) -> None:
         It is one.
     """
     kind = only(scope, "content-type").partition(";")[0].strip().lower()
+    if kind in streamed:
+        return True
     if kind not in kinds:
         raise Refused(415, f"The content type has to be {' or '.join(sorted(kinds))}.")
     length = only(scope, "content-length")
     if length and (not length.isdecimal() or int(length[:20]) > most):
         raise Refused(413, f"The request has more than {most} bytes.")
+    return False
 
 
 async def read_body(receive: Receive, most: int) -> bytes | None:
@@ -329,6 +345,7 @@ class _Guard:
     entry: Entry | None
     origins: frozenset[str]
     kinds: frozenset[str]
+    streamed: frozenset[str]
     most: int
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -346,20 +363,23 @@ class _Guard:
             if self.entry and scope["path"] == OPEN:
                 return await self._open(self.entry, scope, send)
             check_secret(scope, self.token, self.entry)
-            if scope["method"] not in READING:
-                check_kind(scope, self.kinds, self.most)
-            body = await read_body(receive, self.most)
+            passed = scope["method"] not in READING and check_kind(
+                scope, self.kinds, self.most, self.streamed
+            )
+            if not passed:
+                body = await read_body(receive, self.most)
+                if body is None:
+                    return None
+                receive = _again(body, receive)
         except Refused as refused:
             more = allowed(origin)
             if refused.status == 401:
                 more["www-authenticate"] = "Bearer"
             body = error_body(refused.status, str(refused))
             return await answer(send, refused.status, body, more)
-        if body is None:
-            return None
         if self.entry and scope["path"].startswith(self.entry.room):
             scope = {**scope, "root_path": self.entry.room}
-        await self.app(scope, _again(body, receive), _with(send, allowed(origin)))
+        await self.app(scope, receive, _with(send, allowed(origin)))
 
     async def _open(self, entry: Entry, scope: Scope, send: Send) -> None:
         """Swap a link's code for the cookie.

@@ -1,4 +1,4 @@
-"""Serving an app on 127.0.0.1 until Ctrl-C or SIGTERM: the key, the port, the server."""
+"""Serving an app on 127.0.0.1 until the terminal is gone: the key, the port, the server."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,7 @@ from ...common.files import write_new
 from ..owner.resident import endpoint_key
 from .guard import ADDRESS, App, new_secret
 
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENDING = 1  # seconds that answers get to end by themselves
 NEEDED = "this needs uvicorn: install it by `pip install 'idiolect[serve]'`."
 
@@ -56,7 +57,7 @@ def key_of(vault: Path, new: bool = False) -> str:
 
 
 def serve(app: App, listener: socket.socket) -> None:
-    """Serve an app until Ctrl-C or SIGTERM.
+    """Serve an app until Ctrl-C, SIGTERM or SIGHUP; then its lifespan ends, if it has one.
 
     Raises
     ------
@@ -74,19 +75,19 @@ def serve(app: App, listener: socket.socket) -> None:
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ENDINGS:
                 loop.add_signal_handler(number, self._end)
             try:
                 yield
             finally:
-                for number in (signal.SIGINT, signal.SIGTERM):
+                for number in ENDINGS:
                     loop.remove_signal_handler(number)
 
         def _end(self) -> None:
             self.should_exit = True
 
     how: dict[str, Any] = {
-        **{"http": "h11", "ws": "none", "lifespan": "off", "interface": "asgi3"},
+        **{"http": "h11", "ws": "none", "lifespan": "auto", "interface": "asgi3"},
         **{"log_config": None, "log_level": "critical", "access_log": False},
         **{"server_header": False, "proxy_headers": False},
         "timeout_graceful_shutdown": ENDING,

@@ -267,13 +267,15 @@ def _parsed(body: bytes) -> tuple[Lora, Version]:
     return lora, Version(**fields | lists | {"method": current_name(fields["method"])})
 
 
-def read(vault: Vault, number: int) -> tuple[Lora, Version] | None:
-    """An adapter that is kept, at its strength; None if it is not."""
+def read(
+    vault: Vault, number: int, strength: float | None = None
+) -> tuple[Lora, Version] | None:
+    """An adapter that is kept, at its strength or another; None if it is not kept."""
     body = vault.get("adapter", str(number)) if number else None
     if body is None:
         return None
     lora, version = _parsed(body)
-    return scaled(lora, version.strength), version
+    return scaled(lora, version.strength if strength is None else strength), version
 
 
 def adapter(vault: Vault, backbone: Backbone, zero: Lora) -> tuple[Lora, Lora]:

@@ -580,9 +580,9 @@ MUTATIONS = (
     Mutation(
         "Adapters stay attached after an error",
         "common/engine/adapters.py",
-        "    try:\n        yield refresh\n    finally:\n"
+        "    try:\n        yield\n    finally:\n"
         "        for handle in handles:\n            handle.remove()",
-        "    yield refresh\n    for handle in handles:\n        handle.remove()",
+        "    yield\n    for handle in handles:\n        handle.remove()",
         "test_adapters_come_off_after_an_error",
     ),
     Mutation(

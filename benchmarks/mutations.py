@@ -627,6 +627,58 @@ MUTATIONS = (
         "of_x = torch.zeros_like(x)",
         "test_gradients_equal_those_of_the_plain_formula",
     ),
+    # --- servers on 127.0.0.1 ----------------------------------------------------------
+    Mutation(
+        "A server on 127.0.0.1 answers to any name",
+        "client/local/guard.py",
+        '    if host not in (f"{ADDRESS}:{port}", f"localhost:{port}"):',
+        "    if not host:",
+        "test_another_hosts_name_is_refused_even_with_the_token",
+    ),
+    Mutation(
+        "Another web page may ask if it has the token",
+        "client/local/guard.py",
+        '    if origin not in ("", f"http://{host}") or (elsewhere',
+        "    if (elsewhere",
+        "test_a_foreign_origin_is_refused_even_with_the_token",
+    ),
+    Mutation(
+        "The link of the owner's page works again and again",
+        "client/local/guard.py",
+        '        entry.code = ""\n',
+        "",
+        "test_the_link_works_once_and_gives_a_cookie_bound_to_the_room",
+    ),
+    Mutation(
+        "A form of another page can send a body",
+        "client/local/guard.py",
+        "    if kind not in kinds:\n        raise Refused(415",
+        "    if not kinds:\n        raise Refused(415",
+        "test_what_a_form_can_send_is_refused",
+    ),
+    Mutation(
+        "The beginning of a stop text is shown before it is one",
+        "common/engine/pieces.py",
+        "seen if whole else seen[: len(seen) - begun(seen, stops)]",
+        "seen",
+        "test_no_part_of_a_stop_is_shown_before_it_is_known",
+    ),
+    Mutation(
+        "A letter is shown before the mark that joins it",
+        "common/engine/pieces.py",
+        "        if not joins(text[place - 1], text[place]):\n            return place",
+        "        return place + 1",
+        "test_no_part_of_a_sign_is_shown",
+    ),
+    # --- audits --------------------------------------------------------------------
+    Mutation(
+        "The audited sums have the noise of all members, those of the server's included",
+        "server/audit/mechanism.py",
+        "    return terms(clip, z / clip, None, most, required), required - corrupt",
+        "    return terms(clip, z / clip, None, most, required), most",
+        "test_the_noise_of_the_sums_is_that_of_the_members_who_are_honest",
+        "tests/server/audit/test_audit.py",
+    ),
     # --- the wire ----------------------------------------------------------------------
     Mutation(
         "Updates are rounded to nearest: small coordinates are lost every round",

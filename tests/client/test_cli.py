@@ -32,6 +32,7 @@ from idiolect.client.owner.resident import Reply
 from idiolect.client.owner.vault import Vault
 from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
+from idiolect.common.data.types import Prompt
 from idiolect.common.engine.pieces import Piece
 from idiolect.common.engine.reference import load_reference
 from idiolect.common.errors import IdiolectError
@@ -180,7 +181,7 @@ def test_disliked_pairs_are_learnt_to_be_avoided(ready, run, asked):
             config = owner.config_of(owner.settings(vault))
             found = load_reference(config)
             backbone, zero = found.backbone, found.adapter
-            entry = owner.Entry(owner.Prompt("", bad["--prompt"]), bad["--text"])
+            entry = owner.Entry(Prompt("", bad["--prompt"]), bad["--text"])
             encoded = [backbone.encode(entry.item())]
             _, lora = adapters.adapter(vault, backbone, zero)
         from idiolect.common.engine.scoring import score_users

@@ -8,6 +8,7 @@ checked by `field`; every refusal is an `IdiolectError`.
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -108,8 +109,9 @@ def field(asked: Answer, name: str, kind: type[Some], otherwise: Some) -> Some:
     """
     found: Any = asked.get(name, otherwise)
     kinds = (float, int) if kind is float else (kind,)
+    large = kind is float and type(found) is int and abs(found) > sys.float_info.max
     refuse_if(
-        type(found) not in kinds,
+        type(found) not in kinds or large,
         f"'{name}' has to be of the kind {kind.__name__}: load the page again.",
     )
     return found

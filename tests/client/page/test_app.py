@@ -159,6 +159,7 @@ WRONG: list[Any] = [
     ["x", 1],
     {},
     10**30,
+    10**400,  # no float is as large
     "\ud800",
 ]
 FIELDS = (

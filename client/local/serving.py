@@ -15,6 +15,7 @@ from .guard import ADDRESS, App, new_secret
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENDING = 1  # seconds that answers get to end by themselves
+UNASKED = 64  # connections on which nothing is being answered
 NEEDED = "this needs uvicorn: install it by `pip install 'idiolect[serve]'`."
 
 
@@ -66,8 +67,25 @@ def serve(app: App, listener: socket.socket) -> None:
     """
     try:
         import uvicorn
+        from uvicorn.protocols.http.h11_impl import H11Protocol
     except ImportError:
         raise IdiolectError(NEEDED) from None
+
+    opened: dict[H11Protocol, None] = {}
+
+    class Connection(H11Protocol):
+        """Makes room for a new one: other accounts can open many, and ask nothing."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            opened[self] = None
+            idle = [o for o in opened if o.cycle is None or o.cycle.response_complete]
+            for oldest in idle[:-UNASKED]:
+                oldest.transport.abort()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            opened.pop(self, None)
+            super().connection_lost(exc)
 
     class Server(uvicorn.Server):
         """Ends by its signals without passing them on."""
@@ -87,7 +105,13 @@ def serve(app: App, listener: socket.socket) -> None:
             self.should_exit = True
 
     how: dict[str, Any] = {
-        **{"http": "h11", "ws": "none", "lifespan": "auto", "interface": "asgi3"},
+        **{
+            "http": Connection,
+            "backlog": 2 * UNASKED,
+            "ws": "none",
+            "lifespan": "auto",
+            "interface": "asgi3",
+        },
         **{"log_config": None, "log_level": "critical", "access_log": False},
         **{"server_header": False, "proxy_headers": False},
         "timeout_graceful_shutdown": ENDING,

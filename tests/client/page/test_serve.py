@@ -61,6 +61,24 @@ def test_a_port_that_is_taken_or_none_is_refused(options, at):
     assert at == []
 
 
+def test_nobody_else_listens_where_localhost_may_lead():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("there is no ::1")
+    with bound(0) as door:
+        port = door.getsockname()[1]
+        for other in ("::1", "::"):
+            with pytest.raises(OSError, match="in use"):
+                socket.create_server((other, port), family=socket.AF_INET6)
+    with (
+        socket.create_server(("::1", port), family=socket.AF_INET6),
+        pytest.raises(IdiolectError, match="cannot be had"),
+        bound(port),
+    ):
+        pass
+
+
 def test_without_the_extra_the_package_is_named(options, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
     with pytest.raises(IdiolectError, match=r"pip install 'idiolect\[serve\]'"):

@@ -371,7 +371,7 @@ def app(desk: Desk) -> Starlette:
     def route(act: Callable[[Desk, Any], Any], whole: bool = False) -> Route:
         async def reply(request: Request) -> Response:
             try:
-                asked = request if whole else parsed(await request.body())
+                asked = request if whole else await _json(request)
                 found = await act(desk, asked)
             except ClientDisconnect:
                 return Response(status_code=499)
@@ -398,6 +398,12 @@ def app(desk: Desk) -> Starlette:
         route(upload, whole=True),
     ]
     return Starlette(routes=routes, lifespan=life)
+
+
+async def _json(request: Request) -> Answer:
+    """The JSON object of a request; bytes, which the guard does not bound, are none."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return parsed(b"" if kind == BYTES else await request.body())
 
 
 def _refused(error: Exception, folder: Path) -> Response:

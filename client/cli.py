@@ -320,7 +320,7 @@ COMMANDS = (
             given(
                 "--max-new-tokens",
                 type=int,
-                default=0,
+                default=None,
                 metavar="N",
                 help="length of an answer, at most (default: 256, or half the max-length)",
             ),

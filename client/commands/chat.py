@@ -60,7 +60,8 @@ def chat(options: argparse.Namespace) -> int:
     with Vault.open(options.vault, key) as vault:
         chosen = settings(vault)
     most = int(chosen["max-length"])
-    budget = options.max_new_tokens or min(256, most // 2)
+    asked = options.max_new_tokens
+    budget = min(256, most // 2) if asked is None else asked
     refuse_if(
         not 0 < budget < most,
         f"{budget} new tokens do not fit into max-length, which is {most}: ask for 1 to "

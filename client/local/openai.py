@@ -83,7 +83,8 @@ def _whole(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    # An int may be too large for math.isfinite; every limit here refuses it.
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def stops_of(value: Any) -> tuple[str, ...]:

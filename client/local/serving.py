@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 from collections.abc import Iterator
@@ -13,13 +14,19 @@ from ...common.files import write_new
 from ..owner.resident import endpoint_key
 from .guard import ADDRESS, App, new_secret
 
+ADDRESS_6 = "::1"
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENDING = 1  # seconds that answers get to end by themselves
+UNASKED = 64  # connections on which nothing is being answered
 NEEDED = "this needs uvicorn: install it by `pip install 'idiolect[serve]'`."
 
 
-def bound(port: int) -> socket.socket:
-    """A socket of 127.0.0.1 alone; port 0: a free one.
+@contextlib.contextmanager
+def bound(port: int) -> Iterator[socket.socket]:
+    """A socket that listens on 127.0.0.1 alone; port 0: a free one.
+
+    Nobody else can listen at this port of ::1 meanwhile: a program that asks ``localhost``
+    may go there first, and would give its key to another account.
 
     Raises
     ------
@@ -27,10 +34,29 @@ def bound(port: int) -> socket.socket:
         It cannot be had.
     """
     refuse_if(not 0 <= port < 1 << 16, f"there is no port {port}: take 0 to 65535.")
-    with explained(
-        f"port {port} cannot be had", "end what uses it, or take another by --port"
-    ):
-        return socket.create_server((ADDRESS, port))
+    with contextlib.ExitStack() as kept:
+        with explained(
+            f"port {port} cannot be had", "end what uses it, or take another by --port"
+        ):
+            listener = kept.enter_context(socket.create_server((ADDRESS, port)))
+            _hold(kept, listener.getsockname()[1])
+        yield listener
+
+
+def _hold(kept: contextlib.ExitStack, port: int) -> None:
+    """Take a port of ::1, where there is one, and do not listen.
+
+    Raises
+    ------
+    OSError
+        Somebody has it.
+    """
+    try:
+        held = kept.enter_context(socket.socket(socket.AF_INET6))
+        held.bind((ADDRESS_6, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise
 
 
 def key_of(vault: Path, new: bool = False) -> str:
@@ -66,8 +92,25 @@ def serve(app: App, listener: socket.socket) -> None:
     """
     try:
         import uvicorn
+        from uvicorn.protocols.http.h11_impl import H11Protocol
     except ImportError:
         raise IdiolectError(NEEDED) from None
+
+    opened: dict[H11Protocol, None] = {}
+
+    class Connection(H11Protocol):
+        """Makes room for a new one: other accounts can open many, and ask nothing."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            opened[self] = None
+            idle = [o for o in opened if o.cycle is None or o.cycle.response_complete]
+            for oldest in idle[:-UNASKED]:
+                oldest.transport.abort()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            opened.pop(self, None)
+            super().connection_lost(exc)
 
     class Server(uvicorn.Server):
         """Ends by its signals without passing them on."""
@@ -87,7 +130,13 @@ def serve(app: App, listener: socket.socket) -> None:
             self.should_exit = True
 
     how: dict[str, Any] = {
-        **{"http": "h11", "ws": "none", "lifespan": "auto", "interface": "asgi3"},
+        **{
+            "http": Connection,
+            "backlog": 2 * UNASKED,
+            "ws": "none",
+            "lifespan": "auto",
+            "interface": "asgi3",
+        },
         **{"log_config": None, "log_level": "critical", "access_log": False},
         **{"server_header": False, "proxy_headers": False},
         "timeout_graceful_shutdown": ENDING,

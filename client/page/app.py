@@ -8,6 +8,7 @@ checked by `field`; every refusal is an `IdiolectError`.
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -108,8 +109,9 @@ def field(asked: Answer, name: str, kind: type[Some], otherwise: Some) -> Some:
     """
     found: Any = asked.get(name, otherwise)
     kinds = (float, int) if kind is float else (kind,)
+    large = kind is float and type(found) is int and abs(found) > sys.float_info.max
     refuse_if(
-        type(found) not in kinds,
+        type(found) not in kinds or large,
         f"'{name}' has to be of the kind {kind.__name__}: load the page again.",
     )
     return found
@@ -369,7 +371,7 @@ def app(desk: Desk) -> Starlette:
     def route(act: Callable[[Desk, Any], Any], whole: bool = False) -> Route:
         async def reply(request: Request) -> Response:
             try:
-                asked = request if whole else parsed(await request.body())
+                asked = request if whole else await _json(request)
                 found = await act(desk, asked)
             except ClientDisconnect:
                 return Response(status_code=499)
@@ -396,6 +398,12 @@ def app(desk: Desk) -> Starlette:
         route(upload, whole=True),
     ]
     return Starlette(routes=routes, lifespan=life)
+
+
+async def _json(request: Request) -> Answer:
+    """The JSON object of a request; bytes, which the guard does not bound, are none."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return parsed(b"" if kind == BYTES else await request.body())
 
 
 def _refused(error: Exception, folder: Path) -> Response:

@@ -12,6 +12,7 @@ from .pieces import LENGTH, STOP, Piece, Tidy, sure
 from .scoring import Adapters
 
 Choose = Callable[[Tensor], int]
+COLDEST = 1e-6  # temperature
 
 
 def likeliest(scores: Tensor) -> int:
@@ -25,14 +26,15 @@ def sampled(temperature: float, top_p: float = 1.0, seed: int | None = None) -> 
     Parameters
     ----------
     temperature
-        By which scores are divided.
+        By which scores are divided. Below `COLDEST` the likeliest token is taken: divided
+        by less they can overflow.
     top_p
         The least probable tokens beyond this share are left out (nucleus sampling,
         Holtzman et al. 2020).
     seed
         Of its own generator; None: another each time.
     """
-    if not temperature:
+    if temperature < COLDEST:
         return likeliest
     generator = torch.Generator()
     if seed is None:
@@ -42,7 +44,9 @@ def sampled(temperature: float, top_p: float = 1.0, seed: int | None = None) -> 
 
     def choose(scores: Tensor) -> int:
         shares, tokens = (scores.cpu() / temperature).softmax(-1).sort(descending=True)
-        shares[shares.cumsum(-1) - shares >= top_p] = 0.0
+        beyond = shares.cumsum(-1) - shares >= top_p
+        beyond[0] = False  # a share can be too small for float32
+        shares[beyond] = 0.0
         return int(tokens[shares.multinomial(1, generator=generator)])
 
     return choose

@@ -133,3 +133,9 @@ def test_nothing_of_it_is_kept(talk, place):
     for file in place.rglob("*"):
         if file.is_file():
             assert secret.encode() not in file.read_bytes()
+
+
+def test_an_answer_has_a_token_at_least(talk, keeper):
+    for most in (0, -1):
+        assert "ask for 1 to" in talk("hi\n", "--max-new-tokens", most, code=2).err
+    assert keeper.asked == []

@@ -64,6 +64,7 @@ def test_all_that_is_carried_out() -> None:
         ),
         *(("temperature", 2.1), ("temperature", -1), ("temperature", "0")),
         *(("temperature", True), ("temperature", float("nan")), ("top_p", 0)),
+        *(("temperature", 10**400), ("top_p", 10**400), ("seed", -(10**400))),
         *(("top_p", 1.1), ("seed", 1.5), ("seed", 1 << 63), ("max_tokens", 0)),
         *(("max_tokens", "5"), ("max_tokens", True), ("max_completion_tokens", -1)),
         *(("stop", ""), ("stop", ["a", ""]), ("stop", 3), ("stop", ["a"] * 17)),

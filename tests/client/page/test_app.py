@@ -86,6 +86,13 @@ def test_what_a_form_can_send_is_refused(tab, kind):
     assert tab.ask("overview")["leaves"]["paused"] is False
 
 
+def test_only_a_file_comes_as_bytes_of_which_there_may_be_many(tab):
+    for kind in (page.BYTES, f"{page.BYTES.upper()}; x=y"):
+        for name in NAMES:
+            answer = tab.post(name, content=b"{}", headers={"content-type": kind})
+            assert answer.status_code == 400 and "load it again" in answer.text
+
+
 def test_nothing_is_changed_by_reading(tab):
     for name in (*NAMES, "upload"):
         answer = tab.client.get(f"{tab.room}/api/{name}")
@@ -159,6 +166,7 @@ WRONG: list[Any] = [
     ["x", 1],
     {},
     10**30,
+    10**400,  # no float is as large
     "\ud800",
 ]
 FIELDS = (

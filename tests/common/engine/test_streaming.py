@@ -178,3 +178,12 @@ def test_sampling_follows_temperature_nucleus_and_seed():
     first, second = ([choose(scores) for _ in range(20)] for choose in twice)
     assert first == second
     assert sampled(1.0, 1e-9, seed=1)(scores) == 0
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p"),
+    [(1e-38, 1.0), (5e-324, 1.0), (1.0, 1e-300), (2.0, 5e-324)],
+)
+def test_no_temperature_or_nucleus_is_too_small(temperature, top_p):
+    scores = torch.tensor([-90.0, 40.0, 39.0])
+    assert sampled(temperature, top_p, seed=1)(scores) == 1

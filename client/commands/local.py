@@ -1,6 +1,7 @@
 """`idiolect serve-local`: the personal model for editors and other programs."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from ...common.engine.reveals import REVEALS
@@ -30,6 +31,7 @@ def serve(options: argparse.Namespace) -> int:
         loaded = Loaded(options.vault, vault_key)
         try:
             warn_of_toy(chosen["backbone"])
+            tell("loading the model; Ctrl-C here ends it", sys.stderr)
             loaded.begin()
             _say(options, f"http://{ADDRESS}:{port}/v1", endpoint_key(options.vault))
             app = guarded(Endpoint(loaded), port=port, token=key, origins=origins)

@@ -125,6 +125,7 @@ class Trainer:
     at: Training = field(default_factory=Training)
     _process: Process | None = None
     _follower: asyncio.Task[None] | None = None
+    _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def start(self, method: str) -> None:
         """Start a training.
@@ -136,13 +137,14 @@ class Trainer:
         """
         refuse_if(self.at.running, "a training is running: wait until it has ended.")
         self.at = Training(running=True, words="loading the libraries")
-        try:
-            self._process = await Process.start("train", self.vault, self.key)
-            await self._process.ask(method=method)
-        except BaseException:
-            self.at.running = False
-            raise
-        self._follower = asyncio.create_task(self._follow(self._process, self.at))
+        async with self._starting:
+            try:
+                self._process = await Process.start("train", self.vault, self.key)
+                await self._process.ask(method=method)
+            except BaseException:
+                self.at.running = False
+                raise
+            self._follower = asyncio.create_task(self._follow(self._process, self.at))
 
     async def _follow(self, process: Process, at: Training) -> None:
         """Take what it says, until it has ended."""
@@ -158,11 +160,12 @@ class Trainer:
             at.error = GONE
 
     async def stop(self) -> None:
-        """Stop it; what it has kept so far stays in the vault."""
-        if self._process and self._follower and self.at.running:
-            self.at.stopped = True
-            await self._process.end()
-            await self._follower
+        """Stop it, also if it is just starting; what it has kept stays in the vault."""
+        async with self._starting:
+            if self._process and self._follower and self.at.running:
+                self.at.stopped = True
+                await self._process.end()
+                await self._follower
 
 
 # --- writing ---------------------------------------------------------------------------

@@ -185,3 +185,27 @@ def test_a_training_that_is_stopped_is_no_error_and_one_that_dies_is(start):
         assert not trainer.at.running and trainer.at.error == GONE
 
     asyncio.run(play())
+
+
+def test_a_training_that_is_just_starting_is_stopped_too(monkeypatch):
+    """Forgetting stops it: it must not go on because its process was not there yet."""
+
+    async def go() -> None:
+        process, may = Said(), asyncio.Event()
+
+        async def started(*_: Any) -> Said:
+            await may.wait()
+            return process
+
+        monkeypatch.setattr(work.Process, "start", started)
+        trainer = Trainer(NOWHERE, KEY)
+        starting = asyncio.create_task(trainer.start("sft"))
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(trainer.stop())
+        await asyncio.sleep(0)
+        assert not stopping.done()
+        may.set()
+        await asyncio.gather(starting, stopping)
+        assert not process.running and not trainer.at.running and trainer.at.stopped
+
+    asyncio.run(go())

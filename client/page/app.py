@@ -108,10 +108,10 @@ def field(asked: Answer, name: str, kind: type[Some], otherwise: Some) -> Some:
         It is not of this kind.
     """
     found: Any = asked.get(name, otherwise)
-    kinds = (float, int) if kind is float else (kind,)
-    large = kind is float and type(found) is int and abs(found) > sys.float_info.max
+    if kind is float and type(found) is int and abs(found) <= sys.float_info.max:
+        found = float(found)
     refuse_if(
-        type(found) not in kinds or large,
+        type(found) is not kind,
         f"'{name}' has to be of the kind {kind.__name__}: load the page again.",
     )
     return found
@@ -308,7 +308,7 @@ async def use(desk: Desk, asked: Answer) -> Answer:
     number = field(asked, "number", int, 0)
     strength = asked.get("strength")
     if strength is not None:
-        strength = float(field(asked, "strength", float, 1.0))
+        strength = field(asked, "strength", float, 1.0)
     await desk.do(adapters.use, number, strength)
     return {"active": number}
 

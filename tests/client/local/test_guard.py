@@ -11,12 +11,11 @@ from idiolect.client.local.guard import (
     Entry,
     checked_origin,
     guarded,
-    new_secret,
 )
 from idiolect.common.errors import IdiolectError
 
 PORT = 4321
-TOKEN = new_secret()
+TOKEN = "t0" * 22  # always the same: names of tests have it
 HOST = f"127.0.0.1:{PORT}"
 HERE = {"host": HOST}
 ALLOWED = {**HERE, "authorization": f"Bearer {TOKEN}"}

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote
 
 from starlette.applications import Starlette
@@ -114,7 +114,7 @@ def field(asked: Answer, name: str, kind: type[Some], otherwise: Some) -> Some:
         type(found) is not kind,
         f"'{name}' has to be of the kind {kind.__name__}: load the page again.",
     )
-    return found
+    return cast(Some, found)
 
 
 def names(asked: Answer, name: str) -> list[str]:

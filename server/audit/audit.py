@@ -84,12 +84,20 @@ def run_study(study: Study, folder: Path, say: Callable[[str], None]) -> dict[st
 
 
 def cell_file(folder: Path, design: Design, control: str, seed: int) -> Path:
-    """Return the file of one audit, named by what it was run with and nothing else."""
+    """Return the file of one audit, named by what it was run with and nothing else.
+
+    Versions before hashed how Python writes the design; such a file is given its new name.
+    """
     cell = {**asdict(design), "control": control, "seed": seed}
     if not design.secagg:  # audits had names before there was anything else
         del cell["secagg"]
-    text = json.dumps(cell, sort_keys=True)
-    return folder / "cells" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    written = repr((design, control, seed)).replace(", secagg=False", "")
+    texts = json.dumps(cell, sort_keys=True), written
+    keys = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
+    path, old = (folder / "cells" / f"{key}.json" for key in keys)
+    if old.exists() and not path.exists():
+        old.rename(path)
+    return path
 
 
 def design_of(settings: Mapping[str, Any]) -> Design:

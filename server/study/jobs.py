@@ -74,11 +74,12 @@ def run_side_by_side(
                 rest = sum(
                     a for a, f in zip(ahead, files, strict=False) if not f.exists()
                 )
-                until = duration(spent / expected * rest / jobs) if expected else ""
-                say(
-                    f"{names[number]}: {took:.0f} s"
-                    + f"; about {until} left" * bool(rest)
-                )
+                left_over = ""
+                if rest and expected:
+                    left_over = (
+                        f"; about {duration(spent / expected * rest / jobs)} left"
+                    )
+                say(f"{names[number]}: {took:.0f} s{left_over}")
                 if kept:
                     store(kept, files)
         except BaseException:

@@ -618,7 +618,8 @@ def test_no_option_takes_a_passphrase():
 
     named = {name for words in leaves(_parser()) for name in options(_parser(), words)}
     secret = {name for name in named if re.search("pass|secret|key(?!ring)", name)}
-    assert secret == {"--passphrase-file", "--new-passphrase-file"}
+    files = {"--passphrase-file", "--new-passphrase-file"}
+    assert secret == files | {"--new-key"}  # which makes one, and takes none
 
 
 # --- what the owner sees of privacy ----------------------------------------------------

@@ -208,10 +208,10 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **_named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ahead, "forecast", lambda *_: (AHEAD, [1.0]))
+    monkeypatch.setattr(ahead, "forecast", lambda *_, **_named: (AHEAD, [1.0]))
     monkeypatch.setattr(stopped, interrupted)
     assert cli.main([*words, "--output-dir", str(runs)]) == 130
     (*_, said) = capsys.readouterr().err.splitlines()

@@ -1,6 +1,7 @@
 """Audits of the aggregation that runs, and attacks on a finished run."""
 
 import dataclasses
+import hashlib
 import json
 import math
 
@@ -209,9 +210,17 @@ def test_a_secret_in_a_history_is_ranked_by_likelihood(settings, quick, monkeypa
 
 
 def test_an_audit_is_named_by_what_it_was_run_with(tmp_path):
+    """By its values alone; what an earlier version wrote is found and renamed."""
+    (tmp_path / "cells").mkdir()
     design = attacks.Design()
     path = audit.cell_file(tmp_path, design, "honest", 3)
     assert path.name == "f58eb6050521b019.json"
+    written = repr((design, "honest", 3)).replace(", secagg=False", "")
+    key = hashlib.sha256(written.encode()).hexdigest()[:16]
+    old = tmp_path / "cells" / f"{key}.json"
+    old.write_text("{}")
+    assert audit.cell_file(tmp_path, design, "honest", 3) == path
+    assert path.read_text() == "{}" and not old.exists()
     others = {
         audit.cell_file(tmp_path, *cell).name
         for cell in (

@@ -37,7 +37,7 @@ def test_two_processes_write_the_files_of_one(declared, tmp_path):
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     assert found == alone and len(found) == 4
     assert sum(" s; about " in line for line in said) == 3  # the last leaves nothing
-    assert not jobs._CACHE and not multiprocessing.active_children()
+    assert not jobs._CACHE and not left()
     said.clear()
     assert jobs.run_side_by_side(declared, tmp_path / "two", 2, said.append) == alone
     assert said == []  # nothing is left to do
@@ -54,7 +54,7 @@ def test_a_cell_that_fails_ends_the_study_and_keeps_the_rest(declared, tmp_path)
     with pytest.raises(IdiolectError, match="max-length"):
         jobs.run_side_by_side(bad, tmp_path / "out", 1, lambda _: None)
     assert len(files_of(tmp_path / "out")) == 1
-    assert not multiprocessing.active_children()
+    assert not left()
 
 
 def test_a_process_that_is_killed_is_named(declared, tmp_path, monkeypatch):
@@ -107,6 +107,12 @@ def test_the_processes_end_with_the_command(declared, tmp_path, how):
     cells = placed(declared, out / "small")
     assert len([one for one in cells if one.path.exists()]) < 4
     assert len(run_study(declared, out / "small", lambda _: None)) == 4
+
+
+def left() -> list[int]:
+    """Processes of this one that still run; the pool's thread may have waited for some."""
+    found = [child.pid for child in multiprocessing.active_children()]
+    return [pid for pid in found if pid and alive(pid)]
 
 
 def children_of(pid: int) -> list[int]:

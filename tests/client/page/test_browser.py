@@ -94,7 +94,8 @@ def context(served: Served) -> Iterator[Any]:
         context.asked = []
         context.on("request", lambda request: context.asked.append(request.url))
         tab = context.new_page()
-        tab.goto(served.link)
+        # The link's page leads on at once, which would interrupt waiting for its load.
+        tab.goto(served.link, wait_until="commit")
         tab.wait_for_url(re.compile(r"/[\w-]{20,}/$"))
         context.address = tab.url
         tab.close()

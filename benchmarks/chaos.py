@@ -14,9 +14,11 @@ import os
 import signal
 import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -83,14 +85,7 @@ def trial(fleet: Fleet, name: str, victim: str, phase: str, delay: float) -> dic
         else:
             time.sleep(delay)
             killed = fleet.kill(*VICTIMS[victim])
-    said, _ = run.communicate()
-    resumes = 0
-    while run.returncode and resumes < RESUMES:
-        resumes += 1
-        time.sleep(5)
-        wait_until_served(fleet)
-        run = fleet.run(*SETTINGS, f"run.resume={name}")
-        said, _ = run.communicate()
+    run, said, resumes = completed(fleet, run, SETTINGS, name)
     seconds = time.monotonic() - began
     fleet.wait_for_devices()
     return {
@@ -103,6 +98,24 @@ def trial(fleet: Fleet, name: str, victim: str, phase: str, delay: float) -> dic
         "seconds": seconds,
         "lost": losses(fleet, name, before) if run.returncode == 0 else [said[-500:]],
     }
+
+
+def completed(
+    fleet: Fleet, run: subprocess.Popen[str], settings: Sequence[str], name: str
+) -> tuple[subprocess.Popen[str], str, int]:
+    """Let a run end, and resume it where it failed, at most `RESUMES` times.
+
+    Returns its last process, what that said, and how often it was resumed.
+    """
+    said, _ = run.communicate()
+    resumes = 0
+    while run.returncode and resumes < RESUMES:
+        resumes += 1
+        time.sleep(5)
+        wait_until_served(fleet)
+        run = fleet.run(*settings, f"run.resume={name}")
+        said, _ = run.communicate()
+    return run, said, resumes
 
 
 def wait_for_phase(fleet: Fleet, name: str, phase: str) -> None:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from chaos import RESUMES, VICTIMS, wait_until_served
+from chaos import VICTIMS, completed
 from fleet import Fleet
 from masked_demo import same
 from report import RESULTS, ROOT, between, save
@@ -54,25 +54,18 @@ def made(
             time.sleep(0.002)
         time.sleep(DELAY * (exchange == "report"))
         killed = fleet.kill(*VICTIMS[victim])
-    said, _ = run.communicate()
-    resumes = 0
-    while run.returncode and resumes < RESUMES:
-        resumes += 1
-        time.sleep(5)
-        wait_until_served(fleet)
-        run = fleet.run(*SETTINGS, f"run.resume={name}")
-        said, _ = run.communicate()
+    run, said, resumes = completed(fleet, run, SETTINGS, name)
     seconds = time.monotonic() - began
     fleet.wait_for_devices()
-    completed = run.returncode == 0
+    ended = run.returncode == 0
     return {
         "victim": victim,
         "exchange": exchange,
         "killed": killed,
-        "completed": completed,
+        "completed": ended,
         "resumes": resumes,
         "seconds": round(seconds, 1),
-        "said": "" if completed else said[-500:],
+        "said": "" if ended else said[-500:],
     }
 
 

@@ -142,9 +142,9 @@ def _found(
         done = finished(study, folder, kept)
         refuse_if(not done, f"study {study.name} has no finished cell: run it first.")
     elif options.jobs > 1:
-        from .study.jobs import run_side_by_side, threads
+        from .study.jobs import run_side_by_side, share_cores
 
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads(options.jobs)))
+        share_cores(options.jobs)  # the forecast measures with as many threads
         ahead = _ahead(study, folder, since, options.jobs)
         done = run_side_by_side(study, folder, options.jobs, tell, ahead, kept)
     else:

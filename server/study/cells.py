@@ -141,12 +141,20 @@ def run_study(
         if took is None:
             continue
         spent, expected = spent + took, expected + sum(ahead[number : number + 1])
-        rest = sum(a for a, f in zip(ahead, files, strict=False) if not f.exists())
-        left = f"; about {duration(spent / expected * rest)} left" if rest else ""
-        say(f"  {took:.0f} s{left if expected else ''}")
+        pace = spent / expected if expected else 0.0
+        say(f"  {took:.0f} s{until_end(ahead, files, pace)}")
         if kept:
             store(kept, files)
     return finished(study, folder, kept)
+
+
+def until_end(ahead: Sequence[float], files: Sequence[Path], pace: float) -> str:
+    """Say how long the cells without a file still take; nothing where that is not known.
+
+    `pace`: seconds that pass for each second that was expected; 0: not known.
+    """
+    rest = sum(a for a, f in zip(ahead, files, strict=False) if not f.exists())
+    return f"; about {duration(pace * rest)} left" if pace * rest else ""
 
 
 def title(todo: Sequence[Placed], number: int) -> str:

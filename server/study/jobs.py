@@ -16,9 +16,9 @@ from typing import Any
 
 from ...common.errors import IdiolectError
 from ...common.files import make_private, private_folder
-from ...common.text import duration, tell
+from ...common.text import tell
 from .cache import Cache
-from .cells import Placed, compute, finished, placed, run_study, title
+from .cells import Placed, compute, finished, placed, run_study, title, until_end
 from .declaration import Study
 from .kept import store
 
@@ -55,7 +55,7 @@ def run_side_by_side(
     todo = placed(study, folder)
     files = [one.path for one in todo]
     left = [k for k, file in enumerate(files) if not file.exists()]
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads(jobs)))
+    share_cores(jobs)
     context = multiprocessing.get_context("spawn")
     spent = expected = 0.0
     with ProcessPoolExecutor(max(1, min(jobs, len(left))), context, _begin) as pool:
@@ -71,14 +71,8 @@ def run_side_by_side(
                     continue
                 spent += took
                 expected += sum(ahead[number : number + 1])
-                rest = sum(
-                    a for a, f in zip(ahead, files, strict=False) if not f.exists()
-                )
-                left_over = ""
-                if rest and expected:
-                    left_over = (
-                        f"; about {duration(spent / expected * rest / jobs)} left"
-                    )
+                pace = spent / expected / jobs if expected else 0.0
+                left_over = until_end(ahead, files, pace)
                 say(f"{names[number]}: {took:.0f} s{left_over}")
                 if kept:
                     store(kept, files)
@@ -101,9 +95,10 @@ def _result(future: Future[float | None]) -> float | None:
         ) from None
 
 
-def threads(jobs: int) -> int:
-    """How many threads each of so many processes has where nobody says."""
-    return max(1, len(os.sched_getaffinity(0)) // jobs)
+def share_cores(jobs: int) -> None:
+    """Give each of so many processes an even share of the cores, where nobody says."""
+    each = max(1, len(os.sched_getaffinity(0)) // jobs)
+    os.environ.setdefault("OMP_NUM_THREADS", str(each))
 
 
 def _cell(one: Placed, name: str, measured: str) -> float | None:

@@ -409,6 +409,12 @@ COMMANDS = (
         opens=False,
     ),
     OwnerCommand(
+        "node vouched",
+        "server:vouched",
+        "keep what the witness of the invitation signed",
+        (given("voucher", help="what `idiolect-server witness vouch` printed"),),
+    ),
+    OwnerCommand(
         "node run",
         "server:run_node",
         "answer the server's messages until ended",

@@ -325,6 +325,33 @@ def _keys(options: argparse.Namespace) -> None:
     tell("next: `idiolect-server serve`, with the same --at if you gave one")
 
 
+def _name_witness(options: argparse.Namespace) -> None:
+    from .deploy.keys import name_witness
+
+    invitation = name_witness(_at(options), options.key)
+    tell(f"{invitation} names {'the witness' if options.key else 'no witness'} now")
+    tell(
+        "give it to every device, also to those that have joined, and start `serve` again"
+    )
+
+
+def _witness_key(options: argparse.Namespace) -> None:
+    from .deploy.witness import key_file, witness_key
+
+    file = key_file(options.key_file)
+    tell(witness_key(file))
+    tell(f"the private key is in {file}: keep it where the operator cannot read it")
+    tell("next: the operator gives the digits to `idiolect-server keys witness`")
+
+
+def _vouch(options: argparse.Namespace) -> None:
+    from .deploy.witness import key_file, vouch_for
+
+    file = key_file(options.key_file)
+    said = vouch_for(file, options.invitation, options.key)
+    tell(f"the device's owner runs: idiolect node vouched {said}")
+
+
 def _serve(options: argparse.Namespace) -> None:
     from .deploy.serve import serve
 
@@ -607,9 +634,16 @@ ABOUT_APP = (
 )
 
 
+KEY_FILE = given(
+    "--key-file",
+    type=Path,
+    metavar="FILE",
+    help="the witness's private key (default: witness.key in $IDIOLECT_HOME)",
+)
 GROUPS = {
     "keys": "make the keys of a server of devices",
     "nodes": "enrol devices, list and revoke them",
+    "witness": "vouch for devices, as somebody who is not the operator",
 }
 
 COMMANDS = (
@@ -713,6 +747,35 @@ COMMANDS = (
                 help="(default: those of the old one)",
             ),
             AT,
+        ),
+    ),
+    Command(
+        "keys witness",
+        _name_witness,
+        "name in the invitation who vouches for devices",
+        (
+            given(
+                "key",
+                metavar="KEY",
+                help="that `witness key` shows; empty: nobody from now on",
+            ),
+            AT,
+        ),
+    ),
+    Command(
+        "witness key",
+        _witness_key,
+        "show the key of a witness, and make it first",
+        (KEY_FILE,),
+    ),
+    Command(
+        "witness vouch",
+        _vouch,
+        "sign the key of a device whose owner the witness knows",
+        (
+            given("invitation", type=Path, help="that the device's owner was given"),
+            given("key", help="the line that `idiolect node join` prints"),
+            KEY_FILE,
         ),
     ),
     Command(

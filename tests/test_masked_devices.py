@@ -18,13 +18,17 @@ from idiolect.client.owner.records import Source
 from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
 from idiolect.common.errors import IdiolectError
+from idiolect.common.protocol.manifest import public_key
 from idiolect.common.protocol.messages import AdaptRequest, ConfirmRequest, Failure
 from idiolect.common.protocol.packing import pack
 from idiolect.common.protocol.signed import read_sealed
 from idiolect.common.protocol.summing import bitmap
 from idiolect.common.secure import directory as members
 from idiolect.common.secure.directory import Entry
+from idiolect.common.secure.witness import vouch
+from idiolect.server.privacy.card import CONSPIRING, INVENTED
 from idiolect.server.run import exchange, masked
+from idiolect.server.run.live import WITNESS
 
 from .server.federation import events, results, run
 from .test_devices import (  # noqa: F401
@@ -326,3 +330,88 @@ def test_a_member_that_the_run_before_did_not_have_is_shown(vaults):  # noqa: F8
     assert len(digits) == 3
     membership.leave(vault)
     assert membership.members_of(vault) is None
+
+
+# --- a witness ---------------------------------------------------------------------------
+
+WITNESS_SEED, OPERATOR_SEED = b"w" * 32, b"o" * 32
+
+
+def vouch_for(vault, seed: bytes) -> None:
+    """Name the witness in a device's invitation, and keep what `seed` signs for it."""
+    server = dataclasses.replace(
+        membership.joined(vault), witness=public_key(WITNESS_SEED)
+    )
+    membership.join(vault, server)
+    own = membership.public_der(vault).hex()
+    vault.note("voucher", vouch(seed, server.signing_key, own))
+
+
+def test_a_run_whose_devices_a_witness_knows(vaults, settings, monkeypatch):  # noqa: F811
+    monkeypatch.setenv(WITNESS, public_key(WITNESS_SEED))
+    for vault in vaults:
+        vouch_for(vault, WITNESS_SEED)
+    folder = run(settings | ONCE, DeviceGrid(vaults))
+    card = results(folder)["privacy"]
+    assert CONSPIRING in card["not_covered"] and INVENTED not in card["not_covered"]
+    assert any("The witness vouched only" in one for one in card["claims"]["assumed"])
+
+
+def test_who_is_not_vouched_for_is_left_out_by_an_honest_server(
+    vaults,  # noqa: F811
+    settings,  # noqa: F811
+    monkeypatch,
+):
+    monkeypatch.setenv(WITNESS, public_key(WITNESS_SEED))
+    for vault in vaults[:-1]:
+        vouch_for(vault, WITNESS_SEED)
+    folder = run(settings | ONCE, DeviceGrid(vaults))
+    assert "the witness does not vouch for this device" in failures(folder)
+    seen = membership.members_of(vaults[0])
+    assert seen is not None and seen.numbers == ("100", "101", "102")
+    assert membership.members_of(vaults[-1]) is None
+
+
+def test_a_server_that_invents_a_member_gets_no_row(vaults, settings):  # noqa: F811
+    """It does not check, and signs as a witness itself for the member that it invents."""
+    for vault in vaults[:-1]:
+        vouch_for(vault, WITNESS_SEED)
+    vouch_for(vaults[-1], OPERATOR_SEED)
+    grid = DeviceGrid(vaults)
+    folder = run(settings | ONCE, grid)
+    said = "the witness does not vouch for member 103"
+    assert said in failures(folder)
+    assert "query.confirm" not in grid.kinds  # nobody reported
+    for vault in vaults:
+        assert not [one for one in consent.sent(vault) if one.kind == "AdaptReply"]
+
+
+def test_a_run_keeps_the_witness_that_it_began_with(vaults, settings, monkeypatch):  # noqa: F811
+    monkeypatch.setenv(WITNESS, public_key(WITNESS_SEED))
+    for vault in vaults:
+        vouch_for(vault, WITNESS_SEED)
+    named = settings | ONCE | {"run.name": "mine"}
+    run(named, DeviceGrid(vaults))
+    monkeypatch.delenv(WITNESS)
+    with pytest.raises(IdiolectError, match="another witness vouches"):
+        run(named | {"run.resume": True}, DeviceGrid(vaults))
+
+
+def test_an_owner_keeps_only_what_the_witness_of_the_invitation_signed(vaults):  # noqa: F811
+    vault = vaults[0]
+    server, own = membership.joined(vault), membership.public_der(vault).hex()
+    good = vouch(WITNESS_SEED, server.signing_key, own)
+    with pytest.raises(IdiolectError, match="names no witness"):
+        membership.keep_voucher(vault, good)
+    named = dataclasses.replace(server, witness=public_key(WITNESS_SEED))
+    membership.join(vault, named)
+    for bad in (vouch(OPERATOR_SEED, server.signing_key, own), good[:-2], "x", ""):
+        with pytest.raises(IdiolectError, match="did not sign that"):
+            membership.keep_voucher(vault, bad)
+    membership.keep_voucher(vault, good)
+    assert vault.noted("voucher") == good
+    for other in ("", public_key(OPERATOR_SEED)):  # an operator who drops the witness
+        with pytest.raises(IdiolectError, match="does not name the witness"):
+            membership.join(vault, dataclasses.replace(named, witness=other))
+    membership.leave(vault)
+    assert vault.noted("voucher") is None

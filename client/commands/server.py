@@ -22,13 +22,27 @@ def join(options: argparse.Namespace) -> Answer:
     with opened(options) as vault:
         membership.join(vault, server)
         line = membership.public_line(vault)
-    mark = membership.fingerprint(server)
-    return Answer(
-        {"server": server.address, "key": line, "authority": mark},
+    mark, witness = membership.fingerprint(server), server.witness
+    text = (
         f"joined {printable(server.address)}, whose authority is, as `serve` shows it:\n"
         f"  {mark}\n"
-        f"Send its operator this line, for `idiolect-server nodes add`:\n{line}",
+    )
+    if witness:
+        text += f"and which names a witness with the key\n  {witness}\n"
+        text += "Send the witness the line below too: see `idiolect node vouched`.\n"
+    return Answer(
+        {"server": server.address, "key": line, "authority": mark, "witness": witness},
+        f"{text}Send its operator this line, for `idiolect-server nodes add`:\n{line}",
         exact=True,
+    )
+
+
+def vouched(vault: Vault, options: argparse.Namespace) -> Answer:
+    """Keep the witness's signature of this device's key."""
+    membership.keep_voucher(vault, options.voucher)
+    return Answer(
+        {"vouched": True},
+        "the witness vouches for this device: it takes part in masked sums.",
     )
 
 

@@ -157,6 +157,7 @@ class Device:
             permit=lambda outflow, config: consent.permit(answers, outflow, config),
             numbers={self.user: self.number},
             identity=node_key(self._vault),
+            voucher=self._vault.noted("voucher", ""),
             pin=lambda known: pin_members(self._vault, request.run, name, known),
             trained=keep,
         )

@@ -76,9 +76,11 @@ class Node:
     identity
         The device's own key, which signs its keys of a run; None: a simulated user makes
         one.
+    voucher
+        A witness's signature of the device's key; empty: there is none.
     pin
         Called with the directory of a run's members; raises where one is known by another
-        key.
+        key, or unknown to the witness.
     trained
         Called with the shared and the own adapter, the method and the `state.identity` of
         what was trained for good, before the server hears of it.
@@ -96,6 +98,7 @@ class Node:
     permit: Callable[[str, Config], None] = _everything
     numbers: Mapping[str, int] = field(default_factory=dict)
     identity: EllipticCurvePrivateKey | None = None
+    voucher: str = ""
     pin: Callable[[Sequence[Entry]], None] | None = None
     trained: Callable[[Lora, Lora, str, str], None] | None = None
 

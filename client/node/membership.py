@@ -43,11 +43,15 @@ class Server:
         PEM of the authority that its certificate must come from.
     signing_key
         Public key of the manifests of all its runs, 64 hex digits.
+    witness
+        Public key of who vouches for the members of masked sums, 64 hex digits
+        (`common.secure.witness`); empty: nobody does.
     """
 
     address: str
     certificate: str
     signing_key: str
+    witness: str = ""
 
 
 def read_invitation(file: Path) -> Server:
@@ -74,6 +78,8 @@ def read_invitation(file: Path) -> Server:
             raise ValueError("its certificate can't be read") from None
         if len(bytes.fromhex(server.signing_key)) != 32:
             raise ValueError("the signing key has not 32 bytes")
+        if server.witness and len(bytes.fromhex(server.witness)) != 32:
+            raise ValueError("the key of the witness has not 32 bytes")
         address = server.address
         host, _, port = address.rpartition(":")
         plain = address.isascii() and address.isprintable() and len(address) < 300
@@ -114,13 +120,18 @@ def join(vault: Vault, server: Server) -> None:
     Raises
     ------
     IdiolectError
-        Another one was joined before.
+        Another one was joined before, or this one named another witness.
     """
     before = server_of(vault)
     if before is not None and before.signing_key != server.signing_key:
         raise IdiolectError(
             f"this device belongs to {before.address}: `idiolect leave` first."
         )
+    refuse_if(
+        before is not None and before.witness not in ("", server.witness),
+        "the invitation does not name the witness that this device knows: ask the witness "
+        "why; to join without it all the same, `idiolect leave` first.",
+    )
     with vault.transaction():
         vault.note("server", asdict(server))
         if before is None:
@@ -141,6 +152,32 @@ def note_number(vault: Vault, number: int) -> None:
     known = membership(vault)
     if known.get("number") != number:
         vault.note("joined", {**known, "number": number})
+
+
+def keep_voucher(vault: Vault, voucher: str) -> None:
+    """Keep what the witness signed, which takes this device into masked sums.
+
+    Raises
+    ------
+    IdiolectError
+        The invitation names no witness, or it did not sign this device's key.
+    """
+    from ...common.secure.witness import vouched
+
+    server = joined(vault)
+    refuse_if(
+        not server.witness,
+        "the invitation of this server names no witness, so none is needed: if you know "
+        "of one, ask the operator for the present invitation and join by it.",
+    )
+    own = public_der(vault).hex()
+    refuse_if(
+        not vouched(voucher, server.witness, server.signing_key, own),
+        "the witness of the invitation did not sign that for this device: send the witness "
+        "the line that `idiolect node join INVITATION` prints; if it did sign it, the "
+        "invitation names somebody else.",
+    )
+    vault.note("voucher", voucher)
 
 
 @dataclass(frozen=True)
@@ -218,11 +255,20 @@ def pin_members(
     Raises
     ------
     IdiolectError
-        A member had another key in an earlier run.
+        A member had another key in an earlier run, or the witness does not vouch for it.
     """
     from ...common.secure.directory import changed, root
     from ...common.secure.directory import fingerprint as member_fingerprint
+    from ...common.secure.witness import strangers
 
+    server = server_of(vault)
+    if server and server.witness:
+        unknown = strangers(directory, server.witness, run, server.signing_key)
+        refuse_if(
+            unknown,
+            f"the witness does not vouch for member {', '.join(unknown[:3])} of the "
+            "directory: ask the witness, or the operator, whose device it is.",
+        )
     known = vault.noted("members", {})
     odd = changed(directory, known)
     refuse_if(
@@ -257,7 +303,7 @@ def leave(vault: Vault) -> None:
     from ..owner.adapters import drop_shared  # loads torch
 
     with vault.transaction(erasing=True):
-        known = ["server", "node-key", "joined", "members", "directory"]
+        known = ["server", "node-key", "joined", "voucher", "members", "directory"]
         vault.delete("state", known)
         vault.forget_runs()
         drop_shared(vault)

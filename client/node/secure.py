@@ -161,7 +161,7 @@ def offer(node: Node, user: str, run: str, server: str) -> Entry:
         node.store.write(name, body)
     identity = node.identity or ec.derive_private_key(_scalar(body), ec.SECP384R1())
     return members.make_entry(
-        node.numbers[user], identity, load_keys(body), run, server
+        node.numbers[user], identity, load_keys(body), run, server, node.voucher
     )
 
 

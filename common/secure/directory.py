@@ -83,6 +83,8 @@ class Entry:
         Public keys of the run (`Keys`), 32 bytes each.
     signature
         By the identity, over the run, the server's key and the two public keys.
+    voucher
+        By a witness, over the identity (`witness.vouch`); empty: nobody vouches for it.
     """
 
     number: str
@@ -90,10 +92,16 @@ class Entry:
     agreement: str
     signing: str
     signature: str
+    voucher: str = ""
 
 
 def make_entry(
-    number: int, identity: ec.EllipticCurvePrivateKey, keys: Keys, run: str, server: str
+    number: int,
+    identity: ec.EllipticCurvePrivateKey,
+    keys: Keys,
+    run: str,
+    server: str,
+    voucher: str = "",
 ) -> Entry:
     """Return a member's entry, signed.
 
@@ -107,13 +115,15 @@ def make_entry(
         Of this run.
     run, server
         The run's id, and the public key of the run's requests, 64 hex digits.
+    voucher
+        The witness's signature, if there is one.
     """
     agreement, signing = keys.publics
     signature = identity.sign(_text(run, server, agreement + signing), _CURVE)
     public = identity.public_key()
     der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     known = der, agreement, signing, signature
-    return Entry(str(number), *(part.hex() for part in known))
+    return Entry(str(number), *(part.hex() for part in known), voucher)
 
 
 def _text(run: str, server: str, publics: bytes) -> bytes:

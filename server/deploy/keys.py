@@ -34,6 +34,7 @@ Authority = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 YEARS = 10  # of the authority; devices carry its certificate
 DAYS = 397  # of the server's own certificate
+INVITATION = "invitation.json"
 PAIR = "server.pem"  # the server's private key and certificate: one file, so one change
 OLD_PAIR = ("server.key", "server.crt")  # the two of an earlier version
 LOCAL = ("localhost", "127.0.0.1")
@@ -81,10 +82,10 @@ def keys_init(folder: Path, names: Sequence[str], port: int) -> Path:
         "certificate": pem.decode(),
         "signing_key": public_key(read_or_make_key(folder / "signing.key")),
     }
-    results.write_json(folder / "invitation.json", invitation)
+    results.write_json(folder / INVITATION, invitation)
     # Last: its presence means that all keys are there.
     write_atomically(folder / "ca.key", _pem(key))
-    return folder / "invitation.json"
+    return folder / INVITATION
 
 
 def keys_renew(folder: Path, names: Sequence[str] = ()) -> datetime:
@@ -137,14 +138,68 @@ def invited_to(folder: Path) -> tuple[str, int]:
     IdiolectError
         The invitation is missing or damaged.
     """
-    file = folder / "invitation.json"
     try:
-        name, _, port = str(json.loads(file.read_text())["address"]).rpartition(":")
+        name, _, port = invitation_of(folder / INVITATION)["address"].rpartition(":")
         return name, int(port)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IdiolectError(
-            f"{file} can't be read ({error}): put it back, every device has it too."
-        ) from None
+    except (ValueError, KeyError) as error:
+        raise _unreadable(folder / INVITATION, error) from None
+
+
+def invitation_of(file: Path) -> dict[str, str]:
+    """Return what an invitation says.
+
+    Raises
+    ------
+    IdiolectError
+        It is missing or damaged.
+    """
+    try:
+        found = json.loads(file.read_text())
+        texts = isinstance(found, dict) and {str} >= set(map(type, found.values()))
+        if not texts:
+            raise ValueError("it is not an object of texts")
+        return found
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> IdiolectError:
+    return IdiolectError(
+        f"{file} can't be read ({error}): put it back, every device has it too."
+    )
+
+
+def name_witness(folder: Path, witness: str) -> Path:
+    """Write into the invitation who vouches for the members of masked sums.
+
+    Parameters
+    ----------
+    folder
+        Where `keys_init` wrote.
+    witness
+        Public key that `idiolect-server witness key` shows; empty: nobody from now on.
+
+    Returns
+    -------
+    pathlib.Path
+        The invitation. Devices that have joined join again by it.
+
+    Raises
+    ------
+    IdiolectError
+        It is not such a key.
+    """
+    refuse_if(
+        witness
+        and not (len(witness) == 64 and set(witness) <= set("0123456789abcdef")),
+        "that is not the key of a witness: give the 64 digits that `idiolect-server "
+        "witness key` shows.",
+    )
+    said = invitation_of(folder / INVITATION)
+    said.pop("witness", None)
+    said |= {"witness": witness} if witness else {}
+    results.write_json(folder / INVITATION, said)
+    return folder / INVITATION
 
 
 def fingerprint(folder: Path) -> str:
@@ -176,7 +231,7 @@ def check_keys(folder: Path) -> None:
     """Check that the keys for `serve` are there; update a folder of an earlier version."""
     if not (folder / PAIR).exists() and (old := _old_pair(folder)):
         write_atomically(folder / PAIR, old)
-    for name in ("ca.crt", PAIR, "signing.key", "invitation.json"):
+    for name in ("ca.crt", PAIR, "signing.key", INVITATION):
         refuse_if(
             not (folder / name).is_file(),
             f"there is no {name} in {folder}: make the keys by `idiolect-server keys init "

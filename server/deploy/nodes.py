@@ -26,6 +26,26 @@ LABELS = "labels.json"  # node -> what the operator calls it
 LONGEST_LABEL = 20  # so that a line of `nodes list` has at most 80 characters
 
 
+def device_key(line: str) -> bytes:
+    """Return a device's public key, DER, from the line that `idiolect node join` prints.
+
+    Raises
+    ------
+    IdiolectError
+        It is not such a line.
+    """
+    try:
+        key = load_ssh_public_key(line.encode())
+        if not line.startswith("ecdsa-sha2-nistp384 "):
+            raise ValueError
+    except (ValueError, UnsupportedAlgorithm):
+        raise IdiolectError(
+            "that is not the key of a device: give the whole line that `idiolect node "
+            "join` prints, ecdsa-sha2-nistp384 AAAA…"
+        ) from None
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
 def add_node(folder: Path, key: str, label: str = "") -> str:
     """Register a device by its public key; return its number.
 
@@ -53,15 +73,7 @@ def add_node(folder: Path, key: str, label: str = "") -> str:
         label and _numbers(folder, label),
         f"another device is called '{label}': give another name.",
     )
-    try:
-        load_ssh_public_key(key.encode())
-        if not key.startswith("ecdsa-sha2-nistp384 "):
-            raise ValueError
-    except (ValueError, UnsupportedAlgorithm):
-        raise IdiolectError(
-            "that is not the key of a device: give the whole line that `idiolect node "
-            "join` prints, ecdsa-sha2-nistp384 AAAA…"
-        ) from None
+    device_key(key)
     file = folder / f"node.{os.getpid()}.pub"
     write_atomically(file, key.encode() + b"\n")
     try:

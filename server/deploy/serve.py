@@ -33,7 +33,7 @@ from pathlib import Path
 from ...common.errors import IdiolectError
 from ...common.files import make_private, write_atomically
 from ..run import results
-from ..run.live import SIGNING_KEY
+from ..run.live import SIGNING_KEY, WITNESS
 from ..simulate import processes
 from ..simulate.environment import flower_environment
 from . import database, keys, superlink
@@ -225,6 +225,7 @@ def environment_of(folder: Path, now: Serving) -> dict[str, str]:
     return {
         **flower_environment(place / "flower", now.mark),
         SIGNING_KEY: str(place / "signing.key"),
+        WITNESS: keys.invitation_of(place / keys.INVITATION).get("witness", ""),
     }
 
 

@@ -201,11 +201,14 @@ def _amplification(ledger: Ledger, noisy: Mapping[Event, int]) -> dict[str, Any]
 SEEN = "single updates and votes, which the server sees before it adds them up"
 LYING = "a server that does not follow the protocol"
 # Where rows are masked (docs/masked-sums.md).
+INVENTED = (
+    "a server that invents members of the directory: devices that nobody owns, whose noise "
+    "and masks it knows"
+)
+CONSPIRING = (
+    "a witness who vouches for devices that nobody owns, together with the server"
+)
 MASKED = (
-    (
-        "a server that invents members of the directory: devices that nobody owns, whose "
-        "noise and masks it knows"
-    ),
     "a server that sends the members of one run different configurations",
     "what a malicious member sends: nobody can clip or check a masked row",
 )
@@ -218,12 +221,17 @@ NEVER_COVERED = (
 )
 
 
+def _lying(ledger: Ledger) -> tuple[str, ...]:
+    """What a server can do that lies, where rows are masked."""
+    return (CONSPIRING if ledger.witnessed else INVENTED, *MASKED)
+
+
 def _not_covered(ledger: Ledger) -> list[str]:
     clear = (event.stage for event in ledger.events() if not event.z)
     found = [
         *(f"{r['stage']}: {r['what']} ({r['why']})" for r in ledger.open_releases),
         *(f"{stage}: released without noise" for stage in clear),
-        *(MASKED if ledger.masked else (SEEN, LYING)),
+        *(_lying(ledger) if ledger.masked else (SEEN, LYING)),
         *NEVER_COVERED,
         *(f"{what}, not protected: {why}" for what, why in ledger.unprotected.items()),
     ]
@@ -266,6 +274,13 @@ def _claims(
     }
 
 
+def _people(ledger: Ledger) -> str:
+    """Why the members of masked sums are people."""
+    if ledger.witnessed:
+        return "The witness vouched only for devices of people that it knows"
+    return "Everybody in the directory is a person's device"
+
+
 def _assumptions(ledger: Ledger) -> list[str]:
     """What must hold for the epsilons of the noisy events to be a guarantee."""
     noisy = [event for event in ledger.events() if event.z]
@@ -287,9 +302,9 @@ def _assumptions(ledger: Ledger) -> list[str]:
         (
             ledger.masked,
             (
-                "Everybody in the directory is a person's device, and all but the share "
-                "named above do what the protocol says. Nobody solves the problems that "
-                "X25519, AES and SHA-256 rest on."
+                f"{_people(ledger)}, and all but the share named above do what the "
+                "protocol says. Nobody solves the problems that X25519, AES and SHA-256 "
+                "rest on."
             ),
         ),
         (

@@ -86,7 +86,8 @@ class Ledger:
     secagg
         Where users add shares of the noise: ``mode``, and the ``colluding`` share and
         ``quorum`` that `Event.server_z` rests on. Empty: the server adds all noise. With
-        the mode ``on`` of a run on devices each of them holds its own ``keys``.
+        the mode ``on`` of a run on devices each of them holds its own ``keys``, and
+        ``witness`` is the public key of who vouches for them, if somebody does.
 
     Raises
     ------
@@ -194,6 +195,11 @@ class Ledger:
     def masked(self) -> bool:
         """Whether sums with noise were of rows that only their own devices have seen."""
         return self.secagg.get("keys") == "devices"
+
+    @property
+    def witnessed(self) -> bool:
+        """Whether a person other than the operator vouches for the members of sums."""
+        return self.masked and bool(self.secagg.get("witness"))
 
     def simulation_reasons(self) -> list[str]:
         """Return why this run can only be a simulation; empty if it need not be one."""

@@ -44,7 +44,7 @@ from .budget import new_ledger, population_of
 from .checkpoint import RunFolder, load, open_run, point_back, point_latest
 from .entry import entry, identity_of
 from .hello import Identity, hello, identity
-from .live import Journal, LiveRun
+from .live import Journal, LiveRun, witness_of
 from .personalise import alphas, evaluate, mean_log, personalise
 from .pool import pool
 from .remote import Remote
@@ -217,11 +217,18 @@ def open_ledger(folder: Path, config: Config, dataset: Dataset) -> Ledger:
     Raises
     ------
     IdiolectError
-        There is none, though the run has begun: what it spent must not be forgotten.
+        There is none, though the run has begun: what it spent must not be forgotten. Or
+        another witness vouches for the devices than when the run began.
     """
-    path = folder / "ledger.json"
+    path, witness = folder / "ledger.json", witness_of(config)
     if path.exists():
-        return read_ledger(path)
+        found = read_ledger(path)
+        refuse_if(
+            found.secagg.get("witness", "") != (witness if found.secagg else ""),
+            "another witness vouches for the devices than when this run began: name that "
+            "one by `idiolect-server keys witness`, or start a new run.",
+        )
+        return found
     refuse_if(
         (
             (folder / "checkpoint" / "state.json").exists()
@@ -232,7 +239,7 @@ def open_ledger(folder: Path, config: Config, dataset: Dataset) -> Ledger:
             "file from a backup, or start a new run."
         ),
     )
-    return new_ledger(path, config, population_of(config, dataset))
+    return new_ledger(path, config, population_of(config, dataset), witness)
 
 
 def begin(run: LiveRun, phase: str) -> None:

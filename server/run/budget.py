@@ -152,10 +152,13 @@ def _as_seen(config: Config, people: Population, event: Event) -> Event:
 # --- the ledger of a run ---------------------------------------------------------------
 
 
-def new_ledger(path: Path | None, config: Config, people: Population) -> Ledger:
+def new_ledger(
+    path: Path | None, config: Config, people: Population, witness: str = ""
+) -> Ledger:
     """Begin the ledger of a run, on disk before anything happens.
 
-    A run without privacy has one too: it says that what is released is exact.
+    A run without privacy has one too: it says that what is released is exact. `witness` is
+    the public key of who vouches for the members of masked sums, if somebody does.
     """
     privacy = config.privacy
     ledger = Ledger(
@@ -165,7 +168,7 @@ def new_ledger(path: Path | None, config: Config, people: Population) -> Ledger:
         cap=privacy.participations,
         population=people.everybody,
         rng="seeded" if privacy.seeded else "os",
-        secagg=secagg_of(config),
+        secagg=secagg_of(config, witness),
         unprotected={
             sent: why for sent in used(config) if (why := protected(config, sent))
         },
@@ -176,13 +179,15 @@ def new_ledger(path: Path | None, config: Config, people: Population) -> Ledger:
     return ledger
 
 
-def secagg_of(config: Config) -> dict[str, str | float]:
+def secagg_of(config: Config, witness: str = "") -> dict[str, str | float]:
     """What the ledger says of secure aggregation; nothing where no sum rests on it."""
     if not summed(config):
         return {}
     chosen = config.secagg
     said = {"mode": chosen.mode, "colluding": chosen.colluding, "quorum": config.quorum}
-    return said | ({"keys": "devices"} if config.on_devices else {})
+    if config.on_devices:
+        said |= {"keys": "devices", **({"witness": witness} if witness else {})}
+    return said
 
 
 def unprotected(config: Config) -> list[tuple[str, str, str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from ...common.config import Scalar, defaults, flatten
+from ...common.config import Config, Scalar, defaults, flatten
 from ...common.files import file_name, private
 from ...common.protocol.manifest import read_or_make_key
 from ...common.protocol.messages import Rows, Shapes
@@ -24,6 +24,14 @@ from .cohort import Run
 from .inbox import Inbox
 
 SIGNING_KEY = "IDIOLECT_SIGNING_KEY"  # path of the one key of a server of devices
+WITNESS = (
+    "IDIOLECT_WITNESS"  # public key of who vouches for its devices, if somebody does
+)
+
+
+def witness_of(config: Config) -> str:
+    """Public key of who vouches for members of masked sums of devices; empty: nobody."""
+    return os.environ.get(WITNESS, "") if config.on_devices else ""
 
 
 class Journal:

@@ -75,11 +75,16 @@ from ...common.secure.neighbours import threshold
 from ...common.secure.plan import Plan
 from ...common.secure.rows import Integers
 from ...common.secure.secure import LeftOut, Report
+from ...common.secure.witness import vouched
 from .exchange import Exchange, ask
-from .live import LiveRun
+from .live import LiveRun, witness_of
 from .sums import SEALED
 
 Requests = list[tuple[int, Any]]
+UNVOUCHED = (
+    "the witness does not vouch for this device: its owner joins by the present "
+    "invitation, and sends the witness the line that `idiolect node join` prints."
+)
 SEALED_BYTES = 1 << 28  # of the sealed shares that are asked about at once
 
 
@@ -133,6 +138,7 @@ def register(run: LiveRun, reply: HelloReply) -> dict[str, str]:
     if run.config.secagg.mode != "on":
         return {}
     known, server = run.state.members, public_key(run.signing_key)
+    witness = witness_of(run.config)
     numbers = run.nodes if run.config.on_devices else run.dataset.numbers
     problems: dict[str, str] = {}
     for user in reply.users:
@@ -142,8 +148,10 @@ def register(run: LiveRun, reply: HelloReply) -> dict[str, str]:
         elif entry.number != str(numbers.get(user)):
             problems[user] = "its keys for masked sums are those of another number."
         # A signature may differ: ECDSA has a new one each time.
-        elif astuple(entry)[:-1] != astuple(known.get(user, entry))[:-1]:
+        elif astuple(entry)[:4] != astuple(known.get(user, entry))[:4]:
             problems[user] = "its keys for masked sums are not those it began with."
+        elif witness and not vouched(entry.voucher, witness, server, entry.identity):
+            problems[user] = UNVOUCHED
         else:
             known.setdefault(user, entry)
     return problems

@@ -1,4 +1,4 @@
-"""The witness's key, whom it signs for, and what the operator writes into the invitation."""
+"""The key of a witness, whom it signs for, and what the operator writes of it."""
 
 import json
 import stat

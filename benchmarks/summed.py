@@ -3,9 +3,10 @@
     python benchmarks/summed.py [--runs N] [--users N] [--page]
 
 The main job with one trained method, without privacy and with it; the two modes in turn.
-CPU seconds of all processes of a run, which a busy machine hardly changes. Runs that are
-done are kept in ``benchmarks/results/summed.json``; the same command does what is missing,
-and ``--page`` writes the table of docs/masked-sums.md.
+CPU seconds of all processes of a run, with one thread each: threads that wait for each
+other on a busy machine would count as work. Runs that are done are kept in
+``benchmarks/results/summed.json``; the same command does what is missing, and ``--page``
+writes the table of docs/masked-sums.md.
 """
 
 import argparse
@@ -48,7 +49,8 @@ def cpu_seconds(users: int, privacy: str, mode: str) -> float:
         command += [str(ROOT / "simulations" / "lamp"), "--nodes", "1"]
         for word in [*words, f"run.folder={place}"]:
             command += ["-c", word]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        single = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=single)
         ends = time.monotonic() + 60
         while time.monotonic() < ends:  # Ray's processes, which nobody else waits for
             try:

@@ -50,7 +50,10 @@ PATIENCE = 900.0
 def answered(log: str) -> dict[str, int]:
     """Ray's machine -> messages that it answered, by the log of a run."""
     found = re.findall(rf"{ANSWERED}(\w+): (\d+)", log)
-    return {machine: int(count) for machine, count in found}
+    counts: dict[str, int] = {}
+    for machine, count in found:
+        counts[machine] = max(counts.get(machine, 0), int(count))
+    return counts
 
 
 def numbers(folder: Path) -> dict[str, Any]:
@@ -275,6 +278,7 @@ def main() -> int:
         token = place / "token"
         token.write_text(secrets.token_hex(32))
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        os.environ["RAY_TMPDIR"] = folder  # where Ray notes the cluster of a machine
         if os.environ[INSIDE] == "0":  # then Ray listens on 127.0.0.1 alone
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         report = measure(place, given.users)

@@ -9,6 +9,7 @@ standard input): Ray starts threads and prints what it likes.
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import secrets
@@ -26,7 +27,8 @@ from ...common.files import private
 
 # On which the numbers depend. Ray compares its own version and Python's.
 PACKAGES = ("idiolect", "flwr", "torch", "transformers", "numpy")
-CONNECT, ANSWER = 5.0, 60.0  # seconds that a port, and a machine, may take to answer
+# Seconds that a port, a machine, and all together may take to answer.
+CONNECT, ANSWER, JOINED = 5.0, 120.0, 180.0
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,21 @@ def survey(
     """
     check_address(address)
     job = {"paths": dict(paths), "folder": str(folder)}
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "idiolect.server.simulate.cluster", address],
-        env=dict(environment),
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-P", "-m", "idiolect.server.simulate.cluster", address]
+    try:
+        done = subprocess.run(
+            command,
+            env=dict(environment),
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            timeout=JOINED,
+        )
+    except subprocess.TimeoutExpired:
+        raise IdiolectError(
+            f"the cluster at {address} did not answer within {JOINED:.0f} seconds: look at "
+            "it with `ray status`, or give HOST:PORT of its head."
+        ) from None
     try:
         found = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
@@ -247,6 +257,17 @@ def contents(path: str) -> str:
     return f"{path} sha256:{hashlib.sha256(repr(rows).encode()).hexdigest()}"
 
 
+def versions() -> dict[str, str]:
+    """Return what is installed here; empty where it is not."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
 def observe(paths: Mapping[str, str], probe: str, word: str, mine: str) -> dict:
     """Look at the machine where this runs, which may lack everything but Ray.
 
@@ -259,12 +280,6 @@ def observe(paths: Mapping[str, str], probe: str, word: str, mine: str) -> dict:
     mine
         A file beside it that this machine alone writes, and removes.
     """
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = ""
     try:
         shares = Path(probe).read_text() == word
         Path(mine).touch()
@@ -285,7 +300,7 @@ def observe(paths: Mapping[str, str], probe: str, word: str, mine: str) -> dict:
         pass
     return {
         "name": platform.node(),
-        "versions": versions,
+        "versions": versions(),
         "files": files,
         "shares": shares,
         "processor": kinds[-1],
@@ -302,9 +317,10 @@ def ask(address: str, paths: Mapping[str, str], folder: Path) -> dict[str, Any]:
         one first, then the others.
     """
     import ray
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     word = secrets.token_hex(16)
     probe = folder / f".idiolect-{word[:12]}"
     look = ray.remote(num_cpus=0, max_retries=0)(observe)
@@ -328,7 +344,7 @@ def ask(address: str, paths: Mapping[str, str], folder: Path) -> dict[str, Any]:
             name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
             try:
                 one = ray.get(answers[node["NodeID"]], timeout=0.1)
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 raise IdiolectError(
                     f"machine {name} of the cluster does not answer "
                     f"({type(error).__name__}): end its Ray with `ray stop`, or start it "
@@ -338,11 +354,23 @@ def ask(address: str, paths: Mapping[str, str], folder: Path) -> dict[str, Any]:
             machines.append({**one, "name": name, "cpus": int(cores), "gpus": gpus})
     finally:
         probe.unlink()
-    return {
-        "address": ray.get_runtime_context().gcs_address,
-        "token": os.environ.get("RAY_AUTH_MODE") == "token",
-        "machines": machines,
-    }
+    head = ray.get_runtime_context().gcs_address
+    return {"address": head, "token": asks_for_token(head), "machines": machines}
+
+
+def asks_for_token(address: str) -> bool:
+    """Whether the head of a cluster refuses who has no token, as a stranger would find."""
+    import grpc
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    with grpc.insecure_channel(address) as line:
+        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(line)
+        asked = gcs_service_pb2.GetAllNodeInfoRequest()  # pyright: ignore
+        try:
+            stub.GetAllNodeInfo(asked, timeout=CONNECT)
+        except grpc.RpcError:
+            return True
+    return False
 
 
 def joined(address: str, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -352,7 +380,8 @@ def joined(address: str, job: Mapping[str, Any]) -> dict[str, Any]:
     except IdiolectError as error:
         return {"error": str(error)}
     except Exception as error:
-        return {"error": refusal(address, type(error).__name__, str(error))}
+        cause = f"{error} {error.__cause__ or ''}"  # Ray's own words are there
+        return {"error": refusal(address, type(error).__name__, cause)}
 
 
 def refusal(address: str, kind: str, reason: str) -> str:

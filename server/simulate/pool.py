@@ -33,12 +33,15 @@ from flwr.simulation.ray_transport.ray_actor import (
 )
 from ray.exceptions import RayError, RayTaskError
 
+from .cluster import versions
+
 LOG = getLogger("flwr")
 # A message that ends its process (no memory, a defect) is not tried for ever. The loss of
 # a machine is not the message's fault and does not count.
 TRIES = 3
 NEVER = ""  # the machine of an actor that could not be started
-ANSWERED = "messages answered on Ray's machine "  # its id, and how many: in the log
+# In the log: a machine's id, and how many; each of the first FEW, then at powers of two.
+ANSWERED, FEW = "messages answered on Ray's machine ", 64
 POLL = 1.0  # seconds between two looks whether an actor is up, or the run has ended
 
 
@@ -52,7 +55,7 @@ class Pool(raybackend.RayBackend):
     most
         Actors at most: more than simulated nodes would never be used.
     silent
-        Whether actors write no log.
+        Whether actors write no log, and this says nothing of them either.
     """
 
     def __init__(
@@ -64,7 +67,8 @@ class Pool(raybackend.RayBackend):
         self._idle: queue.Queue[tuple[Any, str]] = queue.Queue()
         self._ended = threading.Event()
         self._starting: list[threading.Thread] = []
-        self._answered: list[str] = []
+        self._answered: Counter[str] = Counter()
+        self._counting = threading.Lock()
 
     @property
     def num_workers(self) -> int:
@@ -109,7 +113,7 @@ class Pool(raybackend.RayBackend):
                 raise
             else:
                 self._idle.put((actor, machine))
-                self._answered.append(machine)
+                self._count_answer(machine)
                 return reply, state
 
     def terminate(self) -> None:
@@ -117,9 +121,17 @@ class Pool(raybackend.RayBackend):
         self._ended.set()
         for thread in self._starting:
             thread.join()
-        for machine, count in Counter(self._answered).items():
-            LOG.log(INFO, "%s%s: %d", ANSWERED, machine, count)
         ray.shutdown()
+
+    def _count_answer(self, machine: str) -> None:
+        """Say in the log how many messages a machine has answered, ever more rarely."""
+        if self._silent:
+            return
+        with self._counting:
+            self._answered[machine] += 1
+            count = self._answered[machine]
+        if count < FEW or not count & (count - 1):
+            LOG.log(INFO, "%s%s: %d", ANSWERED, machine, count)
 
     def _start(self) -> None:
         """Ask Ray for an actor; it is used as soon as there is a place for it."""
@@ -128,26 +140,32 @@ class Pool(raybackend.RayBackend):
         thread.start()
 
     def _hire(self) -> None:
-        # Spread: a machine's memory is filled last, not first.
+        # Spread: no machine's memory is filled before the others are used.
         asked = ClientAppActor.options(  # pyright: ignore[reportAttributeAccessIssue]
             **self.client_resources, scheduling_strategy="SPREAD"
         )
-        actor = asked.remote(on_actor_init_fn=be_silent if self._silent else None)
-        where = actor.__ray_call__.remote(_machine)
+        actor: Any = asked.remote(on_actor_init_fn=be_silent if self._silent else None)
+        where = actor.__ray_call__.remote(_here)
         try:
             while not ray.wait([where], timeout=POLL)[0]:
                 if self._ended.is_set():
                     return
-            self._idle.put((actor, ray.get(where)))
+            machine, found = ray.get(where)
+            # A machine that came after the run began was not asked by `survey`.
+            if found == versions():
+                return self._idle.put((actor, machine))
+            ray.kill(actor)
+            reason = f"{machine} has other versions: {found}"
         except RayError as error:
-            LOG.log(WARNING, "an actor could not be started: %s", type(error).__name__)
-            time.sleep(POLL)  # if none ever can, messages still fail one by one
-            self._idle.put((actor, NEVER))
+            reason = type(error).__name__
+        LOG.log(WARNING, "an actor could not be started: %s", reason)
+        time.sleep(POLL)  # if none ever can, messages still fail one by one
+        self._idle.put((actor, NEVER))
 
 
-def _machine(_actor: Any) -> str:
-    """Return Ray's id of the machine that this runs on."""
-    return ray.get_runtime_context().get_node_id()
+def _here(_actor: Any) -> tuple[str, dict[str, str]]:
+    """Return Ray's id of the machine that this runs on, and what is installed there."""
+    return ray.get_runtime_context().get_node_id(), versions()
 
 
 def machines() -> set[str]:
@@ -173,13 +191,13 @@ def used(nodes: int, silent: bool) -> Iterator[None]:
 
     Flower has no setting for either.
     """
-    before = raybackend.RayBackend, vce_api.ThreadPoolExecutor
+    before = raybackend.RayBackend, vce_api.ThreadPoolExecutor  # pyright: ignore
     backend = partial(Pool, most=nodes, silent=silent)
-    raybackend.RayBackend = backend  # pyright: ignore[reportAttributeAccessIssue]
-    vce_api.ThreadPoolExecutor = partial(  # pyright: ignore[reportAttributeAccessIssue]
+    raybackend.RayBackend = backend  # pyright: ignore
+    vce_api.ThreadPoolExecutor = partial(  # pyright: ignore
         ThreadPoolExecutor, max_workers=nodes
     )
     try:
         yield
     finally:
-        raybackend.RayBackend, vce_api.ThreadPoolExecutor = before
+        raybackend.RayBackend, vce_api.ThreadPoolExecutor = before  # pyright: ignore

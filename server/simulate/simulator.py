@@ -72,7 +72,7 @@ def simulate(
     secret = context.run_config.get("privacy.mode", "off") != "off"
     if address:
         _join(address, app, secret)
-    with pool.used(nodes, silent=secret and bool(address)):
+    with pool.used(nodes, silent=secret):
         _run_simulation(
             num_supernodes=nodes,
             exit_event=EventType.FLWR_SIMULATION_RUN_LEAVE,

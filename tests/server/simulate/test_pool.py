@@ -9,15 +9,18 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("ray")
 
-from flwr.server.superlink.fleet.vce import vce_api
+from flwr.server.superlink.fleet.vce import vce_api as _vce_api
 from flwr.server.superlink.fleet.vce.backend import raybackend
 
 from idiolect.server.simulate import pool
+
+vce_api: Any = _vce_api  # its executor is no interface of Flower's
 
 # Two cores, and two GPUs that are in the environment only. A message says how often its
 # process dies before it answers, and a file counts.
@@ -71,6 +74,12 @@ if __name__ == "__main__":
     pool.machines = set  # as if each machine were gone when its actor is
     ask("machines", pool.TRIES + 1)
     found["machines"] = tried("machines")
+    pool.versions = lambda: {"idiolect": "another"}  # than every machine has
+    pool.ray.kill(one._idle.get()[0])
+    one._start()
+    while any(thread.is_alive() for thread in one._starting):
+        time.sleep(0.1)
+    found["others"] = [machine for _, machine in one._idle.queue].count(pool.NEVER)
     one.terminate()
     print(json.dumps(found))
 """
@@ -104,6 +113,7 @@ def test_actors_have_gpus_of_their_own_and_are_replaced(place: Path) -> None:
     assert found["after"]["devices"] in ("0", "1")
     assert found["error"] == "ActorDiedError" and found["always"] == pool.TRIES
     assert found["machines"] == pool.TRIES + 2
+    assert found["others"] == 1  # an actor of other versions answers nothing
 
 
 def test_flowers_backend_and_threads_are_replaced_for_a_run_only() -> None:

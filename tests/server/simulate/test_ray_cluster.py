@@ -18,7 +18,8 @@ COMMAND = runpy.run_path(str(PATH))
 
 def test_who_answered_is_read_from_the_log() -> None:
     said = "messages answered on Ray's machine "
-    log = f"INFO : {said}0a1b: 12\nother: 3\n\x1b[92mINFO\x1b[0m : {said}ff: 4\n"
+    lines = [f"INFO : {said}0a1b: 12", "other: 3", f"{said}0a1b: 11"]
+    log = "\n".join([*lines, f"\x1b[92mINFO\x1b[0m : {said}ff: 4\n"])
     assert COMMAND["answered"](log) == {"0a1b": 12, "ff": 4}
 
 

@@ -226,6 +226,11 @@ OF_SERVER = (
     Case("simulate APP --resume never", "no run 'never'"),
     Case("simulate APP --resume begun", "before it had saved its config"),
     Case("simulate APP --nodes 0", "--nodes is 0"),
+    Case("simulate APP --gpus-per-node 1.5", "a share of one GPU"),
+    Case("simulate APP --gpus-per-node 1 -c engine.device=cpu", "its own GPUs alone"),
+    Case("simulate APP --ray lab", "give HOST:PORT of the head"),
+    Case("simulate APP --ray 127.0.0.1:1", "no Ray cluster answers"),
+    Case("simulate APP --ray auto --plan", "leave out one of them"),
     # studies
     Case("study none.toml", "cannot be read"),
     Case("study pairs.jsonl", "is not TOML"),

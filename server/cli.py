@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .forecast.estimate import Forecast
+    from .simulate.cluster import Cluster
     from .simulate.plan import Plan
     from .study.declaration import Study
 
@@ -229,17 +230,35 @@ def _simulate(options: argparse.Namespace) -> int | None:
     from .simulate.launch import simulate
     from .simulate.plan import built_in_app, has_finished, prepare
 
+    refuse_if(
+        bool(options.ray) and options.plan,
+        "--plan measures this machine, and --ray names others: leave out one of them.",
+    )
     signal.signal(signal.SIGTERM, _terminated)
     app = options.app or built_in_app()
     # Before torch and Flower are imported, which takes seconds.
     tell_sentence(f"checking {app}, its settings, data and backbone")
-    plan = prepare(app, _settings(options), options.nodes, Path.cwd())
+    settings = _settings(options)
+    plan = prepare(
+        app, settings, options.nodes, Path.cwd(), options.gpus_per_node, options.ray
+    )
     if has_finished(plan):
+        return _shown(lambda console: simulate(plan, console))
+    if plan.cluster is not None:
+        _tell_cluster(plan.cluster, plan.nodes)
         return _shown(lambda console: simulate(plan, console))
     ahead = _ahead_of(plan, options.plan)
     if options.plan:
         return None
     return _shown(lambda console: simulate(plan, console, ahead))
+
+
+def _tell_cluster(cluster: "Cluster", nodes: int) -> None:
+    """Say which machines compute, and what is otherwise with them."""
+    names = [f"{one.name} ({one.cpus} cores)" for one in cluster.machines]
+    tell(f"{nodes} nodes on the Ray cluster at {cluster.address}: {', '.join(names)}")
+    for sentence in cluster.warnings:
+        tell_sentence(f"warning: {sentence}", sys.stderr)
 
 
 @on_interrupt("stopped: nothing has begun yet, so give the same command again.")
@@ -659,7 +678,24 @@ COMMANDS = (
                 type=int,
                 metavar="N",
                 help="simulated SuperNodes, one process each; does not change the result "
-                "(default: one per core, at most 8)",
+                "(default: one per core, at most 8; with --ray one per core of the "
+                "cluster, with --gpus-per-node as many as the GPUs suffice for)",
+            ),
+            given(
+                "--gpus-per-node",
+                type=float,
+                default=0.0,
+                metavar="G",
+                help="GPUs that each node has to itself, or a share of one such as 0.5 "
+                "(default: 0, all nodes see the same GPUs and use the first)",
+            ),
+            given(
+                "--ray",
+                default="",
+                metavar="ADDRESS",
+                help="compute on the Ray cluster there, HOST:PORT of its head or `auto`; "
+                "data, backbone and --output-dir must be on paths that all its machines "
+                "share (default: on this machine, in a cluster of the run's own)",
             ),
         ),
         " The simulated devices are on this machine, and other accounts cannot reach them. "

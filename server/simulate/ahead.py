@@ -20,6 +20,8 @@ HEAP = 1.5
 def forecast(plan: Plan) -> Forecast:
     """Count the work of a run, and measure this machine in as many processes as nodes.
 
+    Where each node has GPUs to itself, in as many as share one.
+
     Of a resumed run this is the whole, with what is done already.
 
     Raises
@@ -31,7 +33,9 @@ def forecast(plan: Plan) -> Forecast:
     # As the nodes will have it: Ray gives an actor of one core one thread.
     threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment = {**threads, **inherited(os.environ), **CHOSEN}
-    (count,), found = look([config], plan.nodes, plan.nodes, environment)
+    # Only nodes that share a GPU slow each other down.
+    beside = max(1, int(1 / plan.gpus)) if plan.gpus else plan.nodes
+    (count,), found = look([config], plan.nodes, beside, environment)
     phases = estimate.shares_of(count, count.parts, EXCHANGE)
     shares = {
         ("ahead", "", False): age(),

@@ -64,6 +64,23 @@ CHOSEN = {
     "MALLOC_TOP_PAD_": str(1 << 27),
 }
 
+# How Ray is let into a cluster that asks for a token, and where it notes which cluster is
+# on this machine.
+JOINING = (
+    *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
+    *("RAY_TMPDIR", "TMPDIR"),
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",  # 0: 127.0.0.1 is not taken for another address
+)
+
+# What actors on other machines are told of the caller's environment. It goes through the
+# cluster's store, so no secret is here, and nothing that names a device or a library of
+# this machine.
+SENT = (
+    *("IDIOLECT_HOME", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"),
+    *("CUBLAS_WORKSPACE_CONFIG", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
+    *("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"),
+)
+
 # Ray's sockets lie in a folder of a session; the kernel takes 107 bytes of a socket's path.
 SOCKET_PATH = 107
 RAY = "r"
@@ -120,6 +137,21 @@ def flower_environment(home: Path, mark: str) -> dict[str, str]:
         # Flower and Ray start programs by their names.
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }
+
+
+def joining() -> dict[str, str]:
+    """Return the variables by which a process of this account joins a Ray cluster."""
+    return {name: os.environ[name] for name in JOINING if name in os.environ}
+
+
+def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of actors on the machines of a cluster.
+
+    The number of threads decides the last digits of a result, so it does not depend on
+    how a machine started its Ray: one, as an actor of one core has on this machine.
+    """
+    sent = {name: environment[name] for name in SENT if name in environment}
+    return {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **sent, **CHOSEN}
 
 
 def short_folder() -> Path:

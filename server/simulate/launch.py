@@ -29,11 +29,11 @@ from ..forecast.estimate import Forecast
 from ..run import results
 from ..run.work import WEIGHTS
 from . import processes
-from .environment import flower_environment, remove_folder, short_folder
+from .environment import flower_environment, joining, remove_folder, short_folder
 from .follow import follow
 from .plan import Plan, built_in_app, fetch_backbone, finished
 from .progress import Display, say
-from .simulator import ALONE
+from .simulator import ALONE, SHARED
 
 # Seconds until a process that was asked to end is killed. A run can be killed at any moment
 # and resumed, so after Ctrl-C nobody has to wait for Flower and Ray.
@@ -111,6 +111,10 @@ def resuming(plan: Plan) -> str:
     words = ["idiolect-server", "simulate", *named, "--resume", plan.folder.name]
     if plan.folder.parent != results.runs_folder():
         words += ["--output-dir", str(plan.folder.parent)]
+    if plan.gpus:
+        words += ["--gpus-per-node", f"{plan.gpus:g}"]
+    if plan.cluster:
+        words += ["--ray", plan.cluster.address]
     return printable(shlex.join(words), 2000)
 
 
@@ -183,15 +187,18 @@ def private_environment(plan: Plan, place: Path, mark: str) -> dict[str, str]:
 
     Ray's processes run any code that is sent to them, by default without authentication.
     The token is in the environment, which other accounts cannot read, and never on a
-    command line.
+    command line. A cluster has its own, which the caller's environment names.
     """
-    return {
-        **flower_environment(plan.scratch / "flower", mark),
-        "TMPDIR": str(place),  # removed at the end with its content
+    ours = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # On Linux this makes Ray listen on 127.0.0.1 only.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    return {
+        **flower_environment(plan.scratch / "flower", mark),
+        **(joining() if plan.cluster else ours),
+        "TMPDIR": str(place),  # removed at the end with its content
         # `fetch_backbone` has fetched what the run needs from the model hub.
         "HF_HUB_OFFLINE": "1",
     }
@@ -206,7 +213,8 @@ def start(
     command = [
         *(sys.executable, "-P", "-m", "idiolect.server.simulate.simulator"),
         *(str(plan.app), str(plan.scratch / "run.toml"), str(plan.nodes)),
-        *(str(place), NETWORK),
+        *(str(place), SHARED if plan.cluster else NETWORK, str(plan.gpus)),
+        *([plan.cluster.address] if plan.cluster else []),
     ]
     with open(plan.scratch / "run.log", "ab", opener=private) as log:
         return subprocess.Popen(

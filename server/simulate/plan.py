@@ -30,6 +30,8 @@ from ...common.engine.rates import with_rates
 from ...common.errors import IdiolectError, refuse_if
 from ...common.text import read_toml
 from ..run import results
+from .cluster import Cluster, survey
+from .environment import CHOSEN, inherited, joining
 from .progress import say
 
 
@@ -43,6 +45,8 @@ class Plan:
     nodes: int
     server_log: Path | None = None  # of a server of devices, if it has the run
     resumed: bool = False
+    gpus: float = 0.0  # that each simulated node has to itself; 0: all see the same
+    cluster: Cluster | None = None  # that computes; None: this machine
 
     @property
     def settings(self) -> dict[str, configuration.Scalar]:
@@ -73,7 +77,14 @@ def built_in_app() -> Path:
     return Path(str(files("idiolect") / "simulations" / "lamp")).resolve()
 
 
-def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Plan:
+def prepare(
+    app: Path,
+    words: Sequence[str],
+    nodes: int | None,
+    cwd: Path,
+    gpus: float = 0.0,
+    ray: str = "",
+) -> Plan:
     """Check a run as far as possible before anything is started or written.
 
     Parameters
@@ -83,15 +94,19 @@ def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Pl
     words
         ``key=value``, as given with ``-c``.
     nodes
-        Simulated SuperNodes; None: one per core, at most 8.
+        Simulated SuperNodes; None: `default_nodes`.
     cwd
         Folder where relative paths start.
+    gpus
+        GPUs that each node has to itself, or the share of one; 0: all see the same.
+    ray
+        Address of a Ray cluster that computes; nothing: this machine.
 
     Raises
     ------
     IdiolectError
         An unknown key, a value out of range, missing data, a run that can't be resumed,
-        or anything else that would make the run fail later (`checks`).
+        or anything else that would make the run fail later (`checks`, `cluster`).
     """
     config, options = configured(app, words, cwd)
     folder = Path(options.folder, options.name)
@@ -104,19 +119,92 @@ def prepare(app: Path, words: Sequence[str], nodes: int | None, cwd: Path) -> Pl
     load_dataset(config)
     check_folder(folder.parent)
     refuse_broken(app)
-    most = config.users + config.development_users
-    if nodes is None:
-        nodes = min(len(os.sched_getaffinity(0)), 8, most)
-    refuse_if(
-        not 1 <= nodes <= most,
-        f"--nodes is {nodes}, but there are {most} users: use 1 to {most}.",
-    )
+    check_gpus(config, gpus)
+    resumed = bool(options.resume)
+    plan = Plan(app.absolute(), config, folder, 1, resumed=resumed, gpus=gpus)
+    if ray and not has_finished(plan):
+        plan = replace(plan, cluster=join(plan, ray))
+    plan = replace(plan, nodes=counted(plan, nodes))
     if not folder.exists():  # a resumed run may be past what is checked
         from .checks import check_start
 
         fetch_backbone(config.backbone)
         check_start(config)
-    return Plan(app.absolute(), config, folder, nodes, resumed=bool(options.resume))
+    return plan
+
+
+def counted(plan: Plan, nodes: int | None) -> int:
+    """Return how many simulated nodes a run has, by what was asked for."""
+    most = plan.config.users + plan.config.development_users
+    room = default_nodes(plan.gpus, plan.cluster)
+    if nodes is None:
+        return min(room, most)
+    refuse_if(
+        not 1 <= nodes <= most,
+        f"--nodes is {nodes}, but there are {most} users: use 1 to {most}.",
+    )
+    return nodes
+
+
+def check_gpus(config: Config, gpus: float) -> None:
+    """Refuse GPUs for each node that Ray could not hand out, or that nobody would use."""
+    if not gpus:
+        return
+    refuse_if(
+        gpus < 0.01 or (gpus > 1 and gpus % 1),
+        f"--gpus-per-node is {gpus:g}: give a share of one GPU from 0.01 to 1, or a whole "
+        "number of GPUs.",
+    )
+    device = config.engine.device
+    refuse_if(
+        device not in ("auto", "cuda", "cuda:0"),
+        f"config key 'engine.device' is '{device}', and with --gpus-per-node each node "
+        "sees its own GPUs alone: set engine.device=auto.",
+    )
+
+
+def default_nodes(gpus: float, cluster: Cluster | None) -> int:
+    """Return how many simulated nodes there are room for: on this machine at most 8.
+
+    Raises
+    ------
+    IdiolectError
+        There is no room for one.
+    """
+    if cluster is not None:
+        places = cluster.places(gpus)
+        refuse_if(
+            not places,
+            f"--gpus-per-node is {gpus:g}, and no machine of the cluster has so many GPUs "
+            "and a core: lower it, or leave it out.",
+        )
+        return places
+    if not gpus:
+        return min(len(os.sched_getaffinity(0)), 8)
+    import torch
+
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    refuse_if(
+        seen < gpus,
+        f"--gpus-per-node is {gpus:g}, and torch sees {seen or 'no'} "
+        f"GPU{'s' * (seen > 1)} here: lower it, or leave it out.",
+    )
+    return int(seen / gpus)
+
+
+def join(plan: Plan, address: str) -> Cluster:
+    """Ask every machine of a Ray cluster whether it has what a run needs (`survey`)."""
+    config = plan.config
+    paths = {"APP": str(plan.app)} if any(plan.app.rglob("*.py")) else {}
+    if config.data and not config.data.startswith(HUB):
+        paths["data"] = config.data
+    if config.unlabeled.file:
+        paths["unlabeled.file"] = config.unlabeled.file
+    if config.backbone not in BUILT_IN:
+        there = Path(config.backbone).exists()
+        paths["backbone"] = config.backbone if there else str(locate(config.backbone))
+    environment = {**inherited(os.environ), **CHOSEN, **joining()}
+    return survey(address, paths, nearest(plan.folder.parent), environment)
 
 
 def configured(app: Path, words: Sequence[str], cwd: Path) -> tuple[Config, RunOptions]:
@@ -275,9 +363,14 @@ def check_backbone(name: str) -> None:
         )
 
 
+def nearest(folder: Path) -> Path:
+    """Return a folder, or the first above it that is there."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a folder where runs can't be written."""
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    there = nearest(folder)
     refuse_if(
         not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)),
         f"runs can't be written to {folder}: set --output-dir to a folder that can.",

@@ -32,8 +32,7 @@ NEXT = {
         "leaves",
     ),
     "node": (
-        "You have joined a server. When it lets you in, run `idiolect node run` in a "
-        "terminal.",
+        "You have joined a server. If it lets you in: `idiolect node run`, in a terminal.",
         "See what may leave",
         "leaves",
     ),

@@ -11,8 +11,7 @@ TERMINAL = "in a terminal"
 PHRASES = (
     # fields
     (
-        r"say of which task by --task LaMP-4 \(or another\), "
-        r"and whose history by --user ID",
+        r"say of which task by --task LaMP-4 .*, and whose history by --user ID",
         f"import it by `idiolect import`, {TERMINAL}, with its task and user",
     ),
     (r"leave out --user", f"leave {WHOSE} empty"),
@@ -44,8 +43,7 @@ PHRASES = (
     # what only a terminal has
     (
         r"A smaller --learning-rate changes less",
-        "A smaller rate changes less: `idiolect personalize --learning-rate RATE` "
-        f"{TERMINAL}",
+        f"A smaller rate does: `idiolect personalize --learning-rate RATE` {TERMINAL}",
     ),
     (
         r"(?<!import )(?<![\w`-])(--(?:task|encoding|most|dates)\b(?: cp1252)?)",

@@ -244,6 +244,6 @@ def write(tracked: Tracked, folder: Path, made: float) -> None:
                 writer.add_text(name, text, 0, made)
             if tracked.settings:
                 for part in hparams(tracked.settings, tracked.metrics):
-                    writer.file_writer.add_summary(part, 0, made)
+                    writer._get_file_writer().add_summary(part, 0, made)
             for name, value in tracked.metrics.items():
                 writer.add_scalar(name, value, 0, made)

@@ -77,6 +77,7 @@ OF_DEVICE = (
     Case("fly", "invalid choice: 'fly'"),
     Case("status --fast", "unrecognized arguments: --fast"),
     Case("import", "required: file"),
+    Case("completion fish", "invalid choice: 'fish'"),
     Case("history list --last many", "invalid int value: 'many'"),
     Case("feedback sideways", "invalid choice: 'sideways'"),
     Case("personalize --method magic", "invalid choice: 'magic'"),
@@ -199,6 +200,7 @@ OF_SERVER = (
     # the command line
     Case("", "required: COMMAND"),
     Case("show", "required: RUN"),
+    Case("completion fish", "invalid choice: 'fish'"),
     Case("keys init", "required: NAME"),
     Case("audit latest --seed x", "invalid int value: 'x'"),
     # simulations

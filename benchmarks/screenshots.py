@@ -1,10 +1,11 @@
-"""Take the pictures of the owner's page that docs/page.md shows, with a Chromium.
+"""Take the pictures of the owner's page and of a report that the docs show.
 
-    python benchmarks/screenshots.py
+    python benchmarks/screenshots.py [page] [report]
 
-A made-up person's texts are added, a model is trained and tried, in a vault that is thrown
-away. Needs the package `playwright`; $CHROMIUM names the browser, otherwise `chromium`. It
-also says how long the page took until it was painted, and the steps of a new owner.
+For the page a made-up person's texts are added, a model is trained and tried, in a vault
+that is thrown away; it also says how long the page took until it was painted, and the steps
+of a new owner. For the report a small simulation is run. Without words, both. Needs the
+package `playwright`; $CHROMIUM names the browser, otherwise `chromium`.
 """
 
 import io
@@ -108,23 +109,13 @@ def a_new_owner(tab: Any, link: str, file: Path) -> None:
     kept(tab, "page-try")
 
 
-def main() -> None:
-    """Take all pictures."""
-    PICTURES.mkdir(exist_ok=True)
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    with (
-        tempfile.TemporaryDirectory() as home,
-        served(Path(home)) as link,
-        sync_playwright() as driver,
-    ):
-        browser = driver.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox"]
-        )
-        expect.set_options(timeout=PATIENCE)
+def of_the_page(browser: Any, home: Path) -> None:
+    """Take the pictures of the owner's page."""
+    with served(home) as link:
         context = browser.new_context(viewport=DESKTOP)
         context.set_default_timeout(PATIENCE)
         tab = context.new_page()
-        a_new_owner(tab, link, a_file(Path(home)))
+        a_new_owner(tab, link, a_file(home))
         tab.emulate_media(color_scheme="dark")
         kept(tab, "page-try-dark")
         tab.click("nav a[href='#adapters']")
@@ -134,6 +125,53 @@ def main() -> None:
         tab.emulate_media(color_scheme="light")
         tab.click("nav a[href='#leaves']")
         kept(tab, "page-phone")
+        context.close()
+
+
+# Enough users for curves and intervals; a minute or two on a core.
+RUN = ["users=24", "development-users=6", "methods=base,shared,sft,positives,c-bpo"]
+
+
+def reported(home: Path) -> Path:
+    """The report of a small simulation, which is run."""
+    keys = [word for key in RUN for word in ("-c", key)]
+    words = ["simulate", *keys, "--name", "small", "--output-dir", str(home / "runs")]
+    command = [sys.executable, "-m", "idiolect.server.cli", *words]
+    environment = os.environ | {"IDIOLECT_HOME": str(home)}
+    subprocess.run(command, env=environment, check=True)
+    return home / "runs" / "small" / "report.html"
+
+
+def of_a_report(browser: Any, home: Path) -> None:
+    """Take the pictures of a report, opened from the disk without a network."""
+    address = reported(home).as_uri()
+    context = browser.new_context(viewport=DESKTOP, offline=True)
+    tab = context.new_page()
+    tab.goto(address)
+    kept(tab, "report")
+    tab.emulate_media(color_scheme="dark")
+    tab.evaluate("document.querySelector('#users').scrollIntoView()")
+    kept(tab, "report-dark")
+    tab.set_viewport_size(PHONE)
+    tab.emulate_media(color_scheme="light")
+    tab.evaluate("document.querySelector('#methods').scrollIntoView()")
+    kept(tab, "report-phone")
+    context.close()
+
+
+def main() -> None:
+    """Take all pictures, or those that are named."""
+    makers = {"page": of_the_page, "report": of_a_report}
+    PICTURES.mkdir(exist_ok=True)
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"]
+        )
+        expect.set_options(timeout=PATIENCE)
+        for name in sys.argv[1:] or makers:
+            with tempfile.TemporaryDirectory() as home:
+                makers[name](browser, Path(home))
         browser.close()
 
 

@@ -93,6 +93,10 @@ COMMANDS = (
             ),
         ),
         opens=False,
+        examples=(
+            "",
+            "--keyring --backbone smollm2 --max-length 1024",
+        ),
     ),
     OwnerCommand(
         "vault check", "vault:check", "open every record, to see that none is damaged"
@@ -110,6 +114,7 @@ COMMANDS = (
             ),
             WEAK,
         ),
+        examples=("--new-passphrase-file new.txt",),
     ),
     OwnerCommand(
         "vault repair",
@@ -139,6 +144,7 @@ COMMANDS = (
             ),
         ),
         opens=False,
+        examples=("--try smollm2",),
     ),
     OwnerCommand(
         "import",
@@ -195,6 +201,10 @@ COMMANDS = (
             given("--dry-run", action="store_true", help="read it, and change nothing"),
         ),
         opens=False,
+        examples=(
+            "sent.mbox --dry-run",
+            "posts.csv --source blog --dates dmy",
+        ),
     ),
     OwnerCommand(
         "history list",
@@ -212,6 +222,7 @@ COMMANDS = (
             ),
         ),
         opens=False,
+        examples=("--search lunch --last 5",),
     ),
     OwnerCommand(
         "history sources", "history:sources", "list where the pairs came from"
@@ -221,6 +232,7 @@ COMMANDS = (
         "history:export",
         "write the history in clear, as JSON lines",
         (given("file", type=Path, help="a new file"),),
+        examples=("history.jsonl",),
     ),
     OwnerCommand(
         "feedback",
@@ -238,6 +250,10 @@ COMMANDS = (
             ),
         ),
         opens=False,
+        examples=(
+            "up 3f2a9c",
+            "down --prompt 'Invite Ann.' --text 'Dear Madam or Sir,'",
+        ),
     ),
     OwnerCommand(
         "forget",
@@ -251,6 +267,10 @@ COMMANDS = (
             given("--no-retrain", action="store_true", help="go on without an adapter"),
         ),
         opens=False,
+        examples=(
+            "3f2a9c",
+            "--source sent.mbox --no-retrain",
+        ),
     ),
     OwnerCommand(
         "personalize",
@@ -273,6 +293,10 @@ COMMANDS = (
             ),
             NUMBERS,
         ),
+        examples=(
+            "",
+            "--method sft --learning-rate 1e-3 --verbose",
+        ),
     ),
     OwnerCommand(
         "generate",
@@ -290,6 +314,10 @@ COMMANDS = (
             ),
         ),
         opens=False,
+        examples=(
+            "'Invite Ann to lunch.' --compare",
+            "- --max-new-tokens 200",
+        ),
     ),
     OwnerCommand(
         "ui",
@@ -306,6 +334,7 @@ COMMANDS = (
             given("--open", action="store_true", help="open it in the browser"),
         ),
         opens=False,
+        examples=("--open",),
     ),
     OwnerCommand(
         "chat",
@@ -326,6 +355,7 @@ COMMANDS = (
             ),
         ),
         opens=False,
+        examples=("--system 'Answer in one sentence.'",),
     ),
     OwnerCommand(
         "serve-local",
@@ -354,6 +384,10 @@ COMMANDS = (
             ),
         ),
         opens=False,
+        examples=(
+            "",
+            "--port 0 --origin http://localhost:5173",
+        ),
     ),
     OwnerCommand(
         "use",
@@ -372,6 +406,10 @@ COMMANDS = (
                 help="by how much it changes the model, from 0 to 4; 1: as it was trained",
             ),
             NUMBERS,
+        ),
+        examples=(
+            "2 --strength 0.5",
+            "none",
         ),
     ),
     OwnerCommand("rollback", "model:rollback", "use the adapter before the one in use"),
@@ -394,12 +432,14 @@ COMMANDS = (
                 "model, as a folder and a GGUF file (default: %(default)s)",
             ),
         ),
+        examples=("mine --format gguf",),
     ),
     OwnerCommand(
         "import-adapter",
         "model:bring",
         "take somebody's adapter as one of yours",
         (given("folder", type=Path, help="a LoRA that PEFT saved"),),
+        examples=("theirs",),
     ),
     OwnerCommand(
         "node join",
@@ -407,6 +447,7 @@ COMMANDS = (
         "remember a server, and show this device's key",
         (given("invitation", type=Path, help="the file that its operator gave"),),
         opens=False,
+        examples=("invitation.json",),
     ),
     OwnerCommand(
         "node vouched",
@@ -437,6 +478,7 @@ COMMANDS = (
                 help="from now on (default: show what was answered)",
             ),
         ),
+        examples=("metrics no",),
     ),
     OwnerCommand(
         "settings",
@@ -449,6 +491,10 @@ COMMANDS = (
                 nargs="?",
                 help="from now on (default: show what it is, and which values it takes)",
             ),
+        ),
+        examples=(
+            "max-length 1024",
+            "most-epsilon 4",
         ),
     ),
     OwnerCommand("sent", "server:sent", "list what left the device"),

@@ -57,6 +57,21 @@ REFUSED = {
 Some = TypeVar("Some", bound="Command")
 
 
+EXAMPLES = "examples:\n"
+
+
+class _Help(argparse.HelpFormatter):
+    """Fills paragraphs to the width, and leaves examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        parts = text.split("\n\n")
+        return "\n\n".join(
+            part if part.startswith(EXAMPLES) else fill(part, width, indent)
+            for part in parts
+        )
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise IdiolectError(f"{message.rstrip('.')}: see `{self.prog} --help`.")
@@ -92,6 +107,8 @@ class Command:
         Its own, in the order of its help.
     more, epilog
         What its own help says after `text`, and at the end.
+    examples
+        What could be typed after its words; the help ends with them.
     """
 
     words: str
@@ -100,6 +117,19 @@ class Command:
     arguments: tuple[Argument, ...] = ()
     more: str = ""
     epilog: str = ""
+    examples: tuple[str, ...] = ()
+
+
+COMPLETION = Command(
+    "completion",
+    None,
+    "print what lets a shell complete this command",
+    (given("shell", choices=("bash", "zsh"), help="for which one"),),
+    epilog="Bash reads it from ~/.local/share/bash-completion/completions/COMMAND, zsh "
+    "from a file _COMMAND in a folder of $fpath. Print it again after an update.",
+    examples=("bash",),
+)
+"""A command that both sides have; `add_commands` adds it."""
 
 
 def add_commands(
@@ -135,7 +165,7 @@ def add_commands(
     def sentence(text: str) -> str:
         return f"{text[0].upper()}{text[1:]}."  # names in it stay as they are written
 
-    for command in commands:
+    def add(command: Command, act: Callable[..., int], *more: Argument) -> None:
         group, _, name = command.words.rpartition(" ")
         if group not in places:
             text = groups[group]
@@ -146,12 +176,31 @@ def add_commands(
             name,
             help=command.text,
             description=sentence(command.text) + command.more,
-            epilog=command.epilog or None,
+            epilog=_epilog(parser.prog, command) or None,
+            formatter_class=_Help,
         )
-        one.set_defaults(run=partial(run, command))
-        for names, how in (*shared, *command.arguments):
+        one.set_defaults(run=act)
+        for names, how in (*more, *command.arguments):
             one.add_argument(*names, **how)
+
+    for command in commands:
+        add(command, partial(run, command), *shared)
+    add(COMPLETION, partial(_complete, parser))
     return parser
+
+
+def _epilog(name: str, command: Command) -> str:
+    """What the help of a command ends with."""
+    lines = (f"  {name} {command.words} {one}".rstrip() for one in command.examples)
+    examples = EXAMPLES + "\n".join(lines) if command.examples else ""
+    return "\n\n".join(filter(None, (command.epilog, examples)))
+
+
+def _complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from .completion import script  # shtab is loaded by nothing else
+
+    tell(script(parser, options.shell))
+    return 0
 
 
 def carry_out(

@@ -80,6 +80,7 @@ def _study(options: argparse.Namespace) -> None:
         bool(options.gpu) and not options.plan, "--gpu is for a forecast: add --plan."
     )
     refuse_if(options.gpus < 1, f"--gpus {options.gpus} is none: use 1 or more.")
+    _trackable(options)
     refuse_if(options.jobs < 1, f"--jobs {options.jobs} is none: use 1 or more.")
     refuse_if(
         bool(options.gpu) and options.jobs > 1,
@@ -116,7 +117,7 @@ def _study(options: argparse.Namespace) -> None:
         _tell_markdown(markdown(found))
         written = place / study.name / "summary.json"
         write_json(written, found)
-        _own_report(str(written.parent))
+        _own_report(str(written.parent), options.tensorboard)
         if options.findings:
             store(written, options.findings, study.name)
         since = age()
@@ -230,6 +231,7 @@ def _simulate(options: argparse.Namespace) -> int | None:
     from .simulate.launch import simulate
     from .simulate.plan import built_in_app, has_finished, prepare
 
+    _trackable(options)
     refuse_if(
         bool(options.ray) and options.plan,
         "--plan measures this machine, and --ray names others: leave out one of them.",
@@ -238,19 +240,19 @@ def _simulate(options: argparse.Namespace) -> int | None:
     app = options.app or built_in_app()
     # Before torch and Flower are imported, which takes seconds.
     tell_sentence(f"checking {app}, its settings, data and backbone")
-    settings = _settings(options)
+    settings, to = _settings(options), options.tensorboard
     plan = prepare(
         app, settings, options.nodes, Path.cwd(), options.gpus_per_node, options.ray
     )
     if has_finished(plan):
-        return _shown(lambda console: simulate(plan, console))
+        return _shown(lambda console: simulate(plan, console), to)
     if plan.cluster is not None:
         _tell_cluster(plan.cluster, plan.nodes)
-        return _shown(lambda console: simulate(plan, console))
+        return _shown(lambda console: simulate(plan, console), to)
     ahead = _ahead_of(plan, options.plan)
     if options.plan:
         return None
-    return _shown(lambda console: simulate(plan, console, ahead))
+    return _shown(lambda console: simulate(plan, console, ahead), to)
 
 
 def _tell_cluster(cluster: "Cluster", nodes: int) -> None:
@@ -290,8 +292,13 @@ def _tell_ahead(ahead: "Forecast", what: str = "") -> None:
         tell_sentence(f"warning: {problem}", sys.stderr)
 
 
-def _shown(show: "Callable[[Console], dict[str, Any]]") -> int | None:
-    """Show a run to its end, and print its results; return the code of a failure."""
+def _shown(
+    show: "Callable[[Console], dict[str, Any]]", tracked: Path | None = None
+) -> int | None:
+    """Show a run to its end, and print its results; return the code of a failure.
+
+    `tracked`: TensorBoard's folder, if it is written for it too.
+    """
     from .run import results
 
     console = _console()
@@ -301,10 +308,22 @@ def _shown(show: "Callable[[Console], dict[str, Any]]") -> int | None:
         return complain(str(error), code_of(error, FAILED))
     console.print()
     results.render(found, console)
-    _own_report(found["run"].get("path"))
+    _own_report(found["run"].get("path"), tracked)
 
 
-def _own_report(path: str | None) -> None:
+def _trackable(options: argparse.Namespace) -> None:
+    """Refuse `--tensorboard` before anything begins, where it would fail at the end."""
+    if options.tensorboard is not None:
+        from importlib.util import find_spec
+
+        refuse_if(
+            find_spec("tensorboard") is None,
+            "this needs tensorboard: install it by `pip install "
+            "'idiolect[tensorboard]'`.",
+        )
+
+
+def _own_report(path: str | None, tracked: Path | None = None) -> None:
     """Write the page of what has just ended; a failure of that is no failure of the run."""
     folder = Path(path or "")
     if not path or not folder.is_dir():
@@ -318,6 +337,14 @@ def _own_report(path: str | None) -> None:
             tell_sentence(NO_PICTURES)
     except Exception as error:
         tell_sentence(f"no report: {summary(error)}", sys.stderr)
+    if tracked is None:
+        return
+    try:
+        from .report.tracker import track_own
+
+        tell(f"tensorboard: {track_own(folder, tracked)}")
+    except Exception as error:
+        tell_sentence(f"nothing for TensorBoard: {summary(error)}", sys.stderr)
 
 
 def _at(options: argparse.Namespace) -> Path:
@@ -550,8 +577,14 @@ def _report(options: argparse.Namespace) -> None:
     from .report.pictures import NO_PICTURES, able
     from .report.read import write_report
 
+    _trackable(options)
     path = write_report(options.name, options.output_dir, options.to, options.texts)
     tell(f"report: {path}")
+    if options.tensorboard is not None:
+        from .report.tracker import track
+
+        made = track(options.name, options.output_dir, options.tensorboard)
+        tell(f"tensorboard: {made}")
     if not able():
         tell_sentence(NO_PICTURES)
     if options.open:
@@ -620,6 +653,12 @@ KEYS = given(
     help="set a configuration key in all cells; the study's results are then written "
     "under NAME-changed",
 )
+TENSORBOARD = given(
+    "--tensorboard",
+    type=Path,
+    metavar="DIR",
+    help="also write means, intervals and curves into DIR, for TensorBoard",
+)
 RUN = given("name", metavar="RUN", help="name of a run, or `latest`")
 RUN_OF_SERVER = given("name", metavar="RUN", help="its name, or `latest`")
 RUNS = _output("", "where runs are")
@@ -673,6 +712,7 @@ COMMANDS = (
         (
             *APP,
             PLAN,
+            TENSORBOARD,
             given(
                 "--nodes",
                 type=int,
@@ -701,6 +741,10 @@ COMMANDS = (
         " The simulated devices are on this machine, and other accounts cannot reach them. "
         "Shows the progress; the exit code says whether the run succeeded.",
         ABOUT_APP,
+        examples=(
+            "-c users=12 -c methods=shared,sft,c-bpo --name first",
+            "--resume latest",
+        ),
     ),
     Command(
         "study",
@@ -750,11 +794,16 @@ COMMANDS = (
                 help="also write summaries, pages and plots there, and DIR.md with all "
                 "answers",
             ),
+            TENSORBOARD,
         ),
         " They run without Flower. Each finished cell is a file; the same command again "
         "runs the missing cells.",
         "Threads of a process: OMP_NUM_THREADS; otherwise --jobs share the cores evenly. "
         "The built-in backbone is so small that --jobs 2 is faster than two threads.",
+        examples=(
+            "simulations/lamp/experiments/uniqueness.toml --jobs 2",
+            "paper.toml --plan --gpu a100-80gb --gpus 4",
+        ),
     ),
     Command(
         "keys init",
@@ -770,6 +819,7 @@ COMMANDS = (
             ),
             AT,
         ),
+        examples=("server.example.org 203.0.113.7 --port 9443",),
     ),
     Command(
         "keys renew",
@@ -784,6 +834,10 @@ COMMANDS = (
             ),
             AT,
         ),
+        examples=(
+            "",
+            "server.example.org",
+        ),
     ),
     Command(
         "keys witness",
@@ -797,6 +851,7 @@ COMMANDS = (
             ),
             AT,
         ),
+        examples=("DIGITS",),
     ),
     Command(
         "witness key",
@@ -813,6 +868,7 @@ COMMANDS = (
             given("key", help="the line that `idiolect node join` prints"),
             KEY_FILE,
         ),
+        examples=("invitation.json 'THE LINE'",),
     ),
     Command(
         "serve",
@@ -831,6 +887,10 @@ COMMANDS = (
             ),
             AT,
         ),
+        examples=(
+            "",
+            "--host 203.0.113.7 --port 9443",
+        ),
     ),
     Command(
         "run",
@@ -838,9 +898,25 @@ COMMANDS = (
         "run a Flower app on the devices of a server",
         (*APP, AT),
         epilog=ABOUT_APP,
+        examples=(
+            "my-app --name autumn",
+            "--resume latest",
+        ),
     ),
-    Command("attach", _attach, "show a run on devices to its end", (RUN_OF_SERVER, AT)),
-    Command("stop", _stop, "end a run on devices", (RUN_OF_SERVER, AT)),
+    Command(
+        "attach",
+        _attach,
+        "show a run on devices to its end",
+        (RUN_OF_SERVER, AT),
+        examples=("latest",),
+    ),
+    Command(
+        "stop",
+        _stop,
+        "end a run on devices",
+        (RUN_OF_SERVER, AT),
+        examples=("autumn",),
+    ),
     Command(
         "nodes add",
         _nodes_add,
@@ -850,6 +926,7 @@ COMMANDS = (
             given("--label", default="", help="your name for it in `nodes list`"),
             AT,
         ),
+        examples=("'THE LINE' --label ann",),
     ),
     Command(
         "nodes list",
@@ -860,6 +937,7 @@ COMMANDS = (
             given("--all", action="store_true", help="also revoked ones"),
             AT,
         ),
+        examples=("--all",),
     ),
     Command(
         "nodes revoke",
@@ -869,9 +947,22 @@ COMMANDS = (
             given("node", metavar="NODE", help="number or label in `nodes list`"),
             AT,
         ),
+        examples=("ann",),
     ),
-    Command("runs", _runs, "list runs, oldest first", (JSON, RUNS)),
-    Command("show", _show, "print the results of a run", (JSON, RUN, RUNS)),
+    Command(
+        "runs",
+        _runs,
+        "list runs, oldest first",
+        (JSON, RUNS),
+        examples=("--json",),
+    ),
+    Command(
+        "show",
+        _show,
+        "print the results of a run",
+        (JSON, RUN, RUNS),
+        examples=("latest",),
+    ),
     Command(
         "compare",
         _compare,
@@ -887,6 +978,7 @@ COMMANDS = (
             RUNS,
         ),
         " They must have measured the same users on the same texts.",
+        examples=("first second",),
     ),
     Command(
         "judge",
@@ -948,6 +1040,7 @@ COMMANDS = (
         " The texts of the simulation go to that model, and nowhere else. Each pair is "
         "asked in both orders; a verdict counts where both agree.",
         "The key, if one is needed: IDIOLECT_JUDGE_KEY. What numbers mean: docs/data.md.",
+        examples=("latest --endpoint http://127.0.0.1:8080/v1 --model judge",),
     ),
     Command(
         "report",
@@ -971,9 +1064,14 @@ COMMANDS = (
                 metavar="FILE",
                 help="(default: report.html in the folder of the run or study)",
             ),
+            TENSORBOARD,
             RUNS,
         ),
         " It is one HTML file that loads nothing from anywhere.",
+        examples=(
+            "latest --open",
+            "uniqueness --tensorboard curves",
+        ),
     ),
     Command(
         "delete",
@@ -986,6 +1084,7 @@ COMMANDS = (
         ),
         " Its folder goes, with results, adapters, checkpoint and privacy ledger; a run "
         "that is in progress is refused.",
+        examples=("first",),
     ),
     Command(
         "audit",
@@ -998,6 +1097,7 @@ COMMANDS = (
         ),
         " Adds the findings to the privacy card. Exits with 1 if the honest mechanism "
         "leaks more than it claims, or if a broken one is not caught.",
+        examples=("latest --seed 1",),
     ),
 )
 

@@ -157,6 +157,7 @@ DEVICE = [
     ("pause",),
     ("resume",),
     ("leave", "--yes"),
+    ("completion", NAME),
 ]
 
 
@@ -260,6 +261,7 @@ def test_a_server_shows_only_what_prints(tmp_path, capfd, monkeypatch):
         ["nodes", "list", "--json"],
         ["nodes", "add", NAME],
         ["nodes", "revoke", NAME],
+        ["completion", NAME],
     ]
     for leaf in leaves(server._parser()):
         known = [tuple(words[: len(leaf)]) == leaf for words in commands]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ...common.errors import IdiolectError, refuse_if
-from ...common.text import tell_json, tell_pieces, tell_sentence
+from ...common.text import tell, tell_json, tell_pieces, tell_sentence
 from ..owner.consent import settings
 from ..owner.resident import Asked, Loaded, Reply, converse
 from ..owner.vault import Vault
@@ -73,6 +73,8 @@ def chat(options: argparse.Namespace) -> int:
         loaded.begin()
         if sys.stdin.isatty():
             tell_sentence(HELP, sys.stderr)
+        # Elsewhere than at a terminal nothing shows where an answer ends.
+        marked = not (sys.stdin.isatty() or options.json)
         for message in messages():
             if message == "/forget":
                 talk.texts.clear()
@@ -80,6 +82,8 @@ def chat(options: argparse.Namespace) -> int:
             elif message.startswith("/"):
                 _note(f"there is no such command. {HELP}")
             else:
+                if marked:
+                    tell(f"> {message}")
                 _turn(loaded, talk, message, options.json)
     finally:
         loaded.done(float(chosen["keep-loaded"]) > 0)

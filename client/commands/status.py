@@ -1,7 +1,7 @@
 """`idiolect status`: the history, the adapters, the server, and what to do next."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from time import localtime, strftime
 from typing import Any
@@ -13,28 +13,28 @@ from ..node import membership
 from ..owner import adapters as kept
 from ..owner import consent, history, owner
 from ..owner.adapters import Version
-from ..owner.history import Entry
+from ..owner.history import Counts
 from ..owner.vault import Vault
 from .answer import Answer
 
 
 def status(vault: Vault, options: argparse.Namespace) -> Answer:
     """Gather and print it."""
-    found = gathered(vault, history.entries(vault))
+    found = gathered(vault, history.counts(vault))
     found["next"] = NEXT[next_step(found)]
     return Answer(found, text(found, options.verbose))
 
 
-def gathered(vault: Vault, everything: Sequence[Entry]) -> dict[str, Any]:
-    """All that it says of a vault with this history, as JSON, but what is next."""
+def gathered(vault: Vault, counts: Counts) -> dict[str, Any]:
+    """All that it says of a vault with so many pairs, as JSON, but what is next."""
     server, known = membership.server_of(vault), membership.membership(vault)
     number = known.get("number")
     return {
         "vault": str(vault.path),
         "bytes": vault.path.stat().st_size,
         "backbone": consent.settings(vault)["backbone"],
-        "liked": sum(entry.liked for entry in everything),
-        "disliked": sum(not entry.liked for entry in everything),
+        "liked": counts.liked,
+        "disliked": counts.disliked,
         **adapters(vault),
         "server": server and server.address,
         "joined": known.get("since"),

@@ -3,8 +3,8 @@
 Any web page that the owner's browser shows, and any account of the machine, can send
 requests to 127.0.0.1. So each request is checked, in this order:
 
-1. Host names this server, port included (another site's name may lead to 127.0.0.1: DNS
-   rebinding),
+1. Host names this server, port included unless it is 80 (another site's name may lead to
+   127.0.0.1: DNS rebinding),
 2. Origin, if given, is the server's own or one that the owner listed, and the browser does
    not say that another site made the request,
 3. the token, as ``Authorization: Bearer``, or the cookie,
@@ -48,6 +48,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 ADDRESS = "127.0.0.1"
+USUAL = 80  # port of an http address that names none
 MOST = 1 << 20  # bytes of a body
 JSON = ("application/json",)
 OPEN = "/open"  # where a link's code is swapped
@@ -211,7 +212,10 @@ def check_host(scope: Scope, port: int) -> str:
         It is not this server.
     """
     host = only(scope, "host").lower()
-    if host not in (f"{ADDRESS}:{port}", f"localhost:{port}"):
+    names = [f"{name}:{port}" for name in (ADDRESS, "localhost")]
+    if port == USUAL:  # which browsers leave out
+        names += [ADDRESS, "localhost"]
+    if host not in names:
         raise Refused(
             403, f"This server answers at http://{ADDRESS}:{port} and no other name."
         )

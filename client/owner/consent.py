@@ -195,6 +195,7 @@ _TAKES = {
     "with it without the passphrase; 0: none",
     **{name: f"{', '.join(c[:-1])} or {c[-1]}" for name, c in _CHOICES.items()},
     **dict.fromkeys(CEILINGS, "a number from 0; 0 allows nothing, inf everything"),
+    "most-delta": "a probability below 1; 0 allows nothing, inf everything",
 }
 
 
@@ -260,7 +261,10 @@ def check_setting(name: str, value: str) -> None:
         fine = one_of(value, _CHOICES[name])
     else:
         whole, low, high = _NUMBERS[name]
-        fine = low <= _number(value) <= high and (value.isdigit() or not whole)
+        number = _number(value)
+        fine = low <= number <= high and (value.isdigit() or not whole)
+        if name == "most-delta":
+            fine = fine and (number < 1 or number == math.inf)
     refuse_if(
         not fine,
         f"setting '{name}' is '{printable(value, 40)}': it takes {takes(name)}.",

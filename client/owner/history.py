@@ -1,5 +1,6 @@
 """The owner's history in the vault: what is imported, listed, liked and disliked."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -9,7 +10,7 @@ from dataclasses import astuple, dataclass, field, replace
 from time import time
 
 from ...common.data.types import Item, Prompt
-from ...common.errors import refuse_if
+from ...common.errors import IdiolectError, refuse_if
 from .records import Record, Source
 from .vault import Vault
 
@@ -149,6 +150,7 @@ def add(vault: Vault, entries: Iterable[Entry], source: str) -> int:
     """
     source = source_name(source)
     with vault.transaction():
+        before = disliked(vault)
         new = unknown(vault, entries)
         if new:
             # The order of a file is the order of the list, whatever the clock's resolution.
@@ -158,6 +160,7 @@ def add(vault: Vault, entries: Iterable[Entry], source: str) -> int:
                 for number, entry in enumerate(new)
             ]
             vault.put(KIND, map(_record, new), Source("import", source))
+            note_disliked(vault, before, sum(not entry.liked for entry in new))
     return len(new)
 
 
@@ -207,6 +210,11 @@ def find(vault: Vault, ids: Iterable[str]) -> list[Entry]:
     IdiolectError
         None begins like that, or more than one does.
     """
+    ids = list(ids)
+    bodies = [vault.get(KIND, name) for name in ids]
+    whole = [_entry(body) for body in bodies if body is not None]
+    if len(whole) == len(ids):  # no other entry has to be opened
+        return [_of_now(vault, entry) for entry in whole]
     everything = entries(vault)
     found = []
     for name in ids:
@@ -221,11 +229,59 @@ def find(vault: Vault, ids: Iterable[str]) -> list[Entry]:
 def judge(vault: Vault, entry: Entry, liked: bool) -> Entry:
     """Keep a pair as liked or disliked, whether or not it is there already."""
     with vault.transaction():
+        number = disliked(vault)
         body = vault.get(KIND, entry.id)
         before = _entry(body) if body else replace(entry, added=_next(vault, 1))
         after = replace(before, liked=liked)
         vault.put(KIND, [_record(after)], Source("import", after.source))
+        was = body is not None and not before.liked
+        note_disliked(vault, number, (not liked) - was)
     return after
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many pairs there are, and of which source (name -> number)."""
+
+    liked: int
+    disliked: int
+    sources: dict[str, int]
+
+
+def counts(vault: Vault) -> Counts:
+    """Count the history without opening its texts. Not within `Vault.reading`.
+
+    The verdicts are sealed with the texts, so the number of dislikes is noted with every
+    change. If that is missing, since another version wrote, all are opened once.
+    """
+    with vault.reading():
+        mark, number = vault.mark(KIND), disliked(vault)
+        noted = number is not None
+        if number is None:
+            number = sum(not entry.liked for entry in entries(vault))
+        sources = {one.name: n for one, n in vault.counted(KIND).items()}
+    if not noted:
+        with contextlib.suppress(IdiolectError):  # a vault that cannot be written
+            vault.note("disliked", [mark, number])
+    return Counts(sum(sources.values()) - number, number, sources)
+
+
+def disliked(vault: Vault) -> int | None:
+    """How many pairs are disliked; None: that was noted of another history, or never."""
+    mark = vault.mark(KIND)
+    of, number = vault.noted("disliked", ("0 0", 0))
+    return number if of == mark else None
+
+
+def note_disliked(vault: Vault, before: int | None, more: int) -> None:
+    """Note that so many more pairs are disliked than before; within the transaction."""
+    if before is not None:
+        vault.note("disliked", [vault.mark(KIND), before + more])
+
+
+def _of_now(vault: Vault, entry: Entry) -> Entry:
+    generation = vault.generation(Source("import", entry.source))
+    return replace(entry, generation=generation)
 
 
 def _record(entry: Entry) -> Record:

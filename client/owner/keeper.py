@@ -24,6 +24,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from ...common.command import sentence_of
 from ...common.engine.pieces import TooLong
 from ...common.errors import IdiolectError
 from ...common.text import read_json
@@ -35,6 +36,7 @@ from .resident import (
     ASKING,
     END,
     READY,
+    NoRequest,
     asked_of,
     check_account,
     reachable,
@@ -100,7 +102,8 @@ def _serve(vault: Vault, minutes: float) -> None:
                 if request == END:
                     line.detach()  # closed when this process is gone, with all it holds
                     return
-                if not _answered(line, _messages(writer, request), same):
+                messages = _messages(writer, request)
+                if not _answered(line, messages, same, vault.path.parent):
                     return
                 until = monotonic() + kept
 
@@ -109,13 +112,19 @@ def _answered(
     line: socket.socket,
     messages: Generator[dict[str, Any], None, None],
     same: Callable[[], bool],
+    folder: Path,
 ) -> bool:
     """Send messages as they come; False: what they come from has changed.
+
+    An error is one of them: the next request may be answered. `folder`: where the traceback
+    of a defect is kept.
 
     Raises
     ------
     OSError
         Nobody takes them any more: nothing more is written.
+    NoRequest
+        There is nothing to answer.
     """
     look = 0.0
     with contextlib.closing(messages):
@@ -126,8 +135,11 @@ def _answered(
                     if not same():
                         return False
                 line.sendall(json.dumps(message).encode() + b"\n")
-        except IdiolectError as error:
-            refused = {"error": str(error), "long": isinstance(error, TooLong)}
+        except (OSError, NoRequest):
+            raise
+        except Exception as error:
+            said = sentence_of(error, folder)
+            refused = {"error": said, "long": isinstance(error, TooLong)}
             line.sendall(json.dumps(refused).encode() + b"\n")
     return True
 
@@ -139,7 +151,7 @@ def _messages(writer: Writer, request: Any) -> Generator[dict[str, Any], None, N
     ------
     IdiolectError
         It is refused.
-    ValueError
+    NoRequest
         It is none.
     """
     kinds = {n: type(o) for n, o in request.items()} if isinstance(request, dict) else 0
@@ -154,7 +166,7 @@ def _messages(writer: Writer, request: Any) -> Generator[dict[str, Any], None, N
             for piece in reply.pieces:
                 yield asdict(piece)
     else:
-        raise ValueError("not a request")
+        raise NoRequest("not a request")
 
 
 @contextlib.contextmanager

@@ -168,8 +168,9 @@ def time_limit(settings: Mapping[str, str]) -> Iterator[None]:
         )
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN if seconds else 0.0)
     try:
+        # Within: it may be over before the next line is reached.
+        signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN if seconds else 0.0)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)

@@ -29,7 +29,7 @@ from ...common.engine.pieces import Piece
 from ...common.engine.rates import rates_of
 from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
-from ...common.engine.streaming import pieces, sampled, tokens
+from ...common.engine.streaming import NoNumbers, pieces, sampled, tokens
 from ...common.engine.training import UNWATCHED, Watch
 from ...common.errors import IdiolectError, refuse_if, required
 from ...common.methods import acceptance, strength
@@ -42,7 +42,7 @@ from .consent import Refusal, settings
 from .database import ErasureError
 from .history import Entry
 from .records import DEVICE, Source
-from .resident import PERSONAL, Asked, Reply
+from .resident import PERSONAL, SHARED, Asked, Reply
 from .vault import Vault
 
 FEWEST = 4  # liked pairs to train on and be judged by
@@ -62,6 +62,12 @@ USUAL = 300
 # keeps between tensors and the copies of a state that is being kept, too.
 PLANNED = 0.5
 SHOWN = 3  # changes of a new adapter that its owner is shown
+# Policy -> what an owner is told whose model gives no numbers with it.
+NUMBERLESS = {
+    PERSONAL: "the adapter in use gives no numbers: choose another by `idiolect use N`.",
+    SHARED: "the model gives no numbers without your adapter either: `idiolect reset` goes "
+    "back to the bare model, and `idiolect settings backbone NAME` takes another.",
+}
 
 
 # --- settings --------------------------------------------------------------------------
@@ -553,7 +559,10 @@ class Writer:
         how = acceptance.REPETITION, choose
         written = tokens(self.backbone, used, ids, most, *how)
         texts = history.tidy, history.clean, asked.stops
-        yield from pieces(self.backbone, written, most, *texts)
+        try:
+            yield from pieces(self.backbone, written, most, *texts)
+        except NoNumbers as error:
+            raise IdiolectError(NUMBERLESS[asked.policy]) from error
 
 
 def standing(vault: Vault) -> tuple[Any, ...]:
@@ -646,7 +655,7 @@ def forget(
         # In one transaction: no adapter is kept in between that knows what is gone, and
         # no crash leaves one.
         with vault.transaction(erasing=True):
-            found = to_forget(vault, sources, ids)
+            found, disliked = to_forget(vault, sources, ids), history.disliked(vault)
             named, stale = found.sources, list(found.stale)
             if adapters.active(vault) in [version.number for version in stale]:
                 adapters.activate(vault, 0)
@@ -658,6 +667,8 @@ def forget(
             for name in {entry.source for entry in found.entries} - named:
                 gone = {entry.id for entry in found.entries if entry.source == name}
                 count += vault.forget_some(Source("import", name), history.KIND, gone)
+            erased = sum(not entry.liked for entry in found.entries)
+            history.note_disliked(vault, disliked, -erased)
         resident.end(vault.path)  # it has what is erased in its memory
         return count, stale
     except ErasureError as error:

@@ -114,16 +114,20 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
+class NoRequest(ValueError):
+    """What was sent to the process that keeps the model loaded is no request."""
+
+
 def asked_of(found: dict[str, Any]) -> Asked:
     """Read what `converse` sent.
 
     Raises
     ------
-    ValueError
+    NoRequest
         It is something else.
     """
     if found.keys() != _TAKES.keys() or not all(_TAKES[n](v) for n, v in found.items()):
-        raise ValueError("not a request")
+        raise NoRequest("not a request")
     lists: dict[str, Any] = {name: tuple(found[name]) for name in ("texts", "stops")}
     return Asked(**{**found, **lists})
 

@@ -204,6 +204,27 @@ class Vault(Store):
             found = self._database.execute(query, (kind, self._hashed(kind, name)))
             return found.fetchone() is not None
 
+    def counted(self, kind: str) -> dict[Source, int]:
+        """How many records of a kind each source has, in the order of their first ones.
+
+        None is opened.
+        """
+        with self.reading():
+            labels = dict(self._database.execute("SELECT source, label FROM sources"))
+            rows = self._database.execute(
+                "SELECT source, COUNT(*) FROM records NOT INDEXED "
+                "WHERE kind = ? AND chunk = 0 GROUP BY source ORDER BY MIN(number)",
+                (kind,),
+            ).fetchall()
+        return {self._source(at, labels[at]): number for at, number in rows}
+
+    def mark(self, kind: str) -> str:
+        """What is another one after every change of the records of a kind."""
+        with self.reading():
+            sums = self._root.sums if self._sums is None else self._sums
+        count, total = sums.get(kind, (0, 0))
+        return f"{count} {total:x}"
+
     def delete(self, kind: str, names: Iterable[str]) -> int:
         """Delete records; returns how many there were. See `forget` for erasure."""
         with self.transaction():
@@ -217,10 +238,7 @@ class Vault(Store):
             rows = self._database.execute(
                 "SELECT source, label FROM sources ORDER BY made, source"
             ).fetchall()
-        return [
-            Source(*json.loads(self._unsealed(self._index, label, bound("source", at))))
-            for at, label in rows
-        ]
+        return [self._source(at, label) for at, label in rows]
 
     def generation(self, source: Source) -> str:
         """What changes whenever anything of a source is forgotten; empty: it is not there.
@@ -342,6 +360,10 @@ class Vault(Store):
 
     def _place(self, source: Source) -> bytes:
         return self._hashed("source", source.kind, source.name)
+
+    def _source(self, place: bytes, label: bytes) -> Source:
+        name = self._unsealed(self._index, label, bound("source", place))
+        return Source(*json.loads(name))
 
     def _known_key(self, place: bytes) -> bytes | None:
         """The data key of a source that exists.

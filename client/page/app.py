@@ -34,6 +34,7 @@ from ..owner.keys import Key
 from ..owner.vault import Vault
 from . import views
 from .uploads import INVENTED, Uploads, invented
+from .words import on_page
 from .work import Scribe, Trainer
 
 Some = TypeVar("Some")
@@ -260,7 +261,8 @@ async def forget(desk: Desk, asked: Answer) -> Answer:
 
 async def training(desk: Desk, _asked: Answer) -> Answer:
     """What the training does, or what came of the last one."""
-    return {"training": vars(desk.trainer.at)}
+    at = vars(desk.trainer.at)
+    return {"training": {**at, "error": on_page(at["error"])}}
 
 
 async def train(desk: Desk, asked: Answer) -> Answer:
@@ -409,7 +411,7 @@ async def _json(request: Request) -> Answer:
 def _refused(error: Exception, folder: Path) -> Response:
     """An error as a sentence; of a defect the traceback is kept beside the vault."""
     status = 400 if isinstance(error, IdiolectError) else 500
-    body = error_body(status, sentence_of(error, folder))
+    body = error_body(status, on_page(sentence_of(error, folder)))
     return Response(body, status, media_type="application/json")
 
 
@@ -417,9 +419,11 @@ async def _lines(events: AsyncIterator[Answer]) -> AsyncIterator[bytes]:
     """Events as lines of JSON; an error is the last one."""
     try:
         async for event in events:
+            if "error" in event:
+                event = {**event, "error": on_page(event["error"])}
             yield json.dumps(event).encode() + b"\n"
     except IdiolectError as error:
-        yield json.dumps({"error": str(error)}).encode() + b"\n"
+        yield json.dumps({"error": on_page(str(error))}).encode() + b"\n"
 
 
 def _static(address: str, file: str, kind: str) -> Route:

@@ -223,7 +223,7 @@ async function read() {
     const answer = await send("upload", {}, { headers, body: file });
     drawPreview(await answer.json());
   } catch (error) {
-    if (/--/.test(error.message)) document.querySelector("#file-form details").open = true;
+    if (/“/.test(error.message)) document.querySelector("#file-form details").open = true;
     throw error;
   } finally {
     $("file-busy").textContent = "";

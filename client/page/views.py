@@ -1,6 +1,5 @@
 """What the page shows of a vault, as JSON, in the words of the commands."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..owner.adapters import Version
 from ..owner.history import Entry
 from ..owner.owner import Forgotten
 from ..owner.vault import Vault
+from .words import on_page
 
 # What is next (`status.NEXT`) -> a sentence, the words of its button, and where that leads.
 NEXT = {
@@ -32,7 +32,7 @@ NEXT = {
         "leaves",
     ),
     "node": (
-        "You have joined a server. When it lets you in, run `idiolect node run`.",
+        "You have joined a server. If it lets you in: `idiolect node run`, in a terminal.",
         "See what may leave",
         "leaves",
     ),
@@ -49,11 +49,10 @@ PAGE = 50  # pairs of a list
 
 def overview(vault: Vault) -> dict[str, Any]:
     """All but the history itself, and what a training does."""
+    counts = history.counts(vault)
     with vault.reading():
-        everything = history.entries(vault)
-        found = status.gathered(vault, everything)
+        found = status.gathered(vault, counts)
         left = consent.sent(vault)
-    counts = Counter(entry.source for entry in everything)
     sentence, button, place = NEXT[status.next_step(found)]
     return {
         "vault": printable(short(Path(found["vault"])), 300),
@@ -63,7 +62,7 @@ def overview(vault: Vault) -> dict[str, Any]:
         "disliked": found["disliked"],
         "fewest": owner.FEWEST,
         "judges": owner.judges(found["liked"]),
-        "sources": [{"name": name, "pairs": n} for name, n in counts.items()],
+        "sources": [{"name": name, "pairs": n} for name, n in counts.sources.items()],
         "next": {"text": sentence, "button": button, "place": place},
         "active": found["active"],
         "adapters": [adapter(one, found["active"]) for one in found["adapters"]],
@@ -117,7 +116,9 @@ def preview(vault: Vault, found: Imported) -> dict[str, Any]:
         "known": len(found.entries) - new,
         "disliked": sum(not entry.liked for entry in found.entries),
         "contradicted": history.contradicted(vault, found.entries),
-        "report": report(found, width=2000).splitlines() if found.read else [],
+        "report": list(map(on_page, report(found, width=2000).splitlines()))
+        if found.read
+        else [],
         "pairs": [pair(entry) for entry in found.entries[-SHOWN:]],
     }
 
@@ -144,7 +145,7 @@ def adapter(one: Mapping[str, Any], active: int) -> dict[str, Any]:
         "accepted": one["accepted"],
         "learnt": status.judged(one),
         "numbers": status.judged(one, numbers=True),
-        "verdict": "" if one["accepted"] else status.why_not(one),
+        "verdict": "" if one["accepted"] else on_page(status.why_not(one)),
         "strength": one["strength"],
     }
 
@@ -155,8 +156,8 @@ def trained(new: Version) -> dict[str, Any]:
     return {
         "number": new.number,
         "accepted": new.accepted,
-        "verdict": personalize.verdict(found),
-        "doubts": personalize.doubts(found),
+        "verdict": on_page(personalize.verdict(found)),
+        "doubts": list(map(on_page, personalize.doubts(found))),
         "changes": [asdict(one) for one in new.changes],
     }
 

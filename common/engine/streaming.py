@@ -6,13 +6,21 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import IdiolectError, refuse_if
 from .adapters import hooked, hooks_of
 from .backbone import Backbone
 from .pieces import LENGTH, STOP, Piece, Tidy, sure
 from .scoring import Adapters
 
 Choose = Callable[[Tensor], int]
+
+
+class NoNumbers(IdiolectError):
+    """The model's scores of the next token are not numbers."""
+
+
 COLDEST = 1e-6  # temperature
+NOT_FINITE = "the model gives no numbers: use another adapter, or another model."
 
 
 def likeliest(scores: Tensor) -> int:
@@ -77,6 +85,11 @@ def tokens(
         As in `scoring.generate`.
     choose
         Takes the scores [V] of the next token.
+
+    Raises
+    ------
+    NoNumbers
+        The largest of the scores is not finite: an adapter has diverged.
     """
     from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 
@@ -92,7 +105,9 @@ def tokens(
         with torch.no_grad(), hooked(hooks):
             more = {held: cache, "use_cache": True, "logits_to_keep": 1}
             logits = model(input_ids=new, **more).logits[:, -1].float()
-            token = choose(penalised(ids, logits)[0])
+            scores = penalised(ids, logits)[0]
+            refuse_if(not scores.max().isfinite(), NOT_FINITE, NoNumbers)
+            token = choose(scores)
         if token in backbone.end_ids:
             return
         yield token

@@ -48,7 +48,7 @@ def talk(place, keeper, monkeypatch, capsys):
 
 def test_a_conversation_and_its_history(talk, keeper):
     said = talk("Hi\n\nAnd now?\n/quit\nnot this\n", "--max-new-tokens", "9")
-    assert said.out == "Hello 👍!\nHello 👍!\n"
+    assert said.out == "> Hi\nHello 👍!\n> And now?\nHello 👍!\n"
     first, second = keeper.asked
     assert first.texts == ("Hi",) and (first.budget, first.shorten) == (9, True)
     assert second.texts == ("Hi", "Hello 👍!", "And now?")
@@ -79,7 +79,7 @@ def test_what_is_shown_is_kept_when_an_answer_is_ended(talk, keeper, monkeypatch
     keeper.pace = 0.05
     monkeypatch.setattr(chat, "tell_pieces", interrupted)
     said = talk("Hi\nGo on\n")
-    assert said.out == "Hel\nHello 👍!\n"
+    assert said.out == "> Hi\nHel\n> Go on\nHello 👍!\n"
     assert keeper.asked[1].texts == ("Hi", "Hel", "Go on")
 
 
@@ -95,14 +95,14 @@ def test_an_answer_of_which_nothing_was_shown_has_not_been(talk, keeper, monkeyp
 
     monkeypatch.setattr(chat, "converse", interrupted)
     said = talk("Hi\nHi again\n")
-    assert said.out == "Hello 👍!\n"
+    assert said.out == "> Hi\n> Hi again\nHello 👍!\n"
     assert [one.texts for one in keeper.asked] == [("Hi again",)]
 
 
 def test_an_error_ends_a_turn_and_not_the_chat(talk, keeper):
     keeper.error = {"error": "the message has 900 tokens: shorten it.", "long": True}
     said = talk("Hi\nHi\n")
-    assert said.out == "" and said.err.count("900 tokens") == 2
+    assert said.out == "> Hi\n> Hi\n" and said.err.count("900 tokens") == 2
     assert [one.texts for one in keeper.asked] == [("Hi",), ("Hi",)]
 
 

@@ -104,6 +104,16 @@ def test_another_hosts_name_is_refused_even_with_the_token(host: str) -> None:
     assert TOKEN not in answer.body.decode()
 
 
+def test_the_port_that_browsers_leave_out_may_be_left_out() -> None:
+    """A page of http://127.0.0.1:80 says neither in Host nor in Origin which port."""
+    app = guarded(echo, port=80, token=TOKEN)
+    for host in ("127.0.0.1", "localhost", "127.0.0.1:80"):
+        own = POST | {"host": host, "origin": f"http://{host}"}
+        assert ask(app, "POST", "/v1", own, b"{}").status == 200
+    for host in ("evil.example", "127.0.0.1:8080", "127.0.0.1.", "80"):
+        assert ask(app, "POST", "/v1", POST | {"host": host}, b"{}").status == 403
+
+
 def test_a_missing_or_second_host_is_refused_before_anything_else() -> None:
     bare = {name: value for name, value in POST.items() if name != "host"}
     assert ask(endpoint(), "POST", "/", bare, b"{}").status == 403

@@ -119,35 +119,60 @@ def counted(found: list[int], most: int = 100) -> Generator[dict[str, Any], None
         yield {"text": "x", "end": "", "tokens": number}
 
 
-def test_nothing_more_is_written_for_who_has_left():
+def test_nothing_more_is_written_for_who_has_left(tmp_path):
     ours, theirs = socket.socketpair()
     found: list[int] = []
     theirs.close()
     with ours, pytest.raises(OSError):
-        keeper._answered(ours, counted(found), lambda: True)
+        keeper._answered(ours, counted(found), lambda: True, tmp_path)
     assert found == [0]
 
 
-def test_nothing_more_is_said_when_what_it_holds_has_changed(monkeypatch):
+def test_nothing_more_is_said_when_what_it_holds_has_changed(monkeypatch, tmp_path):
     monkeypatch.setattr(keeper, "LOOK", 0.0)
     ours, theirs = socket.socketpair()
     found: list[int] = []
     with ours, theirs:
-        assert not keeper._answered(ours, counted(found), lambda: len(found) < 4)
+        changed = counted(found), lambda: len(found) < 4, tmp_path
+        assert not keeper._answered(ours, *changed)
         ours.close()
         assert len(told(theirs)) == 3
 
 
-def test_an_error_is_said_also_in_the_middle():
+@pytest.mark.parametrize(
+    ("error", "said", "long"),
+    [
+        (TooLong("too long."), "too long.", True),
+        (IdiolectError("this is so: do that."), "this is so: do that.", False),
+        (RuntimeError("heron"), "idiolect has a defect (RuntimeError: heron)", False),
+    ],
+)
+def test_an_error_is_said_also_in_the_middle(tmp_path, error, said, long):
+    """And the process goes on: it answers the next request."""
+
     def failing() -> Generator[dict[str, Any], None, None]:
         yield {"text": "x", "end": "", "tokens": 1}
-        raise TooLong("too long.")
+        raise error
 
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert keeper._answered(ours, failing(), lambda: True)
+        assert keeper._answered(ours, failing(), lambda: True, tmp_path)
         ours.close()
-        assert told(theirs)[1] == {"error": "too long.", "long": True}
+        found = told(theirs)[1]
+        assert found["error"].startswith(said) and found["long"] == long
+
+
+@pytest.mark.parametrize("policy", ["personal", "shared"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_adapter_that_gives_no_numbers_is_said(writer, policy, temperature):
+    """Of greedy decoding too: the largest of no numbers would be a token like any other."""
+    name = {"personal": "own", "shared": "shared"}[policy]
+    lora = getattr(writer, name)
+    broken = replace(lora, b={n: t + float("nan") for n, t in lora.b.items()})
+    asked = Asked(("the fox",), "", 8, policy=policy, temperature=temperature)
+    with pytest.raises(IdiolectError, match="gives no numbers"):
+        messages(replace(writer, **{name: broken}), asked)
+    messages(writer, asked)  # the model itself is as it was
 
 
 def test_a_limit_of_time_ends_a_stream(writer, monkeypatch):

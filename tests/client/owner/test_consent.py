@@ -183,6 +183,8 @@ def test_what_an_older_version_noted_is_still_listed(vault):
         ("most-epsilon", "nan"),
         ("most-epsilon", "-1"),
         ("most-delta", "\u0661"),
+        ("most-delta", "2"),
+        ("most-delta", "1"),
         ("most-releases", "many"),
         ("fewest-users", "0"),
         ("fewest-users", "inf"),

@@ -165,3 +165,64 @@ def test_a_verdict_keeps_the_place_and_can_be_taken_back(vault):
         ("never", False),
     ]
     assert found[0].source == "mail" and found[2].source == "by hand"
+
+
+def by_opening(vault: Vault) -> history.Counts:
+    """The same as `history.counts`, from the texts themselves."""
+    found = history.entries(vault)
+    disliked = sum(not entry.liked for entry in found)
+    names = [entry.source for entry in found]
+    sources = {name: names.count(name) for name in names}
+    return history.Counts(len(found) - disliked, disliked, sources)
+
+
+def test_the_history_is_counted_without_opening_it(vault, monkeypatch):
+    def checked() -> None:
+        right = by_opening(vault)
+        with monkeypatch.context() as patch:
+            patch.setattr(history, "entries", None)
+            assert history.counts(vault) == right
+
+    checked()
+    mails = [replace(pair("a", str(n)), liked=n % 3 > 0) for n in range(9)]
+    history.add(vault, mails, "mail")
+    checked()
+    history.add(vault, [pair("b", "1"), mails[0]], "chat")
+    checked()
+    for entry, liked in ((mails[1], False), (mails[1], False), (mails[0], True)):
+        history.judge(vault, entry, liked)
+        checked()
+    history.judge(vault, pair("new", "text"), False)
+    checked()
+    owner.forget(vault, ids=[mails[1].id, mails[2].id])
+    checked()
+    owner.forget(vault, sources=["by hand"])
+    checked()
+    owner.forget(vault, sources=["mail", "chat"])
+    checked()
+    assert history.counts(vault) == history.Counts(0, 0, {})
+
+
+def test_what_another_version_wrote_is_counted_once(vault):
+    """It does not note how many are disliked."""
+    history.add(vault, [replace(pair("a", "1"), liked=False), pair("b", "2")], "mail")
+    vault.delete("state", ["disliked"])
+    for _ in range(2):
+        assert history.counts(vault) == history.Counts(1, 1, {"mail": 2})
+        assert history.disliked(vault) == 1
+    record = history._record(replace(pair("c", "3"), liked=False, source="mail"))
+    vault.put(history.KIND, [record], Source("import", "mail"))
+    assert history.disliked(vault) is None
+    assert history.counts(vault) == history.Counts(1, 2, {"mail": 3})
+    assert history.disliked(vault) == 2
+
+
+def test_a_whole_id_opens_nothing_else(vault, monkeypatch):
+    made = [pair("a", str(n)) for n in range(5)]
+    history.add(vault, made, "mail")
+    right = history.find(vault, [made[3].id[:11], made[1].id])
+    monkeypatch.setattr(history, "entries", None)
+    found = history.find(vault, [made[3].id, made[1].id])
+    assert found == right and [one.generation for one in found] == [
+        one.generation for one in right
+    ]

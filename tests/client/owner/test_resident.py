@@ -18,7 +18,7 @@ from idiolect.client.owner.resident import Asked
 from idiolect.client.owner.vault import Vault
 from idiolect.common.data.types import Prompt
 from idiolect.common.engine.reference import load_reference
-from idiolect.common.errors import IdiolectError
+from idiolect.common.errors import IdiolectError, required
 from tests.common.conftest import write_model
 from tests.waiting import until
 
@@ -186,3 +186,25 @@ def test_another_account_is_not_asked(vault, monkeypatch):
     assert resident.ask(vault.path, ASKED) is None
     monkeypatch.undo()
     assert resident.ask(vault.path, ASKED)
+
+
+def test_an_adapter_that_gives_no_numbers_is_said_and_the_process_stays(vault):
+    """It has diverged: all its weights are finite, and what the model makes of them not."""
+    lora, version = required(adapters.read(vault, 2), "")
+    number = vault.count_up("adapters", DEVICE)
+    huge = replace(lora, b={name: 0 * b + 1e38 for name, b in lora.b.items()})
+    adapters.keep(vault, replace(version, number=number), huge)
+    adapters.use(vault, number)
+    resident.start(vault.path, KEY)
+    process = processes_of(vault)
+    said = "the adapter in use gives no numbers: choose another by `idiolect use N`"
+    for temperature in (0.0, 1.0):
+        asked = Asked(("Tea?",), budget=4, temperature=temperature)
+        reply = resident.converse(vault.path, asked)
+        with pytest.raises(IdiolectError, match=said):
+            list(required(reply, "").pieces)
+    with pytest.raises(IdiolectError, match=said):
+        resident.ask(vault.path, ASKED)
+    reply = resident.converse(vault.path, Asked(("Tea?",), budget=4, policy="shared"))
+    assert list(required(reply, "").pieces)
+    assert processes_of(vault) == process != []

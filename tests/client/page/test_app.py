@@ -212,6 +212,8 @@ def test_a_setting_that_is_no_ceiling_is_not_changed_from_the_page(tab):
     assert "idiolect settings" in said
     said = tab.refused("ceiling", {"name": "most-epsilon", "value": "much"})
     assert "it takes a number from 0" in said
+    said = tab.refused("ceiling", {"name": "most-delta", "value": "2"})
+    assert "it takes a probability below 1" in said
     tab.ask("ceiling", name="most-epsilon", value="2.5")
     (first, *_) = tab.ask("overview")["leaves"]["ceilings"]
     assert first["most"] == "2.5"
@@ -310,7 +312,7 @@ def test_a_file_that_is_refused_is_named_as_its_owner_named_it(tab, place):
 def test_whose_texts_are_meant_is_asked_for_and_answered(tab):
     rows = b'{"user": "ann", "text": "mine"}\n{"user": "bob", "text": "his"}\n'
     said = tab.send(rows, name="two.jsonl").json()["error"]["message"]
-    assert "--user NAME" in said
+    assert "import under “Whose texts”." in said
     found = tab.send(rows, name="two.jsonl", user="ann").json()
     assert [pair["text"] for pair in found["pairs"]] == ["mine"]
 

@@ -20,11 +20,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
 
 from ...common.errors import explained
-from ...common.files import make_folder, private
+from ...common.files import make_folder
 from ...common.text import printable, tell
 
 LARGEST, KEPT = 10 << 20, 5  # bytes of a log, and how many older ones there are
@@ -55,7 +55,7 @@ class Rotating(logging.handlers.RotatingFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
         before, self.why = self.why, ""
-        if self.stream is not None and self._moved():
+        if self.stream is not None and self._moved(self.stream):
             with contextlib.suppress(OSError):
                 self.stream.close()
             self.stream = None  # type: ignore[assignment]  # it is opened for the line
@@ -64,15 +64,16 @@ class Rotating(logging.handlers.RotatingFileHandler):
             said = f"warning: {self.baseFilename} cannot be written ({self.why}): make room"
             tell(f"{said} there; `serve` goes on without it until then", sys.stderr)
 
-    def _open(self) -> TextIO:
-        return open(
-            self.baseFilename, self.mode, encoding=self.encoding, opener=private
-        )
+    def _open(self) -> TextIOWrapper:
+        """Open the file; a new one is for this account alone."""
+        made = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        os.close(os.open(self.baseFilename, made, 0o600))
+        return super()._open()
 
-    def _moved(self) -> bool:
+    def _moved(self, stream: TextIOWrapper) -> bool:
         try:
             there = os.stat(self.baseFilename)
-            return not os.path.samestat(there, os.fstat(self.stream.fileno()))
+            return not os.path.samestat(there, os.fstat(stream.fileno()))
         except OSError:
             return True
 

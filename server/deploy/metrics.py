@@ -116,8 +116,10 @@ def device_numbers(rows: Iterable[tuple[Any, ...]], now: float) -> Numbers:
     now
         Unix time.
     """
-    states = dict.fromkeys(("registered", "revoked"), 0.0)
-    seen = dict.fromkeys(("connected", *BANDS, "longer", "never"), 0.0)
+    states: dict[str, float] = {"registered": 0.0, "revoked": 0.0}
+    seen: dict[str, float] = dict.fromkeys(
+        ("connected", *BANDS, "longer", "never"), 0.0
+    )
     for status, came, went, until in rows:
         if status == "unregistered":
             states["revoked"] += 1
@@ -156,7 +158,7 @@ def run_numbers(folder: Path, mark: str) -> Numbers:
     notes = [*(folder / HANDED).glob("*.json")]
     notes.sort(key=lambda note: note.stat().st_mtime)
     places = [Path(json.loads(note.read_text())["folder"]) for note in notes]
-    states = dict.fromkeys(STATES, 0.0)
+    states: dict[str, float] = dict.fromkeys(STATES, 0.0)
     for place in places:
         if place.is_dir():  # it may have been deleted
             states[_state_of(place, mark)] += 1

@@ -148,7 +148,9 @@ def test_only_this_machine_may_ask_and_by_its_own_name(watched):
             line.close()
         assert refused(port, "/")[0] == 404
         assert refused(port, "/metrics/../../state.db")[0] == 404
-        addresses = {a[4][0] for a in socket.getaddrinfo(socket.gethostname(), port)}
+        addresses = {
+            str(a[4][0]) for a in socket.getaddrinfo(socket.gethostname(), port)
+        }
         for address in addresses - {"127.0.0.1", "127.0.1.1"}:
             with pytest.raises(OSError):
                 socket.create_connection((address, port), 2).close()

@@ -267,6 +267,7 @@ OF_SERVER = (
     Case("keys init one.example", "there are keys in"),
     Case("keys renew --at none", "none"),
     Case("serve --at none", "none"),
+    Case("serve --metrics 99999", "99999 is not a port"),
     Case(
         "run APP -c task=text -c personalise.learning-rates=1e-3", "needs public text"
     ),

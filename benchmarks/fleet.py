@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,18 @@ class Fleet:
         How many; each holds one persona's text in a vault of its own.
     backbone
         Of all devices and the server. With another than ``tiny`` devices hold few items.
+    serving
+        More options of `idiolect-server serve`.
     """
 
-    def __init__(self, folder: Path, devices: int, backbone: str = "tiny") -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        devices: int,
+        backbone: str = "tiny",
+        serving: Sequence[str] = (),
+    ) -> None:
+        self.folder, self.serving = folder, serving
         self.count = devices
         # One folder for all: each would convert a GGUF file for itself.
         self.backbone = "tiny" if backbone == "tiny" else str(locate(backbone))
@@ -98,7 +107,7 @@ class Fleet:
         """Make keys and vaults, enrol every device, and start everything."""
         self._write_text()
         self.command("server", "keys", "init", "localhost", "--port", str(self.port))
-        self.start("server", "serve", "--host", "127.0.0.1", "--port", str(self.port))
+        self.serve()
         invitation = str(self.folder / "server" / "server" / "invitation.json")
         for number in range(self.count):
             who = f"device{number}"
@@ -115,6 +124,11 @@ class Fleet:
             self.command("server", "nodes", "add", json.loads(joined)["key"])
             self.start(who, "node", "run")
         self.wait_for_devices()
+
+    def serve(self) -> None:
+        """Start the server, which has its keys."""
+        where = ("--host", "127.0.0.1", "--port", str(self.port))
+        self.start("server", "serve", *where, *self.serving)
 
     def _write_text(self) -> None:
         short = {} if self.backbone == "tiny" else {"history": 12, "held-out": 4}

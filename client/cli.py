@@ -1,7 +1,7 @@
 """`idiolect`: the command of a device and its owner.
 
-Exit codes: 1 where the new adapter loses and is not used; the others are in
-`common/command.py`.
+Exit codes: 1 where the new adapter loses and is not used, or where `doctor` finds a
+problem; the others are in `common/command.py`.
 """
 
 import argparse
@@ -497,6 +497,12 @@ COMMANDS = (
             "most-epsilon 4",
         ),
     ),
+    OwnerCommand(
+        "doctor",
+        "doctor:examine",
+        "look whether this device is well: versions, disk, model, memory, and its server",
+        opens=False,
+    ),
     OwnerCommand("sent", "server:sent", "list what left the device"),
     OwnerCommand(
         "directory",
@@ -516,7 +522,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = new_parser(
         "idiolect",
         "The owner's side of a device: a history in an encrypted vault, and a "
-        "model that learns from it. Only `idiolect node run` talks to a server.",
+        "model that learns from it. Only `idiolect node run` talks to a server, and "
+        "`idiolect doctor` asks it how it is.",
     )
     return add_commands(parser, COMMANDS, GROUPS, _run, _common())
 

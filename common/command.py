@@ -54,6 +54,13 @@ REFUSED = {
 }
 
 
+# Of these, what a machine has run out of, whoever asks for it.
+SCARCE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+)
+AGAIN = ", and start it again."
+
 Some = TypeVar("Some", bound="Command")
 
 
@@ -332,7 +339,7 @@ def refusal(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, OSError) and error.errno in REFUSED:
         where = f" ({error.filename})" if error.filename else ""
         what = error.strerror or type(error).__name__
-        return WRONG, f"{what}{where}: {REFUSED[error.errno]}, and start it again."
+        return WRONG, f"{what}{where}: {REFUSED[error.errno]}{AGAIN}"
     return None
 
 

@@ -1,6 +1,7 @@
 """`idiolect-server`: the command of the operator.
 
-Exit codes: 1 where the run failed, or an audit; the others are in `common/command.py`.
+Exit codes: 1 where the run failed, an audit, or a check of `doctor`; the others are in
+`common/command.py`.
 """
 
 import argparse
@@ -401,7 +402,20 @@ def _vouch(options: argparse.Namespace) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from .deploy.serve import serve
 
-    serve(_at(options), options.host, options.port, tell)
+    serve(_at(options), options.host, options.port, tell, options.metrics, options.log)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from ..common.doctor import report
+    from .deploy.doctor import examine
+
+    os.environ["HF_HUB_OFFLINE"] = "1"  # it fetches nothing
+    found, text, well = report(examine(_at(options), options.backbone))
+    if options.json:
+        tell_json(found, 2)
+    else:
+        tell_sentence("\n".join(text))
+    return 0 if well else FAILED
 
 
 def _run(options: argparse.Namespace) -> int | None:
@@ -885,12 +899,42 @@ COMMANDS = (
                 type=int,
                 help="where to listen (default: that of the invitation)",
             ),
+            given(
+                "--metrics",
+                type=int,
+                metavar="PORT",
+                help="of 127.0.0.1, where /health and Prometheus' /metrics are answered "
+                "(default: nowhere)",
+            ),
+            given(
+                "--log",
+                type=Path,
+                metavar="FILE",
+                help="also write what is said there, one JSON object a line; rotated by "
+                "size (default: none)",
+            ),
             AT,
         ),
         examples=(
             "",
             "--host 203.0.113.7 --port 9443",
         ),
+    ),
+    Command(
+        "doctor",
+        _doctor,
+        "look whether this machine can serve devices, and what to do if not",
+        (
+            given(
+                "--backbone",
+                default="",
+                metavar="NAME",
+                help="also look at the model of your runs",
+            ),
+            JSON,
+            AT,
+        ),
+        " Changes nothing. Exits with 1 if something is wrong.",
     ),
     Command(
         "run",

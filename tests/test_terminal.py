@@ -152,6 +152,7 @@ DEVICE = [
     ("settings", "backbone"),
     ("settings", "max-load", NAME),
     ("settings", "backbone", NAME),
+    ("doctor",),
     ("sent",),
     ("directory",),
     ("pause",),
@@ -210,7 +211,7 @@ def test_a_server_shows_only_what_prints(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("idiolect.server.deploy.nodes.nodes", lambda _at: [node])
     monkeypatch.setattr("idiolect.server.deploy.nodes.add_node", lambda *_: HOSTILE)
     monkeypatch.setattr(
-        "idiolect.server.deploy.serve.serve", lambda a, b, c, say: say(HOSTILE)
+        "idiolect.server.deploy.serve.serve", lambda a, b, c, say, *_: say(HOSTILE)
     )
     monkeypatch.setattr("idiolect.server.deploy.runs.run", refuse)
     plan = SimpleNamespace(folder=tmp_path / NAME)
@@ -254,6 +255,8 @@ def test_a_server_shows_only_what_prints(tmp_path, capfd, monkeypatch):
         ["simulate", NAME],
         ["keys", "init", NAME, "--at", str(tmp_path / "k")],
         ["serve", "--at", str(tmp_path)],
+        ["doctor", "--at", str(tmp_path), "--backbone", NAME],
+        ["doctor", "--at", NAME, "--json"],
         ["run", NAME, "--at", str(tmp_path)],
         ["attach", NAME, "--at", str(tmp_path)],
         ["stop", NAME, "--at", str(tmp_path)],

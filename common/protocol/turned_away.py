@@ -10,3 +10,6 @@ REVOKED = "this device was revoked"
 CLOCK = (
     "the time of the call is not now"  # beside it, the header `date` has the server's
 )
+# Beside a refusal of a registered device: which idiolect the server runs.
+VERSION = "idiolect-version"
+OTHER_DEVICE = "the call names another device"

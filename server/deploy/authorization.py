@@ -47,7 +47,13 @@ from flwr.supercore.constant import (
 from flwr.supercore.primitives.asymmetric import verify_signature
 from google.protobuf.message import DecodeError, Message
 
-from ...common.protocol.turned_away import CLOCK, REVOKED, STRANGER, UNREGISTERED
+from ...common.protocol.turned_away import (
+    CLOCK,
+    OTHER_DEVICE,
+    REVOKED,
+    STRANGER,
+    UNREGISTERED,
+)
 from .database import find_node
 from .quota import Bucket
 
@@ -310,7 +316,7 @@ def check(
     except DecodeError:
         raise Refusal(400, "the body is not what the call needs") from None
     if isinstance(request, ActivateNodeRequest):
-        refuse_if(request.public_key != who.key, 401, "the call names another device")
+        refuse_if(request.public_key != who.key, 401, OTHER_DEVICE)
         return 0
     nodes = {
         request.node_id
@@ -319,7 +325,7 @@ def check(
     }
     if isinstance(request, PushMessagesRequest):
         nodes |= _sources(request, trees)
-    refuse_if(nodes != {who.node}, 401, "the call names another device")
+    refuse_if(nodes != {who.node}, 401, OTHER_DEVICE)
     refuse_if(
         isinstance(request, ConfirmMessageReceivedRequest)
         and not _is_for(who.node, request.run_id, request.message_object_id, database),

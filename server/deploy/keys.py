@@ -231,6 +231,11 @@ def check_keys(folder: Path) -> None:
     """Check that the keys for `serve` are there; update a folder of an earlier version."""
     if not (folder / PAIR).exists() and (old := _old_pair(folder)):
         write_atomically(folder / PAIR, old)
+    check_there(folder)
+
+
+def check_there(folder: Path) -> None:
+    """Refuse a folder without the keys for `serve`."""
     for name in ("ca.crt", PAIR, "signing.key", INVITATION):
         refuse_if(
             not (folder / name).is_file(),
@@ -288,9 +293,7 @@ def _old_pair(folder: Path) -> bytes:
 def _names_of(folder: Path, pair: bytes) -> list[str]:
     """Return the names in a certificate, without those that every certificate has."""
     try:
-        extensions = x509.load_pem_x509_certificate(pair).extensions
-        found = extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        names = [str(name.value) for name in found.value]
+        names = names_in(x509.load_pem_x509_certificate(pair))
     except (ValueError, x509.ExtensionNotFound):
         raise IdiolectError(
             f"the server's certificate in {folder} can't be read: give the names, as in "
@@ -298,6 +301,12 @@ def _names_of(folder: Path, pair: bytes) -> list[str]:
         ) from None
     # The first name is that of the invitation; it may be one of LOCAL.
     return [names[0], *(name for name in names[1:] if name not in LOCAL)]
+
+
+def names_in(certificate: x509.Certificate) -> list[str]:
+    """Return all host names and addresses that a certificate is for."""
+    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return [str(name.value) for name in found.value]
 
 
 def _backup(folder: Path) -> Path:

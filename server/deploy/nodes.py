@@ -20,7 +20,8 @@ from ...common.text import printable
 from ..run import results
 from . import database
 from .flower import CONNECTION, flwr
-from .serve import DATABASE, running
+from .places import DATABASE
+from .serve import running
 
 LABELS = "labels.json"  # node -> what the operator calls it
 LONGEST_LABEL = 20  # so that a line of `nodes list` has at most 80 characters

@@ -32,9 +32,11 @@ import socket
 import sqlite3
 import ssl
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from importlib.metadata import version
 from pathlib import Path
 
 import h11
@@ -47,10 +49,14 @@ from flwr.supercore.constant import (
 )
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-from ...common.protocol.turned_away import CLOCK
+from ...common.protocol.turned_away import CLOCK, VERSION
 from . import authorization, database
 from .authorization import Call, Caller, Refusal, refuse_if
+from .counts import Counts, reason_of
+from .places import COUNTS, DATABASE
 from .quota import Bucket, Shares, neighbourhood
+
+OWN = version("idiolect")
 
 HEADER = 16 << 10  # bytes of a header; Flower's has 1 KB
 PIECE = 64 << 10  # bytes that are read or written at a time
@@ -121,10 +127,13 @@ class Proxy:
         HTTP client whose base URL is the SuperLink's.
     database
         The SuperLink's database, which has the registered keys.
+    counts
+        What an operator may know: calls, bytes, refusals; by name (`counts.NAMES`).
     """
 
     upstream: httpx.AsyncClient
     database: Path
+    counts: "Counter[str] | Counts" = field(default_factory=Counter)
     reader: sqlite3.Connection | None = None
     trees: authorization.Trees = field(default_factory=authorization.Trees)
     quotas: dict[int, Quota] = field(default_factory=dict)
@@ -280,7 +289,10 @@ async def call_of(proxy: Proxy, connection: Connection, stream: Stream) -> bool:
         body = await _body(proxy, connection, stream, size)
         objects = authorization.check(call, body, who, proxy.read(), proxy.trees)
         charge(quota, objects * authorization.STORED)
+        proxy.counts["calls"] += 1
+        proxy.counts["bytes in"] += len(body)
         status, kept, text = await forward(proxy, call, headers, body)
+        proxy.counts["bytes out"] += len(text)
         del body
         _hold(proxy, connection, len(text))
         if call.path.endswith("/pull-messages") and status == 200:
@@ -358,22 +370,32 @@ async def converse(proxy: Proxy, connection: Connection, stream: Stream) -> None
     try:
         while await call_of(proxy, connection, stream):
             pass
-    except Refusal as refusal:
-        await _refuse(stream, refusal)
-    except h11.RemoteProtocolError as error:
-        await _refuse(stream, Refusal(error.error_status_hint, "this is not HTTP/1.1"))
-    except sqlite3.Error:
-        proxy.reader = None
-        await _refuse(stream, Refusal(503, "the SuperLink is not up yet"))
+    except (Refusal, h11.RemoteProtocolError, sqlite3.Error) as error:
+        await _refuse(proxy, connection, stream, _refusal(proxy, error))
 
 
-async def _refuse(stream: Stream, refusal: Refusal) -> None:
+def _refusal(proxy: Proxy, error: Exception) -> Refusal:
+    """Return what the caller is told of an error of its call."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, h11.RemoteProtocolError):
+        return Refusal(error.error_status_hint, "this is not HTTP/1.1")
+    proxy.reader = None
+    return Refusal(503, "the SuperLink is not up yet")
+
+
+async def _refuse(
+    proxy: Proxy, connection: Connection, stream: Stream, refusal: Refusal
+) -> None:
+    proxy.counts[reason_of(refusal)] += 1
     if stream.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
         return  # a part of an answer is sent
     with contextlib.suppress(h11.LocalProtocolError):
         kept = [("content-type", "text/plain"), ("connection", "close")]
         if str(refusal) == CLOCK:  # only this caller is told the server's time
             kept.append(("date", formatdate(usegmt=True)))
+        if connection.node is not None:  # a stranger does not learn it
+            kept.append((VERSION, OWN))
         await stream.answer(refusal.status, kept, str(refusal).encode())
     # Discard what still comes: after an immediate close the answer would be lost.
     with contextlib.suppress(TimeoutError):
@@ -472,7 +494,7 @@ async def serve(host: str, port: int, inner: int, folder: Path, pair: Path) -> N
         limits=httpx.Limits(max_connections=UPSTREAM, keepalive_expiry=KEPT),
         trust_env=False,  # no HTTP proxy to this machine itself
     )
-    proxy = Proxy(upstream, folder / "flower" / "state.db")
+    proxy = Proxy(upstream, folder / DATABASE, Counts(folder / COUNTS))
     await listen(proxy, bound(host, port), protected(pair))
 
 

@@ -22,11 +22,11 @@ from ..simulate.plan import Plan, check_backbone, configured, fetch_backbone, fi
 from ..simulate.progress import Display, say
 from . import database
 from .flower import CONNECTION, check_status, flwr, submit
-from .serve import DATABASE, running
+from .places import DATABASE, HANDED, LOG
+from .serve import running
 
 STOP_SECONDS = 30.0  # for a run to end that was told to
 FORGET_SECONDS = 10.0  # for Flower to notice that a run has ended
-HANDED = "handed"  # folder with a note on each run that was submitted to this server
 
 
 def prepare(folder: Path, app: Path, words: Sequence[str], cwd: Path) -> Plan:
@@ -57,7 +57,7 @@ def prepare(folder: Path, app: Path, words: Sequence[str], cwd: Path) -> Plan:
         f"run '{place.name}' is in progress already: `idiolect-server attach "
         f"{place.name}` shows it, `idiolect-server stop {place.name}` ends it.",
     )
-    log, resumed = folder / "server.log", bool(options.resume)
+    log, resumed = folder / LOG, bool(options.resume)
     return Plan(app.absolute(), config, place, 0, log, resumed)
 
 
@@ -189,7 +189,7 @@ def attach(folder: Path, name: str, console: Console) -> dict[str, Any]:
     if not in_progress(folder, name):
         return _ended(place)
     say(console, f"run {name} is in progress; Ctrl-C does not end it")
-    plan = Plan(Path(), configuration.Config(), place, 0, folder / "server.log")
+    plan = Plan(Path(), configuration.Config(), place, 0, folder / LOG)
     offset = _last_start(plan.metrics)
     seen, _ = results.read_events(plan.metrics, offset)
     return _watch(folder, plan, identity, console, offset, len(seen) - 1)

@@ -20,13 +20,11 @@ import math
 import os
 import secrets
 import signal
-import ssl
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +34,12 @@ from ..run import results
 from ..run.live import SIGNING_KEY, WITNESS
 from ..simulate import processes
 from ..simulate.environment import flower_environment
-from . import database, keys, superlink
+from . import database, keys, logs, monitor, superlink
 from .flower import connection, free_port
+from .metrics import Watched
+from .places import DATABASE, LOG
 from .proxy import bound
 
-DATABASE = Path("flower", "state.db")
 WARNED_DAYS = 30  # before its end `serve` warns of it
 DAY = 86400.0  # seconds between two warnings
 START_SECONDS = 60.0
@@ -59,10 +58,14 @@ class Serving:
         In the environment of all that it started (`processes`).
     port
         Of the SuperLink on this machine.
+    host, proxy
+        Where the proxy listens, and its port; an earlier version did not note them.
     """
 
     mark: str
     port: int
+    host: str = ""
+    proxy: int = 0
 
 
 def serving(folder: Path) -> Serving | None:
@@ -90,7 +93,12 @@ def running(folder: Path) -> dict[str, str]:
 
 
 def serve(
-    folder: Path, host: str, port: int | None, say: Callable[[str], None]
+    folder: Path,
+    host: str,
+    port: int | None,
+    say: Callable[[str], None],
+    metrics: int | None = None,
+    log: Path | None = None,
 ) -> None:
     """Keep a server up until SIGTERM or Ctrl-C; end all that was started.
 
@@ -102,22 +110,53 @@ def serve(
         Where to listen; a port of None is that of the invitation.
     say
         Called with each line for the operator.
+    metrics
+        Port of 127.0.0.1 for `monitor`; None: none.
+    log
+        File for structured lines (`logs`); None: none.
 
     Raises
     ------
     IdiolectError
-        There are no keys, another `serve` uses the folder, or the port is taken.
+        There are no keys, another `serve` uses the folder, a port is taken, or the log
+        cannot be written.
     """
     keys.check_keys(folder)
     keys.certificate_end(folder)
     name, invited = keys.invited_to(folder)
     port = invited if port is None else port
+    if metrics is not None:
+        keys.check_port(metrics)
     os.umask(0o077)  # log, database and token are for this account alone
     folder.chmod(0o700)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     make_private(folder)
+    with _alone(folder):
+        if (before := serving(folder)) is not None:  # it was killed
+            processes.end(before.mark)
+        _check_listening(host, port)
+        now = Serving(secrets.token_hex(16), free_port(), host, port)
+        watched = Watched(folder, host, port, now.port, now.mark)
+        record = logs.recorder(log)
+
+        def told(text: str) -> None:
+            say(text)
+            record(text, "serve")
+
+        with monitor.monitored(metrics, watched):
+            for line in _introduction(folder, f"{name}:{invited}", watched, metrics):
+                told(line)
+            results.write_json(folder / "serving.json", vars(now))
+            _configure_flower(folder, now)
+            output = logs.Output(folder / LOG, record)
+            _serve_until(stopping, now, watched, output, told)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; refuse a folder that another process serves."""
     with (folder / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,32 +165,26 @@ def serve(
                 f"{folder} is being served already: end that process first "
                 "(Ctrl-C where it runs, or `systemctl stop`)."
             ) from None
-        _check_listening(host, port)
-        for line in _introduction(folder, f"{name}:{invited}", host, port):
-            say(line)
-        if (before := serving(folder)) is not None:  # it was killed
-            processes.end(before.mark)
-        now = Serving(secrets.token_hex(16), free_port())
-        results.write_json(folder / "serving.json", vars(now))
-        _configure_flower(folder, now)
-        _serve_until(stopping, folder, now, _commands(folder, host, port, now), say)
+        yield
 
 
 def _serve_until(
     stopping: threading.Event,
-    folder: Path,
     now: Serving,
-    commands: Mapping[str, Sequence[str]],
+    watched: Watched,
+    output: logs.Output,
     say: Callable[[str], None],
 ) -> None:
     """Keep the processes up and the database clean until told to stop."""
+    folder = watched.folder
     base = folder / DATABASE
     database.forget_ended(base, database.ALL_ENDED)  # the last server was killed
     threading.Thread(
         target=database.keep_forgetting, args=(base, stopping), daemon=True
     ).start()
+    commands = _commands(folder, watched.host, watched.port, now)
     try:
-        _keep_up(commands, environment_of(folder, now), folder, stopping, say)
+        _keep_up(commands, environment_of(folder, now), watched, stopping, output, say)
     finally:
         processes.end(now.mark)
         database.forget_ended(base, database.ALL_ENDED)
@@ -172,9 +205,12 @@ def _check_listening(host: str, port: int) -> None:
         ) from None
 
 
-def _introduction(folder: Path, address: str, host: str, port: int) -> list[str]:
+def _introduction(
+    folder: Path, address: str, watched: Watched, metrics: int | None
+) -> list[str]:
     """What the operator needs to know: address, fingerprint, log, how to end it."""
-    place = folder.absolute()
+    place, host, port = folder.absolute(), watched.host, watched.port
+    asked = f"monitoring          http://127.0.0.1:{metrics}/health and /metrics"
     warning = (
         f"warning: the invitation says {address}, so something must pass its port on "
         f"to {port}; else start `serve` without --port"
@@ -186,7 +222,8 @@ def _introduction(folder: Path, address: str, host: str, port: int) -> list[str]
         f"invitation          {place / 'invitation.json'}",
         "authority, SHA-256 (`idiolect node join` shows the same):",
         f"  {keys.fingerprint(folder)}",
-        f"log                 {place / 'server.log'}",
+        f"log                 {place / LOG}",
+        *([] if metrics is None else [asked]),
         f"to end it           Ctrl-C, or kill {os.getpid()}; runs end with it",
     ]
 
@@ -263,16 +300,18 @@ def _commands(folder: Path, host: str, port: int, now: Serving) -> dict[str, lis
 def _keep_up(
     commands: Mapping[str, Sequence[str]],
     environment: Mapping[str, str],
-    folder: Path,
+    watched: Watched,
     stopping: threading.Event,
+    output: logs.Output,
     say: Callable[[str], None],
 ) -> None:
     """Start every process, and start it again when it ends, after growing pauses."""
+    folder = watched.folder
     running: dict[str, subprocess.Popen[bytes]] = {}
     wait = dict.fromkeys(commands, FIRST_WAIT)
     due = dict.fromkeys(commands, 0.0)
     warned = -math.inf
-    with (folder / "server.log").open("ab") as log:
+    with output.path.open("ab") as log:
         while not stopping.is_set():
             if time.monotonic() - warned > DAY:
                 _warn_of_end(folder, say)
@@ -281,8 +320,8 @@ def _keep_up(
                 process = running.get(name)
                 if process is not None and process.poll() is not None:
                     say(
-                        f"{name} ended with {process.returncode}; it starts again (see the "
-                        "end of server.log)"
+                        f"warning: {name} ended with {process.returncode}; it starts again "
+                        "(see the end of server.log)"
                     )
                     del running[name]
                     due[name] = time.monotonic() + wait[name]
@@ -296,29 +335,21 @@ def _keep_up(
                         stderr=log,
                         start_new_session=True,  # `serve` gets Ctrl-C and ends the rest
                     )
-                    if name == "superlink" and _answers(folder, command, running[name]):
+                    watched.starts[name] += 1
+                    if name == "superlink" and _answers(watched, running[name]):
                         say("the SuperLink is up")
                     if name == "proxy":
                         say("the proxy is up: devices and runs can connect")
+            output.look()
             stopping.wait(0.5)
+    output.look()
 
 
-def _answers(
-    folder: Path, command: Sequence[str], process: "subprocess.Popen[bytes]"
-) -> bool:
+def _answers(watched: Watched, process: "subprocess.Popen[bytes]") -> bool:
     """Wait until the SuperLink answers: the other processes end if they find none."""
-    port = command[command.index("--port") + 1]
-    trust = ssl.create_default_context(cafile=str(folder / "ca.crt"))
-    direct = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}),  # no HTTP proxy to this machine itself
-        urllib.request.HTTPSHandler(context=trust),
-    )
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
-        with (
-            contextlib.suppress(OSError),
-            direct.open(f"https://127.0.0.1:{port}/health", timeout=1),
-        ):
+        if monitor.superlink_answers(watched.folder, watched.inner):
             return True
         time.sleep(0.2)
     return False

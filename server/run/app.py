@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ...common.command import summary
+from ...common.command import AGAIN, SCARCE, refusal, summary
 from ...common.config import Config, parse_run
 from ...common.config.methods import BY_NAME
 from ...common.data.lamp.longlamp import HUB
@@ -115,6 +115,11 @@ def main(grid: Grid, context: Context) -> None:
         journal.write({"event": "failed", "message": message, "stopped": True})
         raise IdiolectError(message) from None  # Flower then ends its own in order
     except BaseException as error:
+        if lacking := _scarce(error, folder.path.name):
+            LOG.error("%s", lacking)
+            with contextlib.suppress(OSError):  # the disk may be full
+                journal.write({"event": "failed", "message": lacking})
+            raise IdiolectError(lacking) from None
         message = plain.nameless(summary(error))
         defect = isinstance(error, Exception)
         journal.write({"event": "failed", "message": message, "defect": defect})
@@ -124,6 +129,14 @@ def main(grid: Grid, context: Context) -> None:
         raise RuntimeError(message) from None  # its own words could name somebody
     finally:
         folder.lock.close()
+
+
+def _scarce(error: BaseException, name: str) -> str:
+    """Return the sentence of an error of a machine that lacks something; else nothing."""
+    if not isinstance(error, OSError) or error.errno not in SCARCE:
+        return ""
+    _, text = refusal(error) or (0, "")
+    return text.replace(AGAIN, f", and go on with --resume {name}.")
 
 
 @contextlib.contextmanager

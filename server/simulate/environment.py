@@ -56,6 +56,8 @@ CHOSEN = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Else Ray hides the GPU from actors that reserve none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # No port: else Ray's monitor listens where `prometheus_client` is installed.
+    "AUTOSCALER_METRIC_PORT": "-1",
     "PYTHONUNBUFFERED": "1",
     # glibc then keeps what a training step frees for the next one, instead of asking the
     # kernel for zeroed pages again.

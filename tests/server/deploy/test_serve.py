@@ -22,7 +22,7 @@ def test_serving_without_keys_says_how_to_make_them(tmp_path):
         serve.serve(tmp_path, "127.0.0.1", 1, print)
 
 
-def kept_up(folder, monkeypatch, port=None) -> tuple[list[str], list[str]]:
+def kept_up(folder, monkeypatch, port=None, **more) -> tuple[list[str], list[str]]:
     """What `serve` says, and the proxy's command line."""
     said: list[str] = []
     commands: list[list[str]] = []
@@ -32,7 +32,7 @@ def kept_up(folder, monkeypatch, port=None) -> tuple[list[str], list[str]]:
     monkeypatch.setattr(serve.database, "keep_forgetting", lambda *_: None)
     monkeypatch.setattr(serve.processes, "end", lambda _: None)
     monkeypatch.setattr(serve.signal, "signal", lambda *_: None)
-    serve.serve(folder, "127.0.0.1", port, said.append)
+    serve.serve(folder, "127.0.0.1", port, said.append, **more)
     return said, commands[0]
 
 
@@ -66,6 +66,28 @@ def test_a_port_that_is_taken_is_named_before_anything_is_started(folder, monkey
         with pytest.raises(IdiolectError, match=f"cannot listen at .* {port}"):
             kept_up(folder, monkeypatch, port)
     assert not (folder / "serving.json").exists()
+
+
+def test_what_a_killed_server_left_is_ended_before_its_port_is_asked_for(
+    folder, monkeypatch
+):
+    """Its proxy still holds the port: it must not be taken for somebody else's."""
+    left = socket.create_server(("127.0.0.1", 0))
+    serve.results.write_json(folder / "serving.json", {"mark": "left", "port": 1})
+    ended: list[str] = []
+
+    def end(mark: str) -> None:
+        ended.append(mark)
+        left.close()
+
+    port = left.getsockname()[1]
+    monkeypatch.setattr(serve.processes, "end", end)
+    with monkeypatch.context() as others:
+        others.setattr(serve, "_keep_up", lambda *_: None)
+        others.setattr(serve.database, "keep_forgetting", lambda *_: None)
+        others.setattr(serve.signal, "signal", lambda *_: None)
+        serve.serve(folder, "127.0.0.1", port, lambda _: None)
+    assert ended[0] == "left"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec
 
 from idiolect.server.deploy import keys, serve, superlink
 from idiolect.server.deploy.flower import CONNECTION
+from idiolect.server.deploy.metrics import Watched
 from idiolect.server.simulate.environment import BIN
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -143,7 +144,8 @@ def inner(tmp_path_factory):
     old = {name: os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY")}
     os.environ |= dict.fromkeys(old, "http://127.0.0.1:9")
     try:
-        assert serve._answers(folder, command, process)
+        watched = Watched(folder, "127.0.0.1", 1, port, now.mark)
+        assert serve._answers(watched, process)
     finally:
         for name, text in old.items():
             os.environ.pop(name) if text is None else os.environ.update({name: text})

@@ -25,6 +25,7 @@ from idiolect.common.protocol.packing import pack, unpack
 from idiolect.common.protocol.quantization import decode
 from idiolect.common.unlabeled import draws
 from idiolect.server.run import checkpoint
+from idiolect.server.run.live import Journal
 from tests.server.federation import FakeGrid, events, node_error, results, run
 
 pytestmark = pytest.mark.slow  # `make quick` leaves these files out
@@ -627,6 +628,35 @@ def test_a_defect_of_ours_is_named_in_the_journal_and_raised(settings, monkeypat
     )
     said = {"event": "failed", "message": "ZeroDivisionError: oops", "defect": True}
     assert journal == said
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_full_disk_is_no_defect_and_the_run_can_go_on(settings, monkeypatch, room):
+    settings |= {"methods": "shared"}
+    full = OSError(28, "No space left on device", "/data/run/state.json")
+    write = Journal.write
+
+    def lost(journal, event):
+        if event["event"] == "failed" and not room:
+            raise full
+        write(journal, event)
+
+    def stopped(_run):
+        raise full
+
+    monkeypatch.setattr(Journal, "write", lost)
+    with monkeypatch.context() as disk:
+        disk.setattr("idiolect.server.run.app.adapt", stopped)
+        with pytest.raises(IdiolectError) as caught:
+            run({**settings, "run.name": "full"})
+    assert str(caught.value) == (
+        "No space left on device (/data/run/state.json): make room there, and go on with "
+        "--resume full."
+    )
+    folder = Path(settings["run.folder"]) / "full"
+    said = {"event": "failed", "message": str(caught.value)}
+    assert (events(folder, "failed") == [said]) is room
+    assert results(run({**settings, "run.resume": "full"}))
 
 
 def test_a_typo_in_the_configuration_writes_nothing(settings, tmp_path):

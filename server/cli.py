@@ -5,43 +5,20 @@ Exit codes: 1 where the run failed, an audit, or a check of `doctor`; the others
 """
 
 import argparse
-import os
-import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..common.command import (
-    FAILED,
     Argument,
     Command,
     add_commands,
     carry_out,
-    code_of,
-    complain,
     given,
     new_parser,
-    on_interrupt,
-    summary,
 )
-from ..common.errors import IdiolectError, Impossible, refuse_if
 from ..common.files import home
-from ..common.process import age
-from ..common.text import lines, printable, shown, tell, tell_json, tell_sentence
-from .forecast.gpus import gpu_of
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from .forecast.estimate import Forecast
-    from .simulate.cluster import Cluster
-    from .simulate.plan import Plan
-    from .study.declaration import Study
-
-# Modules are imported by the functions that need them: `--help` does not import torch.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,588 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return carry_out(
         _parser, arguments, lambda options: getattr(options, "at", None) or home()
     )
-
-
-# --- what the commands do; those that return nothing end with code 0 --------------------
-
-
-# Settings of a run that are options of the command, and how version 0.2 gave them.
-SETTINGS = {
-    "run.name": "name",
-    "run.resume": "resume",
-    "run.folder": "output_dir",
-    "preset": "preset",
-}
-OLD_WORDS = {"run-name": "--name", "resume": "--resume", "output-dir": "--output-dir"}
-
-
-def _settings(options: argparse.Namespace) -> list[str]:
-    """Return all settings of a run as ``key=value``."""
-    for word in options.words:
-        name = word.partition("=")[0].strip()
-        if name in OLD_WORDS:
-            tell(f"-c {name}=… is now {OLD_WORDS[name]} …", sys.stderr)
-    given = {key: getattr(options, option) for key, option in SETTINGS.items()}
-    named = [f"{key}={value}" for key, value in given.items() if value is not None]
-    return [*options.words, *named]
-
-
-@on_interrupt("stopped: finished cells are kept, and the same command does the rest.")
-def _study(options: argparse.Namespace) -> None:
-    refuse_if(
-        bool(options.gpu) and not options.plan, "--gpu is for a forecast: add --plan."
-    )
-    refuse_if(options.gpus < 1, f"--gpus {options.gpus} is none: use 1 or more.")
-    _trackable(options)
-    refuse_if(options.jobs < 1, f"--jobs {options.jobs} is none: use 1 or more.")
-    refuse_if(
-        bool(options.gpu) and options.jobs > 1,
-        "--jobs is for this machine: with --gpu say --gpus N.",
-    )
-    if options.gpu:
-        gpu_of(options.gpu)
-    # Before torch is imported, which takes seconds.
-    tell_sentence(f"reading {', '.join(map(str, options.files))}")
-    from .findings.page import markdown, store, write_pages
-    from .run.results import runs_folder, write_json
-    from .study.declaration import read_study, with_keys
-    from .study.kept import archive, take
-
-    refuse_if(
-        options.words and options.findings,
-        "--findings holds studies as their files declare them, and -c changes them: leave "
-        "out --findings (the page is printed, and in report.html), or write the keys into "
-        "a copy of the file.",
-    )
-    declared = [with_keys(read_study(path), options.words) for path in options.files]
-    place = options.output_dir or runs_folder("").parent / "studies"
-    kept = {one.name: archive(options.findings, one.name, one.kept) for one in declared}
-    for name, stored in kept.items():
-        if stored and (count := take(stored, place / name)):
-            tell(f"study {name}: {count} finished cells are taken from {stored}")
-    if options.plan:
-        processes = options.gpus if options.gpu else options.jobs
-        return _planned(declared, place, options.gpu, processes)
-    since = 0.0
-    for study in declared:
-        tell(f"study {study.name} in {place / study.name}")
-        found = _found(study, place / study.name, kept[study.name], options, since)
-        _tell_markdown(markdown(found))
-        written = place / study.name / "summary.json"
-        write_json(written, found)
-        _own_report(str(written.parent), options.tensorboard)
-        if options.findings:
-            store(written, options.findings, study.name)
-        since = age()
-    if options.findings:
-        tell(f"findings: {write_pages(options.findings)}")
-
-
-def _found(
-    study: "Study",
-    folder: Path,
-    kept: Path | None,
-    options: argparse.Namespace,
-    since: float,
-) -> dict[str, Any]:
-    """Run a study, or take what is finished of it; return its summary."""
-    if study.audit is not None:
-        from .audit import audit
-
-        return audit.run_study(study, folder, tell)
-    from .findings.summary import summary
-    from .study.cells import finished, run_study
-
-    if options.so_far:
-        done = finished(study, folder, kept)
-        refuse_if(not done, f"study {study.name} has no finished cell: run it first.")
-    elif options.jobs > 1:
-        from .study.jobs import run_side_by_side, share_cores
-
-        share_cores(options.jobs)  # the forecast measures with as many threads
-        ahead = _ahead(study, folder, since, options.jobs)
-        done = run_side_by_side(study, folder, options.jobs, tell, ahead, kept)
-    else:
-        ahead = _ahead(study, folder, since)
-        done = run_study(study, folder, tell, ahead, kept)
-    return summary(study, done)
-
-
-def _planned(
-    declared: "Sequence[Study]", place: Path, gpu: str = "", processes: int = 1
-) -> None:
-    """Print the forecast of studies, for this machine or for GPUs that are not here."""
-    from .forecast.estimate import elsewhere, table
-    from .study.ahead import forecast
-
-    since = 0.0
-    for study in declared:
-        if study.audit is not None:
-            tell(f"study {study.name}: an audit has no forecast; it takes minutes")
-            continue
-        tell(f"study {study.name}")
-        ahead, _ = forecast(study, place / study.name, since, gpu, processes)
-        tell(table(ahead, elsewhere(ahead, gpu, processes) if gpu else ""))
-        since = age()
-
-
-def _ahead(
-    study: "Study", folder: Path, since: float, processes: int = 1
-) -> "list[float]":
-    """Say what a study will take; return the seconds of each of its cells.
-
-    `since`: age of this process when it began with the study.
-    """
-    from .study.ahead import forecast
-
-    tell_sentence("measuring this machine, which takes some seconds")
-    try:
-        ahead, cells = forecast(study, folder, since, processes=processes)
-    except Impossible:
-        raise
-    except IdiolectError as error:
-        tell_sentence(f"no forecast: {error}", sys.stderr)
-        return []
-    if any(cells):
-        _tell_ahead(ahead)
-    return cells
-
-
-def _tell_markdown(text: str) -> None:
-    """Print Markdown; at a terminal, formatted to its width."""
-    if not sys.stdout.isatty():
-        return tell(f"\n{text}")
-    from rich.markdown import Markdown
-
-    return _console().print("", Markdown(lines(text), hyperlinks=False), sep="\n")
-
-
-@on_interrupt("stopped: the same command begins the audit again.")
-def _audit(options: argparse.Namespace) -> int:
-    from .run import results
-
-    folder = results.find(options.output_dir, options.name)
-    tell_sentence(
-        f"auditing the code, then what {folder.name} released; this takes minutes"
-    )
-    # Only now: torch is imported, which takes seconds.
-    from .audit.audit import audit_run, defects
-
-    width = _console().width
-
-    def say(text: str) -> None:
-        tell("\n".join(results.wrapped(text, width)))
-
-    found = defects(audit_run(folder, options.seed, say))
-    for line in found:
-        tell(f"error: {line}", sys.stderr)
-    tell(f"card: {folder / 'privacy_card.json'}")
-    return FAILED if found else 0
-
-
-def _simulate(options: argparse.Namespace) -> int | None:
-    from .simulate.launch import simulate
-    from .simulate.plan import built_in_app, has_finished, prepare
-
-    _trackable(options)
-    refuse_if(
-        bool(options.ray) and options.plan,
-        "--plan measures this machine, and --ray names others: leave out one of them.",
-    )
-    signal.signal(signal.SIGTERM, _terminated)
-    app = options.app or built_in_app()
-    # Before torch and Flower are imported, which takes seconds.
-    tell_sentence(f"checking {app}, its settings, data and backbone")
-    settings, to = _settings(options), options.tensorboard
-    plan = prepare(
-        app, settings, options.nodes, Path.cwd(), options.gpus_per_node, options.ray
-    )
-    if has_finished(plan):
-        return _shown(lambda console: simulate(plan, console), to)
-    if plan.cluster is not None:
-        _tell_cluster(plan.cluster, plan.nodes)
-        return _shown(lambda console: simulate(plan, console), to)
-    ahead = _ahead_of(plan, options.plan)
-    if options.plan:
-        return None
-    return _shown(lambda console: simulate(plan, console, ahead), to)
-
-
-def _tell_cluster(cluster: "Cluster", nodes: int) -> None:
-    """Say which machines compute, and what is otherwise with them."""
-    names = [f"{one.name} ({one.cpus} cores)" for one in cluster.machines]
-    tell(f"{nodes} nodes on the Ray cluster at {cluster.address}: {', '.join(names)}")
-    for sentence in cluster.warnings:
-        tell_sentence(f"warning: {sentence}", sys.stderr)
-
-
-@on_interrupt("stopped: nothing has begun yet, so give the same command again.")
-def _ahead_of(plan: "Plan", whole: bool) -> "Forecast | None":
-    """Say what a run will take, all of it or in one line; None where it is not known."""
-    from .forecast.estimate import table
-    from .simulate.ahead import forecast
-
-    tell_sentence("measuring this machine, which takes some seconds")
-    try:
-        ahead = forecast(plan)
-    except IdiolectError as error:
-        if whole or isinstance(error, Impossible):
-            raise
-        return tell_sentence(f"no forecast: {error}", sys.stderr)
-    if whole:
-        tell(table(ahead))
-    else:
-        _tell_ahead(ahead, "the whole run: " * plan.resumed)
-    return ahead
-
-
-def _tell_ahead(ahead: "Forecast", what: str = "") -> None:
-    """Say time and memory in one line, and warn if there is too little memory."""
-    from .forecast.estimate import short, warning
-
-    tell(f"{what}{short(ahead)}")
-    if problem := warning(ahead):
-        tell_sentence(f"warning: {problem}", sys.stderr)
-
-
-def _shown(
-    show: "Callable[[Console], dict[str, Any]]", tracked: Path | None = None
-) -> int | None:
-    """Show a run to its end, and print its results; return the code of a failure.
-
-    `tracked`: TensorBoard's folder, if it is written for it too.
-    """
-    from .run import results
-
-    console = _console()
-    try:
-        found = show(console)
-    except IdiolectError as error:
-        return complain(str(error), code_of(error, FAILED))
-    console.print()
-    results.render(found, console)
-    _own_report(found["run"].get("path"), tracked)
-
-
-def _trackable(options: argparse.Namespace) -> None:
-    """Refuse `--tensorboard` before anything begins, where it would fail at the end."""
-    if options.tensorboard is not None:
-        from importlib.util import find_spec
-
-        refuse_if(
-            find_spec("tensorboard") is None,
-            "this needs tensorboard: install it by `pip install "
-            "'idiolect[tensorboard]'`.",
-        )
-
-
-def _own_report(path: str | None, tracked: Path | None = None) -> None:
-    """Write the page of what has just ended; a failure of that is no failure of the run."""
-    folder = Path(path or "")
-    if not path or not folder.is_dir():
-        return
-    try:
-        from .report.pictures import NO_PICTURES, able
-        from .report.read import write_own
-
-        tell(f"report: {write_own(folder)}")
-        if not able():
-            tell_sentence(NO_PICTURES)
-    except Exception as error:
-        tell_sentence(f"no report: {summary(error)}", sys.stderr)
-    if tracked is None:
-        return
-    try:
-        from .report.tracker import track_own
-
-        tell(f"tensorboard: {track_own(folder, tracked)}")
-    except Exception as error:
-        tell_sentence(f"nothing for TensorBoard: {summary(error)}", sys.stderr)
-
-
-def _at(options: argparse.Namespace) -> Path:
-    return options.at or home() / "server"
-
-
-def _renew(options: argparse.Namespace) -> None:
-    from .deploy.keys import keys_renew
-
-    folder = _at(options)
-    end = keys_renew(folder, options.names)
-    tell(f"the server's certificate in {folder} ends on {end:%Y-%m-%d}")
-    tell("a running server uses it from its next start; invitations stay valid")
-
-
-def _keys(options: argparse.Namespace) -> None:
-    from .deploy.keys import invited_to, keys_init
-
-    invitation = keys_init(_at(options), options.names, options.port)
-    tell(f"keys are in {invitation.parent}")
-    tell(f"give every device {invitation}")
-    where = ":".join(map(str, invited_to(invitation.parent)))
-    tell(f"which says that the server is at {where}")
-    tell("next: `idiolect-server serve`, with the same --at if you gave one")
-
-
-def _name_witness(options: argparse.Namespace) -> None:
-    from .deploy.keys import name_witness
-
-    invitation = name_witness(_at(options), options.key)
-    tell(f"{invitation} names {'the witness' if options.key else 'no witness'} now")
-    tell(
-        "give it to every device, also to those that have joined, and start `serve` again"
-    )
-
-
-def _witness_key(options: argparse.Namespace) -> None:
-    from .deploy.witness import key_file, witness_key
-
-    file = key_file(options.key_file)
-    tell(witness_key(file))
-    tell(f"the private key is in {file}: keep it where the operator cannot read it")
-    tell("next: the operator gives the digits to `idiolect-server keys witness`")
-
-
-def _vouch(options: argparse.Namespace) -> None:
-    from .deploy.witness import key_file, vouch_for
-
-    file = key_file(options.key_file)
-    said = vouch_for(file, options.invitation, options.key)
-    tell(f"the device's owner runs: idiolect node vouched {said}")
-
-
-def _serve(options: argparse.Namespace) -> None:
-    from .deploy.serve import serve
-
-    serve(_at(options), options.host, options.port, tell, options.metrics, options.log)
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from ..common.doctor import report
-    from .deploy.doctor import examine
-
-    os.environ["HF_HUB_OFFLINE"] = "1"  # it fetches nothing
-    found, text, well = report(examine(_at(options), options.backbone))
-    if options.json:
-        tell_json(found, 2)
-    else:
-        tell_sentence("\n".join(text))
-    return 0 if well else FAILED
-
-
-def _run(options: argparse.Namespace) -> int | None:
-    from .deploy.runs import prepare, run
-    from .simulate.plan import built_in_app
-
-    folder = _at(options)
-    app = options.app or built_in_app()
-    plan = prepare(folder, app, _settings(options), Path.cwd())
-    return _on_devices(options, plan.folder.name, lambda to: run(folder, plan, to))
-
-
-def _attach(options: argparse.Namespace) -> int | None:
-    from .deploy.runs import attach, submitted
-
-    folder = _at(options)
-    name = submitted(folder, options.name)[1].name
-    return _on_devices(options, name, lambda to: attach(folder, name, to))
-
-
-def _on_devices(
-    options: argparse.Namespace, name: str, show: "Callable[[Console], dict[str, Any]]"
-) -> int | None:
-    """Show a run on devices; if this command ends before the run, say what to do then."""
-    from .deploy.runs import in_progress
-
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
-        return _shown(show)
-    except (KeyboardInterrupt, SystemExit) as ended:
-        if in_progress(_at(options), name):
-            at = f" --at {options.at}" if options.at else ""
-            tell(f"run {name} goes on without this command")
-            tell(f"to look at it:  idiolect-server attach {name}{at}")
-            tell(f"to end it:      idiolect-server stop {name}{at}")
-        return 130 if isinstance(ended, KeyboardInterrupt) else 143
-
-
-def _stop(options: argparse.Namespace) -> None:
-    from .deploy.runs import stop
-
-    name = stop(_at(options), options.name)
-    tell(f"run {name} has ended")
-    tell(f"to continue it: the command that began it, with --resume {name}")
-
-
-def _nodes_add(options: argparse.Namespace) -> None:
-    from .deploy.nodes import add_node
-
-    number = add_node(_at(options), options.key, options.label)
-    tell(f"registered as node {number}; now `idiolect node run` on the device")
-
-
-STATES = {"registered": "not seen yet", "unregistered": "revoked"}
-
-
-def _nodes_list(options: argparse.Namespace) -> None:
-    from .deploy.nodes import nodes
-
-    found = nodes(_at(options))
-    if options.json:
-        return tell_json(found, 2)
-    if not found:
-        return tell(
-            "no devices yet: `nodes add` takes the line that `idiolect node join` prints"
-        )
-    rows = [("node", "label", "state", "last seen")]
-    revoked = [node for node in found if node["status"] == "unregistered"]
-    listed = found if options.all else [node for node in found if node not in revoked]
-    for node in map(shown, listed):
-        state = STATES.get(node["status"]) or str(node["status"])
-        seen = _local(node["last-seen"])
-        rows.append((node["node-id"], node["label"] or "-", state, seen))
-    for number, label, state, seen in rows:
-        tell(f"{number:>20}  {label:20}  {state:12}  {seen}")
-    if revoked and not options.all:
-        tell(f"and {len(revoked)} revoked, which `nodes list --all` shows")
-
-
-def _local(stamp: str | None) -> str:
-    """Return a time of Flower in this machine's time zone."""
-    try:
-        when = datetime.fromisoformat(stamp or "").astimezone()
-        return when.strftime("%Y-%m-%d %H:%M")
-    except ValueError:
-        return stamp or "never"
-
-
-def _nodes_revoke(options: argparse.Namespace) -> None:
-    from .deploy.nodes import revoke_node
-
-    number = revoke_node(_at(options), options.node)
-    tell(f"node {number} is revoked; its key cannot return, a new one can")
-
-
-def _terminated(*_: object) -> NoReturn:
-    """Raise on SIGTERM, so that all that was started is ended too."""
-    raise SystemExit(143)
-
-
-def _runs(options: argparse.Namespace) -> None:
-    from .run import results
-
-    found = results.runs(options.output_dir)
-    if options.json:
-        return tell_json(found, 2)
-    if not found:
-        return tell(f"no runs in {results.runs_folder(options.output_dir)}")
-    rows: list[tuple[str, ...]] = [
-        ("run", "state", "task", "backbone", "users", "started")
-    ]
-    for line in found:
-        *cells, first = line.values()
-        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(first))
-        rows.append((*map(printable, map(str, cells)), started if first else "–"))
-    # A pipe has no width: there every run has one line.
-    wide = _console().width if sys.stdout.isatty() or "COLUMNS" in os.environ else 10**6
-    tell("\n".join(results.listed(rows, wide)))
-
-
-def _show(options: argparse.Namespace) -> None:
-    from .run import results
-
-    found = results.load(options.output_dir, options.name)
-    if options.json:
-        tell_json(found, 2)
-    else:
-        results.render(found, _console(), whole=True)
-
-
-def _compare(options: argparse.Namespace) -> None:
-    from .run import compare, results
-
-    folder = options.output_dir
-    names = [
-        results.find(folder, name).name for name in options.names
-    ]  # of `latest`, too
-    runs = {name: results.load(folder, name) for name in names}
-    refuse_if(
-        len(runs) < len(options.names) or len(runs) < 2,
-        "compare takes two runs or more, each once: `idiolect-server runs` lists them.",
-    )
-    found = compare.compare(runs)
-    if options.json:
-        tell_json(found, 2)
-    else:
-        compare.render(found, _console())
-
-
-@on_interrupt("stopped: answers are kept, and the same command asks the rest.")
-def _judge(options: argparse.Namespace) -> None:
-    from .pairwise.endpoint import endpoint_of
-    from .pairwise.judge import Asked, judge, lines
-    from .pairwise.material import material
-
-    endpoint = endpoint_of(
-        options.endpoint, options.model, options.timeout, options.allow_host
-    )
-    asked = Asked(
-        tuple(options.pairs), options.items, options.own, options.with_reference
-    )
-    run = material(options.output_dir, options.name)
-    to = sys.stderr if options.json else sys.stdout
-    found = judge(run, endpoint, asked, lambda text: tell_sentence(text, to))
-    if options.json:
-        return tell_json(found, 2)
-    tell("\n".join(lines(found)))
-    tell(f"judge: {run.folder / 'judge.json'}")
-    _own_report(str(run.folder))
-
-
-def _report(options: argparse.Namespace) -> None:
-    from .report.pictures import NO_PICTURES, able
-    from .report.read import write_report
-
-    _trackable(options)
-    path = write_report(options.name, options.output_dir, options.to, options.texts)
-    tell(f"report: {path}")
-    if options.tensorboard is not None:
-        from .report.tracker import track
-
-        made = track(options.name, options.output_dir, options.tensorboard)
-        tell(f"tensorboard: {made}")
-    if not able():
-        tell_sentence(NO_PICTURES)
-    if options.open:
-        import webbrowser
-
-        if not webbrowser.open(path.absolute().as_uri()):
-            tell("no browser could be opened: open the file yourself")
-
-
-def _delete(options: argparse.Namespace) -> None:
-    from .run.removal import delete, described
-
-    folder, text = described(options.output_dir, options.name)
-    tell(text)
-    what = f"run {printable(folder.name)} is deleted for good"
-    if not options.yes:
-        refuse_if(not sys.stdin.isatty(), f"{what}: confirm with --yes.")
-        said = input(f"{what}. Go on (yes/no)? ")
-        refuse_if(
-            said.strip() != "yes",
-            "nothing was deleted, since the answer was not 'yes'.",
-        )
-    delete(folder)
-    tell(f"deleted: {folder}")
-
-
-def _console() -> "Console":
-    """Return a console; 120 columns if neither a terminal nor COLUMNS sets the width."""
-    from .run.results import console
-
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return console(None if known else 120)
 
 
 # --- the command line ------------------------------------------------------------------
@@ -721,7 +116,7 @@ GROUPS = {
 COMMANDS = (
     Command(
         "simulate",
-        _simulate,
+        "simulate:start",
         "run a Flower app in simulation",
         (
             *APP,
@@ -762,7 +157,7 @@ COMMANDS = (
     ),
     Command(
         "study",
-        _study,
+        "studies:run_studies",
         "run declared experiments",
         (
             given(
@@ -821,7 +216,7 @@ COMMANDS = (
     ),
     Command(
         "keys init",
-        _keys,
+        "devices:make_keys",
         "make authority, certificate and signing key",
         (
             given("names", nargs="+", metavar="NAME", help="of the server"),
@@ -837,7 +232,7 @@ COMMANDS = (
     ),
     Command(
         "keys renew",
-        _renew,
+        "devices:renew",
         "make a new certificate that devices also trust",
         (
             given(
@@ -855,7 +250,7 @@ COMMANDS = (
     ),
     Command(
         "keys witness",
-        _name_witness,
+        "devices:choose_witness",
         "name in the invitation who vouches for devices",
         (
             given(
@@ -869,13 +264,13 @@ COMMANDS = (
     ),
     Command(
         "witness key",
-        _witness_key,
+        "devices:show_witness_key",
         "show the key of a witness, and make it first",
         (KEY_FILE,),
     ),
     Command(
         "witness vouch",
-        _vouch,
+        "devices:sign_device",
         "sign the key of a device whose owner the witness knows",
         (
             given("invitation", type=Path, help="that the device's owner was given"),
@@ -886,7 +281,7 @@ COMMANDS = (
     ),
     Command(
         "serve",
-        _serve,
+        "devices:serve_devices",
         "serve devices until ended",
         (
             given(
@@ -922,7 +317,7 @@ COMMANDS = (
     ),
     Command(
         "doctor",
-        _doctor,
+        "devices:check",
         "look whether this machine can serve devices, and what to do if not",
         (
             given(
@@ -938,7 +333,7 @@ COMMANDS = (
     ),
     Command(
         "run",
-        _run,
+        "devices:run_on_devices",
         "run a Flower app on the devices of a server",
         (*APP, AT),
         epilog=ABOUT_APP,
@@ -949,21 +344,21 @@ COMMANDS = (
     ),
     Command(
         "attach",
-        _attach,
+        "devices:attach_run",
         "show a run on devices to its end",
         (RUN_OF_SERVER, AT),
         examples=("latest",),
     ),
     Command(
         "stop",
-        _stop,
+        "devices:end_run",
         "end a run on devices",
         (RUN_OF_SERVER, AT),
         examples=("autumn",),
     ),
     Command(
         "nodes add",
-        _nodes_add,
+        "devices:add_device",
         "register a device",
         (
             given("key", help="the line that `idiolect node join` prints"),
@@ -974,7 +369,7 @@ COMMANDS = (
     ),
     Command(
         "nodes list",
-        _nodes_list,
+        "devices:list_devices",
         "list the registered devices",
         (
             given("--json", action="store_true", help="print JSON, of all"),
@@ -985,7 +380,7 @@ COMMANDS = (
     ),
     Command(
         "nodes revoke",
-        _nodes_revoke,
+        "devices:revoke_device",
         "revoke a device",
         (
             given("node", metavar="NODE", help="number or label in `nodes list`"),
@@ -995,21 +390,21 @@ COMMANDS = (
     ),
     Command(
         "runs",
-        _runs,
+        "runs:list_runs",
         "list runs, oldest first",
         (JSON, RUNS),
         examples=("--json",),
     ),
     Command(
         "show",
-        _show,
+        "runs:show_run",
         "print the results of a run",
         (JSON, RUN, RUNS),
         examples=("latest",),
     ),
     Command(
         "compare",
-        _compare,
+        "runs:compare_runs",
         "compare runs user by user, the others with the first",
         (
             JSON,
@@ -1026,7 +421,7 @@ COMMANDS = (
     ),
     Command(
         "judge",
-        _judge,
+        "runs:judge",
         "let a language model compare outputs of a simulation in pairs",
         (
             given(
@@ -1088,7 +483,7 @@ COMMANDS = (
     ),
     Command(
         "report",
-        _report,
+        "runs:write_report",
         "write a page about a run or a study",
         (
             given(
@@ -1119,7 +514,7 @@ COMMANDS = (
     ),
     Command(
         "delete",
-        _delete,
+        "runs:delete_run",
         "delete a run",
         (
             given("--yes", action="store_true", help="do not ask"),
@@ -1132,7 +527,7 @@ COMMANDS = (
     ),
     Command(
         "audit",
-        _audit,
+        "runs:audit",
         "attack what a run released, and the code that released it",
         (
             given("--seed", type=int, default=0, help="of the canaries (default: 0)"),
@@ -1152,7 +547,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _carry_out(command: Command, options: argparse.Namespace) -> int:
-    return command.run(options) or 0
+    """Load a command's module, and carry it out; returns its exit code.
+
+    `Command.run` is a module of `commands` and a function in it, which takes the options
+    and returns an exit code, or None for 0.
+    """
+    module, _, name = command.run.partition(":")
+    run = getattr(import_module(f"{__package__}.commands.{module}"), name)
+    return run(options) or 0
 
 
 if __name__ == "__main__":

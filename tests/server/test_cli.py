@@ -14,6 +14,7 @@ from rich.text import Text
 from idiolect.client import cli as device
 from idiolect.common.errors import IdiolectError
 from idiolect.server import cli
+from idiolect.server.commands import studies
 from idiolect.server.forecast.estimate import Forecast
 from idiolect.server.run import results
 from idiolect.server.simulate import ahead as run_ahead
@@ -172,7 +173,7 @@ def test_a_study_fits_the_terminal_and_is_markdown_elsewhere(
         monkeypatch.setattr(screen, "isatty", lambda there=terminal: there)
         monkeypatch.setattr(sys, "stdout", screen)
         monkeypatch.setenv("COLUMNS", "60")
-        cli._tell_markdown(text)
+        studies.tell_markdown(text)
         said = Text.from_ansi(screen.getvalue()).plain
         assert ("| --- |" in said, "## " in said) == (not terminal, not terminal)
         assert (max(map(len, said.splitlines())) <= 60) == terminal
@@ -226,10 +227,11 @@ def test_something_is_said_before_torch_is_imported(
     words: list[str], runs: Path
 ) -> None:
     code = (
-        "import sys; from idiolect.server import cli\n"
+        "import sys; from idiolect.common import text\n"
+        "from idiolect.server import cli\n"
         "heavy = {'torch', 'flwr', 'transformers'}\n"
         "loaded = lambda: str(heavy & set(sys.modules))\n"
-        "cli.tell_sentence = lambda text, *_: sys.exit(text + loaded())\n"
+        "text.tell_sentence = lambda text, *_: sys.exit(text + loaded())\n"
         "cli.main(sys.argv[1:])"
     )
     place = [] if words[0] == "simulate" else ["--output-dir", str(runs)]

@@ -11,6 +11,8 @@ there, on the cluster's own terms.
 import os
 import secrets
 import sys
+import threading
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,10 +141,24 @@ def main() -> None:
         )
     else:
         print("the ports of this run are on 127.0.0.1, and ask for a token")
-    simulate(
-        *(Path(app), Path(settings), int(nodes), Path(folder), float(gpus)),
-        *address,
-    )
+    place = (Path(app), Path(settings), int(nodes), Path(folder))
+    try:
+        simulate(*place, float(gpus), *address)
+    except Exception:
+        if not _is_waited_for():
+            raise
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _is_waited_for() -> bool:
+    """Whether a ServerApp is left, which would wait for nodes until its deadline.
+
+    So it is where Ray did not start: on a busy machine it gives up after 30 seconds.
+    """
+    main, living = threading.main_thread(), threading.enumerate()
+    return any(one is not main and not one.daemon for one in living)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,24 @@ def test_flowers_backend_and_threads_are_replaced_for_a_run_only() -> None:
     assert before[1] is ThreadPoolExecutor
 
 
+@pytest.mark.parametrize(("waits", "patience"), [(0, 30), (600, 30)])
+def test_a_run_whose_ray_did_not_start_ends(waits: int, patience: int) -> None:
+    code = (
+        "import sys, threading, time\n"
+        "from idiolect.server.simulate import simulator\n"
+        "def fail(*_):\n"
+        f"    threading.Thread(target=time.sleep, args=({waits},)).start()\n"
+        "    raise RuntimeError('Ray timed out')\n"
+        "simulator.simulate = fail\n"
+        "sys.argv[1:] = ['app', 'settings', '1', 'folder', 'shared', '0.0']\n"
+        "simulator.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=patience
+    )
+    assert done.returncode == 1 and "Ray timed out" in done.stderr
+
+
 def test_a_silent_process_writes_nothing(tmp_path: Path) -> None:
     code = (
         "import sys; from idiolect.server.simulate.pool import be_silent\n"

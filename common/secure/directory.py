@@ -123,7 +123,7 @@ def make_entry(
     public = identity.public_key()
     der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     known = der, agreement, signing, signature
-    return Entry(str(number), *(part.hex() for part in known), voucher)
+    return Entry(str(number), *(part.hex() for part in known), voucher=voucher)
 
 
 def _text(run: str, server: str, publics: bytes) -> bytes:

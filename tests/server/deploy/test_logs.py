@@ -68,9 +68,13 @@ def test_a_file_that_logrotate_moved_is_opened_again(tmp_path):
     record("after", "serve")
     assert [line["message"] for line in read(moved)] == ["before"]
     assert [line["message"] for line in read(path)] == ["after"]
-    path.unlink()
+    path.rename(moved)
+    path.touch()  # as logrotate's `create` does
     record("again", "serve")
     assert [line["message"] for line in read(path)] == ["again"]
+    path.unlink()
+    record("anew", "serve")
+    assert [line["message"] for line in read(path)] == ["anew"]
 
 
 def test_a_log_that_cannot_be_made_is_refused(tmp_path):

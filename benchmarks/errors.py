@@ -134,6 +134,7 @@ OF_DEVICE = (
     # the server
     Case("node join none.json", "is not an invitation"),
     Case("node join pairs.jsonl", "is not an invitation"),
+    Case("node vouched 00", "has joined no server"),
     Case("node run", "joined no server"),
     Case("consent everything no", "update"),
     Case("settings speed 1", "no setting 'speed'"),
@@ -266,6 +267,9 @@ OF_SERVER = (
     Case("keys init a/b --at new", "is not a host name or an address"),
     Case("keys init one.example", "there are keys in"),
     Case("keys renew --at none", "none"),
+    Case("keys witness 00", "is not the key of a witness"),
+    Case("witness key --key-file list.json", "list.json"),
+    Case("witness vouch none.json LINE --key-file none", "no key of a witness"),
     Case("serve --at none", "none"),
     Case("serve --metrics 99999", "99999 is not a port"),
     Case(

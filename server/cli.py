@@ -330,6 +330,10 @@ COMMANDS = (
             AT,
         ),
         " Changes nothing. Exits with 1 if something is wrong.",
+        examples=(
+            "",
+            "--backbone smollm2",
+        ),
     ),
     Command(
         "run",

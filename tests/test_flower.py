@@ -79,7 +79,7 @@ IMPORTS = {
     "flwr.supercore.interceptors.http.utils": ("headers of a call", {"add_headers"}),
     "flwr.supercore.primitives.asymmetric": (
         "signatures of calls: made by the device, checked by the entrance",
-        {"public_key_to_bytes", "verify_signature"},
+        {"public_key_to_bytes", "sign_message", "verify_signature"},
     ),
     "flwr.supercore.protobuf.client": (
         "types of an interceptor",
@@ -247,7 +247,9 @@ def defined() -> set[str]:
 
 
 def test_the_table_lists_private_attributes() -> None:
-    own, found = defined() | {"_exit", "_SubParsersAction"}, set()  # of os, argparse
+    # Of os, argparse and TensorBoard.
+    others = {"_exit", "_SubParsersAction", "_actions", "_get_file_writer"}
+    own, found = defined() | others, set()
     for tree in TREES.values():
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):

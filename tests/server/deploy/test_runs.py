@@ -73,7 +73,9 @@ def test_a_command_that_is_ended_says_that_its_run_goes_on(
         raise signal_
 
     monkeypatch.setattr(runs, "attach", ended)
-    monkeypatch.setattr("idiolect.server.cli.signal.signal", lambda *_: None)
+    monkeypatch.setattr(
+        "idiolect.server.commands.devices.signal.signal", lambda *_: None
+    )
     at = ["--at", str(folder)]
     with (left / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -53,6 +53,10 @@ def ask(name, deaths=0):
     reply, _ = one.process_message(message, Context(1, 1, place, RecordDict(), {}))
     return dict(reply.content["seen"])
 
+def settled():
+    while any(thread.is_alive() for thread in one._starting):
+        time.sleep(0.1)
+
 def tried(name):
     return len((folder / name).read_text().split())
 
@@ -74,11 +78,11 @@ if __name__ == "__main__":
     pool.machines = set  # as if each machine were gone when its actor is
     ask("machines", pool.TRIES + 1)
     found["machines"] = tried("machines")
+    settled()  # those that replaced the dead ones are up
     pool.versions = lambda: {"idiolect": "another"}  # than every machine has
     pool.ray.kill(one._idle.get()[0])
     one._start()
-    while any(thread.is_alive() for thread in one._starting):
-        time.sleep(0.1)
+    settled()
     found["others"] = [machine for _, machine in one._idle.queue].count(pool.NEVER)
     one.terminate()
     print(json.dumps(found))

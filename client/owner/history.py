@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from time import time
 
@@ -195,10 +195,8 @@ def contradicted(vault: Vault, entries: Iterable[Entry]) -> int:
 def entries(vault: Vault) -> list[Entry]:
     """The whole history, oldest first: by when it was written, or else added."""
     with vault.reading():
-        found = [_entry(record.body) for record in vault.records(KIND)]
-        names = {entry.source for entry in found}
-        now = {name: vault.generation(Source("import", name)) for name in names}
-    found = [replace(entry, generation=now[entry.source]) for entry in found]
+        kept = [_entry(record.body) for record in vault.records(KIND)]
+        found = _of_now(vault, kept)
     return sorted(found, key=lambda entry: (entry.when, entry.added))
 
 
@@ -214,7 +212,7 @@ def find(vault: Vault, ids: Iterable[str]) -> list[Entry]:
     bodies = [vault.get(KIND, name) for name in ids]
     whole = [_entry(body) for body in bodies if body is not None]
     if len(whole) == len(ids):  # no other entry has to be opened
-        return [_of_now(vault, entry) for entry in whole]
+        return _of_now(vault, whole)
     everything = entries(vault)
     found = []
     for name in ids:
@@ -279,9 +277,11 @@ def note_disliked(vault: Vault, before: int | None, more: int) -> None:
         vault.note("disliked", [vault.mark(KIND), before + more])
 
 
-def _of_now(vault: Vault, entry: Entry) -> Entry:
-    generation = vault.generation(Source("import", entry.source))
-    return replace(entry, generation=generation)
+def _of_now(vault: Vault, found: Sequence[Entry]) -> list[Entry]:
+    """Entries with the generations that their sources have at this moment."""
+    names = {entry.source for entry in found}
+    now = {name: vault.generation(Source("import", name)) for name in names}
+    return [replace(entry, generation=now[entry.source]) for entry in found]
 
 
 def _record(entry: Entry) -> Record:

@@ -106,8 +106,7 @@ class Fleet:
     def open(self, **consents: str) -> None:
         """Make keys and vaults, enrol every device, and start everything."""
         self._write_text()
-        self.command("server", "keys", "init", "localhost", "--port", str(self.port))
-        self.serve()
+        self.open_server()
         invitation = str(self.folder / "server" / "server" / "invitation.json")
         for number in range(self.count):
             who = f"device{number}"
@@ -120,10 +119,15 @@ class Fleet:
             for outflow, given in consents.items():
                 self.command(who, "consent", outflow, given)
             joined = self.command(who, "node", "join", invitation, "--json")
-            self._wait_for_server()
+            self.wait_for_server()
             self.command("server", "nodes", "add", json.loads(joined)["key"])
             self.start(who, "node", "run")
         self.wait_for_devices()
+
+    def open_server(self) -> None:
+        """Make the server's keys and start it."""
+        self.command("server", "keys", "init", "localhost", "--port", str(self.port))
+        self.serve()
 
     def serve(self) -> None:
         """Start the server, which has its keys."""
@@ -142,7 +146,8 @@ class Fleet:
             asked = reversed(user.held_out)
             self.prompts.append([item.prompt.text for item in asked])
 
-    def _wait_for_server(self) -> None:
+    def wait_for_server(self) -> None:
+        """Wait until the server answers."""
         self._wait("the server", lambda: self.command("server", "nodes", "list"))
 
     def wait_for_devices(self) -> None:

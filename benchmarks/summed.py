@@ -10,18 +10,15 @@ writes the table of docs/masked-sums.md.
 """
 
 import argparse
-import ctypes
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+from cpu_time import cpu_of
 from report import RESULTS, ROOT, between, save
 
 MODES = ("off", "sum")
@@ -37,29 +34,17 @@ MOST = 1.15  # sum may take so many times what off takes
 PAGE = ROOT / "docs" / "masked-sums.md"
 FILE = RESULTS / "summed.json"
 BEGIN, END = "<!-- summed -->\n", "<!-- end of summed -->\n"
-SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
 
 def cpu_seconds(users: int, privacy: str, mode: str) -> float:
     """Run the job; returns the CPU seconds of all its processes."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as place:
         words = [*KEYS, *PRIVACY[privacy], f"users={users}", f"secagg.mode={mode}"]
         command = [str(Path(sys.executable).parent / "idiolect-server"), "simulate"]
         command += [str(ROOT / "simulations" / "lamp"), "--nodes", "1"]
         for word in [*words, f"run.folder={place}"]:
             command += ["-c", word]
-        single = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=single)
-        ends = time.monotonic() + 60
-        while time.monotonic() < ends:  # Ray's processes, which nobody else waits for
-            try:
-                if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                    time.sleep(0.2)
-            except ChildProcessError:
-                break
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return cpu_of(command, {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def table(found: dict[str, Any]) -> str:
@@ -91,7 +76,6 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=12)
     parser.add_argument("--page", action="store_true", help="write the table")
     given = parser.parse_args()
-    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     done = json.loads(FILE.read_text()) if FILE.exists() else {}
     if done.get("users") != given.users:
         done = {"users": given.users, "seconds": {}}

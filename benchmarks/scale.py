@@ -15,7 +15,7 @@ from typing import Any
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from report import RESULTS, ROOT, between
 
-from idiolect.client.node.worker import POLL
+from idiolect.client.node.worker import LONGEST_POLL, POLL
 from idiolect.common.config import parse
 from idiolect.server.run.budget import Population, noise_of
 
@@ -111,17 +111,18 @@ def arithmetic() -> str:
     rows = kept("wire")["rows"]
     tiny, large = rows[0], rows[-1]
     head = (
-        "| users | simulation, core hours | own adapters of 0.5B, GPU hours | calls at the "
-        f"server per second | {tiny['model']}, GiB a round | {large['model']} "
+        "| users | simulation, core hours | own adapters of 0.5B, GPU hours | calls a second "
+        f"at the server while all wait | in a run | {tiny['model']}, GiB a round | {large['model']} "
         f"({large['targets']}), GiB a round |"
     )
-    lines = [head, "| --- |" + " --- |" * 5]
+    lines = [head, "| --- |" + " --- |" * 6]
     for users in SIZES:
         cpu, gpu = hours(users)
-        calls = users / POLL + users / HEARTBEAT_DEFAULT_INTERVAL
+        beats = users / HEARTBEAT_DEFAULT_INTERVAL
+        waiting, running = (users / pause + beats for pause in (LONGEST_POLL, POLL))
         everybody = Round(users, users, 0.0)
         lines.append(
-            f"| {users:,} | {cpu:,.1f} | {gpu:,.1f} | {calls:,.0f} | "
+            f"| {users:,} | {cpu:,.1f} | {gpu:,.1f} | {waiting:,.0f} | {running:,.0f} | "
             f"{everybody.gib(tiny['ours']):,.1f} | {everybody.gib(large['ours']):,.1f} |"
         )
     about = (

@@ -31,7 +31,9 @@ from ..owner.vault import Vault
 from .membership import joined, node_key, note_number
 
 LOG = logging.getLogger("flwr")
-POLL = 1.0  # seconds between two calls for a request
+# Seconds between two calls for a request: `SLOWER` is the time without one for which a
+# device waits a second, so that after five minutes it asks every ten seconds.
+POLL, LONGEST_POLL, SLOWER = 1.0, 10.0, 30.0
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before a worker is started again
 SETTLED = 120.0  # a worker that lived this long is not failing at its start
 FINAL = 2  # exit code of a worker that cannot go on before somebody has acted
@@ -64,20 +66,27 @@ def serve(vault: Vault) -> None:
         note_number(vault, line.node)
         device = Device(vault, line.node)
         LOG.info("%s is ready: it answers requests until it is ended", device.user)
+        worked = time.monotonic()
         while True:
             try:
                 request = line.receive()
                 if request is None:
-                    time.sleep(POLL)
+                    time.sleep(pause(time.monotonic() - worked))
                     continue
                 LOG.info("request %s", printable(request.metadata.message_type, 40))
                 began = time.monotonic()
                 reply = Message(device.answer(request), reply_to=request)
                 line.send(reply, time.monotonic() - began)
+                worked = time.monotonic()
             except RunNotRunningException:
                 LOG.info("that run has ended")
             except (ObjectPullError, ObjectPushError):  # it has deleted the rest
                 LOG.info("the server waits for that answer no longer")
+
+
+def pause(idle: float) -> float:
+    """Seconds until the next call of a device that has had nothing to do for so long."""
+    return min(max(idle / SLOWER, POLL), LONGEST_POLL)
 
 
 def _watch_supervisor() -> None:

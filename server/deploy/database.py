@@ -112,6 +112,13 @@ def find_node(base: sqlite3.Connection, key: bytes) -> tuple[int, bool] | None:
     return row and (row[0] % 2**64, row[1] == NodeStatus.UNREGISTERED)
 
 
+def waits(base: sqlite3.Connection, node: int) -> bool:
+    """Whether something waits for a device that was not delivered yet."""
+    query = "SELECT 1 FROM message_ins WHERE dst_node_id = ? AND delivered_at = '' LIMIT 1"
+    signed = node - 2**64 if node >= 2**63 else node
+    return base.execute(query, (signed,)).fetchone() is not None
+
+
 def forget_soon(path: Path, patience: float) -> bool:
     """Try until nothing is left of ended runs; say whether that came in time."""
     return wait_until(lambda: forget_ended(path), patience, 0.5)

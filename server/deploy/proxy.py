@@ -14,9 +14,11 @@ connect to this process. It handles a call in this order:
     authorization     the node that the call names, and what it asks for
                       (`authorization.check`)
 
-The call that is passed on is made here: the path is our own constant, the headers are those
-in `FORWARDED`, and the body is the device's. TLS ends here and begins again to the
-SuperLink, with the same certificate.
+A device that asks for work, while none waits for it, is answered here. Most calls are of
+that kind, and the SuperLink would write to its database for each. Every other call is
+passed on, and is made here: the path is our own constant, the headers are those in
+`FORWARDED`, and the body is the device's. TLS ends here and begins again to the SuperLink,
+with the same certificate.
 
 Connections of strangers, which have not carried a signed call yet, are counted by address;
 those of devices are counted by device (`quota.Shares`). So strangers get a limited number
@@ -41,6 +43,7 @@ from pathlib import Path
 
 import h11
 import httpx
+from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.supercore.constant import (
     FLWR_COMPONENT_NAME_METADATA_KEY,
     FLWR_PACKAGE_NAME_METADATA_KEY,
@@ -76,7 +79,7 @@ UPSTREAM = 32  # connections to the SuperLink
 KEPT = 4.0  # seconds that an idle one is kept; the SuperLink keeps it longer
 ACTIVE = 6  # calls of one device at a time: two transfers, a heartbeat, and retries
 # Calls of one device: a request of 500 tensors is 2,000 objects to pull and to push, and
-# between requests a device asks once a second.
+# between requests a device asks once a second at most.
 CALLS, CALLS_PER_SECOND = 8000, 50
 # Bytes that one device sends: a float32 update of rank 16 on every layer of a model of 8
 # billion parameters (170 MB) at once, and as much again in half an hour. What a device
@@ -94,6 +97,13 @@ FORWARDED = (
 )
 SINGLE = (*FORWARDED, b"content-type", b"content-length", b"host")
 UPGRADES = {b"upgrade", b"http2-settings", b"trailer"}
+PULL = "/v1/fleet/pull-messages"
+# Status, headers and body of the answer to a device for which nothing waits.
+NO_WORK = (
+    200,
+    [("content-type", PROTOBUF_MEDIA_TYPE)],
+    PullMessagesResponse().SerializeToString(),
+)
 # Those of the SuperLink's answer that are passed on.
 ANSWERED = ("content-type", VERSION_INCOMPATIBILITY_MESSAGE_METADATA_KEY)
 
@@ -291,11 +301,14 @@ async def call_of(proxy: Proxy, connection: Connection, stream: Stream) -> bool:
         charge(quota, objects * authorization.STORED)
         proxy.counts["calls"] += 1
         proxy.counts["bytes in"] += len(body)
-        status, kept, text = await forward(proxy, call, headers, body)
+        if call.path == PULL and not database.waits(proxy.read(), who.node):
+            status, kept, text = NO_WORK
+        else:
+            status, kept, text = await forward(proxy, call, headers, body)
         proxy.counts["bytes out"] += len(text)
         del body
         _hold(proxy, connection, len(text))
-        if call.path.endswith("/pull-messages") and status == 200:
+        if call.path == PULL and status == 200:
             proxy.trees.note(who.node, text)
         await stream.answer(status, kept, text)
     finally:

@@ -1,9 +1,12 @@
 """A proxy on this machine, with a SuperLink that is played and a real database."""
 
 import asyncio
+import contextlib
 import socket
+import sqlite3
 import ssl
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,8 +100,24 @@ class Place:
     state: Any = None
 
     def registered(self) -> Device:
-        """Register a new device."""
-        return registered(self.state)
+        """Register a new device, for which something waits: its calls are passed on."""
+        device = registered(self.state)
+        self.send_work(device)
+        return device
+
+    def send_work(self, device: Device, delivered: str = "") -> None:
+        """Put a message for a device into the database, in place of others for it."""
+        node = device.node - 2**64 if device.node >= 2**63 else device.node
+        with (
+            contextlib.closing(sqlite3.connect(database_of(self.folder))) as base,
+            base,
+        ):
+            base.execute("DELETE FROM message_ins WHERE dst_node_id = ?", (node,))
+            row = (str(node), node, delivered, time.time(), 60.0)
+            names = "message_id, dst_node_id, delivered_at, created_at, ttl"
+            base.execute(
+                f"INSERT INTO message_ins ({names}) VALUES (?, ?, ?, ?, ?)", row
+            )
 
     def connect(self, source: str = "127.0.0.1", wrap: bool = True):
         """Open a connection to it."""
@@ -126,11 +145,16 @@ class Place:
             return found
 
 
+def database_of(folder: Path) -> str:
+    """Where the SuperLink keeps its state."""
+    return str(folder / "flower" / "state.db")
+
+
 def state_of(folder: Path):
     """Flower's own state, in the database where the SuperLink keeps it."""
     (folder / "flower").mkdir(exist_ok=True)
-    store = ObjectStoreFactory(str(folder / "flower" / "state.db"))
-    path = str(folder / "flower" / "state.db")
+    path = database_of(folder)
+    store = ObjectStoreFactory(path)
     return LinkStateFactory(path, NoOpFederationManager(), store).state()
 
 
@@ -151,7 +175,7 @@ def running(folder: Path) -> Iterator[Place]:
     async def main() -> None:
         transport = httpx.MockTransport(link)
         upstream = httpx.AsyncClient(transport=transport, base_url="https://link")
-        proxy = Proxy(upstream, folder / "flower" / "state.db")
+        proxy = Proxy(upstream, Path(database_of(folder)))
         listener = bound("127.0.0.1", 0)
         tls = protected(folder / keys.PAIR)
         task = asyncio.create_task(listen(proxy, listener, tls))

@@ -65,16 +65,59 @@ def test_a_node_without_a_server_says_what_to_do(vault):
         worker.serve(vault)
 
 
+def test_a_device_without_work_asks_less_often_until_there_is_some(vault, monkeypatch):
+    membership.join(vault, Server("one.example:1", "pem", "00" * 32))
+    clock, slept = [0.0], list[float]()
+
+    class Time:
+        monotonic = staticmethod(lambda: clock[0])
+
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            clock[0] += seconds
+
+    class Line:
+        node = 7
+        given: list[Any] = [None] * 120 + [request()] + [None] * 2  # noqa: RUF012
+
+        def receive(self) -> Message | None:
+            return self.given.pop(0)
+
+        def send(self, reply: Message, seconds: float) -> None:
+            pass
+
+    @contextmanager
+    def connected(*_: object) -> Iterator[Line]:
+        yield Line()
+
+    monkeypatch.setattr(worker, "time", Time)
+    monkeypatch.setattr("idiolect.client.node.connection.connected", connected)
+    monkeypatch.setattr(
+        "idiolect.client.node.device.Device.answer", lambda _self, _task: RecordDict()
+    )
+    with pytest.raises(IndexError):
+        worker.serve(vault)
+    assert slept[:30] == [1.0] * 30  # in a run as often as ever
+    assert slept == [*sorted(slept[:120]), 1.0, 1.0]
+    assert slept[119] == worker.LONGEST_POLL
+
+
+def request() -> Message:
+    """A request, as it comes from the server."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    content = RecordDict({"message": ConfigRecord({"a": 1})})
+    task = Message(content, 7, "query.hello")
+    task.metadata.__dict__["_message_id"] = task.object_id
+    return task
+
+
 def test_an_answer_that_the_server_no_longer_wants_does_not_end_the_worker(
     vault, monkeypatch
 ):
     """It deletes what came too late, also in the middle of its upload."""
     membership.join(vault, Server("one.example:1", "pem", "00" * 32))
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    content = RecordDict({"message": ConfigRecord({"a": 1})})
-    task = Message(content, 7, "query.hello")
-    task.metadata.__dict__["_message_id"] = task.object_id
-    given: list[Any] = [task, None]
+    given: list[Any] = [request(), None]
     refused: list[str] = []
 
     class Line:
@@ -93,7 +136,7 @@ def test_an_answer_that_the_server_no_longer_wants_does_not_end_the_worker(
     monkeypatch.setattr(
         "idiolect.client.node.device.Device.answer", lambda _self, _task: RecordDict()
     )
-    monkeypatch.setattr(worker, "POLL", 0.0)
+    monkeypatch.setattr(worker, "pause", lambda _: 0.0)
     with pytest.raises(IndexError):  # of `given`: it has asked for the next task
         worker.serve(vault)
     assert len(refused) == 1 and given == []

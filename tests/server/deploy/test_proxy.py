@@ -1,5 +1,6 @@
 """The proxy lets through what a device needs, and nothing else."""
 
+import contextlib
 import datetime
 import sqlite3
 import ssl
@@ -27,14 +28,17 @@ from flwr.proto.message_pb2 import (
 )
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.date import now
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.utils import uint64_to_int64
+from flwr.superlink.servicer.fleet import fleet_handlers
 
 from idiolect.common.protocol.turned_away import CLOCK, REVOKED, STRANGER, UNREGISTERED
 from idiolect.server.deploy import authorization as auth
-from idiolect.server.deploy import proxy
+from idiolect.server.deploy import database, proxy
 from idiolect.server.deploy.database import opened
 from idiolect.server.deploy.quota import Bucket, Shares, neighbourhood
 from tests.server import running_proxy
-from tests.server.running_proxy import Device, Place
+from tests.server.running_proxy import Device, Place, database_of, state_of
 
 CONTROL = ["start-run", "list-runs", "register-node", "stream-logs", "stop-run"]
 PULL = "/v1/fleet/pull-messages"
@@ -112,6 +116,49 @@ def test_flowers_own_client_gets_its_answers(place, device):
             assert client.SendNodeHeartbeat(beat).success
             client.PullMessages(PullMessagesRequest(node=node))
     assert len(place.link.seen) == 6
+
+
+@pytest.mark.parametrize("delivered", [None, "2026-01-01T00:00:00+00:00"])
+def test_a_device_for_which_nothing_waits_is_answered_at_the_entrance(
+    place, device, delivered
+):
+    """As the SuperLink would: Flower's client reads it. Work for others is not its own."""
+    with contextlib.closing(sqlite3.connect(database_of(place.folder))) as base, base:
+        base.execute("DELETE FROM message_ins")
+    place.send_work(place.registered())
+    if delivered:
+        place.send_work(device, delivered)
+    node = Node(node_id=device.node)
+    with device.client(place) as client:
+        answer = client.PullMessages(PullMessagesRequest(node=node))
+        assert answer == PullMessagesResponse() and place.link.seen == []
+        place.send_work(device)
+        client.PullMessages(PullMessagesRequest(node=node))
+    assert [request.url.path for request in place.link.seen] == [PULL]
+
+
+@pytest.mark.parametrize("node", [1, 2**63 - 1, 2**63, 2**64 - 1])
+def test_what_waits_is_found_by_flowers_own_rule(tmp_path, node):
+    """For numbers of devices of every size; signed in the database."""
+    state_of(tmp_path)
+    with contextlib.closing(sqlite3.connect(database_of(tmp_path))) as base, base:
+        signed = uint64_to_int64(node)
+        names = "message_id, dst_node_id, delivered_at"
+        base.execute(
+            f"INSERT INTO message_ins ({names}) VALUES ('a', ?, '')", (signed,)
+        )
+        assert database.waits(base, node)
+        assert not database.waits(base, node ^ 2)
+
+
+def test_an_empty_answer_is_the_superlinks(tmp_path):
+    """What Flower's own handler answers where nothing waits."""
+    state = state_of(tmp_path)
+    store = ObjectStoreFactory(database_of(tmp_path)).store()
+    device = running_proxy.registered(state)
+    request = PullMessagesRequest(node=Node(node_id=device.node))
+    theirs = fleet_handlers.pull_messages(request, state, store)
+    assert theirs.SerializeToString() == proxy.NO_WORK[2]
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,10 @@ def arithmetic() -> str:
     rows = kept("wire")["rows"]
     tiny, large = rows[0], rows[-1]
     head = (
-        "| users | simulation, core hours | own adapters of 0.5B, GPU hours | calls a second "
-        f"at the server while all wait | in a run | {tiny['model']}, GiB a round | {large['model']} "
-        f"({large['targets']}), GiB a round |"
+        "| users | simulation, core hours | own adapters of 0.5B, GPU hours "
+        "| calls a second at the server while all wait | in a run "
+        f"| {tiny['model']}, GiB a round | {large['model']} ({large['targets']}), "
+        "GiB a round |"
     )
     lines = [head, "| --- |" + " --- |" * 6]
     for users in SIZES:

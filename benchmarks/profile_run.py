@@ -5,10 +5,12 @@
 The main job of `simulation.py`, with py-spy beside each process that stands in for users:
 fifty times a second it notes what each thread that computes is doing. What is noted counts
 for the request that is answered, and within it for the innermost of `PARTS` on the stack.
-Writes benchmarks/results/profile_run.json, and with ``--page`` a table of docs/scale.md.
+Writes benchmarks/results/profile_run.json; ``--page`` measures only if there is none, and
+writes a table of docs/scale.md.
 """
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
@@ -19,11 +21,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from report import ROOT, between, origin, save
+from report import RESULTS, ROOT, between, save
 from simulation import KEYS
 
 RATE = 50  # looks a second
 PAGE = ROOT / "docs" / "scale.md"
+FILE = RESULTS / "profile_run.json"
 MARKS = "<!-- profile: written by a command -->\n", "<!-- profile: end -->"
 # Function of client/node/handlers.py -> what it answers.
 REQUESTS = {
@@ -136,9 +139,9 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=100)
     parser.add_argument("--page", action="store_true", help="write the table")
     given = parser.parse_args()
-    found = measure(given.users)
-    save("profile_run", found)
-    part = table(found | {"origin": origin()})
+    if not (given.page and FILE.exists()):
+        save("profile_run", measure(given.users))
+    part = table(json.loads(FILE.read_text()))
     print(part)
     if given.page:
         PAGE.write_text(between(PAGE.read_text(), *MARKS, part))

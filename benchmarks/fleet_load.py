@@ -1,14 +1,14 @@
 """How many devices one server bears.
 
-    python benchmarks/fleet_load.py [--sizes 50,100,200,400] [--seconds 30] [--page]
+    python benchmarks/fleet_load.py [--sizes 50,100,200,400] [--idle 500,1000] [--page]
 
 A real `idiolect-server serve` on loopback, with TLS, the proxy and Flower's SuperLink. The
 devices are real connections (`client.node.connection`) with keys of their own: each signs
-its calls, asks for work once a second and sends heartbeats, as a device does that waits for
-a run. They are threads, a hundred in a process, without vault and model, so that hundreds
-fit on one machine. Both sides share its cores. Therefore the page has the CPU seconds of
-the server's own processes for one call beside the times: from these follows what one core
-answers if it has nothing else to do.
+its calls, asks for work and sends heartbeats; once a second as in a run, or every ten
+seconds as one that has been idle for long. They are threads, a hundred in a process,
+without vault and model, so that hundreds fit on one machine. Both sides share its cores.
+Therefore the page has the CPU seconds of the server's own processes for one call beside
+the times: from these follows what one core answers if it has nothing else to do.
 
 Writes benchmarks/results/fleet_load.json and with ``--page`` a table of docs/scale.md.
 """
@@ -39,7 +39,7 @@ from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from report import ROOT, between, origin, save
 
 from idiolect.client.node.connection import connected
-from idiolect.client.node.worker import POLL
+from idiolect.client.node.worker import LONGEST_POLL, POLL
 from idiolect.server.deploy.serve import running
 
 PAGE = ROOT / "docs" / "scale.md"
@@ -49,7 +49,7 @@ LATE = 1.0  # seconds; a server is full when one call in twenty waits longer
 SERVER = ("superlink", "superexec", "proxy", "idiolect-server serve")
 
 
-def devices(folder: Path, first: int, last: int, seconds: float) -> None:
+def devices(folder: Path, first: int, last: int, seconds: float, every: float) -> None:
     """Be some devices: connect, say so, wait for a line, ask for work for so long."""
     given = json.loads((folder / "load.json").read_text())
     waits: list[float] = []
@@ -64,12 +64,12 @@ def devices(folder: Path, first: int, last: int, seconds: float) -> None:
             line.receive()
             ready.release()
             go.wait()
-            time.sleep(secrets.randbelow(1000) / 1000 * POLL)  # not all at once
+            time.sleep(secrets.randbelow(1000) / 1000 * every)  # not all at once
             while time.monotonic() < ends[0]:
                 began = time.monotonic()
                 line.receive()
                 waits.append(time.monotonic() - began)
-                time.sleep(POLL)
+                time.sleep(every)
 
     threads = []
     for number in range(first, last):  # one after the other: handshakes take CPU time
@@ -115,12 +115,15 @@ def spent(fleet: Fleet) -> tuple[float, float]:
     return ticks / os.sysconf("SC_CLK_TCK"), pages / 1024
 
 
-def one_size(fleet: Fleet, count: int, seconds: float) -> dict[str, float]:
+def one_size(
+    fleet: Fleet, count: int, every: float, seconds: float
+) -> dict[str, float]:
     """Connect so many devices and let them wait for work."""
     processes = []
     for first in range(0, count, EACH):
         last = min(first + EACH, count)
         words = ["--devices", str(fleet.folder), str(first), str(last), str(seconds)]
+        words.append(str(every))
         process = subprocess.Popen(
             [sys.executable, __file__, *words],
             stdin=subprocess.PIPE,
@@ -147,6 +150,7 @@ def one_size(fleet: Fleet, count: int, seconds: float) -> dict[str, float]:
     beats = count * seconds / HEARTBEAT_DEFAULT_INTERVAL
     return {
         "devices": count,
+        "every": every,
         "calls_per_second": len(waits) / seconds,
         "median": statistics.median(waits),
         "p95": cuts[-1],
@@ -159,48 +163,62 @@ def one_size(fleet: Fleet, count: int, seconds: float) -> dict[str, float]:
 def table(rows: Sequence[dict[str, float]], processor: str) -> str:
     """The part of the page."""
     heads = (
-        *("devices", "calls answered a second", "median, ms"),
+        *("devices", "ask every, s", "calls answered a second", "median, ms"),
         *("one in twenty longer than, ms", "longest, s"),
         *("server's CPU, ms a call", "server's memory, MiB"),
     )
     lines = [f"| {' | '.join(heads)} |", "| --- |" + " --- |" * (len(heads) - 1)]
     for row in rows:
         cells = (
-            *(f"{row['devices']:,}", f"{row['calls_per_second']:.0f}"),
+            *(f"{row['devices']:,}", f"{row['every']:g}"),
+            f"{row['calls_per_second']:.0f}",
             *(f"{1000 * row['median']:.0f}", f"{1000 * row['p95']:.0f}"),
             *(f"{row['longest']:.1f}", f"{1000 * row['cpu_per_call']:.1f}"),
             f"{row['server_mib']:.0f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    borne = [row["devices"] for row in rows if row["p95"] <= LATE]
-    full = [row["devices"] for row in rows if row["p95"] > LATE]
-    most = f"{max(borne):,.0f}" if borne else "none of these"
-    said = f"Up to {most} devices, one call in twenty took at most {LATE:g} s"
-    said += f"; with {min(full):,.0f} it took longer. " if full else ". "
+    said = "".join(_borne(rows, every) for every in (POLL, LONGEST_POLL))
     about = (
-        f"{said}Devices that wait for a run, on the server's own machine "
+        f"{said}Devices for which no work waits, on the server's own machine "
         f"({processor}), which computed their TLS and signatures too."
     )
     return "\n".join([*lines, "", about, ""])
+
+
+def _borne(rows: Sequence[dict[str, float]], every: float) -> str:
+    """Say up to how many devices calls were answered in time."""
+    tried = [row for row in rows if row["every"] == every]
+    good = [row["devices"] for row in tried if row["p95"] <= LATE]
+    late = [row["devices"] for row in tried if row["p95"] > LATE]
+    if not good:
+        return ""
+    said = f"Up to {max(good):,.0f} devices that ask every {every:g} s, one call in twenty "
+    said += f"took at most {LATE:g} s"
+    return said + (f"; with {min(late):,.0f} it took longer. " if late else ". ")
 
 
 def main() -> None:
     """Measure each size in turn, on one server."""
     parser = argparse.ArgumentParser(description="Devices on one server.")
     parser.add_argument("--sizes", default="50,100,200,400")
+    parser.add_argument("--idle", default="500,1000", help="devices idle for long")
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--page", action="store_true", help="write the table")
-    parser.add_argument("--devices", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--devices", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--register", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.register:
         register(Path(given.register[0]), int(given.register[1]))
         return
     if given.devices:
-        folder, first, last, seconds = given.devices
-        devices(Path(folder), int(first), int(last), float(seconds))
+        folder, first, last, *times = given.devices
+        devices(Path(folder), int(first), int(last), *map(float, times))
         return
-    sizes = [int(size) for size in given.sizes.split(",")]
+    busy, idle = (
+        [int(size) for size in text.split(",") if size]
+        for text in (given.sizes, given.idle)
+    )
+    todo = [*((n, POLL) for n in busy), *((n, LONGEST_POLL) for n in idle)]
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as place, Fleet(Path(place), 0) as fleet:
         fleet.open_server()
@@ -212,10 +230,11 @@ def main() -> None:
         (fleet.folder / "keys").mkdir()
         said = {key: invitation[key] for key in ("address", "certificate")}
         (fleet.folder / "load.json").write_text(json.dumps(said))
-        words = [sys.executable, __file__, "--register", place, str(max(sizes))]
+        most = max(count for count, _ in todo)
+        words = [sys.executable, __file__, "--register", place, str(most)]
         subprocess.run(words, check=True, env={**os.environ, **running(server)})
-        for size in sizes:
-            rows.append(one_size(fleet, size, given.seconds))
+        for count, every in todo:
+            rows.append(one_size(fleet, count, every, given.seconds))
             print(json.dumps(rows[-1]), flush=True)
     save("fleet_load", {"rows": rows})
     if given.page:

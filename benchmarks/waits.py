@@ -271,9 +271,10 @@ def measured(part: str) -> dict[str, Any]:
 
 
 def keep(waits: dict[str, Any]) -> None:
-    """Write all waits, and with how many threads they were measured."""
+    """Write all waits, with how many threads, and how busy the machine is."""
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
-    save("waits", {"threads": threads, "waits": waits})
+    load = round(os.getloadavg()[2], 1)  # of the last 15 minutes
+    save("waits", {"threads": threads, "load": load, "waits": waits})
 
 
 def verdict(wall: list[float], cpu: list[float], most: float) -> str:
@@ -287,7 +288,7 @@ def table(found: dict[str, Any]) -> str:
     """The part of the page."""
     waits = found["waits"]
     tokens = {name: waits.get(name, {}).get("tokens") for name in ("short", "talk")}
-    where = f"{found['origin']['processor']}, while other programs computed"
+    where = f"{found['origin']['processor']} with a load of {found['load']}"
     lines = [
         "",
         f"Medians of {TIMES}, on {where}; OMP_NUM_THREADS: {found['threads']}.",

@@ -22,13 +22,18 @@ def cpu_of(
     """Run a command to its end; returns CPU seconds, or leaves if it fails."""
     seen: dict[Process, float] = {}
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-    own = {one for one in _now() if one[0] == run.pid}
+    own = known(run.pid)
     while run.poll() is None:
         seen |= spent(own)
         time.sleep(PAUSE)
     if run.returncode:
         sys.exit(f"{' '.join(command)} failed")
     return sum(seen.values())
+
+
+def known(pid: int) -> set[Process]:
+    """A process that runs, as `spent` takes it."""
+    return {one for one in _now() if one[0] == pid}
 
 
 def spent(own: set[Process]) -> dict[Process, float]:

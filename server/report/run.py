@@ -2,6 +2,7 @@
 
 import shlex
 import statistics
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -553,10 +554,14 @@ def _correlation(both: Sequence[tuple[float, float]]) -> str:
     one, other = zip(*both, strict=True)
     if len(both) < 3 or len(set(one)) == 1 or len(set(other)) == 1:
         return ""
-    from scipy.stats import rankdata  # comes with the extra [server]
-
-    rho = statistics.correlation(rankdata(one), rankdata(other))
+    rho = statistics.correlation(_ranks(one), _ranks(other))
     return f", and ranks the users with a correlation of {rho:.2f} (Spearman)"
+
+
+def _ranks(values: Sequence[float]) -> list[int]:
+    """Twice each value's mean rank, from 0 on; scipy, which has it, takes a second."""
+    ordered = sorted(values)
+    return [bisect_left(ordered, one) + bisect_right(ordered, one) for one in values]
 
 
 # --- texts ------------------------------------------------------------------------------

@@ -317,6 +317,15 @@ def test_rates_clamp_alpha_and_cost(tmp_path, drawn):
     assert "2.0" in text  # megabytes up
 
 
+def test_ranks_are_those_of_scipy():
+    from scipy.stats import rankdata
+
+    from idiolect.server.report.run import _ranks
+
+    values = [0.3, 0.1, 0.3, 0.2, 0.3, 0.1]
+    assert _ranks(values) == [2 * rank - 1 for rank in rankdata(values)]
+
+
 def test_learning_curves_are_means_over_users(tmp_path, drawn):
     folder = folder_of(tmp_path, many(3))
     for user, losses in {"u000": [4.0, 2.0], "u001": [2.0], "stranger": [99.0]}.items():

@@ -9,7 +9,7 @@ owner's own prompts, so no other text is needed. What was disliked is a known ne
 
 import contextlib
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ...common.engine.pieces import Piece
 from ...common.engine.rates import rates_of
 from ...common.engine.reference import Reference, load_reference
 from ...common.engine.scoring import generate
-from ...common.engine.streaming import NoNumbers, pieces, sampled, tokens
+from ...common.engine.streaming import Kept, NoNumbers, pieces, sampled, tokens
 from ...common.engine.training import UNWATCHED, Watch
 from ...common.errors import IdiolectError, refuse_if, required
 from ...common.methods import acceptance, strength
@@ -485,12 +485,23 @@ def split(
 
 @dataclass(frozen=True, eq=False)
 class Writer:
-    """The model as its owner uses it: settings, backbone, shared adapter, and own one."""
+    """The model as its owner uses it.
+
+    Attributes
+    ----------
+    chosen
+        Settings.
+    backbone, shared, own
+        The model, and both adapters.
+    kept
+        Policy -> what is kept of its last conversation; of the policy used last only.
+    """
 
     chosen: Mapping[str, str]
     backbone: Backbone
     shared: Lora
     own: Lora
+    kept: dict[str, Kept] = field(default_factory=dict)
 
     def write(self, prompt: str, budget: int, compare: bool = False) -> dict[str, str]:
         """Continue a prompt: ``personal``; with `compare` also ``shared``.
@@ -533,7 +544,7 @@ class Writer:
 
         def limited() -> Generator[Piece, None, None]:
             with limits.held(self.chosen):
-                yield from self._written(ids, asked)
+                yield from self._written(ids, asked, self._so_far(asked))
 
         chat = self.backbone.wording.turn is not None
         return Reply(self.chosen["backbone"], chat, len(ids), dropped, limited())
@@ -551,13 +562,22 @@ class Writer:
         room = backbone.context - most
         return backbone.encode_conversation(texts, system, room, asked.shorten)
 
-    def _written(self, ids: Sequence[int], asked: Asked) -> Iterator[Piece]:
+    def _so_far(self, asked: Asked) -> Kept:
+        """What is kept of the conversation so far; one that begins starts anew."""
+        known = self.kept.get(asked.policy) if len(asked.texts) > 1 else None
+        self.kept.clear()
+        self.kept[asked.policy] = known or Kept()
+        return self.kept[asked.policy]
+
+    def _written(
+        self, ids: Sequence[int], asked: Asked, kept: Kept | None = None
+    ) -> Iterator[Piece]:
         used = [self.shared, self.own] if asked.policy == PERSONAL else [self.shared]
         room = self.backbone.context - len(ids)
         most = min(asked.budget or room, room)
         choose = sampled(asked.temperature, asked.top_p, asked.seed)
         how = acceptance.REPETITION, choose
-        written = tokens(self.backbone, used, ids, most, *how)
+        written = tokens(self.backbone, used, ids, most, *how, kept)
         texts = history.tidy, history.clean, asked.stops
         try:
             yield from pieces(self.backbone, written, most, *texts)

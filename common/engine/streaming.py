@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +62,44 @@ def sampled(temperature: float, top_p: float = 1.0, seed: int | None = None) -> 
     return choose
 
 
+@dataclass(eq=False)
+class Kept:
+    """Keys and values of what one policy has read and written last.
+
+    A conversation begins with what was said before. What is kept of that beginning is not
+    computed again; the scores of the next token differ by rounding.
+
+    Attributes
+    ----------
+    ids
+        The tokens that `cache` is of; none: nothing is kept.
+    cache
+        A `transformers.DynamicCache`.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    cache: Any = None
+
+    def taken(self, prompt: Sequence[int]) -> tuple[Any, int]:
+        """Hand over the cache of a beginning of a prompt, and how long that is.
+
+        None and 0 where nothing fits. At least one token is left to compute. A layer that
+        attends to a window only has dropped what it would need to go back.
+        """
+        from transformers.cache_utils import DynamicLayer
+
+        cache, ids = self.cache, self.ids
+        self.cache, self.ids = None, []
+        pairs = zip(ids, prompt[:-1], strict=False)
+        same = next((k for k, (a, b) in enumerate(pairs) if a != b), None)
+        same = min(len(ids), len(prompt) - 1) if same is None else same
+        if not same or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return None, 0
+        if more := len(ids) - same:
+            cache.crop(-more)
+        return cache, same
+
+
 def tokens(
     backbone: Backbone,
     adapters: Adapters,
@@ -67,6 +107,7 @@ def tokens(
     most: int,
     repetition: float = 1.0,
     choose: Choose = likeliest,
+    kept: Kept | None = None,
 ) -> Generator[int, None, None]:
     """Continue one prompt as `scoring.generate` does, token by token.
 
@@ -85,6 +126,8 @@ def tokens(
         As in `scoring.generate`.
     choose
         Takes the scores [V] of the next token.
+    kept
+        Of the same policy, for this text and those that follow; None: nothing is kept.
 
     Raises
     ------
@@ -96,23 +139,31 @@ def tokens(
     model = backbone.model
     named = inspect.signature(model.forward).parameters
     held = "cache" if "cache" in named else "past_key_values"  # newer and older
-    cache = DynamicCache(config=model.config)
+    cache, done = kept.taken(prompt) if kept else (None, 0)
+    cache = cache or DynamicCache(config=model.config)
     penalised = RepetitionPenaltyLogitsProcessor(repetition, len(prompt))
     ids = torch.tensor([list(prompt)], device=backbone.device)
-    new = ids
+    new = ids[:, done:]
     hooks, _ = hooks_of(backbone, *adapters)
-    for _ in range(most):
-        with torch.no_grad(), hooked(hooks):
-            more = {held: cache, "use_cache": True, "logits_to_keep": 1}
-            logits = model(input_ids=new, **more).logits[:, -1].float()
+    fed = None  # the tokens that the cache is of, where no step was broken off
+    try:
+        for _ in range(most):
+            fed = None
+            with torch.no_grad(), hooked(hooks):
+                more = {held: cache, "use_cache": True, "logits_to_keep": 1}
+                logits = model(input_ids=new, **more).logits[:, -1].float()
+            fed = ids
             scores = penalised(ids, logits)[0]
             refuse_if(not scores.max().isfinite(), NOT_FINITE, NoNumbers)
             token = choose(scores)
-        if token in backbone.end_ids:
-            return
-        yield token
-        new = torch.tensor([[token]], device=backbone.device)
-        ids = torch.cat([ids, new], dim=1)
+            if token in backbone.end_ids:
+                return
+            yield token
+            new = torch.tensor([[token]], device=backbone.device)
+            ids = torch.cat([ids, new], dim=1)
+    finally:
+        if kept and fed is not None:
+            kept.ids, kept.cache = fed[0].tolist(), cache
 
 
 def pieces(

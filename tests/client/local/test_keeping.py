@@ -63,13 +63,53 @@ def test_stops_budget_and_sampling_reach_the_model(writer):
     assert hot[0] == hot[1] != hot[2]
 
 
+def fresh(writer: Writer) -> Writer:
+    """One that has read nothing yet."""
+    return replace(writer, kept={})
+
+
 def test_each_turn_equals_a_fresh_run_of_the_same_history(writer):
-    """Nothing is kept between turns: an answer depends on the texts alone."""
+    """What is kept of earlier turns changes no word, of whatever policy they were."""
     first = text_of(messages(writer, Asked(("one",), "S", 8)))
-    history = ("one", first, "two")
-    second = text_of(messages(writer, Asked(history, "S", 8)))
+    history = Asked(("one", first, "two"), "S", 8)
+    second = text_of(messages(writer, history))
+    assert second == text_of(messages(fresh(writer), history))
+    everyone = replace(history, policy="shared")
+    assert text_of(messages(writer, everyone)) == text_of(
+        messages(fresh(writer), everyone)
+    )
     messages(writer, Asked(("something else",), "", 8))
-    assert text_of(messages(writer, Asked(history, "S", 8))) == second
+    assert text_of(messages(writer, history)) == second
+
+
+def test_a_turn_computes_what_is_new_only(writer):
+    """Of one policy; a conversation that begins anew is computed anew."""
+    writer, counted = fresh(writer), list[int]()
+    hook = writer.backbone.model.register_forward_pre_hook(
+        lambda _m, _a, named: counted.append(named["input_ids"].shape[1]),
+        with_kwargs=True,
+    )
+
+    def computed(asked: Asked) -> tuple[int, int, str]:
+        counted.clear()
+        found = messages(writer, asked)
+        return counted[0], found[0]["tokens"], text_of(found)
+
+    try:
+        opening = Asked(("one " * 20,), "S", 8)
+        new, whole, answer = computed(opening)
+        assert new == whole
+        turn = Asked((*opening.texts, answer, "two"), "S", 8)
+        new, whole, _ = computed(turn)
+        assert new < whole / 2
+        assert computed(replace(turn, policy="shared"))[0] == whole
+        assert (
+            computed(turn)[0] == whole
+        )  # the other policy's is gone, and so is its own
+        assert computed(turn)[0] < whole
+        assert computed(opening)[0] == computed(opening)[1]
+    finally:
+        hook.remove()
 
 
 def test_what_does_not_fit_is_said(writer):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
+from transformers.cache_utils import DynamicLayer
 
 from idiolect.client.owner.history import clean, tidy
 from idiolect.common.engine.adapters import attached
@@ -15,6 +16,7 @@ from idiolect.common.engine.scoring import generate
 from idiolect.common.engine.streaming import (
     LENGTH,
     STOP,
+    Kept,
     Piece,
     likeliest,
     pieces,
@@ -55,6 +57,74 @@ def test_streamed_text_goes_on_beyond_a_window(family, tmp_path, items):
     assert len(prompt) > 16
     (whole,) = generate(backbone, [], [prompt], 24)
     assert "".join(p.text for p in written(backbone, [], prompt, 24)) == clean(whole)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_conversation_goes_on_from_what_is_kept(family, model_folder, items):
+    """The same tokens, and only new ones are computed, whatever of the beginning stays."""
+    backbone = load_backbone(str(model_folder(family)), "float32", "cpu", 96)
+    lora, kept = adapter(backbone, "own", 1), Kept()
+    first, other = prompts_of(backbone, items)[:2]
+    answer = list(tokens(backbone, [lora], first, 8, kept=kept))
+    longer = [*first, *answer, *other]
+    for prompt in (longer, [*longer, 5], longer[:-3], longer[:-3], other, first):
+        known, counted = list(kept.ids), []
+        hook = backbone.model.register_forward_pre_hook(
+            lambda _m, _a, named, to=counted: to.append(named["input_ids"].shape[1]),
+            with_kwargs=True,
+        )
+        found = list(tokens(backbone, [lora], prompt, 8, kept=kept))
+        hook.remove()
+        same = 0
+        while same < min(len(known), len(prompt) - 1) and known[same] == prompt[same]:
+            same += 1
+        windowed = any(is_window(layer) for layer in kept.cache.layers)
+        assert counted[0] == len(prompt) - (0 if windowed else same)
+        assert found == list(tokens(backbone, [lora], prompt, 8))
+
+
+def is_window(layer: Any) -> bool:
+    return type(layer) is not DynamicLayer
+
+
+def test_a_broken_step_leaves_nothing_kept(backbone, items):
+    """Its keys are in some layers only."""
+    lora, (prompt, *_), kept = (
+        adapter(backbone, "own", 1),
+        prompts_of(backbone, items),
+        Kept(),
+    )
+    whole = list(tokens(backbone, [lora], prompt, 8))
+    last = backbone.model.model.layers[-1]
+    made = tokens(backbone, [lora], prompt, 8, kept=kept)
+    next(made)
+
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    hook = last.register_forward_pre_hook(broken)
+    with pytest.raises(KeyboardInterrupt):
+        next(made)
+    hook.remove()
+    assert kept.cache is None and kept.ids == []
+    made = tokens(backbone, [lora], prompt, 8, kept=kept)
+    next(made), next(made)
+    made.close()  # between two tokens: what was computed is whole
+    assert kept.ids == [*prompt, whole[0]]
+    assert list(tokens(backbone, [lora], prompt, 8, kept=kept)) == whole
+
+
+def test_two_streams_do_not_share_what_is_kept(backbone, items):
+    lora, (prompt, other, *_), kept = (
+        adapter(backbone, "own", 1),
+        prompts_of(backbone, items),
+        Kept(),
+    )
+    alone = [list(tokens(backbone, [lora], one, 8)) for one in (prompt, other)]
+    list(tokens(backbone, [lora], prompt, 8, kept=kept))
+    both = [tokens(backbone, [lora], one, 8, kept=kept) for one in (prompt, other)]
+    pairs = list(zip(*both, strict=False))
+    assert pairs == list(zip(*alone, strict=False))
 
 
 def test_streams_can_be_interleaved_and_leave_the_backbone_as_it_was(backbone, items):

@@ -1,18 +1,17 @@
 """What a study will take, before it begins."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...common.config import Config, flatten
-from ...common.config.keys import POOL, SHARED
 from ...common.process import age, free_mb
 from ..forecast import estimate
 from ..forecast.ask import look
 from ..forecast.estimate import Forecast, Shares
 from ..forecast.parts import Count, Part, Work
-from .cache import stage_key
+from .cache import Key, next_cell, shared_keys
 from .cells import located, placed
 from .declaration import Study
 
@@ -48,8 +47,9 @@ def forecast(
     gpu
         Name of a GPU that is not here (`forecast.gpus`); nothing: this machine.
     processes
-        How many run the study side by side, on this machine or each on a GPU of its own:
-        each takes the next cell when it is free, and makes for itself what cells share.
+        How many run the study side by side. Each makes for itself what cells share. On
+        this machine one that is free takes a cell as `jobs` deals them; GPUs have commands
+        of their own, which take the next cell.
 
     Returns
     -------
@@ -62,35 +62,34 @@ def forecast(
         A cell would fail.
     """
     todo = _todo(study, folder)
-    left = [one for one in todo if one]
+    left = {number: one for number, one in enumerate(todo) if one}
     if not left:
         return Forecast(0.0, 0.0, free_mb(), {}), [0.0] * len(todo)
-    distinct = {_same(config): config for config, _ in left}
+    distinct = {_same(config): config for config, _ in left.values()}
     only = study.measured == "development"
     together = 1 if gpu else min(processes, len(left))  # whose seconds are the study's
     counts, found = look([*distinct.values()], 1, together, os.environ, only, gpu)
     counted = dict(zip(distinct, counts, strict=True))
     around = {("ahead", "", False): age() - since, ("start", "", False): found["start"]}
     shares: Shares = {} if gpu else around
-    made: list[set[tuple[str, str]]] = [set() for _ in range(processes)]
+    made: list[set[Key]] = [set() for _ in range(processes)]
     busy = [0.0] * processes
     saved: dict[str, float] = {}
-    seconds: list[float] = []
+    seconds = [0.0] * len(todo)
     tokens = Work()
-    for one in todo:
-        here: Shares = {}
-        if one:
-            count = counted[_same(one[0])]
-            free = busy.index(min(busy))
-            parts = list(_fresh(*one, count, made[free]))
-            here = estimate.shares_of(count, parts, 0.0)
-            busy[free] += sum(here.values())
-            tokens = sum((part.work for part in parts), tokens)
-            for text, saving in estimate.savings(one[0], count, parts, 0.0):
-                saved[text] = saved.get(text, 0.0) + saving / together
+    keys = {k: [*shared_keys(*one).values()] for k, one in left.items()}
+    for free, cell in _dealt(keys, busy, together == 1):
+        config, control = left[cell]
+        count = counted[_same(config)]
+        parts = list(_fresh(config, control, count, made[free]))
+        here = estimate.shares_of(count, parts, 0.0)
+        seconds[cell] = sum(here.values())
+        busy[free] += seconds[cell]
+        tokens = sum((part.work for part in parts), tokens)
+        for text, saving in estimate.savings(config, count, parts, 0.0):
+            saved[text] = saved.get(text, 0.0) + saving / together
         for name, value in here.items():
             shares[name] = shares.get(name, 0.0) + value / together
-        seconds.append(sum(here.values()))
     whole = sum(shares.values())
     if (seeds := len(study.grid.get("seed", []))) > 1:
         saved[f"seed: one of {seeds} less"] = sum(seconds) / seeds / together
@@ -119,6 +118,23 @@ def _todo(study: Study, folder: Path) -> list[tuple[Config, str] | None]:
     ]
 
 
+def _dealt(
+    keys: Mapping[int, Sequence[Key]], busy: Sequence[float], in_order: bool
+) -> Iterator[tuple[int, int]]:
+    """Give the process that is free first, and the cell that it takes, until none is left.
+
+    `busy`: seconds that each process has worked; who is given a cell adds to them.
+    """
+    waiting = list(keys)
+    taken: list[list[int]] = [[] for _ in busy]
+    while waiting:
+        free = busy.index(min(busy))
+        cell = waiting[0] if in_order else next_cell(waiting, keys, taken, free)
+        waiting.remove(cell)
+        taken[free].append(cell)
+        yield free, cell
+
+
 def _same(config: Config) -> str:
     flat: dict[str, Any] = flatten(config)
     rates = len(config.learning_rate_list)
@@ -127,13 +143,10 @@ def _same(config: Config) -> str:
 
 
 def _fresh(
-    config: Config, control: str, count: Count, made: set[tuple[str, str]]
+    config: Config, control: str, count: Count, made: set[Key]
 ) -> Iterator[Part]:
     """Parts of a cell that no cell before has made; notes them (see `cells.run_cell`)."""
-    keys = {"adapt": ("shared", stage_key(config, SHARED))}
-    keys["pool"] = ("pool", stage_key(config, POOL))
-    for method in config.method_list:
-        keys[method] = (f"{method} {control}", stage_key(config, method))
+    keys = shared_keys(config, control)
     for part in count.parts:
         if keys[part.method or part.phase] not in made:
             yield part

@@ -1,23 +1,25 @@
 """The cells of a study, several at the same time in processes of their own.
 
-Each process takes the next cell when it is free, and makes for itself what cells share. The
-files are those of one process, bit for bit if that has as many threads (OMP_NUM_THREADS).
+A process that is free takes a cell that shares parts with those it has computed
+(`cache.next_cell`); each process makes such parts for itself. The files are those of one
+process, bit for bit if that has as many threads (OMP_NUM_THREADS).
 """
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from ...common.errors import IdiolectError
 from ...common.files import make_private, private_folder
 from ...common.text import tell
-from .cache import Cache
+from .cache import Cache, next_cell, shared_keys
 from .cells import Placed, compute, finished, placed, run_study, title, until_end
 from .declaration import Study
 from .kept import store
@@ -56,33 +58,66 @@ def run_side_by_side(
     files = [one.path for one in todo]
     left = [k for k, file in enumerate(files) if not file.exists()]
     share_cores(jobs)
-    context = multiprocessing.get_context("spawn")
     spent = expected = 0.0
-    with ProcessPoolExecutor(max(1, min(jobs, len(left))), context, _begin) as pool:
-        names = {k: title(todo, k) for k in left}
-        futures = {
-            pool.submit(_cell, todo[k], names[k], study.measured): k for k in left
-        }
-        try:
-            for future in as_completed(futures):
-                number = futures[future]
-                took = _result(future)
-                if took is None:  # another command computes it
-                    continue
-                spent += took
-                expected += sum(ahead[number : number + 1])
-                pace = spent / expected / jobs if expected else 0.0
-                left_over = until_end(ahead, files, pace)
-                say(f"{names[number]}: {took:.0f} s{left_over}")
-                if kept:
-                    store(kept, files)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            _end()
-            raise
+    with closing(_computed(todo, left, study.measured, jobs)) as cells:
+        for number, took in cells:
+            spent += took
+            expected += sum(ahead[number : number + 1])
+            pace = spent / expected / jobs if expected else 0.0
+            say(f"{title(todo, number)}: {took:.0f} s{until_end(ahead, files, pace)}")
+            if kept:
+                store(kept, files)
     if all(file.exists() for file in files):
         return finished(study, folder, kept)
     return run_study(study, folder, say, ahead, kept)
+
+
+def _computed(
+    todo: Sequence[Placed], left: Sequence[int], measured: str, jobs: int
+) -> Generator[tuple[int, float], None, None]:
+    """Compute cells in processes; give the number and seconds of each that is done."""
+    context = multiprocessing.get_context("spawn")
+    count = min(jobs, len(left))
+    waiting = list(left)
+    asked = {k: shared_keys(todo[k].config, todo[k].control) for k in left}
+    keys = {k: [*parts.values()] for k, parts in asked.items()}
+    # The last are cells that another command computes.
+    taken: list[list[int]] = [[] for _ in range(count + 1)]
+    running: dict[Future[float | None], tuple[int, int]] = {}
+    with ExitStack() as stack:
+        # One pool for each process: who computes a cell is chosen here.
+        pools = [
+            stack.enter_context(ProcessPoolExecutor(1, context, _begin))
+            for _ in range(count)
+        ]
+
+        def begin(process: int) -> None:
+            if not waiting:
+                return
+            cell = next_cell(waiting, keys, taken, process)
+            waiting.remove(cell)
+            taken[process].append(cell)
+            words = todo[cell], title(todo, cell), measured
+            running[pools[process].submit(_cell, *words)] = process, cell
+
+        try:
+            for process in range(count):
+                begin(process)
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    process, cell = running.pop(future)
+                    took = _result(future)
+                    if took is None:
+                        taken[process].remove(cell)
+                        taken[-1].append(cell)
+                    begin(process)
+                    if took is not None:
+                        yield cell, took
+        except BaseException:
+            for pool in pools:
+                pool.shutdown(wait=False, cancel_futures=True)
+            _end()
+            raise
 
 
 def _result(future: Future[float | None]) -> float | None:

@@ -177,6 +177,10 @@ def test_cells_that_share_work_are_foreseen_once(tmp_path: Path, monkeypatch) ->
     assert found.phases == pytest.approx(sum(cells))
     assert found.memory == pytest.approx(180)
     assert dict(found.savings)["seed: one of 2 less"] == pytest.approx(sum(cells) / 2)
+    # Of two processes each keeps one seed, and makes its adapter once.
+    two, both = ahead.forecast(study, tmp_path, since=3.0, processes=2)
+    assert both == pytest.approx(cells)
+    assert two.longest == pytest.approx(sum(cells) / 2)
 
 
 @pytest.mark.process

@@ -13,6 +13,7 @@ import pytest
 from idiolect.common.errors import IdiolectError
 from idiolect.server.cli import main
 from idiolect.server.study import jobs
+from idiolect.server.study.cache import next_cell
 from idiolect.server.study.cells import placed, run_study
 from idiolect.server.study.declaration import read_study
 
@@ -27,9 +28,25 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "cells").iterdir()}
 
 
-def test_two_processes_write_the_files_of_one(declared, tmp_path):
-    """Bit for bit, and the parent computes nothing itself."""
+def in_step(one, name, measured):
+    """Compute a cell once two processes have as many; note the shared adapters made."""
+    place, me = one.path.parents[1], os.getpid()
+    begun = len([*place.glob(f"{me} *")]) + 1
+    (place / f"{me} {begun}").touch()
+    for _ in range(600):
+        if len([*place.glob(f"* {begun}")]) == 2:
+            break
+        time.sleep(0.1)
+    took = jobs._cell(one, name, measured)  # in its own process nothing is patched
+    made = [key for part, key in jobs._CACHE if part == "shared"]
+    (place / f"{me}.made").write_text(" ".join(made))
+    return took
+
+
+def test_two_processes_write_the_files_of_one(declared, tmp_path, monkeypatch):
+    """Bit for bit, each shared adapter made once, and nothing by the parent."""
     alone = run_study(declared, tmp_path / "one", lambda _: None)
+    monkeypatch.setattr(jobs, "_cell", in_step)
     said: list[str] = []
     found = jobs.run_side_by_side(
         declared, tmp_path / "two", 2, said.append, [1.0, 1.0, 1.0, 1.0]
@@ -38,6 +55,8 @@ def test_two_processes_write_the_files_of_one(declared, tmp_path):
     assert found == alone and len(found) == 4
     assert sum(" s; about " in line for line in said) == 3  # the last leaves nothing
     assert not jobs._CACHE and not left()
+    made = [path.read_text().split() for path in (tmp_path / "two").glob("*.made")]
+    assert [len(keys) for keys in made] == [1, 1] and made[0] != made[1]
     said.clear()
     assert jobs.run_side_by_side(declared, tmp_path / "two", 2, said.append) == alone
     assert said == []  # nothing is left to do
@@ -58,14 +77,14 @@ def test_a_cell_that_fails_ends_the_study_and_keeps_the_rest(declared, tmp_path)
 
 
 def test_a_process_that_is_killed_is_named(declared, tmp_path, monkeypatch):
-    real = jobs.as_completed
+    real = jobs.wait
 
-    def killed(futures):
+    def killed(futures, **words):
         for child in multiprocessing.active_children():
             child.kill()
-        return real(futures)
+        return real(futures, **words)
 
-    monkeypatch.setattr(jobs, "as_completed", killed)
+    monkeypatch.setattr(jobs, "wait", killed)
     with pytest.raises(IdiolectError, match="fewer --jobs. Finished cells are kept"):
         jobs.run_side_by_side(declared, tmp_path / "out", 2, lambda _: None)
     monkeypatch.undo()
@@ -136,3 +155,40 @@ def test_words_that_do_not_fit_are_refused(declared, tmp_path, capsys):
     assert "--jobs 0 is none: use 1 or more" in capsys.readouterr().err
     assert main([*words, "--jobs", "2", "--plan", "--gpu", "A100-80GB"]) == 2
     assert "with --gpu say --gpus N" in capsys.readouterr().err
+
+
+# Of each cell the shared adapter, the unlabeled set, and a method's results.
+DEALT = {
+    number: [("shared", words[0]), ("pool", words[:2]), ("c-bpo none", words)]
+    for number, words in enumerate(("ax1", "ax2", "ay3", "by1", "by2", "cz1"))
+}
+
+
+@pytest.mark.parametrize(
+    ("cells", "taken", "found"),
+    [
+        ([0, 1, 2, 3, 4, 5], [[], [], []], 0),  # most cells need a, and of it x
+        ([2, 3, 4, 5], [[], []], 3),  # most of those that are left
+        ([1, 2, 3, 4, 5], [[], [0], []], 3),  # a is another's; more need b than c
+        ([1, 3, 4, 5], [[2], [0], []], 1),  # its own, though another made that too
+        ([2, 3, 4, 5], [[1], [0], []], 2),  # the last of its own
+        ([1, 2], [[0], [], []], 1),  # of its own, the same unlabeled set
+        ([4, 5], [[0, 1, 2], [3], []], 5),  # done with its own: what nobody makes
+        ([1, 2, 4], [[5], [0], [3]], 2),  # all are made: most need a, nobody makes ay
+        ([1, 4], [[5], [0], [3]], 1),  # equals: the first
+        ([1, 2, 3, 4, 5], [[], [], [0]], 3),  # another command computes a
+    ],
+)
+def test_a_free_process_takes_what_it_shares_most_with(cells, taken, found):
+    assert next_cell(cells, DEALT, taken, 0) == found
+
+
+def test_groups_stay_with_one_process_each():
+    """Three processes, four groups of three: only the fourth is divided."""
+    keys = {number: [("shared", str(number % 4))] for number in range(12)}
+    waiting, taken = list(keys), [[], [], []]
+    for turn in range(12):
+        cell = next_cell(waiting, keys, taken, turn % 3)
+        waiting.remove(cell)
+        taken[turn % 3].append(cell)
+    assert taken == [[0, 4, 8, 3], [1, 5, 9, 7], [2, 6, 10, 11]]

@@ -43,6 +43,11 @@ TALK = (  # about 200 tokens with what the chat template writes around it
     {"role": "assistant", "content": "Ann, lunch on Friday? " * 12},
     {"role": "user", "content": "Shorter, please, and say that I bring the soup. " * 8},
 )
+TURN = (
+    *TALK,
+    {"role": "assistant", "content": "Lunch on Friday, Ann? I bring the soup."},
+    {"role": "user", "content": "Good. Now the same to Ben."},
+)
 ROWS = {  # name -> in words, and the most seconds
     "report": (f"the report of a run of {USERS} users", 5.0),
     "report texts": ("the same with `--texts`", 5.0),
@@ -55,7 +60,8 @@ ROWS = {  # name -> in words, and the most seconds
     "loaded": ("`idiolect serve-local` until it answers", None),
     "first": ("first word of its first answer", None),
     "short": ("first word of a later answer, {short} tokens asked", 0.5),
-    "talk": ("first word of a later answer, {talk} tokens asked", 0.5),
+    "talk": ("first word in a talk that is new to it, {talk} tokens asked", 0.5),
+    "turn": ("first word of the next answer of that talk, {turn} tokens asked", 0.5),
     "terminal": ("first letter of `idiolect generate`, model loaded", None),
 }
 PAGE, FILE = ROOT / "docs" / "page.md", RESULTS / "waits.json"
@@ -192,7 +198,8 @@ def word(folder: Path, note: Callable[..., None]) -> None:
         watch = Watch()
         with running("serve-local", "--vault", file) as said:
             note("loaded", watch.took())
-            for name, texts in (("first", SHORT), ("short", SHORT), ("talk", TALK)):
+            asked = {"first": SHORT, "short": SHORT, "talk": TALK, "turn": TURN}
+            for name, texts in asked.items():
                 *took, tokens = answered(said, texts)
                 note(name, took, tokens)
     done("client", "settings", "keep-loaded", "10", "--vault", file)
@@ -287,7 +294,8 @@ def verdict(wall: list[float], cpu: list[float], most: float) -> str:
 def table(found: dict[str, Any]) -> str:
     """The part of the page."""
     waits = found["waits"]
-    tokens = {name: waits.get(name, {}).get("tokens") for name in ("short", "talk")}
+    named = ("short", "talk", "turn")
+    tokens = {name: waits.get(name, {}).get("tokens") for name in named}
     where = f"{found['origin']['processor']} with a load of {found['load']}"
     lines = [
         "",

@@ -62,6 +62,9 @@ from ...common.text import printable
 
 LOG = logging.getLogger("flwr")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 20.0  # seconds between two tries of a call
+# Seconds that a connection is kept without a call: longer than a device waits between two,
+# since a handshake costs more than a call, and less than the server keeps it.
+KEPT = 25.0
 AGAIN = "start `idiolect node run` again"
 
 
@@ -74,6 +77,17 @@ class _Versions:
         own = RuntimeVersionMetadata.from_local_component("SuperNode")
         add_headers(context.request, dict(own.as_metadata()))
         return call_next(context)
+
+
+class _Client(FleetHttpClient):
+    """Flower's client, which would close its connections after five seconds."""
+
+    def __init__(self, base_url: str, **kept: Any) -> None:
+        super().__init__(base_url, **kept)
+        self._client.close()
+        limits = httpx.Limits(keepalive_expiry=KEPT)
+        verify, timeout = kept.get("verify", True), self._client.timeout
+        self._client = httpx.Client(verify=verify, timeout=timeout, limits=limits)
 
 
 class TurnedAway(IdiolectError):
@@ -214,7 +228,7 @@ def connected(
         The server refuses this device, or is not the one that was joined.
     """
     signed = NodeAuthHttpInterceptor(key, key.public_key())
-    with FleetHttpClient.from_server_address(
+    with _Client.from_server_address(
         address, False, certificate.encode(), [_Versions(), signed]
     ) as client:
         line = Connection(client, address)

@@ -73,7 +73,7 @@ LINGER_SECONDS = 1.0  # after a refusal, so that the other side can read it
 PATIENCE = 60.0  # seconds until the SuperLink must have answered
 
 STRANGERS, PER_ADDRESS = 256, 64  # connections that have not carried a signed call
-DEVICES, PER_DEVICE = 1024, 8  # connections that have; Flower's client holds four
+DEVICES, PER_DEVICE = 4096, 8  # connections that have; Flower's client holds four
 HELD, HELD_PER_DEVICE = 48 << 20, 16 << 20  # bytes of bodies and answers in memory
 UPSTREAM = 32  # connections to the SuperLink
 KEPT = 4.0  # seconds that an idle one is kept; the SuperLink keeps it longer

@@ -2,8 +2,11 @@
 
 import datetime
 import logging
+import socket
 import ssl
+import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -15,10 +18,10 @@ from flwr.supercore.date import now
 from flwr.supercore.run import RunNotRunningException
 from flwr.superlink.servicer.fleet import fleet_handlers
 
-from idiolect.client.node import connection
+from idiolect.client.node import connection, worker
 from idiolect.client.node.connection import TurnedAway, connected, passing
 from idiolect.common.errors import IdiolectError
-from idiolect.server.deploy import keys
+from idiolect.server.deploy import keys, proxy
 from tests.server import running_proxy
 from tests.server.running_proxy import Device, Place
 from tests.server.superlink import Device as Enrolled
@@ -59,6 +62,33 @@ def test_a_registered_device_is_let_in(place, device):
         assert line.node == device.node
         assert line.receive() is None
         assert line.beat()
+
+
+def test_a_device_that_waits_keeps_its_connection(place, device, monkeypatch):
+    """A handshake costs more than a call; the server closes an idle one later."""
+    late = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late[0])
+    monkeypatch.setattr("httpcore._sync.http11.time", clock)
+    seen = set[int]()  # this side's ports
+    real = socket.create_connection
+
+    def counted(*given, **named):
+        made = real(*given, **named)
+        seen.add(made.getsockname()[1])
+        return made
+
+    monkeypatch.setattr("socket.create_connection", counted)
+    silent = SimpleNamespace(start=lambda: None, is_running=False)
+    monkeypatch.setattr(connection, "HeartbeatSender", lambda _: silent)
+    with connecting(place, device.key) as line:
+        for _ in range(3):
+            line.receive()
+            late[0] += worker.LONGEST_POLL
+        assert len(seen) == 1
+        late[0] += connection.KEPT
+        line.receive()
+        assert len(seen) == 2
+    assert worker.LONGEST_POLL < connection.KEPT < proxy.IDLE_SECONDS
 
 
 def test_one_that_is_not_registered_hears_so(place):

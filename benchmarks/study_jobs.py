@@ -70,13 +70,15 @@ def table(found: dict[str, Any]) -> str:
     one, several = (statistics.median(found["seconds"][k]) for k in ("1", "jobs"))
     times = one / several
     met = "yes" if times >= LEAST else "**no**"
+    runs = len(found["seconds"]["1"])
+    often = "one run each" if runs == 1 else f"medians of {runs} runs in turn"
     same = "the same bytes" if len(set(found["files"])) == 1 else "not the same bytes"
     return (
         f"\n| one process, s | --jobs {found['jobs']}, s | times as fast | target | met |\n"
         "| --- | --- | --- | --- | --- |\n"
         f"| {one:.0f} | {several:.0f} | {times:.2f} | ≥ {LEAST} | {met} |\n\n"
-        f"A study of {CELLS} cells, {USERS} users each, built-in backbone, medians of "
-        f"{len(found['seconds']['1'])} runs in turn, on {found['origin']['processor']}. "
+        f"A study of {CELLS} cells, {USERS} users each, built-in backbone, {often}, on "
+        f"{found['origin']['processor']}. "
         "One process has a thread for each core, several share the cores. Files of all "
         f"runs: {same}.\n"
     )

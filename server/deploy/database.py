@@ -114,7 +114,9 @@ def find_node(base: sqlite3.Connection, key: bytes) -> tuple[int, bool] | None:
 
 def waits(base: sqlite3.Connection, node: int) -> bool:
     """Whether something waits for a device that was not delivered yet."""
-    query = "SELECT 1 FROM message_ins WHERE dst_node_id = ? AND delivered_at = '' LIMIT 1"
+    query = (
+        "SELECT 1 FROM message_ins WHERE dst_node_id = ? AND delivered_at = '' LIMIT 1"
+    )
     signed = node - 2**64 if node >= 2**63 else node
     return base.execute(query, (signed,)).fetchone() is not None
 

@@ -563,7 +563,7 @@ class Writer:
         return backbone.encode_conversation(texts, system, room, asked.shorten)
 
     def _so_far(self, asked: Asked) -> Kept:
-        """What is kept of the conversation so far; one that begins starts anew."""
+        """What is kept of this conversation; nothing where it begins."""
         known = self.kept.get(asked.policy) if len(asked.texts) > 1 else None
         self.kept.clear()
         self.kept[asked.policy] = known or Kept()

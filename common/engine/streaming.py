@@ -3,6 +3,8 @@
 import inspect
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import starmap, takewhile
+from operator import eq
 from typing import Any
 
 import torch
@@ -90,9 +92,8 @@ class Kept:
 
         cache, ids = self.cache, self.ids
         self.cache, self.ids = None, []
-        pairs = zip(ids, prompt[:-1], strict=False)
-        same = next((k for k, (a, b) in enumerate(pairs) if a != b), None)
-        same = min(len(ids), len(prompt) - 1) if same is None else same
+        equal = starmap(eq, zip(ids, prompt[:-1], strict=False))
+        same = sum(takewhile(bool, equal))
         if not same or any(type(layer) is not DynamicLayer for layer in cache.layers):
             return None, 0
         if more := len(ids) - same:

@@ -97,7 +97,9 @@ def estimated(config: Config, people: Sequence[User]) -> Iterator[Estimates]:
     features = {u.id: hashed([item.target for item in u.history]) for u in people}
     kind = personas.WORLDS[config.task]
     authors = [draw_author(kind, config.seed, u.id, config.persona) for u in people]
-    for user, (p, u) in zip(people, distributions(kind, authors), strict=True):
+    exact = distributions(kind, authors)
+    for number, user in enumerate(people):
+        p, u = exact(number)
         rng = numpy_generator(config.seed, "benchmarks/alpha", user.id)
         others = np.concatenate([features[v.id] for v in people if v.id != user.id])
         chosen = others[rng.choice(len(others), UNLABELED, replace=False)]

@@ -1,4 +1,4 @@
-"""A simulation on a Ray cluster of two nodes, against one machine; one node is killed.
+"""Runs and a study on a Ray cluster of two nodes, against one machine; one is killed.
 
     python benchmarks/ray_cluster.py [--users 6] [--check]
 
@@ -6,9 +6,11 @@ Two Ray nodes of one core each run on this machine, with a token; where the acco
 that, each has a network of its own, joined by a cable that only they see (`unshare`, a
 veth pair), and a host name of its own. The same small run is made three times: on this
 machine alone, on both nodes, and on both with `kill -9` of the second raylet while own
-adapters are trained. Results and all adapters must be equal, bit for bit. Writes
-benchmarks/results/ray_cluster.json and its table in docs/scale.md; with ``--check`` it
-writes nothing, and its exit code says whether all was equal.
+adapters are trained. Results and all adapters must be equal, bit for bit. So is a study
+of four cells: in one process, on both nodes, and on both with the second raylet killed
+after the first cell; its files must be equal. Writes benchmarks/results/ray_cluster.json
+and its tables in docs/scale.md; with ``--check`` it writes nothing, and its exit code says
+whether all was equal.
 """
 
 import argparse
@@ -38,6 +40,21 @@ KEYS = (
     *("development-users=1", "history=8", "held-out=2", "adapt.rounds=1"),
     *("methods=base,shared,sft,c-bpo", "personalise.learning-rates=3e-3"),
 )
+STUDY = """
+title = "Four cells"
+[config]
+users = 2
+"development-users" = 1
+history = 8
+"held-out" = 2
+"adapt.rounds" = 1
+methods = "shared,sft,c-bpo"
+"personalise.learning-rates" = "3e-3"
+"evaluate.generate" = false
+[grid]
+seed = [0, 1]
+"unlabeled.ratio" = [1.0, 2.0]
+"""
 HEAD, SECOND = "10.77.0.1", "10.77.0.2"  # in networks that nobody else sees
 ALONE, BOTH, KILLED = "alone", "both", "killed"
 INSIDE = "IDIOLECT_RAY_CLUSTER"  # set in the process that has a network of its own
@@ -90,12 +107,21 @@ def table(report: dict[str, Any]) -> str:
         if report["namespaces"]
         else "Both Ray nodes were on one machine and one network"
     )
+    cells = [
+        "| study of four cells | seconds | files equal to one process |",
+        "| --- | --- | --- |",
+    ]
+    for name, words in names.items():
+        one = report["studies"][name]
+        equal = "" if name == ALONE else "byte for byte" if one["equal"] else "**no**"
+        words = "this machine alone, 1 process" if name == ALONE else words
+        cells.append(f"| {words} | {one['seconds']:.0f} | {equal} |")
     about = (
-        f"{report['users']} users, one round, `methods=base,shared,sft,c-bpo`, the "
-        f"built-in backbone. Seconds are those of the phases. {network}; the cluster "
-        "asked for a token."
+        f"Runs: {report['users']} users, one round, `methods=base,shared,sft,c-bpo`, the "
+        "built-in backbone; seconds are those of the phases. The study: 2 users; seconds "
+        f"are those of the command. {network}; the cluster asked for a token."
     )
-    return "\n".join([*rows, "", about, ""])
+    return "\n".join([*rows, "", *cells, "", about, ""])
 
 
 # --- networks and Ray ------------------------------------------------------------------
@@ -244,30 +270,74 @@ def training(place: Path, name: str) -> bool:
     return any(e["event"] == "user" and e.get("phase") == "personalise" for e in events)
 
 
+def study(place: Path, name: str, *words: str) -> "subprocess.Popen[bytes]":
+    """Start the study, with one thread in each process."""
+    file = place / "four.toml"
+    file.write_text(STUDY)
+    command = [str(Path(sys.executable).parent / "idiolect-server"), "study", str(file)]
+    command += ["--output-dir", str(place / name), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=sys.stderr)
+
+
+def cells(place: Path, name: str) -> dict[str, bytes]:
+    """The files of the study's finished cells."""
+    folder = place / name / "four" / "cells"
+    return {file.name: file.read_bytes() for file in folder.glob("*.json")}
+
+
 def measure(place: Path, users: int) -> dict[str, Any]:
-    """Make the three runs."""
-    found = {ALONE: finished(begin(place, ALONE, users), place, ALONE)}
+    """Make the three runs, and the study three times."""
+    runs = {ALONE: finished(begin(place, ALONE, users), place, ALONE)}
+    seconds = {}
+
+    def ended(process: "subprocess.Popen[bytes]", name: str, began: float) -> None:
+        if process.wait(PATIENCE):
+            raise SystemExit(f"the study '{name}' failed")
+        seconds[name] = time.perf_counter() - began
+
+    def studied(name: str, *words: str) -> None:
+        began = time.perf_counter()
+        ended(study(place, f"study-{name}", *words), name, began)
+
+    studied(ALONE)
     with cable() as nodes, cluster(place, nodes) as address:
         ray = ("--ray", address)
-        found[BOTH] = finished(begin(place, BOTH, users, *ray), place, BOTH)
+        runs[BOTH] = finished(begin(place, BOTH, users, *ray), place, BOTH)
+        studied(BOTH, *ray)
         process = begin(place, KILLED, users, *ray)
         wait(lambda: training(place, KILLED), PATIENCE)
         os.kill(nodes[1].raylet(), signal.SIGKILL)
-        found[KILLED] = finished(process, place, KILLED)
-    expected = found[ALONE]["numbers"]
-    for one in found.values():
+        runs[KILLED] = finished(process, place, KILLED)
+    with cable() as nodes, cluster(place, nodes) as address:
+        began = time.perf_counter()
+        process = study(place, f"study-{KILLED}", "--ray", address)
+        wait(lambda: len(cells(place, f"study-{KILLED}")) > 0, PATIENCE)
+        os.kill(nodes[1].raylet(), signal.SIGKILL)
+        ended(process, KILLED, began)
+    expected = runs[ALONE]["numbers"]
+    for one in runs.values():
         one["equal"] = one.pop("numbers") == expected
+    alone = cells(place, f"study-{ALONE}")
     return {
         "users": users,
         "namespaces": os.environ[INSIDE] == "1",
         "adapters": len(expected["adapters"]),
-        "runs": found,
+        "cells": len(alone),
+        "runs": runs,
+        "studies": {
+            name: {
+                "seconds": seconds[name],
+                "equal": cells(place, f"study-{name}") == alone,
+            }
+            for name in (ALONE, BOTH, KILLED)
+        },
     }
 
 
 def main() -> int:
     """Measure, and write unless told not to."""
-    parser = argparse.ArgumentParser(description="A simulation on two Ray nodes.")
+    parser = argparse.ArgumentParser(description="Runs and a study on two Ray nodes.")
     parser.add_argument("--users", type=int, default=6)
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args()
@@ -283,8 +353,9 @@ def main() -> int:
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         report = measure(place, given.users)
     print(json.dumps(report), flush=True)
-    runs = report["runs"].values()
-    good = report["adapters"] and all(one["equal"] for one in runs)
+    done = [*report["runs"].values(), *report["studies"].values()]
+    good = report["adapters"] and report["cells"] == 4
+    good = good and all(one["equal"] for one in done)
     good = good and len(report["runs"][BOTH]["answered"]) == 2
     if good and not given.check:
         save("ray_cluster", report)

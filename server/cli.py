@@ -186,9 +186,25 @@ COMMANDS = (
             given(
                 "--jobs",
                 type=int,
-                default=1,
                 metavar="N",
-                help="compute so many cells at the same time, each in a process of its own",
+                help="compute so many cells at the same time, each in a process of its own "
+                "(default: 1; with --ray one for each core of the cluster)",
+            ),
+            given(
+                "--ray",
+                default="",
+                metavar="ADDRESS",
+                help="compute on the Ray cluster there, HOST:PORT of its head or `auto`; "
+                "data, backbone and --output-dir must be on paths that all its machines "
+                "share",
+            ),
+            given(
+                "--gpus-per-job",
+                type=float,
+                default=0.0,
+                metavar="G",
+                help="GPUs of the cluster that each cell has to itself, or a share of one "
+                "such as 0.5 (default: 0, all use the first that they see)",
             ),
             given(
                 "--output-dir",

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from ...common.config import parse_run
 from ...common.data.load import load_dataset
-from ...common.data.types import Dataset, User
+from ...common.data.types import Dataset, Users, names_of
 from ...common.errors import refuse_if
 from ...common.protocol.messages import HelloRequest, Request
 from ...common.protocol.signed import Sealed, verify
@@ -79,16 +79,16 @@ class Simulated:
         nodes = int(self._place["num-partitions"])
         dataset = load_dataset(config)
         residents = residents_of(dataset, config.users_per_node, partition, nodes)
-        at_home = {user.id: user for user in residents}
+        at_home = {name: place for place, name in enumerate(names_of(residents))}
         for name in request.users:
             refuse_if(
                 name not in at_home, f"user '{name}' does not live on node {partition}."
             )
         return Node(
             config,
-            users=tuple(at_home[name] for name in request.users),
+            users=tuple(residents[at_home[name]] for name in request.users),
             residents=residents,
-            development=frozenset(user.id for user in dataset.development),
+            development=frozenset(names_of(dataset.development)),
             store=FolderStore(Path(request.folder)),
             started=started,
             nodes=nodes,
@@ -100,7 +100,7 @@ class Simulated:
 
 def residents_of(
     dataset: Dataset, users_per_node: int, partition: int, nodes: int
-) -> tuple[User, ...]:
+) -> Users:
     """Return the users of one simulated node.
 
     Dealt out like cards, so that the development users, who come last, do not all end up

@@ -21,7 +21,7 @@ from flwr.app import RecordDict
 from ...common.config import UNTRAINED
 from ...common.data.load import task_of
 from ...common.data.metrics import bounded_row, released_metrics
-from ...common.data.types import TOO_LONG, Item, User
+from ...common.data.types import TOO_LONG, Item, User, names_of
 from ...common.engine.adapters import Lora, hash_lora
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import encode_all, fitting, too_long
@@ -59,6 +59,7 @@ from ...common.protocol.messages import (
 from ...common.protocol.packing import pack
 from ...common.protocol.quantization import update_codes
 from ...common.protocol.signed import MissingParts, brought, complete, read_sealed
+from ...common.secure.directory import Entry
 from ...common.text import printable
 from ...common.unlabeled.sets import Unlabeled, fingerprint
 from ...common.unlabeled.votes import marks, offers, supported_offers, user_vote
@@ -83,23 +84,28 @@ from .host import (
 def _hello(request: HelloRequest, node: Node) -> HelloReply:
     """Say who lives here, and what must agree with the server."""
     backbone, shared = resident(node.config).backbone, untrained(node.config)
-    everybody, most = node.residents, node.config.privacy.participations
+    most, masked = node.config.privacy.participations, node.config.secagg.mode == "on"
+    left_out: dict[str, int] = {}
 
-    def agree(user: User) -> None:
-        """Agree to the run at first contact: its key, its configuration and the cap."""
+    def meet(user: User) -> tuple[int, Entry | None]:
+        """Agree to the run: its key, its configuration and the cap; look at the texts.
+
+        Each user once: of many residents memory does not hold all (`MadeUsers`).
+        """
         state.pin(node.store, user.id, request.key, most, node.agreement)
+        user, left_out[user.id] = fitting(backbone, user)
+        truncated = _truncated(backbone, user)
+        if not masked:
+            return truncated, None
+        return truncated, secure.offer(node, user.id, request.run, request.key)
 
-    truncated, errors = each_alone(node, everybody, lambda u: _truncated(backbone, u))
-    errors |= each_alone(node, everybody, agree)[1]
-    keys = {}
-    if node.config.secagg.mode == "on":
-        keys, failed = each_alone(
-            node,
-            [user for user in everybody if user.id not in errors],
-            lambda user: secure.offer(node, user.id, request.run, request.key),
-        )
-        errors |= failed
-    able = tuple(user.id for user in everybody if user.id not in errors)
+    met, errors = each_alone(node, node.residents, meet)
+    dropped = dict(node.dropped)
+    # Where metrics are a release with noise, no count leaves without it.
+    if is_open(node) and (count := sum(left_out.values())):
+        dropped[TOO_LONG] = dropped.get(TOO_LONG, 0) + count
+    everybody = names_of(node.residents)
+    able = tuple(name for name in everybody if name not in errors)
     return HelloReply(
         **reply_head(request, node, able, errors),
         package=package_version(),
@@ -108,10 +114,9 @@ def _hello(request: HelloRequest, node: Node) -> HelloReply:
         development=tuple(name for name in able if name in node.development),
         simulation=node.simulated,
         nodes=node.nodes,
-        dropped=dict(node.dropped),
-        # Where metrics are a release with noise, no count leaves without it.
-        truncated=sum(truncated.values()) if is_open(node) else 0,
-        keys=keys,
+        dropped=dropped,
+        truncated=sum(count for count, _ in met.values()) if is_open(node) else 0,
+        keys={name: key for name, (_, key) in met.items() if key is not None},
     )
 
 
@@ -483,24 +488,15 @@ def answer(message: Envelope, host: Host) -> RecordDict:
         node = host.node(request, started)
         for name, data in came.items():  # in the place of what came before under it
             store.write(f"parts/{name}", data)
-        return pack(work(request, replace(_fitting(node), agreement=agreement)))
+        node = replace(node, users=_fitting(node), agreement=agreement)
+        return pack(work(request, node))
     except MissingParts as error:
         return pack(Missing(run, step, error.names))
     except Exception as error:
         return pack(Failure(run, step, sentence(error, host.simulated)))
 
 
-def _fitting(node: Node) -> Node:
-    """Leave out the items that do not fit into the context, and count them."""
+def _fitting(node: Node) -> tuple[User, ...]:
+    """The users of a request, without the items that do not fit into the context."""
     backbone = resident(node.config).backbone
-    pairs = [fitting(backbone, user) for user in node.residents]
-    residents = {user.id: user for user, _ in pairs}
-    dropped, count = dict(node.dropped), sum(number for _, number in pairs)
-    if count and is_open(node):  # where metrics have noise, no count leaves without it
-        dropped[TOO_LONG] = dropped.get(TOO_LONG, 0) + count
-    return replace(
-        node,
-        users=tuple(residents.get(user.id, user) for user in node.users),
-        residents=tuple(residents.values()),
-        dropped=dropped,
-    )
+    return tuple(fitting(backbone, user)[0] for user in node.users)

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from ...common.command import out_of_memory
 from ...common.config import Config, LoraShape
-from ...common.data.types import User
+from ...common.data.types import User, Users, names_of
 from ...common.engine.adapters import Lora, zero_shared
 from ...common.engine.backbone import Backbone, backbone_of
 from ...common.engine.reference import Reference
@@ -88,7 +88,7 @@ class Node:
 
     config: Config
     users: tuple[User, ...]
-    residents: tuple[User, ...]
+    residents: Users
     development: frozenset[str]
     store: RunStore
     started: float
@@ -158,7 +158,7 @@ def each(
         User -> result, and user -> sentence for those that fail even alone.
     """
     try:
-        return dict(zip([u.id for u in users], work(users), strict=True)), {}
+        return dict(zip(names_of(users), work(users), strict=True)), {}
     except Exception as error:
         if len(users) == 1:
             return {}, {users[0].id: sentence(error, node.simulated)}

@@ -40,6 +40,7 @@ def load_dataset(config: Config) -> Dataset:
         )
         _check_meteor(config)
         dataset = lamp.read(config)
+        check(dataset)
     else:
         refuse_if(
             config.data,
@@ -50,7 +51,6 @@ def load_dataset(config: Config) -> Dataset:
         from . import personas  # only here, because real data never need the generator
 
         dataset = personas.make(config)
-    check(dataset)
     return dataset
 
 

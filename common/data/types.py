@@ -1,7 +1,9 @@
 """What a task is made of: items, users, and the description of the task itself."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Literal, overload
 
 if TYPE_CHECKING:  # numpy is not for commands that only read texts
     from .functionals import Functionals
@@ -90,6 +92,66 @@ class User:
     disliked: tuple[Item, ...] = ()
 
 
+class MadeUsers(Sequence[User]):
+    """Users who are made when they are asked for, so that memory does not hold them all.
+
+    Equal to nothing but itself.
+
+    Parameters
+    ----------
+    names
+        Of all users.
+    make
+        Place among them -> user.
+    places
+        Which of them these are; None: all.
+    """
+
+    KEPT = 64  # of the users who were asked for last
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        make: Callable[[int], User],
+        places: Sequence[int] | None = None,
+    ) -> None:
+        cached = hasattr(make, "cache_info")
+        self._names, self._make = names, make if cached else lru_cache(self.KEPT)(make)
+        self._places = range(len(names)) if places is None else places
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of these users; none is made."""
+        return tuple(self._names[place] for place in self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> User: ...
+    @overload
+    def __getitem__(self, index: slice) -> "MadeUsers": ...
+    def __getitem__(self, index: int | slice) -> "User | MadeUsers":
+        if isinstance(index, slice):
+            return MadeUsers(self._names, self._make, self._places[index])
+        return self._make(self._places[index])
+
+    def __add__(self, other: "MadeUsers") -> "MadeUsers":
+        """These, then others of the same."""
+        places = (*self._places, *other._places)
+        return MadeUsers(self._names, self._make, places)
+
+
+Users = tuple[User, ...] | MadeUsers
+
+
+def names_of(users: Sequence[User]) -> tuple[str, ...]:
+    """Return the names of users, of whom none is made for that."""
+    if isinstance(users, MadeUsers):
+        return users.names
+    return tuple(user.id for user in users)
+
+
 @dataclass(frozen=True)
 class Task:
     """How outputs of a task are produced and scored.
@@ -135,18 +197,18 @@ class Dataset:
     """
 
     task: Task
-    users: tuple[User, ...]
-    development: tuple[User, ...] = ()
+    users: Users
+    development: Users = ()
     public: tuple[Item, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
     source: str = "personas"
 
-    @property
-    def everybody(self) -> tuple[User, ...]:
+    @cached_property
+    def everybody(self) -> Users:
         """The evaluated users, then the development users."""
-        return self.users + self.development
+        return self.users + self.development  # type: ignore[operator] # of one kind
 
-    @property
+    @cached_property
     def numbers(self) -> dict[str, int]:
         """User -> place among everybody."""
-        return {user.id: number for number, user in enumerate(self.everybody)}
+        return {name: number for number, name in enumerate(names_of(self.everybody))}

@@ -65,7 +65,7 @@ def start(options: argparse.Namespace) -> int | None:
     if has_finished(plan):
         return show_to_end(lambda console: simulate(plan, console), to)
     if plan.cluster is not None:
-        tell_cluster(plan.cluster, plan.nodes)
+        tell_cluster(plan.cluster, f"{plan.nodes} nodes")
         return show_to_end(lambda console: simulate(plan, console), to)
     ahead = ahead_of(plan, options.plan)
     if options.plan:
@@ -73,10 +73,10 @@ def start(options: argparse.Namespace) -> int | None:
     return show_to_end(lambda console: simulate(plan, console, ahead), to)
 
 
-def tell_cluster(cluster: "Cluster", nodes: int) -> None:
-    """Say which machines compute, and what is otherwise with them."""
+def tell_cluster(cluster: "Cluster", what: str) -> None:
+    """Say which machines compute what, and what is otherwise with them."""
     names = [f"{one.name} ({one.cpus} cores)" for one in cluster.machines]
-    tell(f"{nodes} nodes on the Ray cluster at {cluster.address}: {', '.join(names)}")
+    tell(f"{what} on the Ray cluster at {cluster.address}: {', '.join(names)}")
     for sentence in cluster.warnings:
         tell_sentence(f"warning: {sentence}", sys.stderr)
 

@@ -1,8 +1,10 @@
 """`study`: run what is declared, or say what it will take."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ from ...common.errors import IdiolectError, Impossible, refuse_if
 from ...common.process import age
 from ...common.text import lines, tell, tell_sentence
 from ..forecast.gpus import gpu_of
-from .simulate import check_tracker, console_of, tell_ahead, write_page
+from .simulate import check_tracker, console_of, tell_ahead, tell_cluster, write_page
 
 if TYPE_CHECKING:
     from ..study.declaration import Study
@@ -25,10 +27,19 @@ def run_studies(options: argparse.Namespace) -> None:
     )
     refuse_if(options.gpus < 1, f"--gpus {options.gpus} is none: use 1 or more.")
     check_tracker(options)
-    refuse_if(options.jobs < 1, f"--jobs {options.jobs} is none: use 1 or more.")
+    jobs = 1 if options.jobs is None else options.jobs
+    refuse_if(jobs < 1, f"--jobs {jobs} is none: use 1 or more.")
     refuse_if(
-        bool(options.gpu) and options.jobs > 1,
+        bool(options.gpu) and jobs > 1,
         "--jobs is for this machine: with --gpu say --gpus N.",
+    )
+    refuse_if(
+        bool(options.ray) and options.plan,
+        "--plan measures this machine, and --ray names others: leave out one of them.",
+    )
+    refuse_if(
+        options.gpus_per_job < 0 or bool(options.gpus_per_job) and not options.ray,
+        f"--gpus-per-job is {options.gpus_per_job:g}: give a positive number, with --ray.",
     )
     if options.gpu:
         gpu_of(options.gpu)
@@ -52,12 +63,14 @@ def run_studies(options: argparse.Namespace) -> None:
         if stored and (count := take(stored, place / name)):
             tell(f"study {name}: {count} finished cells are taken from {stored}")
     if options.plan:
-        processes = options.gpus if options.gpu else options.jobs
+        processes = options.gpus if options.gpu else jobs
         return tell_plans(declared, place, options.gpu, processes)
     since = 0.0
     for study in declared:
         tell(f"study {study.name} in {place / study.name}")
-        found = computed(study, place / study.name, kept[study.name], options, since)
+        found = computed(
+            study, place / study.name, kept[study.name], options, jobs, since
+        )
         tell_markdown(markdown(found))
         written = place / study.name / "summary.json"
         write_json(written, found)
@@ -74,12 +87,18 @@ def computed(
     folder: Path,
     kept: Path | None,
     options: argparse.Namespace,
+    jobs: int,
     since: float,
 ) -> dict[str, Any]:
     """Run a study, or take what is finished of it; return its summary."""
     if study.audit is not None:
         from ..audit import audit
 
+        refuse_if(
+            bool(options.ray),
+            f"study {study.name} is an audit, which takes minutes on this machine: leave "
+            "out --ray.",
+        )
         return audit.run_study(study, folder, tell)
     from ..findings.summary import summary
     from ..study.cells import finished, run_study
@@ -87,16 +106,47 @@ def computed(
     if options.so_far:
         done = finished(study, folder, kept)
         refuse_if(not done, f"study {study.name} has no finished cell: run it first.")
-    elif options.jobs > 1:
+    elif options.ray:
+        done = on_cluster(study, folder, kept, options, since)
+    elif jobs > 1:
         from ..study.jobs import run_side_by_side, share_cores
 
-        share_cores(options.jobs)  # the forecast measures with as many threads
-        ahead = ahead_of_study(study, folder, since, options.jobs)
-        done = run_side_by_side(study, folder, options.jobs, tell, ahead, kept)
+        share_cores(jobs)  # the forecast measures with as many threads
+        ahead = ahead_of_study(study, folder, since, jobs)
+        done = run_side_by_side(study, folder, jobs, tell, ahead, kept)
     else:
         ahead = ahead_of_study(study, folder, since)
         done = run_study(study, folder, tell, ahead, kept)
     return summary(study, done)
+
+
+def on_cluster(
+    study: "Study",
+    folder: Path,
+    kept: Path | None,
+    options: argparse.Namespace,
+    since: float,
+) -> list[dict[str, Any]]:
+    """Run the cells of a study on a Ray cluster, as many at a time as it has room for."""
+    from ..simulate.plan import surveyed
+    from ..study.actors import actors, paths
+    from ..study.jobs import run_side_by_side
+
+    # An actor has one core, and the same numbers need as many threads here.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    folder, gpus = folder.absolute(), options.gpus_per_job
+    cluster = surveyed(options.ray, paths(study, folder), folder)
+    places = cluster.places(gpus)
+    refuse_if(
+        not places,
+        f"--gpus-per-job is {gpus:g}, and no machine of the cluster has so many GPUs and "
+        "a core: lower it, or leave it out.",
+    )
+    jobs = min(options.jobs or places, places)
+    tell_cluster(cluster, f"{jobs} cells at a time")
+    ahead = ahead_of_study(study, folder, since, jobs)
+    start = partial(actors, cluster=cluster, gpus=gpus)
+    return run_side_by_side(study, folder, jobs, tell, ahead, kept, start)
 
 
 def tell_plans(

@@ -36,7 +36,7 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
     from ...common.engine.rates import with_rates
     from ..run.local import fitted
     from . import bare
-    from .counts import Counting, all_parts
+    from .counts import Counting, all_parts, sample
     from .gpus import gpu_of
     from .speed import measured
 
@@ -48,13 +48,14 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
         config = with_rates(parse(flat))
         backbone = bare.backbone_of(config) if gpu else backbone_of(config)
         config = bare.within(config, gpu, backbone) if gpu else config
-        dataset = fitted(backbone, load_dataset(config))
+        dataset, scale = sample(load_dataset(config))
+        dataset = fitted(backbone, dataset)
         found["stand-in"] += dataset.users[0].id.startswith(STAND_IN)
         if not number:
             weights = bare.weight_bytes(backbone) / 2**20
             found |= {"start": age(), "loaded": peak_mb(), "weights": weights}
         counting = Counting(config, backbone, dataset, job["nodes"], job["development"])
-        parts = [[*vars(p).values()] for p in all_parts(counting)]
+        parts = [[*vars(p).values()] for p in all_parts(counting, scale)]
         name = f"{config.backbone} {config.task} {config.data}"
         if name not in speeds:
             speed = bare.speed_on(gpu, backbone) if gpu else None

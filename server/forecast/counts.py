@@ -420,22 +420,25 @@ def _as_if_disliked(user: User, count: int) -> User:
 MOST_COUNTED = 64  # users; of more, the first stand for all
 
 
-def all_parts(counting: Counting) -> list[Part]:
-    """All parts of a job; of many users those of the first, scaled up.
+def sample(dataset: Dataset) -> tuple[Dataset, float]:
+    """The first of many users, and how many each of them stands for.
 
-    Of evaluated and development users as many are counted as is their share.
+    Of evaluated and development users as many are taken as is their share.
     """
-    dataset = counting.dataset
     both = len(dataset.users), len(dataset.development)
     if sum(both) <= MOST_COUNTED:
-        return list(counting.parts())
+        return dataset, 1.0
     some = [math.ceil(MOST_COUNTED * count / sum(both)) for count in both]
-    counting.dataset = replace(
-        dataset,
-        users=dataset.users[: some[0]],
-        development=dataset.development[: some[1]],
-    )
-    scale = sum(both) / sum(some)
+    users = tuple(dataset.users[: some[0]])
+    development = tuple(dataset.development[: some[1]])
+    taken = replace(dataset, users=users, development=development)
+    return taken, sum(both) / sum(some)
+
+
+def all_parts(counting: Counting, scale: float = 1.0) -> list[Part]:
+    """All parts of a job; each counted user stands for so many (`sample`)."""
+    if scale == 1:
+        return list(counting.parts())
     return [
         replace(part, work=part.work.times(scale), users=round(part.users * scale))
         for part in counting.parts()

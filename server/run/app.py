@@ -29,7 +29,7 @@ from ...common.config.methods import BY_NAME
 from ...common.data.lamp.longlamp import HUB
 from ...common.data.load import TEXT, load_dataset, task_of
 from ...common.data.metrics import UNICODE, unread
-from ...common.data.types import Dataset
+from ...common.data.types import Dataset, names_of
 from ...common.engine.model_folder import weights_of
 from ...common.engine.rates import with_rates
 from ...common.errors import IdiolectError, refuse_if
@@ -320,8 +320,8 @@ def finish(
     state.cost.peak_rss_mb = max(state.cost.peak_rss_mb, together)
     run.save()
     users = {
-        user.id: {m: one[user.id] for m, one in state.metrics.items() if user.id in one}
-        for user in run.dataset.users
+        user: {m: one[user] for m, one in state.metrics.items() if user in one}
+        for user in names_of(run.dataset.users)
     }
     alpha, estimated = alphas(state.outcomes.values())
     privacy = card(run.ledger, run.folder.name, package_version(), results.git_commit())
@@ -403,10 +403,10 @@ def unread_of(run: LiveRun) -> list[int] | None:
     """
     config, settings = run.config, run.config.evaluate
     judged = settings.generate and task_of(config.task).kind in ("generation", "long")
-    texts = [item.target for user in run.dataset.users for item in user.held_out]
-    if not judged or settings.rouge_tokens == UNICODE or config.on_devices or not texts:
+    if not judged or settings.rouge_tokens == UNICODE or config.on_devices:
         return None
-    return [unread(texts), len(texts)]
+    texts = [item.target for user in run.dataset.users for item in user.held_out]
+    return [unread(texts), len(texts)] if texts else None
 
 
 def recipe_of(config: Config) -> str:

@@ -9,7 +9,7 @@ import torch
 from flwr.app import RecordDict
 
 from ...common.config import Config
-from ...common.data.types import User
+from ...common.data.types import User, names_of
 from ...common.engine import model_folder
 from ...common.engine.adapters import hash_lora, zero_shared
 from ...common.engine.backbone import Backbone
@@ -140,7 +140,7 @@ def _greet_simulated(
     """Greet every simulated node; return what is wrong, by user, and as `hello` does."""
     errors: dict[str, str] = {}
     dropped, truncated = Counter[str](), 0
-    known = {u.id for u in run.dataset.everybody}
+    known = {*names_of(run.dataset.everybody)}
     greeted: set[int] = set()
     # They come into being while the server already runs: the first that answers says how
     # many there will be.
@@ -341,7 +341,7 @@ def _check_everybody(
     """Account for everyone the data hold: reached, left out, or a reason to stop."""
     if errors and not run.nodes:
         raise IdiolectError(run.nameless(next(iter(errors.values()))))
-    everybody = [u.id for u in run.dataset.everybody]
+    everybody = names_of(run.dataset.everybody)
     unfit = [user for user in everybody if user not in run.nodes and user in errors]
     if unfit and len(unfit) + len(run.nodes) == len(everybody):
         refuse_if(not run.config.skip_bad_users, run.nameless(errors[unfit[0]]))

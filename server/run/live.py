@@ -13,6 +13,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from ...common.config import Config, Scalar, defaults, flatten
+from ...common.data.types import names_of
 from ...common.files import file_name, private
 from ...common.protocol.manifest import read_or_make_key
 from ...common.protocol.messages import Rows, Shapes
@@ -170,7 +171,7 @@ class LiveRun(Run):
         """Return a text as it may be logged: with no user's name where that is a secret."""
         if not self.secret:
             return text
-        users = (u.id for u in self.dataset.everybody)
+        users = names_of(self.dataset.everybody)
         return without((*users, *self.state.devices), text)
 
     def warn(self, message: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from ...common.config import UNTRAINED, Config
 from ...common.data.load import task_of
 from ...common.data.metrics import bounded_row, released_metrics
-from ...common.data.types import TOO_LONG, Dataset, Item, User
+from ...common.data.types import TOO_LONG, Dataset, Item, User, names_of
 from ...common.engine.adapters import Lora, zero_shared
 from ...common.engine.backbone import Backbone
 from ...common.engine.fitting import fitting, too_long
@@ -71,12 +71,12 @@ class Local:
     @property
     def users(self) -> tuple[str, ...]:
         """The evaluated users."""
-        return tuple(user.id for user in self.dataset.users)
+        return names_of(self.dataset.users)
 
     @property
     def development(self) -> tuple[str, ...]:
         """The development users."""
-        return tuple(user.id for user in self.dataset.development)
+        return names_of(self.dataset.development)
 
     @cached_property
     def _zero(self) -> Lora:

@@ -17,7 +17,7 @@ from flwr.app import RecordDict
 
 from ...common.data.load import task_of
 from ...common.data.metrics import measured_metrics, released_metrics
-from ...common.data.types import Item
+from ...common.data.types import Item, names_of
 from ...common.privacy.scrub import OFFERED, scrub
 from ...common.protocol.messages import (
     MAX_ITEMS,
@@ -81,13 +81,13 @@ class Remote:
     def users(self) -> tuple[str, ...]:
         """The evaluated users that can be reached, in the order of the data."""
         run = self._run
-        return tuple(u.id for u in run.dataset.users if u.id in run.nodes)
+        return tuple(u for u in names_of(run.dataset.users) if u in run.nodes)
 
     @property
     def development(self) -> tuple[str, ...]:
         """The development users that can be reached."""
         run = self._run
-        return tuple(u.id for u in run.dataset.development if u.id in run.nodes)
+        return tuple(u for u in names_of(run.dataset.development) if u in run.nodes)
 
     def update(
         self,

@@ -194,8 +194,14 @@ def default_nodes(gpus: float, cluster: Cluster | None) -> int:
 
 def join(plan: Plan, address: str) -> Cluster:
     """Ask every machine of a Ray cluster whether it has what a run needs (`survey`)."""
-    config = plan.config
     paths = {"APP": str(plan.app)} if any(plan.app.rglob("*.py")) else {}
+    paths |= shared_paths(plan.config)
+    return surveyed(address, paths, plan.folder.parent)
+
+
+def shared_paths(config: Config) -> dict[str, str]:
+    """Return key -> path of what all machines of a cluster must have for a run."""
+    paths = {}
     if config.data and not config.data.startswith(HUB):
         paths["data"] = config.data
     if config.unlabeled.file:
@@ -203,8 +209,13 @@ def join(plan: Plan, address: str) -> Cluster:
     if config.backbone not in BUILT_IN:
         there = Path(config.backbone).exists()
         paths["backbone"] = config.backbone if there else str(locate(config.backbone))
+    return paths
+
+
+def surveyed(address: str, paths: Mapping[str, str], folder: Path) -> Cluster:
+    """`survey` from a process with a run's environment, and what lets it join."""
     environment = {**inherited(os.environ), **CHOSEN, **joining()}
-    return survey(address, paths, nearest(plan.folder.parent), environment)
+    return survey(address, paths, nearest(folder), environment)
 
 
 def configured(app: Path, words: Sequence[str], cwd: Path) -> tuple[Config, RunOptions]:

@@ -16,7 +16,7 @@ from ...config import MOST_MADE, Config
 from ...errors import IdiolectError, refuse_if
 from ...seeds import numpy_generator
 from ..functionals import Functionals
-from ..types import Dataset, Item, Truth, User
+from ..types import Dataset, Item, MadeUsers, Truth, User, Users
 from .authors import Author, draw_author, draw_style, everyman, exact
 from .headline import HEADLINE, read
 from .rating import RATING
@@ -30,6 +30,7 @@ WORLDS = {world.task.name: world for world in (HEADLINE, TAGGING, RATING)}
 PURPOSES = ("history",) * 6 + ("held-out", "public")
 
 TRIES = 100  # texts of the population, of which the author may like each
+MOST_HELD = 500  # users whom memory holds; more are made when they are asked for
 MISSES = 10_000  # draws in a row without a new prompt, after which there are none
 
 
@@ -60,14 +61,18 @@ def make(config: Config) -> Dataset:
     run = users + development
     # A lone user is compared with the public authors instead.
     everybody = run if len(run) > 1 else run + public
-    made = [
-        _user(world, config, author, known, everybody)
-        for author, known in zip(run, exact(world, everybody), strict=False)
-    ]
+    overlapping = exact(world, everybody)
+
+    def made(number: int) -> User:
+        return _user(world, config, number, overlapping(number), everybody)
+
+    all_of_run: Users = MadeUsers([author.name for author in run], made)
+    if people <= MOST_HELD:
+        all_of_run = tuple(all_of_run)
     return Dataset(
         task=world.task,
-        users=tuple(made[: len(users)]),
-        development=tuple(made[len(users) :]),
+        users=all_of_run[: len(users)],
+        development=all_of_run[len(users) :],
         public=tuple(
             _item(world, config, author, event, f"{author.name}/0")
             for author in public
@@ -152,10 +157,12 @@ def _item(
 def _user(
     world: World,
     config: Config,
-    author: Author,
+    number: int,
     known: Functionals,
     everybody: list[Author],
 ) -> User:
+    author = everybody[number]
+
     def items(wanted: str, count: int) -> Iterator[tuple[Event, Item]]:
         for i, event in enumerate(_events(world, config, author.name, wanted, count)):
             name = f"{author.name}/{wanted}-{i}"
@@ -163,7 +170,7 @@ def _user(
 
     history = tuple(item for _, item in items("history", config.history))
     held_out = tuple(
-        replace(item, rivals=_rivals(world, config, item, event, author, everybody))
+        replace(item, rivals=_rivals(world, config, item, event, number, everybody))
         for event, item in items("held-out", config.held_out)
     )
     truth = Truth(known.overlap, author.own, author.shared, author.strength, known)
@@ -198,7 +205,7 @@ def _rivals(
     config: Config,
     item: Item,
     event: Event,
-    author: Author,
+    number: int,
     everybody: list[Author],
 ) -> tuple[Item, ...]:
     """Texts of other authors for the same prompt, ``evaluate.rivals`` of them at most.
@@ -207,17 +214,18 @@ def _rivals(
     (five stars for nothing but praise), it is another author's first held-out item.
     """
     found: list[Item] = []
-    strangers = [other for other in everybody if other.name != author.name]
     rng = numpy_generator(config.seed, "rival", world.task.name, item.id)
-    others = [strangers[i] for i in rng.permutation(len(strangers))]
+    order = rng.permutation(len(everybody) - 1)  # of all but author `number`
+    others = (everybody[i + (i >= number)] for i in order)
     for other in others:
         rival = _item(world, config, other, event, f"{item.id}/by-{other.name}")
         if rival.target != item.target:
             found.append(rival)
         if len(found) == config.evaluate.rivals:
             return tuple(found)
-    if others and not found:
-        (elsewhere,) = _events(world, config, others[0].name, "held-out", 1)
-        name = f"{others[0].name}/held-out-0"
-        found.append(_item(world, config, others[0], elsewhere, name))
+    if len(order) and not found:
+        other = everybody[order[0] + (order[0] >= number)]
+        (elsewhere,) = _events(world, config, other.name, "held-out", 1)
+        name = f"{other.name}/held-out-0"
+        found.append(_item(world, config, other, elsewhere, name))
     return tuple(found)

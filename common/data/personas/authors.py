@@ -9,8 +9,9 @@ preferences and has own ones for the rest; nobody follows a preference always:
 and p_author = p_population for a shared attribute. Attributes are independent.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -136,33 +137,30 @@ def combinations(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(rows), np.array(columns), np.array(text)
 
 
-def exact(world: World, authors: Sequence[Author]) -> list[Functionals]:
-    """Return every author's functionals with the mean of the others, exactly.
+def exact(world: World, authors: Sequence[Author]) -> Callable[[int], Functionals]:
+    """Return a function: which author -> the functionals with the mean of the others.
 
-    See `distributions`: `overlap` is mean over situations of sum_y min(p(y), u(y)),
-    `classifier_mean` is a mean over situations too, and `share_bound` the least of them.
+    They are exact. See `distributions`: `overlap` is mean over situations of
+    sum_y min(p(y), u(y)), `classifier_mean` is a mean over situations too, and
+    `share_bound` the least of them.
     """
-    return [functionals(p, u) for p, u in distributions(world, authors)]
+    of = distributions(world, authors)
+    return lambda number: functionals(*of(number))
 
 
 def distributions(
     world: World, authors: Sequence[Author]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield p and u of every author over all pairs of a situation and a text of it.
+) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """Return a function: which author -> p and u over pairs of a situation and a text.
 
     p is the author's and u the mean of the other authors': the kind `others` draws its
     unlabeled items from this u, since it holds everybody's histories, of one length, and
-    no user trains against the own one.
+    no user trains against the own one. Both are float64 [pairs] and sum to 1.
 
     Parameters
     ----------
     authors
         At least two.
-
-    Yields
-    ------
-    tuple
-        p and u, float64 [pairs] each, that sum to 1.
     """
     rows, columns, text = combinations(world)
     size = int(text.max()) + 1
@@ -171,7 +169,13 @@ def distributions(
         chances = author.chances[rows, columns].prod(axis=-1) / len(world.situations)
         return np.bincount(text.ravel(), chances.ravel(), size)
 
-    total, others = sum(map(texts, authors)), len(authors) - 1
-    for mine in map(texts, authors):
+    @cache
+    def total() -> np.ndarray:
+        return sum(map(texts, authors), np.zeros(size))
+
+    def of(number: int) -> tuple[np.ndarray, np.ndarray]:
+        mine = texts(authors[number])
         # max: a text that nobody else writes can have -1e-19 left.
-        yield mine, np.maximum(total - mine, 0.0) / others
+        return mine, np.maximum(total() - mine, 0.0) / (len(authors) - 1)
+
+    return of

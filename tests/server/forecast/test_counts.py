@@ -15,7 +15,7 @@ from idiolect.common.engine.reference import Reference
 from idiolect.common.methods import evaluation
 from idiolect.common.unlabeled.draws import draw_for
 from idiolect.server.forecast import counts
-from idiolect.server.forecast.counts import Counting, all_parts
+from idiolect.server.forecast.counts import Counting, all_parts, sample
 from idiolect.server.forecast.parts import Work
 from idiolect.server.run.adapt import adapt
 from idiolect.server.run.local import Local, fitted, local_run
@@ -196,7 +196,8 @@ def test_the_first_of_many_users_stand_for_all(small_model, monkeypatch):
     dataset = fitted(backbone, load_dataset(config))
     whole = all_parts(Counting(config, backbone, dataset, 1))
     monkeypatch.setattr(counts, "MOST_COUNTED", 3)
-    some = all_parts(Counting(config, backbone, dataset, 1))
+    taken, scale = sample(dataset)
+    some = all_parts(Counting(config, backbone, taken, 1), scale)
     for phase in ("adapt", "training", "scores"):
         both = [[p for p in parts if p.phase == phase] for parts in (whole, some)]
         for name in ("adapted", "trained", "scored"):

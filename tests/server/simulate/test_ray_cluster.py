@@ -1,4 +1,4 @@
-"""The main job on two Ray nodes of this machine, one of which is killed."""
+"""The main job and a study on two Ray nodes of this machine, one of which is killed."""
 
 import json
 import runpy
@@ -28,10 +28,17 @@ def test_the_table_says_where_numbers_differ() -> None:
         return {"seconds": 12.3, "answered": {"a": 1, "b": 5}, "equal": equal}
 
     runs = {"alone": one(True), "both": one(True), "killed": one(False)}
-    report = {"users": 3, "namespaces": True, "runs": runs}
+    studies = {
+        "alone": {"seconds": 9, "equal": True},
+        "both": {"seconds": 8, "equal": True},
+        "killed": {"seconds": 7, "equal": False},
+    }
+    report = {"users": 3, "namespaces": True, "runs": runs, "studies": studies}
     text = COMMAND["table"](report)
     assert "| two Ray nodes of one core | 12 | 5, 1 | bit for bit |" in text
     assert "killed (`kill -9`) | 12 | 5, 1 | **no** |" in text
+    assert "| two Ray nodes of one core | 8 | byte for byte |" in text
+    assert "killed (`kill -9`) | 7 | **no** |" in text
     assert "a network and a host name of its own" in text
     assert "one network" in COMMAND["table"](report | {"namespaces": False})
 
@@ -54,4 +61,6 @@ def test_two_nodes_compute_what_one_machine_does_and_one_may_die() -> None:
     report = json.loads(done.stdout.splitlines()[-1])
     assert len(report["runs"]["both"]["answered"]) == 2
     assert report["adapters"] == 6  # three users, two methods
-    assert all(one["equal"] for one in report["runs"].values())
+    assert report["cells"] == 4
+    for one in (*report["runs"].values(), *report["studies"].values()):
+        assert one["equal"]

@@ -1880,6 +1880,35 @@ MUTATIONS = (
         "tests/server/study/test_jobs.py",
     ),
     Mutation(
+        "A request reads the texts of everybody on its node",
+        "client/node/handlers.py",
+        "return tuple(fitting(backbone, user)[0] for user in node.users)",
+        "known = {u.id: fitting(backbone, u)[0] for u in node.residents}\n"
+        "    return tuple(known[user.id] for user in node.users)",
+        "test_a_request_makes_and_reads_its_own_users_only",
+    ),
+    Mutation(
+        "Users who are made late are other users",
+        "common/data/types.py",
+        "return self._make(self._places[index])",
+        "return self._make(index % len(self._names))",
+        "test_they_behave_like_a_tuple_and_are_made_late",
+    ),
+    Mutation(
+        "A process of a cluster keeps its place when no cell is left",
+        "server/study/jobs.py",
+        "return workers[process].shutdown(wait=False)",
+        "return",
+        "test_a_process_leaves_its_place_when_no_cell_is_left",
+    ),
+    Mutation(
+        "A machine with other versions computes cells",
+        "server/study/actors.py",
+        "            (found := versions()) != expected,\n",
+        "            (found := versions()) is None,\n",
+        "test_cells_are_computed_by_the_same_versions_only",
+    ),
+    Mutation(
         "The proxy passes on whatever headers it gets",
         "server/deploy/proxy.py",
         "kept = {name: headers[name] for name in FORWARDED if name in headers}",

@@ -12,6 +12,7 @@ from pathlib import Path
 import flwr
 import pytest
 from flwr.app import Message, RecordDict
+from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
@@ -289,6 +290,14 @@ def test_flower_has_the_private_attributes(monkeypatch: pytest.MonkeyPatch) -> N
     assert "_message_id" in message.metadata.__dict__
     assert isinstance(HttpGrid._runtime_client, property)
     assert callable(SubprocessExecutor.launch)
+
+
+def test_flower_takes_no_other_database_than_sqlite() -> None:
+    """As docs/scale.md says; where this fails, several machines can be tried."""
+    store = SqlObjectStore(":memory:")
+    assert store.database_backend == "sqlite"
+    with pytest.raises(ValueError, match="sqlite"):
+        SqlObjectStore("postgresql://127.0.0.1/flower")
 
 
 def test_flower_reads_the_variables_that_are_set() -> None:

@@ -15,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from idiolect.client.node import app, handlers, host, state
 from idiolect.common.config import Config, flatten, parse
-from idiolect.common.data.types import Dataset, Item, Prompt, Task, User
+from idiolect.common.data.types import Dataset, Item, MadeUsers, Prompt, Task, User
 from idiolect.common.engine.adapters import Lora
 from idiolect.common.errors import IdiolectError
 from idiolect.common.methods import evaluation
@@ -285,6 +285,27 @@ def test_votes_come_one_row_per_user(greeted):
     reply = vote(vote_task(greeted.folder, "u1", "u0"))
     assert reply.users == ("u1", "u0")
     np.testing.assert_allclose(reply.votes["votes"], [[1, 0], [1, 0]])
+
+
+def test_a_request_makes_and_reads_its_own_users_only(greeted, monkeypatch):
+    """Not all who live on the node: a large run would take time with their square."""
+    made, read, fitting = [], [], handlers.fitting
+
+    def make(number: int) -> User:
+        made.append(number)
+        return DATA.everybody[number]
+
+    def look(backbone, user):
+        read.append(user.id)
+        return fitting(backbone, user)
+
+    people = MadeUsers([user.id for user in DATA.everybody], make)
+    count = len(DATA.users)
+    data = dataclasses.replace(DATA, users=people[:count], development=people[count:])
+    monkeypatch.setattr(app, "load_dataset", lambda _config: data)
+    monkeypatch.setattr(handlers, "fitting", look)
+    assert vote(vote_task(greeted.folder, "u1", "u0")).users == ("u1", "u0")
+    assert made == [1, 0] and read == ["u1", "u0"]
 
 
 def test_a_bank_that_nobody_signed_gets_no_votes(greeted):

@@ -145,6 +145,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "cells").iterdir()}
 
 
+def test_cells_are_computed_by_the_same_versions_only(monkeypatch) -> None:
+    monkeypatch.setattr("idiolect.server.simulate.pool.be_silent", lambda: None)
+    here = actors.Cells("/nowhere")
+    assert here.run(int, actors.versions(), "7") == 7
+    with pytest.raises(IdiolectError, match="has other versions.*Finished cells"):
+        here.run(int, {"torch": "1"}, "7")
+
+
 def test_each_path_is_asked_for_once(tmp_path, monkeypatch) -> None:
     """Of the cells that are left, absolute, and none that comes with a package."""
     text = """

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -33,7 +35,7 @@ def in_step(one, name, measured):
     place, me = one.path.parents[1], os.getpid()
     begun = len([*place.glob(f"{me} *")]) + 1
     (place / f"{me} {begun}").touch()
-    for _ in range(600):
+    for _ in range(1200):
         if len([*place.glob(f"* {begun}")]) == 2:
             break
         time.sleep(0.1)
@@ -126,6 +128,34 @@ def test_the_processes_end_with_the_command(declared, tmp_path, how):
     cells = placed(declared, out / "small")
     assert len([one for one in cells if one.path.exists()]) < 4
     assert len(run_study(declared, out / "small", lambda _: None)) == 4
+
+
+def test_a_process_leaves_its_place_when_no_cell_is_left(declared, tmp_path):
+    """On a cluster another one may wait for it, to compute what was lost."""
+    ended = []
+
+    class Here:
+        """A process that is this one."""
+
+        def submit(self, function, *words):
+            done = Future()
+            done.set_result(function(*words))
+            return done
+
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            ended.append(self)
+
+    workers = [Here(), Here()]
+
+    with patch.object(
+        jobs, "_cell", lambda one, name, measured: one.path.touch() or 1.0
+    ):
+        place = tmp_path / "out"
+        (place / "cells").mkdir(parents=True)
+        todo = placed(declared, place)
+        found = [*jobs._computed(todo, [0, 1, 3], declared.measured, workers)]
+    assert sorted(found) == [(0, 1.0), (1, 1.0), (3, 1.0)]
+    assert {*ended} == {*workers}
 
 
 def left() -> list[int]:

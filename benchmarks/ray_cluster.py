@@ -4,9 +4,10 @@
 
 Two Ray nodes of one core each run on this machine, with a token; where the account may do
 that, each has a network of its own, joined by a cable that only they see (`unshare`, a
-veth pair), and a host name of its own. The same small run is made three times: on this
-machine alone, on both nodes, and on both with `kill -9` of the second raylet while own
-adapters are trained. Results and all adapters must be equal, bit for bit. So is a study
+veth pair), and a host name of its own. The same small run is made four times: on this
+machine alone, on both nodes, on both with `kill -9` of the command and all that it started
+while own adapters are trained, which is resumed, and on both with `kill -9` of the second
+raylet there. Results and all adapters must be equal, bit for bit. So is a study
 of four cells: in one process, on both nodes, and on both with the second raylet killed
 after the first cell; its files must be equal. Writes benchmarks/results/ray_cluster.json
 and its tables in docs/scale.md; with ``--check`` it writes nothing, and its exit code says
@@ -56,7 +57,7 @@ seed = [0, 1]
 "unlabeled.ratio" = [1.0, 2.0]
 """
 HEAD, SECOND = "10.77.0.1", "10.77.0.2"  # in networks that nobody else sees
-ALONE, BOTH, KILLED = "alone", "both", "killed"
+ALONE, BOTH, RESUMED, KILLED = "alone", "both", "resumed", "killed"
 INSIDE = "IDIOLECT_RAY_CLUSTER"  # set in the process that has a network of its own
 PATIENCE = 900.0
 
@@ -95,6 +96,7 @@ def table(report: dict[str, Any]) -> str:
     names = {
         ALONE: "this machine alone, 2 processes",
         BOTH: "two Ray nodes of one core",
+        RESUMED: "the same, the command killed (`kill -9`) and resumed",
         KILLED: "the same, second raylet killed (`kill -9`)",
     }
     for name, words in names.items():
@@ -111,8 +113,8 @@ def table(report: dict[str, Any]) -> str:
         "| study of four cells | seconds | files equal to one process |",
         "| --- | --- | --- |",
     ]
-    for name, words in names.items():
-        one = report["studies"][name]
+    for name, one in report["studies"].items():
+        words = names[name]
         equal = "" if name == ALONE else "byte for byte" if one["equal"] else "**no**"
         words = "this machine alone, 1 process" if name == ALONE else words
         cells.append(f"| {words} | {one['seconds']:.0f} | {equal} |")
@@ -248,6 +250,23 @@ def begin(place: Path, name: str, users: int, *words: str) -> "subprocess.Popen[
     return subprocess.Popen([*command, *words], stdout=sys.stderr)
 
 
+def kill_all(pid: int) -> None:
+    """Kill a process and what it has started, as if the machine had lost power."""
+    family = [pid]
+    for one in family:
+        children = Path(f"/proc/{one}/task/{one}/children").read_text()
+        family += map(int, children.split())
+    for one in family:
+        os.kill(one, signal.SIGKILL)
+
+
+def resume(place: Path, name: str, address: str) -> "subprocess.Popen[bytes]":
+    """Continue a run on the cluster."""
+    command = [str(Path(sys.executable).parent / "idiolect-server"), "simulate"]
+    command += ["--output-dir", str(place / "runs"), "--resume", name]
+    return subprocess.Popen([*command, "--ray", address], stdout=sys.stderr)
+
+
 def finished(process: "subprocess.Popen[bytes]", place: Path, name: str) -> dict:
     """Wait for the end of a run; return what it computed and who answered."""
     if process.wait(PATIENCE):
@@ -287,7 +306,7 @@ def cells(place: Path, name: str) -> dict[str, bytes]:
 
 
 def measure(place: Path, users: int) -> dict[str, Any]:
-    """Make the three runs, and the study three times."""
+    """Make the four runs, and the study three times."""
     runs = {ALONE: finished(begin(place, ALONE, users), place, ALONE)}
     seconds = {}
 
@@ -305,6 +324,11 @@ def measure(place: Path, users: int) -> dict[str, Any]:
         ray = ("--ray", address)
         runs[BOTH] = finished(begin(place, BOTH, users, *ray), place, BOTH)
         studied(BOTH, *ray)
+        process = begin(place, RESUMED, users, *ray)
+        wait(lambda: training(place, RESUMED), PATIENCE)
+        kill_all(process.pid)
+        process.wait()
+        runs[RESUMED] = finished(resume(place, RESUMED, address), place, RESUMED)
         process = begin(place, KILLED, users, *ray)
         wait(lambda: training(place, KILLED), PATIENCE)
         os.kill(nodes[1].raylet(), signal.SIGKILL)

@@ -27,7 +27,8 @@ def test_the_table_says_where_numbers_differ() -> None:
     def one(equal: bool) -> dict:
         return {"seconds": 12.3, "answered": {"a": 1, "b": 5}, "equal": equal}
 
-    runs = {"alone": one(True), "both": one(True), "killed": one(False)}
+    runs = {"alone": one(True), "both": one(True)}
+    runs |= {"resumed": one(True), "killed": one(False)}
     studies = {
         "alone": {"seconds": 9, "equal": True},
         "both": {"seconds": 8, "equal": True},

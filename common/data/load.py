@@ -41,17 +41,16 @@ def load_dataset(config: Config) -> Dataset:
         _check_meteor(config)
         dataset = lamp.read(config)
         check(dataset)
-    else:
-        refuse_if(
-            config.data,
-            f"task '{config.task}' is made of personas and reads no files, but "
-            f"'data' is {config.data!r}: leave 'data' empty, or set 'task' to the "
-            "LaMP task of these files, such as task=LaMP-4.",
-        )
-        from . import personas  # only here, because real data never need the generator
+        return dataset
+    refuse_if(
+        config.data,
+        f"task '{config.task}' is made of personas and reads no files, but "
+        f"'data' is {config.data!r}: leave 'data' empty, or set 'task' to the "
+        "LaMP task of these files, such as task=LaMP-4.",
+    )
+    from . import personas  # only here, because real data never need the generator
 
-        dataset = personas.make(config)
-    return dataset
+    return personas.make(config)
 
 
 def _check_meteor(config: Config) -> None:

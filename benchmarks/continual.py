@@ -41,7 +41,7 @@ import torch
 from continual_page import WAYS, page
 from report import RESULTS, ROOT, git_commit, save
 
-from idiolect.client.owner.owner import judges
+from idiolect.client.owner.learning import judges
 from idiolect.common.config import Config, Scalar, parse
 from idiolect.common.config.methods import BY_NAME
 from idiolect.common.data.load import load_dataset

@@ -67,7 +67,7 @@ LAMP = str(ROOT / "simulations" / "lamp")
 SEVERAL = "personalise.learning-rates=1e-3,3e-3"
 SELF = "-c task=text -c personalise.learning-rates=1e-3 -c unlabeled.kind=self"
 NEW = "vault init --vault new.db --passphrase-file phrase"
-OWNER = "idiolect.client.owner.owner:train"
+OWNER = "idiolect.client.owner.training:train"
 JUDGE = "--model m --endpoint http://127.0.0.1:9/v1"
 SHOW = "idiolect.server.run.results:load"
 

@@ -211,7 +211,7 @@ MUTATIONS = (
     ),
     Mutation(
         "What fits the strength of an owner's adapter also judges it",
-        "client/owner/owner.py",
+        "client/owner/judging.py",
         "if item.id not in older)",
         "if item.id)",
         "test_what_judges_an_adapter_did_not_fit_its_strength",
@@ -800,7 +800,7 @@ MUTATIONS = (
     ),
     Mutation(
         "What an interrupted training left outlives what is forgotten",
-        "client/owner/owner.py",
+        "client/owner/forgetting.py",
         "            vault.forget(interrupted.SOURCE)\n",
         "",
         "test_forgetting_erases_what_a_training_left",
@@ -1674,7 +1674,7 @@ MUTATIONS = (
     ),
     Mutation(
         "What a run trained is adopted twice",
-        "client/owner/owner.py",
+        "client/owner/judging.py",
         "if version.origin == origin:",
         "if False:",
         "test_a_killed_run_goes_on_with_the_devices_it_had",
@@ -1682,7 +1682,7 @@ MUTATIONS = (
     ),
     Mutation(
         "Forgetting leaves what a run trained",
-        "client/owner/owner.py",
+        "client/owner/forgetting.py",
         "vault.forget_runs()",
         "pass",
         "test_forgetting_reaches_what_a_run_trained",
@@ -1750,7 +1750,7 @@ MUTATIONS = (
     ),
     Mutation(
         "An adapter is kept that learnt what was forgotten meanwhile",
-        "client/owner/owner.py",
+        "client/owner/judging.py",
         "            check_learnt(vault, learnt)\n",
         "",
         "test_what_is_forgotten_while_it_is_learnt_stays_forgotten",
@@ -1759,7 +1759,7 @@ MUTATIONS = (
     Mutation(
         "A run's adapter is kept that learnt what was forgotten meanwhile",
         "client/node/device.py",
-        "owner.check_learnt(self.vault, self.learnt)",
+        "learning.check_learnt(self.vault, self.learnt)",
         "pass",
         "test_a_run_that_trains_while_text_is_forgotten_leaves_nothing",
         "tests/client/owner/test_owner.py",
@@ -1767,7 +1767,7 @@ MUTATIONS = (
     Mutation(
         "An answer leaves that was made of what was forgotten meanwhile",
         "client/node/device.py",
-        "owner.check_learnt(self._vault, self._read)",
+        "learning.check_learnt(self._vault, self._read)",
         "pass",
         "test_a_forgotten_text_is_not_measured_either",
         "tests/test_devices.py",
@@ -1865,7 +1865,7 @@ MUTATIONS = (
     ),
     Mutation(
         "A talk goes on from what the other policy has computed",
-        "client/owner/owner.py",
+        "client/owner/writing.py",
         "self.kept.get(asked.policy) if len(asked.texts) > 1 else None",
         "next(iter(self.kept.values()), None) if len(asked.texts) > 1 else None",
         "test_each_turn_equals_a_fresh_run_of_the_same_history",
@@ -1941,7 +1941,7 @@ MUTATIONS = (
     ),
     Mutation(
         "A process still has in memory what `forget` has erased",
-        "client/owner/owner.py",
+        "client/owner/forgetting.py",
         "        resident.end(vault.path)  # it has what is erased in its memory\n",
         "",
         "test_nothing_of_what_is_forgotten_is_in_a_process_when_forget_returns",
@@ -1956,7 +1956,7 @@ MUTATIONS = (
     ),
     Mutation(
         "The model stays loaded when another adapter is in use",
-        "client/owner/owner.py",
+        "client/owner/writing.py",
         "return file, settings(vault), used",
         "return file, settings(vault)",
         "test_it_ends_when_what_it_holds_has_changed",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from idiolect.client.commands import personalize
-from idiolect.client.owner import owner
+from idiolect.client.owner import learning
 from idiolect.common.data.types import Item, Prompt, User
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,7 +151,7 @@ def test_what_a_device_refuses_gains_nothing() -> None:
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="nothing is measured")
 def test_devices_agree_with_what_was_measured() -> None:
-    """Change `owner.HELPS` where this fails, and say so in CHANGELOG.md."""
+    """Change `learning.HELPS` where this fails, and say so in CHANGELOG.md."""
     done = json.loads(RESULTS.read_text())["backbones"]
     starts = [
         continual_page.smallest(found, "c-bpo")
@@ -159,7 +159,7 @@ def test_devices_agree_with_what_was_measured() -> None:
         if len(found["users"]) > 1
     ]
     assert starts and None not in starts
-    assert max(starts) == owner.HELPS >= owner.FEWEST
+    assert max(starts) == learning.HELPS >= learning.FEWEST
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="nothing is measured")
@@ -169,15 +169,15 @@ def test_the_page_is_the_one_of_the_results() -> None:
 
 
 def test_five_texts_are_the_fewest_that_can_tell_from_luck() -> None:
-    assert 2.0**-owner.TELLING < 0.05 < 2.0 ** (1 - owner.TELLING)
-    assert owner.judges(25) == owner.TELLING > owner.judges(24)
+    assert 2.0**-learning.TELLING < 0.05 < 2.0 ** (1 - learning.TELLING)
+    assert learning.judges(25) == learning.TELLING > learning.judges(24)
 
 
 def test_a_verdict_says_when_it_may_be_luck(monkeypatch) -> None:
-    monkeypatch.setattr(owner, "HELPS", 8)
+    monkeypatch.setattr(learning, "HELPS", 8)
     (few,) = personalize.doubts({"held_out": 1, "trained": 7})
     assert few.startswith("Only 1 text judged it, too few to tell a gain from luck")
     assert personalize.doubts({"held_out": 5, "trained": 20}) == []
-    monkeypatch.setattr(owner, "HELPS", 12)
+    monkeypatch.setattr(learning, "HELPS", 12)
     unshown, _ = personalize.doubts({"held_out": 1, "trained": 7})
     assert "from fewer than 12 texts" in unshown

@@ -18,7 +18,16 @@ from idiolect.client.node import handlers, host, state
 from idiolect.client.node.device import Device, VaultStore
 from idiolect.client.node.handlers import HANDLERS
 from idiolect.client.node.membership import Server, join, leave
-from idiolect.client.owner import adapters, consent, history, owner
+from idiolect.client.owner import (
+    adapters,
+    consent,
+    forgetting,
+    history,
+    judging,
+    learning,
+    loading,
+    training,
+)
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
 from idiolect.client.owner.records import Record, Source
@@ -211,14 +220,14 @@ def test_a_run_on_devices_leaves_each_an_adapter_of_its_own(vaults, settings):
 
 def test_an_adapter_on_a_shared_one_that_noise_has_ruined_is_not_used(vaults):
     vault = vaults[0]
-    config = owner.config_of(owner.settings(vault))
+    config = loading.config_of(consent.settings(vault))
     found = load_reference(config)
     backbone, zero = found.backbone, found.adapter
     noise = {n: torch.full_like(b, 5.0) for n, b in zero.b.items()}
     ruined = replace(zero, b=noise)
-    user, sources = owner.split(history.entries(vault))
-    reference, learning = Reference(backbone, ruined), (user, sources)
-    version = owner.adopt(vault, reference, zero, "sft", learning, "a run")
+    user, sources = learning.split(history.entries(vault))
+    reference, learnt = Reference(backbone, ruined), (user, sources)
+    version = judging.adopt(vault, reference, zero, "sft", learnt, "a run")
     assert version.nll == pytest.approx(version.nll_before)
     assert version.nll > version.nll_bare
     assert not version.accepted and adapters.active(vault) == 0
@@ -229,13 +238,13 @@ def test_what_a_run_trained_is_used_afterwards(vaults, settings):
     run(settings, DeviceGrid(vaults))
     vault = vaults[0]
     adapters.activate(vault, 1)
-    config = owner.config_of(owner.settings(vault))
+    config = loading.config_of(consent.settings(vault))
     found = load_reference(config)
     backbone, zero = found.backbone, found.adapter
     shared, _ = adapters.adapter(vault, backbone, zero)
     assert any(tensor.any() for tensor in shared.b.values())
     # Training without a server goes on from the shared adapter that the run brought.
-    version = owner.train(vault)
+    version = training.train(vault)
     assert version.shared == adapters.versions(vault)[0].shared != ""
 
 
@@ -448,7 +457,7 @@ def test_no_canary_is_in_the_traffic_or_in_a_file_of_the_server(
 
 
 def _tokens(vault: Vault, text: str) -> str:
-    found = load_reference(owner.config_of(owner.settings(vault)))
+    found = load_reference(loading.config_of(consent.settings(vault)))
     backbone = found.backbone
     return json.dumps(backbone.tokenizer(text)["input_ids"], separators=(",", ":"))[
         1:-1
@@ -512,7 +521,7 @@ def test_a_device_that_was_killed_before_adopting_adopts_when_asked_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(owner, "adopt", dies)
+        patch.setattr(judging, "adopt", dies)
         with pytest.raises(KeyboardInterrupt):
             run(settings | {"run.name": "a"}, DeviceGrid(vaults))
     assert adapters.versions(vaults[0]) == []
@@ -548,7 +557,7 @@ def test_forgetting_reaches_what_a_run_trained(vaults, settings):
     run(settings, DeviceGrid(vaults))
     vault = vaults[0]
     assert len(list(vault.records("run"))) > 1
-    owner.forget(vault, ["persona"])
+    forgetting.forget(vault, ["persona"])
     assert adapters.versions(vault) == [] and adapters.active(vault) == 0
     assert [r.name for r in vault.records("run") if "adapters/" in r.name] == []
     # What it took part in is still counted.
@@ -561,14 +570,14 @@ def test_a_history_that_is_named_like_a_run_outlives_every_hello(vaults, setting
         vault.put("run", [Record("gone/adapters/x", b"")], Source("run", "gone"))
         (owned,) = {entry.source for entry in history.entries(vault)}
         pairs = history.entries(vault)
-        owner.forget(vault, [owned])
+        forgetting.forget(vault, [owned])
         history.add(vault, pairs, name)
         vault.put("run", [Record("gone/adapters/x", b"")], Source("run", "gone"))
     run(settings | {"methods": "base", "adapt.rounds": 1}, DeviceGrid(vaults))
     for vault in vaults:
         assert len(history.entries(vault)) == 10
         assert Source("run", "gone") not in vault.sources()
-    owner.forget(vaults[1], ["device"])
+    forgetting.forget(vaults[1], ["device"])
     assert consent.consents(vaults[1])["update"] == "clear"
 
 
@@ -588,7 +597,7 @@ def test_text_that_is_forgotten_during_a_task_is_in_no_answer_and_no_adapter(
         found = original(*arguments)
         if not forgotten:
             with Vault.open(vaults[0].path, VAULT_KEY) as other:
-                forgotten.append(owner.forget(other, ["persona"])[0])
+                forgotten.append(forgetting.forget(other, ["persona"])[0])
         return found
 
     monkeypatch.setattr(handlers, step, meanwhile)
@@ -619,7 +628,7 @@ def test_a_forgotten_text_is_not_measured_either(vaults, settings, monkeypatch):
         found = original(*arguments)
         if "persona" in {entry.source for entry in history.entries(vaults[0])}:
             with Vault.open(vaults[0].path, VAULT_KEY) as other:
-                owner.forget(other, ["persona"])
+                forgetting.forget(other, ["persona"])
         return found
 
     monkeypatch.setattr(evaluation, "evaluate", meanwhile)
@@ -695,7 +704,10 @@ def test_raw_text_never_leaves_a_device(vaults, settings):
     [
         (lambda vault, task: consent.pause(vault, True), "paused"),
         (lambda vault, task: task.config.update({"task": "headline"}), "simulations"),
-        (lambda vault, task: owner.forget(vault, ["persona"]), "too little history"),
+        (
+            lambda vault, task: forgetting.forget(vault, ["persona"]),
+            "too little history",
+        ),
     ],
 )
 def test_a_device_says_why_it_does_not_take_part(
@@ -945,7 +957,7 @@ def test_no_valid_hello_no_work_and_the_cap_holds(vaults, settings):
     one = {"privacy.participations": 1, "methods": "c-bpo", "adapt.rounds": 1}
     one["adapt.learning-rate"] = 1e-3
     config = flatten(parse_run({**settings, **PRIVATE, **one})[0])
-    backbone = load_reference(owner.config_of(owner.settings(vaults[0]))).backbone
+    backbone = load_reference(loading.config_of(consent.settings(vaults[0]))).backbone
     shape = parse(config).shared_shape
     rows = {n: b.numpy() for n, b in zero_shared(backbone, shape, 0).b.items()}
     device = Device(vaults[0], 100)

@@ -12,7 +12,7 @@ import torch
 
 import idiolect
 from idiolect import api
-from idiolect.client.owner import adapters, elsewhere, history, owner
+from idiolect.client.owner import adapters, elsewhere, history, learning, training
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
 from idiolect.client.owner.vault import Vault
@@ -87,8 +87,8 @@ def test_it_trains_what_a_device_trains(tmp_path: Path) -> None:
     with Vault.create(tmp_path / "vault.db", RandomKey(bytes(32))) as vault:
         entries = [Entry(Prompt("", q), f"answer to {q}") for q in asked]
         history.add(vault, entries, "mail")
-        learnt = owner.split(history.entries(vault))[0].history
-        adapters.use(vault, owner.train(vault).number)
+        learnt = learning.split(history.entries(vault))[0].history
+        adapters.use(vault, training.train(vault).number)
         elsewhere.export(vault, tmp_path / "device")
     pairs = [(item.prompt.text, item.target) for item in learnt]
     idiolect.load("tiny").personalise(pairs).save_pretrained(tmp_path / "library")

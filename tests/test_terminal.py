@@ -14,7 +14,14 @@ from types import SimpleNamespace
 import pytest
 
 from idiolect.client import cli as device
-from idiolect.client.owner import adapters, consent, elsewhere, history, owner
+from idiolect.client.owner import (
+    adapters,
+    consent,
+    elsewhere,
+    history,
+    training,
+    writing,
+)
 from idiolect.client.owner.adapters import Version
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
@@ -90,13 +97,13 @@ def hostile(tmp_path, monkeypatch):
     def refuse(*_args, **_more):
         raise IdiolectError(f"it says {HOSTILE}")
 
-    monkeypatch.setattr(owner, "train", refuse)
+    monkeypatch.setattr(training, "train", refuse)
     monkeypatch.setattr(adapters, "rollback", refuse)
     monkeypatch.setattr(elsewhere, "export", refuse)
     monkeypatch.setattr("idiolect.client.page.serve.serve", lambda *_: None)
     written = {"personal": HOSTILE, "shared": HOSTILE}
     writer = SimpleNamespace(write=lambda **_: written)
-    monkeypatch.setattr(owner, "writer", lambda _vault: writer)
+    monkeypatch.setattr(writing, "writer", lambda _vault: writer)
     monkeypatch.setattr(
         "idiolect.client.node.worker.keep_running",
         lambda _vault, _key, say: say(HOSTILE),

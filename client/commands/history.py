@@ -151,12 +151,12 @@ def forget(options: argparse.Namespace) -> Answer:
     if options.everything:
         return _forget_everything(options)
     with opened(options) as vault:
-        from ..owner import adapters, owner  # after the passphrase was asked for
+        from ..owner import adapters, forgetting  # after the passphrase was asked for
         from . import status
         from .personalize import trained, verdict
 
         used = adapters.active(vault)
-        count, stale = owner.forget(vault, options.source, options.ids)
+        count, stale = forgetting.forget(vault, options.source, options.ids)
         numbers = [one.number for one in stale]
         found: dict[str, Any] = {"pairs": count, "adapters": numbers, "retrained": None}
         pairs = "1 pair is" if count == 1 else f"{count} pairs are"

@@ -45,10 +45,10 @@ def trained(
     follow = Follower()
     with on_interrupt(if_interrupted), follow.shown():
         from ...common.engine.training import Watch
-        from ..owner import owner
+        from ..owner import training
 
         watch = Watch(follow.phase, step=lambda at, of: follow.step(at.step, of))
-        new = owner.train(vault, method, rate, watch)
+        new = training.train(vault, method, rate, watch)
     tell(follow.end(), sys.stderr)
     return new
 
@@ -73,7 +73,7 @@ def verdict(one: Mapping[str, Any]) -> str:
 
 def doubts(one: Mapping[str, Any]) -> list[str]:
     """What makes the verdict on an adapter unsure."""
-    from ..owner.owner import HELPS, TELLING
+    from ..owner.learning import HELPS, TELLING
 
     found: list[str] = []
     if one["trained"] + one["held_out"] < HELPS:

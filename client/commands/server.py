@@ -112,9 +112,9 @@ def _choose(vault: Vault, name: str, value: str) -> str:
     said = ""
     if name in ("backbone", "max-length", "dtype", "device"):
         value = absolute_backbone(value) if name == "backbone" else value
-        from ..owner import adapters, owner  # loads torch
+        from ..owner import adapters, loading  # loads torch
 
-        loaded = owner.check_loads({**consent.settings(vault), name: value})
+        loaded = loading.check_loads({**consent.settings(vault), name: value})
         number = adapters.active(vault)
         of = [one.backbone for one in adapters.versions(vault) if one.number == number]
         if of and of[0] != loaded.hash:

@@ -11,7 +11,7 @@ from ...common.protocol.messages import device_user
 from ...common.text import printable
 from ..node import membership
 from ..owner import adapters as kept
-from ..owner import consent, history, owner
+from ..owner import consent, history, learning
 from ..owner.adapters import Version
 from ..owner.history import Counts
 from ..owner.vault import Vault
@@ -62,7 +62,7 @@ def shown(version: Version) -> dict[str, Any]:
 
 # What is to be done next -> how, as a command.
 NEXT = {
-    "import": f"`idiolect import FILE`: training needs {owner.FEWEST} liked pairs",
+    "import": f"`idiolect import FILE`: training needs {learning.FEWEST} liked pairs",
     "train": "`idiolect personalize` trains an adapter",
     "resume": "`idiolect resume` answers the server again",
     "node": "`idiolect node run`, when the operator has registered this device",
@@ -75,7 +75,7 @@ def next_step(found: Mapping[str, Any]) -> str:
     """What an owner would do next: a key of `NEXT`."""
     server = found["server"]
     steps = {
-        "import": found["liked"] < owner.FEWEST,
+        "import": found["liked"] < learning.FEWEST,
         "train": not found["adapters"],
         "resume": server and found["paused"],
         "node": server and not found["device"],

@@ -32,7 +32,7 @@ def init(options: argparse.Namespace) -> Answer:
     else:
         key = unlock.new_passphrase(options.passphrase_file, options.weak)
     try:
-        from ..owner.owner import check_loads
+        from ..owner.loading import check_loads
 
         check_loads(SETTINGS | chosen)  # before there is a vault that needs it
         with Vault.create(options.vault, key) as vault:

@@ -79,7 +79,7 @@ def from_loaded(
     ask
         Asks that process; None: there is none.
     write
-        Takes an `owner.Writer`.
+        Takes a `writing.Writer`.
     """
     if (answer := ask()) is not None:
         return answer
@@ -90,9 +90,9 @@ def from_loaded(
             resident.start(options.vault, key)
             if (answer := ask()) is not None:
                 return answer
-        from ..owner import owner
+        from ..owner import writing
 
-        writer = owner.writer(vault)
+        writer = writing.writer(vault)
         if sys.stderr.isatty() and monotonic() - began > LONG:
             tell(
                 "`idiolect settings keep-loaded 10` keeps the model loaded for ten "

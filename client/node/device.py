@@ -21,7 +21,7 @@ from ...common.errors import refuse_if
 from ...common.protocol.messages import Failure, HelloRequest, Request, device_user
 from ...common.protocol.packing import pack, size
 from ...common.protocol.signed import Sealed, verify
-from ..owner import consent, history, limits, owner
+from ..owner import consent, history, judging, learning, limits
 from ..owner.consent import Refusal
 from ..owner.records import DEVICE, Record, Source
 from ..owner.vault import Vault
@@ -40,7 +40,7 @@ class VaultStore:
     """What one run leaves on a device, in the vault.
 
     A trained adapter lies under a source of its run, so that forgetting reaches it, and is
-    only kept while the owner keeps what it `learnt` from (`owner.split`). So do a masked
+    only kept while the owner keeps what it `learnt` from (`learning.split`). So do a masked
     report and the run's keys, and the parts that the server sent; what the device agreed to
     outlives them.
     """
@@ -59,7 +59,7 @@ class VaultStore:
         source = Source("run", self.run) if of_run else DEVICE
         with self.vault.transaction():
             if name.startswith(("adapters/", "secagg/")):
-                owner.check_learnt(self.vault, self.learnt)
+                learning.check_learnt(self.vault, self.learnt)
             self.vault.put("run", [Record(f"{self.run}/{name}", body)], source)
 
 
@@ -127,7 +127,7 @@ class Device:
         config, name = self._doing = self._config(request.config)
         everything = history.entries(self._vault)
         refuse_if(
-            sum(entry.liked for entry in everything) < owner.FEWEST,
+            sum(entry.liked for entry in everything) < learning.FEWEST,
             "there is too little history on this device.",
             Refusal,
         )
@@ -139,13 +139,13 @@ class Device:
             self._drop_old_runs(request)
         self._read = {entry.source: entry.generation for entry in everything}
         fits = consent.settings(self._vault)["fit-strength"] == "yes"
-        user, learnt = owner.split(everything, self.user, fits)
+        user, learnt = learning.split(everything, self.user, fits)
         store = VaultStore(self._vault, request.run, learnt)
         answers = consent.consents(self._vault)
 
         def keep(shared: Lora, lora: Lora, method: str, origin: str) -> None:
             reference = Reference(backbone_of(config), shared)
-            owner.adopt(self._vault, reference, lora, method, (user, learnt), origin)
+            judging.adopt(self._vault, reference, lora, method, (user, learnt), origin)
 
         return Node(
             config,
@@ -188,7 +188,7 @@ class Device:
             kind, body = str(head["kind"]), json.loads(cast(str, head["body"]))
             # No answer leaves that was made of text which its owner has forgotten since.
             try:
-                owner.check_learnt(self._vault, self._read)
+                learning.check_learnt(self._vault, self._read)
             except Refusal as error:
                 kind = "Failure"
                 record = pack(Failure(body["run"], body["step"], str(error)))

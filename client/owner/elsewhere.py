@@ -15,7 +15,7 @@ from ...common.engine.reference import Reference, load_reference
 from ...common.errors import IdiolectError, refuse_if, words_of
 from ...common.files import make_private, private_folder
 from ...common.methods import strength
-from . import adapters, history, limits, owner
+from . import adapters, history, judging, learning, limits, loading, writing
 from .adapters import IMPORTED, Version
 from .consent import settings
 from .records import DEVICE
@@ -51,7 +51,7 @@ def export(vault: Vault, folder: Path, kind: str = "peft") -> dict[str, Any]:
         folder.exists() and any(folder.iterdir()),
         f"{folder} is not empty: name a new folder.",
     )
-    one, version = owner.writer(vault), adapters.in_use(vault)
+    one, version = writing.writer(vault), adapters.in_use(vault)
     made = f"Trained by {version.method} on {version.trained} pairs"
     made = "Made by somebody else, and imported" if version.imported else made
     summary = f"{made}; strength {version.strength:g}."
@@ -100,7 +100,7 @@ def bring(vault: Vault, folder: Path) -> tuple[Version, str]:
     origin = IMPORTED + hash_lora(lora)
     chosen = settings(vault)
     with limits.held(chosen):
-        reference = load_reference(owner.config_of(chosen))
+        reference = load_reference(loading.config_of(chosen))
         place = reference.backbone.device
         a, b = ({n: t.to(place) for n, t in part.items()} for part in (lora.a, lora.b))
         lora = Lora(a, b, lora.scaling)
@@ -112,17 +112,17 @@ def bring(vault: Vault, folder: Path) -> tuple[Version, str]:
                 adapters.use(vault, known.number)
                 return known, base
         entries = [e for e in history.entries(vault) if fits(backbone, e.item())]
-        if sum(entry.liked for entry in entries) < owner.FEWEST:
+        if sum(entry.liked for entry in entries) < learning.FEWEST:
             return _unjudged(vault, reference, lora, origin), base
-        user, _ = owner.split(entries)
+        user, _ = learning.split(entries)
         judge = replace(user, history=(), disliked=())
         fitted = strength.halves(user.held_out)[0]
         ids = {item.id for item in fitted if chosen["fit-strength"] == "yes"}
         made_of = {
             one.source: one.generation for one in entries if one.item().id in ids
         }
-        learning = judge, made_of
-        return owner.adopt(vault, reference, lora, "sft", learning, origin), base
+        learnt = judge, made_of
+        return judging.adopt(vault, reference, lora, "sft", learnt, origin), base
 
 
 def _unjudged(vault: Vault, reference: Reference, lora: Lora, origin: str) -> Version:

@@ -28,9 +28,8 @@ from ...common.command import sentence_of
 from ...common.engine.pieces import TooLong
 from ...common.errors import IdiolectError
 from ...common.text import read_json
-from . import owner
+from . import writing
 from .keys import from_line
-from .owner import Writer
 from .resident import (
     ASKED,
     ASKING,
@@ -44,6 +43,7 @@ from .resident import (
     socket_of,
 )
 from .vault import Vault
+from .writing import Writer
 
 LOOK = 1.0  # seconds between two looks at the vault
 
@@ -77,12 +77,12 @@ def _say(text: bytes) -> bool:
 
 def _serve(vault: Vault, minutes: float) -> None:
     """Load the model, and write until this process is to end."""
-    known = owner.standing(vault)
-    writer = owner.writer(vault)
+    known = writing.standing(vault)
+    writer = writing.writer(vault)
     kept = 60 * max(minutes, float(writer.chosen["keep-loaded"]))
 
     def same() -> bool:
-        return owner.standing(vault) == known
+        return writing.standing(vault) == known
 
     with _listening(vault.path) as (door, own):
         if not _say(READY):

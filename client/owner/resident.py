@@ -152,7 +152,7 @@ def ask(vault: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     Parameters
     ----------
     request
-        ``prompt``, ``budget`` and ``compare`` of `owner.Writer.write`.
+        ``prompt``, ``budget`` and ``compare`` of `writing.Writer.write`.
 
     Returns
     -------

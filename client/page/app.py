@@ -28,7 +28,7 @@ from ...common.text import read_json
 from ..imports.read import MOST as MOST_ROWS
 from ..imports.read import Asked
 from ..local.guard import error_body
-from ..owner import adapters, consent, history, owner
+from ..owner import adapters, consent, forgetting, history, learning
 from ..owner.history import Entry
 from ..owner.keys import Key
 from ..owner.vault import Vault
@@ -230,9 +230,9 @@ async def cost(desk: Desk, asked: Answer) -> Answer:
     return await desk.do(lambda vault: views.cost(vault, _named(vault, sources, ids)))
 
 
-def _named(vault: Vault, sources: list[str], ids: list[str]) -> owner.Forgotten:
+def _named(vault: Vault, sources: list[str], ids: list[str]) -> forgetting.Forgotten:
     refuse_if(not (sources or ids), "nothing is named that is to be forgotten.")
-    return owner.to_forget(vault, sources, ids)
+    return forgetting.to_forget(vault, sources, ids)
 
 
 async def forget(desk: Desk, asked: Answer) -> Answer:
@@ -242,7 +242,7 @@ async def forget(desk: Desk, asked: Answer) -> Answer:
     def forgotten(vault: Vault) -> tuple[int, list[int], str]:
         _named(vault, sources, ids)
         used = adapters.active(vault)
-        count, stale = owner.forget(vault, sources, ids)
+        count, stale = forgetting.forget(vault, sources, ids)
         method = next((one.method for one in stale if one.number == used), "")
         return count, [one.number for one in stale], method
 
@@ -270,7 +270,7 @@ async def train(desk: Desk, asked: Answer) -> Answer:
     method = field(asked, "method", str, METHODS[0])
     refuse_if(method not in METHODS, f"the method is one of {', '.join(METHODS)}.")
     # Too little history is said at once, not after the libraries are loaded.
-    await desk.do(lambda vault: owner.split(history.entries(vault)))
+    await desk.do(lambda vault: learning.split(history.entries(vault)))
     await desk.trainer.start(method)
     return await training(desk, {})
 

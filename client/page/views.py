@@ -11,17 +11,18 @@ from ..commands import personalize, status
 from ..commands.vault import TOY
 from ..imports.read import Imported, report
 from ..node import membership
-from ..owner import consent, history, owner
+from ..owner import consent, history, learning
 from ..owner.adapters import Version
+from ..owner.forgetting import Forgotten
 from ..owner.history import Entry
-from ..owner.owner import Forgotten
+from ..owner.learning import FEWEST, HELPS
 from ..owner.vault import Vault
 from .words import on_page
 
 # What is next (`status.NEXT`) -> a sentence, the words of its button, and where that leads.
 NEXT = {
     "import": (
-        f"Add texts that you have written: {owner.FEWEST} at least, better {owner.HELPS}.",
+        f"Add texts that you have written: {FEWEST} at least, better {HELPS}.",
         "Add texts",
         "history",
     ),
@@ -60,8 +61,8 @@ def overview(vault: Vault) -> dict[str, Any]:
         "toy": TOY if found["backbone"] == "tiny" else "",
         "liked": found["liked"],
         "disliked": found["disliked"],
-        "fewest": owner.FEWEST,
-        "judges": owner.judges(found["liked"]),
+        "fewest": FEWEST,
+        "judges": learning.judges(found["liked"]),
         "sources": [{"name": name, "pairs": n} for name, n in counts.sources.items()],
         "next": {"text": sentence, "button": button, "place": place},
         "active": found["active"],

@@ -1,6 +1,6 @@
 """The process behind the page that loads the model: it trains, or it writes.
 
-The limits of work hold for a whole process and need its main thread (`owner.limits`), a
+The limits of work hold for a whole process and need its main thread (`training.limits`), a
 training must end at once, and what forgetting erases must be in no memory. So none of this
 is done in the process that serves the page.
 
@@ -28,7 +28,7 @@ from ..owner.resident import PERSONAL, SHARED
 from ..owner.vault import Vault
 
 if TYPE_CHECKING:
-    from ..owner.owner import Writer
+    from ..owner.writing import Writer
 
 LOOK = 1.0  # seconds between two looks at the vault, and at the progress of a training
 IDLE = 600.0  # seconds without a request after which the model is dropped
@@ -99,7 +99,7 @@ def train(vault: Vault, line: Line) -> None:
     at: dict[str, int] = {}
     threading.Thread(target=_follow, args=(follow, at, line), daemon=True).start()
     from ...common.engine.training import Watch
-    from ..owner import owner
+    from ..owner import training
     from . import views
 
     def step(done: int, of: int) -> None:
@@ -111,7 +111,7 @@ def train(vault: Vault, line: Line) -> None:
         follow.phase(words)
 
     watch = Watch(phase, step=lambda now, of: step(now.step, of))
-    new = owner.train(vault, asked["method"], watch=watch)
+    new = training.train(vault, asked["method"], watch=watch)
     line.say(trained=views.trained(new))
 
 
@@ -131,15 +131,15 @@ def write(vault: Vault, line: Line) -> None:
     Also until another adapter is in use or a setting has changed: what was forgotten is in
     the memory of no process.
     """
-    from ..owner import owner
+    from ..owner import writing
 
-    known, waited = owner.standing(vault), 0.0
+    known, waited = writing.standing(vault), 0.0
     line.say(phase="loading the model")
-    writer = owner.writer(vault)
+    writer = writing.writer(vault)
     line.say(phase="")
 
     def same() -> bool:
-        return owner.standing(vault) == known
+        return writing.standing(vault) == known
 
     while waited < IDLE:
         request = None

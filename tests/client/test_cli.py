@@ -25,7 +25,16 @@ from idiolect.client.cli import main
 from idiolect.client.commands.answer import Answer
 from idiolect.client.commands.vault import TOY
 from idiolect.client.node import membership
-from idiolect.client.owner import adapters, consent, owner
+from idiolect.client.owner import (
+    adapters,
+    consent,
+    forgetting,
+    learning,
+    loading,
+    training,
+    writing,
+)
+from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import Passphrase, RandomKey
 from idiolect.client.owner.records import Source
 from idiolect.client.owner.resident import Reply
@@ -148,8 +157,8 @@ def test_forgetting_that_is_interrupted_says_what_is_gone(run, kept, monkeypatch
     run("use", "1")
     nobody: Any = None  # the fixture looks at no vault
     stale = adapters.versions(nobody)
-    monkeypatch.setattr(owner, "forget", lambda *_: (1, stale))
-    monkeypatch.setattr(owner, "train", interrupt)
+    monkeypatch.setattr(forgetting, "forget", lambda *_: (1, stale))
+    monkeypatch.setattr(training, "train", interrupt)
     said = run("forget", "--source", "persona.jsonl", "--yes", code=130).err
     assert "what was named is forgotten" in said and "nothing was changed" not in said
 
@@ -178,10 +187,10 @@ def test_disliked_pairs_are_learnt_to_be_avoided(ready, run, asked):
     def disliked_shift():
         asked("personalize")
         with vault_of(ready) as vault:
-            config = owner.config_of(owner.settings(vault))
+            config = loading.config_of(consent.settings(vault))
             found = load_reference(config)
             backbone, zero = found.backbone, found.adapter
-            entry = owner.Entry(Prompt("", bad["--prompt"]), bad["--text"])
+            entry = Entry(Prompt("", bad["--prompt"]), bad["--text"])
             encoded = [backbone.encode(entry.item())]
             _, lora = adapters.adapter(vault, backbone, zero)
         from idiolect.common.engine.scoring import score_users
@@ -538,7 +547,7 @@ def written(monkeypatch):
             pieces = (Piece(text) for text in ("wor", "", "ds"))
             return Reply(self.chosen["backbone"], False, 3, 0, pieces)
 
-    monkeypatch.setattr(owner, "writer", Writer)
+    monkeypatch.setattr(writing, "writer", Writer)
     return prompts
 
 
@@ -1016,7 +1025,7 @@ def test_help_keeps_names_and_shows_every_default():
 
 
 @pytest.fixture
-def training(ready, monkeypatch):
+def held(ready, monkeypatch):
     """A training that notes what it was held to, and may do something first."""
     seen = {}
 
@@ -1028,18 +1037,18 @@ def training(ready, monkeypatch):
         seen.get("do", lambda: None)()
         raise IdiolectError("it was let in")
 
-    monkeypatch.setattr(owner, "split", train)
+    monkeypatch.setattr(learning, "split", train)
     return seen
 
 
-def test_the_owners_limits_hold_for_the_owners_own_training(run, training):
+def test_the_owners_limits_hold_for_the_owners_own_training(run, held):
     import torch
 
     before = torch.get_num_threads(), resource.getrlimit(resource.RLIMIT_DATA)
     run("settings", "threads", "3")
     run("settings", "memory-mb", "900000")
     assert "it was let in" in run("personalize", code=2).err
-    assert (training["threads"], training["memory"]) == (3, 900000 << 20)
+    assert (held["threads"], held["memory"]) == (3, 900000 << 20)
     after = torch.get_num_threads(), resource.getrlimit(resource.RLIMIT_DATA)
     assert after == before
     run("settings", "memory-mb", "1")
@@ -1047,22 +1056,22 @@ def test_the_owners_limits_hold_for_the_owners_own_training(run, training):
     assert "memory-mb is 1" in said and "`idiolect settings memory-mb NUMBER`" in said
     run("settings", "memory-mb", "0")
     run("settings", "max-seconds", "0.2")
-    training["do"] = lambda: time.sleep(20)
+    held["do"] = lambda: time.sleep(20)
     said = run("personalize", code=2).err
     assert "longer than the 0.2 s" in said and "settings max-seconds" in said
     run("settings", "max-seconds", "0")
-    training["do"] = lambda: bytearray(1 << 62)
+    held["do"] = lambda: bytearray(1 << 62)
     assert "does not fit into" in run("personalize", code=2).err
     run("settings", "max-load", "1e-9")
     said = run("personalize", code=2).err
     assert "the device is busy" in said and "settings max-load" in said
 
 
-def test_a_second_training_says_which_one_is_running(run, training, ready):
+def test_a_second_training_says_which_one_is_running(run, held, ready):
     place = ready / "home" / "device" / ".vault.db.training"
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from idiolect.client.owner.limits import alone\n"
+        "from idiolect.client.training.limits import alone\n"
         "with alone(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     )
     vault = ready / "home" / "device" / "vault.db"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from idiolect.client.owner import consent, keeper, limits, resident
-from idiolect.client.owner.owner import Writer
 from idiolect.client.owner.resident import Asked, asked_of
+from idiolect.client.owner.writing import Writer
 from idiolect.common.engine.adapters import zero_shared
 from idiolect.common.engine.pieces import TooLong
 from idiolect.common.errors import IdiolectError

@@ -11,7 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from idiolect.client.commands import status
-from idiolect.client.owner import adapters, consent, elsewhere, history, owner
+from idiolect.client.owner import (
+    adapters,
+    consent,
+    elsewhere,
+    forgetting,
+    history,
+    judging,
+    writing,
+)
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
 from idiolect.client.owner.vault import Vault
@@ -60,7 +68,7 @@ def theirs(vault, tmp_path) -> Path:
 
 
 def logits(vault: Vault) -> torch.Tensor:
-    one = owner.writer(vault)
+    one = writing.writer(vault)
     with torch.no_grad(), attached(one.backbone, one.shared, one.own):
         return one.backbone.model(IDS).logits
 
@@ -87,7 +95,7 @@ def test_it_is_used_rolled_back_exported_and_survives_forgetting(
     again, _ = elsewhere.bring(vault, theirs)  # known: used again, not kept twice
     assert again.number == 1 and adapters.active(vault) == 1
     fill(vault, 8)
-    owner.forget(vault, ["mail"])
+    forgetting.forget(vault, ["mail"])
     assert [one.number for one in adapters.versions(vault)] == [1]
 
 
@@ -105,10 +113,10 @@ def test_a_source_that_fitted_its_strength_is_noted(vault, theirs, monkeypatch):
     fill(vault, 24)
     chosen = consent.settings(vault) | {"fit-strength": "yes"}
     monkeypatch.setattr(elsewhere, "settings", lambda _: chosen)
-    monkeypatch.setattr(owner, "settings", lambda _: chosen)
+    monkeypatch.setattr(judging, "settings", lambda _: chosen)
     version, _ = elsewhere.bring(vault, theirs)
     assert version.fitted_on and version.sources == ("mail",)
-    owner.forget(vault, ["mail"])
+    forgetting.forget(vault, ["mail"])
     assert adapters.versions(vault) == []
 
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from idiolect.client.owner import consent, history, owner
+from idiolect.client.owner import consent, forgetting, history, learning
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
 from idiolect.client.owner.records import DEVICE, Record, Source
@@ -38,7 +38,7 @@ def test_a_clock_that_was_set_back_leaves_the_newest_last(vault, monkeypatch):
     history.judge(vault, pair("d", "4"), True)
     found = history.entries(vault)
     assert [entry.target for entry in found] == ["1", "2", "3", "4"]
-    user, _ = owner.split(found)
+    user, _ = learning.split(found)
     assert [item.target for item in user.held_out] == ["4"]
 
 
@@ -112,11 +112,11 @@ def test_a_sources_name_means_nothing_else(vault, name):
     for source in others[1:]:
         vault.put("kept", [Record(source.kind, b"")], source)
     with pytest.raises(IdiolectError, match="there is no source"):
-        owner.forget(vault, [name])
+        forgetting.forget(vault, [name])
     history.add(vault, [pair("a", "1")], name)
     history.add(vault, [pair("b", "2")], "mail")
     assert [e.source for e in history.entries(vault)] == [name.strip(), "mail"]
-    assert owner.forget(vault, [name]) == (1, [])
+    assert forgetting.forget(vault, [name]) == (1, [])
     assert [e.source for e in history.entries(vault)] == ["mail"]
     # What a run has trained is forgotten with any pair; nothing else is.
     assert vault.sources() == [DEVICE, others[2], Source("import", "mail")]
@@ -128,11 +128,11 @@ def test_a_name_that_a_terminal_would_obey_is_tidied_and_still_forgets(vault):
         history.add(vault, [pair("q", str(number))], name)
     assert [e.source for e in history.entries(vault)] == ["a[2Jb c", "notes", "d"]
     for name in ("a\x1b[2Jb\n\tc", "\udcffnotes", "d"):
-        assert owner.forget(vault, [name]) == (1, [])
+        assert forgetting.forget(vault, [name]) == (1, [])
     # A version that did not tidy names kept this one.
     odd = replace(pair("q", "odd"), source="e\x07")
     vault.put(history.KIND, [history._record(odd)], Source("import", odd.source))
-    assert owner.forget(vault, ["e"]) == (1, [])
+    assert forgetting.forget(vault, ["e"]) == (1, [])
 
 
 @pytest.mark.parametrize("name", ["", " \n", "\x07", "x" * 256])
@@ -194,11 +194,11 @@ def test_the_history_is_counted_without_opening_it(vault, monkeypatch):
         checked()
     history.judge(vault, pair("new", "text"), False)
     checked()
-    owner.forget(vault, ids=[mails[1].id, mails[2].id])
+    forgetting.forget(vault, ids=[mails[1].id, mails[2].id])
     checked()
-    owner.forget(vault, sources=["by hand"])
+    forgetting.forget(vault, sources=["by hand"])
     checked()
-    owner.forget(vault, sources=["mail", "chat"])
+    forgetting.forget(vault, sources=["mail", "chat"])
     checked()
     assert history.counts(vault) == history.Counts(0, 0, {})
 

@@ -5,11 +5,19 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from idiolect.client.owner import adapters, consent, history, interrupted, owner
+from idiolect.client.owner import (
+    adapters,
+    consent,
+    forgetting,
+    history,
+    interrupted,
+    training,
+)
 from idiolect.client.owner.consent import Refusal
 from idiolect.client.owner.vault import Vault
 from idiolect.common.engine import reference as references
 from idiolect.common.engine.training import Standing, Watch
+from idiolect.common.errors import IdiolectError
 from idiolect.common.unlabeled import samples
 from tests.client.owner.test_owner import KEY, model, pairs
 
@@ -41,13 +49,13 @@ def until(last: int, steps: list[int]) -> Watch:
 def ended_after(vault: Vault, last: int, **how) -> list[int]:
     steps: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        owner.train(vault, **how, watch=until(last, steps))
+        training.train(vault, **how, watch=until(last, steps))
     return steps
 
 
 def trained(vault: Vault, **how) -> tuple[dict[str, torch.Tensor], list[int]]:
     steps: list[int] = []
-    new = owner.train(vault, **how, watch=until(999, steps))
+    new = training.train(vault, **how, watch=until(999, steps))
     found = adapters.read(vault, new.number)
     assert found is not None
     return {**found[0].a, **{f"b {n}": t for n, t in found[0].b.items()}}, steps
@@ -98,7 +106,7 @@ def test_forgetting_erases_what_a_training_left(vault):
     ended_after(vault, 4)
     assert kept(vault) == {"name", "results", *interrupted.STANDING}
     assert interrupted.SOURCE in vault.sources()
-    owner.forget(vault, ids=[history.entries(vault)[-1].id])  # only judged by it
+    forgetting.forget(vault, ids=[history.entries(vault)[-1].id])  # only judged by it
     assert kept(vault) == set() and interrupted.SOURCE not in vault.sources()
     assert ended_after(vault, 4)[0] == 1
 
@@ -107,16 +115,16 @@ def test_nothing_is_kept_of_what_is_forgotten_meanwhile(vault, tmp_path):
     def step(at: Standing, _of: int) -> None:
         if at.step == 3:
             with Vault.open(tmp_path / "vault.db", KEY) as other:
-                owner.forget(other, ["mail"])
+                forgetting.forget(other, ["mail"])
 
     with pytest.raises(Refusal, match="forgotten text"):
-        owner.train(vault, watch=Watch(step=step))
+        training.train(vault, watch=Watch(step=step))
     assert kept(vault) == set() and adapters.versions(vault) == []
 
 
 def test_what_overflowed_is_not_gone_on_with(vault):
-    with pytest.raises(owner.IdiolectError, match="overflowed"):
-        owner.train(vault, given=1e4 * 0.999)
+    with pytest.raises(IdiolectError, match="overflowed"):
+        training.train(vault, given=1e4 * 0.999)
     assert kept(vault) == set()
 
 
@@ -156,6 +164,6 @@ def test_it_is_kept_seldom_enough(vault, monkeypatch):
     def step(_at: Standing, _of: int) -> None:
         now[0] += 3
 
-    owner.train(vault, watch=Watch(step=step))
+    training.train(vault, watch=Watch(step=step))
     # After 5 s, and 20 s after the 2 s that this took: steps end at 3, 6, 11, ...
     assert kept_at == [6.0]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.process
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from idiolect.client.owner import owner
+from idiolect.client.owner import forgetting
 from idiolect.client.owner.keys import RandomKey
 from idiolect.client.owner.vault import Vault
 
@@ -32,7 +32,7 @@ def die(*_args, **_more):
 
 with Vault.open(Path(sys.argv[1]), RandomKey(bytes(32))) as vault:
     setattr(Vault, sys.argv[2], die)
-    owner.forget(vault, sources=["mails"])
+    forgetting.forget(vault, sources=["mails"])
 """
 
 

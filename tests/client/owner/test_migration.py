@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.keywrap import aes_key_unwrap, aes_key_wrap
 
 from idiolect.client.node import membership
 from idiolect.client.node.device import VaultStore
-from idiolect.client.owner import adapters, consent, history, owner
+from idiolect.client.owner import adapters, consent, forgetting, history, loading
 from idiolect.client.owner.database import DamagedError, WrongKeyError, checksum
 from idiolect.client.owner.keys import Passphrase, RandomKey, derived
 from idiolect.client.owner.records import DEVICE, Source
@@ -70,11 +70,11 @@ def test_everything_is_there_under_its_own_kind_of_source(path):
 
 def test_its_adapters_can_be_used_and_forgotten(path):
     with Vault.open(path, SECRET) as opened:
-        found = load_reference(owner.config_of(owner.settings(opened)))
+        found = load_reference(loading.config_of(consent.settings(opened)))
         backbone, zero = found.backbone, found.adapter
         shared, own = adapters.adapter(opened, backbone, zero)
         assert shared.b.keys() == own.b.keys() and len(own.b) == 2
-        count, stale = owner.forget(opened, ["device"])
+        count, stale = forgetting.forget(opened, ["device"])
         assert count == 3 and [one.number for one in stale] == [1, 2]
         assert adapters.active(opened) == 0
         assert opened.sources() == [DEVICE, IMPORTS[0]]

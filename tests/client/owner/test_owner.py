@@ -12,7 +12,18 @@ import torch
 from idiolect.client.commands import status
 from idiolect.client.node import membership
 from idiolect.client.node.device import VaultStore
-from idiolect.client.owner import adapters, consent, elsewhere, history, owner
+from idiolect.client.owner import (
+    adapters,
+    consent,
+    elsewhere,
+    forgetting,
+    history,
+    judging,
+    learning,
+    loading,
+    training,
+    writing,
+)
 from idiolect.client.owner.consent import Refusal
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import RandomKey
@@ -67,19 +78,19 @@ def moved(zero: Lora, by: float) -> Lora:
 
 
 @pytest.fixture
-def training(monkeypatch, path):
+def meanwhile(monkeypatch, path):
     """Training that another process uses to do something to the vault."""
-    meanwhile = []
+    works = []
 
     def train(reference, users, *_rest):
         with Vault.open(path, KEY) as other:
-            for work in meanwhile:
+            for work in works:
                 work(other)
         (user,), shared = users, reference.adapter
         return [Personal(user.id, moved(replace(shared, b=zeros(shared)), -1e-4))]
 
-    monkeypatch.setattr(owner, "personalise", train)
-    return meanwhile
+    monkeypatch.setattr(training, "personalise", train)
+    return works
 
 
 def zeros(lora: Lora) -> dict[str, torch.Tensor]:
@@ -88,37 +99,37 @@ def zeros(lora: Lora) -> dict[str, torch.Tensor]:
 
 def forget_a_pair(vault: Vault) -> None:
     first = history.entries(vault)[0]
-    owner.forget(vault, ids=[first.id])
+    forgetting.forget(vault, ids=[first.id])
 
 
 def forget_and_import_again(vault: Vault) -> None:
-    owner.forget(vault, ["mail"])
+    forgetting.forget(vault, ["mail"])
     history.add(vault, pairs("mail", 8), "mail")
 
 
 @pytest.mark.parametrize(
     "work",
     [
-        lambda vault: owner.forget(vault, ["mail"]),
-        lambda vault: owner.forget(vault, ["mail", "notes"]),
+        lambda vault: forgetting.forget(vault, ["mail"]),
+        lambda vault: forgetting.forget(vault, ["mail", "notes"]),
         forget_a_pair,
         forget_and_import_again,
     ],
     ids=["a source", "everything", "a pair", "and imported again"],
 )
-def test_what_is_forgotten_while_it_is_learnt_stays_forgotten(vault, training, work):
-    before = owner.train(vault)
-    training.append(work)
+def test_what_is_forgotten_while_it_is_learnt_stays_forgotten(vault, meanwhile, work):
+    before = training.train(vault)
+    meanwhile.append(work)
     with pytest.raises(Refusal, match="forgotten text that this was made of"):
-        owner.train(vault)
+        training.train(vault)
     assert adapters.versions(vault) == [] and adapters.active(vault) == 0
     assert before.number == 1 and len(list(vault.records("adapter"))) == 0
-    training.clear()
-    if len(list(vault.records(history.KIND))) < owner.FEWEST:
+    meanwhile.clear()
+    if len(list(vault.records(history.KIND))) < learning.FEWEST:
         with pytest.raises(IdiolectError, match="needs 4"):
-            owner.train(vault)
+            training.train(vault)
     else:  # what is there now can be learnt
-        found = owner.train(vault)
+        found = training.train(vault)
         now = [vault.generation(Source("import", name)) for name in found.sources]
         assert list(found.generations) == now and "mail" in found.sources
 
@@ -138,11 +149,11 @@ def test_after_forgetting_the_adapter_is_that_of_someone_who_never_wrote_it(
             history.add(made, others, "mail" if how == "a pair" else "notes")
             history.add(made, pairs("late", 3), "late")
             if others:
-                owner.train(made, method)
+                training.train(made, method)
                 ids = [others[0].id] if how == "a pair" else []
-                owner.forget(made, [] if ids else ["notes"], ids)
-            lora, _ = required_of(made, owner.train(made, method).number)
-        found = load_reference(owner.config_of({**CHOSEN, "backbone": model}))
+                forgetting.forget(made, [] if ids else ["notes"], ids)
+            lora, _ = required_of(made, training.train(made, method).number)
+        found = load_reference(loading.config_of({**CHOSEN, "backbone": model}))
         encoded = [found.backbone.encode(secret.item())]
         scores = score_users(found.backbone, [found.shared, lora], [encoded])
         return hash_lora(lora), scores[0]
@@ -159,10 +170,10 @@ def required_of(vault: Vault, number: int):
 CHOSEN = {"max-length": "96", "dtype": "float32", "device": "cpu"}
 
 
-def test_forgetting_what_is_not_learnt_from_costs_nothing(vault, training):
+def test_forgetting_what_is_not_learnt_from_costs_nothing(vault, meanwhile):
     history.add(vault, pairs("more", 2), "more")  # the newest: they only judge
-    training.append(lambda other: owner.forget(other, ["more"]))
-    version = owner.train(vault)
+    meanwhile.append(lambda other: forgetting.forget(other, ["more"]))
+    version = training.train(vault)
     assert (
         version.sources == ("mail", "notes")
         and len(list(vault.records("adapter"))) == 1
@@ -170,10 +181,10 @@ def test_forgetting_what_is_not_learnt_from_costs_nothing(vault, training):
 
 
 def test_a_run_that_trains_while_text_is_forgotten_leaves_nothing(vault):
-    _, learnt = owner.split(history.entries(vault))
+    _, learnt = learning.split(history.entries(vault))
     store = VaultStore(vault, "spring", learnt)
     store.write("adapters/sft/device-1.safetensors", b"trained before")
-    owner.forget(vault, ["mail"])
+    forgetting.forget(vault, ["mail"])
     assert store.read("adapters/sft/device-1.safetensors") is None
     with pytest.raises(Refusal, match="forgotten text"):
         store.write("adapters/sft/device-1.safetensors", b"trained after")
@@ -182,9 +193,9 @@ def test_a_run_that_trains_while_text_is_forgotten_leaves_nothing(vault):
     assert store.read("round") == b"1"
 
 
-def test_nothing_gets_in_between_two_halves_of_forgetting(vault, path, training):
+def test_nothing_gets_in_between_two_halves_of_forgetting(vault, path, meanwhile):
     """An adapter is stored by another process while `forget` is at work."""
-    owner.train(vault)
+    training.train(vault)
     refused = []
     original = Vault.forget
 
@@ -199,27 +210,27 @@ def test_nothing_gets_in_between_two_halves_of_forgetting(vault, path, training)
         with Vault.open(path, KEY) as other:
             try:
                 other.put("kept", [Record("x", b"")], Source("adapter", "2"))
-                owner.check_learnt(other, learnt)
+                learning.check_learnt(other, learnt)
             except Refusal as refusal:
                 refused.append(refusal)
 
-    _, learnt = owner.split(history.entries(vault))
+    _, learnt = learning.split(history.entries(vault))
     thread = threading.Thread(target=adopt)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Vault, "forget", slow)
-        owner.forget(vault, ["mail"])
+        forgetting.forget(vault, ["mail"])
     thread.join()
     assert len(refused) == 1
 
 
-def test_two_forget_at_once(vault, path, training):
-    owner.train(vault)
+def test_two_forget_at_once(vault, path, meanwhile):
+    training.train(vault)
     said: list[object] = []
 
     def forget() -> None:
         with Vault.open(path, KEY) as other:
             try:
-                said.append(owner.forget(other, ["mail"])[0])
+                said.append(forgetting.forget(other, ["mail"])[0])
             except IdiolectError as error:
                 said.append(str(error))
 
@@ -253,7 +264,7 @@ def test_a_verdict_does_not_bring_a_forgotten_pair_back(
 
     def forget() -> None:
         with Vault.open(path, KEY) as other:
-            owner.forget(other, ids=[first.id])
+            forgetting.forget(other, ids=[first.id])
         done.set()
 
     done = threading.Event()
@@ -272,13 +283,13 @@ def judged(
     vault: Vault, shared_by: float, own_by: float, origin: str
 ) -> adapters.Version:
     """Adopt an adapter as a run would."""
-    found = load_reference(owner.config_of(owner.settings(vault)))
+    found = load_reference(loading.config_of(consent.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     fits = consent.settings(vault)["fit-strength"] == "yes"
-    user, learnt = owner.split(history.entries(vault), fits_strength=fits)
+    user, learnt = learning.split(history.entries(vault), fits_strength=fits)
     shared, own = moved(zero, shared_by), moved(zero, own_by)
     reference = Reference(backbone, shared)
-    return owner.adopt(vault, reference, own, "sft", (user, learnt), origin)
+    return judging.adopt(vault, reference, own, "sft", (user, learnt), origin)
 
 
 @pytest.fixture
@@ -296,8 +307,8 @@ def scores(monkeypatch):
     def write(_backbone, _policy, prompts, _most, **_more):
         return ["fine"] * len(prompts)
 
-    monkeypatch.setattr(owner, "held_out_nll", nll)
-    monkeypatch.setattr(owner, "generate", write)
+    monkeypatch.setattr(judging, "held_out_nll", nll)
+    monkeypatch.setattr(judging, "generate", write)
 
 
 def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, scores):
@@ -308,7 +319,7 @@ def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, 
     assert (poor.nll, poor.nll_before, poor.nll_bare) == (0.5, 1.5, 1.0)
     assert (poor.nll_in_use, poor.nll_against) == (0.25, 0.5)
     assert not poor.accepted and adapters.active(vault) == good.number
-    found = load_reference(owner.config_of(owner.settings(vault)))
+    found = load_reference(loading.config_of(consent.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     assert (
         adapters.latest_shared(vault, backbone, zero) is zero
@@ -328,17 +339,19 @@ def test_a_training_is_planned_to_fit_into_the_memory_that_the_owner_allows(
     def train(_reference, _users, _unlabeled, _method, _rate, config, _watch):
         raise IdiolectError(f"{config.engine.memory} MB")
 
-    monkeypatch.setattr(owner, "personalise", train)
-    monkeypatch.setattr(owner.limits, "memory", lambda: 1000)
-    monkeypatch.setattr(owner.limits, "hold_process", lambda _settings: None)
+    monkeypatch.setattr(training, "personalise", train)
+    monkeypatch.setattr(training.limits, "memory", lambda: 1000)
+    monkeypatch.setattr(training.limits, "hold_process", lambda _settings: None)
     consent.choose(vault, memory_mb=str(allowed))
     with pytest.raises(IdiolectError, match=f"^{left} MB$"):
-        owner.train(vault)
+        training.train(vault)
     # Where less is free, it plans for less; a GPU's memory is another.
-    monkeypatch.setattr(owner, "free_bytes", lambda _device: 90.5 * 2**20)
-    config = owner.config_of(owner.settings(vault))
+    monkeypatch.setattr(training, "free_bytes", lambda _device: 90.5 * 2**20)
+    config = loading.config_of(consent.settings(vault))
     cpu, gpu = (
-        owner._planned(config, owner.settings(vault), torch.device(name)).engine.memory
+        training._planned(
+            config, consent.settings(vault), torch.device(name)
+        ).engine.memory
         for name in ("cpu", "cuda:0")
     )
     assert (cpu, gpu) == (left if allowed else 90, 0)
@@ -357,12 +370,12 @@ def test_a_plan_that_is_too_small_is_given_what_a_training_needs(vault, monkeypa
         assert held[0]() is None  # what the first try had in memory is free
         raise IdiolectError("enough")
 
-    monkeypatch.setattr(owner, "personalise", train)
-    monkeypatch.setattr(owner.limits, "memory", lambda: 1000)
-    monkeypatch.setattr(owner.limits, "hold_process", lambda _settings: None)
+    monkeypatch.setattr(training, "personalise", train)
+    monkeypatch.setattr(training.limits, "memory", lambda: 1000)
+    monkeypatch.setattr(training.limits, "hold_process", lambda _settings: None)
     consent.choose(vault, memory_mb="1070")
     with pytest.raises(IdiolectError, match="^enough$"):
-        owner.train(vault)
+        training.train(vault)
     assert seen == [35, 77]
 
 
@@ -377,7 +390,7 @@ def test_an_adapter_that_writes_in_loops_is_kept_and_not_used(
         each = len(prompts) // 2
         return [text for text in (said.pop(0), said.pop(0)) for _ in range(each)]
 
-    monkeypatch.setattr(owner, "generate", written)
+    monkeypatch.setattr(judging, "generate", written)
     better = judged(vault, 0.0, 1.0, "a run")  # a run's adapter is tried as well
     assert better.nll < good.nll and better.fault == "loops" and not better.accepted
     assert adapters.active(vault) == good.number and said == []
@@ -400,7 +413,7 @@ def test_the_texts_that_an_adapter_was_judged_by_are_not_kept_with_it(vault, sco
 
 
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_not_tried(vault, scores):
-    backbone = load_reference(owner.config_of(owner.settings(vault))).backbone
+    backbone = load_reference(loading.config_of(consent.settings(vault))).backbone
     tries = (Entry(Prompt("so " * n, "a question"), "yes") for n in range(999, 0, -1))
     entry = next(one for one in tries if backbone.fits(one.item()))
     history.add(vault, [entry], "letters")
@@ -408,10 +421,10 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_not_tried(vault, scores):
     assert new.held_out == 2 and [one.own for one in new.changes] == ["answer notes 2"]
 
 
-def test_what_does_not_fit_into_the_context_is_left_out_and_counted(vault, training):
+def test_what_does_not_fit_into_the_context_is_left_out_and_counted(vault, meanwhile):
     long = [Entry(Prompt("", "long?"), "word " * 700)]
     history.add(vault, long, "letters")  # the newest, so it would judge
-    version = owner.train(vault)
+    version = training.train(vault)
     assert (version.trained, version.held_out, version.too_long) == (9, 2, 1)
     assert version.sources == ("mail", "notes")
     line = status.judged(status.shown(version))
@@ -425,17 +438,17 @@ def test_what_a_run_trained_is_judged_by_what_fits(vault, scores):
 
 
 def test_too_little_that_fits_is_a_sentence(vault):
-    owner.forget(vault, ["mail"])
+    forgetting.forget(vault, ["mail"])
     long = [Entry(Prompt("", f"{i}?"), f"{i} " * 700) for i in range(5)]
     history.add(vault, long, "letters")
     with pytest.raises(IdiolectError, match="3 of the 8 liked pairs in the vault fit"):
-        owner.train(vault)
+        training.train(vault)
 
 
 def test_what_the_one_in_use_knows_by_heart_does_not_judge(vault, scores):
     good = judged(vault, 0.0, 1.0, "")
     assert good.pairs and len(good.pairs) == good.trained == 9
-    owner.forget(vault, ["notes"])  # now what it had learnt is among the newest
+    forgetting.forget(vault, ["notes"])  # now what it had learnt is among the newest
     assert adapters.versions(vault) == []
     history.add(vault, pairs("notes", 3), "notes")
     known = judged(vault, 0.0, 1.0, "")
@@ -473,13 +486,13 @@ def test_what_judges_an_adapter_did_not_fit_its_strength(
     history.add(vault, pairs("letters", 11), "letters")  # 22 in all: 4 are held out
     newest = [entry.id for entry in history.entries(vault)][-4:]
     seen: list[str] = []
-    nll = owner.held_out_nll
+    nll = judging.held_out_nll
 
     def watched(reference, personals, users, method):
         seen.extend(item.id for item in users[0].held_out)
         return nll(reference, personals, users, method)
 
-    monkeypatch.setattr(owner, "held_out_nll", watched)
+    monkeypatch.setattr(judging, "held_out_nll", watched)
     ids, strengths = fitted
     strengths.append(2.0)
     found = judged(vault, 0.0, 0.5, "")
@@ -506,8 +519,8 @@ def test_the_source_of_what_a_strength_is_fitted_on_erases_the_adapter(vault, sc
     history.add(vault, pairs("judges", 2), "judges")
     found = judged(vault, 0.0, 0.5, "")
     assert "fits" in found.sources and "judges" not in found.sources
-    assert owner.forget(vault, ["judges"])[1] == []
-    assert owner.forget(vault, ["fits"])[1] == [found]
+    assert forgetting.forget(vault, ["judges"])[1] == []
+    assert forgetting.forget(vault, ["fits"])[1] == [found]
 
 
 def test_an_adapter_that_no_strength_makes_useful_is_refused(vault, scores, fitted):
@@ -535,11 +548,11 @@ def test_the_owner_turns_the_strength_and_everything_that_writes_follows(
     vault, scores, tmp_path
 ):
     found = judged(vault, 0.0, 0.5, "")
-    loaded = load_reference(owner.config_of(owner.settings(vault)))
+    loaded = load_reference(loading.config_of(consent.settings(vault)))
     backbone, ids = loaded.backbone, torch.arange(3, 27).view(4, 6)
 
     def own() -> Lora:
-        return owner.writer(vault).own
+        return writing.writer(vault).own
 
     def logits(*loras: Lora) -> torch.Tensor:
         with torch.no_grad(), attached(backbone, *loras):
@@ -568,11 +581,11 @@ def test_the_owner_turns_the_strength_and_everything_that_writes_follows(
 def test_learning_to_avoid_something_may_cost_a_little(vault, scores):
     judged(vault, 0.0, 1.0, "")
     history.judge(vault, Entry(Prompt("", "no?"), "never"), False)
-    reference = load_reference(owner.config_of(owner.settings(vault)))
-    user, learnt = owner.split(history.entries(vault))
+    reference = load_reference(loading.config_of(consent.settings(vault)))
+    user, learnt = learning.split(history.entries(vault))
     for by, accepted in ((0.94, False), (0.96, True), (0.95, False)):
         lora = moved(reference.adapter, by)
-        found = owner.adopt(vault, reference, lora, "c-bpo", (user, learnt))
+        found = judging.adopt(vault, reference, lora, "c-bpo", (user, learnt))
         assert found.accepted == accepted, by
 
 
@@ -582,7 +595,7 @@ def test_reset_goes_back_to_the_bare_model(vault, scores):
         adapters.active(vault) == one.number and len(list(vault.records("shared"))) == 1
     )
     adapters.reset(vault)
-    found = load_reference(owner.config_of(owner.settings(vault)))
+    found = load_reference(loading.config_of(consent.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     assert (
         adapters.active(vault) == 0
@@ -603,7 +616,7 @@ def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
     store.write("devices/device-1.json", b"{}")
     membership.join(vault, membership.Server("one.example:1", "pem", "00" * 32))
     membership.leave(vault)
-    found = load_reference(owner.config_of(owner.settings(vault)))
+    found = load_reference(loading.config_of(consent.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     assert adapters.latest_shared(vault, backbone, zero) is zero
     assert len(list(vault.records("shared"))) == 0
@@ -615,7 +628,7 @@ def test_leaving_drops_the_shared_adapter_and_what_runs_left(vault, scores):
 def test_an_adapter_that_may_be_used_keeps_what_is_below_it(vault, scores):
     one = judged(vault, 0.5, 0.25, "a run")
     membership.leave(vault)
-    found = load_reference(owner.config_of(owner.settings(vault)))
+    found = load_reference(loading.config_of(consent.settings(vault)))
     backbone, zero = found.backbone, found.adapter
     shared, _ = adapters.adapter(vault, backbone, zero)
     assert one.accepted and any(b.any() for b in shared.b.values())

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from idiolect.client.owner import adapters, consent, history, owner, resident
+from idiolect.client.owner import (
+    adapters,
+    consent,
+    forgetting,
+    history,
+    loading,
+    resident,
+    writing,
+)
 from idiolect.client.owner.adapters import Version
 from idiolect.client.owner.history import Entry
 from idiolect.client.owner.keys import Passphrase
@@ -40,7 +48,7 @@ def vault(tmp_path, model):
     with Vault.create(folder / "vault.db", KEY) as made:
         consent.choose(made, backbone=model, keep_loaded="1")
         history.add(made, [Entry(Prompt("", "Tea?"), "Yes.")], "mail")
-        loaded = load_reference(owner.config_of(consent.settings(made)))
+        loaded = load_reference(loading.config_of(consent.settings(made)))
         for _ in range(2):
             number = made.count_up("adapters", DEVICE)
             version = Version(
@@ -81,7 +89,9 @@ def test_the_second_text_needs_neither_torch_nor_the_passphrase(vault, tmp_path)
 
     assert resident.ask(vault.path, ASKED) is None
     first = generate()
-    assert json.loads(first.stdout) == owner.writer(vault).write(**ASKED), first.stderr
+    assert json.loads(first.stdout) == writing.writer(vault).write(**ASKED), (
+        first.stderr
+    )
     assert resident.socket_of(vault.path).stat().st_mode & 0o777 == 0o600
     (tmp_path / "pass").unlink()
     paths = os.pathsep.join([str(tmp_path / "stub"), os.environ.get("PYTHONPATH", "")])
@@ -120,7 +130,7 @@ def test_it_streams_and_stops_for_who_leaves(vault):
     with pytest.raises(IdiolectError, match="5000 new tokens do not fit"):
         resident.converse(vault.path, replace(asked, budget=5000))
     # What it writes with is changed in between: nothing more comes, and no end.
-    owner.forget(vault, ["mail"])
+    forgetting.forget(vault, ["mail"])
     assert resident.converse(vault.path, asked) is None
 
 
@@ -158,7 +168,7 @@ def test_it_ends_when_nobody_asks(vault):
 def test_nothing_of_what_is_forgotten_is_in_a_process_when_forget_returns(vault):
     resident.start(vault.path, KEY)
     assert resident.ask(vault.path, ASKED) and processes_of(vault)
-    owner.forget(vault, ["mail"])
+    forgetting.forget(vault, ["mail"])
     assert not processes_of(vault) and resident.ask(vault.path, ASKED) is None
 
 

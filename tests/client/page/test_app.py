@@ -12,7 +12,7 @@ import pytest
 from idiolect.client.imports.read import Asked
 from idiolect.client.imports.read import read as read_file
 from idiolect.client.local.guard import MOST
-from idiolect.client.owner import adapters, consent, history, owner
+from idiolect.client.owner import adapters, consent, history, learning
 from idiolect.client.page import app as page
 from idiolect.client.page import uploads
 from idiolect.client.page.uploads import Uploads
@@ -514,7 +514,7 @@ def test_what_left_is_all_listed_newest_first(tab, place):
 def test_training_with_too_little_is_refused_at_once(tab, desk, monkeypatch):
     monkeypatch.setattr(desk.trainer, "start", _never)
     tab.ask("forget", sources=["mails"])
-    assert f"training needs {owner.FEWEST}" in tab.refused("train")
+    assert f"training needs {learning.FEWEST}" in tab.refused("train")
     assert "the method is one of" in tab.refused("train", {"method": "magic"})
     assert "no adapter is in use" in tab.refused("write", {"prompt": "x"})
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from idiolect.client.owner import history, owner
-from idiolect.client.owner.owner import forget as forgotten
+from idiolect.client.owner import forgetting, history
+from idiolect.client.owner.forgetting import forget as forgotten
 from idiolect.client.page import app as page
 from idiolect.client.page.uploads import invented
 from idiolect.common.errors import IdiolectError
@@ -50,7 +50,7 @@ def test_an_end_in_the_middle_of_forgetting_waits_for_it(
         go_on.wait(10)
         return forgotten(*asked)
 
-    monkeypatch.setattr(owner, "forget", slow)
+    monkeypatch.setattr(forgetting, "forget", slow)
 
     async def play() -> None:
         desk = page.opened(place, KEY)

@@ -215,6 +215,7 @@ MUTATIONS = (
         "if item.id not in older)",
         "if item.id)",
         "test_what_judges_an_adapter_did_not_fit_its_strength",
+        "tests/client/owner/test_owner.py",
     ),
     Mutation(
         "A steering vector leads to the others",

@@ -1,6 +1,6 @@
 """`idiolect chat`: a conversation with the personal model, which is kept nowhere.
 
-The process that keeps the model loaded writes (`owner.resident`), so Ctrl-C ends an answer
+The process that keeps the model loaded writes (`resident`), so Ctrl-C ends an answer
 by closing the line to it.
 """
 

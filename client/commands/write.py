@@ -1,6 +1,6 @@
 """`idiolect generate`: write with the adapter in use.
 
-Torch is loaded only where no process keeps the model loaded (`owner.resident`).
+Torch is loaded only where no process keeps the model loaded (`resident`).
 """
 
 import argparse

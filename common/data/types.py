@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, overload
 
 if TYPE_CHECKING:  # numpy is not for commands that only read texts
@@ -102,12 +102,10 @@ class MadeUsers(Sequence[User]):
     names
         Of all users.
     make
-        Place among them -> user.
+        Place among them -> user. It may keep some.
     places
         Which of them these are; None: all.
     """
-
-    KEPT = 64  # of the users who were asked for last
 
     def __init__(
         self,
@@ -115,8 +113,7 @@ class MadeUsers(Sequence[User]):
         make: Callable[[int], User],
         places: Sequence[int] | None = None,
     ) -> None:
-        cached = hasattr(make, "cache_info")
-        self._names, self._make = names, make if cached else lru_cache(self.KEPT)(make)
+        self._names, self._make = names, make
         self._places = range(len(names)) if places is None else places
 
     @property
@@ -206,7 +203,10 @@ class Dataset:
     @cached_property
     def everybody(self) -> Users:
         """The evaluated users, then the development users."""
-        return self.users + self.development  # type: ignore[operator] # of one kind
+        users, others = self.users, self.development
+        if isinstance(users, MadeUsers) and isinstance(others, MadeUsers):
+            return users + others
+        return (*users, *others)
 
     @cached_property
     def numbers(self) -> dict[str, int]:

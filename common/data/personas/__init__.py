@@ -9,6 +9,7 @@ and the rivals of held-out items refer to the other users of the run.
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -31,6 +32,7 @@ PURPOSES = ("history",) * 6 + ("held-out", "public")
 
 TRIES = 100  # texts of the population, of which the author may like each
 MOST_HELD = 500  # users whom memory holds; more are made when they are asked for
+KEPT = 64  # of those, who were asked for last
 MISSES = 10_000  # draws in a row without a new prompt, after which there are none
 
 
@@ -63,6 +65,7 @@ def make(config: Config) -> Dataset:
     everybody = run if len(run) > 1 else run + public
     overlapping = exact(world, everybody)
 
+    @lru_cache(maxsize=KEPT)
     def made(number: int) -> User:
         return _user(world, config, number, overlapping(number), everybody)
 

@@ -1889,6 +1889,14 @@ MUTATIONS = (
         "test_a_request_makes_and_reads_its_own_users_only",
     ),
     Mutation(
+        "A node is sent all its requests at once",
+        "server/run/exchange.py",
+        "            if self.under_way[node] == AHEAD:\n",
+        "            if False:\n",
+        "test_a_node_has_few_requests_at_a_time",
+        "tests/server/run/test_waiting.py",
+    ),
+    Mutation(
         "Users who are made late are other users",
         "common/data/types.py",
         "return self._make(self._places[index])",

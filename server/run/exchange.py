@@ -42,6 +42,9 @@ SLOW_SHARE, SLOW_SECONDS = 0.1, 0.5
 # Where as many devices have answered as a run needs, but not all of them have joined: how
 # long it waits for one that takes the place.
 SETTLE_SECONDS = 10.0
+# Requests that a node has at a time: Flower's simulation looks at each of them ten times a
+# second for every node, and memory holds them.
+AHEAD = 8
 # Seconds until a request is sent again where the SuperLink failed, which may be busy.
 PAUSES = (0.5, 2.0)
 AnyReply = TypeVar("AnyReply", bound=Reply)
@@ -151,7 +154,7 @@ class Asking(Generic[AnyReply]):
     """One exchange while it goes on: who was asked, who answered, who is asked next.
 
     A request that brings its node a part goes first, and its other requests wait for
-    the answer, so that the part travels once.
+    the answer, so that the part travels once. Of the others a node has `AHEAD` at a time.
 
     Attributes
     ----------
@@ -179,7 +182,9 @@ class Asking(Generic[AnyReply]):
     again
         Requests to be sent once more, and when.
     held
-        Node -> requests that wait for the first one's answer.
+        Node -> requests that wait for an answer to one before them.
+    under_way
+        Node -> requests that were sent, and neither answered nor given up.
     replies, errors
         What came: request -> reply; user -> sentence.
     counted
@@ -204,6 +209,7 @@ class Asking(Generic[AnyReply]):
         self.waiting: dict[str, int] = {}
         self.again: dict[int, float] = {}
         self.held: dict[int, list[int]] = {}
+        self.under_way: Counter[int] = Counter()
         self.replies: dict[int, AnyReply] = {}
         self.errors: dict[str, str] = {}
         self.counted = 0
@@ -235,6 +241,9 @@ class Asking(Generic[AnyReply]):
             if node in self.held:
                 self.held[node].append(index)
                 continue
+            if self.under_way[node] == AHEAD:
+                self.held[node] = [index]
+                continue
             if any(known.get(n) != part.hash for n, part in self.parts[index].items()):
                 self.held[node] = []
             self.send(index)
@@ -245,6 +254,7 @@ class Asking(Generic[AnyReply]):
         known = {} if self.tries[index] else run.holds.get(node, {})
         if name := _send(run, node, request, self.parts[index], known, self.exchange):
             self.waiting[name] = index
+        self.under_way[node] += not self.tries[index]
         self.tries[index] += 1
         self.again.pop(index, None)
         if run.config.on_devices and self.tries[index] < TRIES:
@@ -318,7 +328,12 @@ class Asking(Generic[AnyReply]):
         self.counted += len(request.users)
         if of := sum(len(request.users) for _, request in self.requests):
             _progress(self.run, self.exchange, self.counted, of, len(request.users))
-        for other in self.held.pop(node, []):
+        self.under_way[node] -= 1
+        behind = self.held.pop(node, [])
+        room = max(AHEAD - self.under_way[node], 0)
+        if behind[room:]:
+            self.held[node] = behind[room:]
+        for other in behind[:room]:
             self.send(other)
 
     def give_up(self) -> None:

@@ -178,6 +178,34 @@ def test_what_is_settled(clock, monkeypatch, asked, answered, later, expected):
     assert asking.settled(2) is expected
 
 
+def test_a_node_has_few_requests_at_a_time(clock, monkeypatch):
+    """Flower looks at all that are under way, again and again; the others wait here."""
+    run = running(clock, {}, 2, monkeypatch)
+    cast(Any, run.config).on_devices = False
+    told: list[Any] = []
+    monkeypatch.setattr(exchange, "_progress", lambda *words: told.append(words))
+    sent: list[int] = []
+
+    def send(_run: Any, node: int, request: Request, *_: Any) -> str:
+        sent.append(int(request.step))
+        return "" if request.step == "9" else f"m{request.step}"
+
+    monkeypatch.setattr(exchange, "_send", send)
+    monkeypatch.setattr(exchange, "AHEAD", 3)
+    same = cast(Any, lambda reply: reply)
+    asking: Asking[Any] = Asking(run, EXCHANGE, same, same, limits({}, 0))
+    requests = [
+        (number % 2, Request("r", str(number), {}, "", ("u",))) for number in range(20)
+    ]
+    asking.add(requests)
+    assert sent == [0, 1, 2, 3, 4, 5]
+    while asking.left:
+        assert len(asking.waiting) <= 6
+        asking.take(next(iter(asking.waiting)), cast(Any, "yes"))
+    assert sorted(sent) == [*range(20)] and len(asking.replies) == 19
+    assert not asking.held and not +asking.under_way and len(told) == 20
+
+
 # --- what is told ----------------------------------------------------------------------
 
 

@@ -77,7 +77,7 @@ def world(keys: dict[str, Any]) -> dict[str, Any]:
     """Functionals and estimates of all users of one world."""
     config = parse({**PEOPLE, **keys, "unlabeled.kind": "others"})
     data = personas.make(config)
-    people = data.users + data.development
+    people = data.everybody
     known = [u.truth.functionals for u in people if u.truth]
     exact = [asdict(each) for each in known if each]
     estimates = list(estimated(config, people))

@@ -133,7 +133,7 @@ def world_of(config: Config) -> World:
     dataset = fitted(backbone, load_dataset(config))
     run = with_pool(config, Reference(backbone), dataset, Cache())
     local = Local(config, run.state, dataset, Reference(backbone))
-    return World(config, local.reference, _fewer(local.unlabeled), dataset.users)
+    return World(config, local.reference, _fewer(local.unlabeled), tuple(dataset.users))
 
 
 def _fewer(whole: UnlabeledSet) -> UnlabeledSet:

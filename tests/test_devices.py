@@ -117,7 +117,7 @@ def model(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def people() -> tuple[User, ...]:
-    return load_dataset(parse({"users": 3, "history": 6, "held-out": 2})).users
+    return tuple(load_dataset(parse({"users": 3, "history": 6, "held-out": 2})).users)
 
 
 @pytest.fixture

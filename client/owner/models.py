@@ -228,7 +228,7 @@ def try_out(name: str) -> dict[str, Any]:
     from ...common.methods.personalise import personalise
     from ...common.unlabeled.sets import UnlabeledSet
     from .consent import SETTINGS
-    from .owner import config_of
+    from .loading import config_of
 
     begun = perf_counter()
     rate = rates_of(name).usual

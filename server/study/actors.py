@@ -1,6 +1,8 @@
 """Cells of a study on a Ray cluster: an actor for each that is computed at a time."""
 
+import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -16,6 +18,7 @@ from .declaration import Study
 
 # After the first. A cell that ends its process (no memory) is not tried for ever.
 RETRIES = 2
+PAUSE = 20.0  # seconds before; Ray takes half of that to know that a machine is gone
 
 
 def paths(study: Study, folder: Path) -> dict[str, str]:
@@ -42,25 +45,39 @@ class Actor:
         self._actor = actor
 
     def submit(self, function: Callable[..., Any], *words: Any) -> Future[Any]:
-        """Call a function there."""
+        """Call a function there; again, where its process has ended before it answered."""
         answer: Future[Any] = Future()
+        left = RETRIES
+
+        def begin() -> None:
+            try:
+                found = self._actor.run.remote(function, versions(), *words).future()
+                found.add_done_callback(done)
+            except Exception as error:  # Ray has ended
+                answer.set_exception(reason(error))
 
         def done(found: Future[Any]) -> None:
-            if error := found.exception():
+            nonlocal left
+            error = found.exception()
+            if error and is_lost(error) and left:
+                left -= 1
+                again = threading.Timer(PAUSE, begin)
+                again.daemon = True
+                again.start()
+            elif error:
                 answer.set_exception(reason(error))
             else:
                 answer.set_result(found.result())
 
-        self._actor.run.remote(function, versions(), *words).future().add_done_callback(
-            done
-        )
+        begin()
         return answer
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Give the place free for one that waits; what is computed there is lost."""
         import ray
+        from ray.exceptions import RayError
 
-        with suppress(ray.exceptions.RayError):
+        with suppress(RayError):
             ray.kill(self._actor)
 
 
@@ -117,7 +134,7 @@ def actors(count: int, cluster: Cluster, gpus: float = 0.0) -> Iterator[list[Act
     ray.init(
         address=cluster.address,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         runtime_env={"env_vars": worker_environment(os.environ)},
     )
     try:
@@ -125,7 +142,6 @@ def actors(count: int, cluster: Cluster, gpus: float = 0.0) -> Iterator[list[Act
             num_cpus=1,
             num_gpus=gpus,
             max_restarts=-1,
-            max_task_retries=RETRIES,
             scheduling_strategy="SPREAD",
         )(Cells)
         yield [Actor(kind.remote(os.getcwd())) for _ in range(count)]
@@ -133,13 +149,20 @@ def actors(count: int, cluster: Cluster, gpus: float = 0.0) -> Iterator[list[Act
         ray.shutdown()
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether there is no answer since a process or its machine has ended."""
+    from ray.exceptions import RayError, RayTaskError
+
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
+
+
 def reason(error: BaseException) -> BaseException:
     """Return what went wrong there, as if it had been here."""
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayTaskError
 
     if isinstance(error, RayTaskError):
         return error.cause
-    if isinstance(error, RayError):
+    if is_lost(error):
         return IdiolectError(
             f"a cell could not be computed on the cluster: its process ended "
             f"{1 + RETRIES} times ({type(error).__name__}); where memory ran out, use "

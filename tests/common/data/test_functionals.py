@@ -82,7 +82,7 @@ def test_odds_of_a_certain_classifier_are_refused():
 def test_a_persona_is_compared_with_the_mean_of_all_others(task):
     config = parse({"task": task, "users": 3, "development-users": 2, "history": 1})
     data = personas.make(config)
-    people = data.users + data.development
+    people = data.everybody
     world = personas.WORLDS[task]
     known = [authors.draw_author(world, 0, u.id, config.persona) for u in people]
     pairs = list(map(authors.distributions(world, known), range(5)))

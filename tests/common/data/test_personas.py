@@ -38,7 +38,7 @@ def test_shape(task: str) -> None:
     assert [user.id for user in data.development] == ["dev-000", "dev-001"]
     assert len(data.public) == 20
     assert data.task.name == task
-    everyone = data.users + data.development
+    everyone = data.everybody
     assert {len(user.history) for user in everyone} == {12}
     assert {len(user.held_out) for user in everyone} == {4}
     items = [i for user in everyone for i in user.history + user.held_out]
@@ -73,7 +73,7 @@ def test_text_depends_on_neither_the_other_users_nor_the_lengths(task: str) -> N
 @pytest.mark.parametrize("task", TASKS)
 def test_held_out_prompts_are_nobodys_history(task: str) -> None:
     data = make(small(task, users=20, history=30, held_out=10))
-    everyone = data.users + data.development
+    everyone = data.everybody
     history = {item.prompt.text for user in everyone for item in user.history}
     held_out = {item.prompt.text for user in everyone for item in user.held_out}
     public = {item.prompt.text for item in data.public}
@@ -127,7 +127,7 @@ def test_rival_is_written_by_the_named_user() -> None:
     # Hard rules: a rival's headline shows its author's own values and nobody else's.
     persona = Persona(strength=1.0)
     data = make(dataclasses.replace(small(users=20), persona=persona))
-    by_name = {user.id: user for user in data.users + data.development}
+    by_name = {user.id: user for user in data.everybody}
     for user in data.users:
         for item in user.held_out:
             (rival,) = item.rivals

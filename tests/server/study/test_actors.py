@@ -37,6 +37,8 @@ from idiolect.common.errors import refuse_if
 from idiolect.server.simulate.cluster import Cluster
 from idiolect.server.study import actors
 
+actors.PAUSE = 1.0
+
 def found(actor, function, *words):
     try:
         return actor.submit(function, *words).result(60)

@@ -1,5 +1,5 @@
 """Declared experiments over many cells, which are runs without messages.
 
-Imports: server.forecast, server.run, server.privacy, common.engine, common.unlabeled,
-common.data, common.protocol.
+Imports: server.forecast, server.run, server.simulate, server.privacy, common.engine,
+common.unlabeled, common.data, common.protocol.
 """

@@ -17,7 +17,8 @@ SHOWN = [
     *(
         ROOT / "client/owner" / f"{name}.py"
         for name in (
-            *("owner", "adapters", "history", "limits", "interrupted"),
+            *("training", "learning", "judging", "writing", "forgetting"),
+            *("adapters", "history", "limits", "interrupted"),
             *("consent", "store", "database", "resident"),
         )
     ),

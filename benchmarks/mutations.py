@@ -1900,7 +1900,7 @@ MUTATIONS = (
         "Users who are made late are other users",
         "common/data/types.py",
         "return self._make(self._places[index])",
-        "return self._make(index % len(self._names))",
+        "return self._make(self._places[index - 1])",
         "test_they_behave_like_a_tuple_and_are_made_late",
     ),
     Mutation(

@@ -1,6 +1,6 @@
 """The process behind the page that loads the model: it trains, or it writes.
 
-The limits of work hold for a whole process and need its main thread (`training.limits`), a
+The limits of work hold for a whole process and need its main thread (`owner.limits`), a
 training must end at once, and what forgetting erases must be in no memory. So none of this
 is done in the process that serves the page.
 

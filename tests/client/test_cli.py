@@ -1071,7 +1071,7 @@ def test_a_second_training_says_which_one_is_running(run, held, ready):
     place = ready / "home" / "device" / ".vault.db.training"
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from idiolect.client.training.limits import alone\n"
+        "from idiolect.client.owner.limits import alone\n"
         "with alone(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     )
     vault = ready / "home" / "device" / "vault.db"

@@ -60,7 +60,7 @@ def test_two_nodes_compute_what_one_machine_does_and_one_may_die() -> None:
     )
     assert not done.returncode, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
-    assert len(report["runs"]["both"]["answered"]) == 2
+    assert len(report["runs"]["killed"]["answered"]) == 2
     assert report["adapters"] == 6  # three users, two methods
     assert report["cells"] == 4
     for one in (*report["runs"].values(), *report["studies"].values()):

@@ -11,11 +11,11 @@ from ..commands import personalize, status
 from ..commands.vault import TOY
 from ..imports.read import Imported, report
 from ..node import membership
-from ..owner import consent, history, learning
+from ..owner import consent, history
 from ..owner.adapters import Version
 from ..owner.forgetting import Forgotten
 from ..owner.history import Entry
-from ..owner.learning import FEWEST, HELPS
+from ..owner.learning import FEWEST, HELPS, judges
 from ..owner.vault import Vault
 from .words import on_page
 
@@ -62,7 +62,7 @@ def overview(vault: Vault) -> dict[str, Any]:
         "liked": found["liked"],
         "disliked": found["disliked"],
         "fewest": FEWEST,
-        "judges": learning.judges(found["liked"]),
+        "judges": judges(found["liked"]),
         "sources": [{"name": name, "pairs": n} for name, n in counts.sources.items()],
         "next": {"text": sentence, "button": button, "place": place},
         "active": found["active"],

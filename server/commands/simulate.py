@@ -50,10 +50,7 @@ def start(options: argparse.Namespace) -> int | None:
     from ..simulate.plan import built_in_app, has_finished, prepare
 
     check_tracker(options)
-    refuse_if(
-        bool(options.ray) and options.plan,
-        "--plan measures this machine, and --ray names others: leave out one of them.",
-    )
+    check_cluster(options)
     signal.signal(signal.SIGTERM, terminated)
     app = options.app or built_in_app()
     # Before torch and Flower are imported, which takes seconds.
@@ -71,6 +68,14 @@ def start(options: argparse.Namespace) -> int | None:
     if options.plan:
         return None
     return show_to_end(lambda console: simulate(plan, console, ahead), to)
+
+
+def check_cluster(options: argparse.Namespace) -> None:
+    """Refuse a forecast, which measures this machine, for a run on others."""
+    refuse_if(
+        bool(options.ray) and options.plan,
+        "--plan measures this machine, and --ray names others: leave out one of them.",
+    )
 
 
 def tell_cluster(cluster: "Cluster", what: str) -> None:

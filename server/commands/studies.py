@@ -13,7 +13,14 @@ from ...common.errors import IdiolectError, Impossible, refuse_if
 from ...common.process import age
 from ...common.text import lines, tell, tell_sentence
 from ..forecast.gpus import gpu_of
-from .simulate import check_tracker, console_of, tell_ahead, tell_cluster, write_page
+from .simulate import (
+    check_cluster,
+    check_tracker,
+    console_of,
+    tell_ahead,
+    tell_cluster,
+    write_page,
+)
 
 if TYPE_CHECKING:
     from ..study.declaration import Study
@@ -33,10 +40,7 @@ def run_studies(options: argparse.Namespace) -> None:
         bool(options.gpu) and jobs > 1,
         "--jobs is for this machine: with --gpu say --gpus N.",
     )
-    refuse_if(
-        bool(options.ray) and options.plan,
-        "--plan measures this machine, and --ray names others: leave out one of them.",
-    )
+    check_cluster(options)
     refuse_if(
         options.gpus_per_job < 0 or bool(options.gpus_per_job) and not options.ray,
         f"--gpus-per-job is {options.gpus_per_job:g}: give a positive number, with --ray.",

@@ -150,7 +150,7 @@ def actors(count: int, cluster: Cluster, gpus: float = 0.0) -> Iterator[list[Act
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether there is no answer since a process or its machine has ended."""
+    """Whether no answer came because the process or its machine has ended."""
     from ray.exceptions import RayError, RayTaskError
 
     return isinstance(error, RayError) and not isinstance(error, RayTaskError)

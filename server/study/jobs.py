@@ -103,19 +103,19 @@ def run_side_by_side(
     left = [k for k, file in enumerate(files) if not file.exists()]
     share_cores(jobs)
     spent = expected = 0.0
-    if left:
-        with (
-            start(min(jobs, len(left))) as workers,
-            closing(_computed(todo, left, study.measured, workers)) as cells,
-        ):
-            for number, took in cells:
-                spent += took
-                expected += sum(ahead[number : number + 1])
-                pace = spent / expected / jobs if expected else 0.0
-                rest = until_end(ahead, files, pace)
-                say(f"{title(todo, number)}: {took:.0f} s{rest}")
-                if kept:
-                    store(kept, files)
+    if not left:
+        return finished(study, folder, kept)
+    with (
+        start(min(jobs, len(left))) as workers,
+        closing(_computed(todo, left, study.measured, workers)) as cells,
+    ):
+        for number, took in cells:
+            spent += took
+            expected += sum(ahead[number : number + 1])
+            pace = spent / expected / jobs if expected else 0.0
+            say(f"{title(todo, number)}: {took:.0f} s{until_end(ahead, files, pace)}")
+            if kept:
+                store(kept, files)
     if all(file.exists() for file in files):
         return finished(study, folder, kept)
     return run_study(study, folder, say, ahead, kept)

@@ -218,16 +218,16 @@ def _rivals(
     """
     found: list[Item] = []
     rng = numpy_generator(config.seed, "rival", world.task.name, item.id)
-    order = rng.permutation(len(everybody) - 1)  # of all but author `number`
-    others = (everybody[i + (i >= number)] for i in order)
-    for other in others:
+    order = rng.permutation(len(everybody) - 1)
+    order += order >= number  # of all but author `number`
+    for other in (everybody[i] for i in order):
         rival = _item(world, config, other, event, f"{item.id}/by-{other.name}")
         if rival.target != item.target:
             found.append(rival)
         if len(found) == config.evaluate.rivals:
             return tuple(found)
     if len(order) and not found:
-        other = everybody[order[0] + (order[0] >= number)]
+        other = everybody[order[0]]
         (elsewhere,) = _events(world, config, other.name, "held-out", 1)
         name = f"{other.name}/held-out-0"
         found.append(_item(world, config, other, elsewhere, name))

@@ -60,6 +60,7 @@ HEAD, SECOND = "10.77.0.1", "10.77.0.2"  # in networks that nobody else sees
 ALONE, BOTH, RESUMED, KILLED = "alone", "both", "resumed", "killed"
 INSIDE = "IDIOLECT_RAY_CLUSTER"  # set in the process that has a network of its own
 PATIENCE = 900.0
+SERVER = str(Path(sys.executable).parent / "idiolect-server")
 
 
 # --- what is compared and written: pure ------------------------------------------------
@@ -243,7 +244,7 @@ def cluster(place: Path, nodes: Sequence[Node]) -> Iterator[str]:
 
 def begin(place: Path, name: str, users: int, *words: str) -> "subprocess.Popen[bytes]":
     """Start a run."""
-    command = [str(Path(sys.executable).parent / "idiolect-server"), "simulate"]
+    command = [SERVER, "simulate"]
     command += ["--output-dir", str(place / "runs"), "--name", name, "--nodes", "2"]
     for key in (f"users={users}", *KEYS):
         command += ["-c", key]
@@ -262,7 +263,7 @@ def kill_all(pid: int) -> None:
 
 def resume(place: Path, name: str, address: str) -> "subprocess.Popen[bytes]":
     """Continue a run on the cluster."""
-    command = [str(Path(sys.executable).parent / "idiolect-server"), "simulate"]
+    command = [SERVER, "simulate"]
     command += ["--output-dir", str(place / "runs"), "--resume", name]
     return subprocess.Popen([*command, "--ray", address], stdout=sys.stderr)
 
@@ -293,7 +294,7 @@ def study(place: Path, name: str, *words: str) -> "subprocess.Popen[bytes]":
     """Start the study, with one thread in each process."""
     file = place / "four.toml"
     file.write_text(STUDY)
-    command = [str(Path(sys.executable).parent / "idiolect-server"), "study", str(file)]
+    command = [SERVER, "study", str(file)]
     command += ["--output-dir", str(place / name), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=sys.stderr)

@@ -53,6 +53,14 @@ PLAN = given(
     help="say how long it will take, how much memory it needs, where the time goes and "
     "what to lower, and do nothing",
 )
+RAY = given(
+    "--ray",
+    default="",
+    metavar="ADDRESS",
+    help="compute on the Ray cluster there, HOST:PORT of its head or `auto`; data, "
+    "backbone and --output-dir must be on paths that all its machines share (default: on "
+    "this machine)",
+)
 KEYS = given(
     "-c",
     dest="words",
@@ -138,14 +146,7 @@ COMMANDS = (
                 help="GPUs that each node has to itself, or a share of one such as 0.5 "
                 "(default: 0, all nodes see the same GPUs and use the first)",
             ),
-            given(
-                "--ray",
-                default="",
-                metavar="ADDRESS",
-                help="compute on the Ray cluster there, HOST:PORT of its head or `auto`; "
-                "data, backbone and --output-dir must be on paths that all its machines "
-                "share (default: on this machine, in a cluster of the run's own)",
-            ),
+            RAY,
         ),
         " The simulated devices are on this machine, and other accounts cannot reach them. "
         "Shows the progress; the exit code says whether the run succeeded.",
@@ -190,14 +191,7 @@ COMMANDS = (
                 help="compute so many cells at the same time, each in a process of its own "
                 "(default: 1; with --ray one for each core of the cluster)",
             ),
-            given(
-                "--ray",
-                default="",
-                metavar="ADDRESS",
-                help="compute on the Ray cluster there, HOST:PORT of its head or `auto`; "
-                "data, backbone and --output-dir must be on paths that all its machines "
-                "share",
-            ),
+            RAY,
             given(
                 "--gpus-per-job",
                 type=float,

@@ -24,12 +24,12 @@ from ...common.engine.training import UNWATCHED, Watch
 from ...common.errors import refuse_if, required
 from ...common.methods.personalise import Personal, personalise
 from ...common.unlabeled.sets import UnlabeledSet
-from . import adapters, history, interrupted, learning, limits
+from . import adapters, history, interrupted, limits
 from .adapters import Version
 from .consent import settings
 from .history import Entry
 from .judging import adopt
-from .learning import FEWEST, check_learnt
+from .learning import FEWEST, check_learnt, split
 from .loading import config_of
 from .vault import Vault
 
@@ -67,7 +67,7 @@ def train(
     ):
         entries = history.entries(vault)
         fits_strength = chosen["fit-strength"] == "yes"
-        learning.split(entries)  # refuses too little before a backbone is loaded
+        split(entries)  # refuses too little before a backbone is loaded
         watch.phase(f"loading the model {Path(chosen['backbone']).name:.40}")
         rate = rates_of(chosen["backbone"]).usual if given is None else given
         config = config_of(chosen, method, rate)
@@ -77,7 +77,7 @@ def train(
             a_layer_at_a_time(loaded.backbone.model, loaded.backbone.regions)
         )
         short = _fitting(loaded.backbone, entries)
-        user, learnt = learning.split(short, fits_strength=fits_strength)
+        user, learnt = split(short, fits_strength=fits_strength)
         shared = adapters.latest_shared(vault, loaded.backbone, loaded.adapter)
         reference = loaded.with_shared(shared)
         texts = [asdict(item) for item in (*user.history, *user.disliked)]

@@ -72,9 +72,7 @@ def run_studies(options: argparse.Namespace) -> None:
     since = 0.0
     for study in declared:
         tell(f"study {study.name} in {place / study.name}")
-        found = computed(
-            study, place / study.name, kept[study.name], options, jobs, since
-        )
+        found = computed(study, place / study.name, kept[study.name], options, since)
         tell_markdown(markdown(found))
         written = place / study.name / "summary.json"
         write_json(written, found)
@@ -91,7 +89,6 @@ def computed(
     folder: Path,
     kept: Path | None,
     options: argparse.Namespace,
-    jobs: int,
     since: float,
 ) -> dict[str, Any]:
     """Run a study, or take what is finished of it; return its summary."""
@@ -112,7 +109,7 @@ def computed(
         refuse_if(not done, f"study {study.name} has no finished cell: run it first.")
     elif options.ray:
         done = on_cluster(study, folder, kept, options, since)
-    elif jobs > 1:
+    elif (jobs := options.jobs or 1) > 1:
         from ..study.jobs import run_side_by_side, share_cores
 
         share_cores(jobs)  # the forecast measures with as many threads
@@ -140,12 +137,7 @@ def on_cluster(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder, gpus = folder.absolute(), options.gpus_per_job
     cluster = surveyed(options.ray, paths(study, folder), folder)
-    places = cluster.places(gpus)
-    refuse_if(
-        not places,
-        f"--gpus-per-job is {gpus:g}, and no machine of the cluster has so many GPUs and "
-        "a core: lower it, or leave it out.",
-    )
+    places = cluster.places(gpus, "--gpus-per-job")
     jobs = min(options.jobs or places, places)
     tell_cluster(cluster, f"{jobs} cells at a time")
     ahead = ahead_of_study(study, folder, since, jobs)

@@ -78,12 +78,24 @@ class Cluster:
     machines: tuple[Machine, ...]
     warnings: tuple[str, ...] = ()
 
-    def places(self, gpus: float) -> int:
-        """Return how many processes of one core, and so many GPUs, it can hold."""
-        return sum(
+    def places(self, gpus: float, option: str) -> int:
+        """Return how many processes of one core, and so many GPUs, it can hold.
+
+        Raises
+        ------
+        IdiolectError
+            No machine can hold one. `option` is the one that says the number of GPUs.
+        """
+        places = sum(
             min(one.cpus, int(one.gpus / gpus)) if gpus else one.cpus
             for one in self.machines
         )
+        refuse_if(
+            not places,
+            f"{option} is {gpus:g}, and no machine of the cluster has so many GPUs and a "
+            "core: lower it, or leave it out.",
+        )
+        return places
 
 
 def survey(

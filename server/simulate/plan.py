@@ -172,13 +172,7 @@ def default_nodes(gpus: float, cluster: Cluster | None) -> int:
         There is no room for one.
     """
     if cluster is not None:
-        places = cluster.places(gpus)
-        refuse_if(
-            not places,
-            f"--gpus-per-node is {gpus:g}, and no machine of the cluster has so many GPUs "
-            "and a core: lower it, or leave it out.",
-        )
-        return places
+        return cluster.places(gpus, "--gpus-per-node")
     if not gpus:
         return min(len(os.sched_getaffinity(0)), 8)
     import torch

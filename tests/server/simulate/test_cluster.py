@@ -54,10 +54,10 @@ def test_a_cluster_without_cores_is_refused() -> None:
 def test_places_are_counted_per_machine() -> None:
     one, two = replace(HERE, cpus=4, gpus=2.0), replace(HERE, cpus=1, gpus=8.0)
     both = cluster.Cluster("a:1", (one, two, HERE))
-    assert both.places(0) == 4 + 1 + 2
-    assert both.places(1) == 2 + 1 + 0
-    assert both.places(0.5) == 4 + 1 + 0
-    assert both.places(2) == 1 + 1 + 0
+    assert both.places(0, "--gpus") == 4 + 1 + 2
+    assert both.places(1, "--gpus") == 2 + 1 + 0
+    assert both.places(0.5, "--gpus") == 4 + 1 + 0
+    assert both.places(2, "--gpus") == 1 + 1 + 0
 
 
 def test_what_may_differ_is_said_and_refuses_nothing() -> None:

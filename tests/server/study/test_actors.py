@@ -20,6 +20,8 @@ from idiolect.server.study import actors
 from idiolect.server.study.cells import run_study
 from idiolect.server.study.declaration import read_study
 
+from .test_jobs import files_of
+
 # A cluster of one machine with two cores and a GPU that is in the environment only.
 HEAD = """
 import sys
@@ -141,10 +143,6 @@ def test_a_cluster_writes_the_files_of_one_process(
     assert not done.returncode, done.stderr[-3000:]
     assert f"2 cells at a time on the Ray cluster at {address}" in done.stdout
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two" / "small")
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "cells").iterdir()}
 
 
 def test_cells_are_computed_by_the_same_versions_only(monkeypatch) -> None:

@@ -650,7 +650,7 @@ Written by `python benchmarks/errors.py`, which types each of these command line
 | code | means | what to do |
 |---|---|---|
 | 0 | success; also a service that was asked to end | |
-| 1 | the new adapter loses; the run failed; an audit found a leak | what it says |
+| 1 | the adapter loses; the run failed; `doctor` or audit found something | what it says |
 | 2 | command, file, setting or machine: something is wrong | what the sentence says |
 | 70 | a defect of idiolect; its traceback is in a private file | start again, report it |
 | 130 | Ctrl-C | start it again |

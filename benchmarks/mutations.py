@@ -1270,6 +1270,28 @@ MUTATIONS = (
         "tests/server/run/test_integers.py",
     ),
     Mutation(
+        "Masked sums: a device answers a request for a bare row",
+        "client/node/agreement.py",
+        "masked != summed and not node.simulated,",
+        "False,",
+        "test_a_request_without_masks_gets_no_row_of_a_masked_run",
+        "tests/test_masked_devices.py",
+    ),
+    Mutation(
+        "Masked sums: hidden draws excuse any noise",
+        "common/secure/expected.py",
+        "enough = z > 0 and sampled_delta(z, rate, privacy.epsilon) <= most",
+        "enough = z > 0",
+        "test_noise_that_costs_more_than_epsilon_is_refused_though_users_are_drawn",
+    ),
+    Mutation(
+        "Masked sums: two members have one key",
+        "server/run/masked.py",
+        "elif user not in known and not run.keys.isdisjoint(members.keys_of(entry)):",
+        "elif False:",
+        "test_a_key_of_another_member_is_not_taken_into_the_directory",
+    ),
+    Mutation(
         "Masked sums: a row goes into a sum of another kind, with its noise",
         "client/node/secure.py",
         "(summing.stage, summing.clip) != (stage, clip)",
@@ -1923,6 +1945,13 @@ MUTATIONS = (
         "kept = {name: headers[name] for name in FORWARDED if name in headers}",
         "kept = dict(headers)",
         "test_a_fleet_call_passes_with_its_signature_and_nothing_else",
+    ),
+    Mutation(
+        "The proxy does not count an answer while it comes",
+        "server/deploy/proxy.py",
+        "                _hold(proxy, connection, len(part))\n",
+        "",
+        "test_an_answer_is_counted_while_it_comes",
     ),
     Mutation(
         "A revoked device is let in",

@@ -199,8 +199,8 @@ def simulation(found: dict[str, Any]) -> list[str]:
             f"{met(ratio, '≥ 10')}). Start-up of the smallest run of idiolect, everything "
             f"outside its phases: {first['start']:.0f} s (target ≤ 25). Its "
             f"processes grow by {growth:.2f} MiB per user together (target: flat), the "
-            f"server by {own:.2f}: each holds the texts of all users, and with more groups "
-            "the longest group, which sets the peak of a pass, is longer."
+            f"server by {own:.2f}: with more groups the longest group, which sets the peak "
+            "of a pass, is longer."
         ),
         "",
         *bound(theirs["per_user"]),

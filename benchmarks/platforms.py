@@ -73,6 +73,9 @@ many have one and which have none. idiolect itself is pure Python.
 def needed(extras: tuple[str, ...]) -> list[str]:
     """Names of all packages that idiolect with these extras installs."""
     found: set[str] = set()
+    seen = set[
+        tuple[str, frozenset[str]]
+    ]()  # a package may be asked for again, with extras
     todo = [("idiolect", frozenset(extras))]
     while todo:
         name, asked = todo.pop()
@@ -81,11 +84,12 @@ def needed(extras: tuple[str, ...]) -> list[str]:
             wanted = [{"extra": extra} for extra in ("", *asked)]
             if one.marker and not any(map(one.marker.evaluate, wanted)):
                 continue
-            package = canonicalize_name(one.name)
-            if package not in found and package != "idiolect":
-                found.add(package)
-                todo.append((package, frozenset(one.extras)))
-    return sorted(found)
+            wants = canonicalize_name(one.name), frozenset(one.extras)
+            if wants not in seen:
+                seen.add(wants)
+                found.add(wants[0])
+                todo.append(wants)
+    return sorted(found - {"idiolect"})
 
 
 def pins() -> dict[str, str]:

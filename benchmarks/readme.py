@@ -119,7 +119,8 @@ def table(kept: Mapping[str, Any]) -> Iterator[str]:
         took = f"{kept['minutes']:.0f} minutes on {kept['cores']} cores"
         yield ""
         yield f"Time, without the start: {took}. Memory of all processes:"
-        yield f"{kept['gigabytes']:.0f} GB, for it takes what is free."
+        yield f"{kept['gigabytes']:.0f} GB: by default training uses what is free. Set"
+        yield "`engine.memory` to use less."
 
 
 def difference(value: Mapping[str, Any]) -> str:

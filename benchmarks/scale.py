@@ -88,7 +88,8 @@ def measured() -> str:
     best = max(gpu["medians"].items(), key=lambda one: one[1]["users_per_minute"])
     about = (
         f"Built-in backbone, {ours['origin']['processor']} "
-        "(`benchmarks/simulation.py`: shared adapter, votes, one trained method). On one "
+        "(`benchmarks/simulation.py`: 32 texts of history, shared adapter in four rounds, "
+        f"votes, one trained method; commit {ours['origin']['commit']}). On one "
         f"{gpu['gpu']} a model of 0.5 billion parameters trained "
         f"{best[1]['users_per_minute']:.0f} own adapters a minute, {best[0]} users in a "
         "pass (`benchmarks/many_users.py`, random weights, an earlier version)."

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .errors import IdiolectError
+from .errors import IdiolectError, pip_install
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
@@ -28,9 +28,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     try:
         import shtab
     except ModuleNotFoundError:
-        raise IdiolectError(
-            "this needs shtab: install it by `pip install shtab`."
-        ) from None
+        raise IdiolectError(f"this needs shtab: `{pip_install('shtab')}`.") from None
     _mark_paths(parser, shtab.FILE)
     return shtab.complete(parser, shell)
 

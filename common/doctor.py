@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .command import refusal
-from .errors import IdiolectError
+from .errors import IdiolectError, pip_install
 from .text import printable
 
 NAMED = ("flwr", "torch")  # packages whose versions are always told
@@ -150,8 +150,9 @@ def packages(extra: str = "") -> Finding:
     known = [f"{one} {installed(one)}" for one in (name, *NAMED)]
     said = ", ".join(known).replace("flwr", "Flower")
     if wrong:
-        where = f"'{name}[{extra}]'" if extra else name
-        text = f"{said}; {', '.join(wrong)}: `pip install -c constraints.txt {where}`."
+        where = f"{name}[{extra}]" if extra else name
+        then = pip_install("-c", "constraints.txt", where)
+        text = f"{said}; {', '.join(wrong)}: `{then}`."
         return Finding("versions", False, text)
     return Finding("versions", True, f"{said}.")
 

@@ -1,6 +1,8 @@
 """The exceptions whose sentence a user of idiolect reads."""
 
 import contextlib
+import shlex
+import sys
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -17,6 +19,15 @@ class IdiolectError(Exception):
 
 class Impossible(IdiolectError):
     """A job that would fail as it is configured: a forecast ends it before it begins."""
+
+
+def pip_install(*words: str) -> str:
+    """Return the command that installs into the environment which computes here.
+
+    A plain ``pip`` may be that of another one, which lacks idiolect and would look for a
+    package of this name elsewhere.
+    """
+    return shlex.join([sys.executable, "-m", "pip", "install", *words])
 
 
 def words_of(error: Exception) -> str:

@@ -97,7 +97,9 @@ APP = (
         "at the current folder",
     ),
     given(
-        "--preset", metavar="NAME", help="values of keys that are not given (`paper`)"
+        "--preset",
+        metavar="NAME",
+        help="values of keys that are not given (`paper`, `real`)",
     ),
     given("--name", help="of the run (default: made from task, time and seed)"),
     given("--resume", metavar="NAME", help="continue a run; `latest` is the last one"),

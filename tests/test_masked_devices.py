@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from idiolect.client.commands import server as commands
 from idiolect.client.commands.answer import Answer
@@ -19,7 +19,13 @@ from idiolect.common.config import parse
 from idiolect.common.data.load import load_dataset
 from idiolect.common.errors import IdiolectError
 from idiolect.common.protocol.manifest import public_key
-from idiolect.common.protocol.messages import AdaptRequest, ConfirmRequest, Failure
+from idiolect.common.protocol.messages import (
+    AdaptRequest,
+    ConfirmRequest,
+    EvaluateRequest,
+    Failure,
+    VoteRequest,
+)
 from idiolect.common.protocol.packing import pack
 from idiolect.common.protocol.signed import read_sealed
 from idiolect.common.protocol.summing import bitmap
@@ -137,6 +143,38 @@ def altered(
         return original(self, changed)
 
     monkeypatch.setattr(exchange.Asking, "add", add)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (AdaptRequest, "train.adapt"),
+        (VoteRequest, "query.vote"),
+        (EvaluateRequest, "evaluate"),
+    ],
+)
+def test_a_request_without_masks_gets_no_row_of_a_masked_run(
+    vaults,  # noqa: F811
+    settings,  # noqa: F811
+    monkeypatch,
+    kind,
+    name,
+):
+    """A server that says in its hello that rows are masked, and then asks for them bare."""
+    replies: list[RecordDict] = []
+
+    def note(task: Message, reply: Message) -> Message:
+        if task.metadata.message_type == name:
+            replies.append(reply.content)
+        return reply
+
+    def bare(task):
+        return dataclasses.replace(task, summing=None, directory=())
+
+    altered(monkeypatch, bare, kind)
+    folder = run(settings | MASKED | {"adapt.rounds": 1}, DeviceGrid(vaults, note))
+    assert replies and not any(reply.array_records for reply in replies)
+    assert "a row without masks: it is not answered" in failures(folder)
 
 
 def test_members_that_share_a_key_are_noticed(vaults, settings, monkeypatch):  # noqa: F811

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError, explained, refuse_if
+from ...common.errors import IdiolectError, explained, pip_install, refuse_if
 from ...common.files import write_new
 from ..owner.resident import endpoint_key
 from .guard import ADDRESS, App, new_secret
@@ -18,7 +18,7 @@ ADDRESS_6 = "::1"
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENDING = 1  # seconds that answers get to end by themselves
 UNASKED = 64  # connections on which nothing is being answered
-NEEDED = "this needs uvicorn: install it by `pip install 'idiolect[serve]'`."
+NEEDED = f"this needs uvicorn: `{pip_install('idiolect[serve]')}`."
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from ...common.protocol.messages import (
     VoteRequest,
 )
 from ...common.unlabeled.sets import UnlabeledSet
+from ..owner.consent import Refusal
 from . import state
 from .host import Node, each_alone
 
@@ -35,6 +36,15 @@ def taking_part(
     `content` is a hash of what the rows depend on, beside the agreed configuration. Of a
     masked sum its plan counts too: other members would be another sum.
     """
+    # A run's configuration is agreed to, and a request that is not of its kind would get
+    # the row itself. A simulation's clear metrics are in no sum.
+    masked, summed = node.config.secagg.mode == "on", request.summing is not None
+    refuse_if(
+        masked != summed and not node.simulated,
+        f"the run {'has' if masked else 'has no'} masked sums, and the request asks for a "
+        f"row {'without' if masked else 'with'} masks: it is not answered.",
+        Refusal,
+    )
     if request.summing:
         content = f"{content} {request.summing.plan}"
     node.permit(outflow, node.config)

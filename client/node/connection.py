@@ -183,8 +183,8 @@ class Connection:
         request.metadata.__dict__["_message_id"] = tree.object_id
         return request
 
-    def send(self, reply: Message, seconds: float) -> None:
-        """Send a reply, which took so long; only the objects that the server lacks.
+    def send(self, reply: Message) -> None:
+        """Send a reply; only the objects that the server lacks.
 
         Raises
         ------
@@ -197,7 +197,8 @@ class Connection:
             node=who,
             messages_list=[message_to_proto(remove_content_from_message(reply))],
             message_object_trees=[get_object_tree(reply)],
-            clientapp_runtime_list=[seconds],
+            # How long it took would tell how much text there is.
+            clientapp_runtime_list=[0.0],
         )
         answer = self.call(self._client.PushMessages, announced)
         run, session = reply.metadata.run_id, answer.session_id

@@ -5,7 +5,7 @@ By the likelihood of the owner's newest texts, and by what it writes at their pr
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from ...common.engine.adapters import Lora, scaled, side_by_side
 from ...common.engine.fitting import fitting
 from ...common.engine.model_folder import unlike
 from ...common.engine.reference import Reference
-from ...common.engine.scoring import generate
+from ...common.engine.scoring import continued
 from ...common.errors import IdiolectError
 from ...common.methods import acceptance, strength
 from ...common.methods.evaluation import held_out_nll
@@ -198,12 +198,9 @@ def _tried(
     def tokens(item: Item, target: str) -> list[int]:
         return backbone.completion(replace(item, target=target))
 
-    def read(texts: Sequence[str]) -> list[acceptance.Text]:
-        rows = zip(asked, texts, strict=True)
-        return [
-            acceptance.Text(one, len(tokens(item, one)) <= room)
-            for (item, _), one in rows
-        ]
+    def read(ids: list[int]) -> acceptance.Text:
+        ended = not set(backbone.end_ids).isdisjoint(ids)
+        return acceptance.Text(backbone.decode(ids), ended)
 
     def cut(item: Item) -> acceptance.Text:
         """As much of the owner's text as could have been generated."""
@@ -215,11 +212,12 @@ def _tried(
         policies[1] = [rival.reference.adapter, rival.lora]
     # Together: a small batch takes as long as a smaller one.
     prompts = [ids for _, ids in asked]
-    texts = generate(
+    written = continued(
         *(backbone, [side_by_side(policies)], [*prompts, *prompts], room),
         repetition=acceptance.REPETITION,
     )
-    new, before = read(texts[: len(asked)]), read(texts[len(asked) :])
+    texts = [read(ids) for ids in written]
+    new, before = texts[: len(asked)], texts[len(asked) :]
     own = [cut(item) for item, _ in asked]
     fault = acceptance.fault(new, before, own, [item.target for item in user.history])
     rows = zip([item for item, _ in asked], before, new, strict=True)

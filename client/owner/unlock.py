@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError, explained, refuse_if
+from ...common.errors import IdiolectError, explained, pip_install, refuse_if
 from ...common.files import write_atomically
 from .keys import Key, Passphrase, RandomKey
 
@@ -275,8 +275,8 @@ def _keyring() -> Iterator[Any]:
         keyring = importlib.import_module("keyring")
     except ImportError:
         raise IdiolectError(
-            "the package `keyring` is missing: `pip install 'idiolect[keyring]'`, or "
-            "use a passphrase."
+            "the package `keyring` is missing: "
+            f"`{pip_install('idiolect[keyring]')}`, or use a passphrase."
         ) from None
     found = keyring.get_keyring()
     name = f"{type(found).__module__}.{type(found).__qualname__}"

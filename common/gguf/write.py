@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import IdiolectError, refuse_if
+from ..errors import IdiolectError, pip_install, refuse_if
 from . import convert, model, tokens
 from .header import read_header
 
@@ -145,7 +145,7 @@ def write_adapter(file: Path, config: Mapping[str, Any], pairs: Pairs) -> None:
 def _writer(kind: str) -> Any:
     refuse_if(
         importlib.util.find_spec("gguf") is None,
-        "writing a GGUF file needs the package gguf: `pip install gguf`.",
+        f"writing a GGUF file needs the package gguf: `{pip_install('gguf')}`.",
     )
     from gguf import GGUFWriter
 

@@ -267,6 +267,26 @@ def gaussian_epsilon(precision: float, delta: float) -> float:
     return high
 
 
+def sampled_delta(z: float, rate: float, epsilon: float) -> float:
+    r"""The delta that one Gaussian has at this epsilon where a coin draws each user.
+
+    :math:`q\,\delta_z(\log(1 + (e^\epsilon - 1) / q))` with :math:`\delta_z` that of the
+    Gaussian alone: exact for a user who is there in one of two worlds (Balle, Barthe and
+    Gaboardi 2018, theorem 8). Several releases have more.
+
+    Parameters
+    ----------
+    z
+        Noise multiplier, positive.
+    rate
+        q, with which a user is drawn; 1: everybody is.
+    epsilon
+        From 0 on.
+    """
+    inner = epsilon + math.log1p((rate - 1) * math.exp(-epsilon)) - math.log(rate)
+    return rate * _spill(1 / z, inner)
+
+
 def _spill(mu: float, epsilon: float) -> float:
     """The delta that a Gaussian has at this epsilon."""
     above = math.exp(_log_tail(epsilon / mu - mu / 2))

@@ -130,13 +130,23 @@ def _text(run: str, server: str, publics: bytes) -> bytes:
     return CONTEXT + f"{run}\n{server}\n".encode() + publics
 
 
+def keys_of(entry: Entry) -> tuple[str, str, str]:
+    """The public keys of a member: no other member has one of them."""
+    return entry.identity, entry.agreement, entry.signing
+
+
 @lru_cache(maxsize=20_000)  # a directory is the same in every request of a run
 def signed(entry: Entry, run: str, server: str) -> bool:
     """Whether the identity of an entry has signed its keys for this run and server."""
     try:
-        publics = bytes.fromhex(entry.agreement) + bytes.fromhex(entry.signing)
-        key = load_der_public_key(bytes.fromhex(entry.identity))
-        if not isinstance(key, ec.EllipticCurvePublicKey) or len(publics) != 2 * KEY:
+        agreement, signing = map(bytes.fromhex, (entry.agreement, entry.signing))
+        identity, publics = bytes.fromhex(entry.identity), agreement + signing
+        key = load_der_public_key(identity)
+        sizes = {len(agreement), len(signing)}
+        if not isinstance(key, ec.EllipticCurvePublicKey) or sizes != {KEY}:
+            return False
+        # In other digits the same key would be taken for another one.
+        if (identity + publics).hex() != "".join(keys_of(entry)):
             return False
         signature = bytes.fromhex(entry.signature)
         key.verify(signature, _text(run, server, publics), _CURVE)

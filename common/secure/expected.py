@@ -17,6 +17,7 @@ from ..privacy.protected import (
     is_sampled,
     multiplier,
     planned,
+    sampled_delta,
     sampling_rate,
 )
 from .neighbours import FEWEST, required
@@ -75,9 +76,9 @@ def expected(config: Config, crowd: int, stage: str) -> Expected:
 def refuse_noise(config: Config, stage: str, z: float, bit_z: float | None) -> None:
     """Refuse a sum with less noise than the run's configuration declares.
 
-    Where the server calibrates the noise (``privacy.noise=0``) a device has no accountant:
-    it refuses noise with which the planned releases of this stage alone would cost more
-    than ``privacy.epsilon``, unless coins are tossed for them.
+    Where the server calibrates the noise (``privacy.noise=0``) a device has no accountant.
+    It refuses noise with which the planned releases of this stage alone would cost more
+    than ``privacy.epsilon``; where coins are tossed for them, noise with which one would.
 
     Parameters
     ----------
@@ -101,8 +102,11 @@ def refuse_noise(config: Config, stage: str, z: float, bit_z: float | None) -> N
     declared = privacy.noise if stage == "adapt" else multiplier(config, outflow)
     if privacy.epsilon == math.inf:
         enough = True
-    elif privacy.noise or is_sampled(config, outflow):
+    elif privacy.noise:
         enough = z > 0 and z >= declared * (1 - TOLERANCE)
+    elif is_sampled(config, outflow):
+        rate, most = sampling_rate(config, outflow), privacy.delta * (1 + TOLERANCE)
+        enough = z > 0 and sampled_delta(z, rate, privacy.epsilon) <= most
     else:
         most = privacy.epsilon * (1 + TOLERANCE)
         enough = z > 0 and gaussian_epsilon(count / z**2, privacy.delta) <= most

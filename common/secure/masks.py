@@ -51,6 +51,15 @@ def agree(private: X25519PrivateKey, public: bytes) -> bytes:
         ) from error
 
 
+def agrees(public: bytes) -> bool:
+    """Whether a member's key agrees on a secret with those of others."""
+    try:
+        agree(X25519PrivateKey.generate(), public)
+    except IdiolectError:
+        return False
+    return True
+
+
 def _number(member: int) -> bytes:
     """A member's place in the cohort, as it stands in a key's name."""
     return member.to_bytes(4, "big")

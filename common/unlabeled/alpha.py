@@ -9,18 +9,20 @@ aims at (their names are those of `data.functionals`):
     true-bound, true-mean  share_bound and classifier_mean, exact
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..config import ALPHA_EXACT, Config
 from ..data.ngrams import WIDTH, hashed
-from ..data.types import Truth, User
+from ..data.types import Item, Truth, User
 from ..engine.fitting import encode_all
 from ..engine.reference import Reference, content_hash
 from ..seeds import numpy_generator
 from . import heldout, overlap, shares
 from .draws import Draw, subset
-from .sets import population_share
+from .sets import Unlabeled, population_share
 
 
 def alpha_of(
@@ -34,7 +36,7 @@ def alpha_of(
         return overlap.Overlap(min(known(rule, user.truth), overlap.HIGHEST), False)
     if not population_share(config.unlabeled):
         return overlap.Overlap(overlap.DEFAULT, False)
-    source = drawn.others if config.unlabeled.alpha_items else drawn.entries
+    source = drawn.others if config.unlabeled.alpha_items else distinct(drawn.entries)
     count = config.unlabeled.alpha_items or len(source)
     generator = numpy_generator(config.seed, "overlap", user.id)
     looked = subset(source, count, generator)
@@ -59,6 +61,18 @@ def alpha_of(
         ids = [(e.prompt_length, e.ids) for e in (*drawn.own, *aux)]
         key = ("alpha", user.id, content_hash(len(drawn.own), ids, rest))
     return reference.once(key, lambda: estimated(rule, *features(), weights, generator))
+
+
+def distinct(drawn: Sequence[Unlabeled]) -> list[Unlabeled]:
+    """Each item once, with the sum of its weights.
+
+    A small set is drawn several times over. The classifier is judged on items that it was
+    not fitted on: a copy among those would be known to it.
+    """
+    weights: dict[Item, float] = {}
+    for entry in drawn:
+        weights[entry.item] = weights.get(entry.item, 0.0) + entry.weight
+    return [Unlabeled(item, weight) for item, weight in weights.items()]
 
 
 def known(rule: str, truth: Truth) -> float:

@@ -117,7 +117,8 @@ def not_own(
 ) -> list[Unlabeled]:
     """The unlabeled set without this user's part in it, and without the noise's.
 
-    See `without_own` and, where there was noise, `tempered`.
+    See `without_own` and, where there was noise, `tempered`. Of other users' texts from
+    files those are left out, too, whose input is that of an own or held-out item.
     """
     items, voters = unlabeled.items, unlabeled.voters
     own_vote, own_texts = None, frozenset[str]()
@@ -126,6 +127,10 @@ def not_own(
         own_vote = user_vote(reference, [e.item for e in items], user, config)
     if config.unlabeled.kind == "anonymised":
         own_texts = frozenset(item.target for item in offers(user))
+    if config.unlabeled.kind == "others" and config.data:
+        # A text that two users have: one of them may be measured on it.
+        known = {item.prompt.input for item in (*user.history, *user.held_out)}
+        items = tuple(entry for entry in items if entry.item.prompt.input not in known)
     others = without_own(items, user, own_vote, own_texts, unlabeled.floor)
     others = [entry for entry in others if fits(reference.backbone, entry.item)]
     return others if voters is None else tempered(others)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.data.ngrams import BUCKETS
-from ...common.errors import IdiolectError, refuse_if
+from ...common.errors import IdiolectError, pip_install, refuse_if
 from ...common.unlabeled.votes import Bank, build_bank
 
 Aggregate = Callable[[NDArray[np.float32]], NDArray[np.floating]]
@@ -151,7 +151,7 @@ def _stats():
         from scipy import stats
     except ImportError as error:
         raise IdiolectError(
-            "privacy audits need scipy: pip install 'idiolect[server]'."
+            f"privacy audits need scipy: `{pip_install('idiolect[server]')}`."
         ) from error
     return stats
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...common.command import FAILED, code_of, complain, on_interrupt, summary
-from ...common.errors import IdiolectError, Impossible, refuse_if
+from ...common.errors import IdiolectError, Impossible, pip_install, refuse_if
 from ...common.text import tell, tell_sentence
 
 if TYPE_CHECKING:
@@ -141,8 +141,7 @@ def check_tracker(options: argparse.Namespace) -> None:
 
         refuse_if(
             find_spec("tensorboard") is None,
-            "this needs tensorboard: install it by `pip install "
-            "'idiolect[tensorboard]'`.",
+            f"this needs tensorboard: `{pip_install('idiolect[tensorboard]')}`.",
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError, refuse_if
+from ...common.errors import IdiolectError, pip_install, refuse_if
 from ..simulate.environment import BIN
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # which Flower's commands write into pipes, too
@@ -43,8 +43,8 @@ def flwr(
     """
     refuse_if(
         not (BIN / "flwr").is_file(),
-        f"Flower's command is not installed ({BIN / 'flwr'}): `pip install "
-        "'idiolect[server]'` into this environment.",
+        f"Flower's command is not installed ({BIN / 'flwr'}): "
+        f"`{pip_install('idiolect[server]')}`.",
     )
     done = subprocess.run(
         [str(BIN / "flwr"), *arguments, "--format", "json"],

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import IdiolectError, explained, refuse_if
+from ...common.errors import IdiolectError, explained, pip_install, refuse_if
 from . import keys
 from .metrics import Watched, exposition, numbers
 
@@ -125,12 +125,29 @@ class _Listener(http.server.ThreadingHTTPServer):
 class _Asked(http.server.BaseHTTPRequestHandler):
     """One request."""
 
-    timeout = READ_SECONDS
+    timeout = READ_SECONDS  # of each read or write
     server_version, sys_version = "idiolect", ""
     server: _Listener  # type: ignore[assignment]
 
+    def setup(self) -> None:
+        """Begin, with a time by which the whole request must be there."""
+        super().setup()
+        self._late = threading.Timer(self.timeout, self._hang_up)
+        self._late.daemon = True
+        self._late.start()
+
+    def finish(self) -> None:
+        """End."""
+        self._late.cancel()
+        super().finish()
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
     def do_GET(self) -> None:
         """Answer ``/health`` and ``/metrics``."""
+        self._late.cancel()
         host, _, _ = self.headers.get("Host", "").partition(":")
         if host not in HOSTS:  # a page whose name was pointed at this machine
             return self._answer(403, b"ask 127.0.0.1\n")
@@ -172,7 +189,7 @@ def monitored(port: int | None, server: Watched) -> Iterator[None]:
         import prometheus_client  # noqa: F401
     except ImportError:
         raise IdiolectError(
-            "--metrics needs prometheus_client: `pip install 'idiolect[server]'`."
+            f"--metrics needs prometheus_client: `{pip_install('idiolect[server]')}`."
         ) from None
     refuse_if(
         port in (server.port, server.inner),

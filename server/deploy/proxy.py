@@ -304,10 +304,9 @@ async def call_of(proxy: Proxy, connection: Connection, stream: Stream) -> bool:
         if call.path == PULL and not database.waits(proxy.read(), who.node):
             status, kept, text = NO_WORK
         else:
-            status, kept, text = await forward(proxy, call, headers, body)
+            status, kept, text = await forward(proxy, connection, call, headers, body)
         proxy.counts["bytes out"] += len(text)
         del body
-        _hold(proxy, connection, len(text))
         if call.path == PULL and status == 200:
             proxy.trees.note(who.node, text)
         await stream.answer(status, kept, text)
@@ -337,7 +336,11 @@ def _hold(proxy: Proxy, connection: Connection, size: int) -> None:
 
 
 async def forward(
-    proxy: Proxy, call: Call, headers: dict[bytes, bytes], body: bytes
+    proxy: Proxy,
+    connection: Connection,
+    call: Call,
+    headers: dict[bytes, bytes],
+    body: bytes,
 ) -> tuple[int, list[tuple[str, str]], bytes]:
     """Pass a call on to the SuperLink; return status, headers and body of its answer.
 
@@ -360,6 +363,7 @@ async def forward(
             parts, size = [], 0
             async for part in answer.aiter_raw(PIECE):
                 size += len(part)
+                _hold(proxy, connection, len(part))
                 refuse_if(size > ANSWER, 502, "the SuperLink's answer is too large")
                 parts.append(part)
     except httpx.HTTPError:

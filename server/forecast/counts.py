@@ -25,7 +25,7 @@ from ...common.engine.backbone import (
     lowest_adapted,
     projections,
 )
-from ...common.engine.fitting import encode_all, output_budget
+from ...common.engine.fitting import encode_all, fits, output_budget
 from ...common.engine.memory import Saving, needed_bytes, products
 from ...common.engine.reference import Reference
 from ...common.engine.scoring import chunks, collate
@@ -187,8 +187,8 @@ class Counting:
             yield Part("pool", "bank", 0, 0, self._sampled(rows))
 
     def _bank(self) -> list[Item]:
-        count = self.config.unlabeled.bank
-        return public_text(self.config, self.dataset, count)
+        bank = public_text(self.config, self.dataset, self.config.unlabeled.bank)
+        return [item for item in bank if fits(self.backbone, item)]
 
     def _trained(
         self, method: str, group: Sequence[User], draws: dict[str, Draw]

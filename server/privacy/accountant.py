@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from ...common.config import MOST_NOISE as MOST
-from ...common.errors import IdiolectError, refuse_if
+from ...common.errors import IdiolectError, pip_install, refuse_if
 from ...common.privacy.protected import FAINT, NOISELESS, joint
 
 INTERVAL = 1e-3  # of the discretised privacy loss; the error makes epsilon larger
@@ -263,7 +263,7 @@ def _accounting() -> ModuleType:
     except ImportError as error:
         raise IdiolectError(
             "the privacy ledger needs dp-accounting, which is not installed: "
-            "pip install 'idiolect[server]'."
+            f"`{pip_install('idiolect[server]')}`."
         ) from error
     return dp_accounting
 

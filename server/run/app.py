@@ -45,6 +45,7 @@ from .checkpoint import RunFolder, load, open_run, point_back, point_latest
 from .entry import entry, identity_of
 from .hello import Identity, hello, identity
 from .live import Journal, LiveRun, witness_of
+from .masked import forget_sums
 from .personalise import alphas, evaluate, mean_log, personalise
 from .pool import pool
 from .remote import Remote
@@ -319,6 +320,7 @@ def finish(
     run.journal.write({"event": "memory", "server_mb": server, "all_mb": together})
     state.cost.peak_rss_mb = max(state.cost.peak_rss_mb, together)
     run.save()
+    forget_sums(run)
     users = {
         user: {m: one[user] for m, one in state.metrics.items() if user in one}
         for user in names_of(run.dataset.users)

@@ -13,7 +13,7 @@ from typing import Any
 from ...common.config import Config
 from ...common.config.keys import flatten
 from ...common.data.lamp.longlamp import HUB
-from ...common.data.types import TOO_LONG, Dataset, Item, User
+from ...common.data.types import TOO_LONG, Dataset, Item
 
 SCHEMA = "idiolect.leaderboard/1"
 PATHS = ("data", "backbone", "unlabeled.file")  # of which only the last part is told
@@ -44,12 +44,10 @@ def identity_of(
         ``public`` (SHA-256 of the public text, or of its file), ``too_long`` (items that
         do not fit into the context). What there is not is None.
     """
-    everyone = dataset.everybody
     return {
         "config": {k: _told(k, value) for k, value in flatten(config).items()},
         "model": backbone,
-        "data": _texts(everyone, True) if everyone else None,
-        "measured": _texts(dataset.users, False) if everyone else None,
+        **_texts(dataset),
         "public": _public(config, dataset),
         "too_long": dropped.get(TOO_LONG, 0),
     }
@@ -92,14 +90,19 @@ def _told(name: str, value: Any) -> Any:
     return Path(str(value)).name
 
 
-def _texts(users: Sequence[User], learnt: bool) -> str:
-    """SHA-256 of users' texts, with or without their histories."""
-    found = [
-        [user.id, _pairs(user.held_out)]
-        + ([_pairs(user.history), _pairs(user.disliked)] if learnt else [])
-        for user in users
-    ]
-    return _hashed(found)
+def _texts(dataset: Dataset) -> dict[str, str | None]:
+    """SHA-256 of everybody's texts, and of what the evaluated users are measured on.
+
+    Each user is looked at once: of many personas memory does not hold all (`MadeUsers`).
+    """
+    held, learnt = list[list[Any]](), list[list[Any]]()
+    for user in dataset.everybody:
+        held.append([user.id, _pairs(user.held_out)])
+        learnt.append([_pairs(user.history), _pairs(user.disliked)])
+    if not held:
+        return {"data": None, "measured": None}
+    whole = [[*one, *two] for one, two in zip(held, learnt, strict=True)]
+    return {"data": _hashed(whole), "measured": _hashed(held[: len(dataset.users)])}
 
 
 def _hashed(found: Any) -> str:

@@ -77,6 +77,8 @@ class LiveRun(Run):
         Messages that this life of the run has sent.
     salt
         Of this life's parts (see `signed`).
+    keys
+        Public keys of the members of masked sums; empty until one says hello.
     """
 
     folder: Path
@@ -90,6 +92,7 @@ class LiveRun(Run):
     holds: dict[int, dict[str, str]] = field(default_factory=dict)
     sent: int = 0
     salt: bytes = field(default_factory=partial(os.urandom, SALT))
+    keys: set[str] = field(default_factory=set)
 
     @property
     def shapes(self) -> Shapes:
@@ -146,9 +149,14 @@ class LiveRun(Run):
         """Write the checkpoint."""
         save(self.folder, self.state)
 
+    @property
+    def sums(self) -> Path:
+        """Where masked sums are kept while they are made."""
+        return self.folder / "checkpoint" / "secagg"
+
     def sum_folder(self, name: str) -> Path:
-        """Where a masked sum of this name is kept while it is made."""
-        return self.folder / "checkpoint" / "secagg" / file_name(name)
+        """Where a masked sum of this name is kept."""
+        return self.sums / file_name(name)
 
     def begun(self, release: str) -> bool:
         """Whether a masked sum has a plan, so that its members can be asked again."""

@@ -71,6 +71,7 @@ from ...common.secure import directory as members
 from ...common.secure import secure
 from ...common.secure.directory import Entry
 from ...common.secure.grid import WORDS, words
+from ...common.secure.masks import agrees
 from ...common.secure.neighbours import threshold
 from ...common.secure.plan import Plan
 from ...common.secure.rows import Integers
@@ -138,6 +139,8 @@ def register(run: LiveRun, reply: HelloReply) -> dict[str, str]:
     if run.config.secagg.mode != "on":
         return {}
     known, server = run.state.members, public_key(run.signing_key)
+    if not run.keys:  # of an earlier life of the run
+        run.keys.update(key for one in known.values() for key in members.keys_of(one))
     witness = witness_of(run.config)
     numbers = run.nodes if run.config.on_devices else run.dataset.numbers
     problems: dict[str, str] = {}
@@ -150,10 +153,15 @@ def register(run: LiveRun, reply: HelloReply) -> dict[str, str]:
         # A signature may differ: ECDSA has a new one each time.
         elif astuple(entry)[:4] != astuple(known.get(user, entry))[:4]:
             problems[user] = "its keys for masked sums are not those it began with."
+        elif user not in known and not run.keys.isdisjoint(members.keys_of(entry)):
+            problems[user] = "its keys for masked sums are those of another member."
+        elif not agrees(bytes.fromhex(entry.agreement)):
+            problems[user] = "its key for masked sums agrees on no secret."
         elif witness and not vouched(entry.voucher, witness, server, entry.identity):
             problems[user] = UNVOUCHED
         else:
             known.setdefault(user, entry)
+            run.keys.update(members.keys_of(entry))
     return problems
 
 
@@ -255,7 +263,7 @@ def begin(
     """Make the plan of a sum, or take it from the checkpoint."""
     place, directory = run.sum_folder(asked.name), directory_of(run)
     if not (place / "plan.json").exists():
-        forget_sums(but=place)
+        forget_sums(run, but=place)
         stored = planned(run, asked, users, integers, directory)
         write_atomically(place / "plan.json", json.dumps(stored).encode())
     stored = json.loads((place / "plan.json").read_text())
@@ -311,9 +319,9 @@ def planned(
     return {"summing": vars(summing), "users": sorted(cohort, key=cohort.__getitem__)}
 
 
-def forget_sums(but: Path) -> None:
-    """Erase the folders of all other sums: they are over."""
-    for old in but.parent.glob("*"):
+def forget_sums(run: LiveRun, but: Path | None = None) -> None:
+    """Erase the folders of all (other) sums: they are over, and say who took part."""
+    for old in run.sums.glob("*"):
         if old != but:
             shutil.rmtree(old)
 

@@ -121,9 +121,12 @@ def measure(run: Run, method: str) -> None:
     """Measure one method; texts are written for the first ``evaluate.users`` users."""
     settings, users = run.config.evaluate, measured_users(run, method)
     rate = run.state.learning_rates.get(method, 0.0)
-    first = (settings.users or len(users)) if settings.generate else 0
+    # The same ones for every method, also where one of them has no adapter.
+    asked = run.cohort.users[: settings.users or None] if settings.generate else ()
+    writing = tuple(user for user in users if user in asked)
+    rest = tuple(user for user in users if user not in asked)
     results: dict[str, dict[str, float]] = {}
-    for names, generate in ((users[:first], True), (users[first:], False)):
+    for names, generate in ((writing, True), (rest, False)):
         if names:
             results |= run.cohort.measure(names, method, rate, generate)
     run.state.metrics[method] = {u: results[u] for u in users if u in results}

@@ -124,6 +124,7 @@ def candidates(run: Run) -> tuple[Item, ...]:
         return bank
     import torch
 
+    from ...common.engine.fitting import fits
     from ...common.engine.reference import load_reference
 
     untrained = load_reference(config)
@@ -131,6 +132,7 @@ def candidates(run: Run) -> tuple[Item, ...]:
     rows = as_received(run.state.shared, config.signed_bytes)
     b = {name: torch.tensor(a, device=device) for name, a in rows.items()}
     reference = untrained.with_shared(replace(untrained.adapter, b=b))
+    bank = tuple(item for item in bank if fits(reference.backbone, item))
     texts = sample_reference(reference, bank, config, derive(config.seed, "bank"))
     made = tuple(
         replace(item, id=f"shared/{i}", target=text)

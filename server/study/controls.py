@@ -3,7 +3,9 @@
 `swapped`
     Each user is measured with a neighbour's adapter: is it the own text?
 `shuffled`
-    All histories are dealt out again before training: is it whose text it is?
+    All histories are dealt out again before training: is it whose text it is? The unlabeled
+    set stays as it was made: what a user is spared of it are the texts and the vote of the
+    first history. So methods that use the set may lose more than they should.
 `random`
     The unlabeled set has words drawn from all of its texts: does it matter what it says?
 """

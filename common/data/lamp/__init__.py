@@ -257,7 +257,8 @@ def _with_rivals(
     """Give every held-out item rivals: held-out items of other users, drawn from the seed.
 
     Rivals are of the same group, so evaluated users are compared among themselves; of
-    `others` if the group has only one user.
+    `others` if the group has only one user. None is a text that the user has, too: a paper
+    with two authors.
     """
 
     def text(item: Item) -> tuple[str, str]:
@@ -265,7 +266,7 @@ def _with_rivals(
 
     result: list[User] = []
     for user in users:
-        own = {text(item) for item in user.held_out}
+        own = {text(item) for item in (*user.held_out, *user.history)}
         group = [other for other in users if other.id != user.id] or others
         pool = [i for other in group for i in other.held_out if text(i) not in own]
         draw = numpy_generator(config.seed, "rivals", user.id)

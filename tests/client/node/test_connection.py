@@ -268,7 +268,7 @@ def test_a_request_arrives_whole_and_its_reply_too(tmp_path):
     assert request is not None and request.metadata.message_id == number
     assert request.content.config_records["message"]["word"] == "ask"
     assert line.receive() is None
-    line.send(Message(content("answer"), reply_to=request), 0.5)
+    line.send(Message(content("answer"), reply_to=request))
     (reply,) = grid.pull_messages([number])
     assert reply.content.config_records["message"]["word"] == "answer"
     found = reply.content.array_records["array"]["a"].numpy()

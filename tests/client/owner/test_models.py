@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_what_is_here_and_what_is_not(tmp_path):
     assert list(found) == ["tiny", "smollm2", "someone/llama", "someone/model"]
     assert found["tiny"].parameters == 950_528
     assert found["tiny"].licence == "Apache-2.0"
-    assert found["smollm2"].missing.startswith("`pip install gguf")
+    assert found["smollm2"].missing.startswith(f"`{sys.executable} -m pip install gguf")
     model, llama = found["someone/model"], found["someone/llama"]
     assert (model.family, model.licence, model.parameters) == ("qwen2", "mit", 950_528)
     assert llama.licence == "unknown"

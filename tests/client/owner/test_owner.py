@@ -385,12 +385,7 @@ def test_an_adapter_that_writes_in_loops_is_kept_and_not_used(
     good = judged(vault, 0.0, 0.75, "")
     said = ["I see. " * 8, "fine"]  # the new adapter's texts, and those before it
 
-    def written(_backbone, _policies, prompts, _room, repetition):
-        assert repetition > 1
-        each = len(prompts) // 2
-        return [text for text in (said.pop(0), said.pop(0)) for _ in range(each)]
-
-    monkeypatch.setattr(judging, "generate", written)
+    monkeypatch.setattr(judging, "continued", saying(said))
     better = judged(vault, 0.0, 1.0, "a run")  # a run's adapter is tried as well
     assert better.nll < good.nll and better.fault == "loops" and not better.accepted
     assert adapters.active(vault) == good.number and said == []
@@ -399,6 +394,31 @@ def test_an_adapter_that_writes_in_loops_is_kept_and_not_used(
     assert adapters.use(vault, better.number) == better  # if its owner wants it
     said += ["fine", "I see. " * 8]  # the one in use is what "before" is
     assert judged(vault, 0.0, 1.0, "").fault == ""
+
+
+def test_an_adapter_that_goes_on_with_blanks_has_not_ended(vault, scores, monkeypatch):
+    good = judged(vault, 0.0, 0.75, "")
+    monkeypatch.setattr(
+        judging, "continued", saying(["fine" + 44 * "\n", "fine"], False)
+    )
+    better = judged(vault, 0.0, 1.0, "")
+    assert better.nll < good.nll and better.fault == "endless"
+
+
+def saying(said: list[str], ends: bool = True):
+    """What generates: the new adapter's text, then that of before, to every prompt."""
+
+    def written(backbone, _policies, prompts, _room, repetition):
+        assert repetition > 1
+        each, ended = len(prompts) // 2, [True, True] if ends else [False, True]
+        return [
+            [*backbone.tokenizer.encode(said.pop(0)), *backbone.end_ids[:end]]
+            for end in ended
+            for _ in range(each)
+            if each
+        ]
+
+    return written
 
 
 def test_the_texts_that_an_adapter_was_judged_by_are_not_kept_with_it(vault, scores):

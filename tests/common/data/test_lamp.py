@@ -664,6 +664,23 @@ def test_a_rival_never_has_the_same_text(tmp_path):
     assert dataset.users[0].held_out[0].rivals == ()
 
 
+def test_a_rival_is_no_text_of_the_own_history(tmp_path):
+    """A paper with two authors: what one learns from, the other is measured on."""
+    questions, outputs = official(tmp_path, task="LaMP-5", users=2, items=3)
+    dataset = read(tmp_path, task="LaMP-5", users=2, development=0)
+    mine = dataset.users[0].history[0]
+    (theirs,) = dataset.users[1].held_out
+    (rival,) = dataset.users[0].held_out[0].rivals
+    assert rival.id == theirs.id
+    abstract = questions[0]["profile"][0]["abstract"]
+    questions[1]["input"] = questions[1]["input"].replace(theirs.prompt.input, abstract)
+    outputs["golds"][1]["output"] = mine.target
+    save(tmp_path / "dev_questions.json", questions)
+    save(tmp_path / "dev_outputs.json", outputs)
+    dataset = read(tmp_path, task="LaMP-5", users=2, development=0)
+    assert dataset.users[0].held_out[0].rivals == ()
+
+
 def test_a_lone_user_takes_rivals_from_development(tmp_path):
     official(tmp_path)
     dataset = read(tmp_path, users=1, development=1)

@@ -6,6 +6,7 @@ import torch
 from idiolect.common.config import LoraShape, Personalise
 from idiolect.common.engine import training
 from idiolect.common.engine.adapters import hash_lora, new_lora, stack, zero_shared
+from idiolect.common.engine.backbone import Encoded
 from idiolect.common.engine.memory import Saving, TooLittleMemory
 from idiolect.common.engine.objectives import LossFunction
 from idiolect.common.engine.reference import Reference
@@ -17,6 +18,7 @@ from idiolect.common.engine.training import (
     TrainingSettings,
     adam_step,
     batches,
+    largest,
     learning_rate,
     sgd_step,
     train,
@@ -107,6 +109,28 @@ def test_weights_of_tokens_reach_the_gradient_whoever_else_trains(material):
         assert distance(one, plain.loras[k]) > 1e-3
         assert distance(one, parts.loras[k]) < 1e-4
         assert distance(one, alone) < 1e-4
+
+
+def test_the_largest_step_is_that_of_the_largest_layout(backbone):
+    """Two users of one long and one short row each take the place of two long ones."""
+
+    def step(*lengths: int):
+        made = [
+            Example(Encoded((7 + k, *range(20, 19 + n)), 1), 0.0)
+            for k, n in enumerate(lengths)
+        ]
+        return [{"positive": [one]} for one in made]
+
+    even, uneven = step(40, 40), step(70, 6)
+    for steps in ([even, uneven], [uneven, even]):
+        assert largest(backbone, steps).ids.shape == (2, 70)
+
+
+def test_adapters_of_different_scalings_are_not_trained_together(material):
+    reference, starts, data = material
+    other = [starts[0], replace(starts[1], scaling=0.5)]
+    with pytest.raises(ValueError, match="one scaling"):
+        train(reference, other, data[:2], C_BPO, SETTINGS)
 
 
 def test_a_budget_changes_no_bit_until_rows_must_be_split(material, monkeypatch):

@@ -161,6 +161,17 @@ def test_alpha_from_ngrams_ranks_users_by_their_true_overlap(reference):
     assert np.corrcoef(rankdata(truth), rankdata(found))[0, 1] > 0.8
 
 
+def test_a_small_set_that_is_drawn_twice_is_looked_at_once(reference, users, others):
+    """A copy in another fold would be known to the classifier that is judged on it."""
+    one = others.items[0]
+    twice = [one, replace(one, owner="another"), others.items[1]]
+    found = alpha.distinct(twice)
+    assert [(e.item, e.weight) for e in found] == [
+        (one.item, one.weight + one.weight),
+        (others.items[1].item, others.items[1].weight),
+    ]
+
+
 def test_alpha_looks_at_as_many_items_as_it_is_told(
     reference, users, others, monkeypatch
 ):

@@ -10,11 +10,12 @@ from idiolect.common.unlabeled.draws import (
     draw,
     draw_for,
     effective_size,
+    not_own,
     subset,
     tempered,
     without_own,
 )
-from idiolect.common.unlabeled.sets import Unlabeled
+from idiolect.common.unlabeled.sets import Unlabeled, UnlabeledSet
 from idiolect.common.unlabeled.votes import (
     vote,
 )
@@ -154,6 +155,24 @@ def test_a_large_set_is_sampled_in_proportion_to_its_weights():
             total[int(entry.item.id[1])] += entry.weight
     # 800 draws: one standard error is at most .018.
     np.testing.assert_allclose(total / 800, [0.6, 0, 0.1, 0, 0.3], atol=0.06)
+
+
+def test_a_text_that_two_users_have_is_in_neither_ones_set(reference, users):
+    """Of files: one of them may be measured on it. Personas' texts are alike by chance."""
+    user, theirs = users[0], users[1].history
+    copies = [
+        replace(user.held_out[0], id="copy/0"),
+        replace(user.history[0], id="copy/1", target="another title"),
+    ]
+    entries = tuple(Unlabeled(item, 1.0, users[1].id) for item in (*theirs, *copies))
+    others = replace(CONFIG.unlabeled, kind="others")
+    seen = {}
+    for data in ("", "folder"):
+        config = replace(CONFIG, data=data, unlabeled=others)
+        left = not_own(reference, user, UnlabeledSet(entries), config)
+        seen[data] = {entry.item.id for entry in left}
+    assert seen[""] - seen["folder"] == {"copy/0", "copy/1"}
+    assert seen["folder"] == {item.id for item in theirs}
 
 
 def test_a_seed_gives_the_same_draw():

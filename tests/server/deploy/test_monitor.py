@@ -156,18 +156,25 @@ def test_only_this_machine_may_ask_and_by_its_own_name(watched):
                 socket.create_connection((address, port), 2).close()
 
 
-def test_callers_that_say_nothing_shut_nobody_out_for_long(watched, monkeypatch):
+@pytest.mark.parametrize("said", [b"", b"G"])
+def test_callers_that_say_little_shut_nobody_out_for_long(watched, monkeypatch, said):
+    """They say nothing, or one letter now and then."""
     monkeypatch.setattr(monitor._Asked, "timeout", 0.5)
     port = free_port()
     with monitor.monitored(port, watched), contextlib.ExitStack() as held:
-        for _ in range(3 * monitor.MOST):
+        callers = [
             held.enter_context(socket.create_connection(("127.0.0.1", port)))
+            for _ in range(monitor.MOST)
+        ]
         ends = time.monotonic() + 20
         while True:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 assert get(port, "/health")[0] == 200
                 break
             assert time.monotonic() < ends
+            for caller in callers:
+                with contextlib.suppress(OSError):
+                    caller.sendall(said)
             time.sleep(0.1)
 
 

@@ -1,11 +1,14 @@
 """The proxy lets through what a device needs, and nothing else."""
 
+import asyncio
 import contextlib
 import datetime
+import socket
 import sqlite3
 import ssl
 import time
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import httpx
 import pytest
@@ -707,6 +710,29 @@ def test_a_slow_header_and_a_slow_body_end(place, device, monkeypatch):
             assert sock.recv(100) == b""
             assert 0.3 < time.monotonic() - began < 3
     assert place.proxy.held.sum() == 0
+
+
+def test_an_answer_is_counted_while_it_comes():
+    """Six calls of each of six devices for large pieces are more than is allowed."""
+    held = []
+
+    async def pieces():
+        for _ in range(4):
+            yield b"x" * proxy.PIECE
+            held.append(door.held.sum(7))
+
+    async def forward() -> None:
+        answer = httpx.MockTransport(lambda _: httpx.Response(200, content=pieces()))
+        async with httpx.AsyncClient(transport=answer, base_url="https://link") as link:
+            door.upstream = link
+            call = auth.CALLS[PULL.encode()]
+            with socket.socket() as sock:
+                connection = proxy.Connection("here", sock, node=7)
+                await proxy.forward(door, connection, call, {}, b"")
+
+    door = proxy.Proxy(httpx.AsyncClient(), Path("none"))
+    asyncio.run(forward())
+    assert held == [proxy.PIECE * k for k in (1, 2, 3, 4)]
 
 
 def test_a_handshake_that_never_comes_ends(place, monkeypatch):

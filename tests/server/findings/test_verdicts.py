@@ -36,6 +36,35 @@ def test_the_three_verdicts():
     assert words == ["confirmed", "reversed", "not confirmed"]
 
 
+def test_few_users_who_are_alike_show_little():
+    """Two users who gain the same are a sign test of two, not certainty."""
+    alike = claim(other={"method": "sft", "unlabeled.ratio": 2.0})
+    (found,) = judged([difference(alike, [cell(2.0, 0, 0.125, users=2)])])
+    assert found["n"] == 2 and found["verdict"] == "not confirmed"
+
+
+def test_two_users_have_the_t_of_two(monkeypatch):
+    cells = [cell(2.0, 0, 0.0, users=2)]
+    for user, by in zip(cells[0]["users"].values(), (0.10, 0.12), strict=True):
+        user["c-bpo"]["nll"] = user["sft"]["nll"] - by
+    (found,) = judged([difference(claim(other={"method": "sft"}), cells)])
+    assert found["p"] == pytest.approx(0.0577, abs=1e-3)  # t = 11 with one degree
+
+
+def test_a_user_without_alpha_is_in_neither_half():
+    cells = [cell(r, 0, g) for r, g in ((1.0, 0.1), (2.0, 0.3))]
+    for one in cells:
+        one["run"]["overlap"] = {}
+        one["run"]["alpha"] = {f"u{k:02}": k / 12 for k in range(11)}
+    halves = [
+        difference(claim(users=half), cells)["n"] for half in ("unique", "non-unique")
+    ]
+    assert halves == [5, 6]
+    for one in cells:
+        one["run"]["alpha"] = {}
+    assert "why" in difference(claim(users="unique"), cells)
+
+
 def told(mean: float, error: float = 1.0) -> dict:
     ends = [mean - 1.96 * error, mean + 1.96 * error]
     return {"mean": mean, "ci95": ends, "n": 99, "expect": "higher"}

@@ -2,16 +2,23 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
 
 from idiolect.client.node import host
 from idiolect.client.node import secure as member
 from idiolect.client.node.app import app as client_app
+from idiolect.common.config import parse
 from idiolect.common.errors import IdiolectError
+from idiolect.common.protocol.manifest import new_key, public_key
+from idiolect.common.secure import directory as members
 from idiolect.server.run import checkpoint, masked
 from tests.server.federation import FakeGrid, events, node_error, results, run
 
@@ -85,6 +92,70 @@ def test_masked_sums_are_those_without_masks_bit_for_bit(settings, extra, nodes)
     masked = run({**settings, "secagg.mode": "on", "run.name": "masked"}, grid)
     same(plain, masked)
     assert {"query.confirm", "query.open"} <= set(grid.kinds)
+
+
+SEED, RUN = new_key(), "one run"
+
+
+def entry(number: int, keys: members.Keys, identity=None) -> members.Entry:
+    identity = identity or ec.generate_private_key(ec.SECP384R1())
+    return members.make_entry(number, identity, keys, RUN, public_key(SEED))
+
+
+def registered(known: Mapping[str, members.Entry], **said: members.Entry) -> dict:
+    """What the server says of entries; users are called as u1, u2 and so on."""
+    run = SimpleNamespace(
+        config=parse({"secagg.mode": "on", "adapt.wire": "float32"}),
+        state=SimpleNamespace(id=RUN, members=dict(known)),
+        signing_key=SEED,
+        dataset=SimpleNamespace(numbers={f"u{k}": k for k in range(9)}),
+        keys=set(),
+    )
+    reply = SimpleNamespace(users=tuple(said), keys=said)
+    problems = masked.register(cast(Any, run), cast(Any, reply))
+    assert set(run.state.members) == {*known, *said} - set(problems)
+    return problems
+
+
+def test_a_member_comes_back_with_the_keys_it_began_with():
+    one, two = entry(1, members.make_keys()), entry(2, members.make_keys())
+    assert registered({}, u1=one, u2=two) == {}
+    assert registered({"u1": one}, u1=one, u2=two) == {}
+    other = entry(1, members.make_keys())
+    assert "not those it began with" in registered({"u1": one}, u1=other)["u1"]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_key_of_another_member_is_not_taken_into_the_directory(known):
+    """Every device would refuse the directory, and the run would end."""
+    keys = members.make_keys()
+    mine = entry(1, keys)
+    same = members.Keys(keys.agreement, members.make_keys().signing)
+    before = {"u1": mine} if known else {}
+    found = registered(before, **({} if known else {"u1": mine}), u2=entry(2, same))
+    assert list(found) == ["u2"] and "another member" in found["u2"]
+
+
+def test_keys_that_no_pair_can_use_are_not_taken_into_the_directory(monkeypatch):
+    """Neighbours would refuse the sum, and none could say whose key it is."""
+    keys = members.make_keys()
+    for agreement in (bytes(32), bytes([1]) + bytes(31)):  # points of small order
+        publics = agreement, keys.publics[1]
+        monkeypatch.setattr(members.Keys, "publics", publics)
+        found = registered({}, u1=entry(1, keys))
+        assert "agrees on no secret" in found["u1"]
+    monkeypatch.setattr(members.Keys, "publics", (b"1" * 31, b"2" * 33))
+    assert "not signed" in registered({}, u1=entry(1, keys))["u1"]
+    monkeypatch.undo()
+    mine = entry(1, keys)
+    other = replace(mine, agreement=mine.agreement.upper())
+    assert "not signed" in registered({}, u1=other)["u1"]
+
+
+def test_what_a_sum_has_kept_is_gone_when_the_run_has_ended(settings):
+    """It says who took part, which only the checkpoint's state may."""
+    folder = run({**settings, **PRIVATE, "secagg.mode": "on"}, FakeGrid(2))
+    assert not any((folder / "checkpoint" / "secagg").iterdir())
 
 
 def test_no_row_of_a_single_user_reaches_the_server(settings):

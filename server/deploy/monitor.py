@@ -132,7 +132,7 @@ class _Asked(http.server.BaseHTTPRequestHandler):
     def setup(self) -> None:
         """Begin, with a time by which the whole request must be there."""
         super().setup()
-        self._late = threading.Timer(self.timeout, self._hang_up)
+        self._late = threading.Timer(self.timeout or READ_SECONDS, self._hang_up)
         self._late.daemon = True
         self._late.start()
 

@@ -84,7 +84,7 @@ def test_a_device_without_work_asks_less_often_until_there_is_some(vault, monkey
         def receive(self) -> Message | None:
             return self.given.pop(0)
 
-        def send(self, reply: Message, seconds: float) -> None:
+        def send(self, reply: Message) -> None:
             pass
 
     @contextmanager
@@ -124,7 +124,7 @@ def test_an_answer_that_the_server_no_longer_wants_does_not_end_the_worker(
         node = 7
         receive = staticmethod(lambda: given.pop(0))
 
-        def send(self, reply: Message, _seconds: float) -> None:
+        def send(self, reply: Message) -> None:
             refused.append(reply.object_id)
             raise ObjectPushError(reply.object_id, 1, "session")
 

@@ -304,11 +304,13 @@ def scores(monkeypatch):
             return [1.0]
         return [abs(1 - at(reference.shared) - at(personals[0])) for _ in users]
 
-    def write(_backbone, _policy, prompts, _most, **_more):
-        return ["fine"] * len(prompts)
+    def write(backbone, _policy, prompts, _most, **_more):
+        return [[*backbone.tokenizer.encode("fine"), *backbone.end_ids[:1]]] * len(
+            prompts
+        )
 
     monkeypatch.setattr(judging, "held_out_nll", nll)
-    monkeypatch.setattr(judging, "generate", write)
+    monkeypatch.setattr(judging, "continued", write)
 
 
 def test_a_ruined_shared_adapter_does_not_take_the_place_of_a_better_one(vault, scores):
@@ -410,13 +412,11 @@ def saying(said: list[str], ends: bool = True):
 
     def written(backbone, _policies, prompts, _room, repetition):
         assert repetition > 1
-        each, ended = len(prompts) // 2, [True, True] if ends else [False, True]
-        return [
-            [*backbone.tokenizer.encode(said.pop(0)), *backbone.end_ids[:end]]
-            for end in ended
-            for _ in range(each)
-            if each
-        ]
+        each, found = len(prompts) // 2, list[list[int]]()
+        for end in (ends, True):
+            ids = backbone.tokenizer.encode(said.pop(0))
+            found += [[*ids, *backbone.end_ids[:end]]] * each
+        return found
 
     return written
 

@@ -137,14 +137,15 @@ def _events(
     misses = 0
     while len(events) < count:
         event = draw_event(world, rng, wanted)
-        misses = misses + 1 if world.prompt(event).text in events else 0
+        text = world.prompt(event).text
+        misses = misses + 1 if text in events else 0
         if misses == MISSES:
             raise IdiolectError(
                 f"task '{world.task.name}' has not much more than {len(events)} different "
                 f"prompts for {wanted}, and {count} are wanted: lower the key that asks "
                 "for them, such as history or held-out."
             )
-        events.setdefault(world.prompt(event).text, event)
+        events.setdefault(text, event)
     return list(events.values())
 
 

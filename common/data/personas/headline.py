@@ -6,11 +6,12 @@ style can be read back from a headline.
 """
 
 import re
+from typing import Any
 
 import numpy as np
 
 from ..types import Prompt, Task
-from .world import Event, Style, World, pick, words
+from .world import Event, Style, World, picks, words
 
 PLACES = words(
     "Arden Bexley Corby Dalton Elmton Fenwick Garton Harlow Ilford Jarrow Kelso Linton "
@@ -110,6 +111,21 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 
 
+PARTS: dict[str, tuple[Any, ...]] = {
+    "place": PLACES,
+    "agent": AGENTS,
+    "verb": VERBS,
+    "adjective": ADJECTIVES,
+    "noun": NOUNS,
+    "number": tuple(NUMBERS),
+    "unit": UNITS,
+    "day": DAYS,
+    "reason": REASONS,
+    "article": tuple(range(len(ARTICLES))),
+    "spelled": (False, True),
+}
+
+
 def _past(verb: str) -> str:
     return verb + ("d" if verb.endswith("e") else "ed")
 
@@ -120,19 +136,7 @@ def draw(rng: np.random.Generator) -> Event:
     ``article`` is a place in `ARTICLES`, and ``spelled`` whether the article spells its
     number out.
     """
-    return {
-        "place": pick(rng, PLACES),
-        "agent": pick(rng, AGENTS),
-        "verb": pick(rng, VERBS),
-        "adjective": pick(rng, ADJECTIVES),
-        "noun": pick(rng, NOUNS),
-        "number": pick(rng, tuple(NUMBERS)),
-        "unit": pick(rng, UNITS),
-        "day": pick(rng, DAYS),
-        "reason": pick(rng, REASONS),
-        "article": int(rng.integers(len(ARTICLES))),
-        "spelled": bool(rng.integers(2)),
-    }
+    return picks(rng, PARTS)
 
 
 def prompt(event: Event) -> Prompt:

@@ -5,7 +5,7 @@ An *event* is what a text is about; a *style* gives every attribute of the world
 styles, are in `authors`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,15 @@ class World:
 def pick(rng: np.random.Generator, options: tuple[Any, ...]) -> Any:
     """One of the options, all equally likely."""
     return options[int(rng.integers(len(options)))]
+
+
+def picks(
+    rng: np.random.Generator, choices: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Any]:
+    """One of the options of each name, as `pick` would one after the other; sooner."""
+    drawn = rng.integers([len(options) for options in choices.values()]).tolist()
+    both = zip(choices.items(), drawn, strict=True)
+    return {name: options[place] for (name, options), place in both}
 
 
 def words(text: str) -> tuple[str, ...]:

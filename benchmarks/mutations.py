@@ -972,15 +972,15 @@ MUTATIONS = (
     Mutation(
         "A forecast forgets the pass that a divided step takes first",
         "server/forecast/counts.py",
-        "more = tokens if len(passes) > 1 else 0",
-        "more = 0",
+        "return tokens, more + (tokens if len(both[0]) > 1 else 0)",
+        "return tokens, more",
         "test_a_step_in_two_passes_is_counted_forward_twice",
     ),
     Mutation(
         "A forecast forgets KTO's mismatched pairs",
         "server/forecast/counts.py",
-        'if rows["mismatched"][0]:',
-        'if rows["mismatched"][0:0]:',
+        "return tokens, more + (tokens",
+        "return tokens, 0 * more + (tokens",
         "test_what_is_counted_is_what_is_processed",
     ),
     # --- win rates -------------------------------------------------------------------

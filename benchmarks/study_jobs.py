@@ -75,6 +75,7 @@ def table(found: dict[str, Any]) -> str:
     one, several, thread = (statistics.median(s) for s in found["seconds"].values())
     runs, files = len(found["seconds"][ONE]), found["files"]
     jobs, processor = found["jobs"], found["origin"]["processor"]
+    often = "one run each" if runs == 1 else f"medians of {runs} runs in turn"
     met = "met" if one / several >= LEAST else "**not met**"
     return (
         "\n| processes and threads | seconds | files |\n"
@@ -86,8 +87,8 @@ def table(found: dict[str, Any]) -> str:
         f"| {_same(files[THREAD], files[JOBS])} as with `--jobs` |\n\n"
         f"`--jobs {jobs}` is {one / several:.2f} times as fast as one process (target "
         f"{LEAST}: {met}). A thread for each core is {thread / one:.2f} times as fast as "
-        f"one thread. {CELLS} cells, {USERS} users each, built-in backbone, medians of "
-        f"{runs} runs in turn, on {processor}.\n"
+        f"one thread. {CELLS} cells, {USERS} users each, built-in backbone, {often}, on "
+        f"{processor}.\n"
     )
 
 

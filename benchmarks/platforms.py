@@ -72,10 +72,8 @@ many have one and which have none. idiolect itself is pure Python.
 
 def needed(extras: tuple[str, ...]) -> list[str]:
     """Names of all packages that idiolect with these extras installs."""
-    found: set[str] = set()
-    seen = set[
-        tuple[str, frozenset[str]]
-    ]()  # a package may be asked for again, with extras
+    # A package may be asked for again, with extras.
+    found = set[tuple[str, frozenset[str]]]()
     todo = [("idiolect", frozenset(extras))]
     while todo:
         name, asked = todo.pop()
@@ -85,11 +83,10 @@ def needed(extras: tuple[str, ...]) -> list[str]:
             if one.marker and not any(map(one.marker.evaluate, wanted)):
                 continue
             wants = canonicalize_name(one.name), frozenset(one.extras)
-            if wants not in seen:
-                seen.add(wants)
-                found.add(wants[0])
+            if wants not in found:
+                found.add(wants)
                 todo.append(wants)
-    return sorted(found - {"idiolect"})
+    return sorted({package for package, _ in found} - {"idiolect"})
 
 
 def pins() -> dict[str, str]:

@@ -29,8 +29,8 @@ def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
     -------
     dict
         ``claim``, ``metric``, ``users``, ``expect``, ``mean``, ``ci95``, ``n``, and ``se``,
-        the standard error of the mean. With fewer than two users who have the metric on
-        both sides there is no interval: ``why`` stands in place of the numbers.
+        the standard error of the mean. Where fewer than two users have the metric on both
+        sides, ``why`` takes the place of ``mean``, ``ci95`` and ``se``.
     """
     one, other = (values(side, claim, done) for side in (claim.one, claim.other))
     people: dict[tuple[int, str], list[float]] = {}

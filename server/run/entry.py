@@ -95,14 +95,14 @@ def _texts(dataset: Dataset) -> dict[str, str | None]:
 
     Each user is looked at once: of many personas memory does not hold all (`MadeUsers`).
     """
-    held, learnt = list[list[Any]](), list[list[Any]]()
-    for user in dataset.everybody:
-        held.append([user.id, _pairs(user.held_out)])
-        learnt.append([_pairs(user.history), _pairs(user.disliked)])
-    if not held:
+    found = [
+        [user.id, *map(_pairs, (user.held_out, user.history, user.disliked))]
+        for user in dataset.everybody
+    ]
+    if not found:
         return {"data": None, "measured": None}
-    whole = [[*one, *two] for one, two in zip(held, learnt, strict=True)]
-    return {"data": _hashed(whole), "measured": _hashed(held[: len(dataset.users)])}
+    measured = [one[:2] for one in found[: len(dataset.users)]]
+    return {"data": _hashed(found), "measured": _hashed(measured)}
 
 
 def _hashed(found: Any) -> str:

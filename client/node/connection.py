@@ -237,7 +237,7 @@ def connected(
             public_key=public_key_to_bytes(key.public_key()),
             heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL,
         )
-        # Waits while an earlier start of the device counts.
+        # Waits while another start of the device counts.
         line.node = line.call(client.ActivateNode, request).node_id
         beats = HeartbeatSender(line.beat)
         beats.start()
@@ -273,7 +273,10 @@ def passing(error: httpx.HTTPError, address: str) -> str:
         raise RunNotRunningException from None
     said = FlowerError.from_json(error.response.text)
     if said is not None and said.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
-        return "the server still counts an earlier start of this device, for a minute"
+        return (
+            "the server counts another start of this device (one that has ended, for a "
+            "minute more, or an `idiolect node run` that is still on)"
+        )
     if status in (502, 503, 504):
         return f"{address} is busy or is starting"
     text = printable(error.response.text, 200)

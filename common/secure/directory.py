@@ -145,8 +145,9 @@ def signed(entry: Entry, run: str, server: str) -> bool:
         sizes = {len(agreement), len(signing)}
         if not isinstance(key, ec.EllipticCurvePublicKey) or sizes != {KEY}:
             return False
-        # In other digits the same key would be taken for another one.
-        if (identity + publics).hex() != "".join(keys_of(entry)):
+        # Written otherwise, the same key would be taken for another one.
+        der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        if (der + publics).hex() != "".join(keys_of(entry)):
             return False
         signature = bytes.fromhex(entry.signature)
         key.verify(signature, _text(run, server, publics), _CURVE)

@@ -51,7 +51,7 @@ def shared_keys(config: Config, control: str) -> dict[str, Key]:
     """What other cells may share of a cell: its phases and methods, each with its key.
 
     Cells with the same key share that part, unless their noise differs
-    (`cells.with_pool`). What takes longest and is shared by most comes first.
+    (`cells.calibrated`). What takes longest and is shared by most comes first.
     """
     keys = {"adapt": ("shared", stage_key(config, SHARED))}
     keys["pool"] = ("pool", stage_key(config, POOL))

@@ -292,10 +292,11 @@ def run_cell(
                 state.metrics[method][user] |= found
         return state
 
+    noise = calibrated(config, dataset)
     methods = {
         method: cache.once(
             f"{method} {control}",
-            stage_key(config, method),
+            stage_key(config, method) + noise,
             partial(one, method),
         )
         for method in config.method_list
@@ -305,12 +306,19 @@ def run_cell(
     return {**found, "recognition": calibration.section} if calibration else found
 
 
+def calibrated(config: Config, dataset: Dataset) -> str:
+    """The noise of a cell, as a part of keys: it depends on keys that no stage uses.
+
+    One is ``methods``: each has noisy metrics of its own to pay for.
+    """
+    return str(noise_of(config, population_of(config, dataset)))
+
+
 def with_pool(
     config: Config, reference: Reference, dataset: Dataset, cache: Cache
 ) -> Run:
     """A run whose shared adapter is trained and whose unlabeled set is built."""
-    # What noise is calibrated from is spread over keys that these stages do not use.
-    noise = str(noise_of(config, population_of(config, dataset)))
+    noise = calibrated(config, dataset)
 
     def after(phase: Callable[[Run], None], before: Run | None) -> Run:
         run = local_run(config, reference, dataset, before)

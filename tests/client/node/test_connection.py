@@ -194,7 +194,7 @@ def failed(status: int, text: str = "") -> httpx.HTTPStatusError:
 
 def test_what_each_answer_means():
     present = '{"code": 2004, "detail": "x"}'
-    assert "an earlier start" in passing(failed(412, present), "a:1")
+    assert "another start" in passing(failed(412, present), "a:1")
     for status in (502, 503, 504):
         assert "busy" in passing(failed(status), "a:1")
     with pytest.raises(RunNotRunningException):

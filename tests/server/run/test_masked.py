@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import Message
 
 from idiolect.client.node import host
@@ -147,9 +148,20 @@ def test_keys_that_no_pair_can_use_are_not_taken_into_the_directory(monkeypatch)
     monkeypatch.setattr(members.Keys, "publics", (b"1" * 31, b"2" * 33))
     assert "not signed" in registered({}, u1=entry(1, keys))["u1"]
     monkeypatch.undo()
-    mine = entry(1, keys)
-    other = replace(mine, agreement=mine.agreement.upper())
-    assert "not signed" in registered({}, u1=other)["u1"]
+    identity = ec.generate_private_key(ec.SECP384R1())
+    mine = entry(1, keys, identity)
+    # The same key in other letters, and as a compressed point.
+    point = identity.public_key().public_bytes(
+        Encoding.X962, PublicFormat.CompressedPoint
+    )
+    algorithm = bytes.fromhex(mine.identity)[2:20]
+    bits = b"\x03" + bytes([1 + len(point), 0]) + point
+    short = b"\x30" + bytes([len(algorithm + bits)]) + algorithm + bits
+    for other in (
+        replace(mine, agreement=mine.agreement.upper()),
+        replace(mine, identity=short.hex()),
+    ):
+        assert "not signed" in registered({}, u1=other)["u1"]
 
 
 def test_what_a_sum_has_kept_is_gone_when_the_run_has_ended(settings):

@@ -176,6 +176,18 @@ def test_what_noise_is_calibrated_from_is_not_shared(tmp_path, small_model, made
     assert [name for name in made if " " not in name] == ["adapt", "pool"] * 3
 
 
+def test_methods_under_other_noise_are_not_shared(tmp_path, small_model):
+    """More methods with noisy metrics leave less of the budget to the shared adapter."""
+    private = {"privacy.mode": "central", "privacy.seeded": True, "privacy.delta": 1e-3}
+    given = short_run(tmp_path, small_model) | private
+    given |= {"methods": "shared", "privacy.metrics": "noisy"}
+    more = parse_run(given | {"methods": "shared,base"})[0]
+    cache = Cache()
+    run_cell(parse_run(given)[0], cache)
+    after, alone = (run_cell(more, known) for known in (cache, Cache()))
+    assert after["users"] == alone["users"]
+
+
 def test_a_pool_of_other_cells_keeps_the_cells_own_adapter_and_charges(
     tmp_path, small_model
 ):

@@ -181,6 +181,7 @@ def test_methods_under_other_noise_are_not_shared(tmp_path, small_model):
     private = {"privacy.mode": "central", "privacy.seeded": True, "privacy.delta": 1e-3}
     given = short_run(tmp_path, small_model) | private
     given |= {"methods": "shared", "privacy.metrics": "noisy"}
+    given |= {"personalise.learning-rates": "1e-3"}
     more = parse_run(given | {"methods": "shared,base"})[0]
     cache = Cache()
     run_cell(parse_run(given)[0], cache)

@@ -29,18 +29,28 @@ def say(text: str) -> None:
     print(f"{time.monotonic() - BEGAN:6.1f} s  {text}", flush=True)
 
 
-def compare(fleet: Fleet) -> None:
-    """Show what the adapter changes, or say why it changes nothing."""
-    texts, prompt = dict[str, str](), ""
-    for prompt in fleet.prompts[0]:
+def chosen(fleet: Fleet) -> int | None:
+    """The first device with an adapter in use; says of each before why it has none."""
+    for number in range(fleet.count):
+        print(fleet.command(f"device{number}", "status"))
+        status = json.loads(fleet.command(f"device{number}", "status", "--json"))
+        if status["active"]:
+            return number
+    return None
+
+
+def compare(fleet: Fleet, number: int) -> None:
+    """Show what a device's adapter changes, or say why it changes nothing."""
+    texts, prompt, device = dict[str, str](), "", f"device{number}"
+    for prompt in fleet.prompts[number]:
         words = ("generate", "-", "--compare", "--max-new-tokens", "32", "--json")
-        texts = json.loads(fleet.command("device0", *words, given=prompt))
+        texts = json.loads(fleet.command(device, *words, given=prompt))
         if texts["personal"] != texts["shared"]:
             break
     print(f"$ echo {prompt!r} | idiolect generate - --compare")
     for name in ("shared", "personal"):
         print(f"{name + ':':10}{texts[name]}")
-    status = json.loads(fleet.command("device0", "status", "--json"))
+    status = json.loads(fleet.command(device, "status", "--json"))
     print(why_equal(texts, status))
 
 
@@ -80,9 +90,12 @@ def main() -> int:
             say(line.rstrip())
         if run.wait():
             return 1
-        print(fleet.command("device0", "status"))
         print(fleet.command("device0", "sent"))
-        compare(fleet)
+        number = chosen(fleet)
+        if number is None:
+            print("no device has an adapter in use: their status above says why")
+        else:
+            compare(fleet, number)
         for process in fleet.processes.values():
             process.terminate()
         for process in fleet.processes.values():

@@ -108,20 +108,22 @@ def on_real(pairs: Sequence[Pair], gains: Gains) -> str:
 
 
 def choice(pairs: Sequence[Pair], gains: Gains) -> str:
-    """Say that SFT is the choice, where it helps somewhere and nothing beats it."""
-    beaten = any(
-        "better" in tally(pairs, how, SFT, metric)
-        for how in COLUMNS
-        for metric in ("nll", "mrr")
-        if how != SFT
-    )
+    """Say that SFT is the choice, where it helps somewhere and no other method beats it."""
+    found = {
+        how: [tally(pairs, how, SFT, metric) for metric in ("nll", "mrr")]
+        for how in dict.fromkeys(h for pair in pairs for h in (pair.one, pair.other))
+        if how.method != SFT.method
+    }
+    tried = [how for how, tallies in found.items() if any(tallies)]
+    beaten = any("better" in words for tallies in found.values() for words in tallies)
     words = verdicts_of(gains)
     helps = any(w == "helps" and key[1] == SFT for key, w in words.items())
     if beaten or not helps:
         return ""
     return (
-        "By likelihood and rank nothing is shown to beat plain SFT: where a history helps, "
-        "it is the choice."
+        "By likelihood and rank no method that was compared with plain SFT is shown to "
+        f"beat it ({', '.join(how.words for how in tried)}): where a history helps, it is "
+        "the choice."
     )
 
 
@@ -174,6 +176,12 @@ def gain(gains: Gains, who: Who, how: How) -> str:
     return f"{percent(-gains[who, how, 'nll']['mean']):+.0f} %"
 
 
+def middle(gains: Gains, who: Who, how: How) -> str:
+    """Return the gain of the median user, where the study has it."""
+    median = gains[who, how, "nll"].get("median")
+    return "" if median is None else f" (median {percent(-median):+.0f} %)"
+
+
 def table(gains: Gains) -> list[str]:
     """One row for each kind of users, one column for each method: word and percent."""
     words = verdicts_of(gains)
@@ -181,7 +189,7 @@ def table(gains: Gains) -> list[str]:
     rows = [
         [f"{who.words} ({users(gains, who)})", who.backbone]
         + [
-            f"{words[who, how, 'nll']} {gain(gains, who, how)}"
+            f"{words[who, how, 'nll']} {gain(gains, who, how)}{middle(gains, who, how)}"
             if (who, how, "nll") in gains
             else "-"
             for how in columns

@@ -16,7 +16,7 @@ from idiolect.common.config.keys import keys_of
 from idiolect.common.config.methods import current_name
 from idiolect.server.findings.page import judged_comparisons, relation
 from idiolect.server.findings.summary import writable
-from idiolect.server.findings.verdicts import judged
+from idiolect.server.findings.verdicts import PROMPTED, ROUNDING, judged
 from idiolect.server.run.results import LOWER_IS_BETTER
 from idiolect.server.study.declaration import (
     BEST,
@@ -226,10 +226,20 @@ def unusual(config: Config) -> list[str]:
 
 
 def gains_of(found: Mapping[str, Any], study: Study) -> Gains:
-    """Gains over the shared model, of the curves of a study that subtracts it."""
+    """Gains over the shared model, of the curves of a study that subtracts it.
+
+    Where retrieved texts had no room in any prompt, the method was not measured.
+    """
     if study.plot.get("minus") != "shared":
         return {}
     curves = {study.plot["metric"]: found["curve"], **found.get("also", {})}
+    idle = {
+        (point["line"], point["x"])
+        for point in found["curve"]
+        if point["line"].startswith(PROMPTED)
+        and study.plot["metric"] == "nll"
+        and max(map(abs, point["ci95"])) < ROUNDING
+    }
     gains: Gains = {}
     for metric, points in curves.items():
         for point in points:
@@ -237,7 +247,7 @@ def gains_of(found: Mapping[str, Any], study: Study) -> Gains:
             who, how = placed(study, cell, method, metric)
             expect = "lower" if metric in LOWER_IS_BETTER else "higher"
             entry = {**point, "expect": expect, "metric": metric}
-            if point["n"] > 1:
+            if point["n"] > 1 and (point["line"], point["x"]) not in idle:
                 gains.setdefault((who, how, metric), entry)
     return gains
 

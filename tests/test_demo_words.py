@@ -1,8 +1,10 @@
 """What the device demo says at its end, without starting it."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,3 +36,29 @@ def test_the_demo_says_why_texts_are_the_same(
     demo: dict, texts: dict, status: dict, said: str
 ) -> None:
     assert said in demo["why_equal"](texts, status)
+
+
+class Demo:
+    """Devices whose adapters are in use, or refused."""
+
+    def __init__(self, *active: int) -> None:
+        self.active, self.count = active, len(active)
+
+    def command(self, device: str, *words: str) -> str:
+        number = self.active[int(device.removeprefix("device"))]
+        return json.dumps({"active": number}) if "--json" in words else f"of {device}"
+
+
+@pytest.mark.parametrize(
+    ("active", "found", "said"),
+    [
+        ((1, 2), 0, "of device0\n"),
+        ((0, 2, 0), 1, "of device0\nof device1\n"),
+        ((0, 0), None, "of device0\nof device1\n"),
+    ],
+)
+def test_the_demo_compares_on_a_device_with_an_adapter_in_use(
+    demo: dict, capsys: Any, active: tuple, found: int | None, said: str
+) -> None:
+    assert demo["chosen"](Demo(*active)) == found
+    assert capsys.readouterr().out == said

@@ -191,11 +191,35 @@ def _setting(found: Mapping[str, Any]) -> list[str]:
             "Verdicts are corrected for the claims that are; with the rest some may "
         )
         lines += [f"{said}change.", ""]
+    lines += [line for said in _prompts(found) for line in (said, "")]
     if commits := ", ".join(f"`{commit}`" for commit in found.get("commits", [])):
         lines += [f"Measured at commit {commits}.", ""]
     if found.get("measured") == "development":
         lines += ["Measured on development users, whom no other table reports.", ""]
     return lines
+
+
+def _prompts(found: Mapping[str, Any]) -> list[str]:
+    """Say which prompts had no room for retrieved texts, and how many were shortened."""
+    said: list[str] = []
+    for method in dict.fromkeys(one["method"] for one in found.get("idle", [])):
+        cells = [one["cell"] for one in found["idle"] if one["method"] == method]
+        named = "; ".join(", ".join(f"{k} {v}" for k, v in c.items()) for c in cells)
+        said.append(
+            f"**`{method}` is not measured** in {len(cells)} cells ({named}): no text of "
+            "the history has room beside a prompt (`engine.max-length`), so there it is "
+            "the shared model."
+        )
+    counts = [one for one in found.get("shortened", []) if one]
+    if any(cut for cut, _ in counts):
+        shares = [cut / prompts for cut, prompts in counts]
+        low, high = (f"{pick(shares):.0%}" for pick in (min, max))
+        share = low if low == high else f"{low} to {high}"
+        said.append(
+            f"Prompts that are shortened, at their beginning, to fit the context: {share} "
+            "of a cell's."
+        )
+    return said
 
 
 def _published(found: Mapping[str, Any] | None) -> list[str]:

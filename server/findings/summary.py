@@ -13,7 +13,7 @@ from .correlation import correlated, rank_correlation
 from .frontier import frontier
 from .lines import line_of
 from .published import beside
-from .verdicts import Cell, chosen, difference, means_of, person_seed
+from .verdicts import PROMPTED, Cell, chosen, difference, idle, means_of, person_seed
 
 
 def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
@@ -51,6 +51,13 @@ def summary(study: Study, done: Sequence[Cell]) -> dict[str, Any]:
             for cell in done
             if (found := cell.get("recognition"))
         ],
+        "idle": [
+            {"cell": written(cell["cell"]), "method": method}
+            for cell in done
+            for method in PROMPTED
+            if idle(cell, method)
+        ],
+        "shortened": [cell["run"].get("shortened") for cell in done],
         "commits": sorted({cell["run"].get("commit", "") for cell in done} - {""}),
         "learning_rates": [cell["run"]["learning_rates"] for cell in done],
         "clamp_rate": [cell["run"]["clamp_rate"] for cell in done],
@@ -122,7 +129,7 @@ def curve(study: Study, done: Sequence[Cell], metric: str) -> list[dict[str, Any
     further tables), ``minus`` (a method whose value for the same user is subtracted),
     ``hide`` (methods that the picture leaves out) and ``users`` (``split`` draws unique and
     non-unique users apart). Every other key of the grid but the seed, and every method,
-    makes a line of its own.
+    makes a line of its own. A method that is `idle` in a cell has no point there.
     """
     points: dict[tuple[str, Scalar], dict[tuple[int, str], list[float]]] = {}
     for cell in done:
@@ -131,7 +138,11 @@ def curve(study: Study, done: Sequence[Cell], metric: str) -> list[dict[str, Any
             person = (person_seed(cell), user)
             points.setdefault((line, x), {}).setdefault(person, []).append(value)
     return [
-        {"line": line, "x": x, **results.bootstrap(means_of(found), seed=0)}
+        {
+            **{"line": line, "x": x},
+            **results.bootstrap(means := means_of(found), seed=0),
+            "median": float(np.median(means)),
+        }
         for (line, x), found in points.items()
     ]
 
@@ -146,7 +157,9 @@ def _plotted(study: Study, cell: Cell, metric: str) -> Iterator[tuple[str, str, 
             start = metrics.get(minus, {}).get(metric) if minus else 0.0
             for method, found in metrics.items():
                 value = found.get(metric)
-                if method != minus and start is not None and value is not None:
+                if idle(cell, method) or method == minus:
+                    continue
+                if start is not None and value is not None:
                     line = line_of(study, cell, method, plot["x"])
                     line += f", {half}" * (half != "all")
                     yield line, user, value - start

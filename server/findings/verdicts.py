@@ -15,6 +15,11 @@ from ..study.declaration import BEST, Claim, matches, side_of
 # What the judge of authorship measures (`study.judge`), unless it refuses to.
 RECOGNISED = ("recognised", "recognised-mrr")
 
+# Methods that are the shared model behind longer prompts.
+PROMPTED = ("rag", "pag")
+# Likelihoods of the same prompts differ by rounding: passes are put together otherwise.
+ROUNDING = 1e-6
+
 Cell = Mapping[str, Any]
 """One cell as `study.cells.run_study` returns it."""
 
@@ -43,11 +48,33 @@ def difference(claim: Claim, done: Sequence[Cell]) -> dict[str, Any]:
         "users": claim.users,
         "expect": claim.expect,
     }
+    for method, keys in map(side_of, (claim.one, claim.other)):
+        if any(idle(c, method) for c in done if matches(c["cell"], keys)):
+            return {
+                **found,
+                "n": 0,
+                "why": f"{method} puts no text into any prompt here",
+            }
     if len(people) < 2:
         return {**found, "n": len(people), "why": _why(claim, done, len(people))}
     gaps = means_of(people)
     error = float(np.std(gaps, ddof=1) / math.sqrt(len(gaps)))
     return {**found, **results.bootstrap(gaps, seed=0), "se": error}
+
+
+def idle(cell: Cell, method: str) -> bool:
+    """Whether RAG or PAG put no text into any prompt, so that it is the shared model.
+
+    Where no text of the history has room beside a prompt, every likelihood stays as it was.
+    """
+    if method not in PROMPTED:
+        return False
+    pairs = [
+        [found.get(name, {}).get("nll") for name in (method, "shared")]
+        for found in cell["users"].values()
+    ]
+    gaps = [abs(one - other) for one, other in pairs if None not in (one, other)]
+    return bool(gaps) and max(gaps) < ROUNDING
 
 
 def _why(claim: Claim, done: Sequence[Cell], count: int) -> str:

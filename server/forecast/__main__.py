@@ -55,7 +55,8 @@ def look(job: dict[str, Any]) -> dict[str, Any]:
             weights = bare.weight_bytes(backbone) / 2**20
             found |= {"start": age(), "loaded": peak_mb(), "weights": weights}
         counting = Counting(config, backbone, dataset, job["nodes"], job["development"])
-        parts = [[*vars(p).values()] for p in all_parts(counting, scale)]
+        counting.scale = scale
+        parts = [[*vars(p).values()] for p in all_parts(counting)]
         name = f"{config.backbone} {config.task} {config.data}"
         if name not in speeds:
             speed = bare.speed_on(gpu, backbone) if gpu else None

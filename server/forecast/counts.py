@@ -80,6 +80,8 @@ class Counting:
         What training repeats: share of a forward pass per trained token.
     cached
         The most tokens whose keys and values are kept while texts are written.
+    scale
+        How many users each counted one stands for (`sample`).
     """
 
     config: Config
@@ -91,6 +93,7 @@ class Counting:
     seconds: float = 0.0
     again: float = 0.0
     cached: int = 0
+    scale: float = 1.0
     _scored: set[tuple[tuple[int, ...], ...]] = field(default_factory=set)
     _embedded_users: set[str] = field(default_factory=set)
     _near_users: set[str] = field(default_factory=set)
@@ -175,7 +178,7 @@ class Counting:
             return
         if config.unlabeled.features == "backbone":
             bank = encode_all(backbone, self._bank())
-            tokens = scored_tokens(backbone, [bank])
+            tokens = round(scored_tokens(backbone, [bank]) / self.scale)  # once for all
             for node, group in self.groups(self.dataset.everybody):
                 own = [encode_all(backbone, u.history[-VOTES:]) for u in group]
                 more = sum(scored_tokens(backbone, [items]) for items in own)
@@ -184,7 +187,8 @@ class Counting:
                 tokens = 0
         if config.unlabeled.bank_from == "shared":
             rows = encode_all(backbone, self._bank())
-            yield Part("pool", "bank", 0, 0, self._sampled(rows))
+            work = self._sampled(rows).times(1 / self.scale)
+            yield Part("pool", "bank", 0, 0, work)
 
     def _bank(self) -> list[Item]:
         bank = public_text(self.config, self.dataset, self.config.unlabeled.bank)
@@ -275,8 +279,9 @@ class Counting:
         items = [entry.item for entry in self._handed.items] if first else []
         both = (sorted({*inputs_of(items)} - {""}), inputs_of(user.history))
         reference = Reference(self.backbone)
-        rows = (encode_all(self.backbone, readable(reference, t)) for t in both)
-        return sum(scored_tokens(self.backbone, [one]) for one in rows if one)
+        rows = [encode_all(self.backbone, readable(reference, t)) for t in both]
+        shared, own = (scored_tokens(self.backbone, [r]) if r else 0 for r in rows)
+        return round(shared / self.scale) + own  # what was handed out: once for all
 
     def _held_out(self, group: Sequence[User]) -> Work:
         items = [encode_all(self.backbone, user.held_out) for user in group]
@@ -285,7 +290,8 @@ class Counting:
     def _measured(self, method: str) -> Iterator[Part]:
         """Scores and outputs of one method; as `personalise.measure` asks for them."""
         settings, users = self.config.evaluate, self.dataset.users
-        first = (settings.users or len(users)) if settings.generate else 0
+        writing = math.ceil(settings.users / self.scale) or len(users)
+        first = writing if settings.generate else 0
         for some, generate in ((users[:first], True), (users[first:], False)):
             for node, group in self.groups(some):
                 made = self._evaluated(method, group, generate)
@@ -435,8 +441,9 @@ def sample(dataset: Dataset) -> tuple[Dataset, float]:
     return taken, sum(both) / sum(some)
 
 
-def all_parts(counting: Counting, scale: float = 1.0) -> list[Part]:
-    """All parts of a job; each counted user stands for so many (`sample`)."""
+def all_parts(counting: Counting) -> list[Part]:
+    """All parts of a job; each counted user stands for `Counting.scale` many."""
+    scale = counting.scale
     if scale == 1:
         return list(counting.parts())
     return [

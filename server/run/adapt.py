@@ -10,7 +10,7 @@ With ``privacy.mode`` `central` a round is a release (DP-FedAvg, McMahan et al. 
     coins     each user takes part by a coin of its own, with fixed chance q
     sum       every row is clipped again here to L2 norm C; what is malformed counts 0
     noise     N(0, (z C)^2) on every coordinate, however many came
-    average   divided by q N, a number fixed beforehand
+    average   divided by q N (or the cohort), a number fixed beforehand
     clip      C follows a quantile of the norms, by a noisy count (Andrew et al. 2021)
 
 One user changes the sum by at most C. The order of a private round, here and for votes and
@@ -106,7 +106,7 @@ def one_round(run: Run, users: Sequence[str]) -> None:
         )
     else:
         total = completed(found, release, whole)
-        state.shared = moved(state.shared, total, config.privacy.sampling * counted)
+        state.shared = moved(state.shared, total, expected(config, counted))
     state.clip = next_clip(clip, found, release, config, counted, whole)
 
 
@@ -118,7 +118,7 @@ def released(
     config: Config,
     population: int,
 ) -> Rows:
-    """Return B moved by the noisy sum of the users' rows, over q N.
+    """Return B moved by the noisy sum of the users' rows, over `expected` many.
 
     Parameters
     ----------
@@ -129,14 +129,14 @@ def released(
     release
         The charged round: N(0, (z clip)^2) is added to every coordinate.
     clip, config, population
-        C, and N, which with the chance q is fixed before anybody is asked.
+        C, and N, which with the chance q and the cohort is fixed before anybody is asked.
     """
     std = release.event.z * clip
     noisy = {
         name: total[name] + gaussian(shared[name].shape, std, release.random)
         for name in sorted(shared)
     }
-    return moved(shared, noisy, config.privacy.sampling * population)
+    return moved(shared, noisy, expected(config, population))
 
 
 def completed(found: Sum, release: Release, whole: Integers) -> Rows:
@@ -146,6 +146,16 @@ def completed(found: Sum, release: Release, whole: Integers) -> Rows:
         name: total + missing_noise(total.shape, users, known, release.random)
         for name, total in sorted(found.total.items())
     }
+
+
+def expected(config: Config, population: int) -> float:
+    """How many users a private round is counted as: q N, at most `privacy.cohort`.
+
+    It depends on no draw, so that one user changes the released sum and nothing else. Where
+    the cohort is smaller than q N, it is what takes part, but for draws below it.
+    """
+    drawn = config.privacy.sampling * population
+    return min(drawn, config.privacy.cohort or drawn)
 
 
 def moved(shared: Rows, total: Rows, denominator: float) -> Rows:
@@ -166,8 +176,8 @@ def next_clip(
 ) -> float:
     """Let the clip follow the quantile gamma of the norms (Andrew et al. 2021).
 
-        b = 1/2 + (sum_u (1[|row_u| < C] - 1/2) + N(0, (z/2)^2)) / (q N)
-        C <- C exp(-0.2 (b - gamma))
+        b = 1/2 + (sum_u (1[|row_u| < C] - 1/2) + N(0, (z/2)^2)) / n
+        C <- C exp(-0.2 (b - gamma))        n: `expected`
 
     Centred, one user moves the sum by 1/2, so its noise is half as wide for the same z.
     The bit is part of the event of its round. As integers (`whole`) it has the users'
@@ -181,5 +191,5 @@ def next_clip(
     else:
         noise = float(gaussian((1,), release.event.clip_bit_z / 2, release.random)[0])
         centred = found.within - len(found.users) / 2 + noise
-    share = 0.5 + centred / (config.privacy.sampling * population)
+    share = 0.5 + centred / expected(config, population)
     return clip * math.exp(-CLIP_RATE * (share - config.adapt.clip_quantile))

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,8 +25,9 @@ from ...common.config.methods import ALPHA, BY_NAME
 from ...common.config.old import renamed
 from ...common.data.load import load_dataset
 from ...common.data.metrics import answer_of
-from ...common.data.types import Dataset
-from ...common.engine.backbone import backbone_of
+from ...common.data.types import Dataset, User
+from ...common.engine.backbone import Backbone, backbone_of
+from ...common.engine.fitting import encode_all
 from ...common.engine.model_folder import weights_of
 from ...common.engine.rates import with_rates
 from ...common.engine.reference import Reference
@@ -302,6 +303,7 @@ def run_cell(
         for method in config.method_list
     }
     found = built(pooled, dataset, methods)
+    found["run"]["shortened"] = shortened(backbone, dataset.users)
     found["run"] |= measured_on
     return {**found, "recognition": calibration.section} if calibration else found
 
@@ -346,6 +348,12 @@ def of_method(run: Run, method: str) -> State:
             train(run, method)
         measure(run, method)
     return run.state
+
+
+def shortened(backbone: Backbone, users: Iterable[User]) -> list[int]:
+    """How many of the users' prompts do not fit into the context, and of how many."""
+    items = [item for user in users for item in (*user.history, *user.held_out)]
+    return [sum(one.truncated for one in encode_all(backbone, items)), len(items)]
 
 
 def built(run: Run, dataset: Dataset, states: Mapping[str, State]) -> dict[str, Any]:

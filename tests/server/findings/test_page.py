@@ -180,3 +180,40 @@ def test_the_alpha_table_has_a_row_for_what_differs_in_its_seed_alone():
     assert "| ratio 1.0 | 24 | 0.50, 0.75 | 0.15 |" in text
     assert "| ratio 2.0 | 24 | 0.50 | 0.10 |" in text
     assert _alpha_table([]) == []
+
+
+def test_retrieval_without_room_is_not_measured():
+    """At identical prompts RAG is the shared model: that is no result of RAG."""
+    study, done = worlds()
+    others: list[dict[str, Scalar]] = [{"method": "rag"}, {"method": "shared"}]
+    compare = replace(study.compare[0], others=others, metrics=["nll"])
+    plot = {"x": "unlabeled.ratio", "metric": "nll", "minus": "shared"}
+    for level in done:
+        room = level["cell"]["unlabeled.ratio"] > 1.0
+        level["run"]["shortened"] = [0 if room else 9, 10]
+        for number, metrics in enumerate(level["users"].values()):
+            metrics["shared"] = {"nll": 2.0}
+            # Rounding apart; and where there is room, for one user of all.
+            other = 1.5 if room and number == 3 else 2.0 + 1e-8
+            metrics["rag"] = {"nll": other}
+    found = summary(replace(study, compare=(compare,), plot=plot), done)
+    points = {(point["line"], point["x"]) for point in found["curve"]}
+    assert ("rag", 2.0) in points and ("rag", 1.0) not in points
+    assert ("c-bpo", 1.0) in points
+    worlds_of = [e["x"] for e in found["compare"] if e["other"] == "rag"]
+    assert worlds_of == ["2.0", "3.0"]
+    text = markdown(found)
+    assert "**`rag` is not measured** in 2 cells (seed 0, unlabeled.ratio 1.0; " in text
+    assert "to fit the context: 0% to 90% of a cell's" in text
+
+
+def test_a_point_has_the_median_user():
+    study, done = worlds()
+    plot = {"x": "unlabeled.ratio", "metric": "nll", "minus": "sft"}
+    (point,) = (
+        point
+        for point in summary(replace(study, plot=plot), done)["curve"]
+        if point["x"] == 1.0
+    )
+    assert point["mean"] == pytest.approx(-0.15)
+    assert point["median"] == pytest.approx(-0.15)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from idiolect.common.config import Config, flatten, parse
+from idiolect.common.config import Config, Scalar, flatten, parse
 from idiolect.common.data.load import load_dataset
 from idiolect.common.engine import training
 from idiolect.common.engine.backbone import Backbone, backbone_of
@@ -16,7 +16,7 @@ from idiolect.common.methods import evaluation
 from idiolect.common.unlabeled.draws import draw_for
 from idiolect.server.forecast import counts
 from idiolect.server.forecast.counts import Counting, all_parts, sample
-from idiolect.server.forecast.parts import Work
+from idiolect.server.forecast.parts import Part, Work
 from idiolect.server.run.adapt import adapt
 from idiolect.server.run.local import Local, fitted, local_run
 from idiolect.server.run.personalise import evaluate, personalise
@@ -197,7 +197,7 @@ def test_the_first_of_many_users_stand_for_all(small_model, monkeypatch):
     whole = all_parts(Counting(config, backbone, dataset, 1))
     monkeypatch.setattr(counts, "MOST_COUNTED", 3)
     taken, scale = sample(dataset)
-    some = all_parts(Counting(config, backbone, taken, 1), scale)
+    some = all_parts(Counting(config, backbone, taken, 1, scale=scale))
     for phase in ("adapt", "training", "scores"):
         both = [[p for p in parts if p.phase == phase] for parts in (whole, some)]
         for name in ("adapted", "trained", "scored"):
@@ -206,3 +206,24 @@ def test_the_first_of_many_users_stand_for_all(small_model, monkeypatch):
         assert sum(p.users for p in both[1]) == pytest.approx(
             sum(p.users for p in both[0]), abs=2
         )
+
+
+def test_what_does_not_grow_with_the_users_is_not_multiplied(small_model, monkeypatch):
+    """The bank is written once, and `evaluate.users` write, of however many users."""
+    keys: dict[str, Scalar] = {"methods": "shared", "evaluate.users": 6}
+    keys |= {"users": 10, "evaluate.generate": True, "unlabeled.bank-from": "shared"}
+    config = parse({**SHORT, "backbone": small_model, **keys})
+    backbone = backbone_of(config)
+    dataset = fitted(backbone, load_dataset(config))
+    whole = all_parts(Counting(config, backbone, dataset, 1))
+    monkeypatch.setattr(counts, "MOST_COUNTED", 3)
+    taken, scale = sample(dataset)
+    assert scale > 1.5
+    some = all_parts(Counting(config, backbone, taken, 1, scale=scale))
+
+    def written(parts: list[Part], phase: str) -> int:
+        return sum(part.work.written for part in parts if part.phase == phase)
+
+    for phase in ("pool", "generation"):
+        assert written(whole, phase)
+        assert written(some, phase) == pytest.approx(written(whole, phase), rel=0.35)

@@ -266,6 +266,28 @@ def test_next_clip_closed_form(within, expected):
     assert got == pytest.approx(2.0 * math.exp(expected))
 
 
+def test_a_cohort_counts_as_itself_where_it_is_what_takes_part():
+    """Over q N = 200 the mean of 20 updates would be a tenth of it, and b below .55."""
+    config = parse(
+        {
+            **{"privacy.mode": "central", "privacy.cohort": 20},
+            **{"adapt.clip-quantile": 0.8, "privacy.sampling": 1.0},
+        }
+    )
+    wide = dataclasses.replace(config.privacy, cohort=500)
+    assert adapt.expected(config, 200) == 20
+    assert adapt.expected(dataclasses.replace(config, privacy=wide), 200) == 200
+    event = dataclasses.replace(budget.Event("adapt", 1.0), clip_bit_z=0.0, z=0.0)
+    release = budget.Release("adapt/0", event, lambda n: bytes(n))
+    rows = {"b": np.zeros((2, 1), np.float32)}
+    total = {"b": np.full((2, 1), 20.0)}
+    moved = adapt.released(rows, total, release, 1.0, config, 200)
+    assert moved["b"].tolist() == [[1.0], [1.0]]
+    # All are within the clip, so it comes down: exp(-.2 (1 - .8)).
+    got = adapt.next_clip(2.0, Sum({}, ["u"] * 20, 20), release, config, 200)
+    assert got == pytest.approx(2.0 * math.exp(-0.04))
+
+
 # --- participation --------------------------------------------------------------------
 
 

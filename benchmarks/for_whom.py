@@ -355,8 +355,9 @@ comparisons: [the numbers](for-whom-numbers.md).
 
 READING = """
 A percentage says how much more probable each word piece of a person's new texts becomes,
-against the shared model that everybody has. *Helps* and *harms* are shown (p < 0.05,
-corrected for the size of the table); *unclear* is not. *Rank*: whether the model prefers
+against the shared model that everybody has: the mean over users, and where the study keeps
+it the *median* user's. *Helps* and *harms* are shown (p < 0.05, corrected for the size of
+the table); *unclear* is not. *Rank*: whether the model prefers
 the person's own text to those of others. -: not measured.
 
 **SFT** trains a small adapter on the person's texts. **C-BPO** does that and also contrasts

@@ -203,7 +203,7 @@ def test_retrieval_without_room_is_not_measured():
     worlds_of = [e["x"] for e in found["compare"] if e["other"] == "rag"]
     assert worlds_of == ["2.0", "3.0"]
     text = markdown(found)
-    assert "**`rag` is not measured** in 2 cells (seed 0, unlabeled.ratio 1.0; " in text
+    assert "**`rag` is not measured** in 2 cells (" in text
     assert "to fit the context: 0% to 90% of a cell's" in text
 
 

@@ -61,6 +61,7 @@ NUMBERS = ROOT / "docs" / "for-whom-numbers.md"
 # Studies that only compare.
 BESIDE = "nearness", "unlabeled_set", "strength", "dislikes", "recognised", "frontier"
 BESIDE += "alpha_near_one", "alpha_choice", "disliked_weight", "token_correction"
+BESIDE += ("cope",)
 
 
 def answers(pairs: Sequence[Pair], gains: Gains) -> list[str]:
@@ -108,18 +109,29 @@ def on_real(pairs: Sequence[Pair], gains: Gains) -> str:
 
 
 def choice(pairs: Sequence[Pair], gains: Gains) -> str:
-    """Say that SFT is the choice, where it helps somewhere and no other method beats it."""
+    """Say whether SFT is the choice, and which other methods beat it somewhere."""
     found = {
         how: [tally(pairs, how, SFT, metric) for metric in ("nll", "mrr")]
         for how in dict.fromkeys(h for pair in pairs for h in (pair.one, pair.other))
         if how.method != SFT.method
     }
     tried = [how for how, tallies in found.items() if any(tallies)]
-    beaten = any("better" in words for tallies in found.values() for words in tallies)
+    beaten = [
+        f"{how.words} by {METRICS[metric]}, {told(words, 'better')}"
+        for how, tallies in found.items()
+        for metric, words in zip(("nll", "mrr"), tallies, strict=True)
+        if "better" in words
+    ]
     words = verdicts_of(gains)
     helps = any(w == "helps" and key[1] == SFT for key, w in words.items())
-    if beaten or not helps:
+    if not helps:
         return ""
+    if beaten:
+        others = [h.words for h in tried if not any("better" in t for t in found[h])]
+        return (
+            f"Shown to beat plain SFT somewhere: {'; '.join(beaten)}. Compared with it and "
+            f"not shown to, by likelihood or rank: {', '.join(others)}."
+        )
     return (
         "By likelihood and rank no method that was compared with plain SFT is shown to "
         f"beat it ({', '.join(how.words for how in tried)}): where a history helps, it is "

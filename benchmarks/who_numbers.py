@@ -140,8 +140,9 @@ def by_situation(pairs: Sequence[Pair], gains: Gains) -> list[str]:
     lines: list[str] = []
     for word in ("better", "worse"):
         found: dict[str, list[str]] = {}
-        for how in COLUMNS:
-            for metric in ("nll", "mrr") if how != SFT else ():
+        compared = dict.fromkeys(h for pair in pairs for h in (pair.one, pair.other))
+        for how in (h for h in compared if h.method != SFT.method):
+            for metric in ("nll", "mrr"):
                 for who in tally(pairs, how, SFT, metric).get(word, []):
                     name = f"{how.words} by {METRICS[metric]}"
                     found.setdefault(name, []).append(who)

@@ -113,11 +113,12 @@ def choice(pairs: Sequence[Pair], gains: Gains) -> str:
     found = {
         how: [tally(pairs, how, SFT, metric) for metric in ("nll", "mrr")]
         for how in dict.fromkeys(h for pair in pairs for h in (pair.one, pair.other))
-        if how.method != SFT.method
+        if how != SFT
     }
     tried = [how for how, tallies in found.items() if any(tallies)]
     beaten = [
-        f"{how.words} by {METRICS[metric]}, {told(words, 'better')}"
+        f"{how.words} by {METRICS[metric]}, in {len(words['better'])} of "
+        f"{sum(map(len, words.values()))} kinds of users"
         for how, tallies in found.items()
         for metric, words in zip(("nll", "mrr"), tallies, strict=True)
         if "better" in words

@@ -141,7 +141,7 @@ def by_situation(pairs: Sequence[Pair], gains: Gains) -> list[str]:
     for word in ("better", "worse"):
         found: dict[str, list[str]] = {}
         compared = dict.fromkeys(h for pair in pairs for h in (pair.one, pair.other))
-        for how in (h for h in compared if h.method != SFT.method):
+        for how in (h for h in compared if h != SFT):
             for metric in ("nll", "mrr"):
                 for who in tally(pairs, how, SFT, metric).get(word, []):
                     name = f"{how.words} by {METRICS[metric]}"

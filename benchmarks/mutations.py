@@ -1280,8 +1280,9 @@ MUTATIONS = (
     Mutation(
         "Masked sums: hidden draws excuse any noise",
         "common/secure/expected.py",
-        "enough = z > 0 and sampled_delta(z, rate, privacy.epsilon) <= most",
-        "enough = z > 0",
+        "            and sampled_delta(z, rate, privacy.epsilon) <= most\n"
+        "            and summed_delta(z, rate, privacy.epsilon, count) <= most\n",
+        "",
         "test_noise_that_costs_more_than_epsilon_is_refused_though_users_are_drawn",
     ),
     Mutation(

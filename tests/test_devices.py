@@ -719,6 +719,16 @@ def test_a_device_says_why_it_does_not_take_part(
     assert sentence in ask(Device(vaults[0], 100), "query.share", task)
 
 
+def test_who_cannot_sign_does_not_learn_whether_a_device_is_paused(vaults, settings):
+    task = share_task(settings, device_user(100))
+    greet(vaults[0], task.config)
+    consent.pause(vaults[0], True)
+    assert "paused" in ask(Device(vaults[0], 100), "query.share", task)
+    forged = Message(sealed(task, seed=bytes(32)), 100, "query.share")
+    said = unpack(Failure, Device(vaults[0], 100).answer(forged)).sentence
+    assert "not signed with the key" in said and "paused" not in said
+
+
 def test_a_task_for_somebody_else_is_refused(vaults, settings):
     task = share_task(settings, device_user(101))
     said = ask(Device(vaults[0], 100), "query.share", task)

@@ -51,6 +51,8 @@ def _mail(box: Any, key: Any, place: str) -> Row | Left | Bad:
         who = parseaddr(str(mail["From"] or ""))[1].lower() or "nobody"
         subject = _RE.sub("", str(mail["Subject"] or "").strip())
         date = str(mail["Date"]) if mail["Date"] else None
+    except RecursionError:  # thousands of brackets, or of parts within parts
+        return Bad(place, "cannot be read (nested too deeply)", "malformed mail")
     except (LookupError, ValueError, AttributeError, TypeError) as error:
         # The standard library's parser fails on some malformed headers like this.
         return Bad(place, f"cannot be read ({error})", "malformed mail")

@@ -1,6 +1,7 @@
 """A folder of notes: each .txt or .md file is a text, its name the prompt."""
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,8 +43,12 @@ def read_notes(folder: Path) -> Iterator[Row | Left | Bad]:
 
 def _note(path: Path, name: str) -> Row | Left | Bad:
     try:
-        changed = path.stat().st_mtime
-        if path.stat().st_size > 4 * LONGEST:
+        found = path.lstat()
+        # A link may lead to a file that nobody meant to import; a pipe would never end.
+        if not stat.S_ISREG(found.st_mode):
+            return Left("links and special files")
+        changed = found.st_mtime
+        if found.st_size > 4 * LONGEST:
             return Bad(name, f"is longer than {LONGEST} characters", "too long")
         text = path.read_text(encoding=encoding_of(path))
     except UnicodeError:

@@ -101,16 +101,17 @@ class Device:
 
     def admit(self, sealed: Sealed) -> VaultStore:
         """Believe the key of the invitation, and each request of a run once."""
-        refuse_if(
-            consent.paused(self._vault), "the owner has paused this device.", Refusal
-        )
-        limits.check_now(consent.settings(self._vault))
+        # Before anything is said of the device: who cannot sign learns nothing of it.
         verify(sealed, joined(self._vault).signing_key)
         refuse_if(
             sealed.seal.node != str(self.number),
             "the request is sealed for another device.",
             Refusal,
         )
+        refuse_if(
+            consent.paused(self._vault), "the owner has paused this device.", Refusal
+        )
+        limits.check_now(consent.settings(self._vault))
         if sealed.users not in ((), (self.user,)):
             raise Refusal(
                 f"the request is for {sealed.users[0]:.80}, this is {self.user}."

@@ -40,6 +40,7 @@ GENERATED: dict[Kind, tuple[str, ...]] = {
     "rating": ("mae", "rmse"),
 }
 
+MOST = 1000.0  # of a value that has no bound
 # What `evaluation.evaluate` says besides, where it applies.
 RANKED, STYLES, SHIFT = ("contrast", "mrr"), ("own-style", "shared-style"), "shift"
 STRENGTH = ("strength", "nll_raw")
@@ -49,6 +50,19 @@ def measured_metrics(kind: Kind, generated: bool) -> frozenset[str]:
     """Names of all metrics that a node may say of a user (`evaluation.evaluate`)."""
     names = {*SCORED, *RANKED, SHIFT, *STRENGTH}
     return frozenset(names.union(GENERATED[kind], STYLES) if generated else names)
+
+
+def possible(metrics: Mapping[str, float]) -> bool:
+    """Whether these are values that the metrics can have; not whether they are true.
+
+    Without this one user's value could make a table's mean anything. A likelihood has no
+    bound: `MOST` nats a token are more than any model gives.
+    """
+    at_most = {**BOUNDS, **dict.fromkeys((*RANKED, *STYLES), 1.0), "nll": MOST}
+    return all(
+        0 <= value <= at_most[name] if name in at_most else abs(value) <= MOST
+        for name, value in metrics.items()
+    )
 
 
 def score(

@@ -15,6 +15,7 @@ A single adapter is a stack of one and serves every row, whatever their number.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -484,6 +485,16 @@ def side_by_side(policies: Sequence[Sequence[Lora]]) -> Stack:
     return Stack(a, b, 1.0, bias)
 
 
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RecursionError,
+    SafetensorError,
+)
+
+
 def import_peft(folder: Path) -> Lora:
     """Read a PEFT LoRA of any rank.
 
@@ -501,7 +512,9 @@ def import_peft(folder: Path) -> Lora:
         config = json.loads((folder / "adapter_config.json").read_text())
         tensors = load_file(folder / "adapter_model.safetensors")
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    except (OSError, ValueError, TypeError, LookupError, SafetensorError) as error:
+        if rank < 1 or not math.isfinite(alpha):
+            raise ValueError(f"r is {rank}, lora_alpha is {alpha:g}")
+    except _UNREADABLE as error:
         raise IdiolectError(
             f"{folder} holds no PEFT adapter that can be read ({words_of(error)}): it "
             "needs adapter_config.json and adapter_model.safetensors."

@@ -267,6 +267,41 @@ def gaussian_epsilon(precision: float, delta: float) -> float:
     return high
 
 
+def summed_delta(z: float, rate: float, epsilon: float, count: int) -> float:
+    """A delta that so many sampled Gaussians have at least at this epsilon.
+
+    That of a server which looks at their sum alone: N(k, count z^2) where the user was
+    drawn k times, k ~ Bin(count, q), against N(0, count z^2) without the user. The set
+    above the point where the densities' ratio is e^epsilon has the largest difference.
+
+    Parameters
+    ----------
+    z, rate, epsilon
+        As in `sampled_delta`.
+    count
+        Releases, from 1 on. With a rate of 1 the bound is exact.
+    """
+    width, some = z * math.sqrt(count), range(count + 1)
+    stay = math.log1p(-rate) if rate < 1 else -math.inf
+    logs = [
+        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
+        + k * math.log(rate) + ((count - k) * stay if k < count else 0.0)
+        for k in some
+    ]  # fmt: skip
+
+    def ratio(place: float) -> float:
+        parts = [w + (2 * place - k) * k / 2 / width**2 for k, w in enumerate(logs)]
+        largest = max(parts)
+        return largest + math.log(sum(math.exp(part - largest) for part in parts))
+
+    low, high = 0.0, count / 2 + width**2 * (epsilon - logs[-1]) / count
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if ratio(middle) < epsilon else (low, middle)
+    tails = (math.exp(w + _log_tail((high - k) / width)) for k, w in enumerate(logs))
+    return sum(tails) - math.exp(min(epsilon + _log_tail(high / width), 0.0))
+
+
 def sampled_delta(z: float, rate: float, epsilon: float) -> float:
     r"""The delta that one Gaussian has at this epsilon where a coin draws each user.
 

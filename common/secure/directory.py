@@ -27,6 +27,7 @@ from ..errors import refuse_if
 from .masks import KEY
 
 CONTEXT = b"idiolect secagg keys 1\n"
+SIGNED = 256  # hex digits of a signature at most; one by P-384 has some 208
 _CURVE = ec.ECDSA(hashes.SHA256())
 
 
@@ -141,6 +142,7 @@ def signed(entry: Entry, run: str, server: str) -> bool:
     try:
         agreement, signing = map(bytes.fromhex, (entry.agreement, entry.signing))
         identity, publics = bytes.fromhex(entry.identity), agreement + signing
+        voucher = bytes.fromhex(entry.voucher)
         key = load_der_public_key(identity)
         sizes = {len(agreement), len(signing)}
         if not isinstance(key, ec.EllipticCurvePublicKey) or sizes != {KEY}:
@@ -150,6 +152,10 @@ def signed(entry: Entry, run: str, server: str) -> bool:
         if (der + publics).hex() != "".join(keys_of(entry)):
             return False
         signature = bytes.fromhex(entry.signature)
+        # `fromhex` reads blanks too, of which a directory could be made too large.
+        texts = (entry.signature, signature), (entry.voucher, voucher)
+        if any(text != data.hex() or len(text) > SIGNED for text, data in texts):
+            return False
         key.verify(signature, _text(run, server, publics), _CURVE)
     except (InvalidSignature, UnsupportedAlgorithm, ValueError):
         return False

@@ -19,11 +19,17 @@ from ..privacy.protected import (
     planned,
     sampled_delta,
     sampling_rate,
+    summed_delta,
 )
 from .neighbours import FEWEST, required
 
 # Stage -> the outflow that a device's owner knows it by.
 OUTFLOW = {"adapt": "update", "votes": "votes", "metrics": "metrics"}
+
+
+# A sum has at least one part in so many of its noise's variance from those who came. With
+# a quorum of .75 it has at least half where the cohort is 1.5 times the users drawn.
+SHARED = 3
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ def expected(config: Config, crowd: int, stage: str) -> Expected:
     Raises
     ------
     IdiolectError
-        So few that the sum hides nobody.
+        So few that the sum hides nobody; or fewer than a third of those by whom its noise
+        is shared out may come, so that the server sees it with so much less.
     """
     privacy = config.privacy
     drawing = privacy.mode != "off" and stage != "metrics"
@@ -70,7 +77,14 @@ def expected(config: Config, crowd: int, stage: str) -> Expected:
     )
     chance = sampling_rate(config, OUTFLOW[stage]) if drawing else 1.0
     drawn = min(Fraction(str(chance)) * crowd, Fraction(most))
-    return Expected(most, required(drawn, config.quorum))
+    fewest = required(drawn, config.quorum)
+    refuse_if(
+        SHARED * fewest < most and bool(planned(config).get(OUTFLOW[stage])),
+        f"a sum of stage '{stage}' may have {fewest} of {most} rows, and so less than a "
+        "third of its noise before the server adds its own: raise quorum, or bring "
+        "privacy.cohort closer to the users that are drawn.",
+    )
+    return Expected(most, fewest)
 
 
 def refuse_noise(config: Config, stage: str, z: float, bit_z: float | None) -> None:
@@ -78,7 +92,8 @@ def refuse_noise(config: Config, stage: str, z: float, bit_z: float | None) -> N
 
     Where the server calibrates the noise (``privacy.noise=0``) a device has no accountant.
     It refuses noise with which the planned releases of this stage alone would cost more
-    than ``privacy.epsilon``; where coins are tossed for them, noise with which one would.
+    than ``privacy.epsilon``; where coins are tossed for them, noise with which one of them
+    would, or their sum (`summed_delta`: a bound, below what they cost together).
 
     Parameters
     ----------
@@ -106,7 +121,11 @@ def refuse_noise(config: Config, stage: str, z: float, bit_z: float | None) -> N
         enough = z > 0 and z >= declared * (1 - TOLERANCE)
     elif is_sampled(config, outflow):
         rate, most = sampling_rate(config, outflow), privacy.delta * (1 + TOLERANCE)
-        enough = z > 0 and sampled_delta(z, rate, privacy.epsilon) <= most
+        enough = (
+            z > 0
+            and sampled_delta(z, rate, privacy.epsilon) <= most
+            and summed_delta(z, rate, privacy.epsilon, count) <= most
+        )
     else:
         most = privacy.epsilon * (1 + TOLERANCE)
         enough = z > 0 and gaussian_epsilon(count / z**2, privacy.delta) <= most

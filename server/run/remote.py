@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import RecordDict
 
 from ...common.data.load import task_of
-from ...common.data.metrics import measured_metrics, released_metrics
+from ...common.data.metrics import measured_metrics, possible, released_metrics
 from ...common.data.types import Item, names_of
 from ...common.privacy.scrub import OFFERED, scrub
 from ...common.protocol.messages import (
@@ -286,10 +286,10 @@ class Remote:
                 metrics = reply.metrics.get(user, {})
                 if not metrics.keys() <= names:  # each name would be a row of the table
                     bad[user] = "it has metrics that nobody asked for."
-                elif "nll" in metrics and all(map(math.isfinite, metrics.values())):
+                elif "nll" in metrics and possible(metrics):
                     found[user] = metrics
                 else:
-                    bad[user] = "its metrics are missing or not finite."
+                    bad[user] = "its metrics are missing, or values that none can have."
         self._report(exchange, requests, len(found), errors, bad)
         return found
 

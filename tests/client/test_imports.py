@@ -885,6 +885,30 @@ def test_a_mailbox(put):
     assert texts(folder, Asked(user="anna@y.org")) == ["Good."]
 
 
+NESTED = b"".join(
+    b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (i, i)
+    for i in range(1500)
+)
+
+
+@pytest.mark.parametrize(
+    "mail",
+    [
+        b"From: " + b"(" * 3000 + b"\nSubject: x\n\nbody\n",
+        b"From: a@b.c\n" + NESTED + b"Content-Type: text/plain\n\nhi\n",
+        b"From: a@b.c\n" + b"Content-Type: message/rfc822\n\n" * 1500 + b"\nhi\n",
+    ],
+)
+def test_one_received_mail_does_not_end_the_import(put, mail):
+    head = b"From x@y.org Mon Jan  1 00:00:00 2024\n"
+    mine = b"From: me@x.org\nSubject: hi\n\nhello there\n\n"
+    path = put("in.mbox", head + mine + head + mail + b"\n")
+    assert "mail 2 cannot be read (nested too deeply)" in refused(path)
+    found = read(path, Asked(user="me@x.org", skip=True))
+    assert [e.target for e in found.entries] == ["hello there"]
+    assert found.left_out == {"malformed mail": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "own"),
     [
@@ -902,6 +926,19 @@ def test_a_mailbox(put):
 )
 def test_own_words_of_a_mail(text, own):
     assert own_words(text) == own
+
+
+def test_a_link_or_a_pipe_among_notes_is_left_out(tmp_path):
+    """A handed folder must not bring in what lies elsewhere, nor wait for ever."""
+    (tmp_path / "secret.key").write_text("a private key")
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.md").write_text("my note")
+    (folder / "b.md").symlink_to("../secret.key")
+    os.mkfifo(folder / "c.md")
+    found = read(folder)
+    assert [e.target for e in found.entries] == ["my note"]
+    assert found.left_out == {"links and special files": 2}
 
 
 def test_a_folder_of_notes(put, tmp_path):

@@ -171,3 +171,24 @@ def test_the_interval_covers_the_exact_mean():
 
 def test_where_the_noise_leaves_nobody_nothing_is_said():
     assert means_of_sum(np.array([0.2, 3.0]), ("nll",), 2.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "can_be"),
+    [
+        (
+            {"nll": 3.2, "rouge-l": 1.0, "mrr": 0.5, "shift": -2.0, "strength": 4.0},
+            True,
+        ),
+        ({"nll": -1e100}, False),
+        ({"nll": 1e100}, False),
+        ({"nll": math.nan}, False),
+        ({"nll": 3.2, "mrr": 1.5}, False),
+        ({"nll": 3.2, "own-style": -0.1}, False),
+        ({"nll": 3.2, "shift": 1e9}, False),
+        ({"nll": 3.2, "mae": 5.0}, False),
+    ],
+)
+def test_no_device_says_a_value_that_its_metric_cannot_have(values, can_be):
+    """Of ten devices one with -1e100 would make the table's mean."""
+    assert metrics.possible(values) is can_be

@@ -461,3 +461,19 @@ def test_query_and_value_only(backbone, model_folder):
     fused = load_backbone(str(model_folder("phi3")), "float32", "cpu", 96)
     with pytest.raises(IdiolectError, match=r"lora\.targets=all"):
         projections(fused.model, LoraShape(targets="q,v"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"r": 2, "lora_alpha": Infinity}',
+        '{"r": 2, "lora_alpha": NaN}',
+        '{"r": 0, "lora_alpha": 1}',
+        "[" * 100_000,
+    ],
+)
+def test_an_adapter_with_settings_that_no_layer_can_have_is_refused(tmp_path, text):
+    save_file({"x": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(IdiolectError, match="holds no PEFT adapter that can be read"):
+        import_peft(tmp_path)

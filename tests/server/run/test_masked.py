@@ -160,6 +160,11 @@ def test_keys_that_no_pair_can_use_are_not_taken_into_the_directory(monkeypatch)
     for other in (
         replace(mine, agreement=mine.agreement.upper()),
         replace(mine, identity=short.hex()),
+        # Blanks and words by which a directory could be made too large for everybody.
+        replace(mine, signature=mine.signature + " " * 100_000),
+        replace(mine, signature=mine.signature.upper()),
+        replace(mine, voucher="ab" * 500),
+        replace(mine, voucher="no digits"),
     ):
         assert "not signed" in registered({}, u1=other)["u1"]
 
